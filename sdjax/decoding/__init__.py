@@ -1,0 +1,1 @@
+"""State, loop, sampling and scheduling of batched decoding."""

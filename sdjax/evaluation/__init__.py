@@ -1,0 +1,1 @@
+"""Tasks, answer extraction and paired statistics."""

@@ -1,0 +1,1 @@
+"""Parameter specifications, the transformer families, KV cache and adapters."""

@@ -1,0 +1,1 @@
+"""Prompts, program extraction and the grammar of random programs."""

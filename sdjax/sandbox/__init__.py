@@ -1,0 +1,1 @@
+"""Source text in, a verified array program out."""

@@ -1,0 +1,1 @@
+"""Preference pairs, the loop, its store and its controls."""

@@ -1,0 +1,1 @@
+"""Meshes, axis rules and multi-host set-up."""

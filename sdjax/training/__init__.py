@@ -1,0 +1,1 @@
+"""Log-probabilities, supervised fine-tuning, DPO and LoRA."""
