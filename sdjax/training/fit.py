@@ -52,6 +52,29 @@ class OptimiserSettings:
         )
 
 
+def compile_step(
+    loss: Loss, optimiser: OptimiserSettings
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any, Any], tuple[Any, Any, dict]]]:
+    """The start and the step of a training, for loops that decide along the way.
+
+    Returns:
+        `start(trainable) -> state` and the compiled
+        `step(trainable, state, frozen, batch) -> (trainable, state, metrics)`.
+    """
+    transformation = optimiser.build()
+
+    @jax.jit
+    def step(trainable, state, frozen, batch):
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
+            trainable, frozen, batch
+        )
+        updates, state = transformation.update(gradient, state, trainable)
+        metrics = metrics | {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        return optax.apply_updates(trainable, updates), state, metrics
+
+    return transformation.init, step
+
+
 def fit(
     loss: Loss,
     trainable: Any,
@@ -77,18 +100,8 @@ def fit(
     Raises:
         UserError: the loss is not finite; it names the step.
     """
-    transformation = optimiser.build()
-
-    @jax.jit
-    def step(trainable, state, frozen, batch):
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-            trainable, frozen, batch
-        )
-        updates, state = transformation.update(gradient, state, trainable)
-        metrics = metrics | {"loss": value, "gradient_norm": optax.global_norm(gradient)}
-        return optax.apply_updates(trainable, updates), state, metrics
-
-    state = transformation.init(trainable)
+    start, step = compile_step(loss, optimiser)
+    state = start(trainable)
     history: list[dict[str, float]] = []
     for index, batch in enumerate(batches):
         trainable, state, metrics = step(trainable, state, frozen, batch)

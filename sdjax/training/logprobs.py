@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens.
 
-Axes: B batch, T tokens, D hidden, V vocabulary, C tokens of a chunk.
+Axes: B batch, T tokens, D hidden, V vocabulary, C tokens a chunk and row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import forward, unembed
 
-# Logits of this many tokens exist at once, forwards and backwards.
+# Logits of about this many tokens exist at once, forwards and backwards.
 CHUNK = 4096
 
 
@@ -34,19 +34,20 @@ def token_logprobs(
     hidden, _ = forward(
         params, adapter, tokens, config=config, positions=positions, segments=segments
     )
-    batch, length = tokens.shape
-    states = rearrange(hidden[:, :-1], "b t d -> (b t) d")
-    targets = rearrange(tokens[:, 1:], "b t -> (b t)")
-    padding = -states.shape[0] % min(CHUNK, states.shape[0])
-    chunks = -(-states.shape[0] // CHUNK)
-    states = rearrange(jnp.pad(states, ((0, padding), (0, 0))), "(n c) d -> n c d", n=chunks)
-    targets = rearrange(jnp.pad(targets, (0, padding)), "(n c) -> n c", n=chunks)
+    # Chunks are cut along the tokens, so that a batch spread over devices stays where it is.
+    steps = tokens.shape[1] - 1
+    chunks = -(-tokens.shape[0] * steps // CHUNK)
+    padding = -steps % chunks
+    states = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, padding)))
+    states = rearrange(states, "b (n c) d -> n b c d", n=chunks)
+    targets = rearrange(targets, "b (n c) -> n b c", n=chunks)
 
     @jax.checkpoint
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = unembed(params, chunk[0])  # [C, V]
-        chosen = jnp.take_along_axis(logits, chunk[1][:, None], axis=-1)[:, 0]
+        logits = unembed(params, chunk[0])  # [B, C, V]
+        chosen = jnp.take_along_axis(logits, chunk[1][..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    flat = jax.lax.map(of_chunk, (states, targets)).reshape(-1)
-    return flat[: batch * (length - 1)].reshape(batch, length - 1)
+    logprobs = jax.lax.map(of_chunk, (states, targets))
+    return rearrange(logprobs, "n b c -> b (n c)")[:, :steps]
