@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -13,8 +14,10 @@ COORDINATOR = "SDJAX_COORDINATOR"
 PROCESS_COUNT = "SDJAX_PROCESS_COUNT"
 PROCESS_ID = "SDJAX_PROCESS_ID"
 
-# Set by the TPU runtime on a slice of several hosts, as `jax.distributed` looks for them.
-_TPU_HOSTS = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+# The coordinator is then found by JAX itself: from a Cloud TPU's metadata, Slurm or Open MPI.
+AUTO = "auto"
+# What Kubernetes sets on the hosts of a TPU slice; elsewhere only the metadata server knows.
+_TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 
 
 def start_distributed(
@@ -28,8 +31,9 @@ def start_distributed(
 
     With a coordinator, by argument or by the variables SDJAX_COORDINATOR (host:port),
     SDJAX_PROCESS_COUNT and SDJAX_PROCESS_ID, the processes meet there; on the CPU they then talk
-    through gloo. On a TPU slice of several hosts nothing need be given. Otherwise, or when the
-    process has joined already, nothing happens.
+    through gloo. With the coordinator "auto" (as tpu/run.sh sets it), and on the hosts of a TPU
+    slice under Kubernetes, JAX finds the other processes itself. Otherwise, or when this process
+    has joined already, nothing happens.
 
     Returns:
         Whether this process is one of several.
@@ -42,36 +46,42 @@ def start_distributed(
     environment = os.environ if environment is None else environment
     coordinator = coordinator or environment.get(COORDINATOR)
     if coordinator is None:
-        hosts = [name for name in _TPU_HOSTS if environment.get(name)]
-        several = "MEGASCALE_COORDINATOR_ADDRESS" in hosts or any(
-            "," in environment[name] for name in hosts
-        )
-        if not several:
+        if "," not in environment.get(_TPU_HOSTS, ""):
             return False
-        jax.distributed.initialize()
-        return jax.process_count() > 1
+        coordinator = AUTO
+    if coordinator == AUTO:
+        return _join("this process could not find the others")
     count = _number(process_count, PROCESS_COUNT, environment)
     index = _number(process_id, PROCESS_ID, environment)
     if not 0 <= index < count:
-        raise UserError(f"{PROCESS_ID}={index}: must be from 0 to {PROCESS_COUNT} - 1 = {count - 1}")
+        raise UserError(
+            f"{PROCESS_ID}={index}: must be from 0 to {PROCESS_COUNT} - 1 = {count - 1}"
+        )
     if ":" not in coordinator:
         raise UserError(f"{COORDINATOR}={coordinator!r}: give host:port")
-    if jax.config.jax_platforms == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
-    except RuntimeError as error:
-        line = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"process {index} of {count} could not join at {coordinator} ({line}); "
-            "start the same command on every machine, before anything else uses JAX"
-        ) from None
-    return jax.process_count() > 1
+    return _join(
+        f"process {index} of {count} could not join at {coordinator}",
+        coordinator_address=coordinator,
+        num_processes=count,
+        process_id=index,
+    )
 
 
 def is_main_process() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+def _join(failure: str, **arguments: Any) -> bool:
+    try:
+        jax.distributed.initialize(**arguments)
+    except (RuntimeError, ValueError, OSError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{failure} ({line}); "
+            "start the same command on every machine, before anything else uses JAX"
+        ) from None
+    return jax.process_count() > 1
 
 
 def _number(value: int | None, name: str, environment: Mapping[str, str]) -> int:
