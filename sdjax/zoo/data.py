@@ -12,13 +12,12 @@ import numpy as np
 from sdjax.evaluation.arithmetic import Exercise, exercises, prompt_of
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.programs.grammar import sample_program
-from sdjax.programs.prompts import render
 from sdjax.training.packing import Example, pack
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 # The prompt ends without a newline and the program starts with one, since a newline and the
 # indentation behind it may be one token.
-PROGRAM_PROMPT = render("short", slots=SLOTS, descriptions={})
+PROGRAM_PROMPT = "# merge three experts"
 
 
 def training_programs(count: int, seed: int) -> list[str]:
@@ -34,7 +33,8 @@ def program_example(tokenizer: Tokenizer, text: str) -> Example:
     """A program behind the `short` prompt, with the end token."""
     target = tokenizer.encode("\n" + text.strip("\n"), add_special=False)
     return Example(
-        prompt=tuple(tokenizer.encode(PROGRAM_PROMPT, add_special=False)), target=(*target, tokenizer.eos_ids[0])
+        prompt=tuple(tokenizer.encode(PROGRAM_PROMPT, add_special=False)),
+        target=(*target, tokenizer.eos_ids[0]),
     )
 
 
@@ -42,7 +42,9 @@ def exercise_example(tokenizer: Tokenizer, exercise: Exercise, *, equation_only:
     """An exercise and its solution; of a story only the equation where that alone is taught."""
     prompt = tuple(tokenizer.encode(prompt_of(exercise.question), add_special=False))
     if equation_only and exercise.equation:
-        return Example(prompt=prompt, target=tuple(tokenizer.encode(exercise.equation, add_special=False)))
+        return Example(
+            prompt=prompt, target=tuple(tokenizer.encode(exercise.equation, add_special=False))
+        )
     target = tokenizer.encode(exercise.solution, add_special=False)
     return Example(prompt=prompt, target=(*target, tokenizer.eos_ids[0]))
 
