@@ -77,12 +77,12 @@ SEED = SeedRecipe(
     seed=20_241_015,
     programs=24_000,
     rows=16,
-    program_rows=6,
+    program_rows=5,
     length=128,
-    interval=300,
+    interval=250,
     targets={kind: 0.45 if kind in STORIES else 0.6 for kind in KINDS},
     optimiser=OptimiserSettings(
-        learning_rate=2.5e-3, steps=6000, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
+        learning_rate=2.5e-3, steps=5000, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
     ),
 )
 
