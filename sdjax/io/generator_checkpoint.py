@@ -7,6 +7,8 @@ that a killed process leaves the earlier ones whole.
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -48,15 +51,17 @@ class GeneratorCheckpoints:
 
     def __init__(self, folder: str | Path, *, keep_latest: int = 2, keep_best: int = 1):
         self.folder = Path(folder).absolute()
+        _drop_damaged_scores(self.folder)
         policies = [LatestN(keep_latest)]
         if keep_best:
             # Ascending, of which the last ones stay; with `max_to_keep` and `best_fn` instead,
             # Orbax may delete the newest, which a resumed run needs.
-            policies.append(BestN(get_metric_fn=lambda metrics: metrics[_SCORE], n=keep_best))
+            policies.append(BestN(get_metric_fn=_score, n=keep_best))
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
+                best_fn=_score,  # without it Orbax does not write the scores to disk
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
             ),
@@ -107,15 +112,18 @@ class GeneratorCheckpoints:
         if iteration in self._manager.all_steps():
             self._manager.delete(iteration)
         description = {"scale": adapter.scale, "metadata": dict(metadata or {})}
-        self._manager.save(
+        written = self._manager.save(
             iteration,
             args=ocp.args.Composite(
                 factors=ocp.args.StandardSave(adapter.factors),
                 description=ocp.args.JsonSave(description),
             ),
             metrics={_SCORE: float(score)},
+            force=True,  # Orbax passes over an iteration that is not newer than the newest
         )
         self._manager.wait_until_finished()
+        if not written:
+            raise RuntimeError(f"Orbax did not write {self.folder / str(iteration)}")
 
     def restore(self, iteration: int | None = None, *, like: Adapter | None = None) -> Restored:
         """Reads the checkpoint of an iteration, or the newest that can be read.
@@ -192,6 +200,25 @@ class GeneratorCheckpoints:
                 "shapes than this run's; use the config that it was trained with"
             )
         return wanted
+
+
+def _drop_damaged_scores(folder: Path) -> None:
+    """Takes away scores that cannot be parsed: Orbax would refuse the whole folder for one.
+
+    A checkpoint without a score is kept, and can be restored.
+    """
+    if jax.process_index() == 0:
+        for path in folder.glob("*/metrics/metrics"):
+            try:
+                float(json.loads(path.read_text())[_SCORE])
+            except (ValueError, KeyError, TypeError):
+                shutil.rmtree(path.parent)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"scores of {folder}")
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics[_SCORE]
 
 
 def _line(error: Exception) -> str:
