@@ -1,9 +1,9 @@
 """Selection by magnitude without sorting.
 
-XLA sorts a few million float32 a second on a CPU and gathers the tensor to do it on a mesh; counting
-how many elements reach a bound runs at the speed of memory and needs one scalar all-reduce. The bits
-of a non-negative float, read as an integer, order as the float does, so 31 counts find the exact
-k-th largest magnitude, one bit each.
+XLA sorts a few million float32 a second on a CPU and gathers the tensor to do it on a mesh;
+counting how many elements reach a bound runs at the speed of memory and needs one scalar
+all-reduce. The bits of a non-negative float, read as an integer, order as the float does, so 31
+counts find the exact k-th largest magnitude, one bit each.
 """
 
 from __future__ import annotations

@@ -19,7 +19,11 @@ def test_kth_magnitude_is_exact(scale):
 
 def test_kth_magnitude_of_special_values():
     x = jnp.array([0.0, -0.0, 1e-42, -3.0, jnp.inf])
-    assert [float(kth_magnitude(x, k)) for k in (2, 3, 4)] == [3.0, pytest.approx(1e-42, rel=1e-2), 0.0]
+    assert [float(kth_magnitude(x, k)) for k in (2, 3, 4)] == [
+        3.0,
+        pytest.approx(1e-42, rel=1e-2),
+        0.0,
+    ]
 
 
 def test_largest_keeps_the_share_and_all_that_tie():
