@@ -66,7 +66,7 @@ PROGRAM = textwrap.dedent(
         for path, leaf in got.items():
             assert leaf.sharding == NamedSharding(mesh, specs[path.split("/")[-1]]), method.name
             x, y = np.asarray(want[path], np.float32), np.asarray(leaf, np.float32)
-            # Sums in another order differ in float32; a bfloat16 rounding may then go the other way.
+            # Sums in another order differ in float32, and a rounding may then go the other way.
             np.testing.assert_allclose(x, y, rtol=2**-7, atol=1e-6, err_msg=method.name)
             assert np.mean(x != y) < 0.02, (method.name, np.mean(x != y))
 
