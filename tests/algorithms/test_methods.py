@@ -10,6 +10,7 @@ import pytest
 from sdjax.algorithms.registry import algorithm
 from sdjax.errors import UserError
 from sdjax.merging.engine import leaf_key_data, merge
+from sdjax.merging.programs import Programs
 from sdjax.merging.random import bernoulli
 
 PATH = "layers/0/mlp/up_proj"
@@ -37,6 +38,7 @@ def run(name, given, **hyperparameters):
         [tree(x) for x in given],
         algorithm(name, **hyperparameters),
         key=KEY,
+        programs=Programs(quick=True),
     )
     assert merged.finite
     return np.asarray(merged.params["layers"]["0"]["mlp"]["up_proj"], np.float64)
