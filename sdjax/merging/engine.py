@@ -214,14 +214,15 @@ class TensorProgram:
         *,
         kind: str | None,
         key: jax.Array | None,
-        statistics: bool = True,
+        dtype: Any = None,
     ) -> TensorProgram:
         """Arguments of the compiled program: base, experts, arguments, depth, key data.
 
-        It returns the new leaf and, with ``statistics``, the squared norm of the merged task vector
-        (infinite when the new leaf is not finite).
+        It returns the new leaf, in ``dtype`` (by default as the base has it), and the squared norm
+        of the merged task vector (infinite when the new leaf is not finite).
         """
         like = experts[0] if base is None else base
+        stored = like.dtype if dtype is None else jnp.dtype(dtype)
         implementation = _implementation(algorithm, key)
 
         def program(base, experts, arguments, depth, data):
@@ -236,21 +237,21 @@ class TensorProgram:
             }
             merged = _run(algorithm, slots, vectors, arguments, requested)
             merged = _checked(algorithm, merged, like.shape, kind or "the tensor")
-            new = _apply(base, merged, like.dtype)
-            return (new, _finite_square(new, merged)) if statistics else (new, None)
+            new = _apply(base, merged, stored)
+            return new, _finite_square(new, merged)
 
         def lower() -> jax.stages.Lowered:
             shapes = _abstract((base, experts))
             depth = np.float32(0) if "depth" in algorithm.requests else None
             data = leaf_key_data(key, "") if "key" in algorithm.requests else None
-            pinned = (like.sharding, _scalar_sharding(like) if statistics else None)
+            pinned = (like.sharding, _scalar_sharding(like))
             with jax.default_matmul_precision("highest"):
                 return jax.jit(program, out_shardings=pinned).lower(
                     *shapes, algorithm.arguments(slots), depth, data
                 )
 
         shapes = _describe((base, *experts))
-        identity = ("tensor", algorithm.identity, tuple(slots), kind, implementation, statistics)
+        identity = ("tensor", algorithm.identity, tuple(slots), kind, implementation, stored.name)
         return cls(cache_key=(*identity, shapes), lower=lower)
 
 

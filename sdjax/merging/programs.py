@@ -7,7 +7,7 @@ time and held here and nowhere else: dropping one from this cache frees its exec
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -41,6 +41,14 @@ class Programs:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __iter__(self) -> Iterator[jax.stages.Compiled]:
+        """The programs kept, least recently used first."""
+        return iter(self._kept.values())
+
+    def clear(self) -> None:
+        """Drop every program."""
+        self._kept.clear()
 
     def get(self, wanted: Sequence[Program]) -> list[jax.stages.Compiled]:
         """The compiled programs, in the order asked for; new ones are compiled side by side."""
