@@ -10,18 +10,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from sdjax.search.pairs import PairSettings
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
+
+def _axis_size(size: int) -> int:
+    if size == 0:
+        raise ValueError("must be 1 or more, or -1 for what is left")
+    return size
+
+
 Count = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
+AxisSize = Annotated[int, Field(ge=-1), AfterValidator(_axis_size)]
 Hyperparameter = bool | int | float | str
 Grid = dict[str, dict[str, Annotated[tuple[Hyperparameter, ...], Field(min_length=1)]]]
 
@@ -219,10 +227,11 @@ class TestConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MeshConfig:
-    """Devices along each axis: `data` for sequences, `tensor` for weights."""
+    """Devices along each axis of `sdjax.sharding.mesh.make_mesh`; -1 takes what is left."""
 
-    data: Count = 1
-    tensor: Count = 1
+    data: AxisSize = 1
+    fsdp: AxisSize = 1
+    tensor: AxisSize = -1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
