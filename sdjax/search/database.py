@@ -6,9 +6,11 @@ power cut may lose the last commits, which a resumed run does again, and never t
 
 import contextlib
 import fcntl
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -180,3 +182,12 @@ def _prepare(connection: sqlite3.Connection, path: Path, write: bool) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def to_json(value: Any) -> str:
+    """JSON for a column, keys in the order they have."""
+    return json.dumps(value, default=str)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

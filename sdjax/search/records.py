@@ -40,6 +40,8 @@ class VerdictLike(Protocol):
     @property
     def structure(self) -> str | None: ...
     @property
+    def fingerprint(self) -> str | None: ...
+    @property
     def cost(self) -> int | None: ...
     @property
     def memory(self) -> int | None: ...
@@ -63,6 +65,7 @@ class StoredVerdict:
     message: str
     identity: str | None = None
     structure: str | None = None
+    fingerprint: str | None = None
     cost: int | None = None
     memory: int | None = None
     requests: tuple[str, ...] = ()
@@ -136,8 +139,8 @@ class JudgedSample:
     """A sample and what became of it.
 
     `status`: a verdict's name; "duplicate" where an earlier sample of this purpose has the same
-    identity (or same outputs); "no program" where the text holds none; "not judged" yet.
-    `identity` is that of the program it stands for (a duplicate: the original's).
+    identity or the same outputs on the probe tensors; "no program" where the text holds none;
+    "not judged" yet. `identity` is that of the program it stands for (a duplicate: the original's).
     """
 
     iteration: int
@@ -166,7 +169,7 @@ class Program:
 
     identity: str
     source: str
-    same_as: str | None = None
+    fingerprint: str | None = None
     in_training: bool | None = None
     families: tuple[str, ...] | None = None
     held_out: tuple[str, ...] | None = None

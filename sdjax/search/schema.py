@@ -62,7 +62,7 @@ CREATE TABLE prompt (
 CREATE TABLE program (
   identity TEXT PRIMARY KEY,
   source TEXT NOT NULL,              -- the first text with this identity
-  same_as TEXT REFERENCES program(identity),  -- an earlier one with its outputs on probes
+  fingerprint TEXT,                  -- of its outputs on the probe tensors; NULL: not probed
   in_training INTEGER,               -- did the generator's training hold it? NULL: unknown
   families TEXT,                     -- JSON list of operation families; NULL: unknown
   held_out TEXT                      -- JSON list, those of them held out of the training programs
@@ -76,6 +76,7 @@ CREATE TABLE verdict (
   message TEXT NOT NULL,
   identity TEXT,
   structure TEXT,
+  fingerprint TEXT,
   form TEXT,
   requests TEXT NOT NULL,            -- JSON list
   wire TEXT,                         -- the verified program; rebuilt without running its source
