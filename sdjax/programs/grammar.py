@@ -292,7 +292,9 @@ def _comprehension(
     elif form < 0.75:  # keep what agrees with the sign of the sum
         draft.families |= {"sign_gate", "scaling"}
         draft.body.append(f"{m} = sum({values})")
-        kept = f"jnp.where({v} * {m} > 0, {v}, 0)" if rng.random() < 0.7 else f"{v} * ({v} * {m} > 0)"
+        kept = (
+            f"jnp.where({v} * {m} > 0, {v}, 0)" if rng.random() < 0.7 else f"{v} * ({v} * {m} > 0)"
+        )
         k = literal(rng, strength(rng) / count)
         draft.body.append(f"return {k} * sum({kept} for {v} in {values})")
     elif form < 0.87:  # coefficients that grow or fall with the norm

@@ -259,10 +259,12 @@ def sign_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> P
     gated = f"jnp.where({agree}, {inside}, {outside})"
     families = {"sign_gate", "weighted_sum"}
     if rest and rng.random() < 0.85:
-        return [f"{names.merged} = {gated}"], linear(
-            [number(rng, 0.6, 1.2), number(rng, -0.3, 0.8)], [names.merged, rest[0]]
-        ), families
-    return [], gated, families
+        return (
+            [f"{names.merged} = {gated}"],
+            linear([number(rng, 0.6, 1.2), number(rng, -0.3, 0.8)], [names.merged, rest[0]]),
+            families,
+        )
+    return [], gated, families | ({"subset"} if rest else set())
 
 
 def extremes(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -301,10 +303,14 @@ def cross_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> 
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
     p, q = order[:2]
     line = f"s = jnp.exp(-{number(rng, 0.2, 1.5)} * jnp.abs({p}) / {spread(rng, p)})"
-    return [line], linear(coefficients(rng, len(order)), [p, f"s * {q}", *order[2:]]), {
-        "soft_gate",
-        "weighted_sum",
-    }
+    return (
+        [line],
+        linear(coefficients(rng, len(order)), [p, f"s * {q}", *order[2:]]),
+        {
+            "soft_gate",
+            "weighted_sum",
+        },
+    )
 
 
 # Held out of training.
@@ -327,10 +333,14 @@ def projection_removal(rng: np.random.Generator, terms: Sequence[str], names: Na
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
     p, q = order[:2]
     line = f"r = {q} - jnp.sum({p} * {q}) / jnp.sum({p} * {p}) * {p}"
-    return [line], linear(coefficients(rng, len(order)), [p, "r", *order[2:]]), {
-        "projection_removal",
-        "weighted_sum",
-    }
+    return (
+        [line],
+        linear(coefficients(rng, len(order)), [p, "r", *order[2:]]),
+        {
+            "projection_removal",
+            "weighted_sum",
+        },
+    )
 
 
 Combiner = Callable[[np.random.Generator, Sequence[str], Names], Piece]
