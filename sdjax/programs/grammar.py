@@ -14,12 +14,10 @@ import numpy as np
 from sdjax.programs.families import FAMILIES, HELD_OUT, families_of
 from sdjax.programs.grammar_faults import break_program
 from sdjax.programs.grammar_pieces import (
-    COMBINERS,
     SCHEME_SHARES,
     SCHEMES,
     Names,
     coefficients,
-    complement,
     draw_combiner,
     draw_shaper,
     linear,
@@ -276,8 +274,8 @@ def _comprehension(
         if len(used) == 1:
             draft.families.discard("subset")
             used = list(range(slots))
-        k = coefficients(rng, len(used))
-        pairs = ", ".join(f'"expert_{i + 1}": {c}' for i, c in zip(used, k, strict=True))
+        own = coefficients(rng, len(used))
+        pairs = ", ".join(f'"expert_{i + 1}": {c}' for i, c in zip(used, own, strict=True))
         draft.body.append(f"{w} = {{{pairs}}}")
         draft.families.add("weighted_sum")
         _finish(rng, draft, names, f"sum({w}[k] * task_vectors[k] for k in {w})")
@@ -345,6 +343,6 @@ def _inline(
     if rng.random() < 0.3:
         terms = [terms[int(i)] for i in rng.permutation(len(terms))]
     combiner = (weighted_sum, scaling, mean)[int(rng.choice(3, p=(0.7, 0.15, 0.15)))]
-    lines, result, families = combiner(rng, terms, names)
+    _, result, families = combiner(rng, terms, names)
     draft.families |= families
     _finish(rng, draft, names, result)

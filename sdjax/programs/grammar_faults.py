@@ -1,5 +1,6 @@
 """Faults: programs that the sandbox must refuse, each made from a valid one by one edit."""
 
+import ast
 import re
 from collections.abc import Callable
 
@@ -35,21 +36,24 @@ def wrong_shape(rng: np.random.Generator, text: str, slots: int) -> str | None:
 
 
 def undefined_name(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Without one of its assignments, if then a name is read that nothing binds."""
     lines = text.split("\n")
-    bound = [i for i, line in enumerate(lines) if re.match(r"    (\w+) = ", line)]
+    bound = [i for i, line in enumerate(lines) if re.match(r"    \w+ = ", line)]
     if not bound:
         return None
     drop = bound[int(rng.integers(len(bound)))]
     name = lines[drop].split()[0]
-    rest = lines[:drop] + lines[drop + 1 :]
-    at = lines.index(next(line for line in lines if line.startswith("def merge_models")))
-    body = "\n".join(rest[at:])
-    # The name must be read later and bound nowhere else.
-    if re.search(rf"\b{name}\b *[+,=]?= ", body) or not re.search(rf"\b{name}\b", body):
+    rest = "\n".join(lines[:drop] + lines[drop + 1 :])
+    try:
+        uses = [
+            n.ctx for n in ast.walk(ast.parse(rest)) if isinstance(n, ast.Name) and n.id == name
+        ]
+    except SyntaxError:
         return None
-    if re.search(rf"(for|,) {name} in|for {name},", body):
+    uses = [n.ctx for n in names if n.id == name]
+    if not uses or any(isinstance(use, ast.Store) for use in uses):
         return None
-    return "\n".join(rest)
+    return rest
 
 
 def missing_expert(rng: np.random.Generator, text: str, slots: int) -> str | None:

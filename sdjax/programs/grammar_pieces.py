@@ -264,7 +264,7 @@ def sign_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> P
             linear([number(rng, 0.6, 1.2), number(rng, -0.3, 0.8)], [names.merged, rest[0]]),
             families,
         )
-    return [], gated, families
+    return [], gated, families | ({"subset"} if rest else set())
 
 
 def extremes(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
