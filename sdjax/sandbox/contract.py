@@ -19,12 +19,11 @@ class TensorSignature:
         return math.prod(self.shape)
 
     def reduced(self, elements: int) -> "TensorSignature":
-        """The same kind with its longest axes halved until it holds at most `elements`."""
-        shape = list(self.shape)
+        """The same kind with all its axes halved until it holds at most `elements`."""
+        shape = self.shape
         while math.prod(shape) > elements:
-            longest = shape.index(max(shape))
-            shape[longest] = -(-shape[longest] // 2)
-        return TensorSignature(kind=self.kind, shape=tuple(shape))
+            shape = tuple(-(-n // 2) for n in shape)
+        return TensorSignature(kind=self.kind, shape=shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Limits:
     growth: int = 32  # elements of one intermediate, relative to the tensors of one slot
     cost_per_element: int = 20_000  # scalar operations per element of the scope
     fuel: int = 128  # iterations that a `while` may take
-    probe_elements: int = 1 << 18  # larger tensors are probed at a reduced shape
+    probe_elements: int = 1 << 12  # larger tensors are probed at a reduced shape
     cpu_seconds: int = 4
     wall_seconds: float = 12.0
     address_space: int = 6 << 30
@@ -77,15 +76,6 @@ class Contract:
         return cls(slots=tuple(slots), tensors=distinct, paths=paths, limits=limits or Limits())
 
     @cached_property
-    def probes(self) -> tuple[TensorSignature, ...]:
-        """The signatures that probe runs use: small enough to run on one host in moments."""
-        return tuple(sorted({t.reduced(self.limits.probe_elements) for t in self.tensors}))
-
-    @cached_property
-    def traced(self) -> tuple[TensorSignature, ...]:
-        return tuple(sorted({*self.tensors, *self.probes}))
-
-    @cached_property
     def scope(self) -> tuple[TensorSignature, ...]:
         """One signature for every tensor of the scope (each once where no path is named)."""
         return tuple(signature for _, signature in self.paths) or self.tensors
@@ -93,7 +83,7 @@ class Contract:
     @cached_property
     def probe_paths(self) -> tuple[tuple[str, TensorSignature], ...]:
         """The paths as the probe run of a whole-tree program sees them."""
-        each = max(64, self.limits.probe_elements * 8 // max(1, len(self.paths)))
+        each = max(64, 8 * self.limits.probe_elements // max(1, len(self.paths)))
         return tuple((path, signature.reduced(each)) for path, signature in self.paths)
 
     def to_json(self) -> str:

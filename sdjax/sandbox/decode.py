@@ -16,7 +16,7 @@ import numpy as np
 
 from sdjax.sandbox.contract import Contract, Limits
 from sdjax.sandbox.encode import WIRE_VERSION
-from sdjax.sandbox.layout import layouts
+from sdjax.sandbox.layout import Layout, plan
 from sdjax.sandbox.primitives import (
     ALLOWED,
     CONTROL_FLOW,
@@ -53,7 +53,7 @@ class Block:
 class Message:
     form: str
     hyperparameters: dict[str, float]
-    programs: dict[Any, Block]  # by the names of layout.layouts
+    programs: dict[Any, tuple[Layout, Block]]  # by the names of layout.plan
     by_kind: bool
 
 
@@ -112,13 +112,14 @@ class _Decoder:
         names = [_name(of) for of, _ in entries]
         by_kind = any(isinstance(n, tuple) and n[0] is not None for n in names)
         _expect(form == "tensor" or bool(self.contract.paths), "paths for a tree")
-        expected = layouts(self.contract, form, by_kind)
-        _expect(names == list(expected), "one program for every shape")
+        planned = plan(self.contract, form, by_kind)
+        required, expected = planned.required, planned.all
+        _expect(names == [n for n in expected if n in names or n in required], "the programs")
         decoded = {}
         for name, (_, block) in zip(names, entries, strict=True):
             layout = expected[name]
             inputs = len(layout.avals(list(hyperparameters)))
-            decoded[name] = self.block(block, inputs, layout.leaves, 0)
+            decoded[name] = layout, self.block(block, inputs, layout.leaves, 0)
         return Message(
             form=form, hyperparameters=hyperparameters, programs=decoded, by_kind=by_kind
         )
@@ -217,7 +218,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _name(value: Any) -> Any:
-    """A program's name as layout.layouts writes it."""
+    """A program's name as layout.plan writes it."""
     if type(value) is str:
         return value
     _expect(type(value) is list and len(value) == 2, "a program's name")

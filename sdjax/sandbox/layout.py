@@ -83,22 +83,50 @@ class Layout:
 
 
 # A program's name on the wire: [kind or null, shape] for a tensor; a whole-tree program is
-# "scope" (the real shapes) or "probe" (reduced ones, where the real ones are too large to probe).
-def layouts(contract: Contract, form: str, by_kind: bool) -> dict[Any, Layout]:
-    """Every array program that a message must hold, by name, in the message's order."""
-    slots = contract.slots
+# "scope" (the real shapes) or "probe" (reduced ones).
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every array program of a message by name, in its order: those that it must hold, and those
+    that it may hold for the probe runs (a program may well fail at reduced shapes alone)."""
+
+    required: Mapping[Any, Layout]
+    optional: Mapping[Any, Layout]
+    probes: tuple[tuple[Any, Any], ...]  # (name to probe, name to probe where that is missing)
+
+    @property
+    def all(self) -> dict[Any, Layout]:
+        return {**self.required, **self.optional}
+
+
+def plan(contract: Contract, form: str, by_kind: bool) -> Plan:
+    """What to trace: a tree once, a tensor once per shape, or per kind and shape on request.
+
+    Probed is a tree once, else every kind once, else one shape for each number of axes.
+    """
     if form == "tree":
-        trees = {"scope": contract.paths, "probe": contract.probe_paths}
-        if trees["scope"] == trees["probe"]:
-            del trees["probe"]
-        return {
-            name: Layout(
-                slots=slots,
-                shapes=tuple(signature.shape for _, signature in paths),
-                paths=tuple(path for path, _ in paths),
-            )
-            for name, paths in trees.items()
-        }
-    names = {(t.kind if by_kind else None, t.shape) for t in contract.traced}
-    ordered = sorted(names, key=lambda n: (n[0] or "", n[1]))
-    return {name: Layout(slots=slots, shapes=(name[1],)) for name in ordered}
+        probed = contract.probe_paths
+        small = {} if probed == contract.paths else {"probe": _tree(contract, probed)}
+        name = "probe" if small else "scope"
+        required = {"scope": _tree(contract, contract.paths)}
+        return Plan(required=required, optional=small, probes=((name, "scope"),))
+    elements = contract.limits.probe_elements
+    real = {(t.kind if by_kind else None, t.shape): t for t in contract.tensors}
+    required = {name: Layout(slots=contract.slots, shapes=(name[1],)) for name in real}
+    probes: dict[Any, tuple[Any, Any]] = {}
+    for name, tensor in real.items():
+        group = name if by_kind else len(tensor.shape)
+        probes.setdefault(group, ((name[0], tensor.reduced(elements).shape), name))
+    optional = {
+        name: Layout(slots=contract.slots, shapes=(name[1],))
+        for name, _ in probes.values()
+        if name not in required
+    }
+    return Plan(required=required, optional=optional, probes=tuple(probes.values()))
+
+
+def _tree(contract: Contract, paths: Sequence[tuple[str, Any]]) -> Layout:
+    return Layout(
+        slots=contract.slots,
+        shapes=tuple(signature.shape for _, signature in paths),
+        paths=tuple(path for path, _ in paths),
+    )

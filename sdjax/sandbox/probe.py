@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.layout import Layout
+from sdjax.sandbox.layout import Layout, plan
 from sdjax.sandbox.rebuild import Rebuilt
 from sdjax.sandbox.verdict import Refusal
 
@@ -38,17 +38,26 @@ def probe(program: Rebuilt, contract: Contract) -> Findings:
     experts: list[list[list[np.ndarray]]] = []  # [slot][run][leaf]
     depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
     with _on_host():
-        for name in _names(program, contract):
-            inputs = _inputs(program.layouts[name], name)
+        for preferred, real in plan(contract, program.form, "kind" in program.requests).probes:
+            name = preferred if preferred in program.programs else real
+            inputs = _inputs(program.programs[name][0], name)
             for depth in depths:
                 results.append(_run(program, name, inputs, depth))
                 experts.append(inputs.host)
     slots = [[run[i] for run in experts] for i in range(len(contract.slots))]
-    # Two programs that use depth may agree at the depths probed and nowhere else.
-    salt = program.identity if "depth" in program.requests else ""
     return Findings(
-        fingerprint=_fingerprint(results, salt), notes=_notes(results, slots, contract.slots)
+        fingerprint=_fingerprint(results, _salt(program)),
+        notes=_notes(results, slots, contract.slots),
     )
+
+
+def _salt(program: Rebuilt) -> str:
+    """What keeps apart the programs that may agree where they are probed and nowhere else: those
+    that use the depth, or that do other things at other shapes. Only the rest can be found equal
+    by their results."""
+    operations = {tuple(e.name for e in block.equations) for _, block in program.programs.values()}
+    everywhere_alike = len(operations) == 1 or "kind" in program.requests
+    return "" if everywhere_alike and "depth" not in program.requests else program.identity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,15 +65,6 @@ class _Inputs:
     task_vectors: tuple[Any, ...]
     base: Any
     host: list[list[np.ndarray]]  # [slot][leaf]
-
-
-def _names(program: Rebuilt, contract: Contract) -> list[Any]:
-    if program.form == "tree":
-        return ["probe" if "probe" in program.layouts else "scope"]
-    probes = {(t.kind, t.shape) for t in contract.probes}
-    if "kind" not in program.requests:
-        probes = {(None, shape) for _, shape in probes}  # type: ignore[misc]
-    return [name for name in program.layouts if name in probes]
 
 
 @functools.lru_cache(maxsize=64)
@@ -106,7 +106,7 @@ def _run(program: Rebuilt, name: Any, inputs: _Inputs, depth: float) -> list[np.
     if exhausted is not None and bool(exhausted):
         message = f"a `while` loop did not end within {program.fuel} steps on the probe tensors"
         raise Refusal("too costly", "fuel", message)
-    leaves = [np.asarray(leaf) for leaf in _leaves(program.layouts[name], outputs)]
+    leaves = [np.asarray(leaf) for leaf in _leaves(program.programs[name][0], outputs)]
     for leaf in leaves:
         if not np.isfinite(leaf).all():
             share = float(np.mean(~np.isfinite(leaf)))
@@ -163,7 +163,7 @@ def _notes(
     if float(np.linalg.norm(merged)) < SAME * scale:
         return ("equals the seed",)
     for name, expert in zip(names, experts, strict=True):
-        factor = float(merged @ expert) / (float(expert @ expert) or 1.0)
+        factor = float(np.sum(merged * expert)) / (float(np.sum(expert * expert)) or 1.0)
         if float(np.linalg.norm(merged - factor * expert)) < SAME * np.linalg.norm(merged):
             return (f"equals {name}",) if abs(factor - 1) < SAME else (f"scales {name}",)
     return ()

@@ -16,9 +16,9 @@ from jax import lax
 
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.cost import Bill, bill
-from sdjax.sandbox.decode import Block, Equation, decode
+from sdjax.sandbox.decode import Block, Equation, Message, decode
 from sdjax.sandbox.encode import identity_of, structure_of
-from sdjax.sandbox.layout import Layout, layouts
+from sdjax.sandbox.layout import Layout
 from sdjax.sandbox.primitives import ALLOWED
 from sdjax.sandbox.verdict import Refusal
 
@@ -37,8 +37,7 @@ class Rebuilt:
     hyperparameters: Mapping[str, float]
     cost: int
     memory: int
-    programs: Mapping[Any, Block]
-    layouts: Mapping[Any, Layout]
+    programs: Mapping[Any, tuple[Layout, Block]]
     fuel: int
 
     def __call__(
@@ -80,10 +79,9 @@ class Rebuilt:
             jnp.asarray(hyperparameters.get(name, default), jnp.float32)
             for name, default in self.hyperparameters.items()
         ]
-        name = self._select(task_vectors, kind)
-        layout = self.layouts[name]
+        layout, block = self.programs[self._select(task_vectors, kind)]
         inputs = layout.pack(task_vectors, base, key, depth, values)
-        outputs, exhausted = run(self.programs[name], inputs, self.fuel)
+        outputs, exhausted = run(block, inputs, self.fuel)
         return layout.result(outputs), exhausted
 
     def _select(self, task_vectors: Any, kind: str | None) -> Any:
@@ -91,7 +89,7 @@ class Rebuilt:
         first = next(iter(values))
         if self.form == "tree":
             shapes = {path: jnp.shape(leaf) for path, leaf in first.items()}
-            for name, layout in self.layouts.items():
+            for name, (layout, _) in self.programs.items():
                 if shapes == dict(zip(layout.paths or (), layout.shapes, strict=True)):
                     return name
             raise ValueError("the program was not traced for such a tree")
@@ -106,10 +104,9 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
     message = decode(wire, contract)
     limits = contract.limits
     names = list(message.hyperparameters)
-    plans = layouts(contract, message.form, message.by_kind)
     bills: dict[Any, Bill] = {}
-    for name, layout in plans.items():
-        jaxpr = _verified(message.programs[name], layout, names, limits.fuel)
+    for name, (layout, block) in message.programs.items():
+        jaxpr = _verified(block, layout, names, limits.fuel)
         slot = sum(int(np.prod(shape)) for shape in layout.shapes)
         bills[name] = bill(jaxpr, limits, most_elements=limits.growth * max(slot, 1 << 12))
     if message.form == "tree":
@@ -130,12 +127,11 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
         identity=identity_of(wire),
         structure=structure_of(wire),
         form=message.form,
-        requests=_requests(message.programs, plans, message.by_kind),
+        requests=_requests(message),
         hyperparameters=message.hyperparameters,
         cost=cost,
         memory=max(b.memory for b in bills.values()),
         programs=message.programs,
-        layouts=plans,
         fuel=limits.fuel,
     )
 
@@ -176,17 +172,13 @@ def _verified(block: Block, layout: Layout, hyperparameters: list[str], fuel: in
     return jaxpr
 
 
-def _requests(
-    programs: Mapping[Any, Block], plans: Mapping[Any, Layout], by_kind: bool
-) -> tuple[str, ...]:
+def _requests(message: Message) -> tuple[str, ...]:
     """What the programs really read besides the task vectors."""
-    found = {"kind"} if by_kind else set()
-    for name, block in programs.items():
+    found = {"kind"} if message.by_kind else set()
+    for layout, block in message.programs.values():
         atoms = [a for equation in block.equations for a in equation.operands]
         used = {a for a in (*atoms, *block.outputs) if type(a) is int}
-        for request in ("base", "key", "depth"):
-            if used & set(plans[name].position(request)):
-                found.add(request)
+        found |= {r for r in ("base", "key", "depth") if used & set(layout.position(r))}
     return tuple(sorted(found))
 
 

@@ -7,8 +7,8 @@ from one trace to the next.
 
 import ast
 import builtins
+import contextlib
 import inspect
-import json
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ import numpy as np
 
 from sdjax.sandbox import rules
 from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.encode import WIRE_VERSION, Encoder
-from sdjax.sandbox.layout import REQUESTS, Layout, layouts
+from sdjax.sandbox.encode import WIRE_VERSION, Encoder, canonical
+from sdjax.sandbox.layout import REQUESTS, Layout, plan
 from sdjax.sandbox.verdict import Refusal
 
 FILE = "<program>"
@@ -128,25 +128,32 @@ def _trace(load: Loader, name: str, contract: Contract) -> str:
     if form == "tree" and not contract.paths:
         raise Refusal("wrong contract", "tree", "merge_trees needs a contract that names paths")
     signature = _guarded(lambda: _read_signature(load, form))
-    by_kind = "kind" in signature.requests
     encoder = Encoder(contract.limits)
-    programs = []
-    for of, layout in layouts(contract, form, by_kind).items():
-        jaxpr = _guarded(lambda of=of, layout=layout: _jaxpr(load, signature, of, layout))
-        if jaxpr.effects:
-            raise Refusal("refused", "effects", "the program has side effects (print, callback)")
-        block = _guarded(lambda jaxpr=jaxpr: encoder.block(jaxpr))
-        programs.append({"of": of, "block": block})
+    by_kind = "kind" in signature.requests
+    planned = plan(contract, form, by_kind)
+    blocks = {
+        of: _block(load, signature, of, layout, encoder) for of, layout in planned.required.items()
+    }
+    for of, layout in planned.optional.items():
+        with contextlib.suppress(Refusal):  # it may only work at the real shapes
+            blocks[of] = _block(load, signature, of, layout, encoder)
     if by_kind:
-        programs = _without_idle_kind(programs)
+        blocks = _without_idle_kind(blocks, contract)
     message = {
         "version": WIRE_VERSION,
         "form": form,
         "hyperparameters": signature.floats,
         "constants": encoder.constants,
-        "programs": programs,
+        "programs": [{"of": of, "block": block} for of, block in blocks.items()],
     }
-    return json.dumps(message, separators=(",", ":"), allow_nan=False)
+    return canonical(message)
+
+
+def _block(load: Loader, signature: Signature, of: Any, layout: Layout, encoder: Encoder) -> dict:
+    jaxpr = _guarded(lambda: _jaxpr(load, signature, of, layout))
+    if jaxpr.effects:
+        raise Refusal("refused", "effects", "the program has side effects (print, callback)")
+    return _guarded(lambda: encoder.block(jaxpr))
 
 
 def _read_signature(load: Loader, form: str) -> Signature:
@@ -208,14 +215,14 @@ def _wrong(rule: str, message: str) -> Refusal:
     return Refusal("wrong contract", rule, message)
 
 
-def _without_idle_kind(programs: list[dict]) -> list[dict]:
+def _without_idle_kind(blocks: dict, contract: Contract) -> dict:
     """Where the kind changes nothing, the program is that of one that did not ask for it."""
     by_shape: dict[tuple[int, ...], dict] = {}
-    for program in programs:
-        _, shape = program["of"]
-        if by_shape.setdefault(shape, program["block"]) != program["block"]:
-            return programs
-    return [{"of": (None, shape), "block": by_shape[shape]} for shape in sorted(by_shape)]
+    for (_, shape), block in blocks.items():
+        if by_shape.setdefault(shape, block) != block:
+            return blocks
+    planned = plan(contract, "tensor", by_kind=False).all
+    return {name: by_shape[name[1]] for name in planned if name[1] in by_shape}
 
 
 # --- errors in words -------------------------------------------------------------------------
