@@ -107,11 +107,12 @@ class Decoder:
         *,
         sampling: Sampling | None = None,
         key: jax.Array | None = None,
+        numbers: Sequence[int] | None = None,
         on_finished: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Completes every prompt; in the order of the prompts.
 
-        What is drawn for a prompt depends on `key`, its index and the position alone.
+        What is drawn for a prompt depends on `key`, its number and the position alone.
 
         Args:
             params: the weights, in any float dtype.
@@ -119,6 +120,7 @@ class Decoder:
             prompts: token lists.
             sampling: greedy by default.
             key: a typed PRNG key; needed where the sampling is not greedy.
+            numbers: of the prompts, to draw by; their indices by default.
             on_finished: called with index and completion as soon as one is known.
 
         Raises:
@@ -126,11 +128,12 @@ class Decoder:
         """
         sampling = sampling or Sampling()
         key = jax.random.key(0) if key is None else key
+        numbers = range(len(prompts)) if numbers is None else numbers
         params = self._cast(params)
         results: dict[int, Completion] = {}
         for bucket, indices in self._by_bucket(prompts).items():
             for index, completion in self._decode_bucket(
-                params, adapter, prompts, bucket, indices, sampling, key
+                params, adapter, prompts, numbers, bucket, indices, sampling, key
             ):
                 results[index] = completion
                 if on_finished is not None:
@@ -151,7 +154,7 @@ class Decoder:
             groups[fitting[0]].append(index)
         return {bucket: indices for bucket, indices in groups.items() if indices}
 
-    def _decode_bucket(self, params, adapter, prompts, bucket, indices, sampling, key):
+    def _decode_bucket(self, params, adapter, prompts, numbers, bucket, indices, sampling, key):
         """Yields (index, completion) of the prompts of one bucket as they finish."""
         slots, rows = self.settings.slots, self.settings.rows
         draw = {
@@ -170,7 +173,14 @@ class Decoder:
                 chosen, free = free[: len(batch)], free[len(batch) :]
                 for slot, index in zip(chosen, batch, strict=True):
                     owner[slot] = index
-                admitted = _padded(prompts, batch, chosen, bucket=bucket, rows=rows, slots=slots)
+                admitted = _padded(
+                    [prompts[index] for index in batch],
+                    chosen,
+                    bucket=bucket,
+                    rows=rows,
+                    slots=slots,
+                )
+                admitted["examples"][: len(batch)] = [numbers[index] for index in batch]
                 state = self._admit(params, adapter, state, **admitted, **draw)
             # With prompts waiting, a round ends as soon as a full batch of slots is free.
             enough = slots - rows if waiting else 0
@@ -275,14 +285,18 @@ class Decoder:
         return sample(logits, jax.vmap(fold)(examples, positions), temperature, top_p)
 
 
-def _padded(prompts, batch, chosen, *, bucket: int, rows: int, slots: int) -> dict[str, np.ndarray]:
-    """The arguments of one admission; missing rows go to a slot that does not exist."""
-    tokens = np.zeros((rows, bucket), np.int32)
-    lengths = np.ones(rows, np.int32)
-    targets = np.full(rows, slots, np.int32)
-    examples = np.zeros(rows, np.int32)
-    for row, (index, slot) in enumerate(zip(batch, chosen, strict=True)):
-        tokens[row, : len(prompts[index])] = prompts[index]
-        lengths[row] = len(prompts[index])
-        targets[row], examples[row] = slot, index
-    return {"tokens": tokens, "lengths": lengths, "slots": targets, "examples": examples}
+def _padded(
+    prompts: Sequence[Sequence[int]], chosen: Sequence[int], *, bucket: int, rows: int, slots: int
+) -> dict[str, np.ndarray]:
+    """The arguments of one admission; missing rows go to slot number `slots`, which is none."""
+    arguments = {
+        "tokens": np.zeros((rows, bucket), np.int32),
+        "lengths": np.ones(rows, np.int32),
+        "slots": np.full(rows, slots, np.int32),
+        "examples": np.zeros(rows, np.int32),
+    }
+    for row, (prompt, slot) in enumerate(zip(prompts, chosen, strict=True)):
+        arguments["tokens"][row, : len(prompt)] = prompt
+        arguments["lengths"][row] = len(prompt)
+        arguments["slots"][row] = slot
+    return arguments

@@ -17,15 +17,15 @@ from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
 from sdjax.training.fit import Loss, OptimiserSettings, fit
 from sdjax.training.logprobs import token_logprobs
+from sdjax.training.packing import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenPair:
-    """A prompt and two completions of it, end token included, as tokens."""
+    """Two completions, each behind its own prompt, end token included."""
 
-    prompt: tuple[int, ...]
-    winner: tuple[int, ...]
-    loser: tuple[int, ...]
+    winner: Example
+    loser: Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,19 +136,16 @@ def pad_pairs(pairs: Sequence[TokenPair], context: int) -> dict[str, np.ndarray]
     Raises:
         UserError: a pair is longer than the context.
     """
-    longest = max(
-        len(pair.prompt) + len(side) for pair in pairs for side in (pair.winner, pair.loser)
-    )
+    longest = max(len(side) for pair in pairs for side in (pair.winner, pair.loser))
     if longest > context:
         raise UserError(f"DPO: a pair has {longest} tokens, the model's context is {context}")
     length = min(-(-longest // 64) * 64, context)
     tokens = np.zeros((len(pairs), 2, length), np.int32)
     weights = np.zeros((len(pairs), 2, length - 1), np.float32)
     for index, pair in enumerate(pairs):
-        for side, completion in enumerate((pair.winner, pair.loser)):
-            text = pair.prompt + completion
-            tokens[index, side, : len(text)] = text
-            weights[index, side, len(pair.prompt) - 1 : len(text) - 1] = 1.0
+        for side, text in enumerate((pair.winner, pair.loser)):
+            tokens[index, side, : len(text)] = text.prompt + text.target
+            weights[index, side, len(text.prompt) - 1 : len(text) - 1] = 1.0
     return {"tokens": tokens, "weights": weights}
 
 

@@ -32,10 +32,18 @@ CONFIG = ModelConfig(
     eos_tokens=(1,),
 )
 SETTINGS = DPOSettings(beta=0.1, learning_rate=3e-3, batch=2, steps=20)
+
+
+def pair(prompt, winner, loser):
+    return TokenPair(
+        winner=Example(prompt=prompt, target=winner), loser=Example(prompt=prompt, target=loser)
+    )
+
+
 PAIRS = [
-    TokenPair(prompt=(3, 4), winner=(5, 6, 1), loser=(7, 1)),
-    TokenPair(prompt=(3, 4), winner=(5, 8, 9, 1), loser=(7, 7, 1)),
-    TokenPair(prompt=(2,), winner=(5, 1), loser=(7, 10, 11, 1)),
+    pair((3, 4), (5, 6, 1), (7, 1)),
+    pair((3, 4), (5, 8, 9, 1), (7, 7, 1)),
+    pair((2,), (5, 1), (7, 10, 11, 1)),
 ]
 
 
@@ -82,10 +90,10 @@ def test_sft_loss_is_the_mean_over_targets_of_each_text_alone(params):
 def test_a_completion_is_scored_with_its_end_and_without_its_prompt(params):
     data = pad_pairs(PAIRS, CONFIG.context)
     found = sequence_logprobs(CONFIG, params, None, data)
-    for index, pair in enumerate(PAIRS):
-        for side, completion in enumerate((pair.winner, pair.loser)):
-            tokens = np.array([pair.prompt + completion])
-            expected = full_logprobs(params, tokens)[0, len(pair.prompt) - 1 :].sum()
+    for index, one in enumerate(PAIRS):
+        for side, text in enumerate((one.winner, one.loser)):
+            tokens = np.array([text.prompt + text.target])
+            expected = full_logprobs(params, tokens)[0, len(text.prompt) - 1 :].sum()
             np.testing.assert_allclose(found[index, side], expected, rtol=1e-5)
 
 
@@ -117,16 +125,17 @@ def test_the_likelihood_term_is_the_winners_mean(params, adapter):
     expected = history[0]["dpo_loss"] + 0.5 * history[0]["winner_nll"]
     assert history[0]["loss"] == pytest.approx(expected, rel=1e-6)
     likelihoods = []
-    for pair in PAIRS:
-        tokens = np.array([pair.prompt + pair.winner])
-        likelihoods.append(-full_logprobs(params, tokens)[0, len(pair.prompt) - 1 :].mean())
+    for one in PAIRS:
+        tokens = np.array([one.winner.prompt + one.winner.target])
+        logprobs = full_logprobs(params, tokens)[0, len(one.winner.prompt) - 1 :]
+        likelihoods.append(-logprobs.mean())
     assert history[0]["winner_nll"] == pytest.approx(np.mean(likelihoods), rel=1e-5)
 
 
 def test_bad_pairs_are_named(params, adapter):
     with pytest.raises(UserError, match="no preference pairs"):
         train_dpo(CONFIG, params, adapter, [], SETTINGS, key=jax.random.key(0))
-    long = TokenPair(prompt=(3,), winner=(4,) * 200, loser=(5,))
+    long = pair((3,), (4,) * 200, (5,))
     with pytest.raises(UserError, match="201 tokens"):
         train_dpo(CONFIG, params, adapter, [long], SETTINGS, key=jax.random.key(0))
 
