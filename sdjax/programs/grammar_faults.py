@@ -45,12 +45,10 @@ def undefined_name(rng: np.random.Generator, text: str, slots: int) -> str | Non
     name = lines[drop].split()[0]
     rest = "\n".join(lines[:drop] + lines[drop + 1 :])
     try:
-        uses = [
-            n.ctx for n in ast.walk(ast.parse(rest)) if isinstance(n, ast.Name) and n.id == name
-        ]
+        nodes = list(ast.walk(ast.parse(rest)))
     except SyntaxError:
         return None
-    uses = [n.ctx for n in names if n.id == name]
+    uses = [n.ctx for n in nodes if isinstance(n, ast.Name) and n.id == name]
     if not uses or any(isinstance(use, ast.Store) for use in uses):
         return None
     return rest

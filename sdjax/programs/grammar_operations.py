@@ -109,14 +109,14 @@ def quotient(found: set[str], left: Value, right: Value, out: Value) -> Value:
     if left.rank in ("tensor", "list") and right.rank == "scalar" and "spread" in right.tags:
         # A tensor in units of its own spread is no balance of norms inside tanh, exp or a
         # product with that spread; the tag waits until it meets another expert.
-        kept = left.tags & {"weighted", "sign", "magnitude", "negative"}
+        kept = left.tags & {"weighted", "sign", "magnitude", "negative", "projection"}
         own = left.experts and not {"powered", "magnitude", "sign"} & left.tags
         return out.tagged(*kept, *({"unit"} if own else set()))
     if left.rank == "scalar":
         if "dot" in left.tags:
             return out.tagged("dot", *(left.tags & {"negative"}))
         return out.tagged("spread", "sized") if "spread" in left.tags | right.tags else out
-    return out.tagged(*(left.tags & {"weighted", "gate"}))
+    return out.tagged(*(left.tags & {"weighted", "gate", "projection", "negative"}))
 
 
 def total(found: set[str], node: ast.BinOp, left: Value, right: Value, out: Value) -> Value:
@@ -221,7 +221,9 @@ def operation(
     if name == "sign":
         return replace(out, rank=first.rank).tagged("sign")
     if name in _SPREADS or name in _AVERAGES or name in _SUMS or name == "argmax":
-        return reduction(found, name, first, out, axis if name != "norm" else keywords.get("axis"))
+        if name in ("norm", "quantile", "percentile"):  # whose second argument is no axis
+            axis = keywords.get("axis")
+        return reduction(found, name, first, out, axis)
     if name in _DOTS:
         if name == "tensordot" and "list" in (a.rank for a in arguments):
             found.add("weighted_sum")
