@@ -41,7 +41,7 @@ class Limits:
     probe_elements: int = 1 << 12  # larger tensors are probed at a reduced shape
     cpu_seconds: int = 4
     wall_seconds: float = 12.0
-    address_space: int = 6 << 30
+    address_space: int = 2 << 30
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ that on probe tensors (probe.py), and never executes source. Verdicts come in th
 sources, so that "duplicate of" is the same in every run.
 """
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -44,16 +45,19 @@ class Sandbox:
         if workers < 1:
             raise ValueError("a sandbox needs at least one worker")
         self.contract, self.workers = contract, workers
+        self._entered = False
         self._server: subprocess.Popen | None = None
         self._idle: list[Connection] = []
         self._busy: dict[Connection, _Task] = {}
 
     def __enter__(self) -> "Sandbox":
+        self._entered = True
         if self._server is None:
             self._start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._entered = False
         self._stop()
 
     def judge(
@@ -74,8 +78,10 @@ class Sandbox:
 
         `names` are what a later duplicate is said to be a duplicate of ("#index" by default).
         """
-        if self._server is None:
+        if not self._entered:
             raise UserError("the sandbox is not running: use it as `with Sandbox(...) as sandbox:`")
+        if self._server is None:  # the last caller left early
+            self._start()
         seen = {} if seen is None else seen
         waiting = enumerate(sources)
         replies: dict[int, str | Refusal] = {}
@@ -96,7 +102,7 @@ class Sandbox:
                     self._collect(replies)
         finally:
             if self._busy:  # the caller left early: nobody wants these any more
-                self._restart()
+                self._stop()
 
     # --- the parent's own judgement ---
 
@@ -140,8 +146,9 @@ class Sandbox:
             return
         connection = self._idle.pop()
         request = {"source": task.source, "seconds": limits.wall_seconds}
-        connection.send_bytes(json.dumps(request).encode())
         self._busy[connection] = task
+        with contextlib.suppress(OSError):  # its end is gone: found out when the answer is read
+            connection.send_bytes(json.dumps(request).encode())
 
     def _collect(self, replies: dict[int, str | Refusal]) -> None:
         """Wait for at least one worker; a lost server or a wall-clock time-out is tried again."""
@@ -164,7 +171,8 @@ class Sandbox:
                 replies[task.index] = _read(data, task, limits.wall_seconds)
         if lost:  # a dispatcher is gone: killed by a program, or by the machine for want of memory
             late.extend(self._busy.values())
-            self._restart()
+            self._stop()
+            self._start()
         for task in sorted(late, key=lambda t: t.index):
             if task.alone:
                 message = "the worker was killed while it judged this program"
@@ -227,10 +235,6 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-    def _restart(self) -> None:
-        self._stop()
-        self._start()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,4 +280,10 @@ def _explain(error: Exception) -> Refusal:
     text = str(error).strip().split("\n")[0]
     if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
         return Refusal("refused", "host", f"{at}the program reaches for a device or the host")
+    if isinstance(error, TypeError) and "item assignment" in text:
+        return Refusal(
+            "refused",
+            "in-place",
+            f"{at}arrays cannot be changed in place; use x = x.at[index].set(value)",
+        )
     return Refusal("refused", "exception", f"{at}{type(error).__name__}: {text}")

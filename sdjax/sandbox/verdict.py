@@ -58,8 +58,9 @@ class Verdict:
 
 
 def tidy(message: str) -> str:
-    """One line without addresses, absolute paths or unprintable characters, of bounded length."""
+    """One line without addresses, links, absolute paths or unprintable characters, of bounded length."""
     message = re.sub(r"0x[0-9a-fA-F]{4,}", "0x…", str(message)[: 8 * MESSAGE_LENGTH])
+    message = re.sub(r"\w+://\S+", "…", message)
     message = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]*", "…", message)
     message = " ".join("".join(c if c.isprintable() else " " for c in message).split())
     if len(message) <= MESSAGE_LENGTH:

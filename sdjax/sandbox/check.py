@@ -1,0 +1,69 @@
+"""`sdjax check FILE…`: judge program files without any weights."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sdjax.errors import UserError
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.verdict import Verdict
+
+
+def check_files(
+    paths: Sequence[str | Path], contract: Contract, *, as_json: bool, workers: int = 2
+) -> tuple[str, int]:
+    """(what to print, exit status: 0 where every file is admitted, else 1).
+
+    Files are judged in order, and one that equals an earlier one is a duplicate of it. As JSON:
+    one object a line with file, verdict, rule, message, hash, structure, cost, memory, requests,
+    duplicate_of and notes.
+    Raises UserError for a file that cannot be read.
+    """
+    files = [str(path) for path in paths]
+    sources = [_read(file) for file in files]
+    with Sandbox(contract, workers=min(workers, max(1, len(files)))) as sandbox:
+        verdicts = [v for _, v in sandbox.judge_all(sources, names=files)]
+    rows = list(zip(files, verdicts, strict=True))
+    text = "\n".join(_as_json(*row) for row in rows) if as_json else _as_table(rows)
+    return text, 0 if all(v.admitted for v in verdicts) else 1
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a program file") from None
+
+
+def _as_json(file: str, verdict: Verdict) -> str:
+    return json.dumps(
+        {
+            "file": file,
+            "verdict": verdict.verdict,
+            "rule": verdict.rule,
+            "message": verdict.message,
+            "hash": verdict.identity,
+            "structure": verdict.structure,
+            "cost": verdict.cost,
+            "memory": verdict.memory,
+            "requests": list(verdict.requests),
+            "duplicate_of": verdict.duplicate_of,
+            "notes": list(verdict.notes),
+        }
+    )
+
+
+def _as_table(rows: Sequence[tuple[str, Verdict]]) -> str:
+    table = Table("file", "verdict", "cost", "hash", "message")
+    for file, verdict in rows:
+        cost = "" if verdict.cost is None else f"{verdict.cost:.3g}"
+        message = verdict.message or ", ".join(verdict.notes)
+        table.add_row(file, verdict.verdict, cost, (verdict.identity or "")[:12], message)
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    console.print(table)
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]

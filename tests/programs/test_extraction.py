@@ -1,0 +1,46 @@
+"""Programs are found in fenced, bare and unfinished generations."""
+
+import pytest
+
+from sdjax.programs.extraction import extract_program
+
+PROGRAM = "import jax.numpy as jnp\n\ndef merge_models(task_vectors):\n    return 1.0\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PROGRAM,
+        f"```python\n{PROGRAM}```",
+        f"```\n{PROGRAM}```\nThat is all.",
+        f"~~~py\n{PROGRAM}~~~",
+        f"First, the reasoning.\n\n```python\n{PROGRAM}```\n",
+        f"```python\ndef old(): pass\n```\nBetter:\n```python\n{PROGRAM}```",
+        f"Let us see.\n{PROGRAM}",
+        f"```python\n{PROGRAM}",  # cut off before the fence was closed
+        f"```python\n{PROGRAM}```\n\n```bash\npython merge.py\n```",
+        PROGRAM.replace("\n", "\r\n"),
+        PROGRAM + "\n\n   \n",
+        PROGRAM.replace("1.0", "1.0   "),
+    ],
+)
+def test_the_program_is_found(text):
+    assert extract_program(text) == PROGRAM
+
+
+@pytest.mark.parametrize("start", ["from math import pi\n", "@jax.jit\n", "def f(x):\n"])
+def test_a_bare_program_begins_at_its_first_line(start):
+    assert extract_program("Sure:\n" + start + "    pass\n") == start + "    pass\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "  \n", "I cannot write that.", "```python\n\n```", "definitely imported from elsewhere"],
+)
+def test_without_a_program_there_is_none(text):
+    assert extract_program(text) is None
+
+
+def test_prose_that_mentions_from_is_not_a_start():
+    text = "from my point of view this is hard\n" + PROGRAM
+    assert extract_program(text) == PROGRAM

@@ -1,0 +1,25 @@
+"""One small contract and one running sandbox for all tests of the room."""
+
+import pytest
+
+from sdjax.sandbox.contract import Contract, Limits
+from sdjax.sandbox.sandbox import Sandbox
+
+SHAPES = {"gate_proj": (16, 8), "up_proj": (16, 8), "down_proj": (8, 16)}
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    tensors = {
+        f"layers/{layer}/mlp/{name}": (f"mlp.{name}", shape)
+        for layer in range(2)
+        for name, shape in SHAPES.items()
+    }
+    slots = ("expert_1", "expert_2", "expert_3")
+    return Contract.of(slots, tensors, Limits(cpu_seconds=1, wall_seconds=20.0))
+
+
+@pytest.fixture(scope="session")
+def sandbox(contract):
+    with Sandbox(contract, workers=2) as running:
+        yield running

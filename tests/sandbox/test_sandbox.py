@@ -1,0 +1,226 @@
+"""Every program of the catalogue gets its verdict, and nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from catalogue import REFUSED, TIES, VALID, merge
+
+from sdjax.errors import UserError
+from sdjax.sandbox.contract import Contract, Limits
+from sdjax.sandbox.sandbox import Sandbox, _read, _Task
+from sdjax.sandbox.verdict import MESSAGE_LENGTH, VERDICTS, Refusal
+
+
+@pytest.fixture(scope="module")
+def verdicts(sandbox):
+    """All verdicts of the catalogue, judged in one go."""
+    sources = [*VALID.values(), *(source for _, source, _, _ in REFUSED)]
+    names = [*VALID, *(name for name, *_ in REFUSED)]
+    found = {names[index]: verdict for index, verdict in sandbox.judge_all(sources)}
+    assert list(found) == names
+    return found
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_valid_programs_are_admitted(verdicts, name):
+    verdict = verdicts[name]
+    assert verdict.verdict == "admitted", verdict.message
+    assert verdict.cost > 0
+    assert verdict.memory > 0
+    assert verdict.form == ("tree" if name == "tree" else "tensor")
+    assert json.loads(verdict.wire)["version"] == 1
+
+
+@pytest.mark.parametrize(("name", "expected", "rule"), [(n, v, r) for n, _, v, r in REFUSED])
+def test_other_programs_are_refused_with_a_reason(verdicts, name, expected, rule):
+    verdict = verdicts[name]
+    assert (verdict.verdict, verdict.rule) == (expected, rule or verdict.rule), verdict.message
+    assert verdict.wire is None
+    assert 0 < len(verdict.message) <= MESSAGE_LENGTH
+    for leak in ("0x", "://", "/home", "/work", "site-packages", "Traceback"):
+        assert leak not in verdict.message
+
+
+def test_a_branch_on_depth_is_told_how_to_do_it(verdicts):
+    message = verdicts["branch on depth"].message
+    assert message.startswith("line 4: ")  # two imports, the def, the `if`
+    assert "jnp.where(depth < 0.5, a, b)" in message
+
+
+def test_requests_are_what_the_program_really_uses(verdicts, sandbox):
+    assert verdicts["linear"].requests == ()
+    assert verdicts["dare"].requests == ("key",)
+    assert verdicts["branch on kind"].requests == ("kind",)
+    idle = merge("del base, kind\nreturn 0.125 * task_vectors['expert_1']", "task_vectors, base, kind")
+    assert sandbox.judge(idle).requests == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "notes"),
+    [
+        ("return 0 * task_vectors['expert_1']", ("equals the seed",)),
+        ("return task_vectors['expert_2']", ("equals expert_2",)),
+        ("return -0.3 * task_vectors['expert_3']", ("scales expert_3",)),
+        ("return task_vectors['expert_3'] + task_vectors['expert_1']", ()),
+    ],
+)
+def test_notes_say_what_a_result_equals(sandbox, body, notes):
+    assert sandbox.judge(merge(body)).notes == notes
+
+
+def test_duplicates_name_the_first_of_them(sandbox):
+    renamed = TIES.replace("kept", "survivors").replace("tau", "vector")
+    commuted = merge("return sum(t * 0.25 for t in task_vectors.values())")
+    plain = merge("return sum(0.25 * t for t in task_vectors.values())")
+    sources = [TIES, plain, renamed, "import os", commuted, TIES.replace("0.7", "0.71")]
+    seen = {}
+    names = [f"sample {i}" for i in range(6)]
+    found = [v for _, v in sandbox.judge_all(sources, seen=seen, names=names)]
+    assert [v.verdict for v in found] == [
+        *("admitted", "admitted", "duplicate", "refused", "duplicate", "admitted")
+    ]
+    assert found[2].duplicate_of == "sample 0"
+    assert found[2].identity == found[0].identity
+    assert "same array program" in found[2].message
+    assert found[4].duplicate_of == "sample 1"
+    assert "same results on the probe tensors" in found[4].message
+    again = sandbox.judge(plain, seen=seen, name="later")  # a resumed run brings its `seen`
+    assert again.duplicate_of == "sample 1"
+
+
+def test_programs_that_differ_in_depth_alone_are_not_duplicates(sandbox):
+    source = "return jnp.where(depth < {}, 0.2, 0.4) * task_vectors['expert_1']"
+    sources = [merge(source.format(t), "task_vectors, depth") for t in (0.4, 0.6)]
+    assert [v.verdict for _, v in sandbox.judge_all(sources)] == ["admitted", "admitted"]
+
+
+def test_verdicts_do_not_depend_on_the_number_of_workers(contract, verdicts):
+    sources = [*VALID.values()][:8] + [source for _, source, _, _ in REFUSED][8:24]
+    names = [*VALID][:8] + [name for name, *_ in REFUSED][8:24]
+    with Sandbox(contract, workers=1) as alone:
+        for index, verdict in alone.judge_all(sources):
+            assert verdict == verdicts[names[index]]
+
+
+def test_a_killed_worker_costs_one_verdict_and_no_more(contract):
+    with Sandbox(contract, workers=2) as sandbox:
+        served = sandbox.judge_all([VALID["linear"]] * 2)
+        next(served)
+        for pid in _descendants(sandbox._server.pid):
+            os.kill(pid, signal.SIGKILL)
+        list(served)
+        assert sandbox.judge(VALID["linear"]).admitted
+
+
+def test_a_wall_clock_time_out_is_tried_again_and_told(contract):
+    endless, plain = REFUSED[-1][1], "import os"
+    limits = Limits(wall_seconds=0.5)
+    hasty = Contract(slots=contract.slots, tensors=contract.tensors, limits=limits)
+    with Sandbox(hasty, workers=2) as sandbox:
+        started = time.monotonic()
+        found = [v for _, v in sandbox.judge_all([endless, plain, endless])]
+        assert [v.verdict for v in found] == ["timed out", "refused", "timed out"]
+        assert {v.rule for v in found[::2]} == {"wall-clock"}
+        # Both at once, then each of them once more alone.
+        assert time.monotonic() - started > 3 * 0.5 - 0.1
+        assert _grandchildren(sandbox) == []
+
+
+def test_leaving_early_leaves_nothing_running(contract):
+    with Sandbox(contract, workers=2) as sandbox:
+        for _, verdict in sandbox.judge_all([VALID["linear"], REFUSED[-1][1], REFUSED[-1][1]]):
+            assert verdict.admitted
+            pids = [sandbox._server.pid, *_descendants(sandbox._server.pid)]
+            break
+        assert not any(_alive(pid) for pid in pids)
+        assert sandbox.judge(VALID["linear"]).admitted  # and it can still be used
+        pids = [sandbox._server.pid, *_descendants(sandbox._server.pid)]
+    assert len(pids) >= 3
+    assert not any(_alive(pid) for pid in pids)
+
+
+def test_nothing_is_left_when_the_parent_is_killed(contract, tmp_path):
+    script = (
+        "import sys, time\n"
+        "from sdjax.sandbox.contract import Contract\n"
+        "from sdjax.sandbox.sandbox import Sandbox\n"
+        "s = Sandbox(Contract.from_json(sys.argv[1]), workers=2).__enter__()\n"
+        "print(s._server.pid, flush=True)\n"
+        "list(s.judge_all(['while True: pass\\ndef merge_models(t): return 0'] * 2))\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script, contract.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        server = int(parent.stdout.readline())
+        time.sleep(0.3)
+        pids = [server, *_descendants(server)]
+        assert len(pids) >= 3
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in pids)
+
+
+def test_a_sandbox_that_is_not_running_says_so(contract):
+    with pytest.raises(UserError, match="with Sandbox"):
+        Sandbox(contract).judge("x")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"X",
+        b"D",
+        b"Dnot json",
+        b"D[]",
+        b'D{"wire": 1}',
+        b'D{"wire": "{}", "verdict": "admitted"}',
+        b'D{"verdict": "admitted", "rule": "x", "message": ""}',
+        b'D{"verdict": "timed out", "rule": "x", "message": ""}',
+        b'D{"verdict": "refused", "rule": "<b>", "message": ""}',
+        b"D" + b"[" * 100_000,
+        b"D\xff\xfe",
+    ],
+)
+def test_forged_answers_of_a_worker_are_refusals(data):
+    answer = _read(data, _Task(index=0, source=""), 1.0)
+    assert isinstance(answer, Refusal)
+    assert answer.verdict in VERDICTS
+    assert answer.rule == "worker"
+
+
+def test_a_workers_words_are_tidied():
+    text = "at 0xdeadbeef in /home/me/secret/x.py\n\x1b[31m" + "y" * 1000
+    data = b"D" + json.dumps({"verdict": "refused", "rule": "r", "message": text}).encode()
+    message = _read(data, _Task(index=0, source=""), 1.0).message
+    assert message.startswith("at 0x… in … [31my")
+    assert len(message) == MESSAGE_LENGTH
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [p for child in map(int, children) for p in (child, *_descendants(child))]
+
+
+def _grandchildren(sandbox: Sandbox) -> list[int]:
+    server = sandbox._server.pid
+    return [p for p in _descendants(server) if any(p in _descendants(d) for d in _descendants(server))]
