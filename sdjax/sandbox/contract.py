@@ -1,0 +1,103 @@
+"""What a program is judged against: expert slots, tensor signatures, limits."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class TensorSignature:
+    """A tensor as a program can tell it from another: its kind ("mlp.down_proj") and its shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def reduced(self, elements: int) -> "TensorSignature":
+        """The same kind with all its axes halved until it holds at most `elements`."""
+        shape = self.shape
+        while math.prod(shape) > elements:
+            shape = tuple(-(-n // 2) for n in shape)
+        return TensorSignature(kind=self.kind, shape=shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Budgets. All but the two clocks and `address_space` decide alike on every machine."""
+
+    source_bytes: int = 32_768
+    wire_bytes: int = 4 << 20  # of the child's message
+    constant_bytes: int = 1 << 20  # of all constants of one program
+    equations: int = 4_000  # of all array programs of one source text, each
+    nesting: int = 8  # of scan, while and cond
+    growth: int = 32  # elements of one intermediate, relative to the tensors of one slot
+    cost_per_element: int = 20_000  # scalar operations per element of the scope
+    fuel: int = 128  # iterations that a `while` may take
+    probe_elements: int = 1 << 12  # larger tensors are probed at a reduced shape
+    cpu_seconds: int = 4
+    wall_seconds: float = 12.0
+    address_space: int = 6 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """The expert slots, the distinct tensors of the scope, and every path with its signature."""
+
+    slots: tuple[str, ...]
+    tensors: tuple[TensorSignature, ...]
+    paths: tuple[tuple[str, TensorSignature], ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        named = {signature for _, signature in self.paths}
+        object.__setattr__(self, "tensors", tuple(sorted(set(self.tensors) | named)))
+        object.__setattr__(self, "paths", tuple(sorted(self.paths)))
+        if not self.slots or not self.tensors:
+            raise ValueError("a contract needs at least one expert slot and one tensor")
+
+    @classmethod
+    def of(
+        cls,
+        slots: Iterable[str],
+        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+        limits: Limits | None = None,
+    ) -> "Contract":
+        """From a mapping of path to (kind, shape), the leaves in scope of one model."""
+        paths = tuple(
+            (path, TensorSignature(kind=kind, shape=tuple(shape)))
+            for path, (kind, shape) in sorted(tensors.items())
+        )
+        distinct = tuple(signature for _, signature in paths)
+        return cls(slots=tuple(slots), tensors=distinct, paths=paths, limits=limits or Limits())
+
+    @cached_property
+    def scope(self) -> tuple[TensorSignature, ...]:
+        """One signature for every tensor of the scope (each once where no path is named)."""
+        return tuple(signature for _, signature in self.paths) or self.tensors
+
+    @cached_property
+    def probe_paths(self) -> tuple[tuple[str, TensorSignature], ...]:
+        """The paths as the probe run of a whole-tree program sees them."""
+        each = max(64, 8 * self.limits.probe_elements // max(1, len(self.paths)))
+        return tuple((path, signature.reduced(each)) for path, signature in self.paths)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Contract":
+        def signature(data: dict) -> TensorSignature:
+            return TensorSignature(kind=data["kind"], shape=tuple(data["shape"]))
+
+        data = json.loads(text)
+        return cls(
+            slots=tuple(data["slots"]),
+            tensors=tuple(signature(t) for t in data["tensors"]),
+            paths=tuple((path, signature(t)) for path, t in data["paths"]),
+            limits=Limits(**data["limits"]),
+        )

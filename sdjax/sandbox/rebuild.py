@@ -1,0 +1,278 @@
+"""The trusted side's own program: each primitive of a checked message bound anew.
+
+`rebuild` is the whole gate: it decodes the message, traces the program that comes of it over the
+contract's tensors (so that JAX itself checks every shape and type), and counts elements, memory
+and cost in the jaxpr that it made itself. What the worker claimed is never used.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.cost import Bill, bill
+from sdjax.sandbox.decode import Block, Equation, Message, decode
+from sdjax.sandbox.encode import identity_of, structure_of
+from sdjax.sandbox.layout import Layout
+from sdjax.sandbox.primitives import ALLOWED
+from sdjax.sandbox.verdict import Refusal
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rebuilt:
+    """A verified program, callable as its author wrote it and traceable under `jax.jit`.
+
+    `cost` is in scalar operations over the contract's scope, `memory` in bytes.
+    """
+
+    identity: str
+    structure: str
+    form: str
+    requests: tuple[str, ...]
+    hyperparameters: Mapping[str, float]
+    cost: int
+    memory: int
+    programs: Mapping[Any, tuple[Layout, Block]]
+    fuel: int
+
+    def __call__(
+        self,
+        task_vectors: Mapping[str, Any] | Sequence[Any],
+        *,
+        base: Any = None,
+        key: Any = None,
+        depth: Any = None,
+        kind: str | None = None,
+        **hyperparameters: Any,
+    ) -> Any:
+        """The merged task vector (float32; for a tree a dict from path to tensor).
+
+        `task_vectors` is a dict by slot or a sequence in slot order. A `while` that used up its
+        fuel makes the result NaN, which no caller admits.
+        """
+        result, exhausted = self.run(
+            task_vectors, base=base, key=key, depth=depth, kind=kind, **hyperparameters
+        )
+        if exhausted is None:
+            return result
+        return jax.tree.map(lambda x: jnp.where(exhausted, jnp.nan, x), result)
+
+    def run(
+        self,
+        task_vectors: Mapping[str, Any] | Sequence[Any],
+        *,
+        base: Any = None,
+        key: Any = None,
+        depth: Any = None,
+        kind: str | None = None,
+        **hyperparameters: Any,
+    ) -> tuple[Any, Any]:
+        """(result, whether a `while` used up its fuel; None where there is none)."""
+        if unknown := set(hyperparameters) - set(self.hyperparameters):
+            raise TypeError(f"no such hyperparameter: {', '.join(sorted(unknown))}")
+        values = [
+            jnp.asarray(hyperparameters.get(name, default), jnp.float32)
+            for name, default in self.hyperparameters.items()
+        ]
+        layout, block = self.programs[self._select(task_vectors, kind)]
+        inputs = layout.pack(task_vectors, base, key, depth, values)
+        outputs, exhausted = run(block, inputs, self.fuel)
+        return layout.result(outputs), exhausted
+
+    def _select(self, task_vectors: Any, kind: str | None) -> Any:
+        values = task_vectors.values() if isinstance(task_vectors, Mapping) else task_vectors
+        first = next(iter(values))
+        if self.form == "tree":
+            shapes = {path: jnp.shape(leaf) for path, leaf in first.items()}
+            for name, (layout, _) in self.programs.items():
+                if shapes == dict(zip(layout.paths or (), layout.shapes, strict=True)):
+                    return name
+            raise ValueError("the program was not traced for such a tree")
+        name = (kind if "kind" in self.requests else None, jnp.shape(first))
+        if name not in self.programs:
+            raise ValueError(f"the program was not traced for {name[0] or 'tensors'} of {name[1]}")
+        return name
+
+
+def rebuild(wire: str, contract: Contract) -> Rebuilt:
+    """Verify a message from a worker or a store; Refusal where it is not legal or too costly."""
+    message = decode(wire, contract)
+    limits = contract.limits
+    names = list(message.hyperparameters)
+    bills: dict[Any, Bill] = {}
+    for name, (layout, block) in message.programs.items():
+        jaxpr = _verified(block, layout, names, limits.fuel)
+        slot = sum(int(np.prod(shape)) for shape in layout.shapes)
+        bills[name] = bill(jaxpr, limits, most_elements=limits.growth * max(slot, 1 << 12))
+    if message.form == "tree":
+        cost = bills["scope"].cost
+    else:
+        scope = contract.scope
+        kinds = [t.kind if message.by_kind else None for t in scope]
+        cost = sum(bills[kind, t.shape].cost for kind, t in zip(kinds, scope, strict=True))
+    budget = limits.cost_per_element * max(1 << 12, sum(t.size for t in contract.scope))
+    if cost > budget:
+        raise Refusal(
+            "too costly",
+            "cost",
+            f"the program takes {cost:.3g} scalar operations over the model, trip counts included;"
+            f" {budget:.3g} are allowed",
+        )
+    return Rebuilt(
+        identity=identity_of(wire),
+        structure=structure_of(wire),
+        form=message.form,
+        requests=_requests(message),
+        hyperparameters=message.hyperparameters,
+        cost=cost,
+        memory=max(b.memory for b in bills.values()),
+        programs=message.programs,
+        fuel=limits.fuel,
+    )
+
+
+def to_algorithm(wire: str, contract: Contract, *, name: str) -> Any:
+    """The `sdjax.merging.algorithm.Algorithm` of a verified message; no source is executed."""
+    from sdjax.merging.algorithm import Algorithm
+
+    rebuilt = rebuild(wire, contract)
+    return Algorithm(
+        name=name,
+        identity=rebuilt.identity,
+        form=rebuilt.form,
+        function=rebuilt,
+        requests=frozenset(rebuilt.requests),
+        hyperparameters=dict(rebuilt.hyperparameters),
+    )
+
+
+def _verified(block: Block, layout: Layout, hyperparameters: list[str], fuel: int) -> Any:
+    """The program's jaxpr as the parent traces it, its results checked against the layout."""
+    try:
+        jaxpr = jax.make_jaxpr(lambda *inputs: run(block, inputs, fuel)[0])(
+            *layout.avals(hyperparameters)
+        )
+    except Refusal:
+        raise
+    except Exception as error:  # whatever JAX objects to in a hostile message
+        kind = type(error).__name__
+        message = f"the worker's message does not trace ({kind})"
+        raise Refusal("refused", "wire", message) from None
+    for aval, shape in zip(jaxpr.out_avals, layout.shapes, strict=True):
+        if aval.shape != shape or aval.dtype != np.float32:
+            message = f"the result is {aval.str_short()} where float32{list(shape)} is expected"
+            raise Refusal("wrong contract", "shape", message)
+    if jaxpr.effects:
+        raise Refusal("refused", "effects", "the program has side effects")
+    return jaxpr
+
+
+def _requests(message: Message) -> tuple[str, ...]:
+    """What the programs really read besides the task vectors."""
+    found = {"kind"} if message.by_kind else set()
+    for layout, block in message.programs.values():
+        atoms = [a for equation in block.equations for a in equation.operands]
+        used = {a for a in (*atoms, *block.outputs) if type(a) is int}
+        found |= {r for r in ("base", "key", "depth") if used & set(layout.position(r))}
+    return tuple(sorted(found))
+
+
+# --- binding ---------------------------------------------------------------------------------
+
+
+def run(block: Block, inputs: Sequence[Any], fuel: int) -> tuple[list[Any], Any]:
+    """Bind a block's primitives on these inputs: (outputs, exhausted or None)."""
+    values = list(inputs)
+    exhausted = jnp.zeros((), bool) if block.loops else None
+    for equation in block.equations:
+        operands = [values[a] if type(a) is int else a for a in equation.operands]
+        if equation.name in _CONTROL:
+            results, flag = _CONTROL[equation.name](equation, operands, fuel)
+            if flag is not None:
+                exhausted = flag | exhausted
+        else:
+            entry = ALLOWED[equation.name]
+            bound = entry.bind(*operands, **equation.params, **_supplied(equation.name))
+            results = list(bound) if isinstance(bound, (list, tuple)) else [bound]
+        if len(results) != equation.outputs:
+            raise Refusal("refused", "wire", f"{equation.name} has another number of results")
+        values.extend(results)
+    return [values[a] if type(a) is int else jnp.asarray(a) for a in block.outputs], exhausted
+
+
+def _supplied(name: str) -> Mapping[str, Any]:
+    """The parameters that are the parent's own; scatter's public functions make theirs."""
+    return {} if name.startswith("scatter") else ALLOWED[name].ignored
+
+
+def _scan(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+    p = equation.params
+    body, carries = p["body"], p["carry"]
+    consts, rest = operands[: p["consts"]], operands[p["consts"] :]
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, tuple]:
+        state, flag = carry
+        outputs, exhausted = run(body, [*consts, *state, *xs], fuel)
+        flag = flag if exhausted is None else flag | exhausted
+        return (tuple(outputs[:carries]), flag), tuple(outputs[carries:])
+
+    flag = jnp.zeros((), bool) if body.loops else None
+    initial = (tuple(jnp.asarray(x) for x in rest[:carries]), flag)
+    xs = tuple(jnp.asarray(x) for x in rest[carries:])
+    (state, flag), ys = lax.scan(step, initial, xs, p["length"], p["reverse"])
+    return [*state, *ys], flag
+
+
+def _while(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+    p = equation.params
+    first, second = p["condition_consts"], p["condition_consts"] + p["body_consts"]
+
+    def wanted(state: tuple) -> tuple[Any, Any]:
+        outputs, exhausted = run(p["condition"], [*operands[:first], *state], fuel)
+        return outputs[0], exhausted
+
+    # The carry: what the program carries, fuel left, whether an inner loop ran out of its own.
+    def condition(carry: tuple) -> Any:
+        state, left, _ = carry
+        return jnp.logical_and(wanted(state)[0], left > 0)
+
+    def step(carry: tuple) -> tuple:
+        state, left, flag = carry
+        outputs, exhausted = run(p["body"], [*operands[first:second], *state], fuel)
+        return tuple(outputs), left - 1, flag if exhausted is None else flag | exhausted
+
+    initial = tuple(jnp.asarray(x) for x in operands[second:])
+    start = (initial, jnp.int32(fuel), jnp.zeros((), bool))
+    state, _, flag = lax.while_loop(condition, step, start)
+    unfinished, inner = wanted(state)  # still wanted: it ended for want of fuel
+    flag = flag | unfinished
+    return list(state), flag if inner is None else flag | inner
+
+
+def _cond(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+    branches = equation.params["branches"]
+    loops = any(branch.loops for branch in branches)
+
+    def branch(block: Block) -> Callable:
+        def call(*inputs: Any) -> tuple:
+            outputs, exhausted = run(block, inputs, fuel)
+            flag = jnp.zeros((), bool) if exhausted is None else exhausted
+            return tuple(outputs), flag if loops else None
+
+        return call
+
+    index, *inputs = (jnp.asarray(x) for x in operands)
+    outputs, flag = lax.switch(index, [branch(b) for b in branches], *inputs)
+    return list(outputs), flag
+
+
+_CONTROL: dict[str, Callable[[Equation, list[Any], int], tuple[list[Any], Any]]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

@@ -1,0 +1,190 @@
+"""The text rules: for good messages and as a signal to learn from, not for safety.
+
+They run in the worker, like everything else that touches a program's text (`ast.parse` itself can
+be brought down by a deep enough source).
+"""
+
+import ast
+
+from sdjax.sandbox.verdict import Refusal
+
+ENTRY_POINTS = ("merge_models", "merge_trees")
+IMPORTS = frozenset(
+    """jax jax.numpy jax.lax jax.nn jax.random jax.scipy jax.scipy.linalg jax.scipy.special
+    jax.scipy.stats math functools itertools typing einops numpy numpy.linalg collections
+    dataclasses operator __future__""".split()
+)
+# What may be taken from `jax` itself; the rest of it reaches the host, the devices or the file
+# system, and has no place in an array program.
+JAX_MEMBERS = frozenset(
+    """numpy lax nn random scipy vmap jit grad value_and_grad jacfwd jacrev hessian jvp vjp tree
+    tree_util checkpoint Array named_scope""".split()
+)
+NUMPY_MEMBERS_REFUSED = frozenset(
+    """fromfile tofile load save savez savez_compressed memmap loadtxt savetxt genfromtxt fromregex
+    DataSource ctypeslib ctypes random f2py testing lib core distutils open_memmap frombuffer
+    show_config get_include source info lookfor""".split()
+)
+NAMES_REFUSED = frozenset(
+    """eval exec compile open input breakpoint globals locals vars getattr setattr delattr
+    help exit quit memoryview __import__ __builtins__ __loader__ __spec__ license credits
+    copyright""".split()
+)
+# Attributes that lead from a harmless object to the interpreter, the host or the file system.
+ATTRIBUTES_REFUSED = frozenset(
+    """os sys subprocess builtins ctypes io socket importlib shutil pathlib threading signal
+    multiprocessing inspect pickle tempfile warnings format format_map pure_callback io_callback
+    debug experimental ffi tofile dump dumps f_globals f_locals f_builtins f_back gi_frame
+    gi_code cr_frame tb_frame tb_next mro to_device addressable_data""".split()
+)
+
+
+def check_text(source: str, limit: int) -> ast.Module:
+    """The syntax tree of `source`, or a Refusal that names the rule and the line."""
+    if len(source.encode("utf-8", "surrogatepass")) > limit:
+        raise Refusal("refused", "size", f"the source is longer than {limit} bytes")
+    try:
+        source.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refusal("refused", "encoding", "the source is not valid Unicode text") from None
+    if "\0" in source:
+        raise Refusal("refused", "encoding", "the source holds a NUL character")
+    if not source.strip():
+        raise Refusal("refused", "syntax", "the source is empty")
+    if source.lstrip().startswith("```"):
+        raise Refusal(
+            "refused", "syntax", "line 1: a Markdown fence (```) is not Python; give the code alone"
+        )
+    try:
+        tree = ast.parse(source, filename="<program>")
+    except SyntaxError as error:
+        raise Refusal("refused", "syntax", f"line {error.lineno or 1}: {error.msg}") from None
+    except (RecursionError, MemoryError, ValueError):
+        raise Refusal("refused", "syntax", "the source is nested too deeply") from None
+    try:
+        _check_nodes(tree)
+    except RecursionError:
+        raise Refusal("refused", "syntax", "the source is nested too deeply") from None
+    _check_entry_point(tree)
+    return tree
+
+
+def entry_point(tree: ast.Module) -> str:
+    return next(n.name for n in tree.body if _defines_entry_point(n))  # type: ignore[attr-defined]
+
+
+def _defines_entry_point(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name in ENTRY_POINTS
+
+
+def _check_entry_point(tree: ast.Module) -> None:
+    found = [node for node in tree.body if _defines_entry_point(node)]
+    if not found:
+        raise Refusal(
+            "refused",
+            "entry-point",
+            "no function merge_models(task_vectors) or merge_trees(task_vectors) at top level",
+        )
+    if len(found) > 1:
+        raise Refusal(
+            "refused",
+            "entry-point",
+            f"line {found[1].lineno}: only one merge_models or merge_trees may be defined",
+        )
+
+
+def _check_nodes(tree: ast.Module) -> None:
+    modules = _module_names(tree)
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 1)
+
+        def refuse(rule: str, message: str, line: int = line) -> Refusal:
+            return Refusal("refused", rule, f"line {line}: {message}")
+
+        match node:
+            case ast.Import(names=names):
+                for alias in names:
+                    if alias.name not in IMPORTS:
+                        raise refuse("import", f"`import {alias.name}` is not allowed")
+            case ast.ImportFrom(module=module, names=names, level=level):
+                if level or module not in IMPORTS:
+                    raise refuse("import", f"`from {module or '.'} import …` is not allowed")
+                for alias in names:
+                    path = f"{module}.{alias.name}"
+                    if alias.name == "*":
+                        raise refuse("import", f"`from {module} import *` is not allowed")
+                    if not _member_allowed(module, alias.name) and path not in IMPORTS:
+                        raise refuse("import", f"`from {module} import {alias.name}` is refused")
+            case ast.Attribute(value=value, attr=name):
+                root = _module_of(value, modules)
+                if name.startswith("_"):
+                    raise refuse("private-attribute", f"the attribute `{name}` is not allowed")
+                if name in ATTRIBUTES_REFUSED or (root and not _member_allowed(root, name)):
+                    raise refuse("attribute", f"the attribute `{name}` is not allowed here")
+            case ast.AsyncFunctionDef() | ast.Await() | ast.Yield() | ast.YieldFrom():
+                raise refuse("statement", "generators and async functions are not allowed")
+        for name in _names(node):
+            if name.startswith("__"):
+                raise refuse("dunder", f"the name `{name}` is not allowed")
+            if name in NAMES_REFUSED:
+                raise refuse("name", f"`{name}` is not allowed")
+
+
+def _member_allowed(module: str, name: str) -> bool:
+    if name.startswith("_") or name in ATTRIBUTES_REFUSED:
+        return False
+    if module == "jax":
+        return name in JAX_MEMBERS
+    if module in ("numpy", "jax.numpy"):
+        return name not in NUMPY_MEMBERS_REFUSED
+    return True
+
+
+def _module_of(node: ast.expr, modules: dict[str, str]) -> str | None:
+    """The module that an expression such as `jax.numpy` or `jnp` stands for."""
+    if isinstance(node, ast.Name):
+        return modules.get(node.id)
+    if isinstance(node, ast.Attribute) and (parent := _module_of(node.value, modules)):
+        path = f"{parent}.{node.attr}"
+        return path if path in IMPORTS else None
+    return None
+
+
+def _module_names(tree: ast.Module) -> dict[str, str]:
+    """Which local names stand for which modules: {"jnp": "jax.numpy"}."""
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                local = alias.asname or alias.name.split(".")[0]
+                names[local] = alias.name if alias.asname else local
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                path = f"{node.module}.{alias.name}"
+                if path in IMPORTS:
+                    names[alias.asname or alias.name] = path
+    return names
+
+
+def _names(node: ast.AST) -> list[str]:
+    """Every identifier that the node binds or reads (attributes are judged apart)."""
+    match node:
+        case ast.Name(id=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+            return [name]
+        case ast.arg(arg=name):
+            return [name]
+        case ast.keyword(arg=str(name)):
+            return [name]
+        case ast.alias(asname=str(name)):
+            return [name]
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+            return [name]
+        case ast.MatchStar(name=str(name)):
+            return [name]
+        case ast.MatchMapping(rest=str(name)):
+            return [name]
+        case ast.MatchClass(kwd_attrs=names):
+            return list(names)
+        case ast.Global(names=names) | ast.Nonlocal(names=names):
+            return list(names)
+    return []

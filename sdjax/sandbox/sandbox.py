@@ -1,0 +1,282 @@
+"""Source text in, a verdict out: the parent's side of the sandbox.
+
+The worker's bytes are untrusted. The parent parses them, rebuilds the program (rebuild.py), runs
+that on probe tensors (probe.py), and never executes source. Verdicts come in the order of the
+sources, so that "duplicate of" is the same in every run.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import sdjax
+from sdjax.errors import UserError
+from sdjax.sandbox.confine import ENVIRONMENT
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.probe import probe
+from sdjax.sandbox.rebuild import rebuild
+from sdjax.sandbox.verdict import Refusal, Verdict
+
+WARM_UP_SECONDS = 120.0
+FORWARDED = ("refused", "wrong contract", "too costly")  # the verdicts that a worker may give
+_BOOT = "import sys; sys.path[:0] = {paths!r}; from sdjax.sandbox.server import main; main(*{args})"
+
+
+class Sandbox:
+    """Judges programs in confined children of a fork server. A context manager.
+
+        with Sandbox(contract) as sandbox:
+            for index, verdict in sandbox.judge_all(sources):
+                ...
+
+    `seen` maps identities and fingerprints of earlier programs to their names; both methods add
+    what they admit, so one mapping can serve a whole run (fill it from the store to resume).
+    """
+
+    def __init__(self, contract: Contract, workers: int = 2):
+        if workers < 1:
+            raise ValueError("a sandbox needs at least one worker")
+        self.contract, self.workers = contract, workers
+        self._server: subprocess.Popen | None = None
+        self._idle: list[Connection] = []
+        self._busy: dict[Connection, _Task] = {}
+
+    def __enter__(self) -> "Sandbox":
+        if self._server is None:
+            self._start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop()
+
+    def judge(
+        self, source: str, seen: MutableMapping[str, str] | None = None, name: str = "#0"
+    ) -> Verdict:
+        """The verdict on one source text."""
+        ((_, verdict),) = self.judge_all([source], seen=seen, names=[name])
+        return verdict
+
+    def judge_all(
+        self,
+        sources: Iterable[str],
+        *,
+        seen: MutableMapping[str, str] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Iterator[tuple[int, Verdict]]:
+        """(index, verdict) for every source, in order; `workers` of them are traced at a time.
+
+        `names` are what a later duplicate is said to be a duplicate of ("#index" by default).
+        """
+        if self._server is None:
+            raise UserError("the sandbox is not running: use it as `with Sandbox(...) as sandbox:`")
+        seen = {} if seen is None else seen
+        waiting = enumerate(sources)
+        replies: dict[int, str | Refusal] = {}
+        due, last = 0, None  # the next index to yield; the number of sources once it is known
+        try:
+            while last is None or due < last:
+                while self._idle and last is None and len(replies) < 4 * self.workers:
+                    index, source = next(waiting, (None, ""))
+                    if index is None:
+                        last = due + len(replies) + len(self._busy)
+                    else:
+                        self._submit(_Task(index=index, source=source), replies)
+                if due in replies:
+                    name = names[due] if names else f"#{due}"
+                    yield due, self._conclude(replies.pop(due), seen, name)
+                    due += 1
+                elif self._busy:
+                    self._collect(replies)
+        finally:
+            if self._busy:  # the caller left early: nobody wants these any more
+                self._restart()
+
+    # --- the parent's own judgement ---
+
+    def _conclude(
+        self, reply: "str | Refusal", seen: MutableMapping[str, str], name: str
+    ) -> Verdict:
+        """The verdict on a worker's reply: rebuild, probe, compare."""
+        if isinstance(reply, Refusal):
+            return _refused(reply)
+        known: dict[str, Any] = {}
+        try:
+            program = rebuild(reply, self.contract)
+            known = {
+                "identity": program.identity,
+                "structure": program.structure,
+                "cost": program.cost,
+                "memory": program.memory,
+                "requests": program.requests,
+                "form": program.form,
+                "wire": reply,
+            }
+            if original := seen.get(program.identity):
+                return _duplicate(original, "the same array program", known)
+            findings = probe(program, self.contract)
+        except Refusal as refusal:
+            return replace(_refused(refusal), **known | {"wire": None})
+        known |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
+        if original := seen.get(findings.fingerprint):
+            seen[program.identity] = original
+            return _duplicate(original, "the same results on the probe tensors", known)
+        seen[program.identity] = seen[findings.fingerprint] = name
+        return Verdict(verdict="admitted", **known)
+
+    # --- the workers ---
+
+    def _submit(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
+        limits = self.contract.limits
+        if len(task.source) > limits.source_bytes:  # not worth a worker's time
+            message = f"the source is longer than {limits.source_bytes} bytes"
+            replies[task.index] = Refusal("refused", "size", message)
+            return
+        connection = self._idle.pop()
+        request = {"source": task.source, "seconds": limits.wall_seconds}
+        connection.send_bytes(json.dumps(request).encode())
+        self._busy[connection] = task
+
+    def _collect(self, replies: dict[int, str | Refusal]) -> None:
+        """Wait for at least one worker; a lost server or a wall-clock time-out is tried again."""
+        limits = self.contract.limits
+        ready = wait(list(self._busy), timeout=3 * limits.wall_seconds + 10)
+        late: list[_Task] = []
+        lost = not ready
+        for connection in ready:
+            assert isinstance(connection, Connection)
+            try:
+                data = connection.recv_bytes(limits.wire_bytes + 1)
+            except (EOFError, OSError):
+                lost = True
+                continue
+            task = self._busy.pop(connection)
+            self._idle.append(connection)
+            if data[:1] == b"T" and not task.alone:
+                late.append(task)
+            else:
+                replies[task.index] = _read(data, task, limits.wall_seconds)
+        if lost:  # a dispatcher is gone: killed by a program, or by the machine for want of memory
+            late.extend(self._busy.values())
+            self._restart()
+        for task in sorted(late, key=lambda t: t.index):
+            if task.alone:
+                message = "the worker was killed while it judged this program"
+                replies[task.index] = Refusal("refused", "worker", message)
+            else:
+                self._alone(task, replies)
+
+    def _alone(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
+        """Once more, with nothing beside it."""
+        while self._busy:
+            self._collect(replies)
+        self._submit(replace(task, alone=True), replies)
+        while self._busy:
+            self._collect(replies)
+
+    def _start(self) -> None:
+        pairs = [socket.socketpair() for _ in range(self.workers)]
+        theirs = [pair[1].fileno() for pair in pairs]
+        root = str(Path(sdjax.__file__).resolve().parent.parent)
+        boot = _BOOT.format(paths=[root], args=(theirs, self.contract.to_json()))
+        self._server = subprocess.Popen(
+            [sys.executable, "-P", "-c", boot],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+            cwd="/",
+            pass_fds=theirs,
+            start_new_session=True,  # Ctrl-C in the terminal is the parent's business
+        )
+        for _, end in pairs:
+            end.close()
+        self._idle = [Connection(ours.detach()) for ours, _ in pairs]
+        self._await_warm_up()
+
+    def _await_warm_up(self) -> None:
+        """A dispatcher greets when it is ready."""
+        deadline = time.monotonic() + WARM_UP_SECONDS
+        for connection in self._idle:
+            try:
+                if connection.poll(max(0.0, deadline - time.monotonic())):
+                    connection.recv_bytes(16)
+                    continue
+            except (EOFError, OSError):
+                pass
+            self._stop()
+            raise UserError("the sandbox's server did not start: check that `import jax` works")
+
+    def _stop(self) -> None:
+        server, self._server = self._server, None
+        for connection in (*self._idle, *self._busy):
+            connection.close()
+        self._idle, self._busy = [], {}
+        if server is None:
+            return
+        assert server.stdin is not None
+        server.stdin.close()  # its read returns, it ends, and all its children with it
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+    def _restart(self) -> None:
+        self._stop()
+        self._start()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    index: int
+    source: str
+    alone: bool = False
+
+
+def _read(data: bytes, task: _Task, seconds: float) -> str | Refusal:
+    """A dispatcher's answer as a wire to verify or as a refusal; the worker's words are tidied."""
+    status, body = data[:1], data[1:]
+    if status == b"T":
+        message = f"tracing took more than {seconds:g} s, twice"
+        return Refusal("timed out", "wall-clock", message)
+    if status == b"C":
+        return Refusal("timed out", "cpu", "tracing takes too much processor time")
+    if status == b"L":
+        return Refusal("too costly", "wire", "the traced program is too large")
+    malformed = Refusal("refused", "worker", "the worker ended without a legal message")
+    if status != b"D":
+        return malformed
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
+        return malformed
+    if type(reply) is not dict or not all(type(v) is str for v in reply.values()):
+        return malformed
+    if set(reply) == {"wire"}:
+        return reply["wire"]
+    if set(reply) != {"verdict", "rule", "message"} or reply["verdict"] not in FORWARDED:
+        return malformed
+    if not reply["rule"].replace("-", "").isalpha() or len(reply["rule"]) > 40:
+        return malformed
+    return Refusal(reply["verdict"], reply["rule"], reply["message"])
+
+
+def _refused(refusal: Refusal) -> Verdict:
+    return Verdict(verdict=refusal.verdict, rule=refusal.rule, message=refusal.message)
+
+
+def _duplicate(original: str, how: str, known: dict[str, Any]) -> Verdict:
+    return Verdict(
+        verdict="duplicate",
+        rule="duplicate",
+        message=f"equals {original}: {how}",
+        duplicate_of=original,
+        **known,
+    )
