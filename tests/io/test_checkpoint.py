@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sdjax.errors import UserError
 from sdjax.io.checkpoint import ModelReader, read_model, write_model
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise, specify
+from sdjax.models.spec import abstract, specify
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 
@@ -33,10 +33,21 @@ def tiny(**changes) -> ModelConfig:
     return ModelConfig(**{**fields, **changes})
 
 
+def random_params(config, dtype):
+    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(
+            0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
+        ),
+        abstract(config, dtype),
+    )
+
+
 @pytest.fixture
 def folder(tmp_path):
     config = tiny()
-    write_model(tmp_path / "model", config, initialise(config, jax.random.key(0), jnp.bfloat16))
+    write_model(tmp_path / "model", config, random_params(config, jnp.bfloat16))
     return tmp_path / "model"
 
 
@@ -56,7 +67,7 @@ def edit_config(folder, **fields):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_round_trip_is_byte_for_byte(tmp_path, tied, dtype):
     config = tiny(tie_embeddings=tied)
-    params = initialise(config, jax.random.key(1), dtype)
+    params = random_params(config, dtype)
     write_model(tmp_path / "a", config, params)
     found, read = read_model(tmp_path / "a")
     assert found == config
@@ -79,7 +90,7 @@ def test_writes_the_bytes_of_the_reference_writer(tmp_path, folder):
 
 def test_mixed_dtypes_stay_as_stored(tmp_path):
     config = tiny()
-    params = initialise(config, jax.random.key(0), jnp.bfloat16)
+    params = random_params(config, jnp.bfloat16)
     params["final_norm"] = params["final_norm"].astype(jnp.float32)
     write_model(tmp_path / "m", config, params)
     _, read = read_model(tmp_path / "m")
@@ -90,7 +101,7 @@ def test_mixed_dtypes_stay_as_stored(tmp_path):
 
 def test_sharded_index_and_a_cast(tmp_path):
     config = tiny()
-    params = initialise(config, jax.random.key(0), jnp.bfloat16)
+    params = random_params(config, jnp.bfloat16)
     write_model(tmp_path / "m", config, params, max_file_bytes=3000)
     assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 2
     _, read = read_model(tmp_path / "m", dtype=jnp.float32)
@@ -168,7 +179,7 @@ def test_an_empty_folder_may_be_written_to(tmp_path, folder):
 )
 def test_a_tree_that_does_not_fit_is_not_written(tmp_path, params, message):
     config = tiny()
-    tree = initialise(config, jax.random.key(0), jnp.bfloat16)
+    tree = random_params(config, jnp.bfloat16)
     params(tree)
     with pytest.raises(UserError, match=message):
         write_model(tmp_path / "m", config, tree)
@@ -177,7 +188,7 @@ def test_a_tree_that_does_not_fit_is_not_written(tmp_path, params, message):
 
 def test_a_tied_model_may_store_its_output_matrix_again(tmp_path):
     config = tiny(tie_embeddings=True)
-    write_model(tmp_path / "m", config, initialise(config, jax.random.key(0), jnp.bfloat16))
+    write_model(tmp_path / "m", config, random_params(config, jnp.bfloat16))
 
     def store_again(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
@@ -260,7 +271,7 @@ def test_a_damaged_folder_is_a_one_line_error(folder, damage, messages):
 
 def test_an_index_that_does_not_fit_its_files(tmp_path):
     config = tiny()
-    params = initialise(config, jax.random.key(0), jnp.bfloat16)
+    params = random_params(config, jnp.bfloat16)
     write_model(tmp_path / "m", config, params, max_file_bytes=3000)
     index = tmp_path / "m/model.safetensors.index.json"
     fields = json.loads(index.read_text())

@@ -7,7 +7,7 @@ import pytest
 
 from sdjax.models.adapter import ALL_PROJECTIONS, fold, initialise_adapter
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise
+from sdjax.models.spec import abstract
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 
@@ -23,31 +23,40 @@ CONFIG = ModelConfig(
     context=32,
     sliding_window=4,
 )
-TOKENS = jax.random.randint(jax.random.key(5), (2, 7), 0, 64)
+TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 64, (2, 7)))
 
 
 def params(dtype=jnp.float32):
-    return jax.tree.map(lambda leaf: leaf * 3, initialise(CONFIG, jax.random.key(0), dtype))
+    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(
+            0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
+        ),
+        abstract(CONFIG, dtype),
+    )
 
 
+@jax.jit
 def logits(weights, adapter):
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
     hidden, _ = forward(weights, adapter, TOKENS, config=CONFIG, positions=positions)
-    return np.asarray(unembed(weights, hidden))
+    return unembed(weights, hidden)
 
 
 def trained(adapter):
     """The adapter with B filled in, as training would."""
     leaves, tree = jax.tree.flatten(adapter)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
+    rng = np.random.default_rng(9)
     return tree.unflatten(
-        [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
+        [jnp.asarray(leaf + 0.2 * rng.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
     )
 
 
 def test_a_fresh_adapter_changes_nothing():
     fresh = initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6)
-    np.testing.assert_array_equal(logits(params(), fresh), logits(params(), None))
+    # Two programs, which XLA may fuse differently.
+    np.testing.assert_allclose(logits(params(), fresh), logits(params(), None), atol=1e-6)
     folded = flatten(fold(params(), fresh))
     for path, leaf in flatten(params()).items():
         np.testing.assert_array_equal(folded[path], leaf)

@@ -3,6 +3,7 @@
 torch is needed, and its absence is a failure.
 """
 
+import functools
 import json
 
 import jax
@@ -13,19 +14,19 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from sdjax.io.checkpoint import read_model, write_model
-from sdjax.models.spec import initialise
+from sdjax.models.spec import abstract
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 
 TOLERANCE = 1e-4
 VOCAB = 61
-LENGTH = 17
+LENGTH = 16
 
 BASE = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 44,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
@@ -71,12 +72,31 @@ def model(request, tmp_path_factory):
     return theirs, config, params, folder
 
 
+def random_params(config, dtype=jnp.float32):
+    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
+    rng = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(
+            0.2 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
+        ),
+        abstract(config, dtype),
+    )
+
+
 def tokens(batch: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, length))
 
 
-def plain_positions(batch: int, length: int) -> jax.Array:
-    return jnp.broadcast_to(jnp.arange(length), (batch, length))
+@functools.partial(jax.jit, static_argnames="config")
+def run(params, ids, positions, segments, cache, *, config):
+    hidden, cache = forward(
+        params, None, ids, config=config, positions=positions, segments=segments, cache=cache
+    )
+    return unembed(params, hidden), cache
+
+
+def plain_positions(batch: int, length: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(length), (batch, length))
 
 
 def logits_of(theirs, ids, **arguments) -> np.ndarray:
@@ -84,17 +104,18 @@ def logits_of(theirs, ids, **arguments) -> np.ndarray:
         return theirs(input_ids=torch.tensor(ids), **arguments).logits.numpy()
 
 
-def our_logits(config, params, ids, positions=None, **arguments):
-    ids = jnp.asarray(ids)
+def our_logits(config, params, ids, positions=None, *, segments=None, cache=None):
     if positions is None:
         positions = plain_positions(*ids.shape)
-    hidden, cache = forward(params, None, ids, config=config, positions=positions, **arguments)
-    return np.asarray(unembed(params, hidden)), cache
+    ids, positions = jnp.asarray(ids), jnp.asarray(positions)
+    logits, cache = run(params, ids, positions, segments, cache, config=config)
+    return np.asarray(logits), cache
 
 
 def empty_cache(config, batch: int, size: int):
     shape = (batch, size, config.num_kv_heads, config.head_dim)
-    return [{"k": jnp.zeros(shape), "v": jnp.zeros(shape)} for _ in range(config.num_layers)]
+    zeros = np.zeros(shape, np.float32)
+    return [{"k": zeros, "v": zeros} for _ in range(config.num_layers)]
 
 
 def test_logits(model):
@@ -118,15 +139,13 @@ def test_padding_on_the_left_with_positions(model):
         attention_mask=torch.tensor(valid.astype(int)),
         position_ids=torch.tensor(positions),
     )
-    found, _ = our_logits(
-        config, params, ids, jnp.asarray(positions), segments=jnp.asarray(valid.astype(np.int32))
-    )
+    found, _ = our_logits(config, params, ids, positions, segments=valid.astype(np.int32))
     np.testing.assert_allclose(found[valid], expected[valid], atol=TOLERANCE)
 
 
 def test_padding_on_the_right(model):
     theirs, config, params, _ = model
-    ids = tokens(2)
+    ids = tokens(3)
     expected = logits_of(theirs, ids[1:, :9])
     found, _ = our_logits(config, params, ids)
     np.testing.assert_allclose(found[1:, :9], expected, atol=TOLERANCE)
@@ -139,21 +158,18 @@ def test_prefill_then_decoding_with_a_cache(model):
     expected = logits_of(theirs, ids)
     lengths = np.array([6, 9, 3])
     rows = np.arange(3)
-    prompt = ids[:, : lengths.max()]
-    prefill, entries = our_logits(config, params, prompt)
+    # What stands behind a prompt is read by nobody.
+    prompts = np.where(np.arange(LENGTH) < lengths[:, None], ids, VOCAB - 1)
+    prefill, entries = our_logits(config, params, prompts)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prefill[row, :length], expected[row, :length], atol=TOLERANCE)
-    cache = empty_cache(config, 3, LENGTH + 4)
-    width = prompt.shape[1]
     cache = [
-        {name: whole[name].at[:, :width].set(entry[name]) for name in whole}
-        for whole, entry in zip(cache, entries, strict=True)
+        {name: np.pad(entry[name], ((0, 0), (0, 4), (0, 0), (0, 0))) for name in entry}
+        for entry in entries
     ]
     for step in range(LENGTH - lengths.max()):
         at = lengths + step
-        found, cache = our_logits(
-            config, params, ids[rows, at][:, None], jnp.asarray(at)[:, None], cache=cache
-        )
+        found, cache = our_logits(config, params, ids[rows, at][:, None], at[:, None], cache=cache)
         np.testing.assert_allclose(found[:, 0], expected[rows, at], atol=TOLERANCE)
 
 
@@ -172,11 +188,10 @@ def test_prefill_in_two_pieces_into_a_cache(model):
 
 def test_packed_segments_equal_separate_sequences(model):
     theirs, config, params, _ = model
-    first, second, third = tokens(1, 7, 1), tokens(1, 4, 2), tokens(1, 6, 3)
-    pieces = (first, second, third)
+    pieces = (tokens(3, 7, 1), tokens(3, 4, 2), tokens(3, 5, 3))
     sizes = [piece.shape[1] for piece in pieces]
-    positions = jnp.concatenate([jnp.arange(size) for size in sizes])[None]
-    segments = jnp.repeat(jnp.arange(3), jnp.array(sizes))[None]
+    positions = np.concatenate([plain_positions(3, size) for size in sizes], 1)
+    segments = np.broadcast_to(np.repeat(np.arange(3), sizes), (3, LENGTH)).astype(np.int32)
     packed, _ = our_logits(config, params, np.concatenate(pieces, 1), positions, segments=segments)
     expected = np.concatenate([logits_of(theirs, piece) for piece in pieces], 1)
     np.testing.assert_allclose(packed, expected, atol=TOLERANCE)
@@ -184,8 +199,7 @@ def test_packed_segments_equal_separate_sequences(model):
 
 def test_what_we_write_transformers_reads(model, tmp_path):
     theirs, config, _, _ = model
-    params = initialise(config, jax.random.key(3), jnp.float32)
-    params = jax.tree.map(lambda leaf: leaf * 4 if leaf.ndim == 2 else leaf, params)
+    params = random_params(config)
     write_model(tmp_path / "ours", config, params)
     loaded, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager", output_loading_info=True
@@ -193,7 +207,7 @@ def test_what_we_write_transformers_reads(model, tmp_path):
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert type(loaded) is type(theirs)
-    ids = tokens(2)
+    ids = tokens(3)
     found, _ = our_logits(config, params, ids)
     np.testing.assert_allclose(found, logits_of(loaded.eval(), ids), atol=TOLERANCE)
 
