@@ -82,9 +82,10 @@ class Encoder:
         name, params = equation.primitive.name, equation.params
         if name in IDENTITIES:
             return operands
-        if name == "convert_element_type" and (
-            folded := _fold_conversion(equation, operands[0])
-        ) is not None:
+        if (
+            name == "convert_element_type"
+            and (folded := _fold_conversion(equation, operands[0])) is not None
+        ):
             return [folded]
         if name in CALLS:
             body = params[CALLS[name]]
@@ -264,5 +265,3 @@ def _lift(block: dict[str, Any]) -> dict[str, Any]:
 
 def _is_block(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"inputs", "equations", "outputs"}
-
-

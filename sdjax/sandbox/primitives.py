@@ -28,9 +28,7 @@ MAX_DIMENSION = 1 << 40
 
 DTYPES: dict[str, np.dtype] = {
     name: jnp.dtype(name)
-    for name in (
-        "bool int8 int16 int32 uint8 uint16 uint32 float16 bfloat16 float32 complex64"
-    ).split()
+    for name in ["bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64"]
 }
 KEY_IMPL = next(
     equation.params["impl"]
@@ -263,9 +261,7 @@ def _allow(
         primitive = getattr(extended, attribute, None) or getattr(lax, attribute, None)
         function = bind or primitive.bind  # type: ignore[union-attr]
         bounds = arity if isinstance(arity, tuple) else (arity, arity)
-        ALLOWED[name] = Entry(
-            bounds, function, params, fixed or {}, ignored or {}, cost or each(1)
-        )
+        ALLOWED[name] = Entry(bounds, function, params, fixed or {}, ignored or {}, cost or each(1))
 
 
 def _wrap_key(data: Any, *, impl: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax.algorithms.registry import algorithm as named_algorithm
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.errors import UserError
-from sdjax.evaluation.evaluate import evaluate
-from sdjax.evaluation.task import Outcome, Problem, Task
+from sdjax.evaluation.task import Problem, Task
 from sdjax.evaluation.tasks import find_task
 from sdjax.io.checkpoint import read_config as read_model_config
 from sdjax.io.checkpoint import read_model
+from sdjax.io.folders import TRAINING_PROGRAMS, model_folder
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import Merged, Merger
@@ -33,7 +32,6 @@ from sdjax.sandbox.contract import Contract, Limits
 from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
 from sdjax.search.records import DEVELOPMENT, MAIN, TEST
 from sdjax.sharding.mesh import make_mesh
-from sdjax.zoo.models import TRAINING_PROGRAMS, model_folder
 
 TRANSFER = "transfer"
 
@@ -76,6 +74,11 @@ class Workbench:
             key = jax.random.fold_in(key, number)
         return key
 
+    @cached_property
+    def compute_seed(self) -> dict:
+        """The seed in the dtype that training computes in."""
+        return jax.tree.map(lambda leaf: leaf.astype(self.generating.compute_dtype), self.seed)
+
     def fresh_adapter(self) -> Adapter:
         """The adapter of the first generator, which writes as the seed does."""
         training = self.config.training
@@ -87,9 +90,6 @@ class Workbench:
         """The seed with the algorithm's merged task vector added to the tensors in scope."""
         return self.mergers[setting](algorithm, key=self.fold("merge"))
 
-    def method(self, name: str, hyperparameters: Mapping) -> Algorithm:
-        return named_algorithm(name, **hyperparameters)
-
     def with_expert(self, index: int, setting: str = MAIN) -> dict:
         """The seed with the tensors in scope of one expert."""
 
@@ -97,16 +97,6 @@ class Workbench:
             return list(task_vectors.values())[index]
 
         return self.merge(Algorithm.from_function(take, name=f"expert_{index + 1}"), setting).params
-
-    def outcomes(self, params: dict, split: str, on_outcome=None) -> list[Outcome]:
-        return evaluate(
-            self.answering,
-            self.tokenizer,
-            params,
-            self.task,
-            self.problems[split],
-            on_outcome=on_outcome,
-        )
 
     def was_trained_on(self, identity: str) -> bool | None:
         """Whether the seed was trained on this program; None where that is not known."""
@@ -146,9 +136,7 @@ def prepare(config: RunConfig) -> Workbench:
         )
         for setting, trees in experts.items()
     }
-    task = find_task(
-        config.task.name, development=config.task.development, test=config.task.test
-    )
+    task = find_task(config.task.name, development=config.task.development, test=config.task.test)
     descriptions = {slot: expert.description for slot, expert in config.experts.items()}
     return Workbench(
         config=config,
@@ -171,7 +159,7 @@ def prepare(config: RunConfig) -> Workbench:
             config.generation.prompt,
             slots=config.slots,
             descriptions=descriptions,
-            chat=tokenizer.render_chat if tokenizer.has_chat_template else None,
+            chat=_as_chat(tokenizer) if tokenizer.has_chat_template else None,
         ),
         training_identities=_training_identities(folder),
     )
@@ -185,7 +173,9 @@ def _read_expert(
     theirs, ours = specify(found), specify(seed)
     for path in paths:
         if path not in theirs:
-            raise UserError(f"{folder}: has no tensor {path}, which the seed has; use its fine-tunes")
+            raise UserError(
+                f"{folder}: has no tensor {path}, which the seed has; use its fine-tunes"
+            )
         if theirs[path].shape != ours[path].shape:
             raise UserError(
                 f"{folder}: tensor {path} has shape {theirs[path].shape}, the seed's is "
@@ -212,6 +202,10 @@ def _decoder(
     # On the CPU bfloat16 is slower than float32; accelerators compute in what is stored.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return Decoder(model, settings, stop_tokens=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
+
+
+def _as_chat(tokenizer: Tokenizer) -> Callable[[str], str]:
+    return lambda text: tokenizer.render_chat([{"role": "user", "content": text}])
 
 
 def _mesh(config: RunConfig) -> Mesh:

@@ -41,7 +41,10 @@ class SeedRecipe:
         programs: distinct training programs.
         rows: packed rows a step, `program_rows` of them programs.
         length: tokens a row.
+        exercise_weight: of an exercise's token in the loss, against 1 of a program's: answers
+            are few tokens, and harder.
         interval: steps between two looks at the accuracies, after which the shares are set anew.
+        shares: kind to its share before any accuracy is known; stories are long.
         targets: kind to the accuracy from which on it is only replayed.
     """
 
@@ -50,7 +53,9 @@ class SeedRecipe:
     rows: int
     program_rows: int
     length: int
+    exercise_weight: float
     interval: int
+    shares: Mapping[str, float]
     targets: Mapping[str, float]
     optimiser: OptimiserSettings
 
@@ -77,12 +82,23 @@ SEED = SeedRecipe(
     seed=20_241_015,
     programs=24_000,
     rows=16,
-    program_rows=5,
+    program_rows=4,
     length=128,
     interval=250,
-    targets={kind: 0.45 if kind in STORIES else 0.6 for kind in KINDS},
+    exercise_weight=3.0,
+    shares={kind: 0.3 if kind in STORIES else 1.0 for kind in KINDS},
+    targets={
+        "add": 0.6,
+        "sub": 0.6,
+        "chain": 0.45,
+        "story_add": 0.45,
+        "story_sub": 0.45,
+        "story_chain": 0.35,
+        "largest": 0.55,
+        "missing": 0.5,
+    },
     optimiser=OptimiserSettings(
-        learning_rate=2.5e-3, steps=5000, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
+        learning_rate=2e-3, steps=5000, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
     ),
 )
 

@@ -65,7 +65,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     trainable, _ = split(jax.device_put(params, everywhere), set(flatten(params)))
     start, step = compile_step(sft_loss(config), recipe.optimiser)
     state = start(trainable)
-    weights = dict.fromkeys(KINDS, 1.0)
+    weights = dict(recipe.shares)
     for first in range(0, recipe.optimiser.steps, recipe.interval):
         batches = zip(
             packed_batches(
@@ -83,6 +83,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
             strict=True,
         )
         for index, (program_rows, exercise_rows) in enumerate(batches):
+            exercise_rows["weights"] *= recipe.exercise_weight
             batch = {
                 name: np.concatenate([program_rows[name], exercise_rows[name]])
                 for name in program_rows
@@ -95,7 +96,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
         accuracy = probe.accuracies(unflatten(trainable))
         # A kind above its target is only replayed, so that the seed stays half able.
         weights = {
-            kind: max(recipe.targets[kind] - accuracy[kind], 0.04) / recipe.targets[kind]
+            kind: recipe.shares[kind] * max(1 - accuracy[kind] / recipe.targets[kind], 0.05)
             for kind in KINDS
         }
         shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)

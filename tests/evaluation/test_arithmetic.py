@@ -37,9 +37,7 @@ def test_solutions_are_right(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_numbers_of_one_split_are_in_no_other(kind):
     calculation = KINDS[kind].calculation
-    seen = {
-        split: {exercise.numbers for exercise in drawn(kind, split, 300)} for split in SPLITS
-    }
+    seen = {split: {exercise.numbers for exercise in drawn(kind, split, 300)} for split in SPLITS}
     for split, numbers in seen.items():
         assert all(split_of(calculation, tuple_) == split for tuple_ in numbers)
     assert not set.intersection(seen["train"], seen["test"] | seen["development"])

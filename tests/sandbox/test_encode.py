@@ -35,8 +35,12 @@ SAME = {
         "def merge_models(tv):\n    return sum(another_name(t) for t in tv.values())\n",
     ),
     "names of jitted functions": (
-        merge("return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda x: x * 2)\n"),
-        merge("return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda y: y * 2)\n"),
+        merge(
+            "return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda x: x * 2)\n"
+        ),
+        merge(
+            "return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda y: y * 2)\n"
+        ),
     ),
     "dead code": (
         merge("return task_vectors['expert_1'] * 2"),

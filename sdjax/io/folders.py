@@ -6,13 +6,14 @@ from pathlib import Path
 
 from sdjax.errors import UserError
 
-FOLDER = Path(__file__).parent / "models"
+ZOO = Path(__file__).parent.parent / "zoo" / "models"
+# Beside the weights of a seed: what tells its own programs from remembered ones.
 TRAINING_PROGRAMS = "training_programs.npy"
 
 
 def zoo_models() -> dict[str, Path]:
     """Name to folder of every model that ships with the package, the seed first."""
-    folders = sorted(path.parent for path in FOLDER.glob("*/config.json"))
+    folders = sorted(path.parent for path in ZOO.glob("*/config.json"))
     return {path.name: path for path in sorted(folders, key=lambda p: (p.name != "seed", p.name))}
 
 
