@@ -10,18 +10,26 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from sdjax.errors import UserError
+from sdjax.io.weights_file import (
+    CODES,
+    DTYPES,
+    HF_DTYPES,
+    file_parts,
+    sync_folder,
+    write_bytes,
+    write_text,
+)
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import ParamSpec, specify
 from sdjax.models.tree import flatten, unflatten
@@ -44,14 +52,6 @@ ASSETS = (
     "chat_template.jinja",
     "generation_config.json",
 )
-
-_DTYPES: dict[str, np.dtype] = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-    "F32": np.dtype(np.float32),
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_HF_DTYPE = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 # Buffers that old checkpoints of the Llama family carry; they follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
@@ -92,7 +92,7 @@ class ModelReader:
             )
         spec = self.specs[path]
         stored = self._checked_slice(spec)
-        kept = _DTYPES[stored.get_dtype()] if dtype is None else np.dtype(dtype)
+        kept = DTYPES[stored.get_dtype()] if dtype is None else np.dtype(dtype)
         if mesh is None:
             return jax.device_put(stored[...].astype(kept, copy=False))
 
@@ -206,10 +206,10 @@ class ModelReader:
                 f"{where} has shape {list(stored.get_shape())}, not {list(spec.shape)} as "
                 f"{CONFIG} says; correct {CONFIG}, or use the weights that belong to it"
             )
-        if stored.get_dtype() not in _DTYPES:
+        if stored.get_dtype() not in DTYPES:
             raise UserError(
                 f"{where} is stored as {stored.get_dtype()}, which is not supported; "
-                f"use weights in {', '.join(sorted(_HF_DTYPE.values()))}"
+                f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
             )
         return stored
 
@@ -301,16 +301,16 @@ def write_model(
             partial.mkdir(parents=True)
         _write_weights(partial if writes else None, leaves, specs, max_file_bytes)
         if writes:
-            stored = _CODES[np.dtype(max(leaves.values(), key=lambda leaf: leaf.size).dtype)]
-            fields = config.to_hf(dtype=_HF_DTYPE[stored])
-            _write_text(partial / CONFIG, json.dumps(fields, indent=2) + "\n")
+            stored = CODES[np.dtype(max(leaves.values(), key=lambda leaf: leaf.size).dtype)]
+            fields = config.to_hf(dtype=HF_DTYPES[stored])
+            write_text(partial / CONFIG, json.dumps(fields, indent=2) + "\n")
             for name in ASSETS if assets_from is not None else ():
                 source = Path(assets_from or "") / name
                 if source.is_file():
-                    _write_bytes(partial / name, [source.read_bytes()])
-            _sync_folder(partial)
+                    write_bytes(partial / name, [source.read_bytes()])
+            sync_folder(partial)
             os.replace(partial, folder)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
     finally:
         if writes:
             shutil.rmtree(partial, ignore_errors=True)
@@ -334,10 +334,10 @@ def _check_leaves(leaves: Mapping[str, Any], specs: Mapping[str, ParamSpec], fol
                 f"{folder}: not written, {path} has shape {list(leaf.shape)}, "
                 f"not {list(specs[path].shape)}; give parameters that belong to this config"
             )
-        if np.dtype(leaf.dtype) not in _CODES:
+        if np.dtype(leaf.dtype) not in CODES:
             raise UserError(
                 f"{folder}: not written, {path} is {leaf.dtype}; "
-                f"cast it to one of {', '.join(sorted(_HF_DTYPE.values()))}"
+                f"cast it to one of {', '.join(sorted(HF_DTYPES.values()))}"
             )
 
 
@@ -362,9 +362,9 @@ def _write_weights(
         if len(groups) > 1:
             name = f"model-{number:05}-of-{len(groups):05}.safetensors"
         weight_map.update({specs[path].hf_name: name for path in paths})
-        parts = _file_parts({specs[path].hf_name: leaves[path] for path in paths})
+        parts = file_parts({specs[path].hf_name: leaves[path] for path in paths})
         if folder is not None:
-            _write_bytes(folder / name, parts)
+            write_bytes(folder / name, parts)
         else:
             for _ in parts:
                 pass
@@ -373,58 +373,7 @@ def _write_weights(
             "metadata": {"total_size": sum(leaf.nbytes for leaf in leaves.values())},
             "weight_map": dict(sorted(weight_map.items())),
         }
-        _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-
-
-def _file_parts(tensors: Mapping[str, Any]) -> Iterable[bytes | memoryview]:
-    """A safetensors file as its header and then one tensor at a time, never all in memory.
-
-    The format: the length of the header in 8 little-endian bytes, the header in JSON padded with
-    spaces to a multiple of 8, the tensors' bytes (https://github.com/huggingface/safetensors).
-    Wider types come first, as the reference writer does, so that each tensor is aligned.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, leaf in ordered:
-        start, end = end, end + leaf.nbytes
-        header[name] = {
-            "dtype": _CODES[np.dtype(leaf.dtype)],
-            "shape": list(leaf.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, leaf in ordered:
-        yield np.ascontiguousarray(_on_host(leaf)).view(np.uint8).data
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-    return np.asarray(leaf)
-
-
-def _write_text(path: Path, text: str) -> None:
-    _write_bytes(path, [text.encode()])
-
-
-def _write_bytes(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _names(names: list[str]) -> str:

@@ -87,7 +87,10 @@ def tokens(batch: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, length))
 
 
-@functools.partial(jax.jit, static_argnames="config")
+# Each of some forty programs runs once or twice: compiling them fast is what counts.
+@functools.partial(
+    jax.jit, static_argnames="config", compiler_options={"xla_backend_optimization_level": 0}
+)
 def run(params, ids, positions, segments, cache, *, config):
     hidden, cache = forward(
         params, None, ids, config=config, positions=positions, segments=segments, cache=cache
