@@ -69,7 +69,7 @@ class Encoder:
 
         def read(atom: Any) -> Atom:
             if isinstance(atom, core.Literal):
-                return self._constant(atom.val, atom.aval.dtype)
+                return self._constant(atom.val, _dtype(atom))
             return atoms[atom]
 
         for equation in jaxpr.eqns:
@@ -82,9 +82,10 @@ class Encoder:
         name, params = equation.primitive.name, equation.params
         if name in IDENTITIES:
             return operands
-        if name == "convert_element_type" and (
-            folded := _fold_conversion(equation, operands[0])
-        ) is not None:
+        if (
+            name == "convert_element_type"
+            and (folded := _fold_conversion(equation, operands[0])) is not None
+        ):
             return [folded]
         if name in CALLS:
             body = params[CALLS[name]]
@@ -166,6 +167,10 @@ class Encoder:
             text = base64.b64encode(data).decode()
             self.constants.append({"type": name, "shape": list(array.shape), "data": text})
         return ["constant", self._index[digest]]
+
+
+def _dtype(literal: Any) -> Any:
+    return literal.aval.dtype
 
 
 def _open(body: Any) -> tuple[Any, Any]:
@@ -264,5 +269,3 @@ def _lift(block: dict[str, Any]) -> dict[str, Any]:
 
 def _is_block(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"inputs", "equations", "outputs"}
-
-

@@ -17,7 +17,9 @@ LOOPS = ("scan", "while", "cond", "fori loop")
 
 @pytest.fixture(scope="module")
 def wires(contract):
-    return {name: trace_trusted(VALID[name], contract) for name in ("ties", *LOOPS, "top-level arrays")}
+    return {
+        name: trace_trusted(VALID[name], contract) for name in ("ties", *LOOPS, "top-level arrays")
+    }
 
 
 def first_block(message):
@@ -171,7 +173,9 @@ def test_nesting_is_bounded(contract):
         }
     wire = trace_trusted(merge("return task_vectors['expert_1']"), contract)
     message = json.loads(wire)
-    message["programs"][0]["block"]["equations"] = [["cond", [["int32", 0], 0], 1, {"branches": [block]}]]
+    message["programs"][0]["block"]["equations"] = [
+        ["cond", [["int32", 0], 0], 1, {"branches": [block]}]
+    ]
     message["programs"][0]["block"]["outputs"] = [6]
     assert "nesting" in refused(message, contract).message
 
@@ -183,7 +187,9 @@ def test_equations_are_bounded_over_all_blocks(contract):
 
 
 def test_shapes_that_explode_are_refused_before_anything_is_computed(contract):
-    message = json.loads(trace_trusted(merge("return task_vectors['expert_1'] + jnp.zeros(1)[0]"), contract))
+    message = json.loads(
+        trace_trusted(merge("return task_vectors['expert_1'] + jnp.zeros(1)[0]"), contract)
+    )
     for program in message["programs"]:
         program["block"]["equations"].insert(
             0, ["iota", [], 1, {"dtype": "float32", "shape": [1 << 39], "dimension": 0}]
@@ -193,7 +199,23 @@ def test_shapes_that_explode_are_refused_before_anything_is_computed(contract):
 
 def _mutate(value, draw: random.Random):
     """One small, random change somewhere in a message."""
-    junk = [None, True, -1, 0, 1, 7, 1 << 62, 0.5, "", "add", "float32", [], {}, [None, [16, 8]], [0]]
+    junk = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        7,
+        1 << 62,
+        0.5,
+        "",
+        "add",
+        "float32",
+        [],
+        {},
+        [None, [16, 8]],
+        [0],
+    ]
     if isinstance(value, dict) and value and draw.random() < 0.9:
         key = draw.choice(sorted(value))
         return value | {key: _mutate(value[key], draw)}

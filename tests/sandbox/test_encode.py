@@ -31,12 +31,17 @@ SAME = {
     ),
     "a helper under jit": (
         merge("return sum(jnp.tanh(t) for t in task_vectors.values())"),
-        "import jax\nimport jax.numpy as jnp\n@jax.jit\ndef another_name(x):\n    return jnp.tanh(x)\n"
+        "import jax\nimport jax.numpy as jnp\n"
+        "@jax.jit\ndef another_name(x):\n    return jnp.tanh(x)\n"
         "def merge_models(tv):\n    return sum(another_name(t) for t in tv.values())\n",
     ),
     "names of jitted functions": (
-        merge("return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda x: x * 2)\n"),
-        merge("return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda y: y * 2)\n"),
+        merge(
+            "return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda x: x * 2)\n"
+        ),
+        merge(
+            "return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda y: y * 2)\n"
+        ),
     ),
     "dead code": (
         merge("return task_vectors['expert_1'] * 2"),

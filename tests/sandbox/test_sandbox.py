@@ -57,7 +57,9 @@ def test_requests_are_what_the_program_really_uses(verdicts, sandbox):
     assert verdicts["linear"].requests == ()
     assert verdicts["dare"].requests == ("key",)
     assert verdicts["branch on kind"].requests == ("kind",)
-    idle = merge("del base, kind\nreturn 0.125 * task_vectors['expert_1']", "task_vectors, base, kind")
+    idle = merge(
+        "del base, kind\nreturn 0.125 * task_vectors['expert_1']", "task_vectors, base, kind"
+    )
     assert sandbox.judge(idle).requests == ()
 
 
@@ -223,4 +225,6 @@ def _descendants(pid: int) -> list[int]:
 
 def _grandchildren(sandbox: Sandbox) -> list[int]:
     server = sandbox._server.pid
-    return [p for p in _descendants(server) if any(p in _descendants(d) for d in _descendants(server))]
+    return [
+        p for p in _descendants(server) if any(p in _descendants(d) for d in _descendants(server))
+    ]
