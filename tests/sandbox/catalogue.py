@@ -342,7 +342,7 @@ REFUSED = [
     ),
     (
         "unrolled",
-        merge("x = task_vectors['expert_1']\nfor _ in range(6000):\n    x = x + 1.0\nreturn x"),
+        merge("x = task_vectors['expert_1']\nfor _ in range(2000):\n    x = x + 1.0\nreturn x"),
         "too costly",
         "equations",
     ),
@@ -402,5 +402,23 @@ REFUSED = [
         "too costly",
         "fuel",
     ),
-    ("endless host loop", "while True:\n    pass\n" + VALID["linear"], "timed out", "cpu"),
+    (
+        "endless loop in Python",
+        "while True:\n    pass\n" + VALID["linear"],
+        "too costly",
+        "steps",
+    ),
+    (
+        "endless comprehension",
+        "import itertools\n" + merge("return sum(0.0 for _ in itertools.count())"),
+        "too costly",
+        "steps",
+    ),
+    (
+        "exponential recursion",
+        merge("f = lambda n: 1.0 if n < 1 else f(n - 1) + f(n - 1)\nreturn f(40)"),
+        "too costly",
+        "steps",
+    ),
+    ("endless host work", "sum(range(10**12))\n" + VALID["linear"], "timed out", "cpu"),
 ]
