@@ -19,7 +19,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 class Group(click.Group):
     """Prints a user's mistake as one line and exits with 2; an interruption with 130."""
 
-    def main(self, *args, **kwargs):  # type: ignore[override]
+    def main(self, *args, **kwargs):
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
@@ -222,8 +222,16 @@ def zoo_train(out: Path) -> None:
     from sdjax.progress import progress_bar
     from sdjax.zoo.train import train_zoo
 
-    with progress_bar("zoo", 1.0) as advance:
-        click.echo(train_zoo(out, advance))
+    with progress_bar("zoo", 100) as advance:
+        shown = 0.0
+
+        def news(line: str, share: float) -> None:
+            nonlocal shown
+            advance(100 * share - shown, description=line)
+            shown = 100 * share
+
+        table = train_zoo(out, news)
+    click.echo(f"{table}")
 
 
 @main.command(epilog=_example("sdjax methods"))

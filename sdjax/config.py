@@ -5,7 +5,6 @@ YAML here is plainer than PyYAML's: a key may not stand twice, and 1e-6 is a num
 
 import dataclasses
 import difflib
-import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +85,7 @@ def _validate(kind: type[T], data: Mapping[str, Any], where: Callable[[Location]
     # JSON, because strict validation of Python data would refuse a list where a tuple is meant.
     text = json.dumps(data, default=str)
     try:
-        return _adapter(kind).validate_json(text)
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         # Unknown keys first: a misspelt key is also a missing one.
         errors = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
@@ -103,11 +102,6 @@ def _untagged(location: Location) -> Location:
         for part in location
         if not re.match(r"(str|bool|int|float|tuple\[.*|constrained-str)$", str(part))
     )
-
-
-@functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
 
 
 def _explain(root: type, errors: Sequence[Any], location: Location) -> str:

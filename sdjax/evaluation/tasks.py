@@ -67,8 +67,12 @@ def find_task(name: str, *, development: int | None = None, test: int | None = N
         UserError: neither a known task nor a file that can be read.
     """
     if name in TASKS:
-        sizes = {"development": development, "test": test}
-        return TASKS[name](**{key: size for key, size in sizes.items() if size is not None})
+        standard = TASKS[name]()
+        return dataclasses.replace(
+            standard,
+            development=standard.development if development is None else development,
+            test=standard.test if test is None else test,
+        )
     path = Path(name).expanduser()
     if not path.is_file():
         raise UserError(

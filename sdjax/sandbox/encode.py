@@ -69,7 +69,7 @@ class Encoder:
 
         def read(atom: Any) -> Atom:
             if isinstance(atom, core.Literal):
-                return self._constant(atom.val, atom.aval.dtype)
+                return self._constant(atom.val, _dtype(atom))
             return atoms[atom]
 
         for equation in jaxpr.eqns:
@@ -167,6 +167,10 @@ class Encoder:
             text = base64.b64encode(data).decode()
             self.constants.append({"type": name, "shape": list(array.shape), "data": text})
         return ["constant", self._index[digest]]
+
+
+def _dtype(literal: Any) -> Any:
+    return literal.aval.dtype
 
 
 def _open(body: Any) -> tuple[Any, Any]:

@@ -107,21 +107,21 @@ def plan(contract: Contract, form: str, by_kind: bool) -> Plan:
         probed = contract.probe_paths
         small = {} if probed == contract.paths else {"probe": _tree(contract, probed)}
         name = "probe" if small else "scope"
-        required = {"scope": _tree(contract, contract.paths)}
-        return Plan(required=required, optional=small, probes=((name, "scope"),))
+        whole = {"scope": _tree(contract, contract.paths)}
+        return Plan(required=whole, optional=small, probes=((name, "scope"),))
     elements = contract.limits.probe_elements
     real = {(t.kind if by_kind else None, t.shape): t for t in contract.tensors}
-    required = {name: Layout(slots=contract.slots, shapes=(name[1],)) for name in real}
+    required: dict[Any, Layout] = {of: _tensor(contract, of[1]) for of in real}
     probes: dict[Any, tuple[Any, Any]] = {}
-    for name, tensor in real.items():
-        group = name if by_kind else len(tensor.shape)
-        probes.setdefault(group, ((name[0], tensor.reduced(elements).shape), name))
-    optional = {
-        name: Layout(slots=contract.slots, shapes=(name[1],))
-        for name, _ in probes.values()
-        if name not in required
-    }
+    for of, tensor in real.items():
+        group = of if by_kind else len(tensor.shape)
+        probes.setdefault(group, ((of[0], tensor.reduced(elements).shape), of))
+    optional = {of: _tensor(contract, of[1]) for of, _ in probes.values() if of not in required}
     return Plan(required=required, optional=optional, probes=tuple(probes.values()))
+
+
+def _tensor(contract: Contract, shape: tuple[int, ...]) -> Layout:
+    return Layout(slots=contract.slots, shapes=(shape,))
 
 
 def _tree(contract: Contract, paths: Sequence[tuple[str, Any]]) -> Layout:

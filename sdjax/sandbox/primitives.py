@@ -26,10 +26,8 @@ from jax.extend.core import primitives as extended
 MAX_RANK = 8
 MAX_DIMENSION = 1 << 40
 
-DTYPES: dict[str, np.dtype] = {
-    name: jnp.dtype(name)
-    for name in ["bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64"]
-}
+_TYPES = "bool int8 int16 int32 uint8 uint16 uint32 float16 bfloat16 float32 complex64"
+DTYPES: dict[str, np.dtype] = {name: jnp.dtype(name) for name in _TYPES.split(" ")}
 KEY_IMPL = next(
     equation.params["impl"]
     for equation in jax.make_jaxpr(lambda: jax.random.key(0, impl="threefry2x32"))().eqns
@@ -94,9 +92,9 @@ def _plain(value: Any) -> Any:
     return int(value)
 
 
-def _numbers(kind: type, name: str) -> Codec:
+def _numbers(kind: Any, name: str) -> Codec:
     """A named tuple of integer tuples (gather's and scatter's dimension numbers)."""
-    fields = kind._fields if hasattr(kind, "_fields") else tuple(kind.__dataclass_fields__)
+    fields = kind._fields
 
     def decode(value: Any) -> Any:
         _expect(type(value) is dict and set(value) == set(fields), f"{name} are expected")

@@ -8,24 +8,39 @@ import ast
 
 from sdjax.sandbox.verdict import Refusal
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 ENTRY_POINTS = ("merge_models", "merge_trees")
-IMPORTS = frozenset(
-    ["jax", "jax.numpy", "jax.lax", "jax.nn", "jax.random", "jax.scipy", "jax.scipy.linalg", "jax.scipy.special", "jax.scipy.stats", "math", "functools", "itertools", "typing", "einops", "numpy", "numpy.linalg", "collections", "dataclasses", "operator", "__future__"]
+IMPORTS = _words(
+    """jax jax.numpy jax.lax jax.nn jax.random jax.scipy jax.scipy.linalg jax.scipy.special
+    jax.scipy.stats math functools itertools typing einops numpy numpy.linalg collections
+    dataclasses operator __future__"""
 )
 # What may be taken from `jax` itself; the rest of it reaches the host, the devices or the file
 # system, and has no place in an array program.
-JAX_MEMBERS = frozenset(
-    ["numpy", "lax", "nn", "random", "scipy", "vmap", "jit", "grad", "value_and_grad", "jacfwd", "jacrev", "hessian", "jvp", "vjp", "tree", "tree_util", "checkpoint", "Array", "named_scope"]
+JAX_MEMBERS = _words(
+    """numpy lax nn random scipy vmap jit grad value_and_grad jacfwd jacrev hessian jvp vjp tree
+    tree_util checkpoint Array named_scope"""
 )
-NUMPY_MEMBERS_REFUSED = frozenset(
-    ["fromfile", "tofile", "load", "save", "savez", "savez_compressed", "memmap", "loadtxt", "savetxt", "genfromtxt", "fromregex", "DataSource", "ctypeslib", "ctypes", "random", "f2py", "testing", "lib", "core", "distutils", "open_memmap", "frombuffer", "show_config", "get_include", "source", "info", "lookfor"]
+NUMPY_MEMBERS_REFUSED = _words(
+    """fromfile tofile load save savez savez_compressed memmap loadtxt savetxt genfromtxt fromregex
+    DataSource ctypeslib ctypes random f2py testing lib core distutils open_memmap frombuffer
+    show_config get_include source info lookfor"""
 )
-NAMES_REFUSED = frozenset(
-    ["eval", "exec", "compile", "open", "input", "breakpoint", "globals", "locals", "vars", "getattr", "setattr", "delattr", "help", "exit", "quit", "memoryview", "__import__", "__builtins__", "__loader__", "__spec__", "license", "credits", "copyright"]
+NAMES_REFUSED = _words(
+    """eval exec compile open input breakpoint globals locals vars getattr setattr delattr
+    help exit quit memoryview __import__ __builtins__ __loader__ __spec__ license credits
+    copyright"""
 )
 # Attributes that lead from a harmless object to the interpreter, the host or the file system.
-ATTRIBUTES_REFUSED = frozenset(
-    ["os", "sys", "subprocess", "builtins", "ctypes", "io", "socket", "importlib", "shutil", "pathlib", "threading", "signal", "multiprocessing", "inspect", "pickle", "tempfile", "warnings", "format", "format_map", "pure_callback", "io_callback", "debug", "experimental", "ffi", "tofile", "dump", "dumps", "f_globals", "f_locals", "f_builtins", "f_back", "gi_frame", "gi_code", "cr_frame", "tb_frame", "tb_next", "mro", "to_device", "addressable_data"]
+ATTRIBUTES_REFUSED = _words(
+    """os sys subprocess builtins ctypes io socket importlib shutil pathlib threading signal
+    multiprocessing inspect pickle tempfile warnings format format_map pure_callback io_callback
+    debug experimental ffi tofile dump dumps f_globals f_locals f_builtins f_back gi_frame
+    gi_code cr_frame tb_frame tb_next mro to_device addressable_data"""
 )
 
 

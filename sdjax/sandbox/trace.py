@@ -22,6 +22,7 @@ from sdjax.sandbox import rules
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.encode import WIRE_VERSION, Encoder, canonical
 from sdjax.sandbox.layout import REQUESTS, Layout, plan
+from sdjax.sandbox.steps import COUNTER, counted, counter
 from sdjax.sandbox.verdict import Refusal
 
 FILE = "<program>"
@@ -31,7 +32,7 @@ Loader = Callable[[], Callable]
 def trace_source(source: str, contract: Contract) -> str:
     """The message (JSON) for a source text that has not been trusted. Runs in the worker."""
     tree = rules.check_text(source, contract.limits.source_bytes)
-    return _trace(_loader(tree), rules.entry_point(tree), contract)
+    return _trace(_loader(tree, contract.limits.steps), rules.entry_point(tree), contract)
 
 
 def trace_trusted(program: str | Callable, contract: Contract) -> str:
@@ -46,16 +47,17 @@ def trace_trusted(program: str | Callable, contract: Contract) -> str:
     return _trace(lambda: program, name, contract)
 
 
-def _loader(tree: ast.Module) -> Loader:
+def _loader(tree: ast.Module, steps: int) -> Loader:
+    name = rules.entry_point(tree)
     try:
-        code = compile(tree, FILE, "exec", dont_inherit=True)
+        code = compile(counted(tree), FILE, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         raise Refusal("refused", "syntax", f"line {line}: {error}") from None
-    name = rules.entry_point(tree)
 
     def load() -> Callable:
         namespace: dict[str, Any] = {"__builtins__": _builtins(), "__name__": "program"}
+        namespace[COUNTER] = counter(steps)
         exec(code, namespace)
         return namespace[name]
 

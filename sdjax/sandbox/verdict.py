@@ -58,7 +58,7 @@ class Verdict:
 
 
 def tidy(message: str) -> str:
-    """One line without addresses, links, absolute paths or unprintable characters, of bounded length."""
+    """One line of bounded length without addresses, links, absolute paths or control characters."""
     message = re.sub(r"0x[0-9a-fA-F]{4,}", "0x…", str(message)[: 8 * MESSAGE_LENGTH])
     message = re.sub(r"\w+://\S+", "…", message)
     message = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]*", "…", message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sdjax.algorithms.registry import algorithm
 from sdjax.progress import progress_bar
@@ -13,7 +13,7 @@ from sdjax.search.records import DEVELOPMENT, MAIN, Application, Candidate
 from sdjax.search.store import Store
 from sdjax.search.workbench import Workbench
 
-GRIDS = ("paper", "fine")
+GRIDS: tuple[Literal["paper", "fine"], ...] = ("paper", "fine")
 
 
 def expert_candidate(slot: str) -> str:

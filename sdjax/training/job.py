@@ -83,16 +83,24 @@ def train_model(kind: str, config: Path) -> str:
     Raises:
         UserError: a key, a model, a line of the data or the output folder is wrong.
     """
-    job = read_dataclass(SFTJob if kind == "sft" else DPOJob, config)
+    job: SFTJob | DPOJob = (
+        read_dataclass(SFTJob, config) if kind == "sft" else read_dataclass(DPOJob, config)
+    )
     folder = model_folder(job.model)
     out = Path(job.out)
     if out.exists():
         raise UserError(f"{out}: exists already; choose another out")
     model, params = read_model(folder, dtype=jnp.float32)
     tokenizer = read_tokenizer(folder)
-    train = _sft if isinstance(job, SFTJob) else _dpo
     with progress_bar(f"train {kind}", job.steps) as advance:
-        trained, history = train(job, model, params, tokenizer, lambda step, metrics: advance())
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            advance(description=f"train {kind}, loss {metrics['loss']:.3f}")
+
+        if isinstance(job, SFTJob):
+            trained, history = _sft(job, model, params, tokenizer, on_step)
+        else:
+            trained, history = _dpo(job, model, params, tokenizer, on_step)
     stored = read_model(folder)[1]
     same_dtype = jax.tree.map(lambda new, old: new.astype(old.dtype), trained, stored)
     write_model(out, model, same_dtype, assets_from=folder)

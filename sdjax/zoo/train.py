@@ -12,29 +12,123 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
-from sdjax.evaluation.arithmetic import KINDS, ArithmeticTask
+from sdjax.evaluation.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.task import Outcome, Problem
-from sdjax.io.checkpoint import read_model, write_model
+from sdjax.io.checkpoint import read_config, read_model, write_model
+from sdjax.io.folders import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
+from sdjax.merging.scope import select
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise, kind_of
+from sdjax.models.spec import initialise, kind_of, specify
 from sdjax.models.tree import flatten, unflatten
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.rebuild import rebuild
+from sdjax.sandbox.trace import trace_trusted
+from sdjax.sandbox.verdict import Refusal
 from sdjax.training.fit import compile_step
 from sdjax.training.sft import sft_loss, split
 from sdjax.zoo.data import (
+    SLOTS,
     ExerciseStream,
     packed_batches,
     program_example,
     training_programs,
 )
-from sdjax.zoo.recipes import SEED, ExpertRecipe, SeedRecipe, seed_config
+from sdjax.zoo.recipes import (
+    EXPERTS,
+    SEED,
+    TRANSFER_EXPERTS,
+    ExpertRecipe,
+    SeedRecipe,
+    seed_config,
+)
 from sdjax.zoo.tokenizer import train_tokenizer, write_tokenizer
 
 # Called with a line of news and the share of the work that is done.
 Report = Callable[[str, float], None]
 
 DECODER = DecoderSettings(slots=320, rows=320, buckets=(16, 48), max_new_tokens=16)
+
+
+def train_zoo(folder: Path, report: Report) -> Path:
+    """Rebuilds all models below `folder`; a model that is there already is left as it is.
+
+    So an interrupted training goes on with the first model that is missing.
+
+    Returns:
+        the path of the README with the table of accuracies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = folder / "seed"
+    recipes = (*EXPERTS, *TRANSFER_EXPERTS)
+    # Shares of the whole by steps; the seed's are about as long as the experts'.
+    steps = [SEED.optimiser.steps, *(recipe.optimiser.steps for recipe in recipes)]
+    ends = [sum(steps[: index + 1]) / sum(steps) for index in range(len(steps))]
+
+    def part(index: int) -> Report:
+        start = ends[index] - steps[index] / sum(steps)
+        return lambda line, share: report(line, start + share * (ends[index] - start))
+
+    if not seed.exists():
+        train_seed(seed, SEED, part(0))
+    if not (seed / TRAINING_PROGRAMS).exists():
+        save_training_identities(seed, SEED)
+    for index, recipe in enumerate(recipes, start=1):
+        if not (folder / recipe.name).exists():
+            train_expert(folder / recipe.name, seed, recipe, part(index))
+    return write_table(folder)
+
+
+def save_training_identities(seed: Path, recipe: SeedRecipe) -> None:
+    """Keeps the identities of the training programs beside the seed: 64 bits each, sorted.
+
+    They are our own programs, so they are traced here rather than in the sandbox, by its code.
+    """
+    contract = zoo_contract(read_config(seed))
+    identities = set()
+    for text in training_programs(recipe.programs, recipe.seed):
+        try:
+            identities.add(int(rebuild(trace_trusted(text, contract), contract).identity[:16], 16))
+        except Refusal:
+            continue  # the grammar writes some programs that fail
+    partial = seed / f".{TRAINING_PROGRAMS}.partial"
+    with partial.open("wb") as file:
+        np.save(file, np.array(sorted(identities), np.uint64))
+    os.replace(partial, seed / TRAINING_PROGRAMS)
+
+
+def zoo_contract(config: ModelConfig) -> Contract:
+    """What a program is traced against in a search over the zoo: the MLP tensors, three experts."""
+    specs = specify(config)
+    paths = select(specs, "mlp")
+    return Contract.of(SLOTS, {path: (kind_of(path), specs[path].shape) for path in paths})
+
+
+def write_table(folder: Path) -> Path:
+    """Writes the zoo's README: what each model is, and its accuracy by kind on the test problems."""
+    probe = Probe(read_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test")
+    about = {"seed": "half able at everything, and writes merge programs"}
+    about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}
+    lines = [
+        "# The zoo",
+        "",
+        "Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16; made by",
+        "`sdjax zoo train --out DIR` (fixed seeds, two cores). The experts are the seed, fine-tuned",
+        "on their MLP tensors alone.",
+        "",
+        f"Strict accuracy on {len(probe.problems)} test problems, greedy, by kind of problem:",
+        "",
+        f"| model | what it does | {' | '.join(KINDS)} | all |",
+        "|---|---|" + "---|" * (len(KINDS) + 1),
+    ]
+    for name, description in about.items():
+        accuracy = probe.accuracies(read_model(folder / name)[1])
+        cells = " | ".join(f"{accuracy[kind]:.2f}" for kind in (*KINDS, "all"))
+        lines.append(f"| {name} | {description} | {cells} |")
+    path = folder / "README.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def data_mesh() -> Mesh:
@@ -133,16 +227,16 @@ class Probe:
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig, *, split: str):
         self._tokenizer = tokenizer
         self._task = ArithmeticTask()
-        self._problems: list[Problem] = self._task.problems(split)
+        self.problems: list[Problem] = self._task.problems(split)
         self._decoder = Decoder(config, DECODER)
 
     def outcomes(self, params: dict) -> list[Outcome]:
-        return evaluate(self._decoder, self._tokenizer, params, self._task, self._problems)
+        return evaluate(self._decoder, self._tokenizer, params, self._task, self.problems)
 
     def accuracies(self, params: dict) -> dict[str, float]:
         """Kind to the share of problems that are strictly right; `all` is the mean of all."""
         strict = np.array([outcome.strict for outcome in self.outcomes(params)])
-        kinds = np.array([problem.kind for problem in self._problems])
+        kinds = np.array([problem.kind for problem in self.problems])
         return {kind: float(strict[kinds == kind].mean()) for kind in KINDS} | {
             "all": float(strict.mean())
         }
@@ -150,8 +244,6 @@ class Probe:
 
 def _exercise_texts(seed: int) -> Iterator[str]:
     rng = np.random.default_rng(seed)
-    from sdjax.evaluation.arithmetic import exercises, prompt_of
-
     for kind in KINDS:
         source = exercises(kind, "train", rng)
         for _ in range(1000):

@@ -52,7 +52,8 @@ VALID = {
         key = jax.random.PRNGKey(0)
         one, two = jax.random.split(key)
         tau = task_vectors["expert_2"]
-        return tau * jax.random.uniform(one, tau.shape) + 0.1 * tau[jax.random.permutation(two, tau.shape[0])]
+        order = jax.random.permutation(two, tau.shape[0])
+        return tau * jax.random.uniform(one, tau.shape) + 0.1 * tau[order]
         """
     ),
     "depth with where": _sum("jnp.where(depth < 0.5, 0.2, 0.4) * tau", "task_vectors, depth"),
@@ -167,7 +168,8 @@ VALID = {
     "vmap": merge(
         """
         a, b, _ = task_vectors.values()
-        cosine = jax.vmap(lambda x, y: jnp.vdot(x, y) / (jnp.linalg.norm(x) * jnp.linalg.norm(y) + 1e-8))
+        norm = jnp.linalg.norm
+        cosine = jax.vmap(lambda x, y: jnp.vdot(x, y) / (norm(x) * norm(y) + 1e-8))
         return a + cosine(a, b)[:, None] * b
         """
     ),
@@ -217,12 +219,15 @@ VALID = {
     + textwrap.dedent(
         """
         def merge_trees(task_vectors, base):
-            norms = {s: sum(jnp.sum(t ** 2) for t in tree.values()) for s, tree in task_vectors.items()}
+            norms = {}
+            for slot, tree in task_vectors.items():
+                norms[slot] = sum(jnp.sum(leaf ** 2) for leaf in tree.values())
             total = sum(norms.values())
-            return {
-                path: sum(task_vectors[s][path] * norms[s] / total for s in task_vectors) + 0.001 * base[path]
-                for path in base
-            }
+            merged = {}
+            for path in base:
+                mean = sum(task_vectors[s][path] * norms[s] / total for s in task_vectors)
+                merged[path] = mean + 0.001 * base[path]
+            return merged
         """
     ),
 }
@@ -262,35 +267,158 @@ REFUSED = [
     ("no parameters", "def merge_models(): return 0", "refused", "signature"),
     ("starred", "def merge_models(*t): return 0", "refused", "signature"),
     ("no default", "def merge_models(t, alpha): return 0", "refused", "signature"),
-    ("branch on depth", merge("if depth > 0.5:\n    return task_vectors['expert_1']\nreturn task_vectors['expert_2']", "task_vectors, depth"), "refused", "traced-branch"),
-    ("branch on value", merge("x = task_vectors['expert_1']\nreturn x if x.sum() > 0 else -x"), "refused", "traced-branch"),
-    ("float of tensor", merge("return float(task_vectors['expert_1'].sum())"), "refused", "concrete-value"),
-    ("mask index", merge("x = task_vectors['expert_1']\nreturn x[x > 0]"), "refused", "concrete-value"),
-    ("numpy on tensor", "import numpy as np\n" + merge("return np.abs(task_vectors['expert_1'])"), "refused", "concrete-value"),
+    (
+        "branch on depth",
+        merge(
+            "if depth > 0.5:\n    return task_vectors['expert_1']\nreturn task_vectors['expert_2']",
+            "task_vectors, depth",
+        ),
+        "refused",
+        "traced-branch",
+    ),
+    (
+        "branch on value",
+        merge("x = task_vectors['expert_1']\nreturn x if x.sum() > 0 else -x"),
+        "refused",
+        "traced-branch",
+    ),
+    (
+        "float of tensor",
+        merge("return float(task_vectors['expert_1'].sum())"),
+        "refused",
+        "concrete-value",
+    ),
+    (
+        "mask index",
+        merge("x = task_vectors['expert_1']\nreturn x[x > 0]"),
+        "refused",
+        "concrete-value",
+    ),
+    (
+        "numpy on tensor",
+        "import numpy as np\n" + merge("return np.abs(task_vectors['expert_1'])"),
+        "refused",
+        "concrete-value",
+    ),
     ("in place", merge("x = task_vectors['expert_1']\nx[0] = 0\nreturn x"), "refused", "in-place"),
     ("torch call", merge("return torch.zeros(3)"), "refused", "exception"),
     ("unknown expert", merge("return task_vectors['math']"), "refused", "exception"),
     ("raises", merge("raise SystemExit(0)"), "refused", "exception"),
     ("endless recursion", merge("return merge_models(task_vectors)"), "refused", "recursion"),
-    ("gamma", merge("x = task_vectors['expert_1']\nreturn x * jax.random.gamma(key, 2.0, x.shape)", "task_vectors, key"), "refused", "primitive"),
+    (
+        "gamma",
+        merge(
+            "x = task_vectors['expert_1']\nreturn x * jax.random.gamma(key, 2.0, x.shape)",
+            "task_vectors, key",
+        ),
+        "refused",
+        "primitive",
+    ),
     ("shape", merge("return task_vectors['expert_1'].T"), "wrong contract", "shape"),
     ("scalar", merge("return 0.5"), "wrong contract", "shape"),
     ("dict", merge("return task_vectors"), "wrong contract", "tree"),
     ("none", merge("pass"), "wrong contract", "tree"),
     ("text", merge("return 'merged'"), "wrong contract", "type"),
-    ("integers", merge("return jnp.sign(task_vectors['expert_1']).astype(int)"), "wrong contract", "type"),
+    (
+        "integers",
+        merge("return jnp.sign(task_vectors['expert_1']).astype(int)"),
+        "wrong contract",
+        "type",
+    ),
     ("tree for tensor", HEAD + "def merge_trees(t): return 0.0", "wrong contract", "tree"),
     ("tree lacks a path", HEAD + "def merge_trees(t): return {}", "wrong contract", "tree"),
     ("nan", merge("return jnp.log(task_vectors['expert_1'])"), "non-finite", "non-finite"),
-    ("zero by zero", merge("x = task_vectors['expert_1']\nreturn x / jnp.abs(x)"), "non-finite", "non-finite"),
-    ("overflow", merge("return jnp.exp(1e6 * task_vectors['expert_1'])"), "non-finite", "non-finite"),
-    ("unrolled", merge("x = task_vectors['expert_1']\nfor _ in range(6000):\n    x = x + 1.0\nreturn x"), "too costly", "equations"),
-    ("long loop", merge("x = task_vectors['expert_1']\nreturn jax.lax.fori_loop(0, 10**9, lambda i, v: v * 0.5, x)"), "too costly", "cost"),
-    ("nested loops", merge("loop = jax.lax.fori_loop\nx = task_vectors['expert_1']\nreturn loop(0, 999, lambda i, v: loop(0, 999, lambda j, w: w * 0.9, v), x)"), "too costly", "cost"),
-    ("allocation", merge("return jnp.zeros((10**5, 10**5)).sum() + task_vectors['expert_1']"), "too costly", "elements"),
-    ("constant", "import numpy as np\n" + merge("return task_vectors['expert_1'] * np.ones((1000, 1000)).sum(0)[0] + np.ones((700, 700), np.float32).sum() + jnp.asarray(np.arange(490_000.0)).sum()"), "too costly", None),
-    ("host memory", merge("x = [0] * 10**10\nreturn task_vectors['expert_1']"), "too costly", "memory"),
-    ("endless while", merge("x = task_vectors['expert_1']\nreturn jax.lax.while_loop(lambda v: True, lambda v: v * 0.5, x)"), "too costly", "fuel"),
-    ("endless integers", merge("n = jax.lax.while_loop(lambda i: i >= 0, lambda i: i * 0, 0)\nreturn n + task_vectors['expert_1']"), "too costly", "fuel"),
-    ("endless host loop", "while True:\n    pass\n" + VALID["linear"], "timed out", "cpu"),
-]  # fmt: skip
+    (
+        "zero by zero",
+        merge("x = task_vectors['expert_1']\nreturn x / jnp.abs(x)"),
+        "non-finite",
+        "non-finite",
+    ),
+    (
+        "overflow",
+        merge("return jnp.exp(1e6 * task_vectors['expert_1'])"),
+        "non-finite",
+        "non-finite",
+    ),
+    (
+        "unrolled",
+        merge("x = task_vectors['expert_1']\nfor _ in range(2000):\n    x = x + 1.0\nreturn x"),
+        "too costly",
+        "equations",
+    ),
+    (
+        "long loop",
+        merge(
+            "x = task_vectors['expert_1']\n"
+            "return jax.lax.fori_loop(0, 10**9, lambda i, v: v * 0.5, x)"
+        ),
+        "too costly",
+        "cost",
+    ),
+    (
+        "nested loops",
+        merge(
+            "loop = jax.lax.fori_loop\nx = task_vectors['expert_1']\n"
+            "inner = lambda i, v: loop(0, 999, lambda j, w: w * 0.9, v)\n"
+            "return loop(0, 999, inner, x)"
+        ),
+        "too costly",
+        "cost",
+    ),
+    (
+        "allocation",
+        merge("return jnp.zeros((10**5, 10**5)).sum() + task_vectors['expert_1']"),
+        "too costly",
+        "elements",
+    ),
+    (
+        "constant",
+        "import numpy as np\n"
+        + merge("return task_vectors['expert_1'] + jnp.asarray(np.arange(490_000.0)).sum()"),
+        "too costly",
+        "constants",
+    ),
+    (
+        "host memory",
+        merge("x = [0] * 10**10\nreturn task_vectors['expert_1']"),
+        "too costly",
+        "memory",
+    ),
+    (
+        "endless while",
+        merge(
+            "x = task_vectors['expert_1']\n"
+            "return jax.lax.while_loop(lambda v: True, lambda v: v * 0.5, x)"
+        ),
+        "too costly",
+        "fuel",
+    ),
+    (
+        "endless integers",
+        merge(
+            "n = jax.lax.while_loop(lambda i: i >= 0, lambda i: i * 0, 0)\n"
+            "return n + task_vectors['expert_1']"
+        ),
+        "too costly",
+        "fuel",
+    ),
+    (
+        "endless loop in Python",
+        "while True:\n    pass\n" + VALID["linear"],
+        "too costly",
+        "steps",
+    ),
+    (
+        "endless comprehension",
+        "import itertools\n" + merge("return sum(0.0 for _ in itertools.count())"),
+        "too costly",
+        "steps",
+    ),
+    (
+        "exponential recursion",
+        merge("f = lambda n: 1.0 if n < 1 else f(n - 1) + f(n - 1)\nreturn f(40)"),
+        "too costly",
+        "steps",
+    ),
+    ("endless host work", "sum(range(10**12))\n" + VALID["linear"], "timed out", "cpu"),
+]

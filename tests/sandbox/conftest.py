@@ -16,7 +16,7 @@ def contract() -> Contract:
         for name, shape in SHAPES.items()
     }
     slots = ("expert_1", "expert_2", "expert_3")
-    return Contract.of(slots, tensors, Limits(cpu_seconds=1, wall_seconds=20.0))
+    return Contract.of(slots, tensors, Limits(equations=1_500, cpu_seconds=2, wall_seconds=20.0))
 
 
 @pytest.fixture(scope="session")

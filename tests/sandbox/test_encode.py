@@ -31,7 +31,8 @@ SAME = {
     ),
     "a helper under jit": (
         merge("return sum(jnp.tanh(t) for t in task_vectors.values())"),
-        "import jax\nimport jax.numpy as jnp\n@jax.jit\ndef another_name(x):\n    return jnp.tanh(x)\n"
+        "import jax\nimport jax.numpy as jnp\n"
+        "@jax.jit\ndef another_name(x):\n    return jnp.tanh(x)\n"
         "def merge_models(tv):\n    return sum(another_name(t) for t in tv.values())\n",
     ),
     "names of jitted functions": (
