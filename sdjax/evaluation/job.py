@@ -50,9 +50,7 @@ def evaluate_model(
     longest = max(
         len(tokenizer.encode(chosen.prompt(problem), add_special=True)) for problem in problems
     )
-    buckets = tuple(size for size in (16, 32, 64, 128, 256, 512, 1024, 2048) if size < longest) + (
-        longest,
-    )
+    buckets = (*(size for size in (16, 32, 64, 128, 256, 512, 1024) if size < longest), longest)
     if longest + MAX_NEW_TOKENS > config.context:
         raise UserError(
             f"{model}: the longest prompt has {longest} tokens, which with {MAX_NEW_TOKENS} new "

@@ -1,4 +1,4 @@
-"""What discovered programs have to beat: the seed, the experts, and tuned human-designed methods."""
+"""What programs have to beat: the seed, the experts, and tuned human-designed methods."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,7 @@ def zoo_contract(config: ModelConfig) -> Contract:
 
 
 def write_table(folder: Path) -> Path:
-    """Writes the zoo's README: what each model is, and its accuracy by kind on the test problems."""
+    """Writes the zoo's README: what each model is, and its test accuracy by kind."""
     probe = Probe(read_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test")
     about = {"seed": "half able at everything, and writes merge programs"}
     about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}
@@ -114,8 +115,8 @@ def write_table(folder: Path) -> Path:
         "# The zoo",
         "",
         "Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16; made by",
-        "`sdjax zoo train --out DIR` (fixed seeds, two cores). The experts are the seed, fine-tuned",
-        "on their MLP tensors alone.",
+        "`sdjax zoo train --out DIR` (fixed seeds, two cores). The experts are the seed,",
+        "fine-tuned on their MLP tensors alone.",
         "",
         f"Strict accuracy on {len(probe.problems)} test problems, greedy, by kind of problem:",
         "",
@@ -188,9 +189,9 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
                 done = (first + index) / recipe.optimiser.steps
                 report(f"seed: loss {float(metrics['loss']):.3f}", done)
         accuracy = probe.accuracies(unflatten(trainable))
-        # A kind above its target is only replayed, so that the seed stays half able.
+        # A kind above its target is hardly shown for a while, so that the seed stays half able.
         weights = {
-            kind: recipe.shares[kind] * max(1 - accuracy[kind] / recipe.targets[kind], 0.05)
+            kind: recipe.shares[kind] * max(1 - accuracy[kind] / recipe.targets[kind], 0.02)
             for kind in KINDS
         }
         shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
