@@ -1,0 +1,25 @@
+"""Linear: the weighted average of the experts.
+
+Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+without increasing inference time", arXiv 2203.05482. As in mergekit, the weights are divided by
+their sum unless ``normalize`` is false.
+
+On task vectors, averaging them and averaging the experts themselves is the same:
+base + sum w_j (C_j - base) / sum w_j = sum w_j C_j / sum w_j. So the method means the same in a
+search (task vectors against the seed) and in a recipe without a base.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from sdjax.algorithms.mixing import weighted_sum
+from sdjax.merging.algorithm import PerExpert
+
+MATHEMATICS = "τ = Σ w_j τ_j / Σ w_j"
+
+
+def merge_models(
+    task_vectors: dict[str, jax.Array], weight: PerExpert = 1.0, normalize: bool = True
+) -> jax.Array:
+    return weighted_sum(task_vectors, weight, normalize)

@@ -1,0 +1,31 @@
+"""Model Stock: the average of the experts, drawn back to the base the more they disagree.
+
+Jang, Yun, Han, "Model Stock: all we need is just a few fine-tuned models", arXiv 2403.19522. The
+paper has one angle for all experts; as in mergekit it is the mean cosine over the pairs.
+``filter_wise`` takes one angle for each row instead of one for the tensor.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+MATHEMATICS = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
+
+
+def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) -> jax.Array:
+    vectors = list(task_vectors.values())
+    count = len(vectors)
+    if count < 2:
+        raise ValueError("model_stock needs at least two experts")
+    axes = -1 if filter_wise else None
+    norms = [jnp.sqrt(jnp.sum(v * v, axis=axes, keepdims=True)) for v in vectors]
+    cosines = []
+    for i, j in itertools.combinations(range(count), 2):
+        product = jnp.sum(vectors[i] * vectors[j], axis=axes, keepdims=True)
+        cosines.append(jnp.clip(product / jnp.maximum(norms[i] * norms[j], 1e-6), -1.0, 1.0))
+    cosine = sum(cosines) / len(cosines)
+    ratio = count * cosine / (1 + (count - 1) * cosine)
+    return jnp.asarray(ratio * sum(vectors) / count)

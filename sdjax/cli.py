@@ -1,0 +1,249 @@
+"""The command line: one command a job. JAX is imported only by the jobs that need it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from sdjax import __version__
+from sdjax.errors import UserError
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Group(click.Group):
+    """Prints a user's mistake as one line and exits with 2; an interruption with 130."""
+
+    def main(self, *args, **kwargs):
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except UserError as error:
+            click.echo(f"sdjax: {error}", err=True)
+            sys.exit(2)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("sdjax: interrupted; what was computed is kept", err=True)
+            sys.exit(130)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _example(text: str) -> str:
+    return f"\b\nExample:\n  {text}"
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sdjax")
+def main() -> None:
+    """Language models that invent algorithms to improve language models."""
+
+
+@main.command(epilog=_example("sdjax demo"))
+@click.option("--out", type=FOLDER, help="Folder of the run; a new one below runs/ by default.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Overrides the config."
+)
+def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
+    """Run the whole loop on the tiny models that ship with the package."""
+    out = out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    _run("configs/demo.yaml", out, overrides)
+
+
+@main.command(epilog=_example("sdjax run configs/demo.yaml --out runs/first --set random=1"))
+@click.argument("config", required=False)
+@click.option("--out", type=FOLDER, help="Folder of a new run.")
+@click.option("--resume", type=FOLDER, help="Goes on with the run in this folder.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Overrides the config."
+)
+def run(
+    config: str | None, out: Path | None, resume: Path | None, overrides: tuple[str, ...]
+) -> None:
+    """Search for merge algorithms as CONFIG says."""
+    if resume is not None:
+        if config or out or overrides:
+            raise UserError("--resume takes a folder and nothing else: its run has its own config")
+        _resume(resume)
+        return
+    if config is None or out is None:
+        raise UserError("run needs a config and --out DIR, or --resume DIR")
+    _run(config, out, overrides)
+
+
+def _run(config: str, out: Path, overrides: tuple[str, ...]) -> None:
+    from sdjax.search.reading import read_config
+
+    settings = read_config(config, overrides)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(
+            f"{out}: is not empty; choose another --out, or go on with its run by --resume {out}"
+        )
+    _loop(settings, out)
+
+
+def _resume(folder: Path) -> None:
+    from sdjax.search.reading import config_from
+    from sdjax.search.store import Store
+
+    with Store.open(folder) as store:
+        settings = config_from(store.run().config, f"{folder}: its config")
+    _loop(settings, folder)
+
+
+def _loop(settings, folder: Path) -> None:
+    from sdjax.sharding.distributed import start_distributed
+
+    start_distributed()
+    from rich.console import Console
+
+    from sdjax.report import final_table
+    from sdjax.search.loop import run as run_loop
+    from sdjax.search.store import Store
+
+    try:
+        report = run_loop(settings, folder, say=click.echo)
+    except KeyboardInterrupt:
+        click.echo(f"sdjax: interrupted; go on with: sdjax run --resume {folder}", err=True)
+        sys.exit(130)
+    with Store.open(folder) as store:
+        for setting in store.settings():
+            Console().print(final_table(store, setting.name))
+    click.echo(f"report: {report}")
+
+
+@main.command(epilog=_example("sdjax report runs/first"))
+@click.argument("folder", type=FOLDER)
+def report(folder: Path) -> None:
+    """Write the report of a run anew, finished or not, and print its table."""
+    from rich.console import Console
+
+    from sdjax.report import final_table, write_report
+    from sdjax.search.store import Store
+
+    with Store.open(folder) as store:
+        Console().print(final_table(store))
+        click.echo(f"report: {write_report(store, folder / 'report.html')}")
+
+
+@main.command(epilog=_example("sdjax merge recipe.yaml merged/"))
+@click.argument("recipe", type=FILE)
+@click.argument("out", type=FOLDER)
+@click.option("--seed", default=0, show_default=True, help="Of random methods.")
+def merge(recipe: Path, out: Path, seed: int) -> None:
+    """Merge checkpoints by a recipe in mergekit's YAML into the model folder OUT."""
+    from sdjax.merging.run import merge_recipe
+    from sdjax.progress import progress_bar
+
+    with progress_bar("merge", None) as advance:
+        shown = 0
+
+        def on_tensor(done: int, total: int, name: str) -> None:
+            nonlocal shown
+            advance(done - shown, description=f"merge {done} of {total} tensors")
+            shown = done
+
+        written = merge_recipe(recipe, out, seed=seed, on_tensor=on_tensor)
+    click.echo(f"{written.folder}: {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB")
+
+
+@main.command(name="eval", epilog=_example("sdjax eval zoo:seed --task arithmetic --limit 200"))
+@click.argument("model")
+@click.option("--task", default="arithmetic", show_default=True, help="A name or a JSONL file.")
+@click.option("--split", type=click.Choice(["development", "test"]), default="test")
+@click.option("--limit", type=click.IntRange(min=1), help="Scores the first so many problems.")
+@click.option("--out", type=FILE, help="Gets one JSON line a problem.")
+def evaluate(model: str, task: str, split: str, limit: int | None, out: Path | None) -> None:
+    """Score MODEL, a folder or zoo:NAME, on a task."""
+    from sdjax.evaluation.job import evaluate_model
+
+    click.echo(evaluate_model(model, task, split=split, limit=limit, out=out))
+
+
+@main.command(epilog=_example("sdjax check program.py --json"))
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Prints one JSON object a file.")
+@click.option("--model", default="zoo:seed", show_default=True, help="Whose tensors are merged.")
+@click.option("--experts", default=3, show_default=True, help="How many experts there are.")
+def check(files: tuple[Path, ...], as_json: bool, model: str, experts: int) -> None:
+    """Judge program FILES in the sandbox; exit status 1 where one is not admitted."""
+    from sdjax.io.checkpoint import read_config
+    from sdjax.io.folders import model_folder
+    from sdjax.merging.engine import default_slots
+    from sdjax.models.spec import kind_of, specify
+    from sdjax.sandbox.check import check_files
+    from sdjax.sandbox.contract import Contract
+
+    specs = specify(read_config(model_folder(model)))
+    tensors = {path: (kind_of(path), spec.shape) for path, spec in specs.items()}
+    contract = Contract.of(default_slots(experts), tensors)
+    text, status = check_files(files, contract, as_json=as_json)
+    click.echo(text)
+    sys.exit(status)
+
+
+@main.command(epilog=_example("sdjax train sft job.yaml"))
+@click.argument("kind", type=click.Choice(["sft", "dpo"]))
+@click.argument("config", type=FILE)
+def train(kind: str, config: Path) -> None:
+    """Fine-tune a model on texts (sft) or on preferences (dpo) as CONFIG says."""
+    from sdjax.training.job import train_model
+
+    click.echo(train_model(kind, config))
+
+
+@main.group(name="zoo", epilog=_example("sdjax zoo list"))
+def zoo_group() -> None:
+    """The tiny trained models that ship with the package."""
+
+
+@zoo_group.command(name="list", epilog=_example("sdjax zoo list"))
+def zoo_list() -> None:
+    """Name and folder of every model."""
+    from sdjax.io.folders import zoo_models
+
+    for name, folder in zoo_models().items():
+        click.echo(f"zoo:{name}\t{folder}")
+
+
+@zoo_group.command(name="train", epilog=_example("sdjax zoo train --out my-zoo"))
+@click.option("--out", type=FOLDER, required=True, help="A new folder.")
+def zoo_train(out: Path) -> None:
+    """Rebuild the zoo from nothing: about an hour on two cores."""
+    from sdjax.progress import progress_bar
+    from sdjax.zoo.train import train_zoo
+
+    with progress_bar("zoo", 100) as advance:
+        shown = 0.0
+
+        def news(line: str, share: float) -> None:
+            nonlocal shown
+            advance(100 * share - shown, description=line)
+            shown = 100 * share
+
+        table = train_zoo(out, news)
+    click.echo(f"{table}")
+
+
+@main.command(epilog=_example("sdjax methods"))
+def methods() -> None:
+    """List the human-designed merge methods with parameters, defaults and mathematics."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sdjax.algorithms.registry import methods as all_methods
+
+    table = Table("method", "parameters", "mathematics")
+    for method in all_methods().values():
+        parameters = ", ".join(f"{one.name}={one.default}" for one in method.parameters)
+        table.add_row(method.name, parameters, method.mathematics)
+    Console().print(table)

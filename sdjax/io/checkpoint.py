@@ -1,0 +1,384 @@
+"""Models as Hugging Face folders: config.json and safetensors, one file or a sharded index.
+
+Reading goes tensor by tensor and, on a mesh, shard by shard: a process reads the bytes of its own
+devices and no others. Writing goes tensor by tensor too, into a folder that appears whole or not.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from sdjax.errors import UserError
+from sdjax.io.weights_file import (
+    CODES,
+    DTYPES,
+    HF_DTYPES,
+    file_parts,
+    sync_folder,
+    write_bytes,
+    write_text,
+)
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import ParamSpec, specify
+from sdjax.models.tree import flatten, unflatten
+from sdjax.sharding.rules import sharding_of
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_FILE_BYTES = 5_000_000_000  # as transformers splits
+
+# Files beside the weights that belong to the tokenizer or to generation.
+ASSETS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+# Buffers that old checkpoints of the Llama family carry; they follow from the config.
+_IGNORED_SUFFIX = "rotary_emb.inv_freq"
+_TIED = "lm_head.weight"
+
+
+class ModelReader:
+    """A model folder, checked by its headers and read tensor by tensor.
+
+    Attributes:
+        folder: where the model lies.
+        config: its description.
+        specs: path to specification of every tensor.
+
+    Raises:
+        UserError: on construction: no folder, no config, no safetensors, a file that is cut short,
+            a tensor that is missing or surplus, or a tied model with an output matrix of its own.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config = read_config(self.folder)
+        self.specs = specify(self.config)
+        self._opened: dict[str, Any] = {}
+        self._file_of = self._locate()
+        self._check_names()
+
+    def read(self, path: str, *, dtype: Any = None, mesh: Mesh | None = None) -> jax.Array:
+        """One tensor in its stored dtype or cast to `dtype`, on the default device or a mesh.
+
+        Raises:
+            UserError: a path that the model does not have, a wrong shape, an unsupported dtype.
+        """
+        if path not in self.specs:
+            raise UserError(
+                f"{self.folder}: the model has no tensor {path!r}; "
+                "use models of one architecture and size"
+            )
+        spec = self.specs[path]
+        stored = self._checked_slice(spec)
+        kept = DTYPES[stored.get_dtype()] if dtype is None else np.dtype(dtype)
+        if mesh is None:
+            return jax.device_put(stored[...].astype(kept, copy=False))
+
+        # Replicas ask for the same index again.
+        @functools.cache
+        def read_part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+            part = stored[tuple(slice(*pair) for pair in bounds)]
+            return part.astype(kept, copy=False)
+
+        def callback(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # only of a fully replicated scalar, which no model has
+            return read_part(
+                tuple(part.indices(size)[:2] for part, size in zip(index, spec.shape, strict=True))
+            )
+
+        sharding = sharding_of(spec.shape, spec.axes, mesh)
+        return jax.make_array_from_callback(spec.shape, sharding, callback, dtype=kept)
+
+    def _locate(self) -> dict[str, str]:
+        """Tensor name to the file that holds it."""
+        index = self.folder / INDEX
+        if index.exists():
+            try:
+                weight_map = dict(json.loads(index.read_text())["weight_map"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{index}: not a safetensors index (no weight_map); copy the file again"
+                ) from None
+            for file in sorted(set(weight_map.values())):
+                for name in list(self._open(file).keys()):
+                    if weight_map.get(name) != file:
+                        raise UserError(
+                            f"{self.folder / file}: the tensor {name!r} is not listed there by "
+                            f"{INDEX}; copy the folder again"
+                        )
+            return weight_map
+        if not (self.folder / SINGLE).exists():
+            pickles = sorted(self.folder.glob("*.bin")) + sorted(self.folder.glob("*.pt"))
+            if pickles:
+                raise UserError(
+                    f"{self.folder}: only pickle weights ({pickles[0].name}), which can run code "
+                    "and are not read; convert them with transformers' save_pretrained"
+                )
+            raise UserError(
+                f"{self.folder}: no weights; expected {SINGLE} or {INDEX} beside {CONFIG}"
+            )
+        return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+
+    def _open(self, file: str) -> Any:
+        if file not in self._opened:
+            path = self.folder / file
+            try:
+                self._opened[file] = safe_open(path, framework="numpy")
+            except FileNotFoundError:
+                raise UserError(
+                    f"{path}: listed in {INDEX} but not there; copy the missing file"
+                ) from None
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{path}: cut short or not a safetensors file ({error}); copy the file again"
+                ) from None
+        return self._opened[file]
+
+    def _check_names(self) -> None:
+        needed = {spec.hf_name for spec in self.specs.values()}
+        stored = {name for name in self._file_of if not name.endswith(_IGNORED_SUFFIX)}
+        missing = sorted(needed - stored)
+        if missing:
+            raise UserError(
+                f"{self.folder}: {_names(missing)} missing from the weights; "
+                f"copy the folder again, or correct {CONFIG}"
+            )
+        surplus = sorted(stored - needed)
+        if surplus == [_TIED]:
+            self._check_tied()
+        elif surplus:
+            raise UserError(
+                f"{self.folder}: {_names(surplus)} in the weights but not in the model that "
+                f"{CONFIG} describes; correct {CONFIG}, or remove it"
+            )
+
+    def _check_tied(self) -> None:
+        """A tied model may store its output matrix again, but not another one."""
+        first = self._checked_slice(self.specs["embed"])
+        second = self._open(self._file_of[_TIED]).get_slice(_TIED)
+        same = (first.get_shape(), first.get_dtype()) == (second.get_shape(), second.get_dtype())
+        rows = max(1, 2**26 // max(1, first.get_shape()[1]))
+        for start in range(0, first.get_shape()[0], rows):
+            if not same:
+                break
+            part = slice(start, min(start + rows, first.get_shape()[0]))
+            same = first[part].tobytes() == second[part].tobytes()
+        if not same:
+            raise UserError(
+                f"{self.folder}: {_TIED} differs from {self.specs['embed'].hf_name} though "
+                f"{CONFIG} ties them; set tie_word_embeddings to false there"
+            )
+
+    def _checked_slice(self, spec: ParamSpec) -> Any:
+        file = self._file_of[spec.hf_name]
+        try:
+            stored = self._open(file).get_slice(spec.hf_name)
+        except SafetensorError:
+            raise UserError(
+                f"{self.folder / file}: the tensor {spec.hf_name!r} is not in this file though "
+                f"{INDEX} says so; copy the file again"
+            ) from None
+        where = f"{self.folder / file}: the tensor {spec.hf_name!r}"
+        if tuple(stored.get_shape()) != spec.shape:
+            raise UserError(
+                f"{where} has shape {list(stored.get_shape())}, not {list(spec.shape)} as "
+                f"{CONFIG} says; correct {CONFIG}, or use the weights that belong to it"
+            )
+        if stored.get_dtype() not in DTYPES:
+            raise UserError(
+                f"{where} is stored as {stored.get_dtype()}, which is not supported; "
+                f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
+            )
+        return stored
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The description of the model in a folder.
+
+    Raises:
+        UserError: no such folder, no config.json, not JSON, or an unsupported model.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder; give a folder with {CONFIG} and {SINGLE}")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path}: not found; a model folder needs it beside its weights")
+    try:
+        fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from None
+    return ModelConfig.from_hf(fields, str(path))
+
+
+def read_model(
+    folder: str | Path,
+    *,
+    paths: Collection[str] | None = None,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> tuple[ModelConfig, dict]:
+    """Reads a model as a nested dict of arrays.
+
+    Args:
+        folder: a Hugging Face folder.
+        paths: keep only these leaves (`layers/3/mlp/down_proj`); all by default.
+        dtype: cast every tensor to this; as stored by default.
+        mesh: place each tensor by `sdjax.sharding.rules`; on the default device without.
+
+    Returns:
+        The description, and the parameters in Hugging Face's orientation [out, in].
+
+    Raises:
+        UserError: one line that names the folder, the file and the tensor, and what to do.
+    """
+    reader = ModelReader(folder)
+    wanted = reader.specs if paths is None else sorted(set(paths))
+    leaves = {path: reader.read(path, dtype=dtype, mesh=mesh) for path in wanted}
+    return reader.config, unflatten(leaves)
+
+
+def write_model(
+    folder: str | Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    assets_from: str | Path | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Writes a model folder that transformers loads too; it appears whole or not at all.
+
+    On several processes every one calls this, and the first one writes.
+
+    Args:
+        folder: must not exist, or be empty.
+        config: the description.
+        params: nested dict of arrays, written in their own dtypes.
+        assets_from: a folder whose tokenizer files and generation_config.json are copied.
+        max_file_bytes: weights beyond this are split into several files with an index.
+
+    Raises:
+        UserError: the folder holds something, a leaf is missing, surplus, of a wrong shape or of a
+            dtype that is not supported, or `assets_from` does not exist.
+    """
+    folder = Path(folder)
+    _check_free(folder)
+    leaves = flatten(params)
+    specs = specify(config)
+    _check_leaves(leaves, specs, folder)
+    if assets_from is not None and not Path(assets_from).is_dir():
+        raise UserError(f"{assets_from}: no such folder to copy the tokenizer from; correct it")
+    partial = folder.parent / f".{folder.name}.partial"
+    writes = jax.process_index() == 0
+    try:
+        if writes:
+            # What a killed process left behind.
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        _write_weights(partial if writes else None, leaves, specs, max_file_bytes)
+        if writes:
+            stored = CODES[np.dtype(max(leaves.values(), key=lambda leaf: leaf.size).dtype)]
+            fields = config.to_hf(dtype=HF_DTYPES[stored])
+            write_text(partial / CONFIG, json.dumps(fields, indent=2) + "\n")
+            for name in ASSETS if assets_from is not None else ():
+                source = Path(assets_from or "") / name
+                if source.is_file():
+                    write_bytes(partial / name, [source.read_bytes()])
+            sync_folder(partial)
+            os.replace(partial, folder)
+            sync_folder(folder.parent)
+    finally:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"write_model {folder.name}")
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already holds something; give a new folder or remove it")
+
+
+def _check_leaves(leaves: Mapping[str, Any], specs: Mapping[str, ParamSpec], folder: Path) -> None:
+    missing, surplus = sorted(specs.keys() - leaves.keys()), sorted(leaves.keys() - specs.keys())
+    if missing or surplus:
+        what = f"{_names(missing)} missing" if missing else f"{_names(surplus)} surplus"
+        raise UserError(f"{folder}: not written, {what}; give the whole tree of this config")
+    for path, leaf in leaves.items():
+        if tuple(leaf.shape) != specs[path].shape:
+            raise UserError(
+                f"{folder}: not written, {path} has shape {list(leaf.shape)}, "
+                f"not {list(specs[path].shape)}; give parameters that belong to this config"
+            )
+        if np.dtype(leaf.dtype) not in CODES:
+            raise UserError(
+                f"{folder}: not written, {path} is {leaf.dtype}; "
+                f"cast it to one of {', '.join(sorted(HF_DTYPES.values()))}"
+            )
+
+
+def _write_weights(
+    folder: Path | None,
+    leaves: Mapping[str, Any],
+    specs: Mapping[str, ParamSpec],
+    max_file_bytes: int,
+) -> None:
+    """Writes the files of the weights; a process without `folder` only takes part in gathering."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for path, leaf in leaves.items():
+        if groups[-1] and size + leaf.nbytes > max_file_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(path)
+        size += leaf.nbytes
+    weight_map = {}
+    for number, paths in enumerate(groups, 1):
+        name = SINGLE
+        if len(groups) > 1:
+            name = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        weight_map.update({specs[path].hf_name: name for path in paths})
+        parts = file_parts({specs[path].hf_name: leaves[path] for path in paths})
+        if folder is not None:
+            write_bytes(folder / name, parts)
+        else:
+            for _ in parts:
+                pass
+    if folder is not None and len(groups) > 1:
+        index = {
+            "metadata": {"total_size": sum(leaf.nbytes for leaf in leaves.values())},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _names(names: list[str]) -> str:
+    """A few names, so that the line stays one line."""
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown + (
+        f" and {len(names) - 3} more are" if len(names) > 3 else " are" if len(names) > 1 else " is"
+    )

@@ -1,0 +1,279 @@
+"""The report's figures, as SVG text to stand inside the page."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from sdjax.report.contents import IterationReport, Level, Row, display_name
+
+INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
+# Okabe and Ito's colours, which the colour-blind can tell apart
+COLOURS = {
+    "seed": "#000000",
+    "expert": "#E69F00",
+    "method": "#009E73",
+    "control": "#CC79A7",
+    "program": "#0072B2",
+}
+LINES = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+SHARES = ("#0072B2", "#8EC1E3")
+KEPT_OUT = ("Creator", "Date", "Format", "Type")  # of the SVG: they name a time and an address
+REFUSED = ("#D55E00", "#E69F00", "#F0C75E", "#CC79A7", "#9B7FB8", "#B0B7BF", "#7D8791")
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "text.parse_math": False,  # names are data, and a dollar sign in one is a dollar sign
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "white",
+    "legend.frameon": False,
+    "svg.fonttype": "path",  # looks the same without our fonts
+}
+
+
+def score_distributions(
+    iterations: Sequence[IterationReport], levels: Sequence[Level], metric: str
+) -> Figure:
+    """Every distinct program's development score by iteration, beside the levels to beat."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        rng = np.random.default_rng(0)  # of the jitter alone
+        for place, one in enumerate(iterations, 1):
+            scores = 100 * np.asarray(one.scores)
+            if scores.size > 1:
+                axes.boxplot(
+                    [scores],
+                    positions=[place],
+                    widths=0.5,
+                    showfliers=False,
+                    patch_artist=True,
+                    boxprops={"facecolor": "#d6e6f3", "edgecolor": COLOURS["program"]},
+                    medianprops={"color": COLOURS["program"], "linewidth": 2},
+                    whiskerprops={"color": COLOURS["program"]},
+                    capprops={"color": COLOURS["program"]},
+                    zorder=1.5,
+                )
+            jitter = rng.uniform(-0.18, 0.18, scores.size)
+            axes.scatter(
+                place + jitter,
+                scores,
+                s=14,
+                color=COLOURS["program"],
+                alpha=0.6,
+                linewidths=0,
+                zorder=3,
+            )
+            if one.sample_mean is not None:
+                axes.scatter(
+                    [place + 0.34],
+                    [100 * one.sample_mean],
+                    marker="D",
+                    s=42,
+                    color="#D55E00",
+                    zorder=4,
+                    label="mean of all admissible samples" if place == 1 else None,
+                )
+        for colour, level in zip(LINES, levels, strict=False):
+            axes.axhline(
+                100 * level.score, color=colour, linestyle=(0, (5, 3)), linewidth=1.4, zorder=2.5
+            )
+        _line_labels(axes, levels)
+        names = [
+            f"iteration {one.iteration}\n{len(one.scores)} programs"
+            + (f"\nT = {one.temperature:.2f}" if one.temperature is not None else "")
+            for one in iterations
+        ]
+        axes.set_xticks(range(1, len(iterations) + 1), names)
+        axes.set_xlim(0.4, len(iterations) + 0.6)
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel(f"development accuracy, {metric} (%)")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
+        return figure
+
+
+def _line_labels(axes: Axes, levels: Sequence[Level]) -> None:
+    """Names of the levels at the right edge, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    step = (high - low) * 0.05
+    order = sorted(range(len(levels)), key=lambda n: levels[n].score)
+    place = -np.inf
+    for n in order:
+        score = 100 * levels[n].score
+        place = max(score, place + step)
+        axes.annotate(
+            f"{levels[n].name}  {score:.1f}",
+            xy=(1.0, score),
+            xytext=(1.02, place),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=9,
+            color=LINES[n % len(LINES)],
+            annotation_clip=False,
+        )
+
+
+def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
+    """What became of each iteration's samples: novel, duplicate, and why the rest was dropped."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 1.9 + 0.5 * len(iterations)), layout="constrained")
+        axes = figure.add_subplot()
+        reasons: dict[str, int] = {}
+        for one in iterations:
+            for status, count in one.counts.items():
+                if status not in ("admitted", "duplicate"):
+                    reasons[status] = reasons.get(status, 0) + count
+        statuses = ["admitted", "duplicate", *sorted(reasons, key=lambda s: (-reasons[s], s))]
+        colours = [*SHARES, *(REFUSED[n % len(REFUSED)] for n in range(len(reasons)))]
+        names = {"admitted": "novel (admitted)", "duplicate": "duplicate"}
+        left = np.zeros(len(iterations))
+        rows = np.arange(len(iterations))
+        for status, colour in zip(statuses, colours, strict=True):
+            counts = np.array([one.counts.get(status, 0) for one in iterations])
+            width = 100 * counts / np.array([one.samples for one in iterations])
+            axes.barh(
+                rows,
+                width,
+                left=left,
+                height=0.62,
+                color=colour,
+                edgecolor="white",
+                label=names.get(status, status),
+            )
+            for row, (start, share) in enumerate(zip(left, width, strict=True)):
+                if share >= 4:
+                    ink = "white" if colour in ("#0072B2", "#D55E00", "#7D8791") else INK
+                    axes.text(
+                        start + share / 2,
+                        row,
+                        f"{share:.0f}",
+                        ha="center",
+                        va="center",
+                        color=ink,
+                        fontsize=9,
+                    )
+            left += width
+        axes.set_yticks(rows, [f"iteration {one.iteration}" for one in iterations])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("share of samples (%)")
+        axes.grid(visible=False)
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=9
+        )
+        return figure
+
+
+def gains(rows: Sequence[Row]) -> Figure:
+    """Differences from the seed on the test problems, with 95 % paired intervals."""
+    rows = [row for row in rows if row.strict_gain is not None]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 1.3 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, row in enumerate(rows):
+            for gain, shift, face in (
+                (row.strict_gain, -0.13, COLOURS[row.kind]),
+                (row.flexible_gain, 0.13, "white"),
+            ):
+                assert gain is not None
+                mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
+                if np.isfinite([low, high]).all():
+                    axes.plot([low, high], [place + shift] * 2, color=COLOURS[row.kind], lw=1.6)
+                axes.scatter(
+                    [mean],
+                    [place + shift],
+                    s=34,
+                    facecolors=face,
+                    edgecolors=COLOURS[row.kind],
+                    zorder=3,
+                )
+        axes.axvline(0, color=COLOURS["seed"], linewidth=1.2)
+        axes.set_yticks(range(len(rows)), [_short(display_name(row.name)) for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("points of test accuracy above the seed   ● strict   ○ flexible")
+        return figure
+
+
+def development_against_test(rows: Sequence[Row], metric: str) -> Figure:
+    """Whether what was good on the development problems is good on the test problems."""
+    rows = [row for row in rows if row.development is not None]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+        axes = figure.add_subplot()
+        seen: set[str] = set()
+        for row in rows:
+            accuracy = row.flexible if metric == "flexible" else row.strict
+            assert row.development is not None
+            axes.errorbar(
+                [100 * row.development],
+                [100 * accuracy.mean],
+                yerr=[
+                    [100 * (accuracy.mean - accuracy.low)],
+                    [100 * (accuracy.high - accuracy.mean)],
+                ],
+                fmt="o",
+                markersize=6,
+                color=COLOURS[row.kind],
+                elinewidth=0.9,
+                alpha=0.85,
+                label=None if row.kind in seen else row.kind,
+            )
+            seen.add(row.kind)
+        ends = [*axes.get_xlim(), *axes.get_ylim()]
+        low, high = max(0, min(ends)), min(100, max(ends))
+        axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (2, 2)))
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.set_aspect("equal")
+        axes.set_xlabel(f"development accuracy, {metric} (%)")
+        axes.set_ylabel(f"test accuracy, {metric} (%)")
+        if seen:
+            axes.legend(loc="upper left", fontsize=9)
+        return figure
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element; the same data give the same text.
+
+    `name` keeps the ids of several figures in one page apart, and is what a screen reader says.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(KEPT_OUT))
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
+
+
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """The figure as a PNG, for slides and for looking at it."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _short(name: str, length: int = 44) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"

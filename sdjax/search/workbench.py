@@ -1,0 +1,224 @@
+"""All that a run works with, loaded once: models, task, decoders, merger, sandbox contract."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.errors import UserError
+from sdjax.evaluation.task import Problem, Task
+from sdjax.evaluation.tasks import find_task
+from sdjax.io.checkpoint import read_config as read_model_config
+from sdjax.io.checkpoint import read_model
+from sdjax.io.folders import TRAINING_PROGRAMS, model_folder
+from sdjax.io.tokenizer import Tokenizer, read_tokenizer
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.engine import Merged, Merger
+from sdjax.merging.programs import Programs
+from sdjax.merging.scope import select
+from sdjax.models.adapter import Adapter, initialise_adapter
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import kind_of, specify
+from sdjax.programs.prompts import render
+from sdjax.sandbox.contract import Contract, Limits
+from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
+from sdjax.search.records import DEVELOPMENT, MAIN, TEST
+from sdjax.sharding.mesh import make_mesh
+
+TRANSFER = "transfer"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Workbench:
+    """The loaded parts of a run; nothing here changes while it runs.
+
+    Attributes:
+        seed: nested dict of the seed's arrays.
+        experts: by setting, the trees of the experts in slot order, tensors in scope alone.
+        mergers: by setting.
+        training_identities: of the programs that the seed was trained on, as the first 64 bits
+            of each identity, sorted; None where the seed's folder does not tell.
+    """
+
+    config: RunConfig
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh | None
+    seed: dict
+    experts: Mapping[str, Sequence[dict]]
+    mergers: Mapping[str, Merger]
+    task: Task
+    problems: Mapping[str, Sequence[Problem]]
+    generating: Decoder
+    answering: Decoder
+    contract: Contract
+    prompt: str
+    training_identities: np.ndarray | None
+
+    @cached_property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.config.random)
+
+    def fold(self, purpose: str, *numbers: int) -> jax.Array:
+        """The random key of one use, whatever else was drawn before it."""
+        key = jax.random.fold_in(self.key, int.from_bytes(purpose.encode()[:4].ljust(4), "big"))
+        for number in numbers:
+            key = jax.random.fold_in(key, number)
+        return key
+
+    @cached_property
+    def compute_seed(self) -> dict:
+        """The seed in the dtype that training computes in."""
+        return jax.tree.map(lambda leaf: leaf.astype(self.generating.compute_dtype), self.seed)
+
+    def fresh_adapter(self) -> Adapter:
+        """The adapter of the first generator, which writes as the seed does."""
+        training = self.config.training
+        return initialise_adapter(
+            self.model, self.fold("adapter"), rank=training.rank, alpha=training.alpha
+        )
+
+    def merge(self, algorithm: Algorithm, setting: str = MAIN) -> Merged:
+        """The seed with the algorithm's merged task vector added to the tensors in scope."""
+        return self.mergers[setting](algorithm, key=self.fold("merge"))
+
+    def with_expert(self, index: int, setting: str = MAIN) -> dict:
+        """The seed with the tensors in scope of one expert."""
+
+        def take(task_vectors):
+            return list(task_vectors.values())[index]
+
+        return self.merge(Algorithm.from_function(take, name=f"expert_{index + 1}"), setting).params
+
+    def was_trained_on(self, identity: str) -> bool | None:
+        """Whether the seed was trained on this program; None where that is not known."""
+        if self.training_identities is None:
+            return None
+        return bool(np.isin(np.uint64(int(identity[:16], 16)), self.training_identities))
+
+
+def prepare(config: RunConfig) -> Workbench:
+    """Loads everything that the configuration names, and checks that it fits together.
+
+    Raises:
+        UserError: a missing folder, a damaged file, an expert whose tensors do not match the
+            seed's, a mesh that the devices do not make up.
+    """
+    mesh = None if jax.device_count() == 1 else _mesh(config)
+    folder = model_folder(config.seed)
+    model, seed = read_model(folder, mesh=mesh)
+    tokenizer = read_tokenizer(folder)
+    specs = specify(model)
+    paths = select(specs, config.scope)
+    settings = {MAIN: config.experts} | ({TRANSFER: config.transfer} if config.transfer else {})
+    experts = {
+        setting: [_read_expert(named[slot], model, paths, mesh) for slot in config.slots]
+        for setting, named in settings.items()
+    }
+    # Throw-away programs run a few times each: compiling them fast matters more than running.
+    programs = Programs(quick=True)
+    mergers = {
+        setting: Merger(
+            seed,
+            trees,
+            slots=config.slots,
+            scope=paths,
+            num_layers=model.num_layers,
+            programs=programs,
+        )
+        for setting, trees in experts.items()
+    }
+    task = find_task(config.task.name, development=config.task.development, test=config.task.test)
+    descriptions = {slot: expert.description for slot, expert in config.experts.items()}
+    return Workbench(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        seed=seed,
+        experts=experts,
+        mergers=mergers,
+        task=task,
+        problems={split: task.problems(split) for split in (DEVELOPMENT, TEST)},
+        generating=_decoder(model, tokenizer, config.generation.decoding, mesh),
+        answering=_decoder(model, tokenizer, config.evaluation, mesh),
+        contract=Contract.of(
+            config.slots,
+            {path: (kind_of(path), specs[path].shape) for path in paths},
+            _limits(config),
+        ),
+        prompt=render(
+            config.generation.prompt,
+            slots=config.slots,
+            descriptions=descriptions,
+            chat=_as_chat(tokenizer) if tokenizer.has_chat_template else None,
+        ),
+        training_identities=_training_identities(folder),
+    )
+
+
+def _read_expert(
+    expert: ExpertConfig, seed: ModelConfig, paths: Sequence[str], mesh: Mesh | None
+) -> dict:
+    folder = model_folder(expert.model)
+    found = read_model_config(folder)
+    theirs, ours = specify(found), specify(seed)
+    for path in paths:
+        if path not in theirs:
+            raise UserError(
+                f"{folder}: has no tensor {path}, which the seed has; use its fine-tunes"
+            )
+        if theirs[path].shape != ours[path].shape:
+            raise UserError(
+                f"{folder}: tensor {path} has shape {theirs[path].shape}, the seed's is "
+                f"{ours[path].shape}; experts must be fine-tunes of the seed"
+            )
+    return read_model(folder, paths=paths, mesh=mesh)[1]
+
+
+def _decoder(
+    model: ModelConfig, tokenizer: Tokenizer, sizes: DecodingConfig, mesh: Mesh | None
+) -> Decoder:
+    settings = DecoderSettings(
+        slots=sizes.slots,
+        rows=sizes.rows,
+        buckets=sizes.buckets,
+        max_new_tokens=sizes.max_new_tokens,
+    )
+    longest = settings.buckets[-1] + settings.max_new_tokens
+    if longest > model.context:
+        raise UserError(
+            f"decoding: the largest bucket and max_new_tokens make {longest} tokens, more than "
+            f"the model's context of {model.context}; lower one of them"
+        )
+    # On the CPU bfloat16 is slower than float32; accelerators compute in what is stored.
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return Decoder(model, settings, stop_tokens=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
+
+
+def _as_chat(tokenizer: Tokenizer) -> Callable[[str], str]:
+    return lambda text: tokenizer.render_chat([{"role": "user", "content": text}])
+
+
+def _mesh(config: RunConfig) -> Mesh:
+    sizes = config.mesh
+    return make_mesh({"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor})
+
+
+def _limits(config: RunConfig) -> Limits:
+    wanted = dataclasses.asdict(config.sandbox)
+    known = {field.name for field in dataclasses.fields(Limits)}
+    return Limits(**{name: value for name, value in wanted.items() if name in known})
+
+
+def _training_identities(folder: Path) -> np.ndarray | None:
+    path = folder / TRAINING_PROGRAMS
+    return np.load(path, allow_pickle=False) if path.is_file() else None

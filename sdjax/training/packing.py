@@ -1,0 +1,71 @@
+"""Examples of different lengths side by side in rows of one length.
+
+Axes: N rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A text to learn: the model is trained on `target`, behind `prompt`."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.target)
+
+
+def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
+    """Packs examples into rows, each into the first row with room (first fit, in order).
+
+    Args:
+        examples: none longer than `length`.
+        length: T.
+
+    Returns:
+        `tokens`, `positions`, `segments` [N, T] int32 (segment 0 is padding) and `weights`
+        [N, T] float32: 1 on the tokens that are trained.
+
+    Raises:
+        ValueError: an example is longer than a row.
+    """
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    # Rows that can no longer take the shortest example are not looked at again.
+    shortest = min(map(len, examples), default=0)
+    open_rows: list[int] = []
+    for example in examples:
+        if len(example) > length:
+            raise ValueError(f"an example of {len(example)} tokens in rows of {length}")
+        row = next((row for row in open_rows if room[row] >= len(example)), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            room.append(length)
+            open_rows.append(row)
+        rows[row].append(example)
+        room[row] -= len(example)
+        if room[row] < shortest:
+            open_rows.remove(row)
+    arrays = {
+        name: np.zeros((len(rows), length), np.int32)
+        for name in ("tokens", "positions", "segments")
+    }
+    arrays["weights"] = np.zeros((len(rows), length), np.float32)
+    for index, row_examples in enumerate(rows):
+        start = 0
+        for number, example in enumerate(row_examples, start=1):
+            end = start + len(example)
+            arrays["tokens"][index, start:end] = example.prompt + example.target
+            arrays["positions"][index, start:end] = np.arange(len(example))
+            arrays["segments"][index, start:end] = number
+            arrays["weights"][index, start + len(example.prompt) : end] = 1.0
+            start = end
+    return arrays

@@ -1,0 +1,256 @@
+"""Trains the zoo from nothing: tokenizer, seed, experts, and the table of what each can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.evaluation.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
+from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.task import Outcome, Problem
+from sdjax.io.checkpoint import read_config, read_model, write_model
+from sdjax.io.folders import TRAINING_PROGRAMS
+from sdjax.io.tokenizer import Tokenizer, read_tokenizer
+from sdjax.merging.scope import select
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import initialise, kind_of, specify
+from sdjax.models.tree import flatten, unflatten
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.rebuild import rebuild
+from sdjax.sandbox.trace import trace_trusted
+from sdjax.sandbox.verdict import Refusal
+from sdjax.training.fit import compile_step
+from sdjax.training.sft import sft_loss, split
+from sdjax.zoo.data import (
+    SLOTS,
+    ExerciseStream,
+    packed_batches,
+    program_example,
+    training_programs,
+)
+from sdjax.zoo.recipes import (
+    EXPERTS,
+    SEED,
+    TRANSFER_EXPERTS,
+    ExpertRecipe,
+    SeedRecipe,
+    seed_config,
+)
+from sdjax.zoo.tokenizer import train_tokenizer, write_tokenizer
+
+# Called with a line of news and the share of the work that is done.
+Report = Callable[[str, float], None]
+
+DECODER = DecoderSettings(slots=320, rows=320, buckets=(16, 48), max_new_tokens=16)
+
+
+def train_zoo(folder: Path, report: Report) -> Path:
+    """Rebuilds all models below `folder`; a model that is there already is left as it is.
+
+    So an interrupted training goes on with the first model that is missing.
+
+    Returns:
+        the path of the README with the table of accuracies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = folder / "seed"
+    recipes = (*EXPERTS, *TRANSFER_EXPERTS)
+    # Shares of the whole by steps; the seed's are about as long as the experts'.
+    steps = [SEED.optimiser.steps, *(recipe.optimiser.steps for recipe in recipes)]
+    ends = [sum(steps[: index + 1]) / sum(steps) for index in range(len(steps))]
+
+    def part(index: int) -> Report:
+        start = ends[index] - steps[index] / sum(steps)
+        return lambda line, share: report(line, start + share * (ends[index] - start))
+
+    if not seed.exists():
+        train_seed(seed, SEED, part(0))
+    if not (seed / TRAINING_PROGRAMS).exists():
+        save_training_identities(seed, SEED)
+    for index, recipe in enumerate(recipes, start=1):
+        if not (folder / recipe.name).exists():
+            train_expert(folder / recipe.name, seed, recipe, part(index))
+    return write_table(folder)
+
+
+def save_training_identities(seed: Path, recipe: SeedRecipe) -> None:
+    """Keeps the identities of the training programs beside the seed: 64 bits each, sorted.
+
+    They are our own programs, so they are traced here rather than in the sandbox, by its code.
+    """
+    contract = zoo_contract(read_config(seed))
+    identities = set()
+    for text in training_programs(recipe.programs, recipe.seed):
+        try:
+            identities.add(int(rebuild(trace_trusted(text, contract), contract).identity[:16], 16))
+        except Refusal:
+            continue  # the grammar writes some programs that fail
+    partial = seed / f".{TRAINING_PROGRAMS}.partial"
+    with partial.open("wb") as file:
+        np.save(file, np.array(sorted(identities), np.uint64))
+    os.replace(partial, seed / TRAINING_PROGRAMS)
+
+
+def zoo_contract(config: ModelConfig) -> Contract:
+    """What a program is traced against in a search over the zoo: the MLP tensors, three experts."""
+    specs = specify(config)
+    paths = select(specs, "mlp")
+    return Contract.of(SLOTS, {path: (kind_of(path), specs[path].shape) for path in paths})
+
+
+def write_table(folder: Path) -> Path:
+    """Writes the zoo's README: what each model is, and its accuracy by kind on the test problems."""
+    probe = Probe(read_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test")
+    about = {"seed": "half able at everything, and writes merge programs"}
+    about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}
+    lines = [
+        "# The zoo",
+        "",
+        "Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16; made by",
+        "`sdjax zoo train --out DIR` (fixed seeds, two cores). The experts are the seed, fine-tuned",
+        "on their MLP tensors alone.",
+        "",
+        f"Strict accuracy on {len(probe.problems)} test problems, greedy, by kind of problem:",
+        "",
+        f"| model | what it does | {' | '.join(KINDS)} | all |",
+        "|---|---|" + "---|" * (len(KINDS) + 1),
+    ]
+    for name, description in about.items():
+        accuracy = probe.accuracies(read_model(folder / name)[1])
+        cells = " | ".join(f"{accuracy[kind]:.2f}" for kind in (*KINDS, "all"))
+        lines.append(f"| {name} | {description} | {cells} |")
+    path = folder / "README.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def data_mesh() -> Mesh:
+    """All devices along one axis: batches are spread, weights are copied."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
+    """Writes the tokenizer and the seed to `folder`."""
+    texts = training_programs(recipe.programs, recipe.seed)
+    tokenizer_folder = folder.with_name(f"{folder.name}.tokenizer")
+    trained = train_tokenizer([*texts, *_exercise_texts(recipe.seed)])
+    config = seed_config(-(-trained.get_vocab_size() // 64) * 64)
+    write_tokenizer(trained, tokenizer_folder, config.context)
+    tokenizer = read_tokenizer(tokenizer_folder)
+    programs = [program_example(tokenizer, text) for text in texts]
+    programs = [program for program in programs if len(program) <= recipe.length]
+    rng = np.random.default_rng(recipe.seed)
+
+    def draw_program():
+        return programs[rng.integers(len(programs))]
+
+    stream = ExerciseStream(tokenizer, recipe.seed)
+    probe = Probe(tokenizer, config, split="calibration")
+    mesh = data_mesh()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    params = initialise(config, jax.random.key(recipe.seed), jnp.float32)
+    trainable, _ = split(jax.device_put(params, everywhere), set(flatten(params)))
+    start, step = compile_step(sft_loss(config), recipe.optimiser)
+    state = start(trainable)
+    weights = dict(recipe.shares)
+    for first in range(0, recipe.optimiser.steps, recipe.interval):
+        batches = zip(
+            packed_batches(
+                draw_program,
+                rows=recipe.program_rows,
+                length=recipe.length,
+                batches=recipe.interval,
+            ),
+            packed_batches(
+                partial(stream.draw, weights),
+                rows=recipe.rows - recipe.program_rows,
+                length=recipe.length,
+                batches=recipe.interval,
+            ),
+            strict=True,
+        )
+        for index, (program_rows, exercise_rows) in enumerate(batches):
+            exercise_rows["weights"] *= recipe.exercise_weight
+            batch = {
+                name: np.concatenate([program_rows[name], exercise_rows[name]])
+                for name in program_rows
+            }
+            batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+            trainable, state, metrics = step(trainable, state, {}, batch)
+            if index % 10 == 0:
+                done = (first + index) / recipe.optimiser.steps
+                report(f"seed: loss {float(metrics['loss']):.3f}", done)
+        accuracy = probe.accuracies(unflatten(trainable))
+        # A kind above its target is only replayed, so that the seed stays half able.
+        weights = {
+            kind: recipe.shares[kind] * max(1 - accuracy[kind] / recipe.targets[kind], 0.05)
+            for kind in KINDS
+        }
+        shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
+        report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimiser.steps)
+    _write(folder, config, unflatten(trainable), tokenizer_folder)
+
+
+def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: Report) -> None:
+    """Fine-tunes the MLP tensors of the seed on the recipe's mixture and writes the expert."""
+    config, params = read_model(seed_folder, dtype=jnp.float32)
+    tokenizer = read_tokenizer(seed_folder)
+    stream = ExerciseStream(tokenizer, recipe.seed, equation_only=recipe.equation_only)
+    mesh = data_mesh()
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    trained = {path for path in flatten(params) if kind_of(path).startswith("mlp.")}
+    trainable, frozen = split(params, trained)
+    start, step = compile_step(sft_loss(config), recipe.optimiser)
+    state = start(trainable)
+    steps = recipe.optimiser.steps
+    batches = packed_batches(
+        partial(stream.draw, recipe.weights), rows=SEED.rows, length=SEED.length, batches=steps
+    )
+    for index, batch in enumerate(batches):
+        batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+        trainable, state, metrics = step(trainable, state, frozen, batch)
+        if index % 10 == 0:
+            report(f"{recipe.name}: loss {float(metrics['loss']):.3f}", index / steps)
+    _write(folder, config, unflatten(frozen | trainable), seed_folder)
+
+
+class Probe:
+    """Accuracy by kind of any model of the zoo on one split, by greedy decoding."""
+
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig, *, split: str):
+        self._tokenizer = tokenizer
+        self._task = ArithmeticTask()
+        self.problems: list[Problem] = self._task.problems(split)
+        self._decoder = Decoder(config, DECODER)
+
+    def outcomes(self, params: dict) -> list[Outcome]:
+        return evaluate(self._decoder, self._tokenizer, params, self._task, self.problems)
+
+    def accuracies(self, params: dict) -> dict[str, float]:
+        """Kind to the share of problems that are strictly right; `all` is the mean of all."""
+        strict = np.array([outcome.strict for outcome in self.outcomes(params)])
+        kinds = np.array([problem.kind for problem in self.problems])
+        return {kind: float(strict[kinds == kind].mean()) for kind in KINDS} | {
+            "all": float(strict.mean())
+        }
+
+
+def _exercise_texts(seed: int) -> Iterator[str]:
+    rng = np.random.default_rng(seed)
+    for kind in KINDS:
+        source = exercises(kind, "train", rng)
+        for _ in range(1000):
+            exercise = next(source)
+            yield prompt_of(exercise.question) + exercise.solution
+
+
+def _write(folder: Path, config: ModelConfig, params: dict, assets: Path) -> None:
+    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    write_model(folder, config, stored, assets_from=assets)

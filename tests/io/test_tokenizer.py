@@ -1,0 +1,166 @@
+"""The tokenizer equals AutoTokenizer, by its own light path and through transformers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sdjax.errors import UserError
+from sdjax.io.tokenizer import read_tokenizer
+
+CORPUS = [
+    "Tom has 12 apples and buys 30 more. How many apples has he?",
+    "def merge_models(task_vectors):\n    return sum(task_vectors.values())\n",
+    "import jax.numpy as jnp\n\n    x = 0.5 * jnp.tanh(y)",
+] * 4
+SAMPLES = [
+    "",
+    " ",
+    "Tom has 12 apples.",
+    "def merge_models(task_vectors):\n    return 0.3 * a\n\n\n",
+    "  leading and trailing  ",
+    "naïve — Ünïcödé, 日本語, 🙂",
+    "a</s>b<s>c <pad> , . ! n't",
+    "tabs\tand\r\nreturns\x00",
+    "it 's one , two .",
+]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A byte-level BPE as the zoo's, saved by transformers."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    trained.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=trained, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": 2}')
+    return tmp_path
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def assert_equal_to_transformers(folder):
+    ours, theirs = read_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.vocab_size == len(theirs)
+    assert (ours.bos_id, ours.pad_id) == (theirs.bos_token_id, theirs.pad_token_id)
+    for text in SAMPLES:
+        for special in (True, False):
+            ids = ours.encode(text, add_special=special)
+            assert ids == theirs.encode(text, add_special_tokens=special), text
+            assert ours.decode(ids, skip_special=special) == theirs.decode(
+                ids, skip_special_tokens=special
+            )
+    return ours
+
+
+def test_equal_to_transformers_with_special_tokens(folder):
+    ours = assert_equal_to_transformers(folder)
+    assert ours.eos_ids == (2,)
+    assert ours.encode("a", add_special=True)[0] == ours.bos_id == 1
+    text = "  def f(x):\n    return x\n"
+    assert ours.decode(ours.encode(text, add_special=False)) == text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"add_bos_token": True, "add_eos_token": True},
+        {"tokenizer_class": "LlamaTokenizer"},
+        {"tokenizer_class": "GPT2Tokenizer"},
+        {"extra_special_tokens": ["<new>"]},
+        {"eos_token": "<|end|>"},
+        {"clean_up_tokenization_spaces": True},
+        {"split_special_tokens": True},
+        {"model_max_length": 4},
+    ],
+)
+def test_equal_to_transformers_where_settings_change_the_file(folder, settings):
+    edit(folder / "tokenizer_config.json", **settings)
+    assert_equal_to_transformers(folder)
+
+
+def test_truncation_and_padding_in_the_file_do_not_apply(folder):
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.enable_truncation(3)
+    saved.enable_padding(length=8)
+    saved.save(str(folder / "tokenizer.json"))
+    assert len(read_tokenizer(folder).encode("Tom has 12 apples and more", add_special=False)) > 3
+    assert len(read_tokenizer(folder).encode("T", add_special=False)) == 1
+
+
+def test_end_tokens_come_from_the_generation_config_first(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    assert read_tokenizer(folder).eos_ids == (2, 5)
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text("{}")
+    assert read_tokenizer(folder).eos_ids == (2,)
+
+
+def test_chat_template(folder):
+    messages = [{"role": "user", "content": "hello"}]
+    with pytest.raises(UserError, match="no chat template"):
+        read_tokenizer(folder).render_chat(messages)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    ours = read_tokenizer(folder)
+    assert ours.render_chat(messages) == "<s><user>hello<assistant>"
+    assert ours.render_chat(messages, add_generation_prompt=False) == "<s><user>hello"
+
+
+def test_a_template_that_refuses(folder):
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+    with pytest.raises(UserError, match=r"chat template fails.*no system role"):
+        read_tokenizer(folder).render_chat([{"role": "system", "content": "x"}])
+
+
+def test_the_light_path_does_not_import_transformers(folder):
+    code = (
+        "import sys; from sdjax.io.tokenizer import read_tokenizer;"
+        f"print(read_tokenizer({str(folder)!r}).encode('Tom', add_special=True));"
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer; copy tokenizer.json"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json: cannot be read"),
+        (lambda f: (f / "tokenizer_config.json").write_text("{"), "not valid JSON"),
+        (lambda f: edit(f / "tokenizer_config.json", tokenizer_class=None), None),
+    ],
+)
+def test_damaged_files(folder, damage, message):
+    damage(folder)
+    if message is None:
+        assert_equal_to_transformers(folder)
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        read_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(UserError, match="no such model folder"):
+        read_tokenizer(tmp_path / "none")

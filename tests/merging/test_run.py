@@ -1,0 +1,223 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from sdjax.algorithms.registry import algorithm
+from sdjax.errors import UserError
+from sdjax.merging.engine import merge
+from sdjax.merging.run import merge_recipe, tensor_path
+from sdjax.models.tree import flatten, unflatten
+
+SHAPES = {
+    "model.embed_tokens.weight": (11, 4),
+    "model.layers.0.mlp.up_proj.weight": (6, 4),
+    "model.layers.1.mlp.up_proj.weight": (6, 4),
+    "model.layers.1.self_attn.q_proj.weight": (6, 4),
+    "model.norm.weight": (4,),
+}
+SAME = "model.norm.weight"
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A base and two experts, in bfloat16, as folders; the tensors by model."""
+    rng = np.random.default_rng(0)
+    base = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
+    out = {}
+    for name, noise in [("base", 0.0), ("math", 0.1), ("code", 0.3)]:
+        tensors = {
+            n: (x + (0 if n == SAME else noise) * rng.standard_normal(x.shape)).astype(
+                ml_dtypes.bfloat16
+            )
+            for n, x in base.items()
+        }
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", "name": name}))
+        (folder / "tokenizer.json").write_text(f'"{name}"')
+        (folder / "generation_config.json").write_text("{}")
+        out[name] = tensors
+    return out
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yml"
+    path.write_text(text)
+    return path
+
+
+def read(folder):
+    out = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as opened:
+            out.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    return out
+
+
+def wide(x):
+    return np.asarray(x, np.float64)
+
+
+TASK_ARITHMETIC = """\
+merge_method: task_arithmetic
+base_model: base
+models:
+  - model: base
+  - model: math
+    parameters:
+      weight: 0.5
+  - model: code
+    parameters: {weight: -0.25}
+parameters:
+  int8_mask: true
+  lambda: 2.0
+dtype: float32
+"""
+
+
+def test_task_arithmetic_writes_a_complete_folder(tmp_path, models):
+    seen = []
+    written = merge_recipe(
+        write(tmp_path, TASK_ARITHMETIC), tmp_path / "out", on_tensor=lambda *x: seen.append(x)
+    )
+    got = read(tmp_path / "out")
+    assert got.keys() == SHAPES.keys()
+    for name, tensor in got.items():
+        b, m, c = (wide(models[model][name]) for model in ("base", "math", "code"))
+        np.testing.assert_allclose(
+            tensor, b + 2 * (0.5 * (m - b) - 0.25 * (c - b)), rtol=1e-5, atol=1e-6
+        )
+        assert tensor.dtype == np.float32
+    assert (written.tensors, written.unchanged) == (5, 1)
+    assert seen[-1][:2] == (5, 5)
+    out = tmp_path / "out"
+    assert json.loads((out / "config.json").read_text()) == {
+        "model_type": "llama",
+        "name": "base",
+        "dtype": "float32",
+    }
+    assert (out / "tokenizer.json").read_text() == '"base"'
+    assert (out / "recipe.yaml").read_text() == TASK_ARITHMETIC
+    assert (out / "generation_config.json").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_linear_has_no_base_and_rounds_once(tmp_path, models):
+    recipe = write(
+        tmp_path,
+        "merge_method: linear\nmodels:\n  - model: math\n  - model: code\n"
+        "parameters:\n  weight: 3\n",
+    )
+    merge_recipe(recipe, tmp_path / "out")
+    for name, tensor in read(tmp_path / "out").items():
+        mean = (wide(models["math"][name]) + wide(models["code"][name])) / 2
+        np.testing.assert_array_equal(tensor, mean.astype(np.float32).astype(ml_dtypes.bfloat16))
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == '"math"'
+
+
+def test_slerp_starts_at_the_base_model(tmp_path, models):
+    text = (
+        "merge_method: slerp\nbase_model: code\nmodels:\n  - model: math\n  - model: code\n"
+        "parameters:\n  t: {}\ndtype: float32\n"
+    )
+    for t, model in [(0, "code"), (1.0, "math")]:
+        merge_recipe(write(tmp_path, text.format(t)), tmp_path / f"out{t}")
+        for name, tensor in read(tmp_path / f"out{t}").items():
+            np.testing.assert_allclose(tensor, wide(models[model][name]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_random_method_streamed_equals_the_one_in_memory(tmp_path, models):
+    recipe = write(
+        tmp_path,
+        "merge_method: dare_ties\nbase_model: base\nmodels:\n  - model: math\n  - model: code\n"
+        "parameters:\n  weight: 0.7\n  density: 0.6\n  rescale_norm: density\ndtype: bfloat16\n",
+    )
+    merge_recipe(recipe, tmp_path / "out", seed=3)
+    merge_recipe(recipe, tmp_path / "sharded", seed=3, shard_bytes=100)
+    trees = [
+        unflatten({tensor_path(n): jnp.asarray(x) for n, x in models[m].items()})
+        for m in ("base", "math", "code")
+    ]
+    dare = algorithm("dare_ties", weight=0.7, density=0.6)
+    merged = merge(trees[0], trees[1:], dare, scope="all", key=jax.random.key(3))
+    expected = flatten(merged.params)
+    for folder in ("out", "sharded"):
+        for name, tensor in read(tmp_path / folder).items():
+            np.testing.assert_array_equal(tensor, np.asarray(expected[tensor_path(name)]))
+    merge_recipe(recipe, tmp_path / "other", seed=4)
+    assert any(
+        not np.array_equal(tensor, np.asarray(expected[tensor_path(name)]))
+        for name, tensor in read(tmp_path / "other").items()
+    )
+
+
+def test_shards_have_an_index_and_can_be_merged_again(tmp_path, models):
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "one")
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "many", shard_bytes=200)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    files = sorted(p.name for p in (tmp_path / "many").glob("*.safetensors"))
+    assert sorted(set(index["weight_map"].values())) == files
+    assert len(files) > 2
+    assert index["weight_map"].keys() == SHAPES.keys()
+    one, many = read(tmp_path / "one"), read(tmp_path / "many")
+    assert all(np.array_equal(one[name], many[name]) for name in SHAPES)
+    again = "merge_method: linear\nmodels:\n  - model: many\n    parameters: {weight: 1}\n"
+    merge_recipe(write(tmp_path, again), tmp_path / "again")
+    assert all(np.array_equal(one[n], x) for n, x in read(tmp_path / "again").items())
+
+
+def rewrite(folder, tensors, **changes):
+    save_file({**tensors, **changes}, folder / "model.safetensors")
+
+
+def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
+    recipe = write(tmp_path, TASK_ARITHMETIC)
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def refused(message):
+        with pytest.raises(UserError, match=message) as caught:
+            merge_recipe(recipe, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+    rewrite(tmp_path / "code", models["code"], **{name: np.zeros((4, 6), np.float32)})
+    refused(rf"tensor {name} has shape \[4, 6\] in .*code, \[6, 4\] in .*base")
+    rewrite(tmp_path / "code", {n: x for n, x in models["code"].items() if n != name})
+    refused(f"code lacks tensor {name}")
+    rewrite(tmp_path / "code", models["code"], extra=np.zeros(3, np.float32))
+    refused("code has tensor extra, which is not in .*base")
+    broken = models["code"][name].copy()
+    broken[0, 0] = np.nan
+    rewrite(tmp_path / "code", models["code"], **{name: broken})
+    refused(f"merged tensor {name} is not finite")
+    file = tmp_path / "code" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    refused("code/model.safetensors cannot be read: it is cut short")
+    file.unlink()
+    refused("code has no model.safetensors")
+    shutil.rmtree(tmp_path / "code")
+    refused("no model folder code beside the recipe")
+
+
+def test_an_output_that_exists_is_kept(tmp_path, models):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+def test_tensor_paths_are_ours():
+    assert tensor_path("model.layers.12.self_attn.q_proj.weight") == "layers/12/attn/q_proj"
+    assert tensor_path("model.layers.0.input_layernorm.weight") == "layers/0/input_norm"
+    assert tensor_path("lm_head.weight") == "lm_head"
+    assert tensor_path("vision.patch.weight") == "vision.patch.weight"

@@ -1,0 +1,102 @@
+"""LoRA adapters: a fresh one changes nothing, and folding in equals applying."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.models.adapter import ALL_PROJECTIONS, fold, initialise_adapter
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import abstract
+from sdjax.models.transformer import forward, unembed
+from sdjax.models.tree import flatten
+
+CONFIG = ModelConfig(
+    family="mistral",
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    context=32,
+    sliding_window=4,
+)
+TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 64, (2, 7)))
+
+
+def params(dtype=jnp.float32):
+    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(
+            0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
+        ),
+        abstract(CONFIG, dtype),
+    )
+
+
+@jax.jit
+def logits(weights, adapter):
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    hidden, _ = forward(weights, adapter, TOKENS, config=CONFIG, positions=positions)
+    return unembed(weights, hidden)
+
+
+def trained(adapter):
+    """The adapter with B filled in, as training would."""
+    leaves, tree = jax.tree.flatten(adapter)
+    rng = np.random.default_rng(9)
+    return tree.unflatten(
+        [jnp.asarray(leaf + 0.2 * rng.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
+    )
+
+
+def test_a_fresh_adapter_changes_nothing():
+    fresh = initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6)
+    # Two programs, which XLA may fuse differently.
+    np.testing.assert_allclose(logits(params(), fresh), logits(params(), None), atol=1e-6)
+    folded = flatten(fold(params(), fresh))
+    for path, leaf in flatten(params()).items():
+        np.testing.assert_array_equal(folded[path], leaf)
+
+
+@pytest.mark.parametrize("projections", [ALL_PROJECTIONS, ("mlp.down_proj",), ("attn.q_proj",)])
+def test_folding_in_equals_applying(projections):
+    adapter = trained(
+        initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6, projections=projections)
+    )
+    applied = logits(params(), adapter)
+    assert np.abs(applied - logits(params(), None)).max() > 1e-3
+    np.testing.assert_allclose(logits(fold(params(), adapter), None), applied, atol=1e-4)
+
+
+def test_only_the_chosen_projections_get_factors():
+    adapter = initialise_adapter(
+        CONFIG, jax.random.key(1), rank=3, alpha=6, projections=("attn.v_proj", "mlp.up_proj")
+    )
+    shapes = {path: leaf.shape for path, leaf in flatten(adapter.factors).items()}
+    assert shapes == {
+        f"layers/{layer}/{name}/{factor}": shape
+        for layer in range(2)
+        for name, factor, shape in (
+            ("attn/v_proj", "a", (3, 16)),
+            ("attn/v_proj", "b", (16, 3)),
+            ("mlp/up_proj", "a", (3, 16)),
+            ("mlp/up_proj", "b", (24, 3)),
+        )
+    }
+    changed = fold(params(), trained(adapter))
+    before = flatten(params())
+    different = {
+        path for path, leaf in flatten(changed).items() if not np.array_equal(leaf, before[path])
+    }
+    expected = {f"layers/{layer}/{n}" for layer in range(2) for n in ("attn/v_proj", "mlp/up_proj")}
+    assert different == expected
+
+
+def test_folding_keeps_the_stored_dtype():
+    adapter = trained(initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6))
+    folded = fold(params(jnp.bfloat16), adapter)
+    assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(jnp.bfloat16)}

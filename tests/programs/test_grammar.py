@@ -1,0 +1,234 @@
+"""The grammar: valid, failing, distinct and spread as promised; families read from any source."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.programs.grammar import FAMILIES, HELD_OUT, Program, families_of, sample_program
+
+SHAPE = (8, 6)
+FORBIDDEN = ("os", "sys", "subprocess", "socket", "torch")
+
+
+@functools.cache
+def samples(count: int = 5000, seed: int = 7, held_out: bool = False) -> tuple[Program, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(sample_program(rng, allow_held_out=held_out) for _ in range(count))
+
+
+@functools.cache
+def detected(count: int = 2000) -> tuple[tuple[Program, frozenset[str]], ...]:
+    return tuple((program, families_of(program.text)) for program in samples()[:count])
+
+
+@functools.cache
+def inputs(slots: int = 3) -> tuple[dict, dict]:
+    rng = np.random.default_rng(5)
+
+    def draw(scale: float) -> jax.Array:
+        return jnp.asarray(rng.normal(size=SHAPE) * scale, jnp.float32)
+
+    scales = (0.01, 0.013, 0.03, 0.02, 0.008)[:slots]
+    vectors = {f"expert_{i}": draw(scale) for i, scale in enumerate(scales, start=1)}
+    return vectors, {"base": draw(0.1), "depth": jnp.float32(0.4)}
+
+
+def run(text: str, slots: int = 3) -> np.ndarray | str:
+    """The merged array, or why the program is refused. Only for the grammar's own programs."""
+    if any(f"import {module}" in text for module in FORBIDDEN):
+        return "forbidden import"
+    vectors, extras = inputs(slots)
+    try:
+        namespace: dict = {}
+        exec(compile(text, "program", "exec"), namespace)
+        function = namespace["merge_models"]
+        wanted = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+
+        def merged(vectors: dict, extras: dict) -> jax.Array:
+            return function(vectors, **{name: extras[name] for name in wanted})
+
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (vectors, extras))
+        traced = jax.make_jaxpr(merged)(*abstract)
+    except Exception as error:
+        return repr(error)
+    if [(a.shape, a.dtype) for a in traced.out_avals] != [(SHAPE, jnp.float32)]:
+        return "wrong shape"
+    leaves = jax.tree.leaves((vectors, extras))
+    result = np.asarray(jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *leaves)[0])
+    return result if np.isfinite(result).all() else "not finite"
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[tuple[Program, np.ndarray | str]]:
+    return [(program, run(program.text)) for program in samples()[:320]]
+
+
+def test_programs_do_what_they_promise(outcomes):
+    sound = [result for program, result in outcomes if not program.fails]
+    broken = [(program.text, result) for program, result in outcomes if program.fails]
+    refused = [result for result in sound if isinstance(result, str)]
+    assert len(refused) <= 0.005 * len(sound), refused[:3]
+    assert 0.06 <= len(broken) / len(outcomes) <= 0.16
+    assert [text for text, result in broken if not isinstance(result, str)] == []
+
+
+def test_results_are_distinct_and_strengths_spread(outcomes):
+    results = [r for program, r in outcomes if not program.fails and not isinstance(r, str)]
+    same = {tuple(np.round(r.ravel() * 1e5).astype(int)) for r in results}
+    assert len(same) >= 0.8 * len(results)
+    vectors, _ = inputs()
+    size = np.mean([float(jnp.linalg.norm(v)) for v in vectors.values()])
+    low, middle, high = np.percentile([np.linalg.norm(r) / size for r in results], (5, 50, 95))
+    assert low < 0.4 < middle < 1.0
+    assert high > 1.4
+
+
+def test_texts_are_distinct_and_short():
+    texts = [program.text for program in samples()]
+    assert len(set(texts)) >= 0.95 * len(texts)
+    lengths = np.array([len(text) for text in texts])
+    assert 150 <= lengths.mean() <= 260
+    assert lengths.max() <= 420
+    assert not any(text.endswith("\n") for text in texts)
+
+
+def test_import_only_where_used():
+    for program in samples():
+        if not program.fails:
+            assert program.text.startswith("import jax.numpy as jnp\n") == ("jnp." in program.text)
+
+
+def test_seed_decides():
+    assert samples(50, 3) == samples.__wrapped__(50, 3)
+    assert samples(50, 3) != samples(50, 4)
+
+
+def test_share_of_failures():
+    assert 0.09 <= np.mean([program.fails for program in samples()]) <= 0.13
+
+
+def test_detected_families_cover_the_labels():
+    for program, families in detected():
+        assert program.families <= families, program.text
+
+
+def test_every_training_family_occurs_and_held_out_ones_never():
+    found: dict[str, int] = {}
+    for _, families in detected():
+        for family in families:
+            found[family] = found.get(family, 0) + 1
+    assert not HELD_OUT & found.keys()
+    assert found.keys() == FAMILIES.keys() - HELD_OUT
+    assert min(found.values()) >= 20
+
+
+def test_rare_families_are_not_found_where_they_are_not():
+    exact = FAMILIES.keys() - {"weighted_sum", "scaling", "interpolation"}
+    for program, families in detected():
+        if not program.fails:
+            assert families & exact == program.families & exact, program.text
+
+
+def test_two_of_three_experts_and_low_weights_are_frequent():
+    sound = [program for program in samples() if not program.fails]
+    assert 0.25 <= np.mean(["subset" in program.families for program in sound]) <= 0.45
+
+
+def test_held_out_families_on_request():
+    drawn = samples(500, 5, True)
+    for family in HELD_OUT:
+        assert sum(family in program.families for program in drawn) >= 15
+    for program in drawn:
+        if not program.fails:
+            assert families_of(program.text) & HELD_OUT == program.families & HELD_OUT
+    chosen = [p for p in drawn if p.families & HELD_OUT and not p.fails][:20]
+    assert all(not isinstance(run(program.text), str) for program in chosen)
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_other_numbers_of_slots(slots):
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        program = sample_program(rng, slots=slots)
+        assert isinstance(run(program.text, slots), str) == program.fails, program.text
+        assert program.families <= families_of(program.text, slots=slots)
+
+
+def test_slots_out_of_range():
+    with pytest.raises(ValueError, match="between 2 and 5, not 1"):
+        sample_program(np.random.default_rng(0), slots=1)
+
+
+BODY = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n    "
+
+
+@pytest.mark.parametrize(
+    ("body", "present", "absent"),
+    [
+        ("return jnp.where(jnp.abs(a) > jnp.abs(b), a, b)", "max_magnitude", "magnitude_trim"),
+        ("k = jnp.abs(a) >= jnp.abs(b)\n    return k * a + (1 - k) * b", "max_magnitude", "power"),
+        ("return jnp.where(a**2 > b**2, a, b)", "max_magnitude", "sign_gate"),
+        (
+            "m = a\n    for v in [b, c]:\n        m = jnp.where(jnp.abs(v) > jnp.abs(m), v, m)\n"
+            "    return m",
+            "max_magnitude",
+            "magnitude_trim",
+        ),
+        ("return b - jnp.vdot(a, b) / jnp.vdot(a, a) * a", "projection_removal", "centre"),
+        (
+            "p = jnp.sum(a * b)\n    n = jnp.sum(a * a)\n    return a + 0.5 * (b - p * a / n)",
+            "projection_removal",
+            "sign_gate",
+        ),
+        ("return a + jnp.sum(a * b) / jnp.sum(b * b) * b", "cosine_weight", "projection_removal"),
+        ("return a - 0.5 * jnp.mean(a)", "centre", "projection_removal"),
+        (
+            "return jnp.where(jnp.abs(a) > jnp.quantile(jnp.abs(a), 0.8), a, 0)",
+            "magnitude_trim",
+            "max_magnitude",
+        ),
+        ("return jnp.sign(a) * jnp.maximum(jnp.abs(a) - 0.1, 0)", "magnitude_trim", "power"),
+        ("return jnp.where(jnp.sign(a) == jnp.sign(b), a, c)", "sign_gate", "subset"),
+        ("return jnp.mean(jnp.stack([a, b, c]), axis=0)", "mean", "row_mean"),
+        (
+            "f = lambda v: v / jnp.linalg.norm(v)\n    return f(a) + f(b)",
+            "norm_balance",
+            "saturation",
+        ),
+        ("return 0.4 * a + 0.2 * jnp.tanh(b)", "saturation", "mean"),
+        ("return 0.4 * a + 0.2 * c", "subset", "scaling"),
+        ("return sum(0.3 * v for v in task_vectors.values())", "scaling", "weighted_sum"),
+        (
+            "return sum(0.1 * i * v for i, (k, v) in enumerate(task_vectors.items()))",
+            "scaling",
+            "subset",
+        ),
+    ],
+)
+def test_families_of_foreign_programs(body, present, absent):
+    families = families_of(BODY + body)
+    assert present in families
+    assert absent not in families
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "\0",
+        "def merge_models(",
+        "x = 1",
+        "def merge_models():\n    return f()",
+        "def merge_models(t):\n    return merge_models(t)",
+        "def merge_models(t):\n    return " + "(" * 150 + ")" * 150,
+        "def merge_models(t):\n    return " + "-" * 5000 + "1",
+        "class A:\n    pass\nasync def merge_models(t):\n    await t",
+        "def merge_models(t, *a, **k):\n    (x, *y), t[0].z = a\n    return [*y, {**k}][1:]",
+        "def merge_models(t):\n    try:\n        yield t\n    finally:\n        return (yield)",
+    ],
+)
+def test_families_of_anything(source):
+    assert families_of(source) == frozenset()

@@ -1,0 +1,72 @@
+"""Prompts: rendered text, errors, and a worked example that does what the prompt asks for."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.programs import prompts
+from sdjax.programs.families import HELD_OUT, families_of
+
+SLOTS = ("expert_1", "expert_2", "expert_3")
+DESCRIPTIONS = {
+    "expert_1": "sets up equations from word problems, but calculates badly",
+    "expert_2": "adds and subtracts long numbers",
+    "expert_3": "tuned on chat; may hurt arithmetic",
+}
+
+
+def test_short_is_one_line_without_a_newline():
+    text = prompts.render("short", slots=SLOTS, descriptions={})
+    assert text == "# merge three experts"
+    assert prompts.render("short", slots=SLOTS[:2], descriptions={}) == "# merge two experts"
+
+
+def test_full_names_every_expert_and_stays_short():
+    text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
+    assert all(f"- {slot}: {DESCRIPTIONS[slot]}" in text for slot in SLOTS)
+    assert "$" not in text
+    assert not text.endswith("\n")
+    # Words, punctuation marks and indents one by one: an upper bound for common tokenizers.
+    assert len(re.findall(r"\w+|[^\w\s]|\n+ *", text)) <= 600
+
+
+def test_the_worked_example_is_a_valid_program():
+    text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
+    (source,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert not families_of(source) & HELD_OUT
+    namespace: dict = {}
+    exec(source, namespace)
+    rng = np.random.default_rng(0)
+    vectors = {slot: jnp.asarray(rng.normal(size=(8, 6)), jnp.float32) for slot in SLOTS}
+    merged = jax.jit(namespace["merge_models"])(vectors)
+    assert (merged.shape, merged.dtype) == ((8, 6), jnp.float32)
+    assert bool(jnp.isfinite(merged).all())
+    # Equal norms: doubling one expert must not turn the direction of the merge.
+    vectors["expert_2"] = 2 * vectors["expert_2"]
+    doubled = namespace["merge_models"](vectors)
+    cosine = jnp.vdot(merged, doubled) / jnp.linalg.norm(merged) / jnp.linalg.norm(doubled)
+    assert float(cosine) > 0.9999
+
+
+def test_chat_wraps_the_message():
+    text = prompts.render(
+        "short", slots=SLOTS, descriptions={}, chat=lambda message: f"<user>{message}<assistant>\n"
+    )
+    assert text == "<user># merge three experts<assistant>\n"
+
+
+def test_description_is_kept_to_its_line():
+    described = DESCRIPTIONS | {"expert_2": "adds\n- expert_9: $count"}
+    text = prompts.render("full", slots=SLOTS, descriptions=described)
+    assert "- expert_2: adds - expert_9: $count\n" in text
+
+
+def test_errors_name_the_thing():
+    with pytest.raises(UserError, match=r'"long".*full, short'):
+        prompts.render("long", slots=SLOTS, descriptions={})
+    with pytest.raises(UserError, match="expert_2 has no description"):
+        prompts.render("full", slots=SLOTS, descriptions={"expert_1": "adds", "expert_2": " "})

@@ -1,0 +1,95 @@
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from sdjax.evaluation.statistics import Interval
+from sdjax.report.contents import IterationReport, Level, Row, read_contents
+from sdjax.report.plots import (
+    development_against_test,
+    gains,
+    png,
+    sample_shares,
+    score_distributions,
+    svg,
+)
+
+
+@pytest.fixture(scope="module")
+def contents(finished):
+    return read_contents(finished)
+
+
+def test_each_figure_is_wellformed_and_always_the_same(contents):
+    rows = contents.tables["main"]
+    drawers = {
+        "scores": lambda: score_distributions(contents.iterations, contents.levels, "strict"),
+        "shares": lambda: sample_shares(contents.iterations),
+        "gains": lambda: gains(rows),
+        "against": lambda: development_against_test(rows, "strict"),
+    }
+    for name, draw in drawers.items():
+        text = svg(draw(), name)
+        assert ElementTree.fromstring(text).get("aria-label") == name
+        assert text == svg(draw(), name)
+
+
+def test_the_shares_of_an_iteration_fill_its_bar(contents):
+    (axes,) = sample_shares(contents.iterations).axes
+    for place in range(len(contents.iterations)):
+        bars = [p for p in axes.patches if round(p.get_y() + p.get_height() / 2) == place]
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(100)
+
+
+def test_every_program_has_its_dot(contents):
+    (axes,) = score_distributions(contents.iterations, contents.levels, "strict").axes
+    dots = [c for c in axes.collections if len(c.get_offsets()) > 1]
+    for one, drawn in zip(contents.iterations, dots, strict=True):
+        heights = np.sort(drawn.get_offsets()[:, 1])
+        assert np.allclose(heights, np.sort(100 * np.array(one.scores)))
+
+
+def iteration(**fields) -> IterationReport:
+    return IterationReport(
+        **{
+            "iteration": 1,
+            "temperature": None,
+            "samples": 1,
+            "counts": {"refused": 1},
+            "reasons": {"refused": 1},
+            "scores": (),
+            "sample_mean": None,
+            "unseen": None,
+            "held_out": {},
+            "pairs": 0,
+            **fields,
+        }
+    )
+
+
+def test_the_least_there_can_be_is_drawn():
+    lonely = iteration(scores=(0.5,), sample_mean=0.5)
+    assert "<svg" in svg(score_distributions([lonely, iteration()], [], "strict"), "a")
+    assert "<svg" in svg(sample_shares([iteration()]), "b")
+    endless = Interval(mean=0.0, low=-np.inf, high=np.inf)
+    row = Row(
+        name="program:$x_{$",
+        kind="program",
+        development=None,
+        problems=1,
+        strict=Interval(mean=0.0, low=0.0, high=1.0),
+        flexible=Interval(mean=0.0, low=0.0, high=1.0),
+        strict_gain=endless,
+        flexible_gain=endless,
+    )
+    assert png(gains([row])).startswith(b"\x89PNG")
+    assert "<svg" in svg(development_against_test([], "strict"), "c")
+
+
+def test_labels_of_close_levels_are_moved_apart():
+    levels = [Level(name=f"level {n}", score=0.5 + n / 10_000) for n in range(5)]
+    scored = iteration(scores=(0.2, 0.9), sample_mean=0.5)
+    (axes,) = score_distributions([scored], levels, "strict").axes
+    low, high = axes.get_ylim()
+    places = sorted(text.xyann[1] for text in axes.texts)
+    assert min(np.diff(places)) >= 0.04 * (high - low)

@@ -1,0 +1,325 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.evaluation.task import Outcome
+from sdjax.search.pairs import Pair, Scored
+from sdjax.search.records import (
+    Application,
+    Candidate,
+    Checkpoint,
+    Lineage,
+    Sample,
+    Setting,
+    StoredVerdict,
+    program_candidate,
+    text_hash,
+)
+from sdjax.search.store import Store
+
+CONFIG = {"seed": "zoo:seed", "generation": {"samples": 4}}
+SETTING = Setting(seed="zoo:seed", slots={"expert_1": "zoo:a"}, scope="mlp", task="sums")
+
+
+def create(folder: Path) -> Store:
+    return Store.create(folder, config=CONFIG, versions={"jax": "0.10.2"}, layers=["rlimits"])
+
+
+def admitted(source: str, identity: str, **fields) -> StoredVerdict:
+    return StoredVerdict(
+        source=source, verdict="admitted", rule="", message="", identity=identity, **fields
+    )
+
+
+def refused(source: str) -> StoredVerdict:
+    return StoredVerdict(source=source, verdict="refused", rule="import", message="no import os")
+
+
+def sample(number: int, source: str | None, prompt: str, iteration: int = 1) -> Sample:
+    return Sample(
+        iteration=iteration,
+        number=number,
+        prompt=prompt,
+        text=source or "no code",
+        tokens=(1, 70000, number),
+        stopped=True,
+        source=source,
+    )
+
+
+def outcome(problem: str, right: bool) -> Outcome:
+    return Outcome(problem_id=problem, output="= 4", strict=right, flexible=True)
+
+
+def test_a_run_comes_back_as_it_was_written(tmp_path):
+    with create(tmp_path) as store:
+        store.save_setting(SETTING)
+        store.save_checkpoint(
+            Checkpoint(name="g1", iteration=1, path="checkpoints/1", detail={"steps": 3})
+        )
+        store.save_lineage(Lineage(iteration=1, generator="zoo:seed", temperature=1.2))
+        store.save_lineage(
+            Lineage(iteration=2, generator="zoo:seed", checkpoint="g1", temperature=1.0)
+        )
+        store.save_phase(1, "generate", 2.5)
+        prompt = store.save_prompt("short", "def\n")
+        assert store.save_prompt("short", "def\n") == prompt
+    with Store.open(tmp_path) as store:
+        run = store.run()
+        assert run.config == CONFIG
+        assert run.layers == ("rlimits",)
+        assert run.finished_at is None
+        assert store.settings() == (SETTING,)
+        assert [one.checkpoint for one in store.lineage()] == [None, "g1"]
+        assert store.checkpoints()[0].detail == {"steps": 3}
+        assert store.phases() == {(1, "generate"): 2.5}
+        assert store.prompts() == {prompt: "def\n"}
+
+
+def test_each_sample_gets_its_status_whatever_the_order_of_verdicts(tmp_path):
+    with create(tmp_path) as store:
+        store.save_setting(SETTING)
+        prompt = store.save_prompt("short", "def\n")
+        sources = ["a", "bad", "a ", None, "b", "late", "burst", "c"]
+        store.save_samples(sample(n, source, prompt) for n, source in enumerate(sources))
+        store.save_samples([sample(0, "b", prompt, iteration=2)])
+        for source, identity in (("burst", "X"), ("a ", "A"), ("a", "A")):
+            store.save_verdict(source, admitted(source, identity), ["seccomp"])
+        for source, identity in (("c", "C"), ("b", "B")):  # same outputs on the probes
+            store.save_verdict(source, admitted(source, identity, fingerprint="f"))
+        store.save_verdict("bad", refused("bad"))
+        store.save_candidate(Candidate(name="program:X", kind="program", identity="X"))
+        store.save_application(Application(candidate="program:X", finite=True, change=float("nan")))
+        judged = store.judged()
+        assert [one.status for one in judged] == [
+            "admitted",
+            "refused",
+            "duplicate",
+            "no program",
+            "admitted",
+            "not judged",
+            "non-finite",
+            "duplicate",
+            "duplicate",
+        ]
+        assert judged[7].identity == "B"
+        assert judged[1].rule == "import"
+        assert judged[0].tokens == (1, 70000, 0)
+        assert [one.status for one in store.judged(2)] == ["duplicate"]
+        assert store.verdict_of("a").layers == ("seccomp",)
+        assert store.verdict_of("never") is None
+        assert store.sample_numbers(1) == set(range(8))
+
+
+def test_a_verdict_is_kept_once_and_gives_its_wire(tmp_path):
+    with create(tmp_path) as store:
+        huge = admitted("a", "A", wire="{}", cost=2**70, notes=("scales expert_1",))
+        store.save_verdict("a", huge)
+        store.save_verdict("a", refused("a"))
+        kept = store.verdict_of("a")
+        assert kept.verdict == "admitted"
+        assert kept.cost == 2**63 - 1
+        assert store.wire_of("A") == "{}"
+        assert store.programs()["A"].notes == ("scales expert_1",)
+        with pytest.raises(KeyError):
+            store.wire_of("B")
+
+
+def test_origin_is_unknown_until_it_is_told(tmp_path):
+    with create(tmp_path) as store:
+        store.save_verdict("a", admitted("a", "A"))
+        program = store.programs()["A"]
+        assert (program.in_training, program.families, program.held_out) == (None, None, None)
+        store.save_origin("A", in_training=False, families=["b", "a"], held_out=[])
+        program = store.programs()["A"]
+        assert (program.in_training, program.families, program.held_out) == (False, ("a", "b"), ())
+
+
+def test_scores_are_kept_by_problem_and_a_complete_evaluation_is_closed(tmp_path):
+    with create(tmp_path) as store:
+        store.save_setting(SETTING)
+        store.save_candidate(Candidate(name="seed", kind="seed"))
+        store.save_scores("seed", "test", [outcome("p1", True)], complete=False)
+        assert not store.summaries()[0].complete
+        store.save_scores("seed", "test", [outcome("p2", False)])
+        (summary,) = store.summaries("test")
+        assert (summary.problems, summary.strict, summary.flexible) == (2, 0.5, 1.0)
+        assert [one.problem_id for one in store.outcomes("seed", "test")] == ["p1", "p2"]
+        with pytest.raises(ValueError, match="scored already"):
+            store.save_scores("seed", "test", [outcome("p3", True)])
+        assert store.outcomes("seed", "development") == ()
+
+
+def test_a_candidate_may_be_scored_in_several_settings(tmp_path):
+    with create(tmp_path) as store:
+        store.save_setting(SETTING)
+        other = Setting(name="transfer", seed="zoo:seed", slots={}, scope="mlp", task="sums")
+        store.save_setting(other)
+        store.save_candidate(Candidate(name="seed", kind="seed"))
+        store.save_scores("seed", "test", [outcome("p1", True)])
+        store.save_scores("seed", "test", [outcome("p1", False)], setting="transfer")
+        assert [one.strict for one in store.summaries("test", None)] == [1.0, 0.0]
+        with pytest.raises(ValueError, match="is another"):
+            store.save_setting(Setting(seed="other", slots={}, scope="mlp", task="sums"))
+
+
+def test_pairs_come_back_in_order(tmp_path):
+    with create(tmp_path) as store:
+        prompt = store.save_prompt("short", "def\n")
+        scored = []
+        for identity, score in (("A", 0.9), ("B", 0.1)):
+            store.save_verdict(identity, admitted(identity, identity))
+            scored.append(
+                Scored(
+                    identity=identity,
+                    prompt=prompt,
+                    text=identity,
+                    score=score,
+                    change=1.0,
+                    iteration=1,
+                )
+            )
+        store.save_pairs(1, [Pair(winner=scored[0], loser=scored[1])])
+        (row,) = store.pairs(1)
+        assert (row["winner"], row["loser"], row["winner_score"]) == ("A", "B", 0.9)
+        assert row["winner_prompt"] == prompt
+        with pytest.raises(sqlite3.IntegrityError):
+            store.save_pairs(1, [Pair(winner=scored[0], loser=scored[1])])
+
+
+def test_a_failed_write_leaves_nothing_of_itself(tmp_path):
+    with create(tmp_path) as store:
+        prompt = store.save_prompt("short", "def\n")
+        with pytest.raises(sqlite3.IntegrityError):
+            store.save_samples([sample(1, "a", prompt), sample(2, "b", "no such prompt")])
+        assert store.sample_numbers(1) == set()
+
+
+def test_text_that_no_file_can_hold_is_still_kept(tmp_path):
+    with create(tmp_path) as store:
+        prompt = store.save_prompt("short", "def\n")
+        hostile = "x\ud800\x00'; DROP TABLE sample; --"
+        store.save_samples([sample(0, hostile, prompt)])
+        store.save_verdict(hostile, refused(hostile))
+        (one,) = store.judged()
+        assert one.text == hostile.replace("\ud800", "\ufffd")
+        assert one.source_hash == text_hash(hostile)
+        assert one.status == "refused"
+
+
+def test_one_run_a_folder_and_one_writer_a_run(tmp_path):
+    with create(tmp_path) as store:
+        with pytest.raises(UserError, match="another process"):
+            Store.open(tmp_path, write=True)
+        with Store.open(tmp_path) as reader:
+            assert reader.run().config == CONFIG
+        store.finish()
+    with pytest.raises(UserError, match=r"holds another run.*--resume"):
+        create(tmp_path)
+    with Store.open(tmp_path, write=True) as store:
+        assert store.run().finished_at is not None
+
+
+def test_a_reader_cannot_write(tmp_path):
+    create(tmp_path).close()
+    with Store.open(tmp_path) as store, pytest.raises(UserError, match="readonly"):
+        store.finish()
+
+
+def test_another_config_is_refused_by_the_key_that_differs(tmp_path):
+    with create(tmp_path) as store:
+        store.check_config(CONFIG)
+        with pytest.raises(UserError, match=r"generation\.samples = 4, not 5"):
+            store.check_config({"seed": "zoo:seed", "generation": {"samples": 5}})
+
+
+def test_a_missing_or_foreign_or_newer_database_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match="no run here"):
+        Store.open(tmp_path)
+    create(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "run.sqlite")
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(UserError, match="version 2"):
+        Store.open(tmp_path)
+    (tmp_path / "run.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match="cannot be read"):
+        Store.open(tmp_path, write=True)
+
+
+def test_a_damaged_database_is_a_users_error(tmp_path):
+    with create(tmp_path) as store:
+        prompt = store.save_prompt("short", "def\n")
+        store.save_samples(sample(n, "a" * 500, prompt) for n in range(200))
+    path = tmp_path / "run.sqlite"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = os.urandom(len(data) - len(data) // 2)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged|cannot be read"):
+        Store.open(tmp_path)
+    path.write_bytes(data[: len(data) // 3])
+    with pytest.raises(UserError, match=r"damaged|cannot be read"):
+        Store.open(tmp_path)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_store import SETTING, create, outcome, sample, admitted
+from sdjax.search.records import Candidate
+store = create(Path({folder!r}))
+store.save_setting(SETTING)
+prompt = store.save_prompt("short", "def")
+for n in range(10**6):
+    store.save_samples([sample(n, str(n), prompt)])
+    store.save_verdict(str(n), admitted(str(n), str(n)))
+    store.save_candidate(Candidate(name=f"program:{{n}}", kind="program", identity=str(n)))
+    store.save_scores(f"program:{{n}}", "development", [outcome(str(i), True) for i in range(50)])
+    print(n, flush=True)
+"""
+
+
+def test_what_was_committed_outlives_sigkill(tmp_path):
+    script = WRITER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    told = -1
+    try:
+        while told < 20:
+            line = writer.stdout.readline()
+            assert line, "the writer died by itself"
+            told = int(line)
+        time.sleep(0.003)  # so that it dies anywhere in a write
+    finally:
+        os.kill(writer.pid, signal.SIGKILL)
+        rest = writer.stdout.read().split()
+        writer.wait()
+    told = max([told, *map(int, rest)])
+    with Store.open(tmp_path, write=True) as store:
+        samples = store.judged()
+        scored = store.summaries("development")
+        assert [one.status for one in samples][: told + 1] == ["admitted"] * (told + 1)
+        assert told + 1 <= len(scored) <= told + 2
+        assert {one.problems for one in scored} == {50}
+        assert all(one.complete for one in scored)
+        # and it goes on from there
+        number = len(samples)
+        store.save_samples([sample(number, "more", samples[0].prompt)])
+        store.save_verdict("more", admitted("more", "more"))
+        name = program_candidate("more")
+        store.save_candidate(Candidate(name=name, kind="program", identity="more"))
+        store.save_scores(name, "development", [outcome("1", True)])
+        assert len(store.judged()) == number + 1
+
+
+def test_a_kill_while_the_run_is_created_leaves_the_folder_free(tmp_path):
+    (tmp_path / "run.sqlite.draft").write_bytes(b"half")
+    with create(tmp_path) as store:
+        assert store.run().config == CONFIG

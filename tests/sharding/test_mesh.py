@@ -1,0 +1,108 @@
+"""Meshes on eight forced host devices, and a model on them."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.sharding.mesh import make_mesh
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"model": 1}, "unknown axis 'model'; the axes are data, fsdp, tensor"),
+        ({}, "no axis given"),
+        ({"data": 3, "tensor": -1}, "does not cover 1 devices"),
+        ({"data": -1, "tensor": -1}, "one of them may be -1"),
+        ({"data": 0}, "sizes are 1 or more"),
+        ({"tensor": 7}, "does not cover 1 devices"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(sizes, devices=jax.devices()[:1])
+
+
+def test_one_device():
+    mesh = make_mesh({"tensor": 1, "data": -1}, devices=jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "tensor": 1}
+
+
+def test_a_model_on_eight_devices(tmp_path):
+    """A process of its own, since the number of host devices is fixed at JAX's start.
+
+    Only the parts that a device keeps are read, each once, and the logits are those of one device.
+    """
+    code = """
+        import sys
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import AxisType
+        from sdjax.io import checkpoint
+        from sdjax.models.config import ModelConfig
+        from sdjax.models.spec import initialise
+        from sdjax.models.transformer import forward, unembed
+        from sdjax.models.tree import flatten
+        from sdjax.sharding.mesh import make_mesh
+
+        assert dict(make_mesh().shape) == {"tensor": 8}
+        mesh = make_mesh({"tensor": 2, "data": 2, "fsdp": -1})
+        assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}, mesh
+        assert mesh.axis_types == (AxisType.Auto,) * 3
+
+        config = ModelConfig(family="llama", vocab_size=64, hidden_size=16, intermediate_size=24,
+                             num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, context=32)
+        folder = sys.argv[1]
+        checkpoint.write_model(folder, config, initialise(config, jax.random.key(0), jnp.float32))
+
+        reads = []
+        class Counted:
+            def __init__(self, inner, name):
+                self.inner, self.name = inner, name
+                self.get_dtype, self.get_shape = inner.get_dtype, inner.get_shape
+            def __getitem__(self, index):
+                part = self.inner[index]
+                reads.append((self.name, part.size))
+                return part
+        original = checkpoint.ModelReader._checked_slice
+        checkpoint.ModelReader._checked_slice = (
+            lambda self, spec: Counted(original(self, spec), spec.hf_name))
+        _, sharded = checkpoint.read_model(folder, mesh=mesh)
+        sizes = [size for name, size in reads if name == "model.layers.0.mlp.up_proj.weight"]
+        assert sizes == [12 * 8] * 4, sizes
+        up = flatten(sharded)["layers/0/mlp/up_proj"]
+        assert len(up.addressable_shards) == 8 and up.addressable_shards[0].data.shape == (12, 8)
+
+        _, plain = checkpoint.read_model(folder)
+        for path, leaf in flatten(plain).items():
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(sharded)[path]))
+        tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, 64)
+        positions = jnp.broadcast_to(jnp.arange(9), tokens.shape)
+
+        @jax.jit
+        def logits(params):
+            hidden, _ = forward(params, None, tokens, config=config, positions=positions)
+            return unembed(params, hidden)
+        np.testing.assert_allclose(logits(sharded), logits(plain), atol=2e-6)
+        checkpoint.write_model(folder + "-again", config, sharded)
+        first, second = (open(f"{f}/model.safetensors", "rb").read()
+                         for f in (folder, folder + "-again"))
+        assert first == second
+    """
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "model")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr

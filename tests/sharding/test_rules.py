@@ -1,0 +1,73 @@
+"""Which mesh axis splits which dimension."""
+
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import specify
+from sdjax.models.tree import flatten, unflatten
+from sdjax.sharding.rules import batch_sharding, sharding_of, shardings
+
+
+def mesh(**sizes) -> AbstractMesh:
+    types = (AxisType.Auto,) * len(sizes)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "sizes", "expected"),
+    [
+        ((64, 32), ("mlp", "embed"), {"fsdp": 2, "tensor": 4}, ("tensor", "fsdp")),
+        ((32, 64), ("embed", "mlp"), {"fsdp": 2, "tensor": 4}, ("fsdp", "tensor")),
+        ((66, 32), ("mlp", "embed"), {"fsdp": 2, "tensor": 4}, (None, "fsdp")),
+        ((64, 32), ("mlp", "embed"), {"tensor": 8}, ("tensor", None)),
+        ((64, 32), ("mlp", "embed"), {"data": 8}, (None, None)),
+        ((64, 64), ("mlp", "heads"), {"tensor": 4}, ("tensor", None)),
+        ((64, 32), ("unknown", "embed"), {"fsdp": 2, "tensor": 4}, (None, "fsdp")),
+        ((64,), ("embed",), {"fsdp": 2}, ()),
+    ],
+)
+def test_a_dimension_is_split_where_it_divides(shape, axes, sizes, expected):
+    assert sharding_of(shape, axes, mesh(**sizes)).spec == PartitionSpec(*expected)
+
+
+def test_own_rules():
+    found = sharding_of((8, 8), ("mlp", "embed"), mesh(tensor=4), rules={"embed": "tensor"})
+    assert found.spec == PartitionSpec(None, "tensor")
+
+
+def test_shapes_and_axes_must_agree():
+    with pytest.raises(ValueError, match="zip"):
+        sharding_of((8, 8), ("mlp",), mesh(tensor=4))
+
+
+def test_the_tree_of_a_model_follows_its_specification():
+    config = ModelConfig(
+        family="llama",
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=2,
+        context=16,
+    )
+    found = flatten(shardings(unflatten(specify(config)), mesh(fsdp=2, tensor=4)))
+    assert found.keys() == specify(config).keys()
+    expected = {
+        "embed": (None, "fsdp"),  # 50 tokens do not divide by 4
+        "layers/1/attn/q_proj": ("tensor", "fsdp"),
+        "layers/1/attn/k_proj": (None, "fsdp"),  # 1 head of size 2
+        "layers/1/attn/o_proj": ("fsdp", "tensor"),
+        "layers/1/mlp/down_proj": ("fsdp", "tensor"),
+        "final_norm": (),
+    }
+    for path, spec in expected.items():
+        assert found[path].spec == PartitionSpec(*spec), path
+
+
+def test_batches_are_split_over_data():
+    assert batch_sharding(mesh(data=2, tensor=2), 6).spec == PartitionSpec("data")
+    assert batch_sharding(mesh(data=4), 6).spec == PartitionSpec()
+    assert batch_sharding(mesh(tensor=2), 6).spec == PartitionSpec()

@@ -1,0 +1,146 @@
+"""Log-probabilities, the SFT loss and DPO on a tiny model."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.models.adapter import initialise_adapter
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import initialise
+from sdjax.models.transformer import forward, unembed
+from sdjax.training import logprobs as logprobs_module
+from sdjax.training.dpo import DPOSettings, TokenPair, pad_pairs, sequence_logprobs, train_dpo
+from sdjax.training.logprobs import token_logprobs
+from sdjax.training.packing import Example, pack
+from sdjax.training.sft import sft_loss, split
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=37,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    context=128,
+    tie_embeddings=True,
+    eos_tokens=(1,),
+)
+SETTINGS = DPOSettings(beta=0.1, learning_rate=3e-3, batch=2, steps=20)
+
+
+def pair(prompt, winner, loser):
+    return TokenPair(
+        winner=Example(prompt=prompt, target=winner), loser=Example(prompt=prompt, target=loser)
+    )
+
+
+PAIRS = [
+    pair((3, 4), (5, 6, 1), (7, 1)),
+    pair((3, 4), (5, 8, 9, 1), (7, 7, 1)),
+    pair((2,), (5, 1), (7, 10, 11, 1)),
+]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return initialise(CONFIG, jax.random.key(0), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    return initialise_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8)
+
+
+def full_logprobs(params, tokens):
+    """By log-softmax over the whole vocabulary, in float64."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _ = forward(params, None, jnp.asarray(tokens), config=CONFIG, positions=positions)
+    logits = np.asarray(unembed(params, hidden), np.float64)[:, :-1]
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("chunk", [7, 4096])
+def test_token_logprobs_equal_log_softmax(params, monkeypatch, chunk):
+    monkeypatch.setattr(logprobs_module, "CHUNK", chunk)
+    tokens = np.random.default_rng(0).integers(0, 37, (3, 11))
+    positions = jnp.broadcast_to(jnp.arange(11), tokens.shape)
+    found = token_logprobs(params, None, jnp.asarray(tokens), config=CONFIG, positions=positions)
+    np.testing.assert_allclose(found, full_logprobs(params, tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_sft_loss_is_the_mean_over_targets_of_each_text_alone(params):
+    examples = [Example(prompt=(3, 4), target=(5, 1)), Example(prompt=(6,), target=(7, 8, 1))]
+    trainable, frozen = split(params, {"embed", "final_norm"})
+    value, metrics = sft_loss(CONFIG)(trainable, frozen, pack(examples, 12))
+    expected = []
+    for example in examples:
+        tokens = np.array([example.prompt + example.target])
+        expected.extend(-full_logprobs(params, tokens)[0, len(example.prompt) - 1 :])
+    np.testing.assert_allclose(value, np.mean(expected), rtol=1e-5)
+    assert metrics["tokens"] == 5
+
+
+def test_a_completion_is_scored_with_its_end_and_without_its_prompt(params):
+    data = pad_pairs(PAIRS, CONFIG.context)
+    found = sequence_logprobs(CONFIG, params, None, data)
+    for index, one in enumerate(PAIRS):
+        for side, text in enumerate((one.winner, one.loser)):
+            tokens = np.array([text.prompt + text.target])
+            expected = full_logprobs(params, tokens)[0, len(text.prompt) - 1 :].sum()
+            np.testing.assert_allclose(found[index, side], expected, rtol=1e-5)
+
+
+def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
+    trained, history = train_dpo(CONFIG, params, adapter, PAIRS, SETTINGS, key=jax.random.key(0))
+    assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert history[-1]["margin"] > 0.1
+    assert history[-1]["accuracy"] == 1.0
+    data = pad_pairs(PAIRS, CONFIG.context)
+    before = sequence_logprobs(CONFIG, params, adapter, data)
+    after = sequence_logprobs(CONFIG, params, trained, data)
+    assert np.all((after[:, 0] - after[:, 1]) > (before[:, 0] - before[:, 1]))
+
+
+def test_a_second_round_starts_at_log_2_against_its_own_start(params, adapter):
+    """The reference is the policy at the start of the round, or the seed where that is asked."""
+    once, _ = train_dpo(CONFIG, params, adapter, PAIRS, SETTINGS, key=jax.random.key(0))
+    key = jax.random.key(1)
+    _, history = train_dpo(CONFIG, params, once, PAIRS, SETTINGS, key=key)
+    assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    against_seed = replace(SETTINGS, reference="seed")
+    _, history = train_dpo(CONFIG, params, once, PAIRS, against_seed, key=key)
+    assert history[0]["dpo_loss"] < np.log(2) - 0.01
+
+
+def test_the_likelihood_term_is_the_winners_mean(params, adapter):
+    settings = replace(SETTINGS, nll_weight=0.5, steps=1, batch=3)
+    _, history = train_dpo(CONFIG, params, adapter, PAIRS, settings, key=jax.random.key(0))
+    expected = history[0]["dpo_loss"] + 0.5 * history[0]["winner_nll"]
+    assert history[0]["loss"] == pytest.approx(expected, rel=1e-6)
+    likelihoods = []
+    for one in PAIRS:
+        tokens = np.array([one.winner.prompt + one.winner.target])
+        logprobs = full_logprobs(params, tokens)[0, len(one.winner.prompt) - 1 :]
+        likelihoods.append(-logprobs.mean())
+    assert history[0]["winner_nll"] == pytest.approx(np.mean(likelihoods), rel=1e-5)
+
+
+def test_bad_pairs_are_named(params, adapter):
+    with pytest.raises(UserError, match="no preference pairs"):
+        train_dpo(CONFIG, params, adapter, [], SETTINGS, key=jax.random.key(0))
+    long = pair((3,), (4,) * 200, (5,))
+    with pytest.raises(UserError, match="201 tokens"):
+        train_dpo(CONFIG, params, adapter, [long], SETTINGS, key=jax.random.key(0))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(params, adapter):
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    with pytest.raises(UserError, match="the loss of step 1 is nan"):
+        train_dpo(CONFIG, broken, adapter, PAIRS, SETTINGS, key=jax.random.key(0))

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from sdjax.training.packing import Example, pack
+
+EXAMPLES = [
+    Example(prompt=(3, 4), target=(5,)),
+    Example(prompt=(6,), target=(7, 8, 9)),
+    Example(prompt=(), target=(2, 2)),
+]
+
+
+def test_every_token_stands_once_with_its_own_position():
+    packed = pack(EXAMPLES, 6)
+    found = []
+    for row in range(len(packed["tokens"])):
+        for number in range(1, packed["segments"][row].max() + 1):
+            where = packed["segments"][row] == number
+            assert packed["positions"][row][where].tolist() == list(range(where.sum()))
+            found.append(tuple(packed["tokens"][row][where].tolist()))
+    assert sorted(found) == sorted(example.prompt + example.target for example in EXAMPLES)
+
+
+def test_only_targets_are_trained():
+    packed = pack(EXAMPLES, 6)
+    trained = packed["tokens"][packed["weights"] == 1].tolist()
+    assert sorted(trained) == [2, 2, 5, 7, 8, 9]
+    assert np.all(packed["weights"][packed["segments"] == 0] == 0)
+
+
+def test_rows_are_filled_first_fit():
+    assert pack(EXAMPLES, 6)["tokens"].shape == (2, 6)
+    assert pack(EXAMPLES, 9)["tokens"].shape == (1, 9)
+
+
+def test_an_example_longer_than_a_row_is_an_error():
+    with pytest.raises(ValueError, match="4 tokens in rows of 3"):
+        pack(EXAMPLES, 3)

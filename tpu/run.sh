@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Starts one `sdjax run` on every worker of a TPU slice:
+#   tpu/run.sh [--dry-run] NAME ZONE CONFIG --out DIR [more options of `sdjax run`]
+# NAME is the TPU VM's (or queued resource's node), CONFIG a path in this checkout or on the workers.
+# PROJECT is gcloud's unless set. DIR must be one that all workers share.
+set -euo pipefail
+
+dry=
+if [[ ${1-} == --dry-run ]]; then dry=1; shift; fi
+if (( $# < 3 )); then
+  sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+name=$1 zone=$2
+shift 2
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+target=("$name" --zone="$zone" ${PROJECT:+--project="$PROJECT"} --worker=all)
+
+call() {  # runs a command, or prints it as the shell would read it back
+  if [[ $dry ]]; then printf '%q ' "$@" | sed 's/ $//'; echo; else "$@"; fi
+}
+on_workers() { call gcloud compute tpus tpu-vm ssh "${target[@]}" --command="$1"; }
+
+# The checkout goes over without its history, data and environments, as one archive.
+archive=$(mktemp -u -t sdjax-XXXXXX.tar.gz)
+trap 'rm -f "$archive"' EXIT
+[[ $dry ]] && archive=/tmp/sdjax.tar.gz
+call tar -C "$root" --exclude-vcs --exclude=.venv --exclude=runs -czf "$archive" .
+call gcloud compute tpus tpu-vm scp "$archive" "$name":sdjax.tar.gz --zone="$zone" \
+  ${PROJECT:+--project="$PROJECT"} --worker=all
+
+# Python 3.11 or newer comes with the image of the TPU VM; uv brings one where it does not.
+on_workers 'mkdir -p sdjax && tar -C sdjax -xzf sdjax.tar.gz && python3 -m pip install -q --user uv && python3 -m uv venv -q --clear --python ">=3.11" sdjax/.venv && python3 -m uv pip install -q --python sdjax/.venv "./sdjax[tpu]"'
+
+run=$(printf ' %q' "$@")
+on_workers "cd sdjax && SDJAX_COORDINATOR=auto .venv/bin/sdjax run$run"
