@@ -10,7 +10,7 @@ import binascii
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Message:
-    form: str
+    form: Literal["tensor", "tree"]
     hyperparameters: dict[str, float]
     programs: dict[Any, tuple[Layout, Block]]  # by the names of layout.plan
     by_kind: bool
