@@ -10,7 +10,7 @@ import binascii
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from sdjax.sandbox.verdict import Refusal
 MOST_OUTPUTS = 4_096
 LONGEST_NAME = 100
 
-Atom = int | np.ndarray  # a variable's number, or a value
+Atom = int | np.generic | np.ndarray  # a variable's number, a scalar, or a constant
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Message:
-    form: str
+    form: Literal["tensor", "tree"]
     hyperparameters: dict[str, float]
     programs: dict[Any, tuple[Layout, Block]]  # by the names of layout.plan
     by_kind: bool
@@ -78,7 +78,7 @@ def _expect(condition: bool, what: str) -> None:
 
 
 def _record(value: Any, *fields: str) -> list[Any]:
-    _expect(type(value) is dict and set(value) == set(fields), f"an object of {fields}")
+    _expect(type(value) is dict and value.keys() == set(fields), "an object of certain fields")
     return [value[field] for field in fields]
 
 
@@ -156,8 +156,8 @@ class _Decoder:
         else:
             _expect(name in ALLOWED, "a primitive that is on the list")
             entry = ALLOWED[name]
-            _expect(entry.arity[0] <= len(atoms) <= entry.arity[1], f"the operands of {name}")
-            _expect(set(params) == set(entry.params), f"the parameters of {name}")
+            _expect(entry.arity[0] <= len(atoms) <= entry.arity[1], "the number of operands")
+            _expect(params.keys() == entry.params.keys(), "the parameters")
             decoded = {key: codec.decode(params[key]) for key, codec in entry.params.items()}
             decoded |= entry.fixed
         return Equation(name=name, operands=atoms, outputs=outputs, params=decoded)

@@ -133,18 +133,18 @@ def encode_number(value: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
-def decode_number(value: Any, dtype: np.dtype) -> np.ndarray:
+def decode_number(value: Any, dtype: np.dtype) -> np.generic:
     """The scalar of that type, or ValueError."""
     if dtype.kind == "b":
-        return np.asarray(_boolean(value), dtype)
+        return dtype.type(_boolean(value))
     if dtype.kind in "iu":
         bounds = np.iinfo(dtype)
         _expect(type(value) is int and bounds.min <= value <= bounds.max, "integer out of range")
-        return np.asarray(value, dtype)
+        return dtype.type(value)
     if dtype.kind == "c":
         _expect(type(value) is list and len(value) == 2, "a complex number is expected")
-        return np.asarray(complex(*(_real(v) for v in value)), dtype)
-    return np.asarray(_real(value), dtype)
+        return dtype.type(complex(*(_real(v) for v in value)))
+    return dtype.type(_real(value))
 
 
 def _real(value: Any) -> float:

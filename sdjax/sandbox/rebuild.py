@@ -7,7 +7,7 @@ and cost in the jaxpr that it made itself. What the worker claimed is never used
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Rebuilt:
 
     identity: str
     structure: str
-    form: str
+    form: Literal["tensor", "tree"]
     requests: tuple[str, ...]
     hyperparameters: Mapping[str, float]
     cost: int
@@ -148,6 +148,7 @@ def to_algorithm(wire: str, contract: Contract, *, name: str) -> Any:
         function=rebuilt,
         requests=frozenset(rebuilt.requests),
         hyperparameters=dict(rebuilt.hyperparameters),
+        traced=dict.fromkeys(rebuilt.hyperparameters, "float"),
     )
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 
-from sdjax.sandbox.confine import confine, die_with
+from sdjax.sandbox.confine import adopt_orphans, confine, die_with, end_descendants
 from sdjax.sandbox.contract import Contract, Limits
 
 DONE, OUT_OF_TIME, OUT_OF_CPU, DIED, TOO_LONG = b"D", b"T", b"C", b"X", b"L"
@@ -40,7 +40,9 @@ def main(descriptors: list[int], contract_text: str) -> None:
             os._exit(0)
     for descriptor in descriptors:
         os.close(descriptor)
+    adopt_orphans()
     os.read(0, 1)  # the parent holds the other end: it closes it, or dies
+    end_descendants()
 
 
 def warm_up(contract: Contract) -> None:

@@ -177,7 +177,9 @@ def _jaxpr(load: Loader, signature: Signature, of: Any, layout: Layout) -> Any:
         asked = {name: available[name] for name in (*signature.requests, *names)}
         return tuple(_checked(load()(task_vectors, **asked), layout))
 
-    return jax.make_jaxpr(call)(*layout.avals(names))
+    # As the engine runs its methods: products in full float32, on every platform.
+    with jax.default_matmul_precision("highest"):
+        return jax.make_jaxpr(call)(*layout.avals(names))
 
 
 def _checked(result: Any, layout: Layout) -> list[jax.Array]:

@@ -1,9 +1,14 @@
 """One small contract and one running sandbox for all tests of the room."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from sdjax.sandbox.contract import Contract, Limits
 from sdjax.sandbox.sandbox import Sandbox
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `catalogue`, under every import mode
 
 SHAPES = {"gate_proj": (16, 8), "up_proj": (16, 8), "down_proj": (8, 16)}
 

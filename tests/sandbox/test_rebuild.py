@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import VALID, merge
+from catalogue import VALID
+from catalogue import merge as written_as
 
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.engine import merge
+from sdjax.models.tree import unflatten
 from sdjax.sandbox import rebuild as room
 from sdjax.sandbox.contract import Contract, Limits
 from sdjax.sandbox.rebuild import rebuild, to_algorithm
@@ -107,7 +111,7 @@ def test_tensors_of_another_shape_are_an_error(contract):
     ],
 )
 def test_a_while_that_runs_out_of_fuel_gives_nan(body, contract, tensors):
-    source = merge("x = task_vectors['expert_1']\n" + body)
+    source = written_as("x = task_vectors['expert_1']\n" + body)
     program = rebuild(trace_trusted(source, contract), contract)
     assert np.isnan(jax.jit(program)(tensors)).all()
 
@@ -115,7 +119,7 @@ def test_a_while_that_runs_out_of_fuel_gives_nan(body, contract, tensors):
 def test_a_while_may_use_all_of_its_fuel(tensors, contract):
     body = "return jax.lax.fori_loop(0, {} + (x[0, 0] * 0).astype(int), lambda i, v: v + 1.0, x)"
     for steps, finite in ((contract.limits.fuel, True), (contract.limits.fuel + 1, False)):
-        source = merge("x = task_vectors['expert_1']\n" + body.format(steps))
+        source = written_as("x = task_vectors['expert_1']\n" + body.format(steps))
         program = rebuild(trace_trusted(source, contract), contract)
         assert bool(np.isfinite(jax.jit(program)(tensors)).all()) == finite
 
@@ -128,20 +132,34 @@ def test_a_stored_message_suffices(sandbox, contract, tensors):
     assert np.array_equal(jax.jit(program)(tensors), jax.jit(given(VALID["ties"]))(tensors))
 
 
-def test_it_becomes_an_algorithm(contract, tensors):
-    pytest.importorskip("sdjax.merging.algorithm")
-    wire = trace_trusted(VALID["dare"], contract)
+@pytest.mark.parametrize("name", ["ties", "dare", "hyperparameters", "branch on kind", "tree"])
+def test_it_becomes_an_algorithm_that_the_engine_runs_as_the_source(name, contract):
+    wire = trace_trusted(VALID[name], contract)
     algorithm = to_algorithm(wire, contract, name="found")
-    assert algorithm.name == "found"
-    assert algorithm.identity == rebuild(wire, contract).identity
-    assert algorithm.requests == frozenset({"key"})
-    found = algorithm.function(tensors, key=jax.random.key(0))
-    assert found.shape == SHAPE
+    assert (algorithm.name, algorithm.identity) == ("found", rebuild(wire, contract).identity)
+    written = given(VALID[name], "merge_trees" if name == "tree" else "merge_models")
+    draw = np.random.default_rng(3)
+
+    def model():
+        tensors = {path: signature.shape for path, signature in contract.paths}
+        return unflatten(
+            {p: jnp.asarray(draw.normal(size=s), "bfloat16") for p, s in tensors.items()}
+        )
+
+    base, experts = model(), [model() for _ in contract.slots]
+    found, wanted = (
+        merge(base, experts, method, num_layers=2, key=jax.random.key(4))
+        for method in (algorithm, Algorithm.from_function(written))
+    )
+    assert found.finite
+    assert found.change == pytest.approx(wanted.change, rel=1e-5)
+    for left, right in zip(*map(jax.tree.leaves, (found.params, wanted.params)), strict=True):
+        assert np.array_equal(left, right)
 
 
 def test_costs_count_every_trip(contract):
     def cost(body):
-        source = merge("x = task_vectors['expert_1']\n" + body)
+        source = written_as("x = task_vectors['expert_1']\n" + body)
         return rebuild(trace_trusted(source, contract), contract).cost
 
     once, elements = cost("return x * 2.0"), sum(t.size for t in contract.scope)
@@ -169,7 +187,7 @@ def test_the_budget_and_the_elements_are_refused_by_name(contract):
 
 def test_memory_is_what_lives_at_once(contract):
     def memory(body):
-        source = merge("x = task_vectors['expert_1']\n" + body)
+        source = written_as("x = task_vectors['expert_1']\n" + body)
         return rebuild(trace_trusted(source, contract), contract).memory
 
     chain = "\n".join(["x = x * 2.0"] * 50) + "\nreturn x"
