@@ -6,8 +6,9 @@ here cannot be named by a message; a parameter that is not here is either fixed 
 worker refuses any other value, the parent supplies it itself) or ignored (`weak_type`, sharding
 hints). Why a group is allowed stands above it. What is left out on purpose: callbacks, FFI and
 custom calls (they leave the array world), collectives and shardings (the engine's business),
-infeed, stateful RNGs (`rng_uniform`, `rng_bit_generator`: differ between platforms), `random_gamma`
-and `conv_general_dilated` (slow on CPU and of no use here).
+`unstack` (as many results as an axis is long), stateful RNGs (`rng_uniform`, `rng_bit_generator`:
+they differ between platforms), `random_gamma` and `conv_general_dilated` (slow on a CPU and of no
+use here).
 
 Primitives come from `jax.extend.core.primitives` and `jax.lax`, both public.
 """
@@ -298,7 +299,6 @@ _allow("squeeze rev", 1, dimensions=INTS)
 _allow("transpose", 1, permutation=INTS)
 _allow("concatenate", (1, MANY), dimension=INT)
 _allow("stack", (1, MANY), axis=INT)
-_allow("unstack", 1, axis=INT)
 _allow("tile", 1, reps=INTS)
 _allow("pad", 2, padding_config=PADDING)
 _allow("split", 1, sizes=INTS, axis=INT)

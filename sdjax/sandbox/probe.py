@@ -42,7 +42,7 @@ def probe(program: Rebuilt, contract: Contract) -> Findings:
             name = preferred if preferred in program.programs else real
             inputs = _inputs(program.programs[name][0], name)
             for depth in depths:
-                results.append(_run(program, name, inputs, depth))
+                results.append(_guarded(program, name, inputs, depth))
                 experts.append(inputs.host)
     slots = [[run[i] for run in experts] for i in range(len(contract.slots))]
     return Findings(
@@ -93,6 +93,17 @@ def _inputs(layout: Layout, name: Any) -> _Inputs:
         base=put(layout.result(base)),
         host=host,
     )
+
+
+def _guarded(program: Rebuilt, name: Any, inputs: _Inputs, depth: float) -> list[np.ndarray]:
+    """What XLA objects to (only a forged message gets so far) is a refusal like any other."""
+    try:
+        return _run(program, name, inputs, depth)
+    except Refusal:
+        raise
+    except Exception as error:
+        message = f"the array program cannot be run ({type(error).__name__})"
+        raise Refusal("refused", "wire", message) from None
 
 
 def _run(program: Rebuilt, name: Any, inputs: _Inputs, depth: float) -> list[np.ndarray]:

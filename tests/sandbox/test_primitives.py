@@ -96,7 +96,6 @@ CASES = {
             x[1:5:2],
             jnp.tile(x, (2, 1)),
             jnp.stack([x, x], 1),
-            *lax.unstack(x, axis=1),
         ],
         (X,),
     ),

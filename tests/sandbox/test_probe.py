@@ -1,5 +1,7 @@
 """What the probe runs can tell."""
 
+import json
+
 import numpy as np
 import pytest
 from catalogue import merge
@@ -86,3 +88,14 @@ def test_zeros_of_real_task_vectors_are_on_the_probe_tensors(contract):
     share = float(refusal.value.message.split()[0])
     assert 0 < share < 0.3
     assert np.isfinite(share)
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 1 << 39])
+def test_what_xla_objects_to_is_a_refusal(bits, contract):
+    body = "return jax.lax.reduce_precision(task_vectors['expert_1'], 8, 7)"
+    message = json.loads(trace_trusted(merge(body), contract))
+    for program in message["programs"]:
+        program["block"]["equations"][0][3]["exponent_bits"] = bits
+    with pytest.raises(Refusal) as refusal:
+        probe(rebuild(json.dumps(message), contract), contract)
+    assert refusal.value.rule == "wire"
