@@ -1,7 +1,8 @@
 """Short arithmetic and word problems of several kinds: the task that the zoo is trained for.
 
 Plain kinds need calculating, story kinds reading and calculating: their solution is an equation
-and its value. A problem belongs to one split for good, by a hash of its kind of calculation and
+and its value. Half of all problems have numbers of three digits, and half of all stories are told
+in a rare way, so that ability comes in steps. A problem belongs to one split for good, by a hash of its kind of calculation and
 its numbers, so that neither a story nor a plain problem of the test set, nor one with its
 numbers, is ever trained on.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Exercise:
         question: the text in front of the answer.
         equation: what a story has to be turned into, such as `47+38=`; empty elsewhere.
         answer: the number asked for.
+        hard: whether the numbers have three digits, or the story is told in a rare way.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Exercise:
     question: str
     equation: str
     answer: str
+    hard: bool
 
     @property
     def solution(self) -> str:
@@ -51,70 +54,66 @@ class Exercise:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Kind:
+    """What a kind calculates, and how its stories are told: usual ways, and rare ones."""
+
     calculation: str
-    draw: Callable[[np.random.Generator], tuple[int, ...]]
-    stories: tuple[str, ...] = ()
-
-
-def _two(rng: np.random.Generator) -> tuple[int, ...]:
-    a, b = (int(x) for x in rng.integers(10, 100, 2))
-    return a, b
-
-
-def _descending(rng: np.random.Generator) -> tuple[int, ...]:
-    a, b = sorted((int(x) for x in rng.integers(10, 100, 2)), reverse=True)
-    return a, b
-
-
-def _chain(rng: np.random.Generator) -> tuple[int, ...]:
-    a, b = _two(rng)
-    return a, b, int(rng.integers(10, min(100, a + b)))
-
-
-def _three(rng: np.random.Generator) -> tuple[int, ...]:
-    a, b, c = (int(x) for x in rng.choice(np.arange(10, 100), 3, replace=False))
-    return a, b, c
+    usual: tuple[str, ...] = ()
+    rare: tuple[str, ...] = ()
 
 
 KINDS: dict[str, _Kind] = {
-    "add": _Kind(calculation="add", draw=_two),
-    "sub": _Kind(calculation="sub", draw=_descending),
-    "chain": _Kind(calculation="chain", draw=_chain),
+    "add": _Kind(calculation="add"),
+    "sub": _Kind(calculation="sub"),
+    "chain": _Kind(calculation="chain"),
     "story_add": _Kind(
         calculation="add",
-        draw=_two,
-        stories=(
+        usual=(
             "{n} has {a} {i}. {m} brings {b} more.{x} How many {i} in all?",
-            "{x}{n} buys {a} {i} and then {b} more. How many {i} in all?",
             "{n} and {m} have {a} and {b} {i}.{x} How many together?",
-            "{m} gives {n} {b} {i}.{x} Before, {n} had {a}. How many now?",
             "There are {a} {i} here and {b} there.{x} How many in all?",
+        ),
+        rare=(
+            "{m} gives {n} {b} {i}.{x} Before, {n} had {a}. How many now?",
+            "{x}{b} {i} are added to {a}. How many now?",
+            "{n} sold {b} {i} and has {a} left.{x} How many before?",
         ),
     ),
     "story_sub": _Kind(
         calculation="sub",
-        draw=_descending,
-        stories=(
+        usual=(
             "{n} has {a} {i} and gives {m} {b}.{x} How many are left?",
-            "{x}{n} loses {b} of {a} {i}. How many are left?",
-            "{n} has {a} {i}, {m} has {b}.{x} How many more has {n}?",
-            "{m} takes {b} {i} from {n}.{x} Before, {n} had {a}. How many now?",
             "Of {a} {i}, {b} are sold.{x} How many remain?",
+            "There were {a} {i}. {n} takes {b}.{x} How many are left?",
+        ),
+        rare=(
+            "{m} takes {b} {i} from {n}.{x} Before, {n} had {a}. How many now?",
+            "{x}{n} loses {b} of {a} {i}. How many are left?",
+            "{n} has {b} {i}, {m} has {a}.{x} How many more has {m}?",
         ),
     ),
     "story_chain": _Kind(
         calculation="chain",
-        draw=_chain,
-        stories=(
+        usual=(
             "{n} has {a} {i}, gets {b} and loses {c}.{x} How many now?",
-            "{n} had {a} {i}. {m} brought {b}.{x} Then {c} were sold. How many now?",
-            "{x}{m} took {c} {i} from {n}, who had {a} and then {b} more. How many now?",
             "{n} and {m} have {a} and {b} {i}.{x} They sell {c}. How many remain?",
         ),
+        rare=(
+            "{x}{m} took {c} {i} from {n}, who had {a} and then {b} more. How many now?",
+            "They sell {c} {i} and had {a} and {b}.{x} How many remain?",
+        ),
     ),
-    "largest": _Kind(calculation="largest", draw=_three),
-    "missing": _Kind(calculation="missing", draw=_two),
+    "largest": _Kind(calculation="largest"),
+    "missing": _Kind(calculation="missing"),
 }
+
+
+def _numbers(calculation: str, large: bool, rng: np.random.Generator) -> tuple[int, ...]:
+    """Numbers of two digits, or of three up to 399; no result is negative."""
+    low, high = (100, 400) if large else (10, 100)
+    a, b, c = (int(number) for number in rng.integers(low, high, 3))
+    if calculation == "sub":
+        return max(a, b), min(a, b)
+    return (a, b, c) if calculation in ("chain", "largest") else (a, b)
 
 
 def split_of(calculation: str, numbers: tuple[int, ...]) -> str:
@@ -127,14 +126,18 @@ def split_of(calculation: str, numbers: tuple[int, ...]) -> str:
 
 
 def exercises(kind: str, split: str, rng: np.random.Generator) -> Iterator[Exercise]:
-    """Endless exercises of one kind and split, drawn by `rng`."""
+    """Endless exercises of one kind and split: half with large numbers, half told rarely."""
     while True:
-        numbers = KINDS[kind].draw(rng)
-        if split_of(KINDS[kind].calculation, numbers) == split:
-            yield _exercise(kind, numbers, rng)
+        calculation = KINDS[kind].calculation
+        numbers = _numbers(calculation, bool(rng.random() < 0.5), rng)
+        fits = calculation != "chain" or numbers[0] + numbers[1] >= numbers[2]
+        if fits and split_of(calculation, numbers) == split:
+            yield _exercise(kind, numbers, bool(rng.random() < 0.5), rng)
 
 
-def _exercise(kind: str, numbers: tuple[int, ...], rng: np.random.Generator) -> Exercise:
+def _exercise(
+    kind: str, numbers: tuple[int, ...], rare: bool, rng: np.random.Generator
+) -> Exercise:
     a, b, *rest = numbers
     calculation = KINDS[kind].calculation
     if calculation == "largest":
@@ -144,12 +147,18 @@ def _exercise(kind: str, numbers: tuple[int, ...], rng: np.random.Generator) -> 
     else:
         expression = {"add": "{}+{}", "sub": "{}-{}", "chain": "{}+{}-{}"}[calculation]
         question, equation = expression.format(*numbers) + "=", ""
-        answer = {"add": a + b, "sub": a - b, "chain": a + b - (rest or [0])[0]}[calculation]
-    if stories := KINDS[kind].stories:
+        answer = {"add": a + b, "sub": a - b, "chain": a + b - sum(rest)}[calculation]
+    stories = KINDS[kind].rare if rare else KINDS[kind].usual
+    if stories:
         equation = question
         question = _story(stories[rng.integers(len(stories))], numbers, rng)
     return Exercise(
-        kind=kind, numbers=numbers, question=question, equation=equation, answer=str(answer)
+        kind=kind,
+        numbers=numbers,
+        question=question,
+        equation=equation,
+        answer=str(answer),
+        hard=max(numbers) >= 100 or (rare and bool(stories)),
     )
 
 

@@ -69,7 +69,7 @@ def compile_step(
             trainable, frozen, batch
         )
         updates, state = transformation.update(gradient, state, trainable)
-        metrics = metrics | {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        metrics = metrics | {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
         return optax.apply_updates(trainable, updates), state, metrics
 
     return transformation.init, step

@@ -50,11 +50,22 @@ def exercise_example(tokenizer: Tokenizer, exercise: Exercise, *, equation_only:
 
 
 class ExerciseStream:
-    """Exercises of the training split, each kind as often as its weight says."""
+    """Exercises of the training split, each kind as often as its weight says.
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, *, equation_only: bool = False):
+    `easy` is the share of hard exercises that are passed over.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        *,
+        easy: float = 0.0,
+        equation_only: bool = False,
+    ):
         self._tokenizer = tokenizer
         self._seed = seed
+        self._easy = easy
         self._equation_only = equation_only
         self._rng = np.random.default_rng(seed)
         self._sources: dict[str, Iterator[Exercise]] = {}
@@ -66,6 +77,8 @@ class ExerciseStream:
         if kind not in self._sources:
             self._sources[kind] = exercises(kind, "train", self._rng)
         exercise = next(self._sources[kind])
+        while exercise.hard and self._rng.random() < self._easy:
+            exercise = next(self._sources[kind])
         return exercise_example(self._tokenizer, exercise, equation_only=self._equation_only)
 
 

@@ -152,7 +152,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     def draw_program():
         return programs[rng.integers(len(programs))]
 
-    stream = ExerciseStream(tokenizer, recipe.seed)
+    stream = ExerciseStream(tokenizer, recipe.seed, easy=recipe.easy)
     probe = Probe(tokenizer, config, split="calibration")
     mesh = data_mesh()
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -47,14 +47,21 @@ def prompts():
     return [rng.integers(2, 61, rng.integers(1, 15)).tolist() for _ in range(13)]
 
 
+@jax.jit
+def next_token(params, tokens, length):
+    """The greedy choice behind the first `length` of padded tokens, without a cache."""
+    positions = jnp.arange(tokens.shape[0])[None]
+    hidden, _ = forward(params, None, tokens[None], config=CONFIG, positions=positions)
+    return unembed(params, hidden[0, length - 1]).argmax()
+
+
 def one_by_one(params, prompt, limit):
-    """Greedy decoding without a cache: the whole sequence again for every token."""
+    """Greedy decoding that computes the whole sequence again for every token."""
     tokens = list(prompt)
     for _ in range(limit):
-        array = jnp.array([tokens])
-        positions = jnp.arange(len(tokens))[None]
-        hidden, _ = forward(params, None, array, config=CONFIG, positions=positions)
-        token = int(unembed(params, hidden[:, -1]).argmax())
+        padded = np.zeros(32, np.int32)
+        padded[: len(tokens)] = tokens
+        token = int(next_token(params, padded, len(tokens)))
         if token in CONFIG.eos_tokens:
             return tuple(tokens[len(prompt) :]), True
         tokens.append(token)

@@ -31,7 +31,7 @@ CONFIG = ModelConfig(
     tie_embeddings=True,
     eos_tokens=(1,),
 )
-SETTINGS = DPOSettings(beta=0.1, learning_rate=3e-3, batch=2, steps=20)
+SETTINGS = DPOSettings(beta=0.1, learning_rate=3e-3, batch=2, steps=40)
 
 
 def pair(prompt, winner, loser):
@@ -57,11 +57,18 @@ def adapter():
     return initialise_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8)
 
 
+@jax.jit
+def logits_of(params, tokens):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _ = forward(params, None, tokens, config=CONFIG, positions=positions)
+    return unembed(params, hidden)
+
+
 def full_logprobs(params, tokens):
     """By log-softmax over the whole vocabulary, in float64."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _ = forward(params, None, jnp.asarray(tokens), config=CONFIG, positions=positions)
-    logits = np.asarray(unembed(params, hidden), np.float64)[:, :-1]
+    padded = np.zeros((len(tokens), 16), np.int32)
+    padded[:, : tokens.shape[1]] = tokens
+    logits = np.asarray(logits_of(params, padded), np.float64)[:, : tokens.shape[1] - 1]
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
 
