@@ -1,0 +1,29 @@
+"""A search over the zoo, as small as it can be."""
+
+import dataclasses
+
+import pytest
+
+from sdjax.search.config import BaselinesConfig, DecodingConfig, RunConfig
+from sdjax.search.reading import read_config
+
+
+@pytest.fixture(scope="session")
+def small_config() -> RunConfig:
+    """Two iterations of eight samples, 24 problems of each split."""
+    config = read_config("configs/demo.yaml")
+    return dataclasses.replace(
+        config,
+        iterations=2,
+        task=dataclasses.replace(config.task, development=24, test=24),
+        generation=dataclasses.replace(
+            config.generation,
+            samples=8,
+            decoding=DecodingConfig(slots=8, rows=8, buckets=(16,), max_new_tokens=96),
+        ),
+        evaluation=DecodingConfig(slots=24, rows=24, buckets=(48,), max_new_tokens=12),
+        training=dataclasses.replace(config.training, steps=2, rank=2, batch=2),
+        baselines=BaselinesConfig(paper={"task_arithmetic": {"weight": (0.2, 0.6)}}),
+        transfer={},
+        test=dataclasses.replace(config.test, top_k=2),
+    )

@@ -1,0 +1,164 @@
+"""The whole loop on the zoo, small: what it leaves behind, and that it can be interrupted."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.search import phases
+from sdjax.search.loop import run
+from sdjax.search.records import DEVELOPMENT, TEST
+from sdjax.search.store import Store
+
+
+def facts(folder):
+    """All that must not depend on when a run was interrupted."""
+    with Store.open(folder) as store:
+        return {
+            "samples": [(s.iteration, s.number, s.text, s.status) for s in store.judged()],
+            "scores": {
+                (summary.candidate, summary.split): (summary.strict, summary.flexible)
+                for summary in store.summaries(setting=None)
+            },
+            "pairs": [store.pairs(iteration) for iteration in (1, 2)],
+        }
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    run(small_config, folder)
+    return folder
+
+
+def test_every_part_left_its_results(finished, small_config):
+    with Store.open(finished) as store:
+        assert store.run().finished_at is not None
+        samples = store.judged()
+        assert len(samples) == small_config.iterations * small_config.generation.samples
+        assert all(sample.status != "not judged" for sample in samples)
+        novel = {f"program:{sample.identity}" for sample in samples if sample.novel}
+        scored = {s.candidate for s in store.summaries(DEVELOPMENT) if s.complete}
+        assert novel
+        assert novel <= scored
+        assert {"seed", "expert:expert_1", "method:task_arithmetic(weight=0.2)"} <= scored
+        assert [checkpoint.iteration for checkpoint in store.checkpoints()] == [1, 2]
+        tested = [s.candidate for s in store.summaries(TEST)]
+        assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
+    report = (finished / "report.html").read_text()
+    assert "merge_models" in report
+
+
+def test_the_origin_of_programs_is_known(finished):
+    with Store.open(finished) as store:
+        programs = store.programs().values()
+        assert all(program.in_training is not None for program in programs)
+        assert all(program.families is not None for program in programs)
+
+
+def test_a_finished_run_can_be_run_again_and_stays_the_same(finished, small_config):
+    before = facts(finished)
+    run(small_config, finished)
+    assert facts(finished) == before
+
+
+@pytest.mark.parametrize("program", [1, 4])
+def test_an_interrupted_run_ends_with_the_same_result(
+    finished, small_config, tmp_path, monkeypatch, program
+):
+    """Interrupted while it scores a program, after half of the problems."""
+    scored = 0
+    save_scores = Store.save_scores
+
+    def interrupted(store, candidate, split, outcomes, **options):
+        nonlocal scored
+        scored += candidate.startswith("program:")
+        if scored == program:
+            outcomes = list(outcomes)
+            save_scores(store, candidate, split, outcomes[:10], complete=False)
+            raise KeyboardInterrupt
+        save_scores(store, candidate, split, outcomes, **options)
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(Store, "save_scores", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_config, folder)
+    monkeypatch.undo()
+    run(small_config, folder)
+    assert facts(folder) == facts(finished)
+
+
+def test_a_resumed_run_needs_its_own_configuration(finished, small_config):
+    other = dataclasses.replace(small_config, random=7)
+    with pytest.raises(UserError, match="random"):
+        run(other, finished)
+
+
+def test_a_generator_that_writes_no_program_is_an_error_that_keeps_the_samples(
+    small_config, tmp_path
+):
+    generation = dataclasses.replace(small_config.generation, temperature=50.0)
+    config = dataclasses.replace(small_config, generation=generation)
+    with pytest.raises(UserError, match="iteration 1 has no program that could be scored"):
+        run(config, tmp_path / "run")
+    with Store.open(tmp_path / "run") as store:
+        assert len(store.judged(1)) == generation.samples
+
+
+def test_the_control_is_never_trained(small_config, tmp_path):
+    training = dataclasses.replace(small_config.training, enabled=False)
+    config = dataclasses.replace(small_config, training=training)
+    run(config, tmp_path / "run")
+    with Store.open(tmp_path / "run") as store:
+        assert store.checkpoints() == ()
+        assert {sample.iteration for sample in store.judged()} == {1, 2}
+
+
+def test_a_pair_too_few_is_no_reason_to_stop(small_config, tmp_path, monkeypatch):
+    """Without any pair the generator goes on as it is."""
+    monkeypatch.setattr(phases, "make_pairs", lambda *args, **options: ())
+    config = dataclasses.replace(small_config, iterations=1)
+    run(config, tmp_path / "run")
+    with Store.open(tmp_path / "run") as store:
+        assert store.checkpoints()[0].detail == {"pairs": 0}
+
+
+SCORES = """
+import dataclasses, json, sys
+from pathlib import Path
+from sdjax.search.loop import run
+from sdjax.search.reading import config_from
+from sdjax.search.store import Store
+config = config_from(json.loads(sys.argv[1]), "test")
+folder = Path(sys.argv[2])
+run(config, folder)
+with Store.open(folder) as store:
+    scores = {s.candidate: s.strict for s in store.summaries("development")}
+    print(json.dumps([scores, [s.text for s in store.judged()]]))
+"""
+
+
+def scores_on(devices: int, config, folder: Path):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, "-c", SCORES, json.dumps(config.to_json()), str(folder)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_eight_devices_get_the_scores_of_one(small_config, tmp_path):
+    config = dataclasses.replace(
+        small_config, iterations=1, mesh=dataclasses.replace(small_config.mesh, data=2, tensor=4)
+    )
+    scores, texts = scores_on(8, config, tmp_path / "eight")
+    expected_scores, expected_texts = scores_on(1, config, tmp_path / "one")
+    assert texts == expected_texts
+    assert scores == expected_scores

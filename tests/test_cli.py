@@ -1,0 +1,180 @@
+"""Each command as a user would call it, and each mistake a user would make."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from sdjax.cli import main
+from sdjax.io.folders import zoo_models
+
+GOOD = """def merge_models(task_vectors):
+    return sum(task_vectors.values()) / 3
+"""
+BAD = "import os\n\n\ndef merge_models(task_vectors):\n    return task_vectors['expert_1']\n"
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def mistake(*arguments):
+    """What the command says of a mistake: one line, status 2, no traceback."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_help_lists_every_command_without_importing_jax():
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom sdjax.cli import main\n"
+        "print(CliRunner().invoke(main, ['--help']).output)\nprint('jax' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    for command in ["demo", "run", "report", "merge", "eval", "check", "train", "zoo", "methods"]:
+        assert f"\n  {command} " in result.stdout
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_shows_an_example(command):
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"sdjax {command}" in result.output.split("Example:")[1]
+
+
+def test_methods():
+    result = call("methods")
+    for method in ("linear", "task_arithmetic", "ties", "dare_linear", "slerp", "model_stock"):
+        assert method in result.output
+
+
+def test_zoo_list():
+    assert "zoo:seed" in call("zoo", "list").output
+
+
+def test_check_tells_good_from_bad(tmp_path):
+    (tmp_path / "good.py").write_text(GOOD)
+    (tmp_path / "bad.py").write_text(BAD)
+    result = call("check", tmp_path / "good.py", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.output)["verdict"] == "admitted"
+    result = call("check", tmp_path / "good.py", tmp_path / "bad.py", "--json")
+    assert result.exit_code == 1
+    bad = json.loads(result.output.splitlines()[1])
+    assert (bad["verdict"], bad["rule"]) == ("refused", "import")
+
+
+def test_eval_of_a_jsonl_file(tmp_path):
+    rows = [{"question": f"{a}+{a}=", "answer": str(2 * a)} for a in range(10, 16)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "lines.jsonl"
+    result = call("eval", "zoo:seed", "--task", path, "--split", "test", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "all" in result.output
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 3
+    assert all(line["output"] for line in lines)
+
+
+def test_eval_names_a_line_that_is_not_json(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"question": "1+1=", "answer": "2"}\nnot json\n')
+    assert "broken.jsonl, line 2: not JSON" in mistake("eval", "zoo:seed", "--task", path)
+
+
+def test_merge_by_a_recipe(tmp_path):
+    models = zoo_models()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "merge_method: task_arithmetic\n"
+        f"base_model: {models['seed']}\n"
+        "models:\n"
+        f"  - {{model: {models['reader']}, parameters: {{weight: 0.7}}}}\n"
+        f"  - {{model: {models['calculator']}, parameters: {{weight: 0.7}}}}\n"
+    )
+    result = call("merge", recipe, tmp_path / "merged")
+    assert result.exit_code == 0, result.output
+    evaluated = call("eval", tmp_path / "merged", "--limit", "8")
+    assert evaluated.exit_code == 0, evaluated.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "extra"),
+    [
+        ("sft", {"prompt": "1+1=", "completion": "2"}, ""),
+        ("dpo", {"prompt": "1+1=", "chosen": "2", "rejected": "3"}, "rank: 2\nbatch: 1\n"),
+    ],
+)
+def test_train_writes_a_model(tmp_path, kind, row, extra):
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 2\n"
+        f"learning_rate: 1e-3\n{extra}"
+    )
+    result = call("train", kind, job)
+    assert result.exit_code == 0, result.output
+    assert "loss" in result.output
+    assert (tmp_path / "trained" / "model.safetensors").is_file()
+    assert "exists already" in mistake("train", kind, job)
+
+
+def test_train_names_an_unknown_key(tmp_path):
+    (tmp_path / "job.yaml").write_text("model: zoo:seed\nstepps: 3\n")
+    assert "stepps" in mistake("train", "sft", tmp_path / "job.yaml")
+
+
+class TestMistakes:
+    """Of `sdjax run`."""
+
+    def test_no_such_config(self, tmp_path):
+        assert "demo" in mistake("run", "nothing.yaml", "--out", tmp_path / "run")
+
+    def test_unknown_key(self, tmp_path):
+        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", "generation.sample=3")
+        assert "generation.sample" in line
+        assert "did you mean samples?" in line
+
+    def test_wrong_value(self, tmp_path):
+        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", "iterations=none")
+        assert "iterations: must be a whole number" in line
+
+    def test_missing_model(self, tmp_path):
+        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", "seed=/nowhere")
+        assert "/nowhere: no such model folder" in line
+
+    def test_model_cut_short(self, tmp_path):
+        seed = tmp_path / "seed"
+        shutil.copytree(zoo_models()["seed"], seed)
+        weights = seed / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100_000])
+        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", f"seed={seed}")
+        assert "model.safetensors" in line
+
+    def test_expert_of_another_shape(self, tmp_path):
+        expert = tmp_path / "expert"
+        shutil.copytree(zoo_models()["reader"], expert)
+        config = json.loads((expert / "config.json").read_text())
+        (expert / "config.json").write_text(json.dumps(config | {"intermediate_size": 500}))
+        line = mistake(
+            "run", "demo", "--out", tmp_path / "run", "--set", f"experts.expert_1.model={expert}"
+        )
+        assert "layers/0/mlp/" in line
+        assert str(expert) in line
+
+    def test_folder_of_another_run(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        line = mistake("run", "demo", "--out", tmp_path)
+        assert "is not empty" in line
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_nothing_to_resume(self, tmp_path):
+        assert "no run here" in mistake("run", "--resume", tmp_path)
