@@ -34,6 +34,20 @@ def seed_config(vocab_size: int) -> ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the seed's training, with its own schedule.
+
+    Attributes:
+        easy: share of the hard exercises that are passed over.
+        shares: kind to its share while its accuracy is zero.
+    """
+
+    easy: float
+    shares: Mapping[str, float]
+    optimiser: OptimiserSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SeedRecipe:
     """How the seed is trained: programs beside exercises, the kinds it is weak at more often.
 
@@ -43,10 +57,9 @@ class SeedRecipe:
         length: tokens a row.
         exercise_weight: of an exercise's token in the loss, against 1 of a program's: answers
             are few tokens, and harder.
-        easy: share of the hard exercises that are passed over.
         interval: steps between two looks at the accuracies, after which the shares are set anew.
-        shares: kind to its share before any accuracy is known; stories are long.
         targets: kind to the accuracy from which on it is hardly shown.
+        stages: one after the other, each from the stored model of the one before.
     """
 
     seed: int
@@ -55,11 +68,9 @@ class SeedRecipe:
     program_rows: int
     length: int
     exercise_weight: float
-    easy: float
     interval: int
-    shares: Mapping[str, float]
     targets: Mapping[str, float]
-    optimiser: OptimiserSettings
+    stages: tuple[Stage, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,11 +99,23 @@ SEED = SeedRecipe(
     length=128,
     interval=200,
     exercise_weight=3.0,
-    easy=0.93,
-    shares={kind: 0.3 if kind in STORIES else 1.0 for kind in KINDS},
     targets=dict.fromkeys(KINDS, 0.6) | dict.fromkeys(("chain", *STORIES), 0.45),
-    optimiser=OptimiserSettings(
-        learning_rate=2e-3, steps=2600, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
+    stages=(
+        # Calculating comes first, with small numbers; then reading, and a little of the rest.
+        Stage(
+            easy=0.93,
+            shares=dict.fromkeys(KINDS, 1.0) | dict.fromkeys(STORIES, 0.3),
+            optimiser=OptimiserSettings(
+                learning_rate=2e-3, steps=2600, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
+            ),
+        ),
+        Stage(
+            easy=0.75,
+            shares=dict.fromkeys(KINDS, 0.15) | dict.fromkeys(("chain", *STORIES), 1.0),
+            optimiser=OptimiserSettings(
+                learning_rate=1.2e-3, steps=800, warmup=40, final=0.03, weight_decay=0.05, b2=0.98
+            ),
+        ),
     ),
 )
 
