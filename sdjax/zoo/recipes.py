@@ -99,21 +99,13 @@ SEED = SeedRecipe(
     length=128,
     interval=200,
     exercise_weight=3.0,
-    targets=dict.fromkeys(KINDS, 0.6) | dict.fromkeys(("chain", *STORIES), 0.45),
+    targets=dict.fromkeys(KINDS, 0.6) | dict.fromkeys(("chain", *STORIES), 0.5),
     stages=(
-        # Calculating comes first, with small numbers; then reading, and a little of the rest.
         Stage(
             easy=0.93,
-            shares=dict.fromkeys(KINDS, 1.0) | dict.fromkeys(STORIES, 0.3),
+            shares=dict.fromkeys(KINDS, 1.0) | dict.fromkeys(STORIES, 0.4),
             optimiser=OptimiserSettings(
                 learning_rate=2e-3, steps=2600, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
-            ),
-        ),
-        Stage(
-            easy=0.75,
-            shares=dict.fromkeys(KINDS, 0.15) | dict.fromkeys(("chain", *STORIES), 1.0),
-            optimiser=OptimiserSettings(
-                learning_rate=1.2e-3, steps=800, warmup=40, final=0.03, weight_decay=0.05, b2=0.98
             ),
         ),
     ),
