@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from sdjax.search.config import BaselinesConfig, DecodingConfig, RunConfig
@@ -27,3 +28,12 @@ def small_config() -> RunConfig:
         transfer={},
         test=dataclasses.replace(config.test, top_k=2),
     )
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compile_once(tmp_path_factory):
+    """The runs here share what they compile; every one of them would compile it again."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)

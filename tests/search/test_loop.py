@@ -67,7 +67,7 @@ def test_a_finished_run_can_be_run_again_and_stays_the_same(finished, small_conf
     assert facts(finished) == before
 
 
-@pytest.mark.parametrize("program", [1, 4])
+@pytest.mark.parametrize("program", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_an_interrupted_run_ends_with_the_same_result(
     finished, small_config, tmp_path, monkeypatch, program
 ):
