@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from sdjax.errors import UserError
 from sdjax.io.generator_checkpoint import GeneratorCheckpoints
 from sdjax.models.adapter import Adapter
 from sdjax.progress import progress_bar
@@ -68,6 +69,11 @@ def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> Pat
     Raises:
         UserError: anything that the user can mend; what was computed is kept.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"a run needs one process, and this is one of {jax.process_count()}: use a slice with "
+            "one host; runs over several hosts are not there yet"
+        )
     bench = prepare(config)
     with open_store(config, folder) as store:
         _save_settings(bench, store)

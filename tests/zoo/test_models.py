@@ -1,0 +1,82 @@
+"""The models that ship: complete Hugging Face folders that transformers reads as we do."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sdjax.errors import UserError
+from sdjax.evaluation.arithmetic import ArithmeticTask
+from sdjax.io.checkpoint import read_model
+from sdjax.io.folders import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
+from sdjax.io.tokenizer import read_tokenizer
+from sdjax.models.spec import kind_of
+from sdjax.models.transformer import forward, unembed
+from sdjax.models.tree import flatten
+from sdjax.zoo.recipes import EXPERTS, TRANSFER_EXPERTS
+
+FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_the_zoo_is_whole_and_small():
+    names = ["seed", *(recipe.name for recipe in (*EXPERTS, *TRANSFER_EXPERTS))]
+    assert sorted(zoo_models()) == sorted(names)
+    for folder in zoo_models().values():
+        assert {path.name for path in folder.iterdir()} >= FILES
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 25e6
+
+
+def test_the_seed_has_the_size_it_should_have():
+    config, params = read_model(model_folder("zoo:seed"))
+    assert 1e6 <= sum(leaf.size for leaf in flatten(params).values()) <= 1.5e6
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in flatten(params).values())
+    assert config.vocab_size <= 1024
+    assert config.context >= 512
+
+
+@pytest.mark.parametrize("name", ["seed", "reader"])
+def test_logits_equal_transformers(name):
+    folder = model_folder(f"zoo:{name}")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    task = ArithmeticTask()
+    text = task.prompt(task.problems("development")[3]) + "12+34=46"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert read_tokenizer(folder).encode(text, add_special=True) == ids[0].tolist()
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = reference(ids).logits.numpy()
+    config, params = read_model(folder, dtype=jnp.float32)
+    positions = jnp.arange(ids.shape[1])[None]
+    hidden, _ = forward(params, None, jnp.asarray(ids.numpy()), config=config, positions=positions)
+    np.testing.assert_allclose(unembed(params, hidden), expected, atol=1e-4)
+
+
+def test_experts_differ_from_the_seed_in_the_mlp_tensors_alone():
+    seed = flatten(read_model(model_folder("zoo:seed"))[1])
+    for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
+        expert = flatten(read_model(model_folder(f"zoo:{recipe.name}"))[1])
+        changed = {path for path in seed if not jnp.array_equal(seed[path], expert[path])}
+        assert {path for path in seed if kind_of(path).startswith("mlp.")} == changed
+
+
+def test_the_training_programs_are_known():
+    identities = np.load(model_folder("zoo:seed") / TRAINING_PROGRAMS, allow_pickle=False)
+    assert identities.dtype == np.uint64
+    assert len(identities) > 10_000
+    assert np.all(np.diff(identities.astype(object)) > 0)
+
+
+def test_the_end_token_is_the_tokenizers():
+    folder = model_folder("zoo:seed")
+    generation = json.loads((folder / "generation_config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert generation["eos_token_id"] == tokenizer.eos_token_id
+    assert read_tokenizer(folder).eos_ids == (tokenizer.eos_token_id,)
+
+
+def test_an_unknown_name_lists_the_zoo():
+    with pytest.raises(UserError, match=r"zoo:sed: no such model in the zoo; it has: .*seed"):
+        model_folder("zoo:sed")
