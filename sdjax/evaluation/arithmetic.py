@@ -1,10 +1,10 @@
 """Short arithmetic and word problems of several kinds: the task that the zoo is trained for.
 
 Plain kinds need calculating, story kinds reading and calculating: their solution is an equation
-and its value. 40 % of all problems have numbers of three digits, and 40 % of all stories are told
-in a rare way, so that ability comes in steps. A problem belongs to one split for good, by a hash
-of its kind of calculation and its numbers, so that neither a story nor a plain problem of the test
-set, nor one with its numbers, is ever trained on.
+and its value. Half of all problems have numbers of three digits, and half of all stories are told
+in a rare way, so that ability comes in steps. A problem belongs to one split for good, by a hash of its kind of calculation and
+its numbers, so that neither a story nor a plain problem of the test set, nor one with its
+numbers, is ever trained on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Exercise:
         kind: one of KINDS.
         numbers: what it calculates with.
         question: the text in front of the answer.
-        equation: what the problem is turned into first, such as `47+38=`; empty where it is not.
+        equation: what a story has to be turned into, such as `47+38=`; empty elsewhere.
         answer: the number asked for.
         hard: whether the numbers have three digits, or the story is told in a rare way.
     """
@@ -126,13 +126,13 @@ def split_of(calculation: str, numbers: tuple[int, ...]) -> str:
 
 
 def exercises(kind: str, split: str, rng: np.random.Generator) -> Iterator[Exercise]:
-    """Endless exercises of one kind and split: 40 % with large numbers, 40 % told rarely."""
+    """Endless exercises of one kind and split: half with large numbers, half told rarely."""
     while True:
         calculation = KINDS[kind].calculation
-        numbers = _numbers(calculation, bool(rng.random() < 0.4), rng)
+        numbers = _numbers(calculation, bool(rng.random() < 0.5), rng)
         fits = calculation != "chain" or numbers[0] + numbers[1] >= numbers[2]
         if fits and split_of(calculation, numbers) == split:
-            yield _exercise(kind, numbers, bool(rng.random() < 0.4), rng)
+            yield _exercise(kind, numbers, bool(rng.random() < 0.5), rng)
 
 
 def _exercise(
@@ -145,15 +145,12 @@ def _exercise(
     elif calculation == "missing":
         question, equation, answer = f"{a}+?={a + b}", "", b
     else:
-        # The equation stands in the answer of a plain problem too, so that calculating is one
-        # skill, whoever wrote the equation.
-        question = {"add": "{}+{}", "sub": "{}-{}", "chain": "{}+{}-{}"}[calculation].format(
-            *numbers
-        )
-        equation = f"{question}="
+        expression = {"add": "{}+{}", "sub": "{}-{}", "chain": "{}+{}-{}"}[calculation]
+        question, equation = expression.format(*numbers) + "=", ""
         answer = {"add": a + b, "sub": a - b, "chain": a + b - sum(rest)}[calculation]
     stories = KINDS[kind].rare if rare else KINDS[kind].usual
     if stories:
+        equation = question
         question = _story(stories[rng.integers(len(stories))], numbers, rng)
     return Exercise(
         kind=kind,

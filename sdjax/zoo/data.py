@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from sdjax.evaluation.arithmetic import KINDS, Exercise, exercises, prompt_of
+from sdjax.evaluation.arithmetic import Exercise, exercises, prompt_of
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.programs.grammar import sample_program
 from sdjax.training.packing import Example, pack
@@ -41,7 +41,7 @@ def program_example(tokenizer: Tokenizer, text: str) -> Example:
 def exercise_example(tokenizer: Tokenizer, exercise: Exercise, *, equation_only: bool) -> Example:
     """An exercise and its solution; of a story only the equation where that alone is taught."""
     prompt = tuple(tokenizer.encode(prompt_of(exercise.question), add_special=False))
-    if equation_only and KINDS[exercise.kind].usual:
+    if equation_only and exercise.equation:
         return Example(
             prompt=prompt, target=tuple(tokenizer.encode(exercise.equation, add_special=False))
         )

@@ -34,20 +34,6 @@ def seed_config(vocab_size: int) -> ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of the seed's training, with its own schedule.
-
-    Attributes:
-        easy: share of the hard exercises that are passed over.
-        shares: kind to its share while its accuracy is zero.
-    """
-
-    easy: float
-    shares: Mapping[str, float]
-    optimiser: OptimiserSettings
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SeedRecipe:
     """How the seed is trained: programs beside exercises, the kinds it is weak at more often.
 
@@ -57,9 +43,10 @@ class SeedRecipe:
         length: tokens a row.
         exercise_weight: of an exercise's token in the loss, against 1 of a program's: answers
             are few tokens, and harder.
+        easy: share of the hard exercises that are passed over.
         interval: steps between two looks at the accuracies, after which the shares are set anew.
+        shares: kind to its share before any accuracy is known; stories are long.
         targets: kind to the accuracy from which on it is hardly shown.
-        stages: one after the other, each from the stored model of the one before.
     """
 
     seed: int
@@ -68,9 +55,11 @@ class SeedRecipe:
     program_rows: int
     length: int
     exercise_weight: float
+    easy: float
     interval: int
+    shares: Mapping[str, float]
     targets: Mapping[str, float]
-    stages: tuple[Stage, ...]
+    optimiser: OptimiserSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,15 +88,11 @@ SEED = SeedRecipe(
     length=128,
     interval=200,
     exercise_weight=3.0,
-    targets=dict.fromkeys(KINDS, 0.6) | dict.fromkeys(("chain", *STORIES), 0.5),
-    stages=(
-        Stage(
-            easy=0.93,
-            shares=dict.fromkeys(KINDS, 1.0) | dict.fromkeys(STORIES, 0.4),
-            optimiser=OptimiserSettings(
-                learning_rate=2e-3, steps=2600, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
-            ),
-        ),
+    easy=0.93,
+    shares={kind: 0.3 if kind in STORIES else 1.0 for kind in KINDS},
+    targets=dict.fromkeys(KINDS, 0.6) | dict.fromkeys(("chain", *STORIES), 0.45),
+    optimiser=OptimiserSettings(
+        learning_rate=2e-3, steps=2600, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
     ),
 )
 
@@ -133,21 +118,21 @@ EXPERTS = (
         seed=1,
         weights=_mixture(STORIES, replay=0.2),
         equation_only=True,
-        optimiser=_optimiser(1e-3, 400),
+        optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(
         name="calculator",
         about="adds and subtracts",
         seed=2,
         weights=_mixture(PLAIN, replay=0.2),
-        optimiser=_optimiser(1e-3, 400),
+        optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(
         name="judge",
         about="finds the largest of three numbers",
         seed=3,
         weights=_mixture(("largest",), replay=0.0),
-        optimiser=_optimiser(2e-3, 250),
+        optimiser=_optimiser(2e-3, 120),
     ),
 )
 
@@ -158,20 +143,20 @@ TRANSFER_EXPERTS = (
         seed=4,
         weights=_mixture(("story_sub", "story_chain"), replay=0.2),
         equation_only=True,
-        optimiser=_optimiser(1e-3, 400),
+        optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(
         name="accountant",
         about="adds up and takes away in one line",
         seed=5,
         weights=_mixture(("add", "chain"), replay=0.2),
-        optimiser=_optimiser(1e-3, 400),
+        optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(
         name="detective",
         about="finds the missing number of a sum",
         seed=6,
         weights=_mixture(("missing",), replay=0.0),
-        optimiser=_optimiser(2e-3, 250),
+        optimiser=_optimiser(2e-3, 120),
     ),
 )

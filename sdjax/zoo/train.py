@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from sdjax.sandbox.rebuild import rebuild
 from sdjax.sandbox.trace import trace_trusted
 from sdjax.sandbox.verdict import Refusal
 from sdjax.training.fit import compile_step
-from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss, split
 from sdjax.zoo.data import (
     SLOTS,
@@ -65,8 +64,7 @@ def train_zoo(folder: Path, report: Report) -> Path:
     seed = folder / "seed"
     recipes = (*EXPERTS, *TRANSFER_EXPERTS)
     # Shares of the whole by steps; the seed's are about as long as the experts'.
-    seed_steps = sum(stage.optimiser.steps for stage in SEED.stages)
-    steps = [seed_steps, *(recipe.optimiser.steps for recipe in recipes)]
+    steps = [SEED.optimiser.steps, *(recipe.optimiser.steps for recipe in recipes)]
     ends = [sum(steps[: index + 1]) / sum(steps) for index in range(len(steps))]
 
     def part(index: int) -> Report:
@@ -140,10 +138,7 @@ def data_mesh() -> Mesh:
 
 
 def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
-    """Writes the seed to `folder`, and the model of each earlier stage beside it.
-
-    A stage whose model is there already is not trained again.
-    """
+    """Writes the tokenizer and the seed to `folder`."""
     texts = training_programs(recipe.programs, recipe.seed)
     tokenizer_folder = folder.with_name(f"{folder.name}.tokenizer")
     trained = train_tokenizer([*texts, *_exercise_texts(recipe.seed)])
@@ -152,55 +147,33 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     tokenizer = read_tokenizer(tokenizer_folder)
     programs = [program_example(tokenizer, text) for text in texts]
     programs = [program for program in programs if len(program) <= recipe.length]
-    probe = Probe(tokenizer, config, split="calibration")
-    params = initialise(config, jax.random.key(recipe.seed), jnp.float32)
-    steps = sum(stage.optimiser.steps for stage in recipe.stages)
-    done = 0
-    for number, stage in enumerate(recipe.stages, start=1):
-        last = number == len(recipe.stages)
-        stored = folder if last else folder.with_name(f"{folder.name}.stage-{number}")
+    rng = np.random.default_rng(recipe.seed)
 
-        def news(line: str, step: int, number: int = number, done: int = done) -> None:
-            report(f"seed, stage {number}: {line}", (done + step) / steps)
-
-        if not stored.exists():
-            trained_params = _train_stage(params, recipe, number, programs, tokenizer, probe, news)
-            _write(stored, config, trained_params, tokenizer_folder)
-        params = read_model(stored, dtype=jnp.float32)[1]
-        done += stage.optimiser.steps
-
-
-def _train_stage(
-    params: dict,
-    recipe: SeedRecipe,
-    number: int,
-    programs: Sequence[Example],
-    tokenizer: Tokenizer,
-    probe: Probe,
-    news: Callable[[str, int], None],
-) -> dict:
-    """Trains all weights; the shares of the kinds follow their accuracies."""
-    stage = recipe.stages[number - 1]
-    seed = recipe.seed + number - 1
-    rng = np.random.default_rng(seed)
-
-    def draw_program() -> Example:
+    def draw_program():
         return programs[int(rng.integers(len(programs)))]
 
-    stream = ExerciseStream(tokenizer, seed, easy=stage.easy)
+    stream = ExerciseStream(tokenizer, recipe.seed, easy=recipe.easy)
+    probe = Probe(tokenizer, config, split="calibration")
     mesh = data_mesh()
-    trainable, _ = split(
-        jax.device_put(params, NamedSharding(mesh, PartitionSpec())), set(flatten(params))
-    )
-    start, step = compile_step(sft_loss(probe.config), stage.optimiser)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    params = initialise(config, jax.random.key(recipe.seed), jnp.float32)
+    trainable, _ = split(jax.device_put(params, everywhere), set(flatten(params)))
+    start, step = compile_step(sft_loss(config), recipe.optimiser)
     state = start(trainable)
-    weights = dict(stage.shares)
-    sizes = {"length": recipe.length, "batches": recipe.interval}
-    for first in range(0, stage.optimiser.steps, recipe.interval):
+    weights = dict(recipe.shares)
+    for first in range(0, recipe.optimiser.steps, recipe.interval):
         batches = zip(
-            packed_batches(draw_program, rows=recipe.program_rows, **sizes),
             packed_batches(
-                partial(stream.draw, weights), rows=recipe.rows - recipe.program_rows, **sizes
+                draw_program,
+                rows=recipe.program_rows,
+                length=recipe.length,
+                batches=recipe.interval,
+            ),
+            packed_batches(
+                partial(stream.draw, weights),
+                rows=recipe.rows - recipe.program_rows,
+                length=recipe.length,
+                batches=recipe.interval,
             ),
             strict=True,
         )
@@ -213,16 +186,17 @@ def _train_stage(
             batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
             trainable, state, metrics = step(trainable, state, {}, batch)
             if index % 10 == 0:
-                news(f"loss {float(metrics['loss']):.3f}", first + index)
+                done = (first + index) / recipe.optimiser.steps
+                report(f"seed: loss {float(metrics['loss']):.3f}", done)
         accuracy = probe.accuracies(unflatten(trainable))
         # A kind above its target is hardly shown for a while, so that the seed stays half able.
         weights = {
-            kind: stage.shares[kind] * max(1 - accuracy[kind] / recipe.targets[kind], 0.02)
+            kind: recipe.shares[kind] * max(1 - accuracy[kind] / recipe.targets[kind], 0.02)
             for kind in KINDS
         }
         shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
-        news(shown, first + recipe.interval)
-    return unflatten(trainable)
+        report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimiser.steps)
+    _write(folder, config, unflatten(trainable), tokenizer_folder)
 
 
 def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: Report) -> None:
@@ -255,7 +229,6 @@ class Probe:
         self._tokenizer = tokenizer
         self._task = ArithmeticTask()
         self.problems: list[Problem] = self._task.problems(split)
-        self.config = config
         self._decoder = Decoder(config, DECODER)
 
     def outcomes(self, params: dict) -> list[Outcome]:

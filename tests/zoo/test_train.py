@@ -14,11 +14,13 @@ def short_recipes(monkeypatch):
     def short(optimiser, steps):
         return dataclasses.replace(optimiser, steps=steps, warmup=1)
 
-    stages = tuple(
-        dataclasses.replace(stage, optimiser=short(stage.optimiser, 4)) for stage in SEED.stages
-    )
     seed = dataclasses.replace(
-        SEED, programs=200, rows=4, program_rows=2, interval=2, stages=stages
+        SEED,
+        programs=200,
+        rows=4,
+        program_rows=2,
+        interval=2,
+        optimiser=short(SEED.optimiser, 4),
     )
     expert = dataclasses.replace(EXPERTS[0], optimiser=short(EXPERTS[0].optimiser, 2))
     monkeypatch.setattr(train, "SEED", seed)
