@@ -2,9 +2,9 @@
 
 Plain kinds need calculating, story kinds reading and calculating: their solution is an equation
 and its value. Half of all problems have numbers of three digits, and half of all stories are told
-in a rare way, so that ability comes in steps. A problem belongs to one split for good, by a hash of its kind of calculation and
-its numbers, so that neither a story nor a plain problem of the test set, nor one with its
-numbers, is ever trained on.
+in a rare way, so that ability comes in steps. A problem belongs to one split for good, by a hash
+of its kind of calculation and its numbers, so that neither a story nor a plain problem of the test
+set, nor one with its numbers, is ever trained on.
 """
 
 from __future__ import annotations
