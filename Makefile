@@ -11,7 +11,7 @@ demo: $(VENV)/.package  ## the whole loop on the tiny models that ship
 	$(BIN)/sdjax demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow
