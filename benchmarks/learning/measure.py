@@ -2,8 +2,11 @@
 
 For each random seed: a run of the configuration, a control run on the same temperature schedule
 whose generator is never trained, and as many samples from the first and from the last generator at
-temperature 1. Every sample counts; a duplicate has its original's score. Writes a table of means
-over the seeds with 95 % intervals of the differences, paired by seed.
+temperature 1. The mean score is over the samples that could be scored, duplicates with their
+original's score; a refused sample has no score and is counted by the admissible share alone, so
+the two columns must be read together. The rows of a run are over all its iterations, the first one
+(untrained in both) included. Writes a table of means over the seeds with 95 % intervals of the
+differences, paired by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 

@@ -120,7 +120,7 @@ def write_table(folder: Path) -> Path:
         "",
         f"Strict accuracy on {len(probe.problems)} test problems, greedy, by kind of problem:",
         "",
-        f"| model | what it does | {' | '.join(KINDS)} | all |",
+        f"| model | what it is meant to do | {' | '.join(KINDS)} | all |",
         "|---|---|" + "---|" * (len(KINDS) + 1),
     ]
     for name, description in about.items():
