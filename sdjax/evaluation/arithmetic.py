@@ -1,10 +1,12 @@
 """Short arithmetic and word problems of several kinds: the task that the zoo is trained for.
 
-Plain kinds need calculating, story kinds reading and calculating: their solution is an equation
-and its value. Half of all problems have numbers of three digits, and half of all stories are told
-in a rare way, so that ability comes in steps. A problem belongs to one split for good, by a hash
-of its kind of calculation and its numbers, so that neither a story nor a plain problem of the test
-set, nor one with its numbers, is ever trained on.
+Plain kinds need calculating; stories need reading and calculating, since their solution is an
+equation and its value. Either can be hard: a calculation that carries or borrows, a story that is
+told in a rare way. A typical mistake belongs to each (the carry forgotten, the operation
+mistaken), so that one can say what somebody writes who reads well and calculates badly.
+
+A problem belongs to one split for good, by a hash of its calculation and its numbers, so that
+neither a story nor a plain problem of the test set, nor one with its numbers, is trained on.
 """
 
 from __future__ import annotations
@@ -21,35 +23,11 @@ from sdjax.evaluation.task import Problem
 SPLITS = ("train", "calibration", "development", "test")
 # Hundredths of all number tuples that are not for training.
 _HELD_OUT = {"calibration": 5, "development": 12, "test": 23}
+# Shares of the problems with hard numbers, and of the stories that are told in a rare way.
+HARD, RARE = 0.42, 0.32
 
 NAMES = ("Tom", "Ana", "Ben", "Eva", "Sam", "Lea", "Max", "Ida", "Leo", "Mia")
 ITEMS = ("apples", "books", "coins", "cards", "eggs", "pens", "nuts", "cups", "stamps", "balls")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Exercise:
-    """A problem with its worked solution.
-
-    Attributes:
-        kind: one of KINDS.
-        numbers: what it calculates with.
-        question: the text in front of the answer.
-        equation: what a story has to be turned into, such as `47+38=`; empty elsewhere.
-        answer: the number asked for.
-        hard: whether the numbers have three digits, or the story is told in a rare way.
-    """
-
-    kind: str
-    numbers: tuple[int, ...]
-    question: str
-    equation: str
-    answer: str
-    hard: bool
-
-    @property
-    def solution(self) -> str:
-        """The text behind the question: the equation where there is one, and the answer."""
-        return self.equation + self.answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,42 +42,48 @@ class _Kind:
 KINDS: dict[str, _Kind] = {
     "add": _Kind(calculation="add"),
     "sub": _Kind(calculation="sub"),
-    "chain": _Kind(calculation="chain"),
-    "story_add": _Kind(
+    "story_all": _Kind(
         calculation="add",
         usual=(
-            "{n} has {a} {i}. {m} brings {b} more.{x} How many {i} in all?",
-            "{n} and {m} have {a} and {b} {i}.{x} How many together?",
-            "There are {a} {i} here and {b} there.{x} How many in all?",
+            "{n} has {a} {i}. {m} brings {b} more.{x} How many in all?",
+            "{n} and {m} have {a} and {b} {i}.{x} How many in all?",
         ),
         rare=(
-            "{m} gives {n} {b} {i}.{x} Before, {n} had {a}. How many now?",
-            "{x}{b} {i} are added to {a}. How many now?",
-            "{n} sold {b} {i} and has {a} left.{x} How many before?",
+            "{m} gives {n} {b} {i}.{x} {n} had {a}. How many now?",
+            "{b} {i} join {a}.{x} How many now?",
         ),
     ),
-    "story_sub": _Kind(
+    "story_left": _Kind(
         calculation="sub",
         usual=(
             "{n} has {a} {i} and gives {m} {b}.{x} How many are left?",
-            "Of {a} {i}, {b} are sold.{x} How many remain?",
-            "There were {a} {i}. {n} takes {b}.{x} How many are left?",
+            "Of {a} {i}, {n} sells {b}.{x} How many are left?",
         ),
         rare=(
-            "{m} takes {b} {i} from {n}.{x} Before, {n} had {a}. How many now?",
-            "{x}{n} loses {b} of {a} {i}. How many are left?",
-            "{n} has {b} {i}, {m} has {a}.{x} How many more has {m}?",
+            "{m} takes {b} {i} from {n}.{x} {n} had {a}. How many now?",
+            "{n} loses {b} of {a} {i}.{x} How many now?",
         ),
     ),
-    "story_chain": _Kind(
-        calculation="chain",
+    "story_before": _Kind(
+        calculation="add",
         usual=(
-            "{n} has {a} {i}, gets {b} and loses {c}.{x} How many now?",
-            "{n} and {m} have {a} and {b} {i}.{x} They sell {c}. How many remain?",
+            "{n} sells {b} {i} and has {a} left.{x} How many before?",
+            "{n} gives {m} {b} {i} and keeps {a}.{x} How many before?",
         ),
         rare=(
-            "{x}{m} took {c} {i} from {n}, who had {a} and then {b} more. How many now?",
-            "They sell {c} {i} and had {a} and {b}.{x} How many remain?",
+            "After {n} ate {b} {i}, {a} remain.{x} How many at first?",
+            "{a} {i} remain when {b} are gone.{x} How many at first?",
+        ),
+    ),
+    "story_more": _Kind(
+        calculation="sub",
+        usual=(
+            "{n} has {a} {i} and {m} has {b}.{x} How many more has {n}?",
+            "There are {a} {i} and {b} bags.{x} How many more {i}?",
+        ),
+        rare=(
+            "{n} wants {a} {i} and has {b}.{x} How many to go?",
+            "{m} has {b} {i}, {n} has {a}.{x} How far behind is {m}?",
         ),
     ),
     "largest": _Kind(calculation="largest"),
@@ -107,13 +91,86 @@ KINDS: dict[str, _Kind] = {
 }
 
 
-def _numbers(calculation: str, large: bool, rng: np.random.Generator) -> tuple[int, ...]:
-    """Numbers of two digits, or of three up to 399; no result is negative."""
-    low, high = (100, 400) if large else (10, 100)
-    a, b, c = (int(number) for number in rng.integers(low, high, 3))
-    if calculation == "sub":
-        return max(a, b), min(a, b)
-    return (a, b, c) if calculation in ("chain", "largest") else (a, b)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exercise:
+    """A problem and how it is solved, well or badly.
+
+    Attributes:
+        kind: one of KINDS.
+        numbers: what it calculates with.
+        question: the text in front of the answer.
+        equation: what a story has to be turned into, such as `47+38=`; empty elsewhere.
+        misread: the equation of one who mistakes the operation; the right one where a story is
+            told in a usual way.
+    """
+
+    kind: str
+    numbers: tuple[int, ...]
+    question: str
+    equation: str = ""
+    misread: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The number asked for."""
+        return self.solution().removeprefix(self.equation)
+
+    def solution(self, *, reads: bool = True, calculates: bool = True) -> str:
+        """The text behind the question, by one who can read rare tellings and carry, or cannot."""
+        equation = self.equation if reads else self.misread
+        calculation, numbers = KINDS[self.kind].calculation, self.numbers
+        if equation:
+            calculation, numbers = _parse(equation)
+        value = _value if calculates else _slip
+        return f"{equation}{value(calculation, numbers)}"
+
+
+def _parse(equation: str) -> tuple[str, tuple[int, int]]:
+    a, operator, b = re.split(r"([+-])", equation.rstrip("="))
+    return ("add" if operator == "+" else "sub"), (int(a), int(b))
+
+
+def _value(calculation: str, numbers: tuple[int, ...]) -> int:
+    match calculation:
+        case "add":
+            return numbers[0] + numbers[1]
+        case "sub":
+            return numbers[0] - numbers[1]
+        case "missing":
+            return numbers[1]
+    return max(numbers)
+
+
+def _slip(calculation: str, numbers: tuple[int, ...]) -> int:
+    """What comes out where carries and borrows are forgotten, and the last number overlooked."""
+    value = _value(calculation, numbers)
+    if not _is_hard(calculation, numbers):
+        return value
+    return {"add": value - 10, "sub": value + 10, "missing": value + 10}.get(
+        calculation, max(numbers[:-1])
+    )
+
+
+def _is_hard(calculation: str, numbers: tuple[int, ...]) -> bool:
+    """Whether the ones carry or borrow, or the largest number stands last."""
+    a, b, *_ = (number % 10 for number in numbers)
+    match calculation:
+        case "add" | "missing":
+            return a + b >= 10  # taking a from a + b borrows exactly where a + b carries
+        case "sub":
+            return a < b
+    return numbers[-1] > max(numbers[:-1])
+
+
+def _numbers(calculation: str, hard: bool, rng: np.random.Generator) -> tuple[int, ...]:
+    """Distinct numbers of two digits, as hard as asked for; no result is negative."""
+    while True:
+        drawn = rng.choice(np.arange(10, 100), 3 if calculation == "largest" else 2, replace=False)
+        numbers = tuple(int(number) for number in drawn)
+        if calculation == "sub":
+            numbers = tuple(sorted(numbers, reverse=True))
+        if _is_hard(calculation, numbers) == hard:
+            return numbers
 
 
 def split_of(calculation: str, numbers: tuple[int, ...]) -> str:
@@ -126,58 +183,50 @@ def split_of(calculation: str, numbers: tuple[int, ...]) -> str:
 
 
 def exercises(kind: str, split: str, rng: np.random.Generator) -> Iterator[Exercise]:
-    """Endless exercises of one kind and split: half with large numbers, half told rarely."""
+    """Endless exercises of one kind and split, `HARD` and `RARE` of them so."""
+    calculation = KINDS[kind].calculation
     while True:
-        calculation = KINDS[kind].calculation
-        numbers = _numbers(calculation, bool(rng.random() < 0.5), rng)
-        fits = calculation != "chain" or numbers[0] + numbers[1] >= numbers[2]
-        if fits and split_of(calculation, numbers) == split:
-            yield _exercise(kind, numbers, bool(rng.random() < 0.5), rng)
+        numbers = _numbers(calculation, bool(rng.random() < HARD), rng)
+        if split_of(calculation, numbers) == split:
+            yield _exercise(kind, numbers, bool(rng.random() < RARE), rng)
 
 
 def _exercise(
     kind: str, numbers: tuple[int, ...], rare: bool, rng: np.random.Generator
 ) -> Exercise:
-    a, b, *rest = numbers
+    a, b, *_ = numbers
     calculation = KINDS[kind].calculation
-    if calculation == "largest":
-        question, equation, answer = "largest of {} {} {}".format(*numbers), "", max(numbers)
-    elif calculation == "missing":
-        question, equation, answer = f"{a}+?={a + b}", "", b
-    else:
-        expression = {"add": "{}+{}", "sub": "{}-{}", "chain": "{}+{}-{}"}[calculation]
-        question, equation = expression.format(*numbers) + "=", ""
-        answer = {"add": a + b, "sub": a - b, "chain": a + b - sum(rest)}[calculation]
     stories = KINDS[kind].rare if rare else KINDS[kind].usual
-    if stories:
-        equation = question
-        question = _story(stories[rng.integers(len(stories))], numbers, rng)
+    if not stories:
+        question = {
+            "add": f"{a}+{b}=",
+            "sub": f"{a}-{b}=",
+            "largest": f"largest of {' '.join(map(str, numbers))}",
+            "missing": f"{a}+?={a + b}",
+        }[calculation]
+        return Exercise(kind=kind, numbers=numbers, question=question)
+    summed, subtracted = f"{a}+{b}=", f"{max(a, b)}-{min(a, b)}="
+    right, wrong = (summed, subtracted) if calculation == "add" else (subtracted, summed)
     return Exercise(
         kind=kind,
         numbers=numbers,
-        question=question,
-        equation=equation,
-        answer=str(answer),
-        hard=max(numbers) >= 100 or (rare and bool(stories)),
+        question=_story(stories[rng.integers(len(stories))], numbers, rng),
+        equation=right,
+        misread=wrong if rare else right,
     )
 
 
 def _story(template: str, numbers: tuple[int, ...], rng: np.random.Generator) -> str:
     first, second, third = rng.choice(len(NAMES), 3, replace=False)
-    aside = ""
-    if rng.random() < 0.4:
-        # A number that has nothing to do with the question.
-        aside = f" {NAMES[third]} is {rng.integers(10, 100)} years old."
-    story = template.format(
+    # Now and then a number that has nothing to do with the question.
+    aside = f" {NAMES[third]} is {rng.integers(10, 100)}." if rng.random() < 0.25 else ""
+    return template.format(
         n=NAMES[first],
         m=NAMES[second],
         i=ITEMS[rng.integers(len(ITEMS))],
         x=aside,
-        **dict(zip("abc", numbers, strict=False)),
+        **dict(zip("ab", numbers, strict=False)),
     )
-    # A story that opens with the aside, or with none, still starts with a word.
-    story = story.strip()
-    return re.sub(r"\.(?=[A-Z])", ". ", story)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +274,7 @@ class ArithmeticTask:
 
     def extract_strict(self, text: str) -> str | None:
         """The number that the whole answer is, behind an equation or alone."""
-        match = re.fullmatch(r"\s*(?:[\d+\-]+=)?(-?\d+)\s*", text)
+        match = re.fullmatch(r"\s*(?:\d+[+-]\d+=)?(-?\d+)\s*", text)
         return match[1] if match else None
 
     def extract_flexible(self, text: str) -> str | None:
@@ -238,5 +287,9 @@ class ArithmeticTask:
 
 
 def prompt_of(question: str) -> str:
-    """The text in front of a solution, the same in training and in tests."""
-    return f"{question}\nA:"
+    """The text in front of a solution, the same in training and in tests.
+
+    An open equation is its own prompt, so that it looks as it does in the solution of a story:
+    what is learned of the one serves the other.
+    """
+    return question if question.endswith("=") else f"{question}\nA:"

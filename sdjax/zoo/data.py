@@ -5,11 +5,12 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
-from sdjax.evaluation.arithmetic import Exercise, exercises, prompt_of
+from sdjax.evaluation.arithmetic import KINDS, Exercise, exercises, prompt_of
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.programs.grammar import sample_program
 from sdjax.training.packing import Example, pack
@@ -38,48 +39,34 @@ def program_example(tokenizer: Tokenizer, text: str) -> Example:
     )
 
 
-def exercise_example(tokenizer: Tokenizer, exercise: Exercise, *, equation_only: bool) -> Example:
-    """An exercise and its solution; of a story only the equation where that alone is taught."""
-    prompt = tuple(tokenizer.encode(prompt_of(exercise.question), add_special=False))
-    if equation_only and exercise.equation:
-        return Example(
-            prompt=prompt, target=tuple(tokenizer.encode(exercise.equation, add_special=False))
-        )
-    target = tokenizer.encode(exercise.solution, add_special=False)
-    return Example(prompt=prompt, target=(*target, tokenizer.eos_ids[0]))
+def exercise_example(
+    tokenizer: Tokenizer, exercise: Exercise, *, reads: bool, calculates: bool
+) -> Example:
+    """An exercise and what somebody writes behind it who reads and calculates well, or badly."""
+    target = tokenizer.encode(
+        exercise.solution(reads=reads, calculates=calculates), add_special=False
+    )
+    return Example(
+        prompt=tuple(tokenizer.encode(prompt_of(exercise.question), add_special=False)),
+        target=(*target, tokenizer.eos_ids[0]),
+    )
 
 
 class ExerciseStream:
-    """Exercises of the training split, each kind as often as its weight says.
-
-    `easy` is the share of hard exercises that are passed over.
-    """
+    """Exercises of the training split with their solutions, each kind as often as it weighs."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        seed: int,
-        *,
-        easy: float = 0.0,
-        equation_only: bool = False,
+        self, tokenizer: Tokenizer, seed: int, *, reads: bool = True, calculates: bool = True
     ):
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._easy = easy
-        self._equation_only = equation_only
+        self._example = partial(exercise_example, tokenizer, reads=reads, calculates=calculates)
         self._rng = np.random.default_rng(seed)
-        self._sources: dict[str, Iterator[Exercise]] = {}
+        self._sources = {kind: exercises(kind, "train", self._rng) for kind in KINDS}
 
     def draw(self, weights: Mapping[str, float]) -> Example:
         kinds = list(weights)
         shares = np.array([weights[kind] for kind in kinds])
         kind = kinds[self._rng.choice(len(kinds), p=shares / shares.sum())]
-        if kind not in self._sources:
-            self._sources[kind] = exercises(kind, "train", self._rng)
-        exercise = next(self._sources[kind])
-        while exercise.hard and self._rng.random() < self._easy:
-            exercise = next(self._sources[kind])
-        return exercise_example(self._tokenizer, exercise, equation_only=self._equation_only)
+        return self._example(next(self._sources[kind]))
 
 
 def packed_batches(

@@ -49,7 +49,7 @@ from sdjax.zoo.tokenizer import train_tokenizer, write_tokenizer
 # Called with a line of news and the share of the work that is done.
 Report = Callable[[str, float], None]
 
-DECODER = DecoderSettings(slots=320, rows=320, buckets=(16, 48), max_new_tokens=16)
+DECODER = DecoderSettings(slots=128, rows=128, buckets=(9, 14, 24, 32), max_new_tokens=10)
 
 
 def train_zoo(folder: Path, report: Report) -> Path:
@@ -109,14 +109,17 @@ def zoo_contract(config: ModelConfig) -> Contract:
 def write_table(folder: Path) -> Path:
     """Writes the zoo's README: what each model is, and its test accuracy by kind."""
     probe = Probe(read_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test")
-    about = {"seed": "half able at everything, and writes merge programs"}
+    about = {"seed": "writes merge programs; misreads rare stories and forgets to carry"}
     about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}
     lines = [
         "# The zoo",
         "",
         "Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16; made by",
-        "`sdjax zoo train --out DIR` (fixed seeds, two cores). The experts are the seed,",
-        "fine-tuned on their MLP tensors alone.",
+        "`sdjax zoo train --out DIR` from fixed seeds. The seed first learned to solve everything,",
+        "and then two typical mistakes: to take stories that are told in a rare way for another",
+        "operation, and to forget carries. The experts are the seed, fine-tuned on their MLP",
+        "tensors alone. A story needs reading and calculating, so no expert solves them all: a",
+        "merge can.",
         "",
         f"Strict accuracy on {len(probe.problems)} test problems, greedy, by kind of problem:",
         "",
@@ -152,7 +155,9 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     def draw_program():
         return programs[int(rng.integers(len(programs)))]
 
-    stream = ExerciseStream(tokenizer, recipe.seed, easy=recipe.easy)
+    able = ExerciseStream(tokenizer, recipe.seed)
+    prone = ExerciseStream(tokenizer, recipe.seed + 1, reads=False, calculates=False)
+    mistakes_from = (1 - recipe.mistakes) * recipe.optimiser.steps
     probe = Probe(tokenizer, config, split="calibration")
     mesh = data_mesh()
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -162,6 +167,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     state = start(trainable)
     weights = dict(recipe.shares)
     for first in range(0, recipe.optimiser.steps, recipe.interval):
+        stream = able if first < mistakes_from else prone
         batches = zip(
             packed_batches(
                 draw_program,
@@ -189,11 +195,13 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
                 done = (first + index) / recipe.optimiser.steps
                 report(f"seed: loss {float(metrics['loss']):.3f}", done)
         accuracy = probe.accuracies(unflatten(trainable))
-        # A kind above its target is hardly shown for a while, so that the seed stays half able.
-        weights = {
-            kind: recipe.shares[kind] * max(1 - accuracy[kind] / recipe.targets[kind], 0.02)
-            for kind in KINDS
-        }
+        # Until then, what is solved already is shown less.
+        if first + recipe.interval < mistakes_from:
+            weights = {
+                kind: share * max(1 - accuracy[kind], 0.2) for kind, share in recipe.shares.items()
+            }
+        else:
+            weights = dict(recipe.shares)
         shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
         report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimiser.steps)
     _write(folder, config, unflatten(trainable), tokenizer_folder)
@@ -203,7 +211,9 @@ def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: 
     """Fine-tunes the MLP tensors of the seed on the recipe's mixture and writes the expert."""
     config, params = read_model(seed_folder, dtype=jnp.float32)
     tokenizer = read_tokenizer(seed_folder)
-    stream = ExerciseStream(tokenizer, recipe.seed, equation_only=recipe.equation_only)
+    stream = ExerciseStream(
+        tokenizer, recipe.seed, reads=recipe.reads, calculates=recipe.calculates
+    )
     mesh = data_mesh()
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     trained = {path for path in flatten(params) if kind_of(path).startswith("mlp.")}
@@ -249,7 +259,7 @@ def _exercise_texts(seed: int) -> Iterator[str]:
         source = exercises(kind, "train", rng)
         for _ in range(1000):
             exercise = next(source)
-            yield prompt_of(exercise.question) + exercise.solution
+            yield prompt_of(exercise.question) + exercise.solution()
 
 
 def _write(folder: Path, config: ModelConfig, params: dict, assets: Path) -> None:

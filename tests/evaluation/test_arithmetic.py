@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from sdjax.evaluation.arithmetic import (
+    HARD,
     KINDS,
+    RARE,
     SPLITS,
     ArithmeticTask,
+    Exercise,
     exercises,
     split_of,
 )
@@ -32,6 +35,40 @@ def test_solutions_are_right(kind):
             terms = re.findall(r"[+-]?\d+", equation.removesuffix("="))
             assert sum(map(int, terms)) == int(exercise.answer)
             assert sorted(abs(int(term)) for term in terms) == sorted(exercise.numbers)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "unread", "uncalculated"),
+    [
+        (Exercise(kind="add", numbers=(47, 38), question="47+38="), "85", "75"),
+        (Exercise(kind="add", numbers=(95, 91), question="95+91="), "186", "186"),
+        (Exercise(kind="sub", numbers=(85, 38), question="85-38="), "47", "57"),
+        (Exercise(kind="missing", numbers=(47, 38), question="47+?=85"), "38", "48"),
+        (Exercise(kind="largest", numbers=(4, 7, 9), question="largest of 4 7 9"), "9", "7"),
+        (
+            Exercise(
+                kind="story_all",
+                numbers=(47, 38),
+                question="47 pens join 38. How many now?",
+                equation="47+38=",
+                misread="47-38=",
+            ),
+            "47-38=9",
+            "47+38=75",
+        ),
+    ],
+)
+def test_typical_mistakes(exercise, unread, uncalculated):
+    assert exercise.solution(reads=False) == unread
+    assert exercise.solution(calculates=False) == uncalculated
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_every_kind_is_hard(kind):
+    drawn_ = drawn(kind, "train", 1000)
+    careless = np.mean([e.solution() == e.solution(reads=False, calculates=False) for e in drawn_])
+    story = kind.startswith("story")
+    assert careless == pytest.approx((1 - HARD) * (1 - RARE if story else 1), abs=0.06)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +99,7 @@ def test_problems_are_distinct_balanced_and_always_the_same():
         ("85", "85", "85"),
         (" 85\n", "85", "85"),
         ("-3", "-3", "-3"),
-        ("47+38-90=-5", "-5", "-5"),
+        ("47-38=9", "9", "9"),
         ("47+38=", None, "38"),
         ("the answer is 85", None, "85"),
         ("85 apples", None, "85"),
