@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +19,15 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+class Interrupted(click.ClickException):
+    """Ctrl-C or SIGTERM; the message says how to go on."""
+
+    exit_code = 130
+
+    def format_message(self) -> str:
+        return f"interrupted; {self.message}"
+
+
 class Group(click.Group):
     """Prints a user's mistake as one line and exits with 2; an interruption with 130."""
 
@@ -23,15 +35,24 @@ class Group(click.Group):
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
-        except UserError as error:
-            click.echo(f"sdjax: {error}", err=True)
-            sys.exit(2)
+        except (UserError, Interrupted, KeyboardInterrupt, click.Abort) as error:
+            status, line = _ending(error)
+            click.echo(line, err=True)
+            sys.exit(status)
         except click.ClickException as error:
             error.show()
             sys.exit(2)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("sdjax: interrupted; what was computed is kept", err=True)
-            sys.exit(130)
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """Exit status and message of what ended a command."""
+    if isinstance(error, UserError):
+        return 2, f"sdjax: {error}"
+    if isinstance(error, Interrupted):
+        return error.exit_code, f"sdjax: {error.format_message()}"
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return 130, "sdjax: interrupted; what was computed is kept"
+    return 1, "".join(traceback.format_exception(error)).rstrip()
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -81,57 +102,70 @@ def run(
 
 
 def _run(config: str, out: Path, overrides: tuple[str, ...]) -> None:
-    from sdjax.search.reading import read_config
+    with _one_run(out):
+        from sdjax.search.reading import read_config
+        from sdjax.sharding.distributed import is_main_process
 
-    settings = read_config(config, overrides)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(
-            f"{out}: is not empty; choose another --out, or go on with its run by --resume {out}"
-        )
-    _loop(settings, out)
+        settings = read_config(config, overrides)
+        if is_main_process() and out.exists() and any(out.iterdir()):
+            raise UserError(
+                f"{out}: is not empty; choose another --out, "
+                f"or go on with its run by --resume {out}"
+            )
+        _loop(settings, out)
 
 
 def _resume(folder: Path) -> None:
-    from sdjax.search.reading import config_from
-    from sdjax.search.store import Store
+    with _one_run(folder):
+        from sdjax.search.processes import stored_config
 
-    with Store.open(folder) as store:
-        settings = config_from(store.run().config, f"{folder}: its config")
-    _loop(settings, folder)
+        _loop(stored_config(folder), folder)
+
+
+@contextmanager
+def _one_run(folder: Path) -> Iterator[None]:
+    """Joins the processes of a run, where there are several, and lets them end together."""
+    from sdjax.sharding.distributed import start_distributed
+    from sdjax.sharding.together import ending_together
+
+    start_distributed()
+    signal.signal(signal.SIGTERM, _interrupt)  # joining others, JAX takes it for itself
+    with ending_together(_ending):
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(f"go on with: sdjax run --resume {folder}") from None
 
 
 def _loop(settings, folder: Path) -> None:
-    from sdjax.sharding.distributed import start_distributed
-
-    start_distributed()
-    from rich.console import Console
-
-    from sdjax.report import final_table
     from sdjax.search.loop import run as run_loop
-    from sdjax.search.store import Store
+    from sdjax.sharding.distributed import is_main_process
 
-    try:
-        report = run_loop(settings, folder, say=click.echo)
-    except KeyboardInterrupt:
-        click.echo(f"sdjax: interrupted; go on with: sdjax run --resume {folder}", err=True)
-        sys.exit(130)
-    with Store.open(folder) as store:
-        for setting in store.settings():
-            Console().print(final_table(store, setting.name))
-    click.echo(f"report: {report}")
+    def say(line: str) -> None:
+        if is_main_process():
+            click.echo(line)
+
+    run_loop(settings, folder, say=say)
+    if is_main_process():
+        _report(folder)
 
 
 @main.command(epilog=_example("sdjax report runs/first"))
 @click.argument("folder", type=FOLDER)
 def report(folder: Path) -> None:
-    """Write the report of a run anew, finished or not, and print its table."""
+    """Write the report of a run anew, finished or not, and print its tables."""
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
     from rich.console import Console
 
     from sdjax.report import final_table, write_report
     from sdjax.search.store import Store
 
     with Store.open(folder) as store:
-        Console().print(final_table(store))
+        for setting in store.settings():
+            Console().print(final_table(store, setting.name))
         click.echo(f"report: {write_report(store, folder / 'report.html')}")
 
 

@@ -1,4 +1,4 @@
-"""Progress on the terminal; nothing where standard error is not one."""
+"""Progress on the terminal; nothing where standard error is not one, or on a further process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sdjax.sharding.distributed import is_main_process
+
 Advance = Callable[..., None]
 
 
@@ -29,7 +31,8 @@ def progress_bar(description: str, total: float | None) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    shown = console.is_terminal and is_main_process()
+    with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(description, total=total)
 
         def advance(steps: float = 1, description: str | None = None) -> None:

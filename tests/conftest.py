@@ -1,6 +1,11 @@
 """Tests run on the CPU, without a network, and compile fast rather than well."""
 
 import os
+import socket
+import subprocess
+import sys
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,3 +13,37 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+
+
+@pytest.fixture
+def two_processes():
+    """Starts Python twice, as the two processes of one program, with two devices each."""
+    started = []
+
+    def start(*arguments):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2",
+            "SDJAX_COORDINATOR": f"127.0.0.1:{port}",
+            "SDJAX_PROCESS_COUNT": "2",
+        }
+        pair = [
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments)],
+                env={**environment, "SDJAX_PROCESS_ID": str(index)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(2)
+        ]
+        started.extend(pair)
+        return pair
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

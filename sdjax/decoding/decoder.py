@@ -97,6 +97,12 @@ class Decoder:
         self._admit = compiled(self._admit_rows)
         self._advance = compiled(self._advance_slots)
         self._empty = jax.jit(self._empty_state, static_argnums=0, out_shardings=spread)
+        # What the loop reads is whole on every process.
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        self._progress = jax.jit(
+            lambda state: (state.active, state.count, state.produced, state.stopped),
+            out_shardings=whole,
+        )
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(compute_dtype), params))
 
     def decode(
@@ -185,9 +191,7 @@ class Decoder:
             # With prompts waiting, a round ends as soon as a full batch of slots is free.
             enough = slots - rows if waiting else 0
             state = self._advance(params, adapter, state, enough=np.int32(enough), **draw)
-            active, count, produced, stopped = jax.device_get(
-                (state.active, state.count, state.produced, state.stopped)
-            )
+            active, count, produced, stopped = jax.device_get(self._progress(state))
             for slot, index in enumerate(owner):
                 if index is not None and not active[slot]:
                     tokens = tuple(int(token) for token in produced[slot, : count[slot]])

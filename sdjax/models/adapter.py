@@ -10,10 +10,13 @@ from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import kind_of, specify
 from sdjax.models.tree import flatten, unflatten
+from sdjax.sharding.rules import sharding_of
 
 ALL_PROJECTIONS = (
     "attn.q_proj",
@@ -62,6 +65,23 @@ def initialise_adapter(
         )
         factors[f"{path}/b"] = jnp.zeros((out_size, rank), jnp.float32)
     return Adapter(factors=unflatten(factors), scale=alpha / rank)
+
+
+def spread(adapter: Adapter, config: ModelConfig, mesh: Mesh) -> Adapter:
+    """The adapter on a mesh, each factor split as its projection is on the side that they share.
+
+    On several processes every one has the same adapter, and keeps its own shards of it.
+    """
+    specs = specify(config)
+    placed = {}
+    for path, leaf in flatten(adapter.factors).items():
+        projection, factor = path.rsplit("/", 1)
+        out_axis, in_axis = specs[projection].axes
+        axes = ("rank", in_axis) if factor == "a" else (out_axis, "rank")
+        placed[path] = jax.make_array_from_callback(
+            leaf.shape, sharding_of(leaf.shape, axes, mesh), np.asarray(leaf).__getitem__
+        )
+    return dataclasses.replace(adapter, factors=unflatten(placed))
 
 
 def fold(params: dict, adapter: Adapter) -> dict:

@@ -80,6 +80,20 @@ class Database:
                 lock.close()
             raise
 
+    @classmethod
+    def mirror(cls, folder: Path, content: bytes) -> "Database":
+        """A database in memory with the content of the folder's; what is written stays there."""
+        connection = sqlite3.connect(":memory:")
+        # Bytes 18 and 19 of the header say WAL, which SQLite refuses to have in memory.
+        connection.deserialize(content[:18] + b"\1\1" + content[20:])
+        _prepare(connection, folder / FILE, write=False)
+        return cls(folder, connection, None)
+
+    def content(self) -> bytes:
+        """The whole database, as `mirror` takes it."""
+        with self._reported():
+            return self._connection.serialize()
+
     def close(self) -> None:
         self._connection.close()
         if self._lock is not None:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-
-from sdjax.errors import UserError
 from sdjax.io.generator_checkpoint import GeneratorCheckpoints
 from sdjax.models.adapter import Adapter
 from sdjax.progress import progress_bar
-from sdjax.report import write_report
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
     expert_candidate,
@@ -25,9 +19,7 @@ from sdjax.search.baselines import (
     tuned_methods,
 )
 from sdjax.search.config import RunConfig
-from sdjax.search.database import FILE
 from sdjax.search.phases import (
-    LAYERS,
     choose_pairs,
     development_scores,
     generate,
@@ -37,6 +29,7 @@ from sdjax.search.phases import (
     score_programs,
     scored_samples,
 )
+from sdjax.search.processes import open_sandbox, open_store
 from sdjax.search.records import (
     MAIN,
     TEST,
@@ -48,32 +41,24 @@ from sdjax.search.store import Store
 from sdjax.search.workbench import TRANSFER, Workbench, prepare
 
 GENERATORS = "generators"
-REPORT = "report.html"
 
 Say = Callable[[str], None]
 
 
-def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> Path:
+def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> None:
     """Runs the loop in a folder, or goes on with the run that it holds.
 
-    A run that is killed at any point and started again ends with the same result.
+    A run that is killed at any point and started again ends with the same result. On several
+    processes every one calls this, on a folder that they share.
 
     Args:
         config: of the run; that of the folder's run, where there is one.
-        folder: gets the store, the generators and the report.
+        folder: gets the store and the generators.
         say: called with one line of news a phase.
-
-    Returns:
-        the path of the report.
 
     Raises:
         UserError: anything that the user can mend; what was computed is kept.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            f"a run needs one process, and this is one of {jax.process_count()}: use a slice with "
-            "one host; runs over several hosts are not there yet"
-        )
     bench = prepare(config)
     with open_store(config, folder) as store:
         _save_settings(bench, store)
@@ -83,21 +68,20 @@ def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> Pat
             scores = development_scores(bench, store)
             best = max(tuned_methods(bench, store), key=scores.__getitem__, default="seed")
             say(f"baselines: seed {scores['seed']:.3f}, best {best} {scores[best]:.3f}")
-            with Sandbox(bench.contract, workers=config.sandbox.workers) as sandbox:
+            with open_sandbox(bench) as sandbox:
                 for iteration in range(1, config.iterations + 1):
                     iterate(bench, store, checkpoints, sandbox, iteration)
                     say(_summary(bench, store, iteration))
         with timed(store, 0, "test"):
             test(bench, store)
         store.finish()
-        return write_report(store, folder / REPORT)
 
 
 def iterate(
     bench: Workbench,
     store: Store,
     checkpoints: GeneratorCheckpoints,
-    sandbox: Sandbox,
+    sandbox: Sandbox | None,
     iteration: int,
 ) -> None:
     """One iteration; at its end the generator of the next one is on disk."""
@@ -188,19 +172,6 @@ def test(bench: Workbench, store: Store) -> None:
                 advance()
 
 
-def open_store(config: RunConfig, folder: Path) -> Store:
-    """The store of a new run, or of the run with this very configuration in the folder."""
-    if (folder / FILE).exists():
-        store = Store.open(folder, write=True)
-        store.check_config(config.to_json())
-        return store
-    versions = {
-        name: importlib.metadata.version(name) for name in ("sdjax", "jax", "flax", "optax")
-    }
-    versions |= {"python": platform.python_version(), "devices": _devices()}
-    return Store.create(folder, config=config.to_json(), versions=versions, layers=LAYERS)
-
-
 @contextmanager
 def timed(store: Store, iteration: int, phase: str) -> Iterator[None]:
     """Keeps how long a phase took, unless an earlier run of it is on record."""
@@ -244,7 +215,3 @@ def _trained(store: Store) -> set[int]:
 
 def _name(iteration: int) -> str:
     return f"generator-{iteration}"
-
-
-def _devices() -> str:
-    return f"{jax.device_count()} {jax.devices()[0].device_kind}"

@@ -23,6 +23,7 @@ from sdjax.progress import progress_bar
 from sdjax.sandbox.rebuild import to_algorithm
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.pairs import Pair, Scored, make_pairs, select
+from sdjax.search.processes import LAYERS, judge_all
 from sdjax.search.records import (
     DEVELOPMENT,
     MAIN,
@@ -38,8 +39,6 @@ from sdjax.search.workbench import Workbench
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.packing import Example
 
-# The layers of confinement that every verdict of this version is given under.
-LAYERS = ("fork server", "clean environment", "no new privileges", "rlimits", "wall clock")
 # Outcomes that are kept with one commit.
 _OUTCOMES = 64
 
@@ -89,9 +88,17 @@ def generate(
 
 
 def judge(
-    bench: Workbench, store: Store, sandbox: Sandbox, *, iteration: int, purpose: str = SEARCH
+    bench: Workbench,
+    store: Store,
+    sandbox: Sandbox | None,
+    *,
+    iteration: int,
+    purpose: str = SEARCH,
 ) -> None:
-    """Admits or refuses the distinct programs of an iteration that have no verdict yet."""
+    """Admits or refuses the distinct programs of an iteration that have no verdict yet.
+
+    The sandbox is the main process's; None on the others.
+    """
     known = store.verdicts()
     sources: dict[str, str] = {}
     for sample in store.judged(iteration, purpose):
@@ -101,7 +108,7 @@ def judge(
             sources[sample.source_hash] = source
     texts = list(sources.values())
     with progress_bar(f"iteration {iteration}: admit", len(texts)) as advance:
-        for index, verdict in sandbox.judge_all(texts):
+        for index, verdict in judge_all(sandbox, texts):
             store.save_verdict(texts[index], verdict, LAYERS)
             if verdict.admitted and verdict.identity is not None:
                 families = families_of(texts[index])

@@ -56,6 +56,15 @@ class Store(RunTables, SampleTables, ScoreTables):
         """
         return cls(Database.open(Path(folder), write=write))
 
+    @classmethod
+    def mirror(cls, folder: Path, content: bytes) -> "Store":
+        """A store in memory that begins with the `content` of another one, of that folder."""
+        return cls(Database.mirror(Path(folder), content))
+
+    def content(self) -> bytes:
+        """All that is in the store."""
+        return self._db.content()
+
     def __enter__(self) -> "Store":
         return self
 

@@ -24,7 +24,7 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import Merged, Merger
 from sdjax.merging.programs import Programs
 from sdjax.merging.scope import select
-from sdjax.models.adapter import Adapter, initialise_adapter
+from sdjax.models.adapter import Adapter, initialise_adapter, spread
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import kind_of, specify
 from sdjax.programs.prompts import render
@@ -82,9 +82,10 @@ class Workbench:
     def fresh_adapter(self) -> Adapter:
         """The adapter of the first generator, which writes as the seed does."""
         training = self.config.training
-        return initialise_adapter(
+        adapter = initialise_adapter(
             self.model, self.fold("adapter"), rank=training.rank, alpha=training.alpha
         )
+        return adapter if self.mesh is None else spread(adapter, self.model, self.mesh)
 
     def merge(self, algorithm: Algorithm, setting: str = MAIN) -> Merged:
         """The seed with the algorithm's merged task vector added to the tensors in scope."""

@@ -67,6 +67,16 @@ def shardings(specs: Any, mesh: Mesh, *, rules: Mapping[str, str] = RULES) -> An
     return jax.tree.map(one, specs)
 
 
+def replicated(tree: Any) -> NamedSharding | None:
+    """The sharding of an array that is whole on every device of the mesh that the tree is on.
+
+    For what the host reads: a process cannot fetch what it has a part of. None off a mesh.
+    """
+    found = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    meshes = (sharding.mesh for sharding in found if isinstance(sharding, NamedSharding))
+    return next((NamedSharding(mesh, PartitionSpec()) for mesh in meshes), None)
+
+
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     """The sharding of an array [batch, ...] over `data`, replicated where that does not divide."""
     name = RULES["batch"]

@@ -15,6 +15,7 @@ import numpy as np
 from sdjax.errors import UserError
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
+from sdjax.sharding.rules import replicated
 from sdjax.training.fit import Loss, OptimiserSettings, fit
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.packing import Example
@@ -72,7 +73,9 @@ def train_dpo(
         raise UserError("DPO: there are no preference pairs to train on")
     data = pad_pairs(pairs, config.context)
     reference = adapter if settings.reference == "policy" else None
-    logprobs = jax.jit(lambda *given: sequence_logprobs(config, *given))
+    logprobs = jax.jit(
+        lambda *given: sequence_logprobs(config, *given), out_shardings=replicated(params)
+    )
     data["reference"] = np.concatenate(
         [
             np.asarray(logprobs(params, reference, _rows(data, rows)))

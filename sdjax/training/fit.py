@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from sdjax.errors import UserError
+from sdjax.sharding.rules import replicated
 
 # (trainable, frozen, batch) -> (loss, metrics)
 Loss = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
@@ -53,9 +56,12 @@ class OptimiserSettings:
 
 
 def compile_step(
-    loss: Loss, optimiser: OptimiserSettings
+    loss: Loss, optimiser: OptimiserSettings, *, out_shardings: Any = None
 ) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any, Any], tuple[Any, Any, dict]]]:
     """The start and the step of a training, for loops that decide along the way.
+
+    Args:
+        out_shardings: of what the step returns; left to the compiler by default.
 
     Returns:
         `start(trainable) -> state` and the compiled
@@ -63,7 +69,7 @@ def compile_step(
     """
     transformation = optimiser.build()
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=out_shardings)
     def step(trainable, state, frozen, batch):
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
             trainable, frozen, batch
@@ -100,8 +106,9 @@ def fit(
     Raises:
         UserError: the loss is not finite; it names the step.
     """
-    start, step = compile_step(loss, optimiser)
-    state = start(trainable)
+    state = optimiser.build().init(trainable)
+    pinned = (_shardings(trainable), _shardings(state), replicated(trainable))
+    _, step = compile_step(loss, optimiser, out_shardings=pinned)
     history: list[dict[str, float]] = []
     for index, batch in enumerate(batches):
         trainable, state, metrics = step(trainable, state, frozen, batch)
@@ -115,3 +122,12 @@ def fit(
         if on_step is not None:
             on_step(index + 1, values)
     return trainable, history
+
+
+def _shardings(tree: Any) -> Any:
+    """Those of the leaves that are on a mesh, to which the next step's are pinned."""
+
+    def one(leaf: jax.Array) -> NamedSharding | None:
+        return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
+
+    return jax.tree.map(one, tree)

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from sdjax.models.adapter import ALL_PROJECTIONS, fold, initialise_adapter
+from sdjax.models.adapter import ALL_PROJECTIONS, fold, initialise_adapter, spread
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import abstract
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
+from sdjax.sharding.mesh import make_mesh
 
 CONFIG = ModelConfig(
     family="mistral",
@@ -100,3 +102,14 @@ def test_folding_keeps_the_stored_dtype():
     adapter = trained(initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6))
     folded = fold(params(jnp.bfloat16), adapter)
     assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_spread_over_a_mesh_the_factors_are_split_as_their_projection():
+    fresh = trained(initialise_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8))
+    mesh = make_mesh({"fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
+    placed = flatten(spread(fresh, CONFIG, mesh).factors)
+    assert placed["layers/0/mlp/up_proj/a"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert placed["layers/0/mlp/up_proj/b"].sharding.spec == PartitionSpec("tensor", None)
+    assert placed["layers/1/mlp/down_proj/a"].sharding.spec == PartitionSpec(None, "tensor")
+    for path, leaf in flatten(fresh.factors).items():
+        np.testing.assert_array_equal(placed[path], leaf)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,6 @@ def test_every_part_left_its_results(finished, small_config):
         assert [checkpoint.iteration for checkpoint in store.checkpoints()] == [1, 2]
         tested = [s.candidate for s in store.summaries(TEST)]
         assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
-    report = (finished / "report.html").read_text()
-    assert "merge_models" in report
 
 
 def test_the_origin_of_programs_is_known(finished):
@@ -91,6 +90,79 @@ def test_an_interrupted_run_ends_with_the_same_result(
     monkeypatch.undo()
     run(small_config, folder)
     assert facts(folder) == facts(finished)
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from sdjax.search import loop, phases
+from sdjax.search.reading import config_from
+from sdjax.search.store import Store
+
+def dies(function, call):
+    # The call of that number is the last thing that the process does.
+    def counted(*arguments, **options):
+        counted.calls += 1
+        result = function(*arguments, **options)
+        if counted.calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    counted.calls = 0
+    return counted
+
+where = sys.argv[3]
+if where == "generating":
+    Store.save_samples = dies(Store.save_samples, 3)
+if where == "refining":
+    train = phases.train_dpo
+    phases.train_dpo = lambda *arguments, on_step, **options: train(
+        *arguments, on_step=dies(on_step, 1), **options)
+if where == "checkpointing":  # its files are whole, but the store does not know of them
+    saves = loop.GeneratorCheckpoints
+    saves.save = dies(saves.save, 1)
+loop.run(config_from(json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["generating", "refining", "checkpointing"])
+def test_a_killed_run_ends_with_the_same_result(finished, small_config, tmp_path, where):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, json.dumps(small_config.to_json()), folder, where]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
+    with Store.open(folder) as store:
+        assert len(store.sample_numbers(1)) == (3 if where == "generating" else 8)
+        assert bool(store.pairs(1)) == (where != "generating")
+        assert store.checkpoints() == ()
+    run(small_config, folder)
+    assert facts(folder) == facts(finished)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_a_run_with_one_line(small_config, tmp_path, number):
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(small_config.to_json()))
+    folder = tmp_path / "run"
+    # A shell's background jobs, and so the tests in one, are born with Ctrl-C ignored.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from sdjax.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "run", config, "--out", folder]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the baselines are scored, the iterations begin
+        process.send_signal(number)
+        output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error == f"sdjax: interrupted; go on with: sdjax run --resume {folder}\n"
+    assert output == ""
+    assert facts(folder)["scores"]["seed", DEVELOPMENT]
 
 
 def test_a_resumed_run_needs_its_own_configuration(finished, small_config):

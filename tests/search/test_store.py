@@ -323,3 +323,19 @@ def test_a_kill_while_the_run_is_created_leaves_the_folder_free(tmp_path):
     (tmp_path / "run.sqlite.draft").write_bytes(b"half")
     with create(tmp_path) as store:
         assert store.run().config == CONFIG
+
+
+def test_a_mirror_begins_with_the_same_and_goes_its_own_way(tmp_path):
+    with create(tmp_path) as store:
+        store.save_setting(SETTING)
+        prompt = store.save_prompt("short", "write")
+        store.save_samples([sample(0, "a", prompt)])
+        with Store.mirror(tmp_path, store.content()) as mirror:
+            assert mirror.run() == store.run()
+            assert mirror.settings() == (SETTING,)
+            assert mirror.judged() == store.judged()
+            mirror.save_samples([sample(1, "b", prompt)])
+            assert mirror.sample_numbers(1) == {0, 1}
+            with pytest.raises(sqlite3.IntegrityError):
+                mirror.save_samples([sample(2, "c", "no such prompt")])
+        assert store.sample_numbers(1) == {0}

@@ -1,9 +1,5 @@
 """Joining several processes: the settings, and two real ones on the CPU."""
 
-import os
-import socket
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -49,7 +45,7 @@ def test_settings_that_do_not_fit(environment, message):
 
 
 @pytest.mark.slow
-def test_two_processes_read_compute_and_write_together(tmp_path):
+def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
     """Each process reads its own shards only; the logits and the written file are those of one."""
     code = """
         import sys
@@ -101,28 +97,6 @@ def test_two_processes_read_compute_and_write_together(tmp_path):
     )
     params = initialise(config, jax.random.key(0), jax.numpy.float32)
     write_model(tmp_path / "model", config, params)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "SDJAX_COORDINATOR": f"127.0.0.1:{port}",
-        "SDJAX_PROCESS_COUNT": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "model")],
-            env={**environment, "SDJAX_PROCESS_ID": str(index)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    processes = two_processes("-c", textwrap.dedent(code), tmp_path / "model")
+    errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from sdjax.errors import UserError
-from sdjax.models.adapter import initialise_adapter
+from sdjax.models.adapter import initialise_adapter, spread
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import initialise
 from sdjax.models.transformer import forward, unembed
+from sdjax.models.tree import flatten
+from sdjax.sharding.mesh import make_mesh
 from sdjax.training import logprobs as logprobs_module
 from sdjax.training.dpo import DPOSettings, TokenPair, pad_pairs, sequence_logprobs, train_dpo
 from sdjax.training.logprobs import token_logprobs
@@ -151,3 +153,13 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(params, adapter):
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
     with pytest.raises(UserError, match="the loss of step 1 is nan"):
         train_dpo(CONFIG, broken, adapter, PAIRS, SETTINGS, key=jax.random.key(0))
+
+
+def test_on_a_mesh_the_trained_factors_keep_their_places(params, adapter):
+    mesh = make_mesh({"tensor": 1}, devices=jax.devices()[:1])
+    placed = spread(adapter, CONFIG, mesh)
+    trained, _ = train_dpo(
+        CONFIG, params, placed, PAIRS, replace(SETTINGS, steps=2), key=jax.random.key(3)
+    )
+    for path, leaf in flatten(trained.factors).items():
+        assert leaf.sharding == flatten(placed.factors)[path].sharding

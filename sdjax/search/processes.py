@@ -1,0 +1,85 @@
+"""A run on one process or on several: what there is once, and what every process has.
+
+The phases are one program that all processes run, each with a store of its own: the main process
+writes the file, the others a mirror in memory, so that all read the same and decide the same. The
+sandbox is the main process's; every process gets its verdicts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import jax
+
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.verdict import Verdict
+from sdjax.search.config import RunConfig
+from sdjax.search.database import FILE
+from sdjax.search.reading import config_from
+from sdjax.search.store import Store
+from sdjax.search.workbench import Workbench
+from sdjax.sharding.distributed import is_main_process
+from sdjax.sharding.together import from_main
+
+# The layers of confinement that every verdict of this version is given under.
+LAYERS = ("fork server", "clean environment", "no new privileges", "rlimits", "wall clock")
+
+
+def open_store(config: RunConfig, folder: Path) -> Store:
+    """The store of a new run, or of the run with this very configuration in the folder."""
+    if jax.process_count() == 1:
+        return _open_file(config, folder)
+    if not is_main_process():
+        return Store.mirror(folder, from_main(bytes))
+    store = _open_file(config, folder)
+    from_main(store.content)
+    return store
+
+
+def stored_config(folder: Path) -> RunConfig:
+    """The configuration of the run in a folder."""
+
+    def read() -> bytes:
+        with Store.open(folder) as store:
+            return json.dumps(store.run().config).encode()
+
+    return config_from(json.loads(from_main(read)), f"{folder}: its config")
+
+
+def open_sandbox(bench: Workbench) -> AbstractContextManager[Sandbox | None]:
+    """The sandbox, on the main process."""
+    if not is_main_process():
+        return nullcontext()
+    return Sandbox(bench.contract, workers=bench.config.sandbox.workers)
+
+
+def judge_all(sandbox: Sandbox | None, sources: Sequence[str]) -> Iterator[tuple[int, Verdict]]:
+    """(index, verdict) for every source, in order, on every process as soon as it is known."""
+    verdicts = iter(()) if sandbox is None else sandbox.judge_all(sources)
+
+    def judge_next() -> bytes:
+        _, verdict = next(verdicts)
+        return json.dumps(verdict.to_json()).encode()
+
+    for index in range(len(sources)):
+        fields = json.loads(from_main(judge_next))
+        tuples = {name: tuple(fields[name]) for name in ("requests", "notes")}
+        yield index, Verdict(**fields | tuples)
+
+
+def _open_file(config: RunConfig, folder: Path) -> Store:
+    if (folder / FILE).exists():
+        store = Store.open(folder, write=True)
+        store.check_config(config.to_json())
+        return store
+    versions = {
+        name: importlib.metadata.version(name) for name in ("sdjax", "jax", "flax", "optax")
+    }
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    versions |= {"python": platform.python_version(), "devices": devices}
+    return Store.create(folder, config=config.to_json(), versions=versions, layers=LAYERS)
