@@ -10,8 +10,9 @@ differences, paired by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 
-An interrupted measurement goes on where it stopped. Programs that an earlier run of this
-measurement has scored, on the same models and problems, are not scored again.
+An interrupted measurement goes on where it stopped. Programs that another run of this measurement
+has scored, on the same models and problems, are not scored again. `--only 0 2 4` beside
+`--only 1 3` measures in two processes; the last to end prints the whole table.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import platform
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,7 @@ from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.generator_checkpoint import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config import BaselinesConfig, RunConfig
+from sdjax.search.database import FILE
 from sdjax.search.loop import GENERATORS, generator, run
 from sdjax.search.phases import development_scores, generate, judge, score_programs
 from sdjax.search.reading import read_config
@@ -36,41 +41,48 @@ from sdjax.search.store import Store
 from sdjax.search.workbench import Workbench, prepare
 
 TEMPERATURE = 1.0
-MEASURES = ("mean score", "admissible", "distinct", "not from training")
+MEASURES = ("mean score", "admissible", "distinct", "not from training", "best")
+
+# Measure to value, by the name of what is measured.
+Row = dict[str, dict[str, float]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", type=int, nargs="+", default=list(range(5)), metavar="SEED")
     parser.add_argument("--samples", type=int, default=256)
     options = parser.parse_args()
     config = read_config(options.config)
-    folders: list[Path] = []
-    rows: list[dict[str, dict[str, float]]] = []
-    for seed in range(options.seeds):
-        row: dict[str, dict[str, float]] = {}
-        trained = _without_extras(config, seed, trained=True)
-        control = _without_extras(config, seed, trained=False)
-        for name, settings in (("trained", trained), ("control", control)):
-            folder = options.out / f"{name}-{seed}"
-            run(settings, folder, say=partial(_say, folder))
-            folders.append(folder)
-        folder = options.out / f"trained-{seed}"
-        bench = prepare(trained)
-        with Store.open(folder, write=True) as store:
-            for state, iteration in (("first", 1), ("last", trained.iterations + 1)):
-                _probe(bench, store, folder, state, iteration, options.samples, folders)
-                row[f"{state} generator"] = _measures(bench, store, state)
-            row["trained run"] = _measures(bench, store, SEARCH)
-            row["trained run"]["best"] = _best(bench, store)
-        with Store.open(options.out / f"control-{seed}") as store:
-            row["control run"] = _measures(bench, store, SEARCH)
-            row["control run"]["best"] = _best(bench, store)
-        rows.append(row)
-        (options.out / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+    for seed in options.only:
+        path = options.out / f"row-{seed}.json"
+        if not path.exists():
+            row = measure(config, options.out, seed, options.samples)
+            path.write_text(json.dumps(row, indent=1) + "\n")
+        rows = [json.loads(path.read_text()) for path in sorted(options.out.glob("row-*.json"))]
         print(_table(rows, options.samples), flush=True)
+
+
+def measure(config: RunConfig, out: Path, seed: int, samples: int) -> Row:
+    """All measures of one random seed: generators, and runs, by name."""
+    settings = {
+        "trained": _without_extras(config, seed, trained=True),
+        "control": _without_extras(config, seed, trained=False),
+    }
+    row: Row = {}
+    for name, setting in settings.items():
+        folder = out / f"{name}-{seed}"
+        run(setting, folder, say=partial(_say, folder))
+    bench = prepare(settings["trained"])
+    with Store.open(out / f"trained-{seed}", write=True) as store:
+        for state, iteration in (("first", 1), ("last", config.iterations + 1)):
+            _probe(bench, store, state, iteration, samples)
+            row[f"{state} generator"] = _measures(bench, store, state)
+    for name in settings:
+        with Store.open(out / f"{name}-{seed}") as store:
+            row[f"{name} run"] = _measures(bench, store, SEARCH)
+    return row
 
 
 def _without_extras(config: RunConfig, seed: int, *, trained: bool) -> RunConfig:
@@ -89,16 +101,9 @@ def _say(folder: Path, line: str) -> None:
     print(f"{folder.name}: {line}", flush=True)
 
 
-def _probe(
-    bench: Workbench,
-    store: Store,
-    folder: Path,
-    state: str,
-    iteration: int,
-    samples: int,
-    earlier: list[Path],
-) -> None:
-    with GeneratorCheckpoints(folder / GENERATORS) as checkpoints:
+def _probe(bench: Workbench, store: Store, state: str, iteration: int, samples: int) -> None:
+    """Samples from the generator of an iteration, judged and scored."""
+    with GeneratorCheckpoints(store.folder / GENERATORS) as checkpoints:
         adapter = generator(bench, store, checkpoints, iteration)
     generate(
         bench,
@@ -111,21 +116,21 @@ def _probe(
     )
     with Sandbox(bench.contract, workers=bench.config.sandbox.workers) as sandbox:
         judge(bench, store, sandbox, iteration=iteration, purpose=state)
-    _adopt_scores(store, earlier, iteration, state)
+    _adopt_scores(store, iteration, state)
     score_programs(bench, store, iteration=iteration, purpose=state)
 
 
-def _adopt_scores(store: Store, earlier: list[Path], iteration: int, purpose: str) -> None:
-    """Takes over the development outcomes of programs that earlier runs have scored."""
+def _adopt_scores(store: Store, iteration: int, purpose: str) -> None:
+    """Takes over the development outcomes of programs that the other runs have scored."""
     wanted = {
         program_candidate(sample.identity or "")
         for sample in store.judged(iteration, purpose)
         if sample.novel
     } - {summary.candidate for summary in store.summaries(DEVELOPMENT)}
-    for folder in earlier:
-        if folder == store.folder:
+    for database in sorted(store.folder.parent.glob(f"*/{FILE}")):
+        if database.parent == store.folder:
             continue
-        with Store.open(folder) as other:
+        with Store.open(database.parent) as other:
             complete = {
                 summary.candidate for summary in other.summaries(DEVELOPMENT) if summary.complete
             }
@@ -145,36 +150,28 @@ def _measures(bench: Workbench, store: Store, purpose: str) -> dict[str, float]:
     novel = [sample for sample in samples if sample.novel]
     found = [scores.get(program_candidate(sample.identity or "")) for sample in admissible]
     fresh = [programs[sample.identity or ""].in_training is False for sample in novel]
+    scored = [score for score in found if score is not None]
     return {
-        "mean score": float(np.mean([score for score in found if score is not None])),
+        "mean score": float(np.mean(scored)),
         "admissible": len(admissible) / len(samples),
         "distinct": len(novel) / len(samples),
         "not from training": float(np.mean(fresh)),
+        "best": max(scored),
     }
 
 
-def _best(bench: Workbench, store: Store) -> float:
-    return max(
-        score
-        for name, score in development_scores(bench, store).items()
-        if name.startswith("program:")
-    )
-
-
-def _table(rows: list[dict[str, dict[str, float]]], samples: int) -> str:
+def _table(rows: list[Row], samples: int) -> str:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "sdjax"))
     lines = [
         f"{len(rows)} seeds, {samples} samples a generator at temperature {TEMPERATURE}; means",
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"{versions}",
         "",
-        "| | mean score | admissible | distinct | not from training | best |",
-        "|---|---|---|---|---|---|",
+        f"| | {' | '.join(MEASURES)} |",
+        "|---|" + "---|" * len(MEASURES),
     ]
     for name in rows[0]:
-        cells = [
-            f"{np.mean([row[name][measure] for row in rows]):.3f}"
-            if measure in rows[0][name]
-            else ""
-            for measure in (*MEASURES, "best")
-        ]
+        cells = [f"{np.mean([row[name][measure] for row in rows]):.3f}" for measure in MEASURES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     if len(rows) > 1:
         for better, worse in (
@@ -182,10 +179,7 @@ def _table(rows: list[dict[str, dict[str, float]]], samples: int) -> str:
             ("trained run", "control run"),
         ):
             cells = []
-            for measure in (*MEASURES, "best"):
-                if measure not in rows[0][better]:
-                    cells.append("")
-                    continue
+            for measure in MEASURES:
                 gains = [row[better][measure] - row[worse][measure] for row in rows]
                 interval = mean_interval(gains)
                 cells.append(f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")

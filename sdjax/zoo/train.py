@@ -49,7 +49,7 @@ from sdjax.zoo.tokenizer import train_tokenizer, write_tokenizer
 # Called with a line of news and the share of the work that is done.
 Report = Callable[[str, float], None]
 
-DECODER = DecoderSettings(slots=128, rows=128, buckets=(9, 14, 24, 32), max_new_tokens=10)
+DECODER = DecoderSettings(slots=160, rows=160, buckets=(9, 14, 30), max_new_tokens=10)
 
 
 def train_zoo(folder: Path, report: Report) -> Path:
