@@ -3,6 +3,7 @@
 Together they touch the functions that merge algorithms are commonly written with.
 """
 
+import ast
 import contextlib
 
 import jax
@@ -75,6 +76,7 @@ SOURCES = (_TIES, _LINEAR, _DICT)
 
 def provoke_errors() -> None:
     """Raise the errors that programs commonly raise, so that their reports are loaded as well."""
+    ast.parse("ｘ = 'é'")  # names beyond ASCII are normalised by a module of its own
     x = jax.ShapeDtypeStruct((4, 2), jnp.float32)
     key = jax.ShapeDtypeStruct((), KEY_DTYPE)
     for mistake in (

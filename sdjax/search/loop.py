@@ -16,6 +16,7 @@ from sdjax.io.generator_checkpoint import GeneratorCheckpoints
 from sdjax.models.adapter import Adapter
 from sdjax.progress import progress_bar
 from sdjax.report import write_report
+from sdjax.sandbox.confine import require_layers
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
     expert_candidate,
@@ -27,7 +28,6 @@ from sdjax.search.baselines import (
 from sdjax.search.config import RunConfig
 from sdjax.search.database import FILE
 from sdjax.search.phases import (
-    LAYERS,
     choose_pairs,
     development_scores,
     generate,
@@ -83,7 +83,8 @@ def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> Pat
             scores = development_scores(bench, store)
             best = max(tuned_methods(bench, store), key=scores.__getitem__, default="seed")
             say(f"baselines: seed {scores['seed']:.3f}, best {best} {scores[best]:.3f}")
-            with Sandbox(bench.contract, workers=config.sandbox.workers) as sandbox:
+            workers, missing = config.sandbox.workers, config.sandbox.allow_missing
+            with Sandbox(bench.contract, workers, allow_missing=missing) as sandbox:
                 for iteration in range(1, config.iterations + 1):
                     iterate(bench, store, checkpoints, sandbox, iteration)
                     say(_summary(bench, store, iteration))
@@ -198,7 +199,8 @@ def open_store(config: RunConfig, folder: Path) -> Store:
         name: importlib.metadata.version(name) for name in ("sdjax", "jax", "flax", "optax")
     }
     versions |= {"python": platform.python_version(), "devices": _devices()}
-    return Store.create(folder, config=config.to_json(), versions=versions, layers=LAYERS)
+    layers = require_layers(config.sandbox.allow_missing)
+    return Store.create(folder, config=config.to_json(), versions=versions, layers=layers)
 
 
 @contextmanager

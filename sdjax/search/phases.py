@@ -38,8 +38,6 @@ from sdjax.search.workbench import Workbench
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.packing import Example
 
-# The layers of confinement that every verdict of this version is given under.
-LAYERS = ("fork server", "clean environment", "no new privileges", "rlimits", "wall clock")
 # Outcomes that are kept with one commit.
 _OUTCOMES = 64
 
@@ -102,7 +100,7 @@ def judge(
     texts = list(sources.values())
     with progress_bar(f"iteration {iteration}: admit", len(texts)) as advance:
         for index, verdict in sandbox.judge_all(texts):
-            store.save_verdict(texts[index], verdict, LAYERS)
+            store.save_verdict(texts[index], verdict, sandbox.layers)
             if verdict.admitted and verdict.identity is not None:
                 families = families_of(texts[index])
                 store.save_origin(
