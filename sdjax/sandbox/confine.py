@@ -49,7 +49,7 @@ def confine(pipe: int, limits: Limits) -> tuple[str, ...]:
     os.setsid()
     if pipe != 3:
         os.dup2(pipe, 3)
-    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]  # `print` is silent
+    sys.stdin = sys.stdout = sys.stderr = None  # `print` is silent
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         if descriptor != 3:
             os.closerange(descriptor, descriptor + 1)  # the listing's own is gone already

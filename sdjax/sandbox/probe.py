@@ -21,7 +21,12 @@ from sdjax.sandbox.verdict import Refusal
 
 SAME = 1e-6  # relative distance below which two results are one
 PROJECTIONS = 4
+ROUNDING = 1e-5  # and below which they are the same sum in another order
 DEPTHS = (0.0, 1.0)  # the first and the last layer
+# What may be said of an admitted program; where an expert is meant, ": expert_2" follows.
+SEED, EXPERT = "equals the seed", "equals an expert"
+SCALING = "plain scaling of one task vector"
+ORDER = "depends on the order of experts"  # of the others: an expert or its multiple always does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +40,49 @@ class Findings:
 def probe(program: Rebuilt, contract: Contract) -> Findings:
     """Run the program on the contract's probe tensors; Refusal where a result is not finite."""
     results: list[list[np.ndarray]] = []
-    experts: list[list[list[np.ndarray]]] = []  # [slot][run][leaf]
+    experts: list[list[list[np.ndarray]]] = []  # [run][slot][leaf]
     depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
+    runs: list[tuple[Any, _Inputs, float]] = []
     with _on_host():
         for preferred, real in plan(contract, program.form, "kind" in program.requests).probes:
             name = preferred if preferred in program.programs else real
             inputs = _inputs(program.programs[name][0], name)
-            for depth in depths:
-                results.append(_guarded(program, name, inputs, depth))
-                experts.append(inputs.host)
-    slots = [[run[i] for run in experts] for i in range(len(contract.slots))]
-    return Findings(
-        fingerprint=_fingerprint(results, _salt(program)),
-        notes=_notes(results, slots, contract.slots),
-    )
+            runs.extend((name, inputs, depth) for depth in depths)
+        for run in runs:
+            results.append(_guarded(program, *run))
+            experts.append(run[1].host)
+        notes = _notes(results, experts, contract.slots)
+        if not notes and any(
+            _depends_on_order(program, *run, result)
+            for run, result in zip(runs, results, strict=True)
+        ):
+            notes = (ORDER,)
+    return Findings(fingerprint=_fingerprint(results, _salt(program)), notes=notes)
+
+
+def _depends_on_order(
+    program: Rebuilt, name: Any, inputs: "_Inputs", depth: float, result: list[np.ndarray]
+) -> bool:
+    """Whether the result changes, by more than the rounding of a sum, with the experts' places.
+
+    A turn of all and a swap of the first two generate every order.
+    """
+    count = len(inputs.task_vectors)
+    wanted = _flat([result])
+    for order in _generators(count):
+        try:
+            found = _flat([_guarded(program, name, inputs, depth, order)])
+        except Refusal:  # finite in the given order alone
+            return True
+        if float(np.linalg.norm(found - wanted)) > ROUNDING * float(np.linalg.norm(wanted)):
+            return True
+    return False
+
+
+def _generators(count: int) -> list[tuple[int, ...]]:
+    if count < 2:
+        return []
+    return sorted({(*range(1, count), 0), (1, 0, *range(2, count))})
 
 
 def _salt(program: Rebuilt) -> str:
@@ -95,10 +129,16 @@ def _inputs(layout: Layout, name: Any) -> _Inputs:
     )
 
 
-def _guarded(program: Rebuilt, name: Any, inputs: _Inputs, depth: float) -> list[np.ndarray]:
+def _guarded(
+    program: Rebuilt,
+    name: Any,
+    inputs: _Inputs,
+    depth: float,
+    order: tuple[int, ...] | None = None,
+) -> list[np.ndarray]:
     """What XLA objects to (only a forged message gets so far) is a refusal like any other."""
     try:
-        return _run(program, name, inputs, depth)
+        return _run(program, name, inputs, depth, order or range(len(inputs.task_vectors)))
     except Refusal:
         raise
     except Exception as error:
@@ -106,9 +146,11 @@ def _guarded(program: Rebuilt, name: Any, inputs: _Inputs, depth: float) -> list
         raise Refusal("refused", "wire", message) from None
 
 
-def _run(program: Rebuilt, name: Any, inputs: _Inputs, depth: float) -> list[np.ndarray]:
+def _run(
+    program: Rebuilt, name: Any, inputs: _Inputs, depth: float, order: Sequence[int]
+) -> list[np.ndarray]:
     outputs, exhausted = program.run(
-        inputs.task_vectors,
+        [inputs.task_vectors[slot] for slot in order],
         base=inputs.base,
         key=jax.random.key(0, impl="threefry2x32"),
         depth=np.float32(depth),
@@ -166,17 +208,17 @@ def _projections(size: int, index: int) -> np.ndarray:
 
 
 def _notes(
-    results: list[list[np.ndarray]], slots: list[list[list[np.ndarray]]], names: tuple[str, ...]
+    results: list[list[np.ndarray]], experts: list[list[list[np.ndarray]]], names: tuple[str, ...]
 ) -> tuple[str, ...]:
     merged = _flat(results)
-    experts = [_flat(slot) for slot in slots]
-    scale = float(np.mean([np.linalg.norm(e) for e in experts])) or 1.0
+    flat = [_flat([slots[i] for slots in experts]) for i in range(len(names))]
+    scale = float(np.mean([np.linalg.norm(e) for e in flat])) or 1.0
     if float(np.linalg.norm(merged)) < SAME * scale:
-        return ("equals the seed",)
-    for name, expert in zip(names, experts, strict=True):
+        return (SEED,)
+    for name, expert in zip(names, flat, strict=True):
         factor = float(np.sum(merged * expert)) / (float(np.sum(expert * expert)) or 1.0)
         if float(np.linalg.norm(merged - factor * expert)) < SAME * np.linalg.norm(merged):
-            return (f"equals {name}",) if abs(factor - 1) < SAME else (f"scales {name}",)
+            return (f"{EXPERT if abs(factor - 1) < SAME else SCALING}: {name}",)
     return ()
 
 

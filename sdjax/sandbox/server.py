@@ -137,7 +137,7 @@ def _collect(
     deadline, output = time.monotonic() + seconds, bytearray()
     while True:
         left = deadline - time.monotonic()
-        ready, _, _ = select.select([pipe, owner.fileno()], [], [], max(0.0, left))
+        ready, _, _ = select.select([pipe.fileno(), owner.fileno()], [], [], max(0.0, left))
         if not ready:
             return OUT_OF_TIME, b""
         if owner.fileno() in ready:  # requests come one at a time: this is the parent's end
