@@ -158,7 +158,7 @@ class _Decoder:
             entry = ALLOWED[name]
             _expect(entry.arity[0] <= len(atoms) <= entry.arity[1], "the number of operands")
             _expect(params.keys() == entry.params.keys(), "the parameters")
-            decoded = {key: codec.decode(params[key]) for key, codec in entry.params.items()}
+            decoded = {key: read(params[key]) for key, read in entry.params.items()}
             decoded |= entry.fixed
         return Equation(name=name, operands=atoms, outputs=outputs, params=decoded)
 

@@ -12,8 +12,10 @@ same text, whatever their variables, helpers and comments.
 """
 
 import base64
+import enum
 import hashlib
 import json
+import math
 from itertools import count
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 from jax.extend import core
 
 from sdjax.sandbox.contract import Limits
-from sdjax.sandbox.primitives import ALLOWED, DTYPES, decode_number, encode_number
+from sdjax.sandbox.primitives import ALLOWED, DTYPES, KEY_IMPL, decode_number
 from sdjax.sandbox.verdict import Refusal
 
 WIRE_VERSION = 1
@@ -143,7 +145,7 @@ class Encoder:
             if params.get(key) != value:
                 raise Refusal("refused", "primitive", f"`{name}` with {key} set is not allowed")
         try:
-            return {key: codec.encode(params[key]) for key, codec in entry.params.items()}
+            return {key: _parameter(params[key]) for key in entry.params}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal("refused", "primitive", f"`{name}` with such options: {error}") from None
 
@@ -167,6 +169,39 @@ class Encoder:
             text = base64.b64encode(data).decode()
             self.constants.append({"type": name, "shape": list(array.shape), "data": text})
         return ["constant", self._index[digest]]
+
+
+def encode_number(value: Any) -> Any:
+    """A scalar as JSON: exact, and with the names "nan", "inf", "-inf" for what JSON lacks."""
+    value = np.asarray(value)
+    if value.dtype.kind == "b":
+        return bool(value)
+    if value.dtype.kind in "iu":
+        return int(value)
+    if value.dtype.kind == "c":
+        return [encode_number(value.real), encode_number(value.imag)]
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _parameter(value: Any) -> Any:
+    """A primitive's parameter as JSON; the allow-list says how each of them is read."""
+    if value is None or type(value) in (bool, str):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if value is KEY_IMPL:
+        return value.name
+    if hasattr(value, "_fields"):
+        return {field: _parameter(getattr(value, field)) for field in value._fields}
+    if isinstance(value, (tuple, list)):
+        return [_parameter(v) for v in value]
+    if isinstance(value, (np.dtype, type)):
+        name = np.dtype(value).name
+        if name not in DTYPES:
+            raise ValueError(f"the type {name} is not allowed")
+        return name
+    return encode_number(value)
 
 
 def _dtype(literal: Any) -> Any:

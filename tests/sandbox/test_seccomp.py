@@ -77,8 +77,9 @@ def test_foreign_calling_conventions_kill(machine):
 def test_what_reaches_out_is_not_allowed(machine):
     dangerous = """open openat socket connect bind clone clone3 fork vfork execve execveat kill
         tgkill tkill ptrace prctl seccomp unshare setns mount bpf io_uring_setup memfd_create
-        userfaultfd keyctl add_key perf_event_open process_vm_readv pidfd_open pidfd_getfd sendmsg recvmsg
-        dup dup2 fcntl ioctl shmget shmat setuid setrlimit prlimit64 rt_sigaction personality"""
+        userfaultfd keyctl add_key perf_event_open process_vm_readv pidfd_open pidfd_getfd sendmsg
+        recvmsg dup dup2 fcntl ioctl shmget shmat setuid setrlimit
+        prlimit64 rt_sigaction personality"""
     processor = PROCESSORS[machine]
     permitted = {*processor.allowed, *processor.without_exec}
     assert not permitted & set(dangerous.split())
