@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdjax.sandbox.contract import Contract, Limits
-from sdjax.sandbox.encode import WIRE_VERSION
-from sdjax.sandbox.layout import Layout, plan
+from sdjax.sandbox.layout import WIRE_VERSION, Layout, plan
 from sdjax.sandbox.primitives import (
     ALLOWED,
     CONTROL_FLOW,

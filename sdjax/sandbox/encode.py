@@ -14,7 +14,6 @@ same text, whatever their variables, helpers and comments.
 import base64
 import enum
 import hashlib
-import json
 import math
 from itertools import count
 from typing import Any
@@ -26,7 +25,6 @@ from sdjax.sandbox.contract import Limits
 from sdjax.sandbox.primitives import ALLOWED, DTYPES, KEY_IMPL, decode_number
 from sdjax.sandbox.verdict import Refusal
 
-WIRE_VERSION = 1
 # Calls that are replaced by their body, with the parameter that holds it.
 CALLS = {
     "jit": "jaxpr",
@@ -37,8 +35,6 @@ CALLS = {
     "checkpoint": "jaxpr",
 }
 IDENTITIES = ("copy", "stop_gradient", "optimization_barrier", "name")
-# A float literal that feeds only these may become an argument of a compiled program.
-LIFTED = ("add", "sub", "mul", "select_n")
 
 Atom = Any  # int | list
 
@@ -254,53 +250,3 @@ def _prune(inputs: int, equations: list, outputs: list[Atom]) -> dict[str, Any]:
             numbers[result] = len(numbers)
     final = [numbers[a] if isinstance(a, int) else a for a in outputs]
     return {"inputs": inputs, "equations": written, "outputs": final}
-
-
-# --- hashes ----------------------------------------------------------------------------------
-
-
-def canonical(message: Any) -> str:
-    """The one way to write a message."""
-    return json.dumps(message, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def identity_of(wire: str) -> str:
-    """The hash of the normal form: equal for programs that differ in text alone."""
-    return hashlib.sha256(wire.encode()).hexdigest()
-
-
-def structure_of(wire: str) -> str:
-    """The same with the liftable float literals blanked: the key of a compilation cache."""
-    message = json.loads(wire)
-    message["hyperparameters"] = sorted(message["hyperparameters"])
-    for program in message["programs"]:
-        program["block"] = _lift(program["block"])
-    return hashlib.sha256(canonical(message).encode()).hexdigest()
-
-
-def _lift(block: dict[str, Any]) -> dict[str, Any]:
-    readers: dict[int, set[str]] = {}
-    for name, operands, _, _ in block["equations"]:
-        for atom in operands:
-            if isinstance(atom, int):
-                readers.setdefault(atom, set()).add(name)
-    for atom in block["outputs"]:
-        if isinstance(atom, int):
-            readers.setdefault(atom, set()).add("output")
-    equations, number = [], block["inputs"]
-    for name, operands, outputs, params in block["equations"]:
-        spread = name == "broadcast_in_dim" and readers.get(number, {""}) <= set(LIFTED)
-        if name in LIFTED or spread:
-            operands = [
-                [a[0], None] if isinstance(a, list) and a[0] == "float32" else a for a in operands
-            ]
-        params = {k: _lift(v) if _is_block(v) else v for k, v in params.items()}
-        if name == "cond":
-            params["branches"] = [_lift(b) for b in params["branches"]]
-        equations.append([name, operands, outputs, params])
-        number += outputs
-    return block | {"equations": equations}
-
-
-def _is_block(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"inputs", "equations", "outputs"}

@@ -17,7 +17,7 @@ from jax import lax
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.cost import Bill, bill
 from sdjax.sandbox.decode import Block, Equation, Message, decode
-from sdjax.sandbox.encode import identity_of, structure_of
+from sdjax.sandbox.hashes import identity_of, structure_of
 from sdjax.sandbox.layout import Layout
 from sdjax.sandbox.primitives import ALLOWED
 from sdjax.sandbox.verdict import Refusal
@@ -40,24 +40,13 @@ class Rebuilt:
     programs: Mapping[Any, tuple[Layout, Block]]
     fuel: int
 
-    def __call__(
-        self,
-        task_vectors: Mapping[str, Any] | Sequence[Any],
-        *,
-        base: Any = None,
-        key: Any = None,
-        depth: Any = None,
-        kind: str | None = None,
-        **hyperparameters: Any,
-    ) -> Any:
+    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], **asked: Any) -> Any:
         """The merged task vector (float32; for a tree a dict from path to tensor).
 
-        `task_vectors` is a dict by slot or a sequence in slot order. A `while` that used up its
-        fuel makes the result NaN, which no caller admits.
+        `task_vectors` is a dict by slot or a sequence in slot order, `asked` as for `run`. A
+        `while` that used up its fuel makes the result NaN, which no caller admits.
         """
-        result, exhausted = self.run(
-            task_vectors, base=base, key=key, depth=depth, kind=kind, **hyperparameters
-        )
+        result, exhausted = self.run(task_vectors, **asked)
         if exhausted is None:
             return result
         return jax.tree.map(lambda x: jnp.where(exhausted, jnp.nan, x), result)
