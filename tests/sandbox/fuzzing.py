@@ -97,6 +97,10 @@ def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
     return draw.choice(JUNK)
 
 
+class Hang(BaseException):
+    """An input that took longer than SECONDS; no `except Exception` may take it for a refusal."""
+
+
 class Judge:
     """Gives messages to the parent's side, and counts what became of them."""
 
@@ -155,6 +159,11 @@ def _check_names(jaxpr: Any) -> None:
 def fuzz(contract: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
     """So many mutated messages; a line of news after `every`."""
     draw, judge, messages = random.Random(seed), Judge(contract), seeds(contract)
+
+    def hang(number: int, frame: Any) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, hang)  # libFuzzer brings its own
     started = time.monotonic()
     for number in range(1, inputs + 1):
         message = draw.choice(messages)
