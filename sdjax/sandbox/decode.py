@@ -183,10 +183,13 @@ class _Decoder:
         first, second = _count(first, operands), _count(second, operands)
         carry = operands - first - second
         _expect(carry == outputs, "the operands of while")
+        decided = self.block(condition, first + carry, 1, depth)
+        # It is traced twice, so that conditions within conditions would double at every level.
+        _expect(not decided.loops, "a condition without a while loop")
         return {
             "condition_consts": first,
             "body_consts": second,
-            "condition": self.block(condition, first + carry, 1, depth),
+            "condition": decided,
             "body": self.block(body, second + carry, carry, depth),
         }
 

@@ -123,10 +123,14 @@ class Encoder:
                 "body": self.block(_closed(params["jaxpr"]), depth + 1),
             }
         if name == "while":
+            condition = self.block(_closed(params["cond_jaxpr"]), depth + 1)
+            if _holds_while(condition):
+                message = "the condition of a `while` loop holds another one; move it to the body"
+                raise Refusal("refused", "nesting", message)
             return {
                 "condition_consts": int(params["cond_nconsts"]),
                 "body_consts": int(params["body_nconsts"]),
-                "condition": self.block(_closed(params["cond_jaxpr"]), depth + 1),
+                "condition": condition,
                 "body": self.block(_closed(params["body_jaxpr"]), depth + 1),
             }
         if name == "cond":
@@ -231,6 +235,18 @@ def _fold_conversion(equation: Any, operand: Atom) -> Atom | None:
         value = decode_number(operand[1], DTYPES[operand[0]])
         return ["float32", encode_number(value.astype(np.float32))]
     return None
+
+
+def _holds_while(block: dict[str, Any]) -> bool:
+    return any(
+        name == "while"
+        or any(
+            _holds_while(inner)
+            for inner in (*params.values(), *params.get("branches", ()))
+            if isinstance(inner, dict) and "equations" in inner
+        )
+        for name, _, _, params in block["equations"]
+    )
 
 
 def _prune(inputs: int, equations: list, outputs: list[Atom]) -> dict[str, Any]:

@@ -222,14 +222,13 @@ def _while(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any
     p = equation.params
     first, second = p["condition_consts"], p["condition_consts"] + p["body_consts"]
 
-    def wanted(state: tuple) -> tuple[Any, Any]:
-        outputs, exhausted = run(p["condition"], [*operands[:first], *state], fuel)
-        return outputs[0], exhausted
+    def wanted(state: tuple) -> Any:
+        return run(p["condition"], [*operands[:first], *state], fuel)[0][0]
 
     # The carry: what the program carries, fuel left, whether an inner loop ran out of its own.
     def condition(carry: tuple) -> Any:
         state, left, _ = carry
-        return jnp.logical_and(wanted(state)[0], left > 0)
+        return jnp.logical_and(wanted(state), left > 0)
 
     def step(carry: tuple) -> tuple:
         state, left, flag = carry
@@ -239,9 +238,7 @@ def _while(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any
     initial = tuple(jnp.asarray(x) for x in operands[second:])
     start = (initial, jnp.int32(fuel), jnp.zeros((), bool))
     state, _, flag = lax.while_loop(condition, step, start)
-    unfinished, inner = wanted(state)  # still wanted: it ended for want of fuel
-    flag = flag | unfinished
-    return list(state), flag if inner is None else flag | inner
+    return list(state), flag | wanted(state)  # still wanted: it ended for want of fuel
 
 
 def _cond(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:

@@ -394,6 +394,16 @@ REFUSED = [
         "fuel",
     ),
     (
+        "a loop in a condition",
+        merge(
+            "x = task_vectors['expert_1']\nloop = jax.lax.while_loop\n"
+            "inner = lambda v: loop(lambda w: w > 1.0, lambda w: w * 0.5, jnp.max(v)) > 0.5\n"
+            "return loop(inner, lambda v: v * 0.5, x)"
+        ),
+        "refused",
+        "nesting",
+    ),
+    (
         "endless integers",
         merge(
             "n = jax.lax.while_loop(lambda i: i >= 0, lambda i: i * 0, 0)\n"

@@ -179,6 +179,15 @@ def test_nesting_is_bounded(contract):
     assert "nesting" in refused(message, contract).message
 
 
+def test_a_condition_holds_no_loop(wires, contract):
+    """It is traced twice: without this rule eight levels take 256 times as long to verify."""
+    message = json.loads(wires["while"])
+    for program in message["programs"]:
+        loop = next(e for e in program["block"]["equations"] if e[0] == "while")
+        loop[3]["condition"]["equations"].insert(0, copy.deepcopy(loop))
+    assert "condition" in refused(message, contract).message
+
+
 def test_equations_are_bounded_over_all_blocks(contract):
     wire = trace_trusted(VALID["ties"], contract)
     tight = Contract(slots=contract.slots, tensors=contract.tensors, limits=Limits(equations=40))
