@@ -51,16 +51,14 @@ def warm_up(contract: Contract) -> None:
     """Import and trace whatever programs commonly use, so that a child finds it done."""
     import jax
 
-    from sdjax.sandbox import rules, trace, warmth
+    from sdjax.sandbox import rules, warmth
 
     # No backend can be started: tracing needs none, and its threads would not survive a fork.
     jax.config.update("jax_platforms", "none")
     jax.config.update("jax_traceback_filtering", "off")
     for module in sorted(rules.IMPORTS):
         importlib.import_module(module)
-    for source in warmth.SOURCES:
-        trace.trace_source(source, contract)
-    warmth.provoke_errors()
+    warmth.warm_up(contract)
     gc.collect()
     gc.freeze()  # what is shared stays shared: no collection touches its pages
     gc.disable()

@@ -184,7 +184,8 @@ def test_a_condition_holds_no_loop(wires, contract):
     message = json.loads(wires["while"])
     for program in message["programs"]:
         loop = next(e for e in program["block"]["equations"] if e[0] == "while")
-        loop[3]["condition"]["equations"].insert(0, copy.deepcopy(loop))
+        inner = [loop[0], [0], 1, copy.deepcopy(loop[3])]
+        loop[3]["condition"]["equations"].insert(0, inner)
     assert "condition" in refused(message, contract).message
 
 
