@@ -97,7 +97,11 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
     for name, (layout, block) in message.programs.items():
         jaxpr = _verified(block, layout, names, limits.fuel)
         slot = sum(int(np.prod(shape)) for shape in layout.shapes)
-        bills[name] = bill(jaxpr, limits, most_elements=limits.growth * max(slot, 1 << 12))
+        most = limits.growth * max(slot, 1 << 12)
+        bills[name] = bill(jaxpr, limits, most_elements=most)
+        if bills[name].memory > 8 * most:  # twice the largest intermediate there may be, in float32
+            found = f"{bills[name].memory:.3g} bytes alive at once; {8 * most:.3g} are allowed"
+            raise Refusal("too costly", "memory", f"the program keeps {found}")
     if message.form == "tree":
         cost = bills["scope"].cost
     else:
