@@ -206,9 +206,29 @@ def evaluate(model: str, task: str, split: str, limit: int | None, out: Path | N
 @main.command(epilog=_example("sdjax check program.py --json"))
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object a file.")
-@click.option("--model", default="zoo:seed", show_default=True, help="Whose tensors are merged.")
+@click.option("--show", is_flag=True, help="Prints each verified array program as well.")
+@click.option(
+    "--model",
+    default="zoo:seed",
+    show_default=True,
+    metavar="CONFIG",
+    help="Whose tensors are merged: a model folder, its config.json, or zoo:NAME.",
+)
 @click.option("--experts", default=3, show_default=True, help="How many experts there are.")
-def check(files: tuple[Path, ...], as_json: bool, model: str, experts: int) -> None:
+@click.option(
+    "--allow-missing",
+    multiple=True,
+    metavar="LAYER",
+    help="Goes on where this machine lacks that layer of confinement.",
+)
+def check(
+    files: tuple[Path, ...],
+    as_json: bool,
+    show: bool,
+    model: str,
+    experts: int,
+    allow_missing: tuple[str, ...],
+) -> None:
     """Judge program FILES in the sandbox; exit status 1 where one is not admitted."""
     from sdjax.io.checkpoint import read_config
     from sdjax.io.folders import model_folder
@@ -217,10 +237,14 @@ def check(files: tuple[Path, ...], as_json: bool, model: str, experts: int) -> N
     from sdjax.sandbox.check import check_files
     from sdjax.sandbox.contract import Contract
 
-    specs = specify(read_config(model_folder(model)))
+    described = Path(model)
+    folder = described.parent if described.name == "config.json" else model_folder(model)
+    specs = specify(read_config(folder))
     tensors = {path: (kind_of(path), spec.shape) for path, spec in specs.items()}
     contract = Contract.of(default_slots(experts), tensors)
-    text, status = check_files(files, contract, as_json=as_json)
+    text, status = check_files(
+        files, contract, as_json=as_json, show=show, allow_missing=allow_missing
+    )
     click.echo(text)
     sys.exit(status)
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,26 +10,40 @@ from rich.table import Table
 
 from sdjax.errors import UserError
 from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.readable import readable
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
 
 
 def check_files(
-    paths: Sequence[str | Path], contract: Contract, *, as_json: bool, workers: int = 2
+    paths: Sequence[str | Path],
+    contract: Contract,
+    *,
+    as_json: bool,
+    show: bool = False,
+    workers: int = 2,
+    allow_missing: Collection[str] = (),
 ) -> tuple[str, int]:
     """(what to print, exit status: 0 where every file is admitted, else 1).
 
     Files are judged in order, and one that equals an earlier one is a duplicate of it. As JSON:
     one object a line with file, verdict, rule, message, hash, structure, cost, memory, requests,
-    duplicate_of and notes.
-    Raises UserError for a file that cannot be read.
+    duplicate_of, notes and layers. With `show`, the array programs as well, in readable form.
+    Raises UserError for a file that cannot be read, and for a missing layer of confinement that
+    `allow_missing` does not name.
     """
     files = [str(path) for path in paths]
     sources = [_read(file) for file in files]
-    with Sandbox(contract, workers=min(workers, max(1, len(files)))) as sandbox:
+    workers = min(workers, max(1, len(files)))
+    with Sandbox(contract, workers, allow_missing=allow_missing) as sandbox:
         verdicts = [v for _, v in sandbox.judge_all(sources, names=files)]
     rows = list(zip(files, verdicts, strict=True))
-    text = "\n".join(_as_json(*row) for row in rows) if as_json else _as_table(rows)
+    programs = {f: readable(v.wire, contract) for f, v in rows if show and v.wire is not None}
+    if as_json:
+        text = "\n".join(_as_json(*row, sandbox.layers, programs) for row in rows)
+    else:
+        shown = [f"{file}\n{program}" for file, program in programs.items()]
+        text = "\n\n".join([_as_table(rows), *shown])
     return text, 0 if all(v.admitted for v in verdicts) else 1
 
 
@@ -40,9 +54,13 @@ def _read(file: str) -> str:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give a program file") from None
 
 
-def _as_json(file: str, verdict: Verdict) -> str:
+def _as_json(
+    file: str, verdict: Verdict, layers: Sequence[str], programs: Mapping[str, str]
+) -> str:
+    program = {"program": programs[file]} if file in programs else {}
     return json.dumps(
-        {
+        program
+        | {
             "file": file,
             "verdict": verdict.verdict,
             "rule": verdict.rule,
@@ -54,6 +72,7 @@ def _as_json(file: str, verdict: Verdict) -> str:
             "requests": list(verdict.requests),
             "duplicate_of": verdict.duplicate_of,
             "notes": list(verdict.notes),
+            "layers": list(layers),
         }
     )
 

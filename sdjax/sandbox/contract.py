@@ -36,7 +36,8 @@ class Limits:
     steps: int = 20_000  # rounds of Python loops and calls in one trace
     equations: int = 4_000  # of all array programs of one source text, each
     nesting: int = 8  # of scan, while and cond
-    growth: int = 32  # elements of one intermediate, relative to the tensors of one slot
+    growth: int = 32  # elements of one intermediate, relative to the tensors of one slot; and
+    # twice as much may be alive at once
     cost_per_element: int = 20_000  # scalar operations per element of the scope
     fuel: int = 128  # iterations that a `while` may take
     probe_elements: int = 1 << 12  # larger tensors are probed at a reduced shape

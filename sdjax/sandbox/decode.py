@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdjax.sandbox.contract import Contract, Limits
-from sdjax.sandbox.encode import WIRE_VERSION
-from sdjax.sandbox.layout import Layout, plan
+from sdjax.sandbox.layout import WIRE_VERSION, Layout, plan
 from sdjax.sandbox.primitives import (
     ALLOWED,
     CONTROL_FLOW,
@@ -158,7 +157,7 @@ class _Decoder:
             entry = ALLOWED[name]
             _expect(entry.arity[0] <= len(atoms) <= entry.arity[1], "the number of operands")
             _expect(params.keys() == entry.params.keys(), "the parameters")
-            decoded = {key: codec.decode(params[key]) for key, codec in entry.params.items()}
+            decoded = {key: read(params[key]) for key, read in entry.params.items()}
             decoded |= entry.fixed
         return Equation(name=name, operands=atoms, outputs=outputs, params=decoded)
 
@@ -184,10 +183,13 @@ class _Decoder:
         first, second = _count(first, operands), _count(second, operands)
         carry = operands - first - second
         _expect(carry == outputs, "the operands of while")
+        decided = self.block(condition, first + carry, 1, depth)
+        # It is traced twice, so that conditions within conditions would double at every level.
+        _expect(not decided.loops, "a condition without a while loop")
         return {
             "condition_consts": first,
             "body_consts": second,
-            "condition": self.block(condition, first + carry, 1, depth),
+            "condition": decided,
             "body": self.block(body, second + carry, carry, depth),
         }
 

@@ -12,8 +12,9 @@ same text, whatever their variables, helpers and comments.
 """
 
 import base64
+import enum
 import hashlib
-import json
+import math
 from itertools import count
 from typing import Any
 
@@ -21,10 +22,9 @@ import numpy as np
 from jax.extend import core
 
 from sdjax.sandbox.contract import Limits
-from sdjax.sandbox.primitives import ALLOWED, DTYPES, decode_number, encode_number
+from sdjax.sandbox.primitives import ALLOWED, DTYPES, KEY_IMPL, decode_number
 from sdjax.sandbox.verdict import Refusal
 
-WIRE_VERSION = 1
 # Calls that are replaced by their body, with the parameter that holds it.
 CALLS = {
     "jit": "jaxpr",
@@ -35,8 +35,6 @@ CALLS = {
     "checkpoint": "jaxpr",
 }
 IDENTITIES = ("copy", "stop_gradient", "optimization_barrier", "name")
-# A float literal that feeds only these may become an argument of a compiled program.
-LIFTED = ("add", "sub", "mul", "select_n")
 
 Atom = Any  # int | list
 
@@ -125,10 +123,14 @@ class Encoder:
                 "body": self.block(_closed(params["jaxpr"]), depth + 1),
             }
         if name == "while":
+            condition = self.block(_closed(params["cond_jaxpr"]), depth + 1)
+            if _holds_while(condition):
+                message = "the condition of a `while` loop holds another one; move it to the body"
+                raise Refusal("refused", "nesting", message)
             return {
                 "condition_consts": int(params["cond_nconsts"]),
                 "body_consts": int(params["body_nconsts"]),
-                "condition": self.block(_closed(params["cond_jaxpr"]), depth + 1),
+                "condition": condition,
                 "body": self.block(_closed(params["body_jaxpr"]), depth + 1),
             }
         if name == "cond":
@@ -143,7 +145,7 @@ class Encoder:
             if params.get(key) != value:
                 raise Refusal("refused", "primitive", f"`{name}` with {key} set is not allowed")
         try:
-            return {key: codec.encode(params[key]) for key, codec in entry.params.items()}
+            return {key: _parameter(params[key]) for key in entry.params}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal("refused", "primitive", f"`{name}` with such options: {error}") from None
 
@@ -167,6 +169,39 @@ class Encoder:
             text = base64.b64encode(data).decode()
             self.constants.append({"type": name, "shape": list(array.shape), "data": text})
         return ["constant", self._index[digest]]
+
+
+def encode_number(value: Any) -> Any:
+    """A scalar as JSON: exact, and with the names "nan", "inf", "-inf" for what JSON lacks."""
+    value = np.asarray(value)
+    if value.dtype.kind == "b":
+        return bool(value)
+    if value.dtype.kind in "iu":
+        return int(value)
+    if value.dtype.kind == "c":
+        return [encode_number(value.real), encode_number(value.imag)]
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _parameter(value: Any) -> Any:
+    """A primitive's parameter as JSON; the allow-list says how each of them is read."""
+    if value is None or type(value) in (bool, str):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if value is KEY_IMPL:
+        return value.name
+    if hasattr(value, "_fields"):
+        return {field: _parameter(getattr(value, field)) for field in value._fields}
+    if isinstance(value, (tuple, list)):
+        return [_parameter(v) for v in value]
+    if isinstance(value, (np.dtype, type)):
+        name = np.dtype(value).name
+        if name not in DTYPES:
+            raise ValueError(f"the type {name} is not allowed")
+        return name
+    return encode_number(value)
 
 
 def _dtype(literal: Any) -> Any:
@@ -202,6 +237,18 @@ def _fold_conversion(equation: Any, operand: Atom) -> Atom | None:
     return None
 
 
+def _holds_while(block: dict[str, Any]) -> bool:
+    return any(
+        name == "while"
+        or any(
+            _holds_while(inner)
+            for inner in (*params.values(), *params.get("branches", ()))
+            if isinstance(inner, dict) and "equations" in inner
+        )
+        for name, _, _, params in block["equations"]
+    )
+
+
 def _prune(inputs: int, equations: list, outputs: list[Atom]) -> dict[str, Any]:
     """Drop what no output needs and number the variables in order."""
     live = {atom for atom in outputs if isinstance(atom, int)}
@@ -219,53 +266,3 @@ def _prune(inputs: int, equations: list, outputs: list[Atom]) -> dict[str, Any]:
             numbers[result] = len(numbers)
     final = [numbers[a] if isinstance(a, int) else a for a in outputs]
     return {"inputs": inputs, "equations": written, "outputs": final}
-
-
-# --- hashes ----------------------------------------------------------------------------------
-
-
-def canonical(message: Any) -> str:
-    """The one way to write a message."""
-    return json.dumps(message, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def identity_of(wire: str) -> str:
-    """The hash of the normal form: equal for programs that differ in text alone."""
-    return hashlib.sha256(wire.encode()).hexdigest()
-
-
-def structure_of(wire: str) -> str:
-    """The same with the liftable float literals blanked: the key of a compilation cache."""
-    message = json.loads(wire)
-    message["hyperparameters"] = sorted(message["hyperparameters"])
-    for program in message["programs"]:
-        program["block"] = _lift(program["block"])
-    return hashlib.sha256(canonical(message).encode()).hexdigest()
-
-
-def _lift(block: dict[str, Any]) -> dict[str, Any]:
-    readers: dict[int, set[str]] = {}
-    for name, operands, _, _ in block["equations"]:
-        for atom in operands:
-            if isinstance(atom, int):
-                readers.setdefault(atom, set()).add(name)
-    for atom in block["outputs"]:
-        if isinstance(atom, int):
-            readers.setdefault(atom, set()).add("output")
-    equations, number = [], block["inputs"]
-    for name, operands, outputs, params in block["equations"]:
-        spread = name == "broadcast_in_dim" and readers.get(number, {""}) <= set(LIFTED)
-        if name in LIFTED or spread:
-            operands = [
-                [a[0], None] if isinstance(a, list) and a[0] == "float32" else a for a in operands
-            ]
-        params = {k: _lift(v) if _is_block(v) else v for k, v in params.items()}
-        if name == "cond":
-            params["branches"] = [_lift(b) for b in params["branches"]]
-        equations.append([name, operands, outputs, params])
-        number += outputs
-    return block | {"equations": equations}
-
-
-def _is_block(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"inputs", "equations", "outputs"}

@@ -15,6 +15,7 @@ import numpy as np
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.primitives import KEY_DTYPE
 
+WIRE_VERSION = 1
 REQUESTS = ("base", "key", "depth", "kind")
 
 

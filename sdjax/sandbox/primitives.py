@@ -1,8 +1,8 @@
 """The allow-list: every array primitive that may cross from the worker to the trusted parent.
 
-Each entry says how many operands it takes, which parameters it has, how each of them is written
-to and read from JSON, what it costs, and how the parent binds it anew. A primitive that is not
-here cannot be named by a message; a parameter that is not here is either fixed (`fixed`: the
+Each entry says how many operands it takes, which parameters it has, how each of them is read from
+JSON (encode.py writes them), what it costs, and how the parent binds it anew. A primitive that is
+not here cannot be named by a message; a parameter that is not here is either fixed (`fixed`: the
 worker refuses any other value, the parent supplies it itself) or ignored (`weak_type`, sharding
 hints). Why a group is allowed stands above it. What is left out on purpose: callbacks, FFI and
 custom calls (they leave the array world), collectives and shardings (the engine's business),
@@ -37,15 +37,9 @@ KEY_IMPL = next(
 KEY_DTYPE = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
 
 
-# --- parameters: JSON out and, trusting nothing, JSON in -------------------------------------
+# --- parameters, read from JSON; each raises ValueError on what is not legal ------------------
 
-
-@dataclass(frozen=True)
-class Codec:
-    """How one parameter crosses the wire. Both directions raise ValueError on what is not legal."""
-
-    encode: Callable[[Any], Any]
-    decode: Callable[[Any], Any]
+Decode = Callable[[Any], Any]
 
 
 def _expect(condition: bool, what: str) -> None:
@@ -53,17 +47,22 @@ def _expect(condition: bool, what: str) -> None:
         raise ValueError(what)
 
 
-def _integer(value: Any) -> int:
+def INT(value: Any) -> int:
     _expect(type(value) is int and abs(value) <= MAX_DIMENSION, "an integer is expected")
     return value
 
 
-def _boolean(value: Any) -> bool:
+def BOOL(value: Any) -> bool:
     _expect(type(value) is bool, "true or false is expected")
     return value
 
 
-def _sequence(item: Callable[[Any], Any], longest: int = 64) -> Callable[[Any], tuple]:
+def WIDTH(value: Any) -> int:
+    _expect(type(value) is int and value in (8, 16, 32), "8, 16 or 32 is expected")
+    return value
+
+
+def _sequence(item: Decode, longest: int = 64) -> Decode:
     def decode(value: Any) -> tuple:
         _expect(type(value) is list and len(value) <= longest, "a short list is expected")
         return tuple(item(v) for v in value)
@@ -71,14 +70,11 @@ def _sequence(item: Callable[[Any], Any], longest: int = 64) -> Callable[[Any], 
     return decode
 
 
-def _optional(codec: Codec) -> Codec:
-    return Codec(
-        lambda v: None if v is None else codec.encode(v),
-        lambda v: None if v is None else codec.decode(v),
-    )
+def _optional(decode: Decode) -> Decode:
+    return lambda value: None if value is None else decode(value)
 
 
-def _lookup(table: Mapping[str, Any]) -> Callable[[Any], Any]:
+def _lookup(table: Mapping[str, Any]) -> Decode:
     def decode(value: Any) -> Any:
         _expect(type(value) is str and value in table, "an unknown name")
         return table[value]
@@ -86,66 +82,33 @@ def _lookup(table: Mapping[str, Any]) -> Callable[[Any], Any]:
     return decode
 
 
-def _plain(value: Any) -> Any:
-    """Tuples and NumPy integers of JAX's parameters as plain JSON."""
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return int(value)
+def _members(kind: Any) -> Decode:
+    return _lookup({m.name: m for m in kind})
 
 
-def _numbers(kind: Any, name: str) -> Codec:
+def _numbers(kind: Any) -> Decode:
     """A named tuple of integer tuples (gather's and scatter's dimension numbers)."""
-    fields = kind._fields
 
     def decode(value: Any) -> Any:
-        _expect(type(value) is dict and set(value) == set(fields), f"{name} are expected")
-        return kind(**{f: _sequence(_integer)(value[f]) for f in fields})
+        _expect(type(value) is dict and set(value) == set(kind._fields), "dimension numbers")
+        return kind(**{name: INTS(numbers) for name, numbers in value.items()})
 
-    return Codec(lambda v: {f: _plain(getattr(v, f)) for f in fields}, decode)
-
-
-def _enumeration(kind: Any) -> Codec:
-    return Codec(lambda v: kind(v).name, _lookup({m.name: m for m in kind}))
-
-
-def _encode_dtype(value: Any) -> str:
-    name = np.dtype(value).name
-    _expect(name in DTYPES, f"the type {name} is not allowed")
-    return name
-
-
-def _encode_fill(value: Any) -> Any:
-    value = np.asarray(value)
-    if value.dtype.kind == "f" or value.dtype.name == "bfloat16":
-        return encode_number(value.astype(np.float32))
-    return encode_number(value)
-
-
-def encode_number(value: Any) -> Any:
-    """A scalar as JSON: exact, and with the names "nan", "inf", "-inf" for what JSON lacks."""
-    value = np.asarray(value)
-    if value.dtype.kind == "b":
-        return bool(value)
-    if value.dtype.kind in "iu":
-        return int(value)
-    if value.dtype.kind == "c":
-        return [encode_number(value.real), encode_number(value.imag)]
-    number = float(value)
-    return number if math.isfinite(number) else str(number)
+    return decode
 
 
 def decode_number(value: Any, dtype: np.dtype) -> np.generic:
     """The scalar of that type, or ValueError."""
     if dtype.kind == "b":
-        return dtype.type(_boolean(value))
+        return dtype.type(BOOL(value))
     if dtype.kind in "iu":
         bounds = np.iinfo(dtype)
         _expect(type(value) is int and bounds.min <= value <= bounds.max, "integer out of range")
         return dtype.type(value)
-    if dtype.kind == "c":
-        _expect(type(value) is list and len(value) == 2, "a complex number is expected")
-        return dtype.type(complex(*(_real(v) for v in value)))
-    return dtype.type(_real(value))
+    with np.errstate(over="ignore"):  # what is too large for the type is infinite
+        if dtype.kind == "c":
+            _expect(type(value) is list and len(value) == 2, "a complex number is expected")
+            return dtype.type(complex(*(_real(v) for v in value)))
+        return dtype.type(_real(value))
 
 
 def _real(value: Any) -> float:
@@ -156,47 +119,32 @@ def _real(value: Any) -> float:
     return float(value)
 
 
-def _precision(value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, tuple):
-        return [_precision(v) for v in value]
-    return lax.Precision(value).name
+def FILL(value: Any) -> Any:
+    return value if type(value) in (bool, int) else _real(value)
 
 
-def _decode_precision(value: Any) -> Any:
+def PRECISION(value: Any) -> Any:
     if type(value) is list:
         _expect(len(value) == 2, "two precisions are expected")
-        return tuple(_decode_precision(v) for v in value)
-    return None if value is None else _lookup({m.name: m for m in lax.Precision})(value)
+        return tuple(PRECISION(v) for v in value)
+    return None if value is None else _members(lax.Precision)(value)
 
 
-def _encode_impl(value: Any) -> str:
-    _expect(value.name == "threefry2x32", "only threefry2x32 keys are allowed")
-    return "threefry2x32"
-
-
-def _contraction(value: Any) -> Any:
-    pair = _sequence(_sequence(_integer), 2)
-    decoded = _sequence(pair, 2)(value)
+def CONTRACTION(value: Any) -> Any:
+    decoded = _sequence(_sequence(INTS, 2), 2)(value)
     _expect(len(decoded) == 2 and all(len(d) == 2 for d in decoded), "dimension numbers expected")
     return decoded
 
 
-INT = Codec(int, _integer)
-BOOL = Codec(bool, _boolean)
-INTS = Codec(_plain, _sequence(_integer))
-DTYPE = Codec(_encode_dtype, _lookup(DTYPES))
-PADDING = Codec(_plain, _sequence(_sequence(_integer, 3)))
-CONTRACTION = Codec(_plain, _contraction)
-PRECISION = Codec(_precision, _decode_precision)
-IMPL = Codec(_encode_impl, _lookup({"threefry2x32": KEY_IMPL}))
-FILL = Codec(_encode_fill, lambda v: v if type(v) in (bool, int) else _real(v))
-MODE = _enumeration(lax.GatherScatterMode)
-GATHER = _numbers(lax.GatherDimensionNumbers, "gather's dimension numbers")
-SCATTER = _numbers(lax.ScatterDimensionNumbers, "scatter's dimension numbers")
-FFT = _enumeration(lax.FftType)
-ROUNDING = _enumeration(lax.RoundingMethod)
+INTS = _sequence(INT)
+DTYPE = _lookup(DTYPES)
+PADDING = _sequence(_sequence(INT, 3))
+IMPL = _lookup({"threefry2x32": KEY_IMPL})
+MODE = _members(lax.GatherScatterMode)
+GATHER = _numbers(lax.GatherDimensionNumbers)
+SCATTER = _numbers(lax.ScatterDimensionNumbers)
+FFT = _members(lax.FftType)
+ROUNDING = _members(lax.RoundingMethod)
 
 
 # --- costs, in scalar operations -------------------------------------------------------------
@@ -236,7 +184,7 @@ def factorisation(ins: Any, outs: Any, params: Any) -> int:
 class Entry:
     arity: tuple[int, int]  # least and most operands
     bind: Callable[..., Any]
-    params: Mapping[str, Codec] = field(default_factory=dict)
+    params: Mapping[str, Decode] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     ignored: Mapping[str, Any] = field(default_factory=dict)
     cost: Callable[..., int] = field(default=each(1))
@@ -253,7 +201,7 @@ def _allow(
     fixed: Mapping[str, Any] | None = None,
     ignored: Mapping[str, Any] | None = None,
     bind: Callable[..., Any] | None = None,
-    **params: Codec,
+    **params: Decode,
 ) -> None:
     for name in names.split():
         attribute = name.replace("-", "_") + "_p"
@@ -367,7 +315,7 @@ _allow("fft", 1, n_log_n, fft_type=FFT, fft_lengths=INTS)
 _allow("random_seed", 1, impl=IMPL)
 _allow("random_wrap", 1, bind=_wrap_key, impl=IMPL)
 _allow("random_unwrap", 1, bind=jax.random.key_data)
-_allow("random_bits", 1, each(100), bit_width=INT, shape=INTS)
+_allow("random_bits", 1, each(100), bit_width=WIDTH, shape=INTS)
 _allow("random_split", 1, each(100), shape=INTS)
 _allow("random_fold_in", 2, each(100))
 _allow("threefry2x32", 4, each(100))

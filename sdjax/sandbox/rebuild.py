@@ -17,7 +17,7 @@ from jax import lax
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.cost import Bill, bill
 from sdjax.sandbox.decode import Block, Equation, Message, decode
-from sdjax.sandbox.encode import identity_of, structure_of
+from sdjax.sandbox.hashes import identity_of, structure_of
 from sdjax.sandbox.layout import Layout
 from sdjax.sandbox.primitives import ALLOWED
 from sdjax.sandbox.verdict import Refusal
@@ -40,24 +40,13 @@ class Rebuilt:
     programs: Mapping[Any, tuple[Layout, Block]]
     fuel: int
 
-    def __call__(
-        self,
-        task_vectors: Mapping[str, Any] | Sequence[Any],
-        *,
-        base: Any = None,
-        key: Any = None,
-        depth: Any = None,
-        kind: str | None = None,
-        **hyperparameters: Any,
-    ) -> Any:
+    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], **asked: Any) -> Any:
         """The merged task vector (float32; for a tree a dict from path to tensor).
 
-        `task_vectors` is a dict by slot or a sequence in slot order. A `while` that used up its
-        fuel makes the result NaN, which no caller admits.
+        `task_vectors` is a dict by slot or a sequence in slot order, `asked` as for `run`. A
+        `while` that used up its fuel makes the result NaN, which no caller admits.
         """
-        result, exhausted = self.run(
-            task_vectors, base=base, key=key, depth=depth, kind=kind, **hyperparameters
-        )
+        result, exhausted = self.run(task_vectors, **asked)
         if exhausted is None:
             return result
         return jax.tree.map(lambda x: jnp.where(exhausted, jnp.nan, x), result)
@@ -108,7 +97,11 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
     for name, (layout, block) in message.programs.items():
         jaxpr = _verified(block, layout, names, limits.fuel)
         slot = sum(int(np.prod(shape)) for shape in layout.shapes)
-        bills[name] = bill(jaxpr, limits, most_elements=limits.growth * max(slot, 1 << 12))
+        most = limits.growth * max(slot, 1 << 12)
+        bills[name] = bill(jaxpr, limits, most_elements=most)
+        if bills[name].memory > 8 * most:  # twice the largest intermediate there may be, in float32
+            found = f"{bills[name].memory:.3g} bytes alive at once; {8 * most:.3g} are allowed"
+            raise Refusal("too costly", "memory", f"the program keeps {found}")
     if message.form == "tree":
         cost = bills["scope"].cost
     else:
@@ -233,14 +226,13 @@ def _while(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any
     p = equation.params
     first, second = p["condition_consts"], p["condition_consts"] + p["body_consts"]
 
-    def wanted(state: tuple) -> tuple[Any, Any]:
-        outputs, exhausted = run(p["condition"], [*operands[:first], *state], fuel)
-        return outputs[0], exhausted
+    def wanted(state: tuple) -> Any:
+        return run(p["condition"], [*operands[:first], *state], fuel)[0][0]
 
     # The carry: what the program carries, fuel left, whether an inner loop ran out of its own.
     def condition(carry: tuple) -> Any:
         state, left, _ = carry
-        return jnp.logical_and(wanted(state)[0], left > 0)
+        return jnp.logical_and(wanted(state), left > 0)
 
     def step(carry: tuple) -> tuple:
         state, left, flag = carry
@@ -250,9 +242,7 @@ def _while(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any
     initial = tuple(jnp.asarray(x) for x in operands[second:])
     start = (initial, jnp.int32(fuel), jnp.zeros((), bool))
     state, _, flag = lax.while_loop(condition, step, start)
-    unfinished, inner = wanted(state)  # still wanted: it ended for want of fuel
-    flag = flag | unfinished
-    return list(state), flag if inner is None else flag | inner
+    return list(state), flag | wanted(state)  # still wanted: it ended for want of fuel
 
 
 def _cond(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:

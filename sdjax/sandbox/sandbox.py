@@ -11,15 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
-import sdjax
 from sdjax.errors import UserError
-from sdjax.sandbox.confine import ENVIRONMENT
+from sdjax.sandbox.confine import ENVIRONMENT, package_path, require_layers
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.probe import probe
 from sdjax.sandbox.rebuild import rebuild
@@ -37,20 +35,26 @@ class Sandbox:
             for index, verdict in sandbox.judge_all(sources):
                 ...
 
+    Entering it raises UserError where this machine lacks a layer of confinement that
+    `allow_missing` does not name.
+
     `seen` maps identities and fingerprints of earlier programs to their names; both methods add
     what they admit, so one mapping can serve a whole run (fill it from the store to resume).
     """
 
-    def __init__(self, contract: Contract, workers: int = 2):
+    def __init__(self, contract: Contract, workers: int = 2, allow_missing: Collection[str] = ()):
         if workers < 1:
             raise ValueError("a sandbox needs at least one worker")
         self.contract, self.workers = contract, workers
+        self.allow_missing = tuple(allow_missing)
+        self.layers: tuple[str, ...] = ()  # in force, once it is entered
         self._entered = False
         self._server: subprocess.Popen | None = None
         self._idle: list[Connection] = []
         self._busy: dict[Connection, _Task] = {}
 
     def __enter__(self) -> "Sandbox":
+        self.layers = require_layers(self.allow_missing)
         self._entered = True
         if self._server is None:
             self._start()
@@ -191,8 +195,8 @@ class Sandbox:
     def _start(self) -> None:
         pairs = [socket.socketpair() for _ in range(self.workers)]
         theirs = [pair[1].fileno() for pair in pairs]
-        root = str(Path(sdjax.__file__).resolve().parent.parent)
-        boot = _BOOT.format(paths=[root], args=(theirs, self.contract.to_json()))
+        arguments = (theirs, self.contract.to_json(), list(self.allow_missing))
+        boot = _BOOT.format(paths=package_path(), args=arguments)
         self._server = subprocess.Popen(
             [sys.executable, "-P", "-c", boot],
             stdin=subprocess.PIPE,

@@ -20,8 +20,9 @@ import numpy as np
 
 from sdjax.sandbox import rules
 from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.encode import WIRE_VERSION, Encoder, canonical
-from sdjax.sandbox.layout import REQUESTS, Layout, plan
+from sdjax.sandbox.encode import Encoder
+from sdjax.sandbox.hashes import canonical
+from sdjax.sandbox.layout import REQUESTS, WIRE_VERSION, Layout, plan
 from sdjax.sandbox.steps import COUNTER, counted, counter
 from sdjax.sandbox.verdict import Refusal
 

@@ -1,7 +1,7 @@
 """The outcome of judging one program, in words that are the same on every machine."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 VERDICTS = (
     "admitted",
@@ -52,9 +52,6 @@ class Verdict:
     @property
     def admitted(self) -> bool:
         return self.verdict == "admitted"
-
-    def to_json(self) -> dict:
-        return asdict(self)
 
 
 def tidy(message: str) -> str:

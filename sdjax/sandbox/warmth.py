@@ -1,14 +1,20 @@
-"""Programs that the server traces before the first fork, so that a child meets warm caches.
+"""What the server traces before the first fork, so that a child meets warm caches.
 
-Together they touch the functions that merge algorithms are commonly written with.
+The sources touch the functions that merge algorithms are commonly written with, `rare` all other
+primitives of the allow-list.
 """
 
+import ast
 import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from sdjax.sandbox.primitives import KEY_DTYPE
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.primitives import ALLOWED, KEY_DTYPE
+from sdjax.sandbox.trace import trace_source
 
 _TIES = """
 import jax
@@ -73,10 +79,54 @@ def merge_models(task_vectors):
 SOURCES = (_TIES, _LINEAR, _DICT)
 
 
-def provoke_errors() -> None:
+_X = jax.ShapeDtypeStruct((6, 4), jnp.float32)
+_WHOLE = jax.ShapeDtypeStruct((6, 4), jnp.int32)
+_WORD = jax.ShapeDtypeStruct((6, 4), jnp.uint32)
+_KEY = jax.ShapeDtypeStruct((), KEY_DTYPE)
+RARE = (_X, _WHOLE, _WORD, _KEY)
+
+
+def rare(x: Any, n: Any, w: Any, key: Any) -> list[Any]:
+    """Every primitive of the allow-list that no source below touches."""
+    square = x.T @ x
+    z = lax.complex(x, x)
+    smooth = """acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt cos cosh digamma erf
+        erfc exp2 expm1 lgamma log rsqrt sin sinh tan"""
+    updates = [getattr(x.at[n[:, 0]], how) for how in ("add", "subtract", "multiply", "min", "max")]
+    ordered = [ALLOWED[name].bind(x, x) for name in ("eq_to", "lt_to", "le_to", "add_any")]
+    return [
+        *(getattr(lax, name)(x) for name in smooth.split()),
+        *(f(x, 0) for f in (lax.cumlogsumexp, lax.cummax, lax.cummin, lax.cumprod)),
+        *(update(1.0) for update in updates),
+        *ordered,
+        *(lax.atan2(x, x), lax.nextafter(x, x), lax.rem(x, x), x <= 0, jnp.min(x), jnp.argmin(x)),
+        *(~n, n & n, n ^ n, n << 1, n >> 1, lax.clz(n), lax.population_count(n)),
+        *(jnp.all(x > 0), lax.reduce_xor(n, (0,)), lax.reduce_precision(x, 8, 7)),
+        *(lax.conj(z), lax.imag(z), lax.real(z), jnp.fft.fft(x)),
+        *(jnp.linalg.cholesky(square), *jnp.linalg.eigh(square), *jnp.linalg.qr(x)),
+        *(*lax.linalg.lu(square), jnp.linalg.solve(square, x.T)),
+        *(jnp.concatenate([x, x]), jnp.pad(x, 1), x[::-1], *jnp.split(x, 2), jnp.tile(x, (2, 1))),
+        lax.dynamic_update_slice(x, x[:2], (n[0, 0], 0)),
+        lax.cond(n[0, 0] > 0, lambda: x, lambda: -x),
+        lax.while_loop(lambda v: v < 3, lambda v: v + 1, n[0, 0]),
+        jax.random.fold_in(jax.random.split(key)[0], 1),
+        *(jax.random.PRNGKey(0), jax.random.key_data(key), jax.random.key(0)),
+        *(jax.random.wrap_key_data(w[0, :2], impl="threefry2x32"),),
+        *ALLOWED["threefry2x32"].bind(w[0], w[1], w[2], w[3]),
+    ]
+
+
+def warm_up(contract: Contract) -> None:
+    """Trace all of it."""
+    for source in SOURCES:
+        trace_source(source, contract)
+    jax.make_jaxpr(rare)(*RARE)
+    _provoke_errors()
+
+
+def _provoke_errors() -> None:
     """Raise the errors that programs commonly raise, so that their reports are loaded as well."""
-    x = jax.ShapeDtypeStruct((4, 2), jnp.float32)
-    key = jax.ShapeDtypeStruct((), KEY_DTYPE)
+    ast.parse("ｘ = 'é'")  # names beyond ASCII are normalised by a module of its own
     for mistake in (
         lambda x, key: x if x[0, 0] > 0 else -x,
         lambda x, key: float(x[0, 0]),
@@ -86,4 +136,4 @@ def provoke_errors() -> None:
         lambda x, key: x.nothing,
     ):
         with contextlib.suppress(Exception):
-            jax.make_jaxpr(mistake)(x, key)
+            jax.make_jaxpr(mistake)(_X, _KEY)

@@ -23,7 +23,7 @@ from sdjax.progress import progress_bar
 from sdjax.sandbox.rebuild import to_algorithm
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.pairs import Pair, Scored, make_pairs, select
-from sdjax.search.processes import LAYERS, judge_all
+from sdjax.search.processes import judge_all
 from sdjax.search.records import (
     DEVELOPMENT,
     MAIN,
@@ -108,8 +108,8 @@ def judge(
             sources[sample.source_hash] = source
     texts = list(sources.values())
     with progress_bar(f"iteration {iteration}: admit", len(texts)) as advance:
-        for index, verdict in judge_all(sandbox, texts):
-            store.save_verdict(texts[index], verdict, LAYERS)
+        for index, verdict, layers in judge_all(sandbox, texts):
+            store.save_verdict(texts[index], verdict, layers)
             if verdict.admitted and verdict.identity is not None:
                 families = families_of(texts[index])
                 store.save_origin(

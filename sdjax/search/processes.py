@@ -7,6 +7,7 @@ sandbox is the main process's; every process gets its verdicts.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import jax
 
+from sdjax.sandbox.confine import require_layers
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search.config import RunConfig
@@ -25,9 +27,6 @@ from sdjax.search.store import Store
 from sdjax.search.workbench import Workbench
 from sdjax.sharding.distributed import is_main_process
 from sdjax.sharding.together import from_main
-
-# The layers of confinement that every verdict of this version is given under.
-LAYERS = ("fork server", "clean environment", "no new privileges", "rlimits", "wall clock")
 
 
 def open_store(config: RunConfig, folder: Path) -> Store:
@@ -55,21 +54,28 @@ def open_sandbox(bench: Workbench) -> AbstractContextManager[Sandbox | None]:
     """The sandbox, on the main process."""
     if not is_main_process():
         return nullcontext()
-    return Sandbox(bench.contract, workers=bench.config.sandbox.workers)
+    settings = bench.config.sandbox
+    return Sandbox(bench.contract, settings.workers, allow_missing=settings.allow_missing)
 
 
-def judge_all(sandbox: Sandbox | None, sources: Sequence[str]) -> Iterator[tuple[int, Verdict]]:
-    """(index, verdict) for every source, in order, on every process as soon as it is known."""
+def judge_all(
+    sandbox: Sandbox | None, sources: Sequence[str]
+) -> Iterator[tuple[int, Verdict, tuple[str, ...]]]:
+    """(index, verdict, layers it was given under) for every source, in order.
+
+    On every process, as soon as it is known.
+    """
     verdicts = iter(()) if sandbox is None else sandbox.judge_all(sources)
 
     def judge_next() -> bytes:
+        assert sandbox is not None  # the main process, which alone calls this, has it
         _, verdict = next(verdicts)
-        return json.dumps(verdict.to_json()).encode()
+        return json.dumps([dataclasses.asdict(verdict), sandbox.layers]).encode()
 
     for index in range(len(sources)):
-        fields = json.loads(from_main(judge_next))
+        fields, layers = json.loads(from_main(judge_next))
         tuples = {name: tuple(fields[name]) for name in ("requests", "notes")}
-        yield index, Verdict(**fields | tuples)
+        yield index, Verdict(**fields | tuples), tuple(layers)
 
 
 def _open_file(config: RunConfig, folder: Path) -> Store:
@@ -82,4 +88,5 @@ def _open_file(config: RunConfig, folder: Path) -> Store:
     }
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     versions |= {"python": platform.python_version(), "devices": devices}
-    return Store.create(folder, config=config.to_json(), versions=versions, layers=LAYERS)
+    layers = require_layers(config.sandbox.allow_missing)
+    return Store.create(folder, config=config.to_json(), versions=versions, layers=layers)

@@ -379,6 +379,17 @@ REFUSED = [
         "constants",
     ),
     (
+        "many tensors alive",
+        merge(
+            "x = jnp.tile(task_vectors['expert_1'], (32, 1))\n"
+            "kept = [jnp.sin(x * i) for i in range(100)]\n"
+            "total = sum(a * b for a, b in zip(kept, kept[::-1]))\n"
+            "return total[: task_vectors['expert_1'].shape[0]]"
+        ),
+        "too costly",
+        "memory",
+    ),
+    (
         "host memory",
         merge("x = [0] * 10**10\nreturn task_vectors['expert_1']"),
         "too costly",
@@ -392,6 +403,16 @@ REFUSED = [
         ),
         "too costly",
         "fuel",
+    ),
+    (
+        "a loop in a condition",
+        merge(
+            "x = task_vectors['expert_1']\nloop = jax.lax.while_loop\n"
+            "inner = lambda v: loop(lambda w: w > 1.0, lambda w: w * 0.5, jnp.max(v)) > 0.5\n"
+            "return loop(inner, lambda v: v * 0.5, x)"
+        ),
+        "refused",
+        "nesting",
     ),
     (
         "endless integers",

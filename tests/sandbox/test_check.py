@@ -1,12 +1,18 @@
 """`sdjax check`: files in, verdicts and an exit status out."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from catalogue import TIES, VALID
 
 from sdjax.errors import UserError
+from sdjax.io.folders import ZOO
 from sdjax.sandbox.check import check_files
+from sdjax.sandbox.readable import readable
+from sdjax.sandbox.trace import trace_trusted
 
 
 @pytest.fixture
@@ -45,3 +51,46 @@ def test_a_table_for_people_and_zero_when_all_are_admitted(tmp_path, contract):
 def test_a_missing_file_is_the_users_mistake(tmp_path, contract):
     with pytest.raises(UserError, match=r"none\.py: cannot be read"):
         check_files([tmp_path / "none.py"], contract, as_json=False)
+
+
+def test_the_array_program_on_request(files, contract):
+    text, _ = check_files(files[:1], contract, as_json=True, show=True)
+    (row,) = map(json.loads, text.split("\n"))
+    assert "tensors of (16, 8):\n  v0 = mul(0.3, expert_1)\n" in row["program"]
+    assert row["program"].endswith("  return v5")
+    table, _ = check_files(files[:3], contract, as_json=False, show=True)
+    assert table.count("tensors of (16, 8):") == 2  # the duplicate's too, the refused one's not
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_every_verified_program_can_be_read(name, contract):
+    text = readable(trace_trusted(VALID[name], contract), contract)
+    assert "return" in text
+    assert "<" not in text.replace("<=", "")  # no Python object's address
+
+
+def _sdjax(*arguments, **environment):
+    command = [sys.executable, "-c", "from sdjax.cli import main; main()", "check", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=300
+    )
+
+
+def test_the_command(tmp_path):
+    """Exit statuses: 0 for all admitted, 1 for one that is not, 2 for a user's mistake."""
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text(TIES)
+    bad.write_text("import os\n")
+    done = _sdjax(str(good), str(bad), "--json", "--show")
+    assert done.returncode == 1, done.stderr
+    rows = [json.loads(line) for line in done.stdout.strip().split("\n")]
+    assert [r["verdict"] for r in rows] == ["admitted", "refused"]
+    assert {"file", "verdict", "rule", "message", "hash", "cost"} <= rows[0].keys()
+    assert "seccomp" in rows[0]["layers"]
+    done = _sdjax(str(good), "--model", str(ZOO / "seed" / "config.json"))
+    assert done.returncode == 0, done.stderr
+    for mistake in (["none.py"], [str(good), "--allow-missing", "x"], [str(good), "--model", "x"]):
+        done = _sdjax(*mistake)
+        assert done.returncode == 2
+        assert done.stderr.startswith("sdjax: ")
+        assert done.stderr.count("\n") == 1

@@ -2,13 +2,12 @@
 
 import copy
 import json
-import random
 
 import pytest
 from catalogue import VALID, merge
 
 from sdjax.sandbox.contract import Contract, Limits
-from sdjax.sandbox.rebuild import Rebuilt, rebuild
+from sdjax.sandbox.rebuild import rebuild
 from sdjax.sandbox.trace import trace_trusted
 from sdjax.sandbox.verdict import Refusal
 
@@ -180,6 +179,16 @@ def test_nesting_is_bounded(contract):
     assert "nesting" in refused(message, contract).message
 
 
+def test_a_condition_holds_no_loop(wires, contract):
+    """It is traced twice: without this rule eight levels take 256 times as long to verify."""
+    message = json.loads(wires["while"])
+    for program in message["programs"]:
+        loop = next(e for e in program["block"]["equations"] if e[0] == "while")
+        inner = [loop[0], [0], 1, copy.deepcopy(loop[3])]
+        loop[3]["condition"]["equations"].insert(0, inner)
+    assert "condition" in refused(message, contract).message
+
+
 def test_equations_are_bounded_over_all_blocks(contract):
     wire = trace_trusted(VALID["ties"], contract)
     tight = Contract(slots=contract.slots, tensors=contract.tensors, limits=Limits(equations=40))
@@ -195,50 +204,3 @@ def test_shapes_that_explode_are_refused_before_anything_is_computed(contract):
             0, ["iota", [], 1, {"dtype": "float32", "shape": [1 << 39], "dimension": 0}]
         )
     assert refused(message, contract).rule in ("elements", "wire")
-
-
-def _mutate(value, draw: random.Random):
-    """One small, random change somewhere in a message."""
-    junk = [
-        None,
-        True,
-        -1,
-        0,
-        1,
-        7,
-        1 << 62,
-        0.5,
-        "",
-        "add",
-        "float32",
-        [],
-        {},
-        [None, [16, 8]],
-        [0],
-    ]
-    if isinstance(value, dict) and value and draw.random() < 0.9:
-        key = draw.choice(sorted(value))
-        return value | {key: _mutate(value[key], draw)}
-    if isinstance(value, list) and value and draw.random() < 0.9:
-        index = draw.randrange(len(value))
-        action = draw.random()
-        if action < 0.8:
-            return [*value[:index], _mutate(value[index], draw), *value[index + 1 :]]
-        if action < 0.9:
-            return value[:index] + value[index + 1 :]
-        return [*value[: index + 1], *value[index:]]
-    return draw.choice(junk)
-
-
-@pytest.mark.parametrize("name", ["ties", *LOOPS, "top-level arrays"])
-def test_mutated_messages_are_verified_programs_or_refusals(name, wires, contract):
-    draw = random.Random(name)
-    message, outcomes = json.loads(wires[name]), set()
-    for _ in range(300):
-        mutated = _mutate(message, draw)
-        try:
-            outcomes.add(type(rebuild(json.dumps(mutated), contract)))
-        except Refusal:
-            outcomes.add(Refusal)
-    assert Refusal in outcomes
-    assert outcomes <= {Refusal, Rebuilt}

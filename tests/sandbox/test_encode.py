@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from catalogue import TIES, VALID, merge
 
-from sdjax.sandbox.encode import canonical, identity_of, structure_of
+from sdjax.sandbox.hashes import canonical, identity_of, structure_of
 from sdjax.sandbox.trace import trace_trusted
 from sdjax.sandbox.verdict import Refusal
 

@@ -11,8 +11,8 @@ from jax.extend.core import primitives as P
 
 from sdjax.sandbox.contract import Contract, Limits, TensorSignature
 from sdjax.sandbox.decode import _constants, _Decoder
-from sdjax.sandbox.encode import Encoder
-from sdjax.sandbox.primitives import ALLOWED, CONTROL_FLOW, decode_number, encode_number
+from sdjax.sandbox.encode import Encoder, encode_number
+from sdjax.sandbox.primitives import ALLOWED, CONTROL_FLOW, decode_number
 from sdjax.sandbox.rebuild import run
 
 _draw = np.random.default_rng(0)

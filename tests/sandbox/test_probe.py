@@ -46,7 +46,7 @@ def test_large_tensors_are_probed_at_a_reduced_shape(large):
     wire = trace_trusted(merge("return task_vectors['expert_1'] * 2.0"), large)
     program = rebuild(wire, large)
     assert set(program.programs) == {(None, s) for s in [(512, 128), (128,), (128, 32)]}
-    assert probe(program, large).notes == ("scales expert_1",)
+    assert probe(program, large).notes == ("plain scaling of one task vector: expert_1",)
 
 
 def test_a_program_that_fails_at_reduced_shapes_alone_is_probed_at_the_real_ones(large):
@@ -54,7 +54,7 @@ def test_a_program_that_fails_at_reduced_shapes_alone_is_probed_at_the_real_ones
     body = f"x = task_vectors['expert_1']\nreturn x if x.ndim == 1 else {blocks}"
     program = rebuild(trace_trusted(merge(body), large), large)
     assert set(program.programs) == {(None, (512, 128)), (None, (128,))}
-    assert probe(program, large).notes == ("equals expert_1",)
+    assert probe(program, large).notes == ("equals an expert: expert_1",)
 
 
 def test_programs_that_do_other_things_at_other_shapes_are_never_called_equal(contract):

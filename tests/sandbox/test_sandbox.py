@@ -67,9 +67,15 @@ def test_requests_are_what_the_program_really_uses(verdicts, sandbox):
     ("body", "notes"),
     [
         ("return 0 * task_vectors['expert_1']", ("equals the seed",)),
-        ("return task_vectors['expert_2']", ("equals expert_2",)),
-        ("return -0.3 * task_vectors['expert_3']", ("scales expert_3",)),
-        ("return task_vectors['expert_3'] + task_vectors['expert_1']", ()),
+        ("return task_vectors['expert_2']", ("equals an expert: expert_2",)),
+        ("return -0.3 * task_vectors['expert_3']", ("plain scaling of one task vector: expert_3",)),
+        ("return sum(task_vectors.values())", ()),
+        ("return jnp.median(jnp.stack(list(task_vectors.values())), axis=0)", ()),
+        ("a, b, c = task_vectors.values()\nreturn a + b", ("depends on the order of experts",)),
+        (
+            "a, b, c = task_vectors.values()\nreturn a + b + c * 2",
+            ("depends on the order of experts",),
+        ),
     ],
 )
 def test_notes_say_what_a_result_equals(sandbox, body, notes):

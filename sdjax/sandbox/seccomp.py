@@ -1,0 +1,136 @@
+"""The system calls that a worker may still make: a BPF program written here, for two processors.
+
+A worker computes in memory and talks through one descriptor, so what it needs is memory, that
+descriptor, the clock and its own end. Everything else is answered by an error: calls that take a
+path by ENOENT, so that Python believes that files do not exist and goes on, the rest by EPERM.
+What only an attack does (exec, ptrace, another process's memory, a foreign calling convention)
+kills. Memory cannot become executable either, since tracing compiles nothing.
+"""
+
+import ctypes
+import errno
+import platform
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+KILL, ERRNO, ALLOW = 0x8000_0000, 0x0005_0000, 0x7FFF_0000  # SECCOMP_RET_…
+PR_SET_SECCOMP, MODE_FILTER = 22, 2
+PROT_EXEC = 4
+X32 = 0x4000_0000  # the bit of x86_64's second calling convention
+# Where `struct seccomp_data` holds the call's number, the processor, and the third argument's low
+# word (both processors are little-endian).
+NUMBER, ARCHITECTURE, THIRD_ARGUMENT = 0, 4, 32
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+
+
+def _table(text: str) -> dict[str, int]:
+    words = text.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """One processor's audit number and, by what is done about them, its system calls."""
+
+    audit: int
+    allowed: Mapping[str, int]
+    without_exec: Mapping[str, int]  # allowed where they do not ask for executable memory
+    paths: Mapping[str, int]
+    killed: Mapping[str, int]
+    x32: bool = False
+
+
+PROCESSORS = {
+    "x86_64": Processor(
+        audit=0xC000003E,
+        x32=True,
+        allowed=_table(
+            """read 0 write 1 munmap 11 brk 12 mremap 25 madvise 28 sched_yield 24 getpid 39
+            exit 60 gettimeofday 96 getrusage 98 getppid 110 gettid 186 time 201 futex 202
+            restart_syscall 219 clock_gettime 228 clock_getres 229 exit_group 231 getrandom 318"""
+        ),
+        without_exec=_table("mmap 9 mprotect 10"),
+        paths=_table(
+            """open 2 stat 4 lstat 6 access 21 truncate 76 getcwd 79 chdir 80 rename 82 mkdir 83
+            rmdir 84 creat 85 link 86 unlink 87 symlink 88 readlink 89 chmod 90 chown 92 lchown 94
+            utime 132 mknod 133 statfs 137 chroot 161 utimes 235 openat 257 mkdirat 258
+            mknodat 259 fchownat 260 newfstatat 262 unlinkat 263 renameat 264 linkat 265
+            symlinkat 266 readlinkat 267 fchmodat 268 faccessat 269 utimensat 280 renameat2 316
+            statx 332 openat2 437 faccessat2 439"""
+        ),
+        killed=_table(
+            "execve 59 ptrace 101 process_vm_readv 310 process_vm_writev 311 execveat 322"
+        ),
+    ),
+    "aarch64": Processor(
+        audit=0xC00000B7,
+        allowed=_table(
+            """read 63 write 64 exit 93 exit_group 94 futex 98 clock_gettime 113 clock_getres 114
+            sched_yield 124 restart_syscall 128 getrusage 165 gettimeofday 169 getpid 172
+            getppid 173 gettid 178 brk 214 munmap 215 mremap 216 madvise 233 getrandom 278"""
+        ),
+        without_exec=_table("mmap 222 mprotect 226"),
+        paths=_table(
+            """getcwd 17 mknodat 33 mkdirat 34 unlinkat 35 symlinkat 36 linkat 37 renameat 38
+            statfs 43 truncate 45 faccessat 48 chdir 49 chroot 51 fchmodat 53 fchownat 54 openat 56
+            readlinkat 78 newfstatat 79 utimensat 88 renameat2 276 statx 291 openat2 437
+            faccessat2 439"""
+        ),
+        killed=_table(
+            "ptrace 117 execve 221 process_vm_readv 270 process_vm_writev 271 execveat 281"
+        ),
+    ),
+}
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+
+
+def assemble(processor: Processor) -> list[Instruction]:
+    """The filter as BPF. Each test stands right before what follows from it: no long jumps."""
+    refuse = ERRNO | errno.EPERM
+    program = [
+        (LOAD, 0, 0, ARCHITECTURE),
+        (EQUAL, 1, 0, processor.audit),
+        (RETURN, 0, 0, KILL),
+        (LOAD, 0, 0, NUMBER),
+    ]
+    if processor.x32:
+        program += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, KILL)]
+    for calls, answer in (
+        (processor.allowed, ALLOW),
+        (processor.paths, ERRNO | errno.ENOENT),
+        (processor.killed, KILL),
+    ):
+        for number in calls.values():
+            program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, answer)]
+    for number in processor.without_exec.values():
+        program += [
+            (EQUAL, 0, 4, number),
+            (LOAD, 0, 0, THIRD_ARGUMENT),
+            (ANY_BIT, 0, 1, PROT_EXEC),
+            (RETURN, 0, 0, refuse),
+            (RETURN, 0, 0, ALLOW),
+        ]
+    return [*program, (RETURN, 0, 0, refuse)]
+
+
+def install(program: list[Instruction]) -> None:
+    """Put the calling thread under a filter for good; OSError where the kernel has none."""
+
+    class Filter(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    filter_ = Filter(len(program), code)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.byref(filter_), 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def restrict_calls() -> None:
+    """The filter of this machine's processor; OSError where there is none for it."""
+    processor = PROCESSORS.get(platform.machine())
+    if processor is None:
+        raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
+    install(assemble(processor))

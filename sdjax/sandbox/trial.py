@@ -1,0 +1,132 @@
+"""A verified program run on small fixed tensors: the first time that it computes anything.
+
+It runs operation by operation on the host's CPU: compiling it whole would take longer than running
+it ever does, and single operations stay compiled from one candidate to the next.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.layout import Layout, plan
+from sdjax.sandbox.rebuild import Rebuilt
+from sdjax.sandbox.verdict import Refusal
+
+DEPTHS = (0.0, 1.0)  # the first and the last layer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    task_vectors: tuple[Any, ...]
+    base: Any
+    host: list[list[np.ndarray]]  # the task vectors once more: [slot][leaf]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """One of a program's array programs on its probe tensors."""
+
+    name: Any
+    inputs: Inputs
+    depth: float
+
+
+def trials(program: Rebuilt, contract: Contract) -> list[Trial]:
+    """What is to be run: a tensor of each group (layout.plan), at either end of the depth."""
+    found = []
+    for preferred, real in plan(contract, program.form, "kind" in program.requests).probes:
+        name = preferred if preferred in program.programs else real
+        inputs = _inputs(program.programs[name][0], name)
+        depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
+        found += [Trial(name=name, inputs=inputs, depth=depth) for depth in depths]
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _inputs(layout: Layout, name: Any) -> Inputs:
+    """Task vectors as fine-tuning leaves them: bfloat16 differences, some of them exactly zero."""
+    seed = int.from_bytes(hashlib.sha256(repr((name, layout)).encode()).digest()[:8], "big")
+    draw = np.random.default_rng(seed)
+
+    def tensor(shape: tuple[int, ...], scale: float, zeros: float) -> np.ndarray:
+        values = draw.standard_normal(shape) * scale
+        values = np.where(draw.random(shape) < zeros, 0.0, values)
+        return values.astype(jax.numpy.bfloat16).astype(np.float32)
+
+    common = [draw.random(shape) < 0.02 for shape in layout.shapes]  # zero for every expert
+    host = [
+        [
+            np.where(zero, np.float32(0), tensor(shape, 0.01 * (1 + i), 0.05))
+            for shape, zero in zip(layout.shapes, common, strict=True)
+        ]
+        for i in range(len(layout.slots))
+    ]
+    base = [tensor(shape, 0.05, 0.0) for shape in layout.shapes]
+    put = jax.device_put
+    return Inputs(
+        task_vectors=tuple(put(layout.result(leaves)) for leaves in host),
+        base=put(layout.result(base)),
+        host=host,
+    )
+
+
+def run_trial(
+    program: Rebuilt, trial: Trial, order: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """The result's leaves, with the experts in another order if one is given.
+
+    Refusal where a leaf is not finite, where a loop does not end, and for what XLA objects to
+    (only a forged message gets so far).
+    """
+    with _on_host():
+        try:
+            return _run(program, trial, order or range(len(trial.inputs.task_vectors)))
+        except Refusal:
+            raise
+        except Exception as error:
+            message = f"the array program cannot be run ({type(error).__name__})"
+            raise Refusal("refused", "wire", message) from None
+
+
+def _run(program: Rebuilt, trial: Trial, order: Sequence[int]) -> list[np.ndarray]:
+    name = trial.name
+    outputs, exhausted = program.run(
+        [trial.inputs.task_vectors[slot] for slot in order],
+        base=trial.inputs.base,
+        key=jax.random.key(0, impl="threefry2x32"),
+        depth=np.float32(trial.depth),
+        kind=name[0] if isinstance(name, tuple) else None,
+    )
+    if exhausted is not None and bool(exhausted):
+        message = f"a `while` loop did not end within {program.fuel} steps on the probe tensors"
+        raise Refusal("too costly", "fuel", message)
+    leaves = [np.asarray(leaf) for leaf in _leaves(program.programs[name][0], outputs)]
+    for leaf in leaves:
+        if not np.isfinite(leaf).all():
+            share = float(np.mean(~np.isfinite(leaf)))
+            raise Refusal(
+                "non-finite",
+                "non-finite",
+                f"{share:.2g} of the result is NaN or infinite on probe tensors that hold some"
+                " zeros, as real task vectors do; guard divisions, logarithms and roots",
+            )
+    return leaves
+
+
+def _leaves(layout: Layout, value: Any) -> list[Any]:
+    return [value] if layout.paths is None else [value[path] for path in layout.paths]
+
+
+def _on_host() -> AbstractContextManager:
+    """The host's CPU, so that verdicts are the same beside any accelerator."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # a process that was started for its accelerator alone
+        return nullcontext()

@@ -1,0 +1,240 @@
+"""Fuzzing of the decoder, with a coverage-guided fuzzer or by mutating real messages.
+
+    python tests/sandbox/fuzzing.py --inputs 1000000              mutated real messages
+    python tests/sandbox/fuzzing.py --atheris FOLDER -runs=1000000     (needs atheris)
+
+FOLDER is atheris' corpus; what follows it are libFuzzer's own flags. Every input must end as a
+refusal or as a program that computes with allowed primitives alone, within `SECONDS`. A part of
+what is admitted is also run on the probe tensors, as the parent would.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+SECONDS = 20  # an input that takes longer is a hang
+PROBED = 20  # one in so many admitted programs is run
+JUNK: tuple[Any, ...] = (
+    *(None, True, False, -1, 0, 1, 2, 7, 31, 255, 1 << 31, 1 << 40, 1 << 62, 10**30, -(1 << 63)),
+    *(0.5, -0.0, 1e308, "", "nan", "inf", "add", "float32", "bool", "complex64", "threefry2x32"),
+    *("constant", "scope", "probe", "tensor", "tree", "__class__", "\u0000", "ｆ"),
+    *([], {}, [0], [[]], [None, [16, 8]], ["float32", 1.0], ["constant", 0], ["int32", 2**31 - 1]),
+)
+# Inside the programs that the parent traces for itself: what `jax`'s public functions wrap.
+WRAPPERS = {"jit", "pjit", "closed_call"}
+
+
+def seeds(contract: Any) -> list[Any]:
+    """The messages of the catalogue's valid programs, as JSON values."""
+    from catalogue import VALID
+
+    from sdjax.sandbox.trace import trace_trusted
+
+    return [json.loads(trace_trusted(source, contract)) for source in VALID.values()]
+
+
+def mutated(message: Any, others: Sequence[Any], draw: random.Random) -> Any:
+    """The message with one small change at any of its nodes."""
+    path = draw.choice(paths(message))
+    return _replaced(message, path, lambda node: _other(node, others, draw))
+
+
+def paths(message: Any) -> list[tuple[Any, ...]]:
+    """Where each node of a message stands."""
+    found: list[tuple[Any, ...]] = [()]
+    for at in found:
+        node = message
+        for key in at:
+            node = node[key]
+        if isinstance(node, (dict, list)):
+            found += [(*at, key) for key in (node if isinstance(node, dict) else range(len(node)))]
+    return found
+
+
+def _replaced(node: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+    if not path:
+        return change(node)
+    key, inner = path[0], _replaced(node[path[0]], path[1:], change)
+    return node | {key: inner} if isinstance(node, dict) else [*node[:key], inner, *node[key + 1 :]]
+
+
+def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
+    """Mostly something of the same kind, so that it gets past the first checks."""
+    from sdjax.sandbox.primitives import ALLOWED, DTYPES
+
+    if draw.random() < 0.1:
+        return draw.choice(JUNK)
+    if draw.random() < 0.15:  # a part of another message
+        other = draw.choice(others)
+        for key in draw.choice(paths(other)):
+            other = other[key]
+        return other
+    if type(node) is bool:
+        return not node
+    if type(node) in (int, float):
+        return draw.choice((node + 1, node - 1, 0, -node, 2 * node, draw.randrange(40), node + 0.5))
+    if type(node) is str:
+        return draw.choice(sorted(DTYPES if node in DTYPES else ALLOWED))
+    if isinstance(node, list) and node:
+        at, action = draw.randrange(len(node)), draw.randrange(4)
+        other = node[draw.randrange(len(node))]
+        return [
+            node[:at] + node[at + 1 :],
+            [*node[:at], other, *node[at:]],
+            [*node[:at], other, *node[at + 1 :]],
+            draw.sample(node, len(node)),
+        ][action]
+    return draw.choice(JUNK)
+
+
+class Hang(BaseException):
+    """An input that took longer than SECONDS; no `except Exception` may take it for a refusal."""
+
+
+class Judge:
+    """Gives messages to the parent's side, and counts what became of them."""
+
+    def __init__(self, contract: Any):
+        self.contract, self.outcomes, self.admitted = contract, Counter[str](), 0
+        self.slowest = 0.0
+
+    def __call__(self, wire: str) -> None:
+        """Raises whatever is not a refusal; AssertionError for a program outside the list."""
+        from sdjax.sandbox.probe import probe
+        from sdjax.sandbox.rebuild import rebuild
+        from sdjax.sandbox.verdict import Refusal
+
+        started = time.monotonic()
+        signal.alarm(SECONDS)
+        try:
+            program = rebuild(wire, self.contract)
+            self.admitted += 1
+            if self.admitted % PROBED == 1:
+                check_primitives(program)
+                probe(program, self.contract)
+            self.outcomes["admitted"] += 1
+        except Refusal as refusal:
+            self.outcomes[f"{refusal.verdict}, {refusal.rule}"] += 1
+        finally:
+            signal.alarm(0)
+        self.slowest = max(self.slowest, time.monotonic() - started)
+
+
+def check_primitives(program: Any) -> None:
+    """The program as JAX traces it holds no primitive that is not on the list."""
+    import jax
+
+    from sdjax.sandbox.rebuild import run
+
+    for layout, block in program.programs.values():
+        avals = layout.avals(list(program.hyperparameters))
+        jaxpr = jax.make_jaxpr(lambda *xs, b=block: run(b, xs, program.fuel)[0])(*avals)
+        assert not jaxpr.effects
+        _check_names(jaxpr.jaxpr)
+
+
+def _check_names(jaxpr: Any) -> None:
+    from sdjax.sandbox.primitives import ALLOWED, CONTROL_FLOW
+
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        assert name in ALLOWED or name in CONTROL_FLOW or name in WRAPPERS, name
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    _check_names(inner)
+
+
+def fuzz(contract: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
+    """So many mutated messages; a line of news after `every`."""
+    draw, judge, messages = random.Random(seed), Judge(contract), seeds(contract)
+
+    def hang(number: int, frame: Any) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, hang)  # libFuzzer brings its own
+    started = time.monotonic()
+    for number in range(1, inputs + 1):
+        message = draw.choice(messages)
+        for _ in range(draw.choice((1, 1, 1, 2, 3, 6))):
+            message = mutated(message, messages, draw)
+        wire = json.dumps(message, allow_nan=True)
+        if draw.random() < 0.05:  # and broken text
+            at = draw.randrange(len(wire) + 1)
+            wire = wire[:at] + draw.choice(('"', "[", "}", "\ud800", "1e999", "")) + wire[at + 1 :]
+        judge(wire)
+        if every and number % every == 0:
+            seconds = time.monotonic() - started
+            print(
+                f"{number} inputs, {seconds:.0f} s, slowest {judge.slowest:.2f} s, "
+                f"{dict(judge.outcomes)}",
+                flush=True,
+            )
+    return judge
+
+
+def small_contract() -> Any:
+    """Few and small tensors, so that messages are short."""
+    from sdjax.sandbox.contract import Contract, Limits
+
+    tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (8, 4)), "up": ("mlp.down_proj", (4, 8))}
+    limits = Limits(equations=1_500, growth=64)
+    return Contract.of(("expert_1", "expert_2", "expert_3"), tensors, limits)
+
+
+def with_atheris(folder: Path, flags: list[str]) -> None:
+    import atheris
+
+    with atheris.instrument_imports(include=["sdjax.sandbox"]):
+        import sdjax.sandbox.probe
+        import sdjax.sandbox.rebuild  # noqa: F401
+
+    contract = small_contract()
+    messages, judge = seeds(contract), Judge(contract)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, message in enumerate(messages):
+        (folder / f"seed-{number}").write_text(json.dumps(message))
+
+    def one_input(data: bytes) -> None:
+        judge(data.decode("utf-8", "surrogateescape"))
+        total = judge.outcomes.total()
+        if total % 10_000 == 0:
+            print(f"{total} inputs, {judge.slowest:.2f} s, {dict(judge.outcomes)}", flush=True)
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        draw = random.Random(seed)
+        with contextlib.suppress(ValueError, RecursionError):
+            if draw.random() < 0.9:
+                message = mutated(json.loads(data), messages, draw)
+                return json.dumps(message).encode("utf-8", "surrogateescape")[:most]
+        return atheris.Mutate(data, len(data))
+
+    atheris.Setup(
+        [sys.argv[0], str(folder), f"-timeout={SECONDS}", "-max_len=65536", *flags],
+        one_input,
+        custom_mutator=mutate,
+    )
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--atheris", type=Path)
+    known, rest = parser.parse_known_args()
+    if known.atheris:
+        with_atheris(known.atheris, rest)
+    else:
+        fuzz(small_contract(), known.inputs, seed=known.seed, every=10_000)

@@ -1,0 +1,52 @@
+"""A thousand candidates, a third of which end badly, and nobody is left behind."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from catalogue import VALID
+from test_leaks import UNRULED
+
+from sdjax.sandbox.contract import Contract, Limits
+from sdjax.sandbox.sandbox import Sandbox
+
+BAD = {
+    "spins": "sum(range(10**12))\n",
+    "waits": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()\n",
+    "ends": "import os\nos._exit(0)\n",
+    "crashes": "import ctypes\nctypes.string_at(0)\n",
+    "is killed for exec": "import os\nos.execv('/bin/true', ['true'])\n",
+    "is killed for ptrace": "import ctypes\nctypes.CDLL(None).ptrace(0, 0, 0, 0)\n",
+}
+
+
+@pytest.mark.slow
+def test_no_worker_is_left_behind(contract, monkeypatch):
+    monkeypatch.setattr("sdjax.sandbox.sandbox._BOOT", UNRULED)
+    limits = Limits(cpu_seconds=1, wall_seconds=1.5)
+    hasty = Contract(slots=contract.slots, tensors=contract.tensors, limits=limits)
+    bad = list(BAD.values())
+    sources = [
+        bad[(i // 3) % len(bad)] + VALID["linear"] if i % 3 == 0 else f"# {i}\n" + VALID["linear"]
+        for i in range(1_000)
+    ]
+    with Sandbox(hasty, workers=2) as sandbox:
+        found = [verdict for _, verdict in sandbox.judge_all(sources)]
+        server = sandbox._server.pid
+        assert len(_below(server)) == 2  # the dispatchers
+        assert _zombies(server) == 0
+        pids = [server, *_below(server)]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    verdicts = Counter(v.verdict for v in found)
+    assert verdicts["timed out"] == sum(i % 18 in (0, 3) for i in range(0, 1_000, 3))
+    assert verdicts["refused"] == 334 - verdicts["timed out"]
+    assert verdicts["admitted"] + verdicts["duplicate"] == 666
+
+
+def _below(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [p for child in map(int, children) for p in (child, *_below(child))]
+
+
+def _zombies(pid: int) -> int:
+    return sum("State:\tZ" in Path(f"/proc/{p}/status").read_text() for p in _below(pid))

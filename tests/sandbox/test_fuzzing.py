@@ -1,0 +1,37 @@
+"""A short run of the fuzzer; fuzzing.py says how to run it for long."""
+
+import random
+
+import pytest
+from fuzzing import JUNK, Judge, fuzz, mutated, paths, small_contract
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_contract()
+
+
+def test_mutated_messages_are_verified_programs_or_refusals(small):
+    judge = fuzz(small, 1_000, seed=11)
+    assert judge.outcomes.total() == 1_000
+    assert judge.outcomes["admitted"] > 20  # not only nonsense
+    assert judge.outcomes["refused, wire"] > 300
+    assert judge.slowest < 20  # seconds; the alarm would have raised
+
+
+def test_what_is_no_message_at_all(small):
+    judge, draw = Judge(small), random.Random(0)
+    for junk in JUNK:
+        judge(str(junk))
+    for length in (1, 10, 1_000):
+        judge("".join(chr(draw.randrange(0x11000)) for _ in range(length)))
+    assert set(judge.outcomes) == {"refused, wire"}
+
+
+def test_a_mutation_is_one_change_anywhere():
+    message = {"a": [1, {"b": 2}], "c": "x"}
+    assert set(paths(message)) == {(), ("a",), ("a", 0), ("a", 1), ("a", 1, "b"), ("c",)}
+    draw, before = random.Random(0), repr(message)
+    found = [mutated(message, [message], draw) for _ in range(200)]
+    assert sum(other != message for other in found) > 150
+    assert repr(message) == before

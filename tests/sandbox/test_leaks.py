@@ -1,0 +1,146 @@
+"""Hostile programs against canaries: with the text rules, and with nothing but the walls."""
+
+import json
+import os
+import secrets
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from catalogue import REFUSED, VALID
+from hostile import HOSTILE, SINGING
+
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.verdict import VERDICTS
+
+# The server with its text rules and its list of builtins taken out.
+UNRULED = (
+    "import ast, builtins, sys; sys.path[:0] = {paths!r}\n"
+    "from sdjax.sandbox import rules, trace\n"
+    "rules.check_text = lambda source, limit: ast.parse(source)\n"
+    "trace._builtins = lambda: dict(vars(builtins))\n"
+    "from sdjax.sandbox.server import main; main(*{args})"
+)
+
+
+@dataclass(frozen=True)
+class Canaries:
+    secret: str
+    words: dict
+    drop: Path
+    heard: list
+
+    def arm(self, source: str) -> str:
+        return source.format(**self.words)
+
+    def check(self, text: str) -> list[str]:
+        """What has leaked since the last time: into a text, the folder, or a listener."""
+        found = ["secret"] * (self.secret in text)
+        found += [f"file {path.name}" for path in self.drop.iterdir()]
+        found += self.heard
+        self.heard.clear()
+        return found
+
+
+@pytest.fixture
+def canaries(tmp_path_factory, monkeypatch):
+    """A secret in a file and in the environment, a folder for everybody, three listeners."""
+    folder = tmp_path_factory.mktemp("canaries")
+    for parent in (folder, *folder.parents):  # readable by whoever a worker may be
+        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    secret = "SECRET" + secrets.token_hex(8)
+    (folder / "secret").write_text(secret)
+    (drop := folder / "drop").mkdir()
+    drop.chmod(0o777)
+    monkeypatch.setenv("SDJAX_CANARY", secret)
+    heard: list[str] = []
+    tcp = socket.create_server(("127.0.0.1", 0))
+    port = tcp.getsockname()[1]
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", port))
+    local = socket.socket(socket.AF_UNIX)
+    abstract = f"sdjax-canary-{secrets.token_hex(4)}"
+    local.bind(f"\0{abstract}")
+    local.listen()
+
+    def listen(name, receive):
+        try:
+            while True:
+                receive()
+                heard.append(f"{name} was reached")
+        except OSError:
+            return
+
+    listeners = [("tcp", tcp, lambda: tcp.accept()[0].close()), ("udp", udp, lambda: udp.recv(9))]
+    listeners.append(("abstract socket", local, lambda: local.accept()[0].close()))
+    for name, _, receive in listeners:
+        threading.Thread(target=listen, args=(name, receive), daemon=True).start()
+    words = {"secret": folder / "secret", "drop": drop, "port": port, "abstract": abstract}
+    words = {name: value if name == "port" else str(value) for name, value in words.items()}
+    yield Canaries(secret, words, drop, heard)
+    for _, end, _ in listeners:
+        end.close()
+
+
+def test_the_catalogue_is_large_enough():
+    sources = {*VALID.values(), *(source for _, source, _, _ in REFUSED), *HOSTILE.values()}
+    assert len(sources) >= 120
+    assert len(VALID) >= 30
+
+
+@pytest.mark.parametrize("name", SINGING)
+def test_the_canaries_sing_where_nothing_confines_a_program(name, canaries, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(canaries.arm(HOSTILE[name]))
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    deadline = time.monotonic() + 2
+    found = canaries.check(done.stdout + done.stderr)
+    while not found and time.monotonic() < deadline:  # a listener's thread has to hear it
+        time.sleep(0.02)
+        found = canaries.check("")
+    assert found
+
+
+def _judged(sandbox, canaries) -> dict:
+    """Every hostile program's verdict; nothing has leaked and the sandbox still works."""
+    sources = [canaries.arm(source) for source in HOSTILE.values()]
+    found = dict(zip(HOSTILE, (v for _, v in sandbox.judge_all(sources)), strict=True))
+    time.sleep(0.2)  # for what a listener may still have to hear
+    everything = json.dumps([verdict.__dict__ for verdict in found.values()], default=str)
+    assert canaries.check(everything) == []
+    assert sandbox.judge(VALID["linear"]).verdict in ("admitted", "duplicate")
+    return found
+
+
+def test_nothing_leaks_and_everything_is_refused(sandbox, canaries):
+    found = _judged(sandbox, canaries)
+    harmless = {"print", "a full stack"}  # words that go nowhere; what only the walls may stop
+    for name, verdict in found.items():
+        assert verdict.verdict == "refused" or name in harmless, (name, verdict)
+
+
+def test_nothing_leaks_with_the_text_rules_off_and_all_builtins(contract, canaries, monkeypatch):
+    monkeypatch.setattr("sdjax.sandbox.sandbox._BOOT", UNRULED)
+    with Sandbox(contract, workers=2) as sandbox:
+        assert sandbox.judge("import os\nos.getpid()\n" + VALID["linear"]).admitted  # rules are off
+        found = _judged(sandbox, canaries)
+        left = _below(sandbox._server.pid)
+    assert {verdict.verdict for verdict in found.values()} <= set(VERDICTS)
+    assert len(left) == 2  # the dispatchers, and nobody else
+    for name in ("open", "tcp", "subprocess", "fork", "subclasses", "ptrace", "every descriptor"):
+        assert not found[name].admitted, name
+    assert found["a lock that nobody opens"].verdict == "timed out"
+    assert found["ignoring the clock"].verdict != "admitted"
+    assert found["a flood"].rule == "wire"
+
+
+def _below(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [p for child in map(int, children) for p in (child, *_below(child))]
