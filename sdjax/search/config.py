@@ -139,7 +139,7 @@ class SelectionConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingConfig:
-    """One round of DPO after each iteration but the last.
+    """One round of DPO after each iteration.
 
     Attributes:
         enabled: false leaves the generator as it is: the control of equal budget.

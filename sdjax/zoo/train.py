@@ -49,6 +49,9 @@ from sdjax.zoo.tokenizer import train_tokenizer, write_tokenizer
 # Called with a line of news and the share of the work that is done.
 Report = Callable[[str, float], None]
 
+# What the identity of one training program takes, in steps of a training.
+_PROGRAM_STEPS = 0.08
+
 DECODER = DecoderSettings(slots=160, rows=160, buckets=(9, 14, 30), max_new_tokens=10)
 
 
@@ -62,33 +65,40 @@ def train_zoo(folder: Path, report: Report) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     seed = folder / "seed"
-    recipes = (*EXPERTS, *TRANSFER_EXPERTS)
-    # Shares of the whole by steps; the seed's are about as long as the experts'.
-    steps = [SEED.optimiser.steps, *(recipe.optimiser.steps for recipe in recipes)]
-    ends = [sum(steps[: index + 1]) / sum(steps) for index in range(len(steps))]
-
-    def part(index: int) -> Report:
-        start = ends[index] - steps[index] / sum(steps)
-        return lambda line, share: report(line, start + share * (ends[index] - start))
-
-    if not seed.exists():
-        train_seed(seed, SEED, part(0))
-    if not (seed / TRAINING_PROGRAMS).exists():
-        save_training_identities(seed, SEED)
-    for index, recipe in enumerate(recipes, start=1):
-        if not (folder / recipe.name).exists():
-            train_expert(folder / recipe.name, seed, recipe, part(index))
+    jobs: list[tuple[Path, float, Callable[[Report], None]]] = [
+        (seed, SEED.optimiser.steps, partial(train_seed, seed, SEED)),
+        (
+            seed / TRAINING_PROGRAMS,
+            SEED.programs * _PROGRAM_STEPS,
+            partial(save_training_identities, seed, SEED),
+        ),
+    ]
+    for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
+        path = folder / recipe.name
+        jobs.append((path, recipe.optimiser.steps, partial(train_expert, path, seed, recipe)))
+    whole, done = sum(weight for _, weight, _ in jobs), 0.0
+    for path, weight, job in jobs:
+        if not path.exists():
+            job(partial(_part, report, done / whole, weight / whole))
+        done += weight
     return write_table(folder)
 
 
-def save_training_identities(seed: Path, recipe: SeedRecipe) -> None:
+def _part(report: Report, start: float, share: float, line: str, done: float) -> None:
+    report(line, start + share * done)
+
+
+def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
     """Keeps the identities of the training programs beside the seed: 64 bits each, sorted.
 
     They are our own programs, so they are traced here rather than in the sandbox, by its code.
     """
     contract = zoo_contract(read_config(seed))
     identities = set()
-    for text in training_programs(recipe.programs, recipe.seed):
+    texts = training_programs(recipe.programs, recipe.seed)
+    for number, text in enumerate(texts):
+        if number % 100 == 0:
+            report("seed: identities of its training programs", number / len(texts))
         try:
             identities.add(int(rebuild(trace_trusted(text, contract), contract).identity[:16], 16))
         except Refusal:
