@@ -242,8 +242,12 @@ def methods() -> None:
 
     from sdjax.algorithms.registry import methods as all_methods
 
-    table = Table("method", "parameters", "mathematics")
+    table = Table("method", "parameters", "mathematics", show_lines=True)
     for method in all_methods().values():
         parameters = ", ".join(f"{one.name}={one.default}" for one in method.parameters)
         table.add_row(method.name, parameters, method.mathematics)
     Console().print(table)
+    click.echo(
+        "weight, density, gamma and epsilon may be one number or one for each expert; "
+        "a recipe's defaults follow mergekit."
+    )

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from sdjax.algorithms.registry import algorithm, algorithms, methods
+from sdjax.algorithms.registry import algorithm, methods
 from sdjax.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 
@@ -107,8 +107,8 @@ def read_recipe(path: Path) -> Recipe:
         missing = "merge_method" if "merge_method" not in top else "models"
         raise UserError(f"{path}: the key {missing!r} is missing")
     method = reader.text(top["merge_method"], "merge_method")
-    if method not in algorithms():
-        known = ", ".join(algorithms())
+    if method not in methods():
+        known = ", ".join(methods())
         raise reader.fail(top["merge_method"], f"no merge_method {method!r}; there are: {known}")
     dtypes = {
         key: reader.choice(top[key], key, DTYPES) for key in ("dtype", "out_dtype") if key in top
@@ -157,7 +157,7 @@ def _slerp_entries(recipe: Recipe) -> list[ModelEntry]:
 
 def _hyperparameters(recipe: Recipe, entries: list[ModelEntry]) -> dict[str, Any]:
     described = {p.name: p for p in methods()[recipe.merge_method].parameters}
-    per_expert = {name for name, p in described.items() if p.type.endswith("for each expert")}
+    per_expert = {name for name, p in described.items() if p.type == "per_expert"}
     names = {_recipe_name(name) for name in described} | ({"rescale"} & set(described))
 
     def refuse_unknown(given: Mapping[str, Setting], allowed: set[str], where: str) -> None:
@@ -175,7 +175,7 @@ def _hyperparameters(recipe: Recipe, entries: list[ModelEntry]) -> dict[str, Any
     for name in described:
         if name in per_expert:
             bound[name] = tuple(_of_model(recipe, entry, name) for entry in entries)
-        elif name == "rescale":
+        elif name == "rescale" and recipe.merge_method.startswith("dare"):
             bound[name] = _rescale(recipe)
         elif _recipe_name(name) in recipe.parameters:
             bound[name] = _value(
@@ -194,7 +194,7 @@ def _recipe_name(name: str) -> str:
 def _of_model(recipe: Recipe, entry: ModelEntry, name: str) -> float:
     setting = entry.parameters.get(name) or recipe.parameters.get(name)
     if setting is not None:
-        return _value(recipe, setting, "number")
+        return _value(recipe, setting, "float")
     if name in _PER_MODEL_DEFAULTS:
         return _PER_MODEL_DEFAULTS[name]
     raise UserError(
@@ -204,7 +204,7 @@ def _of_model(recipe: Recipe, entry: ModelEntry, name: str) -> float:
 
 def _rescale(recipe: Recipe) -> str:
     switch = recipe.parameters.get("rescale")
-    if switch is not None and not _value(recipe, switch, "true or false"):
+    if switch is not None and not _value(recipe, switch, "bool"):
         return "none"
     norm = recipe.parameters.get("rescale_norm")
     if norm is None:
@@ -219,15 +219,16 @@ def _rescale(recipe: Recipe) -> str:
 def _value(recipe: Recipe, setting: Setting, kind: str) -> Any:
     value = setting.value
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "number" and number:
+    if kind == "float" and number:
         return float(value)
-    if kind == "true or false" and (isinstance(value, bool) or value in (0, 1)):
+    if kind == "bool" and (isinstance(value, bool) or value in (0, 1)):
         return bool(value)
-    if kind == "text" and isinstance(value, str):
+    if kind == "str" and isinstance(value, str):
         return value
+    words = {"float": "number", "bool": "true or false", "int": "whole number", "str": "text"}
     what = "a list (a gradient or filters), which is not supported yet"
     shown = what if isinstance(value, list) else repr(value)
-    raise UserError(f"{recipe.path}, line {setting.line}: expected {kind}, found {shown}")
+    raise UserError(f"{recipe.path}, line {setting.line}: expected {words[kind]}, found {shown}")
 
 
 class _Reader:

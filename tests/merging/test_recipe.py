@@ -39,6 +39,7 @@ def test_ties_with_values_for_each_model(tmp_path):
         "scale": 0.8,
         "normalize": False,
         "elect": "weighted",
+        "rescale": "none",
     }
 
 
