@@ -141,6 +141,7 @@ def report(folder: Path) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of random methods.")
 def merge(recipe: Path, out: Path, seed: int) -> None:
     """Merge checkpoints by a recipe in mergekit's YAML into the model folder OUT."""
+    from sdjax.algorithms.registry import methods as all_methods
     from sdjax.merging.run import merge_recipe
     from sdjax.progress import progress_bar
 
@@ -152,8 +153,17 @@ def merge(recipe: Path, out: Path, seed: int) -> None:
             advance(done - shown, description=f"merge {done} of {total} tensors")
             shown = done
 
-        written = merge_recipe(recipe, out, seed=seed, on_tensor=on_tensor)
-    click.echo(f"{written.folder}: {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB")
+        written = merge_recipe(recipe, out, all_methods(), seed=seed, on_tensor=on_tensor)
+    _tell_merged(written)
+
+
+def _tell_merged(written) -> None:
+    for note in written.notes:
+        click.echo(f"sdjax: {note}", err=True)
+    went_on = f", {written.resumed} of them from before" if written.resumed else ""
+    click.echo(
+        f"{written.folder}: {written.tensors} tensors{went_on}, {written.bytes / 1e6:,.1f} MB"
+    )
 
 
 @main.command(name="eval", epilog=_example("sdjax eval zoo:seed --task arithmetic --limit 200"))

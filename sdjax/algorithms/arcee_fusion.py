@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.magnitude import kth_magnitude
+from sdjax.merging.magnitude import kth_magnitude, reproducible_sum
 from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
@@ -26,7 +26,7 @@ def merge_models(task_vectors: dict[str, jax.Array], base: jax.Array) -> jax.Arr
     q = jax.nn.softmax(base, axis=-1) + 1e-8
     divergence = jnp.sum(p * jnp.log(p / q), axis=-1, keepdims=True)
     # A divergence is not negative but for rounding, and its quartiles are then those of a size.
-    importance = jnp.abs(vector) * jnp.maximum(divergence, 0.0)
+    importance = reproducible_sum([jnp.abs(vector) * jnp.maximum(divergence, 0.0)])
     size = importance.size
     first, median, third = (
         kth_magnitude(importance, size - int(q * (size - 1))) for q in (0.25, 0.5, 0.75)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.algorithms.sharing import changed
+from sdjax.merging.magnitude import count_each
 from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"
@@ -26,8 +27,7 @@ def merge_models(
     kept, masks, count = changed(task_vectors, epsilon)
     merged = jnp.zeros_like(count)
     for name, vector in kept.items():
-        shared = jnp.sum(masks[name] & (count > 1), dtype=jnp.int32).astype(jnp.float32)
-        alone = jnp.sum(masks[name] & (count == 1), dtype=jnp.int32).astype(jnp.float32)
+        shared, alone = count_each([masks[name] & (count > 1), masks[name] & (count == 1)])
         ratio = jnp.clip(shared / jnp.maximum(alone, epsilon), 0.0, alpha)
         merged += jnp.where(count > 1, vector / jnp.maximum(count, 1.0), (1 + r * ratio) * vector)
     return merged

@@ -64,7 +64,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _full(self) -> Any:
-        return _auto_tokenizer(self.folder)
+        return load_full_tokenizer(self.folder)
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         """The ids of `text`, with the start token and the like if `add_special`."""
@@ -126,7 +126,7 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         token_id, vocab_size = plain.token_to_id, plain.get_vocab_size()
         encode, decode = _plain_functions(plain)
     else:
-        full = _auto_tokenizer(folder)
+        full = load_full_tokenizer(folder)
         vocab = full.get_vocab()
         token_id, vocab_size = vocab.get, len(vocab)
         encode, decode = _full_functions(full)
@@ -213,7 +213,8 @@ def _full_functions(
     return encode, decode
 
 
-def _auto_tokenizer(folder: Path) -> Any:
+def load_full_tokenizer(folder: Path) -> Any:
+    """transformers' own tokenizer of a folder. Raises UserError where it cannot be read."""
     from transformers import AutoTokenizer
 
     try:

@@ -14,6 +14,7 @@ Axes: ... the tensor's own, p probes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,36 @@ def below_largest(x: jax.Array, density: jax.Array | float, gamma: jax.Array | f
     return between | (density >= 1)
 
 
+def count_each(masks: Sequence[jax.Array]) -> list[jax.Array]:
+    """How many elements of each mask are true, in one pass: int32 scalars.
+
+    masks: Booleans of one shape. A plain sum of a mask is rewritten by XLA on a CPU so that the
+    mask is first stored as integers; a reduction of several operands is not, and reads what the
+    masks are computed from once for all of them. Rows are counted first, side by side.
+    """
+    ones = [mask.astype(jnp.int32) for mask in masks]
+    if len(ones) == 1:
+        ones *= 2
+    inner = tuple(range(min(1, ones[0].ndim - 1), ones[0].ndim))
+    by_row = jax.lax.reduce(
+        tuple(ones),
+        (jnp.int32(0),) * len(ones),
+        lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+        inner,
+    )
+    return [jnp.sum(rows, dtype=jnp.int32) for rows in by_row[: len(masks)]]
+
+
+def reproducible_sum(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of products such that it rounds alike wherever it is computed.
+
+    Where a value sets a bound that is then compared with the value, both must be one number. XLA
+    may compute it twice, and fuse a product with the addition behind it once and not the other
+    time. Terms are cut to 22 bits of mantissa, which no addition is fused through.
+    """
+    return jnp.asarray(sum(jax.lax.reduce_precision(term, 8, 22) for term in terms))
+
+
 def _share(share: jax.Array, size: int) -> jax.Array:
     # A share such as 0.7 lies a little below itself in float32; the floor must not feel that.
     count = jnp.floor(share * jnp.float32(size) * jnp.float32(1 + 2**-22))
@@ -74,35 +105,30 @@ def _bits(x: jax.Array) -> jax.Array:
 
 def _bound(bits: jax.Array, k: jax.Array) -> jax.Array:
     """int32 scalar that the k largest of ``bits`` reach, and of the others only their equals."""
-    sampled = bits.size > SAMPLED_ABOVE
-    first = _sampled_probes(bits, k) if sampled else _probes(jnp.int32(0), jnp.int32(_NOTHING))
-    # [low, high): k or more elements reach low, fewer reach high; `reached` counts those of low.
-    state = _narrow(bits, k, (jnp.int32(0), jnp.int32(_NOTHING), jnp.int32(bits.size)), first)
+    if bits.size > SAMPLED_ABOVE:
+        first = _sampled_probes(bits, k)
+    else:
+        first = _probes(jnp.int32(0), jnp.int32(_NOTHING))
 
+    # [low, high): k or more elements reach low, fewer reach high; `reached` counts those of low.
     def unsettled(state: tuple) -> jax.Array:
-        low, high, reached = state
+        low, high, reached, _ = state
         return (high - low > 1) & (reached != k)
 
-    low, _, _ = jax.lax.while_loop(
-        unsettled, lambda state: _narrow(bits, k, state, _probes(*state[:2])), state
-    )
+    def narrow(state: tuple) -> tuple:
+        low, high, reached, probes = state
+        counts = jnp.stack(count_each([bits >= probes[i] for i in range(PROBES)]))  # [p]
+        enough = counts >= k
+        # Probes ascend, so counts descend: the last with enough is the highest of them.
+        last = jnp.sum(enough) - 1
+        better = (last >= 0) & (probes[last] > low)
+        low = jnp.where(better, probes[last], low)
+        high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes)))
+        return low, high, jnp.where(better, counts[last], reached), _probes(low, high)
+
+    start = (jnp.int32(0), jnp.int32(_NOTHING), jnp.int32(bits.size), first)
+    low, *_ = jax.lax.while_loop(unsettled, narrow, start)
     return jnp.where(k <= 0, _NOTHING, low)
-
-
-def _narrow(bits: jax.Array, k: jax.Array, state: tuple, probes: jax.Array) -> tuple:
-    low, high, reached = state
-    counts = jnp.sum(
-        bits[..., None] >= probes, axis=tuple(range(bits.ndim)), dtype=jnp.int32
-    )  # [p]
-    enough = counts >= k
-    # Probes ascend, so counts descend: the last with enough is the highest of them.
-    last = jnp.sum(enough) - 1
-    better = (last >= 0) & (probes[last] > low)
-    return (
-        jnp.where(better, probes[last], low),
-        jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes))),
-        jnp.where(better, counts[last], reached),
-    )
 
 
 def _probes(low: jax.Array, high: jax.Array) -> jax.Array:
