@@ -190,11 +190,12 @@ def merge(
     key: jax.Array | None = None,
     num_layers: int | None = None,
     programs: Programs | None = None,
+    reuse: Merged | None = None,
 ) -> Merged:
     """Merge once; see ``Merger``, which is what to use for many merges of the same experts."""
     kept = _SHARED if programs is None else programs
     merger = Merger(base, experts, slots=slots, scope=scope, num_layers=num_layers, programs=kept)
-    return merger(algorithm, key=key)
+    return merger(algorithm, key=key, reuse=reuse)
 
 
 _SHARED = Programs()

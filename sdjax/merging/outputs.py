@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sdjax.merging.checkpoints import OUTPUT, Checkpoint
 
 CARD = "README.md"
 RECIPE = "recipe.yaml"
+PROGRAM = "program.py"
 _GENERATION = "generation_config.json"
 # Beside tokenizer.json these say the same of the vocabulary, so that added tokens make them wrong.
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
@@ -100,26 +102,30 @@ def _own_template(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a model was made by: the method's name, and the recipe or program with its file name."""
+
+    method: str
+    file: str
+    text: str
+
+
 def write_card(
-    folder: Path,
-    name: str,
-    *,
-    method: str,
-    models: Sequence[str],
-    recipe: str,
-    notes: Sequence[str],
+    folder: Path, name: str, *, origin: Origin, models: Sequence[str], notes: Sequence[str]
 ) -> None:
-    """The model card, which says how the model was made, and the recipe as it was."""
+    """The model card, which says how the model was made, and the recipe or program as it was."""
     sources = "\n".join(f"- {json.dumps(Path(one).name or one)}" for one in models)
     listed = "\n".join(f"- `{one}`" for one in models)
     told = "".join(f"\n{note}\n" for note in notes)
+    language = "python" if origin.file.endswith(".py") else "yaml"
     text = (
         f"---\nbase_model:\n{sources}\nlibrary_name: transformers\ntags:\n- merge\n- sdjax\n---\n"
-        f"# {name}\n\nMerged by sdjax with `{method}` from:\n\n{listed}\n{told}\n"
-        f"```yaml\n{recipe.rstrip()}\n```\n"
+        f"# {name}\n\nMerged by sdjax with `{origin.method}` from:\n\n{listed}\n{told}\n"
+        f"```{language}\n{origin.text.rstrip()}\n```\n"
     )
     write_text(folder / CARD, text)
-    write_text(folder / RECIPE, recipe)
+    write_text(folder / origin.file, origin.text)
 
 
 def facts(folder: Path) -> dict[str, Any]:

@@ -42,14 +42,16 @@ class Input:
 class Step:
     """One tensor of the result.
 
-    path: ours, which random keys and ``depth`` follow. base: what task vectors are relative to, or
-    None. algorithm: None where the one input is taken as it is. vocabulary: whether the first axis
-    is the vocabulary, so that rows are to be matched by token. anchor: the place of the recipe's
-    base among (base, *inputs), for the rows that some model lacks.
+    path: ours, which random keys and ``depth`` follow. dtype: in which it is written. base: what
+    task vectors are relative to, or None. algorithm: None where the one input is taken as it is.
+    vocabulary: whether the first axis is the vocabulary, so that rows are to be matched by token.
+    anchor: the place of the recipe's base among (base, *inputs), for the rows that some model
+    lacks.
     """
 
     name: str
     path: str
+    dtype: np.dtype
     base: Input | None
     inputs: tuple[Input, ...]
     algorithm: Algorithm | None
@@ -66,19 +68,13 @@ class Step:
         first = self.everything[0]
         return first.model.tensors.shape(first.name)
 
-    @property
-    def stored(self) -> np.dtype:
-        """The dtype that holds all that is read."""
-        return np.dtype(
-            jnp.result_type(*(one.model.tensors.dtype(one.name) for one in self.everything))
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """All steps in the order of the result's files; the model whose config and tokenizer it gets.
 
-    slots: the experts' names in the algorithms' dicts, or None for expert_1 ... expert_k.
+    dtype: what the config is to say, where the recipe says it. slots: the experts' names in the
+    algorithms' dicts, or None for expert_1 ... expert_k.
     """
 
     steps: tuple[Step, ...]
@@ -135,12 +131,17 @@ def plan_algorithm(
                 if name not in one.model.tensors.names:
                     raise _lacks(one.model, name, base)
             _check_shapes((at, *inputs), vocabulary=False)
-            step = Step(
-                name=name, path=tensor_path(name), base=at, inputs=inputs, algorithm=algorithm
+        merged = tensor_path(name) in wanted
+        steps.append(
+            Step(
+                name=name,
+                path=tensor_path(name),
+                dtype=base.tensors.dtype(name),
+                base=at if merged else None,
+                inputs=inputs if merged else (at,),
+                algorithm=algorithm if merged else None,
             )
-        else:
-            step = Step(name=name, path=tensor_path(name), base=None, inputs=(at,), algorithm=None)
-        steps.append(step)
+        )
     return Plan(
         steps=tuple(steps),
         template=base,
@@ -224,9 +225,12 @@ class _Part:
         _check_shapes(found, vocabulary)
         base, inputs = (found[0], found[1:]) if self.has_base else (None, found)
         anchors = [i for i, m in enumerate(self.models) if m.name == self._named_base]
+        wanted = self.recipe.out_dtype or self.recipe.dtype
+        stored = jnp.result_type(*(one.model.tensors.dtype(one.name) for one in found))
         return Step(
             name=name,
             path=tensor_path(name),
+            dtype=np.dtype(jnp.dtype(wanted) if wanted else stored),
             base=base,
             inputs=tuple(inputs),
             algorithm=self._algorithm(name, [one.name for one in inputs], place),

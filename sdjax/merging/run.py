@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -29,6 +28,7 @@ from sdjax.merging.checkpoints import open_checkpoint
 from sdjax.merging.engine import default_slots
 from sdjax.merging.lowering import TensorProgram, leaf_key_data
 from sdjax.merging.method import Method
+from sdjax.merging.outputs import RECIPE, Origin
 from sdjax.merging.plan import Plan, Step, plan_recipe
 from sdjax.merging.programs import Programs
 from sdjax.merging.recipe import read_recipe
@@ -87,11 +87,10 @@ def merge_recipe(
     return write_merged(
         plan,
         Path(out),
-        title=recipe.merge_method,
-        text=recipe.text,
+        origin=Origin(method=recipe.merge_method, file=RECIPE, text=recipe.text),
         tokenizer=plan_tokenizer(plan.template, plan.models, recipe.tokenizer, opened),
         chat_template=chat_template,
-        seed=seed,
+        key=jax.random.key(seed),
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
     )
@@ -101,26 +100,25 @@ def write_merged(
     plan: Plan,
     out: Path,
     *,
-    title: str,
-    text: str,
+    origin: Origin,
+    key: jax.Array,
     tokenizer: TokenizerPlan | None = None,
     chat_template: str | None = None,
-    seed: int = 0,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Written:
-    """Carry out a plan; see ``merge_recipe``. title, text: what the model card says of it."""
+    """Carry out a plan; see ``merge_recipe``. key: for methods that draw random numbers."""
     if tokenizer is None:
         tokenizer = TokenizerPlan(folder=plan.template.folder, new={}, vocabulary=None)
     vocabulary = tokenizer.vocabulary
-    announced = {step.name: _announced(step, plan.dtype, vocabulary) for step in plan.steps}
-    fingerprint = _fingerprint(plan, text, seed, chat_template, announced)
+    announced = {step.name: _announced(step, vocabulary) for step in plan.steps}
+    fingerprint = _fingerprint(plan, origin, key, chat_template, announced)
     writer = ResumableFolder(out, announced, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
     resumed = len(writer.done)
     try:
         todo = [step for step in plan.steps if step.name not in writer.done]
         unchanged = _merge_steps(
-            todo, plan, vocabulary, writer, announced, seed, on_tensor, len(plan.steps)
+            todo, plan, vocabulary, writer, announced, key, on_tensor, len(plan.steps)
         )
         outputs.write_config(
             writer.folder,
@@ -141,9 +139,8 @@ def write_merged(
         outputs.write_card(
             writer.folder,
             out.name,
-            method=title,
+            origin=origin,
             models=names,
-            recipe=text,
             notes=tokenizer.notes,
         )
         size = writer.bytes
@@ -169,12 +166,11 @@ def _merge_steps(
     vocabulary: Vocabulary | None,
     writer: ResumableFolder,
     announced: Mapping[str, jax.ShapeDtypeStruct],
-    seed: int,
+    key: jax.Array,
     on_tensor: OnTensor | None,
     total: int,
 ) -> int:
     """Merge and write; how many tensors no expert had changed."""
-    key = jax.random.key(seed)
     programs = Programs(capacity=1024)
     unchanged, done = 0, total - len(steps)
 
@@ -273,13 +269,11 @@ def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         pool.shutdown(cancel_futures=True)
 
 
-def _announced(
-    step: Step, dtype: str | None, vocabulary: Vocabulary | None
-) -> jax.ShapeDtypeStruct:
+def _announced(step: Step, vocabulary: Vocabulary | None) -> jax.ShapeDtypeStruct:
     shape = step.shape
     if vocabulary is not None and step.vocabulary:
         shape = (vocabulary.size, *shape[1:])
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype) if dtype else step.stored)
+    return jax.ShapeDtypeStruct(shape, step.dtype)
 
 
 def _all_same(arrays: Sequence[np.ndarray]) -> bool:
@@ -293,16 +287,16 @@ def _all_same(arrays: Sequence[np.ndarray]) -> bool:
 
 def _fingerprint(
     plan: Plan,
-    text: str,
-    seed: int,
+    origin: Origin,
+    key: jax.Array,
     chat_template: str | None,
     announced: Mapping[str, jax.ShapeDtypeStruct],
 ) -> str:
     """What an interrupted merge must have in common with the one that goes on with it."""
     told = {
         "version": __version__,
-        "text": text,
-        "seed": seed,
+        "text": origin.text,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
         "chat_template": chat_template,
         "models": {model.name: outputs.facts(model.folder) for model in plan.models},
         "tensors": {name: (one.shape, one.dtype.name) for name, one in announced.items()},
