@@ -20,6 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sdjax.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 
+# What a program is compiled for: an array, or the shape, dtype and sharding of one.
+Leaf = jax.Array | jax.ShapeDtypeStruct
+
 
 def leaf_key_data(key: jax.Array | None, path: str) -> np.ndarray:
     """Key data for one leaf, from (key, path) alone: no order, depth or device count enters it.
@@ -44,13 +47,13 @@ class TensorProgram:
         cls,
         algorithm: Algorithm,
         slots: Sequence[str],
-        base: jax.Array | None,
-        experts: tuple[jax.Array, ...],
+        base: Leaf | None,
+        experts: tuple[Leaf, ...],
         *,
         kind: str | None,
         key: jax.Array | None,
         dtype: Any = None,
-        into: jax.Array | None = None,
+        into: Leaf | None = None,
     ) -> TensorProgram:
         """Arguments of the compiled program: base, experts, arguments, depth, key data, into.
 
@@ -230,11 +233,11 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _describe(leaves: Sequence[jax.Array | None]) -> tuple:
+def _describe(leaves: Sequence[Leaf | None]) -> tuple:
     return tuple(None if x is None else (x.shape, x.dtype.name, x.sharding) for x in leaves)
 
 
-def _scalar_sharding(like: jax.Array) -> jax.sharding.Sharding:
+def _scalar_sharding(like: Leaf) -> jax.sharding.Sharding:
     if isinstance(like.sharding, NamedSharding):
         return NamedSharding(like.sharding.mesh, PartitionSpec())
     return like.sharding

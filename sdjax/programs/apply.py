@@ -17,8 +17,9 @@ from sdjax.merging.checkpoints import Checkpoint, open_checkpoint, tensor_path
 from sdjax.merging.engine import merge
 from sdjax.merging.outputs import PROGRAM, Origin
 from sdjax.merging.plan import Plan, plan_algorithm
-from sdjax.merging.run import OnTensor, Written, write_merged
+from sdjax.merging.run import Written, write_merged
 from sdjax.merging.scope import Scope, select
+from sdjax.merging.stream import OnTensor
 from sdjax.models.spec import kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sandbox.contract import Contract, Limits

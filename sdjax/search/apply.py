@@ -8,7 +8,8 @@ import jax
 
 from sdjax.errors import UserError
 from sdjax.merging.outputs import PROGRAM, Origin
-from sdjax.merging.run import OnTensor, Written
+from sdjax.merging.run import Written
+from sdjax.merging.stream import OnTensor
 from sdjax.programs.apply import apply, open_models
 from sdjax.sandbox.rebuild import to_algorithm
 from sdjax.search.reading import config_from
