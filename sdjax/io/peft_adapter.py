@@ -75,9 +75,9 @@ class AdaptedFolder:
         return self._model.dtype(name)
 
     def read(self, name: str) -> np.ndarray:
-        if name in self._whole:
-            return self._adapter.read(self._whole[name]).astype(self.dtype(name))
         stored = self._model.read(name)
+        if name in self._whole:
+            stored = self._adapter.read(self._whole[name]).astype(stored.dtype)
         if name not in self._pairs:
             return stored
         first, second, scale, turned = self._pairs[name]
@@ -107,7 +107,7 @@ class AdaptedFolder:
                 return
         if "lora_" in name:
             raise UserError(f"{self._adapter.where(stored)} is of a kind that is not supported")
-        self._whole[name] = stored
+        self._whole[name.replace(".base_layer.", ".")] = stored
 
     def _scale(self, module: str, rank: int) -> float:
         alpha = _by_pattern(self._settings.get("alpha_pattern"), module)
