@@ -307,10 +307,13 @@ def methods() -> None:
 
     table = Table("method", "parameters", "mathematics", show_lines=True)
     for method in all_methods().values():
-        parameters = ", ".join(f"{one.name}={one.default}" for one in method.parameters)
+        parameters = ", ".join(
+            f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}"
+            for one in method.parameters
+        )
         table.add_row(method.name, parameters, method.mathematics)
     Console().print(table)
     click.echo(
-        "weight, density, gamma and epsilon may be one number or one for each expert; "
-        "a recipe's defaults follow mergekit."
+        "* one number, or one for each expert. These are the defaults in Python and in a search, "
+        "which follow the papers; a recipe's follow mergekit."
     )
