@@ -24,6 +24,9 @@ class Tensors(Protocol):
     folder: Path
 
     @property
+    def folders(self) -> tuple[Path, ...]: ...
+
+    @property
     def names(self) -> tuple[str, ...]: ...
 
     def shape(self, name: str) -> tuple[int, ...]: ...
@@ -63,6 +66,11 @@ class AdaptedFolder:
                 f"{adapter}: adapts {unknown[0]}, which {model.folder} does not have; "
                 "use the model that it was trained for"
             )
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The model's and the adapter's."""
+        return (self.folder, self._adapter.folder)
 
     @property
     def names(self) -> tuple[str, ...]:

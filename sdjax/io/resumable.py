@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ class ResumableFolder:
     def __init__(
         self, out: Path, tensors: Mapping[str, Any], *, fingerprint: str, max_file_bytes: int
     ):
-        """Takes up what an attempt of the same fingerprint has left, else begins anew.
+        """Takes up what an attempt of the same fingerprint and files has left, else begins anew.
 
         tensors: name to anything with a shape and a dtype, in the order of the files.
         Raises UserError where ``out`` holds something, or another process is writing it.
@@ -54,7 +55,9 @@ class ResumableFolder:
             for file, names in self._files.items()
         }
         self._open: dict[str, int] = {}
-        self._journal, self.done = self._take_up(fingerprint)
+        headers = b"".join(start for start, _ in self._headers.values())
+        own = hashlib.sha256(fingerprint.encode() + headers).hexdigest()
+        self._journal, self.done = self._take_up(own)
         self._left = {f: set(names) - self.done for f, names in self._files.items()}
 
     def write(self, name: str, array: np.ndarray) -> None:

@@ -37,6 +37,11 @@ class TensorFolder:
         self.file_of = self._locate()
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """All folders that are read from."""
+        return (self.folder,)
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.file_of))
 

@@ -152,7 +152,10 @@ def _fingerprint(
         "text": origin.text,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "chat_template": chat_template,
-        "models": {model.name: outputs.facts(model.folder) for model in plan.models},
+        "models": {
+            model.name: [outputs.facts(folder) for folder in model.tensors.folders]
+            for model in plan.models
+        },
         "tensors": {name: (one.shape, one.dtype.name) for name, one in announced.items()},
         "algorithms": sorted({s.algorithm.identity for s in plan.steps if s.algorithm}),
     }

@@ -148,7 +148,7 @@ class _Replaced:
     """A model's tensors, some of them replaced by arrays in memory."""
 
     def __init__(self, tensors: Tensors, arrays: Mapping[str, np.ndarray]):
-        self.folder = tensors.folder
+        self.folder, self.folders = tensors.folder, tensors.folders
         self._tensors, self._arrays = tensors, arrays
 
     @property

@@ -80,11 +80,12 @@ def test_an_interrupted_attempt_is_taken_up(tmp_path, monkeypatch):
     assert all(np.array_equal(got[name], x) for name, x in tensors().items())
 
 
-def test_another_merge_begins_anew(tmp_path):
+@pytest.mark.parametrize("other", [{"fingerprint": "b"}, {"max_file_bytes": 70}])
+def test_another_merge_begins_anew(tmp_path, other):
     writer = begin(tmp_path / "out")
     writer.write("t0", tensors()["t0"])
     writer.close()
-    other = begin(tmp_path / "out", fingerprint="b")
+    other = begin(tmp_path / "out", **other)
     assert other.done == set()
     complete(other)
 
