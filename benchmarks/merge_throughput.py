@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.algorithms.registry import algorithm, algorithms
+from sdjax.algorithms.registry import algorithm, methods
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import Merger
 from sdjax.merging.programs import Programs
@@ -137,9 +137,9 @@ def main() -> None:
     parser.add_argument("--copy-megabytes", type=int, default=256)
     options = parser.parse_args()
     names = options.methods.split(",")
-    unknown = sorted(set(names) - set(algorithms()))
+    unknown = sorted(set(names) - set(methods()))
     if unknown:
-        parser.error(f"no method {unknown[0]!r}; there are: {', '.join(algorithms())}")
+        parser.error(f"no method {unknown[0]!r}; there are: {', '.join(methods())}")
 
     print(machine())
     print(f"jax {jax.__version__}, numpy {np.__version__}, Python {platform.python_version()}")

@@ -17,6 +17,7 @@ from sdjax.errors import UserError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER_OR_FILE = click.Path(path_type=Path)
 
 
 class Interrupted(click.ClickException):
@@ -169,13 +170,41 @@ def _report(folder: Path) -> None:
         click.echo(f"report: {write_report(store, folder / 'report.html')}")
 
 
-@main.command(epilog=_example("sdjax merge recipe.yaml merged/"))
-@click.argument("recipe", type=FILE)
-@click.argument("out", type=FOLDER)
+@main.command(
+    epilog=_example("sdjax merge recipe.yaml merged/")
+    + "\n  sdjax merge --algorithm mine.py --base zoo:seed --expert expert_1=zoo:reader merged/"
+    + "\n  sdjax merge --run runs/first --rank 1 merged/"
+)
+@click.argument("paths", nargs=-1, required=True, metavar="[RECIPE] OUT", type=FOLDER_OR_FILE)
 @click.option("--seed", default=0, show_default=True, help="Of random methods.")
-def merge(recipe: Path, out: Path, seed: int) -> None:
-    """Merge checkpoints by a recipe in mergekit's YAML into the model folder OUT."""
-    from sdjax.merging.run import merge_recipe
+@click.option("--algorithm", type=FILE, help="A program of the algorithm API, admitted first.")
+@click.option("--base", metavar="MODEL", help="With --algorithm: what task vectors start from.")
+@click.option("--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm.")
+@click.option("--scope", default="mlp", show_default=True, help="With --algorithm: which tensors.")
+@click.option("--run", type=FOLDER, help="Applies a program that this run has discovered.")
+@click.option("--rank", type=click.IntRange(min=1), help="With --run: its place. [default: 1]")
+def merge(
+    paths: tuple[Path, ...],
+    seed: int,
+    algorithm: Path | None,
+    base: str | None,
+    experts: tuple[str, ...],
+    scope: str,
+    run: Path | None,
+    rank: int | None,
+) -> None:
+    """Merge checkpoints into the model folder OUT, which appears when it is complete.
+
+    RECIPE is mergekit's YAML. A merge that was interrupted goes on when it is called again.
+    """
+    if len(paths) != (2 if algorithm is None and run is None else 1):
+        raise UserError("merge takes RECIPE OUT, or --algorithm FILE or --run DIR with OUT alone")
+    if algorithm is not None and run is not None:
+        raise UserError("merge takes --algorithm or --run, not both")
+    if algorithm is None and (base or experts):
+        raise UserError("--base and --expert belong to --algorithm FILE")
+    if rank is not None and run is None:
+        raise UserError("--rank belongs to --run DIR")
     from sdjax.progress import progress_bar
 
     with progress_bar("merge", None) as advance:
@@ -186,8 +215,42 @@ def merge(recipe: Path, out: Path, seed: int) -> None:
             advance(done - shown, description=f"merge {done} of {total} tensors")
             shown = done
 
-        written = merge_recipe(recipe, out, seed=seed, on_tensor=on_tensor)
-    click.echo(f"{written.folder}: {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB")
+        out = paths[-1]
+        if algorithm is not None:
+            from sdjax.programs.apply import merge_program
+
+            if base is None:
+                raise UserError("--algorithm needs --base MODEL")
+            named = dict(_named_expert(one) for one in experts)
+            written = merge_program(
+                algorithm, base, named, out, scope=scope, seed=seed, on_tensor=on_tensor
+            )
+        elif run is not None:
+            from sdjax.search.apply import merge_discovered
+
+            written = merge_discovered(run, rank or 1, out, on_tensor=on_tensor)
+        else:
+            from sdjax.algorithms.registry import methods as all_methods
+            from sdjax.merging.run import merge_recipe
+
+            written = merge_recipe(paths[0], out, all_methods(), seed=seed, on_tensor=on_tensor)
+    _tell_merged(written)
+
+
+def _named_expert(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not (name and equals and model):
+        raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
+    return name, model
+
+
+def _tell_merged(written) -> None:
+    for note in written.notes:
+        click.echo(f"sdjax: {note}", err=True)
+    went_on = f", {written.resumed} of them from before" if written.resumed else ""
+    click.echo(
+        f"{written.folder}: {written.tensors} tensors{went_on}, {written.bytes / 1e6:,.1f} MB"
+    )
 
 
 @main.command(name="eval", epilog=_example("sdjax eval zoo:seed --task arithmetic --limit 200"))
@@ -300,8 +363,15 @@ def methods() -> None:
 
     from sdjax.algorithms.registry import methods as all_methods
 
-    table = Table("method", "parameters", "mathematics")
+    table = Table("method", "parameters", "mathematics", show_lines=True)
     for method in all_methods().values():
-        parameters = ", ".join(f"{one.name}={one.default}" for one in method.parameters)
+        parameters = ", ".join(
+            f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}"
+            for one in method.parameters
+        )
         table.add_row(method.name, parameters, method.mathematics)
     Console().print(table)
+    click.echo(
+        "* one number, or one for each expert. These are the defaults in Python and in a search, "
+        "which follow the papers; a recipe's follow mergekit."
+    )

@@ -106,6 +106,35 @@ def test_merge_by_a_recipe(tmp_path):
     assert evaluated.exit_code == 0, evaluated.output
 
 
+def test_merge_by_a_program(tmp_path):
+    (tmp_path / "good.py").write_text(GOOD)
+    experts = [f"--expert=expert_{i}=zoo:{name}" for i, name in ((1, "reader"), (2, "calculator"))]
+    arguments = ["--algorithm", tmp_path / "good.py", "--base", "zoo:seed", *experts]
+    result = call("merge", *arguments, tmp_path / "merged")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    (tmp_path / "bad.py").write_text(BAD)
+    arguments[1] = tmp_path / "bad.py"
+    assert "bad.py: refused (import)" in mistake("merge", *arguments, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["out"], "merge takes RECIPE OUT"),
+        (["--algorithm", "a.py", "recipe", "out"], "merge takes RECIPE OUT"),
+        (["--algorithm", "a.py", "--run", "r", "out"], "--algorithm or --run, not both"),
+        (["--base", "zoo:seed", "recipe", "out"], "belong to --algorithm FILE"),
+        (["--rank", "2", "recipe", "out"], "--rank belongs to --run DIR"),
+        (["--algorithm", "a.py", "out"], "--algorithm needs --base MODEL"),
+        (["--algorithm", "a.py", "--base", "zoo:seed", "--expert", "x", "out"], "NAME=MODEL"),
+        (["--run", "nothing", "out"], "nothing: no run here"),
+    ],
+)
+def test_merge_names_what_does_not_go_together(arguments, message):
+    assert message in mistake("merge", *arguments)
+
+
 @pytest.mark.parametrize(
     ("kind", "row", "extra"),
     [

@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import jax
 
-from sdjax.algorithms.dropping import drop_and_rescale
-from sdjax.algorithms.mixing import weighted_sum
+from sdjax.algorithms.dropping import drop
+from sdjax.algorithms.mixing import RESCALE_SPELLINGS, weighted_sum
 from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = λ Σ w_j (m_j ⊙ τ_j) / d_j, m_j ~ Bernoulli(d_j)"
+MEANING = Meaning(
+    names={"scale": "lambda"},
+    defaults={"density": 1.0, "rescale": "l1"},
+    needed=("weight",),
+    spellings={"rescale": RESCALE_SPELLINGS},
+)
 
 
 def merge_models(
@@ -26,8 +33,5 @@ def merge_models(
     normalize: bool = False,
     rescale: str = "density",
 ) -> jax.Array:
-    dropped = {
-        name: drop_and_rescale(vector, key, density[name], stream, rescale)
-        for stream, (name, vector) in enumerate(task_vectors.items())
-    }
+    dropped = drop(task_vectors, key, density, rescale)
     return scale * weighted_sum(dropped, weight, normalize)

@@ -1,19 +1,26 @@
 """DARE with the election of signs: drop at random and rescale, then elect as TIES does.
 
-Yu et al., "Language models are Super Mario", arXiv 2311.03099, with the election of Yadav et al.,
-"TIES-Merging", arXiv 2306.01708. Parameters as in ``dare_linear`` and ``ties``; as in mergekit the
-sum is not normalised by default.
+Yu et al., "Language models are Super Mario: absorbing abilities from homologous models as a free
+lunch", arXiv 2311.03099, with the election of Yadav et al., "TIES-Merging", arXiv 2306.01708.
+Parameters as in ``dare_linear`` and ``ties``; as in mergekit the sum is not normalised by default.
 """
 
 from __future__ import annotations
 
 import jax
 
-from sdjax.algorithms.dropping import drop_and_rescale
-from sdjax.algorithms.mixing import elected_sum
+from sdjax.algorithms.dropping import drop
+from sdjax.algorithms.mixing import RESCALE_SPELLINGS, elected_sum
 from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = λ Σ_{j∈A} w_j t_j, t_j = (m_j ⊙ τ_j) / d_j, A = {j: sgn t_j = sgn Σ w_i t_i}"
+MEANING = Meaning(
+    names={"scale": "lambda"},
+    defaults={"density": 1.0, "rescale": "l1"},
+    needed=("weight",),
+    spellings={"rescale": RESCALE_SPELLINGS},
+)
 
 
 def merge_models(
@@ -26,8 +33,5 @@ def merge_models(
     rescale: str = "density",
     elect: str = "weighted",
 ) -> jax.Array:
-    dropped = {
-        name: drop_and_rescale(vector, key, density[name], stream, rescale)
-        for stream, (name, vector) in enumerate(task_vectors.items())
-    }
+    dropped = drop(task_vectors, key, density, rescale)
     return scale * elected_sum(dropped, weight, normalize, elect)

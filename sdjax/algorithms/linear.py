@@ -6,7 +6,7 @@ their sum unless ``normalize`` is false.
 
 On task vectors, averaging them and averaging the experts themselves is the same:
 base + sum w_j (C_j - base) / sum w_j = sum w_j C_j / sum w_j. So the method means the same in a
-search (task vectors against the seed) and in a recipe without a base.
+search (task vectors against the seed) and in a recipe, where the base is a model like any other.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import jax
 
 from sdjax.algorithms.mixing import weighted_sum
 from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = Σ w_j τ_j / Σ w_j"
+MEANING = Meaning(base="plain", needed=("weight",))
 
 
 def merge_models(

@@ -1,4 +1,4 @@
-"""Parts that several methods share: weighted sums and the election of signs.
+"""Parts that several methods share: weighted sums, the election of signs, and rescaling.
 
 Axes: k expert, and the tensor's own axes (...).
 """
@@ -12,13 +12,24 @@ import jax.numpy as jnp
 
 Vectors = Mapping[str, jax.Array]
 
+RESCALE = ("density", "l1", "none")
+# What `rescale: true` and `false` mean in a recipe.
+RESCALE_SPELLINGS = {True: "l1", False: "none"}
+
 
 def weighted_sum(vectors: Vectors, weight: Vectors, normalize: bool) -> jax.Array:
     """sum_k w_k v_k, with ``normalize`` over sum_k w_k (over 1 where that is zero)."""
     total = sum(weight[name] * vector for name, vector in vectors.items())
     if normalize:
-        total = total / _divisor(sum(weight[name] for name in vectors))
+        divisor = jnp.asarray(sum(weight[name] for name in vectors))
+        total = total / jnp.where(jnp.abs(divisor) < 1e-8, 1.0, divisor)
     return jnp.asarray(total)
+
+
+def agreement(ballots: Vectors) -> dict[str, jax.Array]:
+    """Per expert and element, whether its sign is that of the sum (a sum of zero elects plus)."""
+    elected = jnp.where(sum(ballots.values()) >= 0, 1.0, -1.0)  # [...]
+    return {name: jnp.sign(ballot) == elected for name, ballot in ballots.items()}
 
 
 def elected_sum(
@@ -27,16 +38,14 @@ def elected_sum(
     """Per element, the weighted sum over those experts whose sign is the elected one.
 
     The elected sign is that of the sum over the experts, of w_k v_k (``elect="weighted"``) or of
-    v_k (``"plain"``); a sum of zero elects plus. With ``normalize`` the result is divided, per
-    element, by the sum of the weights that took part.
+    v_k (``"plain"``). With ``normalize`` the result is divided, per element, by the sum of the
+    weights that took part.
     """
     if elect not in ("weighted", "plain"):
         raise ValueError(f"elect must be 'weighted' or 'plain', not {elect!r}")
     # A negative weight turns an expert's sign, in the vote by weight and in the sum alike.
     terms = {name: weight[name] * vector for name, vector in vectors.items()}
-    ballots = terms if elect == "weighted" else vectors
-    elected = jnp.where(sum(ballots.values()) >= 0, 1.0, -1.0)  # [...]
-    agrees = {name: jnp.sign(ballots[name]) == elected for name in vectors}
+    agrees = agreement(terms if elect == "weighted" else vectors)
     total = sum(jnp.where(agrees[name], terms[name], 0.0) for name in vectors)
     if normalize:
         taking_part = sum(jnp.where(agrees[name], weight[name], 0.0) for name in vectors)
@@ -44,5 +53,21 @@ def elected_sum(
     return jnp.asarray(total)
 
 
-def _divisor(total: jax.Array | int) -> jax.Array:
-    return jnp.where(jnp.abs(total) < 1e-8, 1.0, total)
+def keep_and_rescale(
+    vector: jax.Array, keep: jax.Array, share: jax.Array, rescale: str
+) -> jax.Array:
+    """The elements of ``vector`` where ``keep`` is true, rescaled; zero elsewhere.
+
+    share: the probability or share with which an element is kept, a scalar or one each. rescale:
+    "density" divides by it (so that the expectation is kept), "l1" restores the sum of magnitudes
+    (mergekit's way), "none" does nothing.
+    """
+    if rescale not in RESCALE:
+        raise ValueError(f"rescale must be one of {', '.join(RESCALE)}, not {rescale!r}")
+    kept = jnp.where(keep, vector, 0.0)
+    if rescale == "density":
+        return kept / jnp.where(share > 0, share, 1.0)
+    if rescale == "l1":
+        before, after = jnp.sum(jnp.abs(vector)), jnp.sum(jnp.abs(kept))
+        return kept * jnp.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
+    return kept

@@ -1,8 +1,9 @@
 """Model Stock: the average of the experts, drawn back to the base the more they disagree.
 
 Jang, Yun, Han, "Model Stock: all we need is just a few fine-tuned models", arXiv 2403.19522. The
-paper has one angle for all experts; as in mergekit it is the mean cosine over the pairs.
-``filter_wise`` takes one angle for each row instead of one for the tensor.
+paper has one angle for all experts; as in mergekit it is the mean cosine over the pairs, and where
+the estimate is singular (the experts cancel) the base is kept. ``filter_wise`` takes one angle for
+each row instead of one for the tensor.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from sdjax.merging.method import Meaning
+
 MATHEMATICS = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
+MEANING = Meaning(fewest=2)
 
 
 def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) -> jax.Array:
@@ -27,5 +31,7 @@ def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) 
         product = jnp.sum(vectors[i] * vectors[j], axis=axes, keepdims=True)
         cosines.append(jnp.clip(product / jnp.maximum(norms[i] * norms[j], 1e-6), -1.0, 1.0))
     cosine = sum(cosines) / len(cosines)
-    ratio = count * cosine / (1 + (count - 1) * cosine)
+    divisor = 1 + (count - 1) * cosine
+    singular = jnp.abs(divisor) < 1e-6
+    ratio = jnp.where(singular, 0.0, count * cosine / jnp.where(singular, 1.0, divisor))
     return jnp.asarray(ratio * sum(vectors) / count)

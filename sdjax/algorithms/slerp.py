@@ -8,7 +8,7 @@ nearly parallel ones (|cos| > 0.9995) are interpolated linearly.
 experts the result so far is interpolated with the n-th at 2t/n, in slot order: at t = 0.5 every
 expert counts the same up to curvature. It works on what it is given: in a search on task vectors
 against the seed (an arc around the seed), in a recipe, which subtracts no base, on the weights (an
-arc around the origin).
+arc around the origin, from base_model to the other model).
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from sdjax.algorithms.geometry import arc
+from sdjax.merging.method import Meaning
+
 MATHEMATICS = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, θ = ∠(τ_1, τ_2)"
+MEANING = Meaning(base="first", fewest=2, most=2, needed=("t",))
 
 
 def merge_models(task_vectors: dict[str, jax.Array], t: float = 0.5) -> jax.Array:
     first, *others = task_vectors.values()
     merged = first
     for n, vector in enumerate(others, start=2):
-        merged = _interpolate(merged, vector, jnp.minimum(2 * t / n, 1.0) if n > 2 else t)
+        place = jnp.minimum(2 * t / n, 1.0) if n > 2 else jnp.asarray(t)
+        lengths = jnp.sqrt(jnp.sum(merged * merged)) * jnp.sqrt(jnp.sum(vector * vector))
+        cosine = jnp.sum(merged * vector) / jnp.where(lengths > 1e-16, lengths, 1.0)
+        share, other = arc(cosine, place, jnp.abs(cosine) > 0.9995)
+        merged = share * merged + other * vector
     return merged
-
-
-def _interpolate(a: jax.Array, b: jax.Array, t: jax.Array | float) -> jax.Array:
-    lengths = jnp.sqrt(jnp.sum(a * a)) * jnp.sqrt(jnp.sum(b * b))
-    cosine = jnp.sum(a * b) / jnp.where(lengths > 1e-16, lengths, 1.0)
-    parallel = jnp.abs(cosine) > 0.9995
-    angle = jnp.arccos(jnp.where(parallel, 0.0, cosine))
-    share_a = jnp.where(parallel, 1.0 - t, jnp.sin((1.0 - t) * angle) / jnp.sin(angle))
-    share_b = jnp.where(parallel, t, jnp.sin(t * angle) / jnp.sin(angle))
-    return share_a * a + share_b * b

@@ -11,8 +11,10 @@ import jax
 
 from sdjax.algorithms.mixing import weighted_sum
 from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = λ Σ w_j τ_j"
+MEANING = Meaning(names={"scale": "lambda"}, needed=("weight",), ignored=("density", "rescale"))
 
 
 def merge_models(

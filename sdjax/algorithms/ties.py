@@ -5,20 +5,27 @@ keeps the share ``density`` of largest magnitude in each tensor (the paper: 20 %
 
 As in mergekit, signs are elected on the weighted task vectors and the mean is weighted;
 ``elect="plain"`` elects on the task vectors themselves, which with equal weights is the paper's.
-Elements that tie with the last one kept are kept too.
+Elements that tie with the last one kept are kept too. ``rescale="l1"`` is mergekit's option to
+restore the sum of magnitudes after trimming.
 """
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
-from sdjax.algorithms.mixing import elected_sum
+from sdjax.algorithms.mixing import RESCALE_SPELLINGS, elected_sum
+from sdjax.algorithms.trimming import trim
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.magnitude import largest
+from sdjax.merging.method import Meaning
 
 MATHEMATICS = (
     "τ = λ Σ_{j∈A} w_j t_j / Σ_{j∈A} w_j, t_j = top_d(τ_j), A = {j: sgn t_j = sgn Σ w_i t_i}"
+)
+MEANING = Meaning(
+    names={"scale": "lambda"},
+    defaults={"density": 1.0},
+    needed=("weight",),
+    spellings={"rescale": RESCALE_SPELLINGS},
 )
 
 
@@ -29,9 +36,7 @@ def merge_models(
     scale: float = 1.0,
     normalize: bool = True,
     elect: str = "weighted",
+    rescale: str = "none",
 ) -> jax.Array:
-    trimmed = {
-        name: jnp.where(largest(vector, density[name]), vector, 0.0)
-        for name, vector in task_vectors.items()
-    }
+    trimmed = trim(task_vectors, density, rescale)
     return scale * elected_sum(trimmed, weight, normalize, elect)

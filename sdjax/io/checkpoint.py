@@ -18,12 +18,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 
 from sdjax.errors import UserError
+from sdjax.io.tensor_folder import CONFIG, INDEX, SINGLE, TensorFolder, read_json
 from sdjax.io.weights_file import (
     CODES,
-    DTYPES,
     HF_DTYPES,
     file_parts,
     sync_folder,
@@ -35,9 +34,6 @@ from sdjax.models.spec import ParamSpec, specify
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import sharding_of
 
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000  # as transformers splits
 
 # Files beside the weights that belong to the tokenizer or to generation.
@@ -75,8 +71,7 @@ class ModelReader:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.specs = specify(self.config)
-        self._opened: dict[str, Any] = {}
-        self._file_of = self._locate()
+        self._tensors = TensorFolder(self.folder)
         self._check_names()
 
     def read(self, path: str, *, dtype: Any = None, mesh: Mesh | None = None) -> jax.Array:
@@ -92,7 +87,7 @@ class ModelReader:
             )
         spec = self.specs[path]
         stored = self._checked_slice(spec)
-        kept = DTYPES[stored.get_dtype()] if dtype is None else np.dtype(dtype)
+        kept = self._tensors.dtype(spec.hf_name) if dtype is None else np.dtype(dtype)
         if mesh is None:
             return jax.device_put(stored[...].astype(kept, copy=False))
 
@@ -111,54 +106,9 @@ class ModelReader:
         sharding = sharding_of(spec.shape, spec.axes, mesh)
         return jax.make_array_from_callback(spec.shape, sharding, callback, dtype=kept)
 
-    def _locate(self) -> dict[str, str]:
-        """Tensor name to the file that holds it."""
-        index = self.folder / INDEX
-        if index.exists():
-            try:
-                weight_map = dict(json.loads(index.read_text())["weight_map"])
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{index}: not a safetensors index (no weight_map); copy the file again"
-                ) from None
-            for file in sorted(set(weight_map.values())):
-                for name in list(self._open(file).keys()):
-                    if weight_map.get(name) != file:
-                        raise UserError(
-                            f"{self.folder / file}: the tensor {name!r} is not listed there by "
-                            f"{INDEX}; copy the folder again"
-                        )
-            return weight_map
-        if not (self.folder / SINGLE).exists():
-            pickles = sorted(self.folder.glob("*.bin")) + sorted(self.folder.glob("*.pt"))
-            if pickles:
-                raise UserError(
-                    f"{self.folder}: only pickle weights ({pickles[0].name}), which can run code "
-                    "and are not read; convert them with transformers' save_pretrained"
-                )
-            raise UserError(
-                f"{self.folder}: no weights; expected {SINGLE} or {INDEX} beside {CONFIG}"
-            )
-        return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
-
-    def _open(self, file: str) -> Any:
-        if file not in self._opened:
-            path = self.folder / file
-            try:
-                self._opened[file] = safe_open(path, framework="numpy")
-            except FileNotFoundError:
-                raise UserError(
-                    f"{path}: listed in {INDEX} but not there; copy the missing file"
-                ) from None
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path}: cut short or not a safetensors file ({error}); copy the file again"
-                ) from None
-        return self._opened[file]
-
     def _check_names(self) -> None:
         needed = {spec.hf_name for spec in self.specs.values()}
-        stored = {name for name in self._file_of if not name.endswith(_IGNORED_SUFFIX)}
+        stored = {name for name in self._tensors.names if not name.endswith(_IGNORED_SUFFIX)}
         missing = sorted(needed - stored)
         if missing:
             raise UserError(
@@ -177,7 +127,7 @@ class ModelReader:
     def _check_tied(self) -> None:
         """A tied model may store its output matrix again, but not another one."""
         first = self._checked_slice(self.specs["embed"])
-        second = self._open(self._file_of[_TIED]).get_slice(_TIED)
+        second = self._tensors.slice(_TIED)
         same = (first.get_shape(), first.get_dtype()) == (second.get_shape(), second.get_dtype())
         rows = max(1, 2**26 // max(1, first.get_shape()[1]))
         for start in range(0, first.get_shape()[0], rows):
@@ -192,25 +142,14 @@ class ModelReader:
             )
 
     def _checked_slice(self, spec: ParamSpec) -> Any:
-        file = self._file_of[spec.hf_name]
-        try:
-            stored = self._open(file).get_slice(spec.hf_name)
-        except SafetensorError:
-            raise UserError(
-                f"{self.folder / file}: the tensor {spec.hf_name!r} is not in this file though "
-                f"{INDEX} says so; copy the file again"
-            ) from None
-        where = f"{self.folder / file}: the tensor {spec.hf_name!r}"
+        stored = self._tensors.slice(spec.hf_name)
         if tuple(stored.get_shape()) != spec.shape:
             raise UserError(
-                f"{where} has shape {list(stored.get_shape())}, not {list(spec.shape)} as "
-                f"{CONFIG} says; correct {CONFIG}, or use the weights that belong to it"
+                f"{self._tensors.where(spec.hf_name)} has shape {list(stored.get_shape())}, not "
+                f"{list(spec.shape)} as {CONFIG} says; correct {CONFIG}, or use the weights that "
+                "belong to it"
             )
-        if stored.get_dtype() not in DTYPES:
-            raise UserError(
-                f"{where} is stored as {stored.get_dtype()}, which is not supported; "
-                f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
-            )
+        self._tensors.dtype(spec.hf_name)
         return stored
 
 
@@ -226,12 +165,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{path}: not found; a model folder needs it beside its weights")
-    try:
-        fields = json.loads(path.read_text())
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from None
+    fields = read_json(path)
     return ModelConfig.from_hf(fields, str(path))
 
 

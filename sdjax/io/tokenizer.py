@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from sdjax.errors import UserError
+from sdjax.io.tensor_folder import read_json
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -64,7 +64,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _full(self) -> Any:
-        return _auto_tokenizer(self.folder)
+        return load_full_tokenizer(self.folder)
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         """The ids of `text`, with the start token and the like if `add_special`."""
@@ -120,13 +120,13 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"{folder}: no such model folder; give one with {FILE}")
     if not any((folder / name).is_file() for name in _TOKEN_FILES):
         raise UserError(f"{folder}: no tokenizer; copy {FILE} and {SETTINGS} beside the weights")
-    settings = _read_json(folder / SETTINGS)
+    settings = read_json(folder / SETTINGS)
     plain = _plain_tokenizer(folder, settings)
     if plain is not None:
         token_id, vocab_size = plain.token_to_id, plain.get_vocab_size()
         encode, decode = _plain_functions(plain)
     else:
-        full = _auto_tokenizer(folder)
+        full = load_full_tokenizer(folder)
         vocab = full.get_vocab()
         token_id, vocab_size = vocab.get, len(vocab)
         encode, decode = _full_functions(full)
@@ -136,7 +136,7 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         return None if text is None else token_id(text)
 
     generation, model = (
-        _read_json(folder / name) for name in ("generation_config.json", "config.json")
+        read_json(folder / name) for name in ("generation_config.json", "config.json")
     )
     eos = generation.get("eos_token_id", model.get("eos_token_id"))
     if eos is None:
@@ -213,7 +213,8 @@ def _full_functions(
     return encode, decode
 
 
-def _auto_tokenizer(folder: Path) -> Any:
+def load_full_tokenizer(folder: Path) -> Any:
+    """transformers' own tokenizer of a folder. Raises UserError where it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
@@ -223,18 +224,6 @@ def _auto_tokenizer(folder: Path) -> Any:
         raise UserError(
             f"{folder}: the tokenizer cannot be read ({line}); copy its files again"
         ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from None
-    return fields
 
 
 def _token_text(token: Any) -> str | None:

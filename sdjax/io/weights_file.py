@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,28 +24,41 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 HF_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def file_parts(tensors: Mapping[str, Any]) -> Iterable[bytes | memoryview]:
-    """A safetensors file as its header and then one tensor at a time, never all in memory.
+def file_header(tensors: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
+    """A safetensors file's beginning, and the place in the file of each tensor.
 
-    The format: the length of the header in 8 little-endian bytes, the header in JSON padded with
-    spaces to a multiple of 8, the tensors' bytes (https://github.com/huggingface/safetensors).
-    Wider types come first, as the reference writer does, so that each tensor is aligned.
+    tensors: name to anything with a shape and a dtype. The format: the length of the header in 8
+    little-endian bytes, the header in JSON padded with spaces to a multiple of 8, the tensors'
+    bytes (https://github.com/huggingface/safetensors). Wider types come first, as the reference
+    writer does, so that each tensor is aligned; otherwise the order is kept.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, leaf in ordered:
-        start, end = end, end + leaf.nbytes
+    end, places = 0, {}
+    for name, leaf in sorted(tensors.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize):
+        dtype = np.dtype(leaf.dtype)
+        places[name], end = end, end + math.prod(leaf.shape) * dtype.itemsize
         header[name] = {
-            "dtype": CODES[np.dtype(leaf.dtype)],
+            "dtype": CODES[dtype],
             "shape": list(leaf.shape),
-            "data_offsets": [start, end],
+            "data_offsets": [places[name], end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, leaf in ordered:
-        yield np.ascontiguousarray(_on_host(leaf)).view(np.uint8).data
+    start = len(text).to_bytes(8, "little") + text
+    return start, {name: len(start) + place for name, place in places.items()}
+
+
+def file_parts(tensors: Mapping[str, Any]) -> Iterable[bytes | memoryview]:
+    """A safetensors file as its header and then one tensor at a time, never all in memory."""
+    start, places = file_header(dict(sorted(tensors.items())))
+    yield start
+    for name in sorted(places, key=places.__getitem__):
+        yield raw_bytes(_on_host(tensors[name]))
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """An array's bytes in row-major order, not copied where they lie so already."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _on_host(leaf: Any) -> np.ndarray:

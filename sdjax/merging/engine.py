@@ -7,25 +7,23 @@ For every tensor in scope::
 
 One program is compiled for each (algorithm, shapes, shardings, kind if the algorithm asks for it);
 base, experts, float hyperparameters, depth and key are its arguments, so that the number of layers,
-other experts and a sweep over coefficients compile nothing. Arrays cross the jit boundary as tuples
-in slot order (JAX sorts dicts by key). Output shardings are pinned to the base leaf's.
+other experts and a sweep over coefficients compile nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.errors import UserError
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.lowering import TensorProgram, TreeProgram, leaf_key_data, task_vectors
 from sdjax.merging.programs import Programs
 from sdjax.merging.scope import Scope, select
 from sdjax.models.spec import depth_of, kind_of
@@ -95,16 +93,28 @@ class Merger:
         total = np.sum([np.asarray(s, np.float64) for s in squares.values()], axis=0)
         self.norms = np.sqrt(total)  # [experts], over the scope
 
-    def __call__(self, algorithm: Algorithm, *, key: jax.Array | None = None) -> Merged:
+    def __call__(
+        self,
+        algorithm: Algorithm,
+        *,
+        key: jax.Array | None = None,
+        reuse: Merged | None = None,
+    ) -> Merged:
         """Merge. ``key``: typed PRNG key, needed if the algorithm asks for one.
+
+        reuse: an earlier result of this merger that nobody needs any more: its merged leaves lend
+        their buffers to the new ones and are gone (writing to fresh memory is several times slower
+        than to memory in use). The tree form allocates anew.
 
         Raises UserError when the algorithm does not trace or returns something other than one
         array of the tensor's shape.
         """
         if "key" in algorithm.requests and key is None:
             raise UserError(f"{algorithm.name} draws random numbers: pass a key")
-        merge_leaves = self._merge_tree if algorithm.form == "tree" else self._merge_tensors
-        new, squares = merge_leaves(algorithm, key)
+        if algorithm.form == "tree":
+            new, squares = self._merge_tree(algorithm, key)
+        else:
+            new, squares = self._merge_tensors(algorithm, key, self._reusable(reuse))
         norm = math.sqrt(float(np.sum(np.asarray(jax.device_get(squares), np.float64))))
         mean = float(np.mean(self.norms))
         leaves = (
@@ -116,7 +126,21 @@ class Merger:
             change=norm / mean if mean else 0.0,
         )
 
-    def _merge_tensors(self, algorithm: Algorithm, key: jax.Array | None) -> tuple[dict, list]:
+    def _reusable(self, reuse: Merged | None) -> dict[str, jax.Array]:
+        """The merged leaves of an earlier result; never an array of the base or of an expert."""
+        if reuse is None:
+            return {}
+        earlier = flatten(reuse.params)
+        lent = {path: earlier[path] for path in self.paths if path in self.live}
+        for path, leaf in lent.items():
+            base, experts = self._leaves[path]
+            if any(leaf is other for other in (base, *experts)):
+                raise UserError(f"reuse: {path} is no merged tensor; give an earlier result")
+        return lent
+
+    def _merge_tensors(
+        self, algorithm: Algorithm, key: jax.Array | None, lent: Mapping[str, jax.Array]
+    ) -> tuple[dict, list]:
         arguments = algorithm.arguments(self.slots)
         paths = [path for path in self.paths if path in self.live]
         wanted = [
@@ -126,6 +150,7 @@ class Merger:
                 *self._leaves[path],
                 kind=kind_of(path) if "kind" in algorithm.requests else None,
                 key=key,
+                into=lent.get(path),
             )
             for path in paths
         ]
@@ -138,7 +163,7 @@ class Merger:
                 depth = np.float32(depth_of(path, self._num_layers))
             if "key" in algorithm.requests:
                 data = leaf_key_data(key, path)
-            new[path], square = program(base, experts, arguments, depth, data)
+            new[path], square = program(base, experts, arguments, depth, data, lent.get(path))
             squares.append(square)
         return new, squares
 
@@ -165,11 +190,12 @@ def merge(
     key: jax.Array | None = None,
     num_layers: int | None = None,
     programs: Programs | None = None,
+    reuse: Merged | None = None,
 ) -> Merged:
     """Merge once; see ``Merger``, which is what to use for many merges of the same experts."""
     kept = _SHARED if programs is None else programs
     merger = Merger(base, experts, slots=slots, scope=scope, num_layers=num_layers, programs=kept)
-    return merger(algorithm, key=key)
+    return merger(algorithm, key=key, reuse=reuse)
 
 
 _SHARED = Programs()
@@ -183,222 +209,7 @@ def default_slots(count: int) -> tuple[str, ...]:
 @jax.jit
 def squared_norms(base: jax.Array | None, experts: tuple[jax.Array, ...]) -> jax.Array:
     """[experts] float32: the squared norm of each task vector of one leaf."""
-    return jnp.stack([jnp.sum(t * t) for t in _task_vectors(base, experts)])
-
-
-def leaf_key_data(key: jax.Array | None, path: str) -> np.ndarray:
-    """Key data for one leaf, from (key, path) alone: no order, depth or device count enters it.
-
-    Hashed on the host, so that no program is compiled for it.
-    """
-    assert key is not None
-    data = np.asarray(jax.random.key_data(key))
-    digest = hashlib.shake_256(data.tobytes() + b"\0" + path.encode()).digest(data.nbytes)
-    return np.frombuffer(digest, data.dtype).reshape(data.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorProgram:
-    """What has to be compiled to merge one leaf: the cache key, and how to lower it."""
-
-    cache_key: tuple
-    lower: Callable[[], jax.stages.Lowered]
-
-    @classmethod
-    def of(
-        cls,
-        algorithm: Algorithm,
-        slots: Sequence[str],
-        base: jax.Array | None,
-        experts: tuple[jax.Array, ...],
-        *,
-        kind: str | None,
-        key: jax.Array | None,
-        dtype: Any = None,
-    ) -> TensorProgram:
-        """Arguments of the compiled program: base, experts, arguments, depth, key data.
-
-        It returns the new leaf, in ``dtype`` (by default as the base has it), and the squared norm
-        of the merged task vector (infinite when the new leaf is not finite).
-        """
-        like = experts[0] if base is None else base
-        stored = like.dtype if dtype is None else jnp.dtype(dtype)
-        implementation = _implementation(algorithm, key)
-
-        def program(base, experts, arguments, depth, data):
-            vectors = _task_vectors(base, experts)
-            requested = {
-                "base": jnp.zeros(like.shape, jnp.float32) if base is None else _wide(base),
-                "depth": depth,
-                "kind": kind,
-                "key": data
-                if data is None
-                else jax.random.wrap_key_data(data, impl=implementation),
-            }
-            merged = _run(algorithm, slots, vectors, arguments, requested)
-            merged = _checked(algorithm, merged, like.shape, kind or "the tensor")
-            new = _apply(base, merged, stored)
-            return new, _finite_square(new, merged)
-
-        def lower() -> jax.stages.Lowered:
-            shapes = _abstract((base, experts))
-            depth = np.float32(0) if "depth" in algorithm.requests else None
-            data = leaf_key_data(key, "") if "key" in algorithm.requests else None
-            pinned = (like.sharding, _scalar_sharding(like))
-            with jax.default_matmul_precision("highest"):
-                return jax.jit(program, out_shardings=pinned).lower(
-                    *shapes, algorithm.arguments(slots), depth, data
-                )
-
-        shapes = _describe((base, *experts))
-        identity = ("tensor", algorithm.identity, tuple(slots), kind, implementation, stored.name)
-        return cls(cache_key=(*identity, shapes), lower=lower)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeProgram:
-    """As TensorProgram, for the tree form: one program over the whole scope."""
-
-    cache_key: tuple
-    lower: Callable[[], jax.stages.Lowered]
-
-    @classmethod
-    def of(
-        cls,
-        algorithm: Algorithm,
-        slots: Sequence[str],
-        leaves: Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]],
-        *,
-        live: frozenset[str],
-        key: jax.Array | None,
-    ) -> TreeProgram:
-        """``leaves``: path to (base, experts). Leaves outside ``live`` are shown to the algorithm,
-        but stay as they are. Arguments: bases, experts (tuples in path order), arguments, key data.
-        """
-        paths = tuple(leaves)
-        likes = {p: experts[0] if base is None else base for p, (base, experts) in leaves.items()}
-        implementation = _implementation(algorithm, key)
-
-        def program(bases, experts, arguments, data):
-            by_leaf = [_task_vectors(b, e) for b, e in zip(bases, experts, strict=True)]
-            vectors = [
-                {path: by_leaf[i][j] for i, path in enumerate(paths)} for j in range(len(slots))
-            ]
-            flat_base = {
-                path: jnp.zeros(likes[path].shape, jnp.float32) if b is None else _wide(b)
-                for path, b in zip(paths, bases, strict=True)
-            }
-            wrap = data is not None
-            requested = {
-                "base": flat_base,
-                "key": jax.random.wrap_key_data(data, impl=implementation) if wrap else None,
-            }
-            merged = _run(algorithm, slots, vectors, arguments, requested)
-            if not isinstance(merged, Mapping) or set(merged) != set(paths):
-                raise UserError(
-                    f"{algorithm.name} must return a dict with the paths it was given, "
-                    f"not {_describe_result(merged)}"
-                )
-            new, squares = [], []
-            for path, base in zip(paths, bases, strict=True):
-                if path not in live:
-                    continue
-                leaf = _checked(algorithm, merged[path], likes[path].shape, path)
-                new.append(_apply(base, leaf, likes[path].dtype))
-                squares.append(_finite_square(new[-1], leaf))
-            return tuple(new), jnp.sum(jnp.stack(squares))
-
-        def lower() -> jax.stages.Lowered:
-            bases = _abstract(tuple(base for base, _ in leaves.values()))
-            experts = _abstract(tuple(e for _, e in leaves.values()))
-            pinned = tuple(likes[path].sharding for path in paths if path in live)
-            data = leaf_key_data(key, "") if "key" in algorithm.requests else None
-            with jax.default_matmul_precision("highest"):
-                return jax.jit(
-                    program, out_shardings=(pinned, _scalar_sharding(likes[paths[0]]))
-                ).lower(bases, experts, algorithm.arguments(slots), data)
-
-        shapes = tuple((path, _describe((b, *e))) for path, (b, e) in leaves.items())
-        identity = ("tree", algorithm.identity, tuple(slots), implementation, live)
-        return cls(cache_key=(*identity, shapes), lower=lower)
-
-
-def _run(
-    algorithm: Algorithm, slots: Sequence[str], vectors: Any, arguments: Any, requested: Any
-) -> Any:
-    """The algorithm's own code, inside the trace, with its errors told in one line."""
-    try:
-        return algorithm.call(slots, vectors, arguments, requested)
-    except UserError:
-        raise
-    except (jax.errors.ConcretizationTypeError, jax.errors.JAXTypeError) as error:
-        raise UserError(
-            f"{algorithm.name} takes a Python decision (if, while, int, float, range) on the value "
-            "of an array, which is not known while compiling; write "
-            "jnp.where(depth < 0.5, a, b) instead of `a if depth < 0.5 else b`"
-        ) from error
-    except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        raise UserError(f"{algorithm.name}: {type(error).__name__}: {' '.join(first)}") from error
-
-
-def _checked(algorithm: Algorithm, merged: Any, shape: tuple[int, ...], where: str) -> jax.Array:
-    dtype = getattr(merged, "dtype", None)
-    real = isinstance(merged, jax.Array | np.ndarray) and not jnp.iscomplexobj(merged)
-    if not real or dtype is None or merged.shape != shape:
-        raise UserError(
-            f"{algorithm.name} must return one real array of shape {list(shape)} for {where}, "
-            f"not {_describe_result(merged)}"
-        )
-    return jnp.asarray(merged).astype(jnp.float32)
-
-
-def _describe_result(value: Any) -> str:
-    if isinstance(value, jax.Array | np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"a dict with {len(value)} entries"
-    return f"{type(value).__name__}"
-
-
-def _wide(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.float32)
-
-
-def _task_vectors(base: jax.Array | None, experts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    if base is None:
-        return tuple(_wide(expert) for expert in experts)
-    return tuple(_wide(expert) - _wide(base) for expert in experts)
-
-
-def _apply(base: jax.Array | None, merged: jax.Array, dtype: Any) -> jax.Array:
-    return (merged if base is None else _wide(base) + merged).astype(dtype)
-
-
-def _finite_square(new: jax.Array, merged: jax.Array) -> jax.Array:
-    # One reduction says both: every further one costs some 20 ms of compilation on a CPU.
-    return jnp.sum(jnp.where(jnp.isfinite(new), merged * merged, jnp.inf))
-
-
-def _implementation(algorithm: Algorithm, key: jax.Array | None) -> str | None:
-    if "key" not in algorithm.requests:
-        return None
-    assert key is not None
-    return str(jax.random.key_impl(key))
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def _describe(leaves: Sequence[jax.Array | None]) -> tuple:
-    return tuple(None if x is None else (x.shape, x.dtype.name, x.sharding) for x in leaves)
-
-
-def _scalar_sharding(like: jax.Array) -> jax.sharding.Sharding:
-    if isinstance(like.sharding, NamedSharding):
-        return NamedSharding(like.sharding.mesh, PartitionSpec())
-    return like.sharding
+    return jnp.stack([jnp.sum(t * t) for t in task_vectors(base, experts)])
 
 
 def _leaf(

@@ -1,15 +1,29 @@
 """Selection by magnitude without sorting.
 
 XLA sorts a few million float32 a second on a CPU and gathers the tensor to do it on a mesh;
-counting how many elements reach a bound runs at the speed of memory and needs one scalar
-all-reduce. The bits of a non-negative float, read as an integer, order as the float does, so 31
-counts find the exact k-th largest magnitude, one bit each.
+counting how many elements reach a bound runs at the speed of memory and needs one small all-reduce.
+The bits of a non-negative float, read as an integer, order as the float does, so the k-th largest
+magnitude is found among integers: a sample of the tensor says where it roughly is, and each further
+pass counts at ``PROBES`` places between the bounds, until a bound is reached by exactly k elements
+or the bounds are neighbours. Where the sample misleads, the passes bisect the bits from the outside
+in (some ten of them); the result is exact in any case.
+
+Axes: ... the tensor's own, p probes.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+
+PROBES = 8
+SAMPLED_ABOVE = 2**16  # smaller tensors are searched without a sample
+SAMPLE = 2**12  # elements of a sample, at most
+
+_NOTHING = 2**31 - 1  # a bound that no number reaches
 
 
 def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
@@ -18,23 +32,121 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
     x: float32 of any shape, fewer than 2^31 elements. k: int32 scalar, may be traced; for k <= 0
     the result is infinite (nothing reaches it), for k > x.size it is 0. NaN counts as largest.
     """
-    bits = jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.int32)
-
-    def settle_bit(i: jax.Array, bound: jax.Array) -> jax.Array:
-        higher = bound | (jnp.int32(1) << (30 - i))
-        return jnp.where(jnp.sum(bits >= higher, dtype=jnp.int32) >= k, higher, bound)
-
-    bound = jax.lax.fori_loop(0, 31, settle_bit, jnp.int32(0))
-    magnitude = jax.lax.bitcast_convert_type(bound, jnp.float32)
+    bits, k = _bits(x), jnp.asarray(k, jnp.int32)
+    exact = jnp.min(jnp.where(bits >= _bound(bits, k), bits, _NOTHING))
+    magnitude = jax.lax.bitcast_convert_type(jnp.where(k > x.size, 0, exact), jnp.float32)
     return jnp.where(k <= 0, jnp.inf, magnitude)
 
 
 def largest(x: jax.Array, density: jax.Array | float) -> jax.Array:
-    """Boolean mask of the floor(density * size) elements of largest magnitude.
+    """Boolean mask of the floor(density * size) elements of largest magnitude, at least one.
 
     Elements equal in magnitude to the last of them are kept too, so that the choice does not depend
-    on their order; density >= 1 keeps all, a count of zero keeps none.
+    on their order; a density of one or more keeps all, one of zero or less none.
     """
-    count = jnp.floor(jnp.float32(density) * jnp.float32(x.size))
-    count = jnp.minimum(count, jnp.float32(2**31 - 128)).astype(jnp.int32)
-    return (jnp.abs(x) >= kth_magnitude(x, count)) | (jnp.float32(density) >= 1)
+    bits, density = _bits(x), jnp.asarray(density, jnp.float32)
+    count = jnp.where(density > 0, jnp.maximum(_share(density, x.size), 1), 0)
+    return (bits >= _bound(bits, count)) | (density >= 1)
+
+
+def below_largest(x: jax.Array, density: jax.Array | float, gamma: jax.Array | float) -> jax.Array:
+    """Boolean mask of floor(density * size) elements below the floor(gamma * size) largest.
+
+    Where fewer elements are left, fewer of the largest are passed over. Elements equal in magnitude
+    to the smallest of those passed over are passed over too, and others that tie as in ``largest``;
+    a density of one or more keeps all.
+    """
+    bits, density = _bits(x), jnp.asarray(density, jnp.float32)
+    kept = jnp.clip(_share(density, x.size), 0, x.size)
+    passed = jnp.clip(_share(jnp.asarray(gamma, jnp.float32), x.size), 0, x.size - kept)
+    between = (bits < _bound(bits, passed)) & (bits >= _bound(bits, passed + kept))
+    return between | (density >= 1)
+
+
+def count_each(masks: Sequence[jax.Array]) -> list[jax.Array]:
+    """How many elements of each mask are true, in one pass: int32 scalars.
+
+    masks: Booleans of one shape. A plain sum of a mask is rewritten by XLA on a CPU so that the
+    mask is first stored as integers; a reduction of several operands is not, and reads what the
+    masks are computed from once for all of them. Rows are counted first, side by side.
+    """
+    ones = [mask.astype(jnp.int32) for mask in masks]
+    if len(ones) == 1:
+        ones *= 2
+    inner = tuple(range(min(1, ones[0].ndim - 1), ones[0].ndim))
+    by_row = jax.lax.reduce(
+        tuple(ones),
+        (jnp.int32(0),) * len(ones),
+        lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+        inner,
+    )
+    return [jnp.sum(rows, dtype=jnp.int32) for rows in by_row[: len(masks)]]
+
+
+def reproducible_sum(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of products such that it rounds alike wherever it is computed.
+
+    Where a value sets a bound that is then compared with the value, both must be one number. XLA
+    may compute it twice, and fuse a product with the addition behind it once and not the other
+    time. Terms are cut to 22 bits of mantissa, which no addition is fused through.
+    """
+    return jnp.asarray(sum(jax.lax.reduce_precision(term, 8, 22) for term in terms))
+
+
+def _share(share: jax.Array, size: int) -> jax.Array:
+    # A share such as 0.7 lies a little below itself in float32; the floor must not feel that.
+    count = jnp.floor(share * jnp.float32(size) * jnp.float32(1 + 2**-22))
+    return jnp.minimum(count, jnp.float32(2**31 - 128)).astype(jnp.int32)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.int32)
+
+
+def _bound(bits: jax.Array, k: jax.Array) -> jax.Array:
+    """int32 scalar that the k largest of ``bits`` reach, and of the others only their equals."""
+    if bits.size > SAMPLED_ABOVE:
+        first = _sampled_probes(bits, k)
+    else:
+        first = _probes(jnp.int32(0), jnp.int32(_NOTHING))
+
+    # [low, high): k or more elements reach low, fewer reach high; `reached` counts those of low.
+    def unsettled(state: tuple) -> jax.Array:
+        low, high, reached, _ = state
+        return (high - low > 1) & (reached != k)
+
+    def narrow(state: tuple) -> tuple:
+        low, high, reached, probes = state
+        counts = jnp.stack(count_each([bits >= probes[i] for i in range(PROBES)]))  # [p]
+        enough = counts >= k
+        # Probes ascend, so counts descend: the last with enough is the highest of them.
+        last = jnp.sum(enough) - 1
+        better = (last >= 0) & (probes[last] > low)
+        low = jnp.where(better, probes[last], low)
+        high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes)))
+        return low, high, jnp.where(better, counts[last], reached), _probes(low, high)
+
+    start = (jnp.int32(0), jnp.int32(_NOTHING), jnp.int32(bits.size), first)
+    low, *_ = jax.lax.while_loop(unsettled, narrow, start)
+    return jnp.where(k <= 0, _NOTHING, low)
+
+
+def _probes(low: jax.Array, high: jax.Array) -> jax.Array:
+    """int32 [p], ascending, strictly between the bounds (which are two or more apart)."""
+    step = jnp.maximum((high - low) // (PROBES + 1), 1)
+    return low + jnp.minimum(step * jnp.arange(1, PROBES + 1, dtype=jnp.int32), high - low - 1)
+
+
+def _sampled_probes(bits: jax.Array, k: jax.Array) -> jax.Array:
+    """int32 [p]: probes over the interval in which a sample expects the k-th element."""
+    side = round(SAMPLE ** (1 / bits.ndim))  # places along each axis
+    sample = bits[tuple(slice(None, None, math.ceil(n / side)) for n in bits.shape)]
+    share = jnp.clip(k.astype(jnp.float32) / bits.size, 0.0, 1.0)
+    expected = share * sample.size
+    # Three deviations of the binomial, and one element for the ends.
+    margin = 3.0 * jnp.sqrt(expected * (1.0 - share)) + 1.0
+    high = _bound(sample, jnp.floor(expected - margin).astype(jnp.int32))
+    low = _bound(sample, jnp.ceil(expected + margin).astype(jnp.int32))
+    low, high = jnp.minimum(low, high), jnp.maximum(low, high)
+    place = jnp.arange(PROBES, dtype=jnp.int32)
+    return jnp.where(place == PROBES - 1, high, low + (high - low) // (PROBES - 1) * place)

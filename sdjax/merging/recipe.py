@@ -1,301 +1,246 @@
-"""Recipes: mergekit's YAML, read strictly, and bound to a method.
+"""Recipes: mergekit's YAML, read strictly into one form.
 
-Read today: ``merge_method``, ``base_model``, ``models`` (each with ``model`` and ``parameters``),
-``parameters``, ``dtype``, ``out_dtype``. The rest of mergekit's format is refused by name and line,
-as is any unknown key: a key that is silently ignored is a wrong merge.
-
-A recipe's meaning follows mergekit, so some defaults differ from the Python functions', which
-follow the papers: ``density`` is 1, DARE rescales by the L1 ratio (``rescale_norm: density`` gives
-the paper's), and ``weight`` must be given.
+However a recipe is written (``models``, ``slices``, or ``modules`` with either), it comes to a list
+of slices: layers of some models, merged into as many layers of the result. What is not supported
+yet is refused by name and line, as is any unknown key: a key that is silently ignored is a wrong
+merge. What a recipe means for a method and for given models is ``plan.py``'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from sdjax.algorithms.registry import algorithm, algorithms, methods
 from sdjax.errors import UserError
-from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.settings import Level, Setting
+from sdjax.merging.yaml_nodes import Nodes, read_document
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
-_MODEL_KEYS = ("model", "parameters")
-_LATER = (
-    "slices",
-    "modules",
+_CONTENTS = ("models", "slices", "modules")
+_KEYS = (
+    "merge_method",
+    "base_model",
+    *_CONTENTS,
+    "parameters",
+    "dtype",
+    "out_dtype",
     "tokenizer_source",
     "tokenizer",
     "chat_template",
-    "merge_options",
-    "name",
 )
-_IGNORED = ("int8_mask",)  # mergekit's way to save memory; no mask is stored here
-_WITHOUT_BASE = ("linear", "slerp")
-_PER_MODEL_DEFAULTS = {"density": 1.0}
-_DEFAULT_RESCALE_NORM = "l1"
-_REQUIRED = ("weight", "t")
+_LATER = ("merge_options", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One value and the line it stands on."""
+class Source:
+    """Layers of one model: ``layers`` as [first, behind the last), all of them where it is None."""
 
-    value: Any
+    model: str
+    layers: tuple[int, int] | None
+    parameters: Level
     line: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """One entry of ``models``."""
+class Slice:
+    """Layers of the result: the sources are merged layer by layer. ``base_model`` may be its own.
 
-    model: str
-    parameters: Mapping[str, Setting]
+    levels: the parameters that hold for every source, the nearest first.
+    """
+
+    sources: tuple[Source, ...]
+    base_model: str | None
+    levels: tuple[Level, ...]
+    line: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerChoice:
+    """``source``: "base", "union" or a model. The vocabulary is filled up to a multiple."""
+
+    source: str
+    pad_to_multiple_of: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe as written, checked for its form."""
+    """A recipe as written, checked for its form.
+
+    whole: whether it names whole models, so that the base belongs to them even if it is not named.
+    """
 
     path: Path
     text: str
     merge_method: str
+    method_line: int
     base_model: str | None
-    models: tuple[ModelEntry, ...]
-    parameters: Mapping[str, Setting]
+    whole: bool
+    slices: tuple[Slice, ...]
     dtype: str | None
     out_dtype: str | None
+    tokenizer: TokenizerChoice | None
+    chat_template: str | None
+
+    def models(self) -> tuple[str, ...]:
+        """Every model that is named, once, the base first."""
+        named = [self.base_model] if self.base_model else []
+        named += [one for part in self.slices for one in _named(part)]
+        return tuple(dict.fromkeys(named))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a recipe comes to.
-
-    base: the model that task vectors are relative to, or None. experts: in slot order.
-    template: the model whose config and tokenizer the result gets. dtype: of the result, or None
-    for each tensor's own.
-    """
-
-    algorithm: Algorithm
-    base: str | None
-    experts: tuple[str, ...]
-    template: str
-    dtype: str | None
+def _named(part: Slice) -> Iterable[str]:
+    if part.base_model:
+        yield part.base_model
+    for source in part.sources:
+        yield source.model
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises UserError that names the key and the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{line}: no single YAML document: {problem}") from error
-    reader = _Reader(path)
-    top = reader.mapping(node, _KEYS, "a recipe")
-    if "merge_method" not in top or "models" not in top:
-        missing = "merge_method" if "merge_method" not in top else "models"
-        raise UserError(f"{path}: the key {missing!r} is missing")
-    method = reader.text(top["merge_method"], "merge_method")
-    if method not in algorithms():
-        known = ", ".join(algorithms())
-        raise reader.fail(top["merge_method"], f"no merge_method {method!r}; there are: {known}")
-    dtypes = {
-        key: reader.choice(top[key], key, DTYPES) for key in ("dtype", "out_dtype") if key in top
-    }
+    text, node = read_document(path)
+    nodes = _RecipeNodes(path)
+    top = nodes.mapping(node, "a recipe", allowed=_KEYS, later=_LATER)
+    if "merge_method" not in top:
+        raise nodes.fail(None, "the key 'merge_method' is missing")
+    contents = [key for key in _CONTENTS if key in top]
+    if len(contents) != 1:
+        found = " and ".join(contents) or "none of them"
+        raise nodes.fail(None, f"one of models, slices and modules must be there, not {found}")
+    if "tokenizer" in top and "tokenizer_source" in top:
+        raise nodes.fail(top["tokenizer"], "tokenizer and tokenizer_source say the same; drop one")
+    parameters = nodes.parameters(top.get("parameters"))
+    whole, slices = nodes.contents(top, (parameters,))
     return Recipe(
         path=path,
         text=text,
-        merge_method=method,
-        base_model=reader.text(top["base_model"], "base_model") if "base_model" in top else None,
-        models=reader.models(top["models"]),
-        parameters=reader.parameters(top.get("parameters")),
-        dtype=dtypes.get("dtype"),
-        out_dtype=dtypes.get("out_dtype"),
+        merge_method=nodes.text(top["merge_method"], "merge_method"),
+        method_line=nodes.line(top["merge_method"]),
+        base_model=nodes.model(top["base_model"], "base_model") if "base_model" in top else None,
+        whole=whole,
+        slices=slices,
+        dtype=nodes.dtype(top, "dtype"),
+        out_dtype=nodes.dtype(top, "out_dtype"),
+        tokenizer=nodes.tokenizer(top),
+        chat_template=nodes.text(top["chat_template"], "chat_template")
+        if "chat_template" in top
+        else None,
     )
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Bind a recipe to its method. Raises UserError for what the method does not take or lacks."""
-    name, base = recipe.merge_method, recipe.base_model
-    entries = list(recipe.models)
-    if name == "slerp":
-        entries = _slerp_entries(recipe)
-    elif name not in _WITHOUT_BASE:
-        if base is None:
-            raise UserError(f"{recipe.path}: {name} needs base_model")
-        entries = [entry for entry in entries if entry.model != base]
-    if not entries:
-        raise UserError(f"{recipe.path}: models names no model but the base")
-    template = base if base is not None else entries[0].model
-    return Plan(
-        algorithm=algorithm(name, **_hyperparameters(recipe, entries)),
-        base=None if name in _WITHOUT_BASE else base,
-        experts=tuple(entry.model for entry in entries),
-        template=template,
-        dtype=recipe.out_dtype or recipe.dtype,
-    )
+class _RecipeNodes(Nodes):
+    """The parts of a recipe."""
 
-
-def _slerp_entries(recipe: Recipe) -> list[ModelEntry]:
-    """As in mergekit: exactly two models, of which base_model is the end at t = 0."""
-    others = [entry for entry in recipe.models if entry.model != recipe.base_model]
-    if recipe.base_model is None or len(others) != 1:
-        raise UserError(f"{recipe.path}: slerp needs base_model and exactly one other model")
-    return [ModelEntry(model=recipe.base_model, parameters={}), *others]
-
-
-def _hyperparameters(recipe: Recipe, entries: list[ModelEntry]) -> dict[str, Any]:
-    described = {p.name: p for p in methods()[recipe.merge_method].parameters}
-    per_expert = {name for name, p in described.items() if p.type.endswith("for each expert")}
-    names = {_recipe_name(name) for name in described} | ({"rescale"} & set(described))
-
-    def refuse_unknown(given: Mapping[str, Setting], allowed: set[str], where: str) -> None:
-        for key, setting in given.items():
-            if key not in allowed and key not in _IGNORED:
-                raise UserError(
-                    f"{recipe.path}, line {setting.line}: {recipe.merge_method} has no parameter "
-                    f"{key!r} {where}; allowed: {', '.join(sorted(allowed)) or 'none'}"
-                )
-
-    refuse_unknown(recipe.parameters, names, "for the whole merge")
-    for entry in recipe.models:
-        refuse_unknown(entry.parameters, per_expert, "for one model")
-    bound: dict[str, Any] = {}
-    for name in described:
-        if name in per_expert:
-            bound[name] = tuple(_of_model(recipe, entry, name) for entry in entries)
-        elif name == "rescale":
-            bound[name] = _rescale(recipe)
-        elif _recipe_name(name) in recipe.parameters:
-            bound[name] = _value(
-                recipe, recipe.parameters[_recipe_name(name)], described[name].type
+    def contents(
+        self, keys: Mapping[str, yaml.Node], levels: tuple[Level, ...]
+    ) -> tuple[bool, tuple[Slice, ...]]:
+        """(whether whole models are named, slices) of a recipe or a module."""
+        if "modules" in keys:
+            modules = self.entries(keys["modules"], "modules")
+            for name, (line, _) in modules.items():
+                if name != "default":
+                    raise self.fail(line, f"no module {name!r}; a language model has one: default")
+            if not modules:
+                raise self.fail(keys["modules"], "modules must have the entry default")
+            allowed = ("models", "slices", "parameters")
+            inside = self.mapping(modules["default"][1], "a module", allowed=allowed)
+            if ("models" in inside) == ("slices" in inside):
+                raise self.fail(modules["default"][0], "a module has either models or slices")
+            return self.contents(inside, (self.parameters(inside.get("parameters")), *levels))
+        if "models" in keys:
+            node = keys["models"]
+            sources = tuple(
+                self.source(item, "an entry of models", ("model", "parameters"))
+                for item in self.items(node, "models must be a list of entries `- model: PATH`")
             )
-        elif name in _REQUIRED:
-            raise UserError(f"{recipe.path}: {recipe.merge_method} needs the parameter {name!r}")
-    return bound
+            line = self.line(node)
+            return True, (Slice(sources=sources, base_model=None, levels=levels, line=line),)
+        items = self.items(keys["slices"], "slices must be a list of entries `- sources: [...]`")
+        return False, tuple(self.slice(item, levels) for item in items)
 
-
-def _recipe_name(name: str) -> str:
-    """mergekit's name for a hyperparameter of ours."""
-    return {"scale": "lambda", "rescale": "rescale_norm"}.get(name, name)
-
-
-def _of_model(recipe: Recipe, entry: ModelEntry, name: str) -> float:
-    setting = entry.parameters.get(name) or recipe.parameters.get(name)
-    if setting is not None:
-        return _value(recipe, setting, "number")
-    if name in _PER_MODEL_DEFAULTS:
-        return _PER_MODEL_DEFAULTS[name]
-    raise UserError(
-        f"{recipe.path}: {recipe.merge_method} needs the parameter {name!r} for {entry.model}"
-    )
-
-
-def _rescale(recipe: Recipe) -> str:
-    switch = recipe.parameters.get("rescale")
-    if switch is not None and not _value(recipe, switch, "true or false"):
-        return "none"
-    norm = recipe.parameters.get("rescale_norm")
-    if norm is None:
-        return _DEFAULT_RESCALE_NORM
-    if norm.value not in ("l1", "density"):
-        raise UserError(
-            f"{recipe.path}, line {norm.line}: rescale_norm must be l1 or density, not {norm.value}"
+    def slice(self, node: yaml.Node, levels: tuple[Level, ...]) -> Slice:
+        allowed = ("sources", "base_model", "parameters")
+        keys = self.mapping(node, "a slice", allowed=allowed, later=("residual_weight",))
+        if "sources" not in keys:
+            raise self.fail(node, "the key 'sources' is missing")
+        items = self.items(keys["sources"], "sources must be a list of entries `- model: PATH`")
+        inner = ("model", "layer_range", "parameters")
+        return Slice(
+            sources=tuple(self.source(item, "a source", inner) for item in items),
+            base_model=self.model(keys["base_model"], "base_model")
+            if "base_model" in keys
+            else None,
+            levels=(self.parameters(keys.get("parameters")), *levels),
+            line=self.line(node),
         )
-    return norm.value
 
+    def source(self, node: yaml.Node, what: str, allowed: tuple[str, ...]) -> Source:
+        keys = self.mapping(node, what, allowed=allowed)
+        for key in allowed[:-1]:
+            if key not in keys:
+                raise self.fail(node, f"the key {key!r} is missing")
+        layers = None
+        if "layer_range" in keys:
+            message = "layer_range must be two whole numbers, [first, behind the last]"
+            ends = [self.number(n, "layer_range") for n in self.items(keys["layer_range"], message)]
+            if len(ends) != 2 or ends[0] >= ends[1]:
+                raise self.fail(keys["layer_range"], message)
+            layers = (ends[0], ends[1])
+        return Source(
+            model=self.model(keys["model"], "model"),
+            layers=layers,
+            parameters=self.parameters(keys.get("parameters")),
+            line=self.line(node),
+        )
 
-def _value(recipe: Recipe, setting: Setting, kind: str) -> Any:
-    value = setting.value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "number" and number:
-        return float(value)
-    if kind == "true or false" and (isinstance(value, bool) or value in (0, 1)):
-        return bool(value)
-    if kind == "text" and isinstance(value, str):
-        return value
-    what = "a list (a gradient or filters), which is not supported yet"
-    shown = what if isinstance(value, list) else repr(value)
-    raise UserError(f"{recipe.path}, line {setting.line}: expected {kind}, found {shown}")
-
-
-class _Reader:
-    """YAML nodes to values, with the file and line in every error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def line(self, node: yaml.Node) -> int:
-        return node.start_mark.line + 1
-
-    def fail(self, node: yaml.Node | None, message: str) -> UserError:
-        where = f"{self.path}, line {self.line(node)}" if node is not None else str(self.path)
-        return UserError(f"{where}: {message}")
-
-    def entries(self, node: yaml.Node | None, what: str) -> dict[str, tuple[int, yaml.Node]]:
-        """Key to (line of the key, value node)."""
-        if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, f"{what} must be a mapping of keys to values")
-        out: dict[str, tuple[int, yaml.Node]] = {}
-        for key_node, value in node.value:
-            key = str(key_node.value)
-            if key in out:
-                raise self.fail(key_node, f"the key {key!r} stands here a second time")
-            out[key] = (self.line(key_node), value)
-        return out
-
-    def mapping(
-        self, node: yaml.Node | None, allowed: tuple[str, ...], what: str
-    ) -> dict[str, yaml.Node]:
-        entries = self.entries(node, what)
-        for key, (line, _) in entries.items():
-            if key in _LATER and what == "a recipe":
-                raise UserError(f"{self.path}, line {line}: {key!r} is not supported yet")
-            if key not in allowed:
-                raise UserError(
-                    f"{self.path}, line {line}: unknown key {key!r}; allowed: {', '.join(allowed)}"
-                )
-        return {key: value for key, (_, value) in entries.items()}
-
-    def text(self, node: yaml.Node, key: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or not node.value:
-            raise self.fail(node, f"{key} must be text")
-        return str(node.value)
-
-    def choice(self, node: yaml.Node, key: str, allowed: tuple[str, ...]) -> str:
-        value = self.text(node, key)
-        if value not in allowed:
-            raise self.fail(node, f"{key} must be one of {', '.join(allowed)}, not {value!r}")
-        return value
-
-    def models(self, node: yaml.Node) -> tuple[ModelEntry, ...]:
-        if not isinstance(node, yaml.SequenceNode) or not node.value:
-            raise self.fail(node, "models must be a list of entries `- model: PATH`")
-        out = []
-        for item in node.value:
-            keys = self.mapping(item, _MODEL_KEYS, "an entry of models")
-            if "model" not in keys:
-                raise self.fail(item, "the key 'model' is missing")
-            parameters = self.parameters(keys.get("parameters"))
-            out.append(ModelEntry(model=self.text(keys["model"], "model"), parameters=parameters))
-        return tuple(out)
+    def model(self, node: yaml.Node, key: str) -> str:
+        if isinstance(node, yaml.MappingNode):
+            raise self.fail(node, f"{key} as a mapping is not supported yet; write MODEL+ADAPTER")
+        return self.text(node, key)
 
     def parameters(self, node: yaml.Node | None) -> dict[str, Setting]:
         if node is None:
             return {}
-        out = {}
-        for key, (line, value) in self.entries(node, "parameters").items():
-            loaded = yaml.safe_load(yaml.serialize(value))
-            out[key] = Setting(value=loaded, line=line)
-        return out
+        return {
+            key: Setting(value=self.value(value), line=line, path=str(self.path))
+            for key, (line, value) in self.entries(node, "parameters").items()
+        }
+
+    def dtype(self, keys: Mapping[str, yaml.Node], key: str) -> str | None:
+        if key not in keys:
+            return None
+        name = self.text(keys[key], key).removeprefix("torch.")
+        if name not in DTYPES:
+            allowed = ", ".join(DTYPES)
+            raise self.fail(keys[key], f"{key} must be one of {allowed}, not {name!r}")
+        return name
+
+    def tokenizer(self, keys: Mapping[str, yaml.Node]) -> TokenizerChoice | None:
+        if "tokenizer_source" in keys:
+            return TokenizerChoice(source=self.model(keys["tokenizer_source"], "tokenizer_source"))
+        if "tokenizer" not in keys:
+            return None
+        inside = self.mapping(
+            keys["tokenizer"],
+            "tokenizer",
+            allowed=("source", "pad_to_multiple_of"),
+            later=("tokens",),
+        )
+        multiple = 1
+        if "pad_to_multiple_of" in inside:
+            multiple = self.number(inside["pad_to_multiple_of"], "pad_to_multiple_of")
+            if multiple == 0:
+                raise self.fail(inside["pad_to_multiple_of"], "pad_to_multiple_of must not be 0")
+        source = self.model(inside["source"], "source") if "source" in inside else "union"
+        return TokenizerChoice(source=source, pad_to_multiple_of=multiple)
+
+
+def unknown_method(recipe: Recipe, known: Iterable[str]) -> UserError:
+    """The error for a merge_method that does not exist."""
+    return UserError(
+        f"{recipe.path}, line {recipe.method_line}: no merge_method {recipe.merge_method!r}; "
+        f"there are: {', '.join(known)}"
+    )

@@ -154,7 +154,7 @@ def prepare(config: RunConfig) -> Workbench:
         contract=Contract.of(
             config.slots,
             {path: (kind_of(path), specs[path].shape) for path in paths},
-            _limits(config),
+            limits_of(config),
         ),
         prompt=render(
             config.generation.prompt,
@@ -214,7 +214,8 @@ def _mesh(config: RunConfig) -> Mesh:
     return make_mesh({"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor})
 
 
-def _limits(config: RunConfig) -> Limits:
+def limits_of(config: RunConfig) -> Limits:
+    """The sandbox's limits as a run sets them."""
     wanted = dataclasses.asdict(config.sandbox)
     known = {field.name for field in dataclasses.fields(Limits)}
     return Limits(**{name: value for name, value in wanted.items() if name in known})

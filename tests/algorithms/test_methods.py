@@ -1,55 +1,13 @@
-"""Each method against a short NumPy float64 reference written from its paper."""
+"""Sums, elections and random drops against NumPy float64 references written from their papers."""
 
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_leaf import SHAPE, check, leaf_key, run, vectors, wide
 
-from sdjax.algorithms.registry import algorithm
 from sdjax.errors import UserError
-from sdjax.merging.engine import leaf_key_data, merge
-from sdjax.merging.programs import Programs
 from sdjax.merging.random import bernoulli
-
-PATH = "layers/0/mlp/up_proj"
-SHAPE = (40, 30)
-KEY = jax.random.key(5)
-
-
-def vectors(count, seed=0):
-    rng = np.random.default_rng(seed)
-    common = rng.standard_normal(SHAPE)
-    return [
-        (0.3 * common + rng.standard_normal(SHAPE) * (1 + j)).astype(np.float32)
-        for j in range(count)
-    ]
-
-
-def run(name, given, **hyperparameters):
-    """The merged task vector: the engine's, on one leaf whose base is zero."""
-
-    def tree(x):
-        return {"layers": {"0": {"mlp": {"up_proj": jnp.asarray(x)}}}}
-
-    merged = merge(
-        tree(np.zeros(given[0].shape, np.float32)),
-        [tree(x) for x in given],
-        algorithm(name, **hyperparameters),
-        key=KEY,
-        programs=Programs(quick=True),
-    )
-    assert merged.finite
-    return np.asarray(merged.params["layers"]["0"]["mlp"]["up_proj"], np.float64)
-
-
-def check(got, expected, rtol=1e-5):
-    np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
-
-
-def wide(given):
-    return [np.asarray(x, np.float64) for x in given]
 
 
 @pytest.mark.parametrize("weight", [1.0, (0.2, 0.5, 0.9)])
@@ -120,10 +78,9 @@ def test_ties(elect, normalize):
 
 
 def dropped(given, densities, rescale):
-    key = jax.random.wrap_key_data(jnp.asarray(leaf_key_data(KEY, PATH)))
     out = []
     for stream, (v, density) in enumerate(zip(given, densities, strict=True)):
-        kept = v * np.asarray(bernoulli(key, density, SHAPE, stream))
+        kept = v * np.asarray(bernoulli(leaf_key(), density, SHAPE, stream))
         factor = {"density": 1 / density, "none": 1.0, "l1": np.abs(v).sum() / np.abs(kept).sum()}
         out.append(kept * factor[rescale])
     return out
@@ -149,34 +106,6 @@ def test_dare_that_drops_nothing_is_task_arithmetic():
     got = run("dare_linear", vectors(3), density=1.0)
     check(got, 0.4 * sum(wide(vectors(3))))
     assert not run("dare_linear", vectors(3), density=0.0).any()
-
-
-def arc(a, b, t):
-    cosine = np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
-    angle = np.arccos(cosine)
-    return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
-
-
-@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
-def test_slerp_of_two(t):
-    a, b = wide(vectors(2))
-    check(run("slerp", vectors(2), t=t), arc(a, b, t))
-
-
-def test_slerp_of_three_goes_in_slot_order():
-    a, b, c = wide(vectors(3))
-    check(run("slerp", vectors(3)), arc(arc(a, b, 0.5), c, 1 / 3))
-
-
-def test_slerp_of_parallel_tensors_is_linear():
-    a = vectors(1)[0]
-    check(run("slerp", [a, 3 * a], t=0.25), 1.5 * np.asarray(a, np.float64))
-    check(run("slerp", [a, 0 * a], t=0.25), arc_with_zero(a, 0.25))
-
-
-def arc_with_zero(a, t):
-    # No angle is defined against zero; as in mergekit the cosine counts as 0.
-    return np.sin((1 - t) * np.pi / 2) * np.asarray(a, np.float64)
 
 
 @pytest.mark.parametrize("filter_wise", [False, True])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.magnitude import kth_magnitude, largest
+from sdjax.merging.magnitude import below_largest, kth_magnitude, largest
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
@@ -32,5 +32,40 @@ def test_largest_keeps_the_share_and_all_that_tie():
     np.testing.assert_array_equal(keep(x, 0.25), jnp.abs(x) >= 3)
     np.testing.assert_array_equal(keep(x, 0.4), jnp.abs(x) >= 2)  # three asked for, one tie
     assert not keep(x, 0.0).any()
-    assert not keep(x, 0.1).any()  # floor(0.8) = 0
+    assert keep(x, 0.1).sum() == 1  # floor(0.8) = 0, but one is kept
     assert keep(x, 1.0).all()
+
+
+@pytest.mark.parametrize("shape", [(70_001,), (300, 301), (30, 40, 61)])
+@pytest.mark.parametrize("share", [1e-5, 0.007, 0.2, 0.5, 0.999])
+def test_kth_magnitude_of_large_tensors_is_exact(shape, share):
+    """Where a sample gives the first bracket."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(shape) * np.exp(rng.standard_normal(shape))).astype(np.float32)
+    k = max(1, int(share * x.size))
+    assert float(jax.jit(kth_magnitude)(x, k)) == np.sort(np.abs(x).ravel())[-k]
+
+
+@pytest.mark.parametrize("kind", ["sample misleads", "few values", "all equal", "all zero"])
+def test_kth_magnitude_where_the_sample_tells_nothing(kind):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((512, 512)).astype(np.float32)
+    if kind == "sample misleads":
+        x[::8, ::8] *= 1e20  # exactly the sampled places
+    elif kind == "few values":
+        x = np.round(x)
+    else:
+        x = np.full_like(x, 3.0 if kind == "all equal" else 0.0)
+    ordered = np.sort(np.abs(x).ravel())[::-1]
+    for k in (1, 1000, 50_000, x.size):
+        assert float(jax.jit(kth_magnitude)(x, k)) == ordered[k - 1]
+
+
+def test_below_largest_passes_over_the_outliers():
+    x = jnp.array([0.1, -9.0, 3.0, 2.0, -7.0, 1.0, -0.5, 0.2, 5.0, 4.0])
+    keep = jax.jit(below_largest)
+    magnitude = jnp.abs(x)
+    np.testing.assert_array_equal(keep(x, 0.3, 0.2), (magnitude <= 5) & (magnitude >= 3))
+    np.testing.assert_array_equal(keep(x, 0.9, 0.5), magnitude < 9)  # no room for five
+    assert not keep(x, 0.05, 0.2).any()
+    assert keep(x, 1.0, 0.2).all()

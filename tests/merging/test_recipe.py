@@ -1,7 +1,15 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
 import pytest
 
+from sdjax.algorithms.registry import methods
 from sdjax.errors import UserError
-from sdjax.merging.recipe import plan, read_recipe
+from sdjax.merging.checkpoints import Checkpoint
+from sdjax.merging.plan import plan_recipe
+from sdjax.merging.recipe import read_recipe
 
 TIES = """\
 merge_method: ties
@@ -22,38 +30,65 @@ out_dtype: float32
 """
 
 
+def model(name):
+    """A model of two layers, without any file."""
+    layers = (7 if name == "deep" else 2) * ((".mlp.up_proj.weight", ".self_attn.q_proj.weight"),)
+    outside = ("model.embed_tokens.weight", "model.norm.weight")
+    tensors = SimpleNamespace(
+        names=(), shape=lambda _: (4, 4), dtype=lambda _: np.dtype(ml_dtypes.bfloat16)
+    )
+    return Checkpoint(
+        name=name,
+        folder=Path(name),
+        tensors=tensors,
+        config={},
+        outside=outside,
+        layers=layers,
+        prefix="model.layers.",
+    )
+
+
 def load(tmp_path, text):
     path = tmp_path / "r.yml"
     path.write_text(text)
-    return plan(read_recipe(path))
+    return plan_recipe(read_recipe(path), methods(), model)
+
+
+def hyperparameters(plan, tensor="model.norm.weight"):
+    (step,) = (step for step in plan.steps if step.name == tensor)
+    return step.algorithm.hyperparameters
 
 
 def test_ties_with_values_for_each_model(tmp_path):
     got = load(tmp_path, TIES)
-    assert got.base == got.template == "base"
-    assert got.experts == ("a", "b")
+    assert got.template.name == "base"
+    assert len(got.steps) == 6
+    for step in got.steps:
+        assert step.base.model.name == "base"
+        assert [one.model.name for one in step.inputs] == ["a", "b"]
+        assert step.algorithm.hyperparameters == {
+            "weight": (0.5, 1.0),
+            "density": (0.3, 1.0),  # mergekit's default, not the paper's
+            "scale": 0.8,
+            "normalize": False,
+            "elect": "weighted",
+            "rescale": "none",
+        }
     assert got.dtype == "float32"
-    assert got.algorithm.hyperparameters == {
-        "weight": (0.5, 1.0),
-        "density": (0.3, 1.0),  # mergekit's default, not the paper's
-        "scale": 0.8,
-        "normalize": False,
-        "elect": "weighted",
-    }
 
 
 @pytest.mark.parametrize(
     ("parameters", "rescale"),
     [
         ("", "l1"),
-        ("  rescale_norm: density\n", "density"),
+        ("  rescale: density\n", "density"),
         ("  rescale: false\n", "none"),
         ("  rescale: true\n", "l1"),
     ],
 )
 def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
     text = TIES.replace("ties", "dare_linear").replace("  normalize: false\n", parameters)
-    assert load(tmp_path, text).algorithm.hyperparameters["rescale"] == rescale
+    assert hyperparameters(load(tmp_path, text))["rescale"] == rescale
 
 
 @pytest.mark.parametrize(
@@ -68,14 +103,22 @@ def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
         ("  - model: b\n", "  - model: b\n    weight: 1\n", "line 9: unknown key 'weight'"),
         ("      density", "      densty", "line 7: ties has no parameter 'densty' for one model"),
         ("  lambda", "  lamda", "line 13: ties has no parameter 'lamda' for the whole merge"),
-        ("weight: 0.5", "weight: [0, 1]", "line 6: expected number, found a list .a gradient"),
+        ("weight: 0.5", "weight: [0, x]", "line 6: expected number, found 'x'"),
+        ("weight: 0.5", "weight: [{value: 1, fliter: x}]", "line 6: unknown key 'fliter'"),
+        ("weight: 0.5", "weight: [{filter: x}]", "line 6: .*`value` in every entry"),
         ("weight: 0.5", "weight: much", "line 6: expected number, found 'much'"),
         ("      weight: 1\n", "      density: 1\n", "ties needs the parameter 'weight' for b"),
         ("normalize: false", "normalize: maybe", "line 12: expected true or false"),
         ("base_model: base\n", "", "ties needs base_model"),
         ("ties", "tiez", "line 1: no merge_method 'tiez'; there are: linear"),
         ("merge_method: ties", "", "the key 'merge_method' is missing"),
-        ("dtype: b", "slices: []\ndtype: b", "line 14: 'slices' is not supported yet"),
+        ("dtype: b", "slices: []\ndtype: b", "one of models, slices and modules must be there"),
+        ("dtype: b", "tokenizer: {tokens: {}}\ndtype: b", "line 14: 'tokens' is not supported yet"),
+        ("dtype: b", "name: x\ndtype: b", "line 14: 'name' is not supported yet"),
+        ("  - model: b", "  - model: {path: b}", "line 8: model as a mapping is not supported yet"),
+        ("  - model: b", "  - model: a", "line 8: a stands here a second time"),
+        ("  - model: b", "  - model: deep", "all sources must have as many layers, .* deep has 7"),
+        ("dtype: bfloat16", "dtype: torch.float64", "line 14: dtype must be one of"),
         (
             "dtype: b",
             "base_model: x\ndtype: b",
@@ -94,13 +137,91 @@ def test_errors_name_the_key_and_the_line(tmp_path, old, new, message):
 
 
 def test_slerp_needs_two_models_and_t(tmp_path):
-    text = "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n"
+    text = "merge_method: slerp\nbase_model: a\nmodels: [{model: b}, {model: a}]\n"
     with pytest.raises(UserError, match="slerp needs the parameter 't'"):
         load(tmp_path, text)
     got = load(tmp_path, text + "parameters: {t: 0.25}\n")
-    assert (got.base, got.experts, got.template) == (None, ("a", "b"), "a")
-    with pytest.raises(UserError, match="exactly one other model"):
+    step = got.steps[0]
+    assert step.base is None
+    assert [one.model.name for one in step.inputs] == ["a", "b"]  # base_model is where t is 0
+    assert got.template.name == "a"
+    with pytest.raises(UserError, match="slerp takes exactly 2 models, not 3"):
         load(tmp_path, text.replace("{model: b}", "{model: b}, {model: c}"))
+    with pytest.raises(UserError, match="slerp needs base_model"):
+        load(tmp_path, text.replace("base_model: a\n", ""))
+
+
+SLICES = """\
+merge_method: task_arithmetic
+base_model: base
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 2]}
+      - model: deep
+        layer_range: [3, 5]
+        parameters: {weight: [0.5, {value: 2}]}
+    parameters:
+      normalize: true
+  - base_model: deep
+    sources:
+      - {model: deep, layer_range: [6, 7]}
+      - {model: base, layer_range: [1, 2]}
+parameters:
+  weight: [{filter: mlp, value: [1.0, 3.0]}, {value: 0.0}]
+"""
+
+
+def test_slices_stack_layers_and_take_the_nearest_parameter(tmp_path):
+    got = load(tmp_path, SLICES.replace("[0.5, {value: 2}]", "[0.5, 2.5]"))
+    assert got.num_layers == 3
+    by_name = {step.name: step for step in got.steps}
+    assert next(iter(by_name)) == "model.embed_tokens.weight"
+    up = [by_name[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)]
+    assert [step.inputs[0].name for step in up] == [
+        "model.layers.3.mlp.up_proj.weight",
+        "model.layers.4.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_proj.weight",
+    ]
+    assert [step.base.model.name for step in up] == ["base", "base", "deep"]
+    assert [step.path for step in up] == [f"layers/{i}/mlp/up_proj" for i in range(3)]
+    values = [step.algorithm.hyperparameters for step in up]
+    assert [one["weight"] for one in values] == [(0.5,), (2.5,), (3.0,)]
+    assert [one["normalize"] for one in values] == [True, True, False]
+    assert hyperparameters(got, "model.layers.2.self_attn.q_proj.weight")["weight"] == (0.0,)
+    # The embedding belongs to the first slice, what follows the layers to the last.
+    assert by_name["model.embed_tokens.weight"].base.model.name == "base"
+    assert by_name["model.norm.weight"].base.model.name == "deep"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[0.5, {value: 2}]", "[0.5, {value: 2}]", "line 8: a list of values with filters has"),
+        ("layer_range: [3, 5]", "layer_range: [3, 6]", "line 4: all sources must have as many"),
+        ("layer_range: [6, 7]", "layer_range: [6, 8]", "line 13: deep has 7 layers, not 8"),
+        ("layer_range: [6, 7]", "layer_range: [7, 6]", "line 13: layer_range must be two whole"),
+        (", layer_range: [6, 7]", "", "line 13: the key 'layer_range' is missing"),
+        ("base_model: deep", "base_model: c", "line 11: base_model c is not among the sources"),
+        ("base_model: deep", "residual_weight: 1", "line 11: 'residual_weight' is not supported"),
+        ("task_arithmetic", "passthrough", "passthrough takes exactly 1 model, not 2"),
+        ("      normalize", "      nomalize", "line 10: .* has no parameter 'nomalize'"),
+    ],
+)
+def test_errors_in_slices_name_the_line(tmp_path, old, new, message):
+    assert old in SLICES
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path, SLICES.replace(old, new, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_modules_have_the_one_of_a_language_model(tmp_path):
+    text = (
+        "merge_method: linear\nmodules:\n  {}:\n    models: [{{model: a}}, {{model: b}}]\n"
+        "    parameters: {{weight: 2}}\n"
+    )
+    assert hyperparameters(load(tmp_path, text.format("default")))["weight"] == (2.0, 2.0)
+    with pytest.raises(UserError, match="line 3: no module 'vision'"):
+        load(tmp_path, text.format("vision"))
 
 
 def test_files_that_are_no_recipe(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sdjax.algorithms.registry import algorithm
+from sdjax.algorithms.registry import algorithm, methods
 from sdjax.errors import UserError
+from sdjax.merging import run
+from sdjax.merging.checkpoints import tensor_path
 from sdjax.merging.engine import merge
-from sdjax.merging.run import merge_recipe, tensor_path
 from sdjax.models.tree import flatten, unflatten
 
 SHAPES = {
@@ -60,6 +61,10 @@ def read(folder):
         with safe_open(file, framework="numpy") as opened:
             out.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
     return out
+
+
+def merge_recipe(recipe, out, **options):
+    return run.merge_recipe(recipe, out, methods(), **options)
 
 
 def wide(x):
@@ -134,34 +139,39 @@ def test_slerp_starts_at_the_base_model(tmp_path, models):
             np.testing.assert_allclose(tensor, wide(models[model][name]), rtol=1e-5, atol=1e-6)
 
 
-def test_a_random_method_streamed_equals_the_one_in_memory(tmp_path, models):
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+def test_a_random_method_streamed_equals_the_one_in_memory(tmp_path, models, name):
     recipe = write(
         tmp_path,
-        "merge_method: dare_ties\nbase_model: base\nmodels:\n  - model: math\n  - model: code\n"
-        "parameters:\n  weight: 0.7\n  density: 0.6\n  rescale_norm: density\ndtype: bfloat16\n",
+        f"merge_method: {name}\nbase_model: base\nmodels:\n  - model: math\n  - model: code\n"
+        "parameters:\n  weight: 0.7\n  density: 0.6\n  rescale: density\ndtype: bfloat16\n",
     )
     merge_recipe(recipe, tmp_path / "out", seed=3)
-    merge_recipe(recipe, tmp_path / "sharded", seed=3, shard_bytes=100)
+    merge_recipe(recipe, tmp_path / "sharded", seed=3, max_file_bytes=100)
     trees = [
         unflatten({tensor_path(n): jnp.asarray(x) for n, x in models[m].items()})
         for m in ("base", "math", "code")
     ]
-    dare = algorithm("dare_ties", weight=0.7, density=0.6)
-    merged = merge(trees[0], trees[1:], dare, scope="all", key=jax.random.key(3))
-    expected = flatten(merged.params)
+    same = {"epsilon": 0.15} if name.startswith("della") else {}
+    method = algorithm(name, weight=0.7, density=0.6, **same)
+    key = jax.random.key(3)
+    expected = flatten(merge(trees[0], trees[1:], method, scope="all", key=key).params)
+    alone = "layers/1/mlp/up_proj"  # whatever else is merged, and when
+    one = flatten(merge(trees[0], trees[1:], method, scope=alone, key=key).params)
+    np.testing.assert_array_equal(one[alone], expected[alone])
     for folder in ("out", "sharded"):
-        for name, tensor in read(tmp_path / folder).items():
-            np.testing.assert_array_equal(tensor, np.asarray(expected[tensor_path(name)]))
+        for tensor, got in read(tmp_path / folder).items():
+            np.testing.assert_array_equal(got, np.asarray(expected[tensor_path(tensor)]))
     merge_recipe(recipe, tmp_path / "other", seed=4)
     assert any(
-        not np.array_equal(tensor, np.asarray(expected[tensor_path(name)]))
-        for name, tensor in read(tmp_path / "other").items()
+        not np.array_equal(got, np.asarray(expected[tensor_path(tensor)]))
+        for tensor, got in read(tmp_path / "other").items()
     )
 
 
 def test_shards_have_an_index_and_can_be_merged_again(tmp_path, models):
     merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "one")
-    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "many", shard_bytes=200)
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "many", max_file_bytes=200)
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     files = sorted(p.name for p in (tmp_path / "many").glob("*.safetensors"))
     assert sorted(set(index["weight_map"].values())) == files
@@ -192,7 +202,7 @@ def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
     rewrite(tmp_path / "code", models["code"], **{name: np.zeros((4, 6), np.float32)})
     refused(rf"tensor {name} has shape \[4, 6\] in .*code, \[6, 4\] in .*base")
     rewrite(tmp_path / "code", {n: x for n, x in models["code"].items() if n != name})
-    refused(f"code lacks tensor {name}")
+    refused(f"code lacks tensor {name}, which is in .*base")
     rewrite(tmp_path / "code", models["code"], extra=np.zeros(3, np.float32))
     refused("code has tensor extra, which is not in .*base")
     broken = models["code"][name].copy()
@@ -201,9 +211,9 @@ def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
     refused(f"merged tensor {name} is not finite")
     file = tmp_path / "code" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
-    refused("code/model.safetensors cannot be read: it is cut short")
+    refused("code/model.safetensors: cut short or not a safetensors file")
     file.unlink()
-    refused("code has no model.safetensors")
+    refused("code: no weights; expected model.safetensors")
     shutil.rmtree(tmp_path / "code")
     refused("no model folder code beside the recipe")
 
@@ -221,3 +231,70 @@ def test_tensor_paths_are_ours():
     assert tensor_path("model.layers.0.input_layernorm.weight") == "layers/0/input_norm"
     assert tensor_path("lm_head.weight") == "lm_head"
     assert tensor_path("vision.patch.weight") == "vision.patch.weight"
+
+
+class Stopped(Exception):
+    """As if the process had been killed."""
+
+
+def test_an_interrupted_merge_goes_on(tmp_path, models):
+    recipe = write(tmp_path, TASK_ARITHMETIC)
+    whole = merge_recipe(recipe, tmp_path / "whole")
+    seen = []
+
+    def stop(done, total, name):
+        seen.append(name)
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        merge_recipe(recipe, tmp_path / "out", on_tensor=stop)
+    assert not (tmp_path / "out").exists()
+    again = []
+    written = merge_recipe(recipe, tmp_path / "out", on_tensor=lambda *x: again.append(x[2]))
+    assert written.resumed >= 3
+    assert not set(again) & set(seen)
+    assert (whole.tensors, whole.resumed, whole.bytes) == (5, 0, written.bytes)
+    one, other = read(tmp_path / "whole"), read(tmp_path / "out")
+    assert all(np.array_equal(one[name], other[name]) for name in SHAPES)
+
+
+def test_another_recipe_does_not_go_on_with_it(tmp_path, models):
+    def stop(done, total, name):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out", on_tensor=stop)
+    other = write(tmp_path, TASK_ARITHMETIC.replace("lambda: 2.0", "lambda: 1.0"))
+    assert merge_recipe(other, tmp_path / "out").resumed == 0
+
+
+def test_the_model_card_tells_how_it_was_made(tmp_path, models):
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert card.startswith('---\nbase_model:\n- "base"\n- "math"\n- "code"\n')
+    assert "# mine" in card
+    assert TASK_ARITHMETIC.strip() in card
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("chatml", "<|im_start|>"),
+        ("auto", "one way"),
+        ('"{{ messages }}"', "{{ messages }}"),
+    ],
+)
+def test_a_chat_template_is_named_found_or_given(tmp_path, models, choice, expected):
+    for name in ("base", "math", "code"):
+        template = "another" if name == "base" else "one way"
+        settings = {"chat_template": template, "bos_token": "<s>"}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = write(tmp_path, TASK_ARITHMETIC + f"chat_template: {choice}\n")
+    merge_recipe(recipe, tmp_path / "out")
+    assert expected in (tmp_path / "out" / "chat_template.jinja").read_text()
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings == {"bos_token": "<s>"}
+    wrong = write(tmp_path, TASK_ARITHMETIC + "chat_template: chatnl\n")
+    with pytest.raises(UserError, match="no chat_template 'chatnl'; it must be auto"):
+        merge_recipe(wrong, tmp_path / "other")

@@ -1,0 +1,137 @@
+"""What a merged model's folder has beside its weights: config, tokenizer, model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from sdjax.errors import UserError
+from sdjax.io.checkpoint import ASSETS
+from sdjax.io.tensor_folder import CONFIG, read_json
+from sdjax.io.tokenizer import FILE, SETTINGS, TEMPLATE
+from sdjax.io.vocabulary import write_extended
+from sdjax.io.weights_file import write_text
+from sdjax.merging.chat_templates import CHAT_TEMPLATES
+from sdjax.merging.checkpoints import OUTPUT, Checkpoint
+
+CARD = "README.md"
+RECIPE = "recipe.yaml"
+PROGRAM = "program.py"
+_GENERATION = "generation_config.json"
+# Beside tokenizer.json these say the same of the vocabulary, so that added tokens make them wrong.
+_VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+
+
+def write_config(
+    folder: Path,
+    template: Checkpoint,
+    *,
+    num_layers: int,
+    names: Sequence[str],
+    dtype: str | None,
+    vocabulary: int | None,
+) -> None:
+    """The template's config.json with what the merge has changed."""
+    fields = dict(template.config)
+    if "num_hidden_layers" in fields:
+        fields["num_hidden_layers"] = num_layers
+    if dtype is not None:
+        fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = dtype
+    if vocabulary is not None:
+        fields["vocab_size"] = vocabulary
+    if "tie_word_embeddings" in fields:
+        fields["tie_word_embeddings"] = OUTPUT not in names
+    write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
+
+
+def write_tokenizer(
+    folder: Path,
+    tokenizer: Path,
+    generation: Path,
+    *,
+    new: Mapping[str, tokenizers.AddedToken],
+    chat_template: str | None,
+) -> None:
+    """The files of a tokenizer, with new tokens and another chat template if they are given.
+
+    tokenizer, generation: the folders to copy the tokenizer's files and generation_config.json of.
+    """
+    for name in ASSETS:
+        source = (generation if name == _GENERATION else tokenizer) / name
+        if source.is_file() and not (new and name in _VOCABULARY_FILES):
+            shutil.copyfile(source, folder / name)
+    if new:
+        write_extended(tokenizer, new, folder / FILE)
+    if chat_template is not None:
+        settings = read_json(folder / SETTINGS)
+        if settings.pop("chat_template", None) is not None:
+            write_text(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / TEMPLATE, chat_template)
+
+
+def find_chat_template(choice: str, models: Sequence[Checkpoint], where: Path) -> str | None:
+    """The template that a recipe's ``chat_template`` stands for.
+
+    "auto" is the one that most models have, the first of them in a tie, and None if none has one;
+    a known name is ours of that name; anything else is the template itself.
+    """
+    if choice == "auto":
+        counted = Counter(filter(None, (_own_template(model.folder) for model in models)))
+        return counted.most_common(1)[0][0] if counted else None
+    if choice in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[choice]
+    if "{" not in choice:
+        raise UserError(
+            f"{where}: no chat_template {choice!r}; it must be auto, a Jinja template, or one of "
+            f"{', '.join(CHAT_TEMPLATES)}"
+        )
+    return choice
+
+
+def _own_template(folder: Path) -> str | None:
+    if (folder / TEMPLATE).is_file():
+        return (folder / TEMPLATE).read_text(encoding="utf-8")
+    found = read_json(folder / SETTINGS).get("chat_template")
+    return found if isinstance(found, str) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a model was made by: the method's name, and the recipe or program with its file name."""
+
+    method: str
+    file: str
+    text: str
+
+
+def write_card(
+    folder: Path, name: str, *, origin: Origin, models: Sequence[str], notes: Sequence[str]
+) -> None:
+    """The model card, which says how the model was made, and the recipe or program as it was."""
+    sources = "\n".join(f"- {json.dumps(Path(one).name or one)}" for one in models)
+    listed = "\n".join(f"- `{one}`" for one in models)
+    told = "".join(f"\n{note}\n" for note in notes)
+    language = "python" if origin.file.endswith(".py") else "yaml"
+    text = (
+        f"---\nbase_model:\n{sources}\nlibrary_name: transformers\ntags:\n- merge\n- sdjax\n---\n"
+        f"# {name}\n\nMerged by sdjax with `{origin.method}` from:\n\n{listed}\n{told}\n"
+        f"```{language}\n{origin.text.rstrip()}\n```\n"
+    )
+    write_text(folder / CARD, text)
+    write_text(folder / origin.file, origin.text)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Size and age of a folder's weights and tokenizer, by which a merge knows its own inputs."""
+    return {
+        path.name: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".safetensors", ".json", ".model")
+    }

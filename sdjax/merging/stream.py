@@ -1,0 +1,186 @@
+"""The steps of a plan carried out: read, merged and written at the same time.
+
+While a tensor is merged, the next one is read and the last one is written. Memory holds a few
+tensors of each model, whatever their number. All programs are compiled before the first tensor, a
+few at a time side by side.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from sdjax.errors import UserError
+from sdjax.io.resumable import ResumableFolder
+from sdjax.merging.engine import default_slots
+from sdjax.merging.lowering import TensorProgram, leaf_key_data
+from sdjax.merging.plan import Plan, Step
+from sdjax.merging.programs import Programs
+from sdjax.merging.vocabulary import Vocabulary, align
+from sdjax.models.spec import depth_of, kind_of
+from sdjax.sharding.mesh import make_mesh
+
+AHEAD = 2  # tensors that are read, and that are written, while one is computed
+
+OnTensor = Callable[[int, int, str], None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def announce(plan: Plan, vocabulary: Vocabulary | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name to shape and dtype of every tensor of the result, in the order of the plan."""
+    return {
+        step.name: jax.ShapeDtypeStruct(_shape(step, vocabulary), step.dtype) for step in plan.steps
+    }
+
+
+def merge_steps(
+    plan: Plan,
+    vocabulary: Vocabulary | None,
+    writer: ResumableFolder,
+    key: jax.Array,
+    on_tensor: OnTensor | None,
+) -> int:
+    """Merge what the writer does not have yet; how many tensors no expert had changed.
+
+    vocabulary: how rows are matched, where they have to be. key: for methods that draw.
+    Raises UserError for a method that does not trace, a result that is not finite, and a damaged
+    file.
+    """
+    steps = [step for step in plan.steps if step.name not in writer.done]
+    programs = _compile(steps, plan, vocabulary, key)
+    unchanged, done = 0, len(plan.steps) - len(steps)
+
+    def read(step: Step) -> list[np.ndarray]:
+        arrays = [one.model.tensors.read(one.name) for one in step.everything]
+        if vocabulary is None or not step.vocabulary:
+            return arrays
+        rows = [vocabulary.rows[one.model.name] for one in step.everything]
+        return align(arrays, rows, vocabulary.size, step.anchor)
+
+    def put(step: Step, new: Any, square: Any) -> str:
+        if square is not None and not np.isfinite(square):
+            assert step.algorithm is not None
+            raise UserError(f"{step.algorithm.name}: the merged tensor {step.name} is not finite")
+        writer.write(step.name, np.asarray(new))
+        return step.name
+
+    def computed() -> Iterator[tuple[Step, Any, Any]]:
+        nonlocal unchanged
+        for step, arrays in zip(steps, _ahead(read, steps), strict=True):
+            if step.algorithm is None or (step.base and _all_same(arrays)):
+                unchanged += 1
+                yield step, arrays[0].astype(step.dtype, copy=False), None
+            else:
+                yield step, *_compute(step, arrays, plan, programs[step.name], key)
+
+    for name in _ahead(lambda item: put(*item), computed()):
+        done += 1
+        if on_tensor is not None:
+            on_tensor(done, len(plan.steps), name)
+    return unchanged
+
+
+def _compile(
+    steps: Sequence[Step], plan: Plan, vocabulary: Vocabulary | None, key: jax.Array
+) -> Mapping[str, jax.stages.Compiled]:
+    """The program of every step that has one, each compiled once."""
+    wanted = {}
+    for step in steps:
+        if step.algorithm is None:
+            continue
+        aligned = vocabulary is not None and step.vocabulary
+        dtypes = [one.model.tensors.dtype(one.name) for one in step.everything]
+        shape = _shape(step, vocabulary)
+        leaves = [
+            jax.ShapeDtypeStruct(
+                shape,
+                jnp.result_type(*dtypes) if aligned else dtype,
+                sharding=_sharding(shape),
+            )
+            for dtype in dtypes
+        ]
+        base, experts = (leaves[0], leaves[1:]) if step.base else (None, leaves)
+        wanted[step.name] = TensorProgram.of(
+            step.algorithm,
+            plan.slots or default_slots(len(experts)),
+            base,
+            tuple(experts),
+            kind=kind_of(step.path) if "kind" in step.algorithm.requests else None,
+            key=key,
+            dtype=step.dtype,
+        )
+    found = Programs(capacity=len(wanted)).get(list(wanted.values()))
+    return dict(zip(wanted, found, strict=True))
+
+
+def _compute(
+    step: Step,
+    arrays: list[np.ndarray],
+    plan: Plan,
+    program: jax.stages.Compiled,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The new tensor and the square that says whether it is finite, under way on the device."""
+    algorithm = step.algorithm
+    assert algorithm is not None
+    placed = [jax.device_put(array, _sharding(array.shape)) for array in arrays]
+    base, experts = (placed[0], placed[1:]) if step.base else (None, placed)
+    arguments = algorithm.arguments(plan.slots or default_slots(len(experts)))
+    depth = data = None
+    if "depth" in algorithm.requests:
+        depth = np.float32(depth_of(step.path, plan.num_layers))
+    if "key" in algorithm.requests:
+        data = leaf_key_data(key, step.path)
+    return program(base, tuple(experts), arguments, depth, data, None)
+
+
+def _shape(step: Step, vocabulary: Vocabulary | None) -> tuple[int, ...]:
+    if vocabulary is None or not step.vocabulary:
+        return step.shape
+    return (vocabulary.size, *step.shape[1:])
+
+
+@cache
+def _sharding(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """Every tensor is spread over all devices along its first axis that they divide."""
+    devices = jax.devices()
+    if len(devices) == 1:
+        return SingleDeviceSharding(devices[0])
+    mesh = make_mesh({"fsdp": len(devices)})
+    for axis, size in enumerate(shape):
+        if size % len(devices) == 0:
+            return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _all_same(arrays: Sequence[np.ndarray]) -> bool:
+    # Bytes, not values: bfloat16 has no fast comparison in NumPy. Most differ at once.
+    first, *others = (array.reshape(-1).view(np.uint8) for array in arrays)
+    return all(array.dtype == arrays[0].dtype for array in arrays) and all(
+        np.array_equal(first[:4096], other[:4096]) and np.array_equal(first, other)
+        for other in others
+    )
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """map, in a thread that is up to AHEAD items ahead of the one that takes the results."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,88 @@
+"""Which tokenizer a merged model gets, and which rows belong to its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken
+
+from sdjax.io.vocabulary import added_tokens, read_vocabulary
+from sdjax.merging.checkpoints import EMBEDDING, Checkpoint
+from sdjax.merging.recipe import TokenizerChoice
+from sdjax.merging.vocabulary import Vocabulary, changes_nothing, describe, match_tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenizerPlan:
+    """The folder of the result's tokenizer, tokens to be added, and rows to match if any."""
+
+    folder: Path
+    new: Mapping[str, AddedToken]
+    vocabulary: Vocabulary | None
+    notes: tuple[str, ...] = ()
+
+
+def plan_tokenizer(
+    template: Checkpoint,
+    models: Sequence[Checkpoint],
+    choice: TokenizerChoice | None,
+    opened: Callable[[str], Checkpoint],
+) -> TokenizerPlan:
+    """By a recipe's choice; without one the template's, and rows are matched only where the
+    vocabularies are of different size.
+
+    Raises UserError where a tokenizer that is needed cannot be read.
+    """
+    have = {
+        model.name: model.tensors.shape(EMBEDDING)[0]
+        for model in models
+        if EMBEDDING in model.outside
+    }
+    if choice is None and len(set(have.values())) <= 1:
+        return TokenizerPlan(folder=template.folder, new={}, vocabulary=None)
+    own = {model.name: read_vocabulary(model.folder) for model in models}
+    source, new = template, {}
+    if choice is not None and choice.source not in ("base", "union"):
+        source = opened(choice.source)
+    tokens = dict(read_vocabulary(source.folder))
+    if choice is not None and choice.source == "union":
+        new = _new_tokens(models, own, tokens)
+        tokens |= {token: max(tokens.values()) + 1 + i for i, token in enumerate(new)}
+    vocabulary = match_tokens(
+        tokens,
+        {name: (own[name], rows) for name, rows in have.items()},
+        size=have[template.name] if choice is None else None,
+        own_rows=template.name if choice is None else None,
+        multiple=1 if choice is None else choice.pad_to_multiple_of,
+    )
+    notes = describe(vocabulary, models, own)
+    if choice is None:
+        sizes = ", ".join(f"{name} {rows:,}" for name, rows in have.items())
+        notes = [
+            f"vocabularies of different size ({sizes}): the result has {template.name}'s; "
+            "tokenizer_source: union keeps all tokens",
+            *notes,
+        ]
+    return TokenizerPlan(
+        folder=source.folder,
+        new=new,
+        vocabulary=None if changes_nothing(vocabulary, have) else vocabulary,
+        notes=tuple(notes),
+    )
+
+
+def _new_tokens(
+    models: Sequence[Checkpoint], own: Mapping[str, Mapping[str, int]], tokens: Mapping[str, int]
+) -> dict[str, AddedToken]:
+    """The tokens that the first tokenizer lacks: plain ones of all models, then added ones."""
+    plain: dict[str, AddedToken] = {}
+    added: dict[str, AddedToken] = {}
+    for model in models:
+        theirs = added_tokens(model.folder)
+        added = {**theirs, **added}
+        for token, _ in sorted(own[model.name].items(), key=lambda item: item[1]):
+            if token not in theirs:
+                plain.setdefault(token, AddedToken(token, normalized=True))
+    return {token: value for token, value in {**plain, **added}.items() if token not in tokens}

@@ -1,0 +1,104 @@
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sdjax.errors import UserError
+from sdjax.io.peft_adapter import AdaptedFolder
+from sdjax.io.tensor_folder import TensorFolder
+
+Q, HEAD, EMBED = "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens"
+RNG = np.random.default_rng(0)
+MODEL = {
+    f"{Q}.weight": RNG.standard_normal((6, 4)),
+    f"{HEAD}.weight": RNG.standard_normal((9, 4)),
+    f"{EMBED}.weight": RNG.standard_normal((9, 4)),
+}
+A, B = (
+    RNG.standard_normal((2, 4)).astype(np.float32),
+    RNG.standard_normal((6, 2)).astype(np.float32),
+)
+EMBED_A = RNG.standard_normal((2, 9)).astype(np.float32)
+EMBED_B = RNG.standard_normal((4, 2)).astype(np.float32)
+WHOLE = RNG.standard_normal((9, 4)).astype(np.float32)
+
+
+def adapted(tmp_path, tensors=None, dtype=np.float32, **settings):
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    model.mkdir(exist_ok=True)
+    adapter.mkdir(exist_ok=True)
+    save_file({n: x.astype(dtype) for n, x in MODEL.items()}, model / "model.safetensors")
+    if tensors is None:
+        tensors = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
+    prefixed = {f"base_model.model.{n}": np.ascontiguousarray(x) for n, x in tensors.items()}
+    save_file(prefixed, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **settings}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    return AdaptedFolder(TensorFolder(model), adapter)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({}, 1.5),
+        ({"use_rslora": True}, 3 / 2**0.5),
+        ({"alpha_pattern": {"q_proj": 8}}, 4.0),
+        ({"alpha_pattern": {"k_proj": 8}}, 1.5),
+    ],
+)
+def test_the_product_is_added_with_its_scale(tmp_path, settings, scale):
+    got = adapted(tmp_path, **settings).read(f"{Q}.weight")
+    np.testing.assert_allclose(got, MODEL[f"{Q}.weight"] + scale * B @ A, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rest_is_the_models(tmp_path):
+    folder = adapted(tmp_path)
+    assert folder.names == tuple(sorted(MODEL))
+    assert folder.shape(f"{HEAD}.weight") == (9, 4)
+    np.testing.assert_array_equal(
+        folder.read(f"{HEAD}.weight"), MODEL[f"{HEAD}.weight"].astype(np.float32)
+    )
+
+
+def test_it_is_rounded_once_to_the_stored_dtype(tmp_path):
+    folder = adapted(tmp_path, dtype=ml_dtypes.bfloat16)
+    got = folder.read(f"{Q}.weight")
+    stored = MODEL[f"{Q}.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(got, (stored + 1.5 * (B @ A)).astype(ml_dtypes.bfloat16))
+    assert got.dtype == folder.dtype(f"{Q}.weight") == ml_dtypes.bfloat16
+
+
+def test_embeddings_and_whole_tensors(tmp_path):
+    tensors = {
+        f"{EMBED}.lora_embedding_A": EMBED_A,
+        f"{EMBED}.lora_embedding_B": EMBED_B,
+        f"{HEAD}.weight": WHOLE,
+    }
+    folder = adapted(tmp_path, tensors)
+    np.testing.assert_array_equal(folder.read(f"{HEAD}.weight"), WHOLE)
+    want = MODEL[f"{EMBED}.weight"] + 1.5 * (EMBED_B @ EMBED_A).T
+    np.testing.assert_allclose(folder.read(f"{EMBED}.weight"), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings", "message"),
+    [
+        (None, {"peft_type": "IA3"}, "not a LoRA adapter"),
+        (None, {"use_dora": True}, "use_dora is not supported"),
+        ({f"{Q}.lora_A.weight": A}, {}, "has no partner"),
+        ({"model.x.lora_A.weight": A, "model.x.lora_B.weight": B}, {}, "adapts model.x.weight"),
+        ({f"{Q}.lora_magnitude_vector": A}, {}, "of a kind that is not supported"),
+    ],
+)
+def test_what_is_no_adapter_of_the_model_is_refused(tmp_path, tensors, settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        adapted(tmp_path, tensors, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_change_of_another_shape_is_refused(tmp_path):
+    folder = adapted(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:5]})
+    with pytest.raises(UserError, match=r"makes a change of shape \[5, 4\]"):
+        folder.read(f"{Q}.weight")
