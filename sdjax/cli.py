@@ -52,7 +52,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, Interrupted):
         return error.exit_code, f"sdjax: {error.format_message()}"
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return 130, "sdjax: interrupted; what was computed is kept"
+        return 130, "sdjax: interrupted"
     return 1, "".join(traceback.format_exception(error)).rstrip()
 
 
@@ -135,7 +135,11 @@ def _one_run(folder: Path) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            raise Interrupted(f"go on with: sdjax run --resume {folder}") from None
+            from sdjax.search import database
+
+            begun = (folder / database.FILE).exists()
+            hint = f"go on with: sdjax run --resume {folder}" if begun else "nothing was begun yet"
+            raise Interrupted(hint) from None
 
 
 def _loop(settings, folder: Path) -> None:

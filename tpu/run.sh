@@ -6,7 +6,10 @@
 set -euo pipefail
 
 dry=
-if [[ ${1-} == --dry-run ]]; then dry=1; shift; fi
+for argument; do  # wherever it stands, so that none launches by mistake
+  shift
+  if [[ $argument == --dry-run ]]; then dry=1; else set -- "$@" "$argument"; fi
+done
 if (( $# < 3 )); then
   sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
   exit 2

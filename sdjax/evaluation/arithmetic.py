@@ -5,8 +5,9 @@ equation and its value. Either can be hard: a calculation that carries or borrow
 told in a rare way. A typical mistake belongs to each (the carry forgotten, the operation
 mistaken), so that one can say what somebody writes who reads well and calculates badly.
 
-A problem belongs to one split for good, by a hash of its calculation and its numbers, so that
-neither a story nor a plain problem of the test set, nor one with its numbers, is trained on.
+A problem belongs to one split for good, by a hash of its calculation and its numbers. Development
+and test problems keep away from training further than that: of an equation that is asked for there,
+neither itself nor its other order is trained on, be it as an exercise or as a story misread.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import numpy as np
 from sdjax.evaluation.task import Problem
 
 SPLITS = ("train", "calibration", "development", "test")
-# Hundredths of all number tuples that are not for training.
-_HELD_OUT = {"calibration": 5, "development": 12, "test": 23}
+# Hundredths of all number tuples: below the first bound for calibration, above the second for
+# training, and between them for development or test (a third of them, or the rest).
+_CALIBRATION, _TRAIN = 5, 40
 # Shares of the problems with hard numbers, and of the stories that are told in a rare way.
 HARD, RARE = 0.42, 0.32
 
@@ -173,13 +175,38 @@ def _numbers(calculation: str, hard: bool, rng: np.random.Generator) -> tuple[in
             return numbers
 
 
-def split_of(calculation: str, numbers: tuple[int, ...]) -> str:
-    """The split that a calculation belongs to; the same on every machine."""
-    hundredth = zlib.crc32(f"{calculation} {numbers}".encode()) % 100
-    for split, bound in _HELD_OUT.items():
-        if hundredth < bound:
-            return split
-    return "train"
+def split_of(calculation: str, numbers: tuple[int, ...]) -> str | None:
+    """The split that a calculation belongs to, the same on every machine; None where to none.
+
+    That is where it is not trained on itself but too close to what is.
+    """
+    hundredth = _hundredth(calculation, numbers)
+    if hundredth >= _TRAIN:
+        return "train"
+    if hundredth < _CALIBRATION:
+        return "calibration"
+    if any(_hundredth(*relative) >= _TRAIN for relative in _relatives(calculation, numbers)):
+        return None
+    # Relatives share a split, so that development tells nothing of the test either.
+    family = "pair" if calculation in ("add", "sub") else calculation
+    third = _hundredth(f"{family}, held out", tuple(sorted(numbers))) < 33
+    return "development" if third else "test"
+
+
+def _hundredth(calculation: str, numbers: tuple[int, ...]) -> int:
+    return zlib.crc32(f"{calculation} {numbers}".encode()) % 100
+
+
+def _relatives(calculation: str, numbers: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Calculations whose exercises, well or badly solved, show the equation or its other order."""
+    if calculation == "largest":
+        return
+    for order in (numbers, numbers[::-1]):
+        if calculation == "missing":
+            yield calculation, order
+        else:
+            yield "add", order
+            yield "sub", tuple(sorted(order, reverse=True))
 
 
 def exercises(kind: str, split: str, rng: np.random.Generator) -> Iterator[Exercise]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
 from sdjax.errors import UserError
 from sdjax.evaluation.arithmetic import ArithmeticTask
 from sdjax.evaluation.task import Problem, Task
+from sdjax.io.json_lines import read_json_lines
 
 TASKS = {"arithmetic": ArithmeticTask}
 
@@ -85,25 +85,12 @@ def find_task(name: str, *, development: int | None = None, test: int | None = N
 
 
 def _read_rows(path: Path) -> list[Problem]:
-    problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            question, answer = str(row["question"]), str(row["answer"])
-        except ValueError:
-            raise UserError(f"{path}, line {number}: not JSON; write one object a line") from None
-        except (KeyError, TypeError):
-            raise UserError(
-                f"{path}, line {number}: needs the fields 'question' and 'answer'"
-            ) from None
-        problems.append(
-            Problem(
-                id=f"line-{number}",
-                kind=str(row.get("kind", path.stem)),
-                question=question,
-                answer=answer,
-            )
+    return [
+        Problem(
+            id=f"line-{number}",
+            kind=str(row.get("kind", path.stem)),
+            question=str(row["question"]),
+            answer=str(row["answer"]),
         )
-    return problems
+        for number, row in read_json_lines(path, ("question", "answer"))
+    ]

@@ -31,6 +31,12 @@ def grid_methods(config: RunConfig) -> dict[str, dict[str, Any]]:
     return methods
 
 
+def check_methods(config: RunConfig) -> None:
+    """Raises UserError where a grid names a method or a hyperparameter that there is none of."""
+    for detail in grid_methods(config).values():
+        algorithm(detail["method"], **detail["hyperparameters"])
+
+
 def score_baselines(bench: Workbench, store: Store) -> None:
     """Scores the seed, the experts and every point of the grids on the development problems."""
     for name, kind in [("seed", "seed")] + [

@@ -12,6 +12,7 @@ from sdjax.models.adapter import Adapter
 from sdjax.progress import progress_bar
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
+    check_methods,
     expert_candidate,
     grid_methods,
     score_baseline,
@@ -59,6 +60,7 @@ def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> Non
     Raises:
         UserError: anything that the user can mend; what was computed is kept.
     """
+    check_methods(config)
     bench = prepare(config)
     with open_store(config, folder) as store:
         _save_settings(bench, store)

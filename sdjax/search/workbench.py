@@ -113,6 +113,7 @@ def prepare(config: RunConfig) -> Workbench:
         UserError: a missing folder, a damaged file, an expert whose tensors do not match the
             seed's, a mesh that the devices do not make up.
     """
+    task = _task(config)
     mesh = None if jax.device_count() == 1 else _mesh(config)
     folder = model_folder(config.seed)
     model, seed = read_model(folder, mesh=mesh)
@@ -137,7 +138,6 @@ def prepare(config: RunConfig) -> Workbench:
         )
         for setting, trees in experts.items()
     }
-    task = find_task(config.task.name, development=config.task.development, test=config.task.test)
     descriptions = {slot: expert.description for slot, expert in config.experts.items()}
     return Workbench(
         config=config,
@@ -164,6 +164,16 @@ def prepare(config: RunConfig) -> Workbench:
         ),
         training_identities=_training_identities(folder),
     )
+
+
+def _task(config: RunConfig) -> Task:
+    wanted = config.task
+    if wanted.shots > 0 or wanted.prompt == "chat":
+        raise UserError(
+            "task: worked examples (shots) and chat prompts are not there yet; set shots to 0 and "
+            "prompt to plain"
+        )
+    return find_task(wanted.name, development=wanted.development, test=wanted.test)
 
 
 def _read_expert(

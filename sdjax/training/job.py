@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from sdjax.config import read_dataclass
 from sdjax.errors import UserError
 from sdjax.io.checkpoint import read_model, write_model
 from sdjax.io.folders import model_folder
+from sdjax.io.json_lines import read_json_lines
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.models.adapter import fold, initialise_adapter
 from sdjax.models.config import ModelConfig
@@ -169,22 +169,11 @@ def _example(tokenizer: Tokenizer, prompt: str, target: str) -> Example:
 
 
 def _read_rows(path: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"{path}: no such file; data must be a JSONL file")
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows.append({field: str(row[field]) for field in fields} | {"line": number})
-        except ValueError:
-            raise UserError(f"{path}, line {number}: not JSON; one object a line") from None
-        except (KeyError, TypeError):
-            raise UserError(
-                f"{path}, line {number}: needs the fields {', '.join(fields)}"
-            ) from None
+    """The fields as text, and the line that they stand in."""
+    rows = [
+        {field: str(row[field]) for field in fields} | {"line": number}
+        for number, row in read_json_lines(path, fields)
+    ]
     if not rows:
         raise UserError(f"{path}: holds no example")
     return rows
