@@ -55,7 +55,11 @@ class IterationReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One candidate on the test problems. Differences are from the seed, paired by problem."""
+    """One candidate on the test problems, and differences paired by problem.
+
+    strict_gain, flexible_gain: from the seed. method_gain: by the run's metric, of a program, from
+    the human-designed method that did best on the development problems.
+    """
 
     name: str
     kind: str
@@ -65,6 +69,7 @@ class Row:
     flexible: Interval
     strict_gain: Interval | None
     flexible_gain: Interval | None
+    method_gain: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,7 @@ class Contents:
     iterations: tuple[IterationReport, ...]
     levels: tuple[Level, ...]
     tables: Mapping[str, tuple[Row, ...]]
+    best_method: str | None
     best: tuple[ProgramReport, ...]
     missing: tuple[str, ...]
 
@@ -118,6 +124,7 @@ def read_contents(store: Store) -> Contents:
         iterations=iterations,
         levels=_levels(store, scores),
         tables=tables,
+        best_method=best_method(store, metric),
         best=best,
         missing=_missing(store, config.get("iterations"), iterations, tables),
     )
@@ -144,36 +151,47 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[Row, ...]:
         if one.complete
     }
     outcomes = {one.candidate: store.outcomes(one.candidate, TEST, setting) for one in tested}
-    seeds = [name for name in outcomes if candidates[name].kind == "seed"]
-    seed = outcomes[seeds[0]] if seeds else ()
+    seed = next((name for name in outcomes if candidates[name].kind == "seed"), None)
+    method = best_method(store, metric)
+
+    def gain(name: str, other: str | None, reading: str) -> Interval | None:
+        if other not in outcomes or name == other:
+            return None
+        mine, theirs = (
+            {outcome.problem_id: getattr(outcome, reading) for outcome in outcomes[one]}
+            for one in (name, other)
+        )
+        return paired_by_key(mine, theirs) if mine.keys() == theirs.keys() else None
 
     def row(summary: Summary) -> Row:
-        mine = outcomes[summary.candidate]
-        same = {o.problem_id for o in mine} == {o.problem_id for o in seed}
-        apart = seeds and same and summary.candidate != seeds[0]
-        gains = [
-            paired_by_key(
-                {o.problem_id: getattr(o, reading) for o in mine},
-                {o.problem_id: getattr(o, reading) for o in seed},
-            )
-            if apart
-            else None
-            for reading in ("strict", "flexible")
-        ]
+        name = summary.candidate
+        kind = candidates[name].kind
         return Row(
-            name=summary.candidate,
-            kind=candidates[summary.candidate].kind,
-            development=development.get(summary.candidate),
-            problems=len(mine),
-            strict=accuracy_interval([o.strict for o in mine]),
-            flexible=accuracy_interval([o.flexible for o in mine]),
-            strict_gain=gains[0],
-            flexible_gain=gains[1],
+            name=name,
+            kind=kind,
+            development=development.get(name),
+            problems=len(outcomes[name]),
+            strict=accuracy_interval([o.strict for o in outcomes[name]]),
+            flexible=accuracy_interval([o.flexible for o in outcomes[name]]),
+            strict_gain=gain(name, seed, "strict"),
+            flexible_gain=gain(name, seed, "flexible"),
+            method_gain=gain(name, method, metric) if kind == "program" else None,
         )
 
     rows = [row(summary) for summary in tested]
     rows.sort(key=lambda r: (KINDS.index(r.kind), -(r.development or 0.0), r.name))
     return tuple(rows)
+
+
+def best_method(store: Store, metric: str) -> str | None:
+    """The human-designed method with the best development score, by which it is chosen."""
+    candidates = store.candidates()
+    scores = {
+        one.candidate: getattr(one, metric)
+        for one in store.summaries(DEVELOPMENT)
+        if one.complete and candidates[one.candidate].kind == "method"
+    }
+    return max(scores, key=lambda name: (scores[name], name), default=None)
 
 
 def _iterations(store: Store, scores: Mapping[str, float]) -> tuple[IterationReport, ...]:

@@ -8,6 +8,7 @@ would reorder or hide text are shown as their codes.
 import json
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -88,10 +89,12 @@ def final_table(store: Store, setting: str = MAIN) -> Table:
         "above seed\n[95 %]",
     ):
         table.add_column(Text(name), justify="right", no_wrap=True)
-    for row in contents.tables.get(setting, ()):
+    rows = contents.tables.get(setting, ())
+    for row in rows:
         table.add_row(*_cells(row))
-    if contents.missing:
-        table.caption = Text("\n".join(contents.missing))
+    notes = [*_against_method(contents, rows), *contents.missing]
+    if notes:
+        table.caption = Text("\n".join(notes))
         table.caption_justify = "left"
     return table
 
@@ -103,6 +106,19 @@ def visible(text: str) -> str:
         for c in text[:LONGEST]
     )
     return shown if len(text) <= LONGEST else f"{shown}\n… ({len(text)} characters in all)"
+
+
+def _against_method(contents: Contents, rows: Sequence[Row]) -> list[str]:
+    """What the run's answer gains over the best human-designed method, in a sentence."""
+    answer = contents.best[0].name if contents.best else None
+    gain = next((row.method_gain for row in rows if row.name == answer), None)
+    if gain is None or answer is None or contents.best_method is None:
+        return []
+    mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
+    return [
+        f"The answer, {display_name(answer)}, against {display_name(contents.best_method)}: "
+        f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] {contents.metric}"
+    ]
 
 
 def _code(character: str) -> str:

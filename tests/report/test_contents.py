@@ -5,6 +5,7 @@ import pytest
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
 from sdjax.report.contents import display_name, read_contents
+from sdjax.report.page import final_table
 from sdjax.search.records import Application, Candidate, program_candidate
 
 
@@ -58,6 +59,20 @@ def test_the_final_table_pairs_with_the_seed_by_problem(finished):
     )
     assert rows[-1].flexible_gain == paired_by_key(mine, seed)
     assert rows[-1].strict.mean <= rows[-1].flexible.mean
+
+
+def test_programs_are_paired_with_the_best_method_of_the_development_problems(finished):
+    contents = read_contents(finished)
+    rows = contents.tables["main"]
+    methods = {row.name: row.development for row in rows if row.kind == "method"}
+    assert contents.best_method == max(methods, key=methods.get)
+    assert {row.kind for row in rows if row.method_gain is not None} == {"program"}
+    mine, method = (
+        {o.problem_id: o.strict for o in finished.outcomes(name, "test")}
+        for name in (rows[-1].name, contents.best_method)
+    )
+    assert rows[-1].method_gain == paired_by_key(mine, method)
+    assert f"against {display_name(contents.best_method)}: " in str(final_table(finished).caption)
 
 
 def test_a_candidate_of_other_problems_has_no_difference(tmp_path, made_up):

@@ -81,6 +81,7 @@ def test_the_least_there_can_be_is_drawn():
         flexible=Interval(mean=0.0, low=0.0, high=1.0),
         strict_gain=endless,
         flexible_gain=endless,
+        method_gain=None,
     )
     assert png(gains([row])).startswith(b"\x89PNG")
     assert "<svg" in svg(development_against_test([], "strict"), "c")
