@@ -260,13 +260,19 @@ def _tell_merged(written) -> None:
 @main.command(name="eval", epilog=_example("sdjax eval zoo:seed --task arithmetic --limit 200"))
 @click.argument("model")
 @click.option("--task", default="arithmetic", show_default=True, help="A name or a JSONL file.")
-@click.option("--split", type=click.Choice(["development", "test"]), default="test")
+@click.option(
+    "--split",
+    type=click.Choice(["development", "test", "all"]),
+    help="By default the test problems of a task, and all of a file.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Scores the first so many problems.")
 @click.option("--out", type=FILE, help="Gets one JSON line a problem.")
-def evaluate(model: str, task: str, split: str, limit: int | None, out: Path | None) -> None:
+def evaluate(model: str, task: str, split: str | None, limit: int | None, out: Path | None) -> None:
     """Score MODEL, a folder or zoo:NAME, on a task."""
     from sdjax.evaluation.job import evaluate_model
+    from sdjax.evaluation.tasks import TASKS
 
+    split = split or ("test" if task in TASKS else "all")
     click.echo(evaluate_model(model, task, split=split, limit=limit, out=out))
 
 

@@ -71,17 +71,36 @@ def test_check_tells_good_from_bad(tmp_path):
     assert (bad["verdict"], bad["rule"]) == ("refused", "import")
 
 
-def test_eval_of_a_jsonl_file(tmp_path):
+@pytest.mark.parametrize(("options", "scored"), [((), 6), (("--split", "test"), 3)])
+def test_eval_of_a_jsonl_file(tmp_path, options, scored):
     rows = [{"question": f"{a}+{a}=", "answer": str(2 * a)} for a in range(10, 16)]
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "lines.jsonl"
-    result = call("eval", "zoo:seed", "--task", path, "--split", "test", "--out", out)
+    result = call("eval", "zoo:seed", "--task", path, "--out", out, *options)
     assert result.exit_code == 0, result.output
     assert "all" in result.output
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(lines) == 3
+    assert len(lines) == scored
     assert all(line["output"] for line in lines)
+
+
+def test_data_that_is_not_utf8_is_told_in_one_line(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"question": "ä", "answer": "1"}'.encode("latin-1"))
+    assert "latin.jsonl, byte 14: not UTF-8" in mistake("eval", "zoo:seed", "--task", path)
+
+
+def test_a_wrong_method_in_a_grid_is_told_before_the_run_begins(tmp_path):
+    wrong = "baselines.fine.nomethod.weight=[1.0]"
+    assert "nomethod" in mistake("run", "demo", "--out", tmp_path / "out", "--set", wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_zoo_train_does_not_write_into_a_folder_of_something_else(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    assert "holds more than a zoo" in mistake("zoo", "train", "--out", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_eval_names_a_line_that_is_not_json(tmp_path):

@@ -33,7 +33,7 @@ def evaluate_model(
     Args:
         model: a folder or zoo:NAME.
         task: a name or a JSONL file.
-        split: "development" or "test".
+        split: "development", "test", or "all" for both.
         limit: the first so many problems.
         out: a file that gets one JSON line a problem.
 
@@ -44,7 +44,8 @@ def evaluate_model(
     config, params = read_model(folder)
     tokenizer = read_tokenizer(folder)
     chosen = find_task(task)
-    problems = chosen.problems(split)[:limit]
+    splits = ("development", "test") if split == "all" else (split,)
+    problems = [problem for one in splits for problem in chosen.problems(one)][:limit]
     if not problems:
         raise UserError(f"task {task!r}: has no {split} problem")
     longest = max(

@@ -95,13 +95,18 @@ class ProgramReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """A whole report. `tables` has one final table for each setting that was tested."""
+    """A whole report.
+
+    tables: a final table for each setting that was tested. min_change: what changes the seed less,
+    relative to the experts' mean norm, is flagged.
+    """
 
     metric: str
     iterations: tuple[IterationReport, ...]
     levels: tuple[Level, ...]
     tables: Mapping[str, tuple[Row, ...]]
     best_method: str | None
+    min_change: float
     best: tuple[ProgramReport, ...]
     missing: tuple[str, ...]
 
@@ -125,6 +130,7 @@ def read_contents(store: Store) -> Contents:
         levels=_levels(store, scores),
         tables=tables,
         best_method=best_method(store, metric),
+        min_change=config.get("selection", {}).get("min_change", 0.0),
         best=best,
         missing=_missing(store, config.get("iterations"), iterations, tables),
     )

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.errors import UserError
 from sdjax.evaluation.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.task import Outcome, Problem
@@ -62,7 +63,15 @@ def train_zoo(folder: Path, report: Report) -> Path:
 
     Returns:
         the path of the README with the table of accuracies.
+
+    Raises:
+        UserError: the folder holds something else.
     """
+    known = {"seed", "seed.tokenizer", *(recipe.name for recipe in (*EXPERTS, *TRANSFER_EXPERTS))}
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    # The table is written last, so without a seed a README is somebody else's.
+    if found - known - ({"README.md"} if "seed" in found else set()):
+        raise UserError(f"{folder}: holds more than a zoo; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     seed = folder / "seed"
     jobs: list[tuple[Path, float, Callable[[Report], None]]] = [

@@ -8,15 +8,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sdjax.algorithms.registry import algorithm
 from sdjax.errors import UserError
-from sdjax.evaluation.arithmetic import ArithmeticTask
-from sdjax.io.checkpoint import read_model
+from sdjax.evaluation.arithmetic import KINDS, ArithmeticTask
+from sdjax.evaluation.statistics import paired_difference
+from sdjax.io.checkpoint import read_config, read_model
 from sdjax.io.folders import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
 from sdjax.io.tokenizer import read_tokenizer
+from sdjax.merging.engine import Merger
 from sdjax.models.spec import kind_of
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
-from sdjax.zoo.recipes import EXPERTS, TRANSFER_EXPERTS
+from sdjax.zoo.recipes import EXPERTS, PLAIN, STORIES, TRANSFER_EXPERTS
+from sdjax.zoo.train import Probe
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
@@ -60,6 +64,58 @@ def test_experts_differ_from_the_seed_in_the_mlp_tensors_alone():
         expert = flatten(read_model(model_folder(f"zoo:{recipe.name}"))[1])
         changed = {path for path in seed if not jnp.array_equal(seed[path], expert[path])}
         assert {path for path in seed if kind_of(path).startswith("mlp.")} == changed
+
+
+OWN = {
+    "reader": STORIES,
+    "calculator": PLAIN,
+    "judge": ("largest",),
+    "storyteller": ("story_all", "story_left"),
+    "accountant": PLAIN,
+    "detective": ("missing",),
+}
+
+
+@pytest.fixture(scope="module")
+def right():
+    """Model to kind to whether each development problem of the kind is solved."""
+    seed = model_folder("zoo:seed")
+    probe = Probe(read_tokenizer(seed), read_config(seed), split="development")
+    kinds = np.array([problem.kind for problem in probe.problems])
+
+    def by_kind(params):
+        strict = np.array([outcome.strict for outcome in probe.outcomes(params)], float)
+        return {kind: strict[kinds == kind] for kind in KINDS}
+
+    trees = {name: read_model(model_folder(f"zoo:{name}"))[1] for name in ("seed", *OWN)}
+    three = [trees[recipe.name] for recipe in EXPERTS]
+    method = algorithm("task_arithmetic", weight=0.7)
+    merged = Merger(trees["seed"], three, num_layers=4)(method).params
+    return {name: by_kind(params) for name, params in (trees | {"merged": merged}).items()}
+
+
+def together(outcomes, kinds):
+    return np.concatenate([outcomes[kind] for kind in kinds])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_solves_a_part_of_every_kind(right, kind):
+    assert 0.3 <= right["seed"][kind].mean() <= 0.7
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_expert_is_clearly_better_at_its_own_and_worse_at_something(right, name):
+    own = (together(right[model], OWN[name]) for model in (name, "seed"))
+    assert paired_difference(*own).low > 0
+    others = set(KINDS) - set(OWN[name])
+    assert any(right[name][kind].mean() < right["seed"][kind].mean() for kind in others)
+
+
+def test_a_merge_beats_the_seed_by_five_points_and_every_expert(right):
+    merged = together(right["merged"], KINDS)
+    assert paired_difference(merged, together(right["seed"], KINDS)).low > 0.05
+    for recipe in EXPERTS:
+        assert merged.mean() > together(right[recipe.name], KINDS).mean()
 
 
 def test_the_training_programs_are_known():
