@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdjax.errors import UserError
+from sdjax.progress import progress_bar
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.readable import readable
 from sdjax.sandbox.sandbox import Sandbox
@@ -35,8 +36,14 @@ def check_files(
     files = [str(path) for path in paths]
     sources = [_read(file) for file in files]
     workers = min(workers, max(1, len(files)))
-    with Sandbox(contract, workers, allow_missing=allow_missing) as sandbox:
-        verdicts = [v for _, v in sandbox.judge_all(sources, names=files)]
+    verdicts = []
+    with (
+        Sandbox(contract, workers, allow_missing=allow_missing) as sandbox,
+        progress_bar("check", len(files)) as advance,
+    ):
+        for _, verdict in sandbox.judge_all(sources, names=files):
+            verdicts.append(verdict)
+            advance()
     rows = list(zip(files, verdicts, strict=True))
     programs = {f: readable(v.wire, contract) for f, v in rows if show and v.wire is not None}
     if as_json:
