@@ -1,0 +1,97 @@
+"""Random bfloat16 Llama checkpoints to merge: a base and three variants of it.
+
+    python benchmarks/merge/make_checkpoints.py --size 135m --out /tmp/merge
+
+The shapes are SmolLM2-135M's and TinyLlama-1.1B's. Each variant is the base and normal noise of a
+tenth of its size. 1b is written in shards of at most 1 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.io.checkpoint import write_model
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import initialise
+from sdjax.models.tree import flatten, unflatten
+
+VARIANTS = ("first", "second", "third")
+
+
+def llama(**sizes: Any) -> ModelConfig:
+    return ModelConfig(
+        family="llama",
+        context=2048,
+        rope_theta=10_000.0,
+        norm_eps=1e-5,
+        eos_tokens=(2,),
+        **sizes,
+    )
+
+
+SIZES = {
+    "tiny": llama(
+        vocab_size=1024,
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+        tie_embeddings=True,
+    ),
+    "135m": llama(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        tie_embeddings=True,
+    ),
+    "1b": llama(
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_layers=22,
+        num_heads=32,
+        num_kv_heads=4,
+        head_dim=64,
+        tie_embeddings=False,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    config = SIZES[options.size]
+    base = initialise(config, jax.random.key(0), jnp.bfloat16)
+    folder = options.out / options.size
+    write_model(folder / "base", config, base, max_file_bytes=10**9)
+    for number, name in enumerate(VARIANTS, start=1):
+        write_model(folder / name, config, variant(base, number), max_file_bytes=10**9)
+    print(folder)
+
+
+def variant(base: dict, number: int) -> dict:
+    """The base and noise of a tenth of each tensor's size."""
+    key = jax.random.key(number)
+    leaves = {}
+    for index, (path, leaf) in enumerate(flatten(base).items()):
+        noise = jax.random.normal(jax.random.fold_in(key, index), leaf.shape, jnp.float32)
+        wide = leaf.astype(jnp.float32)
+        leaves[path] = (wide + 0.1 * jnp.sqrt(jnp.mean(wide**2)) * noise).astype(leaf.dtype)
+    return unflatten(leaves)
+
+
+if __name__ == "__main__":
+    main()
