@@ -137,18 +137,19 @@ def row(method: str, theirs: list[Reading], ours: list[Reading], choose) -> str:
 
 
 def measure(command: list[str], models: Path, recipe: dict[str, Any]) -> Reading:
-    """Runs one merge in the folder of the models; ends the benchmark where it fails."""
+    """Runs one merge; ends the benchmark where it fails."""
     models = models.absolute()
     with tempfile.TemporaryDirectory(dir=models.parent) as scratch:
         written = Path(scratch, "recipe.yaml")
-        written.write_text(yaml.safe_dump(recipe))
+        written.write_text(yaml.safe_dump(placed(recipe, models)))
         log = Path(scratch, "log")
         start = time.perf_counter()
         with log.open("wb") as output:
             pid = os.posix_spawn(
                 command[0],
                 [*command, str(written), str(Path(scratch, "out"))],
-                os.environ | {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"},
+                os.environ
+                | {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
                     (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
@@ -160,6 +161,14 @@ def measure(command: list[str], models: Path, recipe: dict[str, Any]) -> Reading
             raise SystemExit(f"{command[0]} failed: {log.read_text(errors='replace')[-2000:]}")
         shutil.rmtree(Path(scratch, "out"))
     return Reading(wall=wall, user=usage.ru_utime, peak=usage.ru_maxrss / 2**20)
+
+
+def placed(recipe: dict[str, Any], models: Path) -> dict[str, Any]:
+    """The recipe with the models' paths for their names."""
+    found = recipe | {
+        "models": [one | {"model": str(models / one["model"])} for one in recipe["models"]]
+    }
+    return found | ({"base_model": str(models / "base")} if "base_model" in recipe else {})
 
 
 def cpu() -> str:
