@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -225,7 +225,7 @@ def merge(
 
             if base is None:
                 raise UserError("--algorithm needs --base MODEL")
-            named = dict(_named_expert(one) for one in experts)
+            named = _named_experts(experts)
             written = merge_program(
                 algorithm, base, named, out, scope=scope, seed=seed, on_tensor=on_tensor
             )
@@ -241,11 +241,16 @@ def merge(
     _tell_merged(written)
 
 
-def _named_expert(text: str) -> tuple[str, str]:
-    name, equals, model = text.partition("=")
-    if not (name and equals and model):
-        raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
-    return name, model
+def _named_experts(texts: Iterable[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not (name and equals and model):
+            raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
+        if name in named:
+            raise UserError(f"--expert {text}: {name} is {named[name]} already; name each once")
+        named[name] = model
+    return named
 
 
 def _tell_merged(written) -> None:
@@ -287,7 +292,13 @@ def evaluate(model: str, task: str, split: str | None, limit: int | None, out: P
     metavar="CONFIG",
     help="Whose tensors are merged: a model folder, its config.json, or zoo:NAME.",
 )
-@click.option("--experts", default=3, show_default=True, help="How many experts there are.")
+@click.option(
+    "--experts",
+    default=3,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many experts there are.",
+)
 @click.option(
     "--allow-missing",
     multiple=True,

@@ -44,7 +44,7 @@ def main() -> None:
     mesh = make_mesh({"fsdp": -1, "tensor": options.tensor}, devices=devices)
     print(f"{options.topology}, {dict(mesh.shape)}, jax {jax.__version__}; a layer of Mistral-7B,")
     print(f"bfloat16, {options.experts} experts (fewer where the method takes fewer)\n")
-    print("| method | bytes accessed / least | temporary MiB a chip | collectives | compiled in s |")
+    print("| method | bytes accessed / least | temporary MiB a chip | collectives | s to compile |")
     print("|---|---|---|---|---|")
     for name in options.methods.split(","):
         print(row(methods()[name], mesh, options.experts), flush=True)
