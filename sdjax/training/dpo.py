@@ -121,16 +121,17 @@ def dpo_loss(config: ModelConfig, assemble: Assemble, settings: DPOSettings) -> 
         trainable: Any, frozen: Any, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         policy = sequence_logprobs(config, *assemble(trainable, frozen), batch)  # [B, 2]
-        gain = policy - batch["reference"]
-        margin = gain[:, 0] - gain[:, 1]
-        likelihood = -(policy[:, 0] / batch["weights"][:, 0].sum(-1)).mean()
-        value = preference(margin, settings.beta).mean()
+        gains = policy - batch["reference"]
+        lengths = batch["weights"].sum(-1)
+        margin = gains[:, 0] - gains[:, 1]
+        likelihood = -(policy[:, 0] / lengths[:, 0]).mean()
+        value = preference(gains, lengths, settings.beta).mean()
         metrics = {
             "dpo_loss": value,
             "margin": settings.beta * margin.mean(),
             "accuracy": (margin > 0).mean(),
             "winner_nll": likelihood,
-            "tokens": batch["weights"].sum(),
+            "tokens": lengths.sum(),
         }
         return value + settings.nll_weight * likelihood, metrics
 

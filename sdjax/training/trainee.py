@@ -42,7 +42,8 @@ def whole_model(
 ) -> Trainee:
     """Trains the tensors at `paths`, all by default, and computes with them in `dtype`.
 
-    What is float32 already is taken over, not copied, and consumed by the training. The trained and the frozen tensors are flat dicts from path to tensor.
+    What is float32 already is taken over, not copied, and consumed by the training. The trained
+    and the frozen tensors are flat dicts from path to tensor.
     """
     trainable, frozen = split(params, set(flatten(params) if paths is None else paths))
     return Trainee(
