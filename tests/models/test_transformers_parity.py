@@ -95,7 +95,7 @@ def run(params, ids, positions, segments, cache, *, config):
     hidden, cache = forward(
         params, None, ids, config=config, positions=positions, segments=segments, cache=cache
     )
-    return unembed(params, hidden), cache
+    return unembed(params, hidden, config=config), cache
 
 
 def plain_positions(batch: int, length: int) -> np.ndarray:
@@ -253,7 +253,7 @@ def test_rope_in_every_spelling_of_the_config(kind, spelling, tmp_path):
             fields["rope_scaling"] = None
     (tmp_path / "config.json").write_text(json.dumps(fields))
     config, params = read_model(tmp_path)
-    assert config.rope_theta == 300.0
+    assert config.rope.theta == 300.0
     ids = tokens(2)
     np.testing.assert_allclose(
         our_logits(config, params, ids)[0], logits_of(theirs, ids), atol=TOLERANCE
