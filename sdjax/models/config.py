@@ -44,7 +44,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()
-    query_size: float | None = None
+    query_size: int | None = None
     attention_cap: float | None = None
     logit_cap: float | None = None
     bos_token: int | None = None

@@ -7,6 +7,7 @@ in from `Family.defaults`, which a test compares with theirs.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,7 +72,7 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
         sliding_window=optional("sliding_window", int) if windowed else None,
         layer_types=_layer_types(fields, family, layers) if windowed else (),
-        query_size=optional("query_pre_attn_scalar", float),
+        query_size=optional("query_pre_attn_scalar", int),
         attention_cap=optional("attn_logit_softcapping", float),
         logit_cap=optional("final_logit_softcapping", float),
         bos_token=fields.get("bos_token_id"),
@@ -233,7 +234,7 @@ def _check(config: ModelConfig, where: str) -> None:
         if rope is None:
             continue
         try:
-            turned = [rope.frequencies(config.head_dim, reach) for reach in (1, config.context)]
+            turned = [rope.frequencies(config.head_dim, reach) for reach in (1, sys.maxsize)]
         except ValueError:  # as many factors as no head has dimensions
             turned = []
         if not turned or 2 * len(turned[0]) > config.head_dim:
