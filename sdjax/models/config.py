@@ -48,6 +48,7 @@ class ModelConfig:
     attention_cap: float | None = None
     logit_cap: float | None = None
     bos_token: int | None = None
+    pad_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
 
     @property

@@ -76,6 +76,7 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
         attention_cap=optional("attn_logit_softcapping", float),
         logit_cap=optional("final_logit_softcapping", float),
         bos_token=fields.get("bos_token_id"),
+        pad_token=fields.get("pad_token_id"),
         eos_tokens=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
     )
     _check(config, where)
@@ -104,6 +105,7 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         **_rope_fields(config),
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": config.bos_token,
+        "pad_token_id": config.pad_token,
         "eos_token_id": eos,
         "dtype": dtype,
     }

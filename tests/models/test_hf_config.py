@@ -76,7 +76,8 @@ def seen_by_transformers(name: str, fields: dict) -> dict:
 
 @pytest.mark.parametrize(("name", "changes"), CASES)
 def test_what_a_file_omits_is_filled_in_as_transformers_does(name, changes):
-    fields = {**SIZES, "model_type": name, "bos_token_id": 1, "eos_token_id": 2, **changes}
+    fields = {**SIZES, "model_type": name, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    fields.update(changes)
     if name in ("qwen2", "qwen3"):  # whose default is a number that fits one size only
         fields["num_key_value_heads"] = 4
     if name == "mistral":
@@ -166,6 +167,7 @@ def test_all_fields_make_the_round_trip():
         attention_cap=6.0,
         logit_cap=7.0,
         bos_token=3,
+        pad_token=0,
         eos_tokens=(4, 5),
     )
     default = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
