@@ -43,6 +43,7 @@ def test_a_model_on_eight_devices(tmp_path):
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType
         from sdjax.io import checkpoint
+        from sdjax.io.tensor_folder import TensorFolder
         from sdjax.models.config import ModelConfig
         from sdjax.models.spec import initialise
         from sdjax.models.transformer import forward, unembed
@@ -60,17 +61,12 @@ def test_a_model_on_eight_devices(tmp_path):
         checkpoint.write_model(folder, config, initialise(config, jax.random.key(0), jnp.float32))
 
         reads = []
-        class Counted:
-            def __init__(self, inner, name):
-                self.inner, self.name = inner, name
-                self.get_dtype, self.get_shape = inner.get_dtype, inner.get_shape
-            def __getitem__(self, index):
-                part = self.inner[index]
-                reads.append((self.name, part.size))
-                return part
-        original = checkpoint.ModelReader._checked_slice
-        checkpoint.ModelReader._checked_slice = (
-            lambda self, spec: Counted(original(self, spec), spec.hf_name))
+        original = TensorFolder.read_box
+        def counted(self, name, box):
+            part = original(self, name, box)
+            reads.append((name, part.size))
+            return part
+        TensorFolder.read_box = counted
         _, sharded = checkpoint.read_model(folder, mesh=mesh)
         sizes = [size for name, size in reads if name == "model.layers.0.mlp.up_proj.weight"]
         assert sizes == [12 * 8] * 4, sizes
