@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import UserError
-from sdjax.io.folders import model_folder
+from sdjax.io.folders import HUB_NAME, model_folder
 from sdjax.io.peft_adapter import AdaptedFolder, Tensors
 from sdjax.io.tensor_folder import CONFIG, TensorFolder, read_json
 from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS
@@ -53,8 +53,8 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, beside: Path) -> Checkpoint:
-    """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, or
-    zoo:NAME. Raises UserError that names the folder or the file."""
+    """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
+    Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file."""
     model, plus, adapter = name.partition("+")
     if _folder(name, beside).is_dir():
         model, plus, adapter = name, "", ""
@@ -116,9 +116,11 @@ def _folder(name: str, beside: Path) -> Path:
 
 def _existing(name: str, beside: Path) -> Path:
     folder = _folder(name, beside)
-    if not folder.is_dir():
-        raise UserError(
-            f"no model folder {name} beside the recipe in {beside} or in {Path.cwd()}; "
-            "models are not fetched, copy it there"
-        )
-    return folder
+    if folder.is_dir():
+        return folder
+    if HUB_NAME.fullmatch(name):
+        return model_folder(name)
+    raise UserError(
+        f"no model folder {name} beside the recipe in {beside} or in {Path.cwd()}; copy it there, "
+        "or give a name OWNER/MODEL on Hugging Face"
+    )
