@@ -19,11 +19,25 @@ def zoo_models() -> dict[str, Path]:
     return {path.name: path for path in sorted(folders, key=lambda p: (p.name != "seed", p.name))}
 
 
-def model_folder(name: str) -> Path:
+def locate(name: str, *, beside: Path | None = None) -> tuple[Path, Path | None]:
+    """The folders of MODEL or MODEL+ADAPTER: the model's, and the PEFT adapter's or None.
+
+    Either is named as for `model_folder`; a folder with + in its name is that folder.
+    """
+    model, _, adapter = name.partition("+")
+    if not adapter or _existing(name, beside) is not None:
+        return model_folder(name, beside=beside), None
+    return model_folder(model, beside=beside), model_folder(adapter, beside=beside)
+
+
+def model_folder(name: str, *, beside: Path | None = None) -> Path:
     """The folder of a model: `zoo:NAME`, a folder, or one fetched from Hugging Face.
 
     A name on Hugging Face is OWNER/MODEL or OWNER/MODEL@REVISION; a folder of that name goes first.
     What was fetched once stays in the cache of huggingface_hub, and is used without a network.
+
+    Args:
+        beside: a folder in which to look before the working directory.
 
     Raises:
         UserError: there is no such model, or it cannot be fetched.
@@ -33,15 +47,23 @@ def model_folder(name: str) -> Path:
         if name[4:] not in models:
             raise UserError(f"{name}: no such model in the zoo; it has: {', '.join(models)}")
         return models[name[4:]]
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = _existing(name, beside)
+    if folder is not None:
         return folder
     if HUB_NAME.fullmatch(name):
         return _fetch(name)
+    where = "" if beside is None else f" in {beside} or in {Path.cwd()}"
     raise UserError(
-        f"{name}: no such model folder; give a Hugging Face folder, a name OWNER/MODEL on Hugging "
-        "Face, or zoo:NAME"
+        f"{name}: no such model folder{where}; give a Hugging Face folder, a name OWNER/MODEL on "
+        "Hugging Face, or zoo:NAME"
     )
+
+
+def _existing(name: str, beside: Path | None) -> Path | None:
+    folders = [Path(name).expanduser()]
+    if beside is not None:
+        folders.insert(0, beside / name)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _fetch(name: str) -> Path:

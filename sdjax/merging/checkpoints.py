@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import UserError
-from sdjax.io.folders import HUB_NAME, model_folder
+from sdjax.io.folders import locate
 from sdjax.io.peft_adapter import AdaptedFolder, Tensors
 from sdjax.io.tensor_folder import CONFIG, TensorFolder, read_json
 from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS
@@ -55,14 +55,9 @@ class Checkpoint:
 def open_checkpoint(name: str, beside: Path) -> Checkpoint:
     """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
     Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file."""
-    model, plus, adapter = name.partition("+")
-    if _folder(name, beside).is_dir():
-        model, plus, adapter = name, "", ""
-    folder = _existing(model, beside)
-    tensors: Tensors = TensorFolder(folder)
-    if plus:
-        assert isinstance(tensors, TensorFolder)
-        tensors = AdaptedFolder(tensors, _existing(adapter, beside))
+    folder, adapter = locate(name, beside=beside)
+    model = TensorFolder(folder)
+    tensors: Tensors = model if adapter is None else AdaptedFolder(model, adapter)
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
@@ -106,21 +101,3 @@ def tensor_path(name: str) -> str:
     if match and match[1] == "model.layers." and match[3] in _IN_LAYER:
         return f"layers/{match[2]}/{_IN_LAYER[match[3]]}"
     return _OUTSIDE.get(name, name)
-
-
-def _folder(name: str, beside: Path) -> Path:
-    if name.startswith("zoo:"):
-        return model_folder(name)
-    return beside / name if (beside / name).is_dir() else Path(name).expanduser()
-
-
-def _existing(name: str, beside: Path) -> Path:
-    folder = _folder(name, beside)
-    if folder.is_dir():
-        return folder
-    if HUB_NAME.fullmatch(name):
-        return model_folder(name)
-    raise UserError(
-        f"no model folder {name} beside the recipe in {beside} or in {Path.cwd()}; copy it there, "
-        "or give a name OWNER/MODEL on Hugging Face"
-    )

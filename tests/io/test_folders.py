@@ -9,7 +9,7 @@ from huggingface_hub import errors
 
 from sdjax.errors import UserError
 from sdjax.io.checkpoint import read_model
-from sdjax.io.folders import model_folder
+from sdjax.io.folders import locate, model_folder
 
 
 @pytest.fixture
@@ -81,3 +81,17 @@ def test_a_path_is_not_looked_for_on_hugging_face(hub, name):
     with pytest.raises(UserError, match="no such model folder; give a Hugging Face folder"):
         model_folder(name)
     assert "repository" not in hub
+
+
+def test_an_adapter_is_named_behind_its_model(tmp_path, monkeypatch):
+    for name in ("here/a", "there/a", "here/b", "there/c", "here/a+b"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "there")
+    here = tmp_path / "here"
+    assert locate("a", beside=here) == (here / "a", None)
+    assert locate("a") == (Path("a"), None)
+    assert locate("c+b", beside=here) == (Path("c"), here / "b")
+    assert locate("zoo:seed+c")[1] == Path("c")
+    assert locate("a+b", beside=here) == (here / "a+b", None)
+    with pytest.raises(UserError, match=f"d: no such model folder in {here} or in"):
+        locate("a+d", beside=here)
