@@ -43,7 +43,7 @@ def token_logprobs(
     else:
         states = jnp.take_along_axis(hidden, at[..., None], axis=1)  # [B, K, D]
         targets = jnp.take_along_axis(tokens, at + 1, axis=1)
-    return target_logprobs(unembed, head_of(params), states, targets)
+    return target_logprobs(partial(unembed, config=config), head_of(params), states, targets)
 
 
 def head_of(params: dict) -> dict:

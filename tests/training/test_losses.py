@@ -70,7 +70,7 @@ def dpo(params, adapter, pairs, settings, seed=0):
 def logits_of(params, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = forward(params, None, tokens, config=CONFIG, positions=positions)
-    return unembed(params, hidden)
+    return unembed(params, hidden, config=CONFIG)
 
 
 def full_logprobs(params, tokens):
