@@ -5,8 +5,8 @@ whose generator is never trained, and as many samples from the first and from th
 temperature 1. The mean score is over the samples that could be scored, duplicates with their
 original's score; a refused sample has none. Two more columns count it: as 0, and as the seed's own
 score (what a user who drops it is left with). The rows of a run are over all its iterations, the
-first one (untrained in both) included. Writes a table of means over the seeds with 95 % intervals of the
-differences, paired by seed.
+first one (untrained in both) included. Writes a table of means over the seeds with 95 % intervals
+of the differences, paired by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 

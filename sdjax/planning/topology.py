@@ -54,6 +54,7 @@ class Needs:
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> Needs:
         memory = compiled.memory_analysis()
+        assert memory is not None, "the compiler tells nothing of its memory"
         cost = compiled.cost_analysis() or {}
         return cls(
             arguments=memory.argument_size_in_bytes,

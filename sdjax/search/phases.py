@@ -5,6 +5,7 @@ So a phase that was interrupted goes on where it stopped, and one that is whole 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
@@ -38,6 +39,7 @@ from sdjax.search.store import Store
 from sdjax.search.workbench import Workbench
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.packing import Example
+from sdjax.training.trainee import adapted_model
 
 # Outcomes that are kept with one commit.
 _OUTCOMES = 64
@@ -270,16 +272,14 @@ def refine(
                 f"accuracy {metrics['accuracy']:.2f}"
             )
 
-        trained, _ = train_dpo(
-            bench.model,
-            bench.compute_seed,
-            adapter,
+        factors, _ = train_dpo(
+            adapted_model(bench.model, bench.compute_seed, adapter),
             token_pairs,
             settings,
             key=bench.fold("refine", iteration),
             on_step=show,
         )
-    return trained
+    return dataclasses.replace(adapter, factors=factors)
 
 
 def _examples(bench: Workbench, store: Store) -> dict[tuple[int, int], Example]:

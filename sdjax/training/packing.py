@@ -1,6 +1,6 @@
 """Examples of different lengths side by side in rows of one length.
 
-Axes: N rows, T tokens.
+Axes: N rows, T tokens, K of them predicted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,19 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
+
+
+def trained_alone(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of weights [N, T], which of the tokens are predicted at all, so that no other is computed.
+
+    Returns:
+        `at` [N, K] int32, the places of the states before the tokens of weight, and their weights
+        [N, K] float32; K is the most that a row has, in multiples of 16, and the rest has weight 0.
+    """
+    after = weights[:, 1:]
+    most = min(-(-int((after > 0).sum(1).max()) // 16) * 16, after.shape[1])
+    at = np.argsort(after == 0, axis=1, kind="stable")[:, :most].astype(np.int32)
+    return at, np.take_along_axis(after, at, axis=1)
 
 
 def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
