@@ -223,11 +223,17 @@ class Decoder:
     ) -> State:
         """Computes prompts [R, P] and puts them into `slots` [R]; a slot number B drops its row."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, fresh = forward(params, adapter, tokens, config=self.config, positions=positions)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [R, D]
-        first = self._choose(
-            unembed(params, last), key, examples, lengths, temperature, top_p, greedy
+        hidden, fresh = forward(
+            params,
+            adapter,
+            tokens,
+            config=self.config,
+            positions=positions,
+            reach=state.cache[0]["k"].shape[1],
         )
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [R, D]
+        logits = unembed(params, last, config=self.config)
+        first = self._choose(logits, key, examples, lengths, temperature, top_p, greedy)
 
         def put(old: jax.Array, new: jax.Array | int | bool) -> jax.Array:
             return old.at[slots].set(new, mode="drop")
@@ -269,7 +275,7 @@ class Decoder:
                 positions=position[:, None],
                 cache=state.cache,
             )
-            logits = unembed(params, hidden[:, 0])
+            logits = unembed(params, hidden[:, 0], config=self.config)
             chosen = self._choose(
                 logits, key, state.example, position + 1, temperature, top_p, greedy
             )

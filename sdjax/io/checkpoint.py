@@ -30,6 +30,7 @@ from sdjax.io.weights_file import (
     write_text,
 )
 from sdjax.models.config import ModelConfig
+from sdjax.models.hf_config import from_hf, to_hf
 from sdjax.models.spec import ParamSpec, specify
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import sharding_of
@@ -166,7 +167,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not path.is_file():
         raise UserError(f"{path}: not found; a model folder needs it beside its weights")
     fields = read_json(path)
-    return ModelConfig.from_hf(fields, str(path))
+    return from_hf(fields, str(path))
 
 
 def read_model(
@@ -236,7 +237,7 @@ def write_model(
         _write_weights(partial if writes else None, leaves, specs, max_file_bytes)
         if writes:
             stored = CODES[np.dtype(max(leaves.values(), key=lambda leaf: leaf.size).dtype)]
-            fields = config.to_hf(dtype=HF_DTYPES[stored])
+            fields = to_hf(config, dtype=HF_DTYPES[stored])
             write_text(partial / CONFIG, json.dumps(fields, indent=2) + "\n")
             for name in ASSETS if assets_from is not None else ():
                 source = Path(assets_from or "") / name

@@ -17,7 +17,7 @@ from sdjax.errors import UserError
 from sdjax.io.folders import model_folder
 from sdjax.io.peft_adapter import AdaptedFolder, Tensors
 from sdjax.io.tensor_folder import CONFIG, TensorFolder, read_json
-from sdjax.models.spec import LAYER_TENSORS
+from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
@@ -26,8 +26,8 @@ _LAYER = re.compile(r"(.*?\blayers\.)(\d+)(\..+)")
 # Buffers that old checkpoints of the Llama family carry; they follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
-_IN_LAYER = {hf_name: name for name, (hf_name, _) in LAYER_TENSORS.items()}
-_OUTSIDE = {EMBEDDING: "embed", "model.norm.weight": "final_norm", OUTPUT: "lm_head"}
+_IN_LAYER = {f".{hf_name}": name for name, (hf_name, _) in LAYER_TENSORS.items()}
+_OUTSIDE = {hf_name: name for name, (hf_name, _) in OUTSIDE_TENSORS.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,10 +103,8 @@ def _structure(
 def tensor_path(name: str) -> str:
     """Our path of a tensor in Hugging Face's name; an unknown name is its own path."""
     match = _LAYER.fullmatch(name)
-    if match and match[1] == "model.layers.":
-        end = match[3].removeprefix(".").removesuffix(".weight")
-        if match[3].endswith(".weight") and end in _IN_LAYER:
-            return f"layers/{match[2]}/{_IN_LAYER[end]}"
+    if match and match[1] == "model.layers." and match[3] in _IN_LAYER:
+        return f"layers/{match[2]}/{_IN_LAYER[match[3]]}"
     return _OUTSIDE.get(name, name)
 
 

@@ -45,7 +45,7 @@ def token_logprobs(
 
     @jax.checkpoint
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = unembed(params, chunk[0])  # [B, C, V]
+        logits = unembed(params, chunk[0], config=config)  # [B, C, V]
         chosen = jnp.take_along_axis(logits, chunk[1][..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

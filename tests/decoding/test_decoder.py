@@ -52,7 +52,7 @@ def next_token(params, tokens, length):
     """The greedy choice behind the first `length` of padded tokens, without a cache."""
     positions = jnp.arange(tokens.shape[0])[None]
     hidden, _ = forward(params, None, tokens[None], config=CONFIG, positions=positions)
-    return unembed(params, hidden[0, length - 1]).argmax()
+    return unembed(params, hidden[0, length - 1], config=CONFIG).argmax()
 
 
 def one_by_one(params, prompt, limit):

@@ -43,7 +43,7 @@ def params(dtype=jnp.float32):
 def logits(weights, adapter):
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
     hidden, _ = forward(weights, adapter, TOKENS, config=CONFIG, positions=positions)
-    return unembed(weights, hidden)
+    return unembed(weights, hidden, config=CONFIG)
 
 
 def trained(adapter):

@@ -66,7 +66,7 @@ def test_the_logits_are_the_same(model):
     @jax.jit
     def logits(params):
         hidden, _ = forward(params, None, TOKENS, config=config, positions=positions)
-        return unembed(params, hidden)
+        return unembed(params, hidden, config=config)
 
     # Two programs, which XLA may fuse differently.
     found = nnx.jit(type(module).__call__)(module, TOKENS)

@@ -86,7 +86,7 @@ def test_a_model_on_eight_devices(tmp_path):
         @jax.jit
         def logits(params):
             hidden, _ = forward(params, None, tokens, config=config, positions=positions)
-            return unembed(params, hidden)
+            return unembed(params, hidden, config=config)
         np.testing.assert_allclose(logits(sharded), logits(plain), atol=2e-6)
         checkpoint.write_model(folder + "-again", config, sharded)
         first, second = (open(f"{f}/model.safetensors", "rb").read()

@@ -63,7 +63,7 @@ def adapter():
 def logits_of(params, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = forward(params, None, tokens, config=CONFIG, positions=positions)
-    return unembed(params, hidden)
+    return unembed(params, hidden, config=CONFIG)
 
 
 def full_logprobs(params, tokens):
