@@ -174,14 +174,14 @@ class Rope:
 def rotation(
     positions: jax.Array, rope: Rope, *, head_dim: int, reach: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, R/2] in float32 of positions [B, T]."""
+    """Cosines and sines [B, 1, T, R/2] in float32 of positions [B, T]."""
     angles = positions[..., None].astype(jnp.float32) * rope.frequencies(head_dim, reach)
     size = 1.0 if rope.scaling is None else rope.scaling.attention_factor
-    return size * jnp.cos(angles)[:, :, None], size * jnp.sin(angles)[:, :, None]
+    return size * jnp.cos(angles)[:, None], size * jnp.sin(angles)[:, None]
 
 
 def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Heads [B, T, N, H] turned in float32: the halves of the first R dimensions are the pairs."""
+    """Heads [B, N, T, H] turned in float32: the halves of the first R dimensions are the pairs."""
     cos, sin = turn
     half = cos.shape[-1]
     first, second, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)

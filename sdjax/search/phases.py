@@ -64,6 +64,11 @@ def generate(
     with progress_bar(f"iteration {iteration}: generate", len(missing)) as advance:
 
         def keep(index: int, completion: Completion) -> None:
+            if completion.failure is not None:
+                raise UserError(
+                    f"generation.prompt: {completion.failure}; "
+                    "add a larger bucket to generation.decoding.buckets"
+                )
             text = bench.tokenizer.decode(completion.tokens)
             sample = Sample(
                 purpose=purpose,
