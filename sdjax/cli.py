@@ -333,14 +333,28 @@ def check(
     sys.exit(status)
 
 
-@main.command(epilog=_example("sdjax train sft job.yaml"))
-@click.argument("kind", type=click.Choice(["sft", "dpo"]))
+@main.command(epilog=_example("sdjax train dpo configs/train-dpo.yaml"))
+@click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
 @click.argument("config", type=FILE)
 def train(kind: str, config: Path) -> None:
-    """Fine-tune a model on texts (sft) or on preferences (dpo) as CONFIG says."""
+    """Fine-tune a model as CONFIG says; called again, an interrupted training goes on.
+
+    KIND is sft (texts), dpo (preferences), or warmstart (programs in the algorithm API, which a
+    generator is to write).
+    """
+    from sdjax.search.preferences import preferences_of_run
+    from sdjax.sharding.distributed import start_distributed
     from sdjax.training.job import train_model
 
-    click.echo(train_model(kind, config))
+    def say(line: str) -> None:
+        click.echo(f"sdjax: {line}", err=True)
+
+    start_distributed()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        click.echo(train_model(kind, config, read_run=preferences_of_run, say=say))
+    except KeyboardInterrupt:
+        raise Interrupted(f"go on with: sdjax train {kind} {config}") from None
 
 
 @main.group(name="zoo", epilog=_example("sdjax zoo list"))

@@ -5,6 +5,7 @@ chosen, rejected) and OUT/texts.jsonl (prompt, completion), none of more than 25
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def main() -> None:
         return len(tokenizer.encode(prompt + completion, add_special=True)) < LIMIT
 
     pairs, texts = [], []
-    for row, other in zip(rows, rows[1:], strict=False):
+    for row, other in itertools.pairwise(rows):
         prompt = f"Question: {row['question']}\nAnswer:"
         chosen, rejected = (f" {one['answer']}" for one in (row, other))
         if fits(prompt, chosen) and fits(prompt, rejected):

@@ -73,7 +73,7 @@ def main() -> None:
         texts = read_json_lines(options.work / "texts.jsonl", ("prompt", "completion"))
         rows = [example(row["prompt"], row["completion"]) for _, row in texts]
         # One text a row, as TRL's default collator has it.
-        data = {name: array for name, array in pack_alone(rows).items()}
+        data = pack_alone(rows)
         loss = sft_loss(config, trainee.assemble)
     else:
         stored = read_json_lines(options.work / "pairs.jsonl", ("prompt", "chosen", "rejected"))

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,7 @@ def write_model(
     params: Mapping[str, Any],
     *,
     assets_from: str | Path | None = None,
+    more: Iterable[Path] = (),
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Writes a model folder that transformers loads too; it appears whole or not at all.
@@ -229,6 +230,7 @@ def write_model(
         config: the description.
         params: nested dict of arrays, written in their own dtypes.
         assets_from: a folder whose tokenizer files and generation_config.json are copied.
+        more: further files that are copied.
         max_file_bytes: weights beyond this are split into several files with an index.
 
     Raises:
@@ -254,10 +256,9 @@ def write_model(
             stored = CODES[np.dtype(max(leaves.values(), key=lambda leaf: leaf.size).dtype)]
             fields = to_hf(config, dtype=HF_DTYPES[stored])
             write_text(partial / CONFIG, json.dumps(fields, indent=2) + "\n")
-            for name in ASSETS if assets_from is not None else ():
-                source = Path(assets_from or "") / name
-                if source.is_file():
-                    write_bytes(partial / name, [source.read_bytes()])
+            assets = [] if assets_from is None else [Path(assets_from) / name for name in ASSETS]
+            for source in (*(path for path in assets if path.is_file()), *more):
+                write_bytes(partial / source.name, [source.read_bytes()])
             sync_folder(partial)
             os.replace(partial, folder)
             sync_folder(folder.parent)

@@ -202,8 +202,8 @@ def write_adapter(
     try:
         write_bytes(partial / WEIGHTS, parts)
         write_text(partial / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        for path in more:
-            write_bytes(partial / path.name, [path.read_bytes()])
+        for file in more:
+            write_bytes(partial / file.name, [file.read_bytes()])
         sync_folder(partial)
         os.replace(partial, folder)
         sync_folder(folder.parent)

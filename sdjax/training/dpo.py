@@ -79,18 +79,31 @@ def train_dpo(
     Raises:
         UserError: no pairs, a pair that does not fit the context, or a loss that is not finite.
     """
-    if not pairs:
-        raise UserError("DPO: there are no preference pairs to train on")
-    data = pad_pairs(pairs, trainee.config.context)
-    data["reference"] = reference_logprobs(trainee, data, settings)
     return fit(
         dpo_loss(trainee.config, trainee.assemble, settings),
         trainee.trainable,
         trainee.frozen,
-        (_rows(data, rows) for rows in _shuffled(len(pairs), settings, key)),
+        pair_batches(trainee, pairs, settings, key=key),
         settings.optimiser(),
         on_step=on_step,
     )
+
+
+def pair_batches(
+    trainee: Trainee, pairs: Sequence[TokenPair], settings: DPOSettings, *, key: jax.Array
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of `settings.steps` steps, with the reference's log-probabilities in them.
+
+    Those are computed here, before any update.
+
+    Raises:
+        UserError: no pairs, or a pair that does not fit the context.
+    """
+    if not pairs:
+        raise UserError("DPO: there are no preference pairs to train on")
+    data = pad_pairs(pairs, trainee.config.context)
+    data["reference"] = reference_logprobs(trainee, data, settings)
+    return (_rows(data, rows) for rows in _shuffled(len(pairs), settings, key))
 
 
 def reference_logprobs(

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.errors import UserError
 from sdjax.sharding.rules import replicated
@@ -59,6 +60,15 @@ class OptimiserSettings:
         if self.accumulate == 1:
             return update
         return optax.MultiSteps(update, every_k_schedule=self.accumulate).gradient_transformation()
+
+
+def rematerialised(loss: Loss) -> Loss:
+    """The same loss in less memory: attention and all that is elementwise is computed again.
+
+    Kept for the backward pass are the products with weights alone (Chen et al. 2016, arXiv
+    1604.06174).
+    """
+    return jax.checkpoint(loss, policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims)
 
 
 class Checkpoints(Protocol):
@@ -137,6 +147,7 @@ def fit(
     for number in itertools.count(done + 1):
         parts = []
         for batch in itertools.islice(left, optimiser.accumulate):
+            batch = _spread(batch, trainable)
             trainable, state, metrics = step(trainable, state, frozen, batch)
             parts.append(jax.device_get(metrics))
         if not parts:
@@ -158,6 +169,23 @@ def _check(step: int, metrics: Mapping[str, float]) -> None:
                 f"training: the {what} of step {step} is {metrics[name]}; "
                 "lower training.learning_rate"
             )
+
+
+def _spread(batch: Any, trainable: Any) -> Any:
+    """The batch on the mesh of what is trained: its rows over all that is not `tensor`."""
+    everywhere = replicated(trainable)
+    if everywhere is None:
+        return batch
+    mesh = everywhere.mesh
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+
+    def one(array: np.ndarray) -> jax.Array:
+        split = axes if array.shape[0] % parts == 0 else ()
+        place = NamedSharding(mesh, PartitionSpec(split))
+        return jax.make_array_from_callback(array.shape, place, np.asarray(array).__getitem__)
+
+    return jax.tree.map(one, batch)
 
 
 def _shardings(tree: Any) -> Any:

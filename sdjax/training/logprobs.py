@@ -15,7 +15,7 @@ from einops import rearrange
 
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
-from sdjax.models.transformer import forward, unembed
+from sdjax.models.transformer import KVCache, forward, unembed
 
 # Logits that exist at once, 64 MiB: enough for a matrix product to run at its full speed.
 LOGITS = 1 << 24
@@ -29,14 +29,28 @@ def token_logprobs(
     config: ModelConfig,
     positions: jax.Array,
     segments: jax.Array | None = None,
+    prefix: jax.Array | None = None,
     at: jax.Array | None = None,
 ) -> jax.Array:
     """The log-probability of each token given those before it: [B, T - 1] float32.
 
-    Entry t belongs to token t + 1; with `at` [B, K] int32, of those entries alone: [B, K].
+    Entry t belongs to token t + 1; with `at` [B, K] int32, of those entries alone: [B, K]. With
+    `prefix` [P] int32 all rows stand behind those tokens, which are computed once; their positions
+    begin at P, and they have no segments.
     """
+    cache = reach = None
+    if prefix is not None:
+        reach = len(prefix) + tokens.shape[1]
+        cache = _prefix_cache(params, adapter, prefix, rows=len(tokens), reach=reach, config=config)
     hidden, _ = forward(
-        params, adapter, tokens, config=config, positions=positions, segments=segments
+        params,
+        adapter,
+        tokens,
+        config=config,
+        positions=positions,
+        segments=segments,
+        cache=cache,
+        reach=reach,
     )
     if at is None:
         states, targets = hidden[:, :-1], tokens[:, 1:]
@@ -44,6 +58,28 @@ def token_logprobs(
         states = jnp.take_along_axis(hidden, at[..., None], axis=1)  # [B, K, D]
         targets = jnp.take_along_axis(tokens, at + 1, axis=1)
     return target_logprobs(partial(unembed, config=config), head_of(params), states, targets)
+
+
+def _prefix_cache(
+    params: dict,
+    adapter: Adapter | None,
+    prefix: jax.Array,
+    *,
+    rows: int,
+    reach: int,
+    config: ModelConfig,
+) -> KVCache:
+    """The prefix's keys and values for `rows` rows, with room for `reach` tokens."""
+    positions = jnp.arange(len(prefix))[None]
+    _, entries = forward(
+        params, adapter, prefix[None], config=config, positions=positions, reach=reach
+    )
+
+    def shared(entry: jax.Array) -> jax.Array:
+        roomy = jnp.pad(entry, ((0, 0), (0, 0), (0, reach - len(prefix)), (0, 0)))
+        return jnp.broadcast_to(roomy, (rows, *roomy.shape[1:]))  # [B, K, S, H]
+
+    return jax.tree.map(shared, entries)
 
 
 def head_of(params: dict) -> dict:

@@ -35,6 +35,26 @@ def trained_alone(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return at, np.take_along_axis(after, at, axis=1)
 
 
+def behind_prefix(
+    prompt: Sequence[int], targets: Sequence[Sequence[int]], length: int
+) -> dict[str, np.ndarray]:
+    """Targets [N] that share one prompt, each a row, whose prompt is computed once for all.
+
+    Returns:
+        `prefix`, all but the last token of the prompt; `tokens` and `positions` [N, length] int32,
+        which begin with that last one; `weights` [N, length] float32: 1 on the targets.
+    """
+    tokens = np.zeros((len(targets), length), np.int32)
+    weights = np.zeros((len(targets), length), np.float32)
+    tokens[:, 0] = prompt[-1]
+    for row, target in enumerate(targets):
+        tokens[row, 1 : len(target) + 1] = target
+        weights[row, 1 : len(target) + 1] = 1.0
+    prefix = np.array(prompt[:-1], np.int32)
+    positions = np.broadcast_to(len(prefix) + np.arange(length, dtype=np.int32), tokens.shape)
+    return {"prefix": prefix, "tokens": tokens, "positions": positions, "weights": weights}
+
+
 def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
     """Packs examples into rows, each into the first row with room (first fit, in order).
 

@@ -17,8 +17,9 @@ from sdjax.training.trainee import Assemble, as_tensors
 def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> Loss:
     """The mean negative log-likelihood of the weighted tokens of packed rows.
 
-    A batch is what `pack` makes, with `weights` [B, T], or with `at` and `weights` [B, K] by
-    `trained_alone`. By default the trained and the frozen are flat dicts of tensors.
+    A batch is what `pack` or `behind_prefix` makes, with `weights` [B, T], or with `at` and
+    `weights` [B, K] by `trained_alone`. By default the trained and
+    the frozen are flat dicts of tensors.
     """
     assembled = assemble or as_tensors()
 
@@ -31,7 +32,8 @@ def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> Loss:
             batch["tokens"],
             config=config,
             positions=batch["positions"],
-            segments=batch["segments"],
+            segments=batch.get("segments"),
+            prefix=batch.get("prefix"),
             at=at,
         )
         weights = batch["weights"][:, 1:] if at is None else batch["weights"]
