@@ -24,6 +24,10 @@ class Program(Protocol):
     def lower(self) -> Callable[[], jax.stages.Lowered]: ...
 
 
+class TooMuchMemory(Exception):
+    """A compiled program takes more temporary memory than its caller allows."""
+
+
 class Programs:
     """A least-recently-used cache of compiled programs.
 
@@ -50,8 +54,14 @@ class Programs:
         """Drop every program."""
         self._kept.clear()
 
-    def get(self, wanted: Sequence[Program]) -> list[jax.stages.Compiled]:
-        """The compiled programs, in the order asked for; new ones are compiled side by side."""
+    def get(
+        self, wanted: Sequence[Program], most_memory: int | None = None
+    ) -> list[jax.stages.Compiled]:
+        """The compiled programs, in the order asked for; new ones are compiled side by side.
+
+        Raises TooMuchMemory where one takes more than ``most_memory`` bytes of a device beside
+        its arguments and results.
+        """
         missing = {p.cache_key: p for p in wanted if p.cache_key not in self._kept}
         # Tracing holds the interpreter's lock, compiling does not.
         lowered = [program.lower() for program in missing.values()]
@@ -63,6 +73,8 @@ class Programs:
             self._kept.move_to_end(key)
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
+        if most_memory is not None and any(_memory(p) > most_memory for p in found.values()):
+            raise TooMuchMemory
         return [found[program.cache_key] for program in wanted]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
@@ -77,3 +89,9 @@ class Programs:
             return [compile_one(program) for program in lowered]
         with ThreadPoolExecutor(max_workers=min(4, len(lowered))) as pool:
             return list(pool.map(compile_one, lowered))
+
+
+def _memory(program: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program takes beside its arguments and results."""
+    analysis = program.memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes

@@ -27,7 +27,8 @@ from sdjax.sandbox.verdict import Refusal
 class Rebuilt:
     """A verified program, callable as its author wrote it and traceable under `jax.jit`.
 
-    `cost` is in scalar operations over the contract's scope, `memory` in bytes.
+    `cost` is in scalar operations over the contract's scope, `memory` in bytes; `most_memory`
+    is what it may take when it is compiled.
     """
 
     identity: str
@@ -37,6 +38,7 @@ class Rebuilt:
     hyperparameters: Mapping[str, float]
     cost: int
     memory: int
+    most_memory: int
     programs: Mapping[Any, tuple[Layout, Block]]
     fuel: int
 
@@ -94,14 +96,17 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
     limits = contract.limits
     names = list(message.hyperparameters)
     bills: dict[Any, Bill] = {}
+    most_memory = 0
     for name, (layout, block) in message.programs.items():
         jaxpr = _verified(block, layout, names, limits.fuel)
         slot = sum(int(np.prod(shape)) for shape in layout.shapes)
         most = limits.growth * max(slot, 1 << 12)
         bills[name] = bill(jaxpr, limits, most_elements=most)
-        if bills[name].memory > 8 * most:  # twice the largest intermediate there may be, in float32
-            found = f"{bills[name].memory:.3g} bytes alive at once; {8 * most:.3g} are allowed"
+        allowed = 8 * most  # twice the largest intermediate that there may be, in float32
+        if bills[name].memory > allowed:
+            found = f"{bills[name].memory:.3g} bytes alive at once; {allowed:.3g} are allowed"
             raise Refusal("too costly", "memory", f"the program keeps {found}")
+        most_memory = max(most_memory, allowed)
     if message.form == "tree":
         cost = bills["scope"].cost
     else:
@@ -124,6 +129,7 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
         hyperparameters=message.hyperparameters,
         cost=cost,
         memory=max(b.memory for b in bills.values()),
+        most_memory=most_memory,
         programs=message.programs,
         fuel=limits.fuel,
     )
