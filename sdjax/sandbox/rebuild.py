@@ -16,7 +16,7 @@ from jax import lax
 
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.cost import Bill, bill
-from sdjax.sandbox.decode import Block, Equation, Message, decode
+from sdjax.sandbox.decode import Atom, Block, Equation, Message, decode
 from sdjax.sandbox.hashes import identity_of, structure_of
 from sdjax.sandbox.layout import Layout
 from sdjax.sandbox.primitives import ALLOWED
@@ -42,7 +42,7 @@ class Rebuilt:
     programs: Mapping[Any, tuple[Layout, Block]]
     fuel: int
 
-    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], **asked: Any) -> Any:
+    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], /, **asked: Any) -> Any:
         """The merged task vector (float32; for a tree a dict from path to tensor).
 
         `task_vectors` is a dict by slot or a sequence in slot order, `asked` as for `run`. A
@@ -56,6 +56,7 @@ class Rebuilt:
     def run(
         self,
         task_vectors: Mapping[str, Any] | Sequence[Any],
+        /,
         *,
         base: Any = None,
         key: Any = None,
@@ -185,29 +186,39 @@ def _requests(message: Message) -> tuple[str, ...]:
 # --- binding ---------------------------------------------------------------------------------
 
 
-def run(block: Block, inputs: Sequence[Any], fuel: int) -> tuple[list[Any], Any]:
-    """Bind a block's primitives on these inputs: (outputs, exhausted or None)."""
+# (equation, operands, fuel) to (results, whether a `while` used up its fuel; None: there is none).
+Bind = Callable[[Equation, list[Any], int], tuple[list[Any], Any]]
+
+
+def bind(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+    """One equation on these operands."""
+    if equation.name in _CONTROL:
+        return _CONTROL[equation.name](equation, operands, fuel)
+    entry = ALLOWED[equation.name]
+    # Scatter's public functions make for themselves what the parent supplies elsewhere.
+    supplied = {} if equation.name.startswith("scatter") else entry.ignored
+    bound = entry.bind(*operands, **equation.params, **supplied)
+    return list(bound) if isinstance(bound, (list, tuple)) else [bound], None
+
+
+def run(block: Block, inputs: Sequence[Any], fuel: int, bind: Bind = bind) -> tuple[list[Any], Any]:
+    """A block's equations on these inputs, one after the other: (outputs, exhausted or None)."""
     values = list(inputs)
     exhausted = jnp.zeros((), bool) if block.loops else None
+
+    def read(atom: Atom) -> Any:
+        if type(atom) is int:
+            return values[atom]
+        # Or XLA computes on constants while it compiles, a million times slower than after it.
+        return lax.optimization_barrier(atom) if isinstance(atom, np.ndarray) else atom
+
     for equation in block.equations:
-        operands = [values[a] if type(a) is int else a for a in equation.operands]
-        if equation.name in _CONTROL:
-            results, flag = _CONTROL[equation.name](equation, operands, fuel)
-            if flag is not None:
-                exhausted = flag | exhausted
-        else:
-            entry = ALLOWED[equation.name]
-            bound = entry.bind(*operands, **equation.params, **_supplied(equation.name))
-            results = list(bound) if isinstance(bound, (list, tuple)) else [bound]
+        results, flag = bind(equation, [read(a) for a in equation.operands], fuel)
         if len(results) != equation.outputs:
             raise Refusal("refused", "wire", f"{equation.name} has another number of results")
+        exhausted = exhausted if flag is None else flag | exhausted
         values.extend(results)
-    return [values[a] if type(a) is int else jnp.asarray(a) for a in block.outputs], exhausted
-
-
-def _supplied(name: str) -> Mapping[str, Any]:
-    """The parameters that are the parent's own; scatter's public functions make theirs."""
-    return {} if name.startswith("scatter") else ALLOWED[name].ignored
+    return [jnp.asarray(read(a)) for a in block.outputs], exhausted
 
 
 def _scan(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:

@@ -38,6 +38,9 @@ def apply_program(
     except TooMuchMemory:
         message = "compiled for the model, the program takes more memory than it may"
         refusal = Refusal("too costly", "memory", message)
+    except Exception as error:  # whatever XLA objects to where the program was not probed
+        message = f"the array program cannot be run on the model ({type(error).__name__})"
+        refusal = Refusal("refused", "wire", message)
     application = Application(
         candidate=name,
         setting=setting,
@@ -46,8 +49,10 @@ def apply_program(
     )
     if refusal is None:
         return application, merged
-    reason = {"verdict": refusal.verdict, "rule": refusal.rule, "message": refusal.message}
-    return dataclasses.replace(application, **reason), None
+    refused = dataclasses.replace(
+        application, verdict=refusal.verdict, rule=refusal.rule, message=refusal.message
+    )
+    return refused, None
 
 
 def _why_not_finite(
