@@ -18,14 +18,26 @@ def main(work: Path) -> None:
         for kind in ("whole", "lora")
     }
     rows = {
-        "loss at step 1, from log 2": ("1e-6", lambda a, b: f"{abs(a['losses'][0] - math.log(2)):.1e}"),
-        "gradient of step 1, relative norm of the difference": ("1e-4", lambda a, b: f"{gradient(a, b):.1e}"),
+        "loss at step 1, from log 2": (
+            "1e-6",
+            lambda a, b: f"{abs(a['losses'][0] - math.log(2)):.1e}",
+        ),
+        "gradient of step 1, relative norm of the difference": (
+            "1e-4",
+            lambda a, b: f"{gradient(a, b):.1e}",
+        ),
         "log-probabilities, largest relative difference": (
             "1e-4",
             lambda a, b: f"{np.max(np.abs(a['logprobs'] / b['logprobs'] - 1)):.1e}",
         ),
-        "loss at step 6, from log 2": ("> 0.05", lambda a, b: f"{abs(a['losses'][-1] - math.log(2)):.3f}"),
-        "loss at step 6, from TRL's": ("1e-3", lambda a, b: f"{abs(a['losses'][-1] - b['losses'][-1]):.1e}"),
+        "loss at step 6, from log 2": (
+            "> 0.05",
+            lambda a, b: f"{abs(a['losses'][-1] - math.log(2)):.3f}",
+        ),
+        "loss at step 6, from TRL's": (
+            "1e-3",
+            lambda a, b: f"{abs(a['losses'][-1] - b['losses'][-1]):.1e}",
+        ),
         "seconds a step, TRL": ("", lambda a, b: spread(b["times"])),
         "seconds a step, sdjax": ("", lambda a, b: spread(a["times"])),
         "ratio": ("≤ 0.6", lambda a, b: f"{median(a['times']) / median(b['times']):.2f}"),
@@ -37,7 +49,9 @@ def main(work: Path) -> None:
         cells = " | ".join(figure(*both[kind]) for kind in ("whole", "lora"))
         print(f"| {name} | {asked} | {cells} |")
     ours, theirs = (np.load(work / f"{side}-sft.npz")["losses"] for side in ("sdjax", "trl"))
-    print(f"\nSFT, {len(ours)} steps: losses differ by at most {np.max(np.abs(ours / theirs - 1)):.1e}")
+    print(
+        f"\nSFT, {len(ours)} steps: losses differ by at most {np.max(np.abs(ours / theirs - 1)):.1e}"
+    )
 
 
 def gradient(ours, theirs) -> float:
