@@ -83,5 +83,5 @@ def final_answer_sentence(text: str) -> str | None:
 
 def last_formula(text: str) -> str | None:
     """What stands between the last two dollar signs of one line."""
-    found = re.findall(r"\$([^$\n]+)\$", text)
+    found = re.findall(r"(?<!\\)\$((?:\\.|[^$\\\n])+)\$", text)
     return found[-1].strip() if found else None

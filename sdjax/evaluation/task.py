@@ -1,4 +1,4 @@
-"""What a task is: problems by split, a prompt, two ways to read an answer, and a grade.
+r"""What a task is: problems by split, a prompt, two ways to read an answer, and a grade.
 
 A task of your own is a class named by its import path, `--task mytasks:Riddles` or `task.name` of a
 run's configuration; the folder that the command is called in is searched too. This one is whole:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +16,8 @@ from sdjax.evaluation.latex import normalise
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.data_task import DataTask
 from sdjax.evaluation.tasks.fixed import fixed_examples
+
+_DOLLAR = re.compile(r"(?<!\\)\$")  # of a formula, not of money
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +65,14 @@ class MinervaMath(DataTask):
         return fixed_examples("minerva_math", self.shots)
 
     def extract_strict(self, text: str) -> str | None:
-        return extraction.final_answer_sentence(text)
+        sentence = extraction.final_answer_sentence(text)
+        formula = re.fullmatch(r"\$([^$]+)\$", sentence or "")
+        return formula[1].strip() if formula else sentence
 
     def extract_flexible(self, text: str) -> str | None:
         for read in (
             extraction.last_boxed,
-            extraction.final_answer_sentence,
+            self.extract_strict,
             extraction.last_formula,
             extraction.last_number,
         ):
@@ -81,5 +86,5 @@ class MinervaMath(DataTask):
             return True
         if not given:
             return False
-        gold, answer = problem.answer.replace("$", ""), extracted.replace("$", "")
+        gold, answer = (_DOLLAR.sub("", text) for text in (problem.answer, extracted))
         return shared_grader(self.allow_missing).same(gold, answer)
