@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -225,7 +225,7 @@ def merge(
 
             if base is None:
                 raise UserError("--algorithm needs --base MODEL")
-            named = dict(_named_expert(one) for one in experts)
+            named = _named_experts(experts)
             written = merge_program(
                 algorithm, base, named, out, scope=scope, seed=seed, on_tensor=on_tensor
             )
@@ -241,11 +241,16 @@ def merge(
     _tell_merged(written)
 
 
-def _named_expert(text: str) -> tuple[str, str]:
-    name, equals, model = text.partition("=")
-    if not (name and equals and model):
-        raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
-    return name, model
+def _named_experts(texts: Iterable[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not (name and equals and model):
+            raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
+        if name in named:
+            raise UserError(f"--expert {text}: {name} is {named[name]} already; name each once")
+        named[name] = model
+    return named
 
 
 def _tell_merged(written) -> None:
@@ -331,7 +336,13 @@ def evaluate(
     metavar="CONFIG",
     help="Whose tensors are merged: a model folder, its config.json, or zoo:NAME.",
 )
-@click.option("--experts", default=3, show_default=True, help="How many experts there are.")
+@click.option(
+    "--experts",
+    default=3,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many experts there are.",
+)
 @click.option(
     "--allow-missing",
     multiple=True,
@@ -366,14 +377,28 @@ def check(
     sys.exit(status)
 
 
-@main.command(epilog=_example("sdjax train sft job.yaml"))
-@click.argument("kind", type=click.Choice(["sft", "dpo"]))
+@main.command(epilog=_example("sdjax train dpo configs/train-dpo.yaml"))
+@click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
 @click.argument("config", type=FILE)
 def train(kind: str, config: Path) -> None:
-    """Fine-tune a model on texts (sft) or on preferences (dpo) as CONFIG says."""
+    """Fine-tune a model as CONFIG says; called again, an interrupted training goes on.
+
+    KIND is sft (texts), dpo (preferences), or warmstart (programs in the algorithm API, which a
+    generator is to write).
+    """
+    from sdjax.search.preferences import preferences_of_run
+    from sdjax.sharding.distributed import start_distributed
     from sdjax.training.job import train_model
 
-    click.echo(train_model(kind, config))
+    def say(line: str) -> None:
+        click.echo(f"sdjax: {line}", err=True)
+
+    start_distributed()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        click.echo(train_model(kind, config, read_run=preferences_of_run, say=say))
+    except KeyboardInterrupt:
+        raise Interrupted(f"go on with: sdjax train {kind} {config}") from None
 
 
 @main.group(name="zoo", epilog=_example("sdjax zoo list"))

@@ -27,7 +27,6 @@ def llama(**sizes: Any) -> ModelConfig:
     return ModelConfig(
         family="llama",
         context=2048,
-        rope_theta=10_000.0,
         norm_eps=1e-5,
         eos_tokens=(2,),
         **sizes,

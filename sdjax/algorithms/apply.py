@@ -13,7 +13,7 @@ from sdjax.merging import engine
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import Merged
 from sdjax.merging.scope import Scope
-from sdjax.models.spec import LAYER_TENSORS, kind_of
+from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS, kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import sharding_of
 
@@ -21,7 +21,7 @@ Tree = Mapping[str, Any]
 Method = str | Algorithm | Callable[..., Any]
 
 _LAYER_AXES = {name.replace("/", "."): axes for name, (_, axes) in LAYER_TENSORS.items()}
-_OUTSIDE_AXES = {"embed": ("vocab", "embed"), "lm_head": ("vocab", "embed")}
+_OUTSIDE_AXES = {name: axes for name, (_, axes) in OUTSIDE_TENSORS.items()}
 
 
 def merge(

@@ -1,17 +1,18 @@
 """Batched decoding: a fixed number of slots, rounds that end early, and refill between rounds.
 
-Two programs are compiled a prompt bucket: `admit` computes the prompts of a few rows and puts
-them into free slots, `advance` lets all slots produce until enough of them are free again. The
-weights are arguments of both, so that another model of the same shapes compiles nothing.
+`admit` computes a few prompts of one bucket and seats them in free slots, `share` seats further
+samples by copying the prompt's cache, and `advance` lets all slots produce until enough of them are
+free again. `admit` is compiled once a bucket, the others once. The weights are arguments of
+all, so that another model of the same shapes compiles nothing.
 
-Axes: B slots, R rows admitted at once, P bucket (padded prompt length), M most new tokens,
-S = P + M cached positions.
+Axes: B slots, R prompts computed at once, P bucket (padded prompt length), M most new tokens,
+S cached positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -19,12 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.decoding.sampling import Sampling, sample
-from sdjax.decoding.state import State, append, empty_state
+from sdjax.decoding.sampling import Sampling, draw
+from sdjax.decoding.schedule import Assignment, Schedule
+from sdjax.decoding.state import Seats, State, append, empty_state, seat, state_sharding
+from sdjax.decoding.stopping import StopStrings
 from sdjax.errors import UserError
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import forward, unembed
+
+# Between two looks at the text, where strings may end it.
+_STEPS_A_LOOK = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +38,19 @@ class Completion:
     """What a model produced behind one prompt.
 
     Attributes:
-        tokens: without the stop token.
-        stopped: whether a stop token ended it, rather than the limit.
+        tokens: without the stop token; up to the one that completes a stop string.
+        stopped: whether a stop token or string ended it, rather than the limit.
+        logprobs: natural logarithms of the tokens' probabilities by the model's own distribution,
+            before temperature and the like; None where they were not asked for.
+        text: what the tokens say, without the stop string; None without stop strings.
+        failure: why the prompt could not be decoded, or None.
     """
 
-    tokens: tuple[int, ...]
-    stopped: bool
+    tokens: tuple[int, ...] = ()
+    stopped: bool = False
+    logprobs: tuple[float, ...] | None = None
+    text: str | None = None
+    failure: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +59,8 @@ class DecoderSettings:
 
     Attributes:
         slots: sequences that are decoded side by side.
-        rows: prompts that are computed at once, at most `slots`.
+        rows: prompts that are computed at once, at most `slots`. So many slots wait for a refill:
+            few rows keep the slots busy, many make the most of the arithmetic units.
         buckets: padded prompt lengths, ascending.
         max_new_tokens: the most tokens behind a prompt, stop token included.
     """
@@ -63,8 +77,38 @@ class DecoderSettings:
             raise UserError(f"decoding.buckets {self.buckets} must be distinct and ascending")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one call of `decode` computed.
+
+    Attributes:
+        prompts: prompts computed; samples of one share it.
+        prompt_tokens: theirs.
+        padded_tokens: the same with the padding of buckets and rows.
+        new_tokens: produced, stop tokens included.
+        steps: of all slots.
+        slot_steps: steps times slots.
+    """
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    padded_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    slot_steps: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """The share of slots that produced something, over all steps."""
+        return self.new_tokens / max(1, self.slot_steps)
+
+
 class Decoder:
-    """Decodes prompts with any weights of one configuration."""
+    """Decodes prompts with any weights of one configuration.
+
+    Attributes:
+        work: what the last call of `decode` computed.
+    """
 
     def __init__(
         self,
@@ -82,27 +126,33 @@ class Decoder:
             settings: the compiled sizes.
             stop_tokens: the tokens that end a sequence; the configuration's end tokens by default.
             compute_dtype: of activations and cache; the weights are cast once a call.
-            mesh: where to decode; the slots are spread over its `data` axis.
+            mesh: where to decode; the slots are spread over its `data` axis, the cache's heads
+                over `tensor`.
         """
         self.config = config
         self.settings = settings
+        self.work = Work()
         stops = config.eos_tokens if stop_tokens is None else stop_tokens
         self.stops = jnp.asarray(stops, jnp.int32)
         self.compute_dtype = compute_dtype
-        # Every leaf of the state has the slots as its first axis.
-        spread = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
-        compiled = partial(
-            jax.jit, static_argnames="greedy", donate_argnames="state", out_shardings=spread
-        )
-        self._admit = compiled(self._admit_rows)
-        self._advance = compiled(self._advance_slots)
+        # The newest token of a sequence needs no place in the cache.
+        self.cached = min(settings.buckets[-1] + settings.max_new_tokens - 1, config.context)
+        spread, whole = None, None
+        if mesh is not None:
+            spread = state_sharding(jax.eval_shape(partial(self._empty_state, True)), mesh)
+            # What the host reads is whole on every process.
+            whole = NamedSharding(mesh, PartitionSpec())
+
+        def compiled(function: Callable, *static: str, out: object = spread) -> Callable:
+            return jax.jit(
+                function, static_argnames=static, donate_argnames="state", out_shardings=out
+            )
+
         self._empty = jax.jit(self._empty_state, static_argnums=0, out_shardings=spread)
-        # What the loop reads is whole on every process.
-        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        self._progress = jax.jit(
-            lambda state: (state.active, state.count, state.produced, state.stopped),
-            out_shardings=whole,
-        )
+        self._admit = compiled(self._admit_prompts)
+        self._share = compiled(_share_prompts)
+        read = None if mesh is None else (spread, whole)
+        self._advance = compiled(self._advance_slots, "top_k", out=read)
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(compute_dtype), params))
 
     def decode(
@@ -114,11 +164,17 @@ class Decoder:
         sampling: Sampling | None = None,
         key: jax.Array | None = None,
         numbers: Sequence[int] | None = None,
+        stop_strings: StopStrings | None = None,
+        logprobs: bool = False,
         on_finished: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Completes every prompt; in the order of the prompts.
 
-        What is drawn for a prompt depends on `key`, its number and the position alone.
+        What is drawn for a prompt depends on `key`, its number and the position alone. A prompt
+        that occurs several times is computed once, and each occurrence is a sample of its own. A
+        prompt that is empty, or longer than the largest bucket or the context, is a completion
+        with a `failure`. No sequence outgrows the context: behind a prompt as long as that comes
+        one token.
 
         Args:
             params: the weights, in any float dtype.
@@ -127,180 +183,212 @@ class Decoder:
             sampling: greedy by default.
             key: a typed PRNG key; needed where the sampling is not greedy.
             numbers: of the prompts, to draw by; their indices by default.
+            stop_strings: end a sequence beside the stop tokens.
+            logprobs: whether to keep the tokens' log-probabilities.
             on_finished: called with index and completion as soon as one is known.
-
-        Raises:
-            UserError: an empty prompt, or one that is longer than the largest bucket.
         """
         sampling = sampling or Sampling()
-        key = jax.random.key(0) if key is None else key
         numbers = range(len(prompts)) if numbers is None else numbers
-        params = self._cast(params)
+        draws = {
+            "key": jax.random.key(0) if key is None else key,
+            "numbers": sampling.numbers(),
+            "top_k": None if sampling.greedy else sampling.top_k,
+        }
+        self.work = Work()
         results: dict[int, Completion] = {}
-        for bucket, indices in self._by_bucket(prompts).items():
-            for index, completion in self._decode_bucket(
-                params, adapter, prompts, numbers, bucket, indices, sampling, key
-            ):
-                results[index] = completion
-                if on_finished is not None:
-                    on_finished(index, completion)
+        for index, completion in self._completions(
+            params, adapter, prompts, numbers, draws, stop_strings, logprobs
+        ):
+            results[index] = completion
+            if on_finished is not None:
+                on_finished(index, completion)
         return [results[index] for index in range(len(prompts))]
 
-    def _by_bucket(self, prompts: Sequence[Sequence[int]]) -> dict[int, list[int]]:
-        groups: dict[int, list[int]] = {bucket: [] for bucket in self.settings.buckets}
+    def _completions(
+        self, params, adapter, prompts, numbers, draws, stop_strings, logprobs
+    ) -> Iterator[tuple[int, Completion]]:
+        """Index and completion of every prompt, as they become known."""
+        fitting = {}
         for index, prompt in enumerate(prompts):
-            if len(prompt) == 0:
-                raise UserError(f"prompt {index} is empty: a model needs at least one token")
-            fitting = [bucket for bucket in self.settings.buckets if bucket >= len(prompt)]
-            if not fitting:
-                raise UserError(
-                    f"prompt {index} has {len(prompt)} tokens, more than the largest bucket "
-                    f"({self.settings.buckets[-1]}): add a larger one to decoding.buckets"
-                )
-            groups[fitting[0]].append(index)
-        return {bucket: indices for bucket, indices in groups.items() if indices}
+            failure = self._failure(prompt)
+            if failure is None:
+                fitting[index] = prompt
+            else:
+                yield index, Completion(failure=failure)
+        if not fitting:
+            return
+        slots = self.settings.slots
+        schedule = Schedule(fitting, self.settings.buckets, slots=slots, rows=self.settings.rows)
+        if any(leaf.dtype != self.compute_dtype for leaf in jax.tree.leaves(params)):
+            params = self._cast(params)
+        state = self._empty(logprobs)
+        most_steps = np.int32(_STEPS_A_LOOK if stop_strings else np.iinfo(np.int32).max)
+        while schedule.busy:
+            for bucket, seated in schedule.fill():
+                if bucket is None:
+                    seats = self._seats(seated, fitting, numbers, slots)
+                    sources = _column([one.source or 0 for one in seated], slots)
+                    state = self._share(state, seats=seats, sources=sources)
+                else:
+                    seats = self._seats(seated, fitting, numbers, self.settings.rows)
+                    tokens = self._tokens(seated, fitting, bucket)
+                    state = self._admit(params, adapter, state, tokens=tokens, seats=seats)
+            state, seen = self._advance(
+                params,
+                adapter,
+                state,
+                owned=np.array([index is not None for index in schedule.owner]),
+                enough=np.int32(slots - schedule.wanted),
+                most_steps=most_steps,
+                **draws,
+            )
+            seen = jax.device_get(seen)
+            self._count(steps=int(seen["steps"]), slot_steps=int(seen["steps"]) * slots)
+            for slot, owner in enumerate(schedule.owner):
+                if owner is None or (seen["active"][slot] and not stop_strings):
+                    continue
+                completion = _completion(seen, slot, stop_strings)
+                if completion.stopped or not seen["active"][slot]:
+                    schedule.release(slot)
+                    self._count(new_tokens=int(seen["count"][slot] + seen["stopped"][slot]))
+                    yield owner, completion
 
-    def _decode_bucket(self, params, adapter, prompts, numbers, bucket, indices, sampling, key):
-        """Yields (index, completion) of the prompts of one bucket as they finish."""
-        slots, rows = self.settings.slots, self.settings.rows
-        draw = {
-            "key": key,
-            "temperature": jnp.float32(sampling.temperature),
-            "top_p": None if sampling.top_p >= 1.0 else jnp.float32(sampling.top_p),
-            "greedy": sampling.greedy,
-        }
-        state = self._empty(bucket)
-        waiting = list(reversed(indices))
-        owner: list[int | None] = [None] * slots
-        while waiting or any(index is not None for index in owner):
-            free = [slot for slot, index in enumerate(owner) if index is None]
-            while waiting and free:
-                batch = [waiting.pop() for _ in range(min(rows, len(free), len(waiting)))]
-                chosen, free = free[: len(batch)], free[len(batch) :]
-                for slot, index in zip(chosen, batch, strict=True):
-                    owner[slot] = index
-                admitted = _padded(
-                    [prompts[index] for index in batch],
-                    chosen,
-                    bucket=bucket,
-                    rows=rows,
-                    slots=slots,
-                )
-                admitted["examples"][: len(batch)] = [numbers[index] for index in batch]
-                state = self._admit(params, adapter, state, **admitted, **draw)
-            # With prompts waiting, a round ends as soon as a full batch of slots is free.
-            enough = slots - rows if waiting else 0
-            state = self._advance(params, adapter, state, enough=np.int32(enough), **draw)
-            active, count, produced, stopped = jax.device_get(self._progress(state))
-            for slot, index in enumerate(owner):
-                if index is not None and not active[slot]:
-                    tokens = tuple(int(token) for token in produced[slot, : count[slot]])
-                    yield index, Completion(tokens=tokens, stopped=bool(stopped[slot]))
-                    owner[slot] = None
+    def _failure(self, prompt: Sequence[int]) -> str | None:
+        longest = min(self.settings.buckets[-1], self.config.context)
+        if not len(prompt):
+            return "the prompt is empty: a model needs at least one token"
+        if len(prompt) > longest:
+            return f"the prompt has {len(prompt)} tokens, of which at most {longest} fit"
+        return None
 
-    def _empty_state(self, bucket: int) -> State:
+    def _seats(self, seated: list[Assignment], prompts, numbers, size: int) -> Seats:
+        """The assignments as columns of `size`; missing rows go to slot number B, which is none."""
+        own = [prompts[one.index] for one in seated]
+        most, context = self.settings.max_new_tokens, self.config.context
+        return Seats(
+            slot=_column([one.slot for one in seated], size, missing=self.settings.slots),
+            last=_column([prompt[-1] for prompt in own], size),
+            position=_column([len(prompt) - 1 for prompt in own], size),
+            limit=_column([min(most, context + 1 - len(prompt)) for prompt in own], size),
+            example=_column([numbers[one.index] for one in seated], size),
+        )
+
+    def _tokens(self, seated: list[Assignment], prompts, bucket: int) -> np.ndarray:
+        """The prompts of one admission, padded: [R, P]."""
+        tokens = np.zeros((self.settings.rows, bucket), np.int32)
+        for row, one in zip(tokens, seated, strict=False):
+            row[: len(prompts[one.index])] = prompts[one.index]
+        self._count(
+            prompts=len(seated),
+            prompt_tokens=sum(len(prompts[one.index]) for one in seated),
+            padded_tokens=tokens.size,
+        )
+        return tokens
+
+    def _count(self, **more: int) -> None:
+        changed = {name: getattr(self.work, name) + value for name, value in more.items()}
+        self.work = dataclasses.replace(self.work, **changed)
+
+    def _empty_state(self, logprobs: bool) -> State:
         return empty_state(
             self.config,
             slots=self.settings.slots,
-            cached=bucket + self.settings.max_new_tokens,
+            cached=self.cached,
             max_new_tokens=self.settings.max_new_tokens,
             dtype=self.compute_dtype,
+            logprobs=logprobs,
         )
 
-    def _admit_rows(
-        self,
-        params,
-        adapter,
-        state,
-        tokens,
-        lengths,
-        slots,
-        examples,
-        key,
-        temperature,
-        top_p,
-        greedy,
-    ) -> State:
-        """Computes prompts [R, P] and puts them into `slots` [R]; a slot number B drops its row."""
+    def _admit_prompts(self, params, adapter, state, tokens, seats) -> State:
+        """Computes prompts [R, P] and seats their sequences."""
+        tokens = tokens[:, : self.cached]  # a bucket may be longer than the context
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, fresh = forward(params, adapter, tokens, config=self.config, positions=positions)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [R, D]
-        first = self._choose(
-            unembed(params, last), key, examples, lengths, temperature, top_p, greedy
+        _, fresh = forward(
+            params,
+            adapter,
+            tokens,
+            config=self.config,
+            positions=positions,
+            reach=self.cached,
         )
 
-        def put(old: jax.Array, new: jax.Array | int | bool) -> jax.Array:
-            return old.at[slots].set(new, mode="drop")
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[seats.slot, :, : new.shape[2]].set(new, mode="drop")
 
-        started = put(jnp.zeros_like(state.active), True)
-        filled = dataclasses.replace(
-            state,
-            cache=[
-                {
-                    name: entry[name].at[slots, : tokens.shape[1]].set(new[name], mode="drop")
-                    for name in ("k", "v")
-                }
-                for entry, new in zip(state.cache, fresh, strict=True)
-            ],
-            count=put(state.count, 0),
-            position=put(state.position, lengths - 1),
-            stopped=put(state.stopped, False),
-            example=put(state.example, examples),
-            active=started,
-        )
-        begun = append(filled, put(state.last, first), self.stops)
-        return dataclasses.replace(begun, active=begun.active | (state.active & ~started))
+        return seat(dataclasses.replace(state, cache=jax.tree.map(put, state.cache, fresh)), seats)
 
     def _advance_slots(
-        self, params, adapter, state, enough, key, temperature, top_p, greedy
-    ) -> State:
-        """Lets all active slots produce until at most `enough` of them are left."""
+        self, params, adapter, state, owned, enough, most_steps, key, numbers, top_k
+    ) -> tuple[State, dict]:
+        """Lets the owned slots produce until at most `enough` are left, and what the host reads."""
 
-        def unfinished(state: State) -> jax.Array:
-            return jnp.sum(state.active) > enough
+        def unfinished(carry: tuple[State, jax.Array]) -> jax.Array:
+            state, steps = carry
+            return (jnp.sum(state.active) > enough) & (steps < most_steps)
 
-        def step(state: State) -> State:
-            position = state.position + state.active
+        def step(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+            state, steps = carry
             hidden, cache = forward(
                 params,
                 adapter,
                 state.last[:, None],
                 config=self.config,
-                positions=position[:, None],
+                positions=state.position[:, None],
                 cache=state.cache,
             )
-            logits = unembed(params, hidden[:, 0])
-            chosen = self._choose(
-                logits, key, state.example, position + 1, temperature, top_p, greedy
-            )
-            advanced = dataclasses.replace(state, cache=cache, position=position)
-            return append(advanced, chosen, self.stops)
+            logits = unembed(params, hidden[:, 0], config=self.config)  # [B, V]
+            tokens = _choose(logits, state, key, numbers, top_k)
+            logprobs = None
+            if state.logprobs is not None:
+                chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+                logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)
+            state = dataclasses.replace(state, cache=cache)
+            return append(state, tokens, logprobs, self.stops), steps + 1
 
-        return jax.lax.while_loop(unfinished, step, state)
-
-    def _choose(self, logits, key, examples, positions, temperature, top_p, greedy) -> jax.Array:
-        """The next token of each row, which will stand at `positions` of its sequence."""
-        if greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-        def fold(example: jax.Array, position: jax.Array) -> jax.Array:
-            return jax.random.fold_in(jax.random.fold_in(key, example), position)
-
-        return sample(logits, jax.vmap(fold)(examples, positions), temperature, top_p)
+        state = dataclasses.replace(state, active=state.active & owned)
+        state, steps = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0)))
+        names = ("active", "count", "produced", "stopped", "logprobs")
+        return state, {"steps": steps} | {name: getattr(state, name) for name in names}
 
 
-def _padded(
-    prompts: Sequence[Sequence[int]], chosen: Sequence[int], *, bucket: int, rows: int, slots: int
-) -> dict[str, np.ndarray]:
-    """The arguments of one admission; missing rows go to slot number `slots`, which is none."""
-    arguments = {
-        "tokens": np.zeros((rows, bucket), np.int32),
-        "lengths": np.ones(rows, np.int32),
-        "slots": np.full(rows, slots, np.int32),
-        "examples": np.zeros(rows, np.int32),
-    }
-    for row, (prompt, slot) in enumerate(zip(prompts, chosen, strict=True)):
-        arguments["tokens"][row, : len(prompt)] = prompt
-        arguments["lengths"][row] = len(prompt)
-        arguments["slots"][row] = slot
-    return arguments
+def _choose(logits, state, key, numbers, top_k) -> jax.Array:
+    """The next token of each slot; without a temperature the most probable one."""
+    if not numbers:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def fold(example: jax.Array, position: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, example), position)
+
+    keys = jax.vmap(fold)(state.example, state.position + 1)
+    return draw(logits, keys, top_k=top_k, **numbers)
+
+
+def _share_prompts(state: State, seats: Seats, sources: jax.Array) -> State:
+    """Seats sequences whose prompts are in the cache of the slots `sources` [B]."""
+
+    def copy(old: jax.Array) -> jax.Array:
+        return old.at[seats.slot].set(old[sources], mode="drop")
+
+    return seat(dataclasses.replace(state, cache=jax.tree.map(copy, state.cache)), seats)
+
+
+def _completion(seen: dict, slot: int, stop_strings: StopStrings | None) -> Completion:
+    """What one slot has produced so far."""
+    count, stopped, text = int(seen["count"][slot]), bool(seen["stopped"][slot]), None
+    tokens = tuple(seen["produced"][slot, :count].tolist())
+    if stop_strings is not None:
+        count, text, cut = stop_strings.cut(tokens)
+        stopped |= cut
+    logprobs = seen["logprobs"]
+    return Completion(
+        tokens=tokens[:count],
+        stopped=stopped,
+        logprobs=None if logprobs is None else tuple(logprobs[slot, :count].tolist()),
+        text=text,
+    )
+
+
+def _column(values: Sequence[int], size: int, *, missing: int = 0) -> np.ndarray:
+    column = np.full(size, missing, np.int32)
+    column[: len(values)] = values
+    return column

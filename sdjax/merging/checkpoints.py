@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import UserError
-from sdjax.io.folders import model_folder
+from sdjax.io.folders import locate
 from sdjax.io.peft_adapter import AdaptedFolder, Tensors
 from sdjax.io.tensor_folder import CONFIG, TensorFolder, read_json
-from sdjax.models.spec import LAYER_TENSORS
+from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
@@ -26,8 +26,8 @@ _LAYER = re.compile(r"(.*?\blayers\.)(\d+)(\..+)")
 # Buffers that old checkpoints of the Llama family carry; they follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
-_IN_LAYER = {hf_name: name for name, (hf_name, _) in LAYER_TENSORS.items()}
-_OUTSIDE = {EMBEDDING: "embed", "model.norm.weight": "final_norm", OUTPUT: "lm_head"}
+_IN_LAYER = {f".{hf_name}": name for name, (hf_name, _) in LAYER_TENSORS.items()}
+_OUTSIDE = {hf_name: name for name, (hf_name, _) in OUTSIDE_TENSORS.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,16 +53,11 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, beside: Path) -> Checkpoint:
-    """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, or
-    zoo:NAME. Raises UserError that names the folder or the file."""
-    model, plus, adapter = name.partition("+")
-    if _folder(name, beside).is_dir():
-        model, plus, adapter = name, "", ""
-    folder = _existing(model, beside)
-    tensors: Tensors = TensorFolder(folder)
-    if plus:
-        assert isinstance(tensors, TensorFolder)
-        tensors = AdaptedFolder(tensors, _existing(adapter, beside))
+    """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
+    Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file."""
+    folder, adapter = locate(name, beside=beside)
+    model = TensorFolder(folder)
+    tensors: Tensors = model if adapter is None else AdaptedFolder(model, adapter)
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
@@ -103,24 +98,6 @@ def _structure(
 def tensor_path(name: str) -> str:
     """Our path of a tensor in Hugging Face's name; an unknown name is its own path."""
     match = _LAYER.fullmatch(name)
-    if match and match[1] == "model.layers.":
-        end = match[3].removeprefix(".").removesuffix(".weight")
-        if match[3].endswith(".weight") and end in _IN_LAYER:
-            return f"layers/{match[2]}/{_IN_LAYER[end]}"
+    if match and match[1] == "model.layers." and match[3] in _IN_LAYER:
+        return f"layers/{match[2]}/{_IN_LAYER[match[3]]}"
     return _OUTSIDE.get(name, name)
-
-
-def _folder(name: str, beside: Path) -> Path:
-    if name.startswith("zoo:"):
-        return model_folder(name)
-    return beside / name if (beside / name).is_dir() else Path(name).expanduser()
-
-
-def _existing(name: str, beside: Path) -> Path:
-    folder = _folder(name, beside)
-    if not folder.is_dir():
-        raise UserError(
-            f"no model folder {name} beside the recipe in {beside} or in {Path.cwd()}; "
-            "models are not fetched, copy it there"
-        )
-    return folder

@@ -22,9 +22,11 @@ ALL_PROJECTIONS = (
     "attn.q_proj",
     "attn.k_proj",
     "attn.v_proj",
+    "attn.qkv_proj",
     "attn.o_proj",
     "mlp.gate_proj",
     "mlp.up_proj",
+    "mlp.gate_up_proj",
     "mlp.down_proj",
 )
 

@@ -1,21 +1,32 @@
-"""The description of a model, read from and written to Hugging Face's config.json."""
+"""The description of a model: everything that its shapes and its mathematics depend on."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
-from sdjax.errors import UserError
+from sdjax.models.families import FAMILIES, Family
+from sdjax.models.rope import Rope
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+SLIDING = "sliding_attention"
+FULL = "full_attention"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that the shapes and the mathematics of a model depend on.
+    """One model of a family.
 
     Hashable, so that it can be a static argument of a compiled function.
+
+    Attributes:
+        family: a name in `FAMILIES`.
+        context: the most tokens of a sequence.
+        rope: the rotation of queries and keys.
+        local_rope: the rotation in layers with a window, or None: the same in all layers.
+        sliding_window: how many tokens, itself included, a token attends to in such layers.
+        layer_types: SLIDING or FULL for each layer; empty: all layers have the window, if any.
+        query_size: scores are divided by its root; the head dimension if None.
+        attention_cap: scores are cap · tanh(score / cap), if given.
+        logit_cap: so are the logits.
     """
 
     family: str
@@ -27,91 +38,38 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     context: int
-    rope_theta: float = 10_000.0
+    rope: Rope = dataclasses.field(default_factory=Rope)
+    local_rope: Rope | None = None
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    query_size: int | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
     bos_token: int | None = None
+    pad_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
 
-    @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], where: str) -> ModelConfig:
-        """Reads the fields of a config.json; `where` names the file in errors.
+    @property
+    def traits(self) -> Family:
+        """What the family has in common."""
+        return FAMILIES[self.family]
 
-        Raises:
-            UserError: an unsupported architecture, or a field that is missing or not supported.
-        """
-        family = fields.get("model_type")
-        if family not in ARCHITECTURES:
-            raise UserError(
-                f"{where}: model_type {family!r} is not supported; "
-                f"supported are {', '.join(sorted(ARCHITECTURES))}"
-            )
-        # transformers 5 moved rope_theta into rope_parameters, 4 wrote rope_scaling beside it.
-        rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type != "default":
-            raise UserError(f"{where}: rope type {rope_type!r} is not supported; use 'default'")
-        unsupported = {
-            "attention_bias": False,
-            "mlp_bias": False,
-            "hidden_act": "silu",
-        }
-        for key, only in unsupported.items():
-            if fields.get(key, only) != only:
-                raise UserError(f"{where}: {key}={fields[key]!r} is not supported, only {only!r}")
-        try:
-            num_heads = int(fields["num_attention_heads"])
-            hidden_size = int(fields["hidden_size"])
-            eos = fields.get("eos_token_id")
-            return cls(
-                family=family,
-                vocab_size=int(fields["vocab_size"]),
-                hidden_size=hidden_size,
-                intermediate_size=int(fields["intermediate_size"]),
-                num_layers=int(fields["num_hidden_layers"]),
-                num_heads=num_heads,
-                num_kv_heads=int(fields.get("num_key_value_heads") or num_heads),
-                head_dim=int(fields.get("head_dim") or hidden_size // num_heads),
-                context=int(fields["max_position_embeddings"]),
-                rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
-                norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-                tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-                sliding_window=fields.get("sliding_window") if family == "mistral" else None,
-                bos_token=fields.get("bos_token_id"),
-                eos_tokens=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-            )
-        except KeyError as missing:
-            raise UserError(
-                f"{where}: the field {missing} is missing; a Hugging Face config has it"
-            ) from None
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer, or None."""
+        return tuple(
+            self.sliding_window if self._slides(layer) else None for layer in range(self.num_layers)
+        )
 
-    def to_hf(self, *, dtype: str) -> dict[str, Any]:
-        """The fields of a config.json that transformers reads as the same model."""
-        eos: int | list[int] | None = list(self.eos_tokens) or None
-        if len(self.eos_tokens) == 1:
-            eos = self.eos_tokens[0]
-        fields: dict[str, Any] = {
-            "architectures": [ARCHITECTURES[self.family]],
-            "model_type": self.family,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.context,
-            "rms_norm_eps": self.norm_eps,
-            # Both spellings: transformers 5 reads the first, everything older the second.
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "rope_theta": self.rope_theta,
-            "tie_word_embeddings": self.tie_embeddings,
-            "bos_token_id": self.bos_token,
-            "eos_token_id": eos,
-            "dtype": dtype,
-        }
-        if self.family == "mistral":
-            fields["sliding_window"] = self.sliding_window
-        return fields
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The rotation of each layer."""
+        return tuple(
+            self.local_rope if self.local_rope is not None and self._slides(layer) else self.rope
+            for layer in range(self.num_layers)
+        )
+
+    def _slides(self, layer: int) -> bool:
+        return not self.layer_types or self.layer_types[layer] == SLIDING

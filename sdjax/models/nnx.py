@@ -53,7 +53,7 @@ class Transformer(nnx.Module):
         hidden, _ = forward(
             params, None, tokens, config=self.config, positions=positions, segments=segments
         )
-        return unembed(params, hidden)
+        return unembed(params, hidden, config=self.config)
 
 
 def to_nnx(config: ModelConfig, params: dict) -> Transformer:

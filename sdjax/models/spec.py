@@ -1,6 +1,7 @@
 """One specification a parameter: shapes, shardings, initialisation, loading and saving follow it.
 
-Logical axes: vocab, embed (the residual stream), heads and kv_heads (times head_dim), mlp.
+Logical axes: vocab, embed (the residual stream), heads and kv_heads (times head_dim), head (one
+head's dimensions), mlp; qkv and gate_up of fused projections.
 """
 
 from __future__ import annotations
@@ -12,60 +13,98 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.models.config import ModelConfig
+from sdjax.models.families import Family
 from sdjax.models.tree import unflatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParamSpec:
-    """One tensor of a model, in Hugging Face's orientation [out, in]."""
+    """One tensor of a model, in Hugging Face's orientation [out, in].
+
+    start: the value that a vector is initialised with; matrices are drawn.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     hf_name: str
-
-    @property
-    def is_norm(self) -> bool:
-        """Whether this is the scale of a normalisation, which starts at one."""
-        return len(self.shape) == 1
+    start: float = 0.0
 
 
-# Per layer: our name, Hugging Face's name, and the logical axes.
+# Every tensor that a layer of some family has: our name, Hugging Face's name, the logical axes.
 LAYER_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "attn/q_proj": ("self_attn.q_proj", ("heads", "embed")),
-    "attn/k_proj": ("self_attn.k_proj", ("kv_heads", "embed")),
-    "attn/v_proj": ("self_attn.v_proj", ("kv_heads", "embed")),
-    "attn/o_proj": ("self_attn.o_proj", ("embed", "heads")),
-    "mlp/gate_proj": ("mlp.gate_proj", ("mlp", "embed")),
-    "mlp/up_proj": ("mlp.up_proj", ("mlp", "embed")),
-    "mlp/down_proj": ("mlp.down_proj", ("embed", "mlp")),
-    "input_norm": ("input_layernorm", ("embed",)),
-    "post_attn_norm": ("post_attention_layernorm", ("embed",)),
+    "attn/q_proj": ("self_attn.q_proj.weight", ("heads", "embed")),
+    "attn/k_proj": ("self_attn.k_proj.weight", ("kv_heads", "embed")),
+    "attn/v_proj": ("self_attn.v_proj.weight", ("kv_heads", "embed")),
+    "attn/qkv_proj": ("self_attn.qkv_proj.weight", ("qkv", "embed")),
+    "attn/o_proj": ("self_attn.o_proj.weight", ("embed", "heads")),
+    "attn/q_proj_bias": ("self_attn.q_proj.bias", ("heads",)),
+    "attn/k_proj_bias": ("self_attn.k_proj.bias", ("kv_heads",)),
+    "attn/v_proj_bias": ("self_attn.v_proj.bias", ("kv_heads",)),
+    "attn/q_norm": ("self_attn.q_norm.weight", ("head",)),
+    "attn/k_norm": ("self_attn.k_norm.weight", ("head",)),
+    "mlp/gate_proj": ("mlp.gate_proj.weight", ("mlp", "embed")),
+    "mlp/up_proj": ("mlp.up_proj.weight", ("mlp", "embed")),
+    "mlp/gate_up_proj": ("mlp.gate_up_proj.weight", ("gate_up", "embed")),
+    "mlp/down_proj": ("mlp.down_proj.weight", ("embed", "mlp")),
+    "input_norm": ("input_layernorm.weight", ("embed",)),
+    # Before the MLP, but where a family has sandwich norms: behind attention.
+    "post_attn_norm": ("post_attention_layernorm.weight", ("embed",)),
+    "pre_mlp_norm": ("pre_feedforward_layernorm.weight", ("embed",)),
+    "post_mlp_norm": ("post_feedforward_layernorm.weight", ("embed",)),
 }
+OUTSIDE_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "embed": ("model.embed_tokens.weight", ("vocab", "embed")),
+    "final_norm": ("model.norm.weight", ("embed",)),
+    "lm_head": ("lm_head.weight", ("vocab", "embed")),
+}
+
+
+def layer_tensors(family: Family) -> tuple[str, ...]:
+    """Which of `LAYER_TENSORS` a layer of this family has."""
+    attention = ["qkv_proj"] if family.fused else ["q_proj", "k_proj", "v_proj"]
+    mlp = ["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"]
+    if family.qkv_bias:
+        attention += [f"{name}_bias" for name in attention]
+    if family.qk_norm:
+        attention += ["q_norm", "k_norm"]
+    norms = ["input_norm", "post_attn_norm"]
+    if family.sandwich_norms:
+        norms += ["pre_mlp_norm", "post_mlp_norm"]
+    return (
+        *(f"attn/{name}" for name in (*attention, "o_proj")),
+        *(f"mlp/{name}" for name in (*mlp, "down_proj")),
+        *norms,
+    )
 
 
 def specify(config: ModelConfig) -> dict[str, ParamSpec]:
     """Path to specification, for every parameter of the model."""
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     sizes = {
         "vocab": config.vocab_size,
         "embed": config.hidden_size,
-        "heads": config.num_heads * config.head_dim,
-        "kv_heads": config.num_kv_heads * config.head_dim,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "qkv": heads + 2 * kv_heads,
+        "head": config.head_dim,
         "mlp": config.intermediate_size,
+        "gate_up": 2 * config.intermediate_size,
     }
+    unit = 0.0 if config.traits.centred_norms else 1.0
 
     def spec(hf_name: str, axes: tuple[str, ...]) -> ParamSpec:
-        return ParamSpec(
-            shape=tuple(sizes[axis] for axis in axes), axes=axes, hf_name=f"{hf_name}.weight"
-        )
+        shape = tuple(sizes[axis] for axis in axes)
+        start = unit if "norm" in hf_name else 0.0
+        return ParamSpec(shape=shape, axes=axes, hf_name=hf_name, start=start)
 
     specs = {
-        "embed": spec("model.embed_tokens", ("vocab", "embed")),
-        "final_norm": spec("model.norm", ("embed",)),
+        name: spec(hf_name, axes)
+        for name, (hf_name, axes) in OUTSIDE_TENSORS.items()
+        if name != "lm_head" or not config.tie_embeddings
     }
-    if not config.tie_embeddings:
-        specs["lm_head"] = spec("lm_head", ("vocab", "embed"))
     for layer in range(config.num_layers):
-        for name, (hf_name, axes) in LAYER_TENSORS.items():
+        for name in layer_tensors(config.traits):
+            hf_name, axes = LAYER_TENSORS[name]
             specs[f"layers/{layer}/{name}"] = spec(f"model.layers.{layer}.{hf_name}", axes)
     return dict(sorted(specs.items()))
 
@@ -91,15 +130,16 @@ def abstract(config: ModelConfig, dtype: jnp.dtype) -> dict:
 
 
 def initialise(config: ModelConfig, key: jax.Array, dtype: jnp.dtype) -> dict:
-    """Fresh parameters: norms one, the rest normal with standard deviation 0.02.
+    """Fresh parameters: norms scale by one, biases are zero, the rest is normal with a standard
+    deviation of 0.02.
 
     The projections back into the residual stream are scaled by 1/sqrt(2 layers)
     (GPT-2, Radford et al. 2019), so that its variance does not grow with depth.
     """
     leaves = {}
     for index, (path, spec) in enumerate(specify(config).items()):
-        if spec.is_norm:
-            leaves[path] = jnp.ones(spec.shape, dtype)
+        if len(spec.shape) == 1:
+            leaves[path] = jnp.full(spec.shape, spec.start, dtype)
             continue
         std = 0.02
         if kind_of(path) in ("attn.o_proj", "mlp.down_proj"):

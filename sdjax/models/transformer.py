@@ -12,9 +12,12 @@ from einops import rearrange
 
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
+from sdjax.models.rope import rotate, rotation
 
 # Large and finite: a row without any allowed key (padding) stays finite.
 _MASKED = -1e30
+
+_FEW_ROWS = 128
 
 KVCache = list[dict[str, jax.Array]]
 
@@ -28,6 +31,7 @@ def forward(
     positions: jax.Array,
     segments: jax.Array | None = None,
     cache: KVCache | None = None,
+    reach: int | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Hidden states after the final norm, and the keys and values of every layer.
 
@@ -42,61 +46,81 @@ def forward(
         tokens: [B, T] int32.
         positions: [B, T] int32, the place of each token in its sequence.
         segments: [B, T] int32 or None.
-        cache: a list of `{"k": [B, S, K, H], "v": [B, S, K, H]}` a layer, or None.
+        cache: a list of `{"k": [B, K, S, H], "v": [B, K, S, H]}` a layer, or None.
+        reach: the most tokens that these sequences will ever have, by which LongRoPE chooses its
+            frequencies; what the cache holds, or T, by default. Keys of one cache need one reach.
 
     Returns:
-        hidden [B, T, D], and the cache with the new tokens in it ([B, T, K, H] without one).
+        hidden [B, T, D], and the cache with the new tokens in it ([B, K, T, H] without one).
     """
+    family = config.traits
     hidden = params["embed"][tokens]  # [B, T, D]
-    rotation = rope(positions, config)
-    if cache is None:
-        key_positions = positions
-    else:
-        key_positions = jnp.arange(cache[0]["k"].shape[1], dtype=positions.dtype)[None]
-    mask = attention_mask(positions, key_positions, segments, config.sliding_window)
+    if family.scaled_embedding:
+        hidden = hidden * jnp.asarray(config.hidden_size**0.5, hidden.dtype)
+    key_positions = positions
+    if cache is not None:
+        key_positions = jnp.arange(cache[0]["k"].shape[2], dtype=positions.dtype)[None]
+    reach = reach or key_positions.shape[1]
+    rotations = {
+        rope: rotation(positions, rope, head_dim=config.head_dim, reach=reach)
+        for rope in set(config.ropes)
+    }
+    masks = {
+        window: attention_mask(positions, key_positions, segments, window)
+        for window in set(config.windows)
+    }
+
+    def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+        return rms_norm(x, scale, config.norm_eps, centred=family.centred_norms)
+
     updated = []
-    for index in range(config.num_layers):
+    for index, (rope, window) in enumerate(zip(config.ropes, config.windows, strict=True)):
         with jax.named_scope(f"layer_{index}"):
             layer = params["layers"][str(index)]
             lora = None if adapter is None else adapter.factors["layers"][str(index)]
             scale = 0.0 if adapter is None else adapter.scale
-            normed = rms_norm(hidden, layer["input_norm"], config.norm_eps)
             mixed, entry = _attention(
-                normed,
+                norm(hidden, layer["input_norm"]),
                 layer["attn"],
                 lora and lora.get("attn"),
                 scale,
-                rotation,
-                mask,
+                rotations[rope],
+                masks[window],
                 positions,
                 None if cache is None else cache[index],
                 config,
             )
+            before_mlp = layer["post_attn_norm"]
+            if family.sandwich_norms:
+                mixed, before_mlp = norm(mixed, layer["post_attn_norm"]), layer["pre_mlp_norm"]
             hidden = hidden + mixed
-            normed = rms_norm(hidden, layer["post_attn_norm"], config.norm_eps)
-            hidden = hidden + _mlp(normed, layer["mlp"], lora and lora.get("mlp"), scale)
+            mixed = _mlp(
+                norm(hidden, before_mlp), layer["mlp"], lora and lora.get("mlp"), scale, config
+            )
+            if family.sandwich_norms:
+                mixed = norm(mixed, layer["post_mlp_norm"])
+            hidden = hidden + mixed
             updated.append(entry)
-    return rms_norm(hidden, params["final_norm"], config.norm_eps), updated
+    return norm(hidden, params["final_norm"]), updated
 
 
-def unembed(params: dict, hidden: jax.Array) -> jax.Array:
+def unembed(params: dict, hidden: jax.Array, *, config: ModelConfig) -> jax.Array:
     """Logits [..., V] in float32 of hidden states [..., D]."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"]
-    return jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
+    logits = _times(hidden.reshape(-1, hidden.shape[-1]), weight, out=jnp.float32)
+    return _capped(logits.reshape(*hidden.shape[:-1], -1), config.logit_cap)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root mean square normalisation in float32 (Zhang & Sennrich 2019)."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, *, centred: bool = False) -> jax.Array:
+    """Root mean square normalisation in float32 (Zhang & Sennrich 2019).
+
+    centred: multiply by 1 + scale, before x's dtype is restored.
+    """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    if centred:
+        return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     return scale * normed.astype(x.dtype)
-
-
-def rope(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, H/2] in float32 (Su et al. 2021)."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angles = positions[..., None].astype(jnp.float32) / config.rope_theta**exponents
-    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
 def attention_mask(
@@ -115,36 +139,61 @@ def attention_mask(
     return allowed
 
 
-def _attention(x, weights, lora, scale, rotation, mask, positions, entry, config):
-    query = _project(x, weights, lora, "q_proj", scale)  # [B, T, N*H]
-    key = _project(x, weights, lora, "k_proj", scale)  # [B, T, K*H]
-    value = _project(x, weights, lora, "v_proj", scale)
-    query = _rotate(rearrange(query, "b t (n h) -> b t n h", n=config.num_heads), rotation)
-    key = _rotate(rearrange(key, "b t (k h) -> b t k h", k=config.num_kv_heads), rotation)
-    value = rearrange(value, "b t (k h) -> b t k h", k=config.num_kv_heads)
+def _attention(x, weights, lora, scale, turn, mask, positions, entry, config):
+    family = config.traits
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if family.fused:
+        fused = _project(x, weights, lora, "qkv_proj", scale)  # [B, T, (N+2K)*H]
+        ends = [heads * config.head_dim, (heads + kv_heads) * config.head_dim]
+        query, key, value = jnp.split(fused, ends, axis=-1)
+    else:
+        query = _project(x, weights, lora, "q_proj", scale)  # [B, T, N*H]
+        key = _project(x, weights, lora, "k_proj", scale)  # [B, T, K*H]
+        value = _project(x, weights, lora, "v_proj", scale)
+    query = rearrange(query, "b t (n h) -> b n t h", n=heads)
+    key = rearrange(key, "b t (k h) -> b k t h", k=kv_heads)
+    value = rearrange(value, "b t (k h) -> b k t h", k=kv_heads)
+    if family.qk_norm:
+        query, key = (
+            rms_norm(x, weights[name], config.norm_eps, centred=family.centred_norms)
+            for x, name in ((query, "q_norm"), (key, "k_norm"))
+        )
+    query, key = rotate(query, turn), rotate(key, turn)
     if entry is not None:
-        rows = jnp.arange(positions.shape[0])[:, None]
-        key = entry["k"].at[rows, positions].set(key.astype(entry["k"].dtype))
-        value = entry["v"].at[rows, positions].set(value.astype(entry["v"].dtype))
-    query = rearrange(query, "b t (k g) h -> b t k g h", k=config.num_kv_heads)
-    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * config.head_dim**-0.5, _MASKED)
+        key, value = (_written(entry[n], new, positions) for n, new in (("k", key), ("v", value)))
+    query = rearrange(query, "b (k g) t h -> b k g t h", k=kv_heads)
+    scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+    scores = _capped(scores * (config.query_size or config.head_dim) ** -0.5, config.attention_cap)
+    scores = jnp.where(mask[:, None, None], scores, _MASKED)
     shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkgts,bskh->btkgh", shares, value)
-    mixed = rearrange(mixed, "b t k g h -> b t (k g h)")
+    mixed = jnp.einsum("bkgts,bksh->bkgth", shares, value)
+    mixed = rearrange(mixed, "b k g t h -> b t (k g h)")
     return _project(mixed, weights, lora, "o_proj", scale), {"k": key, "v": value}
 
 
-def _mlp(x, weights, lora, scale):
-    gate = jax.nn.silu(_project(x, weights, lora, "gate_proj", scale))  # [B, T, F]
-    up = _project(x, weights, lora, "up_proj", scale)
-    return _project(gate * up, weights, lora, "down_proj", scale)
+def _written(cached, new, positions):
+    """The cache [B, K, S, H] with new entries [B, K, T, H] at positions [B, T]."""
+    rows = jnp.arange(positions.shape[0])[:, None]
+    new = rearrange(new, "b k t h -> b t k h").astype(cached.dtype)
+    return cached.at[rows, :, positions].set(new)
+
+
+def _mlp(x, weights, lora, scale, config):
+    if config.traits.fused:
+        fused = _project(x, weights, lora, "gate_up_proj", scale)  # [B, T, 2F]
+        gate, up = jnp.split(fused, 2, axis=-1)
+    else:
+        gate = _project(x, weights, lora, "gate_proj", scale)  # [B, T, F]
+        up = _project(x, weights, lora, "up_proj", scale)
+    return _project(config.traits.activation(gate) * up, weights, lora, "down_proj", scale)
 
 
 def _project(x, weights, lora, name, scale):
     # As one matrix: XLA's CPU backend is slower where a gradient contracts over two axes.
     rows = rearrange(x, "b t i -> (b t) i")
-    out = rows @ weights[name].T
+    out = _times(rows, weights[name])
+    if f"{name}_bias" in weights:
+        out += weights[f"{name}_bias"]
     factors = lora and lora.get(name)
     if factors:
         low = rows @ factors["a"].astype(x.dtype).T
@@ -152,9 +201,18 @@ def _project(x, weights, lora, name, scale):
     return rearrange(out, "(b t) o -> b t o", b=x.shape[0])
 
 
-def _rotate(x, rotation):
-    """Rotates the two halves of each head, in float32, as Hugging Face lays them out."""
-    cos, sin = rotation
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [B, T, N, H/2] each
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def _times(rows, weight, out=None):
+    """Rows [R, I] by a weight [O, I]: [R, O], in the dtype `out` if it is given.
+
+    With few rows, as when decoding, XLA's CPU backend multiplies up to three times as fast if the
+    weight stands left. The barrier keeps XLA from turning the product round again.
+    """
+    if rows.shape[0] > _FEW_ROWS:
+        return jnp.matmul(rows, weight.T, preferred_element_type=out)
+    turned = jnp.matmul(weight, rows.T, preferred_element_type=out)
+    return jax.lax.optimization_barrier(turned).T
+
+
+def _capped(x, cap):
+    """Values softly limited to (-cap, cap) (Gemma 2, arXiv 2408.00118, section 2)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

@@ -88,9 +88,15 @@ class Workbench:
         )
         return adapter if self.mesh is None else spread(adapter, self.model, self.mesh)
 
-    def merge(self, algorithm: Algorithm, setting: str = MAIN) -> Merged:
-        """The seed with the algorithm's merged task vector added to the tensors in scope."""
-        return self.mergers[setting](algorithm, key=self.fold("merge"))
+    def merge(
+        self, algorithm: Algorithm, setting: str = MAIN, *, most_memory: int | None = None
+    ) -> Merged:
+        """The seed with the algorithm's merged task vector added to the tensors in scope.
+
+        Raises TooMuchMemory where a compiled program takes more than ``most_memory`` bytes.
+        """
+        merger = self.mergers[setting]
+        return merger(algorithm, key=self.fold("merge"), most_memory=most_memory)
 
     def with_expert(self, index: int, setting: str = MAIN) -> dict:
         """The seed with the tensors in scope of one expert."""
@@ -254,4 +260,18 @@ def limits_of(config: RunConfig) -> Limits:
 
 def _training_identities(folder: Path) -> np.ndarray | None:
     path = folder / TRAINING_PROGRAMS
-    return np.load(path, allow_pickle=False) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+    else:
+        if found.dtype == np.uint64 and found.ndim == 1:
+            return found
+        reason = f"it holds {found.dtype} {list(found.shape)}"
+    raise UserError(
+        f"{path}: is no list of the programs that the seed was trained on ({reason}); restore the "
+        "file, or remove it: the report then does not tell which programs are remembered"
+    )

@@ -16,7 +16,9 @@ RULES: dict[str, str] = {
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
+    "qkv": "tensor",
     "mlp": "tensor",
+    "gate_up": "tensor",
     "embed": "fsdp",
     "batch": "data",
 }

@@ -26,7 +26,6 @@ def seed_config(vocab_size: int) -> ModelConfig:
         num_kv_heads=2,
         head_dim=32,
         context=512,
-        rope_theta=10_000.0,
         norm_eps=1e-5,
         tie_embeddings=True,
         eos_tokens=(END_ID,),

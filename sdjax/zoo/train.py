@@ -30,7 +30,8 @@ from sdjax.sandbox.rebuild import rebuild
 from sdjax.sandbox.trace import trace_trusted
 from sdjax.sandbox.verdict import Refusal
 from sdjax.training.fit import compile_step
-from sdjax.training.sft import sft_loss, split
+from sdjax.training.sft import sft_loss
+from sdjax.training.trainee import split
 from sdjax.zoo.data import (
     SLOTS,
     ExerciseStream,

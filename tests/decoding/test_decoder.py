@@ -9,7 +9,7 @@ import pytest
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.decoding.sampling import Sampling
-from sdjax.errors import UserError
+from sdjax.decoding.stopping import StopStrings
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import initialise
 from sdjax.models.transformer import forward, unembed
@@ -52,7 +52,7 @@ def next_token(params, tokens, length):
     """The greedy choice behind the first `length` of padded tokens, without a cache."""
     positions = jnp.arange(tokens.shape[0])[None]
     hidden, _ = forward(params, None, tokens[None], config=CONFIG, positions=positions)
-    return unembed(params, hidden[0, length - 1]).argmax()
+    return unembed(params, hidden[0, length - 1], config=CONFIG).argmax()
 
 
 def one_by_one(params, prompt, limit):
@@ -96,13 +96,16 @@ def test_samples_of_one_prompt_differ_by_their_index(params, decoder, prompts):
     assert len({completion.tokens for completion in completions}) > 4
 
 
-def test_three_models_compile_once(decoder, params, prompts):
-    decoder.decode(params, None, prompts)
-    before = (decoder._admit._cache_size(), decoder._advance._cache_size())
+def test_three_models_compile_once(params, prompts):
+    """Three programs for one bucket, one more for each further one, none for other weights."""
+    fresh = Decoder(CONFIG, SETTINGS)
+    fresh.decode(params, None, prompts)
+    programs = (fresh._empty, fresh._admit, fresh._advance)
+    assert [program._cache_size() for program in programs] == [1, len(SETTINGS.buckets), 1]
     for scale in (0.9, 1.1, 1.2):
         other = jax.tree.map(lambda x, scale=scale: x * scale, params)
-        decoder.decode(other, None, prompts)
-    assert (decoder._admit._cache_size(), decoder._advance._cache_size()) == before
+        fresh.decode(other, None, prompts)
+    assert [program._cache_size() for program in programs] == [1, len(SETTINGS.buckets), 1]
 
 
 def test_the_end_token_first_gives_an_empty_completion(params, prompts):
@@ -119,8 +122,88 @@ def test_one_new_token(params, prompts):
         assert (completion.tokens, completion.stopped) == one_by_one(params, prompt, 1)
 
 
-def test_bad_prompts_are_named(params, decoder):
-    with pytest.raises(UserError, match="prompt 1 is empty"):
-        decoder.decode(params, None, [[3], []])
-    with pytest.raises(UserError, match="prompt 0 has 17 tokens"):
-        decoder.decode(params, None, [[3] * 17])
+def test_a_batch_of_one(params, decoder, prompts):
+    expected = one_by_one(params, prompts[3], SETTINGS.max_new_tokens)
+    (completion,) = decoder.decode(params, None, [prompts[3]])
+    assert (completion.tokens, completion.stopped) == expected
+
+
+def test_order_does_not_matter(params, decoder, prompts):
+    backwards = decoder.decode(params, None, prompts[::-1])[::-1]
+    assert backwards == decoder.decode(params, None, prompts)
+
+
+def test_a_bad_prompt_fails_alone(params, decoder, prompts):
+    good = decoder.decode(params, None, prompts[:2])
+    mixed = decoder.decode(params, None, [prompts[0], [], [3] * 17, prompts[1]])
+    assert [mixed[0], mixed[3]] == good
+    assert mixed[1].failure == "the prompt is empty: a model needs at least one token"
+    assert mixed[2].failure == "the prompt has 17 tokens, of which at most 16 fit"
+
+
+def test_a_prompt_as_long_as_the_context_gets_one_token(params, decoder):
+    short = Decoder(replace(CONFIG, context=16), SETTINGS)
+    full, nearly = [[7] * 16, [7] * 14]
+    completions = short.decode(params, None, [full, nearly])
+    unlimited = decoder.decode(params, None, [full, nearly])
+    assert [len(completion.tokens) for completion in completions] == [1, 3]
+    assert [c.tokens for c in completions] == [
+        u.tokens[: len(c.tokens)] for c, u in zip(completions, unlimited, strict=True)
+    ]
+
+
+def test_samples_of_a_prompt_compute_it_once(params, decoder, prompts):
+    """And are what each would be alone."""
+    sampling, key = Sampling(temperature=1.2), jax.random.key(9)
+    asked = [prompts[index] for index in (0, 1, 0, 2, 1, 0, 0, 0, 2, 0, 1)]
+    together = decoder.decode(params, None, asked, sampling=sampling, key=key)
+    assert decoder.work.prompts == 3
+    for number in (0, 4, 9, 10):
+        (alone,) = decoder.decode(
+            params, None, [asked[number]], sampling=sampling, key=key, numbers=[number]
+        )
+        assert alone == together[number]
+
+
+def test_logprobs_are_the_models_own(params, decoder, prompts):
+    """Whatever the temperature: the log-softmax of the logits, at the produced tokens."""
+    sampling = Sampling(temperature=0.7, top_k=5)
+    (completion,) = decoder.decode(params, None, [prompts[2]], sampling=sampling, logprobs=True)
+    tokens = jnp.asarray([*prompts[2], *completion.tokens])[None]
+    hidden, _ = forward(
+        params, None, tokens, config=CONFIG, positions=jnp.arange(tokens.size)[None]
+    )
+    expected = jax.nn.log_softmax(unembed(params, hidden, config=CONFIG)[0])
+    start = len(prompts[2]) - 1
+    picked = [expected[start + n, token] for n, token in enumerate(completion.tokens)]
+    assert len(picked) > 2
+    np.testing.assert_allclose(completion.logprobs, picked, atol=1e-4)
+
+
+def spelled(tokens):
+    return "".join(chr(ord("A") + token % 26) for token in tokens)
+
+
+def test_a_stop_string_cuts_the_text(params, prompts):
+    """The same tokens come first, whether the string is seen at once or rounds later."""
+    plain = Decoder(CONFIG, replace(SETTINGS, max_new_tokens=40), stop_tokens=())
+    whole = plain.decode(params, None, prompts)
+    strings = (spelled(whole[0].tokens[5:7]), spelled(whole[1].tokens[30:32]))
+    stopping = StopStrings(strings=strings, text_of=spelled)
+    cut = plain.decode(params, None, prompts, stop_strings=stopping)
+    assert plain.work.new_tokens < 40 * len(prompts)
+    for one, full in zip(cut, whole, strict=True):
+        text = spelled(full.tokens)
+        ends = [text.index(string) for string in strings if string in text]
+        assert one.text == (text[: min(ends)] if ends else text)
+        assert one.stopped == bool(ends)
+        assert one.tokens == full.tokens[: min(ends) + 2 if ends else None]
+
+
+def test_work_is_counted(params, decoder, prompts):
+    completions = decoder.decode(params, None, prompts)
+    work = decoder.work
+    assert work.prompt_tokens == sum(map(len, prompts))
+    assert work.new_tokens == sum(len(c.tokens) + c.stopped for c in completions)
+    assert work.slot_steps == SETTINGS.slots * work.steps
+    assert 0.5 < work.occupancy <= 1

@@ -1,20 +1,72 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process
 
-from sdjax.decoding.sampling import nucleus, sample
+from sdjax.decoding.sampling import Sampling, draw, keep_min_p, keep_top_k, keep_top_p
+from sdjax.errors import UserError
+
+
+@pytest.fixture
+def logits():
+    return np.random.default_rng(2).normal(scale=3, size=(16, 200)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        *(
+            (lambda x, k=k: keep_top_k(x, k), logits_process.TopKLogitsWarper(k))
+            for k in (1, 7, 200)
+        ),
+        *(
+            (lambda x, p=p: keep_top_p(x, jnp.float32(p)), logits_process.TopPLogitsWarper(p))
+            for p in (0.1, 0.5, 0.95)
+        ),
+        *(
+            (lambda x, p=p: keep_min_p(x, jnp.float32(p)), logits_process.MinPLogitsWarper(p))
+            for p in (0.01, 0.2, 1.0)
+        ),
+    ],
+)
+def test_what_is_kept_is_what_transformers_keeps(logits, ours, theirs):
+    np.testing.assert_array_equal(ours(jnp.asarray(logits)), theirs(None, torch.tensor(logits)))
+
+
+def test_all_together_in_transformers_order(logits):
+    sampling = Sampling(temperature=1.7, top_k=20, top_p=0.8, min_p=0.05)
+    warpers = [
+        logits_process.TemperatureLogitsWarper(1.7),
+        logits_process.TopKLogitsWarper(20),
+        logits_process.TopPLogitsWarper(0.8),
+        logits_process.MinPLogitsWarper(0.05),
+    ]
+    expected = torch.tensor(logits)
+    for warper in warpers:
+        expected = warper(None, expected)
+    keys = jax.random.split(jax.random.key(1), 16)
+    many = jax.vmap(lambda key: jax.random.split(key, 2000), out_axes=1)(keys)
+    drawn = jax.lax.map(
+        lambda each: draw(jnp.asarray(logits), each, top_k=20, **sampling.numbers()), many
+    )
+    shares = np.stack([np.bincount(column, minlength=200) for column in np.asarray(drawn).T]) / 2000
+    expected_shares = torch.softmax(expected, -1).numpy()
+    assert not shares[expected_shares == 0].any()
+    np.testing.assert_allclose(shares, expected_shares, atol=0.05)
 
 
 def test_frequencies_follow_the_softmax_of_logits_over_temperature():
     logits = jnp.array([0.0, 1.0, 2.0, -1.0])
     keys = jax.random.split(jax.random.key(0), 20_000)
-    drawn = sample(jnp.tile(logits, (20_000, 1)), keys, jnp.float32(1.5), None)
+    drawn = draw(jnp.tile(logits, (20_000, 1)), keys, temperature=jnp.float32(1.5))
     frequencies = np.bincount(np.asarray(drawn), minlength=4) / 20_000
     expected = np.exp(np.array([0.0, 1.0, 2.0, -1.0]) / 1.5)
     np.testing.assert_allclose(frequencies, expected / expected.sum(), atol=0.015)
 
 
-def test_nucleus_is_the_smallest_set_that_holds_the_mass():
-    logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]]))
-    kept = nucleus(logits, jnp.float32(0.7))
-    assert kept.tolist() == [[False, True, False, True], [True, False, False, False]]
+@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"min_p": 2}])
+def test_wrong_settings_are_named(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Sampling(**wrong)

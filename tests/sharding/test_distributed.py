@@ -71,7 +71,7 @@ def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
         @jax.jit
         def logits(params):
             hidden, _ = forward(params, None, tokens, config=config, positions=positions)
-            return unembed(params, hidden)
+            return unembed(params, hidden, config=config)
         found = multihost_utils.process_allgather(logits(params), tiled=True)
         _, alone = read_model(folder)
         np.testing.assert_allclose(found, jax.jit(logits)(alone), atol=2e-6)

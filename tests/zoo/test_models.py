@@ -55,7 +55,7 @@ def test_logits_equal_transformers(name):
     config, params = read_model(folder, dtype=jnp.float32)
     positions = jnp.arange(ids.shape[1])[None]
     hidden, _ = forward(params, None, jnp.asarray(ids.numpy()), config=config, positions=positions)
-    np.testing.assert_allclose(unembed(params, hidden), expected, atol=1e-4)
+    np.testing.assert_allclose(unembed(params, hidden, config=config), expected, atol=1e-4)
 
 
 def test_experts_differ_from_the_seed_in_the_mlp_tensors_alone():

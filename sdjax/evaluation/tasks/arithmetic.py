@@ -7,7 +7,10 @@ mistaken), so that one can say what somebody writes who reads well and calculate
 
 A problem belongs to one split for good, by a hash of its calculation and its numbers. Development
 and test problems keep away from training further than that: of an equation that is asked for there,
-neither itself nor its other order is trained on, be it as an exercise or as a story misread.
+neither itself nor its other order is trained on, be it as an exercise or as a story misread. Of
+`missing` that holds for the exercise, not for the sum behind it, which may be trained on as an
+addition; the inverse of a subtraction may be too, and `largest` keeps the same three numbers in
+another order apart only by chance.
 """
 
 from __future__ import annotations

