@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 
 from sdjax.decoding.decoder import Completion, Decoder
+from sdjax.decoding.stopping import StopStrings
 from sdjax.evaluation.prompts import Prompted
-from sdjax.evaluation.task import Outcome, Task, grade_output
+from sdjax.evaluation.task import Outcome, Problem, Task, grade_output
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.sharding.distributed import is_main_process
 from sdjax.sharding.together import from_main
@@ -31,17 +32,12 @@ def evaluate(
 ) -> list[Outcome]:
     """Greedy answers to all problems, graded strictly and flexibly; in the problems' order.
 
-    A prompt that is empty or longer than the decoder takes is an outcome with a `failure`, and the
-    rest goes on. `on_outcome` is called as outcomes become known, in the same order on every
-    process: the main process grades for all of them, since a grade may depend on its clock.
+    A prompt that the decoder cannot take is an outcome with a `failure`, and the rest goes on.
+    `on_outcome` is called as outcomes become known, in the same order on every process: the main
+    process grades for all of them, since a grade may depend on its clock.
     """
     outcomes: dict[int, Outcome] = {}
     grading: deque[tuple[int, Future[Outcome] | None]] = deque()
-
-    def know(index: int, outcome: Outcome) -> None:
-        outcomes[index] = outcome
-        if on_outcome is not None:
-            on_outcome(outcome)
 
     def collect() -> None:
         index, future = grading.popleft()
@@ -50,46 +46,32 @@ def evaluate(
             assert future is not None  # on the main process, which alone calls this
             return json.dumps(asdict(future.result())).encode()
 
-        know(index, Outcome(**json.loads(from_main(graded))))
-
-    fitting = []
-    for index, one in enumerate(problems):
-        failure = _misfit(decoder, one)
-        if failure is None:
-            fitting.append(index)
-        else:
-            know(index, _failed(one, failure))
+        outcomes[index] = Outcome(**json.loads(from_main(graded)))
+        if on_outcome is not None:
+            on_outcome(outcomes[index])
 
     with ThreadPoolExecutor(_GRADED_AT_ONCE) as threads:
 
-        def grade(place: int, completion: Completion) -> None:
-            index = fitting[place]
-            text = tokenizer.decode(completion.tokens)
-            arguments = (task, problems[index].problem, text)
-            future = threads.submit(grade_output, *arguments) if is_main_process() else None
+        def grade(index: int, completion: Completion) -> None:
+            future = None
+            if is_main_process():
+                text = completion.text or tokenizer.decode(completion.tokens)
+                problem = problems[index].problem
+                future = threads.submit(_outcome, task, problem, text, completion.failure)
             grading.append((index, future))
             if len(grading) > _WAITING:
                 collect()
 
-        prompts = [problems[index].tokens for index in fitting]
-        if prompts:
-            decoder.decode(params, None, prompts, on_finished=grade)
+        prompts = [one.tokens for one in problems]
+        # Strings cost a look at the texts now and then: none where the task has none.
+        strings = StopStrings(strings=task.stop, text_of=tokenizer.decode) if task.stop else None
+        decoder.decode(params, None, prompts, stop_strings=strings, on_finished=grade)
         while grading:
             collect()
     return [outcomes[index] for index in range(len(problems))]
 
 
-def _misfit(decoder: Decoder, one: Prompted) -> str | None:
-    """Why a prompt cannot be decoded, or None."""
-    longest = decoder.settings.buckets[-1]
-    if not one.tokens:
-        return "the prompt is empty"
-    if len(one.tokens) > longest:
-        return f"the prompt has {len(one.tokens)} tokens, of which at most {longest} fit"
-    return None
-
-
-def _failed(one: Prompted, failure: str) -> Outcome:
-    return Outcome(
-        problem_id=one.problem.id, output="", strict=False, flexible=False, failure=failure
-    )
+def _outcome(task: Task, problem: Problem, text: str, failure: str | None) -> Outcome:
+    if failure is None:
+        return grade_output(task, problem, text)
+    return Outcome(problem_id=problem.id, output="", strict=False, flexible=False, failure=failure)

@@ -27,6 +27,7 @@ from sdjax.progress import progress_bar
 # A bucket is worth its compilation where so many of the prompts fall into it.
 _SHARE = 0.1
 _SLOTS = 64
+_ROUNDS = 8  # of refilling all slots: few slots wait while it lasts
 _PROMPT_TOKENS = 8192  # that are computed at once
 _HOST_CACHE_BYTES = 1 << 30
 
@@ -132,7 +133,7 @@ def _sizes(config: ModelConfig, lengths: Sequence[int], new_tokens: int) -> Deco
         slots = min(slots, max(1, _HOST_CACHE_BYTES // (token_bytes * (longest + new_tokens))))
     return DecoderSettings(
         slots=slots,
-        rows=max(1, min(slots // 2, _PROMPT_TOKENS // longest)),
+        rows=max(1, min(slots // _ROUNDS, _PROMPT_TOKENS // longest)),
         buckets=(*buckets, longest),
         max_new_tokens=new_tokens,
     )
