@@ -163,7 +163,7 @@ def score(
     if is_scored(store, candidate, split, setting):
         return
     done = {outcome.problem_id for outcome in store.outcomes(candidate, split, setting)}
-    problems = [problem for problem in bench.problems[split] if problem.id not in done]
+    problems = [one for one in bench.problems[split] if one.problem.id not in done]
     kept: list[Outcome] = []
 
     def keep(outcome: Outcome) -> None:

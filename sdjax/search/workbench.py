@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.errors import UserError
-from sdjax.evaluation.task import Problem, Task
-from sdjax.evaluation.tasks import find_task
+from sdjax.evaluation.prompts import Prompted, put
+from sdjax.evaluation.task import Task
+from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.checkpoint import read_config as read_model_config
 from sdjax.io.checkpoint import read_model
 from sdjax.io.folders import TRAINING_PROGRAMS, model_folder
@@ -56,7 +57,7 @@ class Workbench:
     experts: Mapping[str, Sequence[dict]]
     mergers: Mapping[str, Merger]
     task: Task
-    problems: Mapping[str, Sequence[Problem]]
+    problems: Mapping[str, Sequence[Prompted]]
     generating: Decoder
     answering: Decoder
     contract: Contract
@@ -154,7 +155,9 @@ def prepare(config: RunConfig) -> Workbench:
         experts=experts,
         mergers=mergers,
         task=task,
-        problems={split: task.problems(split) for split in (DEVELOPMENT, TEST)},
+        problems={
+            split: _problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
+        },
         generating=_decoder(model, tokenizer, config.generation.decoding, mesh),
         answering=_decoder(model, tokenizer, config.evaluation, mesh),
         contract=Contract.of(
@@ -174,12 +177,30 @@ def prepare(config: RunConfig) -> Workbench:
 
 def _task(config: RunConfig) -> Task:
     wanted = config.task
-    if wanted.shots > 0 or wanted.prompt == "chat":
+    return find_task(
+        wanted.name,
+        data=wanted.data,
+        shots=wanted.shots,
+        development=wanted.development,
+        test=wanted.test,
+        allow_missing=config.sandbox.allow_missing,
+    )
+
+
+def _problems(
+    task: Task, split: str, config: RunConfig, tokenizer: Tokenizer
+) -> Sequence[Prompted]:
+    """The problems of a split as they are put to every model of the run."""
+    problems = put(task, task.problems(split), tokenizer, chat=config.task.prompt == "chat")
+    if not problems:
+        raise UserError(f"task {task.name}: has no {split} problem; see task.development and .test")
+    longest = config.evaluation.buckets[-1]
+    if all(len(one.tokens) > longest for one in problems):
         raise UserError(
-            "task: worked examples (shots) and chat prompts are not there yet; set shots to 0 and "
-            "prompt to plain"
+            f"task {task.name}: every {split} prompt is longer than the largest of "
+            f"evaluation.buckets ({longest}); add a larger one"
         )
-    return find_task(wanted.name, development=wanted.development, test=wanted.test)
+    return problems
 
 
 def _read_expert(

@@ -13,7 +13,7 @@ PARENT = (
     *("sandbox", "verdict", "contract", "layout", "primitives", "decode", "rebuild", "cost"),
     *("trial", "hashes"),
 )
-LOCK = ("confine", "seccomp", "landlock", "server")
+LOCK = ("confine", "seccomp", "landlock", "server", "fork_server")
 
 
 def lines(name: str) -> int:
