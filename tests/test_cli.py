@@ -76,11 +76,11 @@ def test_eval_of_a_jsonl_file(tmp_path, options, scored):
     rows = [{"question": f"{a}+{a}=", "answer": str(2 * a)} for a in range(10, 16)]
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    out = tmp_path / "lines.jsonl"
+    out = tmp_path / "scores"
     result = call("eval", "zoo:seed", "--task", path, "--out", out, *options)
     assert result.exit_code == 0, result.output
     assert "all" in result.output
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(lines) == scored
     assert all(line["output"] for line in lines)
 
