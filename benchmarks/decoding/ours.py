@@ -11,8 +11,8 @@ START = time.perf_counter()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-
 from problems import chat, fixed_prompts, gsm8k, svamp  # noqa: E402
+
 from sdjax.decoding.decoder import Decoder, DecoderSettings  # noqa: E402
 from sdjax.io.checkpoint import read_model  # noqa: E402
 from sdjax.io.tokenizer import read_tokenizer  # noqa: E402

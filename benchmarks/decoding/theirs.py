@@ -9,9 +9,8 @@ import time
 START = time.perf_counter()
 
 import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
-
 from problems import chat, fixed_prompts, gsm8k, svamp  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 
 def main() -> None:
