@@ -1,16 +1,18 @@
 """Models as Hugging Face folders: config.json and safetensors, one file or a sharded index.
 
 Reading goes tensor by tensor and, on a mesh, shard by shard: a process reads the bytes of its own
-devices and no others. Writing goes tensor by tensor too, into a folder that appears whole or not.
+devices and no others, and holds little more than it keeps. Writing goes tensor by tensor too, into
+a folder that appears whole or not.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sdjax.errors import UserError
-from sdjax.io.tensor_folder import CONFIG, INDEX, SINGLE, TensorFolder, read_json
+from sdjax.io.peft_adapter import AdaptedFolder
+from sdjax.io.tensor_folder import CONFIG, INDEX, PIECE, SINGLE, TensorFolder, read_json
 from sdjax.io.weights_file import (
     CODES,
     HF_DTYPES,
     file_parts,
+    is_finite,
     sync_folder,
     write_bytes,
     write_text,
@@ -58,6 +62,9 @@ _TIED = "lm_head.weight"
 class ModelReader:
     """A model folder, checked by its headers and read tensor by tensor.
 
+    With `adapter`, the folder of a PEFT adapter for it, that is added to the weights as they are
+    read.
+
     Attributes:
         folder: where the model lies.
         config: its description.
@@ -65,21 +72,24 @@ class ModelReader:
 
     Raises:
         UserError: on construction: no folder, no config, no safetensors, a file that is cut short,
-            a tensor that is missing or surplus, or a tied model with an output matrix of its own.
+            a tensor that is missing or surplus, a tied model with an output matrix of its own, or
+            an adapter that is not supported or for another model.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, adapter: Path | None = None):
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.specs = specify(self.config)
-        self._tensors = TensorFolder(self.folder)
+        stored = TensorFolder(self.folder)
+        self._tensors = stored if adapter is None else AdaptedFolder(stored, adapter)
         self._check_names()
 
     def read(self, path: str, *, dtype: Any = None, mesh: Mesh | None = None) -> jax.Array:
         """One tensor in its stored dtype or cast to `dtype`, on the default device or a mesh.
 
         Raises:
-            UserError: a path that the model does not have, a wrong shape, an unsupported dtype.
+            UserError: a path that the model does not have, a wrong shape, an unsupported dtype, a
+                number that is not finite.
         """
         if path not in self.specs:
             raise UserError(
@@ -87,25 +97,31 @@ class ModelReader:
                 "use models of one architecture and size"
             )
         spec = self.specs[path]
-        stored = self._checked_slice(spec)
+        self._check_shape(spec)
         kept = self._tensors.dtype(spec.hf_name) if dtype is None else np.dtype(dtype)
-        if mesh is None:
-            return jax.device_put(stored[...].astype(kept, copy=False))
 
-        # Replicas ask for the same index again.
+        # Replicas ask for the same box again.
         @functools.cache
-        def read_part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-            part = stored[tuple(slice(*pair) for pair in bounds)]
-            return part.astype(kept, copy=False)
+        def read_box(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+            box = self._tensors.read_box(spec.hf_name, tuple(slice(*pair) for pair in bounds))
+            if not is_finite(box):
+                raise UserError(
+                    f"{self._tensors.where(spec.hf_name)} has a NaN or an infinity; copy the file "
+                    "again, or use a checkpoint that is whole"
+                )
+            return box.astype(kept, copy=False)
 
         def callback(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # only of a fully replicated scalar, which no model has
-            return read_part(
+            return read_box(
                 tuple(part.indices(size)[:2] for part, size in zip(index, spec.shape, strict=True))
             )
 
+        if mesh is None:
+            return jax.device_put(callback((slice(None),) * len(spec.shape)))
         sharding = sharding_of(spec.shape, spec.axes, mesh)
-        return jax.make_array_from_callback(spec.shape, sharding, callback, dtype=kept)
+        array = jax.make_array_from_callback(spec.shape, sharding, callback, dtype=kept)
+        return array.block_until_ready()  # else the host keeps every part that is under way
 
     def _check_names(self) -> None:
         needed = {spec.hf_name for spec in self.specs.values()}
@@ -127,31 +143,29 @@ class ModelReader:
 
     def _check_tied(self) -> None:
         """A tied model may store its output matrix again, but not another one."""
-        first = self._checked_slice(self.specs["embed"])
-        second = self._tensors.slice(_TIED)
-        same = (first.get_shape(), first.get_dtype()) == (second.get_shape(), second.get_dtype())
-        rows = max(1, 2**26 // max(1, first.get_shape()[1]))
-        for start in range(0, first.get_shape()[0], rows):
-            if not same:
-                break
-            part = slice(start, min(start + rows, first.get_shape()[0]))
-            same = first[part].tobytes() == second[part].tobytes()
+        names = (self.specs["embed"].hf_name, _TIED)
+        self._check_shape(self.specs["embed"])
+        shape, other = (self._tensors.shape(name) for name in names)
+        same = shape == other and len({self._tensors.dtype(name) for name in names}) == 1
+        rows = max(1, PIECE // (4 * shape[1]))
+        for start in range(0, shape[0] if same else 0, rows):
+            box = (slice(start, min(start + rows, shape[0])), slice(None))
+            first, second = (self._tensors.read_box(name, box) for name in names)
+            same = same and first.tobytes() == second.tobytes()
         if not same:
             raise UserError(
-                f"{self.folder}: {_TIED} differs from {self.specs['embed'].hf_name} though "
+                f"{self.folder}: {_TIED} differs from {names[0]} though "
                 f"{CONFIG} ties them; set tie_word_embeddings to false there"
             )
 
-    def _checked_slice(self, spec: ParamSpec) -> Any:
-        stored = self._tensors.slice(spec.hf_name)
-        if tuple(stored.get_shape()) != spec.shape:
+    def _check_shape(self, spec: ParamSpec) -> None:
+        found = self._tensors.shape(spec.hf_name)
+        if found != spec.shape:
             raise UserError(
-                f"{self._tensors.where(spec.hf_name)} has shape {list(stored.get_shape())}, not "
+                f"{self._tensors.where(spec.hf_name)} has shape {list(found)}, not "
                 f"{list(spec.shape)} as {CONFIG} says; correct {CONFIG}, or use the weights that "
                 "belong to it"
             )
-        self._tensors.dtype(spec.hf_name)
-        return stored
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -173,6 +187,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 def read_model(
     folder: str | Path,
     *,
+    adapter: Path | None = None,
     paths: Collection[str] | None = None,
     dtype: Any = None,
     mesh: Mesh | None = None,
@@ -181,6 +196,8 @@ def read_model(
 
     Args:
         folder: a Hugging Face folder.
+        adapter: the folder of a PEFT adapter, which is added to the weights in float32;
+            `sdjax.io.peft_adapter.read_adapter` reads it as factors beside them instead.
         paths: keep only these leaves (`layers/3/mlp/down_proj`); all by default.
         dtype: cast every tensor to this; as stored by default.
         mesh: place each tensor by `sdjax.sharding.rules`; on the default device without.
@@ -191,9 +208,16 @@ def read_model(
     Raises:
         UserError: one line that names the folder, the file and the tensor, and what to do.
     """
-    reader = ModelReader(folder)
-    wanted = reader.specs if paths is None else sorted(set(paths))
-    leaves = {path: reader.read(path, dtype=dtype, mesh=mesh) for path in wanted}
+    reader = ModelReader(folder, adapter=adapter)
+    wanted = reader.specs if paths is None else set(paths)
+
+    def size(path: str) -> int:
+        return math.prod(reader.specs[path].shape) if path in reader.specs else 0
+
+    # The largest first: what a tensor takes beside itself while it is read is then not added to
+    # all the others.
+    order = sorted(wanted, key=lambda path: (-size(path), path))
+    leaves = {path: reader.read(path, dtype=dtype, mesh=mesh) for path in order}
     return reader.config, unflatten(leaves)
 
 
@@ -203,6 +227,7 @@ def write_model(
     params: Mapping[str, Any],
     *,
     assets_from: str | Path | None = None,
+    more: Iterable[Path] = (),
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Writes a model folder that transformers loads too; it appears whole or not at all.
@@ -214,6 +239,7 @@ def write_model(
         config: the description.
         params: nested dict of arrays, written in their own dtypes.
         assets_from: a folder whose tokenizer files and generation_config.json are copied.
+        more: further files that are copied.
         max_file_bytes: weights beyond this are split into several files with an index.
 
     Raises:
@@ -239,10 +265,9 @@ def write_model(
             stored = CODES[np.dtype(max(leaves.values(), key=lambda leaf: leaf.size).dtype)]
             fields = to_hf(config, dtype=HF_DTYPES[stored])
             write_text(partial / CONFIG, json.dumps(fields, indent=2) + "\n")
-            for name in ASSETS if assets_from is not None else ():
-                source = Path(assets_from or "") / name
-                if source.is_file():
-                    write_bytes(partial / name, [source.read_bytes()])
+            assets = [] if assets_from is None else [Path(assets_from) / name for name in ASSETS]
+            for source in (*(path for path in assets if path.is_file()), *more):
+                write_bytes(partial / source.name, [source.read_bytes()])
             sync_folder(partial)
             os.replace(partial, folder)
             sync_folder(folder.parent)

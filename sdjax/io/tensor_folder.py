@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from sdjax.errors import UserError
 from sdjax.io.weights_file import DTYPES, HF_DTYPES
+
+# Bytes of a file that may lie in memory beside what was read of it.
+PIECE = 2**24
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -34,6 +38,7 @@ class TensorFolder:
         self.folder = Path(folder)
         self._single = single
         self._opened: dict[str, Any] = {}
+        self._mapped = 0
         self.file_of = self._locate()
 
     @property
@@ -62,6 +67,28 @@ class TensorFolder:
         """The tensor in the dtype it is stored in (bfloat16 as ml_dtypes has it)."""
         self.dtype(name)
         return self.slice(name)[...]
+
+    def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor, one slice an axis, in the dtype it is stored in.
+
+        Files are mapped into memory, where what was read once stays until they are closed. So the
+        rows are read in pieces, and all files are closed every `PIECE` bytes.
+        """
+        shape, dtype = self.shape(name), self.dtype(name)
+        bounds = [part.indices(size)[:2] for part, size in zip(box, shape, strict=True)]
+        part = np.empty([stop - start for start, stop in bounds], dtype)
+        # Of a part of the columns, the pages of whole rows are mapped.
+        row = dtype.itemsize * math.prod(shape[1:])
+        rows = max(1, PIECE // max(1, row))
+        (first, last), columns = bounds[0], tuple(slice(*pair) for pair in bounds[1:])
+        for start in range(first, last, rows):
+            stop = min(start + rows, last)
+            self._mapped += (stop - start) * row
+            if self._mapped > PIECE:
+                self._opened.clear()
+                self._mapped = (stop - start) * row
+            part[start - first : stop - first] = self.slice(name)[slice(start, stop), *columns]
+        return part
 
     def slice(self, name: str) -> Any:
         """safetensors' view of a tensor, of which parts can be read."""

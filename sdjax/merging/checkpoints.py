@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import UserError
-from sdjax.io.folders import model_folder
+from sdjax.io.folders import locate
 from sdjax.io.peft_adapter import AdaptedFolder, Tensors
 from sdjax.io.tensor_folder import CONFIG, TensorFolder, read_json
 from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS
@@ -53,16 +53,11 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, beside: Path) -> Checkpoint:
-    """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, or
-    zoo:NAME. Raises UserError that names the folder or the file."""
-    model, plus, adapter = name.partition("+")
-    if _folder(name, beside).is_dir():
-        model, plus, adapter = name, "", ""
-    folder = _existing(model, beside)
-    tensors: Tensors = TensorFolder(folder)
-    if plus:
-        assert isinstance(tensors, TensorFolder)
-        tensors = AdaptedFolder(tensors, _existing(adapter, beside))
+    """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
+    Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file."""
+    folder, adapter = locate(name, beside=beside)
+    model = TensorFolder(folder)
+    tensors: Tensors = model if adapter is None else AdaptedFolder(model, adapter)
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
@@ -106,19 +101,3 @@ def tensor_path(name: str) -> str:
     if match and match[1] == "model.layers." and match[3] in _IN_LAYER:
         return f"layers/{match[2]}/{_IN_LAYER[match[3]]}"
     return _OUTSIDE.get(name, name)
-
-
-def _folder(name: str, beside: Path) -> Path:
-    if name.startswith("zoo:"):
-        return model_folder(name)
-    return beside / name if (beside / name).is_dir() else Path(name).expanduser()
-
-
-def _existing(name: str, beside: Path) -> Path:
-    folder = _folder(name, beside)
-    if not folder.is_dir():
-        raise UserError(
-            f"no model folder {name} beside the recipe in {beside} or in {Path.cwd()}; "
-            "models are not fetched, copy it there"
-        )
-    return folder

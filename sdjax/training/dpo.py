@@ -1,16 +1,19 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter.
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290).
 
-Axes: P pairs, B pairs of a batch, L tokens; the second axis of 2 is (winner, loser).
+Axes: P pairs, B pairs of a batch, L tokens, K trained tokens; the second axis of 2 is (winner,
+loser).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from sdjax.errors import UserError
 from sdjax.models.adapter import Adapter
@@ -18,7 +21,9 @@ from sdjax.models.config import ModelConfig
 from sdjax.sharding.rules import replicated
 from sdjax.training.fit import Loss, OptimiserSettings, fit
 from sdjax.training.logprobs import token_logprobs
-from sdjax.training.packing import Example
+from sdjax.training.losses import LOSSES
+from sdjax.training.packing import Example, trained_alone
+from sdjax.training.trainee import Assemble, Trainee
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +39,16 @@ class DPOSettings:
     """How a round of DPO trains.
 
     Attributes:
+        loss: a name in `sdjax.training.losses.LOSSES`.
         beta: how strongly the policy is held to the reference.
         nll_weight: weight of the winner's mean negative log-likelihood (RPO, Pang et al. 2024,
             arXiv 2404.19733); without it small generators forget how to write programs.
         batch: pairs a step.
         steps: updates; the pairs are drawn in a new order each time they are used up.
-        reference: `policy` is the adapter at the start of the round, `seed` is no adapter.
+        reference: `policy` is the policy at the start of the round, `seed` is no adapter.
     """
 
+    loss: str = "sigmoid"
     beta: float = 0.01
     learning_rate: float = 1e-6
     nll_weight: float = 0.0
@@ -50,18 +57,21 @@ class DPOSettings:
     warmup: int = 0
     reference: str = "policy"
 
+    def optimiser(self) -> OptimiserSettings:
+        return OptimiserSettings(
+            learning_rate=self.learning_rate, steps=self.steps, warmup=self.warmup
+        )
+
 
 def train_dpo(
-    config: ModelConfig,
-    params: dict,
-    adapter: Adapter,
+    trainee: Trainee,
     pairs: Sequence[TokenPair],
     settings: DPOSettings,
     *,
     key: jax.Array,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> tuple[Adapter, list[dict[str, float]]]:
-    """One round of DPO on the adapter; the weights stay as they are.
+) -> tuple[Any, list[dict[str, float]]]:
+    """One round of DPO; the trained pytree, and the metrics of each step.
 
     The reference's log-probabilities are computed once, before the first update, so the loss of
     the first step is log 2 (and `nll_weight` times the likelihood term).
@@ -69,51 +79,72 @@ def train_dpo(
     Raises:
         UserError: no pairs, a pair that does not fit the context, or a loss that is not finite.
     """
-    if not pairs:
-        raise UserError("DPO: there are no preference pairs to train on")
-    data = pad_pairs(pairs, config.context)
-    reference = adapter if settings.reference == "policy" else None
-    logprobs = jax.jit(
-        lambda *given: sequence_logprobs(config, *given), out_shardings=replicated(params)
-    )
-    data["reference"] = np.concatenate(
-        [
-            np.asarray(logprobs(params, reference, _rows(data, rows)))
-            for rows in _batches(len(pairs), settings.batch)
-        ]
-    )[: len(pairs)]
-    optimiser = OptimiserSettings(
-        learning_rate=settings.learning_rate, steps=settings.steps, warmup=settings.warmup
-    )
-    orders = _shuffled(len(pairs), settings, key)
-    factors, history = fit(
-        dpo_loss(config, settings, adapter.scale),
-        adapter.factors,
-        params,
-        (_rows(data, rows) for rows in orders),
-        optimiser,
+    return fit(
+        dpo_loss(trainee.config, trainee.assemble, settings),
+        trainee.trainable,
+        trainee.frozen,
+        pair_batches(trainee, pairs, settings, key=key),
+        settings.optimiser(),
         on_step=on_step,
     )
-    return dataclasses.replace(adapter, factors=factors), history
 
 
-def dpo_loss(config: ModelConfig, settings: DPOSettings, scale: float) -> Loss:
-    """-log sigmoid(beta * margin), the margin being winner minus loser, policy minus reference."""
+def pair_batches(
+    trainee: Trainee, pairs: Sequence[TokenPair], settings: DPOSettings, *, key: jax.Array
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of `settings.steps` steps, with the reference's log-probabilities in them.
+
+    Those are computed here, before any update.
+
+    Raises:
+        UserError: no pairs, or a pair that does not fit the context.
+    """
+    if not pairs:
+        raise UserError("DPO: there are no preference pairs to train on")
+    data = pad_pairs(pairs, trainee.config.context)
+    data["reference"] = reference_logprobs(trainee, data, settings)
+    return (_rows(data, rows) for rows in _shuffled(len(pairs), settings, key))
+
+
+def reference_logprobs(
+    trainee: Trainee, data: dict[str, np.ndarray], settings: DPOSettings
+) -> np.ndarray:
+    """The reference's log-probability of each completion: [P, 2] float32."""
+
+    def logprobs(trainable: Any, frozen: Any, batch: dict) -> jax.Array:
+        params, adapter = trainee.assemble(trainable, frozen)
+        if settings.reference == "seed":
+            adapter = None
+        return sequence_logprobs(trainee.config, params, adapter, batch)
+
+    compiled = jax.jit(logprobs, out_shardings=replicated((trainee.trainable, trainee.frozen)))
+    count = len(data["tokens"])
+    batches = [
+        np.asarray(compiled(trainee.trainable, trainee.frozen, _rows(data, rows)))
+        for rows in _batches(count, settings.batch)
+    ]
+    return np.concatenate(batches)[:count]
+
+
+def dpo_loss(config: ModelConfig, assemble: Assemble, settings: DPOSettings) -> Loss:
+    """The preference loss of a batch of pairs, and the winner's likelihood beside it."""
+    preference = LOSSES[settings.loss]
 
     def loss(
-        factors: dict, params: dict, batch: dict[str, jax.Array]
+        trainable: Any, frozen: Any, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        adapter = Adapter(factors=factors, scale=scale)
-        policy = sequence_logprobs(config, params, adapter, batch)  # [B, 2]
-        gain = policy - batch["reference"]
-        margin = gain[:, 0] - gain[:, 1]
-        likelihood = -(policy[:, 0] / batch["weights"][:, 0].sum(-1)).mean()
-        value = -jax.nn.log_sigmoid(settings.beta * margin).mean()
+        policy = sequence_logprobs(config, *assemble(trainable, frozen), batch)  # [B, 2]
+        gains = policy - batch["reference"]
+        lengths = batch["weights"].sum(-1)
+        margin = gains[:, 0] - gains[:, 1]
+        likelihood = -(policy[:, 0] / lengths[:, 0]).mean()
+        value = preference(gains, lengths, settings.beta).mean()
         metrics = {
             "dpo_loss": value,
             "margin": settings.beta * margin.mean(),
             "accuracy": (margin > 0).mean(),
             "winner_nll": likelihood,
+            "tokens": lengths.sum(),
         }
         return value + settings.nll_weight * likelihood, metrics
 
@@ -124,17 +155,17 @@ def sequence_logprobs(
     config: ModelConfig, params: dict, adapter: Adapter | None, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """The log-probability of each completion given its prompt: [B, 2] float32."""
-    batch_size, _, length = batch["tokens"].shape
-    tokens = batch["tokens"].reshape(batch_size * 2, length)
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    logprobs = token_logprobs(params, adapter, tokens, config=config, positions=positions)
-    return (logprobs.reshape(batch_size, 2, length - 1) * batch["weights"]).sum(-1)
+    tokens, at = (rearrange(batch[name], "b s t -> (b s) t") for name in ("tokens", "at"))
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    logprobs = token_logprobs(params, adapter, tokens, config=config, positions=positions, at=at)
+    return (rearrange(logprobs, "(b s) k -> b s k", s=2) * batch["weights"]).sum(-1)
 
 
 def pad_pairs(pairs: Sequence[TokenPair], context: int) -> dict[str, np.ndarray]:
-    """`tokens` [P, 2, L] int32 and `weights` [P, 2, L - 1] float32, 1 on the completions.
+    """`tokens` [P, 2, L] int32, `at` [P, 2, K] int32 and `weights` [P, 2, K] float32.
 
-    L is a multiple of 64, so that rounds with similar programs share a compiled step.
+    Weights are 1 on the completions (`at` is told in `trained_alone`). L is a multiple of 64, so
+    that rounds with similar programs share a compiled step.
 
     Raises:
         UserError: a pair is longer than the context.
@@ -144,12 +175,14 @@ def pad_pairs(pairs: Sequence[TokenPair], context: int) -> dict[str, np.ndarray]
         raise UserError(f"DPO: a pair has {longest} tokens, the model's context is {context}")
     length = min(-(-longest // 64) * 64, context)
     tokens = np.zeros((len(pairs), 2, length), np.int32)
-    weights = np.zeros((len(pairs), 2, length - 1), np.float32)
+    weights = np.zeros((len(pairs), 2, length), np.float32)
     for index, pair in enumerate(pairs):
         for side, text in enumerate((pair.winner, pair.loser)):
             tokens[index, side, : len(text)] = text.prompt + text.target
-            weights[index, side, len(text.prompt) - 1 : len(text) - 1] = 1.0
-    return {"tokens": tokens, "weights": weights}
+            weights[index, side, len(text.prompt) : len(text)] = 1.0
+    at, weights = trained_alone(weights.reshape(-1, length))
+    paired = (len(pairs), 2, -1)
+    return {"tokens": tokens, "at": at.reshape(paired), "weights": weights.reshape(paired)}
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:

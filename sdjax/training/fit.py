@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.errors import UserError
 from sdjax.sharding.rules import replicated
@@ -25,10 +27,11 @@ class OptimiserSettings:
 
     Attributes:
         learning_rate: the peak.
-        steps: the length of the schedule.
+        steps: updates; the length of the schedule.
         warmup: steps from zero to the peak.
         final: the share of the peak that is left at the end.
         clip: the largest global norm of a gradient.
+        accumulate: batches whose mean gradient makes an update.
     """
 
     learning_rate: float
@@ -40,6 +43,7 @@ class OptimiserSettings:
     b2: float = 0.999
     eps: float = 1e-8
     clip: float = 1.0
+    accumulate: int = 1
 
     def build(self) -> optax.GradientTransformation:
         decay = optax.cosine_decay_schedule(
@@ -47,12 +51,34 @@ class OptimiserSettings:
         )
         ramp = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup, 1))
         schedule = optax.join_schedules([ramp, decay], [self.warmup])
-        return optax.chain(
+        update = optax.chain(
             optax.clip_by_global_norm(self.clip),
             optax.adamw(
                 schedule, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
             ),
         )
+        if self.accumulate == 1:
+            return update
+        return optax.MultiSteps(update, every_k_schedule=self.accumulate).gradient_transformation()
+
+
+def rematerialised(loss: Loss) -> Loss:
+    """The same loss in less memory: attention and all that is elementwise is computed again.
+
+    Kept for the backward pass are the products with weights alone (Chen et al. 2016, arXiv
+    1604.06174).
+    """
+    return jax.checkpoint(loss, policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims)
+
+
+class Checkpoints(Protocol):
+    """Where a training leaves its state, and finds it again: `sdjax.training.checkpoints`."""
+
+    def restore(self, trainable: Any, state: Any) -> tuple[int, Any, Any]:
+        """The finished steps, what is trained and the optimiser's state; as given where none is."""
+
+    def save(self, step: int, trainable: Any, state: Any) -> None:
+        """Keeps the state after a step, if that is one to keep."""
 
 
 def compile_step(
@@ -65,11 +91,12 @@ def compile_step(
 
     Returns:
         `start(trainable) -> state` and the compiled
-        `step(trainable, state, frozen, batch) -> (trainable, state, metrics)`.
+        `step(trainable, state, frozen, batch) -> (trainable, state, metrics)`, which consumes the
+        first two.
     """
     transformation = optimiser.build()
 
-    @partial(jax.jit, out_shardings=out_shardings)
+    @partial(jax.jit, out_shardings=out_shardings, donate_argnums=(0, 1))
     def step(trainable, state, frozen, batch):
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
             trainable, frozen, batch
@@ -89,39 +116,76 @@ def fit(
     optimiser: OptimiserSettings,
     *,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Trains `trainable` by one step a batch.
+    """Trains `trainable` by `optimiser.accumulate` batches a step.
 
     Args:
         loss: the scalar to minimise, and metrics beside it.
-        trainable: a pytree of float32 arrays; left as it is.
+        trainable: a pytree of float32 arrays; consumed.
         frozen: a pytree that the loss may read.
-        batches: pytrees of one shape.
+        batches: pytrees of one shape, the same ones each time a training is begun: those of the
+            steps that a checkpoint has are passed over.
         optimiser: the update rule.
-        on_step: called with the number of finished steps and their metrics.
+        on_step: called with the number of finished steps and the means of their metrics.
+        checkpoints: by default nothing is kept.
 
     Returns:
-        the trained pytree and the metrics of every step, `loss` and `gradient_norm` among them.
+        the trained pytree and the metrics of every step that was done here, `loss` and
+        `gradient_norm` among them.
 
     Raises:
-        UserError: the loss is not finite; it names the step.
+        UserError: the loss or the gradient is not finite; it names the step.
     """
-    state = optimiser.build().init(trainable)
+    done, state = 0, optimiser.build().init(trainable)
+    if checkpoints is not None:
+        done, trainable, state = checkpoints.restore(trainable, state)
     pinned = (_shardings(trainable), _shardings(state), replicated(trainable))
     _, step = compile_step(loss, optimiser, out_shardings=pinned)
     history: list[dict[str, float]] = []
-    for index, batch in enumerate(batches):
-        trainable, state, metrics = step(trainable, state, frozen, batch)
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not jnp.isfinite(values["loss"]):
-            raise UserError(
-                f"training: the loss of step {index + 1} is {values['loss']}; "
-                "lower training.learning_rate"
-            )
+    left = itertools.islice(batches, done * optimiser.accumulate, None)
+    for number in itertools.count(done + 1):
+        parts = []
+        for batch in itertools.islice(left, optimiser.accumulate):
+            batch = _spread(batch, trainable)
+            trainable, state, metrics = step(trainable, state, frozen, batch)
+            parts.append(jax.device_get(metrics))
+        if not parts:
+            return trainable, history
+        values = {name: float(sum(part[name] for part in parts)) / len(parts) for name in parts[0]}
+        _check(number, values)
         history.append(values)
         if on_step is not None:
-            on_step(index + 1, values)
-    return trainable, history
+            on_step(number, values)
+        if checkpoints is not None:
+            checkpoints.save(number, trainable, state)
+    raise AssertionError("unreachable")
+
+
+def _check(step: int, metrics: Mapping[str, float]) -> None:
+    for name, what in (("loss", "loss"), ("gradient_norm", "gradient's norm")):
+        if not math.isfinite(metrics[name]):
+            raise UserError(
+                f"training: the {what} of step {step} is {metrics[name]}; "
+                "lower training.learning_rate"
+            )
+
+
+def _spread(batch: Any, trainable: Any) -> Any:
+    """The batch on the mesh of what is trained: its rows over all that is not `tensor`."""
+    everywhere = replicated(trainable)
+    if everywhere is None:
+        return batch
+    mesh = everywhere.mesh
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+
+    def one(array: np.ndarray) -> jax.Array:
+        split = axes if array.shape[0] % parts == 0 else ()
+        place = NamedSharding(mesh, PartitionSpec(split))
+        return jax.make_array_from_callback(array.shape, place, np.asarray(array).__getitem__)
+
+    return jax.tree.map(one, batch)
 
 
 def _shardings(tree: Any) -> Any:

@@ -1,179 +1,419 @@
-"""`sdjax train`: a training job from a YAML file to a model folder."""
+"""`sdjax train`: a training job from a YAML file to a model or an adapter folder.
+
+Beside OUT stands OUT.training: metrics, and checkpoints until OUT is there. An interrupted job
+goes on when it is started again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from sdjax.config import read_dataclass
 from sdjax.errors import UserError
 from sdjax.io.checkpoint import read_model, write_model
 from sdjax.io.folders import model_folder
-from sdjax.io.json_lines import read_json_lines
+from sdjax.io.peft_adapter import read_adapter, write_adapter
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
-from sdjax.models.adapter import fold, initialise_adapter
+from sdjax.io.training_programs import TrainingPrograms
+from sdjax.models.adapter import ALL_PROJECTIONS, Adapter, fold, initialise_adapter, spread
 from sdjax.models.config import ModelConfig
-from sdjax.models.tree import flatten, unflatten
+from sdjax.models.tree import unflatten
 from sdjax.progress import progress_bar
-from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
-from sdjax.training.fit import OptimiserSettings, fit
-from sdjax.training.packing import Example, pack
-from sdjax.training.sft import sft_loss, split
+from sdjax.sharding.mesh import make_mesh
+from sdjax.training.checkpoints import Metrics, TrainingCheckpoints
+from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
+from sdjax.training.dpo import DPOSettings, dpo_loss, pair_batches
+from sdjax.training.fit import Loss, OptimiserSettings, fit, rematerialised
+from sdjax.training.losses import LOSSES
+from sdjax.training.packing import pack, trained_alone
+from sdjax.training.sft import sft_loss
+from sdjax.training.trainee import Trainee, adapted_model, whole_model
+from sdjax.training.warmstart import (
+    contract_of,
+    draw_programs,
+    identities_of,
+    lesson_batches,
+    make_lesson,
+)
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _one_of(names: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"must be one of {', '.join(names)}, not {name}")
+        return name
+
+    return AfterValidator(check)
+
+
+Projection = Annotated[str, _one_of(ALL_PROJECTIONS)]
+LossName = Annotated[str, _one_of(LOSSES)]
+
+# Of a run's folder, the rows to train on: prompt, chosen and rejected.
+ReadRun = Callable[[Path], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class SFTJob:
-    """Fine-tunes the whole model on a JSONL file with `prompt` and `completion`.
+class MeshJob:
+    """Devices along each axis of `sdjax.sharding.mesh.make_mesh`; -1 takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Job:
+    """What every training is told.
 
     Attributes:
-        model: a folder or zoo:NAME.
-        out: the new model folder.
-        length: tokens of a packed row.
-        rows: packed rows a step.
+        model: a folder, a name on Hugging Face, or zoo:NAME.
+        out: the new folder.
+        save: `model` writes a whole model, with the adapter folded in; `adapter` a PEFT adapter.
+        steps: updates, each by `accumulate` batches.
+        learning_rate, warmup, final, weight_decay, b1, b2, eps, clip: as in `OptimiserSettings`.
+        rank: of a LoRA adapter, alone trained; null trains all weights.
+        projections: which have factors.
+        adapter: a PEFT adapter to start from, in place of a fresh one.
+        compute: the dtype of weights and activations; what is trained is kept in float32.
+        remat: computes activations again in the backward pass, for less memory.
+        checkpoint_every: steps.
+        random: seeds the adapter and the order of the data.
     """
 
     model: str
-    data: str
     out: str
     steps: Count
+    save: Literal["model", "adapter"] = "model"
     learning_rate: Positive = 1e-4
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Natural = 0
+    final: NotNegative = 1.0
+    weight_decay: NotNegative = 0.0
+    b1: NotNegative = 0.9
+    b2: NotNegative = 0.999
+    eps: Positive = 1e-8
+    clip: Positive = 1.0
+    accumulate: Count = 1
+    rank: Count | None = None
+    alpha: Positive = 32.0
+    projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
+    adapter: str | None = None
+    compute: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    mesh: MeshJob = Field(default_factory=MeshJob)
+    checkpoint_every: Count = 100
+    random: Natural = 0
+
+    @model_validator(mode="after")
+    def _has_an_adapter_to_save(self):
+        if self.save == "adapter" and self.rank is None and self.adapter is None:
+            raise ValueError("save: adapter needs a rank, or an adapter to start from")
+        return self
+
+    def optimiser(self) -> OptimiserSettings:
+        names = [field.name for field in dataclasses.fields(OptimiserSettings)]
+        return OptimiserSettings(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SFTJob(Job):
+    """Fine-tunes on rows with prompt and completion, or with messages.
+
+    Attributes:
+        data: a JSONL file, or datasets:NAME and its `split`.
+        length: tokens of a packed row.
+        rows: packed rows a batch.
+    """
+
+    data: str
+    split: str = "train"
     length: Count = 128
     rows: Count = 8
-    random: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class DPOJob:
-    """Trains a LoRA adapter on a JSONL file with `prompt`, `chosen` and `rejected`, and folds it.
+class DPOJob(Job):
+    """Trains on rows with prompt, chosen and rejected.
 
     Attributes:
-        model: a folder or zoo:NAME.
-        out: the new model folder.
+        data: a JSONL file, datasets:NAME and its `split`, or the folder of a run.
+        length: tokens of a side; longer prompts are cut from the left. The context by default.
         nll_weight: weight of the chosen side's likelihood.
+        batch: pairs.
     """
 
-    model: str
     data: str
-    out: str
-    steps: Count
+    split: str = "train"
+    length: Count | None = None
+    loss: LossName = "sigmoid"
     beta: Positive = 0.1
     learning_rate: Positive = 1e-5
-    nll_weight: Annotated[float, Field(ge=0)] = 0.0
+    nll_weight: NotNegative = 0.0
     batch: Count = 4
-    rank: Count = 16
-    alpha: Positive = 32.0
-    random: Annotated[int, Field(ge=0)] = 0
+    rank: Count | None = 16
 
 
-def train_model(kind: str, config: Path) -> str:
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WarmstartJob(Job):
+    """Teaches a model to write programs in the algorithm API.
+
+    Attributes:
+        experts: a line of description each, as in the search to come.
+        prompt: the one from which that search will sample.
+        programs: how many distinct ones are drawn.
+        batch: programs.
+        scope: the tensors that the search will merge.
+    """
+
+    experts: Annotated[tuple[str, ...], Field(min_length=2, max_length=5)]
+    prompt: str = "full"
+    programs: Count = 3000
+    batch: Count = 16
+    scope: str = "mlp"
+    learning_rate: Positive = 1e-3
+    rank: Count | None = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Course:
+    """A training that is ready to begin.
+
+    Attributes:
+        notes: what a user should know of the data.
+        programs: those that are learnt from, where they are programs.
+    """
+
+    loss: Loss
+    batches: Iterable[Any]
+    notes: Sequence[str]
+    programs: tuple[str, ...] = ()
+
+
+# Metrics on the progress bar, beside the loss.
+SHOWN = ("margin", "accuracy")
+
+JOBS: dict[str, type[Job]] = {"sft": SFTJob, "dpo": DPOJob, "warmstart": WarmstartJob}
+
+
+def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[str], None]) -> str:
     """Runs the job of a YAML file; returns what to print.
 
+    Args:
+        kind: of `JOBS`.
+        read_run: reads the pairs of a run's folder.
+        say: gets lines of news.
+
     Raises:
-        UserError: a key, a model, a line of the data or the output folder is wrong.
+        UserError: a key, a model, an adapter, a row of the data or the output folder is wrong, the
+            loss is not finite, or the disk is full.
     """
-    job: SFTJob | DPOJob = (
-        read_dataclass(SFTJob, config) if kind == "sft" else read_dataclass(DPOJob, config)
-    )
+    job = read_dataclass(JOBS[kind], config)
     folder = model_folder(job.model)
     out = Path(job.out)
     if out.exists():
         raise UserError(f"{out}: exists already; choose another out")
-    model, params = read_model(folder, dtype=jnp.float32)
+    # What training reads alone is kept in the dtype that it computes in.
+    dtype = jnp.float32 if job.rank is None and job.adapter is None else jnp.dtype(job.compute)
+    mesh = None
+    if jax.device_count() > 1:
+        mesh = make_mesh(dataclasses.asdict(job.mesh))
+    model, params = read_model(folder, dtype=dtype, mesh=mesh)
     tokenizer = read_tokenizer(folder)
-    with progress_bar(f"train {kind}", job.steps) as advance:
-
-        def on_step(step: int, metrics: dict[str, float]) -> None:
-            advance(description=f"train {kind}, loss {metrics['loss']:.3f}")
-
-        if isinstance(job, SFTJob):
-            trained, history = _sft(job, model, params, tokenizer, on_step)
-        else:
-            trained, history = _dpo(job, model, params, tokenizer, on_step)
-    stored = read_model(folder)[1]
-    same_dtype = jax.tree.map(lambda new, old: new.astype(old.dtype), trained, stored)
-    write_model(out, model, same_dtype, assets_from=folder)
+    key = jax.random.key(job.random)
+    adapter = _adapter(job, model, folder, key)
+    if adapter is not None and mesh is not None:
+        adapter = spread(adapter, model, mesh)
+    trainee = (
+        whole_model(model, params, dtype=jnp.dtype(job.compute))
+        if adapter is None
+        else adapted_model(model, params, adapter)
+    )
+    del params
+    course = _course(job, trainee, tokenizer, key, read_run)
+    for note in course.notes:
+        say(note)
+    trained, history = _run(kind, job, trainee, course, out.with_name(f"{out.name}.training"), say)
+    programs = _write(job, trainee, trained, adapter, course, out, folder)
+    shutil.rmtree(out.with_name(f"{out.name}.training") / "checkpoints", ignore_errors=True)
+    if not history:
+        return f"{out}: written from its last checkpoint{programs}"
     first, last = history[0]["loss"], history[-1]["loss"]
-    return f"{out}: loss {first:.4f} at step 1, {last:.4f} at step {len(history)}"
+    begun = job.steps - len(history) + 1
+    return f"{out}: loss {first:.4f} at step {begun}, {last:.4f} at step {job.steps}{programs}"
 
 
-OnStep = Callable[[int, dict[str, float]], None]
-Trained = tuple[dict, list[dict[str, float]]]
+def _adapter(job: Job, model: ModelConfig, folder: Path, key: jax.Array) -> Adapter | None:
+    if job.adapter is not None:
+        return read_adapter(model_folder(job.adapter), model, model=folder)
+    if job.rank is None:
+        return None
+    return initialise_adapter(
+        model, key, rank=job.rank, alpha=job.alpha, projections=job.projections
+    )
 
 
-def _sft(
-    job: SFTJob, model: ModelConfig, params: dict, tokenizer: Tokenizer, on_step: OnStep
-) -> Trained:
-    rows = _read_rows(job.data, ("prompt", "completion"))
-    examples = [_example(tokenizer, row["prompt"], row["completion"]) for row in rows]
-    longest = max(map(len, examples))
-    if longest > job.length:
-        raise UserError(f"{job.data}: an example has {longest} tokens; raise length to that")
+def _course(
+    job: Job, trainee: Trainee, tokenizer: Tokenizer, key: jax.Array, read_run: ReadRun
+) -> Course:
+    match job:
+        case SFTJob():
+            return _sft_course(job, trainee, tokenizer)
+        case DPOJob():
+            return _dpo_course(job, trainee, tokenizer, key, read_run)
+        case WarmstartJob():
+            return _warmstart_course(job, trainee, tokenizer, key)
+    raise AssertionError(job)
+
+
+def _sft_course(job: SFTJob, trainee: Trainee, tokenizer: Tokenizer) -> Course:
+    examples, notes = texts_to_learn(read_rows(job.data, job.split), tokenizer, job.length)
     packed = pack(examples, job.length)
+    packed["at"], packed["weights"] = trained_alone(packed["weights"])
     order = np.random.default_rng(job.random)
 
     def batches():
-        for _ in range(job.steps):
+        for _ in range(job.steps * job.accumulate):
             # With replacement, so that few rows still make a whole batch.
             chosen = order.integers(len(packed["tokens"]), size=job.rows)
             yield {name: array[chosen] for name, array in packed.items()}
 
-    trainable, frozen = split(params, set(flatten(params)))
-    optimiser = OptimiserSettings(
-        learning_rate=job.learning_rate, steps=job.steps, warmup=job.warmup
-    )
-    trained, history = fit(
-        sft_loss(model), trainable, frozen, batches(), optimiser, on_step=on_step
-    )
-    return unflatten(trained), history
+    return Course(loss=sft_loss(trainee.config, trainee.assemble), batches=batches(), notes=notes)
 
 
-def _dpo(
-    job: DPOJob, model: ModelConfig, params: dict, tokenizer: Tokenizer, on_step: OnStep
-) -> Trained:
-    pairs = []
-    for row in _read_rows(job.data, ("prompt", "chosen", "rejected")):
-        if row["chosen"] == row["rejected"]:
-            raise UserError(f"{job.data}, line {row['line']}: chosen and rejected are equal")
-        sides = [_example(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")]
-        pairs.append(TokenPair(winner=sides[0], loser=sides[1]))
-    key = jax.random.key(job.random)
-    adapter = initialise_adapter(model, key, rank=job.rank, alpha=job.alpha)
+def _dpo_course(
+    job: DPOJob, trainee: Trainee, tokenizer: Tokenizer, key: jax.Array, read_run: ReadRun
+) -> Course:
+    if Path(job.data).is_dir():
+        rows = [
+            Row(where=f"{job.data}, pair {number}", fields=fields)
+            for number, fields in enumerate(read_run(Path(job.data)), 1)
+        ]
+        if not rows:
+            raise UserError(f"{job.data}: its run has no preference pairs yet")
+    else:
+        rows = read_rows(job.data, job.split)
+    length = min(job.length or trainee.config.context, trainee.config.context)
+    pairs, notes = preference_pairs(rows, tokenizer, length)
     settings = DPOSettings(
+        loss=job.loss,
         beta=job.beta,
-        learning_rate=job.learning_rate,
         nll_weight=job.nll_weight,
         batch=job.batch,
-        steps=job.steps,
+        steps=job.steps * job.accumulate,
     )
-    trained, history = train_dpo(model, params, adapter, pairs, settings, key=key, on_step=on_step)
-    return fold(params, trained), history
-
-
-def _example(tokenizer: Tokenizer, prompt: str, target: str) -> Example:
-    return Example(
-        prompt=tuple(tokenizer.encode(prompt, add_special=True)),
-        target=(*tokenizer.encode(target, add_special=False), *tokenizer.eos_ids[:1]),
+    return Course(
+        loss=dpo_loss(trainee.config, trainee.assemble, settings),
+        batches=pair_batches(trainee, pairs, settings, key=key),
+        notes=notes,
     )
 
 
-def _read_rows(path: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The fields as text, and the line that they stand in."""
-    rows = [
-        {field: str(row[field]) for field in fields} | {"line": number}
-        for number, row in read_json_lines(path, fields)
-    ]
-    if not rows:
-        raise UserError(f"{path}: holds no example")
-    return rows
+def _warmstart_course(
+    job: WarmstartJob, trainee: Trainee, tokenizer: Tokenizer, key: jax.Array
+) -> Course:
+    programs = draw_programs(job.programs, job.random, slots=len(job.experts))
+    lesson = make_lesson(tokenizer, job.prompt, job.experts, programs)
+    return Course(
+        loss=sft_loss(trainee.config, trainee.assemble),
+        batches=lesson_batches(lesson, batch=job.batch, steps=job.steps * job.accumulate, key=key),
+        notes=[f"{len(programs)} programs behind a prompt of {len(lesson.prompt)} tokens"],
+        programs=programs,
+    )
+
+
+def _run(
+    kind: str,
+    job: Job,
+    trainee: Trainee,
+    course: Course,
+    beside: Path,
+    say: Callable[[str], None],
+) -> tuple[Any, list[dict[str, float]]]:
+    origin = {"kind": kind} | dataclasses.asdict(job)
+    loss = rematerialised(course.loss) if job.remat else course.loss
+    last = time.perf_counter()
+    with (
+        TrainingCheckpoints(
+            beside / "checkpoints", every=job.checkpoint_every, origin=origin, say=say
+        ) as checkpoints,
+        Metrics(beside) as metrics,
+        progress_bar(f"train {kind}", job.steps) as advance,
+    ):
+        shown = 0
+
+        def on_step(step: int, values: dict[str, float]) -> None:
+            nonlocal shown, last
+            now = time.perf_counter()
+            speed = values["tokens"] * job.accumulate / (now - last)
+            last = now
+            metrics.add(step, values)
+            parts = [f"loss {values['loss']:.3f}"]
+            parts += [
+                f"{name} {values[name]:.2f}" for name in ("margin", "accuracy") if name in values
+            ]
+            advance(
+                step - shown, description=f"train {kind}: {', '.join(parts)}, {speed:.0f} tokens/s"
+            )
+            shown = step
+
+        return fit(
+            loss,
+            trainee.trainable,
+            trainee.frozen,
+            course.batches,
+            job.optimiser(),
+            on_step=on_step,
+            checkpoints=checkpoints,
+        )
+
+
+def _write(
+    job: Job,
+    trainee: Trainee,
+    trained: Any,
+    adapter: Adapter | None,
+    course: Course,
+    out: Path,
+    folder: Path,
+) -> str:
+    """Writes the result; what to say of it beside the losses."""
+    beside, said = [], ""
+    if course.programs:
+        assert isinstance(job, WarmstartJob)
+        contract = contract_of(trainee.config, experts=len(job.experts), scope=job.scope)
+        identities = identities_of(course.programs, contract)
+        learnt = TrainingPrograms.of(course.programs, identities)
+        beside = learnt.write(out.with_name(f"{out.name}.training"))
+        said = f"; {len(learnt.identities)} distinct training programs"
+    if adapter is not None:
+        adapter = dataclasses.replace(adapter, factors=trained)
+    if job.save == "adapter":
+        assert adapter is not None  # by the job's own check
+        write_adapter(out, trainee.config, adapter, base=str(folder), more=beside)
+        return said
+    params = unflatten(trained) if adapter is None else fold(trainee.frozen, adapter)
+    write_model(out, trainee.config, _as_stored(params, folder), assets_from=folder, more=beside)
+    return said
+
+
+def _as_stored(params: dict, folder: Path) -> dict:
+    """In the dtypes of the model that the training began with."""
+    stored = read_model(folder)[1]
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), params, stored)

@@ -1,9 +1,13 @@
 """Log-probabilities of given tokens.
 
-Axes: B batch, T tokens, D hidden, V vocabulary, C tokens a chunk and row.
+Axes: B batch, T tokens, K of them predicted, D hidden, V vocabulary, N chunks, C tokens a chunk.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +15,10 @@ from einops import rearrange
 
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
-from sdjax.models.transformer import forward, unembed
+from sdjax.models.transformer import KVCache, forward, unembed
 
-# Logits of about this many tokens exist at once, forwards and backwards.
-CHUNK = 4096
+# Logits that exist at once, 64 MiB: enough for a matrix product to run at its full speed.
+LOGITS = 1 << 24
 
 
 def token_logprobs(
@@ -25,29 +29,153 @@ def token_logprobs(
     config: ModelConfig,
     positions: jax.Array,
     segments: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    at: jax.Array | None = None,
 ) -> jax.Array:
     """The log-probability of each token given those before it: [B, T - 1] float32.
 
-    Entry t belongs to token t + 1. As the target's logit minus the logsumexp, in float32, a
-    chunk of tokens at a time, so that no [B, T, V] array exists.
+    Entry t belongs to token t + 1; with `at` [B, K] int32, of those entries alone: [B, K]. With
+    `prefix` [P] int32 all rows stand behind those tokens, which are computed once; their positions
+    begin at P, and they have no segments.
     """
+    cache = reach = None
+    if prefix is not None:
+        reach = len(prefix) + tokens.shape[1]
+        cache = _prefix_cache(params, adapter, prefix, rows=len(tokens), reach=reach, config=config)
     hidden, _ = forward(
-        params, adapter, tokens, config=config, positions=positions, segments=segments
+        params,
+        adapter,
+        tokens,
+        config=config,
+        positions=positions,
+        segments=segments,
+        cache=cache,
+        reach=reach,
     )
-    # Chunks are cut along the tokens, so that a batch spread over devices stays where it is.
-    steps = tokens.shape[1] - 1
-    chunks = -(-tokens.shape[0] * steps // CHUNK)
-    padding = -steps % chunks
-    states = jnp.pad(hidden[:, :-1], ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, padding)))
-    states = rearrange(states, "b (n c) d -> n b c d", n=chunks)
-    targets = rearrange(targets, "b (n c) -> n b c", n=chunks)
+    if at is None:
+        states, targets = hidden[:, :-1], tokens[:, 1:]
+    else:
+        states = jnp.take_along_axis(hidden, at[..., None], axis=1)  # [B, K, D]
+        targets = jnp.take_along_axis(tokens, at + 1, axis=1)
+    return target_logprobs(partial(unembed, config=config), head_of(params), states, targets)
 
-    @jax.checkpoint
+
+def _prefix_cache(
+    params: dict,
+    adapter: Adapter | None,
+    prefix: jax.Array,
+    *,
+    rows: int,
+    reach: int,
+    config: ModelConfig,
+) -> KVCache:
+    """The prefix's keys and values for `rows` rows, with room for `reach` tokens."""
+    positions = jnp.arange(len(prefix))[None]
+    _, entries = forward(
+        params, adapter, prefix[None], config=config, positions=positions, reach=reach
+    )
+
+    def shared(entry: jax.Array) -> jax.Array:
+        roomy = jnp.pad(entry, ((0, 0), (0, 0), (0, reach - len(prefix)), (0, 0)))
+        return jnp.broadcast_to(roomy, (rows, *roomy.shape[1:]))  # [B, K, S, H]
+
+    return jax.tree.map(shared, entries)
+
+
+def head_of(params: dict) -> dict:
+    """The tensors that logits are made with."""
+    return {name: leaf for name, leaf in params.items() if name.startswith("lm_head")} or {
+        "embed": params["embed"]
+    }
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def target_logprobs(
+    unembed: Callable[[Any, jax.Array], jax.Array], head: Any, states: jax.Array, targets: jax.Array
+) -> jax.Array:
+    """The target's logit minus the logsumexp of all, in float32.
+
+    A chunk of tokens at a time, forwards and backwards: no array of B x K x V exists.
+
+    Args:
+        unembed: `(head, states [..., D]) -> logits [..., V]`, float32, each from its own state.
+        head: a pytree of tensors.
+        states: [B, K, D].
+        targets: [B, K] int32.
+
+    Returns:
+        [B, K] float32.
+    """
+
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = unembed(params, chunk[0], config=config)  # [B, C, V]
-        chosen = jnp.take_along_axis(logits, chunk[1][..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        return _logprobs(unembed, head, *chunk)
 
-    logprobs = jax.lax.map(of_chunk, (states, targets))
-    return rearrange(logprobs, "n b c -> b (n c)")[:, :steps]
+    return _joined(jax.lax.map(of_chunk, _chunks(unembed, head, states, targets)), states)
+
+
+def _forwards(unembed, head, states, targets):
+    """The log-probabilities and, while the logits are there, their gradients by the states.
+
+    A state is in one log-probability alone, so a loss can but scale its gradient: backwards needs
+    logits only for the gradient by the head, and none where the head is frozen.
+    """
+
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        inputs, wanted = chunk
+        logprobs, pull = jax.vjp(lambda x: _logprobs(unembed, head, x, wanted), inputs)
+        (slopes,) = pull(jnp.ones_like(logprobs))
+        return logprobs, slopes
+
+    logprobs, slopes = _joined(
+        jax.lax.map(of_chunk, _chunks(unembed, head, states, targets)), states
+    )
+    return logprobs, (head, states, targets, slopes)
+
+
+def _backwards(unembed, kept, cotangent):
+    head, states, targets, slopes = kept
+
+    def add_chunk(total: Any, chunk: tuple) -> tuple[Any, None]:
+        inputs, wanted, scales = chunk
+        _, pull = jax.vjp(lambda weights: _logprobs(unembed, weights, inputs, wanted), head)
+        return jax.tree.map(jnp.add, total, pull(scales)[0]), None
+
+    chunks = _chunks(unembed, head, states, targets, cotangent)
+    by_head, _ = jax.lax.scan(add_chunk, jax.tree.map(jnp.zeros_like, head), chunks)
+    by_states = (slopes * cotangent[..., None]).astype(states.dtype)
+    return by_head, by_states, None
+
+
+target_logprobs.defvjp(_forwards, _backwards)
+
+
+def _logprobs(unembed, head, states: jax.Array, targets: jax.Array) -> jax.Array:
+    logits = unembed(head, states)  # [B, C, V]
+    # As a masked sum: a vocabulary that is spread over devices stays where it is, and the gradient
+    # is no scatter.
+    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
+    chosen = jnp.where(is_target, logits, 0).sum(-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _chunks(unembed, head, states: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Each [B, K, ...] as [N, B, C, ...], padded.
+
+    Cut along the tokens, so that a batch that is spread over devices stays where it is.
+    """
+    batch, count = states.shape[:2]
+    vocab_size = jax.eval_shape(unembed, head, states).shape[-1]
+    chunks = -(-batch * count * vocab_size // LOGITS)
+    padding = (0, -count % chunks)
+
+    def cut(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, [(0, 0), padding] + [(0, 0)] * (array.ndim - 2))
+        return rearrange(padded, "b (n c) ... -> n b c ...", n=chunks)
+
+    return tuple(cut(array) for array in (states, *arrays))
+
+
+def _joined(chunked: Any, states: jax.Array) -> Any:
+    """The inverse of `_chunks`."""
+    count = states.shape[1]
+    return jax.tree.map(lambda x: rearrange(x, "n b c ... -> b (n c) ...")[:, :count], chunked)

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: maximum likelihood of targets behind prompts.
 
-Axes: B rows, T tokens.
+Axes: B rows, T tokens, K trained tokens of a row.
 """
 
 from __future__ import annotations
@@ -9,38 +9,35 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.models.config import ModelConfig
-from sdjax.models.tree import flatten, unflatten
 from sdjax.training.fit import Loss
 from sdjax.training.logprobs import token_logprobs
+from sdjax.training.trainee import Assemble, as_tensors
 
 
-def sft_loss(config: ModelConfig) -> Loss:
+def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> Loss:
     """The mean negative log-likelihood of the weighted tokens of packed rows.
 
-    The trained and the frozen tensors are flat dicts from path to tensor, which together make
-    up the model.
+    A batch is what `pack` or `behind_prefix` makes, with `weights` [B, T], or with `at` and
+    `weights` [B, K] by `trained_alone`. By default the trained and
+    the frozen are flat dicts of tensors.
     """
+    assembled = assemble or as_tensors()
 
     def loss(
-        trainable: dict[str, jax.Array], frozen: dict[str, jax.Array], batch: dict[str, jax.Array]
+        trainable: dict, frozen: dict, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        at = batch.get("at")
         logprobs = token_logprobs(
-            unflatten(frozen | trainable),
-            None,
+            *assembled(trainable, frozen),
             batch["tokens"],
             config=config,
             positions=batch["positions"],
-            segments=batch["segments"],
+            segments=batch.get("segments"),
+            prefix=batch.get("prefix"),
+            at=at,
         )
-        weights = batch["weights"][:, 1:]
+        weights = batch["weights"][:, 1:] if at is None else batch["weights"]
         count = jnp.maximum(weights.sum(), 1.0)
         return -(logprobs * weights).sum() / count, {"tokens": weights.sum()}
 
     return loss
-
-
-def split(params: dict, trained: set[str]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The tensors to train, in float32, and the rest, both as flat dicts."""
-    leaves = flatten(params)
-    trainable = {path: leaf.astype(jnp.float32) for path, leaf in leaves.items() if path in trained}
-    return trainable, {path: leaf for path, leaf in leaves.items() if path not in trained}

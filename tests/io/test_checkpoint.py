@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from sdjax.errors import UserError
 from sdjax.io.checkpoint import ModelReader, read_model, write_model
+from sdjax.io.tensor_folder import TensorFolder
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import abstract, specify
 from sdjax.models.tree import flatten, unflatten
@@ -208,6 +209,35 @@ def test_old_rotary_buffers_are_passed_over(folder):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(folder, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
     assert flatten(read_model(folder)[1]).keys() == specify(tiny()).keys()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_an_error_that_names_the_tensor(tmp_path, dtype, number):
+    config = tiny()
+    params = random_params(config, dtype)
+    largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
+    params["layers"]["1"]["mlp"]["up_proj"] = jnp.full((24, 16), largest, dtype)
+    write_model(tmp_path / "whole", config, params)
+    read_model(tmp_path / "whole")
+    params["layers"]["1"]["mlp"]["down_proj"] = jnp.ones((16, 24), dtype).at[15, 23].set(number)
+    write_model(tmp_path / "m", config, params)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight' has a NaN or an inf"):
+        read_model(tmp_path / "m")
+    # What is not read is not looked at.
+    read_model(tmp_path / "m", paths=["layers/1/mlp/up_proj"])
+
+
+def test_reading_in_pieces_is_reading_at_once(folder, monkeypatch):
+    """Pieces of a few rows, and a file that is closed between them."""
+    plain = TensorFolder(folder)
+    monkeypatch.setattr("sdjax.io.tensor_folder.PIECE", 100)
+    small = TensorFolder(folder)
+    for name in plain.names:
+        whole = plain.slice(name)[...]
+        boxes = [(slice(None),) * whole.ndim, (slice(1, 15), slice(3, 8))[: whole.ndim]]
+        for box in boxes:
+            np.testing.assert_array_equal(small.read_box(name, box), whole[box])
 
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

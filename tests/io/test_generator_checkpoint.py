@@ -92,7 +92,7 @@ def test_an_iteration_done_again_replaces_its_checkpoint(tmp_path):
 def test_an_empty_folder(tmp_path):
     with (
         GeneratorCheckpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match="no generator checkpoint"),
+        pytest.raises(UserError, match="no checkpoint; start anew"),
     ):
         checkpoints.restore()
 
@@ -145,7 +145,7 @@ def test_nothing_left_to_fall_back_on(tmp_path):
             with pytest.raises(UserError, match="cut short or damaged") as caught:
                 checkpoints.restore(iteration)
             assert str(tmp_path / str(iteration)) in str(caught.value)
-    message = r"/1, .*/0: cut short or damaged.*start the run anew"
+    message = r"/1, .*/0: cut short or damaged.*start anew"
     with GeneratorCheckpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.restore()
 

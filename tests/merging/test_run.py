@@ -215,7 +215,7 @@ def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
     file.unlink()
     refused("code: no weights; expected model.safetensors")
     shutil.rmtree(tmp_path / "code")
-    refused("no model folder code beside the recipe")
+    refused(f"code: no such model folder in {tmp_path}")
 
 
 def test_an_output_that_exists_is_kept(tmp_path, models):

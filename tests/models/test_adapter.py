@@ -1,5 +1,8 @@
 """LoRA adapters: a fresh one changes nothing, and folding in equals applying."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,25 +28,26 @@ CONFIG = ModelConfig(
     context=32,
     sliding_window=4,
 )
+FUSED = dataclasses.replace(CONFIG, family="phi3")
 TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 64, (2, 7)))
 
 
-def params(dtype=jnp.float32):
+def params(dtype=jnp.float32, config=CONFIG):
     """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(
             0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
         ),
-        abstract(CONFIG, dtype),
+        abstract(config, dtype),
     )
 
 
-@jax.jit
-def logits(weights, adapter):
+@functools.partial(jax.jit, static_argnames="config")
+def logits(weights, adapter, config=CONFIG):
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
-    hidden, _ = forward(weights, adapter, TOKENS, config=CONFIG, positions=positions)
-    return unembed(weights, hidden, config=CONFIG)
+    hidden, _ = forward(weights, adapter, TOKENS, config=config, positions=positions)
+    return unembed(weights, hidden, config=config)
 
 
 def trained(adapter):
@@ -64,14 +68,23 @@ def test_a_fresh_adapter_changes_nothing():
         np.testing.assert_array_equal(folded[path], leaf)
 
 
-@pytest.mark.parametrize("projections", [ALL_PROJECTIONS, ("mlp.down_proj",), ("attn.q_proj",)])
-def test_folding_in_equals_applying(projections):
+@pytest.mark.parametrize(
+    ("config", "projections"),
+    [
+        (CONFIG, ALL_PROJECTIONS),
+        (CONFIG, ("mlp.down_proj",)),
+        (CONFIG, ("attn.q_proj",)),
+        (FUSED, ALL_PROJECTIONS),
+    ],
+)
+def test_folding_in_equals_applying(config, projections):
     adapter = trained(
-        initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6, projections=projections)
+        initialise_adapter(config, jax.random.key(1), rank=3, alpha=6, projections=projections)
     )
-    applied = logits(params(), adapter)
-    assert np.abs(applied - logits(params(), None)).max() > 1e-3
-    np.testing.assert_allclose(logits(fold(params(), adapter), None), applied, atol=1e-4)
+    weights = params(config=config)
+    applied = logits(weights, adapter, config)
+    assert np.abs(applied - logits(weights, None, config)).max() > 1e-3
+    np.testing.assert_allclose(logits(fold(weights, adapter), None, config), applied, atol=1e-4)
 
 
 def test_only_the_chosen_projections_get_factors():
@@ -113,3 +126,7 @@ def test_spread_over_a_mesh_the_factors_are_split_as_their_projection():
     assert placed["layers/1/mlp/down_proj/a"].sharding.spec == PartitionSpec(None, "tensor")
     for path, leaf in flatten(fresh.factors).items():
         np.testing.assert_array_equal(placed[path], leaf)
+    fused = flatten(
+        spread(initialise_adapter(FUSED, jax.random.key(1), rank=4, alpha=8), FUSED, mesh).factors
+    )
+    assert fused["layers/0/mlp/gate_up_proj/b"].sharding.spec == PartitionSpec("tensor", None)

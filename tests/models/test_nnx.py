@@ -1,5 +1,7 @@
 """The NNX module holds the same arrays, gives the same logits and can be trained."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,9 +41,17 @@ def random_params(config, dtype=jnp.float32):
     )
 
 
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(
+    params=[
+        {},
+        {"tie_embeddings": True},
+        {"family": "phi3"},
+        {"family": "gemma2", "logit_cap": 2.0},
+    ],
+    ids=["untied", "tied", "fused", "capped"],
+)
 def model(request):
-    config = ModelConfig(**{**vars(CONFIG), "tie_embeddings": request.param})
+    config = dataclasses.replace(CONFIG, **request.param)
     return config, random_params(config)
 
 

@@ -71,7 +71,11 @@ def test_a_program_over_the_whole_tree(tmp_path):
         ("import os\n" + TENSOR, EXPERTS, r"mine.py: refused \(import\)"),
         (TENSOR, {"math": "zoo:reader", "code": "zoo:calculator"}, "expert_1"),
         (TENSOR, {}, "at least one --expert"),
-        (TENSOR, {"expert_1": "nowhere", "expert_2": "zoo:reader"}, "no model folder nowhere"),
+        (
+            TENSOR,
+            {"expert_1": "nowhere", "expert_2": "zoo:reader"},
+            "nowhere: no such model folder",
+        ),
     ],
 )
 def test_what_is_not_admitted_writes_nothing(tmp_path, source, experts, message):

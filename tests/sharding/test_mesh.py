@@ -40,14 +40,17 @@ def test_a_model_on_eight_devices(tmp_path):
     """
     code = """
         import sys
+        from functools import partial
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType
         from sdjax.io import checkpoint
+        from sdjax.io.tensor_folder import TensorFolder
         from sdjax.models.config import ModelConfig
-        from sdjax.models.spec import initialise
+        from sdjax.models.spec import initialise, specify
         from sdjax.models.transformer import forward, unembed
-        from sdjax.models.tree import flatten
+        from sdjax.models.tree import flatten, unflatten
         from sdjax.sharding.mesh import make_mesh
+        from sdjax.sharding.rules import shardings
 
         assert dict(make_mesh().shape) == {"tensor": 8}
         mesh = make_mesh({"tensor": 2, "data": 2, "fsdp": -1})
@@ -60,17 +63,12 @@ def test_a_model_on_eight_devices(tmp_path):
         checkpoint.write_model(folder, config, initialise(config, jax.random.key(0), jnp.float32))
 
         reads = []
-        class Counted:
-            def __init__(self, inner, name):
-                self.inner, self.name = inner, name
-                self.get_dtype, self.get_shape = inner.get_dtype, inner.get_shape
-            def __getitem__(self, index):
-                part = self.inner[index]
-                reads.append((self.name, part.size))
-                return part
-        original = checkpoint.ModelReader._checked_slice
-        checkpoint.ModelReader._checked_slice = (
-            lambda self, spec: Counted(original(self, spec), spec.hf_name))
+        original = TensorFolder.read_box
+        def counted(self, name, box):
+            part = original(self, name, box)
+            reads.append((name, part.size))
+            return part
+        TensorFolder.read_box = counted
         _, sharded = checkpoint.read_model(folder, mesh=mesh)
         sizes = [size for name, size in reads if name == "model.layers.0.mlp.up_proj.weight"]
         assert sizes == [12 * 8] * 4, sizes
@@ -80,14 +78,21 @@ def test_a_model_on_eight_devices(tmp_path):
         _, plain = checkpoint.read_model(folder)
         for path, leaf in flatten(plain).items():
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(sharded)[path]))
+        fused = ModelConfig(**{**vars(config), "family": "phi3"})
+        fused_params = initialise(fused, jax.random.key(0), jnp.float32)
+        placed = jax.device_put(fused_params, shardings(unflatten(specify(fused)), mesh))
+        gate_up = placed["layers"]["0"]["mlp"]["gate_up_proj"]
+        assert gate_up.addressable_shards[0].data.shape == (24, 8)
         tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, 64)
         positions = jnp.broadcast_to(jnp.arange(9), tokens.shape)
 
-        @jax.jit
-        def logits(params):
+        @partial(jax.jit, static_argnames="config")
+        def logits(params, config):
             hidden, _ = forward(params, None, tokens, config=config, positions=positions)
             return unembed(params, hidden, config=config)
-        np.testing.assert_allclose(logits(sharded), logits(plain), atol=2e-6)
+        np.testing.assert_allclose(logits(sharded, config), logits(plain, config), atol=2e-6)
+        np.testing.assert_allclose(
+            logits(placed, fused), logits(fused_params, fused), atol=2e-6)
         checkpoint.write_model(folder + "-again", config, sharded)
         first, second = (open(f"{f}/model.safetensors", "rb").read()
                          for f in (folder, folder + "-again"))

@@ -18,7 +18,8 @@ from sdjax.training import logprobs as logprobs_module
 from sdjax.training.dpo import DPOSettings, TokenPair, pad_pairs, sequence_logprobs, train_dpo
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.packing import Example, pack
-from sdjax.training.sft import sft_loss, split
+from sdjax.training.sft import sft_loss
+from sdjax.training.trainee import adapted_model, split
 
 CONFIG = ModelConfig(
     family="llama",
@@ -59,6 +60,12 @@ def adapter():
     return initialise_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8)
 
 
+def dpo(params, adapter, pairs, settings, seed=0):
+    trainee = adapted_model(CONFIG, params, adapter)
+    factors, history = train_dpo(trainee, pairs, settings, key=jax.random.key(seed))
+    return replace(adapter, factors=factors), history
+
+
 @jax.jit
 def logits_of(params, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -75,9 +82,9 @@ def full_logprobs(params, tokens):
     return np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
-@pytest.mark.parametrize("chunk", [7, 4096])
-def test_token_logprobs_equal_log_softmax(params, monkeypatch, chunk):
-    monkeypatch.setattr(logprobs_module, "CHUNK", chunk)
+@pytest.mark.parametrize("logits", [300, 1 << 24])
+def test_token_logprobs_equal_log_softmax(params, monkeypatch, logits):
+    monkeypatch.setattr(logprobs_module, "LOGITS", logits)
     tokens = np.random.default_rng(0).integers(0, 37, (3, 11))
     positions = jnp.broadcast_to(jnp.arange(11), tokens.shape)
     found = token_logprobs(params, None, jnp.asarray(tokens), config=CONFIG, positions=positions)
@@ -107,7 +114,7 @@ def test_a_completion_is_scored_with_its_end_and_without_its_prompt(params):
 
 
 def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
-    trained, history = train_dpo(CONFIG, params, adapter, PAIRS, SETTINGS, key=jax.random.key(0))
+    trained, history = dpo(params, adapter, PAIRS, SETTINGS)
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert history[-1]["margin"] > 0.1
     assert history[-1]["accuracy"] == 1.0
@@ -119,18 +126,17 @@ def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
 
 def test_a_second_round_starts_at_log_2_against_its_own_start(params, adapter):
     """The reference is the policy at the start of the round, or the seed where that is asked."""
-    once, _ = train_dpo(CONFIG, params, adapter, PAIRS, SETTINGS, key=jax.random.key(0))
-    key = jax.random.key(1)
-    _, history = train_dpo(CONFIG, params, once, PAIRS, SETTINGS, key=key)
+    once, _ = dpo(params, adapter, PAIRS, SETTINGS)
+    _, history = dpo(params, once, PAIRS, SETTINGS, seed=1)
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
     against_seed = replace(SETTINGS, reference="seed")
-    _, history = train_dpo(CONFIG, params, once, PAIRS, against_seed, key=key)
+    _, history = dpo(params, once, PAIRS, against_seed, seed=1)
     assert history[0]["dpo_loss"] < np.log(2) - 0.01
 
 
 def test_the_likelihood_term_is_the_winners_mean(params, adapter):
     settings = replace(SETTINGS, nll_weight=0.5, steps=1, batch=3)
-    _, history = train_dpo(CONFIG, params, adapter, PAIRS, settings, key=jax.random.key(0))
+    _, history = dpo(params, adapter, PAIRS, settings)
     expected = history[0]["dpo_loss"] + 0.5 * history[0]["winner_nll"]
     assert history[0]["loss"] == pytest.approx(expected, rel=1e-6)
     likelihoods = []
@@ -143,23 +149,21 @@ def test_the_likelihood_term_is_the_winners_mean(params, adapter):
 
 def test_bad_pairs_are_named(params, adapter):
     with pytest.raises(UserError, match="no preference pairs"):
-        train_dpo(CONFIG, params, adapter, [], SETTINGS, key=jax.random.key(0))
+        dpo(params, adapter, [], SETTINGS)
     long = pair((3,), (4,) * 200, (5,))
     with pytest.raises(UserError, match="201 tokens"):
-        train_dpo(CONFIG, params, adapter, [long], SETTINGS, key=jax.random.key(0))
+        dpo(params, adapter, [long], SETTINGS)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(params, adapter):
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
     with pytest.raises(UserError, match="the loss of step 1 is nan"):
-        train_dpo(CONFIG, broken, adapter, PAIRS, SETTINGS, key=jax.random.key(0))
+        dpo(broken, adapter, PAIRS, SETTINGS)
 
 
 def test_on_a_mesh_the_trained_factors_keep_their_places(params, adapter):
     mesh = make_mesh({"tensor": 1}, devices=jax.devices()[:1])
     placed = spread(adapter, CONFIG, mesh)
-    trained, _ = train_dpo(
-        CONFIG, params, placed, PAIRS, replace(SETTINGS, steps=2), key=jax.random.key(3)
-    )
+    trained, _ = dpo(params, placed, PAIRS, replace(SETTINGS, steps=2), seed=3)
     for path, leaf in flatten(trained.factors).items():
         assert leaf.sharding == flatten(placed.factors)[path].sharding

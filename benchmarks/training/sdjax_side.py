@@ -1,0 +1,150 @@
+"""sdjax's side: six DPO steps, whole or LoRA, or twenty SFT steps, on what TRL's side gets.
+
+`python sdjax_side.py whole|lora|sft --work DIR --model MODEL [--adapter PEFT_FOLDER]` writes
+DIR/sdjax-KIND.npz: losses, seconds and log-probabilities of each step, the first gradient, the
+seconds of compilation, and the peak of the process's memory in bytes. `adapter` in place of a kind
+writes a fresh adapter of rank 16 to the PEFT folder, from which both sides start.
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.io.checkpoint import read_model
+from sdjax.io.json_lines import read_json_lines
+from sdjax.io.peft_adapter import read_adapter, write_adapter
+from sdjax.io.tokenizer import read_tokenizer
+from sdjax.models.adapter import initialise_adapter
+from sdjax.models.spec import specify
+from sdjax.models.tree import flatten
+from sdjax.training.dpo import (
+    DPOSettings,
+    TokenPair,
+    dpo_loss,
+    pad_pairs,
+    reference_logprobs,
+    sequence_logprobs,
+)
+from sdjax.training.fit import OptimiserSettings, compile_step
+from sdjax.training.packing import Example, pack, trained_alone
+from sdjax.training.sft import sft_loss
+from sdjax.training.trainee import adapted_model, whole_model
+
+BATCH, LENGTH = 4, 256
+OPTIMISER = OptimiserSettings(
+    learning_rate=1e-4, steps=1000, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=["whole", "lora", "sft", "adapter"])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path)
+    options = parser.parse_args()
+    config, params = read_model(options.model, dtype=jnp.float32)
+    if options.kind == "adapter":
+        fresh = initialise_adapter(config, jax.random.key(0), rank=16, alpha=32)
+        write_adapter(options.adapter, config, fresh, base=str(options.model))
+        return
+    tokenizer = read_tokenizer(options.model)
+
+    def example(prompt: str, target: str) -> Example:
+        return Example(
+            prompt=tuple(tokenizer.encode(prompt, add_special=True)),
+            target=(*tokenizer.encode(target, add_special=False), *tokenizer.eos_ids[:1]),
+        )
+
+    if options.adapter is None:
+        trainee = whole_model(config, params)
+    else:
+        adapter = read_adapter(options.adapter, config, model=options.model)
+        trainee = adapted_model(config, params, adapter)
+    del params
+    settings = DPOSettings(beta=0.1, learning_rate=1e-4, batch=BATCH)
+    if options.kind == "sft":
+        texts = read_json_lines(options.work / "texts.jsonl", ("prompt", "completion"))
+        rows = [example(row["prompt"], row["completion"]) for _, row in texts]
+        # One text a row, as TRL's default collator has it.
+        data = pack_alone(rows)
+        loss = sft_loss(config, trainee.assemble)
+    else:
+        stored = read_json_lines(options.work / "pairs.jsonl", ("prompt", "chosen", "rejected"))
+        pairs = [
+            TokenPair(
+                winner=example(row["prompt"], row["chosen"]),
+                loser=example(row["prompt"], row["rejected"]),
+            )
+            for _, row in stored
+        ]
+        data = pad_pairs(pairs, LENGTH)
+        data["reference"] = reference_logprobs(trainee, data, settings)
+        loss = dpo_loss(config, trainee.assemble, settings)
+    first = {name: array[:BATCH] for name, array in data.items()}
+    gradient = {}
+    if options.kind != "sft":
+        slopes = jax.jit(jax.grad(loss, has_aux=True))(trainee.trainable, trainee.frozen, first)[0]
+        gradient = {hf_name(config, path): np.asarray(x) for path, x in flatten(slopes).items()}
+        del slopes
+    jax.clear_caches()
+    start, step = compile_step(loss, OPTIMISER)
+    trainable, state = trainee.trainable, start(trainee.trainable)
+    begun = time.perf_counter()
+    compiled = step.lower(trainable, state, trainee.frozen, first).compile()
+    compilation = time.perf_counter() - begun
+    logprobs_of = jax.jit(
+        lambda trainable, frozen, batch: sequence_logprobs(
+            config, *trainee.assemble(trainable, frozen), batch
+        )
+    )
+    losses, times, logprobs = [], [], []
+    for number in range(len(data["tokens"]) // BATCH):
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        batch = {name: array[rows] for name, array in data.items()}
+        if options.kind != "sft":
+            logprobs.append(np.asarray(logprobs_of(trainable, trainee.frozen, batch)))
+        begun = time.perf_counter()
+        trainable, state, metrics = compiled(trainable, state, trainee.frozen, batch)
+        losses.append(float(metrics["loss"]))
+        jax.block_until_ready(trainable)
+        times.append(time.perf_counter() - begun)
+    np.savez(
+        options.work / f"sdjax-{options.kind}.npz",
+        losses=losses,
+        times=times,
+        logprobs=np.array(logprobs),
+        compilation=compilation,
+        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        temporary=compiled.memory_analysis().temp_size_in_bytes,
+        versions=json.dumps({"jax": jax.__version__}),
+        **{f"gradient/{name}": value for name, value in gradient.items()},
+    )
+    print(options.kind, "times", times, "losses", losses, "compilation", compilation)
+
+
+def pack_alone(rows: list[Example]) -> dict[str, np.ndarray]:
+    packed = [pack([row], LENGTH) for row in rows]
+    data = {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
+    data["at"], data["weights"] = trained_alone(data["weights"])
+    return data
+
+
+def hf_name(config, path: str) -> str:
+    """As in torch's named_parameters, with PEFT's prefix and suffix for factors of an adapter."""
+    specs = specify(config)
+    if path in specs:
+        return specs[path].hf_name
+    projection, factor = path.rsplit("/", 1)
+    module = specs[projection].hf_name.removesuffix(".weight")
+    return f"base_model.model.{module}.lora_{factor.upper()}.default.weight"
+
+
+if __name__ == "__main__":
+    main()
