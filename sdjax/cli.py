@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -225,7 +225,7 @@ def merge(
 
             if base is None:
                 raise UserError("--algorithm needs --base MODEL")
-            named = dict(_named_expert(one) for one in experts)
+            named = _named_experts(experts)
             written = merge_program(
                 algorithm, base, named, out, scope=scope, seed=seed, on_tensor=on_tensor
             )
@@ -241,11 +241,16 @@ def merge(
     _tell_merged(written)
 
 
-def _named_expert(text: str) -> tuple[str, str]:
-    name, equals, model = text.partition("=")
-    if not (name and equals and model):
-        raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
-    return name, model
+def _named_experts(texts: Iterable[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not (name and equals and model):
+            raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
+        if name in named:
+            raise UserError(f"--expert {text}: {name} is {named[name]} already; name each once")
+        named[name] = model
+    return named
 
 
 def _tell_merged(written) -> None:
@@ -257,23 +262,67 @@ def _tell_merged(written) -> None:
     )
 
 
-@main.command(name="eval", epilog=_example("sdjax eval zoo:seed --task arithmetic --limit 200"))
-@click.argument("model")
-@click.option("--task", default="arithmetic", show_default=True, help="A name or a JSONL file.")
+@main.command(
+    name="eval",
+    epilog=_example("sdjax eval MODEL --task gsm8k --data gsm8k_test.jsonl --out scores/model")
+    + "\n  sdjax eval zoo:seed --task arithmetic --limit 200"
+    + "\n  sdjax eval --compare scores/model scores/merged",
+)
+@click.argument("model", required=False)
+@click.option(
+    "--task",
+    default="arithmetic",
+    show_default=True,
+    help="arithmetic, gsm8k, math, svamp, a JSONL file, or module:Class.",
+)
+@click.option("--data", type=FOLDER_OR_FILE, help="The problems; the Hugging Face hub's otherwise.")
+@click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each problem.")
 @click.option(
     "--split",
     type=click.Choice(["development", "test", "all"]),
-    help="By default the test problems of a task, and all of a file.",
+    help="As a run divides the problems; by default all test problems.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Scores the first so many problems.")
-@click.option("--out", type=FILE, help="Gets one JSON line a problem.")
-def evaluate(model: str, task: str, split: str | None, limit: int | None, out: Path | None) -> None:
+@click.option("--chat", is_flag=True, help="Puts problems by the tokenizer's chat template.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="The longest answer.")
+@click.option("--out", type=FOLDER, help="Keeps results here; goes on where it was interrupted.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=FOLDER_OR_FILE,
+    metavar="A B",
+    help="Compares two --out folders (or their results.jsonl) problem by problem.",
+)
+@click.option(
+    "--allow-missing",
+    multiple=True,
+    metavar="LAYER",
+    help="Goes on where this machine lacks that layer of a grader's confinement.",
+)
+def evaluate(
+    model: str | None,
+    task: str,
+    out: Path | None,
+    compare: tuple[Path, Path] | None,
+    **options,
+) -> None:
     """Score MODEL, a folder or zoo:NAME, on a task."""
-    from sdjax.evaluation.job import evaluate_model
-    from sdjax.evaluation.tasks import TASKS
+    if compare is not None:
+        if model is not None:
+            raise UserError("--compare takes two results and no model")
+        from sdjax.evaluation.comparison import compare as compare_results
 
-    split = split or ("test" if task in TASKS else "all")
-    click.echo(evaluate_model(model, task, split=split, limit=limit, out=out))
+        click.echo(compare_results(*compare))
+        return
+    if model is None:
+        raise UserError("eval needs a MODEL, or --compare A B")
+    from sdjax.evaluation.job import evaluate_model
+
+    try:
+        click.echo(evaluate_model(model, task, out=out, **options))
+    except KeyboardInterrupt:
+        hint = "go on by the same command" if out else "with --out DIR it could go on"
+        raise Interrupted(hint) from None
 
 
 @main.command(epilog=_example("sdjax check program.py --json"))
@@ -287,7 +336,13 @@ def evaluate(model: str, task: str, split: str | None, limit: int | None, out: P
     metavar="CONFIG",
     help="Whose tensors are merged: a model folder, its config.json, or zoo:NAME.",
 )
-@click.option("--experts", default=3, show_default=True, help="How many experts there are.")
+@click.option(
+    "--experts",
+    default=3,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many experts there are.",
+)
 @click.option(
     "--allow-missing",
     multiple=True,

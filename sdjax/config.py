@@ -27,6 +27,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a text", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -35,11 +39,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 takes 2024-01-31 for a date; nothing here is one.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(  # YAML 1.1 takes 1e-6 for a string
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+
+
+# A number such as `0b_` is a ValueError of PyYAML's, nesting without end a RecursionError.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def read_dataclass(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -53,10 +66,10 @@ def read_dataclass(kind: type[T], path: str | Path, overrides: Sequence[str] = (
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}{_line(error)}: not valid YAML: {_problem(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    except _NOT_YAML as error:
+        raise UserError(f"{path}{_line(error)}: not valid YAML: {_problem(error)}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping of keys to values")
     told: dict[Location, str] = {}
@@ -83,7 +96,10 @@ def dataclass_from(kind: type[T], data: Mapping[str, Any], where: str) -> T:
 
 def _validate(kind: type[T], data: Mapping[str, Any], where: Callable[[Location], str]) -> T:
     # JSON, because strict validation of Python data would refuse a list where a tuple is meant.
-    text = json.dumps(data, default=str)
+    try:
+        text = json.dumps(data, default=str)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where(())}: an alias within itself, or nested too deep") from error
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
@@ -165,7 +181,7 @@ def _override(data: dict, override: str) -> Location:
         raise UserError(f"--set {override}: must be key=value, such as generation.samples=64")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise UserError(f"--set {override}: not valid YAML: {_problem(error)}") from error
     parts = key.split(".")
     section = data
@@ -197,10 +213,10 @@ def _node_line(node: yaml.Node | None, location: Location) -> int | None:
     return line
 
 
-def _line(error: yaml.YAMLError) -> str:
+def _line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f":{mark.line + 1}" if mark else ""
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: Exception) -> str:
     return " ".join(str(getattr(error, "problem", None) or error).split())

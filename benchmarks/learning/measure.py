@@ -3,10 +3,10 @@
 For each random seed: a run of the configuration, a control run on the same temperature schedule
 whose generator is never trained, and as many samples from the first and from the last generator at
 temperature 1. The mean score is over the samples that could be scored, duplicates with their
-original's score; a refused sample has no score and is counted by the admissible share alone, so
-the two columns must be read together. The rows of a run are over all its iterations, the first one
-(untrained in both) included. Writes a table of means over the seeds with 95 % intervals of the
-differences, paired by seed.
+original's score; a refused sample has none. Two more columns count it: as 0, and as the seed's own
+score (what a user who drops it is left with). The rows of a run are over all its iterations, the
+first one (untrained in both) included. Writes a table of means over the seeds with 95 % intervals
+of the differences, paired by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 
@@ -41,7 +41,11 @@ from sdjax.search.store import Store
 from sdjax.search.workbench import Workbench, prepare
 
 TEMPERATURE = 1.0
-MEASURES = ("mean score", "admissible", "distinct", "not from training", "best")
+MEASURES = (
+    *("mean score", "refused as 0", "refused as seed"),
+    *("admissible", "distinct", "not from training", "best"),
+)
+SEED_SCORE = 0.512  # the demo's seed on the development problems
 
 # Measure to value, by the name of what is measured.
 Row = dict[str, dict[str, float]]
@@ -60,8 +64,18 @@ def main() -> None:
         if not path.exists():
             row = measure(config, options.out, seed, options.samples)
             path.write_text(json.dumps(row, indent=1) + "\n")
-        rows = [json.loads(path.read_text()) for path in sorted(options.out.glob("row-*.json"))]
+        rows = [read_row(path) for path in sorted(options.out.glob("row-*.json"))]
         print(_table(rows, options.samples), flush=True)
+
+
+def read_row(path: Path) -> Row:
+    """A measured row, with the means over all samples that follow from it."""
+    row: Row = json.loads(path.read_text())
+    for measured in row.values():
+        sum_of_scored = measured["mean score"] * measured["admissible"]
+        measured["refused as 0"] = sum_of_scored
+        measured["refused as seed"] = sum_of_scored + SEED_SCORE * (1 - measured["admissible"])
+    return row
 
 
 def measure(config: RunConfig, out: Path, seed: int, samples: int) -> Row:

@@ -72,6 +72,9 @@ RECIPES = {
     "sce": recipe("sce", select_topk=0.5),
     "arcee_fusion": recipe("arcee_fusion", ("first",)),
     "nearswap": recipe("nearswap", ("first",), t=0.001),
+    "ram": recipe("ram"),
+    "ramplus_tl": recipe("ramplus_tl"),
+    "passthrough": recipe("passthrough", ("first",), base=False),
 }
 
 

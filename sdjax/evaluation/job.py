@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,85 +13,151 @@ import numpy as np
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.errors import UserError
 from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.prompts import put
+from sdjax.evaluation.results import READINGS, Line, Results, failures
 from sdjax.evaluation.statistics import accuracy_interval
-from sdjax.evaluation.task import Outcome, Problem
-from sdjax.evaluation.tasks import find_task
-from sdjax.io.checkpoint import read_model
+from sdjax.evaluation.task import Outcome, Problem, Task
+from sdjax.evaluation.tasks.registry import find_task
+from sdjax.io.checkpoint import read_config, read_model
 from sdjax.io.folders import model_folder
 from sdjax.io.tokenizer import read_tokenizer
+from sdjax.models.config import ModelConfig
 from sdjax.progress import progress_bar
 
-MAX_NEW_TOKENS = 64
+# A bucket is worth its compilation where so many of the prompts fall into it.
+_SHARE = 0.1
+_SLOTS = 64
+_ROUNDS = 8  # of refilling all slots: few slots wait while it lasts
+_PROMPT_TOKENS = 8192  # that are computed at once
+_HOST_CACHE_BYTES = 1 << 30
 
 
 def evaluate_model(
-    model: str, task: str, *, split: str, limit: int | None = None, out: Path | None = None
+    model: str,
+    task: str,
+    *,
+    data: str | Path | None = None,
+    shots: int | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    chat: bool = False,
+    max_new_tokens: int | None = None,
+    out: Path | None = None,
+    allow_missing: Sequence[str] = (),
 ) -> str:
     """Scores a model greedily; returns what to print, with 95 % intervals.
 
     Args:
         model: a folder or zoo:NAME.
-        task: a name or a JSONL file.
-        split: "development", "test", or "all" for both.
+        task: a name, a JSONL file, or the import path of a class.
+        data: a file or folder with the task's problems.
+        shots: worked examples before each problem; the task's own number by default.
+        split: "development" or "test" as the task divides its problems, or "all" for both. By
+            default the test problems, with none set apart for development.
         limit: the first so many problems.
-        out: a file that gets one JSON line a problem.
+        chat: puts the problems by the tokenizer's chat template.
+        max_new_tokens: the longest answer; the task's own by default.
+        out: a folder that keeps the results and goes on where it was interrupted.
+        allow_missing: layers that the confinement of a grader may lack.
 
     Raises:
-        UserError: no such model or task, or a prompt longer than the model's context.
+        UserError: no such model, task or data, or no prompt that fits into the model's context.
     """
     folder = model_folder(model)
-    config, params = read_model(folder)
-    tokenizer = read_tokenizer(folder)
-    chosen = find_task(task)
-    splits = ("development", "test") if split == "all" else (split,)
-    problems = [problem for one in splits for problem in chosen.problems(one)][:limit]
+    config, tokenizer = read_config(folder), read_tokenizer(folder)
+    whole = 0 if split is None else None
+    chosen = find_task(
+        task, data=data, shots=shots, development=whole, allow_missing=tuple(allow_missing)
+    )
+    problems = _problems(chosen, split)[:limit]
+    asked = put(chosen, problems, tokenizer, chat=chat)
+    new_tokens = min(max_new_tokens or chosen.max_new_tokens, config.context // 2)
+    sizes = _sizes(config, [len(one.tokens) for one in asked], new_tokens)
+    settings = {
+        "model": str(folder.resolve()),
+        "weights": _fingerprint(folder),
+        "task": chosen.name,
+        "max_new_tokens": new_tokens,
+    }
+    with Results(out, settings) as results, progress_bar("eval", len(asked)) as advance:
+        missing = results.missing(asked)
+        advance(len(asked) - len(missing))
+        by_id = {one.problem.id: one for one in missing}
+
+        def keep(outcome: Outcome) -> None:
+            results.add(Line.of(by_id[outcome.problem_id], outcome))
+            advance()
+
+        if missing:
+            decoder = Decoder(
+                config,
+                sizes,
+                stop_tokens=tokenizer.eos_ids,
+                compute_dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+            )
+            params = read_model(folder)[1]
+            evaluate(decoder, tokenizer, params, chosen, missing, on_outcome=keep)
+        lines = [results.lines[one.problem.id] for one in asked]
+        results.finish([one.problem.id for one in asked])
+    title = f"{model} on {chosen.name} ({len(lines)} problems{', chat' if chat else ''})"
+    return "\n".join([f"{title}, 95 % intervals", *chosen.notes(), *_table(lines)])
+
+
+def _problems(task: Task, split: str | None) -> list[Problem]:
+    splits = ("development", "test") if split == "all" else (split or "test",)
+    problems = [problem for one in splits for problem in task.problems(one)]
     if not problems:
-        raise UserError(f"task {task!r}: has no {split} problem")
-    longest = max(
-        len(tokenizer.encode(chosen.prompt(problem), add_special=True)) for problem in problems
-    )
-    buckets = (*(size for size in (16, 32, 64, 128, 256, 512, 1024) if size < longest), longest)
-    if longest + MAX_NEW_TOKENS > config.context:
+        raise UserError(f"task {task.name}: has no {split or 'test'} problem")
+    return problems
+
+
+def _sizes(config: ModelConfig, lengths: Sequence[int], new_tokens: int) -> DecoderSettings:
+    """Few buckets, each for a fair share of the prompts, and as many slots as memory allows."""
+    most = config.context - new_tokens
+    fitting = np.array([length for length in lengths if length <= most])
+    if not fitting.size:
         raise UserError(
-            f"{model}: the longest prompt has {longest} tokens, which with {MAX_NEW_TOKENS} new "
-            f"ones is more than the context of {config.context}"
+            f"the shortest prompt has {min(lengths)} tokens, which with {new_tokens} new ones is "
+            f"more than the model's context of {config.context}; ask for fewer --shots"
         )
-    decoder = Decoder(
-        config,
-        DecoderSettings(slots=64, rows=32, buckets=buckets, max_new_tokens=MAX_NEW_TOKENS),
-        stop_tokens=tokenizer.eos_ids,
-        compute_dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+    longest = min(most, -(-int(fitting.max()) // 16) * 16)
+    buckets, below = [], 0
+    for size in (1 << power for power in range(4, 20)):
+        inside = int(np.sum((fitting > below) & (fitting <= size)))
+        if size < longest and inside >= _SHARE * fitting.size:
+            buckets.append(size)
+            below = size
+    token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    slots = min(_SLOTS, fitting.size)
+    if jax.default_backend() == "cpu":
+        slots = min(slots, max(1, _HOST_CACHE_BYTES // (token_bytes * (longest + new_tokens))))
+    return DecoderSettings(
+        slots=slots,
+        rows=max(1, min(slots // _ROUNDS, _PROMPT_TOKENS // longest)),
+        buckets=(*buckets, longest),
+        max_new_tokens=new_tokens,
     )
-    with progress_bar("eval", len(problems)) as advance:
-        outcomes = evaluate(
-            decoder, tokenizer, params, chosen, problems, on_outcome=lambda outcome: advance()
-        )
-    if out is not None:
-        _write_lines(out, problems, outcomes)
-    return _table(model, chosen.name, split, problems, outcomes)
 
 
-def _table(
-    model: str, task: str, split: str, problems: list[Problem], outcomes: list[Outcome]
-) -> str:
-    kinds = np.array([problem.kind for problem in problems])
-    lines = [f"{model} on {task} ({split}, {len(problems)} problems), 95 % intervals"]
-    for kind in [*dict.fromkeys(kinds), "all"]:
-        chosen = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
+def _fingerprint(folder: Path) -> str:
+    """Of a model's files by name, size and time: weights that were written anew are others."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def _table(lines: Sequence[Line]) -> list[str]:
+    """Accuracies by kind where there are several, and of all; then what failed."""
+    kinds = list(dict.fromkeys(line.kind for line in lines))
+    groups = {kind: [line for line in lines if line.kind == kind] for kind in kinds}
+    rows = (groups if len(groups) > 1 else {}) | {"all": lines}
+    width = max(map(len, rows))
+    table = []
+    for name, group in rows.items():
         cells = []
-        for reading in ("strict", "flexible"):
-            right = np.array([getattr(outcome, reading) for outcome in outcomes])[chosen]
-            interval = accuracy_interval(right)
-            cells.append(f"{interval.mean:6.3f} [{interval.low:.3f}, {interval.high:.3f}]")
-        lines.append(f"{kind:14s} strict {cells[0]}   flexible {cells[1]}")
-    return "\n".join(lines)
-
-
-def _write_lines(out: Path, problems: list[Problem], outcomes: list[Outcome]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for problem, outcome in zip(problems, outcomes, strict=True):
-            row = {"question": problem.question, "answer": problem.answer, "kind": problem.kind}
-            file.write(json.dumps(row | dataclasses.asdict(outcome)) + "\n")
-    os.replace(partial, out)
+        for reading in READINGS:
+            interval = accuracy_interval([getattr(line, reading) for line in group])
+            cells.append(f"{reading} {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+        table.append(f"{name:{width}s}  {'   '.join(cells)}")
+    told = [f"{count} counted as wrong: {reason}" for reason, count in failures(lines).items()]
+    return [*table, *told]

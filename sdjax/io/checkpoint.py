@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sdjax.errors import UserError
+from sdjax.io.peft_adapter import AdaptedFolder
 from sdjax.io.tensor_folder import CONFIG, INDEX, PIECE, SINGLE, TensorFolder, read_json
 from sdjax.io.weights_file import (
     CODES,
@@ -61,6 +62,9 @@ _TIED = "lm_head.weight"
 class ModelReader:
     """A model folder, checked by its headers and read tensor by tensor.
 
+    With `adapter`, the folder of a PEFT adapter for it, that is added to the weights as they are
+    read.
+
     Attributes:
         folder: where the model lies.
         config: its description.
@@ -68,14 +72,16 @@ class ModelReader:
 
     Raises:
         UserError: on construction: no folder, no config, no safetensors, a file that is cut short,
-            a tensor that is missing or surplus, or a tied model with an output matrix of its own.
+            a tensor that is missing or surplus, a tied model with an output matrix of its own, or
+            an adapter that is not supported or for another model.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, adapter: Path | None = None):
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.specs = specify(self.config)
-        self._tensors = TensorFolder(self.folder)
+        stored = TensorFolder(self.folder)
+        self._tensors = stored if adapter is None else AdaptedFolder(stored, adapter)
         self._check_names()
 
     def read(self, path: str, *, dtype: Any = None, mesh: Mesh | None = None) -> jax.Array:
@@ -181,6 +187,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 def read_model(
     folder: str | Path,
     *,
+    adapter: Path | None = None,
     paths: Collection[str] | None = None,
     dtype: Any = None,
     mesh: Mesh | None = None,
@@ -189,6 +196,8 @@ def read_model(
 
     Args:
         folder: a Hugging Face folder.
+        adapter: the folder of a PEFT adapter, which is added to the weights in float32;
+            `sdjax.io.peft_adapter.read_adapter` reads it as factors beside them instead.
         paths: keep only these leaves (`layers/3/mlp/down_proj`); all by default.
         dtype: cast every tensor to this; as stored by default.
         mesh: place each tensor by `sdjax.sharding.rules`; on the default device without.
@@ -199,7 +208,7 @@ def read_model(
     Raises:
         UserError: one line that names the folder, the file and the tensor, and what to do.
     """
-    reader = ModelReader(folder)
+    reader = ModelReader(folder, adapter=adapter)
     wanted = reader.specs if paths is None else set(paths)
 
     def size(path: str) -> int:

@@ -20,7 +20,8 @@ def read_json_lines(path: str | Path, fields: Sequence[str]) -> list[tuple[int, 
     if not file.is_file():
         raise UserError(f"{path}: no such file; give a file with one JSON object a line")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not by `splitlines`: a text may hold U+2028 and the like.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, byte {error.start}: not UTF-8; save the file as UTF-8") from None
     rows = []
@@ -33,6 +34,7 @@ def read_json_lines(path: str | Path, fields: Sequence[str]) -> list[tuple[int, 
             raise UserError(f"{path}, line {number}: not JSON; write one object a line") from None
         if not isinstance(row, dict) or any(field not in row for field in fields):
             wanted = ", ".join(fields)
-            raise UserError(f"{path}, line {number}: needs the fields {wanted}")
+            found = ", ".join(map(str, row)) if isinstance(row, dict) else "no object"
+            raise UserError(f"{path}, line {number}: needs the fields {wanted}; found: {found}")
         rows.append((number, row))
     return rows

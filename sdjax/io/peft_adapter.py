@@ -136,22 +136,38 @@ class AdaptedFolder:
         return self._model.dtype(name)
 
     def read(self, name: str) -> np.ndarray:
-        stored = self._model.read(name)
+        return self.read_box(name, (slice(None),) * len(self.shape(name)))
+
+    def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
         adapter = self._adapter
         if name in adapter.whole:
-            stored = adapter.tensors.read(adapter.whole[name]).astype(stored.dtype)
+            self._check_shape(adapter.whole[name], adapter.tensors.shape(adapter.whole[name]), name)
+            part = adapter.tensors.read_box(adapter.whole[name], box).astype(self.dtype(name))
+        else:
+            part = self._model.read_box(name, box)
         if name not in adapter.pairs:
-            return stored
+            return part
         first, second, scale, turned = adapter.pairs[name]
         a, b = (adapter.tensors.read(one).astype(np.float32) for one in (first, second))
-        change = scale * (b @ a)
+        out_size, in_size = b.shape[0], a.shape[1]
+        self._check_shape(first, (in_size, out_size) if turned else (out_size, in_size), name)
+        rows, columns = reversed(box) if turned else box
+        change = scale * (b[rows] @ a[:, columns])
         change = change.T if turned else change
-        if change.shape != stored.shape:
+        return (part.astype(np.float32) + change).astype(part.dtype)
+
+    def where(self, name: str) -> str:
+        """The file and the tensor, as the beginning of a sentence."""
+        adapted = name in self._adapter.pairs or name in self._adapter.whole
+        behind = f" with {self._adapter.tensors.folder}" if adapted else ""
+        return self._model.where(name) + behind
+
+    def _check_shape(self, stored: str, shape: tuple[int, ...], name: str) -> None:
+        if shape != self.shape(name):
             raise UserError(
-                f"{adapter.tensors.where(first)} makes a change of shape {list(change.shape)}, "
-                f"{name} has {list(stored.shape)}; use the model that it was trained for"
+                f"{self._adapter.tensors.where(stored)} makes a change of shape {list(shape)}, "
+                f"{name} has {list(self.shape(name))}; use the model that it was trained for"
             )
-        return (stored.astype(np.float32) + change).astype(stored.dtype)
 
 
 def write_adapter(

@@ -99,22 +99,26 @@ class Merger:
         *,
         key: jax.Array | None = None,
         reuse: Merged | None = None,
+        most_memory: int | None = None,
     ) -> Merged:
         """Merge. ``key``: typed PRNG key, needed if the algorithm asks for one.
 
         reuse: an earlier result of this merger that nobody needs any more: its merged leaves lend
         their buffers to the new ones and are gone (writing to fresh memory is several times slower
         than to memory in use). The tree form allocates anew.
+        most_memory: bytes that a compiled program may take on a device beside its arguments and
+        results.
 
-        Raises UserError when the algorithm does not trace or returns something other than one
-        array of the tensor's shape.
+        Raises TooMuchMemory, before anything has run, when one takes more, and UserError when the
+        algorithm does not trace or returns something other than one array of the tensor's shape.
         """
         if "key" in algorithm.requests and key is None:
             raise UserError(f"{algorithm.name} draws random numbers: pass a key")
         if algorithm.form == "tree":
-            new, squares = self._merge_tree(algorithm, key)
+            new, squares = self._merge_tree(algorithm, key, most_memory)
         else:
-            new, squares = self._merge_tensors(algorithm, key, self._reusable(reuse))
+            lent = self._reusable(reuse)
+            new, squares = self._merge_tensors(algorithm, key, lent, most_memory)
         norm = math.sqrt(float(np.sum(np.asarray(jax.device_get(squares), np.float64))))
         mean = float(np.mean(self.norms))
         leaves = (
@@ -139,7 +143,11 @@ class Merger:
         return lent
 
     def _merge_tensors(
-        self, algorithm: Algorithm, key: jax.Array | None, lent: Mapping[str, jax.Array]
+        self,
+        algorithm: Algorithm,
+        key: jax.Array | None,
+        lent: Mapping[str, jax.Array],
+        most_memory: int | None,
     ) -> tuple[dict, list]:
         arguments = algorithm.arguments(self.slots)
         paths = [path for path in self.paths if path in self.live]
@@ -154,7 +162,7 @@ class Merger:
             )
             for path in paths
         ]
-        compiled = self.programs.get(wanted)
+        compiled = self.programs.get(wanted, most_memory)
         new, squares = {}, []
         for path, program in zip(paths, compiled, strict=True):
             base, experts = self._leaves[path]
@@ -167,11 +175,13 @@ class Merger:
             squares.append(square)
         return new, squares
 
-    def _merge_tree(self, algorithm: Algorithm, key: jax.Array | None) -> tuple[dict, list]:
+    def _merge_tree(
+        self, algorithm: Algorithm, key: jax.Array | None, most_memory: int | None
+    ) -> tuple[dict, list]:
         if not self.live:
             return {}, []
         wanted = TreeProgram.of(algorithm, self.slots, self._leaves, live=self.live, key=key)
-        (program,) = self.programs.get([wanted])
+        (program,) = self.programs.get([wanted], most_memory)
         data = leaf_key_data(key, "") if "key" in algorithm.requests else None
         bases = tuple(base for base, _ in self._leaves.values())
         experts = tuple(experts for _, experts in self._leaves.values())

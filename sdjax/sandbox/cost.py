@@ -14,6 +14,8 @@ from sdjax.sandbox.contract import Limits
 from sdjax.sandbox.primitives import ALLOWED, MAX_RANK
 from sdjax.sandbox.verdict import Refusal
 
+ROUND = 1_000  # what one round of a loop costs whatever it does, in scalar operations
+
 
 @dataclass(frozen=True)
 class Bill:
@@ -62,11 +64,11 @@ def _inner(equation: Any, limits: Limits, most_elements: int) -> Bill:
 
     if name == "scan":
         body = of(params["jaxpr"])
-        return Bill(params["length"] * (body.cost + 1), body.memory)
+        return Bill(params["length"] * (body.cost + ROUND), body.memory)
     if name == "while":
         condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
-        trips = limits.fuel + 1
-        return Bill(trips * (condition.cost + body.cost + 1), max(condition.memory, body.memory))
+        each = condition.cost + body.cost + ROUND
+        return Bill((limits.fuel + 1) * each, max(condition.memory, body.memory))
     if name == "cond":
         branches = [of(branch) for branch in params["branches"]]
         return Bill(max(b.cost for b in branches) + 1, max(b.memory for b in branches))
@@ -80,8 +82,10 @@ def _inner(equation: Any, limits: Limits, most_elements: int) -> Bill:
 
 
 def _check_size(aval: Any, name: str, most_elements: int) -> None:
-    if math.prod(aval.shape) > most_elements:
-        found = math.prod(aval.shape)
+    if min(aval.shape, default=0) < 0:  # only a forged message says so
+        raise Refusal("refused", "wire", f"`{name}` makes an array with a negative axis")
+    found = max(math.prod(aval.shape), *aval.shape, 0)  # an axis counts even beside an empty one
+    if found > most_elements:
         raise Refusal(
             "too costly",
             "elements",

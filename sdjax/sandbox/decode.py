@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sdjax.sandbox.contract import Contract, Limits
-from sdjax.sandbox.layout import WIRE_VERSION, Layout, plan
+from sdjax.sandbox.hashes import canonical
+from sdjax.sandbox.layout import REQUESTS, WIRE_VERSION, Layout, plan
 from sdjax.sandbox.primitives import (
     ALLOWED,
     CONTROL_FLOW,
@@ -100,6 +101,8 @@ class _Decoder:
     def message(self, wire: str) -> Message:
         _expect(type(wire) is str and len(wire) <= self.limits.wire_bytes, "a message within size")
         data = json.loads(wire, parse_constant=_no_constant)
+        # No field twice, no space, no other spelling of a number: one program has one hash.
+        _expect(canonical(data) == wire, "the one way to write it")
         version, form, floats, constants, programs = _record(
             data, "version", "form", "hyperparameters", "constants", "programs"
         )
@@ -232,9 +235,9 @@ def _name(value: Any) -> Any:
 def _hyperparameters(value: Any) -> dict[str, float]:
     _expect(type(value) is dict and len(value) <= 64, "hyperparameters")
     for name, default in value.items():
-        _expect(name.isidentifier() and len(name) <= LONGEST_NAME, "a hyperparameter's name")
+        legal = name.isidentifier() and name not in REQUESTS and len(name) <= LONGEST_NAME
+        _expect(legal, "a hyperparameter's name")
         _expect(type(default) is float and math.isfinite(default), "a hyperparameter's value")
-    _expect(list(value) == sorted(value), "hyperparameters in order")
     return value
 
 

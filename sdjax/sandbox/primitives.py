@@ -57,6 +57,11 @@ def BOOL(value: Any) -> bool:
     return value
 
 
+def EXPONENT(value: Any) -> int:
+    _expect(type(value) is int and abs(value) <= 1_024, "a small integer is expected")
+    return value
+
+
 def WIDTH(value: Any) -> int:
     _expect(type(value) is int and value in (8, 16, 32), "8, 16 or 32 is expected")
     return value
@@ -120,7 +125,7 @@ def _real(value: Any) -> float:
 
 
 def FILL(value: Any) -> Any:
-    return value if type(value) in (bool, int) else _real(value)
+    return value if type(value) is bool else INT(value) if type(value) is int else _real(value)
 
 
 def PRECISION(value: Any) -> Any:
@@ -173,8 +178,9 @@ def contraction(ins: Any, outs: Any, params: Any) -> int:
 
 
 def factorisation(ins: Any, outs: Any, params: Any) -> int:
-    """About 20·m·n·min(m, n), LAPACK's order of magnitude for an SVD with vectors."""
-    return sum(20 * math.prod(a.shape) * min(a.shape[-2:] or (1,)) for a in ins)
+    """About 20·m·n·min(m, n), LAPACK's order of magnitude for an SVD with vectors, of the largest
+    of the matrices in and out (a full basis is larger than what it is of)."""
+    return max(20 * math.prod(a.shape) * min(ins[0].shape[-2:] or (1,)) for a in (*ins, *outs))
 
 
 # --- the list --------------------------------------------------------------------------------
@@ -229,7 +235,7 @@ _allow("add_any", 2, bind=extended.add_jaxvals_p.bind)
 _allow("clamp", 3)
 _allow("select_n", (2, MANY))
 _allow("round", 1, rounding_method=ROUNDING)
-_allow("integer_pow", 1, each(8), y=INT)
+_allow("integer_pow", 1, each(8), y=EXPONENT)  # becomes a chain of products
 _allow("reduce_precision", 1, exponent_bits=INT, mantissa_bits=INT)
 _allow("convert_element_type", 1, ignored={"weak_type": False} | SHARDING, new_dtype=DTYPE)
 _allow("bitcast_convert_type", 1, new_dtype=DTYPE)

@@ -16,7 +16,7 @@ from jax import lax
 
 from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.cost import Bill, bill
-from sdjax.sandbox.decode import Block, Equation, Message, decode
+from sdjax.sandbox.decode import Atom, Block, Equation, Message, decode
 from sdjax.sandbox.hashes import identity_of, structure_of
 from sdjax.sandbox.layout import Layout
 from sdjax.sandbox.primitives import ALLOWED
@@ -27,7 +27,8 @@ from sdjax.sandbox.verdict import Refusal
 class Rebuilt:
     """A verified program, callable as its author wrote it and traceable under `jax.jit`.
 
-    `cost` is in scalar operations over the contract's scope, `memory` in bytes.
+    `cost` is in scalar operations over the contract's scope, `memory` in bytes; `most_memory`
+    is what it may take when it is compiled.
     """
 
     identity: str
@@ -37,10 +38,11 @@ class Rebuilt:
     hyperparameters: Mapping[str, float]
     cost: int
     memory: int
+    most_memory: int
     programs: Mapping[Any, tuple[Layout, Block]]
     fuel: int
 
-    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], **asked: Any) -> Any:
+    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], /, **asked: Any) -> Any:
         """The merged task vector (float32; for a tree a dict from path to tensor).
 
         `task_vectors` is a dict by slot or a sequence in slot order, `asked` as for `run`. A
@@ -54,6 +56,7 @@ class Rebuilt:
     def run(
         self,
         task_vectors: Mapping[str, Any] | Sequence[Any],
+        /,
         *,
         base: Any = None,
         key: Any = None,
@@ -94,14 +97,17 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
     limits = contract.limits
     names = list(message.hyperparameters)
     bills: dict[Any, Bill] = {}
+    most_memory = 0
     for name, (layout, block) in message.programs.items():
         jaxpr = _verified(block, layout, names, limits.fuel)
         slot = sum(int(np.prod(shape)) for shape in layout.shapes)
         most = limits.growth * max(slot, 1 << 12)
         bills[name] = bill(jaxpr, limits, most_elements=most)
-        if bills[name].memory > 8 * most:  # twice the largest intermediate there may be, in float32
-            found = f"{bills[name].memory:.3g} bytes alive at once; {8 * most:.3g} are allowed"
+        allowed = 8 * most  # twice the largest intermediate that there may be, in float32
+        if bills[name].memory > allowed:
+            found = f"{bills[name].memory:.3g} bytes alive at once; {allowed:.3g} are allowed"
             raise Refusal("too costly", "memory", f"the program keeps {found}")
+        most_memory = max(most_memory, allowed)
     if message.form == "tree":
         cost = bills["scope"].cost
     else:
@@ -124,6 +130,7 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
         hyperparameters=message.hyperparameters,
         cost=cost,
         memory=max(b.memory for b in bills.values()),
+        most_memory=most_memory,
         programs=message.programs,
         fuel=limits.fuel,
     )
@@ -179,29 +186,39 @@ def _requests(message: Message) -> tuple[str, ...]:
 # --- binding ---------------------------------------------------------------------------------
 
 
-def run(block: Block, inputs: Sequence[Any], fuel: int) -> tuple[list[Any], Any]:
-    """Bind a block's primitives on these inputs: (outputs, exhausted or None)."""
+# (equation, operands, fuel) to (results, whether a `while` used up its fuel; None: there is none).
+Bind = Callable[[Equation, list[Any], int], tuple[list[Any], Any]]
+
+
+def bind(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+    """One equation on these operands."""
+    if equation.name in _CONTROL:
+        return _CONTROL[equation.name](equation, operands, fuel)
+    entry = ALLOWED[equation.name]
+    # Scatter's public functions make for themselves what the parent supplies elsewhere.
+    supplied = {} if equation.name.startswith("scatter") else entry.ignored
+    bound = entry.bind(*operands, **equation.params, **supplied)
+    return list(bound) if isinstance(bound, (list, tuple)) else [bound], None
+
+
+def run(block: Block, inputs: Sequence[Any], fuel: int, bind: Bind = bind) -> tuple[list[Any], Any]:
+    """A block's equations on these inputs, one after the other: (outputs, exhausted or None)."""
     values = list(inputs)
     exhausted = jnp.zeros((), bool) if block.loops else None
+
+    def read(atom: Atom) -> Any:
+        if type(atom) is int:
+            return values[atom]
+        # Or XLA computes on constants while it compiles, a million times slower than after it.
+        return lax.optimization_barrier(atom) if isinstance(atom, np.ndarray) else atom
+
     for equation in block.equations:
-        operands = [values[a] if type(a) is int else a for a in equation.operands]
-        if equation.name in _CONTROL:
-            results, flag = _CONTROL[equation.name](equation, operands, fuel)
-            if flag is not None:
-                exhausted = flag | exhausted
-        else:
-            entry = ALLOWED[equation.name]
-            bound = entry.bind(*operands, **equation.params, **_supplied(equation.name))
-            results = list(bound) if isinstance(bound, (list, tuple)) else [bound]
+        results, flag = bind(equation, [read(a) for a in equation.operands], fuel)
         if len(results) != equation.outputs:
             raise Refusal("refused", "wire", f"{equation.name} has another number of results")
+        exhausted = exhausted if flag is None else flag | exhausted
         values.extend(results)
-    return [values[a] if type(a) is int else jnp.asarray(a) for a in block.outputs], exhausted
-
-
-def _supplied(name: str) -> Mapping[str, Any]:
-    """The parameters that are the parent's own; scatter's public functions make theirs."""
-    return {} if name.startswith("scatter") else ALLOWED[name].ignored
+    return [jnp.asarray(read(a)) for a in block.outputs], exhausted
 
 
 def _scan(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:

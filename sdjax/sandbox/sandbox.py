@@ -7,25 +7,20 @@ sources, so that "duplicate of" is the same in every run.
 
 import contextlib
 import json
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from sdjax.errors import UserError
-from sdjax.sandbox.confine import ENVIRONMENT, package_path, require_layers
+from sdjax.sandbox.confine import require_layers
 from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.fork_server import ForkServer
 from sdjax.sandbox.probe import probe
 from sdjax.sandbox.rebuild import rebuild
 from sdjax.sandbox.verdict import Refusal, Verdict
 
-WARM_UP_SECONDS = 120.0
 FORWARDED = ("refused", "wrong contract", "too costly")  # the verdicts that a worker may give
-_BOOT = "import sys; sys.path[:0] = {paths!r}; from sdjax.sandbox.server import main; main(*{args})"
 
 
 class Sandbox:
@@ -49,7 +44,7 @@ class Sandbox:
         self.allow_missing = tuple(allow_missing)
         self.layers: tuple[str, ...] = ()  # in force, once it is entered
         self._entered = False
-        self._server: subprocess.Popen | None = None
+        self._server: ForkServer | None = None
         self._idle: list[Connection] = []
         self._busy: dict[Connection, _Task] = {}
 
@@ -149,10 +144,9 @@ class Sandbox:
             replies[task.index] = Refusal("refused", "size", message)
             return
         connection = self._idle.pop()
-        request = {"source": task.source, "seconds": limits.wall_seconds}
         self._busy[connection] = task
         with contextlib.suppress(OSError):  # its end is gone: found out when the answer is read
-            connection.send_bytes(json.dumps(request).encode())
+            connection.send_bytes(task.source.encode("utf-8", "surrogatepass"))
 
     def _collect(self, replies: dict[int, str | Refusal]) -> None:
         """Wait for at least one worker; a lost server or a wall-clock time-out is tried again."""
@@ -193,52 +187,17 @@ class Sandbox:
             self._collect(replies)
 
     def _start(self) -> None:
-        pairs = [socket.socketpair() for _ in range(self.workers)]
-        theirs = [pair[1].fileno() for pair in pairs]
-        arguments = (theirs, self.contract.to_json(), list(self.allow_missing))
-        boot = _BOOT.format(paths=package_path(), args=arguments)
-        self._server = subprocess.Popen(
-            [sys.executable, "-P", "-c", boot],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
-            cwd="/",
-            pass_fds=theirs,
-            start_new_session=True,  # Ctrl-C in the terminal is the parent's business
+        contract, limits = self.contract.to_json(), self.contract.limits
+        self._server = ForkServer(
+            "sdjax.sandbox.tracer", contract, limits, self.workers, self.allow_missing
         )
-        for _, end in pairs:
-            end.close()
-        self._idle = [Connection(ours.detach()) for ours, _ in pairs]
-        self._await_warm_up()
-
-    def _await_warm_up(self) -> None:
-        """A dispatcher greets when it is ready."""
-        deadline = time.monotonic() + WARM_UP_SECONDS
-        for connection in self._idle:
-            try:
-                if connection.poll(max(0.0, deadline - time.monotonic())):
-                    connection.recv_bytes(16)
-                    continue
-            except (EOFError, OSError):
-                pass
-            self._stop()
-            raise UserError("the sandbox's server did not start: check that `import jax` works")
+        self._idle = list(self._server.connections)
 
     def _stop(self) -> None:
         server, self._server = self._server, None
-        for connection in (*self._idle, *self._busy):
-            connection.close()
         self._idle, self._busy = [], {}
-        if server is None:
-            return
-        assert server.stdin is not None
-        server.stdin.close()  # its read returns, it ends, and all its children with it
-        try:
-            server.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        if server is not None:
+            server.stop()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,15 @@
-"""The fork server: a clean, warmed process that forks one confined child per program.
+"""The fork server: a clean, warmed process that forks one confined child per text.
 
-    Sandbox (parent, has the weights)
-      └─ warm process: JAX imported, no backend, no secrets; forks and then only waits
-           └─ one dispatcher per worker: forks a child as soon as a source is announced
-                └─ a child per source: locks itself down, is then sent the source, traces it,
+    ForkServer (parent, has the weights)
+      └─ warm process: its job's modules imported, no secrets; forks and then only waits
+           └─ one dispatcher per worker: forks a child as soon as a text is announced
+                └─ a child per text: locks itself down, is then sent the text, works on it,
                    writes one message, ends
 
-A dispatcher answers with one status byte and the child's message (untrusted bytes, capped).
+A dispatcher answers with one status byte and the child's message (untrusted bytes, capped). What
+the work is, a job says: a module whose `prepare(argument)` warms the process up and returns the
+function from text to message. The sandbox traces programs (tracer.py); the evaluation of
+mathematics grades answers.
 """
 
 import contextlib
@@ -18,19 +21,27 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from sdjax.sandbox.confine import adopt_orphans, confine, die_with, end_descendants
-from sdjax.sandbox.contract import Contract, Limits
+from sdjax.sandbox.contract import Limits
+
+Work = Callable[[bytes], bytes]
 
 DONE, OUT_OF_TIME, OUT_OF_CPU, DIED, TOO_LONG = b"D", b"T", b"C", b"X", b"L"
 
 
-def main(descriptors: list[int], contract_text: str, allow_missing: list[str]) -> None:
+def main(
+    descriptors: list[int], job: str, argument: str, limits_text: str, allow_missing: list[str]
+) -> None:
     """Warm up, fork a dispatcher for every socket, and stay until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    contract = Contract.from_json(contract_text)
-    warm_up(contract)
+    limits = Limits(**json.loads(limits_text))
+    work = importlib.import_module(job).prepare(argument)
+    gc.collect()
+    gc.freeze()  # what is shared stays shared: no collection touches its pages
+    gc.disable()
     here = os.getpid()
     for descriptor in descriptors:
         if os.fork() == 0:
@@ -38,7 +49,7 @@ def main(descriptors: list[int], contract_text: str, allow_missing: list[str]) -
             for other in descriptors:
                 if other != descriptor:
                     os.close(other)
-            serve(Connection(descriptor), contract, frozenset(allow_missing))
+            serve(Connection(descriptor), work, limits, frozenset(allow_missing))
             os._exit(0)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -47,37 +58,21 @@ def main(descriptors: list[int], contract_text: str, allow_missing: list[str]) -
     end_descendants()
 
 
-def warm_up(contract: Contract) -> None:
-    """Import and trace whatever programs commonly use, so that a child finds it done."""
-    import jax
-
-    from sdjax.sandbox import rules, warmth
-
-    # No backend can be started: tracing needs none, and its threads would not survive a fork.
-    jax.config.update("jax_platforms", "none")
-    jax.config.update("jax_traceback_filtering", "off")
-    for module in sorted(rules.IMPORTS):
-        importlib.import_module(module)
-    warmth.warm_up(contract)
-    gc.collect()
-    gc.freeze()  # what is shared stays shared: no collection touches its pages
-    gc.disable()
-
-
-def serve(connection: Connection, contract: Contract, allow_missing: frozenset[str]) -> None:
+def serve(
+    connection: Connection, work: Work, limits: Limits, allow_missing: frozenset[str]
+) -> None:
     """Greet, then answer the requests of one socket until its other end is closed."""
     connection.send_bytes(b"ready")
     while True:
         try:
             connection.poll(None)
-            child, pipe = fork_worker(contract, allow_missing)
+            child, pipe = fork_worker(work, limits, allow_missing)
             try:
-                request = json.loads(connection.recv_bytes())
+                text = connection.recv_bytes()
                 with contextlib.suppress(OSError):  # it has ended: `_collect` finds out how
-                    pipe.sendall(request["source"].encode("utf-8", "surrogatepass"))
+                    pipe.sendall(text)
                     pipe.shutdown(socket.SHUT_WR)
-                seconds, limits = request["seconds"], contract.limits
-                status, output = _collect(pipe, seconds, connection, limits)
+                status, output = _collect(pipe, connection, limits)
             finally:
                 pipe.close()
                 ended = end_worker(child)
@@ -86,53 +81,37 @@ def serve(connection: Connection, contract: Contract, allow_missing: frozenset[s
             return
 
 
-def fork_worker(contract: Contract, allow_missing: frozenset[str]) -> tuple[int, socket.socket]:
-    """A child that locks itself down, and the descriptor over which it waits for a source."""
-    assert len(os.listdir("/proc/self/task")) == 1, "no backend: it would have threads"
+def fork_worker(
+    work: Work, limits: Limits, allow_missing: frozenset[str]
+) -> tuple[int, socket.socket]:
+    """A child that locks itself down, and the descriptor over which it waits for a text."""
+    assert len(os.listdir("/proc/self/task")) == 1, "threads would not survive the fork"
     ours, theirs = socket.socketpair()
     here = os.getpid()
     child = os.fork()
     if child == 0:
         try:
             die_with(here)
-            missing = confine(theirs.detach(), contract.limits)
+            missing = confine(theirs.detach(), limits)
             if os.getppid() == here and allow_missing.issuperset(missing):
-                work(3, contract)
+                answer(3, work)
         finally:
             os._exit(1)
     theirs.close()
     return child, ours
 
 
-def work(pipe: int, contract: Contract) -> None:
-    """In the child: read the source, trace it, write the message or the refusal. Never returns."""
-    from sdjax.sandbox.trace import trace_source
-    from sdjax.sandbox.verdict import Refusal
-
-    reply: dict[str, str]
-    try:
-        source = b"".join(iter(lambda: os.read(pipe, 1 << 16), b""))
-        reply = {"wire": trace_source(source.decode("utf-8", "surrogatepass"), contract)}
-    except Refusal as refusal:
-        verdict, rule, message = refusal.verdict, refusal.rule, refusal.message
-        reply = {"verdict": verdict, "rule": rule, "message": message}
-    except MemoryError:
-        message = "the program takes too much memory"
-        reply = {"verdict": "too costly", "rule": "memory", "message": message}
-    except Exception as error:  # of Python's own, before the program runs
-        message = f"the program cannot be read ({type(error).__name__})"
-        reply = {"verdict": "refused", "rule": "exception", "message": message}
-    data = json.dumps(reply).encode()
+def answer(pipe: int, work: Work) -> None:
+    """In the child: read the text, work on it, write the message. Never returns."""
+    data = work(b"".join(iter(lambda: os.read(pipe, 1 << 16), b"")))
     while data:
         data = data[os.write(pipe, data) :]
     os._exit(0)
 
 
-def _collect(
-    pipe: socket.socket, seconds: float, owner: Connection, limits: Limits
-) -> tuple[bytes, bytes]:
+def _collect(pipe: socket.socket, owner: Connection, limits: Limits) -> tuple[bytes, bytes]:
     """What a child writes until it ends, is late, writes too much, or is not wanted any more."""
-    deadline, output = time.monotonic() + seconds, bytearray()
+    deadline, output = time.monotonic() + limits.wall_seconds, bytearray()
     while True:
         left = deadline - time.monotonic()
         ready, _, _ = select.select([pipe.fileno(), owner.fileno()], [], [], max(0.0, left))

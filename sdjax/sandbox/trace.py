@@ -108,6 +108,8 @@ class Signature:
                 inspect.Parameter.POSITIONAL_ONLY,
             ):
                 raise refuse(f"the parameter `{name}` must be one that can be given by name")
+            if name in REQUESTS and name not in known:
+                raise refuse(f"merge_trees is not given `{name}`; it may ask for base and key")
             if name in known:
                 requests.append(name)
             elif default is inspect.Parameter.empty:

@@ -1,25 +1,31 @@
 """A verified program run on small fixed tensors: the first time that it computes anything.
 
 It runs operation by operation on the host's CPU: compiling it whole would take longer than running
-it ever does, and single operations stay compiled from one candidate to the next.
+it ever does, and single operations stay compiled from one candidate to the next. How many are kept,
+and how many different ones a program may have, is bounded: each takes 20 ms and 200 kB.
 """
 
 import functools
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
+from sdjax.merging.programs import QUICK
 from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.decode import Equation
 from sdjax.sandbox.layout import Layout, plan
-from sdjax.sandbox.rebuild import Rebuilt
+from sdjax.sandbox.primitives import CONTROL_FLOW
+from sdjax.sandbox.rebuild import Rebuilt, bind, run
 from sdjax.sandbox.verdict import Refusal
 
 DEPTHS = (0.0, 1.0)  # the first and the last layer
+MOST_KEPT = 2_048
+MOST_DIFFERENT = 512
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,16 +42,49 @@ class Trial:
     name: Any
     inputs: Inputs
     depth: float
+    used: set["Operation"]  # by all trials of the program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """An equation on operands of certain types, which other programs may have as well."""
+
+    what: Any
+    types: tuple[tuple[Any, Any], ...]  # shape and dtype of each operand
+    fuel: int
+    equation: Equation = field(compare=False)
+
+
+@functools.lru_cache(maxsize=MOST_KEPT)
+def _compiled(operation: Operation) -> jax.stages.Compiled:
+    def call(*operands: Any) -> Any:
+        return bind(operation.equation, list(operands), operation.fuel)
+
+    types = [jax.ShapeDtypeStruct(*of) for of in operation.types]
+    return jax.jit(call).lower(*types).compile(compiler_options=QUICK)
+
+
+def _step(used: set[Operation], equation: Equation, operands: list[Any], fuel: int) -> Any:
+    # Control flow holds a program of its own, and is the same as itself alone.
+    same = equation if equation.name in CONTROL_FLOW else (equation.name, repr(equation.params))
+    types = tuple((x.shape, x.dtype) for x in operands)
+    operation = Operation(what=same, types=types, fuel=fuel, equation=equation)
+    used.add(operation)
+    if len(used) > MOST_DIFFERENT:
+        message = f"the program has more than {MOST_DIFFERENT} different operations"
+        raise Refusal("too costly", "operations", message)
+    return _compiled(operation)(*operands)
 
 
 def trials(program: Rebuilt, contract: Contract) -> list[Trial]:
     """What is to be run: a tensor of each group (layout.plan), at either end of the depth."""
-    found = []
+    found: list[Trial] = []
+    used: set[Operation] = set()
     for preferred, real in plan(contract, program.form, "kind" in program.requests).probes:
         name = preferred if preferred in program.programs else real
         inputs = _inputs(program.programs[name][0], name)
         depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
-        found += [Trial(name=name, inputs=inputs, depth=depth) for depth in depths]
+        found += [Trial(name=name, inputs=inputs, depth=d, used=used) for d in depths]
     return found
 
 
@@ -96,18 +135,19 @@ def run_trial(
 
 
 def _run(program: Rebuilt, trial: Trial, order: Sequence[int]) -> list[np.ndarray]:
-    name = trial.name
-    outputs, exhausted = program.run(
+    layout, block = program.programs[trial.name]
+    inputs = layout.pack(
         [trial.inputs.task_vectors[slot] for slot in order],
-        base=trial.inputs.base,
-        key=jax.random.key(0, impl="threefry2x32"),
-        depth=np.float32(trial.depth),
-        kind=name[0] if isinstance(name, tuple) else None,
+        trial.inputs.base,
+        jax.random.key(0, impl="threefry2x32"),
+        np.float32(trial.depth),
+        [np.float32(value) for value in program.hyperparameters.values()],
     )
+    outputs, exhausted = run(block, inputs, program.fuel, functools.partial(_step, trial.used))
     if exhausted is not None and bool(exhausted):
         message = f"a `while` loop did not end within {program.fuel} steps on the probe tensors"
         raise Refusal("too costly", "fuel", message)
-    leaves = [np.asarray(leaf) for leaf in _leaves(program.programs[name][0], outputs)]
+    leaves = [np.asarray(leaf) for leaf in outputs]
     for leaf in leaves:
         if not np.isfinite(leaf).all():
             share = float(np.mean(~np.isfinite(leaf)))
@@ -118,10 +158,6 @@ def _run(program: Rebuilt, trial: Trial, order: Sequence[int]) -> list[np.ndarra
                 " zeros, as real task vectors do; guard divisions, logarithms and roots",
             )
     return leaves
-
-
-def _leaves(layout: Layout, value: Any) -> list[Any]:
-    return [value] if layout.paths is None else [value[path] for path in layout.paths]
 
 
 def _on_host() -> AbstractContextManager:

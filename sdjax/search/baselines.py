@@ -66,8 +66,9 @@ def score_baseline(
         return
     if detail is not None:
         merged = bench.merge(algorithm(detail["method"], **detail["hyperparameters"]), setting)
+        verdict = "admitted" if merged.finite else "non-finite"
         store.save_application(
-            Application(candidate=name, setting=setting, finite=merged.finite, change=merged.change)
+            Application(candidate=name, setting=setting, verdict=verdict, change=merged.change)
         )
         if merged.finite:
             score(bench, store, name, merged.params, split, setting)

@@ -58,17 +58,19 @@ class TaskConfig:
     """What is scored.
 
     Attributes:
-        name: of a task, or the path of a .jsonl file of problems.
-        development, test: problems of each split; null takes all that there are.
-        shots: worked examples before each problem.
+        name: of a task, the path of a .jsonl file of problems, or module:Class of a task.
+        data: a file or folder with the task's problems; null asks the Hugging Face hub.
+        development, test: problems of each split; null takes what the task has.
+        shots: worked examples before each problem; null shows as many as the task's own.
         prompt: how a problem is put to the models; the same for all merges of a run.
         metric: the reading of an answer by which programs are ranked.
     """
 
     name: Name
+    data: Name | None = None
     development: Count | None = None
     test: Count | None = None
-    shots: Annotated[int, Field(ge=0)] = 0
+    shots: Annotated[int, Field(ge=0)] | None = None
     prompt: Literal["plain", "chat"] = "plain"
     metric: Literal["strict", "flexible"] = "strict"
 

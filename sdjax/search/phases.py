@@ -6,7 +6,6 @@ So a phase that was interrupted goes on where it stopped, and one that is whole 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -21,15 +20,14 @@ from sdjax.models.adapter import Adapter
 from sdjax.programs.extraction import extract_program
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.progress import progress_bar
-from sdjax.sandbox.rebuild import to_algorithm
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.search.applied import apply_program
 from sdjax.search.pairs import Pair, Scored, make_pairs, select
 from sdjax.search.processes import judge_all
 from sdjax.search.records import (
     DEVELOPMENT,
     MAIN,
     SEARCH,
-    Application,
     Candidate,
     JudgedSample,
     Sample,
@@ -146,25 +144,15 @@ def score_program(
     """Applies a verified program to the seed and scores the merged model."""
     name = program_candidate(identity)
     application = store.applications(setting).get(name)
-    if application is not None and not application.finite:
+    if application is not None and not application.admitted:
         return
     if is_scored(store, name, split, setting):
         return
-    algorithm = to_algorithm(store.wire_of(identity), bench.contract, name=name)
-    start = time.monotonic()
-    merged = bench.merge(algorithm, setting)
+    found, merged = apply_program(bench, identity, store.wire_of(identity), setting)
     store.save_candidate(Candidate(name=name, kind="program", identity=identity))
     if application is None:
-        store.save_application(
-            Application(
-                candidate=name,
-                setting=setting,
-                finite=merged.finite,
-                change=merged.change,
-                seconds=time.monotonic() - start,
-            )
-        )
-    if merged.finite:
+        store.save_application(found)
+    if merged is not None:
         score(bench, store, name, merged.params, split, setting)
 
 
@@ -175,7 +163,7 @@ def score(
     if is_scored(store, candidate, split, setting):
         return
     done = {outcome.problem_id for outcome in store.outcomes(candidate, split, setting)}
-    problems = [problem for problem in bench.problems[split] if problem.id not in done]
+    problems = [one for one in bench.problems[split] if one.problem.id not in done]
     kept: list[Outcome] = []
 
     def keep(outcome: Outcome) -> None:

@@ -20,7 +20,7 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    shipped = PACKAGED / path.with_suffix(".yaml").name
+    shipped = PACKAGED / f"{path.stem}.yaml"
     if path.parent in (Path("."), Path("configs")) and shipped.is_file():
         return shipped
     names = ", ".join(sorted(file.stem for file in PACKAGED.glob("*.yaml")))

@@ -138,8 +138,9 @@ class Sample:
 class JudgedSample:
     """A sample and what became of it.
 
-    `status`: a verdict's name; "duplicate" where an earlier sample of this purpose has the same
-    identity or the same outputs on the probe tensors; "no program" where the text holds none;
+    `status`: the name of the sandbox's verdict, or of the one that the real weights put in its
+    place ("non-finite", "too costly"); "duplicate" where an earlier sample of this purpose has the
+    same identity or the same outputs on the probe tensors; "no program" where the text holds none;
     "not judged" yet. `identity` is that of the program it stands for (a duplicate: the original's).
     """
 
@@ -193,9 +194,15 @@ class Application:
 
     candidate: str
     setting: str = MAIN
-    finite: bool
+    verdict: str = "admitted"  # or what the real weights made of it, in the sandbox's words
+    rule: str = ""
+    message: str = ""
     change: float
     seconds: float = 0.0
+
+    @property
+    def admitted(self) -> bool:
+        return self.verdict == "admitted"
 
 
 class OutcomeLike(Protocol):

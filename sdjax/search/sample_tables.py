@@ -127,13 +127,14 @@ class SampleTables:
             """
             SELECT s.iteration, s.number, s.prompt, s.text, s.tokens, s.stopped, s.source_hash,
                    v.verdict, v.rule, v.identity, p.fingerprint,
-                   EXISTS (SELECT 1 FROM application a JOIN candidate c ON c.name = a.candidate
-                           WHERE c.identity = v.identity AND NOT a.finite
-                           AND a.setting = coalesce(l.setting, 'main')) AS burst
+                   a.verdict AS applied, a.rule AS applied_rule
             FROM sample s
             LEFT JOIN verdict v ON v.source_hash = s.source_hash
             LEFT JOIN program p ON p.identity = v.identity
             LEFT JOIN lineage l ON l.iteration = s.iteration
+            LEFT JOIN candidate c ON c.identity = v.identity AND c.kind = 'program'
+            LEFT JOIN application a ON a.candidate = c.name
+                 AND a.setting = coalesce(l.setting, 'main')
             WHERE s.purpose = ? ORDER BY s.iteration, s.number
             """,
             (purpose,),
@@ -210,8 +211,8 @@ def _status(row: sqlite3.Row, seen: dict[str, str]) -> tuple[str, str, str | Non
         return "not judged", "", None
     if row["verdict"] not in ADMISSIBLE:
         return row["verdict"], row["rule"], None
-    if row["burst"]:
-        return "non-finite", "non-finite when applied", None
+    if row["applied"] not in (None, "admitted"):
+        return row["applied"], row["applied_rule"], None
     identity = row["identity"]
     marks = [f"identity {identity}"]
     if row["fingerprint"] is not None:

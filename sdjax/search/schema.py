@@ -1,4 +1,4 @@
-"""The tables of a run's database, version 1.
+"""The tables of a run's database, version 2.
 
 A *candidate* is anything that is scored: "seed", "expert_1", "method:ties(density=0.4)",
 "program:<identity>", "control:scale(...)". A *setting* is what a candidate is applied to: the seed
@@ -7,7 +7,7 @@ setting, "main"; a transfer, an order swap, or a later iteration with another se
 its own, so nothing here assumes that a run has one seed.
 """
 
-VERSION = 1
+VERSION = 2
 
 SCHEMA = """
 CREATE TABLE run (
@@ -110,7 +110,9 @@ CREATE TABLE candidate (
 CREATE TABLE application (
   candidate TEXT NOT NULL REFERENCES candidate(name),
   setting TEXT NOT NULL REFERENCES setting(name),
-  finite INTEGER NOT NULL,
+  verdict TEXT NOT NULL,             -- "admitted", or why the weights refuse it after all
+  rule TEXT NOT NULL,
+  message TEXT NOT NULL,
   change REAL NOT NULL,              -- norm of the merged task vector / mean norm of the experts'
   seconds REAL NOT NULL,
   PRIMARY KEY (candidate, setting)

@@ -31,15 +31,16 @@ class ScoreTables:
         }
 
     def save_application(self, application: Application) -> None:
-        """Records what applying a candidate gave; a non-finite change is kept as finite=False."""
-        finite = application.finite and bool(np.isfinite(application.change))
+        """Records what applying a candidate gave; a change that is not finite is kept as 0."""
         self._db.write(
-            "INSERT OR REPLACE INTO application VALUES (?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO application VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 application.candidate,
                 application.setting,
-                int(finite),
-                float(application.change) if finite else 0.0,
+                application.verdict,
+                application.rule,
+                application.message,
+                float(application.change) if np.isfinite(application.change) else 0.0,
                 application.seconds,
             ),
         )
@@ -47,10 +48,7 @@ class ScoreTables:
     def applications(self, setting: str = MAIN) -> dict[str, Application]:
         """Candidate -> what applying it in a setting gave."""
         rows = self._db.read("SELECT * FROM application WHERE setting = ?", (setting,))
-        return {
-            row["candidate"]: Application(**{**dict(row), "finite": bool(row["finite"])})
-            for row in rows
-        }
+        return {row["candidate"]: Application(**dict(row)) for row in rows}
 
     def save_scores(
         self,

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.errors import UserError
-from sdjax.evaluation.task import Problem, Task
-from sdjax.evaluation.tasks import find_task
+from sdjax.evaluation.prompts import Prompted, put
+from sdjax.evaluation.task import Task
+from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.checkpoint import read_config as read_model_config
 from sdjax.io.checkpoint import read_model
 from sdjax.io.folders import TRAINING_PROGRAMS, model_folder
@@ -56,7 +57,7 @@ class Workbench:
     experts: Mapping[str, Sequence[dict]]
     mergers: Mapping[str, Merger]
     task: Task
-    problems: Mapping[str, Sequence[Problem]]
+    problems: Mapping[str, Sequence[Prompted]]
     generating: Decoder
     answering: Decoder
     contract: Contract
@@ -87,9 +88,15 @@ class Workbench:
         )
         return adapter if self.mesh is None else spread(adapter, self.model, self.mesh)
 
-    def merge(self, algorithm: Algorithm, setting: str = MAIN) -> Merged:
-        """The seed with the algorithm's merged task vector added to the tensors in scope."""
-        return self.mergers[setting](algorithm, key=self.fold("merge"))
+    def merge(
+        self, algorithm: Algorithm, setting: str = MAIN, *, most_memory: int | None = None
+    ) -> Merged:
+        """The seed with the algorithm's merged task vector added to the tensors in scope.
+
+        Raises TooMuchMemory where a compiled program takes more than ``most_memory`` bytes.
+        """
+        merger = self.mergers[setting]
+        return merger(algorithm, key=self.fold("merge"), most_memory=most_memory)
 
     def with_expert(self, index: int, setting: str = MAIN) -> dict:
         """The seed with the tensors in scope of one expert."""
@@ -148,7 +155,9 @@ def prepare(config: RunConfig) -> Workbench:
         experts=experts,
         mergers=mergers,
         task=task,
-        problems={split: task.problems(split) for split in (DEVELOPMENT, TEST)},
+        problems={
+            split: _problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
+        },
         generating=_decoder(model, tokenizer, config.generation.decoding, mesh),
         answering=_decoder(model, tokenizer, config.evaluation, mesh),
         contract=Contract.of(
@@ -168,12 +177,30 @@ def prepare(config: RunConfig) -> Workbench:
 
 def _task(config: RunConfig) -> Task:
     wanted = config.task
-    if wanted.shots > 0 or wanted.prompt == "chat":
+    return find_task(
+        wanted.name,
+        data=wanted.data,
+        shots=wanted.shots,
+        development=wanted.development,
+        test=wanted.test,
+        allow_missing=config.sandbox.allow_missing,
+    )
+
+
+def _problems(
+    task: Task, split: str, config: RunConfig, tokenizer: Tokenizer
+) -> Sequence[Prompted]:
+    """The problems of a split as they are put to every model of the run."""
+    problems = put(task, task.problems(split), tokenizer, chat=config.task.prompt == "chat")
+    if not problems:
+        raise UserError(f"task {task.name}: has no {split} problem; see task.development and .test")
+    longest = config.evaluation.buckets[-1]
+    if all(len(one.tokens) > longest for one in problems):
         raise UserError(
-            "task: worked examples (shots) and chat prompts are not there yet; set shots to 0 and "
-            "prompt to plain"
+            f"task {task.name}: every {split} prompt is longer than the largest of "
+            f"evaluation.buckets ({longest}); add a larger one"
         )
-    return find_task(wanted.name, development=wanted.development, test=wanted.test)
+    return problems
 
 
 def _read_expert(
@@ -233,4 +260,18 @@ def limits_of(config: RunConfig) -> Limits:
 
 def _training_identities(folder: Path) -> np.ndarray | None:
     path = folder / TRAINING_PROGRAMS
-    return np.load(path, allow_pickle=False) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+    else:
+        if found.dtype == np.uint64 and found.ndim == 1:
+            return found
+        reason = f"it holds {found.dtype} {list(found.shape)}"
+    raise UserError(
+        f"{path}: is no list of the programs that the seed was trained on ({reason}); restore the "
+        "file, or remove it: the report then does not tell which programs are remembered"
+    )

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from sdjax.evaluation.arithmetic import KINDS, Exercise, exercises, prompt_of
+from sdjax.evaluation.tasks.arithmetic import KINDS, Exercise, exercises, prompt_of
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.programs.grammar import sample_program
 from sdjax.training.packing import Example, pack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from sdjax.evaluation.arithmetic import KINDS
+from sdjax.evaluation.tasks.arithmetic import KINDS
 from sdjax.models.config import ModelConfig
 from sdjax.training.fit import OptimiserSettings
 from sdjax.zoo.tokenizer import END_ID

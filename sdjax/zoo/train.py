@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.errors import UserError
-from sdjax.evaluation.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
 from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.prompts import put
 from sdjax.evaluation.task import Outcome, Problem
+from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
 from sdjax.io.checkpoint import read_config, read_model, write_model
 from sdjax.io.folders import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
@@ -259,10 +260,11 @@ class Probe:
         self._tokenizer = tokenizer
         self._task = ArithmeticTask()
         self.problems: list[Problem] = self._task.problems(split)
+        self._prompted = put(self._task, self.problems, tokenizer)
         self._decoder = Decoder(config, DECODER)
 
     def outcomes(self, params: dict) -> list[Outcome]:
-        return evaluate(self._decoder, self._tokenizer, params, self._task, self.problems)
+        return evaluate(self._decoder, self._tokenizer, params, self._task, self._prompted)
 
     def accuracies(self, params: dict) -> dict[str, float]:
         """Kind to the share of problems that are strictly right; `all` is the mean of all."""

@@ -137,7 +137,7 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
         name = program_candidate(identity)
         store.save_candidate(Candidate(name=name, kind="program", identity=identity))
         change = rng.uniform(0, 1.5)
-        store.save_application(Application(candidate=name, finite=True, change=change))
+        store.save_application(Application(candidate=name, change=change))
         skill = 0.9 if number == 3 else min(0.64, rng.gauss(0.38 + 0.04 * iteration, 0.09))
         results = outcomes(rng, skill, DEVELOPMENT_PROBLEMS)
         store.save_scores(name, "development", results)

@@ -115,11 +115,13 @@ def test_a_program_that_burst_on_application_is_among_the_reasons(tmp_path, made
         (first, *_) = [s.identity for s in store.judged() if s.novel]
         before = read_contents(store).iterations[0]
         store.save_application(
-            Application(candidate=program_candidate(first), finite=False, change=0.0)
+            Application(
+                candidate=program_candidate(first), verdict="too costly", rule="fuel", change=0.0
+            )
         )
         after = read_contents(store).iterations[0]
         assert after.novel == before.novel - 1
-        assert any(reason.startswith("non-finite") for reason in after.reasons)
+        assert any(reason.startswith("too costly") for reason in after.reasons)
 
 
 def test_names_are_for_readers():

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-SECONDS = 20  # an input that takes longer is a hang
+SECONDS = 20  # of processor time; an input that takes longer is a hang
 PROBED = 20  # one in so many admitted programs is run
 JUNK: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2, 7, 31, 255, 1 << 31, 1 << 40, 1 << 62, 10**30, -(1 << 63)),
@@ -31,34 +31,59 @@ JUNK: tuple[Any, ...] = (
     *([], {}, [0], [[]], [None, [16, 8]], ["float32", 1.0], ["constant", 0], ["int32", 2**31 - 1]),
 )
 # Inside the programs that the parent traces for itself: what `jax`'s public functions wrap.
-WRAPPERS = {"jit", "pjit", "closed_call"}
+WRAPPERS = {"jit", "pjit", "closed_call", "optimization_barrier"}
 
 
 def seeds(contract: Any) -> list[Any]:
-    """The messages of the catalogue's valid programs, as JSON values."""
+    """As JSON values: the catalogue's valid programs, and a short message for every result of the
+    cases that cover the primitives."""
     from catalogue import VALID
 
     from sdjax.sandbox.trace import trace_trusted
 
-    return [json.loads(trace_trusted(source, contract)) for source in VALID.values()]
+    programs = [*VALID.values(), *short_programs()]
+    return [json.loads(trace_trusted(program, contract)) for program in programs]
+
+
+def short_programs() -> list[Callable]:
+    """One for each result of the primitives' cases, added up and put on the first expert."""
+    import jax
+    import jax.numpy as jnp
+    import primitive_cases as p
+
+    def program(function: Callable, arguments: tuple, index: int) -> Callable:
+        def merge_models(task_vectors: Any, key: Any) -> Any:
+            x, y, *_ = task_vectors.values()
+            inputs = (
+                *((p.X, x), (p.Y, y), (p.U, jax.nn.sigmoid(x)), (p.B, x > 0), (p.KEY, key)),
+                *((p.N, (99 * x).astype(int)), (p.W, (9 * x * x).astype(jnp.uint32))),
+            )
+            given = [next((v for a, v in inputs if a is one), one) for one in arguments]
+            return x + jnp.sum(jnp.real(list(function(*given))[index])).astype(jnp.float32)
+
+        return merge_models
+
+    return [
+        program(function, arguments, index)
+        for function, arguments in p.CASES.values()
+        for index in range(len(jax.eval_shape(lambda *xs, f=function: list(f(*xs)), *arguments)))
+    ]
 
 
 def mutated(message: Any, others: Sequence[Any], draw: random.Random) -> Any:
     """The message with one small change at any of its nodes."""
-    path = draw.choice(paths(message))
-    return _replaced(message, path, lambda node: _other(node, others, draw))
+    return _replaced(message, a_path(message, draw), lambda node: _other(node, others, draw))
 
 
-def paths(message: Any) -> list[tuple[Any, ...]]:
-    """Where each node of a message stands."""
-    found: list[tuple[Any, ...]] = [()]
-    for at in found:
-        node = message
-        for key in at:
-            node = node[key]
-        if isinstance(node, (dict, list)):
-            found += [(*at, key) for key in (node if isinstance(node, dict) else range(len(node)))]
-    return found
+def a_path(message: Any, draw: random.Random) -> tuple[Any, ...]:
+    """Where a node of a message stands: any, but rather in the programs than in the frame."""
+    path: list[Any] = []
+    while isinstance(message, (dict, list)) and message and draw.random() > 0.04:
+        keys = sorted(message) if isinstance(message, dict) else range(len(message))
+        heavy = ("programs", "block", "equations", "body")
+        path += draw.choices(keys, [20 if key in heavy else 1 for key in keys])
+        message = message[path[-1]]
+    return tuple(path)
 
 
 def _replaced(node: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
@@ -76,7 +101,7 @@ def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
         return draw.choice(JUNK)
     if draw.random() < 0.15:  # a part of another message
         other = draw.choice(others)
-        for key in draw.choice(paths(other)):
+        for key in a_path(other, draw):
             other = other[key]
         return other
     if type(node) is bool:
@@ -108,14 +133,19 @@ class Judge:
         self.contract, self.outcomes, self.admitted = contract, Counter[str](), 0
         self.slowest = 0.0
 
+        def hang(number: int, frame: Any) -> None:
+            raise Hang
+
+        signal.signal(signal.SIGPROF, hang)
+
     def __call__(self, wire: str) -> None:
         """Raises whatever is not a refusal; AssertionError for a program outside the list."""
         from sdjax.sandbox.probe import probe
         from sdjax.sandbox.rebuild import rebuild
         from sdjax.sandbox.verdict import Refusal
 
-        started = time.monotonic()
-        signal.alarm(SECONDS)
+        started = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             program = rebuild(wire, self.contract)
             self.admitted += 1
@@ -126,8 +156,8 @@ class Judge:
         except Refusal as refusal:
             self.outcomes[f"{refusal.verdict}, {refusal.rule}"] += 1
         finally:
-            signal.alarm(0)
-        self.slowest = max(self.slowest, time.monotonic() - started)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        self.slowest = max(self.slowest, time.process_time() - started)
 
 
 def check_primitives(program: Any) -> None:
@@ -160,16 +190,12 @@ def fuzz(contract: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
     """So many mutated messages; a line of news after `every`."""
     draw, judge, messages = random.Random(seed), Judge(contract), seeds(contract)
 
-    def hang(number: int, frame: Any) -> None:
-        raise Hang
-
-    signal.signal(signal.SIGALRM, hang)  # libFuzzer brings its own
     started = time.monotonic()
     for number in range(1, inputs + 1):
         message = draw.choice(messages)
         for _ in range(draw.choice((1, 1, 1, 2, 3, 6))):
             message = mutated(message, messages, draw)
-        wire = json.dumps(message, allow_nan=True)
+        wire = written(message, draw)
         if draw.random() < 0.05:  # and broken text
             at = draw.randrange(len(wire) + 1)
             wire = wire[:at] + draw.choice(('"', "[", "}", "\ud800", "1e999", "")) + wire[at + 1 :]
@@ -184,11 +210,21 @@ def fuzz(contract: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
     return judge
 
 
+def written(message: Any, draw: random.Random) -> str:
+    """As the decoder wants it, save for a few."""
+    from sdjax.sandbox.hashes import canonical
+
+    with contextlib.suppress(ValueError, TypeError):  # not a number; keys of several types
+        if draw.random() < 0.98:
+            return canonical(message)
+    return json.dumps(message, allow_nan=True)
+
+
 def small_contract() -> Any:
-    """Few and small tensors, so that messages are short."""
+    """Two small tensors of one shape and two kinds, so that messages are short."""
     from sdjax.sandbox.contract import Contract, Limits
 
-    tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (8, 4)), "up": ("mlp.down_proj", (4, 8))}
+    tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (6, 4)), "up": ("mlp.gate_proj", (6, 4))}
     limits = Limits(equations=1_500, growth=64)
     return Contract.of(("expert_1", "expert_2", "expert_3"), tensors, limits)
 
@@ -204,7 +240,7 @@ def with_atheris(folder: Path, flags: list[str]) -> None:
     messages, judge = seeds(contract), Judge(contract)
     folder.mkdir(parents=True, exist_ok=True)
     for number, message in enumerate(messages):
-        (folder / f"seed-{number}").write_text(json.dumps(message))
+        (folder / f"seed-{number}").write_text(written(message, random.Random(0)))
 
     def one_input(data: bytes) -> None:
         judge(data.decode("utf-8", "surrogateescape"))
@@ -217,11 +253,11 @@ def with_atheris(folder: Path, flags: list[str]) -> None:
         with contextlib.suppress(ValueError, RecursionError):
             if draw.random() < 0.9:
                 message = mutated(json.loads(data), messages, draw)
-                return json.dumps(message).encode("utf-8", "surrogateescape")[:most]
+                return written(message, draw).encode("utf-8", "surrogateescape")[:most]
         return atheris.Mutate(data, len(data))
 
     atheris.Setup(
-        [sys.argv[0], str(folder), f"-timeout={SECONDS}", "-max_len=65536", *flags],
+        [sys.argv[0], str(folder), f"-timeout={100 * SECONDS}", "-max_len=65536", *flags],
         one_input,
         custom_mutator=mutate,
     )

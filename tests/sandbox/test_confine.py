@@ -153,7 +153,7 @@ def test_a_missing_layer_is_named_and_refused_until_it_is_allowed(layer):
 def test_a_worker_that_lacks_a_layer_ends_before_it_sees_a_program(contract, monkeypatch):
     """Even where the survey was wrong: the worker itself knows what it has."""
     poorer = _BOOT_WITHOUT
-    monkeypatch.setattr("sdjax.sandbox.sandbox._BOOT", poorer)
+    monkeypatch.setattr("sdjax.sandbox.fork_server._BOOT", poorer)
     with Sandbox(contract, workers=1) as sandbox:
         verdict = sandbox.judge(VALID["linear"])
         assert (verdict.verdict, verdict.rule) == ("refused", "worker")

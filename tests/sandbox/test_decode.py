@@ -7,6 +7,7 @@ import pytest
 from catalogue import VALID, merge
 
 from sdjax.sandbox.contract import Contract, Limits
+from sdjax.sandbox.hashes import canonical
 from sdjax.sandbox.rebuild import rebuild
 from sdjax.sandbox.trace import trace_trusted
 from sdjax.sandbox.verdict import Refusal
@@ -26,7 +27,7 @@ def first_block(message):
 
 
 def refused(message, contract) -> Refusal:
-    wire = message if isinstance(message, str) else json.dumps(message)
+    wire = message if isinstance(message, str) else canonical(message)
     with pytest.raises(Refusal) as refusal:
         rebuild(wire, contract)
     assert refusal.value.message

@@ -22,7 +22,7 @@ BAD = {
 
 @pytest.mark.slow
 def test_no_worker_is_left_behind(contract, monkeypatch):
-    monkeypatch.setattr("sdjax.sandbox.sandbox._BOOT", UNRULED)
+    monkeypatch.setattr("sdjax.sandbox.fork_server._BOOT", UNRULED)
     limits = Limits(cpu_seconds=1, wall_seconds=1.5)
     hasty = Contract(slots=contract.slots, tensors=contract.tensors, limits=limits)
     bad = list(BAD.values())

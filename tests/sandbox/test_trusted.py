@@ -13,7 +13,7 @@ PARENT = (
     *("sandbox", "verdict", "contract", "layout", "primitives", "decode", "rebuild", "cost"),
     *("trial", "hashes"),
 )
-LOCK = ("confine", "seccomp", "landlock", "server")
+LOCK = ("confine", "seccomp", "landlock", "server", "fork_server")
 
 
 def lines(name: str) -> int:
@@ -42,7 +42,7 @@ def imports(name: str) -> set[str]:
 def test_the_trusted_side_is_small_enough_to_audit():
     counted = {name: lines(name) for name in (*PARENT, *LOCK)}
     assert sum(counted[name] for name in PARENT) <= 1_300, counted
-    assert sum(counted[name] for name in LOCK) <= 400, counted
+    assert sum(counted[name] for name in LOCK) <= 430, counted
 
 
 def test_it_imports_nothing_else_of_the_room():

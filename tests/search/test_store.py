@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -96,7 +97,11 @@ def test_each_sample_gets_its_status_whatever_the_order_of_verdicts(tmp_path):
             store.save_verdict(source, admitted(source, identity, fingerprint="f"))
         store.save_verdict("bad", refused("bad"))
         store.save_candidate(Candidate(name="program:X", kind="program", identity="X"))
-        store.save_application(Application(candidate="program:X", finite=True, change=float("nan")))
+        burst = Application(
+            candidate="program:X", verdict="non-finite", rule="weights", change=float("nan")
+        )
+        store.save_application(burst)
+        assert store.applications() == {"program:X": dataclasses.replace(burst, change=0.0)}
         judged = store.judged()
         assert [one.status for one in judged] == [
             "admitted",
@@ -110,7 +115,7 @@ def test_each_sample_gets_its_status_whatever_the_order_of_verdicts(tmp_path):
             "duplicate",
         ]
         assert judged[7].identity == "B"
-        assert judged[1].rule == "import"
+        assert (judged[1].rule, judged[6].rule) == ("import", "weights")
         assert judged[0].tokens == (1, 70000, 0)
         assert [one.status for one in store.judged(2)] == ["duplicate"]
         assert store.verdict_of("a").layers == ("seccomp",)
@@ -245,7 +250,7 @@ def test_a_missing_or_foreign_or_newer_database_is_a_users_error(tmp_path):
         Store.open(tmp_path)
     create(tmp_path).close()
     connection = sqlite3.connect(tmp_path / "run.sqlite")
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
     with pytest.raises(UserError, match="version 2"):
         Store.open(tmp_path)

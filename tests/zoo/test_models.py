@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdjax.algorithms.registry import algorithm
 from sdjax.errors import UserError
-from sdjax.evaluation.arithmetic import KINDS, ArithmeticTask
 from sdjax.evaluation.statistics import paired_difference
+from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask
 from sdjax.io.checkpoint import read_config, read_model
 from sdjax.io.folders import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
 from sdjax.io.tokenizer import read_tokenizer

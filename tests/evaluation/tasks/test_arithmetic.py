@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from sdjax.evaluation.arithmetic import (
+from sdjax.evaluation.tasks.arithmetic import (
     HARD,
     KINDS,
     RARE,

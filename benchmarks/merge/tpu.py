@@ -1,0 +1,83 @@
+"""Merging as the TPU compiler sees it: bytes, temporary memory and collectives, without a TPU.
+
+    JAX_PLATFORMS=cpu python benchmarks/merge/tpu.py --topology v5e:2x4     # needs sdjax[tpu]
+
+Every method is compiled for each matrix of a layer of Mistral-7B in bfloat16, split over the chips
+as `sdjax.sharding.rules` says. The least bytes: base and experts read once, the result written
+once. Methods that need a norm or a count read more than once, by their nature. tsv and iso_c are
+left out: their singular value decompositions take the compiler more memory than 24 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.algorithms.registry import methods
+from sdjax.merging.lowering import TensorProgram
+from sdjax.merging.method import Method
+from sdjax.planning.topology import Needs, tpu_devices
+from sdjax.sharding.mesh import make_mesh
+from sdjax.sharding.rules import sharding_of
+
+SPECTRAL = ("tsv", "iso_c")
+HIDDEN, INNER, KEY_VALUE = 4096, 14336, 1024
+# Shape, logical axes, and how many of them a layer has.
+MATRICES = {
+    "q_proj, o_proj": ((HIDDEN, HIDDEN), ("heads", "embed"), 2),
+    "k_proj, v_proj": ((KEY_VALUE, HIDDEN), ("kv_heads", "embed"), 2),
+    "gate_proj, up_proj": ((INNER, HIDDEN), ("mlp", "embed"), 2),
+    "down_proj": ((HIDDEN, INNER), ("embed", "mlp"), 1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v5e:2x4")
+    parser.add_argument("--tensor", type=int, default=4, help="size of the mesh's tensor axis")
+    parser.add_argument("--experts", type=int, default=3)
+    every = [name for name in methods() if name not in SPECTRAL]
+    parser.add_argument("--methods", default=",".join(every))
+    options = parser.parse_args()
+    devices = tpu_devices(options.topology)
+    mesh = make_mesh({"fsdp": -1, "tensor": options.tensor}, devices=devices)
+    print(f"{options.topology}, {dict(mesh.shape)}, jax {jax.__version__}; a layer of Mistral-7B,")
+    print(f"bfloat16, {options.experts} experts (fewer where the method takes fewer)\n")
+    print("| method | bytes accessed / least | temporary MiB a chip | collectives | s to compile |")
+    print("|---|---|---|---|---|")
+    for name in options.methods.split(","):
+        print(row(methods()[name], mesh, options.experts), flush=True)
+
+
+def row(method: Method, mesh: jax.sharding.Mesh, experts: int) -> str:
+    least = accessed = 0.0
+    temporary, collectives = 0, Counter()
+    start = time.perf_counter()
+    for shape, axes, count in MATRICES.values():
+        leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding_of(shape, axes, mesh))
+        slots = tuple(f"expert_{j}" for j in range(min(experts, method.meaning.most or experts)))
+        base = leaf if method.meaning.base in ("required", "optional") else None
+        program = TensorProgram.of(
+            method.bind(), slots, base, (leaf,) * len(slots), kind=None, key=jax.random.key(0)
+        )
+        needs = Needs.of(program.lower().compile())
+        least += count * (needs.arguments + needs.outputs)
+        accessed += count * needs.accessed
+        temporary = max(temporary, needs.temporary)
+        collectives += needs.collectives
+    told = Counter()
+    for (operation, shapes), number in collectives.items():
+        told[f"{operation} {shapes}"] += number
+    listed = ", ".join(f"{number} {what}" for what, number in told.most_common(3)) or "none"
+    return (
+        f"| {method.name} | {accessed / least:.2f} | {temporary / 2**20:.1f} | {listed} "
+        f"| {time.perf_counter() - start:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

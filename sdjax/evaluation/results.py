@@ -1,0 +1,171 @@
+"""The folder of an evaluation: its settings, one line a problem, and the scores.
+
+settings.json   what decides the results; another evaluation may not go on in this folder
+results.jsonl   appended to as problems are graded, so that an interruption loses nothing
+scores.json     accuracies with 95 % intervals, once all problems are there
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from sdjax.errors import UserError
+from sdjax.evaluation.prompts import Prompted
+from sdjax.evaluation.statistics import accuracy_interval
+from sdjax.evaluation.task import Outcome
+from sdjax.io.json_lines import read_json_lines
+from sdjax.io.weights_file import write_text
+
+SETTINGS, RESULTS, SCORES = "settings.json", "results.jsonl", "scores.json"
+READINGS = ("strict", "flexible")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One problem of results.jsonl: what was asked (the prompt by its hash), and the outcome."""
+
+    id: str
+    kind: str
+    question: str
+    answer: str
+    prompt_sha256: str
+    output: str
+    strict_answer: str | None
+    flexible_answer: str | None
+    strict: bool
+    flexible: bool
+    failure: str | None
+
+    @classmethod
+    def of(cls, asked: Prompted, outcome: Outcome) -> Line:
+        fields = dataclasses.asdict(outcome)
+        fields["id"] = fields.pop("problem_id")
+        problem = asked.problem
+        return cls(
+            kind=problem.kind,
+            question=problem.question,
+            answer=problem.answer,
+            prompt_sha256=asked.sha256,
+            **fields,
+        )
+
+
+class Results:
+    """The lines of an evaluation; in a folder, those that an interrupted one has left too.
+
+    Attributes:
+        lines: what is known, by problem.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]):
+        """Raises UserError where the folder holds something else, or other settings."""
+        self.lines: dict[str, Line] = {}
+        self._folder = folder
+        self._file: IO[str] | None = None
+        if folder is None:
+            return
+        if (folder / SETTINGS).is_file():
+            _check(folder, settings)
+            self.lines = {line.id: line for line in _read_torn(folder / RESULTS)}
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: is not empty and no evaluation; choose another --out")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / RESULTS, map(_json, self.lines.values()))
+        _replace(folder / SETTINGS, [json.dumps(settings, indent=2)])
+        self._file = (folder / RESULTS).open("a", encoding="utf-8")
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def missing(self, asked: Sequence[Prompted]) -> list[Prompted]:
+        """The problems without a line. UserError where a line is of another prompt."""
+        for one in asked:
+            line = self.lines.get(one.problem.id)
+            if line is not None and line.prompt_sha256 != one.sha256:
+                raise UserError(
+                    f"{self._folder}: its evaluation puts problem {line.id} by another prompt; "
+                    "keep data, shots and chat as they were, or choose another --out"
+                )
+        return [one for one in asked if one.problem.id not in self.lines]
+
+    def add(self, line: Line) -> None:
+        """Keeps one problem's line at once."""
+        self.lines[line.id] = line
+        if self._file is not None:
+            print(_json(line), file=self._file, flush=True)
+
+    def finish(self, order: Sequence[str]) -> None:
+        """Writes the lines in the order of the problems, those of earlier calls behind them."""
+        if self._folder is None:
+            return
+        rest = [id for id in self.lines if id not in set(order)]
+        lines = [self.lines[id] for id in (*order, *rest)]
+        _replace(self._folder / RESULTS, map(_json, lines))
+        _replace(self._folder / SCORES, [json.dumps(scores(lines), indent=2)])
+
+
+def read_results(path: Path) -> list[Line]:
+    """The lines of a results file or of the folder that it is in. UserError where it is none."""
+    file = path / RESULTS if path.is_dir() else path
+    names = [field.name for field in dataclasses.fields(Line)]
+    rows = read_json_lines(file, names)
+    if not rows:
+        raise UserError(f"{file}: holds no result")
+    return [Line(**{name: row[name] for name in names}) for _, row in rows]
+
+
+def scores(lines: Sequence[Line]) -> dict[str, Any]:
+    """Accuracies by reading with their intervals, and how often what failed."""
+    found: dict[str, Any] = {"problems": len(lines)}
+    for reading in READINGS:
+        interval = accuracy_interval([getattr(line, reading) for line in lines])
+        found[reading] = dataclasses.asdict(interval)
+    return found | {"failures": failures(lines)}
+
+
+def failures(lines: Sequence[Line]) -> dict[str, int]:
+    """Reason to the number of problems that count as wrong for it; a prompt's length left out."""
+    found: dict[str, int] = {}
+    for line in lines:
+        if line.failure is not None:
+            reason = "the prompt is too long" if "tokens" in line.failure else line.failure
+            found[reason] = found.get(reason, 0) + 1
+    return found
+
+
+def _check(folder: Path, settings: Mapping[str, Any]) -> None:
+    kept = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    for key in {**kept, **settings}:
+        if kept.get(key) != settings.get(key):
+            raise UserError(
+                f"{folder}: its evaluation has {key} = {kept.get(key)!r}, not "
+                f"{settings.get(key)!r}; choose another --out"
+            )
+
+
+def _read_torn(path: Path) -> list[Line]:
+    """The lines of a file that may end in one that was cut short."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    return [Line(**json.loads(line)) for line in whole.split("\n") if line]
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file that appears under its name when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    write_text(partial, "".join(f"{line}\n" for line in lines))
+    os.replace(partial, path)
+
+
+def _json(line: Line) -> str:
+    return json.dumps(dataclasses.asdict(line))

@@ -1,0 +1,1 @@
+"""Compile-only checks for accelerator topologies: what a program would need, without the device."""

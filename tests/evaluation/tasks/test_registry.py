@@ -1,0 +1,92 @@
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.evaluation.task import Problem
+from sdjax.evaluation.tasks.registry import TASKS, find_task
+
+MODULE = """
+from dataclasses import dataclass
+from sdjax.evaluation.task import Task
+
+class Unfinished(Task):
+    name = "unfinished"
+
+class NoTask:
+    pass
+
+@dataclass(frozen=True, kw_only=True)
+class Two(Task):
+    name: str = "two"
+    test: int = 5
+    def problems(self, split): return []
+    def prompt(self, problem): return "?"
+    def extract_strict(self, text): return text
+    def extract_flexible(self, text): return text
+    def grade(self, extracted, problem): return False
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "registry_test_module.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    return "registry_test_module"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_its_own_name(name):
+    assert find_task(name).name == name
+
+
+def test_a_class_is_made_with_the_settings_that_it_has(module):
+    assert find_task(f"{module}:Two").test == 5
+    assert find_task(f"{module}:Two", test=3, shots=0, allow_missing=("landlock",)).test == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("nothing", {}, "neither a task .arithmetic, gsm8k, math, svamp. nor a .jsonl file"),
+        ("nothing:Class", {}, "nothing:Class: cannot be imported .ModuleNotFoundError"),
+        ("{module}:Nothing", {}, "Nothing: cannot be imported .AttributeError"),
+        ("{module}:NoTask", {}, "must be a subclass of sdjax.evaluation.task.Task"),
+        ("{module}:Unfinished", {}, "lacks extract_flexible, extract_strict, grade, problems"),
+        ("{module}:Two", {"shots": 3}, "Two: has no setting shots"),
+        ("arithmetic", {"data": "x.jsonl"}, "arithmetic: has no setting data"),
+        ("x.jsonl", {"data": "y.jsonl"}, "x.jsonl: is a file of problems itself"),
+    ],
+)
+def test_mistakes_are_told(module, name, settings, message):
+    with pytest.raises(UserError, match=message):
+        find_task(name.format(module=module), **settings)
+
+
+def test_a_file_is_a_task_of_numbers_or_of_texts(tmp_path):
+    numbers = tmp_path / "numbers.jsonl"
+    numbers.write_text(
+        '{"question": "1+1?", "answer": "so #### 2"}\n\n{"question": "?", "answer": 3.0}'
+    )
+    task = find_task(str(numbers), development=1)
+    first, second = (*task.problems("development"), *task.problems("test"))
+    assert first == Problem(id="test-0", kind="all", question="1+1?", answer="so #### 2")
+    assert second.answer == "3"
+    assert [task.grade(task.extract_flexible(text), first) for text in ("it is 2.0.", "3")] == [
+        1,
+        0,
+    ]
+
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        '{"question": "Capital?", "answer": "Paris"}\n{"question": "?", "answer": "B"}'
+    )
+    task = find_task(str(texts), development=0)
+    paris, _ = task.problems("test")
+    for output, strict, flexible in (
+        ("paris", True, True),
+        ("The answer is Paris.", False, True),
+        ("I think.\nParis!", False, True),
+        ("#### Paris", True, False),
+        ("Rome", False, False),
+    ):
+        assert task.grade(task.extract_strict(output), paris) == strict, output
+        assert task.grade(task.extract_flexible(output), paris) == flexible, output

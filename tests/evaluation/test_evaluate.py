@@ -1,0 +1,64 @@
+"""Prompts, decoding and grading of the zoo's problems."""
+
+import dataclasses
+
+import pytest
+
+from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.prompts import put
+from sdjax.evaluation.task import Problem
+from sdjax.evaluation.tasks.arithmetic import ArithmeticTask
+from sdjax.io.checkpoint import read_model
+from sdjax.io.folders import model_folder
+from sdjax.io.tokenizer import read_tokenizer
+
+
+@pytest.fixture(scope="module")
+def seed():
+    folder = model_folder("zoo:seed")
+    config, params = read_model(folder)
+    settings = DecoderSettings(slots=4, rows=4, buckets=(32,), max_new_tokens=8)
+    return Decoder(config, settings), read_tokenizer(folder), params
+
+
+def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
+    decoder, tokenizer, params = seed
+    task = ArithmeticTask(test=6)
+    problems = task.problems("test")
+    long = dataclasses.replace(problems[0], id="long", question="1+" * 100 + "1=")
+    told = []
+    outcomes = evaluate(
+        decoder,
+        tokenizer,
+        params,
+        task,
+        put(task, [*problems[:3], long, *problems[3:]], tokenizer),
+        on_outcome=told.append,
+    )
+    alone = evaluate(decoder, tokenizer, params, task, put(task, problems, tokenizer))
+    assert [one for one in outcomes if one.problem_id != "long"] == alone
+    assert not outcomes[3].strict
+    assert not outcomes[3].flexible
+    assert "tokens, of which at most 32 fit" in outcomes[3].failure
+    assert sorted(one.problem_id for one in told) == sorted(one.problem_id for one in outcomes)
+
+
+def test_what_a_task_of_the_user_raises_is_not_swallowed(seed):
+    class Broken(ArithmeticTask):
+        def grade(self, extracted: str, problem: Problem) -> bool:
+            raise ZeroDivisionError("mine")
+
+    decoder, tokenizer, params = seed
+    task = Broken(test=6)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        evaluate(decoder, tokenizer, params, task, put(task, task.problems("test"), tokenizer))
+
+
+def test_a_prompt_is_told_by_its_hash(seed):
+    _, tokenizer, _ = seed
+    task = ArithmeticTask(test=2)
+    first, second = put(task, task.problems("test"), tokenizer)
+    assert len(first.sha256) == 64
+    assert first.sha256 != second.sha256
+    assert first.sha256 == put(task, task.problems("test"), tokenizer)[0].sha256

@@ -1,0 +1,149 @@
+"""`sdjax eval`: what it writes, how it goes on, and how two results are compared."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from sdjax.cli import main
+from sdjax.evaluation import job
+from sdjax.evaluation.comparison import compare
+from sdjax.io.folders import zoo_models
+
+NAMES = {"id", "kind", "question", "answer", "prompt_sha256", "output", "failure"} | {
+    *("strict", "flexible", "strict_answer", "flexible_answer")
+}
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def mistake(*arguments):
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.output.strip().splitlines()
+    return line
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Twelve problems of arithmetic, scored by the seed."""
+    folder = tmp_path_factory.mktemp("scored") / "seed"
+    result = call("eval", "zoo:seed", "--limit", 12, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_line_a_problem_and_the_scores(scored):
+    lines = rows(scored)
+    assert [line["id"] for line in lines] == [f"test-{i}" for i in range(12)]
+    assert all(line.keys() == NAMES for line in lines)
+    scores = json.loads((scored / "scores.json").read_text())
+    assert scores["problems"] == 12
+    assert scores["strict"]["mean"] == sum(line["strict"] for line in lines) / 12
+    assert scores["strict"]["low"] < scores["strict"]["mean"] < scores["strict"]["high"]
+
+
+def test_an_evaluation_goes_on_with_what_is_missing(scored, tmp_path, monkeypatch):
+    folder = tmp_path / "seed"
+    shutil.copytree(scored, folder)
+    whole = rows(scored)
+    torn = "".join(json.dumps(line) + "\n" for line in whole[:5]) + '{"id": "test-5", "ki'
+    (folder / "results.jsonl").write_text(torn)
+    (folder / "scores.json").unlink()
+    asked = []
+    evaluate = job.evaluate
+
+    def counted(decoder, tokenizer, params, task, problems, **rest):
+        asked.extend(one.problem.id for one in problems)
+        return evaluate(decoder, tokenizer, params, task, problems, **rest)
+
+    monkeypatch.setattr(job, "evaluate", counted)
+    result = call("eval", "zoo:seed", "--limit", 12, "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert asked == [f"test-{i}" for i in range(5, 12)]
+    assert rows(folder) == whole
+    assert (folder / "scores.json").read_text() == (scored / "scores.json").read_text()
+    asked.clear()
+    result = call("eval", "zoo:seed", "--limit", 3, "--out", folder)
+    assert "(3 problems)" in result.output
+    assert not asked
+    assert rows(folder) == whole  # nothing computed is lost
+
+
+def test_another_evaluation_may_not_go_on_in_the_folder(scored, tmp_path):
+    assert "has model = " in mistake("eval", "zoo:reader", "--limit", 12, "--out", scored)
+    line = mistake("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
+    assert "has max_new_tokens = 64, not 9; choose another --out" in line
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "is not empty and no evaluation" in mistake("eval", "zoo:seed", "--out", tmp_path)
+
+
+def test_another_prompt_may_not_go_on_in_the_folder(tmp_path):
+    path, out = tmp_path / "sums.jsonl", tmp_path / "out"
+    path.write_text('{"question": "1+1=", "answer": 2}\n')
+    assert call("eval", "zoo:seed", "--task", path, "--out", out).exit_code == 0
+    path.write_text('{"question": "1+2=", "answer": 3}\n')
+    line = mistake("eval", "zoo:seed", "--task", path, "--out", out)
+    assert "puts problem test-0 by another prompt" in line
+
+
+def test_two_results_are_compared_problem_by_problem(scored, tmp_path):
+    better = tmp_path / "better.jsonl"
+    lines = rows(scored)
+    wrong = [line for line in lines if not line["strict"]]
+    for line in wrong[:2]:
+        line["strict"] = True
+    better.write_text("".join(json.dumps(line) + "\n" for line in lines[:11]))
+    result = call("eval", "--compare", scored, better)
+    assert result.exit_code == 0, result.output
+    head, left, strict, flexible = result.output.strip().splitlines()
+    assert "11 problems in common" in head
+    assert left.startswith("1 problems of A are left out")
+    gained = sum(line["id"] != "test-11" for line in wrong[:2])
+    assert f"B - A {gained / 11:+.3f}" in strict
+    assert f"only A 0, only B {gained}, p {0.5 ** (gained - 1):.3g}" in strict
+    assert "B - A +0.000 [+0.000, +0.000]  only A 0, only B 0, p 1" in flexible
+    assert compare(scored, scored).count("only A 0, only B 0") == 2
+
+
+def test_mistakes_of_a_comparison(scored, tmp_path):
+    other = tmp_path / "other.jsonl"
+    line = rows(scored)[0]
+    other.write_text(json.dumps(line | {"id": "elsewhere"}))
+    assert "have no problem in common" in mistake("eval", "--compare", scored, other)
+    other.write_text(json.dumps(line | {"answer": "0"}))
+    assert "ask something else in problem test-0" in mistake("eval", "--compare", scored, other)
+    other.write_text('{"id": 1}')
+    assert "line 1: needs the fields" in mistake("eval", "--compare", scored, other)
+    assert "takes two results and no model" in mistake("eval", "m", "--compare", scored, other)
+    assert "needs a MODEL, or --compare" in mistake("eval")
+
+
+def test_prompts_that_fit_nowhere(tmp_path):
+    path = tmp_path / "long.jsonl"
+    long = {"question": "1+" * 2000 + "1=", "answer": "2001"}
+    path.write_text(json.dumps(long))
+    line = mistake("eval", "zoo:seed", "--task", path)
+    assert "more than the model's context of" in line
+    path.write_text(json.dumps(long) + '\n{"question": "1+1=", "answer": 2}')
+    result = call("eval", "zoo:seed", "--task", path)
+    assert "1 counted as wrong: the prompt is too long" in result.output
+
+
+def test_chat_needs_a_template(tmp_path):
+    line = mistake("eval", "zoo:seed", "--chat", "--limit", 1)
+    assert "the tokenizer has no chat template" in line
+    model = tmp_path / "chatty"
+    shutil.copytree(zoo_models()["seed"], model)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}A:"
+    (model / "chat_template.jinja").write_text(template)
+    result = call("eval", model, "--chat", "--limit", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "chat" in result.output
