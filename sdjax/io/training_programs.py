@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -35,12 +36,13 @@ class TrainingPrograms:
         return cls(texts=tuple(texts), identities=np.array(known, np.uint64))
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes both files into a folder; their paths."""
+        """Writes both files into a folder, the identities last; their paths."""
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / TRAINING_PROGRAMS).open("wb") as file:
+        write_bytes(folder / TEXTS, [gzip.compress(json.dumps(self.texts).encode(), mtime=0)])
+        partial = folder / f".{TRAINING_PROGRAMS}.partial"
+        with partial.open("wb") as file:
             np.save(file, self.identities)
-        text = json.dumps(self.texts).encode()
-        write_bytes(folder / TEXTS, [gzip.compress(text, mtime=0)])
+        os.replace(partial, folder / TRAINING_PROGRAMS)
         return [folder / TRAINING_PROGRAMS, folder / TEXTS]
 
 

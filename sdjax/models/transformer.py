@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
@@ -18,6 +19,9 @@ from sdjax.models.rope import rotate, rotation
 _MASKED = -1e30
 
 _FEW_ROWS = 128
+
+# The name of the hidden states between layers, for policies of `jax.checkpoint`.
+RESIDUAL = "residual"
 
 KVCache = list[dict[str, jax.Array]]
 
@@ -99,7 +103,7 @@ def forward(
             )
             if family.sandwich_norms:
                 mixed = norm(mixed, layer["post_mlp_norm"])
-            hidden = hidden + mixed
+            hidden = checkpoint_name(hidden + mixed, RESIDUAL)
             updated.append(entry)
     return norm(hidden, params["final_norm"]), updated
 

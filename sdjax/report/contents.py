@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+from sdjax.errors import UserError
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
+from sdjax.io.folders import model_folder
+from sdjax.io.training_programs import read_training_texts
+from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.search.records import (
     DEVELOPMENT,
     MAIN,
@@ -82,7 +86,10 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramReport:
-    """One of the best programs, with its source (hostile text: escape it)."""
+    """One of the best programs, with its source (hostile text: escape it).
+
+    nearest: of the programs that its generator was trained on, where its seed tells them.
+    """
 
     rank: int
     name: str
@@ -91,6 +98,7 @@ class ProgramReport:
     development: float
     test: float | None
     change: float | None
+    nearest: Nearest | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +283,7 @@ def _best(
         ((name, program) for name, program in named if name in scores),
         key=lambda item: (-scores[item[0]], item[1].identity),
     )
+    nearest = _nearest(store, {name: program.source for name, program in ranked[:top]})
     return tuple(
         ProgramReport(
             rank=rank,
@@ -284,9 +293,20 @@ def _best(
             development=scores[name],
             test=tested.get(name),
             change=applications[name].change if name in applications else None,
+            nearest=nearest.get(name),
         )
         for rank, (name, program) in enumerate(ranked[:top], 1)
     )
+
+
+def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
+    """By name, where the generator's seed is on this machine and tells what it was taught."""
+    try:
+        seed = model_folder(store.run().config.get("seed", ""))
+        training = read_training_texts(seed)
+    except UserError:
+        return {}
+    return nearest_texts(sources, training or ())
 
 
 def _missing(

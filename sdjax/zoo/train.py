@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,17 +20,14 @@ from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, 
 from sdjax.io.checkpoint import read_config, read_model, write_model
 from sdjax.io.folders import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
-from sdjax.merging.scope import select
+from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise, kind_of, specify
+from sdjax.models.spec import initialise, kind_of
 from sdjax.models.tree import flatten, unflatten
-from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.rebuild import rebuild
-from sdjax.sandbox.trace import trace_trusted
-from sdjax.sandbox.verdict import Refusal
 from sdjax.training.fit import compile_step
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainee import split
+from sdjax.training.warmstart import contract_of, identities_of
 from sdjax.zoo.data import (
     SLOTS,
     ExerciseStream,
@@ -100,31 +96,17 @@ def _part(report: Report, start: float, share: float, line: str, done: float) ->
 
 
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
-    """Keeps the identities of the training programs beside the seed: 64 bits each, sorted.
-
-    They are our own programs, so they are traced here rather than in the sandbox, by its code.
-    """
-    contract = zoo_contract(read_config(seed))
-    identities = set()
+    """Keeps the training programs and their identities beside the seed."""
+    contract = contract_of(read_config(seed), experts=len(SLOTS))
     texts = training_programs(recipe.programs, recipe.seed)
-    for number, text in enumerate(texts):
-        if number % 100 == 0:
-            report("seed: identities of its training programs", number / len(texts))
-        try:
-            identities.add(int(rebuild(trace_trusted(text, contract), contract).identity[:16], 16))
-        except Refusal:
-            continue  # the grammar writes some programs that fail
-    partial = seed / f".{TRAINING_PROGRAMS}.partial"
-    with partial.open("wb") as file:
-        np.save(file, np.array(sorted(identities), np.uint64))
-    os.replace(partial, seed / TRAINING_PROGRAMS)
 
+    def identities() -> Iterator[int | None]:
+        for number, identity in enumerate(identities_of(texts, contract)):
+            if number % 100 == 0:
+                report("seed: identities of its training programs", number / len(texts))
+            yield identity
 
-def zoo_contract(config: ModelConfig) -> Contract:
-    """What a program is traced against in a search over the zoo: the MLP tensors, three experts."""
-    specs = specify(config)
-    paths = select(specs, "mlp")
-    return Contract.of(SLOTS, {path: (kind_of(path), specs[path].shape) for path in paths})
+    TrainingPrograms.of(texts, identities()).write(seed)
 
 
 def write_table(folder: Path) -> Path:

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from sdjax.io.folders import locate, model_folder
 from sdjax.io.peft_adapter import AdaptedFolder, read_adapter, write_adapter
 from sdjax.io.tensor_folder import TensorFolder
 from sdjax.models.adapter import fold, initialise_adapter
+from sdjax.models.config import ModelConfig
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
 
@@ -149,3 +152,44 @@ def test_a_change_of_another_shape_is_refused(tmp_path):
     folder = adapted(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:5]})
     with pytest.raises(UserError, match=r"makes a change of shape \[5, 4\]"):
         folder.read(f"{Q}.weight")
+
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=32,
+    hidden_size=8,
+    intermediate_size=12,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    context=32,
+)
+
+
+def trained_adapter(**options):
+    fresh = initialise_adapter(CONFIG, jax.random.key(0), rank=2, alpha=3, **options)
+    return jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+
+
+def test_what_is_written_comes_back(tmp_path):
+    adapter = trained_adapter(projections=("attn.q_proj", "mlp.down_proj"))
+    write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+    found = read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
+    assert found.scale == adapter.scale == 1.5
+    jax.tree.map(np.testing.assert_array_equal, found.factors, adapter.factors)
+    settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert settings["target_modules"] == ["down_proj", "q_proj"]
+    assert (settings["r"], settings["lora_alpha"]) == (2, 3.0)
+    with pytest.raises(UserError, match="already holds something"):
+        write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    write_adapter(tmp_path / "a", CONFIG, trained_adapter(), base="org/model")
+    shallow = dataclasses.replace(CONFIG, num_layers=1)
+    with pytest.raises(UserError, match=r"adapts model\.layers\.1.*which other does not have"):
+        read_adapter(tmp_path / "a", shallow, model=Path("other"))
+    wide = dataclasses.replace(CONFIG, intermediate_size=16)
+    with pytest.raises(UserError, match="use the model that it was trained for"):
+        read_adapter(tmp_path / "a", wide, model=Path("other"))

@@ -17,9 +17,10 @@ from sdjax.sharding.mesh import make_mesh
 from sdjax.training import logprobs as logprobs_module
 from sdjax.training.dpo import DPOSettings, TokenPair, pad_pairs, sequence_logprobs, train_dpo
 from sdjax.training.logprobs import token_logprobs
+from sdjax.training.losses import ipo_loss, sigmoid_loss
 from sdjax.training.packing import Example, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import adapted_model, split
+from sdjax.training.trainee import adapted_model, split, whole_model
 
 CONFIG = ModelConfig(
     family="llama",
@@ -167,3 +168,30 @@ def test_on_a_mesh_the_trained_factors_keep_their_places(params, adapter):
     trained, _ = dpo(params, placed, PAIRS, replace(SETTINGS, steps=2), seed=3)
     for path, leaf in flatten(trained.factors).items():
         assert leaf.sharding == flatten(placed.factors)[path].sharding
+
+
+def test_the_losses_are_those_of_their_papers():
+    rng = np.random.default_rng(0)
+    gains, lengths = rng.normal(0, 3, (5, 2)), rng.integers(1, 9, (5, 2)).astype(float)
+    margin = gains[:, 0] - gains[:, 1]
+    expected = np.log1p(np.exp(-0.3 * margin))
+    np.testing.assert_allclose(sigmoid_loss(gains, lengths, 0.3), expected, rtol=1e-5)
+    mean_gains = gains / lengths
+    expected = (mean_gains[:, 0] - mean_gains[:, 1] - 1 / 0.6) ** 2
+    np.testing.assert_allclose(ipo_loss(gains, lengths, 0.3), expected, rtol=1e-5)
+
+
+def test_ipo_starts_at_its_target_margin_and_trains(params, adapter):
+    ipo = replace(SETTINGS, loss="ipo", steps=10)
+    _, history = dpo(params, adapter, PAIRS, ipo)
+    assert history[0]["dpo_loss"] == pytest.approx((1 / (2 * ipo.beta)) ** 2, rel=1e-5)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_whole_model_is_trained_against_its_start(params):
+    trainee = whole_model(CONFIG, jax.tree.map(jnp.copy, params))
+    trained, history = train_dpo(trainee, PAIRS, replace(SETTINGS, steps=5), key=jax.random.key(0))
+    assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert history[-1]["loss"] < history[0]["loss"]
+    before, after = flatten(params), trained
+    assert all(np.any(np.asarray(before[path]) != np.asarray(after[path])) for path in before)

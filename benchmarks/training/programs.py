@@ -1,0 +1,76 @@
+"""What a generator writes: 200 samples of a model by the `full` prompt, judged in the sandbox.
+
+    python benchmarks/training/programs.py MODEL --lesson WARM --out FILE.json
+
+MODEL is sampled at temperature 1.0; WARM is the folder that `sdjax train warmstart` has written,
+whose training programs the samples are compared with. Run it on the model before and after.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.sampling import Sampling
+from sdjax.io.checkpoint import read_model
+from sdjax.io.folders import TRAINING_PROGRAMS, model_folder
+from sdjax.io.tokenizer import read_tokenizer
+from sdjax.programs.extraction import extract_program
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.training.warmstart import contract_of, make_lesson
+
+EXPERTS = (
+    "solves grade-school word problems step by step",
+    "follows instructions and explains what it does",
+    "solves equations and proves theorems",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--lesson", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=200)
+    options = parser.parse_args()
+    folder = model_folder(options.model)
+    config, params = read_model(folder)
+    tokenizer = read_tokenizer(folder)
+    prompt = list(make_lesson(tokenizer, "full", EXPERTS, ()).prompt)
+    settings = DecoderSettings(slots=40, rows=1, buckets=(len(prompt),), max_new_tokens=208)
+    decoder = Decoder(config, settings, stop_tokens=tokenizer.eos_ids)
+    start = time.perf_counter()
+    completions = decoder.decode(
+        params,
+        None,
+        [prompt] * options.samples,
+        sampling=Sampling(temperature=1.0),
+        key=jax.random.key(0),
+    )
+    seconds = time.perf_counter() - start
+    texts = [tokenizer.decode(one.tokens) for one in completions]
+    sources = [extract_program(text) for text in texts]
+    written = [source for source in sources if source is not None]
+    with Sandbox(contract_of(config, experts=len(EXPERTS))) as sandbox:
+        verdicts = [verdict for _, verdict in sandbox.judge_all(written)]
+    identities = {one.identity for one in verdicts if one.admitted and one.identity}
+    known = set(np.load(options.lesson / TRAINING_PROGRAMS, allow_pickle=False).tolist())
+    admissible = sum(one.verdict in ("admitted", "duplicate") for one in verdicts)
+    found = {
+        "samples": len(texts),
+        "programs": len(written),
+        "admissible": admissible,
+        "identities": len(identities),
+        "not in training": sum(int(one[:16], 16) not in known for one in identities),
+        "seconds": seconds,
+    }
+    print(json.dumps(found))
+    options.out.write_text(json.dumps({"found": found, "texts": texts}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""A tiny model for the tests of training."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sdjax.models.adapter import initialise_adapter
+from sdjax.models.config import ModelConfig
+from sdjax.models.spec import initialise
+
+
+@pytest.fixture(scope="session")
+def config():
+    return ModelConfig(
+        family="llama",
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        context=128,
+        tie_embeddings=True,
+        eos_tokens=(1,),
+    )
+
+
+@pytest.fixture(scope="session")
+def weights(config):
+    return initialise(config, jax.random.key(0), jnp.float32)
+
+
+@pytest.fixture(scope="session")
+def fresh_adapter(config):
+    return initialise_adapter(config, jax.random.key(1), rank=4, alpha=8)

@@ -1,0 +1,229 @@
+"""The loop: accumulation, checkpoints, resumption bit for bit, devices."""
+
+import dataclasses
+import gc
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.models.adapter import spread
+from sdjax.sharding.mesh import make_mesh
+from sdjax.training.checkpoints import Metrics, TrainingCheckpoints
+from sdjax.training.fit import OptimiserSettings, fit
+from sdjax.training.packing import Example, pack
+from sdjax.training.sft import sft_loss
+from sdjax.training.trainee import adapted_model
+
+OPTIMISER = OptimiserSettings(learning_rate=1e-2, steps=6, warmup=2, final=0.1)
+
+# Orbax leaves coroutines behind, unawaited, when a file that it reads is damaged.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def collect():
+    yield
+    gc.collect()
+
+
+def batches(count=6):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        texts = [Example(prompt=(3,), target=tuple(rng.integers(4, 48, 6))) for _ in range(8)]
+        packed = [pack([text], 8) for text in texts]
+        yield {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
+
+
+def train(config, weights, adapter, optimiser=OPTIMISER, given=None, **options):
+    trainee = adapted_model(config, weights, adapter)
+    loss = sft_loss(config, trainee.assemble)
+    return fit(loss, trainee.trainable, trainee.frozen, given or batches(), optimiser, **options)
+
+
+def assert_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_accumulated_batches_make_the_update_of_one_large_batch(config, weights, fresh_adapter):
+    large = list(batches(2))
+    small = [
+        {name: array[part] for name, array in batch.items()}
+        for batch in large
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    whole, history = train(config, weights, fresh_adapter, given=large)
+    halves = dataclasses.replace(OPTIMISER, accumulate=2)
+    parts, steps = train(config, weights, fresh_adapter, optimiser=halves, given=small)
+    assert len(steps) == len(history) == 2
+    np.testing.assert_allclose(steps[1]["loss"], history[1]["loss"], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, parts)
+
+
+def test_killed_after_any_step_the_curve_continues_bit_for_bit(
+    tmp_path, config, weights, fresh_adapter
+):
+    expected, history = train(config, weights, fresh_adapter)
+
+    class Killed(Exception):
+        pass
+
+    for last in range(1, 6):
+        folder = tmp_path / str(last)
+
+        def keep(metrics, last=last):
+            def on_step(step, values):
+                metrics.add(step, values)
+                if step == last:
+                    raise Killed
+
+            return on_step
+
+        with Metrics(folder) as metrics, pytest.raises(Killed), checkpoints(folder) as kept:
+            train(config, weights, fresh_adapter, on_step=keep(metrics), checkpoints=kept)
+        with Metrics(folder) as metrics, checkpoints(folder) as kept:
+            found, _ = train(config, weights, fresh_adapter, on_step=metrics.add, checkpoints=kept)
+        assert_equal(found, expected)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line.pop("step") for line in lines] == [1, 2, 3, 4, 5, 6]
+        assert lines == history
+    assert list((folder / "events").glob("events*"))
+
+
+def checkpoints(folder, every=2, say=print, **origin):
+    return TrainingCheckpoints(folder / "checkpoints", every=every, origin=origin, say=say)
+
+
+def test_a_checkpoint_cut_short_falls_back_to_the_one_before_and_says_so(
+    tmp_path, config, weights, fresh_adapter
+):
+    expected, _ = train(config, weights, fresh_adapter)
+    with checkpoints(tmp_path) as kept:
+        train(
+            config, weights, fresh_adapter, given=itertools.islice(batches(), 4), checkpoints=kept
+        )
+    (tmp_path / "checkpoints/4/description/metadata").write_text('{"ori')
+    said = []
+    with checkpoints(tmp_path, say=said.append) as kept:
+        found, history = train(config, weights, fresh_adapter, checkpoints=kept)
+    assert said == ["the checkpoint of step 4 is cut short or damaged; going on from step 2"]
+    assert len(history) == 4
+    assert_equal(found, expected)
+
+
+def test_checkpoints_of_another_training_are_refused(tmp_path, config, weights, fresh_adapter):
+    with checkpoints(tmp_path, steps=4) as kept:
+        train(config, weights, fresh_adapter, checkpoints=kept)
+    with (
+        checkpoints(tmp_path, steps=5) as kept,
+        pytest.raises(UserError, match=r"begun with steps = 4, not 5; go on with the same config"),
+    ):
+        train(config, weights, fresh_adapter, checkpoints=kept)
+
+
+def test_where_the_loss_breaks_the_last_good_checkpoint_stays(
+    tmp_path, config, weights, fresh_adapter
+):
+    def broken():
+        for number, batch in enumerate(batches(), 1):
+            yield batch | {"weights": batch["weights"] * (np.nan if number == 4 else 1)}
+
+    with (
+        checkpoints(tmp_path, every=1) as kept,
+        pytest.raises(UserError, match="the loss of step 4 is nan"),
+    ):
+        train(config, weights, fresh_adapter, given=broken(), checkpoints=kept)
+    with checkpoints(tmp_path, every=1) as kept:
+        _, history = train(config, weights, fresh_adapter, checkpoints=kept)
+    assert len(history) == 3
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
+    tmp_path, config, weights, fresh_adapter
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        with checkpoints(disk, every=1) as kept:
+            with pytest.raises(UserError, match="the disk is full") as caught:
+                train(config, weights, fresh_adapter, checkpoints=kept)
+            assert "free some space and start the same command again" in str(caught.value)
+        shutil.copytree(disk, tmp_path / "roomy", ignore=shutil.ignore_patterns("*tmp*"))
+        if "is whole" in str(caught.value):
+            with checkpoints(tmp_path / "roomy", every=1) as kept:
+                train(config, weights, fresh_adapter, checkpoints=kept)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_have_the_same_curve():
+    code = "import tests.training.test_fit as t; t.compare_devices()"
+    flags = "--xla_force_host_platform_device_count=8"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**__import__("os").environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def compare_devices():
+    """Runs in a process with eight devices."""
+    from sdjax.models.adapter import initialise_adapter
+    from sdjax.models.config import ModelConfig
+    from sdjax.models.spec import initialise, specify
+    from sdjax.models.tree import flatten, unflatten
+    from sdjax.sharding.rules import shardings
+    from sdjax.training.trainee import whole_model
+
+    config = ModelConfig(
+        family="llama",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        context=64,
+        eos_tokens=(1,),
+    )
+    fresh = initialise_adapter(config, jax.random.key(1), rank=4, alpha=8)
+
+    def curves(mesh):
+        weights = initialise(config, jax.random.key(0), jax.numpy.float32)
+        adapter = fresh
+        if mesh is not None:
+            weights = jax.device_put(weights, shardings(unflatten(specify(config)), mesh))
+            adapter = spread(fresh, config, mesh)
+        yield train(config, weights, adapter)[1]
+        trainee = whole_model(config, weights)
+        loss = sft_loss(config, trainee.assemble)
+        trained, history = fit(loss, trainee.trainable, {}, batches(), OPTIMISER)
+        if mesh is not None:
+            expected = flatten(shardings(unflatten(specify(config)), mesh))
+            assert {path: leaf.sharding for path, leaf in trained.items()} == expected
+        yield history
+
+    alone = list(curves(None))
+    for sizes in MESHES:
+        for found, expected in zip(curves(make_mesh(sizes)), alone, strict=True):
+            losses = [[step["loss"] for step in history] for history in (found, expected)]
+            np.testing.assert_allclose(*losses, rtol=1e-4)
