@@ -197,6 +197,37 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     assert "exists already" in mistake("train", kind, job)
 
 
+@pytest.mark.slow
+def test_train_warmstart_keeps_the_programs_beside_the_weights(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: zoo:seed\nout: {tmp_path}/warm\nexperts: [reads, calculates]\nprompt: short\n"
+        "programs: 8\nsteps: 2\nbatch: 4\nrank: 2\n"
+    )
+    result = call("train", "warmstart", job)
+    assert result.exit_code == 0, result.output
+    assert "8 programs behind a prompt" in result.output
+    files = {path.name for path in (tmp_path / "warm").iterdir()}
+    assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("save: adapter\nrank: null\n", "save: adapter needs a rank"),
+        ("adapter: nowhere\n", "nowhere: no such model folder"),
+        ("projections: [attn.x]\n", "must be one of attn.q_proj"),
+        ("loss: hinge\n", "must be one of sigmoid, ipo"),
+    ],
+)
+def test_train_names_what_is_wrong_in_a_job(tmp_path, lines, message):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
+    (tmp_path / "job.yaml").write_text(
+        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/out\nsteps: 1\n{lines}"
+    )
+    assert message in mistake("train", "dpo", tmp_path / "job.yaml")
+
+
 def test_train_names_an_unknown_key(tmp_path):
     (tmp_path / "job.yaml").write_text("model: zoo:seed\nstepps: 3\n")
     assert "stepps" in mistake("train", "sft", tmp_path / "job.yaml")
