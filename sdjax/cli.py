@@ -287,7 +287,13 @@ def evaluate(model: str, task: str, split: str | None, limit: int | None, out: P
     metavar="CONFIG",
     help="Whose tensors are merged: a model folder, its config.json, or zoo:NAME.",
 )
-@click.option("--experts", default=3, show_default=True, help="How many experts there are.")
+@click.option(
+    "--experts",
+    type=click.IntRange(1, 64),
+    default=3,
+    show_default=True,
+    help="How many experts there are.",
+)
 @click.option(
     "--allow-missing",
     multiple=True,
