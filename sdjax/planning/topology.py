@@ -82,6 +82,8 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     """
     # Else libtpu asks the metadata server of a cloud machine for a minute.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Only a device needs a process of its own, not the compiler.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (RuntimeError, NotImplementedError, ValueError) as error:
