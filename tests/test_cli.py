@@ -5,11 +5,15 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from click.testing import CliRunner
 
 from sdjax.cli import main
+from sdjax.io.checkpoint import read_model
 from sdjax.io.folders import zoo_models
+from sdjax.io.peft_adapter import write_adapter
+from sdjax.models.adapter import initialise_adapter
 
 GOOD = """def merge_models(task_vectors):
     return sum(task_vectors.values()) / 3
@@ -83,6 +87,24 @@ def test_eval_of_a_jsonl_file(tmp_path, options, scored):
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(lines) == scored
     assert all(line["output"] for line in lines)
+
+
+def test_eval_folds_an_adapter_in(tmp_path):
+    folder = zoo_models()["seed"]
+    config, _ = read_model(folder, paths=["final_norm"])
+    fresh = initialise_adapter(config, jax.random.key(0), rank=2, alpha=200)
+    ruinous = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+    write_adapter(tmp_path / "adapter", config, ruinous, base="seed")
+    rows = [{"question": f"{a}+{a}=", "answer": str(2 * a)} for a in range(1, 9)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    accuracies = []
+    for model in ("zoo:seed", f"zoo:seed+{tmp_path / 'adapter'}"):
+        result = call("eval", model, "--task", path)
+        assert result.exit_code == 0, result.output
+        line = next(line for line in result.output.splitlines() if line.startswith("all"))
+        accuracies.append(float(line.split()[2]))
+    assert accuracies[0] > accuracies[1] == 0, accuracies
 
 
 def test_data_that_is_not_utf8_is_told_in_one_line(tmp_path):
@@ -173,6 +195,37 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     assert "loss" in result.output
     assert (tmp_path / "trained" / "model.safetensors").is_file()
     assert "exists already" in mistake("train", kind, job)
+
+
+@pytest.mark.slow
+def test_train_warmstart_keeps_the_programs_beside_the_weights(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: zoo:seed\nout: {tmp_path}/warm\nexperts: [reads, calculates]\nprompt: short\n"
+        "programs: 8\nsteps: 2\nbatch: 4\nrank: 2\n"
+    )
+    result = call("train", "warmstart", job)
+    assert result.exit_code == 0, result.output
+    assert "8 programs behind a prompt" in result.output
+    files = {path.name for path in (tmp_path / "warm").iterdir()}
+    assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("save: adapter\nrank: null\n", "save: adapter needs a rank"),
+        ("adapter: nowhere\n", "nowhere: no such model folder"),
+        ("projections: [attn.x]\n", "must be one of attn.q_proj"),
+        ("loss: hinge\n", "must be one of sigmoid, ipo"),
+    ],
+)
+def test_train_names_what_is_wrong_in_a_job(tmp_path, lines, message):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
+    (tmp_path / "job.yaml").write_text(
+        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/out\nsteps: 1\n{lines}"
+    )
+    assert message in mistake("train", "dpo", tmp_path / "job.yaml")
 
 
 def test_train_names_an_unknown_key(tmp_path):

@@ -14,7 +14,7 @@ def preferences_of_run(folder: Path) -> list[dict[str, Any]]:
     """
     with Store.open(folder) as store:
         prompts = store.prompts()
-        pairs = [pair for one in store.lineage() for pair in store.pairs(one.iteration)]
+        pairs = store.pairs()
     rows = {
         (pair["winner_prompt"], pair["winner_text"], pair["loser_text"]): {
             "prompt": prompts[pair["winner_prompt"]],

@@ -130,9 +130,12 @@ class ScoreTables:
             ],
         )
 
-    def pairs(self, iteration: int) -> list[dict[str, Any]]:
-        """An iteration's pairs in order, as the table's rows."""
-        rows = self._db.read("SELECT * FROM pair WHERE iteration = ? ORDER BY number", (iteration,))
+    def pairs(self, iteration: int | None = None) -> list[dict[str, Any]]:
+        """An iteration's pairs, or those of all, in order, as the table's rows."""
+        rows = self._db.read(
+            "SELECT * FROM pair WHERE ?1 IS NULL OR iteration = ?1 ORDER BY iteration, number",
+            (iteration,),
+        )
         return [dict(row) for row in rows]
 
 

@@ -12,6 +12,7 @@ import pytest
 from sdjax.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.search.pairs import Pair, Scored
+from sdjax.search.preferences import preferences_of_run
 from sdjax.search.records import (
     Application,
     Candidate,
@@ -197,6 +198,10 @@ def test_pairs_come_back_in_order(tmp_path):
         assert row["winner_prompt"] == prompt
         with pytest.raises(sqlite3.IntegrityError):
             store.save_pairs(1, [Pair(winner=scored[0], loser=scored[1])])
+        store.save_pairs(2, [Pair(winner=scored[0], loser=scored[1])])
+        assert [pair["iteration"] for pair in store.pairs()] == [1, 2]
+        (text,) = store.prompts().values()
+    assert preferences_of_run(tmp_path) == [{"prompt": text, "chosen": "A", "rejected": "B"}]
 
 
 def test_a_failed_write_leaves_nothing_of_itself(tmp_path):

@@ -1,0 +1,69 @@
+"""The warm start: what a generator is shown, in which order, and what is kept of it."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdjax.errors import UserError
+from sdjax.io.checkpoint import read_config
+from sdjax.io.folders import TRAINING_PROGRAMS, zoo_models
+from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.training_programs import TEXTS, TrainingPrograms, read_training_texts
+from sdjax.programs.extraction import extract_program
+from sdjax.training.warmstart import (
+    contract_of,
+    draw_programs,
+    identities_of,
+    lesson_batches,
+    make_lesson,
+)
+
+SEED = zoo_models()["seed"]
+TOKENIZER = read_tokenizer(SEED)
+EXPERTS = ("reads", "calculates", "compares")
+
+
+def test_targets_hold_the_programs_as_they_are_extracted_from_samples():
+    programs = draw_programs(5, 0, slots=3)
+    lesson = make_lesson(TOKENIZER, "full", EXPERTS, programs)
+    for program, target in zip(programs, lesson.targets, strict=True):
+        assert target[-1] == TOKENIZER.eos_ids[0]
+        assert extract_program(TOKENIZER.decode(target)).strip() == program
+    assert "calculates" in TOKENIZER.decode(lesson.prompt)
+
+
+def test_every_program_is_shown_once_before_any_is_shown_twice():
+    lesson = make_lesson(TOKENIZER, "short", EXPERTS, draw_programs(12, 0, slots=3))
+    batches = list(lesson_batches(lesson, batch=4, steps=6, key=jax.random.key(0)))
+    shown = [
+        tuple(row[weights == 1])
+        for batch in batches
+        for row, weights in zip(batch["tokens"], batch["weights"], strict=True)
+    ]
+    assert set(shown[:12]) == set(shown[12:]) == set(lesson.targets)
+    assert {batch["tokens"].shape[1] % 64 for batch in batches} == {0}
+    again = lesson_batches(lesson, batch=4, steps=6, key=jax.random.key(0))
+    for one, other in zip(batches, again, strict=True):
+        np.testing.assert_array_equal(one["tokens"], other["tokens"])
+
+
+def test_identities_are_those_of_a_search_over_the_model():
+    """The zoo's seed ships with the identities of its own training programs."""
+    known = np.load(SEED / TRAINING_PROGRAMS, allow_pickle=False)
+    texts = read_training_texts(SEED)
+    assert len(texts) == 24_000
+    contract = contract_of(read_config(SEED), experts=3)
+    found = [one for one in identities_of(texts[:2], contract) if one is not None]
+    assert found
+    assert np.isin(np.array(found, np.uint64), known).all()
+
+
+def test_training_programs_come_back(tmp_path):
+    kept = TrainingPrograms.of(["a", "b", "c"], [7, None, 7])
+    assert {path.name for path in kept.write(tmp_path)} == {TRAINING_PROGRAMS, TEXTS}
+    assert read_training_texts(tmp_path) == ("a", "b", "c")
+    assert np.load(tmp_path / TRAINING_PROGRAMS).tolist() == [7]
+    assert read_training_texts(tmp_path / "other") is None
+    (tmp_path / TEXTS).write_bytes((tmp_path / TEXTS).read_bytes()[:20])
+    with pytest.raises(UserError, match=r"training_programs\.json\.gz: cannot be read"):
+        read_training_texts(tmp_path)
