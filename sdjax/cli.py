@@ -338,8 +338,8 @@ def evaluate(
 )
 @click.option(
     "--experts",
+    type=click.IntRange(1, 64),
     default=3,
-    type=click.IntRange(min=1),
     show_default=True,
     help="How many experts there are.",
 )

@@ -5,11 +5,15 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from click.testing import CliRunner
 
 from sdjax.cli import main
+from sdjax.io.checkpoint import read_model
 from sdjax.io.folders import zoo_models
+from sdjax.io.peft_adapter import write_adapter
+from sdjax.models.adapter import initialise_adapter
 
 GOOD = """def merge_models(task_vectors):
     return sum(task_vectors.values()) / 3
@@ -76,13 +80,31 @@ def test_eval_of_a_jsonl_file(tmp_path, options, scored):
     rows = [{"question": f"{a}+{a}=", "answer": str(2 * a)} for a in range(10, 16)]
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    out = tmp_path / "lines.jsonl"
+    out = tmp_path / "scores"
     result = call("eval", "zoo:seed", "--task", path, "--out", out, *options)
     assert result.exit_code == 0, result.output
     assert "all" in result.output
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(lines) == scored
     assert all(line["output"] for line in lines)
+
+
+def test_eval_folds_an_adapter_in(tmp_path):
+    folder = zoo_models()["seed"]
+    config, _ = read_model(folder, paths=["final_norm"])
+    fresh = initialise_adapter(config, jax.random.key(0), rank=2, alpha=200)
+    ruinous = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+    write_adapter(tmp_path / "adapter", config, ruinous, base="seed")
+    rows = [{"question": f"{a}+{a}=", "answer": str(2 * a)} for a in range(1, 9)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    accuracies = []
+    for model in ("zoo:seed", f"zoo:seed+{tmp_path / 'adapter'}"):
+        result = call("eval", model, "--task", path)
+        assert result.exit_code == 0, result.output
+        line = next(line for line in result.output.splitlines() if line.startswith("all"))
+        accuracies.append(float(line.split()[2]))
+    assert accuracies[0] > accuracies[1] == 0, accuracies
 
 
 def test_data_that_is_not_utf8_is_told_in_one_line(tmp_path):

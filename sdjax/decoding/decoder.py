@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.decoding.sampling import Sampling, draw
+from sdjax.decoding import programs
+from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.schedule import Assignment, Schedule
-from sdjax.decoding.state import Seats, State, append, empty_state, seat, state_sharding
+from sdjax.decoding.state import Seats, State, empty_state, state_sharding
 from sdjax.decoding.stopping import StopStrings
 from sdjax.errors import UserError
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
-from sdjax.models.transformer import forward, unembed
 
 # Between two looks at the text, where strings may end it.
 _STEPS_A_LOOK = 16
@@ -149,10 +149,10 @@ class Decoder:
             )
 
         self._empty = jax.jit(self._empty_state, static_argnums=0, out_shardings=spread)
-        self._admit = compiled(self._admit_prompts)
-        self._share = compiled(_share_prompts)
+        self._admit = compiled(partial(programs.admit, config=config))
+        self._share = compiled(programs.share)
         read = None if mesh is None else (spread, whole)
-        self._advance = compiled(self._advance_slots, "top_k", out=read)
+        self._advance = compiled(partial(programs.advance, config=config), "top_k", out=read)
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(compute_dtype), params))
 
     def decode(
@@ -240,6 +240,7 @@ class Decoder:
                 owned=np.array([index is not None for index in schedule.owner]),
                 enough=np.int32(slots - schedule.wanted),
                 most_steps=most_steps,
+                stops=self.stops,
                 **draws,
             )
             seen = jax.device_get(seen)
@@ -298,78 +299,6 @@ class Decoder:
             dtype=self.compute_dtype,
             logprobs=logprobs,
         )
-
-    def _admit_prompts(self, params, adapter, state, tokens, seats) -> State:
-        """Computes prompts [R, P] and seats their sequences."""
-        tokens = tokens[:, : self.cached]  # a bucket may be longer than the context
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        _, fresh = forward(
-            params,
-            adapter,
-            tokens,
-            config=self.config,
-            positions=positions,
-            reach=self.cached,
-        )
-
-        def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[seats.slot, :, : new.shape[2]].set(new, mode="drop")
-
-        return seat(dataclasses.replace(state, cache=jax.tree.map(put, state.cache, fresh)), seats)
-
-    def _advance_slots(
-        self, params, adapter, state, owned, enough, most_steps, key, numbers, top_k
-    ) -> tuple[State, dict]:
-        """Lets the owned slots produce until at most `enough` are left, and what the host reads."""
-
-        def unfinished(carry: tuple[State, jax.Array]) -> jax.Array:
-            state, steps = carry
-            return (jnp.sum(state.active) > enough) & (steps < most_steps)
-
-        def step(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-            state, steps = carry
-            hidden, cache = forward(
-                params,
-                adapter,
-                state.last[:, None],
-                config=self.config,
-                positions=state.position[:, None],
-                cache=state.cache,
-            )
-            logits = unembed(params, hidden[:, 0], config=self.config)  # [B, V]
-            tokens = _choose(logits, state, key, numbers, top_k)
-            logprobs = None
-            if state.logprobs is not None:
-                chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-                logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)
-            state = dataclasses.replace(state, cache=cache)
-            return append(state, tokens, logprobs, self.stops), steps + 1
-
-        state = dataclasses.replace(state, active=state.active & owned)
-        state, steps = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0)))
-        names = ("active", "count", "produced", "stopped", "logprobs")
-        return state, {"steps": steps} | {name: getattr(state, name) for name in names}
-
-
-def _choose(logits, state, key, numbers, top_k) -> jax.Array:
-    """The next token of each slot; without a temperature the most probable one."""
-    if not numbers:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    def fold(example: jax.Array, position: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, example), position)
-
-    keys = jax.vmap(fold)(state.example, state.position + 1)
-    return draw(logits, keys, top_k=top_k, **numbers)
-
-
-def _share_prompts(state: State, seats: Seats, sources: jax.Array) -> State:
-    """Seats sequences whose prompts are in the cache of the slots `sources` [B]."""
-
-    def copy(old: jax.Array) -> jax.Array:
-        return old.at[seats.slot].set(old[sources], mode="drop")
-
-    return seat(dataclasses.replace(state, cache=jax.tree.map(copy, state.cache)), seats)
 
 
 def _completion(seen: dict, slot: int, stop_strings: StopStrings | None) -> Completion:

@@ -55,7 +55,9 @@ def evaluate(
         def grade(index: int, completion: Completion) -> None:
             future = None
             if is_main_process():
-                text = completion.text or tokenizer.decode(completion.tokens)
+                text = completion.text
+                if text is None:
+                    text = tokenizer.decode(completion.tokens)
                 problem = problems[index].problem
                 future = threads.submit(_outcome, task, problem, text, completion.failure)
             grading.append((index, future))

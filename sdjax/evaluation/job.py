@@ -19,7 +19,7 @@ from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome, Problem, Task
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.checkpoint import read_config, read_model
-from sdjax.io.folders import model_folder
+from sdjax.io.folders import locate
 from sdjax.io.tokenizer import read_tokenizer
 from sdjax.models.config import ModelConfig
 from sdjax.progress import progress_bar
@@ -48,7 +48,7 @@ def evaluate_model(
     """Scores a model greedily; returns what to print, with 95 % intervals.
 
     Args:
-        model: a folder or zoo:NAME.
+        model: as `sdjax.io.folders.locate` has it; an adapter is folded in.
         task: a name, a JSONL file, or the import path of a class.
         data: a file or folder with the task's problems.
         shots: worked examples before each problem; the task's own number by default.
@@ -63,7 +63,7 @@ def evaluate_model(
     Raises:
         UserError: no such model, task or data, or no prompt that fits into the model's context.
     """
-    folder = model_folder(model)
+    folder, adapter = locate(model)
     config, tokenizer = read_config(folder), read_tokenizer(folder)
     whole = 0 if split is None else None
     chosen = find_task(
@@ -74,8 +74,8 @@ def evaluate_model(
     new_tokens = min(max_new_tokens or chosen.max_new_tokens, config.context // 2)
     sizes = _sizes(config, [len(one.tokens) for one in asked], new_tokens)
     settings = {
-        "model": str(folder.resolve()),
-        "weights": _fingerprint(folder),
+        "model": model if adapter else str(folder.resolve()),
+        "weights": _fingerprint(folder, *([adapter] if adapter else [])),
         "task": chosen.name,
         "max_new_tokens": new_tokens,
     }
@@ -95,7 +95,7 @@ def evaluate_model(
                 stop_tokens=tokenizer.eos_ids,
                 compute_dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
             )
-            params = read_model(folder)[1]
+            params = read_model(folder, adapter=adapter)[1]
             evaluate(decoder, tokenizer, params, chosen, missing, on_outcome=keep)
         lines = [results.lines[one.problem.id] for one in asked]
         results.finish([one.problem.id for one in asked])
@@ -139,9 +139,9 @@ def _sizes(config: ModelConfig, lengths: Sequence[int], new_tokens: int) -> Deco
     )
 
 
-def _fingerprint(folder: Path) -> str:
-    """Of a model's files by name, size and time: weights that were written anew are others."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+def _fingerprint(*folders: Path) -> str:
+    """Of the folders' files by name, size and time: weights that were written anew are others."""
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 

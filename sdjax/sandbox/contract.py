@@ -34,7 +34,7 @@ class Limits:
     wire_bytes: int = 4 << 20  # of the child's message
     constant_bytes: int = 1 << 20  # of all constants of one program
     steps: int = 20_000  # rounds of Python loops and calls in one trace
-    equations: int = 4_000  # of all array programs of one source text, each
+    equations: int = 4_000  # of all array programs of one source text; `primitives.weight`
     nesting: int = 8  # of scan, while and cond
     growth: int = 32  # elements of one intermediate, relative to the tensors of one slot; and
     # twice as much may be alive at once

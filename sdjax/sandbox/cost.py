@@ -11,6 +11,7 @@ from typing import Any
 from jax.extend import core
 
 from sdjax.sandbox.contract import Limits
+from sdjax.sandbox.fusion import check_copies
 from sdjax.sandbox.primitives import ALLOWED, MAX_RANK
 from sdjax.sandbox.verdict import Refusal
 
@@ -31,6 +32,7 @@ def bill(closed: Any, limits: Limits, *, most_elements: int) -> Bill:
 
 
 def _bill(jaxpr: Any, limits: Limits, most_elements: int) -> Bill:
+    check_copies(jaxpr)
     last_use: dict[Any, int] = {}
     for index, equation in enumerate(jaxpr.eqns):
         last_use.update((v, index) for v in equation.invars if not isinstance(v, core.Literal))

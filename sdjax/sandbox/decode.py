@@ -24,6 +24,7 @@ from sdjax.sandbox.primitives import (
     MAX_DIMENSION,
     MAX_RANK,
     decode_number,
+    weight,
 )
 from sdjax.sandbox.verdict import Refusal
 
@@ -145,11 +146,11 @@ class _Decoder:
         )
 
     def equation(self, value: Any, defined: int, depth: int) -> Equation:
-        self.equations += 1
-        _expect(self.equations <= self.limits.equations, "equations")
         _expect(type(value) is list and len(value) == 4, "an equation")
         name, operands, outputs, params = value
         _expect(type(name) is str, "a primitive's name")
+        self.equations += weight(name)
+        _expect(self.equations <= self.limits.equations, "equations")
         atoms = self.atoms(operands, defined, MOST_OUTPUTS)
         outputs = _count(outputs, MOST_OUTPUTS)
         _expect(type(params) is dict, "parameters")

@@ -22,7 +22,7 @@ import numpy as np
 from jax.extend import core
 
 from sdjax.sandbox.contract import Limits
-from sdjax.sandbox.primitives import ALLOWED, DTYPES, KEY_IMPL, decode_number
+from sdjax.sandbox.primitives import ALLOWED, DTYPES, KEY_IMPL, decode_number, weight
 from sdjax.sandbox.verdict import Refusal
 
 # Calls that are replaced by their body, with the parameter that holds it.
@@ -100,7 +100,7 @@ class Encoder:
             branches = params["branches"]
             chosen = branches[min(max(operands[0][1], 0), len(branches) - 1)]
             return self._inline(*_open(chosen), operands[1:], equations, fresh, depth)
-        self._equations += 1
+        self._equations += weight(name)
         if self._equations > self.limits.equations:
             raise Refusal(
                 "too costly",

@@ -58,7 +58,7 @@ def BOOL(value: Any) -> bool:
 
 
 def EXPONENT(value: Any) -> int:
-    _expect(type(value) is int and abs(value) <= 1_024, "a small integer is expected")
+    _expect(type(value) is int and abs(value) <= 64, "a small integer is expected")
     return value
 
 
@@ -197,7 +197,32 @@ class Entry:
 
 
 MANY = 256
+# XLA makes some fifty operations of each of these, and ends itself on some ten thousand in a row:
+# they count as five of the equations that a program may have.
+LONG = frozenset(
+    [
+        "integer_pow",
+        "lgamma",
+        "digamma",
+        "erf_inv",
+        "bessel_i0e",
+        "bessel_i1e",
+        "cumsum",
+        "cumprod",
+        "cummax",
+        "cummin",
+        "cumlogsumexp",
+        "random_bits",
+        "random_split",
+        "random_fold_in",
+        "threefry2x32",
+    ]
+)
 ALLOWED: dict[str, Entry] = {}
+
+
+def weight(name: str) -> int:
+    return 5 if name in LONG else 1
 
 
 def _allow(

@@ -165,14 +165,27 @@ def prepare(config: RunConfig) -> Workbench:
             {path: (kind_of(path), specs[path].shape) for path in paths},
             limits_of(config),
         ),
-        prompt=render(
-            config.generation.prompt,
-            slots=config.slots,
-            descriptions=descriptions,
-            chat=_as_chat(tokenizer) if tokenizer.has_chat_template else None,
-        ),
+        prompt=_prompt(config, descriptions, tokenizer),
         training_identities=_training_identities(folder),
     )
+
+
+def _prompt(config: RunConfig, descriptions: Mapping[str, str], tokenizer: Tokenizer) -> str:
+    """What the generator is asked, which has to fit its decoder before anything is computed."""
+    wanted = config.generation
+    prompt = render(
+        wanted.prompt,
+        slots=config.slots,
+        descriptions=descriptions,
+        chat=_as_chat(tokenizer) if tokenizer.has_chat_template else None,
+    )
+    length, longest = len(tokenizer.encode(prompt, add_special=True)), wanted.decoding.buckets[-1]
+    if length > longest:
+        raise UserError(
+            f"generation.decoding.buckets: the prompt {wanted.prompt!r} has {length} tokens, more "
+            f"than the largest bucket ({longest}); add one of {length} or more"
+        )
+    return prompt
 
 
 def _task(config: RunConfig) -> Task:

@@ -205,3 +205,84 @@ def test_shapes_that_explode_are_refused_before_anything_is_computed(contract):
             0, ["iota", [], 1, {"dtype": "float32", "shape": [1 << 39], "dimension": 0}]
         )
     assert refused(message, contract).rule in ("elements", "wire")
+
+
+def test_a_message_is_written_in_one_way(wires, contract):
+    """Or one program had many hashes, and the later of two equal keys would count."""
+    wire = wires["ties"]
+    assert rebuild(wire, contract)
+    for other in (
+        wire + " ",
+        wire.replace('"version":1', '"version":1,"version":1'),
+        wire.replace('"version":1', '"version":2,"version":1'),
+        wire.replace('"float32"', '"float\\u00332"'),
+        wire.replace("0.7", "7e-1"),
+        json.dumps(json.loads(wire)),
+    ):
+        assert other != wire
+        assert "one way" in refused(other, contract).message
+
+
+@pytest.mark.parametrize("name", ["base", "key", "depth", "kind"])
+def test_a_hyperparameter_has_no_name_of_the_api(name, wires, contract):
+    message = json.loads(wires["ties"])
+    message["hyperparameters"] = {name: 1.0}
+    for program in message["programs"]:
+        _renumber(program["block"])
+    assert "hyperparameter" in refused(message, contract).message
+
+
+def _renumber(block):
+    """One input more."""
+    first = block["inputs"]
+    block["inputs"] += 1
+    for equation in block["equations"]:
+        equation[1] = [a + (a >= first) if type(a) is int else a for a in equation[1]]
+    block["outputs"] = [a + (a >= first) if type(a) is int else a for a in block["outputs"]]
+
+
+def _program(equations, output, contract):
+    """A message with these equations before the result `output`, at every shape."""
+    message = json.loads(trace_trusted(merge("return 1.5 * task_vectors['expert_1']"), contract))
+    for program in message["programs"]:
+        program["block"] |= {"equations": copy.deepcopy(equations), "outputs": [output]}
+    return message
+
+
+# Inputs of the contract: three experts, the base, the key (4), the depth (5).
+@pytest.mark.parametrize(
+    ("equations", "rule"),
+    [
+        ([["random_bits", [4], 1, {"bit_width": 32, "shape": [-5]}]], "wire"),
+        ([["tile", [0], 1, {"reps": [-1, 1]}]], "wire"),
+        ([["iota", [], 1, {"dtype": "int8", "shape": [0, 1 << 40], "dimension": 0}]], "elements"),
+        ([["integer_pow", [0], 1, {"y": 1 << 31}]], "wire"),
+        ([["integer_pow", [0], 1, {"y": -65}]], "wire"),
+        ([["reduce_precision", [0], 1, {"exponent_bits": -1, "mantissa_bits": 3}]], "wire"),
+        ([["top_k", [0], 2, {"k": -1, "axis": 1}]], "wire"),
+        ([["fft", [0], 1, {"fft_type": "RFFT", "fft_lengths": [-8]}]], "wire"),
+        ([["cumsum", [0], 1, {"axis": 0, "reverse": False}]] * 301, "wire"),  # of 1,500 / 5
+    ],
+)
+def test_numbers_that_a_shape_or_a_count_cannot_be(equations, rule, contract):
+    assert refused(_program(equations, 0, contract), contract).rule == rule
+
+
+def test_a_loop_of_nothing_costs_its_rounds(contract):
+    body = {"inputs": 1, "equations": [], "outputs": [0]}
+    loop = {"length": 10**6, "reverse": False, "consts": 0, "carry": 1, "body": body}
+    message = _program([["scan", [["float32", 0.0]], 1, loop]], 0, contract)
+    assert refused(message, contract).rule == "cost"
+
+
+def test_a_full_basis_costs_what_it_holds(contract):
+    """Of a tall thin matrix it is far larger than the matrix."""
+
+    def cost(full):
+        body = f"""
+        u, _, _ = jnp.linalg.svd(task_vectors["expert_1"].reshape(-1, 1), full_matrices={full})
+        return task_vectors["expert_1"] + u[0, 0]
+        """
+        return rebuild(trace_trusted(merge(body), contract), contract).cost
+
+    assert cost(True) > 20 * cost(False)

@@ -99,3 +99,21 @@ def test_what_xla_objects_to_is_a_refusal(bits, contract):
     with pytest.raises(Refusal) as refusal:
         probe(rebuild(json.dumps(message), contract), contract)
     assert refusal.value.rule == "wire"
+
+
+def test_so_many_different_operations_and_no_more(contract):
+    """Each is compiled by itself: 300 sums of different lengths took half a minute and 1 GB."""
+    body = """
+    x = task_vectors["expert_1"]
+    for n in range(MANY):
+        x = x + jnp.sum(jnp.arange(1.0 + n) * x[0, 0])
+    return x
+    """
+    few, many = (
+        rebuild(trace_trusted(merge(body.replace("MANY", n)), contract), contract)
+        for n in ("3", "200")
+    )
+    assert probe(few, contract)
+    with pytest.raises(Refusal) as refusal:
+        probe(many, contract)
+    assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "operations")

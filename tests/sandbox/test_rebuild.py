@@ -193,3 +193,39 @@ def test_memory_is_what_lives_at_once(contract):
     tensor = 4 * SHAPE[0] * SHAPE[1]
     assert memory("return x * 2.0 * 3.0") == memory(chain)
     assert memory("return jnp.tile(x, (9, 1))[: x.shape[0]] + x") >= memory(chain) + 8 * tensor
+
+
+def test_xla_does_not_compute_on_constants_while_it_compiles(tensors, contract):
+    """It would sort the most that a constant may hold for 18 s, and a hundred times in a row."""
+    source = written_as(
+        "x = task_vectors['expert_1']\n"
+        "return x + jnp.sort(jnp.asarray(np.linspace(1.0, 0.0, 16, dtype=np.float32)))[0]",
+        head="import jax.numpy as jnp\nimport numpy as np\n",
+    )
+    program = rebuild(trace_trusted(source, contract), contract)
+    text = jax.jit(program).lower(tensors).compile().as_text()
+    assert "sort(" in text
+
+
+def test_a_hyperparameter_may_be_called_self(tensors, contract):
+    source = "def merge_models(t, self: float = 0.5):\n    return self * t['expert_1']\n"
+    program = rebuild(trace_trusted(source, contract), contract)
+    assert np.array_equal(program(tensors), 0.5 * tensors["expert_1"])
+
+
+@pytest.mark.parametrize(
+    "other", ["x[::-1]", "jnp.roll(x, 1, 0)", "jnp.concatenate([x[1:], x[:1]])"]
+)
+def test_values_wanted_at_ever_more_indices_are_too_costly(other, contract):
+    """Each round doubles what fusion writes out: 20 took XLA a minute, 40 do not end."""
+    body = "x = task_vectors['expert_1']\nfor _ in range({}):\n    x = 0.5 * (x + {})\nreturn x"
+    rebuild(trace_trusted(written_as(body.format(8, other)), contract), contract)
+    with pytest.raises(Refusal) as refusal:
+        rebuild(trace_trusted(written_as(body.format(40, other)), contract), contract)
+    assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "fusion")
+
+
+@pytest.mark.parametrize("step", ["x - 0.1 * jnp.tanh(x)", "x / (1 + jnp.linalg.norm(x))"])
+def test_many_rounds_element_by_element_are_not(step, contract):
+    body = f"x = task_vectors['expert_1']\nfor _ in range(60):\n    x = {step}\nreturn x"
+    assert rebuild(trace_trusted(written_as(body), contract), contract)

@@ -11,7 +11,7 @@ from sdjax.sandbox.confine import ALWAYS, LAYERS
 ROOM = Path(sandbox.__file__).parent
 PARENT = (
     *("sandbox", "verdict", "contract", "layout", "primitives", "decode", "rebuild", "cost"),
-    *("trial", "hashes"),
+    *("trial", "hashes", "fusion"),
 )
 LOCK = ("confine", "seccomp", "landlock", "server", "fork_server")
 
@@ -41,7 +41,7 @@ def imports(name: str) -> set[str]:
 
 def test_the_trusted_side_is_small_enough_to_audit():
     counted = {name: lines(name) for name in (*PARENT, *LOCK)}
-    assert sum(counted[name] for name in PARENT) <= 1_300, counted
+    assert sum(counted[name] for name in PARENT) <= 1_390, counted
     assert sum(counted[name] for name in LOCK) <= 430, counted
 
 
@@ -64,3 +64,8 @@ def test_no_file_of_the_parent_executes_source():
         for node in ast.walk(ast.parse((ROOM / f"{name}.py").read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"exec", "eval", "compile", "__import__"}
+
+
+if __name__ == "__main__":
+    for side in (PARENT, LOCK):
+        print(f"{sum(map(lines, side)):5} lines of code:", *side)

@@ -1,0 +1,158 @@
+"""How long the sandbox takes to judge programs against the shapes of Mistral-7B's MLP.
+
+    python benchmarks/sandbox/judge.py
+
+The peer is what the sandbox replaces: `exec` of the text in this very process, a trace of every
+shape and one run, compiled, on the same small tensors; no text rule, no confinement, no count.
+"""
+
+import argparse
+import os
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sdjax.programs.grammar import sample_program
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.probe import probe
+from sdjax.sandbox.rebuild import rebuild
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.trace import trace_trusted
+from sdjax.sandbox.verdict import Refusal
+
+SLOTS = ("expert_1", "expert_2", "expert_3")
+SHAPES = {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}
+CONTRACT = Contract.of(
+    SLOTS,
+    {
+        f"layers/{layer}/mlp/{name}": (f"mlp.{name}", shape)
+        for layer in range(32)
+        for name, shape in SHAPES.items()
+    },
+)
+REFUSED = "import os\n\ndef merge_models(task_vectors):\n    return os.getpid()\n"
+TIES = """import jax.numpy as jnp
+
+def merge_models(task_vectors):
+    kept = []
+    for tau in task_vectors.values():
+        threshold = jnp.quantile(jnp.abs(tau), 0.8)
+        kept.append(jnp.where(jnp.abs(tau) >= threshold, tau, 0.0))
+    trimmed = jnp.stack(kept)
+    sign = jnp.sign(jnp.sum(trimmed, axis=0))
+    agree = jnp.where(jnp.sign(trimmed) == sign, trimmed, 0.0)
+    return {} * jnp.sum(agree, axis=0) / jnp.maximum(jnp.sum(agree != 0, axis=0), 1)
+"""
+
+
+def timed(call, *arguments):
+    start = time.perf_counter()
+    result = call(*arguments)
+    return time.perf_counter() - start, result
+
+
+def row(name: str, seconds: list[float]) -> None:
+    low, middle, high = (1e3 * q for q in np.quantile(seconds, [0.1, 0.5, 0.9]))
+    print(f"{name:58s} {middle:8.1f} ms   ({low:.1f} to {high:.1f}, {len(seconds)} times)")
+
+
+def programs(count: int, seed: int) -> list[str]:
+    """As the zoo's seed writes them: 60 to 110 tokens, one in nine faulty on purpose."""
+    rng = np.random.default_rng(seed)
+    return [sample_program(rng).text for _ in range(count)]
+
+
+def rate(sandbox: Sandbox, sources: list[str], seen: dict[str, str]) -> tuple[float, Counter]:
+    start = time.perf_counter()
+    verdicts = Counter(v.verdict for _, v in sandbox.judge_all(sources, seen=seen))
+    return len(sources) / (time.perf_counter() - start), verdicts
+
+
+def unconfined(source: str) -> None:
+    """The peer's side."""
+    namespace: dict = {}
+    exec(source, namespace)
+    function = namespace["merge_models"]
+    asked = {"depth": np.float32(0), "key": jax.random.key(0), "kind": "mlp.up_proj"}
+    names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    for shape in set(SHAPES.values()):
+        tensors = {slot: jax.ShapeDtypeStruct(shape, np.float32) for slot in SLOTS}
+        given = asked | {"base": tensors[SLOTS[0]]}
+        jax.make_jaxpr(lambda t, g=given: function(t, **{n: g[n] for n in names}))(tensors)
+    small = {slot: np.ones((112, 32), np.float32) for slot in SLOTS}
+    given = asked | {"base": small[SLOTS[0]]}
+    jax.block_until_ready(jax.jit(lambda t: function(t, **{n: given[n] for n in names}))(small))
+
+
+def measure_unconfined(sources: list[str]) -> float:
+    start = time.perf_counter()
+    for source in sources:
+        try:
+            unconfined(source)
+        except Exception:
+            continue  # what is faulty on purpose
+    return len(sources) / (time.perf_counter() - start)
+
+
+def parts(sources: list[str]) -> None:
+    """Where the processor's time goes, without processes: the worker's part, and the parent's."""
+    spent: dict[str, list[float]] = {"trace": [], "rebuild": [], "probe": []}
+    for number, source in enumerate(sources):
+        try:
+            traced, wire = timed(trace_trusted, source, CONTRACT)
+            rebuilt, program = timed(rebuild, wire, CONTRACT)
+            probed, _ = timed(probe, program, CONTRACT)
+        except Refusal:
+            continue
+        if number >= len(sources) // 2:  # the first half warms up
+            for name, seconds in zip(spent, (traced, rebuilt, probed), strict=True):
+                spent[name].append(seconds)
+    row("  of which in the worker: trace and encode", spent["trace"])
+    row("  of which in the parent: decode, trace again, count", spent["rebuild"])
+    row("  of which in the parent: probe, operation by operation", spent["probe"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--programs", type=int, default=400)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    model = next(
+        (
+            x.split(":")[1].strip()
+            for x in Path("/proc/cpuinfo").read_text().split("\n")
+            if "model name" in x
+        ),
+        platform.machine(),
+    )
+    print(f"{model}, {os.cpu_count()} threads, Linux {platform.release()}; jax {jax.__version__},")
+    print(
+        f"Python {platform.python_version()}; {len(CONTRACT.paths)} tensors of 3 kinds and 2 shapes"
+    )
+    with Sandbox(CONTRACT, options.workers) as sandbox:
+        sandbox.judge(REFUSED)
+        row("a trivial refusal (import os)", [timed(sandbox.judge, REFUSED)[0] for _ in range(100)])
+        seconds = [timed(sandbox.judge, TIES.format(0.5 + i / 100))[0] for i in range(40)]
+        print(
+            f"{'TIES, the first time (its operations are compiled)':58s} {1e3 * seconds[0]:8.1f} ms"
+        )
+        row("TIES", seconds[1:])
+        seen: dict[str, str] = {}
+        cold, _ = rate(sandbox, programs(options.programs, seed=1), seen)
+        warm, verdicts = rate(sandbox, programs(options.programs, seed=2), seen)
+        print(f"programs of the grammar, from a cold start {cold:24.1f} a second")
+        print(f"programs of the grammar, {options.workers} workers {warm:32.1f} a second")
+        print(f"  verdicts: {dict(verdicts)}")
+    parts(programs(options.programs, seed=2))
+    peer = measure_unconfined(programs(options.programs // 4, seed=3))
+    print(f"the peer: no sandbox, in this process {peer:29.1f} a second")
+    print(f"ratio {warm / peer:.1f}")
+
+
+if __name__ == "__main__":
+    main()
