@@ -15,60 +15,15 @@ from sdjax.sandbox.verdict import Refusal
 MOST_COPIES = 50_000  # some two seconds of compilation
 
 MOVES = frozenset(
-    [
-        "broadcast_in_dim",
-        "reshape",
-        "squeeze",
-        "rev",
-        "transpose",
-        "concatenate",
-        "stack",
-        "tile",
-        "pad",
-        "split",
-        "slice",
-        "dynamic_slice",
-        "dynamic_update_slice",
-        "gather",
-    ]
+    """broadcast_in_dim reshape squeeze rev transpose concatenate stack tile pad split slice
+    dynamic_slice dynamic_update_slice gather""".split()  # noqa: SIM905
 )
 # Computed once and kept: reductions, sorts, products, factorisations, random bits, control flow.
 KEPT = frozenset(
-    [
-        "sort",
-        "top_k",
-        "argmax",
-        "argmin",
-        "dot_general",
-        "svd",
-        "eigh",
-        "qr",
-        "cholesky",
-        "lu",
-        "triangular_solve",
-        "fft",
-        "cumsum",
-        "cumprod",
-        "cummax",
-        "cummin",
-        "cumlogsumexp",
-        "random_bits",
-        "random_split",
-        "random_fold_in",
-        "random_seed",
-        "threefry2x32",
-        "scan",
-        "while",
-        "cond",
-        "jit",
-        "scatter",
-        "scatter-add",
-        "scatter-sub",
-        "scatter-mul",
-        "scatter-min",
-        "scatter-max",
-        "optimization_barrier",
-    ]
+    """sort top_k argmax argmin dot_general svd eigh qr cholesky lu triangular_solve fft cumsum
+    cumprod cummax cummin cumlogsumexp random_bits random_split random_fold_in random_seed
+    threefry2x32 scan while cond jit scatter scatter-add scatter-sub scatter-mul scatter-min
+    scatter-max optimization_barrier""".split()  # noqa: SIM905
 )
 
 

@@ -102,16 +102,16 @@ def test_what_xla_objects_to_is_a_refusal(bits, contract):
 
 
 def test_so_many_different_operations_and_no_more(contract):
-    """Each is compiled by itself: 300 sums of different lengths took half a minute and 1 GB."""
+    """Each is compiled by itself: 600 different ones took half a minute and 1 GB."""
     body = """
     x = task_vectors["expert_1"]
     for n in range(MANY):
-        x = x + jnp.sum(jnp.arange(1.0 + n) * x[0, 0])
+        x = jnp.pad(x, ((0, n + 1), (0, 0)))[: x.shape[0]]
     return x
     """
     few, many = (
         rebuild(trace_trusted(merge(body.replace("MANY", n)), contract), contract)
-        for n in ("3", "200")
+        for n in ("3", "300")
     )
     assert probe(few, contract)
     with pytest.raises(Refusal) as refusal:
