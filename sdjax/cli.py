@@ -306,7 +306,7 @@ def evaluate(
     compare: tuple[Path, Path] | None,
     **options,
 ) -> None:
-    """Score MODEL, a folder or zoo:NAME, on a task."""
+    """Score MODEL (a folder, a name on Hugging Face, or zoo:NAME) on a task."""
     if compare is not None:
         if model is not None:
             raise UserError("--compare takes two results and no model")
@@ -418,7 +418,7 @@ def zoo_list() -> None:
 @zoo_group.command(name="train", epilog=_example("sdjax zoo train --out my-zoo"))
 @click.option("--out", type=FOLDER, required=True, help="A new folder.")
 def zoo_train(out: Path) -> None:
-    """Rebuild the zoo from nothing: about an hour on two cores."""
+    """Rebuild the zoo from nothing: about half an hour on two cores."""
     from sdjax.progress import progress_bar
     from sdjax.zoo.train import train_zoo
 
