@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdjax.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import Merged
 from sdjax.merging.programs import TooMuchMemory
@@ -38,7 +39,9 @@ def apply_program(
     except TooMuchMemory:
         message = "compiled for the model, the program takes more memory than it may"
         refusal = Refusal("too costly", "memory", message)
-    except Exception as error:  # whatever XLA objects to where the program was not probed
+    # Tracing, lowering and XLA may object to shapes and devices that were not probed; any other
+    # exception is a bug of ours and no verdict.
+    except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         message = f"the array program cannot be run on the model ({type(error).__name__})"
         refusal = Refusal("refused", "wire", message)
     application = Application(

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import jax
 import pytest
 
 from sdjax.errors import UserError
@@ -68,6 +69,22 @@ def test_what_the_weights_bring_to_light(bench, programs, source, verdict, rule)
     application, merged = apply_program(bench, *programs[source], MAIN)
     assert (application.verdict, application.rule) == (verdict, rule)
     assert bool(application.message) == (merged is None) == (verdict != "admitted")
+
+
+def test_what_the_compiler_objects_to_is_a_verdict_and_a_bug_is_not(bench, programs, monkeypatch):
+    def objecting(error):
+        def merge(*arguments, **named):
+            raise error
+
+        return merge
+
+    compiler = jax.errors.JaxRuntimeError("INTERNAL: no such layout")
+    monkeypatch.setattr(type(bench), "merge", objecting(compiler))
+    application, merged = apply_program(bench, *programs[FINE], MAIN)
+    assert (application.verdict, application.rule, merged) == ("refused", "wire", None)
+    monkeypatch.setattr(type(bench), "merge", objecting(AttributeError("ours")))
+    with pytest.raises(AttributeError, match="ours"):
+        apply_program(bench, *programs[FINE], MAIN)
 
 
 def test_what_is_compiled_may_take_so_much_memory(bench, programs, monkeypatch):
