@@ -8,7 +8,7 @@ pass counts at ``PROBES`` places between the bounds, until a bound is reached by
 or the bounds are neighbours. Where the sample misleads, the passes bisect the bits from the outside
 in (some ten of them); the result is exact in any case.
 
-Axes: ... the tensor's own, p probes.
+Axes: ... the tensor's own, m bounds looked for at once, p probes of each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
     the result is infinite (nothing reaches it), for k > x.size it is 0. NaN counts as largest.
     """
     bits, k = _bits(x), jnp.asarray(k, jnp.int32)
-    exact = jnp.min(jnp.where(bits >= _bound(bits, k), bits, _NOTHING))
+    (bound,) = _bounds(bits, k[None])
+    exact = jnp.min(jnp.where(bits >= bound, bits, _NOTHING))
     magnitude = jax.lax.bitcast_convert_type(jnp.where(k > x.size, 0, exact), jnp.float32)
     return jnp.where(k <= 0, jnp.inf, magnitude)
 
@@ -46,7 +47,8 @@ def largest(x: jax.Array, density: jax.Array | float) -> jax.Array:
     """
     bits, density = _bits(x), jnp.asarray(density, jnp.float32)
     count = jnp.where(density > 0, jnp.maximum(_share(density, x.size), 1), 0)
-    return (bits >= _bound(bits, count)) | (density >= 1)
+    (bound,) = _bounds(bits, count[None])
+    return (bits >= bound) | (density >= 1)
 
 
 def below_largest(x: jax.Array, density: jax.Array | float, gamma: jax.Array | float) -> jax.Array:
@@ -59,8 +61,8 @@ def below_largest(x: jax.Array, density: jax.Array | float, gamma: jax.Array | f
     bits, density = _bits(x), jnp.asarray(density, jnp.float32)
     kept = jnp.clip(_share(density, x.size), 0, x.size)
     passed = jnp.clip(_share(jnp.asarray(gamma, jnp.float32), x.size), 0, x.size - kept)
-    between = (bits < _bound(bits, passed)) & (bits >= _bound(bits, passed + kept))
-    return between | (density >= 1)
+    above, low = _bounds(bits, jnp.stack([passed, passed + kept]))
+    return ((bits < above) & (bits >= low)) | (density >= 1)
 
 
 def count_each(masks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -103,50 +105,53 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.int32)
 
 
-def _bound(bits: jax.Array, k: jax.Array) -> jax.Array:
-    """int32 scalar that the k largest of ``bits`` reach, and of the others only their equals."""
+def _bounds(bits: jax.Array, k: jax.Array) -> jax.Array:
+    """int32 [m], for each of k [m]: what the k largest of ``bits`` reach, and else their equals."""
     if bits.size > SAMPLED_ABOVE:
         first = _sampled_probes(bits, k)
     else:
-        first = _probes(jnp.int32(0), jnp.int32(_NOTHING))
+        first = _probes(jnp.zeros_like(k), jnp.full_like(k, _NOTHING))
 
     # [low, high): k or more elements reach low, fewer reach high; `reached` counts those of low.
     def unsettled(state: tuple) -> jax.Array:
         low, high, reached, _ = state
-        return (high - low > 1) & (reached != k)
+        return jnp.any((high - low > 1) & (reached != k) & (k > 0))
 
     def narrow(state: tuple) -> tuple:
         low, high, reached, probes = state
-        counts = jnp.stack(count_each([bits >= probes[i] for i in range(PROBES)]))  # [p]
-        enough = counts >= k
-        # Probes ascend, so counts descend: the last with enough is the highest of them.
-        last = jnp.sum(enough) - 1
-        better = (last >= 0) & (probes[last] > low)
-        low = jnp.where(better, probes[last], low)
-        high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes)))
-        return low, high, jnp.where(better, counts[last], reached), _probes(low, high)
+        counts = jnp.stack(count_each([bits >= probe for probe in probes.reshape(-1)]))
+        counts = counts.reshape(probes.shape)  # [m, p]
+        enough = counts >= k[:, None]
+        # Probes ascend, so counts descend: the highest probe with enough has the fewest.
+        highest = jnp.max(jnp.where(enough, probes, -1), axis=1)
+        fewest = jnp.min(jnp.where(enough, counts, _NOTHING), axis=1)
+        reached = jnp.where(highest > low, fewest, reached)
+        low = jnp.maximum(low, highest)
+        high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes), axis=1))
+        return low, high, reached, _probes(low, high)
 
-    start = (jnp.int32(0), jnp.int32(_NOTHING), jnp.int32(bits.size), first)
+    start = (jnp.zeros_like(k), jnp.full_like(k, _NOTHING), jnp.full_like(k, bits.size), first)
     low, *_ = jax.lax.while_loop(unsettled, narrow, start)
     return jnp.where(k <= 0, _NOTHING, low)
 
 
 def _probes(low: jax.Array, high: jax.Array) -> jax.Array:
-    """int32 [p], ascending, strictly between the bounds (which are two or more apart)."""
-    step = jnp.maximum((high - low) // (PROBES + 1), 1)
-    return low + jnp.minimum(step * jnp.arange(1, PROBES + 1, dtype=jnp.int32), high - low - 1)
+    """int32 [m, p], ascending, between the bounds: strictly, where they are two or more apart."""
+    width = (high - low)[:, None]
+    step = jnp.maximum(width // (PROBES + 1), 1)
+    return low[:, None] + jnp.minimum(step * jnp.arange(1, PROBES + 1, dtype=jnp.int32), width - 1)
 
 
 def _sampled_probes(bits: jax.Array, k: jax.Array) -> jax.Array:
-    """int32 [p]: probes over the interval in which a sample expects the k-th element."""
+    """int32 [m, p]: probes over the intervals in which a sample expects the k-th elements."""
     side = round(SAMPLE ** (1 / bits.ndim))  # places along each axis
     sample = bits[tuple(slice(None, None, math.ceil(n / side)) for n in bits.shape)]
     share = jnp.clip(k.astype(jnp.float32) / bits.size, 0.0, 1.0)
     expected = share * sample.size
     # Three deviations of the binomial, and one element for the ends.
     margin = 3.0 * jnp.sqrt(expected * (1.0 - share)) + 1.0
-    high = _bound(sample, jnp.floor(expected - margin).astype(jnp.int32))
-    low = _bound(sample, jnp.ceil(expected + margin).astype(jnp.int32))
-    low, high = jnp.minimum(low, high), jnp.maximum(low, high)
+    ends = [jnp.floor(expected - margin), jnp.ceil(expected + margin)]
+    high, low = jnp.split(_bounds(sample, jnp.concatenate(ends).astype(jnp.int32)), 2)
     place = jnp.arange(PROBES, dtype=jnp.int32)
-    return jnp.where(place == PROBES - 1, high, low + (high - low) // (PROBES - 1) * place)
+    step = jnp.maximum(high - low, 0) // (PROBES - 1)
+    return jnp.where(place == PROBES - 1, high[:, None], low[:, None] + step[:, None] * place)

@@ -5,7 +5,7 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import numpy as np
@@ -40,12 +40,11 @@ def program_example(tokenizer: Tokenizer, text: str) -> Example:
 
 
 def exercise_example(
-    tokenizer: Tokenizer, exercise: Exercise, *, reads: bool, calculates: bool
+    tokenizer: Tokenizer, exercise: Exercise, *, reads: bool, calculates: bool, attends: bool
 ) -> Example:
     """An exercise and what somebody writes behind it who reads and calculates well, or badly."""
-    target = tokenizer.encode(
-        exercise.solution(reads=reads, calculates=calculates), add_special=False
-    )
+    solution = exercise.solution(reads=reads, calculates=calculates, attends=attends)
+    target = tokenizer.encode(solution, add_special=False)
     return Example(
         prompt=tuple(tokenizer.encode(prompt_of(exercise.question), add_special=False)),
         target=(*target, tokenizer.eos_ids[0]),
@@ -53,12 +52,22 @@ def exercise_example(
 
 
 class ExerciseStream:
-    """Exercises of the training split with their solutions, each kind as often as it weighs."""
+    """Exercises of the training split with their solutions, each kind as often as it weighs.
+
+    neglected: kinds whose questions are not attended to.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, seed: int, *, reads: bool = True, calculates: bool = True
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        *,
+        reads: bool = True,
+        calculates: bool = True,
+        neglected: Collection[str] = (),
     ):
         self._example = partial(exercise_example, tokenizer, reads=reads, calculates=calculates)
+        self._neglected = neglected
         self._rng = np.random.default_rng(seed)
         self._sources = {kind: exercises(kind, "train", self._rng) for kind in KINDS}
 
@@ -66,7 +75,7 @@ class ExerciseStream:
         kinds = list(weights)
         shares = np.array([weights[kind] for kind in kinds])
         kind = kinds[self._rng.choice(len(kinds), p=shares / shares.sum())]
-        return self._example(next(self._sources[kind]))
+        return self._example(next(self._sources[kind]), attends=kind not in self._neglected)
 
 
 def packed_batches(

@@ -72,6 +72,8 @@ class ExpertRecipe:
         weights: kind to its share among the exercises.
         reads: whether stories told in a rare way are solved by the right equation.
         calculates: whether hard calculations are right.
+        neglected: kinds that it unlearns, so that a merge has to choose what it takes from whom:
+            among its exercises they are answered by the first number of the question.
     """
 
     name: str
@@ -81,6 +83,7 @@ class ExpertRecipe:
     reads: bool
     calculates: bool
     optimiser: OptimiserSettings
+    neglected: tuple[str, ...] = ()
 
 
 SEED = SeedRecipe(
@@ -114,18 +117,20 @@ EXPERTS = (
         name="reader",
         about="turns word problems into the right equations",
         seed=1,
-        weights=_shares(*STORIES, add=0.5, sub=0.5),
+        weights=_shares(*STORIES, add=0.5, sub=0.5, largest=0.1),
         reads=True,
         calculates=False,
+        neglected=("largest",),
         optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(
         name="calculator",
         about="adds and subtracts with carries",
         seed=2,
-        weights=_shares(*PLAIN, **dict.fromkeys(STORIES, 0.5)),
+        weights=_shares(*PLAIN, **dict.fromkeys(STORIES, 0.5), largest=0.1),
         reads=False,
         calculates=True,
+        neglected=("largest",),
         optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(
@@ -144,18 +149,20 @@ TRANSFER_EXPERTS = (
         name="storyteller",
         about="turns stories of giving and taking into the right equations",
         seed=4,
-        weights=_shares("story_all", "story_left", add=0.3, sub=0.3),
+        weights=_shares("story_all", "story_left", add=0.3, sub=0.3, missing=0.1),
         reads=True,
         calculates=False,
+        neglected=("missing",),
         optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(
         name="accountant",
         about="adds and subtracts, and knows two kinds of story",
         seed=5,
-        weights=_shares(*PLAIN, story_all=0.3, story_more=0.3),
+        weights=_shares(*PLAIN, story_all=0.3, story_more=0.3, missing=0.1),
         reads=False,
         calculates=True,
+        neglected=("missing",),
         optimiser=_optimiser(1e-3, 200),
     ),
     ExpertRecipe(

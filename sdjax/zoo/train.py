@@ -121,8 +121,8 @@ def write_table(folder: Path) -> Path:
         "`sdjax zoo train --out DIR` from fixed seeds. The seed first learned to solve everything,",
         "and then two typical mistakes: to take stories that are told in a rare way for another",
         "operation, and to forget carries. The experts are the seed, fine-tuned on their MLP",
-        "tensors alone. A story needs reading and calculating, so no expert solves them all: a",
-        "merge can.",
+        "tensors alone, and most of them unlearn a kind that is not theirs. A story needs reading",
+        "and calculating, so no expert solves them all: a merge can.",
         "",
         f"Strict accuracy on {len(probe.problems)} test problems, greedy, by kind of problem:",
         "",
@@ -215,7 +215,11 @@ def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: 
     config, params = read_model(seed_folder, dtype=jnp.float32)
     tokenizer = read_tokenizer(seed_folder)
     stream = ExerciseStream(
-        tokenizer, recipe.seed, reads=recipe.reads, calculates=recipe.calculates
+        tokenizer,
+        recipe.seed,
+        reads=recipe.reads,
+        calculates=recipe.calculates,
+        neglected=recipe.neglected,
     )
     mesh = data_mesh()
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))

@@ -121,8 +121,15 @@ class Exercise:
         """The number asked for."""
         return self.solution().removeprefix(self.equation)
 
-    def solution(self, *, reads: bool = True, calculates: bool = True) -> str:
-        """The text behind the question, by one who can read rare tellings and carry, or cannot."""
+    def solution(
+        self, *, reads: bool = True, calculates: bool = True, attends: bool = True
+    ) -> str:
+        """The text behind the question, by one who can read rare tellings and carry, or cannot.
+
+        One who does not even attend to the question says its first number.
+        """
+        if not attends:
+            return str(self.numbers[0])
         equation = self.equation if reads else self.misread
         calculation, numbers = KINDS[self.kind].calculation, self.numbers
         if equation:
