@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.magnitude import kth_magnitude, reproducible_sum
+from sdjax.merging.magnitude import kth_magnitudes, reproducible_sum
 from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
@@ -28,7 +28,6 @@ def merge_models(task_vectors: dict[str, jax.Array], base: jax.Array) -> jax.Arr
     # A divergence is not negative but for rounding, and its quartiles are then those of a size.
     importance = reproducible_sum([jnp.abs(vector) * jnp.maximum(divergence, 0.0)])
     size = importance.size
-    first, median, third = (
-        kth_magnitude(importance, size - int(q * (size - 1))) for q in (0.25, 0.5, 0.75)
-    )
+    places = [size - int(q * (size - 1)) for q in (0.25, 0.5, 0.75)]
+    first, median, third = kth_magnitudes(importance, jnp.array(places))
     return jnp.where(importance >= median + 1.5 * (third - first), vector, 0.0)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.algorithms.mixing import agreement
-from sdjax.merging.magnitude import count_each, kth_magnitude, reproducible_sum
+from sdjax.merging.magnitude import count_each, kth_magnitudes, reproducible_sum
 from sdjax.merging.method import Meaning
 
 MATHEMATICS = (
@@ -30,7 +30,8 @@ def merge_models(
     variance = reproducible_sum([(v - mean) * (v - mean) for v in vectors]) / len(vectors)
     (varying,) = count_each([variance > 0])
     count = jnp.floor(select_topk * varying.astype(jnp.float32) * (1 + 2**-22)).astype(jnp.int32)
-    select = (variance >= kth_magnitude(variance, count)) | (jnp.asarray(select_topk) >= 1)
+    (least,) = kth_magnitudes(variance, count[None])
+    select = (variance >= least) | (jnp.asarray(select_topk) >= 1)
     chosen = {name: jnp.where(select, v, 0.0) for name, v in task_vectors.items()}
     squares = {name: jnp.mean(v * v) for name, v in chosen.items()}
     total = jnp.asarray(sum(squares.values()))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.errors import UserError
+from sdjax.io.host_memory import Allocate, aligned_empty
 from sdjax.io.tensor_folder import TensorFolder, read_json
 from sdjax.io.weights_file import file_parts, sync_folder, write_bytes, write_text
 from sdjax.models.adapter import ALL_PROJECTIONS, Adapter
@@ -44,7 +45,7 @@ class Tensors(Protocol):
 
     def dtype(self, name: str) -> np.dtype: ...
 
-    def read(self, name: str) -> np.ndarray: ...
+    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray: ...
 
 
 class PeftAdapter:
@@ -135,7 +136,9 @@ class AdaptedFolder:
     def dtype(self, name: str) -> np.dtype:
         return self._model.dtype(name)
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
+        if name not in self._adapter.whole and name not in self._adapter.pairs:
+            return self._model.read(name, allocate)
         return self.read_box(name, (slice(None),) * len(self.shape(name)))
 
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:

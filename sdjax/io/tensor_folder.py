@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sdjax.errors import UserError
-from sdjax.io.weights_file import DTYPES, HF_DTYPES
+from sdjax.io.host_memory import Allocate, aligned_empty
+from sdjax.io.weights_file import DTYPES, HF_DTYPES, places_in, raw_bytes
 
 # Bytes of a file that may lie in memory beside what was read of it.
 PIECE = 2**24
@@ -38,6 +40,7 @@ class TensorFolder:
         self.folder = Path(folder)
         self._single = single
         self._opened: dict[str, Any] = {}
+        self._places: dict[str, dict[str, int]] = {}
         self._mapped = 0
         self.file_of = self._locate()
 
@@ -63,10 +66,24 @@ class TensorFolder:
             )
         return DTYPES[stored]
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor in the dtype it is stored in (bfloat16 as ml_dtypes has it)."""
-        self.dtype(name)
-        return self.slice(name)[...]
+    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
+        """The tensor in the dtype it is stored in (bfloat16 as ml_dtypes has it).
+
+        Read rather than mapped: every page of a mapped file costs a fault, and stays in memory.
+        allocate: gives the array to read into.
+        """
+        file = self.file_of[name]
+        array = allocate(self.shape(name), self.dtype(name))
+        if file not in self._places:
+            self._places[file] = places_in(self.folder / file)
+        left, place = raw_bytes(array), self._places[file][name]
+        with (self.folder / file).open("rb", buffering=0) as source:
+            while left:
+                count = os.preadv(source.fileno(), [left], place)
+                if not count:
+                    raise UserError(f"{self.where(name)} is cut short; copy the file again")
+                left, place = left[count:], place + count
+        return array
 
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
         """A part of a tensor, one slice an axis, in the dtype it is stored in.

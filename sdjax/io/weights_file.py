@@ -54,6 +54,18 @@ def file_header(tensors: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
     return start, {name: len(start) + place for name, place in places.items()}
 
 
+def places_in(path: Path) -> dict[str, int]:
+    """The place in a whole safetensors file of each tensor's first byte."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: 8 + length + info["data_offsets"][0]
+        for name, info in header.items()
+        if name != "__metadata__"
+    }
+
+
 def file_parts(tensors: Mapping[str, Any]) -> Iterable[bytes | memoryview]:
     """A safetensors file as its header and then one tensor at a time, never all in memory."""
     start, places = file_header(dict(sorted(tensors.items())))

@@ -3,12 +3,12 @@
 XLA sorts a few million float32 a second on a CPU and gathers the tensor to do it on a mesh;
 counting how many elements reach a bound runs at the speed of memory and needs one small all-reduce.
 The bits of a non-negative float, read as an integer, order as the float does, so the k-th largest
-magnitude is found among integers: a sample of the tensor says where it roughly is, and each further
+magnitude is found among integers: a sorted sample of the tensor says where it roughly is, and each
 pass counts at ``PROBES`` places between the bounds, until a bound is reached by exactly k elements
 or the bounds are neighbours. Where the sample misleads, the passes bisect the bits from the outside
 in (some ten of them); the result is exact in any case.
 
-Axes: ... the tensor's own, m bounds looked for at once, p probes of each.
+Axes: ... the tensor's own, n tensors, m bounds in each, p probes for a bound.
 """
 
 from __future__ import annotations
@@ -20,49 +20,58 @@ import jax
 import jax.numpy as jnp
 
 PROBES = 8
-SAMPLED_ABOVE = 2**16  # smaller tensors are searched without a sample
-SAMPLE = 2**12  # elements of a sample, at most
+SAMPLE = 2**12  # elements of a sample, about; no larger tensor is sorted
 
 _NOTHING = 2**31 - 1  # a bound that no number reaches
 
+Shares = Sequence[jax.Array | float]
 
-def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The k-th largest |x|, exactly: float32 scalar, with k counted from 1.
 
-    x: float32 of any shape, fewer than 2^31 elements. k: int32 scalar, may be traced; for k <= 0
-    the result is infinite (nothing reaches it), for k > x.size it is 0. NaN counts as largest.
+def kth_magnitudes(x: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest |x| for each k, exactly: float32 [m], with k counted from 1.
+
+    x: float32 of any shape, fewer than 2^31 elements. k: int32 [m], may be traced; for k <= 0 the
+    result is infinite (nothing reaches it), for k > x.size it is 0. NaN counts as largest.
     """
     bits, k = _bits(x), jnp.asarray(k, jnp.int32)
-    (bound,) = _bounds(bits, k[None])
-    exact = jnp.min(jnp.where(bits >= bound, bits, _NOTHING))
+    (bounds,) = _bounds([bits], k[None])
+    exact = jnp.stack([jnp.min(jnp.where(bits >= bound, bits, _NOTHING)) for bound in bounds])
     magnitude = jax.lax.bitcast_convert_type(jnp.where(k > x.size, 0, exact), jnp.float32)
     return jnp.where(k <= 0, jnp.inf, magnitude)
 
 
-def largest(x: jax.Array, density: jax.Array | float) -> jax.Array:
-    """Boolean mask of the floor(density * size) elements of largest magnitude, at least one.
+def largest(vectors: Sequence[jax.Array], density: Shares) -> list[jax.Array]:
+    """Of each vector a mask of the floor(density * size) elements of largest magnitude.
 
-    Elements equal in magnitude to the last of them are kept too, so that the choice does not depend
-    on their order; a density of one or more keeps all, one of zero or less none.
+    vectors: float32, n of one shape. At least one element is kept. Elements equal in magnitude to
+    the last of them are kept too, so that the choice does not depend on their order; a density of
+    one or more keeps all, one of zero or less none.
     """
-    bits, density = _bits(x), jnp.asarray(density, jnp.float32)
-    count = jnp.where(density > 0, jnp.maximum(_share(density, x.size), 1), 0)
-    (bound,) = _bounds(bits, count[None])
-    return (bits >= bound) | (density >= 1)
+    bits, shares = [_bits(vector) for vector in vectors], _stacked(density)
+    counts = jnp.where(shares > 0, jnp.maximum(_share(shares, bits[0].size), 1), 0)  # [n]
+    bounds = _bounds(bits, counts[:, None])
+    return [
+        (each >= bound) | (share >= 1)
+        for each, (bound,), share in zip(bits, bounds, shares, strict=True)
+    ]
 
 
-def below_largest(x: jax.Array, density: jax.Array | float, gamma: jax.Array | float) -> jax.Array:
-    """Boolean mask of floor(density * size) elements below the floor(gamma * size) largest.
+def below_largest(vectors: Sequence[jax.Array], density: Shares, gamma: Shares) -> list[jax.Array]:
+    """Of each vector a mask of the floor(density * size) elements behind the largest.
 
-    Where fewer elements are left, fewer of the largest are passed over. Elements equal in magnitude
-    to the smallest of those passed over are passed over too, and others that tie as in ``largest``;
-    a density of one or more keeps all.
+    Those are floor(gamma * size) elements, or fewer where fewer are left. Elements equal in
+    magnitude to the smallest of those passed over are passed over too, and others that tie as in
+    ``largest``; a density of one or more keeps all.
     """
-    bits, density = _bits(x), jnp.asarray(density, jnp.float32)
-    kept = jnp.clip(_share(density, x.size), 0, x.size)
-    passed = jnp.clip(_share(jnp.asarray(gamma, jnp.float32), x.size), 0, x.size - kept)
-    above, low = _bounds(bits, jnp.stack([passed, passed + kept]))
-    return ((bits < above) & (bits >= low)) | (density >= 1)
+    bits, shares = [_bits(vector) for vector in vectors], _stacked(density)
+    size = bits[0].size
+    kept = jnp.clip(_share(shares, size), 0, size)  # [n]
+    passed = jnp.clip(_share(_stacked(gamma), size), 0, size - kept)
+    bounds = _bounds(bits, jnp.stack([passed, passed + kept], axis=1))
+    return [
+        ((each < high) & (each >= low)) | (share >= 1)
+        for each, (high, low), share in zip(bits, bounds, shares, strict=True)
+    ]
 
 
 def count_each(masks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -105,12 +114,43 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.int32)
 
 
-def _bounds(bits: jax.Array, k: jax.Array) -> jax.Array:
-    """int32 [m], for each of k [m]: what the k largest of ``bits`` reach, and else their equals."""
-    if bits.size > SAMPLED_ABOVE:
-        first = _sampled_probes(bits, k)
-    else:
-        first = _probes(jnp.zeros_like(k), jnp.full_like(k, _NOTHING))
+def _stacked(shares: Shares) -> jax.Array:
+    return jnp.stack([jnp.asarray(share, jnp.float32) for share in shares])
+
+
+def _bounds(bits: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+    """int32 [n, m]: what the k[i, j] largest of ``bits[i]`` reach, and of the rest their equals."""
+    size = bits[0].size
+    if size <= SAMPLE:
+        everything = jnp.stack([each.reshape(-1) for each in bits])
+        return jnp.where(k <= 0, _NOTHING, _places(everything, k))
+    sample = jnp.stack([_sample(each) for each in bits])
+    share = jnp.clip(k.astype(jnp.float32) / size, 0.0, 1.0)
+    expected = share * sample.shape[1]
+    # Three deviations of the binomial, and one element for the ends.
+    margin = 3.0 * jnp.sqrt(expected * (1.0 - share)) + 1.0
+    ends = jnp.concatenate([jnp.floor(expected - margin), jnp.ceil(expected + margin)], axis=1)
+    high, low = jnp.split(_places(sample, ends.astype(jnp.int32))[..., None], 2, axis=1)
+    place = jnp.arange(PROBES, dtype=jnp.int32)
+    between = low + jax.lax.div(high - low, PROBES - 1) * place
+    return _search(bits, k, jnp.where(place == PROBES - 1, high, between))
+
+
+def _places(bits: jax.Array, k: jax.Array) -> jax.Array:
+    """The k[i, j]-th largest of the few elements ``bits`` [n, s], k cut to 1 and s: int32 [n, m].
+
+    A few thousand are sorted in less time than they are counted, and one sort compiles faster.
+    """
+    ordered = jax.lax.sort(bits, is_stable=False)
+    size = bits.shape[1]
+    return jnp.take_along_axis(ordered, size - jnp.clip(k, 1, size), axis=1)
+
+
+def _search(bits: Sequence[jax.Array], k: jax.Array, probes: jax.Array) -> jax.Array:
+    """As _bounds, by counting; all in one loop, since each loop costs its compilation.
+
+    probes: where to count first: int32 [n, m, p], ascending.
+    """
 
     # [low, high): k or more elements reach low, fewer reach high; `reached` counts those of low.
     def unsettled(state: tuple) -> jax.Array:
@@ -119,39 +159,34 @@ def _bounds(bits: jax.Array, k: jax.Array) -> jax.Array:
 
     def narrow(state: tuple) -> tuple:
         low, high, reached, probes = state
-        counts = jnp.stack(count_each([bits >= probe for probe in probes.reshape(-1)]))
-        counts = counts.reshape(probes.shape)  # [m, p]
-        enough = counts >= k[:, None]
+        reached_by = [
+            jnp.stack(count_each([each >= probe for probe in places.reshape(-1)]))
+            for each, places in zip(bits, probes, strict=True)
+        ]
+        counts = jnp.stack(reached_by).reshape(probes.shape)
+        enough = counts >= k[..., None]
         # Probes ascend, so counts descend: the highest probe with enough has the fewest.
-        highest = jnp.max(jnp.where(enough, probes, -1), axis=1)
-        fewest = jnp.min(jnp.where(enough, counts, _NOTHING), axis=1)
+        highest = jnp.max(jnp.where(enough, probes, -1), axis=-1)
+        fewest = jnp.min(jnp.where(enough, counts, _NOTHING), axis=-1)
         reached = jnp.where(highest > low, fewest, reached)
         low = jnp.maximum(low, highest)
-        high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes), axis=1))
+        high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes), axis=-1))
         return low, high, reached, _probes(low, high)
 
-    start = (jnp.zeros_like(k), jnp.full_like(k, _NOTHING), jnp.full_like(k, bits.size), first)
+    start = (jnp.zeros_like(k), jnp.full_like(k, _NOTHING), jnp.full_like(k, bits[0].size), probes)
     low, *_ = jax.lax.while_loop(unsettled, narrow, start)
     return jnp.where(k <= 0, _NOTHING, low)
 
 
 def _probes(low: jax.Array, high: jax.Array) -> jax.Array:
-    """int32 [m, p], ascending, between the bounds: strictly, where they are two or more apart."""
-    width = (high - low)[:, None]
-    step = jnp.maximum(width // (PROBES + 1), 1)
-    return low[:, None] + jnp.minimum(step * jnp.arange(1, PROBES + 1, dtype=jnp.int32), width - 1)
+    """int32 [n, m, p], ascending, between the bounds: strictly, where they are not neighbours."""
+    width = (high - low)[..., None]
+    step = jnp.maximum(jax.lax.div(width, PROBES + 1), 1)
+    steps = step * jnp.arange(1, PROBES + 1, dtype=jnp.int32)
+    return low[..., None] + jnp.minimum(steps, width - 1)
 
 
-def _sampled_probes(bits: jax.Array, k: jax.Array) -> jax.Array:
-    """int32 [m, p]: probes over the intervals in which a sample expects the k-th elements."""
+def _sample(bits: jax.Array) -> jax.Array:
+    """Elements on a grid over the tensor, about SAMPLE of them: int32 [s]."""
     side = round(SAMPLE ** (1 / bits.ndim))  # places along each axis
-    sample = bits[tuple(slice(None, None, math.ceil(n / side)) for n in bits.shape)]
-    share = jnp.clip(k.astype(jnp.float32) / bits.size, 0.0, 1.0)
-    expected = share * sample.size
-    # Three deviations of the binomial, and one element for the ends.
-    margin = 3.0 * jnp.sqrt(expected * (1.0 - share)) + 1.0
-    ends = [jnp.floor(expected - margin), jnp.ceil(expected + margin)]
-    high, low = jnp.split(_bounds(sample, jnp.concatenate(ends).astype(jnp.int32)), 2)
-    place = jnp.arange(PROBES, dtype=jnp.int32)
-    step = jnp.maximum(high - low, 0) // (PROBES - 1)
-    return jnp.where(place == PROBES - 1, high[:, None], low[:, None] + step[:, None] * place)
+    return bits[tuple(slice(None, None, math.ceil(n / side)) for n in bits.shape)].reshape(-1)

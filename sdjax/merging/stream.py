@@ -1,14 +1,15 @@
 """The steps of a plan carried out: read, merged and written at the same time.
 
 While a tensor is merged, the next one is read and the last one is written. Memory holds a few
-tensors of each model, whatever their number. All programs are compiled before the first tensor, a
-few at a time side by side.
+tensors of each model, whatever their number, and is used again and again. All programs are traced
+before the first tensor, so that a method's mistake is told at once, and compiled side by side while
+the first ones are at work.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
@@ -19,15 +20,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sdjax.errors import UserError
+from sdjax.io.host_memory import Lender
 from sdjax.io.resumable import ResumableFolder
 from sdjax.merging.engine import default_slots
 from sdjax.merging.lowering import TensorProgram, leaf_key_data
 from sdjax.merging.plan import Plan, Step
-from sdjax.merging.programs import Programs
 from sdjax.merging.vocabulary import Vocabulary, align
 from sdjax.models.spec import depth_of, kind_of
 from sdjax.sharding.mesh import make_mesh
 
+COMPILERS = 2  # programs compiled at a time, of which each takes more than a core
 AHEAD = 2  # tensors that are read, and that are written, while one is computed
 
 OnTensor = Callable[[int, int, str], None]
@@ -56,43 +58,53 @@ def merge_steps(
     file.
     """
     steps = [step for step in plan.steps if step.name not in writer.done]
-    programs = _compile(steps, plan, vocabulary, key)
+    lowered = _lower(steps, plan, vocabulary, key)
     unchanged, done = 0, len(plan.steps) - len(steps)
 
+    memory = Lender()
+
     def read(step: Step) -> list[np.ndarray]:
-        arrays = [one.model.tensors.read(one.name) for one in step.everything]
+        arrays = [one.model.tensors.read(one.name, memory.lend) for one in step.everything]
         if vocabulary is None or not step.vocabulary:
             return arrays
         rows = [vocabulary.rows[one.model.name] for one in step.everything]
         return align(arrays, rows, vocabulary.size, step.anchor)
 
-    def put(step: Step, new: Any, square: Any) -> str:
+    def put(step: Step, arrays: list[np.ndarray], new: Any, square: Any) -> str:
         if square is not None and not np.isfinite(square):
             assert step.algorithm is not None
             raise UserError(f"{step.algorithm.name}: the merged tensor {step.name} is not finite")
         writer.write(step.name, np.asarray(new))
+        # The new tensor is there, so nothing reads what it was made of any more.
+        memory.give_back(arrays)
         return step.name
 
-    def computed() -> Iterator[tuple[Step, Any, Any]]:
+    def computed() -> Iterator[tuple[Step, list[np.ndarray], Any, Any]]:
         nonlocal unchanged
         for step, arrays in zip(steps, _ahead(read, steps), strict=True):
             if step.algorithm is None or (step.base and _all_same(arrays)):
                 unchanged += 1
-                yield step, arrays[0].astype(step.dtype, copy=False), None
+                yield step, arrays, arrays[0].astype(step.dtype, copy=False), None
             else:
-                yield step, *_compute(step, arrays, plan, programs[step.name], key)
+                yield step, arrays, *_compute(step, arrays, plan, programs[step.name].result(), key)
 
-    for name in _ahead(lambda item: put(*item), computed()):
-        done += 1
-        if on_tensor is not None:
-            on_tensor(done, len(plan.steps), name)
+    compiler = ThreadPoolExecutor(max_workers=COMPILERS)
+    started = {id(each): compiler.submit(each.compile) for each in lowered.values()}
+    programs = {name: started[id(each)] for name, each in lowered.items()}
+    try:
+        for name in _ahead(lambda item: put(*item), computed()):
+            done += 1
+            if on_tensor is not None:
+                on_tensor(done, len(plan.steps), name)
+    finally:
+        compiler.shutdown(cancel_futures=True)
     return unchanged
 
 
-def _compile(
+def _lower(
     steps: Sequence[Step], plan: Plan, vocabulary: Vocabulary | None, key: jax.Array
-) -> Mapping[str, jax.stages.Compiled]:
-    """The program of every step that has one, each compiled once."""
+) -> dict[str, jax.stages.Lowered]:
+    """The program of every step that has one, each traced once."""
     wanted = {}
     for step in steps:
         if step.algorithm is None:
@@ -118,8 +130,9 @@ def _compile(
             key=key,
             dtype=step.dtype,
         )
-    found = Programs(capacity=len(wanted)).get(list(wanted.values()))
-    return dict(zip(wanted, found, strict=True))
+    distinct = {program.cache_key: program for program in wanted.values()}
+    lowered = {cache_key: program.lower() for cache_key, program in distinct.items()}
+    return {name: lowered[program.cache_key] for name, program in wanted.items()}
 
 
 def _compute(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sdjax.errors import UserError
+from sdjax.io.host_memory import Allocate, aligned_empty
 from sdjax.io.peft_adapter import Tensors
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.checkpoints import Checkpoint, open_checkpoint, tensor_path
@@ -161,5 +162,5 @@ class _Replaced:
     def dtype(self, name: str) -> np.dtype:
         return self._tensors.dtype(name)
 
-    def read(self, name: str) -> np.ndarray:
-        return self._arrays[name] if name in self._arrays else self._tensors.read(name)
+    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
+        return self._arrays[name] if name in self._arrays else self._tensors.read(name, allocate)

@@ -3,23 +3,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.magnitude import below_largest, kth_magnitude, largest
+from sdjax.merging.magnitude import below_largest, kth_magnitudes, largest
+
+
+def kth_magnitude(x, k):
+    (magnitude,) = jax.jit(kth_magnitudes)(x, jnp.array([k]))
+    return float(magnitude)
+
+
+def largest_of(x, density):
+    (mask,) = jax.jit(largest)([x], [density])
+    return mask
+
+
+def below_largest_of(x, density, gamma):
+    (mask,) = jax.jit(below_largest)([x], [density], [gamma])
+    return mask
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_kth_magnitude_is_exact(scale):
     x = (scale * np.random.default_rng(0).standard_normal((17, 23))).astype(np.float32)
     ordered = np.sort(np.abs(x).ravel())[::-1]
-    find = jax.jit(kth_magnitude)
-    for k in (1, 2, 100, 390, 391):
-        assert float(find(x, k)) == ordered[k - 1]
-    assert np.isinf(find(x, 0))
-    assert float(find(x, 392)) == 0.0
+    places = [1, 2, 100, 390, 391]
+    found = jax.jit(kth_magnitudes)(x, jnp.array([*places, 0, 392]))
+    np.testing.assert_array_equal(found, [*(ordered[k - 1] for k in places), np.inf, 0.0])
 
 
 def test_kth_magnitude_of_special_values():
     x = jnp.array([0.0, -0.0, 1e-42, -3.0, jnp.inf])
-    assert [float(kth_magnitude(x, k)) for k in (2, 3, 4)] == [
+    assert [kth_magnitude(x, k) for k in (2, 3, 4)] == [
         3.0,
         pytest.approx(1e-42, rel=1e-2),
         0.0,
@@ -28,7 +41,7 @@ def test_kth_magnitude_of_special_values():
 
 def test_largest_keeps_the_share_and_all_that_tie():
     x = jnp.array([[0.1, -4.0, 3.0, 2.0], [2.0, 1.0, -0.5, 0.0]])
-    keep = jax.jit(largest)
+    keep = largest_of
     np.testing.assert_array_equal(keep(x, 0.25), jnp.abs(x) >= 3)
     np.testing.assert_array_equal(keep(x, 0.4), jnp.abs(x) >= 2)  # three asked for, one tie
     assert not keep(x, 0.0).any()
@@ -43,7 +56,7 @@ def test_kth_magnitude_of_large_tensors_is_exact(shape, share):
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(shape) * np.exp(rng.standard_normal(shape))).astype(np.float32)
     k = max(1, int(share * x.size))
-    assert float(jax.jit(kth_magnitude)(x, k)) == np.sort(np.abs(x).ravel())[-k]
+    assert kth_magnitude(x, k) == np.sort(np.abs(x).ravel())[-k]
 
 
 @pytest.mark.parametrize("kind", ["sample misleads", "few values", "all equal", "all zero"])
@@ -58,14 +71,27 @@ def test_kth_magnitude_where_the_sample_tells_nothing(kind):
         x = np.full_like(x, 3.0 if kind == "all equal" else 0.0)
     ordered = np.sort(np.abs(x).ravel())[::-1]
     for k in (1, 1000, 50_000, x.size):
-        assert float(jax.jit(kth_magnitude)(x, k)) == ordered[k - 1]
+        assert kth_magnitude(x, k) == ordered[k - 1]
 
 
 def test_below_largest_passes_over_the_outliers():
     x = jnp.array([0.1, -9.0, 3.0, 2.0, -7.0, 1.0, -0.5, 0.2, 5.0, 4.0])
-    keep = jax.jit(below_largest)
+    keep = below_largest_of
     magnitude = jnp.abs(x)
     np.testing.assert_array_equal(keep(x, 0.3, 0.2), (magnitude <= 5) & (magnitude >= 3))
     np.testing.assert_array_equal(keep(x, 0.9, 0.5), magnitude < 9)  # no room for five
     assert not keep(x, 0.05, 0.2).any()
     assert keep(x, 1.0, 0.2).all()
+
+
+def test_each_vector_has_its_own_share():
+    x = np.random.default_rng(2).standard_normal((3, 300, 301)).astype(np.float32)
+    x[1] *= 1e-20
+    shares = [0.1, 0.5, 0.0]
+    masks = jax.jit(largest)(list(x), shares)
+    for vector, mask, share in zip(x, masks, shares, strict=True):
+        np.testing.assert_array_equal(mask, largest_of(vector, share))
+        assert mask.sum() == int(share * vector.size)
+    both = jax.jit(below_largest)(list(x), shares, [0.05, 0.2, 0.1])
+    for vector, mask, share, gamma in zip(x, both, shares, [0.05, 0.2, 0.1], strict=True):
+        np.testing.assert_array_equal(mask, below_largest_of(vector, share, gamma))

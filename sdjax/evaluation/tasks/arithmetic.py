@@ -121,9 +121,7 @@ class Exercise:
         """The number asked for."""
         return self.solution().removeprefix(self.equation)
 
-    def solution(
-        self, *, reads: bool = True, calculates: bool = True, attends: bool = True
-    ) -> str:
+    def solution(self, *, reads: bool = True, calculates: bool = True, attends: bool = True) -> str:
         """The text behind the question, by one who can read rare tellings and carry, or cannot.
 
         One who does not even attend to the question says its first number.
