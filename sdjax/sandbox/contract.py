@@ -69,13 +69,18 @@ class Contract:
         tensors: Mapping[str, tuple[str, tuple[int, ...]]],
         limits: Limits | None = None,
     ) -> "Contract":
-        """From a mapping of path to (kind, shape), the leaves in scope of one model."""
+        """From a mapping of path to (kind, shape), the leaves in scope of one model.
+
+        limits: by default, operations are allowed in proportion to the distinct tensors.
+        """
         paths = tuple(
             (path, TensorSignature(kind=kind, shape=tuple(shape)))
             for path, (kind, shape) in sorted(tensors.items())
         )
         distinct = tuple(signature for _, signature in paths)
-        return cls(slots=tuple(slots), tensors=distinct, paths=paths, limits=limits or Limits())
+        if limits is None:
+            limits = Limits(equations=max(Limits.equations, 1_000 * len(set(distinct))))
+        return cls(slots=tuple(slots), tensors=distinct, paths=paths, limits=limits)
 
     @cached_property
     def scope(self) -> tuple[TensorSignature, ...]:

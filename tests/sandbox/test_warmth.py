@@ -3,12 +3,15 @@
 import json
 
 import jax
+import pytest
+from catalogue import TIES
 
-from sdjax.sandbox.contract import Limits
+from sdjax.sandbox.contract import Contract, Limits
 from sdjax.sandbox.encode import Encoder
 from sdjax.sandbox.primitives import ALLOWED, CONTROL_FLOW
 from sdjax.sandbox.trace import trace_trusted
-from sdjax.sandbox.warmth import RARE, SOURCES, rare
+from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.warmth import RARE, SOURCES, rare, warm_up
 
 
 def _names(block):
@@ -25,3 +28,13 @@ def test_every_allowed_primitive_is_traced_before_the_first_fork(contract):
         message = json.loads(trace_trusted(source, contract))
         blocks += [program["block"] for program in message["programs"]]
     assert {name for block in blocks for name in _names(block)} == {*ALLOWED, *CONTROL_FLOW}
+
+
+def test_a_model_of_many_kinds_of_tensor_is_warmed_and_judged():
+    """Each kind is traced for itself, so the operations allowed grow with their number."""
+    tensors = {f"layers/0/{n}": (f"kind {n}", (6, 4 + n)) for n in range(14)}
+    contract = Contract.of(("a", "b", "c"), tensors)
+    warm_up(contract)
+    assert trace_trusted(TIES, contract)
+    with pytest.raises(Refusal, match="more than 100 operations"):
+        trace_trusted(TIES, Contract.of(("a", "b"), tensors, Limits(equations=100)))

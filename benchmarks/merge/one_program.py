@@ -1,0 +1,117 @@
+"""What a program nobody has seen costs before it merges: traced, verified, compiled.
+
+    python benchmarks/merge/one_program.py
+
+A search writes thousands of programs and merges by most of them once. Each is judged by the sandbox
+for every tensor of a model of Mistral-7B's shapes (291 tensors at 32 layers) and compiled for each
+distinct one, without weights. The cost follows the distinct shapes, not the layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from sdjax.merging.lowering import TensorProgram
+from sdjax.merging.programs import Programs
+from sdjax.models.spec import kind_of
+from sdjax.sandbox.contract import Contract
+from sdjax.sandbox.rebuild import to_algorithm
+from sdjax.sandbox.sandbox import Sandbox
+
+SLOTS = ("expert_1", "expert_2", "expert_3")
+HIDDEN, INNER, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000
+LAYER = {
+    "attn/q_proj": (HIDDEN, HIDDEN),
+    "attn/k_proj": (KEY_VALUE, HIDDEN),
+    "attn/v_proj": (KEY_VALUE, HIDDEN),
+    "attn/o_proj": (HIDDEN, HIDDEN),
+    "mlp/gate_proj": (INNER, HIDDEN),
+    "mlp/up_proj": (INNER, HIDDEN),
+    "mlp/down_proj": (HIDDEN, INNER),
+    "input_norm": (HIDDEN,),
+    "post_norm": (HIDDEN,),
+}
+OUTSIDE = {"embed": (VOCABULARY, HIDDEN), "lm_head": (VOCABULARY, HIDDEN), "norm": (HIDDEN,)}
+# One constant differs from run to run, so that nothing is known of a program beforehand.
+PROGRAMS = {
+    "weighted sum": """import jax.numpy as jnp
+
+def merge_models(task_vectors):
+    weights = jnp.array([0.{number}, 0.5, 0.3])
+    return sum(w * t for w, t in zip(weights, task_vectors.values()))
+""",
+    "norms and signs": """import jax.numpy as jnp
+
+def merge_models(task_vectors, base):
+    stacked = jnp.stack(list(task_vectors.values()))
+    norms = jnp.sqrt(jnp.sum(stacked ** 2, axis=tuple(range(1, stacked.ndim)), keepdims=True))
+    sign = jnp.sign(jnp.sum(stacked / (norms + 1e-6), axis=0))
+    agree = jnp.where(jnp.sign(stacked) == sign, stacked, 0.0)
+    return jnp.where(jnp.abs(base) > 0.{number} * jnp.std(base), jnp.mean(agree, axis=0), 0.0)
+""",
+}
+
+
+def shapes_of(layers: int) -> dict[str, tuple[int, ...]]:
+    stack = {f"layers/{i}/{name}": shape for i in range(layers) for name, shape in LAYER.items()}
+    return stack | OUTSIDE
+
+
+def seconds(source: str, shapes: dict[str, tuple[int, ...]], sandbox: Sandbox) -> list[float]:
+    """Of judging, tracing what was admitted, and compiling it."""
+    device = SingleDeviceSharding(jax.devices()[0])
+    start = time.perf_counter()
+    verdict = sandbox.judge(source)
+    judged = time.perf_counter()
+    assert verdict.admitted, verdict
+    assert verdict.wire is not None
+    algorithm = to_algorithm(verdict.wire, sandbox.contract, name="new")
+    programs = []
+    for path, shape in shapes.items():
+        leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
+        kind = kind_of(path) if "kind" in algorithm.requests else None
+        programs.append(TensorProgram.of(algorithm, SLOTS, leaf, (leaf,) * 3, kind=kind, key=None))
+    kept = Programs(quick=True)
+    kept.get(programs)
+    return [judged - start, time.perf_counter() - judged, float(kept.compiled)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[8, 32, 80])
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args()
+    print(f"{platform.machine()}, Python {platform.python_version()}, jax {jax.__version__}\n")
+    print("| program | layers | tensors | judged s | compiled s | programs | together s (range) |")
+    print("|---|---|---|---|---|---|---|")
+    for layers in options.layers:
+        shapes = shapes_of(layers)
+        contract = Contract.of(SLOTS, {p: (kind_of(p), shape) for p, shape in shapes.items()})
+        with Sandbox(contract) as sandbox:
+            for name, text in PROGRAMS.items():
+                # The first of a kind compiles the probe's operations; that is not counted.
+                runs = [
+                    seconds(text.replace("{number}", str(11 + number)), shapes, sandbox)
+                    for number in range(options.repeat + 1)
+                ][1:]
+                judged, compiled, count = (
+                    statistics.median(one) for one in zip(*runs, strict=True)
+                )
+                whole = [run[0] + run[1] for run in runs]
+                print(
+                    f"| {name} | {layers} | {len(shapes)} | {judged:.2f} | {compiled:.2f} "
+                    f"| {count:.0f} | {statistics.median(whole):.2f} "
+                    f"({min(whole):.2f} to {max(whole):.2f}) |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
