@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sdjax.errors import UserError
 from sdjax.progress import progress_bar
@@ -34,7 +35,7 @@ def check_files(
     `allow_missing` does not name.
     """
     files = [str(path) for path in paths]
-    sources = [_read(file) for file in files]
+    sources = [_read(file, contract.limits.source_bytes) for file in files]
     workers = min(workers, max(1, len(files)))
     verdicts = []
     with (
@@ -54,9 +55,10 @@ def check_files(
     return text, 0 if all(v.admitted for v in verdicts) else 1
 
 
-def _read(file: str) -> str:
+def _read(file: str, most: int) -> str:
     try:
-        return Path(file).read_bytes().decode("utf-8", "surrogateescape")
+        with Path(file).open("rb") as source:
+            return source.read(most + 1).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give a program file") from None
 
@@ -89,7 +91,8 @@ def _as_table(rows: Sequence[tuple[str, Verdict]]) -> str:
     for file, verdict in rows:
         cost = "" if verdict.cost is None else f"{verdict.cost:.3g}"
         message = verdict.message or ", ".join(verdict.notes)
-        table.add_row(file, verdict.verdict, cost, (verdict.identity or "")[:12], message)
+        cells = (file, verdict.verdict, cost, (verdict.identity or "")[:12], message)
+        table.add_row(*map(Text, cells))  # a program's words are no markup
     console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(table)
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -40,7 +40,10 @@ class Limits:
     # twice as much may be alive at once
     cost_per_element: int = 20_000  # scalar operations per element of the scope
     fuel: int = 128  # iterations that a `while` may take
+    rounds: int = 1_000_000  # of all loops of one array program, those within loops multiplied
     probe_elements: int = 1 << 12  # larger tensors are probed at a reduced shape
+    probe_most: int = 1 << 20  # elements of one slot, where a program works at real shapes alone
+    probe_cost: int = 2_000_000_000  # scalar operations of one probe run, which nobody can kill
     cpu_seconds: int = 4
     wall_seconds: float = 12.0
     address_space: int = 2 << 30
@@ -65,13 +68,13 @@ class Contract:
     @classmethod
     def of(
         cls,
-        slots: Iterable[str],
+        slots: Sequence[str],
         tensors: Mapping[str, tuple[str, tuple[int, ...]]],
         limits: Limits | None = None,
     ) -> "Contract":
         """From a mapping of path to (kind, shape), the leaves in scope of one model.
 
-        limits: by default, operations are allowed in proportion to the distinct tensors.
+        limits: by default, operations are allowed in proportion to tensors and slots.
         """
         paths = tuple(
             (path, TensorSignature(kind=kind, shape=tuple(shape)))
@@ -79,7 +82,8 @@ class Contract:
         )
         distinct = tuple(signature for _, signature in paths)
         if limits is None:
-            limits = Limits(equations=max(Limits.equations, 1_000 * len(set(distinct))))
+            equations = 350 * len(set(distinct)) * len(slots)
+            limits = Limits(equations=max(Limits.equations, equations))
         return cls(slots=tuple(slots), tensors=distinct, paths=paths, limits=limits)
 
     @cached_property

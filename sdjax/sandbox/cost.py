@@ -20,10 +20,12 @@ ROUND = 1_000  # what one round of a loop costs whatever it does, in scalar oper
 
 @dataclass(frozen=True)
 class Bill:
-    """Scalar operations, and the largest sum of bytes alive at once (before XLA's fusion)."""
+    """Scalar operations, the largest sum of bytes alive at once (before XLA's fusion), and the
+    rounds of all loops one after the other."""
 
     cost: int
     memory: int
+    rounds: int = 0
 
 
 def bill(closed: Any, limits: Limits, *, most_elements: int) -> Bill:
@@ -38,18 +40,19 @@ def _bill(jaxpr: Any, limits: Limits, most_elements: int) -> Bill:
         last_use.update((v, index) for v in equation.invars if not isinstance(v, core.Literal))
     kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)} | set(jaxpr.invars)
     alive = sum(_bytes(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars))
-    cost, peak = 0, alive
+    cost, peak, rounds = 0, alive, 0
     for index, equation in enumerate(jaxpr.eqns):
         for variable in equation.outvars:
             _check_size(variable.aval, equation.primitive.name, most_elements)
         inner = _inner(equation, limits, most_elements)
         cost += inner.cost
+        rounds += inner.rounds
         alive += sum(_bytes(v.aval) for v in equation.outvars)
         peak = max(peak, alive + inner.memory)
         for variable in _vars(equation):
             if variable not in kept and last_use.get(variable, index) == index:
                 alive -= _bytes(variable.aval)
-    return Bill(cost, peak)
+    return Bill(cost, peak, rounds)
 
 
 def _vars(equation: Any) -> set[Any]:
@@ -65,15 +68,17 @@ def _inner(equation: Any, limits: Limits, most_elements: int) -> Bill:
         return _bill(getattr(body, "jaxpr", body), limits, most_elements)
 
     if name == "scan":
-        body = of(params["jaxpr"])
-        return Bill(params["length"] * (body.cost + ROUND), body.memory)
+        body, length = of(params["jaxpr"]), params["length"]
+        return Bill(length * (body.cost + ROUND), body.memory, length * (1 + body.rounds))
     if name == "while":
         condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
-        each = condition.cost + body.cost + ROUND
-        return Bill((limits.fuel + 1) * each, max(condition.memory, body.memory))
+        each, most = condition.cost + body.cost + ROUND, limits.fuel + 1
+        memory = max(condition.memory, body.memory)
+        return Bill(most * each, memory, most * (1 + body.rounds))
     if name == "cond":
         branches = [of(branch) for branch in params["branches"]]
-        return Bill(max(b.cost for b in branches) + 1, max(b.memory for b in branches))
+        cost, memory = max(b.cost for b in branches), max(b.memory for b in branches)
+        return Bill(cost + 1, memory, max(b.rounds for b in branches))
     if "jaxpr" in params:  # a `jit` within one of JAX's own public functions
         return of(params["jaxpr"])
     ins = [v.aval for v in equation.invars]

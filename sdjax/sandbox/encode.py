@@ -106,7 +106,7 @@ class Encoder:
                 "too costly",
                 "equations",
                 f"the array program has more than {self.limits.equations} operations;"
-                " a Python loop is unrolled: use fewer steps or jax.lax.fori_loop",
+                " where a Python loop makes so many, use fewer steps or jax.lax.fori_loop",
             )
         results = [next(fresh) for _ in equation.outvars]
         encoded = self._params(name, params, depth)

@@ -31,7 +31,7 @@ class Findings:
 
 def probe(program: Rebuilt, contract: Contract) -> Findings:
     """Run the program on the contract's probe tensors; Refusal where a result is not finite."""
-    runs = trials(program, contract)
+    runs = trials(program)
     results = [run_trial(program, trial) for trial in runs]
     notes = _notes(results, [trial.inputs.host for trial in runs], contract.slots)
     if not notes and any(map(functools.partial(_depends_on_order, program), runs, results)):
@@ -79,7 +79,7 @@ def _fingerprint(results: Sequence[Sequence[np.ndarray]], salt: str) -> str:
     return hashlib.sha256("|".join([salt, *numbers]).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=16)
 def _projections(size: int, index: int) -> np.ndarray:
     draw = np.random.default_rng([size, index])
     return draw.standard_normal((PROJECTIONS, size))

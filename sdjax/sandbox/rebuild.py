@@ -18,7 +18,7 @@ from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.cost import Bill, bill
 from sdjax.sandbox.decode import Atom, Block, Equation, Message, decode
 from sdjax.sandbox.hashes import identity_of, structure_of
-from sdjax.sandbox.layout import Layout
+from sdjax.sandbox.layout import Layout, plan
 from sdjax.sandbox.primitives import ALLOWED
 from sdjax.sandbox.verdict import Refusal
 
@@ -40,6 +40,7 @@ class Rebuilt:
     memory: int
     most_memory: int
     programs: Mapping[Any, tuple[Layout, Block]]
+    probes: tuple[Any, ...]  # which of them are to be tried
     fuel: int
 
     def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], /, **asked: Any) -> Any:
@@ -108,6 +109,10 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
             found = f"{bills[name].memory:.3g} bytes alive at once; {allowed:.3g} are allowed"
             raise Refusal("too costly", "memory", f"the program keeps {found}")
         most_memory = max(most_memory, allowed)
+        if bills[name].rounds > limits.rounds:
+            found = f"{bills[name].rounds:.3g} rounds of loops; {limits.rounds:.3g} are allowed"
+            raise Refusal("too costly", "rounds", f"the program takes {found}")
+    probes = _probes(message, contract, bills)
     if message.form == "tree":
         cost = bills["scope"].cost
     else:
@@ -132,8 +137,29 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
         memory=max(b.memory for b in bills.values()),
         most_memory=most_memory,
         programs=message.programs,
+        probes=probes,
         fuel=limits.fuel,
     )
+
+
+def _probes(message: Message, contract: Contract, bills: Mapping[Any, Bill]) -> tuple[Any, ...]:
+    """The programs that the parent will run on probe tensors; Refusal where one takes too long.
+
+    Nothing ends such a run, and a program may do other things at a probe's shape than at others.
+    """
+    limits, found = contract.limits, []
+    for small, real in plan(contract, message.form, message.by_kind).probes:
+        name = small if small in message.programs else real
+        layout, _ = message.programs[name]
+        if sum(int(np.prod(shape)) for shape in layout.shapes) > limits.probe_most:
+            text = "the program does not work at the smaller shapes on which it is to be tried"
+            hint = "take lengths from the arguments' shapes, and hold at any"
+            raise Refusal("wrong contract", "probe", f"{text}; {hint}")
+        if bills[name].cost > limits.probe_cost:
+            text = f"{bills[name].cost:.3g} scalar operations on small tensors"
+            raise Refusal("too costly", "probe", f"{text}; {limits.probe_cost:.3g} are allowed")
+        found.append(name)
+    return tuple(found)
 
 
 def to_algorithm(wire: str, contract: Contract, *, name: str) -> Any:

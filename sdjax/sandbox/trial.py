@@ -16,9 +16,8 @@ import jax
 import numpy as np
 
 from sdjax.merging.programs import QUICK
-from sdjax.sandbox.contract import Contract
 from sdjax.sandbox.decode import Equation
-from sdjax.sandbox.layout import Layout, plan
+from sdjax.sandbox.layout import Layout
 from sdjax.sandbox.primitives import CONTROL_FLOW
 from sdjax.sandbox.rebuild import Rebuilt, bind, run
 from sdjax.sandbox.verdict import Refusal
@@ -76,19 +75,18 @@ def _step(used: set[Operation], equation: Equation, operands: list[Any], fuel: i
     return _compiled(operation)(*operands)
 
 
-def trials(program: Rebuilt, contract: Contract) -> list[Trial]:
+def trials(program: Rebuilt) -> list[Trial]:
     """What is to be run: a tensor of each group (layout.plan), at either end of the depth."""
     found: list[Trial] = []
     used: set[Operation] = set()
-    for preferred, real in plan(contract, program.form, "kind" in program.requests).probes:
-        name = preferred if preferred in program.programs else real
+    for name in program.probes:
         inputs = _inputs(program.programs[name][0], name)
         depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
         found += [Trial(name=name, inputs=inputs, depth=d, used=used) for d in depths]
     return found
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _inputs(layout: Layout, name: Any) -> Inputs:
     """Task vectors as fine-tuning leaves them: bfloat16 differences, some of them exactly zero."""
     seed = int.from_bytes(hashlib.sha256(repr((name, layout)).encode()).digest()[:8], "big")

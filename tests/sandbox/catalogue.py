@@ -353,7 +353,7 @@ REFUSED = [
             "return jax.lax.fori_loop(0, 10**9, lambda i, v: v * 0.5, x)"
         ),
         "too costly",
-        "cost",
+        "rounds",
     ),
     (
         "nested loops",

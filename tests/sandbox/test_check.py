@@ -48,6 +48,14 @@ def test_a_table_for_people_and_zero_when_all_are_admitted(tmp_path, contract):
     assert "\x1b" not in text
 
 
+def test_a_programs_words_are_not_markup(tmp_path, contract):
+    path = tmp_path / "[b]loud.py"
+    path.write_text("def merge_models(task_vectors):\n    raise ValueError('[red]no[/bold]')\n")
+    text, status = check_files([path], contract, as_json=False)
+    assert status == 1
+    assert "[red]no[/bold]" in text
+
+
 def test_a_missing_file_is_the_users_mistake(tmp_path, contract):
     with pytest.raises(UserError, match=r"none\.py: cannot be read"):
         check_files([tmp_path / "none.py"], contract, as_json=False)

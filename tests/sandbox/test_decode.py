@@ -147,7 +147,7 @@ def _scan_of(message):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"length": 10**12}, "cost"),
+        ({"length": 10**12}, "rounds"),
         ({"length": -1}, "wire"),
         ({"length": 10**30}, "wire"),
         ({"carry": 5}, "wire"),

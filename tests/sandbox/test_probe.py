@@ -117,3 +117,29 @@ def test_so_many_different_operations_and_no_more(contract):
     with pytest.raises(Refusal) as refusal:
         probe(many, contract)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "operations")
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        ("fori_loop(0, 10**9, lambda i, v: v * 1.1, x)", "rounds"),
+        ("fori_loop(0, 10**5, lambda i, v: jnp.tanh(v @ v.T) @ v, x)", "probe"),
+    ],
+)
+def test_what_is_cheap_at_real_shapes_alone_is_refused(body, rule, large):
+    """A probe runs in the parent, which nobody ends."""
+    lines = "fori_loop, x = jax.lax.fori_loop, task_vectors['expert_1']"
+    source = merge(f"{lines}\nreturn {body} if x.ndim == 2 and x.size <= 4096 else x")
+    with pytest.raises(Refusal) as refused:
+        rebuild(trace_trusted(source, large), large)
+    assert (refused.value.verdict, refused.value.rule) == ("too costly", rule)
+
+
+def test_a_program_for_huge_shapes_alone_is_refused():
+    contract = Contract.of(("a", "b"), {"up": ("mlp.up_proj", (1 << 11, 1 << 10))})
+    source = (
+        "def merge_models(task_vectors):\n    assert task_vectors['a'].size > 10**6\n"
+        "    return task_vectors['a']\n"
+    )
+    with pytest.raises(Refusal, match="smaller shapes"):
+        rebuild(trace_trusted(source, contract), contract)
