@@ -93,14 +93,16 @@ def main() -> None:
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of its own environment")
     parser.add_argument("--methods", default=",".join(RECIPES))
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="where results go; by default beside models")
     parser.add_argument("--best", action="store_true", help="the best reading, not the median")
     options = parser.parse_args()
+    scratch = options.scratch or options.models.absolute().parent
     choose = min if options.best else statistics.median
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("sdjax", "jax"))
     print(f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     told = "best" if options.best else "median"
     print(
-        f"{options.models}: {told} of {options.repeat}; wall seconds (least to most), user, peak\n"
+        f"{options.models}, results in {scratch}: {told} of {options.repeat}; wall seconds (least to most), user, peak\n"
     )
     print("| method | mergekit s | user | GiB | sdjax s | user | GiB | times as fast | memory |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -110,12 +112,12 @@ def main() -> None:
         readings: dict[str, list[Reading]] = {"theirs": [], "ours": []}
         for _ in range(options.repeat):
             if theirs:
-                readings["theirs"].append(measure(theirs, options.models, RECIPES[method]))
-            readings["ours"].append(measure(ours, options.models, RECIPES[method]))
+                readings["theirs"].append(measure(theirs, options.models, RECIPES[method], scratch))
+            readings["ours"].append(measure(ours, options.models, RECIPES[method], scratch))
         print(row(method, readings["theirs"], readings["ours"], choose), flush=True)
     tiny = options.models.with_name("tiny")
     if tiny.is_dir():
-        fixed = [measure(ours, tiny, RECIPES["ties"]) for _ in range(options.repeat)]
+        fixed = [measure(ours, tiny, RECIPES["ties"], scratch) for _ in range(options.repeat)]
         print(row("(fixed cost: ties on tiny)", [], fixed, choose))
 
 
@@ -139,10 +141,10 @@ def row(method: str, theirs: list[Reading], ours: list[Reading], choose) -> str:
     return f"| {' | '.join([method, *cells(theirs), *cells(ours), *ratios])} |"
 
 
-def measure(command: list[str], models: Path, recipe: dict[str, Any]) -> Reading:
+def measure(command: list[str], models: Path, recipe: dict[str, Any], beside: Path) -> Reading:
     """Runs one merge; ends the benchmark where it fails."""
     models = models.absolute()
-    with tempfile.TemporaryDirectory(dir=models.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=beside) as scratch:
         written = Path(scratch, "recipe.yaml")
         written.write_text(yaml.safe_dump(placed(recipe, models)))
         log = Path(scratch, "log")
