@@ -8,7 +8,7 @@ import sys
 from sdjax.cli import main
 
 # Most of a large merge's time in the system goes into new pages of memory; asked for 2 MiB at a
-# time, a merge of 1.1B parameters takes two thirds of the time. glibc reads this once, at its start.
+# time, a merge of 1.1B parameters takes two thirds of the time. glibc reads this at its start.
 _VARIABLE, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 

@@ -101,9 +101,8 @@ def main() -> None:
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("sdjax", "jax"))
     print(f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     told = "best" if options.best else "median"
-    print(
-        f"{options.models}, results in {scratch}: {told} of {options.repeat}; wall seconds (least to most), user, peak\n"
-    )
+    print(f"{options.models}, results in {scratch}: {told} of {options.repeat};")
+    print("wall seconds (least to most), user, peak\n")
     print("| method | mergekit s | user | GiB | sdjax s | user | GiB | times as fast | memory |")
     print("|---|---|---|---|---|---|---|---|---|")
     ours = [str(Path(sys.executable).with_name("sdjax")), "merge"]
