@@ -14,15 +14,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.reductions import sum_each
-
 
 def gram(vectors: Sequence[jax.Array]) -> jax.Array:
     """float32 [k, l]: the inner products of the flattened vectors."""
     count = len(vectors)
-    pairs = [(i, j) for i in range(count) for j in range(i, count)]
-    sums = sum_each([vectors[i] * vectors[j] for i, j in pairs])
-    products = dict(zip(pairs, sums, strict=True))
+    products = {
+        (i, j): jnp.sum(vectors[i] * vectors[j]) for i in range(count) for j in range(i, count)
+    }
     return jnp.stack(
         [
             jnp.stack([products[min(i, j), max(i, j)] for j in range(count)])  # [l]

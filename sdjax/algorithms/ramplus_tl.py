@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.algorithms.sharing import changed
+from sdjax.merging.magnitude import count_each
 from sdjax.merging.method import Meaning
-from sdjax.merging.reductions import count_each
 
 MATHEMATICS = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"
 MEANING = Meaning()

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.algorithms.mixing import agreement
-from sdjax.merging.magnitude import kth_magnitudes, reproducible_sum
+from sdjax.merging.magnitude import count_each, kth_magnitudes, reproducible_sum
 from sdjax.merging.method import Meaning
-from sdjax.merging.reductions import count_each, sum_each
 
 MATHEMATICS = (
     "τ = Σ_{j∈A} η_j s_j / Σ_{j∈A} η_j, s_j = τ_j where Var_j τ_j is in its top k, η_j ∝ |s_j|²"
@@ -34,8 +33,7 @@ def merge_models(
     (least,) = kth_magnitudes(variance, count[None])
     select = (variance >= least) | (jnp.asarray(select_topk) >= 1)
     chosen = {name: jnp.where(select, v, 0.0) for name, v in task_vectors.items()}
-    sums = sum_each([v * v for v in chosen.values()])
-    squares = {name: s / variance.size for name, s in zip(chosen, sums, strict=True)}
+    squares = {name: jnp.mean(v * v) for name, v in chosen.items()}
     total = jnp.asarray(sum(squares.values()))
     tiny = total < 1e-6
     weight = {

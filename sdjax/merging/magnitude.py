@@ -19,8 +19,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.reductions import count_each
-
 PROBES = 8
 SAMPLE = 2**12  # elements of a sample, about; no larger tensor is sorted
 
@@ -74,6 +72,26 @@ def below_largest(vectors: Sequence[jax.Array], density: Shares, gamma: Shares) 
         ((each < high) & (each >= low)) | (share >= 1)
         for each, (high, low), share in zip(bits, bounds, shares, strict=True)
     ]
+
+
+def count_each(masks: Sequence[jax.Array]) -> list[jax.Array]:
+    """How many elements of each mask are true, in one pass: int32 scalars.
+
+    masks: Booleans of one shape. A plain sum of a mask is rewritten by XLA on a CPU so that the
+    mask is first stored as integers; a reduction of several operands is not, and reads what the
+    masks are computed from once for all of them. Rows are counted first, side by side.
+    """
+    ones = [mask.astype(jnp.int32) for mask in masks]
+    if len(ones) == 1:
+        ones *= 2
+    inner = tuple(range(min(1, ones[0].ndim - 1), ones[0].ndim))
+    by_row = jax.lax.reduce(
+        tuple(ones),
+        (jnp.int32(0),) * len(ones),
+        lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+        inner,
+    )
+    return [jnp.sum(rows, dtype=jnp.int32) for rows in by_row[: len(masks)]]
 
 
 def reproducible_sum(terms: Sequence[jax.Array]) -> jax.Array:
