@@ -58,7 +58,7 @@ def check_files(
 def _read(file: str, most: int) -> str:
     try:
         with Path(file).open("rb") as source:
-            return source.read(most + 1).decode("utf-8", "surrogateescape")
+            return source.read(most + 1).decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give a program file") from None
 
