@@ -14,7 +14,12 @@ _VARIABLE, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 def start() -> None:
     """Runs the command line; a merge in a process whose large arrays lie in huge pages."""
-    if sys.argv[1:2] == ["merge"] and sys.platform == "linux" and _VARIABLE not in os.environ:
+    if (
+        sys.argv[1:2] == ["merge"]
+        and sys.platform == "linux"
+        and sys.executable
+        and _VARIABLE not in os.environ
+    ):
         os.environ[_VARIABLE] = _HUGE_PAGES
         os.execv(sys.executable, sys.orig_argv)
     main()

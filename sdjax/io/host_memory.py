@@ -33,10 +33,13 @@ class Lender:
         self._lock = threading.Lock()
 
     def lend(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """As `aligned_empty`, in the smallest memory at hand that is large enough."""
+        """As `aligned_empty`, in the smallest memory at hand that fits."""
         size = math.prod(shape) * dtype.itemsize + ALIGNMENT
         with self._lock:
-            fitting = [place for place, raw in enumerate(self._free) if raw.size >= size]
+            # A vector in the place of a matrix would have the next matrix find none.
+            fitting = [
+                place for place, raw in enumerate(self._free) if size <= raw.size <= 4 * size
+            ]
             if fitting:
                 raw = self._free.pop(min(fitting, key=lambda place: self._free[place].size))
             else:

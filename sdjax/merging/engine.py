@@ -140,6 +140,8 @@ class Merger:
             base, experts = self._leaves[path]
             if any(leaf is other for other in (base, *experts)):
                 raise UserError(f"reuse: {path} is no merged tensor; give an earlier result")
+            if leaf.is_deleted():
+                raise UserError("reuse: this result has lent its memory already; give another")
         return lent
 
     def _merge_tensors(
@@ -244,5 +246,6 @@ def _leaf(
 
 
 def _count_layers(paths: Mapping[str, Any]) -> int:
-    layers = [int(path.split("/")[1]) for path in paths if path.startswith("layers/")]
+    places = [path.split("/")[1] for path in paths if path.startswith("layers/")]
+    layers = [int(place) for place in places if place.isdigit()]
     return max(layers, default=0) + 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,35 +96,40 @@ def write_merged(
     vocabulary = tokenizer.vocabulary
     announced = announce(plan, vocabulary)
     fingerprint = _fingerprint(plan, origin, key, chat_template, announced)
-    writer = ResumableFolder(out, announced, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
+    with _room_for(out):
+        writer = ResumableFolder(
+            out, announced, fingerprint=fingerprint, max_file_bytes=max_file_bytes
+        )
     resumed = len(writer.done)
     try:
-        unchanged = merge_steps(plan, vocabulary, writer, key, on_tensor)
-        outputs.write_config(
-            writer.folder,
-            plan.template,
-            num_layers=plan.num_layers,
-            names=list(announced),
-            dtype=plan.dtype,
-            vocabulary=None if vocabulary is None else vocabulary.size,
-        )
-        outputs.write_tokenizer(
-            writer.folder,
-            tokenizer.folder,
-            plan.template.folder,
-            new=tokenizer.new,
-            chat_template=chat_template,
-        )
-        names = [model.name for model in plan.models]
-        outputs.write_card(
-            writer.folder,
-            out.name,
-            origin=origin,
-            models=names,
-            notes=tokenizer.notes,
-        )
-        size = writer.bytes
-        writer.finish()
+        with _room_for(out):
+            unchanged = merge_steps(plan, vocabulary, writer, key, on_tensor)
+            outputs.write_config(
+                writer.folder,
+                plan.template,
+                num_layers=plan.num_layers,
+                names=list(announced),
+                dtype=plan.dtype,
+                vocabulary=None if vocabulary is None else vocabulary.size,
+            )
+            outputs.write_tokenizer(
+                writer.folder,
+                tokenizer.folder,
+                plan.template.folder,
+                new=tokenizer.new,
+                chat_template=chat_template,
+            )
+            outputs.write_card(
+                writer.folder,
+                out.name,
+                origin=origin,
+                models=[model.name for model in plan.models],
+                notes=tokenizer.notes,
+            )
+            size = writer.bytes
+            writer.finish()
+    except NoRoom:
+        raise
     except UserError:
         writer.discard()  # trying again would end the same way
         raise
@@ -137,6 +143,21 @@ def write_merged(
         bytes=size,
         notes=tokenizer.notes,
     )
+
+
+class NoRoom(UserError):
+    """The result cannot be written now; what is written stays."""
+
+
+@contextlib.contextmanager
+def _room_for(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NoRoom(
+            f"{out}: cannot be written ({error.strerror}); make room and call again, "
+            "it goes on where it stopped"
+        ) from None
 
 
 def _fingerprint(

@@ -9,12 +9,13 @@ passes the question on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sdjax.errors import UserError
+
+_LARGEST = 3.4e38  # in float32, which methods compute in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,11 @@ class Setting:
         self, entries: list, tensor: str, place: float, kind: str, spellings: Mapping[Any, str]
     ) -> Any:
         for entry in entries:
+            keys = set(map(str, entry)) if isinstance(entry, Mapping) else {"value"}
+            if unknown := sorted(keys - {"value", "filter"}):
+                raise self.fail(f"unknown key {unknown[0]!r}; allowed: value, filter")
             if not isinstance(entry, Mapping) or "value" not in entry:
                 raise self.fail("a list of values with filters has `value` in every entry")
-            if unknown := sorted(set(map(str, entry)) - {"value", "filter"}):
-                raise self.fail(f"unknown key {unknown[0]!r}; allowed: value, filter")
             wanted = entry.get("filter")
             if wanted in (None, "*") or str(wanted) in tensor:
                 return self._at(entry["value"], tensor, place, kind, spellings)
@@ -81,9 +83,9 @@ class Setting:
             except ValueError:
                 number = None
         if isinstance(number, int | float) and not isinstance(number, bool):
-            if kind == "float" and math.isfinite(number):
+            if kind == "float" and abs(number) <= _LARGEST:
                 return float(number)
-            if kind == "int" and float(number).is_integer():
+            if kind == "int" and abs(number) <= _LARGEST and float(number).is_integer():
                 return int(number)
         words = {"float": "number", "bool": "true or false", "int": "whole number", "str": "text"}
         raise self.fail(f"expected {words[kind]}, found {value!r}")

@@ -68,7 +68,9 @@ def merge_steps(
         if vocabulary is None or not step.vocabulary:
             return arrays
         rows = [vocabulary.rows[one.model.name] for one in step.everything]
-        return align(arrays, rows, vocabulary.size, step.anchor)
+        aligned = align(arrays, rows, vocabulary.size, step.anchor)
+        memory.give_back(arrays)
+        return aligned
 
     def put(step: Step, arrays: list[np.ndarray], new: Any, square: Any) -> str:
         if square is not None and not np.isfinite(square):

@@ -24,6 +24,8 @@ def read_document(path: Path) -> tuple[str, yaml.Node | None]:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{line}: no single YAML document: {problem}") from error
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply; a recipe has some five levels") from None
 
 
 class Nodes:
@@ -92,7 +94,7 @@ class Nodes:
         """A whole number, zero or more."""
         value = self.value(node)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self.fail(node, f"{key} must be a whole number, not {value!r}")
+            raise self.fail(node, f"{key} must be a whole number, 0 or more, not {value!r}")
         return value
 
     def choice(self, node: yaml.Node, key: str, allowed: Sequence[str]) -> str:
@@ -103,4 +105,7 @@ class Nodes:
 
     def value(self, node: yaml.Node) -> Any:
         """The node as YAML's own loader has it."""
-        return yaml.safe_load(yaml.serialize(node))
+        try:
+            return yaml.safe_load(yaml.serialize(node))
+        except (ValueError, OverflowError) as error:
+            raise self.fail(node, f"no value that can be read: {error}") from None

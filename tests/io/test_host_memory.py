@@ -16,14 +16,14 @@ def test_jax_takes_an_aligned_array_over_without_a_copy():
 
 def test_memory_that_is_given_back_is_lent_again():
     lender = Lender()
-    first, second = lender.lend((100, 10), F32), lender.lend((10, 10), F32)
+    first, second = lender.lend((100, 10), F32), lender.lend((40, 10), F32)
     places = {array.ctypes.data for array in (first, second)}
     assert len(places) == 2
     lender.give_back([first, second])
-    again = lender.lend((50,), F32)  # fits both, and gets the smaller
+    again = lender.lend((300,), F32)  # fits both, and gets the smaller
     assert again.ctypes.data == second.ctypes.data
+    assert lender.lend((1,), F32).ctypes.data not in places  # too small for what is left
     assert lender.lend((1000,), F32).ctypes.data == first.ctypes.data
-    assert lender.lend((1,), F32).ctypes.data not in places
 
 
 def test_what_was_not_lent_is_left_alone():

@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 
 import jax
@@ -257,6 +258,38 @@ def test_an_interrupted_merge_goes_on(tmp_path, models):
     assert (whole.tensors, whole.resumed, whole.bytes) == (5, 0, written.bytes)
     one, other = read(tmp_path / "whole"), read(tmp_path / "out")
     assert all(np.array_equal(one[name], other[name]) for name in SHAPES)
+
+
+def test_without_room_it_ends_in_a_line_and_goes_on_later(tmp_path, models):
+    recipe = write(tmp_path, TASK_ARITHMETIC)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"out: cannot be written \(File too large\); make room"
+        ):
+            merge_recipe(recipe, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / ".out.partial").exists()
+    assert merge_recipe(recipe, tmp_path / "out").tensors == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1e39", "line 10: expected number, found '1e39'"),
+        ("1" + 400 * "0", "line 10: expected number"),
+        ("1" + 5000 * "0", "line 10: no value that can be read"),
+        ("[" * 3000, "nested too deeply"),
+        ("[{filter: mlp, valu: 0.3}]", "line 10: unknown key 'valu'"),
+    ],
+)
+def test_odd_values_are_told_in_one_line(tmp_path, models, value, message):
+    text = TASK_ARITHMETIC.replace("{weight: -0.25}", f"\n      weight: {value}")
+    with pytest.raises(UserError, match=message) as caught:
+        merge_recipe(write(tmp_path, text), tmp_path / "out")
+    assert "\n" not in str(caught.value)
 
 
 def test_another_recipe_does_not_go_on_with_it(tmp_path, models):
