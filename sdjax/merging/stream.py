@@ -76,8 +76,8 @@ def merge_steps(
         if square is not None and not np.isfinite(square):
             assert step.algorithm is not None
             raise UserError(f"{step.algorithm.name}: the merged tensor {step.name} is not finite")
+        jax.block_until_ready(new)  # on every device, so nothing reads what it was made of any more
         writer.write(step.name, np.asarray(new))
-        # The new tensor is there, so nothing reads what it was made of any more.
         memory.give_back(arrays)
         return step.name
 

@@ -153,7 +153,7 @@ def _probes(message: Message, contract: Contract, bills: Mapping[Any, Bill]) -> 
         layout, _ = message.programs[name]
         if sum(int(np.prod(shape)) for shape in layout.shapes) > limits.probe_most:
             text = "the program does not work at the smaller shapes on which it is to be tried"
-            hint = "take lengths from the arguments' shapes, and hold at any"
+            hint = "take lengths from the arguments' shapes, so that it works at any"
             raise Refusal("wrong contract", "probe", f"{text}; {hint}")
         if bills[name].cost > limits.probe_cost:
             text = f"{bills[name].cost:.3g} scalar operations on small tensors"
