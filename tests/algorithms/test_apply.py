@@ -107,6 +107,8 @@ def test_a_result_that_is_lent_gives_its_buffers():
         np.testing.assert_array_equal(leaf, flatten(second.params)[path])
     with pytest.raises(UserError, match="is no merged tensor"):
         merger(method("magmax"), reuse=sdjax.Merged(params=base, finite=True, change=0.0))
+    with pytest.raises(UserError, match="has lent its memory already"):
+        merger(method("magmax"), reuse=first)
 
 
 def test_sdjax_itself_imports_without_jax():
