@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class Passing(UserError):
+    """A full disk, a file system that is away: calling again may succeed, so that whatever is done
+    already is kept."""

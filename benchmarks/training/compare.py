@@ -1,21 +1,81 @@
-"""Both sides' numbers beside one another: `python benchmarks/training/compare.py DIR`.
+"""Training by sdjax beside TRL: the same numbers, seconds a step, and peak memory.
 
-Reads what trl_side.py and sdjax_side.py left in DIR.
+    python benchmarks/training/compare.py whole lora sft --model MODEL \\
+        --problems GSM8K_TRAIN.jsonl --theirs TRL_VENV/bin/python --work /tmp/tb
+
+Makes the pairs and the first adapter, runs each side in a process of its own, turn by turn, and
+prints the tables of what WORK then holds. `--under` puts a command before each process.
 """
 
+import argparse
+import json
 import math
+import os
+import platform
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+HERE = Path(__file__).parent
+DPO_KINDS = ("whole", "lora")
 
-def main(work: Path) -> None:
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", choices=(*DPO_KINDS, "sft"), help="none: tables alone")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--problems", required=True, help="gsm8k_train.jsonl")
+    parser.add_argument("--theirs", required=True, help="python of a venv with TRL 1.16")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--under", default="", help="a command to run each process under")
+    options = parser.parse_args()
+
+    def run(python: str, script: str, *arguments: object) -> None:
+        command = [*shlex.split(options.under), python, str(HERE / script), *map(str, arguments)]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(HERE.parent.parent),
+            "HF_HUB_OFFLINE": "1",
+        }
+        subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
+
+    places = ["--work", options.work, "--model", options.model]
+    adapter = ["--adapter", options.work / "adapter"]
+    if options.kinds:
+        run(sys.executable, "pairs.py", options.problems, options.model, options.work)
+    if "lora" in options.kinds:
+        run(sys.executable, "sdjax_side.py", "adapter", *places, *adapter)
+    for kind in options.kinds:
+        more = adapter if kind == "lora" else []
+        run(sys.executable, "sdjax_side.py", kind, *places, *more)
+        run(options.theirs, "trl_side.py", kind, *places, *more)
+    tables(options.work)
+
+
+def tables(work: Path) -> None:
+    versions = {
+        name: version
+        for path in sorted(work.glob("*.npz"))
+        for name, version in json.loads(str(np.load(path)["versions"])).items()
+    }
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {versions}\n")
+    if (work / "sdjax-whole.npz").exists() and (work / "sdjax-lora.npz").exists():
+        preferences(work)
+    if (work / "sdjax-sft.npz").exists():
+        ours, theirs = (np.load(work / f"{side}-sft.npz")["losses"] for side in ("sdjax", "trl"))
+        largest = np.max(np.abs(ours / theirs - 1))
+        print(f"SFT, {len(ours)} steps: losses differ by at most {largest:.1e}, relative")
+
+
+def preferences(work: Path) -> None:
     print("| | asked | whole | LoRA rank 16 |")
     print("|---|---|---|---|")
     both = {
         kind: tuple(np.load(work / f"{side}-{kind}.npz") for side in ("sdjax", "trl"))
-        for kind in ("whole", "lora")
+        for kind in DPO_KINDS
     }
     rows = {
         "loss at step 1, from log 2": (
@@ -46,11 +106,9 @@ def main(work: Path) -> None:
         "peak memory, sdjax, GB": ("≤ TRL's", lambda a, b: f"{a['memory'] / 1e9:.2f}"),
     }
     for name, (asked, figure) in rows.items():
-        cells = " | ".join(figure(*both[kind]) for kind in ("whole", "lora"))
+        cells = " | ".join(figure(*both[kind]) for kind in DPO_KINDS)
         print(f"| {name} | {asked} | {cells} |")
-    ours, theirs = (np.load(work / f"{side}-sft.npz")["losses"] for side in ("sdjax", "trl"))
-    largest = np.max(np.abs(ours / theirs - 1))
-    print(f"\nSFT, {len(ours)} steps: losses differ by at most {largest:.1e}")
+    print()
 
 
 def gradient(ours, theirs) -> float:
@@ -74,4 +132,4 @@ def spread(times: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

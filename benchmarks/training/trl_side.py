@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import trl
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -130,7 +131,7 @@ def main() -> None:
         logprobs=np.array(trainer.logprobs),
         memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         memory_before=before,
-        versions=json.dumps({"torch": torch.__version__}),
+        versions=json.dumps({"torch": torch.__version__, "trl": trl.__version__}),
         **{f"gradient/{key}": value for key, value in trainer.gradient.items()},
     )
     print(options.kind, "times", trainer.times, "losses", trainer.losses)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.magnitude import kth_magnitudes, reproducible_sum
+from sdjax.merging.magnitude import kth_magnitudes
 from sdjax.merging.method import Meaning
+from sdjax.merging.sums import reproducible_sum
 
 MATHEMATICS = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
 MEANING = Meaning(fewest=1, most=1)

@@ -19,6 +19,7 @@ MEANING = Meaning(
     names={"scale": "lambda"},
     defaults={"density": 1.0, "gamma": 0.01},
     needed=("weight",),
+    shares=("density", "gamma"),
     spellings={"rescale": RESCALE_SPELLINGS},
 )
 

@@ -20,6 +20,7 @@ MEANING = Meaning(
     names={"scale": "lambda"},
     defaults={"density": 1.0, "rescale": "l1"},
     needed=("weight",),
+    shares=("density",),
     spellings={"rescale": RESCALE_SPELLINGS},
 )
 

@@ -18,6 +18,7 @@ MEANING = Meaning(
     names={"scale": "lambda"},
     defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
     needed=("weight",),
+    shares=("density", "epsilon"),
     spellings={"rescale": RESCALE_SPELLINGS},
 )
 

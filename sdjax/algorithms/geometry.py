@@ -9,18 +9,20 @@ Axes: k, l experts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from sdjax.merging.sums import sums
+
 
 def gram(vectors: Sequence[jax.Array]) -> jax.Array:
     """float32 [k, l]: the inner products of the flattened vectors."""
     count = len(vectors)
-    products = {
-        (i, j): jnp.sum(vectors[i] * vectors[j]) for i in range(count) for j in range(i, count)
-    }
+    pairs = list(itertools.combinations_with_replacement(range(count), 2))
+    products = dict(zip(pairs, sums([vectors[i] * vectors[j] for i, j in pairs]), strict=True))
     return jnp.stack(
         [
             jnp.stack([products[min(i, j), max(i, j)] for j in range(count)])  # [l]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from sdjax.merging.sums import sums
+
 Vectors = Mapping[str, jax.Array]
 
 RESCALE = ("density", "l1", "none")
@@ -68,6 +70,6 @@ def keep_and_rescale(
     if rescale == "density":
         return kept / jnp.where(share > 0, share, 1.0)
     if rescale == "l1":
-        before, after = jnp.sum(jnp.abs(vector)), jnp.sum(jnp.abs(kept))
+        before, after = sums([jnp.abs(vector), jnp.abs(kept)])
         return kept * jnp.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
     return kept

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.method import Meaning
+from sdjax.merging.sums import sums
 
 MATHEMATICS = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
 MEANING = Meaning(fewest=2)
@@ -24,12 +25,18 @@ def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) 
     count = len(vectors)
     if count < 2:
         raise ValueError("model_stock needs at least two experts")
-    axes = -1 if filter_wise else None
-    norms = [jnp.sqrt(jnp.sum(v * v, axis=axes, keepdims=True)) for v in vectors]
-    cosines = []
-    for i, j in itertools.combinations(range(count), 2):
-        product = jnp.sum(vectors[i] * vectors[j], axis=axes, keepdims=True)
-        cosines.append(jnp.clip(product / jnp.maximum(norms[i] * norms[j], 1e-6), -1.0, 1.0))
+    pairs = list(itertools.combinations_with_replacement(range(count), 2))
+    products = [vectors[i] * vectors[j] for i, j in pairs]
+    if filter_wise:
+        found = [jnp.sum(product, axis=-1, keepdims=True) for product in products]
+    else:
+        found = sums(products)
+    inner = dict(zip(pairs, found, strict=True))
+    norms = [jnp.sqrt(inner[i, i]) for i in range(count)]
+    cosines = [
+        jnp.clip(inner[i, j] / jnp.maximum(norms[i] * norms[j], 1e-6), -1.0, 1.0)
+        for i, j in itertools.combinations(range(count), 2)
+    ]
     cosine = sum(cosines) / len(cosines)
     divisor = 1 + (count - 1) * cosine
     singular = jnp.abs(divisor) < 1e-6

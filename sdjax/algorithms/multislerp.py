@@ -38,7 +38,9 @@ def merge_models(
     products = gram(vectors)  # [k, l]
     lengths = jnp.sqrt(jnp.diagonal(products))  # [k]
     shares = weights / (lengths + eps)
-    length = jnp.sqrt(jnp.maximum(shares @ products @ shares, 0.0))
-    cancel = length < eps
+    square = shares @ products @ shares
+    length = jnp.sqrt(jnp.maximum(square, 0.0))
+    # Sums in float32 leave that much of what cancels.
+    cancel = (length < eps) | (square < 1e-6 * jnp.sum(jnp.abs(weights)) ** 2)
     drawn_out = shares / jnp.where(cancel, 1.0, length) * jnp.sum(weights * lengths)
     return combine(jnp.where(cancel, weights, drawn_out), vectors)

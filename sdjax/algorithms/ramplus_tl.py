@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.algorithms.sharing import changed
-from sdjax.merging.magnitude import count_each
 from sdjax.merging.method import Meaning
+from sdjax.merging.sums import counts
 
 MATHEMATICS = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"
 MEANING = Meaning()
@@ -26,8 +26,9 @@ def merge_models(
 ) -> jax.Array:
     kept, masks, count = changed(task_vectors, epsilon)
     merged = jnp.zeros_like(count)
-    for name, vector in kept.items():
-        shared, alone = count_each([masks[name] & (count > 1), masks[name] & (count == 1)])
+    several = counts([mask & (count > 1) for mask in masks.values()])
+    one = counts([mask & (count == 1) for mask in masks.values()])
+    for vector, shared, alone in zip(kept.values(), several, one, strict=True):
         ratio = jnp.clip(shared / jnp.maximum(alone, epsilon), 0.0, alpha)
         merged += jnp.where(count > 1, vector / jnp.maximum(count, 1.0), (1 + r * ratio) * vector)
     return merged

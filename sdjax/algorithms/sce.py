@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.algorithms.mixing import agreement
-from sdjax.merging.magnitude import count_each, kth_magnitudes, reproducible_sum
+from sdjax.merging.magnitude import kth_magnitudes
 from sdjax.merging.method import Meaning
+from sdjax.merging.sums import counts, reproducible_sum, sums
 
 MATHEMATICS = (
     "τ = Σ_{j∈A} η_j s_j / Σ_{j∈A} η_j, s_j = τ_j where Var_j τ_j is in its top k, η_j ∝ |s_j|²"
 )
-MEANING = Meaning(defaults={"select_topk": 1.0})
+MEANING = Meaning(defaults={"select_topk": 1.0}, shares=("select_topk",))
 
 
 def merge_models(
@@ -28,12 +29,13 @@ def merge_models(
     vectors = list(task_vectors.values())
     mean = sum(vectors) / len(vectors)
     variance = reproducible_sum([(v - mean) * (v - mean) for v in vectors]) / len(vectors)
-    (varying,) = count_each([variance > 0])
+    (varying,) = counts([variance > 0])
     count = jnp.floor(select_topk * varying.astype(jnp.float32) * (1 + 2**-22)).astype(jnp.int32)
     (least,) = kth_magnitudes(variance, count[None])
     select = (variance >= least) | (jnp.asarray(select_topk) >= 1)
     chosen = {name: jnp.where(select, v, 0.0) for name, v in task_vectors.items()}
-    squares = {name: jnp.mean(v * v) for name, v in chosen.items()}
+    found = sums([v * v for v in chosen.values()])
+    squares = {name: s / vectors[0].size for name, s in zip(chosen, found, strict=True)}
     total = jnp.asarray(sum(squares.values()))
     tiny = total < 1e-6
     weight = {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.algorithms.geometry import arc
+from sdjax.algorithms.geometry import arc, gram
 from sdjax.merging.method import Meaning
 
 MATHEMATICS = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, θ = ∠(τ_1, τ_2)"
@@ -28,8 +28,9 @@ def merge_models(task_vectors: dict[str, jax.Array], t: float = 0.5) -> jax.Arra
     merged = first
     for n, vector in enumerate(others, start=2):
         place = jnp.minimum(2 * t / n, 1.0) if n > 2 else jnp.asarray(t)
-        lengths = jnp.sqrt(jnp.sum(merged * merged)) * jnp.sqrt(jnp.sum(vector * vector))
-        cosine = jnp.sum(merged * vector) / jnp.where(lengths > 1e-16, lengths, 1.0)
+        products = gram([merged, vector])  # [2, 2]
+        lengths = jnp.sqrt(products[0, 0]) * jnp.sqrt(products[1, 1])
+        cosine = products[0, 1] / jnp.where(lengths > 1e-16, lengths, 1.0)
         share, other = arc(cosine, place, jnp.abs(cosine) > 0.9995)
         merged = share * merged + other * vector
     return merged

@@ -25,6 +25,7 @@ MEANING = Meaning(
     names={"scale": "lambda"},
     defaults={"density": 1.0},
     needed=("weight",),
+    shares=("density",),
     spellings={"rescale": RESCALE_SPELLINGS},
 )
 

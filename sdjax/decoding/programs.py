@@ -29,13 +29,14 @@ def admit(
     config: ModelConfig,
 ) -> State:
     """Computes padded prompts [R, P] and seats their sequences."""
-    cached = state.cache[0]["k"].shape[2]
+    cached = state.cache[0]["v"].shape[2]
     tokens = tokens[:, :cached]  # a bucket may be longer than the context
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     _, fresh = forward(params, adapter, tokens, config=config, positions=positions, reach=cached)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[seats.slot, :, : new.shape[2]].set(new, mode="drop")
+        place = tuple(slice(size) for size in new.shape[1:])
+        return old.at[seats.slot, *place].set(new, mode="drop")
 
     return seat(dataclasses.replace(state, cache=jax.tree.map(put, state.cache, fresh)), seats)
 

@@ -23,7 +23,7 @@ class State:
     """The slots of a decoder.
 
     Attributes:
-        cache: keys and values a layer, [B, K, S, H].
+        cache: keys [B, K, H, S] and values [B, K, S, H] a layer.
         produced: [B, M] int32, the tokens produced so far.
         logprobs: [B, M] float32, their log-probabilities, or None where nobody asked.
         count: [B] int32, how many they are.
@@ -80,14 +80,19 @@ def empty_state(
 ) -> State:
     """All slots free."""
 
-    def entry() -> jax.Array:
-        return jnp.zeros((slots, config.num_kv_heads, cached, config.head_dim), dtype)
+    heads, size = config.num_kv_heads, config.head_dim
+
+    def layer() -> dict[str, jax.Array]:
+        return {
+            "k": jnp.zeros((slots, heads, size, cached), dtype),
+            "v": jnp.zeros((slots, heads, cached, size), dtype),
+        }
 
     def numbers() -> jax.Array:
         return jnp.zeros((slots,), jnp.int32)
 
     return State(
-        cache=[{"k": entry(), "v": entry()} for _ in range(config.num_layers)],
+        cache=[layer() for _ in range(config.num_layers)],
         produced=jnp.zeros((slots, max_new_tokens), jnp.int32),
         logprobs=jnp.zeros((slots, max_new_tokens), jnp.float32) if logprobs else None,
         count=numbers(),
@@ -103,11 +108,13 @@ def empty_state(
 def state_sharding(state: State, mesh: Mesh) -> State:
     """Slots over `data`, and the heads of the cache over `tensor`, as the projections are."""
 
-    def cached(leaf: jax.Array) -> jax.sharding.NamedSharding:
-        return sharding_of(leaf.shape, ("batch", "kv_heads", "time", "head"), mesh)
-
+    axes = {"k": ("batch", "kv_heads", "head", "time"), "v": ("batch", "kv_heads", "time", "head")}
+    cache = [
+        {name: sharding_of(leaf.shape, axes[name], mesh) for name, leaf in layer.items()}
+        for layer in state.cache
+    ]
     by_slot = jax.tree.map(lambda leaf: batch_sharding(mesh, leaf.shape[0]), state)
-    return dataclasses.replace(by_slot, cache=jax.tree.map(cached, state.cache))
+    return dataclasses.replace(by_slot, cache=cache)
 
 
 def seat(state: State, seats: Seats) -> State:

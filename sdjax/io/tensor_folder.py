@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sdjax.errors import UserError
+from sdjax.errors import Passing, UserError
 from sdjax.io.host_memory import Allocate, aligned_empty
 from sdjax.io.weights_file import DTYPES, HF_DTYPES, places_in, raw_bytes
 
@@ -77,12 +77,15 @@ class TensorFolder:
         if file not in self._places:
             self._places[file] = places_in(self.folder / file)
         left, place = raw_bytes(array), self._places[file][name]
-        with (self.folder / file).open("rb", buffering=0) as source:
-            while left:
-                count = os.preadv(source.fileno(), [left], place)
-                if not count:
-                    raise UserError(f"{self.where(name)} is cut short; copy the file again")
-                left, place = left[count:], place + count
+        try:
+            with (self.folder / file).open("rb", buffering=0) as source:
+                while left:
+                    count = os.preadv(source.fileno(), [left], place)
+                    if not count:
+                        raise UserError(f"{self.where(name)} is cut short; copy the file again")
+                    left, place = left[count:], place + count
+        except OSError as error:
+            raise Passing(f"{self.where(name)} cannot be read ({error.strerror})") from None
         return array
 
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:

@@ -23,9 +23,16 @@ import numpy as np
 
 from sdjax.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.lowering import TensorProgram, TreeProgram, leaf_key_data, task_vectors
+from sdjax.merging.lowering import (
+    TensorProgram,
+    TreeProgram,
+    finite_square,
+    leaf_key_data,
+    task_vectors,
+)
 from sdjax.merging.programs import Programs
 from sdjax.merging.scope import Scope, select
+from sdjax.merging.sums import sums
 from sdjax.models.spec import depth_of, kind_of
 from sdjax.models.tree import flatten, unflatten
 
@@ -161,6 +168,7 @@ class Merger:
                 kind=kind_of(path) if "kind" in algorithm.requests else None,
                 key=key,
                 into=lent.get(path),
+                measure=finite_square,
             )
             for path in paths
         ]
@@ -221,7 +229,7 @@ def default_slots(count: int) -> tuple[str, ...]:
 @jax.jit
 def squared_norms(base: jax.Array | None, experts: tuple[jax.Array, ...]) -> jax.Array:
     """[experts] float32: the squared norm of each task vector of one leaf."""
-    return jnp.stack([jnp.sum(t * t) for t in task_vectors(base, experts)])
+    return jnp.stack(sums([t * t for t in task_vectors(base, experts)]))
 
 
 def _leaf(

@@ -54,12 +54,14 @@ class TensorProgram:
         key: jax.Array | None,
         dtype: Any = None,
         into: Leaf | None = None,
+        measure: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> TensorProgram:
         """Arguments of the compiled program: base, experts, arguments, depth, key data, into.
 
-        It returns the new leaf, in ``dtype`` (by default as the base has it), and the squared norm
-        of the merged task vector (infinite when the new leaf is not finite). into: an array of the
-        new leaf's shape and dtype whose buffer the new leaf gets; it is gone afterwards.
+        It returns the new leaf, in ``dtype`` (by default as the base has it), and the scalar that
+        ``measure`` finds of the new leaf and the merged task vector, or None without it. into: an
+        array of the new leaf's shape and dtype whose buffer the new leaf gets; it is gone
+        afterwards.
         """
         like = experts[0] if base is None else base
         stored = like.dtype if dtype is None else jnp.dtype(dtype)
@@ -78,13 +80,13 @@ class TensorProgram:
             merged = _run(algorithm, slots, vectors, arguments, requested)
             merged = _checked(algorithm, merged, like.shape, kind or "the tensor")
             new = _apply(base, merged, stored)
-            return new, _finite_square(new, merged)
+            return new, None if measure is None else measure(new, merged)
 
         def lower() -> jax.stages.Lowered:
             shapes = _abstract((base, experts))
             depth = np.float32(0) if "depth" in algorithm.requests else None
             data = leaf_key_data(key, "") if "key" in algorithm.requests else None
-            pinned = (like.sharding, _scalar_sharding(like))
+            pinned = (like.sharding, None if measure is None else _scalar_sharding(like))
             with jax.default_matmul_precision("highest"):
                 # `into` is read by nothing, and only lends its buffer.
                 return jax.jit(
@@ -93,7 +95,7 @@ class TensorProgram:
 
         shapes = _describe((base, *experts, into))
         identity = ("tensor", algorithm.identity, tuple(slots), kind, implementation, stored.name)
-        return cls(cache_key=(*identity, shapes), lower=lower)
+        return cls(cache_key=(*identity, measure, shapes), lower=lower)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,7 @@ class TreeProgram:
                     continue
                 leaf = _checked(algorithm, merged[path], likes[path].shape, path)
                 new.append(_apply(base, leaf, likes[path].dtype))
-                squares.append(_finite_square(new[-1], leaf))
+                squares.append(finite_square(new[-1], leaf))
             return tuple(new), jnp.sum(jnp.stack(squares))
 
         def lower() -> jax.stages.Lowered:
@@ -217,7 +219,8 @@ def _apply(base: jax.Array | None, merged: jax.Array, dtype: Any) -> jax.Array:
     return (merged if base is None else _wide(base) + merged).astype(dtype)
 
 
-def _finite_square(new: jax.Array, merged: jax.Array) -> jax.Array:
+def finite_square(new: jax.Array, merged: jax.Array) -> jax.Array:
+    """The squared norm of the merged task vector, infinite when the new leaf is not finite."""
     # One reduction says both: every further one costs some 20 ms of compilation on a CPU.
     return jnp.sum(jnp.where(jnp.isfinite(new), merged * merged, jnp.inf))
 

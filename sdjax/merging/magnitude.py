@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from sdjax.merging.sums import counts
+
 PROBES = 8
 SAMPLE = 2**12  # elements of a sample, about; no larger tensor is sorted
 
@@ -72,36 +74,6 @@ def below_largest(vectors: Sequence[jax.Array], density: Shares, gamma: Shares) 
         ((each < high) & (each >= low)) | (share >= 1)
         for each, (high, low), share in zip(bits, bounds, shares, strict=True)
     ]
-
-
-def count_each(masks: Sequence[jax.Array]) -> list[jax.Array]:
-    """How many elements of each mask are true, in one pass: int32 scalars.
-
-    masks: Booleans of one shape. A plain sum of a mask is rewritten by XLA on a CPU so that the
-    mask is first stored as integers; a reduction of several operands is not, and reads what the
-    masks are computed from once for all of them. Rows are counted first, side by side.
-    """
-    ones = [mask.astype(jnp.int32) for mask in masks]
-    if len(ones) == 1:
-        ones *= 2
-    inner = tuple(range(min(1, ones[0].ndim - 1), ones[0].ndim))
-    by_row = jax.lax.reduce(
-        tuple(ones),
-        (jnp.int32(0),) * len(ones),
-        lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
-        inner,
-    )
-    return [jnp.sum(rows, dtype=jnp.int32) for rows in by_row[: len(masks)]]
-
-
-def reproducible_sum(terms: Sequence[jax.Array]) -> jax.Array:
-    """The sum of products such that it rounds alike wherever it is computed.
-
-    Where a value sets a bound that is then compared with the value, both must be one number. XLA
-    may compute it twice, and fuse a product with the addition behind it once and not the other
-    time. Terms are cut to 22 bits of mantissa, which no addition is fused through.
-    """
-    return jnp.asarray(sum(jax.lax.reduce_precision(term, 8, 22) for term in terms))
 
 
 def _share(share: jax.Array, size: int) -> jax.Array:
@@ -160,14 +132,14 @@ def _search(bits: Sequence[jax.Array], k: jax.Array, probes: jax.Array) -> jax.A
     def narrow(state: tuple) -> tuple:
         low, high, reached, probes = state
         reached_by = [
-            jnp.stack(count_each([each >= probe for probe in places.reshape(-1)]))
+            jnp.stack(counts([each >= probe for probe in places.reshape(-1)]))
             for each, places in zip(bits, probes, strict=True)
         ]
-        counts = jnp.stack(reached_by).reshape(probes.shape)
-        enough = counts >= k[..., None]
+        found = jnp.stack(reached_by).reshape(probes.shape)
+        enough = found >= k[..., None]
         # Probes ascend, so counts descend: the highest probe with enough has the fewest.
         highest = jnp.max(jnp.where(enough, probes, -1), axis=-1)
-        fewest = jnp.min(jnp.where(enough, counts, _NOTHING), axis=-1)
+        fewest = jnp.min(jnp.where(enough, found, _NOTHING), axis=-1)
         reached = jnp.where(highest > low, fewest, reached)
         low = jnp.maximum(low, highest)
         high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes), axis=-1))

@@ -28,6 +28,7 @@ class Meaning:
     needed: hyperparameters that a recipe has to give.
     spellings: hyperparameter to (value in a recipe to value of the function), for switches that
         are text here and true or false in mergekit; the text itself is understood as well.
+    shares: hyperparameters that are shares, numbers in [0, 1].
     ignored: keys that mergekit takes for this method and that change nothing.
     """
 
@@ -38,6 +39,7 @@ class Meaning:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
     spellings: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    shares: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     def key(self, hyperparameter: str) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import tokenizers
 
-from sdjax.errors import UserError
 from sdjax.io.checkpoint import ASSETS
 from sdjax.io.tensor_folder import CONFIG, read_json
 from sdjax.io.tokenizer import FILE, SETTINGS, TEMPLATE
@@ -20,6 +20,7 @@ from sdjax.io.vocabulary import write_extended
 from sdjax.io.weights_file import write_text
 from sdjax.merging.chat_templates import CHAT_TEMPLATES
 from sdjax.merging.checkpoints import OUTPUT, Checkpoint
+from sdjax.merging.recipe import Recipe
 
 CARD = "README.md"
 RECIPE = "recipe.yaml"
@@ -76,22 +77,32 @@ def write_tokenizer(
         write_text(folder / TEMPLATE, chat_template)
 
 
-def find_chat_template(choice: str, models: Sequence[Checkpoint], where: Path) -> str | None:
-    """The template that a recipe's ``chat_template`` stands for.
+def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | None:
+    """The template that a recipe's ``chat_template`` stands for, None where there is none.
 
     "auto" is the one that most models have, the first of them in a tie, and None if none has one;
-    a known name is ours of that name; anything else is the template itself.
+    a known name is ours of that name; anything else is the template itself. Raises UserError for a
+    name that is not known, and for what Jinja cannot parse.
     """
+    choice = recipe.chat_template
+    if choice is None:
+        return None
     if choice == "auto":
         counted = Counter(filter(None, (_own_template(model.folder) for model in models)))
         return counted.most_common(1)[0][0] if counted else None
     if choice in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[choice]
     if "{" not in choice:
-        raise UserError(
-            f"{where}: no chat_template {choice!r}; it must be auto, a Jinja template, or one of "
-            f"{', '.join(CHAT_TEMPLATES)}"
+        raise recipe.fail(
+            "chat_template",
+            f"no chat_template {choice!r}; it must be auto, a Jinja template, or one of "
+            f"{', '.join(CHAT_TEMPLATES)}",
         )
+    try:
+        jinja2.Environment().parse(choice)
+    except jinja2.TemplateError as error:
+        message = f"this chat_template is no Jinja template: {error.message}"
+        raise recipe.fail("chat_template", message) from None
     return choice
 
 

@@ -24,7 +24,7 @@ from sdjax.merging.checkpoints import (
     tensor_path,
 )
 from sdjax.merging.method import Method, Parameter
-from sdjax.merging.recipe import Recipe, Slice, Source, unknown_method
+from sdjax.merging.recipe import Recipe, Slice, Source
 from sdjax.merging.settings import Level, find
 
 _ALWAYS_IGNORED = ("int8_mask",)  # mergekit's way to save memory; no mask is stored here
@@ -91,7 +91,9 @@ def plan_recipe(
     """Raises UserError for what the method does not take or lacks, and for models that do not fit
     together."""
     if recipe.merge_method not in methods:
-        raise unknown_method(recipe, methods)
+        known = ", ".join(methods)
+        message = f"no merge_method {recipe.merge_method!r}; there are: {known}"
+        raise recipe.fail("merge_method", message)
     method = methods[recipe.merge_method]
     parts = [_Part(recipe, method, part, open_model) for part in recipe.slices]
     first, last = parts[0], parts[-1]
@@ -174,7 +176,7 @@ class _Part:
         self.sources = ([base] if base else []) + experts
         self.has_base = base is not None
         self._refuse_unknown()
-        self.models = [open_model(source.model) for source in self.sources]
+        self.models = [self._open(source, open_model) for source in self.sources]
         self._named_base = part.base_model or recipe.base_model
         ranges = [self._layers(s, m) for s, m in zip(self.sources, self.models, strict=True)]
         self.starts = [start for start, _ in ranges]
@@ -182,7 +184,7 @@ class _Part:
         self.num_layers = lengths[0]
         if len(set(lengths)) > 1:
             told = ", ".join(f"{m.name} has {n}" for m, n in zip(self.models, lengths, strict=True))
-            raise self._fail(part.line, f"all sources must have as many layers, but {told}")
+            raise self.recipe.fail(part.line, f"all sources must have as many layers, but {told}")
         self._bound: dict[tuple, Algorithm] = {}
 
     def outside(self, wanted: Callable[[str], bool]) -> list[str]:
@@ -246,16 +248,19 @@ class _Part:
         seen: set[tuple] = set()
         for source in sources:
             if (source.model, source.layers) in seen:
-                raise self._fail(source.line, f"{source.model} stands here a second time")
+                raise self.recipe.fail(source.line, f"{source.model} stands here a second time")
             seen.add((source.model, source.layers))
         if name is None and meaning.base in ("required", "first"):
-            raise UserError(f"{self.recipe.path}: {self.method.name} needs base_model")
+            raise self.recipe.fail("merge_method", f"{self.method.name} needs base_model")
         named = [source for source in sources if source.model == name]
         if name is not None and not named and self.recipe.whole:
-            named = [Source(model=name, layers=None, parameters={}, line=part.line)]
+            line = self.recipe.lines.get("base_model", part.line)
+            named = [Source(model=name, layers=None, parameters={}, line=line)]
             sources += named
         if name is not None and not named and meaning.base != "plain":
-            raise self._fail(part.line, f"base_model {name} is not among the sources of this slice")
+            raise self.recipe.fail(
+                part.line, f"base_model {name} is not among the sources of this slice"
+            )
         base = None
         if meaning.base != "plain" and named:
             sources.remove(named[0])
@@ -268,18 +273,24 @@ class _Part:
             few = meaning.fewest
             bound = "exactly" if few == most else "at least" if len(sources) < few else "at most"
             count = few if len(sources) < few or most is None else most
-            raise self._fail(
+            raise self.recipe.fail(
                 part.line,
                 f"{self.method.name} takes {bound} {count} model{'s' * (count > 1)}"
                 f"{' beside base_model' if base else ''}, not {len(sources)}",
             )
         return base, sources
 
+    def _open(self, source: Source, open_model: Callable[[str], Checkpoint]) -> Checkpoint:
+        try:
+            return open_model(source.model)
+        except UserError as error:
+            raise self.recipe.fail(source.line, str(error)) from None
+
     def _layers(self, source: Source, model: Checkpoint) -> tuple[int, int]:
         have = len(model.layers)
         start, end = source.layers or (0, have)
         if end > have:
-            raise self._fail(source.line, f"{source.model} has {have} layers, not {end}")
+            raise self.recipe.fail(source.line, f"{source.model} has {have} layers, not {end}")
         return start, end
 
     def _refuse_unknown(self) -> None:
@@ -294,7 +305,7 @@ class _Part:
         for level, allowed, where in levels:
             for key, setting in level.items():
                 if key not in allowed | ignored:
-                    raise self._fail(
+                    raise self.recipe.fail(
                         setting.line,
                         f"{self.method.name} has no parameter {key!r} {where}; "
                         f"allowed: {', '.join(sorted(allowed)) or 'none'}",
@@ -332,18 +343,16 @@ class _Part:
         meaning = self.method.meaning
         key = meaning.key(parameter.name)
         kind = "float" if parameter.type == "per_expert" else parameter.type
+        if parameter.name in meaning.shares:
+            kind = "share"
         found = find(levels, key, tensor, place, kind, meaning.spellings.get(parameter.name, {}))
         if found is not None:
             return found
         if parameter.name in meaning.needed:
             whose = f" for {source.model}" if source else ""
-            raise UserError(
-                f"{self.recipe.path}: {self.method.name} needs the parameter {key!r}{whose}"
-            )
+            at = source.line if source else "merge_method"
+            raise self.recipe.fail(at, f"{self.method.name} needs the parameter {key!r}{whose}")
         return meaning.defaults.get(parameter.name, parameter.default)
-
-    def _fail(self, line: int, message: str) -> UserError:
-        return UserError(f"{self.recipe.path}, line {line}: {message}")
 
 
 def _check_names(

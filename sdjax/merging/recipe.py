@@ -63,6 +63,7 @@ class TokenizerChoice:
     """``source``: "base", "union" or a model. The vocabulary is filled up to a multiple."""
 
     source: str
+    line: int
     pad_to_multiple_of: int = 1
 
 
@@ -70,13 +71,14 @@ class TokenizerChoice:
 class Recipe:
     """A recipe as written, checked for its form.
 
-    whole: whether it names whole models, so that the base belongs to them even if it is not named.
+    lines: of its keys. whole: whether it names whole models, so that the base belongs to them even
+    if it is not named.
     """
 
     path: Path
     text: str
+    lines: Mapping[str, int]
     merge_method: str
-    method_line: int
     base_model: str | None
     whole: bool
     slices: tuple[Slice, ...]
@@ -84,6 +86,11 @@ class Recipe:
     out_dtype: str | None
     tokenizer: TokenizerChoice | None
     chat_template: str | None
+
+    def fail(self, at: str | int, message: str) -> UserError:
+        """The error, with the line; ``at``: a key of the recipe, or the line itself."""
+        line = self.lines[at] if isinstance(at, str) else at
+        return UserError(f"{self.path}, line {line}: {message}")
 
     def models(self) -> tuple[str, ...]:
         """Every model that is named, once, the base first."""
@@ -117,8 +124,8 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(
         path=path,
         text=text,
+        lines={key: nodes.line(value) for key, value in top.items()},
         merge_method=nodes.text(top["merge_method"], "merge_method"),
-        method_line=nodes.line(top["merge_method"]),
         base_model=nodes.model(top["base_model"], "base_model") if "base_model" in top else None,
         whole=whole,
         slices=slices,
@@ -220,7 +227,9 @@ class _RecipeNodes(Nodes):
 
     def tokenizer(self, keys: Mapping[str, yaml.Node]) -> TokenizerChoice | None:
         if "tokenizer_source" in keys:
-            return TokenizerChoice(source=self.model(keys["tokenizer_source"], "tokenizer_source"))
+            node = keys["tokenizer_source"]
+            source = self.model(node, "tokenizer_source")
+            return TokenizerChoice(source=source, line=self.line(node))
         if "tokenizer" not in keys:
             return None
         inside = self.mapping(
@@ -235,12 +244,5 @@ class _RecipeNodes(Nodes):
             if multiple == 0:
                 raise self.fail(inside["pad_to_multiple_of"], "pad_to_multiple_of must not be 0")
         source = self.model(inside["source"], "source") if "source" in inside else "union"
-        return TokenizerChoice(source=source, pad_to_multiple_of=multiple)
-
-
-def unknown_method(recipe: Recipe, known: Iterable[str]) -> UserError:
-    """The error for a merge_method that does not exist."""
-    return UserError(
-        f"{recipe.path}, line {recipe.method_line}: no merge_method {recipe.merge_method!r}; "
-        f"there are: {', '.join(known)}"
-    )
+        line = self.line(inside.get("source", keys["tokenizer"]))
+        return TokenizerChoice(source=source, line=line, pad_to_multiple_of=multiple)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from sdjax import __version__
-from sdjax.errors import UserError
+from sdjax.errors import Passing, UserError
 from sdjax.io.resumable import ResumableFolder
 from sdjax.merging import outputs
 from sdjax.merging.checkpoints import open_checkpoint
@@ -64,15 +64,12 @@ def merge_recipe(
     recipe = read_recipe(Path(recipe_path))
     opened = cache(lambda name: open_checkpoint(name, recipe.path.parent))
     plan = plan_recipe(recipe, methods, opened)
-    chat_template = None
-    if recipe.chat_template is not None:
-        chat_template = outputs.find_chat_template(recipe.chat_template, plan.models, recipe.path)
     return write_merged(
         plan,
         Path(out),
         origin=Origin(method=recipe.merge_method, file=RECIPE, text=recipe.text),
-        tokenizer=plan_tokenizer(plan.template, plan.models, recipe.tokenizer, opened),
-        chat_template=chat_template,
+        tokenizer=plan_tokenizer(plan.template, plan.models, recipe, opened),
+        chat_template=outputs.find_chat_template(recipe, plan.models),
         key=jax.random.key(seed),
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
@@ -128,7 +125,7 @@ def write_merged(
             )
             size = writer.bytes
             writer.finish()
-    except NoRoom:
+    except Passing:
         raise
     except UserError:
         writer.discard()  # trying again would end the same way
@@ -145,16 +142,12 @@ def write_merged(
     )
 
 
-class NoRoom(UserError):
-    """The result cannot be written now; what is written stays."""
-
-
 @contextlib.contextmanager
 def _room_for(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NoRoom(
+        raise Passing(
             f"{out}: cannot be written ({error.strerror}); make room and call again, "
             "it goes on where it stopped"
         ) from None

@@ -16,6 +16,13 @@ from typing import Any
 from sdjax.errors import UserError
 
 _LARGEST = 3.4e38  # in float32, which methods compute in
+_WORDS = {
+    "float": "number",
+    "share": "number from 0 to 1",
+    "bool": "true or false",
+    "int": "whole number",
+    "str": "text",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,8 @@ class Setting:
         """The value for one tensor, or None where no filter matches.
 
         tensor: its name in the checkpoint. place: of its layer within the slice, in [0, 1]. kind:
-        "float", "bool", "int" or "str". spellings: for "str", other values and what they mean.
+        "float", "share" (a float in [0, 1]), "bool", "int" or "str". spellings: for "str", other
+        values and what they mean.
         Raises UserError, with the line, for a value of another kind.
         """
         return self._at(self.value, tensor, place, kind, spellings)
@@ -85,10 +93,11 @@ class Setting:
         if isinstance(number, int | float) and not isinstance(number, bool):
             if kind == "float" and abs(number) <= _LARGEST:
                 return float(number)
+            if kind == "share" and 0 <= number <= 1:
+                return float(number)
             if kind == "int" and abs(number) <= _LARGEST and float(number).is_integer():
                 return int(number)
-        words = {"float": "number", "bool": "true or false", "int": "whole number", "str": "text"}
-        raise self.fail(f"expected {words[kind]}, found {value!r}")
+        raise self.fail(f"expected {_WORDS[kind]}, found {value!r}")
 
     def fail(self, message: str) -> UserError:
         return UserError(f"{self.path}, line {self.line}: {message}")

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from sdjax.errors import UserError
 from sdjax.io.host_memory import Lender
 from sdjax.io.resumable import ResumableFolder
+from sdjax.io.weights_file import is_finite
 from sdjax.merging.engine import default_slots
 from sdjax.merging.lowering import TensorProgram, leaf_key_data
 from sdjax.merging.plan import Plan, Step
@@ -72,23 +73,25 @@ def merge_steps(
         memory.give_back(arrays)
         return aligned
 
-    def put(step: Step, arrays: list[np.ndarray], new: Any, square: Any) -> str:
-        if square is not None and not np.isfinite(square):
+    def put(step: Step, arrays: list[np.ndarray], new: Any) -> str:
+        jax.block_until_ready(new)  # on every device, so nothing reads what it was made of any more
+        array = np.asarray(new)
+        # Not in the program, which would store what is merged in float32 to measure it.
+        if isinstance(new, jax.Array) and not is_finite(array):
             assert step.algorithm is not None
             raise UserError(f"{step.algorithm.name}: the merged tensor {step.name} is not finite")
-        jax.block_until_ready(new)  # on every device, so nothing reads what it was made of any more
-        writer.write(step.name, np.asarray(new))
+        writer.write(step.name, array)
         memory.give_back(arrays)
         return step.name
 
-    def computed() -> Iterator[tuple[Step, list[np.ndarray], Any, Any]]:
+    def computed() -> Iterator[tuple[Step, list[np.ndarray], Any]]:
         nonlocal unchanged
         for step, arrays in zip(steps, _ahead(read, steps), strict=True):
             if step.algorithm is None or (step.base and _all_same(arrays)):
                 unchanged += 1
-                yield step, arrays, arrays[0].astype(step.dtype, copy=False), None
+                yield step, arrays, arrays[0].astype(step.dtype, copy=False)
             else:
-                yield step, arrays, *_compute(step, arrays, plan, programs[step.name].result(), key)
+                yield step, arrays, _compute(step, arrays, plan, programs[step.name].result(), key)
 
     compiler = ThreadPoolExecutor(max_workers=COMPILERS)
     started = {id(each): compiler.submit(each.compile) for each in lowered.values()}
@@ -143,8 +146,8 @@ def _compute(
     plan: Plan,
     program: jax.stages.Compiled,
     key: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """The new tensor and the square that says whether it is finite, under way on the device."""
+) -> jax.Array:
+    """The new tensor, under way on the device."""
     algorithm = step.algorithm
     assert algorithm is not None
     placed = [jax.device_put(array, _sharding(array.shape)) for array in arrays]
@@ -155,7 +158,8 @@ def _compute(
         depth = np.float32(depth_of(step.path, plan.num_layers))
     if "key" in algorithm.requests:
         data = leaf_key_data(key, step.path)
-    return program(base, tuple(experts), arguments, depth, data, None)
+    new, _ = program(base, tuple(experts), arguments, depth, data, None)
+    return new
 
 
 def _shape(step: Step, vocabulary: Vocabulary | None) -> tuple[int, ...]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
+from sdjax.errors import UserError
 from sdjax.io.vocabulary import added_tokens, read_vocabulary
 from sdjax.merging.checkpoints import EMBEDDING, Checkpoint
-from sdjax.merging.recipe import TokenizerChoice
+from sdjax.merging.recipe import Recipe
 from sdjax.merging.vocabulary import Vocabulary, changes_nothing, describe, match_tokens
 
 
@@ -27,7 +28,7 @@ class TokenizerPlan:
 def plan_tokenizer(
     template: Checkpoint,
     models: Sequence[Checkpoint],
-    choice: TokenizerChoice | None,
+    recipe: Recipe,
     opened: Callable[[str], Checkpoint],
 ) -> TokenizerPlan:
     """By a recipe's choice; without one the template's, and rows are matched only where the
@@ -35,6 +36,14 @@ def plan_tokenizer(
 
     Raises UserError where a tokenizer that is needed cannot be read.
     """
+    choice = recipe.tokenizer
+    source, new = template, {}
+    if choice is not None and choice.source not in ("base", "union"):
+        try:
+            source = opened(choice.source)
+        except UserError as error:
+            message = f"the tokenizer's source is base, union or a model: {error}"
+            raise recipe.fail(choice.line, message) from None
     have = {
         model.name: model.tensors.shape(EMBEDDING)[0]
         for model in models
@@ -43,9 +52,6 @@ def plan_tokenizer(
     if choice is None and len(set(have.values())) <= 1:
         return TokenizerPlan(folder=template.folder, new={}, vocabulary=None)
     own = {model.name: read_vocabulary(model.folder) for model in models}
-    source, new = template, {}
-    if choice is not None and choice.source not in ("base", "union"):
-        source = opened(choice.source)
     tokens = dict(read_vocabulary(source.folder))
     if choice is not None and choice.source == "union":
         new = _new_tokens(models, own, tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from sdjax.errors import UserError
 
@@ -47,13 +48,17 @@ class Nodes:
         """Key to (line of the key, value node)."""
         if not isinstance(node, yaml.MappingNode):
             raise self.fail(node, f"{what} must be a mapping of keys to values")
-        out: dict[str, tuple[int, yaml.Node]] = {}
-        for key_node, value in node.value:
-            key = str(key_node.value)
-            if key in out:
-                raise self.fail(key_node, f"the key {key!r} stands here a second time")
-            out[key] = (self.line(key_node), value)
-        return out
+        own: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in own:
+                raise self.fail(key_node, f"the key {key_node.value!r} stands here a second time")
+            own.add(str(key_node.value))
+        try:
+            # `<<: *shared` brings keys of its own, which those that are written out override.
+            SafeConstructor().flatten_mapping(node)
+        except yaml.MarkedYAMLError as error:
+            raise self.fail(node, str(error.problem)) from None
+        return {str(key.value): (self.line(key), value) for key, value in node.value}
 
     def mapping(
         self,

@@ -50,12 +50,12 @@ def forward(
         tokens: [B, T] int32.
         positions: [B, T] int32, the place of each token in its sequence.
         segments: [B, T] int32 or None.
-        cache: a list of `{"k": [B, K, S, H], "v": [B, K, S, H]}` a layer, or None.
+        cache: a list of `{"k": [B, K, H, S], "v": [B, K, S, H]}` a layer, or None.
         reach: the most tokens that these sequences will ever have, by which LongRoPE chooses its
             frequencies; what the cache holds, or T, by default. Keys of one cache need one reach.
 
     Returns:
-        hidden [B, T, D], and the cache with the new tokens in it ([B, K, T, H] without one).
+        hidden [B, T, D], and the cache with the new tokens in it (of these alone without one).
     """
     family = config.traits
     hidden = params["embed"][tokens]  # [B, T, D]
@@ -63,7 +63,7 @@ def forward(
         hidden = hidden * jnp.asarray(config.hidden_size**0.5, hidden.dtype)
     key_positions = positions
     if cache is not None:
-        key_positions = jnp.arange(cache[0]["k"].shape[2], dtype=positions.dtype)[None]
+        key_positions = jnp.arange(cache[0]["v"].shape[2], dtype=positions.dtype)[None]
     reach = reach or key_positions.shape[1]
     rotations = {
         rope: rotation(positions, rope, head_dim=config.head_dim, reach=reach)
@@ -163,10 +163,13 @@ def _attention(x, weights, lora, scale, turn, mask, positions, entry, config):
             for x, name in ((query, "q_norm"), (key, "k_norm"))
         )
     query, key = rotate(query, turn), rotate(key, turn)
+    # Both products contract over the cache's last axis but one: XLA's CPU backend copies a cache
+    # of keys [B, K, S, H] into this order for each step.
+    key = rearrange(key, "b k s h -> b k h s")
     if entry is not None:
-        key, value = (_written(entry[n], new, positions) for n, new in (("k", key), ("v", value)))
+        key, value = _written(entry, key, value, positions)
     query = rearrange(query, "b (k g) t h -> b k g t h", k=kv_heads)
-    scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkgth,bkhs->bkgts", query, key, preferred_element_type=jnp.float32)
     scores = _capped(scores * (config.query_size or config.head_dim) ** -0.5, config.attention_cap)
     scores = jnp.where(mask[:, None, None], scores, _MASKED)
     shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
@@ -175,11 +178,15 @@ def _attention(x, weights, lora, scale, turn, mask, positions, entry, config):
     return _project(mixed, weights, lora, "o_proj", scale), {"k": key, "v": value}
 
 
-def _written(cached, new, positions):
-    """The cache [B, K, S, H] with new entries [B, K, T, H] at positions [B, T]."""
+def _written(entry, key, value, positions):
+    """The cache's keys and values with new ones at positions [B, T]."""
     rows = jnp.arange(positions.shape[0])[:, None]
-    new = rearrange(new, "b k t h -> b t k h").astype(cached.dtype)
-    return cached.at[rows, :, positions].set(new)
+    key = rearrange(key, "b k h t -> b t k h").astype(entry["k"].dtype)
+    value = rearrange(value, "b k t h -> b t k h").astype(entry["v"].dtype)
+    return (
+        entry["k"].at[rows, :, :, positions].set(key),
+        entry["v"].at[rows, :, positions].set(value),
+    )
 
 
 def _mlp(x, weights, lora, scale, config):

@@ -75,11 +75,13 @@ def _prefix_cache(
         params, adapter, prefix[None], config=config, positions=positions, reach=reach
     )
 
-    def shared(entry: jax.Array) -> jax.Array:
-        roomy = jnp.pad(entry, ((0, 0), (0, 0), (0, reach - len(prefix)), (0, 0)))
-        return jnp.broadcast_to(roomy, (rows, *roomy.shape[1:]))  # [B, K, S, H]
+    def shared(entry: jax.Array, axis: int) -> jax.Array:
+        room = [(0, 0)] * entry.ndim
+        room[axis] = (0, reach - len(prefix))
+        roomy = jnp.pad(entry, room)
+        return jnp.broadcast_to(roomy, (rows, *roomy.shape[1:]))
 
-    return jax.tree.map(shared, entries)
+    return [{"k": shared(one["k"], 3), "v": shared(one["v"], 2)} for one in entries]
 
 
 def head_of(params: dict) -> dict:

@@ -32,6 +32,8 @@ out_dtype: float32
 
 def model(name):
     """A model of two layers, without any file."""
+    if name == "gone":
+        raise UserError("gone: no such folder")
     layers = (7 if name == "deep" else 2) * ((".mlp.up_proj.weight", ".self_attn.q_proj.weight"),)
     outside = ("model.embed_tokens.weight", "model.norm.weight")
     tensors = SimpleNamespace(
@@ -107,9 +109,16 @@ def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
         ("weight: 0.5", "weight: [{value: 1, fliter: x}]", "line 6: unknown key 'fliter'"),
         ("weight: 0.5", "weight: [{filter: x}]", "line 6: .*`value` in every entry"),
         ("weight: 0.5", "weight: much", "line 6: expected number, found 'much'"),
-        ("      weight: 1\n", "      density: 1\n", "ties needs the parameter 'weight' for b"),
+        ("density: 0.3", "density: 1.3", "line 7: expected number from 0 to 1, found 1.3"),
+        (
+            "      weight: 1\n",
+            "      density: 1\n",
+            "line 8: ties needs the parameter 'weight' for b",
+        ),
         ("normalize: false", "normalize: maybe", "line 12: expected true or false"),
-        ("base_model: base\n", "", "ties needs base_model"),
+        ("base_model: base\n", "", "line 1: ties needs base_model"),
+        ("base_model: base\n", "base_model: gone\n", "line 2: gone: no such folder"),
+        ("  - model: b", "  - model: gone", "line 8: gone: no such folder"),
         ("ties", "tiez", "line 1: no merge_method 'tiez'; there are: linear"),
         ("merge_method: ties", "", "the key 'merge_method' is missing"),
         ("dtype: b", "slices: []\ndtype: b", "one of models, slices and modules must be there"),
@@ -134,6 +143,16 @@ def test_errors_name_the_key_and_the_line(tmp_path, old, new, message):
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path, TIES.replace(old, new, 1))
     assert "\n" not in str(caught.value)
+
+
+def test_a_merge_key_brings_what_is_not_written_out(tmp_path):
+    each = TIES.replace("parameters:\n      weight: 0.5", "parameters: &one\n      weight: 0.5")
+    each = each.replace("      weight: 1\n", "      <<: *one\n      weight: 1\n")
+    values = hyperparameters(load(tmp_path, each))
+    assert values["weight"] == (0.5, 1.0)
+    assert values["density"] == (0.3, 0.3)
+    with pytest.raises(UserError, match="line 10: expected a mapping"):
+        load(tmp_path, each.replace("*one", "7"))
 
 
 def test_slerp_needs_two_models_and_t(tmp_path):

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import resource
 import shutil
 
@@ -275,6 +277,21 @@ def test_without_room_it_ends_in_a_line_and_goes_on_later(tmp_path, models):
     assert merge_recipe(recipe, tmp_path / "out").tensors == 5
 
 
+def test_weights_that_cannot_be_read_now_keep_what_is_written(tmp_path, models, monkeypatch):
+    def away(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def stop(done, total, name):
+        monkeypatch.setattr(os, "preadv", away)
+
+    monkeypatch.setattr("sdjax.merging.stream.AHEAD", 0)
+    recipe = write(tmp_path, TASK_ARITHMETIC)
+    with pytest.raises(UserError, match=r"the tensor 'model.* cannot be read \(Input/output"):
+        merge_recipe(recipe, tmp_path / "out", on_tensor=stop)
+    monkeypatch.undo()
+    assert merge_recipe(recipe, tmp_path / "out").resumed >= 1
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -329,5 +346,5 @@ def test_a_chat_template_is_named_found_or_given(tmp_path, models, choice, expec
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings == {"bos_token": "<s>"}
     wrong = write(tmp_path, TASK_ARITHMETIC + "chat_template: chatnl\n")
-    with pytest.raises(UserError, match="no chat_template 'chatnl'; it must be auto"):
+    with pytest.raises(UserError, match="line 14: no chat_template 'chatnl'; it must be auto"):
         merge_recipe(wrong, tmp_path / "other")

@@ -179,7 +179,10 @@ def test_prefill_then_decoding_with_a_cache(model):
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prefill[row, :length], expected[row, :length], atol=TOLERANCE)
     cache = [
-        {name: np.pad(entry[name], ((0, 0), (0, 0), (0, 4), (0, 0))) for name in entry}
+        {
+            "k": np.pad(entry["k"], ((0, 0), (0, 0), (0, 0), (0, 4))),
+            "v": np.pad(entry["v"], ((0, 0), (0, 0), (0, 4), (0, 0))),
+        }
         for entry in entries
     ]
     for step in range(LENGTH - lengths.max()):
@@ -238,7 +241,7 @@ def test_prefill_in_two_pieces_into_a_cache(gemma3):
     ids = tokens(2)
     expected = logits_of(theirs, ids)
     zeros = np.zeros((2, config.num_kv_heads, LENGTH, config.head_dim), np.float32)
-    cache = [{"k": zeros, "v": zeros} for _ in range(config.num_layers)]
+    cache = [{"k": zeros.mT, "v": zeros} for _ in range(config.num_layers)]
     found = []
     for start, stop in ((0, 8), (8, LENGTH)):
         positions = plain_positions(2, LENGTH)[:, start:stop]
