@@ -13,7 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from problems import chat, fixed_prompts, gsm8k, svamp  # noqa: E402
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings  # noqa: E402
+from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix  # noqa: E402
 from sdjax.io.checkpoint import read_model  # noqa: E402
 from sdjax.io.tokenizer import read_tokenizer  # noqa: E402
 
@@ -39,7 +39,7 @@ class Clock:
     """Seconds in each of a decoder's programs, waited for, compilation included."""
 
     def __init__(self, decoder: Decoder):
-        self.seconds = {"_empty": 0.0, "_admit": 0.0, "_advance": 0.0}
+        self.seconds = {"_begin": 0.0, "_admit": 0.0, "_advance": 0.0}
         for name in self.seconds:
             setattr(decoder, name, self._timed(name, getattr(decoder, name)))
 
@@ -71,7 +71,7 @@ def greedy(model: str, data: str) -> dict:
         "programs compiled first": programs,
         "programs compiled for other weights": len(compiled) - before,
         "decoder programs": [
-            decoder._empty._cache_size(),
+            decoder._begin._cache_size(),
             decoder._admit._cache_size(),
             decoder._advance._cache_size(),
         ],
@@ -102,10 +102,13 @@ def evaluation(model: str, data: str) -> dict:
     config, params = read_model(model)
     tokenizer = read_tokenizer(model)
     prompts = chat(model, svamp(data)[:256])
-    lengths = np.array([len(prompt) for prompt in prompts])
+    prefix = common_prefix(prompts)
+    lengths = np.array([len(prompt) - len(prefix) for prompt in prompts])
     # Three buckets of equal shares of the prompts, multiples of 8.
     edges = sorted({int(-(-np.quantile(lengths, q) // 8) * 8) for q in (1 / 3, 2 / 3, 1)})
-    settings = DecoderSettings(slots=SLOTS, rows=ROWS, buckets=tuple(edges), max_new_tokens=128)
+    settings = DecoderSettings(
+        slots=SLOTS, rows=ROWS, prefix=prefix, buckets=tuple(edges), max_new_tokens=128
+    )
     decoder = Decoder(config, settings, stop_tokens=tokenizer.eos_ids)
     clock = Clock(decoder)
     found = decoder.decode(params, None, prompts)
@@ -115,6 +118,7 @@ def evaluation(model: str, data: str) -> dict:
         "seconds": whole,
         "mean output": float(np.mean([len(one.tokens) + one.stopped for one in found])),
         "characters": sum(map(len, texts)),
+        "prefix": len(prefix),
         "buckets": edges,
         "occupancy": work.occupancy,
         "steps": work.steps,

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def main() -> None:
     if options.kinds:
         run(sys.executable, "pairs.py", options.problems, options.model, options.work)
     if "lora" in options.kinds:
+        shutil.rmtree(options.work / "adapter", ignore_errors=True)
         run(sys.executable, "sdjax_side.py", "adapter", *places, *adapter)
     for kind in options.kinds:
         more = adapter if kind == "lora" else []

@@ -1,17 +1,18 @@
 """Batched decoding: a fixed number of slots, rounds that end early, and refill between rounds.
 
-`admit` computes a few prompts of one bucket and seats them in free slots, `share` seats further
-samples by copying the prompt's cache, and `advance` lets all slots produce until enough of them are
-free again. `admit` is compiled once a bucket, the others once. The weights are arguments of
-all, so that another model of the same shapes compiles nothing.
+`begin` computes what all prompts begin with, `admit` computes a few prompts of one bucket and seats
+them in free slots, `share` seats further samples by copying the prompt's cache, and `advance` lets
+all slots produce until enough of them are free again. `admit` is compiled once a bucket, the others
+once. The weights are arguments of all, so that another model of the same shapes compiles nothing.
 
-Axes: B slots, R prompts computed at once, P bucket (padded prompt length), M most new tokens,
-S cached positions.
+Axes: B slots, R prompts computed at once, L prefix, P bucket (padded prompt length), M most new
+tokens, S cached positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -61,14 +62,17 @@ class DecoderSettings:
         slots: sequences that are decoded side by side.
         rows: prompts that are computed at once, at most `slots`. So many slots wait for a refill:
             few rows keep the slots busy, many make the most of the arithmetic units.
-        buckets: padded prompt lengths, ascending.
+        buckets: padded prompt lengths, ascending; of what follows the prefix.
         max_new_tokens: the most tokens behind a prompt, stop token included.
+        prefix: tokens that all prompts begin with, as worked examples or a system message; they are
+            computed once a call.
     """
 
     slots: int = 64
     rows: int = 32
     buckets: tuple[int, ...] = (32, 64, 128, 256)
     max_new_tokens: int = 64
+    prefix: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not 0 < self.rows <= self.slots:
@@ -83,7 +87,7 @@ class Work:
 
     Attributes:
         prompts: prompts computed; samples of one share it.
-        prompt_tokens: theirs.
+        prompt_tokens: theirs, behind the prefix.
         padded_tokens: the same with the padding of buckets and rows.
         new_tokens: produced, stop tokens included.
         steps: of all slots.
@@ -136,7 +140,8 @@ class Decoder:
         self.stops = jnp.asarray(stops, jnp.int32)
         self.compute_dtype = compute_dtype
         # The newest token of a sequence needs no place in the cache.
-        self.cached = min(settings.buckets[-1] + settings.max_new_tokens - 1, config.context)
+        longest = len(settings.prefix) + settings.buckets[-1]
+        self.cached = min(longest + settings.max_new_tokens - 1, config.context)
         spread, whole = None, None
         if mesh is not None:
             spread = state_sharding(jax.eval_shape(partial(self._empty_state, True)), mesh)
@@ -148,8 +153,9 @@ class Decoder:
                 function, static_argnames=static, donate_argnames="state", out_shardings=out
             )
 
-        self._empty = jax.jit(self._empty_state, static_argnums=0, out_shardings=spread)
-        self._admit = compiled(partial(programs.admit, config=config))
+        self._begin = jax.jit(self._begun, static_argnums=0, out_shardings=spread)
+        prefix = len(settings.prefix)
+        self._admit = compiled(partial(programs.admit, config=config, prefix=prefix))
         self._share = compiled(programs.share)
         read = None if mesh is None else (spread, whole)
         self._advance = compiled(partial(programs.advance, config=config), "top_k", out=read)
@@ -212,7 +218,7 @@ class Decoder:
         for index, prompt in enumerate(prompts):
             failure = self._failure(prompt)
             if failure is None:
-                fitting[index] = prompt
+                fitting[index] = prompt[len(self.settings.prefix) :]
             else:
                 yield index, Completion(failure=failure)
         if not fitting:
@@ -221,7 +227,8 @@ class Decoder:
         schedule = Schedule(fitting, self.settings.buckets, slots=slots, rows=self.settings.rows)
         if any(leaf.dtype != self.compute_dtype for leaf in jax.tree.leaves(params)):
             params = self._cast(params)
-        state = self._empty(logprobs)
+        prefix = np.array(self.settings.prefix, np.int32)
+        state = self._begin(logprobs, params, adapter, prefix)
         most_steps = np.int32(_STEPS_A_LOOK if stop_strings else np.iinfo(np.int32).max)
         while schedule.busy:
             for bucket, seated in schedule.fill():
@@ -255,22 +262,29 @@ class Decoder:
                     yield owner, completion
 
     def _failure(self, prompt: Sequence[int]) -> str | None:
-        longest = min(self.settings.buckets[-1], self.config.context)
+        prefix = self.settings.prefix
+        longest = min(len(prefix) + self.settings.buckets[-1], self.config.context)
         if not len(prompt):
             return "the prompt is empty: a model needs at least one token"
+        if tuple(prompt[: len(prefix)]) != prefix or len(prompt) == len(prefix):
+            return "the prompt does not go on from the decoder's prefix"
         if len(prompt) > longest:
             return f"the prompt has {len(prompt)} tokens, of which at most {longest} fit"
         return None
 
     def _seats(self, seated: list[Assignment], prompts, numbers, size: int) -> Seats:
-        """The assignments as columns of `size`; missing rows go to slot number B, which is none."""
+        """The assignments as columns of `size`; missing rows go to slot number B, which is none.
+
+        prompts: what follows the prefix.
+        """
         own = [prompts[one.index] for one in seated]
-        most, context = self.settings.max_new_tokens, self.config.context
+        prefix = len(self.settings.prefix)
+        most, room = self.settings.max_new_tokens, self.config.context - prefix
         return Seats(
             slot=_column([one.slot for one in seated], size, missing=self.settings.slots),
             last=_column([prompt[-1] for prompt in own], size),
-            position=_column([len(prompt) - 1 for prompt in own], size),
-            limit=_column([min(most, context + 1 - len(prompt)) for prompt in own], size),
+            position=_column([prefix + len(prompt) - 1 for prompt in own], size),
+            limit=_column([min(most, room + 1 - len(prompt)) for prompt in own], size),
             example=_column([numbers[one.index] for one in seated], size),
         )
 
@@ -290,6 +304,12 @@ class Decoder:
         changed = {name: getattr(self.work, name) + value for name, value in more.items()}
         self.work = dataclasses.replace(self.work, **changed)
 
+    def _begun(
+        self, logprobs: bool, params: dict, adapter: Adapter | None, prefix: jax.Array
+    ) -> State:
+        state = self._empty_state(logprobs)
+        return programs.begin(params, adapter, state, prefix, config=self.config)
+
     def _empty_state(self, logprobs: bool) -> State:
         return empty_state(
             self.config,
@@ -299,6 +319,12 @@ class Decoder:
             dtype=self.compute_dtype,
             logprobs=logprobs,
         )
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """What all prompts begin with, and go on from: a prefix for them."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return tuple(column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
 
 
 def _completion(seen: dict, slot: int, stop_strings: StopStrings | None) -> Completion:

@@ -1,6 +1,7 @@
 """What a decoder compiles: pure functions of weights and slots.
 
-Axes: B slots, R prompts computed at once, P bucket (padded prompt length), V vocabulary.
+Axes: B slots, R prompts computed at once, L prefix that all prompts share, P bucket (padded length
+of what follows it), V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,14 +10,29 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax.decoding.sampling import draw
 from sdjax.decoding.state import Seats, State, append, seat
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
-from sdjax.models.transformer import forward, unembed
+from sdjax.models.transformer import KVCache, forward, unembed
 
 Numbers = dict[str, jax.Array]
+
+
+def begin(
+    params: dict, adapter: Adapter | None, state: State, prefix: jax.Array, *, config: ModelConfig
+) -> State:
+    """Computes the prefix [L] and puts it into every slot's cache, where it stays."""
+    if not len(prefix):
+        return state
+    reach = state.cache[0]["v"].shape[2]
+    positions = jnp.arange(len(prefix))[None]
+    _, known = forward(
+        params, adapter, prefix[None], config=config, positions=positions, reach=reach
+    )
+    return dataclasses.replace(state, cache=_put(state.cache, slice(None), known))
 
 
 def admit(
@@ -27,18 +43,23 @@ def admit(
     seats: Seats,
     *,
     config: ModelConfig,
+    prefix: int,
 ) -> State:
-    """Computes padded prompts [R, P] and seats their sequences."""
+    """Computes what follows the prefix of `prefix` tokens, padded [R, P], and seats it."""
     cached = state.cache[0]["v"].shape[2]
-    tokens = tokens[:, :cached]  # a bucket may be longer than the context
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    _, fresh = forward(params, adapter, tokens, config=config, positions=positions, reach=cached)
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        place = tuple(slice(size) for size in new.shape[1:])
-        return old.at[seats.slot, *place].set(new, mode="drop")
-
-    return seat(dataclasses.replace(state, cache=jax.tree.map(put, state.cache, fresh)), seats)
+    tokens = tokens[:, : cached - prefix]  # a bucket may be longer than the context
+    positions = prefix + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    known = None
+    if prefix:
+        ends = prefix + tokens.shape[1]
+        known = [
+            {"k": layer["k"][seats.slot, ..., :ends], "v": layer["v"][seats.slot, :, :ends]}
+            for layer in state.cache
+        ]
+    _, fresh = forward(
+        params, adapter, tokens, config=config, positions=positions, cache=known, reach=cached
+    )
+    return seat(dataclasses.replace(state, cache=_put(state.cache, seats.slot, fresh)), seats)
 
 
 def share(state: State, seats: Seats, sources: jax.Array) -> State:
@@ -112,6 +133,16 @@ def advance(
     state, steps = jax.lax.while_loop(unfinished, one, (state, jnp.int32(0)))
     names = ("active", "count", "produced", "stopped", "logprobs")
     return state, {"steps": steps} | {name: getattr(state, name) for name in names}
+
+
+def _put(cache: KVCache, slots: jax.Array | np.ndarray | slice, fresh: KVCache) -> KVCache:
+    """The cache with the beginnings of some slots replaced."""
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        place = tuple(slice(size) for size in new.shape[1:])
+        return old.at[slots, *place].set(new, mode="drop")
+
+    return jax.tree.map(put, cache, fresh)
 
 
 def _choose(

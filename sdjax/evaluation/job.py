@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
 from sdjax.errors import UserError
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import put
@@ -26,6 +26,7 @@ from sdjax.progress import progress_bar
 
 # A bucket is worth its compilation where so many of the prompts fall into it.
 _SHARE = 0.1
+_PREFIX = 16  # tokens, from which on a common beginning is computed apart
 _SLOTS = 64
 _ROUNDS = 8  # of refilling all slots: few slots wait while it lasts
 _PROMPT_TOKENS = 8192  # that are computed at once
@@ -72,7 +73,7 @@ def evaluate_model(
     problems = _problems(chosen, split)[:limit]
     asked = put(chosen, problems, tokenizer, chat=chat)
     new_tokens = min(max_new_tokens or chosen.max_new_tokens, config.context // 2)
-    sizes = _sizes(config, [len(one.tokens) for one in asked], new_tokens)
+    sizes = _sizes(config, [one.tokens for one in asked], new_tokens)
     settings = {
         "model": model if adapter else str(folder.resolve()),
         "weights": _fingerprint(folder, *([adapter] if adapter else [])),
@@ -111,14 +112,23 @@ def _problems(task: Task, split: str | None) -> list[Problem]:
     return problems
 
 
-def _sizes(config: ModelConfig, lengths: Sequence[int], new_tokens: int) -> DecoderSettings:
-    """Few buckets, each for a fair share of the prompts, and as many slots as memory allows."""
-    most = config.context - new_tokens
+def _sizes(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> DecoderSettings:
+    """Few buckets, each for a fair share of the prompts, and as many slots as memory allows.
+
+    What all prompts begin with is computed once, where it is worth a program.
+    """
+    prefix = common_prefix(prompts)
+    if len(prefix) < _PREFIX:
+        prefix = ()
+    lengths = [len(prompt) - len(prefix) for prompt in prompts]
+    most = config.context - new_tokens - len(prefix)
     fitting = np.array([length for length in lengths if length <= most])
     if not fitting.size:
         raise UserError(
-            f"the shortest prompt has {min(lengths)} tokens, which with {new_tokens} new ones is "
-            f"more than the model's context of {config.context}; ask for fewer --shots"
+            f"the shortest prompt has {min(map(len, prompts))} tokens, which with {new_tokens} "
+            f"new ones is more than the model's context of {config.context}; ask for fewer --shots"
         )
     longest = min(most, -(-int(fitting.max()) // 16) * 16)
     buckets, below = [], 0
@@ -130,10 +140,12 @@ def _sizes(config: ModelConfig, lengths: Sequence[int], new_tokens: int) -> Deco
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
     slots = min(_SLOTS, fitting.size)
     if jax.default_backend() == "cpu":
-        slots = min(slots, max(1, _HOST_CACHE_BYTES // (token_bytes * (longest + new_tokens))))
+        positions = len(prefix) + longest + new_tokens
+        slots = min(slots, max(1, _HOST_CACHE_BYTES // (token_bytes * positions)))
     return DecoderSettings(
         slots=slots,
         rows=max(1, min(slots // _ROUNDS, _PROMPT_TOKENS // longest)),
+        prefix=prefix,
         buckets=(*buckets, longest),
         max_new_tokens=new_tokens,
     )

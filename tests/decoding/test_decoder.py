@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.stopping import StopStrings
 from sdjax.models.config import ModelConfig
@@ -90,6 +90,30 @@ def test_a_sequence_is_the_same_in_any_company(params, decoder, prompts, tempera
     assert together[:5] == cut
 
 
+def test_a_prefix_is_computed_once_and_changes_nothing(params, decoder, prompts):
+    """Behind it, sequences are bit-equal in any company, as without one."""
+    shared = tuple(prompts[0][:7])
+    behind = [[*shared, *prompt[:8]] for prompt in prompts]
+    settings = replace(SETTINGS, buckets=(4, 8), prefix=shared)
+    ahead = Decoder(CONFIG, settings)
+    found = ahead.decode(params, None, behind)
+    assert ahead.work.prompt_tokens == sum(len(prompt[:8]) for prompt in prompts)
+    for prompt, completion in zip(behind, found, strict=True):
+        expected = one_by_one(params, prompt, SETTINGS.max_new_tokens)
+        assert (completion.tokens, completion.stopped) == expected
+    assert ahead.decode(params, None, behind[::-1])[::-1] == found
+    assert ahead.decode(params, None, behind[3:6]) == found[3:6]
+    other, only = ahead.decode(params, None, [prompts[1], list(shared)])
+    assert "does not go on from the decoder's prefix" in other.failure
+    assert "does not go on from the decoder's prefix" in only.failure
+
+
+def test_the_common_prefix_leaves_each_prompt_a_token():
+    assert common_prefix([[5, 6, 7], [5, 6, 8, 9]]) == (5, 6)
+    assert common_prefix([[5, 6], [5, 6, 8]]) == (5,)
+    assert common_prefix([[5], [6]]) == ()
+
+
 def test_samples_of_one_prompt_differ_by_their_index(params, decoder, prompts):
     sampling = Sampling(temperature=1.5, top_p=0.95)
     completions = decoder.decode(params, None, [prompts[0]] * 8, sampling=sampling)
@@ -100,7 +124,7 @@ def test_three_models_compile_once(params, prompts):
     """Three programs for one bucket, one more for each further one, none for other weights."""
     fresh = Decoder(CONFIG, SETTINGS)
     fresh.decode(params, None, prompts)
-    programs = (fresh._empty, fresh._admit, fresh._advance)
+    programs = (fresh._begin, fresh._admit, fresh._advance)
     assert [program._cache_size() for program in programs] == [1, len(SETTINGS.buckets), 1]
     for scale in (0.9, 1.1, 1.2):
         other = jax.tree.map(lambda x, scale=scale: x * scale, params)
