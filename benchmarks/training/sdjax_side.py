@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.__main__ import in_huge_pages
 from sdjax.io.checkpoint import read_model
 from sdjax.io.json_lines import read_json_lines
 from sdjax.io.peft_adapter import read_adapter, write_adapter
@@ -147,4 +148,5 @@ def hf_name(config, path: str) -> str:
 
 
 if __name__ == "__main__":
+    in_huge_pages()  # as `sdjax train` does
     main()

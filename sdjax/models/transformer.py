@@ -69,8 +69,9 @@ def forward(
         rope: rotation(positions, rope, head_dim=config.head_dim, reach=reach)
         for rope in set(config.ropes)
     }
-    masks = {
-        window: attention_mask(positions, key_positions, segments, window)
+    # Added rather than selected by: the gradient of a choice stores an array of zeros a layer.
+    biases = {
+        window: jnp.where(attention_mask(positions, key_positions, segments, window), 0.0, _MASKED)
         for window in set(config.windows)
     }
 
@@ -89,7 +90,7 @@ def forward(
                 lora and lora.get("attn"),
                 scale,
                 rotations[rope],
-                masks[window],
+                biases[window],
                 positions,
                 None if cache is None else cache[index],
                 config,
@@ -143,7 +144,7 @@ def attention_mask(
     return allowed
 
 
-def _attention(x, weights, lora, scale, turn, mask, positions, entry, config):
+def _attention(x, weights, lora, scale, turn, bias, positions, entry, config):
     family = config.traits
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if family.fused:
@@ -171,8 +172,7 @@ def _attention(x, weights, lora, scale, turn, mask, positions, entry, config):
     query = rearrange(query, "b (k g) t h -> b k g t h", k=kv_heads)
     scores = jnp.einsum("bkgth,bkhs->bkgts", query, key, preferred_element_type=jnp.float32)
     scores = _capped(scores * (config.query_size or config.head_dim) ** -0.5, config.attention_cap)
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
-    shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    shares = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkgts,bksh->bkgth", shares, value)
     mixed = rearrange(mixed, "b k g t h -> b t (k g h)")
     return _project(mixed, weights, lora, "o_proj", scale), {"k": key, "v": value}

@@ -1,0 +1,1 @@
+"""The commands of `sdjax`; JAX is imported only by those that run."""

@@ -1,0 +1,121 @@
+"""`sdjax merge` and `methods`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from sdjax.commands.shared import FILE, FOLDER, FOLDER_OR_FILE, example
+from sdjax.errors import UserError
+
+
+@click.command(
+    epilog=example("sdjax merge recipe.yaml merged/")
+    + "\n  sdjax merge --algorithm mine.py --base zoo:seed --expert expert_1=zoo:reader merged/"
+    + "\n  sdjax merge --run runs/first --rank 1 merged/"
+)
+@click.argument("paths", nargs=-1, required=True, metavar="[RECIPE] OUT", type=FOLDER_OR_FILE)
+@click.option("--seed", default=0, show_default=True, help="Of random methods.")
+@click.option("--algorithm", type=FILE, help="A program of the algorithm API, admitted first.")
+@click.option("--base", metavar="MODEL", help="With --algorithm: what task vectors start from.")
+@click.option("--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm.")
+@click.option("--scope", default="mlp", show_default=True, help="With --algorithm: which tensors.")
+@click.option("--run", type=FOLDER, help="Applies a program that this run has discovered.")
+@click.option("--rank", type=click.IntRange(min=1), help="With --run: its place. [default: 1]")
+def merge(
+    paths: tuple[Path, ...],
+    seed: int,
+    algorithm: Path | None,
+    base: str | None,
+    experts: tuple[str, ...],
+    scope: str,
+    run: Path | None,
+    rank: int | None,
+) -> None:
+    """Merge checkpoints into the model folder OUT, which appears when it is complete.
+
+    RECIPE is mergekit's YAML. A merge that was interrupted goes on when it is called again.
+    """
+    if len(paths) != (2 if algorithm is None and run is None else 1):
+        raise UserError("merge takes RECIPE OUT, or --algorithm FILE or --run DIR with OUT alone")
+    if algorithm is not None and run is not None:
+        raise UserError("merge takes --algorithm or --run, not both")
+    if algorithm is None and (base or experts):
+        raise UserError("--base and --expert belong to --algorithm FILE")
+    if rank is not None and run is None:
+        raise UserError("--rank belongs to --run DIR")
+    from sdjax.progress import progress_bar
+
+    with progress_bar("merge", None) as advance:
+        shown = 0
+
+        def on_tensor(done: int, total: int, name: str) -> None:
+            nonlocal shown
+            advance(done - shown, description=f"merge {done} of {total} tensors")
+            shown = done
+
+        out = paths[-1]
+        if algorithm is not None:
+            from sdjax.programs.apply import merge_program
+
+            if base is None:
+                raise UserError("--algorithm needs --base MODEL")
+            named = _named_experts(experts)
+            written = merge_program(
+                algorithm, base, named, out, scope=scope, seed=seed, on_tensor=on_tensor
+            )
+        elif run is not None:
+            from sdjax.search.apply import merge_discovered
+
+            written = merge_discovered(run, rank or 1, out, on_tensor=on_tensor)
+        else:
+            from sdjax.algorithms.registry import methods as all_methods
+            from sdjax.merging.run import merge_recipe
+
+            written = merge_recipe(paths[0], out, all_methods(), seed=seed, on_tensor=on_tensor)
+    _tell_merged(written)
+
+
+def _named_experts(texts: Iterable[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not (name and equals and model):
+            raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
+        if name in named:
+            raise UserError(f"--expert {text}: {name} is {named[name]} already; name each once")
+        named[name] = model
+    return named
+
+
+def _tell_merged(written) -> None:
+    for note in written.notes:
+        click.echo(f"sdjax: {note}", err=True)
+    went_on = f", {written.resumed} of them from before" if written.resumed else ""
+    click.echo(
+        f"{written.folder}: {written.tensors} tensors{went_on}, {written.bytes / 1e6:,.1f} MB"
+    )
+
+
+@click.command(epilog=example("sdjax methods"))
+def methods() -> None:
+    """List the human-designed merge methods with parameters, defaults and mathematics."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sdjax.algorithms.registry import methods as all_methods
+
+    table = Table("method", "parameters", "mathematics", show_lines=True)
+    for method in all_methods().values():
+        parameters = ", ".join(
+            f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}"
+            for one in method.parameters
+        )
+        table.add_row(method.name, parameters, method.mathematics)
+    Console().print(table)
+    click.echo(
+        "* one number, or one for each expert. These are the defaults in Python and in a search, "
+        "which follow the papers; a recipe's follow mergekit."
+    )
