@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.__main__ import in_huge_pages
-from sdjax.io.checkpoint import read_model
+from sdjax.io.checkpoint import read_config, read_model
 from sdjax.io.json_lines import read_json_lines
 from sdjax.io.peft_adapter import read_adapter, write_adapter
 from sdjax.io.tokenizer import read_tokenizer
@@ -35,7 +35,7 @@ from sdjax.training.dpo import (
 from sdjax.training.fit import OptimiserSettings, compile_step
 from sdjax.training.packing import Example, pack, trained_alone
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import adapted_model, whole_model
+from sdjax.training.trainee import Trainee, adapted_model, whole_model
 
 BATCH, LENGTH = 4, 256
 OPTIMISER = OptimiserSettings(
@@ -50,10 +50,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--adapter", type=Path)
     options = parser.parse_args()
-    config, params = read_model(options.model, dtype=jnp.float32)
+    config = read_config(options.model)
     if options.kind == "adapter":
-        fresh = initialise_adapter(config, jax.random.key(0), rank=16, alpha=32)
-        write_adapter(options.adapter, config, fresh, base=str(options.model))
+        adapter = initialise_adapter(config, jax.random.key(0), rank=16, alpha=32)
+        write_adapter(options.adapter, config, adapter, base=str(options.model))
         return
     tokenizer = read_tokenizer(options.model)
 
@@ -63,12 +63,14 @@ def main() -> None:
             target=(*tokenizer.encode(target, add_special=False), *tokenizer.eos_ids[:1]),
         )
 
-    if options.adapter is None:
-        trainee = whole_model(config, params)
-    else:
+    def fresh() -> Trainee:
+        _, params = read_model(options.model, dtype=jnp.float32)
+        if options.adapter is None:
+            return whole_model(config, params)
         adapter = read_adapter(options.adapter, config, model=options.model)
-        trainee = adapted_model(config, params, adapter)
-    del params
+        return adapted_model(config, params, adapter)
+
+    trainee = fresh()
     settings = DPOSettings(beta=0.1, learning_rate=1e-4, batch=BATCH)
     if options.kind == "sft":
         texts = read_json_lines(options.work / "texts.jsonl", ("prompt", "completion"))
@@ -100,29 +102,41 @@ def main() -> None:
     begun = time.perf_counter()
     compiled = step.lower(trainable, state, trainee.frozen, first).compile()
     compilation = time.perf_counter() - begun
-    logprobs_of = jax.jit(
-        lambda trainable, frozen, batch: sequence_logprobs(
-            config, *trainee.assemble(trainable, frozen), batch
-        )
-    )
-    losses, times, logprobs = [], [], []
-    for number in range(len(data["tokens"]) // BATCH):
-        rows = slice(number * BATCH, (number + 1) * BATCH)
-        batch = {name: array[rows] for name, array in data.items()}
-        if options.kind != "sft":
-            logprobs.append(np.asarray(logprobs_of(trainable, trainee.frozen, batch)))
+    batches = [
+        {name: array[at : at + BATCH] for name, array in data.items()}
+        for at in range(0, len(data["tokens"]), BATCH)
+    ]
+    losses, times = [], []
+    for batch in batches:
         begun = time.perf_counter()
         trainable, state, metrics = compiled(trainable, state, trainee.frozen, batch)
         losses.append(float(metrics["loss"]))
         jax.block_until_ready(trainable)
         times.append(time.perf_counter() - begun)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    logprobs = []
+    if options.kind != "sft":
+        # Once more, apart: a program that runs between two steps gives memory back to the system,
+        # and a step that has to fetch it again takes a quarter longer.
+        del trainable, state
+        trainee = fresh()
+        trainable, state = trainee.trainable, start(trainee.trainable)
+        logprobs_of = jax.jit(
+            lambda trainable, frozen, batch: sequence_logprobs(
+                config, *trainee.assemble(trainable, frozen), batch
+            )
+        )
+        for batch, loss_before in zip(batches, losses, strict=True):
+            logprobs.append(np.asarray(logprobs_of(trainable, trainee.frozen, batch)))
+            trainable, state, metrics = compiled(trainable, state, trainee.frozen, batch)
+            assert float(metrics["loss"]) == loss_before
     np.savez(
         options.work / f"sdjax-{options.kind}.npz",
         losses=losses,
         times=times,
         logprobs=np.array(logprobs),
         compilation=compilation,
-        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        memory=memory,
         temporary=compiled.memory_analysis().temp_size_in_bytes,
         versions=json.dumps({"jax": jax.__version__}),
         **{f"gradient/{name}": value for name, value in gradient.items()},

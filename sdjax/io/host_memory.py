@@ -32,6 +32,11 @@ class Lender:
         self._lent: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
+    @property
+    def lent(self) -> int:
+        """How many arrays have not been given back."""
+        return len(self._lent)
+
     def lend(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """As `aligned_empty`, in the smallest memory at hand that fits."""
         size = math.prod(shape) * dtype.itemsize + ALIGNMENT

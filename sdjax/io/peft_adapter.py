@@ -139,7 +139,9 @@ class AdaptedFolder:
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
         if name not in self._adapter.whole and name not in self._adapter.pairs:
             return self._model.read(name, allocate)
-        return self.read_box(name, (slice(None),) * len(self.shape(name)))
+        array = allocate(self.shape(name), self.dtype(name))
+        array[...] = self.read_box(name, (slice(None),) * array.ndim)
+        return array
 
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
         adapter = self._adapter

@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from sdjax.algorithms.registry import methods
+from sdjax.io.host_memory import Lender
 from sdjax.io.vocabulary import read_vocabulary
 from sdjax.merging.run import merge_recipe
 from sdjax.merging.vocabulary import align, changes_nothing, match_tokens
@@ -76,6 +77,27 @@ def test_vocabularies_of_different_size_merge_by_token_and_are_counted(tmp_path,
         np.testing.assert_allclose(out[row], (base[row] + 3 * other) / 4, rtol=1e-6)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["vocab_size"] == 11
+
+
+def test_memory_that_was_read_into_is_given_back(tmp_path, monkeypatch):
+    """Of tensors whose rows are matched, too, which go on in memory of their own."""
+    lenders = []
+
+    class Watched(Lender):
+        def __init__(self):
+            super().__init__()
+            lenders.append(self)
+
+    monkeypatch.setattr("sdjax.merging.stream.Lender", Watched)
+    monkeypatch.chdir(MODELS)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "merge_method: linear\nmodels: [{model: base}, {model: wide}]\nparameters: {weight: 1}\n"
+        "tokenizer_source: union\nbase_model: base\n"
+    )
+    merge_recipe(recipe, tmp_path / "out", methods())
+    (lender,) = lenders
+    assert lender.lent == 0
 
 
 @pytest.mark.parametrize(("source", "size"), [("base", 11), ("union", 13), ("wide", 12)])
