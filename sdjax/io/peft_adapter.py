@@ -74,6 +74,8 @@ class PeftAdapter:
         self.whole: dict[str, str] = {}
         for stored in self.tensors.names:
             self._sort_in(stored)
+        if not self.pairs and not self.whole:
+            raise UserError(f"{folder}: holds no tensor that adapts anything; copy it again")
 
     def check(self, names: Collection[str], model: Path) -> None:
         """Raises UserError where it adapts a tensor that a model with these names lacks."""
@@ -88,22 +90,40 @@ class PeftAdapter:
         for (first, second), turned in ((_LINEAR, False), (_EMBEDDING, True)):
             if name.endswith(first):
                 module = name.removesuffix(first)
-                other = stored.removesuffix(first) + second
-                if other not in self.tensors.file_of:
-                    raise UserError(f"{self.tensors.where(stored)} has no partner {other}")
+                other = self._partner(stored, first, second)
                 turn = turned or bool(self._settings.get("fan_in_fan_out"))
-                scale = self._scale(module, self.tensors.shape(stored)[0])
+                scale = self._scale(module, self._rank(stored, other))
                 self.pairs[f"{module}.weight"] = (stored, other, scale, turn)
                 return
             if name.endswith(second):
+                self._partner(stored, second, first)
                 return
         if "lora_" in name:
             raise UserError(f"{self.tensors.where(stored)} is of a kind that is not supported")
         self.whole[name.replace(".base_layer.", ".")] = stored
 
+    def _partner(self, stored: str, own: str, others: str) -> str:
+        other = stored.removesuffix(own) + others
+        if other not in self.tensors.file_of:
+            raise UserError(f"{self.tensors.where(stored)} has no partner {other}")
+        return other
+
+    def _rank(self, first: str, second: str) -> int:
+        a, b = self.tensors.shape(first), self.tensors.shape(second)
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
+            raise UserError(
+                f"{self.tensors.where(first)} has shape {list(a)}, its partner {list(b)}: "
+                "they make no product"
+            )
+        return a[0]
+
     def _scale(self, module: str, rank: int) -> float:
         alpha = _by_pattern(self._settings.get("alpha_pattern"), module)
         alpha = self._settings.get("lora_alpha", rank) if alpha is None else alpha
+        if not isinstance(alpha, int | float):
+            raise UserError(
+                f"{self.tensors.folder / SETTINGS}: alpha is {alpha!r}; it must be a number"
+            )
         return float(alpha) / (rank**0.5 if self._settings.get("use_rslora") else rank)
 
 

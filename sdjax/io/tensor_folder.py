@@ -146,7 +146,9 @@ class TensorFolder:
         if index.exists():
             try:
                 weight_map = dict(json.loads(index.read_text())["weight_map"])
-            except (ValueError, KeyError, TypeError):
+                if not all(isinstance(file, str) for file in weight_map.values()):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"{index}: not a safetensors index (no weight_map); copy the file again"
                 ) from None
@@ -179,6 +181,6 @@ def read_json(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
             raise ValueError("not an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from None
     return fields

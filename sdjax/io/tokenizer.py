@@ -17,6 +17,7 @@ import tokenizers
 
 from sdjax.errors import UserError
 from sdjax.io.tensor_folder import read_json
+from sdjax.models.hf_config import end_tokens
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -148,7 +149,7 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         folder=folder,
         vocab_size=vocab_size,
         bos_id=special("bos_token"),
-        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_ids=end_tokens({"eos_token_id": eos}, str(folder)),
         pad_id=pad,
         has_chat_template=bool(settings.get("chat_template")) or (folder / TEMPLATE).is_file(),
         _encode=encode,

@@ -7,6 +7,7 @@ in from `Family.defaults`, which a test compares with theirs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +27,7 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
         UserError: an unsupported architecture, or a field that is missing or not supported.
     """
     name = fields.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
             f"{where}: model_type {name!r} is not supported; supported are {', '.join(FAMILIES)}"
         )
@@ -42,7 +43,7 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
             raise UserError(f"{where}: the field {key!r} is missing; a Hugging Face config has it")
         try:
             return convert(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"{where}: {key} is {value!r}, which is no {convert.__name__}; correct it"
             ) from None
@@ -55,7 +56,6 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
     )
     windowed = family.windows != "none" and fields.get("use_sliding_window") is not False
     rope, local_rope = _ropes(fields, family, where, context=take("max_position_embeddings", int))
-    eos = fields.get("eos_token_id")
     config = ModelConfig(
         family=name,
         vocab_size=take("vocab_size", int),
@@ -64,20 +64,20 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=take("num_key_value_heads", int, heads),
-        head_dim=take("head_dim", int, hidden // heads),
+        head_dim=take("head_dim", int, hidden // max(heads, 1)),
         context=take("max_position_embeddings", int),
         rope=rope,
         local_rope=local_rope,
         norm_eps=take("rms_norm_eps", float, 1e-6),
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
         sliding_window=optional("sliding_window", int) if windowed else None,
-        layer_types=_layer_types(fields, family, layers) if windowed else (),
+        layer_types=_layer_types(fields, family, layers, where) if windowed else (),
         query_size=optional("query_pre_attn_scalar", int),
         attention_cap=optional("attn_logit_softcapping", float),
         logit_cap=optional("final_logit_softcapping", float),
         bos_token=fields.get("bos_token_id"),
         pad_token=fields.get("pad_token_id"),
-        eos_tokens=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_tokens=end_tokens(fields, where),
     )
     _check(config, where)
     return config
@@ -125,16 +125,33 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
     return fields
 
 
-def _layer_types(fields: Mapping[str, Any], family: Family, layers: int) -> tuple[str, ...]:
+def end_tokens(fields: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """`eos_token_id`, which may be one, several or null. Raises UserError for anything else."""
+    eos = fields.get("eos_token_id")
+    found = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(one, int) for one in found):
+        raise UserError(f"{where}: eos_token_id is {eos!r}; it must be one token or several")
+    return tuple(found)
+
+
+def _layer_types(
+    fields: Mapping[str, Any], family: Family, layers: int, where: str
+) -> tuple[str, ...]:
     if family.windows == "all":
         return ()
-    if fields.get("layer_types"):
-        return tuple(fields["layer_types"])
-    if family.windows == "upper":
-        first = int(fields["max_window_layers"])
-        return tuple(FULL if layer < first else SLIDING for layer in range(layers))
-    every = int(fields["sliding_window_pattern"])
-    return tuple(SLIDING if (layer + 1) % every else FULL for layer in range(layers))
+    try:
+        if fields.get("layer_types"):
+            return tuple(map(str, fields["layer_types"]))
+        if family.windows == "upper":
+            first = int(fields["max_window_layers"])
+            return tuple(FULL if layer < first else SLIDING for layer in range(layers))
+        every = int(fields["sliding_window_pattern"])
+        return tuple(SLIDING if (layer + 1) % every else FULL for layer in range(layers))
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise UserError(
+            f"{where}: layer_types, max_window_layers or sliding_window_pattern does not say which "
+            "layers have a window; correct it"
+        ) from None
 
 
 def _ropes(
@@ -145,8 +162,10 @@ def _ropes(
     transformers 5 has all of it in `rope_parameters`, by kind of layer where kinds differ; before,
     `rope_theta` and the like stood beside `rope_scaling`, which still goes first.
     """
-    nested = fields.get("rope_parameters") or {}
-    scaling = fields.get("rope_scaling") or {}
+    nested, scaling = (fields.get(key) or {} for key in ("rope_parameters", "rope_scaling"))
+    for key, value in (("rope_parameters", nested), ("rope_scaling", scaling)):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: {key} is {value!r}; it must be an object")
     if not family.local_rope:
         return _rope(scaling or nested, fields, family, where, context=context), None
     full = {**(nested.get(FULL) or {}), **scaling}
@@ -173,7 +192,7 @@ def _rope(
         rope = {**rope, "original_max_position_embeddings": original}
     try:
         return Rope(
-            theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
+            theta=float(_first(rope.get("rope_theta"), fields.get("rope_theta"), 10_000.0)),
             partial=float(
                 rope.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
             ),
@@ -185,6 +204,11 @@ def _rope(
         ) from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: rope parameters that are no numbers ({error})") from None
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next(value for value in values if value is not None)
 
 
 def _rope_fields(config: ModelConfig) -> dict[str, Any]:
@@ -235,6 +259,8 @@ def _check(config: ModelConfig, where: str) -> None:
     for rope in (config.rope, config.local_rope):
         if rope is None:
             continue
+        if not 0 < rope.theta < math.inf:
+            raise UserError(f"{where}: rope_theta is {rope.theta}; it must be above 0")
         try:
             turned = [rope.frequencies(config.head_dim, reach) for reach in (1, sys.maxsize)]
         except ValueError:  # as many factors as no head has dimensions
