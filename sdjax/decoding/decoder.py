@@ -266,6 +266,12 @@ class Decoder:
         longest = min(len(prefix) + self.settings.buckets[-1], self.config.context)
         if not len(prompt):
             return "the prompt is empty: a model needs at least one token"
+        lowest, highest = min(prompt), max(prompt)
+        if lowest < 0 or highest >= self.config.vocab_size:
+            return (
+                f"token {highest if lowest >= 0 else lowest} is none of the model's "
+                f"{self.config.vocab_size}: the tokenizer is another model's"
+            )
         if tuple(prompt[: len(prefix)]) != prefix or len(prompt) == len(prefix):
             return "the prompt does not go on from the decoder's prefix"
         if len(prompt) > longest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ from sdjax.evaluation.prompts import Prompted
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
 from sdjax.io.json_lines import read_json_lines
+from sdjax.io.tensor_folder import read_json
 from sdjax.io.weights_file import write_text
 
 SETTINGS, RESULTS, SCORES = "settings.json", "results.jsonl", "scores.json"
@@ -69,16 +71,21 @@ class Results:
         self._file: IO[str] | None = None
         if folder is None:
             return
-        if (folder / SETTINGS).is_file():
-            _check(folder, settings)
-            self.lines = {line.id: line for line in _read_torn(folder / RESULTS)}
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: is not empty and no evaluation; choose another --out")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / RESULTS, map(_json, self.lines.values()))
-        _replace(folder / SETTINGS, [json.dumps(settings, indent=2)])
-        self._file = (folder / RESULTS).open("a", encoding="utf-8")
+        try:
+            if (folder / SETTINGS).is_file():
+                _check(folder, settings)
+                self.lines = {line.id: line for line in _read_torn(folder / RESULTS)}
+            elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(f"{folder}: is not empty and no evaluation; choose another --out")
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+            _replace(folder / RESULTS, map(_json, self.lines.values()))
+            _replace(folder / SETTINGS, [json.dumps(settings, indent=2)])
+            self._file = (folder / RESULTS).open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); choose another --out"
+            ) from None
 
     def __enter__(self) -> Results:
         return self
@@ -88,13 +95,21 @@ class Results:
             self._file.close()
 
     def missing(self, asked: Sequence[Prompted]) -> list[Prompted]:
-        """The problems without a line. UserError where a line is of another prompt."""
+        """The problems without a line. UserError where a line is of another prompt or answer."""
         for one in asked:
-            line = self.lines.get(one.problem.id)
-            if line is not None and line.prompt_sha256 != one.sha256:
+            line, problem = self.lines.get(one.problem.id), one.problem
+            if line is None:
+                continue
+            if line.prompt_sha256 != one.sha256:
                 raise UserError(
                     f"{self._folder}: its evaluation puts problem {line.id} by another prompt; "
                     "keep data, shots and chat as they were, or choose another --out"
+                )
+            told = (line.kind, line.question, line.answer)
+            if told != (problem.kind, problem.question, problem.answer):
+                raise UserError(
+                    f"{self._folder}: its evaluation has another question, answer or kind of "
+                    f"problem {line.id}; keep the data as they were, or choose another --out"
                 )
         return [one for one in asked if one.problem.id not in self.lines]
 
@@ -121,7 +136,7 @@ def read_results(path: Path) -> list[Line]:
     rows = read_json_lines(file, names)
     if not rows:
         raise UserError(f"{file}: holds no result")
-    return [Line(**{name: row[name] for name in names}) for _, row in rows]
+    return [_line({n: row[n] for n in names}, f"{file}, line {at}") for at, row in rows]
 
 
 def scores(lines: Sequence[Line]) -> dict[str, Any]:
@@ -138,13 +153,14 @@ def failures(lines: Sequence[Line]) -> dict[str, int]:
     found: dict[str, int] = {}
     for line in lines:
         if line.failure is not None:
-            reason = "the prompt is too long" if "tokens" in line.failure else line.failure
+            long = line.failure.startswith("the prompt has ")
+            reason = "the prompt is too long" if long else line.failure
             found[reason] = found.get(reason, 0) + 1
     return found
 
 
 def _check(folder: Path, settings: Mapping[str, Any]) -> None:
-    kept = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    kept = read_json(folder / SETTINGS)
     for key in {**kept, **settings}:
         if kept.get(key) != settings.get(key):
             raise UserError(
@@ -155,9 +171,30 @@ def _check(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _read_torn(path: Path) -> list[Line]:
     """The lines of a file that may end in one that was cut short."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    whole = text[: text.rfind("\n") + 1]
-    return [Line(**json.loads(line)) for line in whole.split("\n") if line]
+    whole = path.read_bytes() if path.exists() else b""
+    found = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        where = f"{path}, line {number}"
+        try:
+            found.append(_line(json.loads(line), where))
+        except (ValueError, RecursionError):
+            raise UserError(f"{where}: no result of an evaluation; remove the line") from None
+    return found
+
+
+def _line(row: Any, where: str) -> Line:
+    """UserError for what is no line of results."""
+    wanted = typing.get_type_hints(Line)
+    if not isinstance(row, dict) or row.keys() != wanted.keys():
+        raise UserError(f"{where}: no result of an evaluation; remove the line")
+    for name, kind in wanted.items():
+        if not isinstance(row[name], kind):
+            raise UserError(f"{where}: {name} is {row[name]!r}; it must be {_words(kind)}")
+    return Line(**row)
+
+
+def _words(kind: Any) -> str:
+    return {str: "text", bool: "true or false"}.get(kind, "text or null")
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:

@@ -108,6 +108,12 @@ def test_a_prefix_is_computed_once_and_changes_nothing(params, decoder, prompts)
     assert "does not go on from the decoder's prefix" in only.failure
 
 
+@pytest.mark.parametrize("token", [-1, 61])
+def test_a_token_that_the_model_lacks_is_a_failure(params, decoder, token):
+    (completion,) = decoder.decode(params, None, [[5, token]])
+    assert f"token {token} is none of the model's 61" in completion.failure
+
+
 def test_the_common_prefix_leaves_each_prompt_a_token():
     assert common_prefix([[5, 6, 7], [5, 6, 8, 9]]) == (5, 6)
     assert common_prefix([[5, 6], [5, 6, 8]]) == (5,)

