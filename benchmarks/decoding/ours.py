@@ -13,7 +13,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from problems import chat, fixed_prompts, gsm8k, svamp  # noqa: E402
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix  # noqa: E402
+from sdjax.decoding.decoder import Decoder, DecoderSettings  # noqa: E402
+from sdjax.evaluation.job import decoder_sizes  # noqa: E402
 from sdjax.io.checkpoint import read_model  # noqa: E402
 from sdjax.io.tokenizer import read_tokenizer  # noqa: E402
 
@@ -102,13 +103,7 @@ def evaluation(model: str, data: str) -> dict:
     config, params = read_model(model)
     tokenizer = read_tokenizer(model)
     prompts = chat(model, svamp(data)[:256])
-    prefix = common_prefix(prompts)
-    lengths = np.array([len(prompt) - len(prefix) for prompt in prompts])
-    # Three buckets of equal shares of the prompts, multiples of 8.
-    edges = sorted({int(-(-np.quantile(lengths, q) // 8) * 8) for q in (1 / 3, 2 / 3, 1)})
-    settings = DecoderSettings(
-        slots=SLOTS, rows=ROWS, prefix=prefix, buckets=tuple(edges), max_new_tokens=128
-    )
+    settings = decoder_sizes(config, prompts, 128)
     decoder = Decoder(config, settings, stop_tokens=tokenizer.eos_ids)
     clock = Clock(decoder)
     found = decoder.decode(params, None, prompts)
@@ -118,8 +113,10 @@ def evaluation(model: str, data: str) -> dict:
         "seconds": whole,
         "mean output": float(np.mean([len(one.tokens) + one.stopped for one in found])),
         "characters": sum(map(len, texts)),
-        "prefix": len(prefix),
-        "buckets": edges,
+        "slots": settings.slots,
+        "rows": settings.rows,
+        "prefix": len(settings.prefix),
+        "buckets": settings.buckets,
         "occupancy": work.occupancy,
         "steps": work.steps,
         "prefill share": clock.seconds["_admit"] / whole,
@@ -130,7 +127,6 @@ def evaluation(model: str, data: str) -> dict:
     }
 
 
-SLOTS, ROWS = 32, 2
 JOBS = {"greedy": greedy, "fixed": fixed, "evaluation": evaluation}
 
 if __name__ == "__main__":

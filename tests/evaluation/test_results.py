@@ -7,8 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from sdjax.cli import main
+from sdjax.errors import UserError
 from sdjax.evaluation import job
 from sdjax.evaluation.comparison import compare
+from sdjax.evaluation.task import Problem
+from sdjax.io.checkpoint import read_config
 from sdjax.io.folders import zoo_models
 
 NAMES = {"id", "kind", "question", "answer", "prompt_sha256", "output", "failure"} | {
@@ -92,6 +95,67 @@ def test_another_prompt_may_not_go_on_in_the_folder(tmp_path):
     path.write_text('{"question": "1+2=", "answer": 3}\n')
     line = mistake("eval", "zoo:seed", "--task", path, "--out", out)
     assert "puts problem test-0 by another prompt" in line
+
+
+def test_another_answer_may_not_go_on_in_the_folder(tmp_path):
+    """A verdict is of the answer that it was graded by."""
+    path, out = tmp_path / "sums.jsonl", tmp_path / "out"
+    path.write_text('{"question": "1+1=", "answer": 2}\n')
+    assert call("eval", "zoo:seed", "--task", path, "--out", out).exit_code == 0
+    path.write_text('{"question": "1+1=", "answer": 3}\n')
+    line = mistake("eval", "zoo:seed", "--task", path, "--out", out)
+    assert "has another question, answer or kind of problem test-0" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("results.jsonl", "{}\n", "line 1: no result of an evaluation"),
+        ("results.jsonl", "[1\n", "line 1: no result of an evaluation"),
+        ("results.jsonl", b"\xff\n", "line 1: no result of an evaluation"),
+        ("settings.json", "{", "not valid JSON"),
+        ("settings.json", "[]", "not valid JSON"),
+    ],
+)
+def test_a_damaged_folder_is_told(scored, tmp_path, file, text, message):
+    folder = tmp_path / "seed"
+    shutil.copytree(scored, folder)
+    (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert message in mistake("eval", "zoo:seed", "--limit", 12, "--out", folder)
+
+
+def test_results_of_other_types_are_not_compared(scored, tmp_path):
+    damaged = rows(scored)
+    damaged[1]["strict"] = 5
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in damaged))
+    line = mistake("eval", "--compare", scored, path)
+    assert "line 2: strict is 5; it must be true or false" in line
+
+
+def test_a_folder_that_cannot_be_made_is_told():
+    assert "cannot be written" in mistake("eval", "zoo:seed", "--limit", 1, "--out", "/dev/null/x")
+
+
+def test_two_problems_of_one_id_are_refused():
+    class Twice:
+        name = "twice"
+
+        def problems(self, split):
+            return [Problem(id="1", kind="k", question=text, answer="x") for text in ("a", "b")]
+
+    with pytest.raises(UserError, match="2 problems have the id '1'"):
+        job._problems(Twice(), None)
+
+
+def test_sizes_share_the_prompts_out_among_three_buckets():
+    config = read_config(zoo_models()["seed"])
+    prompts = [[5] * 20 + [n] * n for n in range(6, 66)]
+    sizes = job.decoder_sizes(config, prompts, 32)
+    assert sizes.prefix == (5,) * 20
+    assert sizes.buckets == (32, 48, 72)
+    assert (sizes.slots, sizes.rows) == (32, 2)
+    assert job.decoder_sizes(config, prompts[:1], 32).slots == 1
 
 
 def test_two_results_are_compared_problem_by_problem(scored, tmp_path):
