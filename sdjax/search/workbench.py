@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,9 @@ from sdjax.evaluation.task import Task
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.checkpoint import read_config as read_model_config
 from sdjax.io.checkpoint import read_model
-from sdjax.io.folders import TRAINING_PROGRAMS, model_folder
+from sdjax.io.folders import model_folder
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
+from sdjax.io.training_programs import read_training_identities
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import Merged, Merger
 from sdjax.merging.programs import Programs
@@ -33,6 +33,7 @@ from sdjax.sandbox.contract import Contract, Limits
 from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
 from sdjax.search.records import DEVELOPMENT, MAIN, TEST
 from sdjax.sharding.mesh import make_mesh
+from sdjax.training.warmstart import name_of
 
 TRANSFER = "transfer"
 
@@ -145,6 +146,8 @@ def prepare(config: RunConfig) -> Workbench:
         )
         for setting, trees in experts.items()
     }
+    shapes = {path: (kind_of(path), specs[path].shape) for path in paths}
+    contract = Contract.of(config.slots, shapes, limits_of(config))
     descriptions = {slot: expert.description for slot, expert in config.experts.items()}
     return Workbench(
         config=config,
@@ -160,13 +163,9 @@ def prepare(config: RunConfig) -> Workbench:
         },
         generating=_decoder(model, tokenizer, config.generation.decoding, mesh),
         answering=_decoder(model, tokenizer, config.evaluation, mesh),
-        contract=Contract.of(
-            config.slots,
-            {path: (kind_of(path), specs[path].shape) for path in paths},
-            limits_of(config),
-        ),
+        contract=contract,
         prompt=_prompt(config, descriptions, tokenizer),
-        training_identities=_training_identities(folder),
+        training_identities=read_training_identities(folder, name_of(contract)),
     )
 
 
@@ -269,22 +268,3 @@ def limits_of(config: RunConfig) -> Limits:
     wanted = dataclasses.asdict(config.sandbox)
     known = {field.name for field in dataclasses.fields(Limits)}
     return Limits(**{name: value for name, value in wanted.items() if name in known})
-
-
-def _training_identities(folder: Path) -> np.ndarray | None:
-    path = folder / TRAINING_PROGRAMS
-    if not path.is_file():
-        return None
-    try:
-        with path.open("rb") as file:
-            found = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-    else:
-        if found.dtype == np.uint64 and found.ndim == 1:
-            return found
-        reason = f"it holds {found.dtype} {list(found.shape)}"
-    raise UserError(
-        f"{path}: is no list of the programs that the seed was trained on ({reason}); restore the "
-        "file, or remove it: the report then does not tell which programs are remembered"
-    )

@@ -23,7 +23,11 @@ from sdjax.io.checkpoint import read_model, write_model
 from sdjax.io.folders import model_folder
 from sdjax.io.peft_adapter import read_adapter, write_adapter
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
-from sdjax.io.training_programs import TrainingPrograms
+from sdjax.io.training_programs import (
+    TrainingPrograms,
+    read_training_programs,
+    training_program_files,
+)
 from sdjax.models.adapter import Adapter, fold, initialise_adapter, spread
 from sdjax.models.config import ModelConfig
 from sdjax.models.tree import unflatten
@@ -43,6 +47,7 @@ from sdjax.training.warmstart import (
     identities_of,
     lesson_batches,
     make_lesson,
+    name_of,
 )
 
 # Of a run's folder, the rows to train on: prompt, chosen and rejected.
@@ -250,12 +255,14 @@ def _write(
     folder: Path,
 ) -> str:
     """Writes the result; what to say of it beside the losses."""
-    beside, said = [], ""
+    begun_with = folder if job.adapter is None else model_folder(job.adapter)
+    beside, said = training_program_files(begun_with), ""
     if course.programs:
         assert isinstance(job, WarmstartJob)
         contract = contract_of(trainee.config, experts=len(job.experts), scope=job.scope)
         identities = identities_of(course.programs, contract)
-        learnt = TrainingPrograms.of(course.programs, identities)
+        learnt = TrainingPrograms.of(course.programs, identities, contract=name_of(contract))
+        learnt = learnt.beside(read_training_programs(begun_with))
         beside = learnt.write(out.with_name(f"{out.name}.training"))
         said = f"; {len(learnt.identities)} distinct training programs"
     if adapter is not None:

@@ -142,14 +142,15 @@ class WarmstartJob(Job):
         prompt: the one from which that search will sample.
         programs: how many distinct ones are drawn.
         batch: programs.
-        scope: the tensors that the search will merge.
+        scope: the tensors that the search will merge, as its config has them: over others, reports
+            cannot tell which programs are remembered.
     """
 
     experts: Annotated[tuple[str, ...], Field(min_length=2, max_length=5)]
     prompt: str = "full"
     programs: Count = 3000
     batch: Count = 16
-    scope: str = "mlp"
+    scope: str | Annotated[tuple[str, ...], Field(min_length=1)] = "mlp"
     learning_rate: Positive = 1e-3
     rank: Count | None = 32
 

@@ -8,13 +8,14 @@ same for all, so its keys and values are computed once a step, and the loss is o
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.merging.scope import select
+from sdjax.merging.scope import Scope, select
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import kind_of, specify
 from sdjax.programs.grammar import sample_program
@@ -103,12 +104,21 @@ def lesson_batches(
             yield behind_prefix(lesson.prompt, targets, -(-longest // _GRAIN) * _GRAIN)
 
 
-def contract_of(config: ModelConfig, *, experts: int, scope: str = "mlp") -> Contract:
+def contract_of(config: ModelConfig, *, experts: int, scope: Scope = "mlp") -> Contract:
     """What a program of a search over this model is traced against."""
     specs = specify(config)
     slots = tuple(f"expert_{number}" for number in range(1, experts + 1))
     shapes = {path: (kind_of(path), specs[path].shape) for path in select(specs, scope)}
     return Contract.of(slots, shapes)
+
+
+def name_of(contract: Contract) -> str:
+    """What tells contracts apart over which a program has different identities: hexadecimal.
+
+    Limits are left out: they decide whether a program is admitted, not what it is.
+    """
+    told = (contract.slots, contract.tensors, contract.paths)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def identities_of(programs: Sequence[str], contract: Contract) -> Iterator[int | None]:

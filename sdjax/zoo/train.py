@@ -27,7 +27,7 @@ from sdjax.models.tree import flatten, unflatten
 from sdjax.training.fit import compile_step
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainee import split
-from sdjax.training.warmstart import contract_of, identities_of
+from sdjax.training.warmstart import contract_of, identities_of, name_of
 from sdjax.zoo.data import (
     SLOTS,
     ExerciseStream,
@@ -106,7 +106,7 @@ def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> 
                 report("seed: identities of its training programs", number / len(texts))
             yield identity
 
-    TrainingPrograms.of(texts, identities()).write(seed)
+    TrainingPrograms.of(texts, identities(), contract=name_of(contract)).write(seed)
 
 
 def write_table(folder: Path) -> Path:
