@@ -6,14 +6,16 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from sdjax.cli import main
-from sdjax.io.checkpoint import read_model
+from sdjax.io.checkpoint import read_model, write_model
 from sdjax.io.folders import zoo_models
 from sdjax.io.peft_adapter import write_adapter
 from sdjax.models.adapter import initialise_adapter
+from sdjax.models.tree import flatten
 
 GOOD = """def merge_models(task_vectors):
     return sum(task_vectors.values()) / 3
@@ -200,6 +202,23 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     # What the seed had learnt before goes with its weights.
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
     assert "exists already" in mistake("train", kind, job)
+
+
+def test_an_adapter_computed_in_bfloat16_rounds_nothing_else(tmp_path):
+    config, params = read_model(zoo_models()["seed"], dtype=np.float32)
+    finer = jax.tree.map(lambda x: x * 1.0001, params)  # no bfloat16 has these bits
+    write_model(tmp_path / "fine", config, finer, assets_from=zoo_models()["seed"])
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: {tmp_path}/fine\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 1\n"
+        "rank: 2\nprojections: [attn.q_proj]\ncompute: bfloat16\n"
+    )
+    result = call("train", "sft", job)
+    assert result.exit_code == 0, result.output
+    trained = flatten(read_model(tmp_path / "trained")[1])
+    for path, leaf in flatten(finer).items():
+        assert ("q_proj" in path) or np.array_equal(leaf, trained[path]), path
 
 
 @pytest.mark.slow

@@ -119,8 +119,7 @@ class CheckpointFolder:
         Raises:
             UserError: the disk is full; the earlier checkpoints are whole.
         """
-        if number in self._manager.all_steps():
-            self._manager.delete(number)
+        self.remove(number)
         try:
             written = self._manager.save(
                 number,
@@ -133,7 +132,7 @@ class CheckpointFolder:
             )
             self._manager.wait_until_finished()
         except Exception as error:  # whatever Orbax and TensorStore raise on files
-            if not _is_full(error):
+            if not is_full(error):
                 raise
             whole = [str(one) for one in self.numbers() if one != number]
             kept = f"that of {self._unit} {whole[-1]} is whole" if whole else "there is no other"
@@ -143,6 +142,11 @@ class CheckpointFolder:
             ) from None
         if not written:
             raise RuntimeError(f"Orbax did not write {self.folder / str(number)}")
+
+    def remove(self, number: int) -> None:
+        """Removes the checkpoint of a number, if there is one."""
+        if number in self._manager.all_steps():
+            self._manager.delete(number)
 
     def restore(self, number: int | None = None, *, like: Any = None) -> Saved:
         """Reads a checkpoint, or the newest that can be read.
@@ -239,11 +243,12 @@ def _score(metrics: Mapping[str, float]) -> float:
     return metrics[_SCORE]
 
 
-def _is_full(error: BaseException) -> bool:
-    """Whether the disk is full, or a quota is used up."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+def is_full(error: BaseException) -> bool:
+    """Whether the disk is full, or a quota or the largest size of a file is reached."""
+    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in reasons:
         return True
-    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
+    return any(os.strerror(reason) in str(error) for reason in reasons)
 
 
 def _line(error: Exception) -> str:

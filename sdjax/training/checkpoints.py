@@ -27,12 +27,14 @@ class TrainingCheckpoints:
         folder: Path,
         *,
         every: int,
+        last: int,
         origin: Mapping[str, Any],
         say: Callable[[str], None],
     ):
-        """origin: what the training was started with, as JSON holds it; say: gets lines of news."""
+        """last: the last step, which is kept too. origin: what the training was started with and
+        must go on with, as JSON holds it. say: gets lines of news."""
         self._folder = CheckpointFolder(folder, item="state", unit="step", keep_latest=2)
-        self._every = every
+        self._every, self._last = every, last
         self._origin = json.loads(json.dumps(origin))
         self._say = say
 
@@ -68,14 +70,19 @@ class TrainingCheckpoints:
         return found.number, *jax.tree.unflatten(structure, restored)
 
     def save(self, step: int, trainable: Any, state: Any) -> None:
-        """Writes the state after a step, where that is a multiple of `every`.
+        """Writes the state after a step, where that is a multiple of `every`, or the last.
 
         Raises:
             UserError: the disk is full.
         """
-        if step % self._every == 0:
+        if step % self._every == 0 or step == self._last:
             tree = _numbered(jax.tree.leaves((trainable, state)))
             self._folder.save(step, tree, description={"origin": self._origin})
+
+    def forget(self, step: int) -> int:
+        """Removes what a step has left; the newest step that is kept, 0 where none is."""
+        self._folder.remove(step)
+        return max(self._folder.numbers(), default=0)
 
 
 def _numbered(leaves: list[jax.Array]) -> dict[str, jax.Array]:
@@ -112,6 +119,7 @@ class Metrics:
             print(json.dumps({"step": step, **values}), file=file)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        self._events.flush()  # whatever kills the training, as the lines above
 
     def _begin(self, step: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

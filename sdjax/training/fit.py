@@ -78,6 +78,9 @@ class Checkpoints(Protocol):
     def save(self, step: int, trainable: Any, state: Any) -> None:
         """Keeps the state after a step, if that is one to keep."""
 
+    def forget(self, step: int) -> int:
+        """Gives up the state after a step; the newest step that is still kept, or 0."""
+
 
 def compile_step(
     loss: Loss, optimiser: OptimiserSettings, *, out_shardings: Any = None
@@ -151,7 +154,13 @@ def fit(
         if not parts:
             return trainable, history
         values = {name: float(sum(part[name] for part in parts)) / len(parts) for name in parts[0]}
-        _check(number, values)
+        if (fault := _fault(values)) is not None:
+            # The step before has made weights that nobody had looked at until now.
+            kept = 0 if checkpoints is None else checkpoints.forget(number - 1)
+            again = f"it then goes on from the checkpoint of step {kept}" if kept else "begin anew"
+            raise UserError(
+                f"training: {fault} at step {number}; lower learning_rate or clip, {again}"
+            )
         history.append(values)
         if on_step is not None:
             on_step(number, values)
@@ -160,13 +169,11 @@ def fit(
     raise AssertionError("unreachable")
 
 
-def _check(step: int, metrics: Mapping[str, float]) -> None:
+def _fault(metrics: Mapping[str, float]) -> str | None:
     for name, what in (("loss", "loss"), ("gradient_norm", "gradient's norm")):
         if not math.isfinite(metrics[name]):
-            raise UserError(
-                f"training: the {what} of step {step} is {metrics[name]}; "
-                "lower training.learning_rate"
-            )
+            return f"the {what} is {metrics[name]}"
+    return None
 
 
 def _spread(batch: Any, trainable: Any) -> Any:

@@ -7,6 +7,8 @@ goes on when it is started again.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sdjax.config import read_dataclass
 from sdjax.errors import UserError
 from sdjax.io.checkpoint import read_model, write_model
+from sdjax.io.checkpoint_folder import is_full
 from sdjax.io.folders import model_folder
 from sdjax.io.peft_adapter import read_adapter, write_adapter
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
@@ -61,16 +65,21 @@ class Course:
     Attributes:
         notes: what a user should know of the data.
         programs: those that are learnt from, where they are programs.
+        rows: of the data, by which a training that goes on knows them again.
     """
 
     loss: Loss
     batches: Iterable[Any]
     notes: Sequence[str]
     programs: tuple[str, ...] = ()
+    rows: str = ""
 
 
 # Metrics on the progress bar, beside the loss.
 SHOWN = ("margin", "accuracy")
+
+# What a training that goes on may have changed, such as after a loss that was not finite.
+CHANGEABLE = ("learning_rate", "clip", "checkpoint_every")
 
 
 def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[str], None]) -> str:
@@ -110,9 +119,18 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
     course = _course(job, trainee, tokenizer, key, read_run)
     for note in course.notes:
         say(note)
-    trained, history = _run(kind, job, trainee, course, out.with_name(f"{out.name}.training"), say)
-    programs = _write(job, trainee, trained, adapter, course, out, folder)
-    shutil.rmtree(out.with_name(f"{out.name}.training") / "checkpoints", ignore_errors=True)
+    beside = out.with_name(f"{out.name}.training")
+    try:
+        trained, history = _run(kind, job, trainee, course, beside, say)
+        programs = _write(job, trainee, trained, adapter, course, out, folder, mesh)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(
+            f"{error.filename or out}: the disk is full; free some space and start the same "
+            "command again, it goes on from its last checkpoint"
+        ) from None
+    shutil.rmtree(beside / "checkpoints", ignore_errors=True)
     if not history:
         return f"{out}: written from its last checkpoint{programs}"
     first, last = history[0]["loss"], history[-1]["loss"]
@@ -144,7 +162,8 @@ def _course(
 
 
 def _sft_course(job: SFTJob, trainee: Trainee, tokenizer: Tokenizer) -> Course:
-    examples, notes = texts_to_learn(read_rows(job.data, job.split), tokenizer, job.length)
+    rows = read_rows(job.data, job.split)
+    examples, notes = texts_to_learn(rows, tokenizer, job.length)
     packed = pack(examples, job.length)
     packed["at"], packed["weights"] = trained_alone(packed["weights"])
     order = np.random.default_rng(job.random)
@@ -155,7 +174,12 @@ def _sft_course(job: SFTJob, trainee: Trainee, tokenizer: Tokenizer) -> Course:
             chosen = order.integers(len(packed["tokens"]), size=job.rows)
             yield {name: array[chosen] for name, array in packed.items()}
 
-    return Course(loss=sft_loss(trainee.config, trainee.assemble), batches=batches(), notes=notes)
+    return Course(
+        loss=sft_loss(trainee.config, trainee.assemble),
+        batches=batches(),
+        notes=notes,
+        rows=_fingerprint(rows),
+    )
 
 
 def _dpo_course(
@@ -183,7 +207,13 @@ def _dpo_course(
         loss=dpo_loss(trainee.config, trainee.assemble, settings),
         batches=pair_batches(trainee, pairs, settings, key=key),
         notes=notes,
+        rows=_fingerprint(rows),
     )
+
+
+def _fingerprint(rows: Sequence[Row]) -> str:
+    told = json.dumps([row.fields for row in rows], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _warmstart_course(
@@ -207,12 +237,17 @@ def _run(
     beside: Path,
     say: Callable[[str], None],
 ) -> tuple[Any, list[dict[str, float]]]:
-    origin = {"kind": kind} | dataclasses.asdict(job)
+    origin = {"kind": kind, "rows": course.rows} | dataclasses.asdict(job)
+    origin = {key: value for key, value in origin.items() if key not in CHANGEABLE}
     loss = rematerialised(course.loss) if job.remat else course.loss
     last = time.perf_counter()
     with (
         TrainingCheckpoints(
-            beside / "checkpoints", every=job.checkpoint_every, origin=origin, say=say
+            beside / "checkpoints",
+            every=job.checkpoint_every,
+            last=job.steps,
+            origin=origin,
+            say=say,
         ) as checkpoints,
         Metrics(beside) as metrics,
         progress_bar(f"train {kind}", job.steps) as advance,
@@ -226,9 +261,7 @@ def _run(
             last = now
             metrics.add(step, values)
             parts = [f"loss {values['loss']:.3f}"]
-            parts += [
-                f"{name} {values[name]:.2f}" for name in ("margin", "accuracy") if name in values
-            ]
+            parts += [f"{name} {values[name]:.2f}" for name in SHOWN if name in values]
             advance(
                 step - shown, description=f"train {kind}: {', '.join(parts)}, {speed:.0f} tokens/s"
             )
@@ -253,6 +286,7 @@ def _write(
     course: Course,
     out: Path,
     folder: Path,
+    mesh: Mesh | None,
 ) -> str:
     """Writes the result; what to say of it beside the losses."""
     begun_with = folder if job.adapter is None else model_folder(job.adapter)
@@ -271,12 +305,11 @@ def _write(
         assert adapter is not None  # by the job's own check
         write_adapter(out, trainee.config, adapter, base=str(folder), more=beside)
         return said
-    params = unflatten(trained) if adapter is None else fold(trainee.frozen, adapter)
-    write_model(out, trainee.config, _as_stored(params, folder), assets_from=folder, more=beside)
+    # In the dtypes of the model that the training began with, whatever it computed in.
+    stored = read_model(folder, mesh=mesh)[1]
+    if adapter is None:
+        params = jax.tree.map(lambda new, old: new.astype(old.dtype), unflatten(trained), stored)
+    else:
+        params = fold(stored, adapter)
+    write_model(out, trainee.config, params, assets_from=folder, more=beside)
     return said
-
-
-def _as_stored(params: dict, folder: Path) -> dict:
-    """In the dtypes of the model that the training began with."""
-    stored = read_model(folder)[1]
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), params, stored)

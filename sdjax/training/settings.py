@@ -50,7 +50,7 @@ class Job:
         model: a folder, a name on Hugging Face, or zoo:NAME.
         out: the new folder.
         save: `model` writes a whole model, with the adapter folded in; `adapter` a PEFT adapter.
-        steps: updates, each by `accumulate` batches.
+        steps: updates, each by the mean of `accumulate` batches' gradients, whatever their sizes.
         learning_rate, warmup, final, weight_decay, b1, b2, eps, clip: as in `OptimiserSettings`.
         rank: of a LoRA adapter, alone trained; null trains all weights.
         projections: which have factors.

@@ -100,7 +100,7 @@ def test_killed_after_any_step_the_curve_continues_bit_for_bit(
 
 
 def checkpoints(folder, every=2, say=print, **origin):
-    return TrainingCheckpoints(folder / "checkpoints", every=every, origin=origin, say=say)
+    return TrainingCheckpoints(folder / "checkpoints", every=every, last=6, origin=origin, say=say)
 
 
 def test_a_checkpoint_cut_short_falls_back_to_the_one_before_and_says_so(
@@ -139,12 +139,23 @@ def test_where_the_loss_breaks_the_last_good_checkpoint_stays(
 
     with (
         checkpoints(tmp_path, every=1) as kept,
-        pytest.raises(UserError, match="the loss of step 4 is nan"),
+        pytest.raises(
+            UserError, match=r"the loss is nan at step 4; .* from the checkpoint of step 2"
+        ),
     ):
         train(config, weights, fresh_adapter, given=broken(), checkpoints=kept)
     with checkpoints(tmp_path, every=1) as kept:
         _, history = train(config, weights, fresh_adapter, checkpoints=kept)
-    assert len(history) == 3
+    assert len(history) == 4
+
+
+def test_weights_that_break_the_loss_are_not_kept(tmp_path, config, weights, fresh_adapter):
+    """A checkpoint is of weights that the next step finds out about."""
+    wild = dataclasses.replace(OPTIMISER, learning_rate=1e30, warmup=0)
+    with checkpoints(tmp_path, every=1) as kept:
+        with pytest.raises(UserError, match="at step 2; lower learning_rate or clip, begin anew"):
+            train(config, weights, fresh_adapter, optimiser=wild, checkpoints=kept)
+        assert kept.forget(0) == 0
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
@@ -153,7 +164,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("no right to mount a small disk")
@@ -163,9 +174,10 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
                 train(config, weights, fresh_adapter, checkpoints=kept)
             assert "free some space and start the same command again" in str(caught.value)
         shutil.copytree(disk, tmp_path / "roomy", ignore=shutil.ignore_patterns("*tmp*"))
-        if "is whole" in str(caught.value):
-            with checkpoints(tmp_path / "roomy", every=1) as kept:
-                train(config, weights, fresh_adapter, checkpoints=kept)
+        assert "is whole" in str(caught.value)
+        with checkpoints(tmp_path / "roomy", every=1) as kept:
+            _, history = train(config, weights, fresh_adapter, checkpoints=kept)
+        assert len(history) < 6
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
