@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from sdjax.io.json_lines import read_json_lines
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.training.dpo import TokenPair
 from sdjax.training.packing import Example
+
+# A text, or chat messages.
+Said = str | list[dict[str, Any]]
 
 # Before the name of a data set of the `datasets` library.
 DATASETS = "datasets:"
@@ -100,9 +104,12 @@ def preference_pairs(
     texts = []
     for row in rows:
         prompt, chosen, rejected = _preference(row)
-        if chosen == rejected:
+        if isinstance(chosen, str) != isinstance(rejected, str):
+            raise UserError(f"{row.where}: one side is a text, the other is messages")
+        sides = [_tokens(row, tokenizer, prompt, side) for side in (chosen, rejected)]
+        if sides[0] == sides[1]:
             raise UserError(f"{row.where}: chosen and rejected are equal; remove the row")
-        texts.append([_tokens(row, tokenizer, prompt, side) for side in (chosen, rejected)])
+        texts.append(sides)
     fitted = fit_length(texts, length)
     if not fitted.examples:
         raise UserError(
@@ -125,8 +132,13 @@ def texts_to_learn(
     texts = []
     for row in rows:
         fields = row.fields
+        prompt: Said
+        completion: Said
         if "messages" in fields:
-            prompt, completion = list(fields["messages"][:-1]), list(fields["messages"][-1:])
+            messages = _said(row, "messages", fields["messages"])
+            if not isinstance(messages, list) or len(messages) < 2:
+                raise UserError(f"{row.where}: messages must be a list of two or more")
+            prompt, completion = messages[:-1], messages[-1:]
         else:
             prompt, completion = _field(row, "prompt"), _field(row, "completion")
         texts.append([_tokens(row, tokenizer, prompt, completion)])
@@ -154,25 +166,47 @@ def fit_length(rows: Sequence[Sequence[Example]], length: int) -> Fitted:
     return Fitted(examples=tuple(kept), cut=cut, dropped=len(rows) - len(kept))
 
 
-def _preference(row: Row) -> tuple[Any, Any, Any]:
+def _preference(row: Row) -> tuple[Said, Said, Said]:
     chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
     if "prompt" in row.fields:
-        return row.fields["prompt"], chosen, rejected
+        return _field(row, "prompt"), chosen, rejected
     if not isinstance(chosen, list) or not isinstance(rejected, list):
         raise UserError(f"{row.where}: needs the field prompt")
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
+    if shared == len(chosen) == len(rejected):
+        raise UserError(f"{row.where}: chosen and rejected are equal; remove the row")
+    if not 0 < shared < min(len(chosen), len(rejected)):
+        raise UserError(
+            f"{row.where}: without a prompt, conversations begin alike and go on differently"
+        )
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _field(row: Row, name: str) -> Any:
+def _field(row: Row, name: str) -> Said:
     if name not in row.fields:
         raise UserError(f"{row.where}: needs the field {name}; it has {', '.join(row.fields)}")
-    return row.fields[name]
+    return _said(row, name, row.fields[name])
 
 
-def _tokens(row: Row, tokenizer: Tokenizer, prompt: Any, completion: Any) -> Example:
+def _said(row: Row, name: str, value: Any) -> Said:
+    """A text, or messages. UserError for anything else, which would be learnt as it is printed."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        spoken = [one for one in value if isinstance(one, dict)]
+        if len(spoken) == len(value) and all(
+            isinstance(one.get(key), str) for one in spoken for key in ("role", "content")
+        ):
+            return value
+    raise UserError(
+        f"{row.where}: {name} must be a text, or messages of role and content; it is "
+        f"{json.dumps(value, default=str)[:60]}"
+    )
+
+
+def _tokens(row: Row, tokenizer: Tokenizer, prompt: Said, completion: Said) -> Example:
     """Prompt and completion as tokens, with the end token."""
     if isinstance(completion, list):
         messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
@@ -184,12 +218,17 @@ def _tokens(row: Row, tokenizer: Tokenizer, prompt: Any, completion: Any) -> Exa
                 "give prompt and answer as text"
             )
         head, text = tokenizer.encode(before, add_special=False), whole[len(before) :]
+    elif isinstance(prompt, list):
+        raise UserError(f"{row.where}: the prompt is messages, so the answer must be messages too")
     else:
-        head, text = tokenizer.encode(str(prompt), add_special=True), str(completion)
+        head, text = tokenizer.encode(prompt, add_special=True), completion
     target = tokenizer.encode(text, add_special=False)
+    if not target:
+        raise UserError(f"{row.where}: the answer is empty; remove the row")
     # A chat template ends an answer itself, perhaps with a line break behind the end token.
-    if not set(target[-2:]) & set(tokenizer.eos_ids):
+    ended = target[-2:] if isinstance(completion, list) else target[-1:]
+    if not set(ended) & set(tokenizer.eos_ids):
         target = [*target, *tokenizer.eos_ids[:1]]
-    if not head or not target:
-        raise UserError(f"{row.where}: prompt or answer is empty; remove the row")
+    if not head:
+        raise UserError(f"{row.where}: the prompt is empty; remove the row")
     return Example(prompt=tuple(head), target=tuple(target))

@@ -43,6 +43,9 @@ def test_prompts_are_cut_from_the_left_and_answers_never():
     ]
 
 
+TURN = {"role": "user", "content": "hi"}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -50,12 +53,35 @@ def test_prompts_are_cut_from_the_left_and_answers_never():
         ({"prompt": "a", "chosen": "b"}, "line 1: needs the field rejected; it has prompt, chosen"),
         ({"chosen": "a", "rejected": "b"}, "line 1: needs the field prompt"),
         (preference(chosen="1" * 99, rejected="2" * 99), "no pair fits into 64 tokens"),
-        (preference(prompt=""), "line 1: prompt or answer is empty"),
+        (preference(prompt=""), "line 1: the prompt is empty"),
+        (preference(chosen=""), "line 1: the answer is empty"),
+        (preference(chosen=None), "chosen must be a text, or messages .*; it is null"),
+        (preference(prompt=7), "prompt must be a text, or messages of role and content; it is 7"),
+        (preference(chosen=[{"role": "user"}]), "chosen must be a text, or messages"),
+        (preference(chosen=[TURN]), "one side is a text, the other is messages"),
+        (preference(prompt=[TURN]), "the prompt is messages, so the answer must be messages"),
+        ({"chosen": [TURN], "rejected": [TURN, TURN]}, "begin alike and go on differently"),
+        ({"chosen": [TURN, TURN], "rejected": [TURN, TURN]}, "chosen and rejected are equal"),
     ],
 )
 def test_bad_rows_are_named(row, message):
     with pytest.raises(UserError, match=message):
         preference_pairs(rows(row), TOKENIZER, 64)
+
+
+def test_an_answer_that_speaks_of_the_end_token_gets_its_own():
+    end = TOKENIZER.decode(TOKENIZER.eos_ids[:1], skip_special=False)
+    ((example,), _) = texts_to_learn(
+        rows({"prompt": "1+1=", "completion": f"2{end}3"}), TOKENIZER, 64
+    )
+    assert example.target.count(TOKENIZER.eos_ids[0]) == 2
+    assert example.target[-1] == TOKENIZER.eos_ids[0]
+
+
+@pytest.mark.parametrize("messages", [None, [], ["hi"], [TURN], [TURN, {"role": "user"}]])
+def test_what_is_no_conversation_is_named(messages):
+    with pytest.raises(UserError, match="line 1: messages must be"):
+        texts_to_learn(rows({"messages": messages}), TOKENIZER, 64)
 
 
 def test_an_empty_file_is_an_error(tmp_path):
