@@ -18,6 +18,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -34,7 +35,11 @@ def main() -> None:
     parser.add_argument("--theirs", required=True, help="python of a venv with torch")
     parser.add_argument("--under", default="", help="a command to run each process under")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", flush=True)
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    names = ("torch", "transformers")
+    asked = f"from importlib.metadata import version; print([(n, version(n)) for n in {names}])"
+    told = subprocess.run([options.theirs, "-c", asked], capture_output=True, text=True, check=True)
+    print(f"{machine}, jax {version('jax')}, {told.stdout.strip()}", flush=True)
 
     def run(python: str, side: str, job: str, *more: object) -> dict:
         command = [*shlex.split(options.under), python, str(HERE / f"{side}.py"), job]

@@ -79,6 +79,8 @@ class DecoderSettings:
             raise UserError(f"decoding.rows is {self.rows}: it must be 1 to slots ({self.slots})")
         if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
             raise UserError(f"decoding.buckets {self.buckets} must be distinct and ascending")
+        if self.buckets[0] < 1 or self.max_new_tokens < 1:
+            raise UserError("decoding.buckets and max_new_tokens must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from sdjax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StopStrings:
@@ -18,6 +20,10 @@ class StopStrings:
 
     strings: tuple[str, ...]
     text_of: Callable[[Sequence[int]], str]
+
+    def __post_init__(self):
+        if "" in self.strings:
+            raise UserError("a stop string is empty; it would end every text at once")
 
     def cut(self, tokens: Sequence[int]) -> tuple[int, str, bool]:
         """How many tokens count, their text without the string, and whether there was one.

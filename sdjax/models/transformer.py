@@ -82,7 +82,7 @@ def forward(
     for index, (rope, window) in enumerate(zip(config.ropes, config.windows, strict=True)):
         with jax.named_scope(f"layer_{index}"):
             layer = params["layers"][str(index)]
-            lora = None if adapter is None else adapter.factors["layers"][str(index)]
+            lora = None if adapter is None else adapter.factors["layers"].get(str(index), {})
             scale = 0.0 if adapter is None else adapter.scale
             mixed, entry = _attention(
                 norm(hidden, layer["input_norm"]),

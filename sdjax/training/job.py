@@ -221,6 +221,12 @@ def _warmstart_course(
 ) -> Course:
     programs = draw_programs(job.programs, job.random, slots=len(job.experts))
     lesson = make_lesson(tokenizer, job.prompt, job.experts, programs)
+    longest = len(lesson.prompt) + max(map(len, lesson.targets))
+    if longest > trainee.config.context:
+        raise UserError(
+            f"prompt {job.prompt} and a program have {longest} tokens, the model's context is "
+            f"{trainee.config.context}; take prompt: short, or another model"
+        )
     return Course(
         loss=sft_loss(trainee.config, trainee.assemble),
         batches=lesson_batches(lesson, batch=job.batch, steps=job.steps * job.accumulate, key=key),

@@ -85,9 +85,11 @@ class Job:
     random: Natural = 0
 
     @model_validator(mode="after")
-    def _has_an_adapter_to_save(self):
+    def _makes_sense(self):
         if self.save == "adapter" and self.rank is None and self.adapter is None:
             raise ValueError("save: adapter needs a rank, or an adapter to start from")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup: {self.warmup} is more than the {self.steps} steps")
         return self
 
     def optimiser(self) -> OptimiserSettings:

@@ -10,6 +10,7 @@ import pytest
 from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.stopping import StopStrings
+from sdjax.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import initialise
 from sdjax.models.transformer import forward, unembed
@@ -112,6 +113,20 @@ def test_a_prefix_is_computed_once_and_changes_nothing(params, decoder, prompts)
 def test_a_token_that_the_model_lacks_is_a_failure(params, decoder, token):
     (completion,) = decoder.decode(params, None, [[5, token]])
     assert f"token {token} is none of the model's 61" in completion.failure
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: replace(SETTINGS, buckets=(0, 8)),
+        lambda: replace(SETTINGS, max_new_tokens=0),
+        lambda: Sampling(temperature=float("nan")),
+        lambda: StopStrings(strings=("a", ""), text_of=str),
+    ],
+)
+def test_settings_that_decode_nothing_are_refused(wrong):
+    with pytest.raises(UserError):
+        wrong()
 
 
 def test_the_common_prefix_leaves_each_prompt_a_token():

@@ -158,7 +158,7 @@ def test_bad_pairs_are_named(params, adapter):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(params, adapter):
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
-    with pytest.raises(UserError, match="the loss of step 1 is nan"):
+    with pytest.raises(UserError, match="the loss is nan at step 1"):
         dpo(broken, adapter, PAIRS, SETTINGS)
 
 
