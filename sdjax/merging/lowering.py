@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.errors import UserError
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.rematerialise import rematerialised
 
 # What a program is compiled for: an array, or the shape, dtype and sharding of one.
 Leaf = jax.Array | jax.ShapeDtypeStruct
@@ -90,7 +91,10 @@ class TensorProgram:
             with jax.default_matmul_precision("highest"):
                 # `into` is read by nothing, and only lends its buffer.
                 return jax.jit(
-                    program, out_shardings=pinned, donate_argnums=5, keep_unused=True
+                    rematerialised(program),
+                    out_shardings=pinned,
+                    donate_argnums=5,
+                    keep_unused=True,
                 ).lower(*shapes, algorithm.arguments(slots), depth, data, _abstract(into))
 
         shapes = _describe((base, *experts, into))

@@ -4,9 +4,10 @@ XLA sorts a few million float32 a second on a CPU and gathers the tensor to do i
 counting how many elements reach a bound runs at the speed of memory and needs one small all-reduce.
 The bits of a non-negative float, read as an integer, order as the float does, so the k-th largest
 magnitude is found among integers: a sorted sample of the tensor says where it roughly is, and each
-pass counts at ``PROBES`` places between the bounds, until a bound is reached by exactly k elements
-or the bounds are neighbours. Where the sample misleads, the passes bisect the bits from the outside
-in (some ten of them); the result is exact in any case.
+pass counts at some places between the bounds, and moves the bounds to the elements next to them
+(differences of bfloat16 numbers have few values, which many share), until a bound is reached by
+exactly k elements or the bounds are neighbours. Where the sample misleads, the passes divide the
+bits from the outside in (some ten of them); the result is exact in any case.
 
 Axes: ... the tensor's own, n tensors, m bounds in each, p probes for a bound.
 """
@@ -19,9 +20,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.sums import counts
+from sdjax.merging.sums import integer_reductions
 
-PROBES = 8
+REGISTERS = 36  # numbers that one pass finds in about the time that it takes to read the tensors
 SAMPLE = 2**12  # elements of a sample, about; no larger tensor is sorted
 
 _NOTHING = 2**31 - 1  # a bound that no number reaches
@@ -103,9 +104,7 @@ def _bounds(bits: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     margin = 3.0 * jnp.sqrt(expected * (1.0 - share)) + 1.0
     ends = jnp.concatenate([jnp.floor(expected - margin), jnp.ceil(expected + margin)], axis=1)
     high, low = jnp.split(_places(sample, ends.astype(jnp.int32))[..., None], 2, axis=1)
-    place = jnp.arange(PROBES, dtype=jnp.int32)
-    between = low + jax.lax.div(high - low, PROBES - 1) * place
-    return _search(bits, k, jnp.where(place == PROBES - 1, high, between))
+    return _search(bits, k, low[..., 0], high[..., 0])
 
 
 def _places(bits: jax.Array, k: jax.Array) -> jax.Array:
@@ -118,10 +117,10 @@ def _places(bits: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.take_along_axis(ordered, size - jnp.clip(k, 1, size), axis=1)
 
 
-def _search(bits: Sequence[jax.Array], k: jax.Array, probes: jax.Array) -> jax.Array:
+def _search(bits: Sequence[jax.Array], k: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """As _bounds, by counting; all in one loop, since each loop costs its compilation.
 
-    probes: where to count first: int32 [n, m, p], ascending.
+    low, high: where to count first: int32 [n, m].
     """
 
     # [low, high): k or more elements reach low, fewer reach high; `reached` counts those of low.
@@ -131,11 +130,7 @@ def _search(bits: Sequence[jax.Array], k: jax.Array, probes: jax.Array) -> jax.A
 
     def narrow(state: tuple) -> tuple:
         low, high, reached, probes = state
-        reached_by = [
-            jnp.stack(counts([each >= probe for probe in places.reshape(-1)]))
-            for each, places in zip(bits, probes, strict=True)
-        ]
-        found = jnp.stack(reached_by).reshape(probes.shape)
+        found, least, most = _survey(bits, probes)
         enough = found >= k[..., None]
         # Probes ascend, so counts descend: the highest probe with enough has the fewest.
         highest = jnp.max(jnp.where(enough, probes, -1), axis=-1)
@@ -143,19 +138,47 @@ def _search(bits: Sequence[jax.Array], k: jax.Array, probes: jax.Array) -> jax.A
         reached = jnp.where(highest > low, fewest, reached)
         low = jnp.maximum(low, highest)
         high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes), axis=-1))
-        return low, high, reached, _probes(low, high)
+        # On to the next elements that there are: few values are differences of bfloat16.
+        low = jnp.where(enough[..., 0], jnp.maximum(low, least), low)
+        high = jnp.where(enough[..., -1], high, jnp.minimum(high, most + 1))
+        return low, high, reached, _probes(low, high, probes.shape[-1])
 
-    start = (jnp.zeros_like(k), jnp.full_like(k, _NOTHING), jnp.full_like(k, bits[0].size), probes)
-    low, *_ = jax.lax.while_loop(unsettled, narrow, start)
+    start = (jnp.zeros_like(k), jnp.full_like(k, _NOTHING), jnp.full_like(k, bits[0].size))
+    low, *_ = jax.lax.while_loop(unsettled, narrow, (*start, _probes(low - 1, high + 1, _count(k))))
     return jnp.where(k <= 0, _NOTHING, low)
 
 
-def _probes(low: jax.Array, high: jax.Array) -> jax.Array:
-    """int32 [n, m, p], ascending, between the bounds: strictly, where they are not neighbours."""
-    width = (high - low)[..., None]
-    step = jnp.maximum(jax.lax.div(width, PROBES + 1), 1)
-    steps = step * jnp.arange(1, PROBES + 1, dtype=jnp.int32)
-    return low[..., None] + jnp.minimum(steps, width - 1)
+def _survey(bits: Sequence[jax.Array], probes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How many elements reach each probe [n, m, p]; the least that reaches the first [n, m]; the
+    largest that does not reach the last [n, m]."""
+    terms = []
+    for each, of_bounds in zip(bits, probes, strict=True):
+        for places in of_bounds:
+            terms += [((each >= place).astype(jnp.int32), jax.lax.add, 0) for place in places]
+            terms.append((jnp.where(each >= places[0], each, _NOTHING), jax.lax.min, _NOTHING))
+            terms.append((jnp.where(each < places[-1], each, -1), jax.lax.max, -1))
+    parts = [terms[i : i + REGISTERS] for i in range(0, len(terms), REGISTERS)]
+    found = [number for part in parts for number in integer_reductions(part)]
+    table = jnp.stack(found).reshape(*probes.shape[:2], -1)
+    return table[..., :-2], table[..., -2], table[..., -1]
+
+
+def _count(k: jax.Array) -> int:
+    """How many probes a bound gets: with its two elements, what fits into one pass."""
+    return min(max(REGISTERS // k.size - 2, 4), 8)
+
+
+def _probes(low: jax.Array, high: jax.Array, count: int) -> jax.Array:
+    """int32 [n, m, p], ascending, between the bounds: strictly, where they are not neighbours.
+
+    The first and the last lie next to the bounds, since these are elements, which many may equal.
+    """
+    first, last = low + 1, high - 1
+    place = jnp.arange(count, dtype=jnp.int32)
+    width = jnp.maximum(last - first, 0)[..., None]
+    step = jnp.maximum(jax.lax.div(width, count - 1), 1)
+    between = first[..., None] + jnp.minimum(step * place, width)
+    return jnp.where(place == count - 1, jnp.maximum(first, last)[..., None], between)
 
 
 def _sample(bits: jax.Array) -> jax.Array:

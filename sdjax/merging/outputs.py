@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import tokenizers
 
 from sdjax.io.checkpoint import ASSETS
@@ -98,6 +97,8 @@ def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | No
             f"no chat_template {choice!r}; it must be auto, a Jinja template, or one of "
             f"{', '.join(CHAT_TEMPLATES)}",
         )
+    import jinja2  # a fortieth of a second, which few recipes need
+
     try:
         jinja2.Environment().parse(choice)
     except jinja2.TemplateError as error:

@@ -84,6 +84,11 @@ class Plan:
     slots: tuple[str, ...] | None = None
     models: tuple[Checkpoint, ...] = field(default=())
 
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn."""
+        return any("key" in step.algorithm.requests for step in self.steps if step.algorithm)
+
 
 def plan_recipe(
     recipe: Recipe, methods: Mapping[str, Method], open_model: Callable[[str], Checkpoint]

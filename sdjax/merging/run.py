@@ -70,7 +70,7 @@ def merge_recipe(
         origin=Origin(method=recipe.merge_method, file=RECIPE, text=recipe.text),
         tokenizer=plan_tokenizer(plan.template, plan.models, recipe, opened),
         chat_template=outputs.find_chat_template(recipe, plan.models),
-        key=jax.random.key(seed),
+        key=jax.random.key(seed) if plan.draws else None,
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
     )
@@ -81,13 +81,13 @@ def write_merged(
     out: Path,
     *,
     origin: Origin,
-    key: jax.Array,
+    key: jax.Array | None,
     tokenizer: TokenizerPlan | None = None,
     chat_template: str | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Written:
-    """Carry out a plan; see ``merge_recipe``. key: for methods that draw random numbers."""
+    """Carry out a plan; see ``merge_recipe``. key: of a plan that draws random numbers."""
     if tokenizer is None:
         tokenizer = TokenizerPlan(folder=plan.template.folder, new={}, vocabulary=None)
     vocabulary = tokenizer.vocabulary
@@ -156,7 +156,7 @@ def _room_for(out: Path) -> Iterator[None]:
 def _fingerprint(
     plan: Plan,
     origin: Origin,
-    key: jax.Array,
+    key: jax.Array | None,
     chat_template: str | None,
     announced: Mapping[str, jax.ShapeDtypeStruct],
 ) -> str:
@@ -164,7 +164,7 @@ def _fingerprint(
     told = {
         "version": __version__,
         "text": origin.text,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
         "chat_template": chat_template,
         "models": {
             model.name: [outputs.facts(folder) for folder in model.tensors.folders]

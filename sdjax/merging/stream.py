@@ -49,7 +49,7 @@ def merge_steps(
     plan: Plan,
     vocabulary: Vocabulary | None,
     writer: ResumableFolder,
-    key: jax.Array,
+    key: jax.Array | None,
     on_tensor: OnTensor | None,
 ) -> int:
     """Merge what the writer does not have yet; how many tensors no expert had changed.
@@ -107,7 +107,7 @@ def merge_steps(
 
 
 def _lower(
-    steps: Sequence[Step], plan: Plan, vocabulary: Vocabulary | None, key: jax.Array
+    steps: Sequence[Step], plan: Plan, vocabulary: Vocabulary | None, key: jax.Array | None
 ) -> dict[str, jax.stages.Lowered]:
     """The program of every step that has one, each traced once."""
     wanted = {}
@@ -145,7 +145,7 @@ def _compute(
     arrays: list[np.ndarray],
     plan: Plan,
     program: jax.stages.Compiled,
-    key: jax.Array,
+    key: jax.Array | None,
 ) -> jax.Array:
     """The new tensor, under way on the device."""
     algorithm = step.algorithm

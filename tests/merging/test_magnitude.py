@@ -74,6 +74,16 @@ def test_kth_magnitude_where_the_sample_tells_nothing(kind):
         assert kth_magnitude(x, k) == ordered[k - 1]
 
 
+@pytest.mark.parametrize("bounds", [1, 2, 40])
+def test_several_places_of_several_vectors_at_once(bounds):
+    """What does not fit into one pass over the elements is counted in several."""
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((3, 100, 120)), jnp.bfloat16).astype(jnp.float32)
+    k = np.linspace(1, x.size, bounds).astype(np.int32)
+    found = jax.jit(kth_magnitudes)(x, k)
+    np.testing.assert_array_equal(found, np.sort(np.abs(x).ravel())[::-1][k - 1])
+
+
 def test_below_largest_passes_over_the_outliers():
     x = jnp.array([0.1, -9.0, 3.0, 2.0, -7.0, 1.0, -0.5, 0.2, 5.0, 4.0])
     keep = below_largest_of

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.sums import counts, sums
+from sdjax.merging.sums import counts, integer_reductions, sums
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (3, 5, 48), (1000,), (7, 13), (1,), ()])
@@ -27,6 +27,19 @@ def test_counts_are_exact(shape):
     masks = [np.random.default_rng(n).random(shape) < 0.3 for n in range(3)]
     assert [int(n) for n in jax.jit(counts)(masks)] == [mask.sum() for mask in masks]
     assert [int(n) for n in jax.jit(counts)(masks[:1])] == [masks[0].sum()]
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (1000,), (3, 5, 7)])
+def test_integers_are_summed_and_compared_in_one_pass(shape):
+    numbers = np.random.default_rng(0).integers(-1000, 1000, shape, np.int32)
+
+    def found(x):
+        return integer_reductions(
+            [(x, jax.lax.add, 0), (x, jax.lax.min, 2**31 - 1), (2 * x, jax.lax.max, -(2**31))]
+        )
+
+    expected = [numbers.sum(), numbers.min(), 2 * numbers.max()]
+    assert [int(n) for n in jax.jit(found)(numbers)] == expected
 
 
 def test_what_several_sums_read_is_read_once():
