@@ -1,7 +1,7 @@
 """Selection by magnitude without sorting.
 
 XLA sorts a few million float32 a second on a CPU and gathers the tensor to do it on a mesh;
-counting how many elements reach a bound runs at the speed of memory and needs one small all-reduce.
+counting how many elements reach a bound runs at the speed of memory, and little travels.
 The bits of a non-negative float, read as an integer, order as the float does, so the k-th largest
 magnitude is found among integers: a sorted sample of the tensor says where it roughly is, and each
 pass counts at some places between the bounds, and moves the bounds to the elements next to them
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.sums import integer_reductions
+from sdjax.merging.sums import survey
 
 REGISTERS = 36  # numbers that one pass finds in about the time that it takes to read the tensors
 SAMPLE = 2**12  # elements of a sample, about; no larger tensor is sorted
@@ -151,16 +151,21 @@ def _search(bits: Sequence[jax.Array], k: jax.Array, low: jax.Array, high: jax.A
 def _survey(bits: Sequence[jax.Array], probes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """How many elements reach each probe [n, m, p]; the least that reaches the first [n, m]; the
     largest that does not reach the last [n, m]."""
-    terms = []
-    for each, of_bounds in zip(bits, probes, strict=True):
-        for places in of_bounds:
-            terms += [((each >= place).astype(jnp.int32), jax.lax.add, 0) for place in places]
-            terms.append((jnp.where(each >= places[0], each, _NOTHING), jax.lax.min, _NOTHING))
-            terms.append((jnp.where(each < places[-1], each, -1), jax.lax.max, -1))
-    parts = [terms[i : i + REGISTERS] for i in range(0, len(terms), REGISTERS)]
-    found = [number for part in parts for number in integer_reductions(part)]
-    table = jnp.stack(found).reshape(*probes.shape[:2], -1)
-    return table[..., :-2], table[..., -2], table[..., -1]
+    places = [(each, row) for each, rows in zip(bits, probes, strict=True) for row in rows]
+    at_once = max(1, REGISTERS // (probes.shape[-1] + 2))
+    parts = [
+        survey(
+            [(each >= probe).astype(jnp.int32) for each, row in part for probe in row],
+            [jnp.where(each >= row[0], each, _NOTHING) for each, row in part],
+            [jnp.where(each < row[-1], each, -1) for each, row in part],
+        )
+        for part in (places[i : i + at_once] for i in range(0, len(places), at_once))
+    ]
+    reached, least, most = (
+        jnp.stack([number for part in one for number in part]) for one in zip(*parts, strict=True)
+    )
+    shape = probes.shape[:2]
+    return reached.reshape(probes.shape), least.reshape(shape), most.reshape(shape)
 
 
 def _count(k: jax.Array) -> int:

@@ -2,7 +2,8 @@
 
 XLA on a CPU gives every plain sum a loop of its own, which computes anew what is summed: the six
 inner products of three task vectors read the weights six times. A reduction of several operands
-is one loop, so runs of a row are summed that way, and the few numbers left by plain sums.
+is one loop, so runs of a column are summed that way (rows are the lanes of a TPU, which would have
+to be moved), and the few numbers left by plain sums.
 
 Axes: n sums; ... the tensor's own.
 """
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
 
-RUN = 16  # elements of a row that are summed one behind the other, as exactly as by a plain sum
-_DEVICES = 8  # among which a row may be divided without a run being cut
+MAX = 2**31 - 1
+RUN = 8  # elements of a column that are summed one behind the other, as exactly as by a plain sum
+_DEVICES = 8  # among which a column may be divided without a run being cut
 
 
 def sums(terms: Sequence[jax.Array]) -> list[jax.Array]:
@@ -29,8 +31,9 @@ def sums(terms: Sequence[jax.Array]) -> list[jax.Array]:
     """
     run = _run(terms[0].shape)
     if len(terms) > 1 and run > 1:
-        runs = [term.reshape(*term.shape[:-1], -1, run) for term in terms]
-        terms = _reduced(runs, (terms[0].ndim,), [jax.lax.add] * len(runs), [0.0] * len(runs))
+        *outer, rows, columns = terms[0].shape
+        runs = [term.reshape(*outer, rows // run, run, columns) for term in terms]
+        terms = _reduced(runs, (len(outer) + 1,), [(jax.lax.add, 0.0)] * len(runs))
     return [jnp.sum(term) for term in terms]
 
 
@@ -40,21 +43,26 @@ def counts(masks: Sequence[jax.Array]) -> list[jax.Array]:
     A single mask is counted twice: XLA would store its plain sum's terms as integers.
     """
     twice = [*masks, masks[0]] if len(masks) == 1 else masks
-    found = integer_reductions([(mask.astype(jnp.int32), jax.lax.add, 0) for mask in twice])
-    return found[: len(masks)]
+    return list(survey([mask.astype(jnp.int32) for mask in twice])[0][: len(masks)])
 
 
-def integer_reductions(terms: Sequence[tuple[jax.Array, Combine, int]]) -> list[jax.Array]:
-    """Of each term, with how two elements are combined and what leaves an element as it is, an
-    int32 scalar.
+def survey(
+    sums: Sequence[jax.Array], least: Sequence[jax.Array] = (), largest: Sequence[jax.Array] = ()
+) -> tuple[Sequence[jax.Array], Sequence[jax.Array], Sequence[jax.Array]]:
+    """Of some terms the sums, of others the least and of others the largest elements: int32
+    scalars.
 
-    terms: int32 of one shape. Whole numbers may be combined in any order, so that whole rows are
-    runs here.
+    sums, least, largest: int32 of one shape. Whole numbers may be taken in any order, so that whole
+    rows are runs here, and on a mesh no more than a number a row travels.
     """
-    arrays, combine, neutral = zip(*terms, strict=True)
-    inner = tuple(range(min(1, arrays[0].ndim - 1), arrays[0].ndim))
-    rows = _reduced(arrays, inner, combine, neutral)
-    return list(_reduced(rows, tuple(range(rows[0].ndim)), combine, neutral))
+    terms = [*sums, *least, *largest]
+    how = [(jax.lax.add, 0)] * len(sums) + [(jax.lax.min, MAX)] * len(least)
+    how += [(jax.lax.max, -MAX)] * len(largest)
+    inner = tuple(range(min(1, terms[0].ndim - 1), terms[0].ndim))
+    rows = _reduced(terms, inner, how)
+    found = _reduced(rows, tuple(range(rows[0].ndim)), how)
+    first, second = len(sums), len(sums) + len(least)
+    return found[:first], found[first:second], found[second:]
 
 
 def reproducible_sum(terms: Sequence[jax.Array]) -> jax.Array:
@@ -68,20 +76,19 @@ def reproducible_sum(terms: Sequence[jax.Array]) -> jax.Array:
 
 
 def _reduced(
-    terms: Sequence[jax.Array],
-    axes: tuple[int, ...],
-    combine: Sequence[Combine],
-    neutral: Sequence[float],
+    terms: Sequence[jax.Array], axes: tuple[int, ...], how: Sequence[tuple[Combine, float]]
 ) -> Sequence[jax.Array]:
-    def both(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        return tuple(one(x, y) for one, x, y in zip(combine, a, b, strict=True))
+    """how: how two elements are combined, and what leaves an element as it is, of each term."""
 
-    start = tuple(jnp.asarray(n, term.dtype) for n, term in zip(neutral, terms, strict=True))
+    def both(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(combine(x, y) for (combine, _), x, y in zip(how, a, b, strict=True))
+
+    start = tuple(jnp.asarray(n, term.dtype) for (_, n), term in zip(how, terms, strict=True))
     return jax.lax.reduce(tuple(terms), start, both, axes)
 
 
 def _run(shape: tuple[int, ...]) -> int:
-    if not shape:
+    if len(shape) < 2:
         return 1
-    row = shape[-1]
-    return math.gcd(row // _DEVICES if row % _DEVICES == 0 else row, RUN)
+    rows = shape[-2]
+    return math.gcd(rows // _DEVICES if rows % _DEVICES == 0 else rows, RUN)
