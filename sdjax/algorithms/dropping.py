@@ -18,12 +18,11 @@ def drop(vectors: Vectors, key: jax.Array, density: PerExpert, rescale: str) -> 
 
     The experts' masks are independent: an expert's place is its stream.
     """
-    return {
-        name: keep_and_rescale(
-            vector, bernoulli(key, density[name], vector.shape, stream), density[name], rescale
-        )
+    masks = {
+        name: bernoulli(key, density[name], vector.shape, stream)
         for stream, (name, vector) in enumerate(vectors.items())
     }
+    return keep_and_rescale(vectors, masks, density, rescale)
 
 
 def drop_by_rank(
@@ -35,28 +34,16 @@ def drop_by_rank(
     density + epsilon (the largest), cut to [0, 1]; a density of one or more keeps everything, one
     of zero or less nothing.
     """
-    return {
-        name: _dropped(vector, key, density[name], epsilon[name], stream, rescale)
-        for stream, (name, vector) in enumerate(vectors.items())
-    }
-
-
-def _dropped(
-    vector: jax.Array,
-    key: jax.Array,
-    density: jax.Array,
-    epsilon: jax.Array,
-    stream: int,
-    rescale: str,
-) -> jax.Array:
-    low, width = density - epsilon, 2 * epsilon
-    # An element is kept if its draw lies below low + width * (share of its row that it outranks).
-    # Turned round, no rank is needed: each element has a share that it must outrank.
-    draw = uniform(key, vector.shape, stream)
-    needed = jnp.where(width > 0, (draw - low) / jnp.where(width > 0, width, 1.0), jnp.inf)
-    needed = jnp.where((width <= 0) & (draw < low), -1.0, needed)
-    keep = (outranks(vector, needed) | (density >= 1)) & (density > 0)
-    share = density
-    if rescale == "density":
-        share = jnp.where(density >= 1, 1.0, jnp.clip(low + width * rank_share(vector), 0.0, 1.0))
-    return keep_and_rescale(vector, keep, share, rescale)
+    masks, share = {}, {}
+    for stream, (name, vector) in enumerate(vectors.items()):
+        low, width = density[name] - epsilon[name], 2 * epsilon[name]
+        # An element is kept if its draw lies below low + width * (share of its row that it
+        # outranks). Turned round, no rank is needed: each element has a share that it must outrank.
+        draw = uniform(key, vector.shape, stream)
+        needed = jnp.where(width > 0, (draw - low) / jnp.where(width > 0, width, 1.0), jnp.inf)
+        needed = jnp.where((width <= 0) & (draw < low), -1.0, needed)
+        masks[name] = (outranks(vector, needed) | (density[name] >= 1)) & (density[name] > 0)
+        if rescale == "density":
+            probability = jnp.clip(low + width * rank_share(vector), 0.0, 1.0)
+            share[name] = jnp.where(density[name] >= 1, 1.0, probability)
+    return keep_and_rescale(vectors, masks, share, rescale)

@@ -56,9 +56,9 @@ def elected_sum(
 
 
 def keep_and_rescale(
-    vector: jax.Array, keep: jax.Array, share: jax.Array, rescale: str
-) -> jax.Array:
-    """The elements of ``vector`` where ``keep`` is true, rescaled; zero elsewhere.
+    vectors: Vectors, masks: Vectors, share: Vectors, rescale: str
+) -> dict[str, jax.Array]:
+    """The elements of each vector where its mask is true, rescaled; zero elsewhere.
 
     share: the probability or share with which an element is kept, a scalar or one each. rescale:
     "density" divides by it (so that the expectation is kept), "l1" restores the sum of magnitudes
@@ -66,10 +66,14 @@ def keep_and_rescale(
     """
     if rescale not in RESCALE:
         raise ValueError(f"rescale must be one of {', '.join(RESCALE)}, not {rescale!r}")
-    kept = jnp.where(keep, vector, 0.0)
+    kept = {name: jnp.where(masks[name], vector, 0.0) for name, vector in vectors.items()}
     if rescale == "density":
-        return kept / jnp.where(share > 0, share, 1.0)
+        return {n: k / jnp.where(share[n] > 0, share[n], 1.0) for n, k in kept.items()}
     if rescale == "l1":
-        before, after = sums([jnp.abs(vector), jnp.abs(kept)])
-        return kept * jnp.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
+        return {name: each * _l1_ratio(vectors[name], each) for name, each in kept.items()}
     return kept
+
+
+def _l1_ratio(vector: jax.Array, kept: jax.Array) -> jax.Array:
+    before, after = sums([jnp.abs(vector), jnp.abs(kept)])
+    return jnp.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
