@@ -70,10 +70,11 @@ def keep_and_rescale(
     if rescale == "density":
         return {n: k / jnp.where(share[n] > 0, share[n], 1.0) for n, k in kept.items()}
     if rescale == "l1":
-        return {name: each * _l1_ratio(vectors[name], each) for name, each in kept.items()}
+        return {n: k * _l1_ratio(vectors[n], masks[n]) for n, k in kept.items()}
     return kept
 
 
-def _l1_ratio(vector: jax.Array, kept: jax.Array) -> jax.Array:
-    before, after = sums([jnp.abs(vector), jnp.abs(kept)])
+def _l1_ratio(vector: jax.Array, mask: jax.Array) -> jax.Array:
+    size = jnp.abs(vector)
+    before, after = sums([size, jnp.where(mask, size, 0.0)])
     return jnp.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)

@@ -38,12 +38,8 @@ def sums(terms: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def counts(masks: Sequence[jax.Array]) -> list[jax.Array]:
-    """How many elements of each mask are true: int32 scalars. masks: Booleans of one shape.
-
-    A single mask is counted twice: XLA would store its plain sum's terms as integers.
-    """
-    twice = [*masks, masks[0]] if len(masks) == 1 else masks
-    return list(survey([mask.astype(jnp.int32) for mask in twice])[0][: len(masks)])
+    """How many elements of each mask are true: int32 scalars. masks: Booleans of one shape."""
+    return list(survey([mask.astype(jnp.int32) for mask in masks])[0])
 
 
 def survey(
