@@ -3,9 +3,9 @@
 Deep, Bhardwaj, Poria, "DELLA-Merging: reducing interference in model merging through
 magnitude-based sampling", arXiv 2406.11617. An element of a row is kept with a probability that
 runs from ``density`` - ``epsilon`` (the smallest magnitude) to ``density`` + ``epsilon`` (the
-largest); the paper's window is 2 ``epsilon`` wide and its drop rate 1 - ``density``. ``rescale``:
-"density" divides each element by its own probability, as in the paper; "l1" restores the tensor's
-sum of magnitudes, as mergekit does by default (and therefore a recipe).
+largest); the paper's epsilon is the whole window, 2 ``epsilon`` here, and its drop rate 1 -
+``density``. ``rescale``: "density" divides each element by its own probability, as in the paper;
+"l1" restores the tensor's sum of magnitudes, as mergekit does by default (and therefore a recipe).
 """
 
 from __future__ import annotations

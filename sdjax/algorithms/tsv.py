@@ -1,11 +1,11 @@
 """TSV: merge the leading singular vectors of the task matrices, made orthogonal to each other.
 
 Gargiulo et al., "Task singular vectors: reducing task interference in model merging",
-arXiv 2412.00081 (TSV-Merge). Each task matrix is cut to the share ``rank`` of its singular
-triplets (1 / number of experts where it is 0, as in the paper), the left and the right vectors of
-all experts are stacked, each stack is replaced by the nearest orthonormal one (Procrustes), and
-the product with the singular values is the merged task vector. Tensors that are no matrix are
-averaged.
+arXiv 2412.00081 (TSV-Merge). Each task matrix is cut to its ``rank`` largest singular triplets
+(where it is 0, to all of them divided by the number of experts, as in the paper), the left and the
+right vectors of all experts are stacked, each stack is replaced by the nearest orthonormal one
+(Procrustes), and the product with the singular values is the merged task vector. Tensors that are
+no matrix are averaged.
 """
 
 from __future__ import annotations

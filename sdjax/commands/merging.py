@@ -107,15 +107,21 @@ def methods() -> None:
 
     from sdjax.algorithms.registry import methods as all_methods
 
-    table = Table("method", "parameters", "mathematics", show_lines=True)
+    table = Table("method", "parameters", "in a recipe", "mathematics", show_lines=True)
     for method in all_methods().values():
-        parameters = ", ".join(
-            f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}"
-            for one in method.parameters
-        )
-        table.add_row(method.name, parameters, method.mathematics)
-    Console().print(table)
+        meaning, own, other = method.meaning, [], []
+        for one in method.parameters:
+            own.append(f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}")
+            key = meaning.key(one.name)
+            if one.name in meaning.needed:
+                other.append(f"{key} (needed)")
+            elif key != one.name or one.name in meaning.defaults:
+                other.append(f"{key}={meaning.defaults.get(one.name, one.default)}")
+        table.add_row(method.name, ", ".join(own), ", ".join(other), method.mathematics)
+    console = Console()
+    # A file or a pipe has no edge to fold a line at.
+    (console if console.is_terminal else Console(width=300)).print(table)
     click.echo(
-        "* one number, or one for each expert. These are the defaults in Python and in a search, "
-        "which follow the papers; a recipe's follow mergekit."
+        "* one number, or one for each expert. These are the names and defaults in Python and in a "
+        "search, which follow the papers; a recipe's follow mergekit where the next column says so."
     )
