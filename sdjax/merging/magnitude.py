@@ -189,4 +189,7 @@ def _probes(low: jax.Array, high: jax.Array, count: int) -> jax.Array:
 def _sample(bits: jax.Array) -> jax.Array:
     """Elements on a grid over the tensor, about SAMPLE of them: int32 [s]."""
     side = round(SAMPLE ** (1 / bits.ndim))  # places along each axis
-    return bits[tuple(slice(None, None, math.ceil(n / side)) for n in bits.shape)].reshape(-1)
+    # An axis at a time: a TPU's compiler finds no room for the slice along two.
+    for axis, size in enumerate(bits.shape):
+        bits = jax.lax.slice_in_dim(bits, 0, size, math.ceil(size / side), axis)
+    return bits.reshape(-1)
