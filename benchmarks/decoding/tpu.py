@@ -1,9 +1,10 @@
-"""A decode step as the TPU compiler sees it: memory, collectives and bytes, without a TPU.
+"""Decoding as the TPU compiler sees it: memory, collectives and bytes a step, without a TPU.
 
     JAX_PLATFORMS=cpu python benchmarks/decoding/tpu.py --topology v5e:2x4     # needs sdjax[tpu]
 
-One step of Mistral-7B in bfloat16, greedy, 64 sequences, 2,048 cached tokens, tensor-parallel over
-all chips. The least bytes: weights read once, cache read once.
+The decoder's loop (`programs.advance`) for Mistral-7B in bfloat16, greedy, 64 sequences, 2,048
+cached tokens, tensor-parallel over all chips. The least bytes a step: weights read once, cache read
+once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from sdjax.decoding.state import empty_state, state_sharding
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import specify
 from sdjax.models.tree import unflatten
+from sdjax.planning import traffic
 from sdjax.planning.topology import Needs, tpu_devices
-from sdjax.planning.traffic import by_role, operations
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import shardings
 
@@ -40,25 +41,38 @@ def main() -> None:
     mesh = make_mesh({"tensor": len(devices)}, devices=devices)
     config = mistral(options.layers)
     start = time.perf_counter()
-    step, weights, cache = lowered(config, mesh, options.slots, options.cached)
-    compiled = step.compile()
-    needs = Needs.of(compiled)
-    least = weights + cache
-    print(f"{options.topology}, tensor {len(devices)}, {options.layers} layers, {options.slots} ")
-    print(f"sequences, {options.cached} cached; compiled in {time.perf_counter() - start:.0f} s")
-    print(f"memory a chip {needs.peak / GB:.2f} GB, of it temporary {needs.temporary / GB:.3f}")
-    print(f"collectives {dict(needs.collectives)}")
-    print(f"least {least / GB:.3f} GB: weights {weights / GB:.3f}, cache {cache / GB:.3f}")
-    print(f"bytes accessed {needs.accessed / GB:.3f} GB, {needs.accessed / least:.2f} of the least")
-    entry = cache // (2 * config.num_layers)
+    program, weights, cache = lowered(config, mesh, options.slots, options.cached)
+    compiled = program.compile()
+    seconds = time.perf_counter() - start
+    needs, text = Needs.of(compiled), compiled.as_text()
+    least, entry = weights + cache, cache // (2 * config.num_layers)
+    print(
+        f"{options.topology}, tensor {len(devices)}, jax {jax.__version__}; "
+        f"{options.layers} layers, {options.slots} sequences, {options.cached} cached; "
+        f"compiled in {seconds:.0f} s\n"
+        f"memory a chip {needs.peak / GB:.2f} GB, of it temporary {needs.temporary / GB:.3f}\n"
+        f"least {least / GB:.3f} GB: weights {weights / GB:.3f}, cache {cache / GB:.3f}\n"
+        f"bytes accessed, as XLA counts: {needs.accessed / GB:.3f} GB, "
+        f"{needs.accessed / least:.2f} of the least"
+    )
+    print("\n| collective | result | in the program |\n|---|---|---|")
+    for (operation, shapes), count in needs.collectives.most_common():
+        print(f"| {operation} | {shapes} | {count} |")
 
     def role(source: str | None, size: int) -> str:
         if source is not None and source.startswith("params"):
             return "weights"
-        return "a whole cache" if size >= entry else "the rest"
+        return "whole caches" if size >= entry else "the rest"
 
-    for (direction, what), size in sorted(by_role(operations(compiled.as_text()), role).items()):
-        print(f"  {direction} {what}: {size / GB:.3f} GB, {size / least:.3f} of the least")
+    print("\n| memory, GB | a step | of the least | a call besides |\n|---|---|---|---|")
+    step, call = (traffic.summed(find(text), role) for find in (traffic.loop, traffic.entry))
+    for near, written, what in sorted(step.keys() | call.keys()):
+        place = "beside the units" if near else "of the chip"
+        moved = f"{place}: {what} {'written' if written else 'read'}"
+        a, b = (sums.get((near, written, what), 0) for sums in (step, call))
+        print(f"| {moved} | {a / GB:.3f} | {a / least:.2f} | {b / GB:.3f} |")
+    chip = sum(size for (near, _, _), size in step.items() if not near)
+    print(f"\nof the chip's memory, a step: {chip / GB:.3f} GB, {chip / least:.2f} of the least")
 
 
 def mistral(layers: int) -> ModelConfig:
@@ -79,7 +93,7 @@ def mistral(layers: int) -> ModelConfig:
 def lowered(
     config: ModelConfig, mesh: jax.sharding.Mesh, slots: int, cached: int
 ) -> tuple[jax.stages.Lowered, int, int]:
-    """The step, and the bytes of weights and cache that a chip holds."""
+    """The loop, and the bytes of weights and cache that a chip holds."""
 
     def spread(shape, sharding, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -100,15 +114,25 @@ def lowered(
     shapes = jax.eval_shape(empty)
     where = state_sharding(shapes, mesh)
     state = jax.tree.map(lambda leaf, at: spread(leaf.shape, at, leaf.dtype), shapes, where)
-    step = jax.jit(
-        partial(programs.step, config=config),
+    advance = jax.jit(
+        partial(programs.advance, config=config),
         donate_argnames="state",
         static_argnames="top_k",
-        out_shardings=where,
+        out_shardings=(where, None),
     )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    stops = jax.ShapeDtypeStruct((1,), jnp.int32)
-    made = step.lower(params, None, state, key=key, numbers={}, top_k=None, stops=stops)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    made = advance.lower(
+        params,
+        None,
+        state,
+        owned=jax.ShapeDtypeStruct((slots,), bool),
+        enough=number,
+        most_steps=number,
+        key=jax.eval_shape(lambda: jax.random.key(0)),
+        numbers={},
+        top_k=None,
+        stops=jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
     return made, _bytes(params), _bytes(state.cache)
 
 

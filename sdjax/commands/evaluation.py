@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from sdjax.commands.shared import FOLDER, FOLDER_OR_FILE, Interrupted, example
 from sdjax.errors import UserError
@@ -47,7 +48,9 @@ from sdjax.errors import UserError
     metavar="LAYER",
     help="Goes on where this machine lacks that layer of a grader's confinement.",
 )
+@click.pass_context
 def evaluate(
+    context: click.Context,
     model: str | None,
     task: str,
     out: Path | None,
@@ -56,8 +59,10 @@ def evaluate(
 ) -> None:
     """Score MODEL (a folder, a name on Hugging Face, or zoo:NAME) on a task."""
     if compare is not None:
-        if model is not None:
-            raise UserError("--compare takes two results and no model")
+        for parameter in context.command.params:
+            source = context.get_parameter_source(parameter.name or "")
+            if source is ParameterSource.COMMANDLINE and parameter.name != "compare":
+                raise UserError(f"--compare takes two results and no {parameter.opts[0]}")
         from sdjax.evaluation.comparison import compare as compare_results
 
         click.echo(compare_results(*compare))

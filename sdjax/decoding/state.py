@@ -10,11 +10,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import KVCache
 from sdjax.sharding.rules import batch_sharding, sharding_of
+
+KEYS_TURNED = ("tpu",)
 
 
 @jax.tree_util.register_dataclass
@@ -106,13 +109,17 @@ def empty_state(
 
 
 def state_sharding(state: State, mesh: Mesh) -> State:
-    """Slots over `data`, and the heads of the cache over `tensor`, as the projections are."""
+    """Slots over `data`, and the heads of the cache over `tensor`, as the projections are.
 
-    axes = {"k": ("batch", "kv_heads", "head", "time"), "v": ("batch", "kv_heads", "time", "head")}
-    cache = [
-        {name: sharding_of(leaf.shape, axes[name], mesh) for name, leaf in layer.items()}
-        for layer in state.cache
-    ]
+    On a TPU, keys lie in memory as values do: a loop that adds to them has them so, and would turn
+    them round whenever it begins and ends.
+    """
+    turned = mesh.devices.flat[0].platform in KEYS_TURNED
+    cache = []
+    for layer in state.cache:
+        key = sharding_of(layer["k"].shape, ("batch", "kv_heads", "head", "time"), mesh)
+        value = sharding_of(layer["v"].shape, ("batch", "kv_heads", "time", "head"), mesh)
+        cache.append({"k": Format(Layout((0, 1, 3, 2)), key) if turned else key, "v": value})
     by_slot = jax.tree.map(lambda leaf: batch_sharding(mesh, leaf.shape[0]), state)
     return dataclasses.replace(by_slot, cache=cache)
 

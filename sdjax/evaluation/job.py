@@ -18,7 +18,7 @@ from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import put
 from sdjax.evaluation.results import READINGS, Line, Results, failures
 from sdjax.evaluation.statistics import accuracy_interval
-from sdjax.evaluation.task import Outcome, Problem, Task
+from sdjax.evaluation.task import Outcome, Problem, Task, called, problems_of
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.checkpoint import read_config, read_model
 from sdjax.io.folders import locate
@@ -59,7 +59,8 @@ def evaluate_model(
             default the test problems, with none set apart for development.
         limit: the first so many problems.
         chat: puts the problems by the tokenizer's chat template.
-        max_new_tokens: the longest answer; the task's own by default.
+        max_new_tokens: the longest answer; the task's own by default, or half of the context
+            where that is less.
         out: a folder that keeps the results and goes on where it was interrupted.
         allow_missing: layers that the confinement of a grader may lack.
 
@@ -67,18 +68,25 @@ def evaluate_model(
         UserError: no such model, task or data, or no prompt that fits into the model's context.
     """
     folder, adapter = locate(model)
+    folders = [folder, adapter] if adapter else [folder]
     config, tokenizer = read_config(folder), read_tokenizer(folder)
     whole = 0 if split is None else None
     chosen = find_task(
         task, data=data, shots=shots, development=whole, allow_missing=tuple(allow_missing)
     )
     problems = _problems(chosen, split)[:limit]
+    notes = list(map(str, called(chosen, "notes", (list, tuple))))
     asked = put(chosen, problems, tokenizer, chat=chat)
-    new_tokens = min(max_new_tokens or chosen.max_new_tokens, config.context // 2)
+    new_tokens = max_new_tokens or min(chosen.max_new_tokens, config.context // 2)
+    if max_new_tokens is None and new_tokens < chosen.max_new_tokens:
+        notes.append(
+            f"an answer has at most {new_tokens} tokens, half of the model's context, not the "
+            f"{chosen.max_new_tokens} of the task; --max-new-tokens sets another number"
+        )
     sizes = decoder_sizes(config, [one.tokens for one in asked], new_tokens)
     settings = {
-        "model": model if adapter else str(folder.resolve()),
-        "weights": _fingerprint(folder, *([adapter] if adapter else [])),
+        "model": "+".join(str(one.resolve()) for one in folders),
+        "weights": _fingerprint(*folders),
         "task": chosen.name,
         "max_new_tokens": new_tokens,
     }
@@ -103,12 +111,12 @@ def evaluate_model(
         lines = [results.lines[one.problem.id] for one in asked]
         results.finish([one.problem.id for one in asked])
     title = f"{model} on {chosen.name} ({len(lines)} problems{', chat' if chat else ''})"
-    return "\n".join([f"{title}, 95 % intervals", *chosen.notes(), *_table(lines)])
+    return "\n".join([f"{title}, 95 % intervals", *notes, *_table(lines)])
 
 
 def _problems(task: Task, split: str | None) -> list[Problem]:
     splits = ("development", "test") if split == "all" else (split or "test",)
-    problems = [problem for one in splits for problem in task.problems(one)]
+    problems = [problem for one in splits for problem in problems_of(task, one)]
     if not problems:
         raise UserError(f"task {task.name}: has no {split or 'test'} problem")
     counted = Counter(problem.id for problem in problems)
@@ -134,7 +142,8 @@ def decoder_sizes(
     if not fitting.size:
         raise UserError(
             f"the shortest prompt has {min(map(len, prompts))} tokens, which with {new_tokens} "
-            f"new ones is more than the model's context of {config.context}; ask for fewer --shots"
+            f"new ones is more than the model's context of {config.context}; ask for fewer --shots "
+            "or --max-new-tokens"
         )
     shares = range(1, 1 + min(_BUCKETS, fitting.size))
     edges = (np.quantile(fitting, share / len(shares)) for share in shares)

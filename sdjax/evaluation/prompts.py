@@ -8,10 +8,11 @@ every prompt is a user's message and every solution the model's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sdjax.evaluation.task import Problem, Task
+from sdjax.errors import UserError
+from sdjax.evaluation.task import BrokenTaskError, Problem, Task, called, grade_output
 from sdjax.io.tokenizer import Tokenizer
 
 
@@ -35,12 +36,17 @@ def put(
     """Every problem with its prompt, plain or by the tokenizer's chat template.
 
     Raises:
-        UserError: `chat` with a tokenizer that has no chat template, or a task without examples
-            that is to show some.
+        UserError: `chat` with a tokenizer that has no chat template, a task without examples that
+            is to show some, or one that fails to pose a problem or to grade the first one's answer.
     """
-    found = []
+    found: list[Prompted] = []
     for problem in problems:
-        text = tokenizer.render_chat(messages(task, problem)) if chat else plain(task, problem)
+        try:
+            text = tokenizer.render_chat(messages(task, problem)) if chat else plain(task, problem)
+        except BrokenTaskError as error:
+            raise UserError(f"{error} (problem {problem.id})") from error
+        if not found and (failure := grade_output(task, problem, _solution(problem)).failure):
+            raise UserError(f"{failure} (problem {problem.id}, given its own answer)")
         # A chat template writes the start token itself.
         tokens = tuple(tokenizer.encode(text, add_special=not chat))
         found.append(Prompted(problem=problem, text=text, tokens=tokens))
@@ -49,17 +55,25 @@ def put(
 
 def plain(task: Task, problem: Problem) -> str:
     """The prompt as a text to be completed."""
-    shown = [f"{task.prompt(one)} {_solution(one)}\n\n" for one in task.examples(problem)]
-    return "".join([*shown, task.prompt(problem)])
+    shown = [f"{_prompt(task, one)} {_solution(one)}\n\n" for one in _examples(task, problem)]
+    return "".join([*shown, _prompt(task, problem)])
 
 
 def messages(task: Task, problem: Problem) -> list[dict[str, str]]:
     """The prompt as a conversation that ends with the user's message."""
     turns = []
-    for example in task.examples(problem):
-        turns.append({"role": "user", "content": task.prompt(example)})
+    for example in _examples(task, problem):
+        turns.append({"role": "user", "content": _prompt(task, example)})
         turns.append({"role": "assistant", "content": _solution(example)})
-    return [*turns, {"role": "user", "content": task.prompt(problem)}]
+    return [*turns, {"role": "user", "content": _prompt(task, problem)}]
+
+
+def _prompt(task: Task, problem: Problem) -> str:
+    return called(task, "prompt", (str,), problem)
+
+
+def _examples(task: Task, problem: Problem) -> Sequence[Problem]:
+    return called(task, "examples", (list, tuple), problem)
 
 
 def _solution(example: Problem) -> str:

@@ -1,17 +1,20 @@
 """The folder of an evaluation: its settings, one line a problem, and the scores.
 
 settings.json   what decides the results; another evaluation may not go on in this folder
-results.jsonl   appended to as problems are graded, so that an interruption loses nothing
+results.jsonl   a line as soon as a problem is graded; whoever is interrupted, or killed, goes on
+                with the problems that have none
 scores.json     accuracies with 95 % intervals, once all problems are there
+eval.lock       held by the one process that writes here
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +23,11 @@ from sdjax.evaluation.prompts import Prompted
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
 from sdjax.io.json_lines import read_json_lines
+from sdjax.io.lock import locked
 from sdjax.io.tensor_folder import read_json
 from sdjax.io.weights_file import write_text
 
-SETTINGS, RESULTS, SCORES = "settings.json", "results.jsonl", "scores.json"
+SETTINGS, RESULTS, SCORES, LOCK = "settings.json", "results.jsonl", "scores.json", "eval.lock"
 READINGS = ("strict", "flexible")
 
 
@@ -65,34 +69,32 @@ class Results:
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]):
-        """Raises UserError where the folder holds something else, or other settings."""
+        """Raises UserError where the folder holds something else or other settings, or another
+        process is writing it."""
         self.lines: dict[str, Line] = {}
         self._folder = folder
         self._file: IO[str] | None = None
+        self._open = contextlib.ExitStack()
         if folder is None:
             return
-        try:
+        with contextlib.ExitStack() as opened, _writing(folder):
+            if not _ours(folder):
+                raise UserError(f"{folder}: is not empty and no evaluation; choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(locked(folder / LOCK, folder))
             if (folder / SETTINGS).is_file():
                 _check(folder, settings)
                 self.lines = {line.id: line for line in _read_torn(folder / RESULTS)}
-            elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise UserError(f"{folder}: is not empty and no evaluation; choose another --out")
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / RESULTS, map(_json, self.lines.values()))
             _replace(folder / SETTINGS, [json.dumps(settings, indent=2)])
-            self._file = (folder / RESULTS).open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); choose another --out"
-            ) from None
+            _replace(folder / RESULTS, map(_json, self.lines.values()))
+            self._file = opened.enter_context((folder / RESULTS).open("a", encoding="utf-8"))
+            self._open = opened.pop_all()
 
     def __enter__(self) -> Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._open.close()
 
     def missing(self, asked: Sequence[Prompted]) -> list[Prompted]:
         """The problems without a line. UserError where a line is of another prompt or answer."""
@@ -116,8 +118,9 @@ class Results:
     def add(self, line: Line) -> None:
         """Keeps one problem's line at once."""
         self.lines[line.id] = line
-        if self._file is not None:
-            print(_json(line), file=self._file, flush=True)
+        if self._folder is not None:
+            with _writing(self._folder):
+                print(_json(line), file=self._file, flush=True)
 
     def finish(self, order: Sequence[str]) -> None:
         """Writes the lines in the order of the problems, those of earlier calls behind them."""
@@ -125,8 +128,9 @@ class Results:
             return
         rest = [id for id in self.lines if id not in set(order)]
         lines = [self.lines[id] for id in (*order, *rest)]
-        _replace(self._folder / RESULTS, map(_json, lines))
-        _replace(self._folder / SCORES, [json.dumps(scores(lines), indent=2)])
+        with _writing(self._folder):
+            _replace(self._folder / RESULTS, map(_json, lines))
+            _replace(self._folder / SCORES, [json.dumps(scores(lines), indent=2)])
 
 
 def read_results(path: Path) -> list[Line]:
@@ -157,6 +161,24 @@ def failures(lines: Sequence[Line]) -> dict[str, int]:
             reason = "the prompt is too long" if long else line.failure
             found[reason] = found.get(reason, 0) + 1
     return found
+
+
+def _ours(folder: Path) -> bool:
+    """Whether an evaluation is in the folder, or may begin there."""
+    if not folder.is_dir():
+        return not folder.exists()
+    first = {LOCK, _partial(folder / SETTINGS).name}  # of one that was killed as it began
+    return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= first
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); mend that, or choose another --out"
+        ) from None
 
 
 def _check(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -199,9 +221,13 @@ def _words(kind: Any) -> str:
 
 def _replace(path: Path, lines: Iterable[str]) -> None:
     """Writes a file that appears under its name when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     write_text(partial, "".join(f"{line}\n" for line in lines))
     os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def _json(line: Line) -> str:

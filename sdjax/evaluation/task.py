@@ -24,15 +24,24 @@ run's configuration; the folder that the command is called in is searched too. T
         def grade(self, extracted, problem):
             return extracted.strip(".!").lower() == problem.answer
 
+What a method raises, or gives of another type than told here, is a mistake that names the class,
+and the problem; while outputs are read and graded, it is a failure of that problem alone.
+
 A class that is made with keyword arguments named `development`, `test`, `shots` or `data` (fields
 of a dataclass) gets them from the command line or the configuration.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdjax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +60,12 @@ class Problem:
     question: str
     answer: str
     solution: str = ""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str):
+                raise TypeError(f"{field.name} of a problem is {value!r}, not a text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +89,10 @@ class Outcome:
 
 class NotGradedError(Exception):
     """Grading an answer was given up; the message says why. It counts as wrong."""
+
+
+class BrokenTaskError(UserError):
+    """A task's class raised something, or gave what is of another type than asked for."""
 
 
 class Task(ABC):
@@ -118,21 +137,54 @@ class Task(ABC):
         """Whether an extracted answer is right. May raise NotGradedError. Several threads call."""
 
 
+def called(task: Task, method: str, kinds: tuple[type, ...], *arguments: Any) -> Any:
+    """What a method of a task gives, which is of one of the kinds.
+
+    Raises:
+        BrokenTaskError: it is not, or the method raised what is no NotGradedError or UserError.
+    """
+    where = _where(task, method)
+    try:
+        found = getattr(task, method)(*arguments)
+    except (NotGradedError, UserError):
+        raise
+    except Exception as error:  # whatever a user's class may raise
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BrokenTaskError(f"{where} raised {line}") from error
+    if not isinstance(found, kinds):
+        wanted = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+        raise BrokenTaskError(f"{where} gave {type(found).__name__}, not {wanted}")
+    return found
+
+
+def problems_of(task: Task, split: str) -> list[Problem]:
+    """A task's problems of a split. Raises BrokenTaskError where they are none."""
+    found = called(task, "problems", (list, tuple), split)
+    for one in found:
+        if not isinstance(one, Problem):
+            where = _where(task, "problems")
+            raise BrokenTaskError(f"{where} holds {one!r:.60}, which is no Problem")
+    return list(found)
+
+
 def grade_output(task: Task, problem: Problem, output: str) -> Outcome:
     """Reads and grades one completion both ways; nothing extracted counts as wrong."""
     text = until(output, task.stop)
-    answers = (task.extract_strict(text), task.extract_flexible(text))
+    answers: list[str | None] = []
     right: list[bool] = []
     failure = None
-    for answer in answers:
-        if right and answer == answers[0]:
-            right.append(right[0])
-            continue
+    for reading in ("extract_strict", "extract_flexible"):
+        answer, verdict = None, False
         try:
-            right.append(answer is not None and task.grade(answer, problem))
-        except NotGradedError as error:
-            right.append(False)
+            answer = called(task, reading, (str, type(None)), text)
+            if answer in answers:
+                verdict = right[0]
+            elif answer is not None:
+                verdict = bool(called(task, "grade", (bool, np.bool_), answer, problem))
+        except (NotGradedError, BrokenTaskError) as error:
             failure = str(error)
+        answers.append(answer)
+        right.append(verdict)
     return Outcome(
         problem_id=problem.id,
         output=text,
@@ -142,6 +194,10 @@ def grade_output(task: Task, problem: Problem, output: str) -> Outcome:
         flexible_answer=answers[1],
         failure=failure,
     )
+
+
+def _where(task: Task, method: str) -> str:
+    return f"task {type(task).__module__}:{type(task).__qualname__}: {method}"
 
 
 def until(text: str, stops: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ what was not yet forced to disk counts only until the machine restarts.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from sdjax.errors import UserError
+from sdjax.io.lock import locked
 from sdjax.io.tensor_folder import INDEX, SINGLE
 from sdjax.io.weights_file import file_header, raw_bytes, sync_folder, write_text
 
@@ -110,14 +110,7 @@ class ResumableFolder:
     def _take_up(self, fingerprint: str) -> tuple[IO[str], set[str]]:
         """The open, locked journal, and the tensors that are written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        journal = (self.folder / JOURNAL).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            journal.close()
-            raise UserError(
-                f"{self.out} is being written by another process; wait for it, or name another"
-            ) from None
+        journal = locked(self.folder / JOURNAL, self.out)
         journal.seek(0)
         text = journal.read()
         if text and not text.endswith("\n"):

@@ -1,92 +1,143 @@
-"""Where the bytes of a compiled program go: every operation's operands and results, by role.
+"""Where the bytes of a compiled program go: what every operation reads and writes, by memory.
 
-XLA's own count ("bytes accessed") takes an update in place for a read and a write of the whole
-array, and says nothing of what was read. Here each operation of the program's entry is a line:
-which arguments it reads, how large its result is, and whether that takes over a buffer.
+XLA's own count ("bytes accessed") adds up what is read of the chip's memory and what is read once
+more of the small memory beside its units, into which the compiler brings most arrays first; an
+update in place counts as a read and a write of the whole array. Here each is told apart.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 # Bytes an element of XLA's types; others (tokens, keys) count as nothing.
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-_ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
+_ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
-_ARGUMENT = re.compile(r'op_name="([^"]*)"')
+_LABEL = re.compile(r'op_name="([^"]*)"')
+_INDEX = re.compile(r"index=(\d+)")
+_LOOP = re.compile(r" while\(%([\w.\-]+)\), condition=%[\w.\-]+, body=%([\w.\-]+)")
+_NEAR = "S(1)"  # in a layout: the memory beside the units
 # These move nothing; what comes out is what went in.
 _NAMES = {
-    "bitcast",
-    "get-tuple-element",
-    "tuple",
-    "copy-done",
-    "slice-done",
-    "optimization-barrier",
+    *("bitcast", "get-tuple-element", "tuple", "copy-done", "slice-done", "optimization-barrier")
 }
-_NOTHING = {"constant", "parameter", "iota", "partition-id", "replica-id"}
+_STARTS = {"copy-start", "slice-start"}
+_NOTHING = {"constant", "parameter", "iota", "partition-id", "replica-id", "while"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operation:
-    """One operation of a program.
+class Move:
+    """Bytes that an operation reads or writes.
 
     Attributes:
-        kind: XLA's name of it.
-        reads: argument of the program (or None for what was computed) and bytes, an operand each.
-        writes: bytes of the result.
+        written: whether it writes them.
+        near: whether they are in the memory beside the units, not in the chip's large one.
+        source: the argument of the program that is read, or None.
+        size: bytes.
     """
 
-    kind: str
-    reads: tuple[tuple[str | None, int], ...]
-    writes: int
+    written: bool
+    near: bool
+    source: str | None
+    size: int
 
 
-def operations(text: str) -> list[Operation]:
-    """The operations of the entry of a compiled program's text."""
-    sizes: dict[str, int] = {}
-    sources: dict[str, str | None] = {}
-    found = []
-    for line in text[text.index("\nENTRY ") :].splitlines():
-        match = _LINE.match(line)
-        if match is None:
-            continue
-        name, shape, kind, inside = match.groups()
-        operands = re.findall(r"%([\w.\-]+)", inside)
-        sizes[name] = _bytes(shape)
-        argument = _ARGUMENT.search(line)
-        sources[name] = argument.group(1) if kind == "parameter" and argument else None
-        if kind in _NAMES and operands:
-            sources[name] = sources.get(operands[0])
-        if kind in _NAMES | _NOTHING:
-            continue
-        if kind.endswith("-start") and operands:  # brings an argument nearer; read where it is used
-            sources[name] = sources.get(operands[0])
-            if sources[name] is not None:
-                continue
-        reads = tuple((sources.get(one), sizes.get(one, 0)) for one in operands)
-        found.append(Operation(kind=kind, reads=reads, writes=sizes[name]))
-    return found
+def entry(text: str) -> list[Move]:
+    """What a program moves once a call, outside its loop, by the compiled program's text."""
+    return _Computation(_lines(text, "ENTRY ")).moves
 
 
-def by_role(
-    found: list[Operation], role: Callable[[str | None, int], str]
-) -> dict[tuple[str, str], int]:
-    """Bytes read and written: ("read" or "written", role of argument and size) to their sum."""
-    sums: dict[tuple[str, str], int] = {}
-    for one in found:
-        for source, size in one.reads:
-            key = ("read", role(source, size))
-            sums[key] = sums.get(key, 0) + size
-        key = ("written", role(None, one.writes))
-        sums[key] = sums.get(key, 0) + one.writes
+def loop(text: str) -> list[Move]:
+    """What the body of a program's loop moves, each time."""
+    found = _LOOP.search(text)
+    assert found is not None, "the program has no loop"
+    carried, body = found.groups()
+    called = _Computation(_lines(text, "ENTRY "))
+    arguments = [called.sources.get(name) for name in called.operands[carried]]
+    return _Computation(_lines(text, f"%{body} ("), arguments).moves
+
+
+def summed(
+    moves: Iterable[Move], role: Callable[[str | None, int], str]
+) -> Mapping[tuple[bool, bool, str], int]:
+    """(near, written, role of argument and size) to bytes."""
+    sums: dict[tuple[bool, bool, str], int] = {}
+    for one in moves:
+        key = (one.near, one.written, role(one.source, one.size))
+        sums[key] = sums.get(key, 0) + one.size
     return sums
 
 
-def _bytes(shape: str) -> int:
-    return sum(
-        _SIZES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
-        for kind, sizes in _ARRAY.findall(shape)
-    )
+class _Computation:
+    """One computation of a program's text.
+
+    Attributes:
+        moves: of its operations.
+        sources: name to the argument that it is.
+        operands: name to the names of what it is made of.
+    """
+
+    def __init__(self, lines: Sequence[str], carried: Sequence[str | None] = ()):
+        """carried: the arguments that the elements of a loop body's parameter are."""
+        self.moves: list[Move] = []
+        self.sources: dict[str, str | None] = {}
+        self.operands: dict[str, list[str]] = {}
+        self._arrays: dict[str, list[tuple[int, bool]]] = {}  # bytes, and whether near
+        self._carried, self._parameter = carried, ""
+        for line in lines:
+            if match := _LINE.match(line):
+                self._read(line, *match.groups())
+
+    def _read(self, line: str, name: str, shape: str, kind: str, inside: str) -> None:
+        operands = self.operands[name] = re.findall(r"%([\w.\-]+)", inside)
+        arrays = self._arrays[name] = _arrays(shape)
+        label = _LABEL.search(line)
+        if 'custom_call_target="ConcatBitcast"' in line:
+            kind = "bitcast"
+        if kind == "parameter":
+            self.sources[name] = label[1] if label else None
+            self._parameter = name
+        elif kind == "get-tuple-element" and self._carried and operands == [self._parameter]:
+            index = _INDEX.search(line)
+            self.sources[name] = self._carried[int(index[1])] if index else None
+        elif kind in _NAMES | _STARTS and operands:
+            self.sources[name] = self.sources.get(operands[0])
+        if kind in _STARTS:  # the result, the operand and more as a tuple; or the operand first
+            after, before = arrays[:2] if kind == "copy-start" else arrays[1::-1]
+            self._move(False, self.sources[name], after[0], before[1])
+            self._move(True, None, *after)
+        elif kind in _NAMES | _NOTHING or kind.endswith("-done"):
+            return
+        elif label and label[1].endswith("/scatter") and arrays == self._arrays[operands[0]]:
+            size = sum(size for size, _ in self._arrays[operands[-1]])  # in place: the update alone
+            self._move(False, None, size, self._arrays[operands[-1]][0][1])
+            self._move(True, None, size, arrays[0][1])
+        else:
+            for one in operands:
+                for array in self._arrays.get(one, ()):
+                    self._move(False, self.sources.get(one), *array)
+            for array in arrays:
+                self._move(True, None, *array)
+
+    def _move(self, written: bool, source: str | None, size: int, near: bool) -> None:
+        self.moves.append(Move(written=written, near=near, source=source, size=size))
+
+
+def _lines(text: str, start: str) -> list[str]:
+    """The lines of the computation that begins so."""
+    begin = text.index(f"\n{start}")
+    return text[begin : text.index("\n}", begin)].splitlines()[2:]
+
+
+def _arrays(shape: str) -> list[tuple[int, bool]]:
+    """Bytes of every array in a type, and whether it is near."""
+    return [
+        (
+            _SIZES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size),
+            _NEAR in (layout or ""),
+        )
+        for kind, sizes, layout in _ARRAY.findall(shape)
+    ]

@@ -5,7 +5,6 @@ power cut may lose the last commits, which a resumed run does again, and never t
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdjax.errors import UserError
+from sdjax.io.lock import locked
 from sdjax.search.schema import SCHEMA, VERSION
 
 FILE = "run.sqlite"
@@ -40,7 +40,7 @@ class Database:
         lock = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock(folder)
+            lock = locked(folder / LOCK, folder)
             if path.exists():
                 raise UserError(
                     f"{folder}: holds another run ({FILE}); "
@@ -66,7 +66,7 @@ class Database:
             raise UserError(f"{folder}: no run here ({FILE} is missing); give the folder of a run")
         lock = None
         try:
-            lock = _lock(folder) if write else None
+            lock = locked(folder / LOCK, folder) if write else None
             return cls(folder, _connect(path, write=write), lock)
         except (sqlite3.DatabaseError, OSError) as error:
             if lock is not None:
@@ -144,18 +144,6 @@ def _build(path: Path, first: Sequence[tuple[str, tuple]]) -> None:
         for statement, row in first:
             connection.execute(statement, row)
     os.replace(draft, path)
-
-
-def _lock(folder: Path) -> IO[str]:
-    handle = (folder / LOCK).open("a")  # held until the store is closed
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.close()
-        raise UserError(
-            f"{folder}: another process is writing this run; wait for it or stop it"
-        ) from error
-    return handle
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:

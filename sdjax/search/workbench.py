@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.errors import UserError
 from sdjax.evaluation.prompts import Prompted, put
-from sdjax.evaluation.task import Task
+from sdjax.evaluation.task import Task, problems_of
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.checkpoint import read_config as read_model_config
 from sdjax.io.checkpoint import read_model
@@ -203,7 +203,7 @@ def _problems(
     task: Task, split: str, config: RunConfig, tokenizer: Tokenizer
 ) -> Sequence[Prompted]:
     """The problems of a split as they are put to every model of the run."""
-    problems = put(task, task.problems(split), tokenizer, chat=config.task.prompt == "chat")
+    problems = put(task, problems_of(task, split), tokenizer, chat=config.task.prompt == "chat")
     if not problems:
         raise UserError(f"task {task.name}: has no {split} problem; see task.development and .test")
     longest = config.evaluation.buckets[-1]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.decoding import state
 from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.stopping import StopStrings
@@ -14,6 +15,7 @@ from sdjax.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import initialise
 from sdjax.models.transformer import forward, unembed
+from sdjax.sharding.mesh import make_mesh
 
 CONFIG = ModelConfig(
     family="llama",
@@ -243,6 +245,14 @@ def test_a_stop_string_cuts_the_text(params, prompts):
         assert one.text == (text[: min(ends)] if ends else text)
         assert one.stopped == bool(ends)
         assert one.tokens == full.tokens[: min(ends) + 2 if ends else None]
+
+
+def test_keys_lie_in_memory_as_a_tpu_has_them(params, decoder, prompts, monkeypatch):
+    monkeypatch.setattr(state, "KEYS_TURNED", ("cpu",))
+    turned = Decoder(CONFIG, SETTINGS, mesh=make_mesh({"data": 1}, devices=jax.devices()[:1]))
+    seen = turned._begin(False, params, None, np.zeros(0, np.int32))
+    assert seen.cache[0]["k"].format.layout.major_to_minor == (0, 1, 3, 2)
+    assert turned.decode(params, None, prompts) == decoder.decode(params, None, prompts)
 
 
 def test_work_is_counted(params, decoder, prompts):

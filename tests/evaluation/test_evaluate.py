@@ -44,15 +44,22 @@ def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
     assert sorted(one.problem_id for one in told) == sorted(one.problem_id for one in outcomes)
 
 
-def test_what_a_task_of_the_user_raises_is_not_swallowed(seed):
-    class Broken(ArithmeticTask):
+def test_what_a_task_raises_over_one_output_does_not_stop_the_rest(seed):
+    class Squeamish(ArithmeticTask):
         def grade(self, extracted: str, problem: Problem) -> bool:
-            raise ZeroDivisionError("mine")
+            if problem.id == "test-3":
+                raise ZeroDivisionError("mine")
+            return super().grade(extracted, problem)
 
     decoder, tokenizer, params = seed
-    task = Broken(test=6)
-    with pytest.raises(ZeroDivisionError, match="mine"):
-        evaluate(decoder, tokenizer, params, task, put(task, task.problems("test"), tokenizer))
+    told = []
+    for task in (ArithmeticTask(test=6), Squeamish(test=6)):
+        problems = put(task, task.problems("test"), tokenizer)
+        told.append(evaluate(decoder, tokenizer, params, task, problems))
+    expected, found = told
+    assert found[3].failure.endswith("Squeamish: grade raised ZeroDivisionError: mine")
+    assert not found[3].strict
+    assert [found[i] for i in (0, 1, 2, 4, 5)] == [expected[i] for i in (0, 1, 2, 4, 5)]
 
 
 def test_a_prompt_is_told_by_its_hash(seed):

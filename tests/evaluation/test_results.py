@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from sdjax.cli import main
 from sdjax.errors import UserError
-from sdjax.evaluation import job
+from sdjax.evaluation import job, results
 from sdjax.evaluation.comparison import compare
 from sdjax.evaluation.task import Problem
 from sdjax.io.checkpoint import read_config
@@ -80,6 +80,28 @@ def test_an_evaluation_goes_on_with_what_is_missing(scored, tmp_path, monkeypatc
     assert rows(folder) == whole  # nothing computed is lost
 
 
+def test_an_evaluation_that_was_killed_as_it_began_begins_again(tmp_path):
+    for name in ("eval.lock", ".settings.json.partial"):
+        (tmp_path / name).write_text("")
+    with results.Results(tmp_path, {"model": "m"}) as begun:
+        assert not begun.lines
+
+
+def test_one_process_writes_a_folder(tmp_path):
+    with results.Results(tmp_path / "out", {"model": "m"}):
+        line = mistake("eval", "zoo:seed", "--limit", 1, "--out", tmp_path / "out")
+    assert "is being written by another process" in line
+    with results.Results(tmp_path / "out", {"model": "m"}):
+        pass
+
+
+def test_a_disk_that_is_full_is_told(scored, tmp_path, monkeypatch):
+    with results.Results(tmp_path / "out", {"model": "m"}) as kept:
+        monkeypatch.setattr(kept, "_file", open("/dev/full", "w"))  # noqa: SIM115
+        with pytest.raises(UserError, match=r"cannot be written .No space left"):
+            kept.add(results.read_results(scored)[0])
+
+
 def test_another_evaluation_may_not_go_on_in_the_folder(scored, tmp_path):
     assert "has model = " in mistake("eval", "zoo:reader", "--limit", 12, "--out", scored)
     line = mistake("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
@@ -88,10 +110,12 @@ def test_another_evaluation_may_not_go_on_in_the_folder(scored, tmp_path):
     assert "is not empty and no evaluation" in mistake("eval", "zoo:seed", "--out", tmp_path)
 
 
-def test_another_prompt_may_not_go_on_in_the_folder(tmp_path):
+def test_another_prompt_may_not_go_on_in_the_folder(tmp_path, monkeypatch):
     path, out = tmp_path / "sums.jsonl", tmp_path / "out"
     path.write_text('{"question": "1+1=", "answer": 2}\n')
     assert call("eval", "zoo:seed", "--task", path, "--out", out).exit_code == 0
+    monkeypatch.chdir(tmp_path)  # by another name it is the same task
+    assert call("eval", "zoo:seed", "--task", path.name, "--out", out).exit_code == 0
     path.write_text('{"question": "1+2=", "answer": 3}\n')
     line = mistake("eval", "zoo:seed", "--task", path, "--out", out)
     assert "puts problem test-0 by another prompt" in line
@@ -187,6 +211,8 @@ def test_mistakes_of_a_comparison(scored, tmp_path):
     other.write_text('{"id": 1}')
     assert "line 1: needs the fields" in mistake("eval", "--compare", scored, other)
     assert "takes two results and no model" in mistake("eval", "m", "--compare", scored, other)
+    line = mistake("eval", "--compare", scored, other, "--limit", 3)
+    assert "takes two results and no --limit" in line
     assert "needs a MODEL, or --compare" in mistake("eval")
 
 
@@ -199,6 +225,20 @@ def test_prompts_that_fit_nowhere(tmp_path):
     path.write_text(json.dumps(long) + '\n{"question": "1+1=", "answer": 2}')
     result = call("eval", "zoo:seed", "--task", path)
     assert "1 counted as wrong: the prompt is too long" in result.output
+
+
+def test_the_longest_answer_is_the_users_or_at_most_half_of_the_context(tmp_path):
+    path, model, out = tmp_path / "sums.jsonl", tmp_path / "short", tmp_path / "out"
+    path.write_text('{"question": "1+1=", "answer": 2}\n')
+    shutil.copytree(zoo_models()["seed"], model)
+    config = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (model / "config.json").write_text(json.dumps(config))
+    result = call("eval", model, "--task", path)
+    assert "at most 32 tokens, half of the model's context, not the 256 of" in result.output
+    call("eval", model, "--task", path, "--max-new-tokens", 40, "--out", out)
+    assert json.loads((out / "settings.json").read_text())["max_new_tokens"] == 40
+    line = mistake("eval", model, "--task", path, "--max-new-tokens", 64)
+    assert "with 64 new ones is more than the model's context of 64" in line
 
 
 def test_chat_needs_a_template(tmp_path):

@@ -1,11 +1,23 @@
 import re
 import textwrap
 
+import numpy as np
 import pytest
 
+from sdjax.errors import UserError
 from sdjax.evaluation import task as task_module
-from sdjax.evaluation.task import NotGradedError, Outcome, Problem, Task, grade_output
+from sdjax.evaluation.prompts import put
+from sdjax.evaluation.task import (
+    NotGradedError,
+    Outcome,
+    Problem,
+    Task,
+    grade_output,
+    problems_of,
+)
 from sdjax.evaluation.tasks.registry import find_task
+from sdjax.io.folders import zoo_models
+from sdjax.io.tokenizer import read_tokenizer
 
 
 class Sums(Task):
@@ -60,6 +72,69 @@ def test_grading_that_is_given_up_is_a_failure_and_counts_as_wrong():
     outcome = grade_output(Sums(), Sums().problems("test")[0], "#### 4 or 99")
     assert (outcome.strict, outcome.flexible) == (True, False)
     assert outcome.failure == "grading timed out"
+
+
+def raised(*_):
+    raise ZeroDivisionError("mine")
+
+
+@pytest.mark.parametrize(
+    ("method", "replaced", "failure"),
+    [
+        ("grade", raised, "test_task:Sums: grade raised ZeroDivisionError: mine"),
+        ("grade", lambda *_: None, "grade gave NoneType, not bool"),
+        ("extract_strict", raised, "extract_strict raised ZeroDivisionError: mine"),
+        ("extract_flexible", lambda text: 4, "extract_flexible gave int, not str or NoneType"),
+    ],
+)
+def test_what_goes_wrong_with_an_output_is_its_failure(monkeypatch, method, replaced, failure):
+    task = Sums()
+    monkeypatch.setattr(task, method, replaced, raising=False)
+    outcome = grade_output(task, task.problems("test")[0], "#### 4")
+    assert outcome.failure.endswith(failure)
+    assert outcome.strict == (method == "extract_flexible")
+    assert outcome.flexible == (method == "extract_strict")
+
+
+def test_a_verdict_may_be_numpys(monkeypatch):
+    task = Sums()
+    monkeypatch.setattr(task, "grade", lambda *_: np.True_)
+    assert grade_output(task, task.problems("test")[0], "#### 4").strict is True
+
+
+@pytest.mark.parametrize(
+    ("method", "replaced", "message"),
+    [
+        ("prompt", raised, "Sums: prompt raised ZeroDivisionError: mine .problem test/0"),
+        ("prompt", lambda problem: None, "Sums: prompt gave NoneType, not str .problem test/0"),
+        ("examples", lambda problem: None, "examples gave NoneType, not list or tuple .problem"),
+        ("grade", raised, "Sums: grade raised ZeroDivisionError: mine .problem test/0, given its"),
+    ],
+)
+def test_a_broken_task_is_told_before_anything_is_computed(monkeypatch, method, replaced, message):
+    task, tokenizer = Sums(), read_tokenizer(zoo_models()["seed"])
+    monkeypatch.setattr(task, method, replaced)
+    with pytest.raises(UserError, match=message):
+        put(task, task.problems("test"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("problems", "message"),
+    [
+        (raised, "Sums: problems raised ZeroDivisionError: mine"),
+        (lambda split: None, "Sums: problems gave NoneType, not list or tuple"),
+        (lambda split: ["2 + 2"], "Sums: problems holds '2 . 2', which is no Problem"),
+        (
+            lambda split: [Problem(id=1, kind="", question="", answer="")],
+            "TypeError: id of a problem is 1, not a text",
+        ),
+    ],
+)
+def test_problems_that_are_none_are_told(monkeypatch, problems, message):
+    task = Sums()
+    monkeypatch.setattr(task, "problems", problems)
+    with pytest.raises(UserError, match=message):
+        problems_of(task, "test")
 
 
 def test_the_example_in_the_documentation_is_a_task(tmp_path, monkeypatch):

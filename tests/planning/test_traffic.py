@@ -1,39 +1,56 @@
-from sdjax.planning.traffic import by_role, operations
+from sdjax.planning.traffic import Move, entry, loop, summed
 
-PROGRAM = """HloModule jit_step
+# Weights and a cache: the loop brings both near, adds a row to the cache in place, multiplies, and
+# takes the cache back.
+PROGRAM = """HloModule jit_advance
 
-%fused (p: bf16[4,8]) -> bf16[4,8] {
-  ROOT %negated = bf16[4,8]{1,0} negate(%p)
+%body (p: (bf16[4,8], bf16[8,8])) -> (bf16[4,8], bf16[8,8]) {
+  %p = (bf16[4,8]{1,0}, bf16[8,8]{1,0:T(8,128)}) parameter(0)
+  %c = bf16[4,8]{1,0} get-tuple-element(%p), index=0
+  %w = bf16[8,8]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %halves = ((bf16[8,8]{1,0:T(8,128)}), bf16[4,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%w)
+  %half = bf16[4,8]{1,0:S(1)} slice-done(%halves)
+  %joined = bf16[8,8]{1,0:S(1)} custom-call(%half, %half), custom_call_target="ConcatBitcast"
+  %coming = (bf16[4,8]{1,0:S(1)}, bf16[4,8]{1,0}, u32[]{:S(2)}) copy-start(%c)
+  %near = bf16[4,8]{1,0:S(1)} copy-done(%coming)
+  %row = bf16[1,8]{1,0:S(1)} constant({...})
+  %added = bf16[4,8]{1,0:S(1)} fusion(%near, %row), metadata={op_name="jit(advance)/scatter"}
+  %sums = f32[4]{0:S(1)} fusion(%added, %joined), kind=kOutput, calls=%f
+  %going = (bf16[4,8]{1,0}, bf16[4,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%added)
+  %back = bf16[4,8]{1,0} copy-done(%going)
+  ROOT %out = (bf16[4,8]{1,0}, bf16[8,8]{1,0:T(8,128)}) tuple(%back, %w)
 }
 
-ENTRY %main (w: bf16[8,8], c: bf16[4,8]) -> (bf16[4,8], f32[4]) {
-  %w = bf16[8,8]{1,0:T(8,128)(2,1)} parameter(0), metadata={op_name="params['w']"}
-  %c = bf16[4,8]{1,0} parameter(1), metadata={op_name="state.cache"}
-  %near = (bf16[8,8]{1,0:S(1)}, bf16[8,8]{1,0}, u32[]) copy-start(%w)
-  %nearer = bf16[8,8]{1,0:S(1)} copy-done(%near)
-  %out = bf16[4,8]{1,0} fusion(%c, %nearer), kind=kOutput, calls=%fused
-  %sums = f32[4]{0} reduce(%out), dimensions={1}
-  ROOT %both = (bf16[4,8]{1,0}, f32[4]{0}) tuple(%out, %sums)
+ENTRY %main (c: bf16[4,8], w: bf16[8,8]) -> bf16[4,8] {
+  %weights = bf16[8,8]{1,0:T(8,128)} parameter(1), metadata={op_name="params['w']"}
+  %cache = bf16[4,8]{0,1} parameter(0), metadata={op_name="state.cache"}
+  %turned = bf16[4,8]{1,0} copy(%cache)
+  %carried = (bf16[4,8]{1,0}, bf16[8,8]{1,0:T(8,128)}) tuple(%turned, %weights)
+  %loop = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) while(%carried), condition=%more, body=%body
+  ROOT %kept = bf16[4,8]{1,0} get-tuple-element(%loop), index=0
 }
 """
 
 
-def test_operands_are_traced_to_arguments_and_what_moves_nothing_counts_nothing():
-    fusion, reduction = operations(PROGRAM)
-    assert fusion.reads == (("state.cache", 64), ("params['w']", 128))
-    assert (fusion.kind, fusion.writes) == ("fusion", 64)
-    assert reduction.reads == ((None, 64),)
-    assert reduction.writes == 16
+def test_what_a_call_moves_beside_its_loop():
+    assert entry(PROGRAM) == [
+        Move(written=False, near=False, source="state.cache", size=64),
+        Move(written=True, near=False, source=None, size=64),
+    ]
 
 
-def test_bytes_by_role():
+def test_a_step_is_traced_to_the_arguments_and_told_by_memory():
     def role(source, size):
-        return source or ("large" if size >= 64 else "small")
+        return source or ("cache" if size == 64 else "a row" if size == 16 else "the rest")
 
-    assert by_role(operations(PROGRAM), role) == {
-        ("read", "state.cache"): 64,
-        ("read", "params['w']"): 128,
-        ("read", "large"): 64,
-        ("written", "large"): 64,
-        ("written", "small"): 16,
+    assert summed(loop(PROGRAM), role) == {
+        # (near, written, what)
+        (False, False, "params['w']"): 64,
+        (False, False, "cache"): 64,
+        (False, True, "cache"): 64,
+        (True, False, "params['w']"): 128,
+        (True, False, "cache"): 2 * 64,  # multiplied, and taken back
+        (True, True, "cache"): 2 * 64,  # half of the weights is as large
+        (True, False, "a row"): 16,  # added in place
+        (True, True, "a row"): 2 * 16,  # and the sums
     }

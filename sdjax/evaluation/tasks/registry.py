@@ -48,7 +48,8 @@ def find_task(
         if data is not None:
             raise UserError(f"task {name}: is a file of problems itself; leave its data out")
         kind = _imported(_FILE)
-        chosen |= {"data": name, "name": name}
+        path = str(Path(name).expanduser().resolve())  # one name, wherever the call is made
+        chosen |= {"data": path, "name": path}
     elif ":" in name:
         kind = _imported(name)
     else:
@@ -62,7 +63,7 @@ def find_task(
             raise UserError(f"task {name}: has no setting {key}; leave it out")
     if "data" in chosen:
         chosen["data"] = Path(chosen["data"])
-    return kind(**{k: v for k, v in {**offered, **chosen}.items() if k in known})
+    return _made(name, kind, {k: v for k, v in {**offered, **chosen}.items() if k in known})
 
 
 def _imported(path: str) -> type[Task]:
@@ -73,11 +74,32 @@ def _imported(path: str) -> type[Task]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the user's module raises
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"task {path}: cannot be imported ({line})") from None
+        raise UserError(f"task {path}: cannot be imported ({_line(error)})") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task {path}: must be a subclass of sdjax.evaluation.task.Task")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise UserError(f"task {path}: lacks {missing}; see sdjax.evaluation.task")
     return found
+
+
+def _made(name: str, kind: type[Task], settings: dict[str, Any]) -> Task:
+    """The task; UserError where its class cannot be called so, or lacks what a task has."""
+    try:
+        task = kind(**settings)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's class raises
+        raise UserError(f"task {name}: cannot be made ({_line(error)})") from None
+    own, stop, longest = (getattr(task, key, None) for key in ("name", "stop", "max_new_tokens"))
+    if not isinstance(own, str):
+        raise UserError(f"task {name}: name must be a text, not {own!r}; give the class one")
+    if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
+        raise UserError(f"task {name}: stop must be a tuple of texts, not {stop!r}")
+    if not isinstance(longest, int) or longest < 1:
+        raise UserError(f"task {name}: max_new_tokens must be 1 or more, not {longest!r}")
+    return task
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -23,6 +23,20 @@ class Two(Task):
     def extract_strict(self, text): return text
     def extract_flexible(self, text): return text
     def grade(self, extracted, problem): return False
+
+@dataclass(frozen=True, kw_only=True)
+class Negative(Two):
+    def __post_init__(self): raise ValueError("test")
+
+class Listed(Two):
+    stop = ["Q"]
+
+class Nameless(Two):
+    name = None
+    def __init__(self): pass
+
+class Endless(Two):
+    max_new_tokens = 0
 """
 
 
@@ -52,6 +66,10 @@ def test_a_class_is_made_with_the_settings_that_it_has(module):
         ("{module}:NoTask", {}, "must be a subclass of sdjax.evaluation.task.Task"),
         ("{module}:Unfinished", {}, "lacks extract_flexible, extract_strict, grade, problems"),
         ("{module}:Two", {"shots": 3}, "Two: has no setting shots"),
+        ("{module}:Negative", {}, "Negative: cannot be made .ValueError: test."),
+        ("{module}:Nameless", {}, "Nameless: name must be a text, not None"),
+        ("{module}:Listed", {}, r"Listed: stop must be a tuple of texts, not \['Q'\]"),
+        ("{module}:Endless", {}, "Endless: max_new_tokens must be 1 or more, not 0"),
         ("arithmetic", {"data": "x.jsonl"}, "arithmetic: has no setting data"),
         ("x.jsonl", {"data": "y.jsonl"}, "x.jsonl: is a file of problems itself"),
     ],
