@@ -184,12 +184,13 @@ def test_merge_names_what_does_not_go_together(arguments, message):
 @pytest.mark.parametrize(
     ("kind", "row", "extra"),
     [
-        ("sft", {"prompt": "1+1=", "completion": "2"}, ""),
+        ("sft", {"prompt": "1+1=", "completion": "2"}, "rows: 1\nlength: 600\n"),
         ("dpo", {"prompt": "1+1=", "chosen": "2", "rejected": "3"}, "rank: 2\nbatch: 1\n"),
     ],
 )
 def test_train_writes_a_model(tmp_path, kind, row, extra):
-    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    long = row | {name: row[name] * 600 for name in ("completion", "chosen") if name in row}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(long)}\n")
     job = tmp_path / "job.yaml"
     job.write_text(
         f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 2\n"
@@ -198,10 +199,34 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     result = call("train", kind, job)
     assert result.exit_code == 0, result.output
     assert "loss" in result.output
+    # The seed's context, whatever `length` says; nothing is cut in an answer.
+    assert "1 of 2 rows are left out: an answer is longer than 512 tokens" in result.output
     files = {path.name for path in (tmp_path / "trained").iterdir()}
     # What the seed had learnt before goes with its weights.
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
     assert "exists already" in mistake("train", kind, job)
+
+
+@pytest.mark.slow
+def test_what_a_reference_made_is_kept_until_the_result_is_there(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
+    job = tmp_path / "job.yaml"
+
+    def write(learning_rate):
+        job.write_text(
+            f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 2\n"
+            f"rank: 2\nbatch: 1\nwarmup: 1\nlearning_rate: {learning_rate}\n"
+        )
+
+    write("1e30")
+    assert "the trained weights' norm is inf at step 2" in mistake("train", "dpo", job)
+    assert (tmp_path / "trained.training/reference.npz").exists()
+    assert not (tmp_path / "trained").exists()
+    monkeypatch.setattr("sdjax.training.job.reference_logprobs", None)  # it is not asked again
+    write("1e-3")
+    result = call("train", "dpo", job)
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "trained.training/reference.npz").exists()
 
 
 def test_an_adapter_computed_in_bfloat16_rounds_nothing_else(tmp_path):
@@ -240,6 +265,9 @@ def test_train_warmstart_keeps_the_programs_beside_the_weights(tmp_path):
     [
         ("save: adapter\nrank: null\n", "save: adapter needs a rank"),
         ("adapter: nowhere\n", "nowhere: no such model folder"),
+        ("adapter: nowhere\nrank: 4\n", "rank: the adapter to start from has its own"),
+        ("reference: seed\nrank: null\n", "reference: seed is the model without its adapter"),
+        ("mesh: {fsdp: 8}\n", "fsdp=8, tensor=1 does not cover 1 devices"),
         ("projections: [attn.x]\n", "must be one of attn.q_proj"),
         ("loss: hinge\n", "must be one of sigmoid, ipo"),
     ],

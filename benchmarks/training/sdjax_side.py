@@ -33,7 +33,7 @@ from sdjax.training.dpo import (
     sequence_logprobs,
 )
 from sdjax.training.fit import OptimiserSettings, compile_step
-from sdjax.training.packing import Example, pack, trained_alone
+from sdjax.training.packing import Example, batches_of, pack
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainee import Trainee, adapted_model, whole_model
 
@@ -90,7 +90,8 @@ def main() -> None:
         data = pad_pairs(pairs, LENGTH)
         data["reference"] = reference_logprobs(trainee, data, settings)
         loss = dpo_loss(config, trainee.assemble, settings)
-    first = {name: array[:BATCH] for name, array in data.items()}
+    chosen = [np.arange(at, at + BATCH) for at in range(0, len(data["tokens"]), BATCH)]
+    first, *_ = batches = list(batches_of(data, chosen))
     gradient = {}
     if options.kind != "sft":
         slopes = jax.jit(jax.grad(loss, has_aux=True))(trainee.trainable, trainee.frozen, first)[0]
@@ -102,10 +103,6 @@ def main() -> None:
     begun = time.perf_counter()
     compiled = step.lower(trainable, state, trainee.frozen, first).compile()
     compilation = time.perf_counter() - begun
-    batches = [
-        {name: array[at : at + BATCH] for name, array in data.items()}
-        for at in range(0, len(data["tokens"]), BATCH)
-    ]
     losses, times = [], []
     for batch in batches:
         begun = time.perf_counter()
@@ -146,9 +143,7 @@ def main() -> None:
 
 def pack_alone(rows: list[Example]) -> dict[str, np.ndarray]:
     packed = [pack([row], LENGTH) for row in rows]
-    data = {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
-    data["at"], data["weights"] = trained_alone(data["weights"])
-    return data
+    return {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
 
 
 def hf_name(config, path: str) -> str:

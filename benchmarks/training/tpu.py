@@ -68,10 +68,12 @@ def main() -> None:
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
+    parts = mesh.shape["fsdp"]
+    trained = PAIRS * 2 // parts * (TOKENS - 16)  # the most that there could be
     batch = {
         "tokens": rows((PAIRS, 2, TOKENS), jnp.int32),
-        "at": rows((PAIRS, 2, TOKENS - 16), jnp.int32),
-        "weights": rows((PAIRS, 2, TOKENS - 16), jnp.float32),
+        "at": rows((parts, trained), jnp.int32),
+        "weights": rows((parts, trained), jnp.float32),
         "reference": rows((PAIRS, 2), jnp.float32),
     }
     loss = rematerialised(dpo_loss(config, as_factors(scale=1.0), DPOSettings()))

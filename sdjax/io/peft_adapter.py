@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -118,7 +119,13 @@ class PeftAdapter:
         return a[0]
 
     def _scale(self, module: str, rank: int) -> float:
-        alpha = _by_pattern(self._settings.get("alpha_pattern"), module)
+        try:
+            alpha = _by_pattern(self._settings.get("alpha_pattern"), module)
+        except (re.error, AttributeError):
+            raise UserError(
+                f"{self.tensors.folder / SETTINGS}: alpha_pattern must be a mapping of regular "
+                "expressions to numbers; correct it"
+            ) from None
         alpha = self._settings.get("lora_alpha", rank) if alpha is None else alpha
         if not isinstance(alpha, int | float):
             raise UserError(
@@ -218,19 +225,26 @@ def write_adapter(
         projection, factor = path.rsplit("/", 1)
         module = specs[projection].hf_name.removesuffix(".weight")
         tensors[f"{_PREFIX}{module}{_LINEAR[factor == 'b']}"] = leaf
-    modules = {specs[path.rsplit("/", 1)[0]].hf_name.split(".")[-2] for path in leaves}
-    rank = next(leaf.shape[0] for path, leaf in leaves.items() if path.endswith("/a"))
+    ranks = {
+        specs[path.removesuffix("/a")].hf_name.removesuffix(".weight"): leaf.shape[0]
+        for path, leaf in leaves.items()
+        if path.endswith("/a")
+    }
+    rank = max(ranks.values())
+    others = {module: own for module, own in ranks.items() if own != rank}
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": adapter.scale * rank,
+        "rank_pattern": others,
+        "alpha_pattern": {module: adapter.scale * own for module, own in others.items()},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": sorted(modules),
+        "target_modules": sorted({module.split(".")[-1] for module in ranks}),
     }
     parts = file_parts(tensors)
     if jax.process_index() != 0:
@@ -268,9 +282,12 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
     stored.check(paths, model)
     scales = {scale for _, _, scale, _ in stored.pairs.values()}
     odd = [name for name in stored.pairs if kind_of(paths[name]) not in ALL_PROJECTIONS]
-    if stored.whole or odd or len(scales) != 1 or any(one[3] for one in stored.pairs.values()):
+    if stored.whole or odd or any(one[3] for one in stored.pairs.values()):
+        raise UserError(f"{folder}: adapts more than projections; merge it with peft")
+    if len(scales) != 1:
         raise UserError(
-            f"{folder}: adapts more than projections, or with several scales; merge it with peft"
+            f"{folder / SETTINGS}: rank_pattern and alpha_pattern give projections several scales, "
+            "which is not supported; merge it with peft"
         )
     factors = {}
     for name, (first, second, _, _) in stored.pairs.items():
@@ -286,7 +303,8 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
 
 
 def _by_pattern(pattern: dict[str, Any] | None, module: str) -> Any:
-    for name, value in (pattern or {}).items():
-        if module == name or module.endswith(f".{name}"):
+    """As PEFT reads `alpha_pattern`: a key is the regular expression of a name or of its end."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
             return value
     return None

@@ -109,6 +109,16 @@ class Tokenizer:
             ) from None
         return str(text)
 
+    def as_prompt(self, text: str) -> str:
+        """What a user says, by the chat template; as it is where there is none."""
+        if not self.has_chat_template:
+            return text
+        return self.render_chat([{"role": "user", "content": text}])
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The ids of what `as_prompt` gives, with one start token where the model has one."""
+        return self.encode(prompt, add_special=not self.has_chat_template)
+
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:
     """Reads the tokenizer of a Hugging Face folder.

@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sdjax.errors import UserError
+
 # Safetensors' name of each dtype that a model may have, and Hugging Face's.
 DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -67,11 +69,21 @@ def places_in(path: Path) -> dict[str, int]:
 
 
 def file_parts(tensors: Mapping[str, Any]) -> Iterable[bytes | memoryview]:
-    """A safetensors file as its header and then one tensor at a time, never all in memory."""
+    """A safetensors file as its header and then one tensor at a time, never all in memory.
+
+    Raises:
+        UserError: a tensor has a NaN or an infinity; it would be refused when it is read.
+    """
     start, places = file_header(dict(sorted(tensors.items())))
     yield start
     for name in sorted(places, key=places.__getitem__):
-        yield raw_bytes(_on_host(tensors[name]))
+        array = _on_host(tensors[name])
+        if not is_finite(array):
+            raise UserError(
+                f"{name} has a NaN or an infinity in {array.dtype}, nothing is written; what made "
+                "it went wrong, or needs a wider dtype"
+            )
+        yield raw_bytes(array)
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:

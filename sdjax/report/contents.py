@@ -300,10 +300,11 @@ def _best(
 
 
 def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
-    """By name, where the generator's seed is on this machine and tells what it was taught."""
+    """By name, where the first generator is on this machine and tells what it was taught."""
+    config = store.run().config
     try:
-        seed = model_folder(store.run().config.get("seed", ""))
-        training = read_training_texts(seed)
+        folder = model_folder(config.get("generator") or config.get("seed", ""))
+        training = read_training_texts(folder)
     except UserError:
         return {}
     return nearest_texts(sources, training or ())

@@ -238,10 +238,18 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """One run of the loop. `scope`: mlp, attention, all, or glob patterns over tensor paths."""
+    """One run of the loop.
+
+    Attributes:
+        seed: the model that is to be improved, and that generators have their weights from.
+        generator: a PEFT adapter of the seed, as `sdjax train` writes it with `save: adapter`, with
+            which the first generator begins; without it that writes as the seed does.
+        scope: mlp, attention, all, or glob patterns over tensor paths.
+    """
 
     name: Name
     seed: Name
+    generator: Name | None = None
     experts: Annotated[dict[str, ExpertConfig], Field(min_length=1)]
     transfer: dict[str, ExpertConfig] = Field(default_factory=dict)
     scope: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "mlp"

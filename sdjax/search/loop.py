@@ -97,7 +97,7 @@ def iterate(
         store.save_lineage(
             Lineage(
                 iteration=iteration,
-                generator=config.seed,
+                generator=config.generator or config.seed,
                 checkpoint=None if parent is None else _name(parent),
                 temperature=temperature,
             )

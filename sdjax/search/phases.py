@@ -58,7 +58,7 @@ def generate(
     if not missing:
         return
     prompt = store.save_prompt(bench.config.generation.prompt, bench.prompt)
-    tokens = bench.tokenizer.encode(bench.prompt, add_special=True)
+    tokens = bench.tokenizer.encode_prompt(bench.prompt)
     with progress_bar(f"iteration {iteration}: generate", len(missing)) as advance:
 
         def keep(index: int, completion: Completion) -> None:
@@ -278,7 +278,7 @@ def refine(
 def _examples(bench: Workbench, store: Store) -> dict[tuple[int, int], Example]:
     """The samples of the search as prompt and target tokens, by iteration and number."""
     prompts = {
-        digest: tuple(bench.tokenizer.encode(text, add_special=True))
+        digest: tuple(bench.tokenizer.encode_prompt(text))
         for digest, text in store.prompts().items()
     }
     end = bench.tokenizer.eos_ids[:1]

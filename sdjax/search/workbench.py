@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.checkpoint import read_config as read_model_config
 from sdjax.io.checkpoint import read_model
 from sdjax.io.folders import model_folder
+from sdjax.io.peft_adapter import read_adapter
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.io.training_programs import read_training_identities
 from sdjax.merging.algorithm import Algorithm
@@ -28,11 +30,12 @@ from sdjax.merging.scope import select
 from sdjax.models.adapter import Adapter, initialise_adapter, spread
 from sdjax.models.config import ModelConfig
 from sdjax.models.spec import kind_of, specify
+from sdjax.models.tree import flatten
 from sdjax.programs.prompts import render
 from sdjax.sandbox.contract import Contract, Limits
 from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
 from sdjax.search.records import DEVELOPMENT, MAIN, TEST
-from sdjax.sharding.mesh import make_mesh
+from sdjax.sharding.mesh import mesh_of_all
 from sdjax.training.warmstart import name_of
 
 TRANSFER = "transfer"
@@ -46,8 +49,9 @@ class Workbench:
         seed: nested dict of the seed's arrays.
         experts: by setting, the trees of the experts in slot order, tensors in scope alone.
         mergers: by setting.
-        training_identities: of the programs that the seed was trained on, as the first 64 bits
-            of each identity, sorted; None where the seed's folder does not tell.
+        warm: the adapter that the first generator begins with, where the configuration has one.
+        training_identities: of the programs that the first generator was trained on, as the first
+            64 bits of each identity, sorted; None where its folder does not tell.
     """
 
     config: RunConfig
@@ -63,6 +67,7 @@ class Workbench:
     answering: Decoder
     contract: Contract
     prompt: str
+    warm: Adapter | None
     training_identities: np.ndarray | None
 
     @cached_property
@@ -82,9 +87,9 @@ class Workbench:
         return jax.tree.map(lambda leaf: leaf.astype(self.generating.compute_dtype), self.seed)
 
     def fresh_adapter(self) -> Adapter:
-        """The adapter of the first generator, which writes as the seed does."""
+        """The adapter of the first generator."""
         training = self.config.training
-        adapter = initialise_adapter(
+        adapter = self.warm or initialise_adapter(
             self.model, self.fold("adapter"), rank=training.rank, alpha=training.alpha
         )
         return adapter if self.mesh is None else spread(adapter, self.model, self.mesh)
@@ -108,7 +113,7 @@ class Workbench:
         return self.merge(Algorithm.from_function(take, name=f"expert_{index + 1}"), setting).params
 
     def was_trained_on(self, identity: str) -> bool | None:
-        """Whether the seed was trained on this program; None where that is not known."""
+        """Whether the first generator was trained on this program; None where nobody knows."""
         if self.training_identities is None:
             return None
         return bool(np.isin(np.uint64(int(identity[:16], 16)), self.training_identities))
@@ -119,10 +124,11 @@ def prepare(config: RunConfig) -> Workbench:
 
     Raises:
         UserError: a missing folder, a damaged file, an expert whose tensors do not match the
-            seed's, a mesh that the devices do not make up.
+            seed's, a generator for another model or of another rank, a mesh that the devices do
+            not make up.
     """
     task = _task(config)
-    mesh = None if jax.device_count() == 1 else _mesh(config)
+    mesh = mesh_of_all(dataclasses.asdict(config.mesh))
     folder = model_folder(config.seed)
     model, seed = read_model(folder, mesh=mesh)
     tokenizer = read_tokenizer(folder)
@@ -149,6 +155,7 @@ def prepare(config: RunConfig) -> Workbench:
     shapes = {path: (kind_of(path), specs[path].shape) for path in paths}
     contract = Contract.of(config.slots, shapes, limits_of(config))
     descriptions = {slot: expert.description for slot, expert in config.experts.items()}
+    generator = None if config.generator is None else model_folder(config.generator)
     return Workbench(
         config=config,
         model=model,
@@ -165,7 +172,8 @@ def prepare(config: RunConfig) -> Workbench:
         answering=_decoder(model, tokenizer, config.evaluation, mesh),
         contract=contract,
         prompt=_prompt(config, descriptions, tokenizer),
-        training_identities=read_training_identities(folder, name_of(contract)),
+        warm=None if generator is None else _read_generator(config, generator, model, folder),
+        training_identities=read_training_identities(generator or folder, name_of(contract)),
     )
 
 
@@ -176,9 +184,9 @@ def _prompt(config: RunConfig, descriptions: Mapping[str, str], tokenizer: Token
         wanted.prompt,
         slots=config.slots,
         descriptions=descriptions,
-        chat=_as_chat(tokenizer) if tokenizer.has_chat_template else None,
+        chat=tokenizer.as_prompt,
     )
-    length, longest = len(tokenizer.encode(prompt, add_special=True)), wanted.decoding.buckets[-1]
+    length, longest = len(tokenizer.encode_prompt(prompt)), wanted.decoding.buckets[-1]
     if length > longest:
         raise UserError(
             f"generation.decoding.buckets: the prompt {wanted.prompt!r} has {length} tokens, more "
@@ -234,6 +242,19 @@ def _read_expert(
     return read_model(folder, paths=paths, mesh=mesh)[1]
 
 
+def _read_generator(config: RunConfig, folder: Path, model: ModelConfig, seed: Path) -> Adapter:
+    adapter, training = read_adapter(folder, model, model=seed), config.training
+    (rank, *others) = {
+        leaf.shape[0] for path, leaf in flatten(adapter.factors).items() if path.endswith("/a")
+    }
+    if others or (rank, adapter.scale * rank) != (training.rank, training.alpha):
+        raise UserError(
+            f"{folder}: its rank is {rank} and its alpha {adapter.scale * rank:g}, training.rank "
+            f"is {training.rank} and training.alpha {training.alpha:g}; make them equal"
+        )
+    return adapter
+
+
 def _decoder(
     model: ModelConfig, tokenizer: Tokenizer, sizes: DecodingConfig, mesh: Mesh | None
 ) -> Decoder:
@@ -252,15 +273,6 @@ def _decoder(
     # On the CPU bfloat16 is slower than float32; accelerators compute in what is stored.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return Decoder(model, settings, stop_tokens=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
-
-
-def _as_chat(tokenizer: Tokenizer) -> Callable[[str], str]:
-    return lambda text: tokenizer.render_chat([{"role": "user", "content": text}])
-
-
-def _mesh(config: RunConfig) -> Mesh:
-    sizes = config.mesh
-    return make_mesh({"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor})
 
 
 def limits_of(config: RunConfig) -> Limits:

@@ -57,3 +57,13 @@ def make_mesh(
     if devices is not None and len(devices) == 1:
         return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
     return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+
+
+def mesh_of_all(sizes: Mapping[str, int]) -> Mesh | None:
+    """The mesh of these sizes over all devices; None for a single one, which needs no mesh.
+
+    Raises:
+        UserError: as `make_mesh`, for sizes that ask one device to be several too.
+    """
+    mesh = make_mesh(sizes)
+    return mesh if mesh.size > 1 else None

@@ -1,18 +1,25 @@
-"""What a training leaves behind while it runs: its state, and its metrics."""
+"""What a training leaves behind while it runs: its state, its metrics, and its reference."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from sdjax.errors import UserError
 from sdjax.io.checkpoint_folder import CheckpointFolder
+from sdjax.io.weights_file import sync_folder, write_bytes
 from sdjax.sharding.distributed import is_main_process
+from sdjax.sharding.together import from_main
 
 
 class TrainingCheckpoints:
@@ -87,6 +94,43 @@ class TrainingCheckpoints:
 
 def _numbered(leaves: list[jax.Array]) -> dict[str, jax.Array]:
     return {f"{number:06}": leaf for number, leaf in enumerate(leaves)}
+
+
+def kept_array(
+    path: Path,
+    compute: Callable[[], np.ndarray],
+    *,
+    data: Mapping[str, np.ndarray],
+    told: Mapping[str, Any],
+) -> np.ndarray:
+    """What `compute` returns, or what it returned to a training that was interrupted.
+
+    Args:
+        path: where it is kept, whole or not at all.
+        data, told: all that it depends on; `told` as JSON holds it.
+    """
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(data):
+        digest.update(repr((name, data[name].shape, data[name].dtype)).encode())
+        digest.update(np.ascontiguousarray(data[name]))
+    identity = digest.hexdigest()
+    stored = from_main(lambda: path.read_bytes() if path.exists() else b"")
+    try:
+        with np.load(io.BytesIO(stored), allow_pickle=False) as found:
+            if str(found["identity"]) == identity:
+                return found["array"]
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        pass  # none, or cut short
+    array = compute()
+    if is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = io.BytesIO()
+        np.savez(whole, identity=identity, array=array)
+        partial = path.with_name(f".{path.name}.partial")
+        write_bytes(partial, [whole.getbuffer()])
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    return array
 
 
 class Metrics:

@@ -50,7 +50,7 @@ class Fitted:
         if self.dropped:
             said.append(
                 f"{self.dropped} of {whole} rows are left out: an answer is longer than {length} "
-                "tokens; raise length to train on them"
+                "tokens; raise length, up to the model's context, to train on them"
             )
         return said
 
@@ -113,7 +113,8 @@ def preference_pairs(
     fitted = fit_length(texts, length)
     if not fitted.examples:
         raise UserError(
-            f"{rows[0].where} and the rest: no pair fits into {length} tokens; raise length"
+            f"{rows[0].where} and the rest: no pair fits into {length} tokens; raise length, up to "
+            "the model's context"
         )
     pairs = [TokenPair(winner=winner, loser=loser) for winner, loser in fitted.examples]
     return pairs, fitted.report(length)
@@ -145,7 +146,8 @@ def texts_to_learn(
     fitted = fit_length(texts, length)
     if not fitted.examples:
         raise UserError(
-            f"{rows[0].where} and the rest: no example fits into {length} tokens; raise length"
+            f"{rows[0].where} and the rest: no example fits into {length} tokens; raise length, "
+            "up to the model's context"
         )
     return [example for (example,) in fitted.examples], fitted.report(length)
 

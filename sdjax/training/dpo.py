@@ -1,7 +1,7 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290).
 
-Axes: P pairs, B pairs of a batch, L tokens, K trained tokens; the second axis of 2 is (winner,
-loser).
+Axes: P pairs, B pairs of a batch, L tokens, G parts of a batch, K trained tokens of each; the axis
+of 2 is (winner, loser).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sdjax.errors import UserError
 from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
 from sdjax.sharding.rules import replicated
-from sdjax.training.fit import Loss, OptimiserSettings, fit
+from sdjax.training.fit import Loss, OptimiserSettings, fit, parts_of
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import LOSSES
-from sdjax.training.packing import Example, trained_alone
+from sdjax.training.packing import Example, batches_of
 from sdjax.training.trainee import Assemble, Trainee
 
 
@@ -79,37 +79,41 @@ def train_dpo(
     Raises:
         UserError: no pairs, a pair that does not fit the context, or a loss that is not finite.
     """
+    data = pad_pairs(pairs, trainee.config.context)
+    data["reference"] = reference_logprobs(trainee, data, settings)
     return fit(
         dpo_loss(trainee.config, trainee.assemble, settings),
         trainee.trainable,
         trainee.frozen,
-        pair_batches(trainee, pairs, settings, key=key),
+        pair_batches(trainee, data, settings, key=key),
         settings.optimiser(),
         on_step=on_step,
     )
 
 
 def pair_batches(
-    trainee: Trainee, pairs: Sequence[TokenPair], settings: DPOSettings, *, key: jax.Array
+    trainee: Trainee, data: dict[str, np.ndarray], settings: DPOSettings, *, key: jax.Array
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of `settings.steps` steps, with the reference's log-probabilities in them.
+    """The batches of `settings.steps` steps.
 
-    Those are computed here, before any update.
-
-    Raises:
-        UserError: no pairs, or a pair that does not fit the context.
+    Args:
+        data: as of `pad_pairs`, with `reference` [P, 2] float32 as of `reference_logprobs`.
     """
-    if not pairs:
-        raise UserError("DPO: there are no preference pairs to train on")
-    data = pad_pairs(pairs, trainee.config.context)
-    data["reference"] = reference_logprobs(trainee, data, settings)
-    return (_rows(data, rows) for rows in _shuffled(len(pairs), settings, key))
+    chosen = list(_shuffled(len(data["tokens"]), settings, key))
+    return batches_of(data, chosen, parts=parts_of(trainee.trainable, settings.batch))
 
 
 def reference_logprobs(
-    trainee: Trainee, data: dict[str, np.ndarray], settings: DPOSettings
+    trainee: Trainee,
+    data: dict[str, np.ndarray],
+    settings: DPOSettings,
+    *,
+    on_pairs: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """The reference's log-probability of each completion: [P, 2] float32."""
+    """The reference's log-probability of each completion: [P, 2] float32.
+
+    To be computed before any update. on_pairs: gets how many more are done.
+    """
 
     def logprobs(trainable: Any, frozen: Any, batch: dict) -> jax.Array:
         params, adapter = trainee.assemble(trainable, frozen)
@@ -118,12 +122,15 @@ def reference_logprobs(
         return sequence_logprobs(trainee.config, params, adapter, batch)
 
     compiled = jax.jit(logprobs, out_shardings=replicated((trainee.trainable, trainee.frozen)))
-    count = len(data["tokens"])
-    batches = [
-        np.asarray(compiled(trainee.trainable, trainee.frozen, _rows(data, rows)))
-        for rows in _batches(count, settings.batch)
-    ]
-    return np.concatenate(batches)[:count]
+    count, size = len(data["tokens"]), settings.batch
+    # The last batch is filled up by wrapping around, to keep one shape.
+    chosen = [np.arange(start, start + size) % count for start in range(0, count, size)]
+    found = []
+    for batch in batches_of(data, chosen, parts=parts_of(trainee.trainable, size)):
+        found.append(np.asarray(compiled(trainee.trainable, trainee.frozen, batch)))
+        if on_pairs is not None:
+            on_pairs(min(size, count - size * (len(found) - 1)))
+    return np.concatenate(found)[:count]
 
 
 def dpo_loss(config: ModelConfig, assemble: Assemble, settings: DPOSettings) -> Loss:
@@ -135,7 +142,7 @@ def dpo_loss(config: ModelConfig, assemble: Assemble, settings: DPOSettings) -> 
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         policy = sequence_logprobs(config, *assemble(trainable, frozen), batch)  # [B, 2]
         gains = policy - batch["reference"]
-        lengths = batch["weights"].sum(-1)
+        lengths = _by_completion(batch["weights"], batch)
         margin = gains[:, 0] - gains[:, 1]
         likelihood = -(policy[:, 0] / lengths[:, 0]).mean()
         value = preference(gains, lengths, settings.beta).mean()
@@ -155,21 +162,33 @@ def sequence_logprobs(
     config: ModelConfig, params: dict, adapter: Adapter | None, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """The log-probability of each completion given its prompt: [B, 2] float32."""
-    tokens, at = (rearrange(batch[name], "b s t -> (b s) t") for name in ("tokens", "at"))
+    tokens = rearrange(batch["tokens"], "b s t -> (b s) t")
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    logprobs = token_logprobs(params, adapter, tokens, config=config, positions=positions, at=at)
-    return (rearrange(logprobs, "(b s) k -> b s k", s=2) * batch["weights"]).sum(-1)
+    logprobs = token_logprobs(
+        params, adapter, tokens, config=config, positions=positions, at=batch["at"]
+    )
+    return _by_completion(logprobs * batch["weights"], batch)
+
+
+def _by_completion(values: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """The sums of [G, K] over each completion's trained tokens: [B, 2]."""
+    pairs, _, length = batch["tokens"].shape
+    sides = jnp.arange(2 * pairs // len(values))
+    # As a masked sum, whose gradient is no scatter.
+    own = batch["at"][..., None] // length == sides
+    return jnp.where(own, values[..., None], 0).sum(1).reshape(pairs, 2)
 
 
 def pad_pairs(pairs: Sequence[TokenPair], context: int) -> dict[str, np.ndarray]:
-    """`tokens` [P, 2, L] int32, `at` [P, 2, K] int32 and `weights` [P, 2, K] float32.
+    """`tokens` [P, 2, L] int32 and `weights` [P, 2, L] float32, 1 on the completions.
 
-    Weights are 1 on the completions (`at` is told in `trained_alone`). L is a multiple of 64, so
-    that rounds with similar programs share a compiled step.
+    L is a multiple of 64, so that rounds with similar programs share a compiled step.
 
     Raises:
-        UserError: a pair is longer than the context.
+        UserError: no pairs, or a pair that is longer than the context.
     """
+    if not pairs:
+        raise UserError("DPO: there are no preference pairs to train on")
     longest = max(len(side) for pair in pairs for side in (pair.winner, pair.loser))
     if longest > context:
         raise UserError(f"DPO: a pair has {longest} tokens, the model's context is {context}")
@@ -180,15 +199,7 @@ def pad_pairs(pairs: Sequence[TokenPair], context: int) -> dict[str, np.ndarray]
         for side, text in enumerate((pair.winner, pair.loser)):
             tokens[index, side, : len(text)] = text.prompt + text.target
             weights[index, side, len(text.prompt) : len(text)] = 1.0
-    at, weights = trained_alone(weights.reshape(-1, length))
-    paired = (len(pairs), 2, -1)
-    return {"tokens": tokens, "at": at.reshape(paired), "weights": weights.reshape(paired)}
-
-
-def _batches(count: int, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, count, size):
-        # The last batch is filled up by wrapping around, to keep one shape.
-        yield np.arange(start, start + size) % count
+    return {"tokens": tokens, "weights": weights}
 
 
 def _shuffled(count: int, settings: DPOSettings, key: jax.Array) -> Iterator[np.ndarray]:
@@ -200,7 +211,3 @@ def _shuffled(count: int, settings: DPOSettings, key: jax.Array) -> Iterator[np.
             order = np.concatenate([order, np.asarray(fresh)])
         yield order[: settings.batch]
         order = order[settings.batch :]
-
-
-def _rows(data: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: array[rows] for name, array in data.items()}

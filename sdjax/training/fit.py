@@ -18,6 +18,9 @@ from sdjax.errors import UserError
 from sdjax.models.transformer import RESIDUAL
 from sdjax.sharding.rules import replicated
 
+# Over which a batch's rows are spread.
+_ROW_AXES = ("data", "fsdp")
+
 # (trainable, frozen, batch) -> (loss, metrics)
 Loss = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -31,6 +34,7 @@ class OptimiserSettings:
         steps: updates; the length of the schedule.
         warmup: steps from zero to the peak.
         final: the share of the peak that is left at the end.
+        weight_decay: of what `decayed` tells.
         clip: the largest global norm of a gradient.
         accumulate: batches whose mean gradient makes an update.
     """
@@ -55,12 +59,25 @@ class OptimiserSettings:
         update = optax.chain(
             optax.clip_by_global_norm(self.clip),
             optax.adamw(
-                schedule, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay
+                schedule,
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                mask=decayed,
             ),
         )
         if self.accumulate == 1:
             return update
         return optax.MultiSteps(update, every_k_schedule=self.accumulate).gradient_transformation()
+
+
+def decayed(trainable: Any) -> Any:
+    """Which leaves weight decay is for: matrices; norms and biases keep their size.
+
+    These are the groups of transformers' Trainer, for every family that sdjax has.
+    """
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, trainable)
 
 
 def rematerialised(loss: Loss) -> Loss:
@@ -103,8 +120,10 @@ def compile_step(
             trainable, frozen, batch
         )
         updates, state = transformation.update(gradient, state, trainable)
-        metrics = metrics | {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
-        return optax.apply_updates(trainable, updates), state, metrics
+        trainable = optax.apply_updates(trainable, updates)
+        norms = {"gradient_norm": gradient, "weight_norm": trainable}
+        metrics |= {"loss": value} | {name: optax.tree.norm(tree) for name, tree in norms.items()}
+        return trainable, state, metrics
 
     return transformation.init, step
 
@@ -132,11 +151,12 @@ def fit(
         checkpoints: by default nothing is kept.
 
     Returns:
-        the trained pytree and the metrics of every step that was done here, `loss` and
-        `gradient_norm` among them.
+        the trained pytree and the metrics of every step that was done here, `loss`,
+        `gradient_norm` and `weight_norm` (after the step) among them.
 
     Raises:
-        UserError: the loss or the gradient is not finite; it names the step.
+        UserError: the loss, the gradient or what it makes of the weights is not finite, or too
+            large to be squared; it names the step.
     """
     done, state = 0, optimiser.build().init(trainable)
     if checkpoints is not None:
@@ -155,11 +175,11 @@ def fit(
             return trainable, history
         values = {name: float(sum(part[name] for part in parts)) / len(parts) for name in parts[0]}
         if (fault := _fault(values)) is not None:
-            # The step before has made weights that nobody had looked at until now.
-            kept = 0 if checkpoints is None else checkpoints.forget(number - 1)
+            what, made_before = fault
+            kept = 0 if checkpoints is None else checkpoints.forget(number - made_before)
             again = f"it then goes on from the checkpoint of step {kept}" if kept else "begin anew"
             raise UserError(
-                f"training: {fault} at step {number}; lower learning_rate or clip, {again}"
+                f"training: {what} at step {number}; lower learning_rate or clip, {again}"
             )
         history.append(values)
         if on_step is not None:
@@ -169,11 +189,25 @@ def fit(
     raise AssertionError("unreachable")
 
 
-def _fault(metrics: Mapping[str, float]) -> str | None:
-    for name, what in (("loss", "loss"), ("gradient_norm", "gradient's norm")):
+def _fault(metrics: Mapping[str, float]) -> tuple[str, int] | None:
+    """What is not finite in a step, and how many steps before it the weights were made so."""
+    for name, what, made_before in (
+        ("loss", "loss", 1),
+        ("gradient_norm", "gradient's norm", 1),
+        ("weight_norm", "trained weights' norm", 0),
+    ):
         if not math.isfinite(metrics[name]):
-            return f"the {what} is {metrics[name]}"
+            return f"the {what} is {metrics[name]}", made_before
     return None
+
+
+def parts_of(trainable: Any, rows: int) -> int:
+    """In how many parts `fit` divides a batch of so many rows over the mesh of what is trained."""
+    everywhere = replicated(trainable)
+    if everywhere is None:
+        return 1
+    parts = math.prod(everywhere.mesh.shape.get(axis, 1) for axis in _ROW_AXES)
+    return parts if rows % parts == 0 else 1
 
 
 def _spread(batch: Any, trainable: Any) -> Any:
@@ -182,11 +216,10 @@ def _spread(batch: Any, trainable: Any) -> Any:
     if everywhere is None:
         return batch
     mesh = everywhere.mesh
-    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
-    parts = math.prod(mesh.shape[axis] for axis in axes)
+    axes = tuple(axis for axis in _ROW_AXES if axis in mesh.shape)
 
     def one(array: np.ndarray) -> jax.Array:
-        split = axes if array.shape[0] % parts == 0 else ()
+        split = axes if parts_of(trainable, len(array)) > 1 else ()
         place = NamedSharding(mesh, PartitionSpec(split))
         return jax.make_array_from_callback(array.shape, place, np.asarray(array).__getitem__)
 

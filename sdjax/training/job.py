@@ -1,7 +1,7 @@
 """`sdjax train`: a training job from a YAML file to a model or an adapter folder.
 
-Beside OUT stands OUT.training: metrics, and checkpoints until OUT is there. An interrupted job
-goes on when it is started again.
+Beside OUT stands OUT.training: metrics, and until OUT is there checkpoints and what a reference
+made of the data. An interrupted job goes on when it is started again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,18 @@ from sdjax.models.adapter import Adapter, fold, initialise_adapter, spread
 from sdjax.models.config import ModelConfig
 from sdjax.models.tree import unflatten
 from sdjax.progress import progress_bar
-from sdjax.sharding.mesh import make_mesh
-from sdjax.training.checkpoints import Metrics, TrainingCheckpoints
+from sdjax.sharding.mesh import mesh_of_all
+from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
 from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
-from sdjax.training.dpo import DPOSettings, dpo_loss, pair_batches
-from sdjax.training.fit import Loss, fit, rematerialised
-from sdjax.training.packing import pack, trained_alone
+from sdjax.training.dpo import (
+    DPOSettings,
+    dpo_loss,
+    pad_pairs,
+    pair_batches,
+    reference_logprobs,
+)
+from sdjax.training.fit import Loss, fit, parts_of, rematerialised
+from sdjax.training.packing import batches_of, pack
 from sdjax.training.settings import JOBS, DPOJob, Job, SFTJob, WarmstartJob
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainee import Trainee, adapted_model, whole_model
@@ -63,13 +70,14 @@ class Course:
     """A training that is ready to begin.
 
     Attributes:
+        batches: makes them, after what they need, which may take long.
         notes: what a user should know of the data.
         programs: those that are learnt from, where they are programs.
         rows: of the data, by which a training that goes on knows them again.
     """
 
     loss: Loss
-    batches: Iterable[Any]
+    batches: Callable[[], Iterable[Any]]
     notes: Sequence[str]
     programs: tuple[str, ...] = ()
     rows: str = ""
@@ -80,6 +88,14 @@ SHOWN = ("margin", "accuracy")
 
 # What a training that goes on may have changed, such as after a loss that was not finite.
 CHANGEABLE = ("learning_rate", "clip", "checkpoint_every")
+
+
+# Beside OUT, the reference's log-probabilities; and what they depend on beside the pairs.
+REFERENCE = "reference.npz"
+OF_REFERENCE = (
+    *("model", "adapter", "rank", "alpha", "projections", "random"),
+    *("reference", "compute", "batch"),
+)
 
 
 def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[str], None]) -> str:
@@ -101,9 +117,7 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
         raise UserError(f"{out}: exists already; choose another out")
     # What training reads alone is kept in the dtype that it computes in.
     dtype = jnp.float32 if job.rank is None and job.adapter is None else jnp.dtype(job.compute)
-    mesh = None
-    if jax.device_count() > 1:
-        mesh = make_mesh(dataclasses.asdict(job.mesh))
+    mesh = mesh_of_all(dataclasses.asdict(job.mesh))
     model, params = read_model(folder, dtype=dtype, mesh=mesh)
     tokenizer = read_tokenizer(folder)
     key = jax.random.key(job.random)
@@ -116,10 +130,10 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
         else adapted_model(model, params, adapter)
     )
     del params
-    course = _course(job, trainee, tokenizer, key, read_run)
+    beside = out.with_name(f"{out.name}.training")
+    course = _course(job, trainee, tokenizer, key, read_run, beside)
     for note in course.notes:
         say(note)
-    beside = out.with_name(f"{out.name}.training")
     try:
         trained, history = _run(kind, job, trainee, course, beside, say)
         programs = _write(job, trainee, trained, adapter, course, out, folder, mesh)
@@ -131,6 +145,7 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
             "command again, it goes on from its last checkpoint"
         ) from None
     shutil.rmtree(beside / "checkpoints", ignore_errors=True)
+    (beside / REFERENCE).unlink(missing_ok=True)
     if not history:
         return f"{out}: written from its last checkpoint{programs}"
     first, last = history[0]["loss"], history[-1]["loss"]
@@ -149,13 +164,18 @@ def _adapter(job: Job, model: ModelConfig, folder: Path, key: jax.Array) -> Adap
 
 
 def _course(
-    job: Job, trainee: Trainee, tokenizer: Tokenizer, key: jax.Array, read_run: ReadRun
+    job: Job,
+    trainee: Trainee,
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    read_run: ReadRun,
+    beside: Path,
 ) -> Course:
     match job:
         case SFTJob():
             return _sft_course(job, trainee, tokenizer)
         case DPOJob():
-            return _dpo_course(job, trainee, tokenizer, key, read_run)
+            return _dpo_course(job, trainee, tokenizer, key, read_run, beside)
         case WarmstartJob():
             return _warmstart_course(job, trainee, tokenizer, key)
     raise AssertionError(job)
@@ -163,27 +183,30 @@ def _course(
 
 def _sft_course(job: SFTJob, trainee: Trainee, tokenizer: Tokenizer) -> Course:
     rows = read_rows(job.data, job.split)
-    examples, notes = texts_to_learn(rows, tokenizer, job.length)
+    # A text has to fit the context; a row of several may be longer.
+    examples, notes = texts_to_learn(rows, tokenizer, min(job.length, trainee.config.context))
     packed = pack(examples, job.length)
-    packed["at"], packed["weights"] = trained_alone(packed["weights"])
     order = np.random.default_rng(job.random)
-
-    def batches():
-        for _ in range(job.steps * job.accumulate):
-            # With replacement, so that few rows still make a whole batch.
-            chosen = order.integers(len(packed["tokens"]), size=job.rows)
-            yield {name: array[chosen] for name, array in packed.items()}
-
+    chosen = [
+        # With replacement, so that few rows still make a whole batch.
+        order.integers(len(packed["tokens"]), size=job.rows)
+        for _ in range(job.steps * job.accumulate)
+    ]
     return Course(
         loss=sft_loss(trainee.config, trainee.assemble),
-        batches=batches(),
+        batches=partial(batches_of, packed, chosen, parts=parts_of(trainee.trainable, job.rows)),
         notes=notes,
         rows=_fingerprint(rows),
     )
 
 
 def _dpo_course(
-    job: DPOJob, trainee: Trainee, tokenizer: Tokenizer, key: jax.Array, read_run: ReadRun
+    job: DPOJob,
+    trainee: Trainee,
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    read_run: ReadRun,
+    beside: Path,
 ) -> Course:
     if Path(job.data).is_dir():
         rows = [
@@ -199,13 +222,26 @@ def _dpo_course(
     settings = DPOSettings(
         loss=job.loss,
         beta=job.beta,
+        reference=job.reference,
         nll_weight=job.nll_weight,
         batch=job.batch,
         steps=job.steps * job.accumulate,
     )
+
+    def batches() -> Iterable[Any]:
+        data = pad_pairs(pairs, trainee.config.context)
+
+        def compute() -> np.ndarray:
+            with progress_bar("reference", len(pairs)) as advance:
+                return reference_logprobs(trainee, data, settings, on_pairs=advance)
+
+        told = {name: getattr(job, name) for name in OF_REFERENCE}
+        reference = kept_array(beside / REFERENCE, compute, data=data, told=told)
+        return pair_batches(trainee, data | {"reference": reference}, settings, key=key)
+
     return Course(
         loss=dpo_loss(trainee.config, trainee.assemble, settings),
-        batches=pair_batches(trainee, pairs, settings, key=key),
+        batches=batches,
         notes=notes,
         rows=_fingerprint(rows),
     )
@@ -229,7 +265,9 @@ def _warmstart_course(
         )
     return Course(
         loss=sft_loss(trainee.config, trainee.assemble),
-        batches=lesson_batches(lesson, batch=job.batch, steps=job.steps * job.accumulate, key=key),
+        batches=partial(
+            lesson_batches, lesson, batch=job.batch, steps=job.steps * job.accumulate, key=key
+        ),
         notes=[f"{len(programs)} programs behind a prompt of {len(lesson.prompt)} tokens"],
         programs=programs,
     )
@@ -246,6 +284,7 @@ def _run(
     origin = {"kind": kind, "rows": course.rows} | dataclasses.asdict(job)
     origin = {key: value for key, value in origin.items() if key not in CHANGEABLE}
     loss = rematerialised(course.loss) if job.remat else course.loss
+    batches = course.batches()
     last = time.perf_counter()
     with (
         TrainingCheckpoints(
@@ -277,7 +316,7 @@ def _run(
             loss,
             trainee.trainable,
             trainee.frozen,
-            course.batches,
+            batches,
             job.optimiser(),
             on_step=on_step,
             checkpoints=checkpoints,

@@ -1,6 +1,7 @@
 """Log-probabilities of given tokens.
 
-Axes: B batch, T tokens, K of them predicted, D hidden, V vocabulary, N chunks, C tokens a chunk.
+Axes: B batch, T tokens, G parts of a batch, K tokens predicted of each, D hidden, V vocabulary, N
+chunks, C tokens a chunk.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ def token_logprobs(
 ) -> jax.Array:
     """The log-probability of each token given those before it: [B, T - 1] float32.
 
-    Entry t belongs to token t + 1; with `at` [B, K] int32, of those entries alone: [B, K]. With
-    `prefix` [P] int32 all rows stand behind those tokens, which are computed once; their positions
-    begin at P, and they have no segments.
+    Entry t belongs to token t + 1. With `at` [G, K] int32 it is [G, K], of those entries alone: the
+    batch is taken in G equal parts, the rows of each laid end to end. With `prefix` [P] int32 all
+    rows stand behind those tokens, which are computed once; their positions begin at P, and they
+    have no segments.
     """
     cache = reach = None
     if prefix is not None:
@@ -55,8 +57,11 @@ def token_logprobs(
     if at is None:
         states, targets = hidden[:, :-1], tokens[:, 1:]
     else:
-        states = jnp.take_along_axis(hidden, at[..., None], axis=1)  # [B, K, D]
-        targets = jnp.take_along_axis(tokens, at + 1, axis=1)
+        joined = rearrange(hidden, "(g b) t d -> g (b t) d", g=len(at))
+        states = jnp.take_along_axis(joined, at[..., None], axis=1)  # [G, K, D]
+        joined = rearrange(tokens, "(g b) t -> g (b t)", g=len(at))
+        # The last place has none behind it, and weight 0.
+        targets = jnp.take_along_axis(joined, at + 1, axis=1, mode="clip")
     return target_logprobs(partial(unembed, config=config), head_of(params), states, targets)
 
 
@@ -97,16 +102,16 @@ def target_logprobs(
 ) -> jax.Array:
     """The target's logit minus the logsumexp of all, in float32.
 
-    A chunk of tokens at a time, forwards and backwards: no array of B x K x V exists.
+    A chunk of tokens at a time, forwards and backwards: no array of G x K x V exists.
 
     Args:
         unembed: `(head, states [..., D]) -> logits [..., V]`, float32, each from its own state.
         head: a pytree of tensors.
-        states: [B, K, D].
-        targets: [B, K] int32.
+        states: [G, K, D].
+        targets: [G, K] int32.
 
     Returns:
-        [B, K] float32.
+        [G, K] float32.
     """
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -152,7 +157,7 @@ target_logprobs.defvjp(_forwards, _backwards)
 
 
 def _logprobs(unembed, head, states: jax.Array, targets: jax.Array) -> jax.Array:
-    logits = unembed(head, states)  # [B, C, V]
+    logits = unembed(head, states)  # [G, C, V]
     # As a masked sum: a vocabulary that is spread over devices stays where it is, and the gradient
     # is no scatter.
     is_target = targets[..., None] == jnp.arange(logits.shape[-1])
@@ -161,18 +166,18 @@ def _logprobs(unembed, head, states: jax.Array, targets: jax.Array) -> jax.Array
 
 
 def _chunks(unembed, head, states: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Each [B, K, ...] as [N, B, C, ...], padded.
+    """Each [G, K, ...] as [N, G, C, ...], padded.
 
     Cut along the tokens, so that a batch that is spread over devices stays where it is.
     """
-    batch, count = states.shape[:2]
+    parts, count = states.shape[:2]
     vocab_size = jax.eval_shape(unembed, head, states).shape[-1]
-    chunks = -(-batch * count * vocab_size // LOGITS)
+    chunks = -(-parts * count * vocab_size // LOGITS)
     padding = (0, -count % chunks)
 
     def cut(array: jax.Array) -> jax.Array:
         padded = jnp.pad(array, [(0, 0), padding] + [(0, 0)] * (array.ndim - 2))
-        return rearrange(padded, "b (n c) ... -> n b c ...", n=chunks)
+        return rearrange(padded, "g (n c) ... -> n g c ...", n=chunks)
 
     return tuple(cut(array) for array in (states, *arrays))
 
@@ -180,4 +185,4 @@ def _chunks(unembed, head, states: jax.Array, *arrays: jax.Array) -> tuple[jax.A
 def _joined(chunked: Any, states: jax.Array) -> Any:
     """The inverse of `_chunks`."""
     count = states.shape[1]
-    return jax.tree.map(lambda x: rearrange(x, "n b c ... -> b (n c) ...")[:, :count], chunked)
+    return jax.tree.map(lambda x: rearrange(x, "n g c ... -> g (n c) ...")[:, :count], chunked)

@@ -1,12 +1,12 @@
 """Examples of different lengths side by side in rows of one length.
 
-Axes: N rows, T tokens, K of them predicted.
+Axes: N rows, B of them in a batch, T tokens, K that are predicted of a part of the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -22,17 +22,33 @@ class Example:
         return len(self.prompt) + len(self.target)
 
 
-def trained_alone(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of weights [N, T], which of the tokens are predicted at all, so that no other is computed.
+def batches_of(
+    data: Mapping[str, np.ndarray], chosen: Sequence[np.ndarray], *, parts: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of rows, with the places of the tokens that are trained, so that no other is
+    predicted.
+
+    Args:
+        data: arrays [N, ...], among them `weights` [N, ..., T], 0 but for the tokens to train.
+        chosen: the rows [B] of each batch.
+        parts: in how many a batch is divided over the devices; each part's places are its own.
 
     Returns:
-        `at` [N, K] int32, the places of the states before the tokens of weight, and their weights
-        [N, K] float32; K is the most that a row has, in multiples of 16, and the rest has weight 0.
+        the rows of each array, but `weights` [parts, K], and `at` [parts, K] int32: a part's tokens
+        laid end to end, the places of the states before those of weight. K is the most that a part
+        of any of the batches has, in multiples of 64: one program takes them all. What is left
+        over has weight 0.
     """
-    after = weights[:, 1:]
-    most = min(-(-int((after > 0).sum(1).max()) // 16) * 16, after.shape[1])
-    at = np.argsort(after == 0, axis=1, kind="stable")[:, :most].astype(np.int32)
-    return at, np.take_along_axis(after, at, axis=1)
+    trained = (data["weights"][..., 1:] > 0).reshape(len(data["weights"]), -1).sum(1)
+    most = max(trained[rows].reshape(parts, -1).sum(1).max() for rows in chosen)
+    most = -(-int(most) // 64) * 64
+    for rows in chosen:
+        batch = {name: array[rows] for name, array in data.items()}
+        after = np.zeros_like(batch["weights"])
+        after[..., :-1] = batch["weights"][..., 1:]
+        after = after.reshape(parts, -1)
+        at = np.argsort(after == 0, axis=1, kind="stable")[:, :most].astype(np.int32)
+        yield batch | {"at": at, "weights": np.take_along_axis(after, at, axis=1)}
 
 
 def behind_prefix(
@@ -69,24 +85,14 @@ def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
     Raises:
         ValueError: an example is longer than a row.
     """
+    sizes = [len(example) for example in examples]
+    if max(sizes, default=0) > length:
+        raise ValueError(f"an example of {max(sizes)} tokens in rows of {length}")
     rows: list[list[Example]] = []
-    room: list[int] = []
-    # Rows that can no longer take the shortest example are not looked at again.
-    shortest = min(map(len, examples), default=0)
-    open_rows: list[int] = []
-    for example in examples:
-        if len(example) > length:
-            raise ValueError(f"an example of {len(example)} tokens in rows of {length}")
-        row = next((row for row in open_rows if room[row] >= len(example)), None)
-        if row is None:
-            row = len(rows)
+    for example, row in zip(examples, _first_fit(sizes, length), strict=True):
+        if row == len(rows):
             rows.append([])
-            room.append(length)
-            open_rows.append(row)
         rows[row].append(example)
-        room[row] -= len(example)
-        if room[row] < shortest:
-            open_rows.remove(row)
     arrays = {
         name: np.zeros((len(rows), length), np.int32)
         for name in ("tokens", "positions", "segments")
@@ -102,3 +108,23 @@ def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
             arrays["weights"][index, start + len(example.prompt) : end] = 1.0
             start = end
     return arrays
+
+
+def _first_fit(sizes: Sequence[int], capacity: int) -> Iterator[int]:
+    """The first row that has room for each size in turn, all at most `capacity`.
+
+    Found in a binary tree whose nodes know the most room of the rows below them: room[1] of all,
+    room[n] of what is below 2n and 2n + 1, the last half of the rows themselves.
+    """
+    leaves = 1 << max(len(sizes) - 1, 0).bit_length()  # a row each, if it comes to that
+    room = [capacity] * (2 * leaves)
+    for size in sizes:
+        node = 1
+        while node < leaves:
+            node *= 2
+            node += room[node] < size
+        yield node - leaves
+        room[node] -= size
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])

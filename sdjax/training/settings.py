@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from sdjax.models.adapter import ALL_PROJECTIONS
 from sdjax.training.fit import OptimiserSettings
@@ -52,9 +53,10 @@ class Job:
         save: `model` writes a whole model, with the adapter folded in; `adapter` a PEFT adapter.
         steps: updates, each by the mean of `accumulate` batches' gradients, whatever their sizes.
         learning_rate, warmup, final, weight_decay, b1, b2, eps, clip: as in `OptimiserSettings`.
-        rank: of a LoRA adapter, alone trained; null trains all weights.
+        rank: of a fresh LoRA adapter, alone trained; null trains all weights.
         projections: which have factors.
-        adapter: a PEFT adapter to start from, in place of a fresh one.
+        adapter: a PEFT adapter to start from, in place of a fresh one; it has its own rank, alpha
+            and projections.
         compute: the dtype of weights and activations; what is trained is kept in float32.
         remat: computes activations again in the backward pass, for less memory.
         checkpoint_every: steps.
@@ -84,6 +86,15 @@ class Job:
     checkpoint_every: Count = 100
     random: Natural = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_is_whole(cls, given: Any) -> Any:
+        told = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
+        surplus = [key for key in ("rank", "alpha", "projections") if told.get(key) is not None]
+        if told.get("adapter") is not None and surplus:
+            raise ValueError(f"{surplus[0]}: the adapter to start from has its own; remove the key")
+        return given
+
     @model_validator(mode="after")
     def _makes_sense(self):
         if self.save == "adapter" and self.rank is None and self.adapter is None:
@@ -103,7 +114,8 @@ class SFTJob(Job):
 
     Attributes:
         data: a JSONL file, or datasets:NAME and its `split`.
-        length: tokens of a packed row.
+        length: tokens of a packed row; a longer prompt, or one beyond the context, is cut from the
+            left.
         rows: packed rows a batch.
     """
 
@@ -121,6 +133,7 @@ class DPOJob(Job):
         data: a JSONL file, datasets:NAME and its `split`, or the folder of a run.
         length: tokens of a side; longer prompts are cut from the left. The context by default.
         nll_weight: weight of the chosen side's likelihood.
+        reference: `policy` is what the training begins with, `seed` the model without `adapter`.
         batch: pairs.
     """
 
@@ -132,7 +145,14 @@ class DPOJob(Job):
     learning_rate: Positive = 1e-5
     nll_weight: NotNegative = 0.0
     batch: Count = 4
+    reference: Literal["policy", "seed"] = "policy"
     rank: Count | None = 16
+
+    @model_validator(mode="after")
+    def _has_seed(self):
+        if self.reference == "seed" and self.rank is None and self.adapter is None:
+            raise ValueError("reference: seed is the model without its adapter; there is none")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: maximum likelihood of targets behind prompts.
 
-Axes: B rows, T tokens, K trained tokens of a row.
+Axes: B rows, T tokens, G parts of a batch, K trained tokens of each.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> Loss:
     """The mean negative log-likelihood of the weighted tokens of packed rows.
 
     A batch is what `pack` or `behind_prefix` makes, with `weights` [B, T], or with `at` and
-    `weights` [B, K] by `trained_alone`. By default the trained and
-    the frozen are flat dicts of tensors.
+    `weights` [G, K] by `batches_of`. By default the trained and the frozen are flat dicts of
+    tensors.
     """
     assembled = assemble or as_tensors()
 

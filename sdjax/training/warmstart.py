@@ -68,15 +68,11 @@ def make_lesson(
         prompt,
         slots=slots,
         descriptions=dict(zip(slots, descriptions, strict=True)),
-        chat=(
-            (lambda text: tokenizer.render_chat([{"role": "user", "content": text}]))
-            if tokenizer.has_chat_template
-            else None
-        ),
+        chat=tokenizer.as_prompt,
     )
     end = tokenizer.eos_ids[:1]
     return Lesson(
-        prompt=tuple(tokenizer.encode(text, add_special=True)),
+        prompt=tuple(tokenizer.encode_prompt(text)),
         programs=tuple(programs),
         targets=tuple(
             (*tokenizer.encode(f"```python\n{program}\n```", add_special=False), *end)

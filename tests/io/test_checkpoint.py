@@ -176,6 +176,7 @@ def test_an_empty_folder_may_be_written_to(tmp_path, folder):
         (lambda p: p.update(extra=p["embed"]), "'extra' is surplus"),
         (lambda p: p.update(embed=p["embed"][:3]), r"embed has shape \[3, 16\], not \[64, 16\]"),
         (lambda p: p.update(embed=p["embed"].astype(jnp.int32)), "embed is int32"),
+        (lambda p: p.update(embed=p["embed"] * jnp.nan), "embed_tokens.weight has a NaN or an inf"),
     ],
 )
 def test_a_tree_that_does_not_fit_is_not_written(tmp_path, params, message):

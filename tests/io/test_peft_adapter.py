@@ -16,7 +16,7 @@ from sdjax.io.peft_adapter import AdaptedFolder, read_adapter, write_adapter
 from sdjax.io.tensor_folder import TensorFolder
 from sdjax.models.adapter import fold, initialise_adapter
 from sdjax.models.config import ModelConfig
-from sdjax.models.tree import flatten
+from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 
 Q, HEAD, EMBED = "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens"
@@ -56,6 +56,7 @@ def adapted(tmp_path, tensors=None, dtype=np.float32, **settings):
         ({"use_rslora": True}, 3 / 2**0.5),
         ({"alpha_pattern": {"q_proj": 8}}, 4.0),
         ({"alpha_pattern": {"k_proj": 8}}, 1.5),
+        ({"alpha_pattern": {"layers.[0-3].self_attn.(q|k)_proj": 8}}, 4.0),
     ],
 )
 def test_the_product_is_added_with_its_scale(tmp_path, settings, scale):
@@ -103,6 +104,8 @@ def test_embeddings_and_whole_tensors(tmp_path):
         ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:, :1]}, {}, "make no product"),
         ({f"{Q}.lora_A.weight": A[:0], f"{Q}.lora_B.weight": B[:, :0]}, {}, "make no product"),
         (None, {"lora_alpha": "x"}, "alpha is 'x'; it must be a number"),
+        (None, {"alpha_pattern": {"(": 8}}, "alpha_pattern must be a mapping of regular expr"),
+        (None, {"alpha_pattern": ["q_proj"]}, "alpha_pattern must be a mapping of regular expr"),
         ({"model.x.lora_A.weight": A, "model.x.lora_B.weight": B}, {}, "adapts model.x.weight"),
         ({f"{Q}.lora_magnitude_vector": A}, {}, "of a kind that is not supported"),
     ],
@@ -188,6 +191,25 @@ def test_what_is_written_comes_back(tmp_path):
     assert (settings["r"], settings["lora_alpha"]) == (2, 3.0)
     with pytest.raises(UserError, match="already holds something"):
         write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+
+
+def test_projections_of_different_ranks_are_written_as_peft_reads_them(tmp_path):
+    wide, narrow = (
+        initialise_adapter(CONFIG, jax.random.key(0), rank=rank, alpha=2 * rank, projections=kinds)
+        for rank, kinds in ((4, ("attn.q_proj",)), (2, ("attn.k_proj",)))
+    )
+    factors = unflatten(flatten(wide.factors) | flatten(narrow.factors))
+    adapter = dataclasses.replace(wide, factors=factors)
+    write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+    settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    keys = [f"model.layers.{layer}.self_attn.k_proj" for layer in range(2)]
+    assert (settings["r"], settings["rank_pattern"]) == (4, dict.fromkeys(keys, 2))
+    assert (settings["lora_alpha"], settings["alpha_pattern"]) == (8, dict.fromkeys(keys, 4))
+    assert read_adapter(tmp_path / "a", CONFIG, model=tmp_path).scale == 2
+    settings["alpha_pattern"] = {"k_proj": 8}
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"adapter_config\.json: rank_pattern and alpha_pattern"):
+        read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):

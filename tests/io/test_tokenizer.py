@@ -127,6 +127,20 @@ def test_chat_template(folder):
     assert ours.render_chat(messages, add_generation_prompt=False) == "<s><user>hello"
 
 
+def test_a_prompt_has_one_start_token_with_a_chat_template_and_without(folder):
+    plain = read_tokenizer(folder)
+    assert plain.as_prompt("hello") == "hello"
+    assert plain.encode_prompt("hello") == plain.encode("hello", add_special=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    chat = read_tokenizer(folder)
+    ids = chat.encode_prompt(chat.as_prompt("hello"))
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_dict=False
+    )
+    assert ids == theirs
+    assert ids.count(chat.bos_id) == plain.encode_prompt("hello").count(plain.bos_id) == 1
+
+
 def test_a_template_that_refuses(folder):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
     with pytest.raises(UserError, match=r"chat template fails.*no system role"):

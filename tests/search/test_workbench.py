@@ -3,11 +3,19 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from sdjax.errors import UserError
+from sdjax.io.checkpoint import read_config
+from sdjax.io.folders import zoo_models
+from sdjax.io.peft_adapter import write_adapter
+from sdjax.io.training_programs import TrainingPrograms
+from sdjax.models.adapter import initialise_adapter
 from sdjax.search.config import DecodingConfig, TaskConfig
 from sdjax.search.workbench import prepare
+from sdjax.training.warmstart import contract_of, name_of
 
 
 @pytest.fixture
@@ -30,6 +38,24 @@ def test_worked_examples_and_splits(sums):
         assert len(shown) == 2
         assert all(example.startswith("train 1+") for example in shown)
         assert asked == f"{one.problem.question}\nA:"
+
+
+def test_a_generator_may_begin_warm(small_config, tmp_path):
+    folder = tmp_path / "warm"
+    model = read_config(zoo_models()["seed"])
+    fresh = initialise_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
+    taught = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+    contract = name_of(contract_of(model, experts=3))
+    files = TrainingPrograms.of(["x"], [5], contract=contract).write(tmp_path / "files")
+    write_adapter(folder, model, taught, base="zoo:seed", more=files)
+    config = dataclasses.replace(small_config, generator=str(folder))
+    bench = prepare(config)
+    jax.tree.map(np.testing.assert_array_equal, bench.fresh_adapter().factors, taught.factors)
+    assert bench.was_trained_on(f"{5:016x}")
+    assert not bench.was_trained_on(f"{6:016x}")
+    wider = dataclasses.replace(config, training=dataclasses.replace(config.training, rank=4))
+    with pytest.raises(UserError, match=r"warm: its rank is 2 .*, training.rank is 4"):
+        prepare(wider)
 
 
 def with_task(config, **changes):

@@ -38,8 +38,8 @@ def test_prompts_are_cut_from_the_left_and_answers_never():
     assert pairs[0].winner.prompt == tuple(whole[-len(pairs[0].winner.prompt) :])
     assert notes == [
         "1 of 3 rows: the prompt is cut from the left",
-        "1 of 3 rows are left out: an answer is longer than 40 tokens; raise length to train on "
-        "them",
+        "1 of 3 rows are left out: an answer is longer than 40 tokens; raise length, up to the "
+        "model's context, to train on them",
     ]
 
 

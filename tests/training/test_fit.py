@@ -14,9 +14,12 @@ import pytest
 
 from sdjax.errors import UserError
 from sdjax.models.adapter import spread
+from sdjax.models.hf_config import from_hf
+from sdjax.models.spec import specify
 from sdjax.sharding.mesh import make_mesh
-from sdjax.training.checkpoints import Metrics, TrainingCheckpoints
-from sdjax.training.fit import OptimiserSettings, fit
+from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
+from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
+from sdjax.training.fit import OptimiserSettings, decayed, fit
 from sdjax.training.packing import Example, pack
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainee import adapted_model
@@ -149,13 +152,45 @@ def test_where_the_loss_breaks_the_last_good_checkpoint_stays(
     assert len(history) == 4
 
 
+def test_a_wild_last_step_is_no_result(tmp_path, config, weights, fresh_adapter):
+    """Its loss and its gradient are those of the weights before it: nothing is odd about them."""
+    wild = OptimiserSettings(learning_rate=1e30, steps=2, warmup=1)  # the first step has rate 0
+    given = list(batches(2))
+    with (
+        checkpoints(tmp_path, every=1) as kept,
+        pytest.raises(UserError, match=r"weights' norm is inf at step 2; .* checkpoint of step 1"),
+    ):
+        train(config, weights, fresh_adapter, optimiser=wild, given=given, checkpoints=kept)
+
+
 def test_weights_that_break_the_loss_are_not_kept(tmp_path, config, weights, fresh_adapter):
     """A checkpoint is of weights that the next step finds out about."""
-    wild = dataclasses.replace(OPTIMISER, learning_rate=1e30, warmup=0)
+    wild = dataclasses.replace(OPTIMISER, learning_rate=1e15, warmup=0)
     with checkpoints(tmp_path, every=1) as kept:
         with pytest.raises(UserError, match="at step 2; lower learning_rate or clip, begin anew"):
             train(config, weights, fresh_adapter, optimiser=wild, checkpoints=kept)
         assert kept.forget(0) == 0
+
+
+def test_a_resumed_training_reads_what_its_reference_made(tmp_path):
+    path, made = tmp_path / "job" / "reference.npz", []
+
+    def compute():
+        made.append(np.random.default_rng(len(made)).normal(size=(3, 2)).astype(np.float32))
+        return made[-1]
+
+    def read(told, tokens=(1, 2)):
+        return kept_array(path, compute, data={"tokens": np.array(tokens)}, told=told)
+
+    first = read({"adapter": None})
+    np.testing.assert_array_equal(read({"adapter": None}), first)
+    assert len(made) == 1
+    read({"adapter": None}, tokens=(1, 3))
+    read({"adapter": "other"}, tokens=(1, 3))
+    assert len(made) == 3
+    path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_array_equal(read({"adapter": "other"}, tokens=(1, 3)), made[3])
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
@@ -182,6 +217,38 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_what_has_no_gradient_decays_unless_it_is_a_vector():
+    before = {"matrix": np.ones((2, 2), np.float32), "norm": np.ones(2, np.float32)}
+    decaying = OptimiserSettings(learning_rate=0.1, steps=1, weight_decay=0.5)
+    after, _ = fit(
+        lambda trained, frozen, batch: (jax.numpy.zeros(()), {}),
+        jax.tree.map(jax.numpy.array, before),
+        {},
+        [{"x": np.zeros(1)}],
+        decaying,
+    )
+    np.testing.assert_allclose(after["matrix"], 0.95 * before["matrix"], rtol=1e-6)
+    np.testing.assert_array_equal(after["norm"], before["norm"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma2", "Phi3"])
+def test_weight_decay_is_of_what_transformers_decays(family):
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = getattr(transformers, f"{family}Config")(**sizes, head_dim=8, tie_word_embeddings=True)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    theirs = set(transformers.Trainer.get_decay_parameter_names(None, model))
+    specs = specify(from_hf(config.to_dict(), family))
+    leaves = {spec.hf_name: jax.ShapeDtypeStruct(spec.shape, "float32") for spec in specs.values()}
+    assert {name for name, decays in decayed(leaves).items() if decays} | {"lm_head.weight"} == (
+        theirs | {"lm_head.weight"}  # which is the embedding
+    )
+
+
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
@@ -200,7 +267,7 @@ def compare_devices():
     """Runs in a process with eight devices."""
     from sdjax.models.adapter import initialise_adapter
     from sdjax.models.config import ModelConfig
-    from sdjax.models.spec import initialise, specify
+    from sdjax.models.spec import initialise
     from sdjax.models.tree import flatten, unflatten
     from sdjax.sharding.rules import shardings
     from sdjax.training.trainee import whole_model
@@ -219,19 +286,33 @@ def compare_devices():
     )
     fresh = initialise_adapter(config, jax.random.key(1), rank=4, alpha=8)
 
+    rng = np.random.default_rng(3)
+    pairs = [
+        TokenPair(
+            winner=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
+            loser=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
+        )
+        for _ in range(12)
+    ]
+
     def curves(mesh):
         weights = initialise(config, jax.random.key(0), jax.numpy.float32)
         adapter = fresh
         if mesh is not None:
-            weights = jax.device_put(weights, shardings(unflatten(specify(config)), mesh))
+            expected = shardings(unflatten(specify(config)), mesh)
+            weights = jax.device_put(weights, expected)
             adapter = spread(fresh, config, mesh)
         yield train(config, weights, adapter)[1]
+        # Eight pairs in a part a device, and six, which eight devices do not divide.
+        for size in (8, 6):
+            settings = DPOSettings(beta=0.1, learning_rate=1e-2, batch=size, steps=4)
+            trainee = adapted_model(config, weights, adapter)
+            yield train_dpo(trainee, pairs, settings, key=jax.random.key(2))[1]
         trainee = whole_model(config, weights)
         loss = sft_loss(config, trainee.assemble)
         trained, history = fit(loss, trainee.trainable, {}, batches(), OPTIMISER)
         if mesh is not None:
-            expected = flatten(shardings(unflatten(specify(config)), mesh))
-            assert {path: leaf.sharding for path, leaf in trained.items()} == expected
+            assert {path: leaf.sharding for path, leaf in trained.items()} == flatten(expected)
         yield history
 
     alone = list(curves(None))

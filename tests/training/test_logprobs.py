@@ -7,7 +7,7 @@ import pytest
 
 from sdjax.training import logprobs as logprobs_module
 from sdjax.training.fit import rematerialised
-from sdjax.training.packing import Example, behind_prefix, pack, trained_alone
+from sdjax.training.packing import Example, batches_of, behind_prefix, pack
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainee import adapted_model, whole_model
 
@@ -46,17 +46,39 @@ def test_no_array_of_all_logits_exists_forwards_or_backwards(
 
 
 def test_trained_tokens_alone_give_the_same_loss_and_gradient(config, weights):
-    examples = [Example(prompt=(3, 4, 6), target=(5, 1)), Example(prompt=(6,), target=(7, 8, 1))]
-    batch = pack(examples, 24)
-    at, kept = trained_alone(batch["weights"])
-    assert at.shape[1] == 16
-    alone = batch | {"at": at, "weights": kept}
-    trainee = whole_model(config, weights)
-    loss = sft_loss(config, trainee.assemble)
-    both = [
-        jax.value_and_grad(loss, has_aux=True)(trainee.trainable, {}, one) for one in (batch, alone)
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(prompt=(3, 4, 6), target=tuple(rng.integers(0, 48, size))) for size in (23, 2, 9, 3)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *both)
+    rows = pack(examples, 26)
+    assert len(rows["tokens"]) == 2
+    trainee = whole_model(config, weights)
+    loss = jax.value_and_grad(sft_loss(config, trainee.assemble), has_aux=True)
+    whole = loss(trainee.trainable, {}, rows)
+    for parts in (1, 2):
+        (alone,) = batches_of(rows, [np.array([1, 0])], parts=parts)
+        assert alone["at"].shape == (parts, 52 // parts)  # 64 would be more than there are
+        found = loss(trainee.trainable, {}, alone)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, whole
+        )
+
+
+def test_all_batches_have_as_many_places_as_the_fullest_part():
+    trained = [3, 70, 5, 1]
+    weights = np.zeros((4, 80), np.float32)
+    for row, count in enumerate(trained):
+        weights[row, 1 : count + 1] = 1
+    data = {"tokens": np.arange(320).reshape(4, 80), "weights": weights}
+    chosen = [np.array([0, 2]), np.array([3, 1])]
+    for parts, most in ((1, 128), (2, 80)):
+        found = list(batches_of(data, chosen, parts=parts))
+        for batch, rows in zip(found, chosen, strict=True):
+            assert batch["at"].shape == (parts, most)
+            behind = np.roll(batch["tokens"].reshape(parts, -1), -1, axis=1)
+            seen = np.take_along_axis(behind, batch["at"], 1)[batch["weights"] > 0]
+            wanted = [data["tokens"][row, 1 : trained[row] + 1] for row in rows]
+            assert seen.tolist() == np.concatenate(wanted).tolist()
 
 
 @pytest.mark.parametrize("trained", ["whole", "adapter"])

@@ -18,7 +18,7 @@ from sdjax.training import logprobs as logprobs_module
 from sdjax.training.dpo import DPOSettings, TokenPair, pad_pairs, sequence_logprobs, train_dpo
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import ipo_loss, sigmoid_loss
-from sdjax.training.packing import Example, pack
+from sdjax.training.packing import Example, batches_of, pack
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainee import adapted_model, split, whole_model
 
@@ -105,8 +105,9 @@ def test_sft_loss_is_the_mean_over_targets_of_each_text_alone(params):
 
 
 def test_a_completion_is_scored_with_its_end_and_without_its_prompt(params):
-    data = pad_pairs(PAIRS, CONFIG.context)
-    found = sequence_logprobs(CONFIG, params, None, data)
+    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.context), [np.arange(3)])
+    assert batch["at"].shape == batch["weights"].shape == (1, 64)
+    found = sequence_logprobs(CONFIG, params, None, batch)
     for index, one in enumerate(PAIRS):
         for side, text in enumerate((one.winner, one.loser)):
             tokens = np.array([text.prompt + text.target])
@@ -119,9 +120,9 @@ def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert history[-1]["margin"] > 0.1
     assert history[-1]["accuracy"] == 1.0
-    data = pad_pairs(PAIRS, CONFIG.context)
-    before = sequence_logprobs(CONFIG, params, adapter, data)
-    after = sequence_logprobs(CONFIG, params, trained, data)
+    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.context), [np.arange(3)])
+    before = sequence_logprobs(CONFIG, params, adapter, batch)
+    after = sequence_logprobs(CONFIG, params, trained, batch)
     assert np.all((after[:, 0] - after[:, 1]) > (before[:, 0] - before[:, 1]))
 
 

@@ -33,6 +33,20 @@ def test_rows_are_filled_first_fit():
     assert pack(EXAMPLES, 9)["tokens"].shape == (1, 9)
 
 
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_each_text_stands_in_the_first_row_that_had_room(count):
+    sizes = np.random.default_rng(0).integers(1, 33, count).tolist()
+    expected: list[list[int]] = []
+    for size in sizes:
+        row = next((row for row in expected if sum(row) + size <= 32), None)
+        if row is None:
+            expected.append([size])
+        else:
+            row.append(size)
+    segments = pack([Example(prompt=(2,) * size, target=()) for size in sizes], 32)["segments"]
+    assert [np.bincount(row)[1:].tolist() for row in segments] == expected
+
+
 def test_an_example_longer_than_a_row_is_an_error():
     with pytest.raises(ValueError, match="4 tokens in rows of 3"):
         pack(EXAMPLES, 3)
