@@ -6,8 +6,10 @@ import os
 import sys
 
 # Most of a large merge's time in the system, and a tenth of a training step, goes into new pages of
-# memory; they are asked for 2 MiB at a time. glibc reads this at its start.
-_VARIABLE, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+# memory. They are asked for 2 MiB at a time, and what is freed is kept for the next tensor or step.
+# glibc reads this at its start.
+_VARIABLE = "GLIBC_TUNABLES"
+_TUNABLES = {"hugetlb": 1, "mmap_threshold": 2**34, "trim_threshold": 2**34, "arena_max": 1}
 _LARGE = ("merge", "train")
 
 
@@ -23,7 +25,7 @@ def start() -> None:
 def in_huge_pages() -> None:
     """Begins this process anew, such that its large arrays lie in huge pages, where it can."""
     if sys.platform == "linux" and sys.executable and _VARIABLE not in os.environ:
-        os.environ[_VARIABLE] = _HUGE_PAGES
+        os.environ[_VARIABLE] = ":".join(f"glibc.malloc.{key}={n}" for key, n in _TUNABLES.items())
         os.execv(sys.executable, sys.orig_argv)
 
 
