@@ -26,7 +26,7 @@ DPO_KINDS = ("whole", "lora")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", choices=(*DPO_KINDS, "sft"), help="none: tables alone")
+    parser.add_argument("kinds", nargs="*", metavar="whole|lora|sft", help="none: tables alone")
     parser.add_argument("--model", required=True)
     parser.add_argument("--problems", required=True, help="gsm8k_train.jsonl")
     parser.add_argument("--theirs", required=True, help="python of a venv with TRL 1.16")
