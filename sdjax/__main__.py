@@ -7,7 +7,7 @@ import sys
 
 # Most of a large merge's time in the system, and a tenth of a training step, goes into new pages of
 # memory. They are asked for 2 MiB at a time, and what is freed is kept for the next tensor or step:
-# pieces below 4 GiB, since a larger one that finds its place taken in part would need another whole.
+# pieces below 4 GiB, since one that finds its place taken in part would need another whole.
 # glibc reads this at its start.
 _VARIABLE = "GLIBC_TUNABLES"
 _TUNABLES = {"hugetlb": 1, "mmap_threshold": 2**32, "trim_threshold": 2**34, "arena_max": 1}

@@ -6,9 +6,15 @@ import dataclasses
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
-from pydantic_core import ArgsKwargs
 
 from sdjax.models.adapter import ALL_PROJECTIONS
 from sdjax.training.fit import OptimiserSettings
@@ -53,10 +59,10 @@ class Job:
         save: `model` writes a whole model, with the adapter folded in; `adapter` a PEFT adapter.
         steps: updates, each by the mean of `accumulate` batches' gradients, whatever their sizes.
         learning_rate, warmup, final, weight_decay, b1, b2, eps, clip: as in `OptimiserSettings`.
-        rank: of a fresh LoRA adapter, alone trained; null trains all weights.
-        projections: which have factors.
         adapter: a PEFT adapter to start from, in place of a fresh one; it has its own rank, alpha
             and projections.
+        rank: of a fresh LoRA adapter, alone trained; null trains all weights.
+        projections: which have factors.
         compute: the dtype of weights and activations; what is trained is kept in float32.
         remat: computes activations again in the backward pass, for less memory.
         checkpoint_every: steps.
@@ -76,24 +82,23 @@ class Job:
     eps: Positive = 1e-8
     clip: Positive = 1.0
     accumulate: Count = 1
+    adapter: str | None = None
     rank: Count | None = None
     alpha: Positive = 32.0
     projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
-    adapter: str | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     mesh: MeshJob = Field(default_factory=MeshJob)
     checkpoint_every: Count = 100
     random: Natural = 0
 
-    @model_validator(mode="before")
+    @field_validator("rank", "alpha", "projections")
     @classmethod
-    def _adapter_is_whole(cls, given: Any) -> Any:
-        told = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
-        surplus = [key for key in ("rank", "alpha", "projections") if told.get(key) is not None]
-        if told.get("adapter") is not None and surplus:
-            raise ValueError(f"{surplus[0]}: the adapter to start from has its own; remove the key")
-        return given
+    def _is_of_a_fresh_adapter(cls, value: Any, info: ValidationInfo) -> Any:
+        """Called with what is given, not with defaults."""
+        if value is not None and info.data.get("adapter") is not None:
+            raise ValueError("the adapter to start from has its own; remove the key")
+        return value
 
     @model_validator(mode="after")
     def _makes_sense(self):

@@ -237,8 +237,10 @@ def test_weight_decay_is_of_what_transformers_decays(family):
     import torch
     import transformers
 
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
-    config = getattr(transformers, f"{family}Config")(**sizes, head_dim=8, tie_word_embeddings=True)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = getattr(transformers, f"{family}Config")(
+        **sizes, num_hidden_layers=2, head_dim=8, tie_word_embeddings=True
+    )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     theirs = set(transformers.Trainer.get_decay_parameter_names(None, model))

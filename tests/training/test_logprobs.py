@@ -53,7 +53,7 @@ def test_trained_tokens_alone_give_the_same_loss_and_gradient(config, weights):
     rows = pack(examples, 26)
     assert len(rows["tokens"]) == 2
     trainee = whole_model(config, weights)
-    loss = jax.value_and_grad(sft_loss(config, trainee.assemble), has_aux=True)
+    loss = jax.jit(jax.value_and_grad(sft_loss(config, trainee.assemble), has_aux=True))
     whole = loss(trainee.trainable, {}, rows)
     for parts in (1, 2):
         (alone,) = batches_of(rows, [np.array([1, 0])], parts=parts)
