@@ -36,9 +36,9 @@ weights themselves. Methods work on what they are given.
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -57,8 +57,8 @@ PerExpert = Annotated[Any, "a value for each expert"]
 REQUESTS = frozenset({"base", "key", "depth", "kind"})
 TREE_REQUESTS = frozenset({"base", "key"})
 
-_serials: weakref.WeakKeyDictionary[Callable, int] = weakref.WeakKeyDictionary()
-_next_serial = itertools.count()
+_numbers: weakref.WeakKeyDictionary[Callable, int] = weakref.WeakKeyDictionary()
+_counted: Counter[str] = Counter()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -292,9 +292,12 @@ def _identity(
     function: Callable[..., Any], bound: Mapping[str, Any], traced: Mapping[str, str]
 ) -> str:
     qualified = f"{function.__module__}.{function.__qualname__}"
-    if "<" in qualified:  # lambdas and closures share their qualified name
-        if function not in _serials:
-            _serials[function] = next(_next_serial)
-        qualified += f"#{_serials[function]}"
+    # A name is shared by closures, and by what a notebook defines again. The first function of a
+    # name keeps it as it is: that of a module, whose identity must outlive the process.
+    if function not in _numbers:
+        _numbers[function] = _counted[qualified]
+        _counted[qualified] += 1
+    if number := _numbers[function]:
+        qualified += f"#{number}"
     static = ", ".join(f"{k}={v!r}" for k, v in sorted(bound.items()) if k not in traced)
     return f"{qualified}({static})"

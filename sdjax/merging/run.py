@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from sdjax.merging import outputs
 from sdjax.merging.checkpoints import open_checkpoint
 from sdjax.merging.method import Method
 from sdjax.merging.outputs import RECIPE, Origin
-from sdjax.merging.plan import Plan, plan_recipe
+from sdjax.merging.plan import Plan, Step, plan_recipe
 from sdjax.merging.recipe import read_recipe
 from sdjax.merging.stream import OnTensor, announce, merge_steps
 from sdjax.merging.tokens import TokenizerPlan, plan_tokenizer
@@ -92,7 +93,7 @@ def write_merged(
         tokenizer = TokenizerPlan(folder=plan.template.folder, new={}, vocabulary=None)
     vocabulary = tokenizer.vocabulary
     announced = announce(plan, vocabulary)
-    fingerprint = _fingerprint(plan, origin, key, chat_template, announced)
+    fingerprint = _fingerprint(plan, origin, key, chat_template, tokenizer.folder, announced)
     with _room_for(out):
         writer = ResumableFolder(
             out, announced, fingerprint=fingerprint, max_file_bytes=max_file_bytes
@@ -158,19 +159,35 @@ def _fingerprint(
     origin: Origin,
     key: jax.Array | None,
     chat_template: str | None,
+    tokenizer: Path,
     announced: Mapping[str, jax.ShapeDtypeStruct],
 ) -> str:
-    """What an interrupted merge must have in common with the one that goes on with it."""
+    """What an interrupted merge must have in common with the one that goes on with it: all that a
+    tensor follows from."""
+    places = {id(model): place for place, model in enumerate(plan.models)}
+
+    def told_of(step: Step) -> dict[str, Any]:
+        algorithm = step.algorithm
+        return {
+            "tensor": (step.name, step.path, announced[step.name].shape, step.dtype.name),
+            "base": step.base is not None,
+            # Of a model that is merged in memory already there is no place.
+            "inputs": [(places.get(id(one.model)), one.name) for one in step.everything],
+            "algorithm": algorithm and (algorithm.identity, dict(algorithm.hyperparameters)),
+            "rows": (step.vocabulary, step.anchor),
+        }
+
     told = {
         "version": __version__,
         "text": origin.text,
         "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
         "chat_template": chat_template,
-        "models": {
-            model.name: [outputs.facts(folder) for folder in model.tensors.folders]
+        "models": [
+            (model.name, [outputs.facts(folder) for folder in model.tensors.folders])
             for model in plan.models
-        },
-        "tensors": {name: (one.shape, one.dtype.name) for name, one in announced.items()},
-        "algorithms": sorted({s.algorithm.identity for s in plan.steps if s.algorithm}),
+        ],
+        "slots": plan.slots,
+        "tokenizer": outputs.facts(tokenizer),
+        "steps": [told_of(step) for step in plan.steps],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

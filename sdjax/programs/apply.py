@@ -134,7 +134,9 @@ def _whole(algorithm: Algorithm, plan: Plan, models: Models, key: jax.Array) -> 
     arrays = {step.name: np.asarray(new[step.path]) for step in merged}
     base = dataclasses.replace(models.base, tensors=_Replaced(models.base.tensors, arrays))
     steps = (
-        dataclasses.replace(
+        step
+        if step.algorithm is None
+        else dataclasses.replace(
             step,
             base=None,
             algorithm=None,

@@ -79,6 +79,23 @@ def test_a_sweep_of_a_hundred_coefficients_compiles_nothing_new(compiles):
     assert len(compiles) == before + 2
 
 
+def test_a_function_that_is_defined_again_is_compiled_again(compiles):
+    base, expert = tree(0), tree(1)
+    path = "layers/0/mlp/up_proj"
+    delta = flatten(expert)[path] - flatten(base)[path]
+    for factor in (1, 100):
+        cell: dict = {"__name__": "__main__"}
+        exec(f"def merge_models(vectors): return {factor} * vectors['expert_1']", cell)
+        counts = []
+        for _ in range(2):
+            before = len(compiles)
+            merged = sdjax.merge(base, [expert], cell["merge_models"], scope=path)
+            counts.append(len(compiles) - before)
+            change = flatten(merged.params)[path] - flatten(base)[path]
+            np.testing.assert_allclose(change, factor * delta, rtol=1e-4, atol=1e-5)
+        assert counts[1] == 0
+
+
 def test_eighty_layers_compile_what_eight_do(compiles):
     counts = []
     for layers in (8, 80):

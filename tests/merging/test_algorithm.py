@@ -52,6 +52,19 @@ def test_closures_of_one_name_have_distinct_identities():
     assert identities[0] == identities[2]
 
 
+def test_a_function_that_is_defined_again_is_another():
+    def define(factor):
+        space = {"__name__": "notebook"}
+        exec(f"def merge_models(task_vectors): return {factor}", space)
+        return space["merge_models"]
+
+    first, again = define(1), define(2)
+    identities = [Algorithm.from_function(f).identity for f in (first, again, first)]
+    assert identities == ["notebook.merge_models()", "notebook.merge_models#1()", identities[0]]
+    del first
+    assert Algorithm.from_function(define(3)).identity == "notebook.merge_models#2()"
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(0.5, [0.5, 0.5]), ((1, 2), [1, 2]), ({"b": 1, "a": 2}, [2, 1]), (np.float32(2), [2, 2])],

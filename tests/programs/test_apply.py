@@ -1,13 +1,18 @@
 """`sdjax merge --algorithm`, over the zoo."""
 
+import shutil
+
+import jax
 import numpy as np
 import pytest
 
 from sdjax.errors import UserError
 from sdjax.io.checkpoint import read_model
 from sdjax.io.folders import model_folder
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.outputs import Origin
 from sdjax.models.tree import flatten
-from sdjax.programs.apply import merge_program
+from sdjax.programs.apply import apply, merge_program, open_models
 
 EXPERTS = {"expert_1": "zoo:reader", "expert_2": "zoo:calculator"}
 TENSOR = """import jax.numpy as jnp
@@ -84,3 +89,37 @@ def test_what_is_not_admitted_writes_nothing(tmp_path, source, experts, message)
         merge_program(tmp_path / "mine.py", "zoo:seed", experts, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def halves(task_vectors):
+    return 0.5 * task_vectors["expert_1"] - task_vectors["expert_2"]
+
+
+def merge_trees(task_vectors):
+    return {path: 0.5 * x for path, x in task_vectors["expert_1"].items()}
+
+
+@pytest.mark.parametrize("function", [halves, merge_trees])
+def test_only_the_same_merge_goes_on_with_what_was_interrupted(tmp_path, function):
+    def run(base, first, second, scope, on_tensor=None):
+        models = open_models(base, {"expert_1": first, "expert_2": second}, tmp_path)
+        origin = Origin(method="mine", file="program.py", text="the same")
+        method = Algorithm.from_function(function)
+        out, key = tmp_path / "out", jax.random.key(0)
+        return apply(method, models, scope, out, origin=origin, key=key, on_tensor=on_tensor)
+
+    def stop(done, total, name):
+        if done == 12:
+            raise KeyboardInterrupt
+
+    first = ("zoo:seed", "zoo:reader", "zoo:calculator", "mlp")
+    for again, same in [
+        (("zoo:seed", "zoo:calculator", "zoo:reader", "mlp"), False),
+        (("zoo:reader", "zoo:seed", "zoo:calculator", "mlp"), False),
+        (("zoo:seed", "zoo:reader", "zoo:calculator", "layers/1/mlp/*"), False),
+        (first, True),
+    ]:
+        with pytest.raises(KeyboardInterrupt):
+            run(*first, on_tensor=stop)
+        assert (run(*again).resumed >= 12) == same
+        shutil.rmtree(tmp_path / "out")
