@@ -12,6 +12,7 @@ from typing import Any
 
 import tokenizers
 
+from sdjax.errors import shown
 from sdjax.io.checkpoint import ASSETS
 from sdjax.io.tensor_folder import CONFIG, read_json
 from sdjax.io.tokenizer import FILE, SETTINGS, TEMPLATE
@@ -94,7 +95,7 @@ def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | No
     if "{" not in choice:
         raise recipe.fail(
             "chat_template",
-            f"no chat_template {choice!r}; it must be auto, a Jinja template, or one of "
+            f"no chat_template {shown(choice)}; it must be auto, a Jinja template, or one of "
             f"{', '.join(CHAT_TEMPLATES)}",
         )
     import jinja2  # a fortieth of a second, which few recipes need
