@@ -23,9 +23,10 @@ def merge_models(task_vectors: dict[str, jax.Array], base: jax.Array) -> jax.Arr
     if len(task_vectors) != 1:
         raise ValueError("arcee_fusion takes exactly one expert")
     (vector,) = task_vectors.values()
-    p = jax.nn.softmax(base + vector, axis=-1) + 1e-8
-    q = jax.nn.softmax(base, axis=-1) + 1e-8
-    divergence = jnp.sum(p * jnp.log(p / q), axis=-1, keepdims=True)
+    row = -1 if vector.ndim else ()
+    p = jax.nn.softmax(base + vector, axis=row) + 1e-8
+    q = jax.nn.softmax(base, axis=row) + 1e-8
+    divergence = jnp.sum(p * jnp.log(p / q), axis=row, keepdims=True)
     # A divergence is not negative but for rounding, and its quartiles are then those of a size.
     importance = reproducible_sum([jnp.abs(vector) * jnp.maximum(divergence, 0.0)])
     size = importance.size
