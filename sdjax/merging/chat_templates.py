@@ -1,7 +1,7 @@
 """Chat formats that a recipe may name instead of writing a template.
 
 Each gives the text that mergekit's template of the same name gives, as transformers renders it
-(blocks trimmed), odd line ends included; `tests/merging/test_chat_templates.py` has both.
+(blocks trimmed), odd line ends and indents included; `tests/merging/test_chat_templates.py` has both.
 """
 
 _CHATML = (
@@ -42,10 +42,12 @@ _MISTRAL = (
 )
 
 _EXAONE = (
-    "{% if messages and messages[0]['role'] != 'system' %}[|system|][|endofturn|]\n{% endif %}"
-    "{% for m in messages %}[|{{ m['role'] }}|]{{ m['content'] }}"
-    "{% if m['role'] != 'user' %}[|endofturn|]{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}[|assistant|]{% endif %}"
+    "{% for m in messages %}"
+    "{% if loop.first and m['role'] != 'system' %}"
+    "{{ '        [|system|][|endofturn|]\n\n' }}{% endif %}"
+    "{{ '    [|' ~ m['role'] ~ '|]' ~ m['content'] ~ '\n        ' }}"
+    "{% if m['role'] != 'user' %}[|endofturn|]{% endif %}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '    [|assistant|]\n' }}{% endif %}"
 )
 
 CHAT_TEMPLATES = {
