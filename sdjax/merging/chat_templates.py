@@ -1,7 +1,7 @@
 """Chat formats that a recipe may name instead of writing a template.
 
 Each gives the text that mergekit's template of the same name gives, as transformers renders it
-(blocks trimmed), odd line ends and indents included; `tests/merging/test_chat_templates.py` has both.
+(blocks trimmed), odd line ends and indents included: see `tests/merging/test_chat_templates.py`.
 """
 
 _CHATML = (

@@ -144,16 +144,18 @@ class Merger:
         if reuse is None:
             return {}
         earlier = flatten(reuse.params)
-        lent = {path: earlier.get(path) for path in self.paths if path in self.live}
-        for path, leaf in lent.items():
+        lent = {}
+        for path in (path for path in self.paths if path in self.live):
             base, experts = self._leaves[path]
             like = experts[0] if base is None else base
+            leaf = earlier.get(path)
             if leaf is None or (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
                 raise UserError(f"reuse: it has no {path} of this shape; give an earlier result")
             if any(leaf is other for other in (base, *experts)):
                 raise UserError(f"reuse: {path} is no merged tensor; give an earlier result")
             if leaf.is_deleted():
                 raise UserError("reuse: this result has lent its memory already; give another")
+            lent[path] = leaf
         return lent
 
     def _merge_tensors(
