@@ -1,4 +1,8 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, and how its message quotes."""
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class UserError(Exception):
@@ -11,3 +15,9 @@ class UserError(Exception):
 class Passing(UserError):
     """A full disk, a file system that is away: calling again may succeed, so that whatever is done
     already is kept."""
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as a message quotes it: in one line, of at most so many letters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -23,23 +23,23 @@ def merge_models(task_vectors: dict[str, jax.Array], base: jax.Array) -> jax.Arr
     if len(task_vectors) != 1:
         raise ValueError("arcee_fusion takes exactly one expert")
     (vector,) = task_vectors.values()
-    divergence = _divergence(base, vector)
-    importance = reproducible_sum([jnp.abs(vector) * divergence])
+    row = -1 if vector.ndim else ()
+    importance = reproducible_sum([jnp.abs(vector) * _divergence(base, vector, row)])
     size = importance.size
     places = [size - int(q * (size - 1)) for q in (0.25, 0.5, 0.75)]
     first, median, third = kth_magnitudes(importance, jnp.array(places))
     return jnp.where(importance >= median + 1.5 * (third - first), vector, 0.0)
 
 
-def _divergence(base: jax.Array, vector: jax.Array) -> jax.Array:
+def _divergence(base: jax.Array, vector: jax.Array, row: int | tuple[()]) -> jax.Array:
     """KL(p || q) of each row, p = softmax(base + vector) + 1e-8 and q = softmax(base) + 1e-8.
 
     The terms p log(p / q) of a small change cancel to its square, of which float32 would leave two
     digits. As p and q have one sum, it is that of q ((1 + r) log(1 + r) - r) with r = p / q - 1, no
     term of which is negative; r is found without a difference of like numbers.
     """
-    share = jax.nn.softmax(base, axis=-1)
-    grown = jnp.sum(share * jnp.expm1(vector), axis=-1, keepdims=True)
+    share = jax.nn.softmax(base, axis=row)
+    grown = jnp.sum(share * jnp.expm1(vector), axis=row, keepdims=True)
     q = share + 1e-8
     r = share / q * jnp.expm1(vector - jnp.log1p(grown))
     near = jnp.clip(r, -0.1, 0.1)
@@ -47,4 +47,4 @@ def _divergence(base: jax.Array, vector: jax.Array) -> jax.Array:
         jnp.array([(-1) ** k / (k * (k - 1)) for k in range(9, 1, -1)], jnp.float32), near
     )
     far = jax.scipy.special.xlog1py(1 + r, r) - r
-    return jnp.sum(q * jnp.where(r == near, series, far), axis=-1, keepdims=True)
+    return jnp.sum(q * jnp.where(r == near, series, far), axis=row, keepdims=True)

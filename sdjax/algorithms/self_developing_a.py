@@ -23,6 +23,6 @@ MEANING = Meaning()
 def merge_models(task_vectors: dict[str, jax.Array], rate: float = 0.5) -> jax.Array:
     merged = jnp.zeros_like(next(iter(task_vectors.values())))
     for vector in task_vectors.values():
-        row_mean = jnp.mean(vector, axis=-1, keepdims=True)  # [out, 1]
+        row_mean = jnp.mean(vector, axis=-1 if vector.ndim else (), keepdims=True)  # [out, 1]
         merged = (1 - rate) * merged + rate * row_mean
     return merged

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, shown
 
 ZOO = Path(__file__).parent.parent / "zoo" / "models"
 # Beside the weights of a seed: what tells its own programs from remembered ones.
@@ -52,18 +53,20 @@ def model_folder(name: str, *, beside: Path | None = None) -> Path:
         return folder
     if HUB_NAME.fullmatch(name):
         return _fetch(name)
+    told = name if name.isprintable() and len(name) <= 200 else shown(name)
     where = "" if beside is None else f" in {beside} or in {Path.cwd()}"
     raise UserError(
-        f"{name}: no such model folder{where}; give a Hugging Face folder, a name OWNER/MODEL on "
+        f"{told}: no such model folder{where}; give a Hugging Face folder, a name OWNER/MODEL on "
         "Hugging Face, or zoo:NAME"
     )
 
 
 def _existing(name: str, beside: Path | None) -> Path | None:
-    folders = [Path(name).expanduser()]
+    folders = [Path(os.path.expanduser(name))]
     if beside is not None:
         folders.insert(0, beside / name)
-    return next((folder for folder in folders if folder.is_dir()), None)
+    # Of os.path, because pathlib raises for a name that no folder can have.
+    return next((folder for folder in folders if os.path.isdir(folder)), None)
 
 
 def _fetch(name: str) -> Path:

@@ -9,6 +9,7 @@ what was not yet forced to disk counts only until the machine restarts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from sdjax.io.tensor_folder import INDEX, SINGLE
 from sdjax.io.weights_file import file_header, raw_bytes, sync_folder, write_text
 
 JOURNAL = "journal"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what making room mends
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -42,12 +44,18 @@ class ResumableFolder:
         """Takes up what an attempt of the same fingerprint and files has left, else begins anew.
 
         tensors: name to anything with a shape and a dtype, in the order of the files.
-        Raises UserError where ``out`` holds something, or another process is writing it.
+        Raises UserError where ``out`` holds something, no folder can take its name, or another
+        process is writing it, and OSError where there is no room.
         """
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists already and is not empty; name another folder")
-        self.out = out
-        self.folder = out.parent / f".{out.name}.partial"
+        try:
+            self.out = _free_place(out)
+            self.folder = self.out.parent / f".{self.out.name}.partial"
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            told = f"{out}: no folder can be made there ({error.strerror}); name another"
+            raise UserError(told) from None
         self._files = _divide(tensors, max_file_bytes)
         self._file_of = {name: file for file, names in self._files.items() for name in names}
         self._headers = {
@@ -109,7 +117,6 @@ class ResumableFolder:
 
     def _take_up(self, fingerprint: str) -> tuple[IO[str], set[str]]:
         """The open, locked journal, and the tensors that are written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         journal = locked(self.folder / JOURNAL, self.out)
         journal.seek(0)
         text = journal.read()
@@ -143,6 +150,17 @@ class ResumableFolder:
 
     def _note(self, note: dict) -> None:
         print(json.dumps(note), file=self._journal, flush=True)
+
+
+def _free_place(out: Path) -> Path:
+    """Where ``out`` is, links followed, if a folder can be given that name."""
+    place = Path(os.path.realpath(out))
+    if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{out} exists already and is not empty; name another folder")
+    if place == Path.cwd() or place.is_mount():
+        kind = "where file systems meet" if place.is_mount() else "the folder that you are in"
+        raise UserError(f"{out} is {kind}, which cannot be replaced; name a folder in it")
+    return place
 
 
 def _notes(text: str) -> list[dict]:

@@ -129,8 +129,7 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; give one with {FILE}")
-    if not any((folder / name).is_file() for name in _TOKEN_FILES):
-        raise UserError(f"{folder}: no tokenizer; copy {FILE} and {SETTINGS} beside the weights")
+    _require_files(folder)
     settings = read_json(folder / SETTINGS)
     plain = _plain_tokenizer(folder, settings)
     if plain is not None:
@@ -175,11 +174,7 @@ def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.To
         return None
     if any(settings.get(name) for name in _CHANGING_SETTINGS):
         return None
-    try:
-        plain = tokenizers.Tokenizer.from_file(str(folder / FILE))
-    except Exception as error:  # the library raises no narrower class
-        line = " ".join(str(error).split())
-        raise UserError(f"{folder / FILE}: cannot be read ({line}); copy the file again") from None
+    plain = read_file(folder)
     # Without a post-processor transformers makes one; without BPE it may clean up decoded text.
     if plain.post_processor is None or not isinstance(plain.model, tokenizers.models.BPE):
         return None
@@ -197,6 +192,20 @@ def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.To
     plain.no_truncation()
     plain.no_padding()
     return plain
+
+
+def read_file(folder: Path) -> tokenizers.Tokenizer:
+    """What a folder's tokenizer.json holds. Raises UserError for a damaged one."""
+    try:
+        return tokenizers.Tokenizer.from_file(str(folder / FILE))
+    except Exception as error:  # the library raises no narrower class
+        line = " ".join(str(error).split())
+        raise UserError(f"{folder / FILE}: cannot be read ({line}); copy the file again") from None
+
+
+def _require_files(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _TOKEN_FILES):
+        raise UserError(f"{folder}: no tokenizer; copy {FILE} and {SETTINGS} beside the weights")
 
 
 def _plain_functions(
@@ -226,6 +235,7 @@ def _full_functions(
 
 def load_full_tokenizer(folder: Path) -> Any:
     """transformers' own tokenizer of a folder. Raises UserError where it cannot be read."""
+    _require_files(folder)
     from transformers import AutoTokenizer
 
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
-from sdjax.io.tokenizer import FILE, load_full_tokenizer
+from sdjax.io.tokenizer import FILE, load_full_tokenizer, read_file
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
@@ -36,5 +36,5 @@ def write_extended(
 
 def _backend(folder: Path) -> tokenizers.Tokenizer:
     if (folder / FILE).is_file():
-        return tokenizers.Tokenizer.from_file(str(folder / FILE))
+        return read_file(folder)
     return load_full_tokenizer(folder).backend_tokenizer

@@ -87,6 +87,8 @@ class Merger:
             raise UserError(f"{len(experts)} experts need as many distinct names: {self.slots}")
         self.programs = programs if programs is not None else Programs()
         self._base = None if base is None else flatten(base)
+        if not all(isinstance(expert, Mapping) for expert in experts):
+            raise UserError("experts are trees (nested dicts of arrays): in a list, or by name")
         flat_experts = [flatten(expert) for expert in experts]
         reference = flat_experts[0] if self._base is None else self._base
         self.paths = select(reference, scope)
@@ -119,8 +121,8 @@ class Merger:
         Raises TooMuchMemory, before anything has run, when one takes more, and UserError when the
         algorithm does not trace or returns something other than one array of the tensor's shape.
         """
-        if "key" in algorithm.requests and key is None:
-            raise UserError(f"{algorithm.name} draws random numbers: pass a key")
+        if "key" in algorithm.requests and not _is_key(key):
+            raise UserError(f"{algorithm.name} draws random numbers: pass a key, jax.random.key(0)")
         if algorithm.form == "tree":
             new, squares = self._merge_tree(algorithm, key, most_memory)
         else:
@@ -142,13 +144,18 @@ class Merger:
         if reuse is None:
             return {}
         earlier = flatten(reuse.params)
-        lent = {path: earlier[path] for path in self.paths if path in self.live}
-        for path, leaf in lent.items():
+        lent = {}
+        for path in (path for path in self.paths if path in self.live):
             base, experts = self._leaves[path]
+            like = experts[0] if base is None else base
+            leaf = earlier.get(path)
+            if leaf is None or (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
+                raise UserError(f"reuse: it has no {path} of this shape; give an earlier result")
             if any(leaf is other for other in (base, *experts)):
                 raise UserError(f"reuse: {path} is no merged tensor; give an earlier result")
             if leaf.is_deleted():
                 raise UserError("reuse: this result has lent its memory already; give another")
+            lent[path] = leaf
         return lent
 
     def _merge_tensors(
@@ -250,7 +257,15 @@ def _leaf(
                 f"{'the base' if base is not None else slots[0]} {list(first[path].shape)}"
             )
         found.append(jnp.asarray(expert[path]))
-    return (None if base is None else jnp.asarray(base[path]), tuple(found))
+    at = None if base is None else jnp.asarray(base[path])
+    for leaf in (at, *found):
+        if leaf is not None and jnp.iscomplexobj(leaf):
+            raise UserError(f"tensor {path!r}: {leaf.dtype} cannot be merged; use real numbers")
+    return at, tuple(found)
+
+
+def _is_key(key: object) -> bool:
+    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def _count_layers(paths: Mapping[str, Any]) -> int:

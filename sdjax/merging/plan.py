@@ -7,6 +7,7 @@ parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,8 @@ class Step:
     """One tensor of the result.
 
     path: ours, which random keys and ``depth`` follow. dtype: in which it is written. base: what
-    task vectors are relative to, or None. algorithm: None where the one input is taken as it is.
+    task vectors are relative to, or None. algorithm: None where the first of ``everything`` is
+    taken as it is, as a tensor without elements always is.
     vocabulary: whether the first axis is the vocabulary, so that rows are to be matched by token.
     anchor: the place of the recipe's base among (base, *inputs), for the rows that some model
     lacks.
@@ -133,12 +135,12 @@ def plan_algorithm(
     for name in _all_tensors(base):
         inputs = tuple(Input(model=expert, name=name) for expert in experts.values())
         at = Input(model=base, name=name)
-        if tensor_path(name) in wanted:
+        merged = tensor_path(name) in wanted and math.prod(base.tensors.shape(name)) > 0
+        if merged:
             for one in inputs:
                 if name not in one.model.tensors.names:
                     raise _lacks(one.model, name, base)
             _check_shapes((at, *inputs), vocabulary=False)
-        merged = tensor_path(name) in wanted
         steps.append(
             Step(
                 name=name,
@@ -240,7 +242,9 @@ class _Part:
             dtype=np.dtype(jnp.dtype(wanted) if wanted else stored),
             base=base,
             inputs=tuple(inputs),
-            algorithm=self._algorithm(name, [one.name for one in inputs], place),
+            algorithm=self._algorithm(name, [one.name for one in inputs], place)
+            if math.prod(found[0].model.tensors.shape(found[0].name))
+            else None,
             vocabulary=vocabulary,
             anchor=anchors[0] if anchors else None,
         )

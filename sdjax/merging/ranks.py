@@ -18,6 +18,8 @@ def outranks(x: jax.Array, share: jax.Array) -> jax.Array:
     x: float32 [..., n]. share: float32 of the same shape. An element's rank share is that of
     ``rank_share``; equal magnitudes count as the highest of their ranks.
     """
+    if not x.ndim:  # a number is a row of one
+        return outranks(x[None], share[None])[0]
     bits, ordered = _bits(x), _ordered(x)
     count = x.shape[-1]
     place = jnp.floor(jnp.clip(share, -1.0, 2.0) * max(count - 1, 1)).astype(jnp.int32) + 1
@@ -30,6 +32,8 @@ def rank_share(x: jax.Array) -> jax.Array:
 
     Equal magnitudes share the highest of their ranks.
     """
+    if not x.ndim:
+        return rank_share(x[None])[0]
     bits, ordered = _bits(x), _ordered(x)
     count = x.shape[-1]
 

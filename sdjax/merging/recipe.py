@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, shown
 from sdjax.merging.settings import Level, Setting
 from sdjax.merging.yaml_nodes import Nodes, read_document
 
@@ -149,7 +149,9 @@ class _RecipeNodes(Nodes):
             modules = self.entries(keys["modules"], "modules")
             for name, (line, _) in modules.items():
                 if name != "default":
-                    raise self.fail(line, f"no module {name!r}; a language model has one: default")
+                    raise self.fail(
+                        line, f"no module {shown(name)}; a language model has one: default"
+                    )
             if not modules:
                 raise self.fail(keys["modules"], "modules must have the entry default")
             allowed = ("models", "slices", "parameters")
@@ -204,9 +206,23 @@ class _RecipeNodes(Nodes):
         )
 
     def model(self, node: yaml.Node, key: str) -> str:
-        if isinstance(node, yaml.MappingNode):
-            raise self.fail(node, f"{key} as a mapping is not supported yet; write MODEL+ADAPTER")
-        return self.text(node, key)
+        """MODEL or MODEL+ADAPTER, which a mapping may give as ``model`` and ``lora``."""
+        if not isinstance(node, yaml.MappingNode):
+            return self.text(node, key)
+        later = ("override_architecture",)
+        parts = self.mapping(node, key, allowed=("model", "lora"), later=later)
+        if "model" not in parts:
+            raise self.fail(node, f"{key} as a mapping must have the key 'model'")
+        return "+".join(self.place(parts[one], one) for one in ("model", "lora") if one in parts)
+
+    def place(self, node: yaml.Node, key: str) -> str:
+        """PATH or PATH@REVISION, which a mapping may give as ``path`` and ``revision``."""
+        if not isinstance(node, yaml.MappingNode):
+            return self.text(node, key)
+        parts = self.mapping(node, key, allowed=("path", "revision"))
+        if "path" not in parts:
+            raise self.fail(node, f"{key} as a mapping must have the key 'path'")
+        return "@".join(self.text(parts[one], one) for one in ("path", "revision") if one in parts)
 
     def parameters(self, node: yaml.Node | None) -> dict[str, Setting]:
         if node is None:
@@ -222,7 +238,7 @@ class _RecipeNodes(Nodes):
         name = self.text(keys[key], key).removeprefix("torch.")
         if name not in DTYPES:
             allowed = ", ".join(DTYPES)
-            raise self.fail(keys[key], f"{key} must be one of {allowed}, not {name!r}")
+            raise self.fail(keys[key], f"{key} must be one of {allowed}, not {shown(name)}")
         return name
 
     def tokenizer(self, keys: Mapping[str, yaml.Node]) -> TokenizerChoice | None:

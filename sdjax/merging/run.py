@@ -16,7 +16,7 @@ import numpy as np
 
 from sdjax import __version__
 from sdjax.errors import Passing, UserError
-from sdjax.io.resumable import ResumableFolder
+from sdjax.io.resumable import FULL, ResumableFolder
 from sdjax.merging import outputs
 from sdjax.merging.checkpoints import open_checkpoint
 from sdjax.merging.method import Method
@@ -94,14 +94,14 @@ def write_merged(
     vocabulary = tokenizer.vocabulary
     announced = announce(plan, vocabulary)
     fingerprint = _fingerprint(plan, origin, key, chat_template, tokenizer.folder, announced)
-    with _room_for(out):
+    with _writing(out):
         writer = ResumableFolder(
             out, announced, fingerprint=fingerprint, max_file_bytes=max_file_bytes
         )
     resumed = len(writer.done)
     try:
-        with _room_for(out):
-            unchanged = merge_steps(plan, vocabulary, writer, key, on_tensor)
+        with _writing(out):
+            # What is small comes first: its files may be damaged, and tensors take long.
             outputs.write_config(
                 writer.folder,
                 plan.template,
@@ -124,6 +124,7 @@ def write_merged(
                 models=[model.name for model in plan.models],
                 notes=tokenizer.notes,
             )
+            unchanged = merge_steps(plan, vocabulary, writer, key, on_tensor)
             size = writer.bytes
             writer.finish()
     except Passing:
@@ -144,12 +145,13 @@ def write_merged(
 
 
 @contextlib.contextmanager
-def _room_for(out: Path) -> Iterator[None]:
+def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        remedy = "make room" if error.errno in FULL else "mend that"
         raise Passing(
-            f"{out}: cannot be written ({error.strerror}); make room and call again, "
+            f"{out}: cannot be written ({error.strerror}); {remedy} and call again, "
             "it goes on where it stopped"
         ) from None
 

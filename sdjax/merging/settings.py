@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, shown
 
 _LARGEST = 3.4e38  # in float32, which methods compute in
 _WORDS = {
@@ -67,9 +67,9 @@ class Setting:
         self, entries: list, tensor: str, place: float, kind: str, spellings: Mapping[Any, str]
     ) -> Any:
         for entry in entries:
-            keys = set(map(str, entry)) if isinstance(entry, Mapping) else {"value"}
+            keys = set(entry) if isinstance(entry, Mapping) else {"value"}
             if unknown := sorted(keys - {"value", "filter"}):
-                raise self.fail(f"unknown key {unknown[0]!r}; allowed: value, filter")
+                raise self.fail(f"unknown key {shown(unknown[0])}; allowed: value, filter")
             if not isinstance(entry, Mapping) or "value" not in entry:
                 raise self.fail("a list of values with filters has `value` in every entry")
             wanted = entry.get("filter")
@@ -97,7 +97,7 @@ class Setting:
                 return float(number)
             if kind == "int" and abs(number) <= _LARGEST and float(number).is_integer():
                 return int(number)
-        raise self.fail(f"expected {_WORDS[kind]}, found {value!r}")
+        raise self.fail(f"expected {_WORDS[kind]}, found {shown(value)}")
 
     def fail(self, message: str) -> UserError:
         return UserError(f"{self.path}, line {self.line}: {message}")

@@ -54,7 +54,7 @@ def survey(
     terms = [*sums, *least, *largest]
     how = [(jax.lax.add, 0)] * len(sums) + [(jax.lax.min, MAX)] * len(least)
     how += [(jax.lax.max, -MAX)] * len(largest)
-    inner = tuple(range(min(1, terms[0].ndim - 1), terms[0].ndim))
+    inner = tuple(range(min(1, max(0, terms[0].ndim - 1)), terms[0].ndim))
     rows = _reduced(terms, inner, how)
     found = _reduced(rows, tuple(range(rows[0].ndim)), how)
     first, second = len(sums), len(sums) + len(least)

@@ -51,17 +51,30 @@ def plan_tokenizer(
     }
     if choice is None and len(set(have.values())) <= 1:
         return TokenizerPlan(folder=template.folder, new={}, vocabulary=None)
-    own = {model.name: read_vocabulary(model.folder) for model in models}
-    tokens = dict(read_vocabulary(source.folder))
+    try:
+        own = {model.name: read_vocabulary(model.folder) for model in models}
+        tokens = dict(read_vocabulary(source.folder))
+    except UserError as error:
+        line = choice.line if choice is not None else recipe.slices[0].line
+        raise recipe.fail(line, f"rows are matched by token: {error}") from None
     if choice is not None and choice.source == "union":
         new = _new_tokens(models, own, tokens)
         tokens |= {token: max(tokens.values()) + 1 + i for i, token in enumerate(new)}
+    multiple = 1 if choice is None else choice.pad_to_multiple_of
+    for model in models:
+        if model.name not in have and (own[model.name] != tokens or multiple > 1):
+            assert choice is not None
+            raise recipe.fail(
+                choice.line,
+                f"the rows of {model.name} cannot be matched by token, for it has no tensor "
+                f"{EMBEDDING}; leave the tokenizer's source out, or give all models one tokenizer",
+            )
     vocabulary = match_tokens(
         tokens,
         {name: (own[name], rows) for name, rows in have.items()},
         size=have[template.name] if choice is None else None,
         own_rows=template.name if choice is None else None,
-        multiple=1 if choice is None else choice.pad_to_multiple_of,
+        multiple=multiple,
     )
     notes = describe(vocabulary, models, own)
     if choice is None:

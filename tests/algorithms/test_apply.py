@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.algorithms.registry import algorithm
+from sdjax.algorithms.registry import algorithm, methods
 from sdjax.errors import UserError
 from sdjax.models.tree import flatten
 
@@ -126,6 +126,36 @@ def test_a_result_that_is_lent_gives_its_buffers():
         merger(method("magmax"), reuse=sdjax.Merged(params=base, finite=True, change=0.0))
     with pytest.raises(UserError, match="has lent its memory already"):
         merger(method("magmax"), reuse=first)
+
+
+def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
+    base, expert = tree(0), tree(1)
+    for experts in ({"embed": np.zeros(2), **expert}, {"math": 1.0}, [None]):
+        with pytest.raises(UserError, match="experts are trees"):
+            sdjax.merge(base, experts, "linear")
+    for key in (None, 0, np.zeros(2, np.uint32)):
+        with pytest.raises(UserError, match=r"dare_ties draws .*: pass a key, jax.random.key\(0\)"):
+            sdjax.merge(base, [expert], "dare_ties", key=key)
+    smaller = sdjax.merge(tree(0, layers=1), [tree(1, layers=1)], "linear")
+    with pytest.raises(UserError, match="reuse: it has no layers/1/mlp/down_proj of this shape"):
+        sdjax.merge(base, [expert], "linear", reuse=smaller)
+    imaginary = jax.tree.map(lambda leaf: leaf + 1j, expert)
+    with pytest.raises(UserError, match="complex64 cannot be merged; use real numbers"):
+        sdjax.merge(base, [imaginary], "linear")
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+@pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), (1,)])
+def test_every_method_takes_numbers_and_tensors_without_elements(name, shape):
+    rng = np.random.default_rng(0)
+    base, *experts = ({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3))
+    one, meaning = methods()[name], methods()[name].meaning
+    given = {"t": 0.5} if "t" in meaning.needed else {}
+    merged = sdjax.merge(
+        base, experts[: meaning.most], one.name, scope="all", key=jax.random.key(0), **given
+    )
+    assert merged.params["x"].shape == shape
+    assert merged.finite
 
 
 def test_sdjax_itself_imports_without_jax():

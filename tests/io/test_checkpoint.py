@@ -219,14 +219,18 @@ def test_a_number_that_is_not_finite_is_an_error_that_names_the_tensor(tmp_path,
     params = random_params(config, dtype)
     largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
     params["layers"]["1"]["mlp"]["up_proj"] = jnp.full((24, 16), largest, dtype)
-    write_model(tmp_path / "whole", config, params)
-    read_model(tmp_path / "whole")
-    params["layers"]["1"]["mlp"]["down_proj"] = jnp.ones((16, 24), dtype).at[15, 23].set(number)
     write_model(tmp_path / "m", config, params)
+    read_model(tmp_path / "m")
+    name = "model.layers.1.mlp.down_proj.weight"
+    broken = np.asarray(jnp.ones((16, 24), dtype).at[15, 23].set(number))
+    rewrite(tmp_path / "m", lambda tensors: tensors.update({name: broken}))
     with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight' has a NaN or an inf"):
         read_model(tmp_path / "m")
     # What is not read is not looked at.
     read_model(tmp_path / "m", paths=["layers/1/mlp/up_proj"])
+    params["layers"]["1"]["mlp"]["down_proj"] = jnp.asarray(broken)
+    with pytest.raises(UserError, match="down_proj.weight has a NaN or an infinity"):
+        write_model(tmp_path / "again", config, params)
 
 
 def test_reading_in_pieces_is_reading_at_once(folder, monkeypatch):

@@ -41,6 +41,14 @@ def test_a_name_on_hugging_face_is_fetched(hub, name, repository, revision):
     assert read_model(folder)[0].family == "llama"
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "~nouser/x", "a\nb", "a\0b"])
+def test_a_name_that_no_folder_can_have(tmp_path, name):
+    with pytest.raises(UserError, match="no such model folder") as caught:
+        model_folder(name, beside=tmp_path)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_of_that_name_goes_first(hub, tmp_path, monkeypatch):
     (tmp_path / "org/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

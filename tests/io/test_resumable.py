@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -113,3 +114,32 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         begin(tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_taken_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, message in {
+        ".": "is the folder that you are in",
+        "/proc/none": r"no folder can be made there \(No such file or directory\); name another",
+        "../file/out": r"\((Not a directory|File exists)\); name another",
+        "../file": "exists already",
+        "../loop": "exists already",
+        300 * "a": r"\(File name too long\); name another",
+        250 * "a": r"\(File name too long\); name another",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            begin(Path(out))
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
+    with pytest.raises(UserError, match="is where file systems meet"):
+        begin(tmp_path / "mounted")
+
+
+def test_a_link_is_written_through_to_its_target(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    complete(begin(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "target").keys() == tensors().keys()

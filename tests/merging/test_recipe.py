@@ -124,7 +124,41 @@ def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
         ("dtype: b", "slices: []\ndtype: b", "one of models, slices and modules must be there"),
         ("dtype: b", "tokenizer: {tokens: {}}\ndtype: b", "line 14: 'tokens' is not supported yet"),
         ("dtype: b", "name: x\ndtype: b", "line 14: 'name' is not supported yet"),
-        ("  - model: b", "  - model: {path: b}", "line 8: model as a mapping is not supported yet"),
+        (
+            "  - model: b",
+            "  - model: {path: b}",
+            "line 8: unknown key 'path'; allowed: model, lora",
+        ),
+        ("  - model: b", "  - model: {lora: b}", "line 8: model as a mapping must have the key"),
+        (
+            "  - model: b",
+            "  - model: {model: {}}",
+            "line 8: model as a mapping must have .* 'path'",
+        ),
+        ("weight: 0.5", "weight: !foo 1", "line 6: '!foo' is no value of a recipe: text, number"),
+        ("weight: 0.5", "weight: !!python/object:os.system x", "line 6: 'python/object:os.system'"),
+        ("weight: 0.5", "weight: !!timestamp foo", "line 6: 'timestamp' is no value of a recipe"),
+        ("weight: 0.5", "weight: =", "line 6: 'value' is no value of a recipe"),
+        ("weight: 0.5", "weight: <<", "line 6: 'merge' is no value of a recipe"),
+        ("weight: 0.5", "weight: !!bool maybe", "line 6: no value that can be read: 'maybe'"),
+        ("weight: 0.5", "weight: !!int ''", "line 6: no value that can be read: ''"),
+        ("weight: 0.5", "weight: {[1, 2]: 3}", "line 6: a key must be text"),
+        ("weight: 0.5", "weight: &a {value: *a}", "line 6: an alias stands within what it stands"),
+        ("weight: 0.5", "? [a]\n      : 1", "line 6: a key must be text"),
+        ("dtype: b", "? {a: 1}\n: 1\ndtype: b", "line 14: a key must be text"),
+        ("weight: 0.5", f"weight: 0x{5000 * 'F'}", "line 6: no value that can be read: '0xFFF"),
+        (
+            "weight: 0.5",
+            f"weight: {25 * '['}1{25 * ']'}",
+            r"line 6: expected number, found \[{24}1\]",
+        ),
+        (
+            "weight: 0.5",
+            f"weight: {300 * '['}1{300 * ']'}",
+            "line 6: nested too deeply or too large",
+        ),
+        ("weight: 0.5", f"weight: {500 * 'x'}", "line 6: expected number, found 'x{58}…$"),
+        ("weight: 0.5", f"{500 * 'x'}: 1", "line 6: ties has no parameter 'x"),
         ("  - model: b", "  - model: a", "line 8: a stands here a second time"),
         ("  - model: b", "  - model: deep", "all sources must have as many layers, .* deep has 7"),
         ("dtype: bfloat16", "dtype: torch.float64", "line 14: dtype must be one of"),
@@ -151,8 +185,34 @@ def test_a_merge_key_brings_what_is_not_written_out(tmp_path):
     values = hyperparameters(load(tmp_path, each))
     assert values["weight"] == (0.5, 1.0)
     assert values["density"] == (0.3, 0.3)
-    with pytest.raises(UserError, match="line 10: expected a mapping"):
+    with pytest.raises(UserError, match="line 10: what << brings must be a mapping"):
         load(tmp_path, each.replace("*one", "7"))
+
+
+def test_merge_keys_may_be_several_and_stand_under_an_alias(tmp_path):
+    text = TIES.replace("parameters:\n      weight: 0.5", "parameters: &one\n      weight: 0.5")
+    text = text.replace(
+        "parameters:\n      weight: 1",
+        "parameters: &two {<<: [{weight: 2}, *one]}\n  - model: c\n    parameters: *two",
+    )
+    values = hyperparameters(load(tmp_path, text))
+    assert values["weight"] == (0.5, 2.0, 2.0)
+    assert values["density"] == (0.3, 0.3, 0.3)
+
+
+def test_aliases_of_aliases_are_counted_before_anything_is_made_of_them(tmp_path):
+    nest = "&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"
+    for level in range(1, 9):
+        nest = f"&a{level} [{nest}{f', *a{level - 1}' * 9}]"
+    with pytest.raises(UserError, match="line 6: nested too deeply or too large"):
+        load(tmp_path, TIES.replace("weight: 0.5", f"weight: {nest}"))
+
+
+def test_a_model_may_be_a_mapping(tmp_path):
+    written = "{model: {path: org/a, revision: v2}, lora: {path: b}}"
+    text = TIES.replace("- model: a", f"- model: {written}")
+    (step, *_) = load(tmp_path, text.replace("- model: b", "- model: {model: b}")).steps
+    assert [one.model.name for one in step.inputs] == ["org/a@v2+b", "b"]
 
 
 def test_slerp_needs_two_models_and_t(tmp_path):

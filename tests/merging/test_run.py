@@ -348,3 +348,52 @@ def test_a_chat_template_is_named_found_or_given(tmp_path, models, choice, expec
     wrong = write(tmp_path, TASK_ARITHMETIC + "chat_template: chatnl\n")
     with pytest.raises(UserError, match="line 14: no chat_template 'chatnl'; it must be auto"):
         merge_recipe(wrong, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "choice", "message"),
+    [
+        ("tokenizer.json", b"{", "tokenizer_source: union", "math/tokenizer.json: cannot be read"),
+        ("tokenizer.json", b"{", "tokenizer_source: math", "math/tokenizer.json: cannot be read"),
+        ("tokenizer.json", None, "tokenizer_source: union", "math: no tokenizer; copy tokenizer"),
+        ("chat_template.jinja", b"\xff", "chat_template: auto", "chat_template.jinja: not UTF-8"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named_before_anything_is_merged(
+    tmp_path, models, file, text, choice, message
+):
+    tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": "u"}}
+    for name in models:
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+    if text is None:
+        (tmp_path / "math" / file).unlink()
+    else:
+        (tmp_path / "math" / file).write_bytes(text)
+    recipe = write(tmp_path, TASK_ARITHMETIC + choice + "\n")
+    line = "recipe.yml, line 14: rows are matched" if "source" in choice else ""
+    with pytest.raises(UserError, match=f"{line}.*{message}") as caught:
+        merge_recipe(recipe, tmp_path / "out")
+    assert len(str(caught.value)) < 500
+
+
+def test_damaged_settings_are_named_where_they_lie_and_before_any_tensor(tmp_path, models):
+    (tmp_path / "base" / "tokenizer_config.json").write_text("{")
+    seen = []
+    with pytest.raises(UserError, match=f"{tmp_path}/base/tokenizer_config.json: not valid JSON"):
+        merge_recipe(
+            write(tmp_path, TASK_ARITHMETIC + "chat_template: chatml\n"),
+            tmp_path / "out",
+            on_tensor=lambda *told: seen.append(told),
+        )
+    assert not seen
+
+
+@pytest.mark.parametrize("method", ["slerp", "karcher"])
+def test_a_tensor_without_elements_stays_as_it_is(tmp_path, models, method):
+    empty = np.zeros((0, 4), np.float32)
+    for name, tensors in models.items():
+        rewrite(tmp_path / name, tensors, empty=empty)
+    text = f"merge_method: {method}\nmodels: [{{model: math}}, {{model: code}}]\n"
+    text += "base_model: math\nparameters: {t: 0.5}\n" if method == "slerp" else ""
+    merge_recipe(write(tmp_path, text), tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out")["empty"], empty)

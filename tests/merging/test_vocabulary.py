@@ -1,12 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from sdjax.algorithms.registry import methods
+from sdjax.errors import UserError
 from sdjax.io.host_memory import Lender
 from sdjax.io.vocabulary import read_vocabulary
 from sdjax.merging.run import merge_recipe
@@ -118,3 +121,23 @@ def test_transformers_reads_the_tokenizer_that_is_written(tmp_path, monkeypatch,
     assert ids == [
         vocabulary.get(token, vocabulary["<unk>"]) for token in ("a", "b", "<im>", "x")
     ] or (source == "base")
+
+
+def test_rows_of_an_embedding_under_another_name_are_not_matched(tmp_path):
+    for name in ("base", "wide", "math"):
+        shutil.copytree(MODELS / name, tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        named = {
+            key.replace("model.embed_tokens", "embed_in").replace("lm_head", "embed_out"): tensor
+            for key, tensor in load_file(file).items()
+        }
+        cut = {key: x[:11] if key.startswith("embed") else x for key, x in named.items()}
+        save_file(cut, file)
+    recipe = tmp_path / "r.yaml"
+    text = "merge_method: linear\nmodels: [{{model: base}}, {{model: {}}}]\n"
+    text += "parameters: {{weight: 1}}\ntokenizer_source: {}\n"
+    recipe.write_text(text.format("wide", "union"))
+    with pytest.raises(UserError, match="line 4: the rows of base cannot be matched by token"):
+        merge_recipe(recipe, tmp_path / "out", methods())
+    recipe.write_text(text.format("math", "base"))  # of the same tokens
+    assert merge_recipe(recipe, tmp_path / "out", methods()).notes == ()

@@ -4,10 +4,11 @@
         /tmp/mk/bin/pip install mergekit==0.1.5
     CUDA_VISIBLE_DEVICES= /tmp/mk/bin/python tests/merging/mergekit/make_references.py
 
-Every `recipes/NAME.yaml` is merged to `references/NAME.safetensors`. The models are random Llamas
-of a few thousand float32 parameters: `base`, three fine-tunes of it (`math`, `code`, `chat`), an
-adapter for it (`adapter`), a fine-tune with other tokens (`wide`), and a pair with one matrix for
-embedding and output (`tied`, `tied_math`).
+Every `recipes/NAME.yaml` is merged to `references/NAME.safetensors`. What mergekit's chat templates
+make of some conversations is in `references/chat_templates.json`. The models are random Llamas of a
+few thousand float32 parameters: `base`, three fine-tunes of it (`math`, `code`, `chat`), an adapter
+for it (`adapter`), a fine-tune with other tokens (`wide`), and a pair with one matrix for embedding
+and output (`tied`, `tied_math`).
 """
 
 from __future__ import annotations
@@ -202,6 +203,31 @@ def merge(recipe: Path) -> None:
         )
 
 
+def render_chats() -> None:
+    """Conversations by mergekit's own chat templates, as transformers renders them."""
+    from importlib.resources import files
+
+    from jinja2 import Environment
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    says = {"user": "hi \n", "assistant": " yo", "system": " be kind\n", "user_context": "see "}
+    out = []
+    for name in ("alpaca", "chatml", "exaone", "llama3", "mistral"):
+        source = files("mergekit._data.chat_templates").joinpath(f"{name}.jinja").read_text()
+        template = environment.from_string(source)
+        for letters in ("u", "su", "ua", "uau", "suau", "suaua", "cu", "ucua"):
+            if name == "mistral" and "c" in letters:
+                continue  # it refuses other roles
+            roles = {"u": "user", "a": "assistant", "s": "system", "c": "user_context"}
+            messages = [{"role": roles[x], "content": says[roles[x]]} for x in letters]
+            for prompt in (False, True):
+                given = {"messages": messages, "add_generation_prompt": prompt}
+                text = template.render(bos_token="<s>", eos_token="</s>", **given)
+                out.append({"name": name, **given, "text": text})
+    text = json.dumps(out, indent=1) + "\n"
+    (HERE / "references" / "chat_templates.json").write_text(text)
+
+
 def main() -> None:
     for folder in ("models", "references"):
         shutil.rmtree(HERE / folder, ignore_errors=True)
@@ -210,6 +236,7 @@ def main() -> None:
     for recipe in sorted((HERE / "recipes").glob("*.yaml")):
         merge(recipe)
         print(recipe.stem, flush=True)
+    render_chats()
 
 
 if __name__ == "__main__":
