@@ -168,6 +168,8 @@ def test_merge_by_a_program(tmp_path):
     ("arguments", "message"),
     [
         (["out"], "merge takes RECIPE OUT"),
+        (["recipe", "out", "--scope", "nonsense"], "--scope belong to --algorithm FILE"),
+        (["--run", ".", "--seed", "1", "out"], "--seed does not go with --run DIR"),
         (["--algorithm", "a.py", "recipe", "out"], "merge takes RECIPE OUT"),
         (["--algorithm", "a.py", "--run", "r", "out"], "--algorithm or --run, not both"),
         (["--base", "zoo:seed", "recipe", "out"], "belong to --algorithm FILE"),

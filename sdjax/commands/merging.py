@@ -17,20 +17,20 @@ from sdjax.errors import UserError
     + "\n  sdjax merge --run runs/first --rank 1 merged/"
 )
 @click.argument("paths", nargs=-1, required=True, metavar="[RECIPE] OUT", type=FOLDER_OR_FILE)
-@click.option("--seed", default=0, show_default=True, help="Of random methods.")
+@click.option("--seed", type=int, help="Of random methods; a run has its own. [default: 0]")
 @click.option("--algorithm", type=FILE, help="A program of the algorithm API, admitted first.")
 @click.option("--base", metavar="MODEL", help="With --algorithm: what task vectors start from.")
 @click.option("--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm.")
-@click.option("--scope", default="mlp", show_default=True, help="With --algorithm: which tensors.")
+@click.option("--scope", help="With --algorithm: which tensors. [default: mlp]")
 @click.option("--run", type=FOLDER, help="Applies a program that this run has discovered.")
 @click.option("--rank", type=click.IntRange(min=1), help="With --run: its place. [default: 1]")
 def merge(
     paths: tuple[Path, ...],
-    seed: int,
+    seed: int | None,
     algorithm: Path | None,
     base: str | None,
     experts: tuple[str, ...],
-    scope: str,
+    scope: str | None,
     run: Path | None,
     rank: int | None,
 ) -> None:
@@ -42,10 +42,12 @@ def merge(
         raise UserError("merge takes RECIPE OUT, or --algorithm FILE or --run DIR with OUT alone")
     if algorithm is not None and run is not None:
         raise UserError("merge takes --algorithm or --run, not both")
-    if algorithm is None and (base or experts):
-        raise UserError("--base and --expert belong to --algorithm FILE")
+    if algorithm is None and (base or experts or scope is not None):
+        raise UserError("--base, --expert and --scope belong to --algorithm FILE")
     if rank is not None and run is None:
         raise UserError("--rank belongs to --run DIR")
+    if seed is not None and run is not None:
+        raise UserError("--seed does not go with --run DIR, which merges as the run has scored it")
     from sdjax.progress import progress_bar
 
     with progress_bar("merge", None) as advance:
@@ -64,7 +66,13 @@ def merge(
                 raise UserError("--algorithm needs --base MODEL")
             named = _named_experts(experts)
             written = merge_program(
-                algorithm, base, named, out, scope=scope, seed=seed, on_tensor=on_tensor
+                algorithm,
+                base,
+                named,
+                out,
+                scope=scope or "mlp",
+                seed=seed or 0,
+                on_tensor=on_tensor,
             )
         elif run is not None:
             from sdjax.search.apply import merge_discovered
@@ -74,7 +82,9 @@ def merge(
             from sdjax.algorithms.registry import methods as all_methods
             from sdjax.merging.run import merge_recipe
 
-            written = merge_recipe(paths[0], out, all_methods(), seed=seed, on_tensor=on_tensor)
+            written = merge_recipe(
+                paths[0], out, all_methods(), seed=seed or 0, on_tensor=on_tensor
+            )
     _tell_merged(written)
 
 

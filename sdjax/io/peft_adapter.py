@@ -149,6 +149,11 @@ class AdaptedFolder:
         self._adapter.check(model.names, model.folder)
 
     @property
+    def adapted(self) -> frozenset[str]:
+        """The names of the tensors that the adapter changes or replaces."""
+        return frozenset(self._adapter.pairs) | frozenset(self._adapter.whole)
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """The model's and the adapter's."""
         return (self.folder, self._adapter.tensors.folder)
@@ -164,7 +169,7 @@ class AdaptedFolder:
         return self._model.dtype(name)
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
-        if name not in self._adapter.whole and name not in self._adapter.pairs:
+        if name not in self.adapted:
             return self._model.read(name, allocate)
         array = allocate(self.shape(name), self.dtype(name))
         array[...] = self.read_box(name, (slice(None),) * array.ndim)
@@ -190,8 +195,7 @@ class AdaptedFolder:
 
     def where(self, name: str) -> str:
         """The file and the tensor, as the beginning of a sentence."""
-        adapted = name in self._adapter.pairs or name in self._adapter.whole
-        behind = f" with {self._adapter.tensors.folder}" if adapted else ""
+        behind = f" with {self._adapter.tensors.folder}" if name in self.adapted else ""
         return self._model.where(name) + behind
 
     def _check_shape(self, stored: str, shape: tuple[int, ...], name: str) -> None:

@@ -17,12 +17,13 @@ from sdjax.errors import UserError
 from sdjax.io.folders import locate
 from sdjax.io.peft_adapter import AdaptedFolder, Tensors
 from sdjax.io.tensor_folder import CONFIG, TensorFolder, read_json
-from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS
+from sdjax.models.families import FAMILIES, Family
+from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS, layer_tensors
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 VOCABULARY_TENSORS = (EMBEDDING, OUTPUT)  # their first axis is the vocabulary
-_LAYER = re.compile(r"(.*?\blayers\.)(\d+)(\..+)")
+_LAYER = re.compile(r"(.*?\blayers\.)([0-9]{1,9})(\..+)")
 # Buffers that old checkpoints of the Llama family carry; they follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -61,7 +62,17 @@ def open_checkpoint(name: str, beside: Path) -> Checkpoint:
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
-    outside, layers, prefix = _structure(folder, tensors, bool(config.get("tie_word_embeddings")))
+    family = FAMILIES.get(str(config.get("model_type")))
+    defaults = family.defaults if family else {}
+    tied = bool({**defaults, **config}.get("tie_word_embeddings"))
+    if tied and isinstance(tensors, AdaptedFolder) and OUTPUT in tensors.adapted:
+        raise UserError(
+            f"{adapter}: adapts {OUTPUT}, which {folder} ties to its embedding; merge it with peft"
+        )
+    outside, layers, prefix = _structure(folder, tensors, tied)
+    _check_count(folder, config, len(layers))
+    if family and family.architecture in config.get("architectures", ()):
+        _check_complete(folder, tensors, family, len(layers), tied)
     return Checkpoint(
         name=name,
         folder=folder,
@@ -90,8 +101,35 @@ def _structure(
             layers.setdefault(int(match[2]), []).append(match[3])
     if len(prefixes) != 1:
         raise UserError(f"{folder}: its tensors do not make up one stack of layers")
-    ends = tuple(tuple(sorted(layers.get(index, ()))) for index in range(max(layers) + 1))
-    return tuple(outside), ends, prefixes.pop()
+    prefix = prefixes.pop()
+    for index in range(len(layers)):
+        if index not in layers:
+            raise UserError(
+                f"{folder}: has {prefix}{max(layers)} but no {prefix}{index}; copy the model again"
+            )
+    return tuple(outside), tuple(tuple(sorted(layers[i])) for i in range(len(layers))), prefix
+
+
+def _check_count(folder: Path, config: Mapping[str, Any], count: int) -> None:
+    said = config.get("num_hidden_layers")
+    # Layers that predict further tokens stand behind the others and are not counted.
+    further = config.get("num_nextn_predict_layers") or 0
+    if said is not None and count not in (said, said + further):
+        raise UserError(
+            f"{folder}: has {count} layers, {CONFIG} says num_hidden_layers {said}; copy the model "
+            f"again, or correct {CONFIG}"
+        )
+
+
+def _check_complete(folder: Path, tensors: Tensors, family: Family, count: int, tied: bool) -> None:
+    needed = [hf for name, (hf, _) in OUTSIDE_TENSORS.items() if name != "lm_head" or not tied]
+    ends = [LAYER_TENSORS[name][0] for name in layer_tensors(family)]
+    needed += [f"model.layers.{layer}.{end}" for layer in range(count) for end in ends]
+    if missing := sorted(set(needed) - set(tensors.names)):
+        raise UserError(
+            f"{folder}: lacks tensor {missing[0]}, which every {family.architecture} has; "
+            "copy the model again"
+        )
 
 
 @functools.cache

@@ -8,6 +8,9 @@ For every tensor in scope::
 One program is compiled for each (algorithm, shapes, shardings, kind if the algorithm asks for it);
 base, experts, float hyperparameters, depth and key are its arguments, so that the number of layers,
 other experts and a sweep over coefficients compile nothing.
+
+Each program also measures its result (``finite_square``, for ``Merged.finite`` and ``change``): on
+a mesh that is one scalar all-reduce, the only collective of an elementwise method.
 """
 
 from __future__ import annotations

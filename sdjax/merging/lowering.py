@@ -7,6 +7,7 @@ by key), and output shardings are pinned to the base leaf's.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class TensorProgram:
             }
             merged = _run(algorithm, slots, vectors, arguments, requested)
             merged = _checked(algorithm, merged, like.shape, kind or "the tensor")
-            new = _apply(base, merged, stored)
+            new = _apply(base, experts, merged, stored)
             return new, None if measure is None else measure(new, merged)
 
         def lower() -> jax.stages.Lowered:
@@ -147,11 +148,11 @@ class TreeProgram:
                     f"not {_describe_result(merged)}"
                 )
             new, squares = [], []
-            for path, base in zip(paths, bases, strict=True):
+            for path, base, leaves in zip(paths, bases, experts, strict=True):
                 if path not in live:
                     continue
                 leaf = _checked(algorithm, merged[path], likes[path].shape, path)
-                new.append(_apply(base, leaf, likes[path].dtype))
+                new.append(_apply(base, leaves, leaf, likes[path].dtype))
                 squares.append(finite_square(new[-1], leaf))
             return tuple(new), jnp.sum(jnp.stack(squares))
 
@@ -219,8 +220,14 @@ def task_vectors(base: jax.Array | None, experts: tuple[jax.Array, ...]) -> tupl
     return tuple(_wide(expert) - _wide(base) for expert in experts)
 
 
-def _apply(base: jax.Array | None, merged: jax.Array, dtype: Any) -> jax.Array:
-    return (merged if base is None else _wide(base) + merged).astype(dtype)
+def _apply(
+    base: jax.Array | None, experts: tuple[jax.Array, ...], merged: jax.Array, dtype: Any
+) -> jax.Array:
+    """The new leaf, rounded once; NaN where an expert is not finite, which a method that compares
+    would hide. Its experts are read for the result anyway, apart they would be read again."""
+    new = (merged if base is None else _wide(base) + merged).astype(dtype)
+    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(_wide(one)) for one in experts])
+    return jnp.where(finite, new, jnp.array(jnp.nan, dtype))
 
 
 def finite_square(new: jax.Array, merged: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import tokenizers
 
 from sdjax.errors import UserError, shown
@@ -20,35 +21,48 @@ from sdjax.io.vocabulary import write_extended
 from sdjax.io.weights_file import write_text
 from sdjax.merging.chat_templates import CHAT_TEMPLATES
 from sdjax.merging.checkpoints import OUTPUT, Checkpoint
+from sdjax.merging.plan import Plan
 from sdjax.merging.recipe import Recipe
 
 CARD = "README.md"
 RECIPE = "recipe.yaml"
 PROGRAM = "program.py"
 _GENERATION = "generation_config.json"
+# Lists of a config that have nothing to do with layers, even if there are as many.
+_NOT_BY_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 # Beside tokenizer.json these say the same of the vocabulary, so that added tokens make them wrong.
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
 def write_config(
     folder: Path,
-    template: Checkpoint,
+    plan: Plan,
+    tensors: Mapping[str, jax.ShapeDtypeStruct],
     *,
-    num_layers: int,
-    names: Sequence[str],
-    dtype: str | None,
     vocabulary: int | None,
 ) -> None:
-    """The template's config.json with what the merge has changed."""
-    fields = dict(template.config)
+    """The template's config.json with what the merge has changed.
+
+    tensors: of the result. Its dtype is the one that most of the weights have.
+    """
+    template, fields = plan.template, dict(plan.template.config)
+    have = len(template.layers)
+    for key, value in fields.items():
+        if isinstance(value, list) and len(value) == have and key not in _NOT_BY_LAYER:
+            own = [(model.config.get(key, ()), layer) for model, layer in plan.layers]
+            if all(isinstance(each, list) and layer < len(each) for each, layer in own):
+                fields[key] = [each[layer] for each, layer in own]
     if "num_hidden_layers" in fields:
-        fields["num_hidden_layers"] = num_layers
-    if dtype is not None:
-        fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = dtype
+        fields["num_hidden_layers"] += len(plan.layers) - have
+    sizes: Counter[str] = Counter()
+    for one in tensors.values():
+        sizes[one.dtype.name] += one.size
+    for key in [key for key in ("torch_dtype", "dtype") if key in fields] or ["dtype"]:
+        fields[key] = sizes.most_common(1)[0][0]
     if vocabulary is not None:
         fields["vocab_size"] = vocabulary
     if "tie_word_embeddings" in fields:
-        fields["tie_word_embeddings"] = OUTPUT not in names
+        fields["tie_word_embeddings"] = OUTPUT not in tensors
     write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 

@@ -75,16 +75,20 @@ class Step:
 class Plan:
     """All steps in the order of the result's files; the model whose config and tokenizer it gets.
 
-    dtype: what the config is to say, where the recipe says it. slots: the experts' names in the
-    algorithms' dicts, or None for expert_1 ... expert_k.
+    layers: for each layer of the result, the model and its layer that name the tensors, whose
+    config says of which kind it is. slots: the experts' names in the algorithms' dicts, or None for
+    expert_1 ... expert_k.
     """
 
     steps: tuple[Step, ...]
     template: Checkpoint
-    num_layers: int
-    dtype: str | None
+    layers: tuple[tuple[Checkpoint, int], ...]
     slots: tuple[str, ...] | None = None
     models: tuple[Checkpoint, ...] = field(default=())
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @property
     def draws(self) -> bool:
@@ -106,19 +110,18 @@ def plan_recipe(
     first, last = parts[0], parts[-1]
     names = list(first.outside(lambda name: name == EMBEDDING))
     steps = [first.step(name, {}, 0.0) for name in names]
-    count = 0
+    layers: list[tuple[Checkpoint, int]] = []
     for part in parts:
         for index in range(part.num_layers):
             place = index / (part.num_layers - 1) if part.num_layers > 1 else 1.0
-            steps += part.layer(index, count, place)
-            count += 1
+            steps += part.layer(index, len(layers), place)
+            layers.append((part.models[0], part.starts[0] + index))
     steps += [last.step(name, {}, 0.0) for name in last.outside(lambda name: name != EMBEDDING)]
     named = recipe.models()
     return Plan(
         steps=tuple(steps),
         template=open_model(named[0]),
-        num_layers=count,
-        dtype=recipe.out_dtype or recipe.dtype,
+        layers=tuple(layers),
         models=tuple(open_model(name) for name in named),
     )
 
@@ -154,8 +157,7 @@ def plan_algorithm(
     return Plan(
         steps=tuple(steps),
         template=base,
-        num_layers=len(base.layers),
-        dtype=None,
+        layers=tuple((base, layer) for layer in range(len(base.layers))),
         slots=tuple(experts),
         models=(base, *experts.values()),
     )

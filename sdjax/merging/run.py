@@ -104,10 +104,8 @@ def write_merged(
             # What is small comes first: its files may be damaged, and tensors take long.
             outputs.write_config(
                 writer.folder,
-                plan.template,
-                num_layers=plan.num_layers,
-                names=list(announced),
-                dtype=plan.dtype,
+                plan,
+                announced,
                 vocabulary=None if vocabulary is None else vocabulary.size,
             )
             outputs.write_tokenizer(

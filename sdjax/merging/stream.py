@@ -65,7 +65,8 @@ def merge_steps(
     memory = Lender()
 
     def read(step: Step) -> list[np.ndarray]:
-        arrays = [one.model.tensors.read(one.name, memory.lend) for one in step.everything]
+        with np.errstate(over="ignore"):
+            arrays = [one.model.tensors.read(one.name, memory.lend) for one in step.everything]
         if vocabulary is None or not step.vocabulary:
             return arrays
         rows = [vocabulary.rows[one.model.name] for one in step.everything]
@@ -77,9 +78,8 @@ def merge_steps(
         jax.block_until_ready(new)  # on every device, so nothing reads what it was made of any more
         array = np.asarray(new)
         # Not in the program, which would store what is merged in float32 to measure it.
-        if isinstance(new, jax.Array) and not is_finite(array):
-            assert step.algorithm is not None
-            raise UserError(f"{step.algorithm.name}: the merged tensor {step.name} is not finite")
+        if not is_finite(array):
+            raise not_finite(step, arrays)
         writer.write(step.name, array)
         memory.give_back(arrays)
         return step.name
@@ -89,7 +89,9 @@ def merge_steps(
         for step, arrays in zip(steps, _ahead(read, steps), strict=True):
             if step.algorithm is None or (step.base and _all_same(arrays)):
                 unchanged += 1
-                yield step, arrays, arrays[0].astype(step.dtype, copy=False)
+                with np.errstate(over="ignore"):
+                    cast = arrays[0].astype(step.dtype, copy=False)
+                yield step, arrays, cast
             else:
                 yield step, arrays, _compute(step, arrays, plan, programs[step.name].result(), key)
 
@@ -160,6 +162,21 @@ def _compute(
         data = leaf_key_data(key, step.path)
     new, _ = program(base, tuple(experts), arguments, depth, data, None)
     return new
+
+
+def not_finite(step: Step, arrays: Sequence[np.ndarray]) -> UserError:
+    """The error of a step whose result is not finite: the model's, if one is to blame.
+
+    arrays: of ``step.everything``.
+    """
+    for one, array in zip(step.everything, arrays, strict=True):
+        if not is_finite(array):
+            return UserError(
+                f"{one.model.name}: the tensor {one.name} has a NaN or an infinity; copy the model "
+                "again, or leave it out"
+            )
+    name = "the merge" if step.algorithm is None else step.algorithm.name
+    return UserError(f"{name}: the merged tensor {step.name} is not finite in {step.dtype.name}")
 
 
 def _shape(step: Step, vocabulary: Vocabulary | None) -> tuple[int, ...]:

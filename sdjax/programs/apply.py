@@ -13,6 +13,7 @@ import numpy as np
 from sdjax.errors import UserError
 from sdjax.io.host_memory import Allocate, aligned_empty
 from sdjax.io.peft_adapter import Tensors
+from sdjax.io.weights_file import is_finite
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.checkpoints import Checkpoint, open_checkpoint, tensor_path
 from sdjax.merging.engine import merge
@@ -20,7 +21,7 @@ from sdjax.merging.outputs import PROGRAM, Origin
 from sdjax.merging.plan import Plan, plan_algorithm
 from sdjax.merging.run import Written, write_merged
 from sdjax.merging.scope import Scope, select
-from sdjax.merging.stream import OnTensor
+from sdjax.merging.stream import OnTensor, not_finite
 from sdjax.models.spec import kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sandbox.contract import Contract, Limits
@@ -128,10 +129,11 @@ def _whole(algorithm: Algorithm, plan: Plan, models: Models, key: jax.Array) -> 
         key=key,
         num_layers=plan.num_layers,
     )
-    if not done.finite:
-        raise UserError(f"{algorithm.name}: the merged tensors are not finite")
     new = flatten(done.params)
     arrays = {step.name: np.asarray(new[step.path]) for step in merged}
+    for step in merged:
+        if not is_finite(arrays[step.name]):
+            raise not_finite(step, [one.model.tensors.read(one.name) for one in step.everything])
     base = dataclasses.replace(models.base, tensors=_Replaced(models.base.tensors, arrays))
     steps = (
         step

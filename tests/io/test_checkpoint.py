@@ -229,7 +229,7 @@ def test_a_number_that_is_not_finite_is_an_error_that_names_the_tensor(tmp_path,
     # What is not read is not looked at.
     read_model(tmp_path / "m", paths=["layers/1/mlp/up_proj"])
     params["layers"]["1"]["mlp"]["down_proj"] = jnp.asarray(broken)
-    with pytest.raises(UserError, match="down_proj.weight has a NaN or an infinity"):
+    with pytest.raises(UserError, match=r"down_proj\.weight has a NaN or an infinity"):
         write_model(tmp_path / "again", config, params)
 
 

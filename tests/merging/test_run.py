@@ -193,7 +193,7 @@ def rewrite(folder, tensors, **changes):
 
 def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
     recipe = write(tmp_path, TASK_ARITHMETIC)
-    name = "model.layers.0.mlp.up_proj.weight"
+    name = "model.layers.1.mlp.up_proj.weight"
 
     def refused(message):
         with pytest.raises(UserError, match=message) as caught:
@@ -211,7 +211,7 @@ def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
     broken = models["code"][name].copy()
     broken[0, 0] = np.nan
     rewrite(tmp_path / "code", models["code"], **{name: broken})
-    refused(f"merged tensor {name} is not finite")
+    refused(f"code: the tensor {name} has a NaN or an infinity; copy the model again")
     file = tmp_path / "code" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
     refused("code/model.safetensors: cut short or not a safetensors file")
@@ -219,6 +219,114 @@ def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
     refused("code: no weights; expected model.safetensors")
     shutil.rmtree(tmp_path / "code")
     refused(f"code: no such model folder in {tmp_path}")
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_method_hides_what_is_not_finite(method, value):
+    rng = np.random.default_rng(0)
+    base, good, bad = (rng.standard_normal((6, 8)).astype(np.float32) for _ in range(3))
+    bad[1, 2] = value
+    trees = [{"layers": {"0": {"mlp": {"up_proj": jnp.asarray(x)}}}} for x in (base, good, bad)]
+    experts = trees[2:] if method in ("arcee_fusion", "nearswap", "passthrough") else trees[1:]
+    assert not merge(trees[0], experts, algorithm(method), key=jax.random.key(0)).finite
+
+
+FAMILY = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "message"),
+    [
+        ({"model.layers.3.x": (2,)}, {}, r"has model.layers.3 but no model.layers.2; copy"),
+        (
+            {"model.layers.999999999.x": (2,)},
+            {},
+            r"has model.layers.999999999 but no model.layers.2;",
+        ),
+        ({}, {"num_hidden_layers": 5}, "has 2 layers, config.json says num_hidden_layers 5"),
+        ({}, {"num_hidden_layers": 1}, "has 2 layers, config.json says num_hidden_layers 1"),
+        ({}, FAMILY, "lacks tensor lm_head.weight, which every LlamaForCausalLM has"),
+        (
+            {},
+            {**FAMILY, "tie_word_embeddings": True},
+            "lacks tensor model.layers.0.input_layernorm.weight",
+        ),
+    ],
+)
+def test_a_model_that_is_not_complete_is_refused(tmp_path, models, change, config, message):
+    more = {name: np.zeros(shape, np.float32) for name, shape in change.items()}
+    for name in ("base", "math", "code"):
+        rewrite(tmp_path / name, models[name], **more)
+        (tmp_path / name / "config.json").write_text(json.dumps({"name": name, **config}))
+    with pytest.raises(UserError, match=message):
+        merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+
+
+def test_further_layers_are_kept_behind_those_that_the_config_counts(tmp_path, models):
+    for name in ("base", "math", "code"):
+        config = {"num_hidden_layers": 1, "num_nextn_predict_layers": 1}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_an_adapter_on_a_tied_output_matrix_is_refused(tmp_path, models):
+    embedding = models["base"]["model.embed_tokens.weight"]
+    rewrite(tmp_path / "base", models["base"], **{"lm_head.weight": embedding})
+    (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": true}')
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    shapes = {"lora_A": (2, 4), "lora_B": (11, 2)}
+    factors = {
+        f"base_model.model.lm_head.{one}.weight": np.ones(shape, np.float32)
+        for one, shape in shapes.items()
+    }
+    save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
+    recipe = write(tmp_path, "merge_method: passthrough\nmodels:\n  - model: base+lora\n")
+    with pytest.raises(UserError, match=r"lora: adapts lm_head.weight, which .*base ties"):
+        merge_recipe(recipe, tmp_path / "out")
+
+
+def test_the_config_says_what_the_tensors_are(tmp_path, models):
+    rewrite(tmp_path / "math", {n: x.astype(np.float32) for n, x in models["math"].items()})
+    for name in ("base", "math", "code"):
+        (tmp_path / name / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC.replace("dtype: float32", "")), tmp_path / "out")
+    assert {x.dtype.name for x in read(tmp_path / "out").values()} == {"float32"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"torch_dtype": "float32"}
+
+
+def test_what_the_config_says_of_each_layer_is_stacked_as_they_are(tmp_path, models):
+    fields = {"num_hidden_layers": 2, "layer_types": ["full", "sliding"], "eos_token_id": [7, 8]}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(fields))
+    slices = "".join(
+        f"  - sources: [{{model: base, layer_range: {part}}}]\n" for part in ("[0, 2]", "[1, 2]")
+    )
+    recipe = write(tmp_path, f"merge_method: passthrough\nslices:\n{slices}")
+    merge_recipe(recipe, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        "num_hidden_layers": 3,
+        "layer_types": ["full", "sliding", "sliding"],
+        "eos_token_id": [7, 8],
+        "dtype": "bfloat16",
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_written_is_finite_whether_it_was_merged_or_not(tmp_path, models):
+    large = {**models["base"], SAME: np.full(4, 1e30, ml_dtypes.bfloat16)}
+    for name in ("base", "math", "code"):
+        rewrite(tmp_path / name, large)
+    recipe = write(tmp_path, TASK_ARITHMETIC)
+    assert merge_recipe(recipe, tmp_path / "wide").unchanged == 5
+    recipe = write(tmp_path, TASK_ARITHMETIC.replace("dtype: float32", "dtype: float16"))
+    with pytest.raises(UserError, match=f"merged tensor {SAME} is not finite in float16"):
+        merge_recipe(recipe, tmp_path / "narrow")
+    for name in ("base", "math", "code"):
+        rewrite(tmp_path / name, large, **{SAME: np.full(4, np.nan, np.float32)})
+    with pytest.raises(UserError, match=f"base: the tensor {SAME} has a NaN"):
+        merge_recipe(recipe, tmp_path / "nan")
 
 
 def test_an_output_that_exists_is_kept(tmp_path, models):

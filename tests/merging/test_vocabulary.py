@@ -133,6 +133,8 @@ def test_rows_of_an_embedding_under_another_name_are_not_matched(tmp_path):
         }
         cut = {key: x[:11] if key.startswith("embed") else x for key, x in named.items()}
         save_file(cut, file)
+        config = tmp_path / name / "config.json"
+        config.write_text(config.read_text().replace("LlamaForCausalLM", "OtherForCausalLM"))
     recipe = tmp_path / "r.yaml"
     text = "merge_method: linear\nmodels: [{{model: base}}, {{model: {}}}]\n"
     text += "parameters: {{weight: 1}}\ntokenizer_source: {}\n"
