@@ -227,10 +227,9 @@ def scores_on(devices: int, config, folder: Path):
 
 
 def test_eight_devices_get_the_scores_of_one(small_config, tmp_path):
-    config = dataclasses.replace(
-        small_config, iterations=1, mesh=dataclasses.replace(small_config.mesh, data=2, tensor=4)
-    )
-    scores, texts = scores_on(8, config, tmp_path / "eight")
-    expected_scores, expected_texts = scores_on(1, config, tmp_path / "one")
+    alone = dataclasses.replace(small_config, iterations=1)
+    mesh = dataclasses.replace(small_config.mesh, data=2, tensor=4)
+    scores, texts = scores_on(8, dataclasses.replace(alone, mesh=mesh), tmp_path / "eight")
+    expected_scores, expected_texts = scores_on(1, alone, tmp_path / "one")
     assert texts == expected_texts
     assert scores == expected_scores
