@@ -71,7 +71,7 @@ def open_checkpoint(name: str, beside: Path) -> Checkpoint:
         )
     outside, layers, prefix = _structure(folder, tensors, tied)
     _check_count(folder, config, len(layers))
-    if family and family.architecture in config.get("architectures", ()):
+    if family and family.architecture in (config.get("architectures") or ()):
         _check_complete(folder, tensors, family, len(layers), tied)
     return Checkpoint(
         name=name,
@@ -113,11 +113,14 @@ def _structure(
 def _check_count(folder: Path, config: Mapping[str, Any], count: int) -> None:
     said = config.get("num_hidden_layers")
     # Layers that predict further tokens stand behind the others and are not counted.
-    further = config.get("num_nextn_predict_layers") or 0
-    if said is not None and count not in (said, said + further):
+    further = config.get("num_nextn_predict_layers")
+    wanted = (
+        (said, said + further) if isinstance(said, int) and isinstance(further, int) else (said,)
+    )
+    if said is not None and count not in wanted:
         raise UserError(
-            f"{folder}: has {count} layers, {CONFIG} says num_hidden_layers {said}; copy the model "
-            f"again, or correct {CONFIG}"
+            f"{folder}: has {count} layers, {CONFIG} says num_hidden_layers {said!r}; copy "
+            f"the model again, or correct {CONFIG}"
         )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import tokenizers
 
-from sdjax.errors import UserError, shown
 from sdjax.io.checkpoint import ASSETS
 from sdjax.io.tensor_folder import CONFIG, read_json
 from sdjax.io.tokenizer import FILE, SETTINGS, TEMPLATE
@@ -49,10 +48,10 @@ def write_config(
     have = len(template.layers)
     for key, value in fields.items():
         if isinstance(value, list) and len(value) == have and key not in _NOT_BY_LAYER:
-            own = [(model.config.get(key, ()), layer) for model, layer in plan.layers]
+            own = [(model.config.get(key, value), layer) for model, layer in plan.layers]
             if all(isinstance(each, list) and layer < len(each) for each, layer in own):
                 fields[key] = [each[layer] for each, layer in own]
-    if "num_hidden_layers" in fields:
+    if fields.get("num_hidden_layers") is not None:
         fields["num_hidden_layers"] += len(plan.layers) - have
     sizes: Counter[str] = Counter()
     for one in tensors.values():
@@ -85,7 +84,7 @@ def write_tokenizer(
     if new:
         write_extended(tokenizer, new, folder / FILE)
     if chat_template is not None:
-        settings = read_json(tokenizer / SETTINGS)
+        settings = read_json(folder / SETTINGS)
         if settings.pop("chat_template", None) is not None:
             write_text(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         write_text(folder / TEMPLATE, chat_template)
@@ -109,7 +108,7 @@ def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | No
     if "{" not in choice:
         raise recipe.fail(
             "chat_template",
-            f"no chat_template {shown(choice)}; it must be auto, a Jinja template, or one of "
+            f"no chat_template {choice!r}; it must be auto, a Jinja template, or one of "
             f"{', '.join(CHAT_TEMPLATES)}",
         )
     import jinja2  # a fortieth of a second, which few recipes need
@@ -124,10 +123,7 @@ def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | No
 
 def _own_template(folder: Path) -> str | None:
     if (folder / TEMPLATE).is_file():
-        try:
-            return (folder / TEMPLATE).read_text(encoding="utf-8")
-        except ValueError as error:
-            raise UserError(f"{folder / TEMPLATE}: not UTF-8 ({error}); copy it again") from None
+        return (folder / TEMPLATE).read_text(encoding="utf-8")
     found = read_json(folder / SETTINGS).get("chat_template")
     return found if isinstance(found, str) else None
 

@@ -245,6 +245,7 @@ FAMILY = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
             r"has model.layers.999999999 but no model.layers.2;",
         ),
         ({}, {"num_hidden_layers": 5}, "has 2 layers, config.json says num_hidden_layers 5"),
+        ({}, {"num_hidden_layers": "2"}, "has 2 layers, config.json says num_hidden_layers '2'"),
         ({}, {"num_hidden_layers": 1}, "has 2 layers, config.json says num_hidden_layers 1"),
         ({}, FAMILY, "lacks tensor lm_head.weight, which every LlamaForCausalLM has"),
         (
