@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import tokenizers
 
+from sdjax.errors import UserError, shown
 from sdjax.io.checkpoint import ASSETS
 from sdjax.io.tensor_folder import CONFIG, read_json
 from sdjax.io.tokenizer import FILE, SETTINGS, TEMPLATE
@@ -84,7 +85,7 @@ def write_tokenizer(
     if new:
         write_extended(tokenizer, new, folder / FILE)
     if chat_template is not None:
-        settings = read_json(folder / SETTINGS)
+        settings = read_json(tokenizer / SETTINGS)
         if settings.pop("chat_template", None) is not None:
             write_text(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         write_text(folder / TEMPLATE, chat_template)
@@ -108,7 +109,7 @@ def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | No
     if "{" not in choice:
         raise recipe.fail(
             "chat_template",
-            f"no chat_template {choice!r}; it must be auto, a Jinja template, or one of "
+            f"no chat_template {shown(choice)}; it must be auto, a Jinja template, or one of "
             f"{', '.join(CHAT_TEMPLATES)}",
         )
     import jinja2  # a fortieth of a second, which few recipes need
@@ -123,7 +124,10 @@ def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | No
 
 def _own_template(folder: Path) -> str | None:
     if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+        try:
+            return (folder / TEMPLATE).read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(f"{folder / TEMPLATE}: not UTF-8 ({error}); copy it again") from None
     found = read_json(folder / SETTINGS).get("chat_template")
     return found if isinstance(found, str) else None
 
