@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from sdjax.evaluation.task import Outcome
 from sdjax.io.json_lines import read_json_lines
 from sdjax.io.lock import locked
 from sdjax.io.tensor_folder import read_json
-from sdjax.io.weights_file import write_text
+from sdjax.io.weights_file import draft_of, write_whole
 
 SETTINGS, RESULTS, SCORES, LOCK = "settings.json", "results.jsonl", "scores.json", "eval.lock"
 READINGS = ("strict", "flexible")
@@ -167,7 +166,7 @@ def _ours(folder: Path) -> bool:
     """Whether an evaluation is in the folder, or may begin there."""
     if not folder.is_dir():
         return not folder.exists()
-    first = {LOCK, _partial(folder / SETTINGS).name}  # of one that was killed as it began
+    first = {LOCK, draft_of(folder / SETTINGS).name}  # of one that was killed as it began
     return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= first
 
 
@@ -220,14 +219,7 @@ def _words(kind: Any) -> str:
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:
-    """Writes a file that appears under its name when it is whole."""
-    partial = _partial(path)
-    write_text(partial, "".join(f"{line}\n" for line in lines))
-    os.replace(partial, path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    write_whole(path, ["".join(f"{line}\n" for line in lines).encode()])
 
 
 def _json(line: Line) -> str:

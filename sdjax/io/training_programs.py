@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ import numpy as np
 
 from sdjax.errors import UserError
 from sdjax.io.folders import TRAINING_PROGRAMS
-from sdjax.io.weights_file import write_bytes
+from sdjax.io.weights_file import write_bytes, write_whole
 
 TEXTS = "training_programs.json.gz"
 NO_CONTRACT = "several"
@@ -65,10 +65,9 @@ class TrainingPrograms:
         folder.mkdir(parents=True, exist_ok=True)
         told = json.dumps({"contract": self.contract, "texts": self.texts})
         write_bytes(folder / TEXTS, [gzip.compress(told.encode(), mtime=0)])
-        partial = folder / f".{TRAINING_PROGRAMS}.partial"
-        with partial.open("wb") as file:
-            np.save(file, self.identities)
-        os.replace(partial, folder / TRAINING_PROGRAMS)
+        identities = io.BytesIO()
+        np.save(identities, self.identities)
+        write_whole(folder / TRAINING_PROGRAMS, [identities.getbuffer()])
         return training_program_files(folder)
 
 

@@ -127,6 +127,19 @@ def write_bytes(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """As `write_bytes`; the file appears under its name when it is whole."""
+    draft = draft_of(path)
+    write_bytes(draft, parts)
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def draft_of(path: Path) -> Path:
+    """Where `write_whole` writes; all that is left of one that was killed."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

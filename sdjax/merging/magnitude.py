@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.sums import survey
 
-REGISTERS = 36  # numbers that one pass finds in about the time that it takes to read the tensors
+REGISTERS = 36  # numbers that one pass finds; with more, a pass takes longer than they save
 SAMPLE = 2**12  # elements of a sample, about; no larger tensor is sorted
 
 _NOTHING = 2**31 - 1  # a bound that no number reaches
@@ -103,8 +103,8 @@ def _bounds(bits: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     # Three deviations of the binomial, and one element for the ends.
     margin = 3.0 * jnp.sqrt(expected * (1.0 - share)) + 1.0
     ends = jnp.concatenate([jnp.floor(expected - margin), jnp.ceil(expected + margin)], axis=1)
-    high, low = jnp.split(_places(sample, ends.astype(jnp.int32))[..., None], 2, axis=1)
-    return _search(bits, k, low[..., 0], high[..., 0])
+    high, low = jnp.split(_places(sample, ends.astype(jnp.int32)), 2, axis=1)
+    return _search(bits, k, low, high)
 
 
 def _places(bits: jax.Array, k: jax.Array) -> jax.Array:

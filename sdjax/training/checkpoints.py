@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from tensorboardX import SummaryWriter
 
 from sdjax.errors import UserError
 from sdjax.io.checkpoint_folder import CheckpointFolder
-from sdjax.io.weights_file import sync_folder, write_bytes
+from sdjax.io.weights_file import write_whole
 from sdjax.sharding.distributed import is_main_process
 from sdjax.sharding.together import from_main
 
@@ -126,10 +125,7 @@ def kept_array(
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = io.BytesIO()
         np.savez(whole, identity=identity, array=array)
-        partial = path.with_name(f".{path.name}.partial")
-        write_bytes(partial, [whole.getbuffer()])
-        os.replace(partial, path)
-        sync_folder(path.parent)
+        write_whole(path, [whole.getbuffer()])
     return array
 
 
