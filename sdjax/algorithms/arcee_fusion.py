@@ -8,8 +8,11 @@ them on a million random elements where a tensor has more.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax.merging.magnitude import kth_magnitudes
 from sdjax.merging.method import Meaning
@@ -17,6 +20,11 @@ from sdjax.merging.sums import reproducible_sum
 
 MATHEMATICS = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
 MEANING = Meaning(fewest=1, most=1)
+
+NEAR = 0.25  # up to which the series have float32's precision
+# (e^x - 1) / x and ((1 + r) log(1 + r) - r) / r^2, the highest power first
+_EXPM1 = np.array([1 / math.factorial(k) for k in range(8, 0, -1)], np.float32)
+_KL = np.array([(-1) ** k / (k * (k - 1)) for k in range(12, 1, -1)], np.float32)
 
 
 def merge_models(task_vectors: dict[str, jax.Array], base: jax.Array) -> jax.Array:
@@ -39,12 +47,17 @@ def _divergence(base: jax.Array, vector: jax.Array, row: int | tuple[()]) -> jax
     term of which is negative; r is found without a difference of like numbers.
     """
     share = jax.nn.softmax(base, axis=row)
-    grown = jnp.sum(share * jnp.expm1(vector), axis=row, keepdims=True)
+    grown = _expm1(vector)
+    mean = jnp.sum(share * grown, axis=row, keepdims=True)
     q = share + 1e-8
-    r = share / q * jnp.expm1(vector - jnp.log1p(grown))
-    near = jnp.clip(r, -0.1, 0.1)
-    series = near**2 * jnp.polyval(
-        jnp.array([(-1) ** k / (k * (k - 1)) for k in range(9, 1, -1)], jnp.float32), near
-    )
-    far = jax.scipy.special.xlog1py(1 + r, r) - r
-    return jnp.sum(q * jnp.where(r == near, series, far), axis=row, keepdims=True)
+    r = share / q * (grown - mean) / (1 + mean)
+    near = jnp.clip(r, -NEAR, NEAR)
+    far = (1 + r) * jnp.log(1 + r) - r
+    divergence = jnp.where(r == near, near**2 * jnp.polyval(_KL, near), far)
+    return jnp.sum(q * divergence, axis=row, keepdims=True)
+
+
+def _expm1(x: jax.Array) -> jax.Array:
+    # XLA's own computes a hyperbolic tangent and an exponential.
+    near = jnp.clip(x, -NEAR, NEAR)
+    return jnp.where(x == near, near * jnp.polyval(_EXPM1, near), jnp.exp(x) - 1)

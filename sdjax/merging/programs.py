@@ -6,6 +6,9 @@ time and held here and nowhere else: dropping one from this cache frees its exec
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +16,41 @@ from typing import Protocol
 
 import jax
 
-# For programs that run a few times: less than half the time to compile, two to three times slower.
-QUICK: dict[str, str | bool] = {
-    "xla_backend_optimization_level": "0",
+# LLVM's work divided among threads is more work, and programs are compiled side by side anyway.
+LEAN: dict[str, str | bool] = {
     "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": "1",
 }
+# For programs that run a few times: two to three times slower.
+QUICK = LEAN | {"xla_backend_optimization_level": "0"}
+# From this many elements on, one operation is worth being divided among the cores.
+LARGE = 2**22
+
+_FOLDS = re.compile(r"stablehlo\.(reduce|while|sort|gather|dot_general)\b")
+_FUNCTIONS = re.compile(
+    r"(stablehlo|chlo)\.(exp|log|sin|cos|tan|tanh|pow|atan|a?sinh?|a?cosh?|erf)\w* .*tensor<\d+x\d"
+)
+
+
+def compiled(lowered: jax.stages.Lowered, *, quick: bool = False) -> jax.stages.Compiled:
+    """The program, compiled with what it will be used for in mind.
+
+    On a CPU, XLA's fusion emitters double the time to compile. They divide every operation among
+    the cores, where without them only maps are divided, and are faster at functions such as exp.
+    A program's options follow from its text, so that it gives the same bits wherever it is
+    compiled. quick: see ``Programs``.
+    """
+    options = None
+    if jax.default_backend() == "cpu":
+        options = QUICK if quick else _options(lowered)
+    return lowered.compile(compiler_options=options)
+
+
+def _options(lowered: jax.stages.Lowered) -> dict[str, str | bool] | None:
+    text = lowered.as_text()
+    largest = max((math.prod(x.shape) for x in jax.tree.leaves(lowered.args_info)), default=0)
+    divided = largest >= LARGE and _FOLDS.search(text)
+    return None if divided or _FUNCTIONS.search(text) else LEAN
 
 
 class Program(Protocol):
@@ -84,11 +117,7 @@ class Programs:
         return [found[program.cache_key] for program in wanted]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
-        options = QUICK if self.quick and jax.default_backend() == "cpu" else None
-
-        def compile_one(program: jax.stages.Lowered) -> jax.stages.Compiled:
-            return program.compile(compiler_options=options)
-
+        compile_one = functools.partial(compiled, quick=self.quick)
         if len(lowered) < 2:
             return [compile_one(program) for program in lowered]
         with ThreadPoolExecutor(max_workers=min(4, len(lowered))) as pool:

@@ -2,8 +2,8 @@
 
 While a tensor is merged, the next one is read and the last one is written. Memory holds a few
 tensors of each model, whatever their number, and is used again and again. All programs are traced
-before the first tensor, so that a method's mistake is told at once, and compiled side by side while
-the first ones are at work.
+before the first tensor, so that a method's mistake is told at once; each is compiled from then on,
+beside the tracing of the others and the first tensors.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from sdjax.io.weights_file import is_finite
 from sdjax.merging.engine import default_slots
 from sdjax.merging.lowering import TensorProgram, leaf_key_data
 from sdjax.merging.plan import Plan, Step
+from sdjax.merging.programs import compiled
 from sdjax.merging.vocabulary import Vocabulary, align
 from sdjax.models.spec import depth_of, kind_of
 from sdjax.sharding.mesh import make_mesh
 
-COMPILERS = 2  # programs compiled at a time, of which each takes more than a core
-AHEAD = 2  # tensors that are read, and that are written, while one is computed
+COMPILERS = 2  # programs compiled at a time
+AHEAD = 2  # tensors that are read, and that are written, beside those that are merged
+# Tensors merged at a time on one device: XLA on a CPU divides by far not all of a program among the
+# cores. On several devices, two programs at once could wait for each other's halves.
+MERGED = 2
 
 OnTensor = Callable[[int, int, str], None]
-T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -59,9 +62,7 @@ def merge_steps(
     file.
     """
     steps = [step for step in plan.steps if step.name not in writer.done]
-    lowered = _lower(steps, plan, vocabulary, key)
-    unchanged, done = 0, len(plan.steps) - len(steps)
-
+    together = MERGED if len(jax.devices()) == 1 else 1
     memory = Lender()
 
     def read(step: Step) -> list[np.ndarray]:
@@ -74,7 +75,14 @@ def merge_steps(
         memory.give_back(arrays)
         return aligned
 
-    def put(step: Step, arrays: list[np.ndarray], new: Any) -> str:
+    def merge(step: Step, arrays: list[np.ndarray]) -> tuple[Step, list[np.ndarray], Any]:
+        if _unchanged(step, arrays):
+            with np.errstate(over="ignore"):
+                return step, arrays, arrays[0].astype(step.dtype, copy=False)
+        new = _compute(step, arrays, plan, programs[step.name].result(), key)
+        return step, arrays, jax.block_until_ready(new) if together > 1 else new
+
+    def put(step: Step, arrays: list[np.ndarray], new: Any) -> tuple[str, bool]:
         jax.block_until_ready(new)  # on every device, so nothing reads what it was made of any more
         array = np.asarray(new)
         # Not in the program, which would store what is merged in float32 to measure it.
@@ -82,24 +90,16 @@ def merge_steps(
             raise not_finite(step, arrays)
         writer.write(step.name, array)
         memory.give_back(arrays)
-        return step.name
+        return step.name, array is new
 
-    def computed() -> Iterator[tuple[Step, list[np.ndarray], Any]]:
-        nonlocal unchanged
-        for step, arrays in zip(steps, _ahead(read, steps), strict=True):
-            if step.algorithm is None or (step.base and _all_same(arrays)):
-                unchanged += 1
-                with np.errstate(over="ignore"):
-                    cast = arrays[0].astype(step.dtype, copy=False)
-                yield step, arrays, cast
-            else:
-                yield step, arrays, _compute(step, arrays, plan, programs[step.name].result(), key)
-
+    unchanged, done = 0, len(plan.steps) - len(steps)
     compiler = ThreadPoolExecutor(max_workers=COMPILERS)
-    started = {id(each): compiler.submit(each.compile) for each in lowered.values()}
-    programs = {name: started[id(each)] for name, each in lowered.items()}
     try:
-        for name in _ahead(lambda item: put(*item), computed()):
+        programs = _compiled(steps, plan, vocabulary, key, compiler)
+        arrays = _ahead(read, ((step,) for step in steps))
+        merged = _ahead(merge, zip(steps, arrays, strict=True), threads=together, ahead=1)
+        for name, as_it_was in _ahead(put, merged):
+            unchanged += as_it_was
             done += 1
             if on_tensor is not None:
                 on_tensor(done, len(plan.steps), name)
@@ -108,10 +108,14 @@ def merge_steps(
     return unchanged
 
 
-def _lower(
-    steps: Sequence[Step], plan: Plan, vocabulary: Vocabulary | None, key: jax.Array | None
-) -> dict[str, jax.stages.Lowered]:
-    """The program of every step that has one, each traced once."""
+def _compiled(
+    steps: Sequence[Step],
+    plan: Plan,
+    vocabulary: Vocabulary | None,
+    key: jax.Array | None,
+    compiler: ThreadPoolExecutor,
+) -> dict[str, Future[jax.stages.Compiled]]:
+    """The program of every step that has one, each traced and compiled once."""
     wanted = {}
     for step in steps:
         if step.algorithm is None:
@@ -138,8 +142,11 @@ def _lower(
             dtype=step.dtype,
         )
     distinct = {program.cache_key: program for program in wanted.values()}
-    lowered = {cache_key: program.lower() for cache_key, program in distinct.items()}
-    return {name: lowered[program.cache_key] for name, program in wanted.items()}
+    programs = {
+        cache_key: compiler.submit(compiled, program.lower())
+        for cache_key, program in distinct.items()
+    }
+    return {name: programs[program.cache_key] for name, program in wanted.items()}
 
 
 def _compute(
@@ -198,7 +205,10 @@ def _sharding(shape: tuple[int, ...]) -> jax.sharding.Sharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _all_same(arrays: Sequence[np.ndarray]) -> bool:
+def _unchanged(step: Step, arrays: Sequence[np.ndarray]) -> bool:
+    """Whether the result is the first of the arrays, since that is all or nobody changed it."""
+    if step.algorithm is None or not step.base:
+        return step.algorithm is None
     # Bytes, not values: bfloat16 has no fast comparison in NumPy. Most differ at once.
     first, *others = (array.reshape(-1).view(np.uint8) for array in arrays)
     return all(array.dtype == arrays[0].dtype for array in arrays) and all(
@@ -207,14 +217,17 @@ def _all_same(arrays: Sequence[np.ndarray]) -> bool:
     )
 
 
-def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """map, in a thread that is up to AHEAD items ahead of the one that takes the results."""
-    pool = ThreadPoolExecutor(max_workers=1)
+def _ahead(
+    function: Callable[..., R], items: Iterable[tuple], *, threads: int = 1, ahead: int = AHEAD
+) -> Iterator[R]:
+    """itertools.starmap, in threads that are ``ahead`` items ahead of the one that takes the
+    results."""
+    pool = ThreadPoolExecutor(max_workers=threads)
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > AHEAD:
+            waiting.append(pool.submit(function, *item))
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
