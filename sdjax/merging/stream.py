@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from sdjax.models.spec import depth_of, kind_of
 from sdjax.sharding.mesh import make_mesh
 
 COMPILERS = 2  # programs compiled at a time
-AHEAD = 2  # tensors that are read, and that are written, beside those that are merged
+AHEAD = 1  # tensors that wait to be merged, and to be written
 # Tensors merged at a time on one device: XLA on a CPU divides by far not all of a program among the
 # cores. On several devices, two programs at once could wait for each other's halves.
 MERGED = 2
@@ -75,22 +75,23 @@ def merge_steps(
         memory.give_back(arrays)
         return aligned
 
-    def merge(step: Step, arrays: list[np.ndarray]) -> tuple[Step, list[np.ndarray], Any]:
-        if _unchanged(step, arrays):
+    def merge(step: Step, arrays: list[np.ndarray]) -> tuple[Step, np.ndarray, bool]:
+        as_it_was = _unchanged(step, arrays)
+        if as_it_was:
             with np.errstate(over="ignore"):
-                return step, arrays, arrays[0].astype(step.dtype, copy=False)
-        new = _compute(step, arrays, plan, programs[step.name].result(), key)
-        return step, arrays, jax.block_until_ready(new) if together > 1 else new
-
-    def put(step: Step, arrays: list[np.ndarray], new: Any) -> tuple[str, bool]:
-        jax.block_until_ready(new)  # on every device, so nothing reads what it was made of any more
-        array = np.asarray(new)
+                new = arrays[0].astype(step.dtype, copy=False)
+        else:
+            new = np.asarray(_compute(step, arrays, plan, programs[step.name].result(), key))
         # Not in the program, which would store what is merged in float32 to measure it.
-        if not is_finite(array):
+        if not is_finite(new):
             raise not_finite(step, arrays)
-        writer.write(step.name, array)
-        memory.give_back(arrays)
-        return step.name, array is new
+        memory.give_back(array for array in arrays if array is not new)
+        return step, new, as_it_was
+
+    def put(step: Step, new: np.ndarray, as_it_was: bool) -> tuple[str, bool]:
+        writer.write(step.name, new)
+        memory.give_back([new])
+        return step.name, as_it_was
 
     unchanged, done = 0, len(plan.steps) - len(steps)
     compiler = ThreadPoolExecutor(max_workers=COMPILERS)
