@@ -9,12 +9,13 @@ import jax
 from jax.sharding import Mesh
 
 from sdjax.algorithms.registry import algorithm
+from sdjax.errors import UserError
 from sdjax.merging import engine
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.engine import Merged
+from sdjax.merging.engine import Merged, arrays_of
 from sdjax.merging.scope import Scope
 from sdjax.models.spec import LAYER_TENSORS, OUTSIDE_TENSORS, kind_of
-from sdjax.models.tree import flatten, unflatten
+from sdjax.models.tree import unflatten
 from sdjax.sharding.rules import sharding_of
 
 Tree = Mapping[str, Any]
@@ -47,8 +48,8 @@ def merge(
     Args:
         base: nested dict of arrays that task vectors are relative to, or None, where they are the
             experts' own weights.
-        experts: trees in the order of the slots expert_1 ... expert_k, or by name; leaves outside
-            the scope may be absent.
+        experts: trees in the order of the slots expert_1 ... expert_k, or by name; of an expert,
+            leaves outside the scope may be absent.
         method: a name of ``sdjax methods``, a function of the algorithm API, or an algorithm.
         scope: "mlp", "attention", "all", or glob patterns over tensor paths.
         mesh: places every leaf in scope on it by ``sdjax.sharding.rules``; leaves stay where they
@@ -64,8 +65,12 @@ def merge(
         UserError: an unknown method or hyperparameter, models that do not fit together, a key that
             is missing, a program that does not trace.
     """
+    if not isinstance(experts, Mapping | Sequence):
+        raise UserError(f"experts are a list of trees, or trees by name, not {experts!r:.60}")
     slots = tuple(experts) if isinstance(experts, Mapping) else None
     trees = list(experts.values()) if isinstance(experts, Mapping) else list(experts)
+    if not isinstance(mesh, Mesh | None):
+        raise UserError(f"mesh must be a jax.sharding.Mesh, not {type(mesh).__name__}")
     if mesh is not None:
         base = None if base is None else place(base, mesh)
         trees = [place(tree, mesh) for tree in trees]
@@ -79,7 +84,7 @@ def place(tree: Tree, mesh: Mesh) -> dict[str, Any]:
     return unflatten(
         {
             path: jax.device_put(leaf, _sharding(path, leaf, mesh))
-            for path, leaf in flatten(tree).items()
+            for path, leaf in arrays_of(tree, "a model").items()
         }
     )
 
@@ -96,4 +101,6 @@ def _bound(method: Method, hyperparameters: Mapping[str, Any]) -> Algorithm:
         return algorithm(method, **hyperparameters)
     if isinstance(method, Algorithm):
         return method.bind(**hyperparameters)
+    if not callable(method):
+        raise UserError(f"method must be a name, a function or an algorithm, not {method!r:.60}")
     return Algorithm.from_function(method, **hyperparameters)

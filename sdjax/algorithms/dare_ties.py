@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 
 from sdjax.algorithms.dropping import drop
-from sdjax.algorithms.mixing import RESCALE_SPELLINGS, elected_sum
+from sdjax.algorithms.mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import Meaning
 
@@ -20,7 +20,7 @@ MEANING = Meaning(
     defaults={"density": 1.0, "rescale": "l1"},
     needed=("weight",),
     shares=("density",),
-    spellings={"rescale": RESCALE_SPELLINGS},
+    spellings={"rescale": RESCALE_SPELLINGS, "elect": ELECT_SPELLINGS},
 )
 
 

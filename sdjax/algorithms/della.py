@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 
 from sdjax.algorithms.dropping import drop_by_rank
-from sdjax.algorithms.mixing import RESCALE_SPELLINGS, elected_sum
+from sdjax.algorithms.mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import Meaning
 
@@ -25,7 +25,7 @@ MEANING = Meaning(
     defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
     needed=("weight",),
     shares=("density", "epsilon"),
-    spellings={"rescale": RESCALE_SPELLINGS},
+    spellings={"rescale": RESCALE_SPELLINGS, "elect": ELECT_SPELLINGS},
 )
 
 

@@ -6,6 +6,7 @@ Axes: k expert, and the tensor's own axes (...).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,14 @@ from sdjax.merging.sums import sums
 Vectors = Mapping[str, jax.Array]
 
 RESCALE = ("density", "l1", "none")
-# What `rescale: true` and `false` mean in a recipe.
-RESCALE_SPELLINGS = {True: "l1", False: "none"}
+ELECT = ("weighted", "plain")
+# What a recipe may say, and which word it means.
+RESCALE_SPELLINGS: dict[Any, str] = {
+    True: "l1",
+    False: "none",
+    **dict(zip(RESCALE, RESCALE, strict=True)),
+}
+ELECT_SPELLINGS = dict(zip(ELECT, ELECT, strict=True))
 
 
 def weighted_sum(vectors: Vectors, weight: Vectors, normalize: bool) -> jax.Array:
@@ -43,8 +50,8 @@ def elected_sum(
     v_k (``"plain"``). With ``normalize`` the result is divided, per element, by the sum of the
     weights that took part.
     """
-    if elect not in ("weighted", "plain"):
-        raise ValueError(f"elect must be 'weighted' or 'plain', not {elect!r}")
+    if elect not in ELECT:
+        raise ValueError(f"elect must be one of {', '.join(ELECT)}, not {elect!r}")
     # A negative weight turns an expert's sign, in the vote by weight and in the sum alike.
     terms = {name: weight[name] * vector for name, vector in vectors.items()}
     agrees = agreement(terms if elect == "weighted" else vectors)

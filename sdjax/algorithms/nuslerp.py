@@ -3,7 +3,8 @@
 mergekit's own method (https://github.com/arcee-ai/mergekit); the arc is Shoemake's, "Animating
 rotation with quaternion curves", SIGGRAPH 1985. The place on the arc is w_2 / (w_1 + w_2), or the
 middle where the weights cancel. Against a base it runs around the base, without one around the
-origin. Unlike ``slerp`` it stays on the arc until the two are parallel to the last bit.
+origin. Unlike ``slerp`` it stays on the arc until the two are parallel to the last bit; of experts
+that nearly oppose each other the arc is not determined, and the result, as mergekit's, is noise.
 
 ``flatten``: one angle for the tensor. Without it one for each row ([out, in]: each output), and
 with ``row_wise`` one along the first axis instead (mergekit's name; each input).

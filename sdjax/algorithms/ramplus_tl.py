@@ -29,6 +29,7 @@ def merge_models(
     several = counts([mask & (count > 1) for mask in masks.values()])
     one = counts([mask & (count == 1) for mask in masks.values()])
     for vector, shared, alone in zip(kept.values(), several, one, strict=True):
-        ratio = jnp.clip(shared / jnp.maximum(alone, epsilon), 0.0, alpha)
+        share = shared / jnp.maximum(alone, epsilon)
+        ratio = jnp.where(shared > 0, jnp.clip(share, 0.0, alpha), 0.0)  # with an epsilon of zero
         merged += jnp.where(count > 1, vector / jnp.maximum(count, 1.0), (1 + r * ratio) * vector)
     return merged

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import jax
 
-from sdjax.algorithms.mixing import RESCALE_SPELLINGS, elected_sum
+from sdjax.algorithms.mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
 from sdjax.algorithms.trimming import trim
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import Meaning
@@ -26,7 +26,7 @@ MEANING = Meaning(
     defaults={"density": 1.0},
     needed=("weight",),
     shares=("density",),
-    spellings={"rescale": RESCALE_SPELLINGS},
+    spellings={"rescale": RESCALE_SPELLINGS, "elect": ELECT_SPELLINGS},
 )
 
 

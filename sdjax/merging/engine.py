@@ -81,7 +81,8 @@ class Merger:
         slots: the experts' names in the algorithm's dict; expert_1 ... expert_k by default.
         num_layers: for ``depth``; by default one more than the highest layer in the tree.
 
-        Raises UserError for no experts, a missing leaf, or a shape that differs from the base's.
+        Raises UserError for no experts, what is no tree of arrays, a missing leaf, a leaf that is
+        no float, or whose shape or devices are not the base's.
         """
         if not experts:
             raise UserError("a merge needs at least one expert")
@@ -89,10 +90,10 @@ class Merger:
         if len(set(self.slots)) != len(experts):
             raise UserError(f"{len(experts)} experts need as many distinct names: {self.slots}")
         self.programs = programs if programs is not None else Programs()
-        self._base = None if base is None else flatten(base)
-        if not all(isinstance(expert, Mapping) for expert in experts):
-            raise UserError("experts are trees (nested dicts of arrays): in a list, or by name")
-        flat_experts = [flatten(expert) for expert in experts]
+        self._base = None if base is None else arrays_of(base, "the base")
+        flat_experts = [
+            arrays_of(tree, slot) for slot, tree in zip(self.slots, experts, strict=True)
+        ]
         reference = flat_experts[0] if self._base is None else self._base
         self.paths = select(reference, scope)
         self._leaves = {
@@ -125,7 +126,8 @@ class Merger:
         algorithm does not trace or returns something other than one array of the tensor's shape.
         """
         if "key" in algorithm.requests and not _is_key(key):
-            raise UserError(f"{algorithm.name} draws random numbers: pass a key, jax.random.key(0)")
+            told = "draws random numbers: pass one key, jax.random.key(0)"
+            raise UserError(f"{algorithm.name} {told}")
         if algorithm.form == "tree":
             new, squares = self._merge_tree(algorithm, key, most_memory)
         else:
@@ -146,6 +148,8 @@ class Merger:
         """The merged leaves of an earlier result; never an array of the base or of an expert."""
         if reuse is None:
             return {}
+        if not isinstance(reuse, Merged):
+            raise UserError(f"reuse: {type(reuse).__name__} is no earlier result of a merge")
         earlier = flatten(reuse.params)
         lent = {}
         for path in (path for path in self.paths if path in self.live):
@@ -154,6 +158,8 @@ class Merger:
             leaf = earlier.get(path)
             if leaf is None or (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
                 raise UserError(f"reuse: it has no {path} of this shape; give an earlier result")
+            if not leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim):
+                raise UserError(f"reuse: {path} lies otherwise on the devices than this merge's")
             if any(leaf is other for other in (base, *experts)):
                 raise UserError(f"reuse: {path} is no merged tensor; give an earlier result")
             if leaf.is_deleted():
@@ -261,14 +267,34 @@ def _leaf(
             )
         found.append(jnp.asarray(expert[path]))
     at = None if base is None else jnp.asarray(base[path])
-    for leaf in (at, *found):
-        if leaf is not None and jnp.iscomplexobj(leaf):
-            raise UserError(f"tensor {path!r}: {leaf.dtype} cannot be merged; use real numbers")
+    leaves = [leaf for leaf in (at, *found) if leaf is not None]
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise UserError(f"tensor {path!r}: {leaf.dtype} cannot be merged; use floats")
+    if len({leaf.sharding.device_set == leaves[0].sharding.device_set for leaf in leaves}) > 1:
+        raise UserError(
+            f"tensor {path!r}: the models lie on different devices; give merge the mesh, or put "
+            "all on the same devices"
+        )
     return at, tuple(found)
 
 
+def arrays_of(tree: Any, whose: str) -> dict[str, Any]:
+    """Path to leaf. Raises UserError for what is no tree of arrays; ``whose``: its name there."""
+    if not isinstance(tree, Mapping):
+        kind = type(tree).__name__
+        raise UserError(f"{whose} must be a tree (a nested dict of arrays), not {kind}")
+    leaves = flatten(tree)
+    for path, leaf in leaves.items():
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise UserError(f"{whose}: {path!r} is no array but {type(leaf).__name__}")
+    return leaves
+
+
 def _is_key(key: object) -> bool:
-    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not isinstance(key, jax.Array):
+        return False
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
 
 
 def _count_layers(paths: Mapping[str, Any]) -> int:

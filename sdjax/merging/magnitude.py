@@ -47,8 +47,10 @@ def largest(vectors: Sequence[jax.Array], density: Shares) -> list[jax.Array]:
     """Of each vector a mask of the floor(density * size) elements of largest magnitude.
 
     vectors: float32, n of one shape. At least one element is kept. Elements equal in magnitude to
-    the last of them are kept too, so that the choice does not depend on their order; a density of
-    one or more keeps all, one of zero or less none.
+    the last of them are kept too, as by the threshold of TIES' authors, so that the choice does not
+    depend on their order; of small differences of bfloat16 numbers that can be many. A density of
+    one or more keeps all, one of zero or less none. The product is rounded to 22 bits, and a share
+    that float64 has a hair below a whole number counts as that number.
     """
     bits, shares = [_bits(vector) for vector in vectors], _stacked(density)
     counts = jnp.where(shares > 0, jnp.maximum(_share(shares, bits[0].size), 1), 0)  # [n]

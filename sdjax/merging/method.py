@@ -26,8 +26,8 @@ class Meaning:
     names: hyperparameter to its key in a recipe, where they differ.
     defaults: mergekit's default where the function's differs (it follows the paper).
     needed: hyperparameters that a recipe has to give.
-    spellings: hyperparameter to (value in a recipe to value of the function), for switches that
-        are text here and true or false in mergekit; the text itself is understood as well.
+    spellings: hyperparameter that is one of a few words to (what a recipe may say to the word);
+        for some mergekit has true and false.
     shares: hyperparameters that are shares, numbers in [0, 1].
     ignored: keys that mergekit takes for this method and that change nothing.
     """

@@ -129,6 +129,9 @@ def _own_template(folder: Path) -> str | None:
         except ValueError as error:
             raise UserError(f"{folder / TEMPLATE}: not UTF-8 ({error}); copy it again") from None
     found = read_json(folder / SETTINGS).get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = [each for each in found if isinstance(each, dict)]
+        found = next((e.get("template") for e in named if e.get("name") == "default"), None)
     return found if isinstance(found, str) else None
 
 
@@ -159,9 +162,9 @@ def write_card(
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Size and age of a folder's weights and tokenizer, by which a merge knows its own inputs."""
+    """Size and age of all that is read of a folder, by which a merge knows its own inputs."""
     return {
         path.name: (path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(folder.iterdir())
-        if path.suffix in (".safetensors", ".json", ".model")
+        if path.suffix in (".safetensors", ".json") or path.name in ASSETS
     }

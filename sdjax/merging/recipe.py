@@ -228,7 +228,7 @@ class _RecipeNodes(Nodes):
         if node is None:
             return {}
         return {
-            key: Setting(value=self.value(value), line=line, path=str(self.path))
+            key: Setting(key=key, value=self.value(value), line=line, path=str(self.path))
             for key, (line, value) in self.entries(node, "parameters").items()
         }
 

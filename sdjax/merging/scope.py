@@ -19,6 +19,8 @@ def select(paths: Iterable[str], scope: Scope) -> tuple[str, ...]:
         patterns over tensor paths (``layers/0/*``, ``*/mlp/down_proj``; ``*`` also crosses ``/``).
     Raises UserError for a pattern that matches nothing: a silent no-op would score as the seed.
     """
+    if not isinstance(scope, str | tuple | list) or not all(isinstance(p, str) for p in scope):
+        raise UserError(f"scope must be mlp, attention, all or glob patterns, not {scope!r:.60}")
     known = sorted(paths)
     patterns = _NAMED.get(scope, (scope,)) if isinstance(scope, str) else tuple(scope)
     chosen: set[str] = set()

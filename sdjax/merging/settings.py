@@ -20,7 +20,7 @@ _WORDS = {
     "float": "number",
     "share": "number from 0 to 1",
     "bool": "true or false",
-    "int": "whole number",
+    "int": "whole number, 0 or more",
     "str": "text",
 }
 
@@ -29,6 +29,7 @@ _WORDS = {
 class Setting:
     """What a recipe says of one parameter, and on which line of which file."""
 
+    key: str
     value: Any
     line: int
     path: str
@@ -37,8 +38,8 @@ class Setting:
         """The value for one tensor, or None where no filter matches.
 
         tensor: its name in the checkpoint. place: of its layer within the slice, in [0, 1]. kind:
-        "float", "share" (a float in [0, 1]), "bool", "int" or "str". spellings: for "str", other
-        values and what they mean.
+        "float", "share" (a float in [0, 1]), "bool", "int" or "str". spellings: for "str", what it
+        may be and what that means; without any, it is any text.
         Raises UserError, with the line, for a value of another kind.
         """
         return self._at(self.value, tensor, place, kind, spellings)
@@ -80,6 +81,9 @@ class Setting:
     def _checked(self, value: Any, kind: str, spellings: Mapping[Any, str]) -> Any:
         if kind == "str" and not isinstance(value, list | Mapping) and value in spellings:
             return spellings[value]
+        if kind == "str" and spellings:
+            allowed = ", ".join(_written(word) for word in spellings)
+            raise self.fail(f"expected one of {allowed}, found {_written(value)}")
         if kind == "str" and isinstance(value, str):
             return value
         if kind == "bool" and (isinstance(value, bool) or value in (0, 1)):
@@ -95,12 +99,19 @@ class Setting:
                 return float(number)
             if kind == "share" and 0 <= number <= 1:
                 return float(number)
-            if kind == "int" and abs(number) <= _LARGEST and float(number).is_integer():
+            if kind == "int" and 0 <= number <= _LARGEST and float(number).is_integer():
                 return int(number)
-        raise self.fail(f"expected {_WORDS[kind]}, found {shown(value)}")
+        raise self.fail(f"expected {_WORDS[kind]}, found {_written(value)}")
 
     def fail(self, message: str) -> UserError:
-        return UserError(f"{self.path}, line {self.line}: {message}")
+        return UserError(f"{self.path}, line {self.line}: {self.key}: {message}")
+
+
+def _written(value: Any) -> str:
+    """As YAML writes it."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 Level = Mapping[str, Setting]

@@ -131,17 +131,34 @@ def test_a_result_that_is_lent_gives_its_buffers():
 def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
     base, expert = tree(0), tree(1)
     for experts in ({"embed": np.zeros(2), **expert}, {"math": 1.0}, [None]):
-        with pytest.raises(UserError, match="experts are trees"):
+        with pytest.raises(UserError, match=r"must be a tree \(a nested dict of arrays\), not"):
             sdjax.merge(base, experts, "linear")
-    for key in (None, 0, np.zeros(2, np.uint32)):
-        with pytest.raises(UserError, match=r"dare_ties draws .*: pass a key, jax.random.key\(0\)"):
+    with pytest.raises(UserError, match=r"the base must be a tree .*, not str"):
+        sdjax.merge("zoo:seed", [expert], "linear")
+    with pytest.raises(UserError, match="expert_1: 'layers/0/mlp/down_proj' is no array but list"):
+        sdjax.merge(base, [{"layers": {"0": {"mlp": {"down_proj": [1.0]}}}}], "linear")
+    with pytest.raises(UserError, match="experts are a list of trees, or trees by name, not None"):
+        sdjax.merge(base, None, "linear")
+    with pytest.raises(UserError, match="method must be a name, a function or an algorithm, not 5"):
+        sdjax.merge(base, [expert], 5)
+    with pytest.raises(
+        UserError, match="scope must be mlp, attention, all or glob patterns, not 3"
+    ):
+        sdjax.merge(base, [expert], "linear", scope=3)
+    for key in (None, 0, np.zeros(2, np.uint32), jax.random.split(jax.random.key(0))):
+        with pytest.raises(
+            UserError, match=r"dare_ties draws .*: pass one key, jax.random.key\(0\)"
+        ):
             sdjax.merge(base, [expert], "dare_ties", key=key)
     smaller = sdjax.merge(tree(0, layers=1), [tree(1, layers=1)], "linear")
     with pytest.raises(UserError, match="reuse: it has no layers/1/mlp/down_proj of this shape"):
         sdjax.merge(base, [expert], "linear", reuse=smaller)
-    imaginary = jax.tree.map(lambda leaf: leaf + 1j, expert)
-    with pytest.raises(UserError, match="complex64 cannot be merged; use real numbers"):
-        sdjax.merge(base, [imaginary], "linear")
+    with pytest.raises(UserError, match="reuse: dict is no earlier result of a merge"):
+        sdjax.merge(base, [expert], "linear", reuse=smaller.params)
+    for dtype in (np.complex64, np.int32, np.bool_):
+        other = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), expert)
+        with pytest.raises(UserError, match=f"{np.dtype(dtype).name} cannot be merged; use floats"):
+            sdjax.merge(base, [other], "linear")
 
 
 @pytest.mark.parametrize("name", sorted(methods()))

@@ -142,5 +142,5 @@ def test_self_developing_a():
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
 def test_wrong_options_are_named(name):
-    with pytest.raises(UserError, match="elect must be 'weighted' or 'plain', not 'x'"):
+    with pytest.raises(UserError, match="elect must be one of weighted, plain, not 'x'"):
         run(name, vectors(2), elect="x")

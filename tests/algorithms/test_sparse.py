@@ -142,6 +142,12 @@ def test_ram_and_ramplus():
     check(run("ramplus_tl", sparse(3), r=0.3, alpha=0.9), sum(scaled))
 
 
+def test_ramplus_of_an_expert_that_changed_nothing():
+    one = sparse(1)[0]
+    both = [one, np.zeros_like(one)]
+    np.testing.assert_array_equal(run("ramplus_tl", both, epsilon=0.0), run("ramplus_tl", both))
+
+
 def test_passthrough():
     (v,) = vectors(1)
     check(run("passthrough", [v]), wide([v])[0])

@@ -238,7 +238,7 @@ def test_keys_come_from_key_and_path_alone(base, experts, make_tree):
     assert not np.allclose(first[path], run(base, experts, 1)[path])
     other = "layers/1/mlp/up_proj"
     assert not np.allclose(first[path] - leaves[path], first[other] - leaves[other])
-    with pytest.raises(UserError, match="pass a key"):
+    with pytest.raises(UserError, match="pass one key"):
         merge(base, experts, algorithm)
 
 

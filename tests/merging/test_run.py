@@ -404,11 +404,11 @@ def test_weights_that_cannot_be_read_now_keep_what_is_written(tmp_path, models, 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("1e39", "line 10: expected number, found '1e39'"),
-        ("1" + 400 * "0", "line 10: expected number"),
+        ("1e39", "line 10: weight: expected number, found '1e39'"),
+        ("1" + 400 * "0", "line 10: weight: expected number"),
         ("1" + 5000 * "0", "line 10: no value that can be read"),
         ("[" * 3000, "nested too deeply"),
-        ("[{filter: mlp, valu: 0.3}]", "line 10: unknown key 'valu'"),
+        ("[{filter: mlp, valu: 0.3}]", "line 10: weight: unknown key 'valu'"),
     ],
 )
 def test_odd_values_are_told_in_one_line(tmp_path, models, value, message):
@@ -426,6 +426,32 @@ def test_another_recipe_does_not_go_on_with_it(tmp_path, models):
         merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out", on_tensor=stop)
     other = write(tmp_path, TASK_ARITHMETIC.replace("lambda: 2.0", "lambda: 1.0"))
     assert merge_recipe(other, tmp_path / "out").resumed == 0
+
+
+@pytest.mark.parametrize("file", ["merges.txt", "chat_template.jinja", "tokenizer.model"])
+def test_nor_does_it_go_on_when_a_file_that_is_copied_has_changed(tmp_path, models, file):
+    def stop(done, total, name):
+        raise Stopped
+
+    (tmp_path / "base" / file).write_text("before")
+    recipe = write(tmp_path, TASK_ARITHMETIC)
+    with pytest.raises(Stopped):
+        merge_recipe(recipe, tmp_path / "out", on_tensor=stop)
+    (tmp_path / "base" / file).unlink()
+    assert merge_recipe(recipe, tmp_path / "out").resumed == 0
+    assert not (tmp_path / "out" / file).exists()
+
+
+def test_a_program_is_compiled_once_however_many_tensors_wait_for_it(tmp_path, models, monkeypatch):
+    compiled = []
+
+    def counted(lowered):
+        compiled.append(lowered)
+        return lowered.compile()
+
+    monkeypatch.setattr("sdjax.merging.stream.compiled", counted)
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+    assert len(compiled) == len(set(SHAPES.values()))
 
 
 def test_the_model_card_tells_how_it_was_made(tmp_path, models):
@@ -457,6 +483,14 @@ def test_a_chat_template_is_named_found_or_given(tmp_path, models, choice, expec
     wrong = write(tmp_path, TASK_ARITHMETIC + "chat_template: chatnl\n")
     with pytest.raises(UserError, match="line 14: no chat_template 'chatnl'; it must be auto"):
         merge_recipe(wrong, tmp_path / "other")
+
+
+def test_of_several_chat_templates_the_default_one_counts(tmp_path, models):
+    named = [{"name": "tools", "template": "other"}, {"name": "default", "template": "its own"}]
+    settings = json.dumps({"chat_template": named})
+    (tmp_path / "base" / "tokenizer_config.json").write_text(settings)
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC + "chat_template: auto\n"), tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "its own"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ PROGRAM = textwrap.dedent(
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
     from sdjax.algorithms.registry import algorithm
+    from sdjax.errors import UserError
     from sdjax.merging.algorithm import Algorithm
     from sdjax.merging.engine import Merger
     from sdjax.merging.programs import Programs
@@ -76,6 +77,16 @@ PROGRAM = textwrap.dedent(
             if method in random:  # the same elements are dropped, and nothing is summed
                 np.testing.assert_array_equal(x, y, err_msg=method.name)
 
+    def told(function):
+        try:
+            function()
+        except UserError as error:
+            return str(error)
+
+    linear = every[0]
+    here, there = unflatten(base), unflatten(spread(base))
+    assert "lie on different devices" in told(lambda: Merger(here, [there]))
+    assert "lies otherwise on the devices" in told(lambda: one(linear, reuse=eight(linear)))
     print("same")
     """
 )
