@@ -6,7 +6,6 @@ time and held here and nowhere else: dropping one from this cache frees its exec
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections import OrderedDict
@@ -32,25 +31,19 @@ _FUNCTIONS = re.compile(
 )
 
 
-def compiled(lowered: jax.stages.Lowered, *, quick: bool = False) -> jax.stages.Compiled:
-    """The program, compiled with what it will be used for in mind.
+def compiled_for_one_model(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """A program for a merge from disk, which runs once a tensor, and with another beside it.
 
     On a CPU, XLA's fusion emitters double the time to compile. They divide every operation among
-    the cores, where without them only maps are divided, and are faster at functions such as exp.
-    A program's options follow from its text, so that it gives the same bits wherever it is
-    compiled. quick: see ``Programs``.
+    the cores, where without them only maps are divided, and are faster at functions such as exp;
+    so large folds and functions are compiled with them. The results are those of ``Programs``, to
+    the last bit of float32.
     """
-    options = None
-    if jax.default_backend() == "cpu":
-        options = QUICK if quick else _options(lowered)
-    return lowered.compile(compiler_options=options)
-
-
-def _options(lowered: jax.stages.Lowered) -> dict[str, str | bool] | None:
-    text = lowered.as_text()
-    largest = max((math.prod(x.shape) for x in jax.tree.leaves(lowered.args_info)), default=0)
-    divided = largest >= LARGE and _FOLDS.search(text)
-    return None if divided or _FUNCTIONS.search(text) else LEAN
+    text, shapes = lowered.as_text(), [x.shape for x in jax.tree.leaves(lowered.args_info)]
+    large = max(map(math.prod, shapes), default=0) >= LARGE
+    emitters = (large and _FOLDS.search(text)) or _FUNCTIONS.search(text)
+    lean = jax.default_backend() == "cpu" and not emitters
+    return lowered.compile(compiler_options=LEAN if lean else None)
 
 
 class Program(Protocol):
@@ -117,7 +110,11 @@ class Programs:
         return [found[program.cache_key] for program in wanted]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
-        compile_one = functools.partial(compiled, quick=self.quick)
+        options = QUICK if self.quick and jax.default_backend() == "cpu" else None
+
+        def compile_one(program: jax.stages.Lowered) -> jax.stages.Compiled:
+            return program.compile(compiler_options=options)
+
         if len(lowered) < 2:
             return [compile_one(program) for program in lowered]
         with ThreadPoolExecutor(max_workers=min(4, len(lowered))) as pool:

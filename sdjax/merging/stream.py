@@ -26,7 +26,7 @@ from sdjax.io.weights_file import is_finite
 from sdjax.merging.engine import default_slots
 from sdjax.merging.lowering import TensorProgram, leaf_key_data
 from sdjax.merging.plan import Plan, Step
-from sdjax.merging.programs import compiled
+from sdjax.merging.programs import compiled_for_one_model
 from sdjax.merging.vocabulary import Vocabulary, align
 from sdjax.models.spec import depth_of, kind_of
 from sdjax.sharding.mesh import make_mesh
@@ -144,7 +144,7 @@ def _compiled(
         )
     distinct = {program.cache_key: program for program in wanted.values()}
     programs = {
-        cache_key: compiler.submit(compiled, program.lower())
+        cache_key: compiler.submit(compiled_for_one_model, program.lower())
         for cache_key, program in distinct.items()
     }
     return {name: programs[program.cache_key] for name, program in wanted.items()}

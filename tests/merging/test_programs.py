@@ -1,4 +1,4 @@
-"""How a program is compiled follows from what it does, and never changes what it gives."""
+"""How a program for one model is compiled follows from what it does."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdjax.merging import programs
-from sdjax.merging.programs import LARGE, LEAN, compiled
+from sdjax.merging.programs import LARGE, LEAN, compiled_for_one_model
 
 SMALL = (8, 128)
 WIDE = (LARGE // 128, 128)
@@ -42,7 +42,7 @@ def test_large_sums_and_functions_are_compiled_with_more_effort(
         jax.stages.Lowered, "compile", lambda _, compiler_options: given.append(compiler_options)
     )
     monkeypatch.setattr(programs.jax, "default_backend", lambda: "cpu")
-    compiled(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
+    compiled_for_one_model(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
     assert given == [options]
 
 
@@ -50,4 +50,4 @@ def test_large_sums_and_functions_are_compiled_with_more_effort(
 def test_less_effort_gives_the_same_bits(function):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SMALL), jnp.bfloat16)
     lowered = jax.jit(function).lower(x)
-    np.testing.assert_array_equal(compiled(lowered)(x), lowered.compile()(x))
+    np.testing.assert_array_equal(compiled_for_one_model(lowered)(x), lowered.compile()(x))
