@@ -36,8 +36,8 @@ def compiled_for_one_model(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
     On a CPU, XLA's fusion emitters double the time to compile. They divide every operation among
     the cores, where without them only maps are divided, and are faster at functions such as exp;
-    so large folds and functions are compiled with them. The results are those of ``Programs``, to
-    the last bit of float32.
+    so large folds and functions are compiled with them. The results are those of ``Programs``, but
+    for the last bit of float32.
     """
     text, shapes = lowered.as_text(), [x.shape for x in jax.tree.leaves(lowered.args_info)]
     large = max(map(math.prod, shapes), default=0) >= LARGE
