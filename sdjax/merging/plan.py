@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, shown
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.checkpoints import (
     EMBEDDING,
@@ -103,7 +103,7 @@ def plan_recipe(
     together."""
     if recipe.merge_method not in methods:
         known = ", ".join(methods)
-        message = f"no merge_method {recipe.merge_method!r}; there are: {known}"
+        message = f"no merge_method {shown(recipe.merge_method)}; there are: {known}"
         raise recipe.fail("merge_method", message)
     method = methods[recipe.merge_method]
     parts = [_Part(recipe, method, part, open_model) for part in recipe.slices]
@@ -318,7 +318,7 @@ class _Part:
                 if key not in allowed | ignored:
                     raise self.recipe.fail(
                         setting.line,
-                        f"{self.method.name} has no parameter {key!r} {where}; "
+                        f"{self.method.name} has no parameter {shown(key)} {where}; "
                         f"allowed: {', '.join(sorted(allowed)) or 'none'}",
                     )
 

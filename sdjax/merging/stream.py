@@ -97,9 +97,10 @@ def merge_steps(
     compiler = ThreadPoolExecutor(max_workers=COMPILERS)
     try:
         programs = _compiled(steps, plan, vocabulary, key, compiler)
-        arrays = _ahead(read, ((step,) for step in steps))
-        merged = _ahead(merge, zip(steps, arrays, strict=True), threads=together, ahead=1)
-        for name, as_it_was in _ahead(put, merged):
+        arrays = _ahead(read, ((step,) for step in steps), ahead=AHEAD)
+        pairs = zip(steps, arrays, strict=True)
+        merged = _ahead(merge, pairs, threads=together, ahead=together - 1)
+        for name, as_it_was in _ahead(put, merged, ahead=AHEAD):
             unchanged += as_it_was
             done += 1
             if on_tensor is not None:
@@ -219,7 +220,7 @@ def _unchanged(step: Step, arrays: Sequence[np.ndarray]) -> bool:
 
 
 def _ahead(
-    function: Callable[..., R], items: Iterable[tuple], *, threads: int = 1, ahead: int = AHEAD
+    function: Callable[..., R], items: Iterable[tuple], *, threads: int = 1, ahead: int
 ) -> Iterator[R]:
     """itertools.starmap, in threads that are ``ahead`` items ahead of the one that takes the
     results."""

@@ -168,7 +168,7 @@ def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
             "line 6: nested too deeply or too large",
         ),
         ("weight: 0.5", f"weight: {500 * 'x'}", "line 6: weight: expected number, found 'x{58}…$"),
-        ("weight: 0.5", f"{500 * 'x'}: 1", "line 6: ties has no parameter 'x"),
+        ("weight: 0.5", f"{500 * 'x'}: 1", "line 6: ties has no parameter 'x{58}… for"),
         ("  - model: b", "  - model: a", "line 8: a stands here a second time"),
         ("  - model: b", "  - model: deep", "all sources must have as many layers, .* deep has 7"),
         ("dtype: bfloat16", "dtype: torch.float64", "line 14: dtype must be one of"),
