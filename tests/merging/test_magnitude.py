@@ -105,3 +105,16 @@ def test_each_vector_has_its_own_share():
     both = jax.jit(below_largest)(list(x), shares, [0.05, 0.2, 0.1])
     for vector, mask, share, gamma in zip(x, both, shares, [0.05, 0.2, 0.1], strict=True):
         np.testing.assert_array_equal(mask, below_largest_of(vector, share, gamma))
+
+
+def test_small_changes_of_bfloat16_tie_and_all_that_tie_are_kept():
+    rng = np.random.default_rng(0)
+    base = jnp.asarray(0.02 * rng.standard_normal((576, 1536)), jnp.bfloat16)
+    noise = rng.standard_normal(base.shape).astype(np.float32)
+    for size, share in ((0.002, 0.20), (0.0001, 0.37)):
+        expert = (base + size * noise).astype(jnp.bfloat16)
+        vector = expert.astype(jnp.float32) - base.astype(jnp.float32)
+        (mask,) = largest([vector], [0.2])
+        kept, left = np.abs(vector)[mask], np.abs(vector)[~mask]
+        assert kept.min() > left.max()
+        np.testing.assert_allclose(np.mean(mask), share, atol=0.01)
