@@ -3,9 +3,8 @@
 Arcee AI's method as mergekit has it; no paper. An element's importance is the size of its change
 times the divergence KL(softmax(expert row) || softmax(base row)) of its row; the elements at or
 above median + 1.5 (third - first quartile) are taken. These are the elements that float64 takes:
-mergekit's divergence cancels in float32 where a change is small (of a change of a fiftieth of the
-weights, four in five of its elements are others), and its quartiles are those of a million random
-elements where a tensor has more.
+mergekit's divergence cancels in float32 where a change is small, and its quartiles are those of a
+million random elements where a tensor has more.
 """
 
 from __future__ import annotations
