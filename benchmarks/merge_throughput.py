@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.algorithms.registry import algorithm, methods
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.compile_cache import Programs
 from sdjax.merging.engine import Merger
-from sdjax.merging.programs import Programs
+from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.merging.random import uniform
 from sdjax.models.tree import unflatten
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sdjax.algorithms.apply import merge as merge
+    from sdjax.merging.api import merge as merge
     from sdjax.merging.engine import Merged as Merged
     from sdjax.merging.engine import Merger as Merger
 
 # What a user of the library calls; found when it is asked for, since JAX takes a second to import.
 _HOMES = {
-    "merge": "sdjax.algorithms.apply",
+    "merge": "sdjax.merging.api",
     "Merged": "sdjax.merging.engine",
     "Merger": "sdjax.merging.engine",
 }

@@ -22,7 +22,7 @@ def start() -> None:
     # Imports make objects by the hundred thousand and no garbage; looking for it takes a fifth of
     # the time that they take.
     gc.set_threshold(50_000)
-    from sdjax.cli import main  # not before a process that is given up at once
+    from sdjax.cli.main import main  # not before a process that is given up at once
 
     main()
 

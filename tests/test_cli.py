@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sdjax.cli import main
-from sdjax.io.checkpoint import read_model, write_model
-from sdjax.io.folders import zoo_models
-from sdjax.io.peft_adapter import write_adapter
-from sdjax.models.adapter import initialise_adapter
+from sdjax.cli.main import main
+from sdjax.io.hf_checkpoint import read_model, write_model
+from sdjax.io.model_paths import zoo_models
+from sdjax.io.peft import write_adapter
+from sdjax.models.lora import initialise_adapter
 from sdjax.models.tree import flatten
 
 GOOD = """def merge_models(task_vectors):
@@ -39,7 +39,7 @@ def mistake(*arguments):
 
 def test_help_lists_every_command_without_importing_jax():
     code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom sdjax.cli import main\n"
+        "import sys\nfrom click.testing import CliRunner\nfrom sdjax.cli.main import main\n"
         "print(CliRunner().invoke(main, ['--help']).output)\nprint('jax' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

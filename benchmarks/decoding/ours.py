@@ -15,7 +15,7 @@ from problems import chat, fixed_prompts, gsm8k, svamp  # noqa: E402
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings  # noqa: E402
 from sdjax.evaluation.job import decoder_sizes  # noqa: E402
-from sdjax.io.checkpoint import read_model  # noqa: E402
+from sdjax.io.hf_checkpoint import read_model  # noqa: E402
 from sdjax.io.tokenizer import read_tokenizer  # noqa: E402
 
 compiled: list[float] = []

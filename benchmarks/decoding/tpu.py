@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu python benchmarks/decoding/tpu.py --topology v5e:2x4     # needs sdjax[tpu]
 
-The decoder's loop (`programs.advance`) for Mistral-7B in bfloat16, greedy, 64 sequences, 2,048
+The decoder's loop (`steps.advance`) for Mistral-7B in bfloat16, greedy, 64 sequences, 2,048
 cached tokens, tensor-parallel over all chips. The least bytes a step: weights read once, cache read
 once.
 """
@@ -17,10 +17,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sdjax.decoding import programs
+from sdjax.decoding import steps
 from sdjax.decoding.state import empty_state, state_sharding
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import specify
+from sdjax.models.params import specify
 from sdjax.models.tree import unflatten
 from sdjax.planning import traffic
 from sdjax.planning.topology import Needs, tpu_devices
@@ -115,7 +115,7 @@ def lowered(
     where = state_sharding(shapes, mesh)
     state = jax.tree.map(lambda leaf, at: spread(leaf.shape, at, leaf.dtype), shapes, where)
     advance = jax.jit(
-        partial(programs.advance, config=config),
+        partial(steps.advance, config=config),
         donate_argnames="state",
         static_argnames="top_k",
         out_shardings=(where, None),

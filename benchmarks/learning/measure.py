@@ -29,16 +29,16 @@ from pathlib import Path
 import numpy as np
 
 from sdjax.evaluation.statistics import mean_interval
-from sdjax.io.generator_checkpoint import GeneratorCheckpoints
+from sdjax.io.generator_checkpoints import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config import BaselinesConfig, RunConfig
+from sdjax.search.config_reader import read_config
+from sdjax.search.context import Workbench, prepare
 from sdjax.search.database import FILE
 from sdjax.search.loop import GENERATORS, generator, run
 from sdjax.search.phases import development_scores, generate, judge, score_programs
-from sdjax.search.reading import read_config
-from sdjax.search.records import DEVELOPMENT, SEARCH, program_candidate
 from sdjax.search.store import Store
-from sdjax.search.workbench import Workbench, prepare
+from sdjax.search.types import DEVELOPMENT, SEARCH, program_candidate
 
 TEMPERATURE = 1.0
 MEASURES = (

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdjax.io.checkpoint import write_model
+from sdjax.io.hf_checkpoint import write_model
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise
+from sdjax.models.params import initialise
 from sdjax.models.tree import flatten, unflatten
 
 VARIANTS = ("first", "second", "third")

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from sdjax.merging.lowering import TensorProgram
-from sdjax.merging.programs import Programs
-from sdjax.models.spec import kind_of
-from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.rebuild import to_algorithm
+from sdjax.merging.compile_cache import Programs
+from sdjax.merging.tensor_program import TensorProgram
+from sdjax.models.params import kind_of
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.verify.verified_program import to_algorithm
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 HIDDEN, INNER, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000

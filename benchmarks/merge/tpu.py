@@ -17,9 +17,9 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 
-from sdjax.algorithms.registry import methods
-from sdjax.merging.lowering import TensorProgram
 from sdjax.merging.method import Method
+from sdjax.merging.methods.registry import methods
+from sdjax.merging.tensor_program import TensorProgram
 from sdjax.planning.topology import Needs, tpu_devices
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import sharding_of

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 
 from sdjax.programs.grammar import sample_program
-from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.probe import probe
-from sdjax.sandbox.rebuild import rebuild
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.trace import trace_trusted
+from sdjax.sandbox.signature import Contract
 from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.verify.probe import probe
+from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.worker.trace import trace_trusted
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 SHAPES = {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}

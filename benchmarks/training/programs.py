@@ -16,8 +16,8 @@ import numpy as np
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.decoding.sampling import Sampling
-from sdjax.io.checkpoint import read_model
-from sdjax.io.folders import TRAINING_PROGRAMS, model_folder
+from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.io.tokenizer import read_tokenizer
 from sdjax.programs.extraction import extract_program
 from sdjax.sandbox.sandbox import Sandbox

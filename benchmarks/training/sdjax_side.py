@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.__main__ import in_huge_pages
-from sdjax.io.checkpoint import read_config, read_model
-from sdjax.io.json_lines import read_json_lines
-from sdjax.io.peft_adapter import read_adapter, write_adapter
+from sdjax.io.hf_checkpoint import read_config, read_model
+from sdjax.io.jsonl import read_json_lines
+from sdjax.io.peft import read_adapter, write_adapter
 from sdjax.io.tokenizer import read_tokenizer
-from sdjax.models.adapter import initialise_adapter
-from sdjax.models.spec import specify
+from sdjax.models.lora import initialise_adapter
+from sdjax.models.params import specify
 from sdjax.models.tree import flatten
 from sdjax.training.dpo import (
     DPOSettings,
@@ -35,7 +35,7 @@ from sdjax.training.dpo import (
 from sdjax.training.fit import OptimiserSettings, compile_step
 from sdjax.training.packing import Example, batches_of, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import Trainee, adapted_model, whole_model
+from sdjax.training.trainable import Trainee, adapted_model, whole_model
 
 BATCH, LENGTH = 4, 256
 OPTIMISER = OptimiserSettings(

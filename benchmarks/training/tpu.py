@@ -15,16 +15,16 @@ import time
 import jax
 import jax.numpy as jnp
 
-from sdjax.models.adapter import ALL_PROJECTIONS
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import kind_of, specify
+from sdjax.models.lora import ALL_PROJECTIONS
+from sdjax.models.params import kind_of, specify
 from sdjax.models.tree import unflatten
 from sdjax.planning.topology import Needs, tpu_devices
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import sharding_of
 from sdjax.training.dpo import DPOSettings, dpo_loss
 from sdjax.training.fit import OptimiserSettings, compile_step, rematerialised
-from sdjax.training.trainee import as_factors
+from sdjax.training.trainable import as_factors
 
 PAIRS, TOKENS, RANK = 16, 1024, 256
 

@@ -17,17 +17,17 @@ from importlib import metadata
 
 import numpy as np
 
-from sdjax.algorithms.registry import algorithm
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.statistics import paired_difference
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.methods.registry import algorithm
 from sdjax.programs.grammar import sample_program
-from sdjax.sandbox.rebuild import rebuild, to_algorithm
-from sdjax.sandbox.trace import trace_trusted
 from sdjax.sandbox.verdict import Refusal
-from sdjax.search.reading import read_config
-from sdjax.search.records import DEVELOPMENT
-from sdjax.search.workbench import Workbench, prepare
+from sdjax.sandbox.verify.verified_program import rebuild, to_algorithm
+from sdjax.sandbox.worker.trace import trace_trusted
+from sdjax.search.config_reader import read_config
+from sdjax.search.context import Workbench, prepare
+from sdjax.search.types import DEVELOPMENT
 
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

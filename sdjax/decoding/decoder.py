@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.decoding import programs
+from sdjax.core.errors import UserError
+from sdjax.decoding import steps
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.schedule import Assignment, Schedule
 from sdjax.decoding.state import Seats, State, empty_state, state_sharding
 from sdjax.decoding.stopping import StopStrings
-from sdjax.errors import UserError
-from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
+from sdjax.models.lora import Adapter
 
 # Between two looks at the text, where strings may end it.
 _STEPS_A_LOOK = 16
@@ -157,10 +157,10 @@ class Decoder:
 
         self._begin = jax.jit(self._begun, static_argnums=0, out_shardings=spread)
         prefix = len(settings.prefix)
-        self._admit = compiled(partial(programs.admit, config=config, prefix=prefix))
-        self._share = compiled(programs.share)
+        self._admit = compiled(partial(steps.admit, config=config, prefix=prefix))
+        self._share = compiled(steps.share)
         read = None if mesh is None else (spread, whole)
-        self._advance = compiled(partial(programs.advance, config=config), "top_k", out=read)
+        self._advance = compiled(partial(steps.advance, config=config), "top_k", out=read)
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(compute_dtype), params))
 
     def decode(
@@ -316,7 +316,7 @@ class Decoder:
         self, logprobs: bool, params: dict, adapter: Adapter | None, prefix: jax.Array
     ) -> State:
         state = self._empty_state(logprobs)
-        return programs.begin(params, adapter, state, prefix, config=self.config)
+        return steps.begin(params, adapter, state, prefix, config=self.config)
 
     def _empty_state(self, logprobs: bool) -> State:
         return empty_state(

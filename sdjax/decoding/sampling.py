@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

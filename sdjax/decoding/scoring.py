@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.errors import UserError
-from sdjax.models.adapter import Adapter
+from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
+from sdjax.models.lora import Adapter
 from sdjax.models.transformer import forward, unembed
 
 

@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

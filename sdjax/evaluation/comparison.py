@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.results import READINGS, Line, read_results
 from sdjax.evaluation.statistics import accuracy_interval, paired_difference
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjax.errors import UserError
-from sdjax.io.json_lines import read_json_lines
+from sdjax.core.errors import UserError
+from sdjax.io.jsonl import read_json_lines
 
 TRAIN, TEST = "train", "test"
 

@@ -13,8 +13,7 @@ from sdjax.decoding.stopping import StopStrings
 from sdjax.evaluation.prompts import Prompted
 from sdjax.evaluation.task import Outcome, Problem, Task, grade_output
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.sharding.distributed import is_main_process
-from sdjax.sharding.together import from_main
+from sdjax.sharding.multihost import from_main, is_main_process
 
 # Outputs that are graded beside decoding; more of them wait for the oldest.
 _GRADED_AT_ONCE = 2

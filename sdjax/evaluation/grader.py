@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from sdjax.evaluation.task import NotGradedError
-from sdjax.sandbox.confine import require_layers
-from sdjax.sandbox.contract import Limits
-from sdjax.sandbox.fork_server import ForkServer
-from sdjax.sandbox.server import DONE, OUT_OF_CPU, OUT_OF_TIME
+from sdjax.isolation.client import ForkServer
+from sdjax.isolation.confine import require_layers
+from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME
+from sdjax.sandbox.signature import Limits
 
 # Processor time decides, as it is much the same on every machine; the wall clock is for what waits.
 LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0, address_space=2 << 30, wire_bytes=1 << 16)

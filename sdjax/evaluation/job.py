@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
 from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
-from sdjax.errors import UserError
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import put
 from sdjax.evaluation.results import READINGS, Line, Results, failures
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome, Problem, Task, called, problems_of
 from sdjax.evaluation.tasks.registry import find_task
-from sdjax.io.checkpoint import read_config, read_model
-from sdjax.io.folders import locate
+from sdjax.io.hf_checkpoint import read_config, read_model
+from sdjax.io.model_paths import locate
 from sdjax.io.tokenizer import read_tokenizer
 from sdjax.models.config import ModelConfig
-from sdjax.progress import progress_bar
 
 _BUCKETS = 3  # of equal shares of the prompts; each is a program
 _PREFIX = 16  # tokens, from which on a common beginning is computed apart
@@ -51,7 +51,7 @@ def evaluate_model(
     """Scores a model greedily; returns what to print, with 95 % intervals.
 
     Args:
-        model: as `sdjax.io.folders.locate` has it; an adapter is folded in.
+        model: as `sdjax.io.model_paths.locate` has it; an adapter is folded in.
         task: a name, a JSONL file, or the import path of a class.
         data: a file or folder with the task's problems.
         shots: worked examples before each problem; the task's own number by default.

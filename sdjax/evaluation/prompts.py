@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.task import BrokenTaskError, Problem, Task, called, grade_output
 from sdjax.io.tokenizer import Tokenizer
 

@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.prompts import Prompted
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
-from sdjax.io.json_lines import read_json_lines
+from sdjax.io.jsonl import read_json_lines
 from sdjax.io.lock import locked
-from sdjax.io.tensor_folder import read_json
-from sdjax.io.weights_file import draft_of, write_whole
+from sdjax.io.safetensors_reader import read_json
+from sdjax.io.safetensors_writer import draft_of, write_whole
 
 SETTINGS, RESULTS, SCORES, LOCK = "settings.json", "results.jsonl", "scores.json", "eval.lock"
 READINGS = ("strict", "flexible")

@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 
 def locked(path: Path, folder: Path) -> IO[str]:

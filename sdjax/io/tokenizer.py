@@ -15,8 +15,8 @@ from typing import Any
 
 import tokenizers
 
-from sdjax.errors import UserError
-from sdjax.io.tensor_folder import read_json
+from sdjax.core.errors import UserError
+from sdjax.io.safetensors_reader import read_json
 from sdjax.models.hf_config import end_tokens
 
 FILE = "tokenizer.json"

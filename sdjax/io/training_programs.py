@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from sdjax.errors import UserError
-from sdjax.io.folders import TRAINING_PROGRAMS
-from sdjax.io.weights_file import write_bytes, write_whole
+from sdjax.core.errors import UserError
+from sdjax.io.model_paths import TRAINING_PROGRAMS
+from sdjax.io.safetensors_writer import write_bytes, write_whole
 
 TEXTS = "training_programs.json.gz"
 NO_CONTRACT = "several"

@@ -46,7 +46,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 Static = bool | int | str
 Form = Literal["tensor", "tree"]

@@ -24,19 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.lowering import (
+from sdjax.merging.compile_cache import Programs
+from sdjax.merging.reductions import sums
+from sdjax.merging.scope import Scope, select
+from sdjax.merging.tensor_program import (
     TensorProgram,
     TreeProgram,
     finite_square,
     leaf_key_data,
     task_vectors,
 )
-from sdjax.merging.programs import Programs
-from sdjax.merging.scope import Scope, select
-from sdjax.merging.sums import sums
-from sdjax.models.spec import depth_of, kind_of
+from sdjax.models.params import depth_of, kind_of
 from sdjax.models.tree import flatten, unflatten
 
 Tree = Mapping[str, Any]

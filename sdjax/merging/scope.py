@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 Scope = str | tuple[str, ...] | list[str]
 

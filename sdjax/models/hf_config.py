@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.models.config import FULL, SLIDING, ModelConfig
 from sdjax.models.families import FAMILIES, Family
 from sdjax.models.rope import SCALINGS, Rope

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import specify
+from sdjax.models.params import specify
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
 

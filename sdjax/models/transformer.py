@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
+from sdjax.models.lora import Adapter
 from sdjax.models.rope import rotate, rotation
 
 # Large and finite: a row without any allowed key (padding) stays finite.

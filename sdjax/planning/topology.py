@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # The result's type, which for a tuple has blanks in it, before the operation's name.

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 FOLDER = Path(__file__).parent / "prompts"
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

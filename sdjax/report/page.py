@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdjax.evaluation.statistics import Interval
-from sdjax.report.contents import Contents, Row, display_name, read_contents
+from sdjax.report.data import Contents, Row, display_name, read_contents
 from sdjax.report.plots import (
     development_against_test,
     gains,
@@ -26,8 +26,8 @@ from sdjax.report.plots import (
     score_distributions,
     svg,
 )
-from sdjax.search.records import MAIN
 from sdjax.search.store import Store
+from sdjax.search.types import MAIN
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LONGEST = 20_000  # characters of a program that are shown

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from sdjax.report.contents import IterationReport, Level, Row, display_name
+from sdjax.report.data import IterationReport, Level, Row, display_name
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
 # Okabe and Ito's colours, which the colour-blind can tell apart

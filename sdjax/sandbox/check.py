@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sdjax.errors import UserError
-from sdjax.progress import progress_bar
-from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.readable import readable
+from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
+from sdjax.sandbox.ir.pretty_print import readable
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.signature import Contract
 from sdjax.sandbox.verdict import Verdict
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from sdjax.errors import UserError
-from sdjax.sandbox.confine import require_layers
-from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.fork_server import ForkServer
-from sdjax.sandbox.probe import probe
-from sdjax.sandbox.rebuild import rebuild
+from sdjax.core.errors import UserError
+from sdjax.isolation.client import ForkServer
+from sdjax.isolation.confine import require_layers
+from sdjax.sandbox.signature import Contract
 from sdjax.sandbox.verdict import Refusal, Verdict
+from sdjax.sandbox.verify.probe import probe
+from sdjax.sandbox.verify.verified_program import rebuild
 
 FORWARDED = ("refused", "wrong contract", "too costly")  # the verdicts that a worker may give
 
@@ -189,7 +189,7 @@ class Sandbox:
     def _start(self) -> None:
         contract, limits = self.contract.to_json(), self.contract.limits
         self._server = ForkServer(
-            "sdjax.sandbox.tracer", contract, limits, self.workers, self.allow_missing
+            "sdjax.sandbox.worker.entry", contract, limits, self.workers, self.allow_missing
         )
         self._idle = list(self._server.connections)
 

@@ -29,7 +29,7 @@ class Verdict:
     """What became of one source text.
 
     `rule` names the check that decided ("" when admitted); `wire` is the verified array program
-    as JSON, from which `sdjax.sandbox.rebuild.to_algorithm` makes the algorithm again; `cost` is
+    as JSON, from which `sdjax.sandbox.verify.verified_program.to_algorithm` makes the algorithm again; `cost` is
     in scalar operations over the scope, trip counts included; `memory` the largest sum of bytes
     alive at once in one program; `fingerprint` stands for the results on the probe tensors;
     `duplicate_of` is the name that the caller gave to the equal program.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sdjax.algorithms.registry import algorithm
-from sdjax.progress import progress_bar
+from sdjax.core.progress import progress_bar
+from sdjax.merging.methods.registry import algorithm
 from sdjax.search.config import RunConfig, method_candidate
+from sdjax.search.context import Workbench
 from sdjax.search.phases import development_scores, is_scored, score
-from sdjax.search.records import DEVELOPMENT, MAIN, Application, Candidate
 from sdjax.search.store import Store
-from sdjax.search.workbench import Workbench
+from sdjax.search.types import DEVELOPMENT, MAIN, Application, Candidate
 
 GRIDS: tuple[Literal["paper", "fine"], ...] = ("paper", "fine")
 

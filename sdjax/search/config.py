@@ -1,6 +1,6 @@
 """What a run is told to do: frozen, validated dataclasses, one section each.
 
-`sdjax.search.reading` reads them from YAML. Every default that the paper leaves open is written
+`sdjax.search.config_reader` reads them from YAML. Every default that the paper leaves open is written
 down here; its own values stand in configs/paper-mistral-7b.yaml.
 """
 
@@ -178,7 +178,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SandboxConfig:
-    """Budgets of a candidate, with the names of `sdjax.sandbox.contract.Limits`.
+    """Budgets of a candidate, with the names of `sdjax.sandbox.signature.Limits`.
 
     Attributes:
         workers: candidates judged side by side.
@@ -281,7 +281,7 @@ class RunConfig:
         return tuple(f"expert_{n + 1}" for n in range(len(self.experts)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, which `sdjax.search.reading.config_from` turns back into the same config."""
+        """Plain data, which `sdjax.search.config_reader.config_from` turns back into the same config."""
         return asdict(self)
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.io.lock import locked
 from sdjax.search.schema import SCHEMA, VERSION
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdjax.io.generator_checkpoint import GeneratorCheckpoints
-from sdjax.models.adapter import Adapter
-from sdjax.progress import progress_bar
+from sdjax.core.progress import progress_bar
+from sdjax.io.generator_checkpoints import GeneratorCheckpoints
+from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
     check_methods,
@@ -20,6 +20,8 @@ from sdjax.search.baselines import (
     tuned_methods,
 )
 from sdjax.search.config import RunConfig
+from sdjax.search.context import TRANSFER, Workbench, prepare
+from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.phases import (
     choose_pairs,
     development_scores,
@@ -30,16 +32,14 @@ from sdjax.search.phases import (
     score_programs,
     scored_samples,
 )
-from sdjax.search.processes import open_sandbox, open_store
-from sdjax.search.records import (
+from sdjax.search.store import Store
+from sdjax.search.types import (
     MAIN,
     TEST,
     Checkpoint,
     Lineage,
     Setting,
 )
-from sdjax.search.store import Store
-from sdjax.search.workbench import TRANSFER, Workbench, prepare
 
 GENERATORS = "generators"
 

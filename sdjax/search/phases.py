@@ -11,20 +11,22 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
 from sdjax.decoding.decoder import Completion
 from sdjax.decoding.sampling import Sampling
-from sdjax.errors import UserError
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.task import Outcome
-from sdjax.models.adapter import Adapter
+from sdjax.models.lora import Adapter
 from sdjax.programs.extraction import extract_program
 from sdjax.programs.families import HELD_OUT, families_of
-from sdjax.progress import progress_bar
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.search.applied import apply_program
+from sdjax.search.apply_candidate import apply_program
+from sdjax.search.context import Workbench
+from sdjax.search.multihost import judge_all
 from sdjax.search.pairs import Pair, Scored, make_pairs, select
-from sdjax.search.processes import judge_all
-from sdjax.search.records import (
+from sdjax.search.store import Store
+from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
     SEARCH,
@@ -33,11 +35,9 @@ from sdjax.search.records import (
     Sample,
     program_candidate,
 )
-from sdjax.search.store import Store
-from sdjax.search.workbench import Workbench
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.packing import Example
-from sdjax.training.trainee import adapted_model
+from sdjax.training.trainable import adapted_model
 
 # Outcomes that are kept with one commit.
 _OUTCOMES = 64

@@ -3,7 +3,7 @@
 import json
 
 from sdjax.search.database import Database, now, to_json
-from sdjax.search.records import Checkpoint, Lineage, Setting
+from sdjax.search.types import Checkpoint, Lineage, Setting
 
 
 class RunTables:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sdjax.search.database import Database, to_json
-from sdjax.search.records import (
+from sdjax.search.types import (
     SEARCH,
     JudgedSample,
     Program,

@@ -9,7 +9,7 @@ import numpy as np
 from sdjax.evaluation.task import Outcome
 from sdjax.search.database import Database, to_json
 from sdjax.search.pairs import Pair, Scored
-from sdjax.search.records import MAIN, Application, Candidate, OutcomeLike, Summary, storable
+from sdjax.search.types import MAIN, Application, Candidate, OutcomeLike, Summary, storable
 
 
 class ScoreTables:

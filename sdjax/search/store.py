@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.search.database import Database, now, to_json
-from sdjax.search.records import RunRecord
 from sdjax.search.run_tables import RunTables
 from sdjax.search.sample_tables import SampleTables
 from sdjax.search.score_tables import ScoreTables
+from sdjax.search.types import RunRecord
 
 
 class Store(RunTables, SampleTables, ScoreTables):

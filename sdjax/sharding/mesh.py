@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -25,7 +25,7 @@ RULES: dict[str, str] = {
 
 
 class Spec(Protocol):
-    """What the rules need of a parameter's specification (`sdjax.models.spec.ParamSpec`)."""
+    """What the rules need of a parameter's specification (`sdjax.models.params.ParamSpec`)."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -14,11 +14,10 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from sdjax.errors import UserError
-from sdjax.io.checkpoint_folder import CheckpointFolder
-from sdjax.io.weights_file import write_whole
-from sdjax.sharding.distributed import is_main_process
-from sdjax.sharding.together import from_main
+from sdjax.core.errors import UserError
+from sdjax.io.orbax import CheckpointFolder
+from sdjax.io.safetensors_writer import write_whole
+from sdjax.sharding.multihost import from_main, is_main_process
 
 
 class TrainingCheckpoints:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdjax.errors import UserError
-from sdjax.io.json_lines import read_json_lines
+from sdjax.core.errors import UserError
+from sdjax.io.jsonl import read_json_lines
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.training.dpo import TokenPair
 from sdjax.training.packing import Example

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from sdjax.errors import UserError
-from sdjax.models.adapter import Adapter
+from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
+from sdjax.models.lora import Adapter
 from sdjax.sharding.rules import replicated
 from sdjax.training.fit import Loss, OptimiserSettings, fit, parts_of
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import LOSSES
 from sdjax.training.packing import Example, batches_of
-from sdjax.training.trainee import Assemble, Trainee
+from sdjax.training.trainable import Assemble, Trainee
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

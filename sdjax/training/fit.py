@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.models.transformer import RESIDUAL
 from sdjax.sharding.rules import replicated
 

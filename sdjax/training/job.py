@@ -21,24 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax.config import read_dataclass
-from sdjax.errors import UserError
-from sdjax.io.checkpoint import read_model, write_model
-from sdjax.io.checkpoint_folder import is_full
-from sdjax.io.folders import model_folder
-from sdjax.io.peft_adapter import read_adapter, write_adapter
+from sdjax.core.config import read_dataclass
+from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
+from sdjax.io.hf_checkpoint import read_model, write_model
+from sdjax.io.model_paths import model_folder
+from sdjax.io.orbax import is_full
+from sdjax.io.peft import read_adapter, write_adapter
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.io.training_programs import (
     TrainingPrograms,
     read_training_programs,
     training_program_files,
 )
-from sdjax.models.adapter import Adapter, fold, initialise_adapter, spread
 from sdjax.models.config import ModelConfig
+from sdjax.models.lora import Adapter, fold, initialise_adapter, spread
 from sdjax.models.tree import unflatten
-from sdjax.progress import progress_bar
 from sdjax.sharding.mesh import mesh_of_all
 from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
+from sdjax.training.config import JOBS, DPOJob, Job, SFTJob, WarmstartJob
 from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
 from sdjax.training.dpo import (
     DPOSettings,
@@ -49,9 +50,8 @@ from sdjax.training.dpo import (
 )
 from sdjax.training.fit import Loss, fit, parts_of, rematerialised
 from sdjax.training.packing import batches_of, pack
-from sdjax.training.settings import JOBS, DPOJob, Job, SFTJob, WarmstartJob
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import Trainee, adapted_model, whole_model
+from sdjax.training.trainable import Trainee, adapted_model, whole_model
 from sdjax.training.warmstart import (
     contract_of,
     draw_programs,

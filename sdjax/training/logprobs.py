@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from sdjax.models.adapter import Adapter
 from sdjax.models.config import ModelConfig
+from sdjax.models.lora import Adapter
 from sdjax.models.transformer import KVCache, forward, unembed
 
 # Logits that exist at once, 64 MiB: enough for a matrix product to run at its full speed.

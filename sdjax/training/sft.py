@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sdjax.models.config import ModelConfig
 from sdjax.training.fit import Loss
 from sdjax.training.logprobs import token_logprobs
-from sdjax.training.trainee import Assemble, as_tensors
+from sdjax.training.trainable import Assemble, as_tensors
 
 
 def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> Loss:

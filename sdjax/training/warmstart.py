@@ -17,13 +17,13 @@ import numpy as np
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.scope import Scope, select
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import kind_of, specify
+from sdjax.models.params import kind_of, specify
 from sdjax.programs.grammar import sample_program
 from sdjax.programs.prompts import render
-from sdjax.sandbox.contract import Contract
-from sdjax.sandbox.rebuild import rebuild
-from sdjax.sandbox.trace import trace_trusted
+from sdjax.sandbox.signature import Contract
 from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.training.packing import behind_prefix
 
 # Rows are padded to a multiple of this, so that a few shapes are compiled.

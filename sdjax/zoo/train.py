@@ -11,22 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdjax.core.errors import UserError
 from sdjax.decoding.decoder import Decoder, DecoderSettings
-from sdjax.errors import UserError
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import put
 from sdjax.evaluation.task import Outcome, Problem
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
-from sdjax.io.checkpoint import read_config, read_model, write_model
-from sdjax.io.folders import TRAINING_PROGRAMS
+from sdjax.io.hf_checkpoint import read_config, read_model, write_model
+from sdjax.io.model_paths import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise, kind_of
+from sdjax.models.params import initialise, kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.training.fit import compile_step
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import split
+from sdjax.training.trainable import split
 from sdjax.training.warmstart import contract_of, identities_of, name_of
 from sdjax.zoo.data import (
     SLOTS,

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.core.errors import UserError
 from sdjax.decoding import state
 from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.stopping import StopStrings
-from sdjax.errors import UserError
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise
+from sdjax.models.params import initialise
 from sdjax.models.transformer import forward, unembed
 from sdjax.sharding.mesh import make_mesh
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers.generation import logits_process
 
+from sdjax.core.errors import UserError
 from sdjax.decoding.sampling import Sampling, draw, keep_min_p, keep_top_k, keep_top_p
-from sdjax.errors import UserError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.decoding.scoring import Scorer
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise
+from sdjax.models.params import initialise
 
 CONFIG = ModelConfig(
     family="qwen3",

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.data import Hub, read_rows
 from sdjax.evaluation.tasks.registry import find_task
 

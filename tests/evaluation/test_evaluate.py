@@ -9,8 +9,8 @@ from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import put
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.arithmetic import ArithmeticTask
-from sdjax.io.checkpoint import read_model
-from sdjax.io.folders import model_folder
+from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.model_paths import model_folder
 from sdjax.io.tokenizer import read_tokenizer
 
 

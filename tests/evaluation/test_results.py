@@ -6,13 +6,13 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from sdjax.cli import main
-from sdjax.errors import UserError
+from sdjax.cli.main import main
+from sdjax.core.errors import UserError
 from sdjax.evaluation import job, results
 from sdjax.evaluation.comparison import compare
 from sdjax.evaluation.task import Problem
-from sdjax.io.checkpoint import read_config
-from sdjax.io.folders import zoo_models
+from sdjax.io.hf_checkpoint import read_config
+from sdjax.io.model_paths import zoo_models
 
 NAMES = {"id", "kind", "question", "answer", "prompt_sha256", "output", "failure"} | {
     *("strict", "flexible", "strict_answer", "flexible_answer")

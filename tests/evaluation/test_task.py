@@ -4,7 +4,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation import task as task_module
 from sdjax.evaluation.prompts import put
 from sdjax.evaluation.task import (
@@ -16,7 +16,7 @@ from sdjax.evaluation.task import (
     problems_of,
 )
 from sdjax.evaluation.tasks.registry import find_task
-from sdjax.io.folders import zoo_models
+from sdjax.io.model_paths import zoo_models
 from sdjax.io.tokenizer import read_tokenizer
 
 

@@ -6,18 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from sdjax.io.checkpoint import write_model
+from sdjax.io.hf_checkpoint import write_model
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import abstract
+from sdjax.models.params import abstract
 
 BOUND = 1.2  # of the bytes that the process keeps
 
 CODE = """
     import gc, sys
-    from sdjax.sharding.distributed import start_distributed
+    from sdjax.sharding.multihost import start_distributed
     assert start_distributed()
     import jax
-    from sdjax.io.checkpoint import read_model
+    from sdjax.io.hf_checkpoint import read_model
     from sdjax.sharding.mesh import make_mesh
 
     def kilobytes(field):

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.io.tokenizer import read_tokenizer
 
 CORPUS = [

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm, PerExpert
+from sdjax.merging.compile_cache import Programs
 from sdjax.merging.engine import Merger, leaf_key_data, merge
-from sdjax.merging.programs import Programs
 from sdjax.models.tree import flatten
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.merging.scope import select
 
 PATHS = ["embed", "layers/0/mlp/up_proj", "layers/1/mlp/up_proj", "layers/1/attn/q_proj"]

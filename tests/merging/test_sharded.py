@@ -9,11 +9,11 @@ PROGRAM = textwrap.dedent(
     """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from sdjax.algorithms.registry import algorithm
-    from sdjax.errors import UserError
+    from sdjax.merging.methods.registry import algorithm
+    from sdjax.core.errors import UserError
     from sdjax.merging.algorithm import Algorithm
     from sdjax.merging.engine import Merger
-    from sdjax.merging.programs import Programs
+    from sdjax.merging.compile_cache import Programs
     from sdjax.models.tree import flatten, unflatten
 
     assert len(jax.devices()) == 8
@@ -97,8 +97,8 @@ COLLECTIVES = textwrap.dedent(
     import re, sys
     import jax, jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-    from sdjax.algorithms.registry import methods
-    from sdjax.merging.lowering import TensorProgram
+    from sdjax.merging.methods.registry import methods
+    from sdjax.merging.tensor_program import TensorProgram
 
     mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, P("tensor", "fsdp"))

@@ -6,7 +6,7 @@ import json
 import pytest
 import transformers
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.hf_config import from_hf, to_hf
 

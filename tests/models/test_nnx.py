@@ -9,10 +9,10 @@ import optax
 import pytest
 from flax import nnx
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.nnx import from_nnx, to_nnx
-from sdjax.models.spec import abstract
+from sdjax.models.params import abstract
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 

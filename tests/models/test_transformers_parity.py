@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from sdjax.io.checkpoint import read_model, write_model
+from sdjax.io.hf_checkpoint import read_model, write_model
 from sdjax.models.families import FAMILIES
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten

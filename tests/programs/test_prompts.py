@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.programs import prompts
 from sdjax.programs.families import HELD_OUT, families_of
 

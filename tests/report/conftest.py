@@ -8,7 +8,8 @@ import pytest
 
 from sdjax.evaluation.task import Outcome
 from sdjax.search.pairs import PairSettings, Scored, make_pairs, select
-from sdjax.search.records import (
+from sdjax.search.store import Store
+from sdjax.search.types import (
     Application,
     Candidate,
     Checkpoint,
@@ -18,7 +19,6 @@ from sdjax.search.records import (
     StoredVerdict,
     program_candidate,
 )
-from sdjax.search.store import Store
 
 HOSTILE = (
     '</pre><script>alert("x")</script><img src=x onerror=alert(1)> {{ 7*7 }} \u202eevil\x1b[31m'

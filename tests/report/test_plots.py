@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdjax.evaluation.statistics import Interval
-from sdjax.report.contents import IterationReport, Level, Row, read_contents
+from sdjax.report.data import IterationReport, Level, Row, read_contents
 from sdjax.report.plots import (
     development_against_test,
     gains,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.sandbox.contract import Contract, Limits
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.signature import Contract, Limits
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `catalogue`, under every import mode
 

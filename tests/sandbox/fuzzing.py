@@ -39,7 +39,7 @@ def seeds(contract: Any) -> list[Any]:
     cases that cover the primitives."""
     from catalogue import VALID
 
-    from sdjax.sandbox.trace import trace_trusted
+    from sdjax.sandbox.worker.trace import trace_trusted
 
     programs = [*VALID.values(), *short_programs()]
     return [json.loads(trace_trusted(program, contract)) for program in programs]
@@ -95,7 +95,7 @@ def _replaced(node: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) ->
 
 def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
     """Mostly something of the same kind, so that it gets past the first checks."""
-    from sdjax.sandbox.primitives import ALLOWED, DTYPES
+    from sdjax.sandbox.ir.primitives import ALLOWED, DTYPES
 
     if draw.random() < 0.1:
         return draw.choice(JUNK)
@@ -140,9 +140,9 @@ class Judge:
 
     def __call__(self, wire: str) -> None:
         """Raises whatever is not a refusal; AssertionError for a program outside the list."""
-        from sdjax.sandbox.probe import probe
-        from sdjax.sandbox.rebuild import rebuild
         from sdjax.sandbox.verdict import Refusal
+        from sdjax.sandbox.verify.probe import probe
+        from sdjax.sandbox.verify.verified_program import rebuild
 
         started = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -164,7 +164,7 @@ def check_primitives(program: Any) -> None:
     """The program as JAX traces it holds no primitive that is not on the list."""
     import jax
 
-    from sdjax.sandbox.rebuild import run
+    from sdjax.sandbox.verify.verified_program import run
 
     for layout, block in program.programs.values():
         avals = layout.avals(list(program.hyperparameters))
@@ -174,7 +174,7 @@ def check_primitives(program: Any) -> None:
 
 
 def _check_names(jaxpr: Any) -> None:
-    from sdjax.sandbox.primitives import ALLOWED, CONTROL_FLOW
+    from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
 
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -212,7 +212,7 @@ def fuzz(contract: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
 
 def written(message: Any, draw: random.Random) -> str:
     """As the decoder wants it, save for a few."""
-    from sdjax.sandbox.hashes import canonical
+    from sdjax.sandbox.ir.hashes import canonical
 
     with contextlib.suppress(ValueError, TypeError):  # not a number; keys of several types
         if draw.random() < 0.98:
@@ -222,7 +222,7 @@ def written(message: Any, draw: random.Random) -> str:
 
 def small_contract() -> Any:
     """Two small tensors of one shape and two kinds, so that messages are short."""
-    from sdjax.sandbox.contract import Contract, Limits
+    from sdjax.sandbox.signature import Contract, Limits
 
     tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (6, 4)), "up": ("mlp.gate_proj", (6, 4))}
     limits = Limits(equations=1_500, growth=64)
@@ -233,8 +233,8 @@ def with_atheris(folder: Path, flags: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["sdjax.sandbox"]):
-        import sdjax.sandbox.probe
-        import sdjax.sandbox.rebuild  # noqa: F401
+        import sdjax.sandbox.verify.probe
+        import sdjax.sandbox.verify.verified_program  # noqa: F401
 
     contract = small_contract()
     messages, judge = seeds(contract), Judge(contract)

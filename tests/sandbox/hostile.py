@@ -168,7 +168,7 @@ FORGERY = {
     "a flood": "import os\nwhile True: os.write(3, b'x' * 65536)",
     "a closed pipe": "import os\nos.close(3)",
     "patched encoder": (
-        "import sdjax.sandbox.encode as e, sdjax.sandbox.hashes as h, sdjax.sandbox.trace as t\n"
+        "import sdjax.sandbox.ir.encode as e, sdjax.sandbox.ir.hashes as h, sdjax.sandbox.worker.trace as t\n"
         't.canonical = lambda m: \'{{"version": 1, "form": "__import__"}}\''
     ),
     "patched json": "import json\njson.dumps = lambda *a, **k: '[' * 100000",

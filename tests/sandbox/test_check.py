@@ -8,11 +8,11 @@ import sys
 import pytest
 from catalogue import TIES, VALID
 
-from sdjax.errors import UserError
-from sdjax.io.folders import ZOO
+from sdjax.core.errors import UserError
+from sdjax.io.model_paths import ZOO
 from sdjax.sandbox.check import check_files
-from sdjax.sandbox.readable import readable
-from sdjax.sandbox.trace import trace_trusted
+from sdjax.sandbox.ir.pretty_print import readable
+from sdjax.sandbox.worker.trace import trace_trusted
 
 
 @pytest.fixture

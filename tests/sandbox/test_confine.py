@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from catalogue import VALID
 
-from sdjax.errors import UserError
-from sdjax.sandbox.confine import ALWAYS, ENVIRONMENT, LAYERS, require_layers
+from sdjax.core.errors import UserError
+from sdjax.isolation.confine import ALWAYS, ENVIRONMENT, LAYERS, require_layers
 from sdjax.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,14 +33,14 @@ TAKEN_AWAY = {
 # Takes a call away from this process and all that come of it, then asks for the layers.
 POORER = """
 import ctypes, sys
-from sdjax.sandbox.seccomp import ALLOW, EQUAL, ERRNO, LOAD, RETURN, install
+from sdjax.isolation.seccomp import ALLOW, EQUAL, ERRNO, LOAD, RETURN, install
 number, first = {number}, {first}
 ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
 only = [] if first is None else [(LOAD, 0, 0, 16), (EQUAL, 0, 1, first)]
 install([(LOAD, 0, 0, 0), (EQUAL, 0, 1 + len(only), number), *only,
          (RETURN, 0, 0, ERRNO | 38), (RETURN, 0, 0, ALLOW)])
-from sdjax.errors import UserError
-from sdjax.sandbox.confine import require_layers
+from sdjax.core.errors import UserError
+from sdjax.isolation.confine import require_layers
 try:
     print(*require_layers({allowed}))
 except UserError as error:
@@ -153,7 +153,7 @@ def test_a_missing_layer_is_named_and_refused_until_it_is_allowed(layer):
 def test_a_worker_that_lacks_a_layer_ends_before_it_sees_a_program(contract, monkeypatch):
     """Even where the survey was wrong: the worker itself knows what it has."""
     poorer = _BOOT_WITHOUT
-    monkeypatch.setattr("sdjax.sandbox.fork_server._BOOT", poorer)
+    monkeypatch.setattr("sdjax.isolation.client._BOOT", poorer)
     with Sandbox(contract, workers=1) as sandbox:
         verdict = sandbox.judge(VALID["linear"])
         assert (verdict.verdict, verdict.rule) == ("refused", "worker")
@@ -166,5 +166,5 @@ _BOOT_WITHOUT = (
     "from sdjax.sandbox import confine\n"
     "def missing(limits): raise OSError\n"
     "confine.LAYERS['landlock'] = missing\n"
-    "from sdjax.sandbox.server import main; main(*{args})"
+    "from sdjax.isolation.server import main; main(*{args})"
 )

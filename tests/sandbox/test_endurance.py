@@ -7,8 +7,8 @@ import pytest
 from catalogue import VALID
 from test_leaks import UNRULED
 
-from sdjax.sandbox.contract import Contract, Limits
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.signature import Contract, Limits
 
 BAD = {
     "spins": "sum(range(10**12))\n",
@@ -22,7 +22,7 @@ BAD = {
 
 @pytest.mark.slow
 def test_no_worker_is_left_behind(contract, monkeypatch):
-    monkeypatch.setattr("sdjax.sandbox.fork_server._BOOT", UNRULED)
+    monkeypatch.setattr("sdjax.isolation.client._BOOT", UNRULED)
     limits = Limits(cpu_seconds=1, wall_seconds=1.5)
     hasty = Contract(slots=contract.slots, tensors=contract.tensors, limits=limits)
     bad = list(BAD.values())

@@ -25,7 +25,7 @@ UNRULED = (
     "from sdjax.sandbox import rules, trace\n"
     "rules.check_text = lambda source, limit: ast.parse(source)\n"
     "trace._builtins = lambda: dict(vars(builtins))\n"
-    "from sdjax.sandbox.server import main; main(*{args})"
+    "from sdjax.isolation.server import main; main(*{args})"
 )
 
 
@@ -127,7 +127,7 @@ def test_nothing_leaks_and_everything_is_refused(sandbox, canaries):
 
 
 def test_nothing_leaks_with_the_text_rules_off_and_all_builtins(contract, canaries, monkeypatch):
-    monkeypatch.setattr("sdjax.sandbox.fork_server._BOOT", UNRULED)
+    monkeypatch.setattr("sdjax.isolation.client._BOOT", UNRULED)
     with Sandbox(contract, workers=2) as sandbox:
         assert sandbox.judge("import os\nos.getpid()\n" + VALID["linear"]).admitted  # rules are off
         found = _judged(sandbox, canaries)

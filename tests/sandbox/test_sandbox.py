@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from catalogue import REFUSED, TIES, VALID, merge
 
-from sdjax.errors import UserError
-from sdjax.sandbox.contract import Contract, Limits
+from sdjax.core.errors import UserError
 from sdjax.sandbox.sandbox import Sandbox, _read, _Task
+from sdjax.sandbox.signature import Contract, Limits
 from sdjax.sandbox.verdict import MESSAGE_LENGTH, VERDICTS, Refusal
 
 
@@ -158,7 +158,7 @@ def test_leaving_early_leaves_nothing_running(contract):
 def test_nothing_is_left_when_the_parent_is_killed(contract, tmp_path):
     script = (
         "import sys, time\n"
-        "from sdjax.sandbox.contract import Contract\n"
+        "from sdjax.sandbox.signature import Contract\n"
         "from sdjax.sandbox.sandbox import Sandbox\n"
         "s = Sandbox(Contract.from_json(sys.argv[1]), workers=2).__enter__()\n"
         "print(s._server.pid, flush=True)\n"

@@ -5,15 +5,15 @@ import io
 import tokenize
 from pathlib import Path
 
+from sdjax.isolation.confine import ALWAYS, LAYERS
 from sdjax.sandbox import sandbox
-from sdjax.sandbox.confine import ALWAYS, LAYERS
 
 ROOM = Path(sandbox.__file__).parent
 PARENT = (
     *("sandbox", "verdict", "contract", "layout", "primitives", "decode", "rebuild", "cost"),
     *("trial", "hashes", "fusion", "probe"),
 )
-ELSEWHERE = {"trial": ("sdjax.merging.programs",)}  # the compiler's options
+ELSEWHERE = {"trial": ("sdjax.merging.compile_cache",)}  # the compiler's options
 LOCK = ("confine", "seccomp", "landlock", "server", "fork_server")
 
 
@@ -49,7 +49,7 @@ def test_the_trusted_side_is_small_enough_to_audit():
 def test_it_imports_nothing_else_of_the_package():
     room = {f"sdjax.sandbox.{name}" for name in (*PARENT, *LOCK)}
     for name in (*PARENT, *LOCK):
-        assert imports(name) <= {*room, "sdjax.errors", *ELSEWHERE.get(name, ())}, name
+        assert imports(name) <= {*room, "sdjax.core.errors", *ELSEWHERE.get(name, ())}, name
 
 
 def test_the_readme_names_every_file_and_layer():

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from sdjax.search.config import BaselinesConfig, DecodingConfig, RunConfig
-from sdjax.search.reading import read_config
+from sdjax.search.config_reader import read_config
 
 
 @pytest.fixture(scope="session")

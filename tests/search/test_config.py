@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.search.config import method_candidate
-from sdjax.search.reading import PACKAGED, config_from, find_config, read_config
+from sdjax.search.config_reader import PACKAGED, config_from, find_config, read_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OF_RUNS = [file.name for file in CONFIGS.glob("*.yaml") if not file.name.startswith("train-")]

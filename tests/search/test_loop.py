@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.search import phases
 from sdjax.search.loop import run
-from sdjax.search.records import DEVELOPMENT, TEST
 from sdjax.search.store import Store
+from sdjax.search.types import DEVELOPMENT, TEST
 
 
 def facts(folder):
@@ -96,7 +96,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from sdjax.search import loop, phases
-from sdjax.search.reading import config_from
+from sdjax.search.config_reader import config_from
 from sdjax.search.store import Store
 
 def dies(function, call):
@@ -204,7 +204,7 @@ SCORES = """
 import dataclasses, json, sys
 from pathlib import Path
 from sdjax.search.loop import run
-from sdjax.search.reading import config_from
+from sdjax.search.config_reader import config_from
 from sdjax.search.store import Store
 config = config_from(json.loads(sys.argv[1]), "test")
 folder = Path(sys.argv[2])

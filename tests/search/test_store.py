@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.search.pairs import Pair, Scored
 from sdjax.search.preferences import preferences_of_run
-from sdjax.search.records import (
+from sdjax.search.store import Store
+from sdjax.search.types import (
     Application,
     Candidate,
     Checkpoint,
@@ -24,7 +25,6 @@ from sdjax.search.records import (
     program_candidate,
     text_hash,
 )
-from sdjax.search.store import Store
 
 CONFIG = {"seed": "zoo:seed", "generation": {"samples": 4}}
 SETTING = Setting(seed="zoo:seed", slots={"expert_1": "zoo:a"}, scope="mlp", task="sums")
@@ -284,7 +284,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_store import SETTING, create, outcome, sample, admitted
-from sdjax.search.records import Candidate
+from sdjax.search.types import Candidate
 store = create(Path({folder!r}))
 store.save_setting(SETTING)
 prompt = store.save_prompt("short", "def")

@@ -8,7 +8,7 @@ import textwrap
 import jax
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.sharding.mesh import make_mesh
 
 
@@ -44,9 +44,9 @@ def test_a_model_on_eight_devices(tmp_path):
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType
         from sdjax.io import checkpoint
-        from sdjax.io.tensor_folder import TensorFolder
+        from sdjax.io.safetensors_reader import TensorFolder
         from sdjax.models.config import ModelConfig
-        from sdjax.models.spec import initialise, specify
+        from sdjax.models.params import initialise, specify
         from sdjax.models.transformer import forward, unembed
         from sdjax.models.tree import flatten, unflatten
         from sdjax.sharding.mesh import make_mesh

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import specify
+from sdjax.models.params import specify
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import batch_sharding, sharding_of, shardings
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sdjax.models.adapter import initialise_adapter
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise
+from sdjax.models.lora import initialise_adapter
+from sdjax.models.params import initialise
 
 
 @pytest.fixture(scope="session")

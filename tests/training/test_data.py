@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sdjax.errors import UserError
-from sdjax.io.folders import zoo_models
+from sdjax.core.errors import UserError
+from sdjax.io.model_paths import zoo_models
 from sdjax.io.tokenizer import read_tokenizer
 from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
 

@@ -12,17 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from sdjax.errors import UserError
-from sdjax.models.adapter import spread
+from sdjax.core.errors import UserError
 from sdjax.models.hf_config import from_hf
-from sdjax.models.spec import specify
+from sdjax.models.lora import spread
+from sdjax.models.params import specify
 from sdjax.sharding.mesh import make_mesh
 from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.fit import OptimiserSettings, decayed, fit
 from sdjax.training.packing import Example, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import adapted_model
+from sdjax.training.trainable import adapted_model
 
 OPTIMISER = OptimiserSettings(learning_rate=1e-2, steps=6, warmup=2, final=0.1)
 
@@ -267,12 +267,12 @@ def test_one_and_eight_devices_have_the_same_curve():
 
 def compare_devices():
     """Runs in a process with eight devices."""
-    from sdjax.models.adapter import initialise_adapter
     from sdjax.models.config import ModelConfig
-    from sdjax.models.spec import initialise
+    from sdjax.models.lora import initialise_adapter
+    from sdjax.models.params import initialise
     from sdjax.models.tree import flatten, unflatten
     from sdjax.sharding.rules import shardings
-    from sdjax.training.trainee import whole_model
+    from sdjax.training.trainable import whole_model
 
     config = ModelConfig(
         family="llama",

@@ -9,7 +9,7 @@ from sdjax.training import logprobs as logprobs_module
 from sdjax.training.fit import rematerialised
 from sdjax.training.packing import Example, batches_of, behind_prefix, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import adapted_model, whole_model
+from sdjax.training.trainable import adapted_model, whole_model
 
 B, T, V = 4, 64, 48
 

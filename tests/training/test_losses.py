@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.errors import UserError
-from sdjax.models.adapter import initialise_adapter, spread
+from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
-from sdjax.models.spec import initialise
+from sdjax.models.lora import initialise_adapter, spread
+from sdjax.models.params import initialise
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
@@ -20,7 +20,7 @@ from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import ipo_loss, sigmoid_loss
 from sdjax.training.packing import Example, batches_of, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainee import adapted_model, split, whole_model
+from sdjax.training.trainable import adapted_model, split, whole_model
 
 CONFIG = ModelConfig(
     family="llama",

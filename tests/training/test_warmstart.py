@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from sdjax.errors import UserError
-from sdjax.io.checkpoint import read_config
-from sdjax.io.folders import TRAINING_PROGRAMS, zoo_models
+from sdjax.core.errors import UserError
+from sdjax.io.hf_checkpoint import read_config
+from sdjax.io.model_paths import TRAINING_PROGRAMS, zoo_models
 from sdjax.io.tokenizer import read_tokenizer
 from sdjax.io.training_programs import (
     NO_CONTRACT,

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdjax.algorithms.registry import algorithm
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import paired_difference
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask
-from sdjax.io.checkpoint import read_config, read_model
-from sdjax.io.folders import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
+from sdjax.io.hf_checkpoint import read_config, read_model
+from sdjax.io.model_paths import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
 from sdjax.io.tokenizer import read_tokenizer
 from sdjax.merging.engine import Merger
-from sdjax.models.spec import kind_of
+from sdjax.merging.methods.registry import algorithm
+from sdjax.models.params import kind_of
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.zoo.recipes import EXPERTS, PLAIN, STORIES, TRANSFER_EXPERTS

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sdjax.io.checkpoint import read_model
+from sdjax.io.hf_checkpoint import read_model
 from sdjax.zoo import train
 from sdjax.zoo.recipes import EXPERTS, SEED
 

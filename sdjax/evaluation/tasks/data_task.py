@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.data import TEST, TRAIN, Hub, Row, read_rows
 from sdjax.evaluation.task import Problem, Task
 from sdjax.evaluation.tasks.fixed import fixed_examples

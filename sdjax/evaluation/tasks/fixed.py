@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Problem
 
 _FOLDER = Path(__file__).parent / "examples"

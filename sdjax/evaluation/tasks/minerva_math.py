@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation import extraction
 from sdjax.evaluation.data import Hub, Row
 from sdjax.evaluation.grader import shared_grader

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Task
 
 TASKS = {

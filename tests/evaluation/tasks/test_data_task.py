@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.tasks.registry import find_task
 
 

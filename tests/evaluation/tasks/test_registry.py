@@ -1,6 +1,6 @@
 import pytest
 
-from sdjax.errors import UserError
+from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.registry import TASKS, find_task
 

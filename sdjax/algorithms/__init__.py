@@ -1,1 +1,0 @@
-"""Human-designed merge methods, one file each, in the algorithm API."""

@@ -1,0 +1,24 @@
+"""The command line: one command a job."""
+
+from __future__ import annotations
+
+import click
+
+from sdjax import __version__
+from sdjax.cli.check import check
+from sdjax.cli.eval import evaluate
+from sdjax.cli.group import Group
+from sdjax.cli.merge import merge, methods
+from sdjax.cli.run import demo, report, run
+from sdjax.cli.train import train
+from sdjax.cli.zoo import zoo_group
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sdjax")
+def main() -> None:
+    """Language models that invent algorithms to improve language models."""
+
+
+for command in (demo, run, report, merge, evaluate, check, train, zoo_group, methods):
+    main.add_command(command)

@@ -1,0 +1,34 @@
+"""`sdjax train`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import click
+
+from sdjax.cli.group import FILE, Interrupted, example, interrupt
+
+
+@click.command(epilog=example("sdjax train dpo configs/train-dpo.yaml"))
+@click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
+@click.argument("config", type=FILE)
+def train(kind: str, config: Path) -> None:
+    """Fine-tune a model as CONFIG says; called again, an interrupted training goes on.
+
+    KIND is sft (texts), dpo (preferences), or warmstart (programs in the algorithm API, which a
+    generator is to write).
+    """
+    from sdjax.search.preferences import preferences_of_run
+    from sdjax.sharding.multihost import start_distributed
+    from sdjax.training.job import train_model
+
+    def say(line: str) -> None:
+        click.echo(f"sdjax: {line}", err=True)
+
+    start_distributed()
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        click.echo(train_model(kind, config, read_run=preferences_of_run, say=say))
+    except KeyboardInterrupt:
+        raise Interrupted(f"go on with: sdjax train {kind} {config}") from None

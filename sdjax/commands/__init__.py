@@ -1,1 +1,0 @@
-"""The commands of `sdjax`; JAX is imported only by those that run."""

@@ -1,0 +1,1 @@
+"""Errors, configuration and progress: what every other package may import."""

@@ -1,0 +1,50 @@
+"""Files with one JSON object a line: the data sets that a user brings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax.core.errors import UserError
+
+
+def read_json_lines(path: str | Path, fields: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of every line that is not blank; each object has the fields.
+
+    Raises:
+        UserError: no such file, not UTF-8, or a line that is no JSON object or lacks a field.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{path}: no such file; give a file with one JSON object a line")
+    try:
+        # Not by `splitlines`: a text may hold U+2028 and the like.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, byte {error.start}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}, line {number}: not JSON; write one object a line") from None
+        if "\\ud" in line.lower():
+            try:
+                json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{path}, line {number}: holds half of a surrogate pair, which is no text; "
+                    "write the whole character"
+                ) from None
+        if not isinstance(row, dict) or any(field not in row for field in fields):
+            wanted = ", ".join(fields)
+            found = ", ".join(map(str, row)) if isinstance(row, dict) else "no object"
+            raise UserError(f"{path}, line {number}: needs the fields {wanted}; found: {found}")
+        rows.append((number, row))
+    return rows

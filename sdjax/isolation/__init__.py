@@ -1,0 +1,1 @@
+"""Confined, killable worker processes."""

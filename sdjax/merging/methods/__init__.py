@@ -1,0 +1,1 @@
+"""Human-designed merge methods, one file per method."""

@@ -1,0 +1,39 @@
+"""Model Breadcrumbs: drop the largest and the smallest elements, scale the rest and add.
+
+Davari, Belilovsky, "Model breadcrumbs: scaling multi-task model merging with sparse masks",
+arXiv 2312.06795. ``gamma`` is the share of largest magnitude that is dropped as outliers and
+``density`` the share that is kept below it (the paper's thresholds are 1 - gamma and
+1 - gamma - density: it keeps what lies between 85 % and 99.3 %). Where both do not fit, fewer
+outliers are dropped, as in mergekit.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
+from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
+from sdjax.merging.methods._trimming import trim_both_ends
+
+MATHEMATICS = "τ = λ Σ w_j t_j, t_j = τ_j where |τ_j| ranks in (1-γ-d, 1-γ], else 0"
+MEANING = Meaning(
+    names={"scale": "lambda"},
+    defaults={"density": 1.0, "gamma": 0.01},
+    needed=("weight",),
+    shares=("density", "gamma"),
+    spellings={"rescale": RESCALE_SPELLINGS},
+)
+
+
+def merge_models(
+    task_vectors: dict[str, jax.Array],
+    weight: PerExpert = 0.3,
+    density: PerExpert = 0.143,
+    gamma: PerExpert = 0.007,
+    scale: float = 1.0,
+    normalize: bool = False,
+    rescale: str = "none",
+) -> jax.Array:
+    trimmed = trim_both_ends(task_vectors, density, gamma, rescale)
+    return scale * weighted_sum(trimmed, weight, normalize)

@@ -1,0 +1,38 @@
+"""DARE with task arithmetic: drop elements at random, rescale the rest, add.
+
+Yu et al., "Language models are Super Mario: absorbing abilities from homologous models as a free
+lunch", arXiv 2311.03099. ``density`` is the share kept (the paper's 1 - p). ``rescale``: "density"
+divides by it, as in the paper; "l1" restores the sum of magnitudes, as mergekit does by default
+(and therefore a recipe).
+"""
+
+from __future__ import annotations
+
+import jax
+
+from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
+from sdjax.merging.methods._dropping import drop
+from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
+
+MATHEMATICS = "τ = λ Σ w_j (m_j ⊙ τ_j) / d_j, m_j ~ Bernoulli(d_j)"
+MEANING = Meaning(
+    names={"scale": "lambda"},
+    defaults={"density": 1.0, "rescale": "l1"},
+    needed=("weight",),
+    shares=("density",),
+    spellings={"rescale": RESCALE_SPELLINGS},
+)
+
+
+def merge_models(
+    task_vectors: dict[str, jax.Array],
+    key: jax.Array,
+    weight: PerExpert = 0.4,
+    density: PerExpert = 0.5,
+    scale: float = 1.0,
+    normalize: bool = False,
+    rescale: str = "density",
+) -> jax.Array:
+    dropped = drop(task_vectors, key, density, rescale)
+    return scale * weighted_sum(dropped, weight, normalize)

@@ -1,0 +1,44 @@
+"""DELLA: drop at random by rank of magnitude, elect signs, average those that agree.
+
+Deep, Bhardwaj, Poria, "DELLA-Merging: reducing interference in model merging through
+magnitude-based sampling", arXiv 2406.11617. An element of a row is kept with a probability that
+runs from ``density`` - ``epsilon`` (the smallest magnitude) to ``density`` + ``epsilon`` (the
+largest); the paper's epsilon is the whole window, 2 ``epsilon`` here, and its drop rate 1 -
+``density``. ``rescale``: "density" divides each element by its own probability, as in the paper;
+"l1" restores the tensor's sum of magnitudes, as mergekit does by default (and therefore a recipe).
+"""
+
+from __future__ import annotations
+
+import jax
+
+from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
+from sdjax.merging.methods._dropping import drop_by_rank
+from sdjax.merging.methods._mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
+
+MATHEMATICS = (
+    "τ = λ Σ_{j∈A} w_j t_j / Σ_{j∈A} w_j, t_j = (m_j ⊙ τ_j) / p_j, p_j = d_j - ε + 2ε rank|τ_j|"
+)
+MEANING = Meaning(
+    names={"scale": "lambda"},
+    defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
+    needed=("weight",),
+    shares=("density", "epsilon"),
+    spellings={"rescale": RESCALE_SPELLINGS, "elect": ELECT_SPELLINGS},
+)
+
+
+def merge_models(
+    task_vectors: dict[str, jax.Array],
+    key: jax.Array,
+    weight: PerExpert = 1.0,
+    density: PerExpert = 0.5,
+    epsilon: PerExpert = 0.1,
+    scale: float = 1.0,
+    normalize: bool = True,
+    rescale: str = "density",
+    elect: str = "weighted",
+) -> jax.Array:
+    dropped = drop_by_rank(task_vectors, key, density, epsilon, rescale)
+    return scale * elected_sum(dropped, weight, normalize, elect)

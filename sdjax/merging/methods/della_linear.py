@@ -1,0 +1,37 @@
+"""DELLA without the election of signs: drop at random by rank of magnitude, rescale, add.
+
+Deep, Bhardwaj, Poria, "DELLA-Merging", arXiv 2406.11617; its parameters are explained in ``della``.
+As in mergekit the sum is not normalised by default.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
+from sdjax.merging.methods._dropping import drop_by_rank
+from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
+
+MATHEMATICS = "τ = λ Σ w_j (m_j ⊙ τ_j) / p_j, m_j ~ Bernoulli(p_j), p_j = d_j - ε + 2ε rank|τ_j|"
+MEANING = Meaning(
+    names={"scale": "lambda"},
+    defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
+    needed=("weight",),
+    shares=("density", "epsilon"),
+    spellings={"rescale": RESCALE_SPELLINGS},
+)
+
+
+def merge_models(
+    task_vectors: dict[str, jax.Array],
+    key: jax.Array,
+    weight: PerExpert = 0.4,
+    density: PerExpert = 0.5,
+    epsilon: PerExpert = 0.1,
+    scale: float = 1.0,
+    normalize: bool = False,
+    rescale: str = "density",
+) -> jax.Array:
+    dropped = drop_by_rank(task_vectors, key, density, epsilon, rescale)
+    return scale * weighted_sum(dropped, weight, normalize)

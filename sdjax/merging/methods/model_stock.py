@@ -1,0 +1,44 @@
+"""Model Stock: the average of the experts, drawn back to the base the more they disagree.
+
+Jang, Yun, Han, "Model Stock: all we need is just a few fine-tuned models", arXiv 2403.19522. The
+paper has one angle for all experts; as in mergekit it is the mean cosine over the pairs, and where
+the estimate is singular (the experts cancel) the base is kept. ``filter_wise`` takes one angle for
+each row instead of one for the tensor.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.merging.method import Meaning
+from sdjax.merging.reductions import sums
+
+MATHEMATICS = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
+MEANING = Meaning(fewest=2)
+
+
+def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) -> jax.Array:
+    vectors = list(task_vectors.values())
+    count = len(vectors)
+    if count < 2:
+        raise ValueError("model_stock needs at least two experts")
+    pairs = list(itertools.combinations_with_replacement(range(count), 2))
+    products = [vectors[i] * vectors[j] for i, j in pairs]
+    if filter_wise:
+        found = [jnp.sum(product, axis=-1, keepdims=True) for product in products]
+    else:
+        found = sums(products)
+    inner = dict(zip(pairs, found, strict=True))
+    norms = [jnp.sqrt(inner[i, i]) for i in range(count)]
+    cosines = [
+        jnp.clip(inner[i, j] / jnp.maximum(norms[i] * norms[j], 1e-6), -1.0, 1.0)
+        for i, j in itertools.combinations(range(count), 2)
+    ]
+    cosine = sum(cosines) / len(cosines)
+    divisor = 1 + (count - 1) * cosine
+    singular = jnp.abs(divisor) < 1e-6
+    ratio = jnp.where(singular, 0.0, count * cosine / jnp.where(singular, 1.0, divisor))
+    return jnp.asarray(ratio * sum(vectors) / count)

@@ -1,0 +1,20 @@
+"""RAM: add what one expert alone has changed, average what several have.
+
+"Reinforced Agent Merging", arXiv 2601.13572. A change counts from a magnitude above ``epsilon``.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.merging.method import Meaning
+from sdjax.merging.methods._overlap import changed
+
+MATHEMATICS = "τ = Σ_{j∈C} τ_j / |C|, C = {j: |τ_j| > ε}"
+MEANING = Meaning()
+
+
+def merge_models(task_vectors: dict[str, jax.Array], epsilon: float = 1e-5) -> jax.Array:
+    kept, _, count = changed(task_vectors, epsilon)
+    return sum(kept.values()) / jnp.maximum(count, 1.0)

@@ -1,0 +1,26 @@
+"""Task arithmetic: the experts' task vectors, scaled and added.
+
+Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089. The default 0.4 is what the
+paper advises where nothing can be tuned. ``normalize`` divides by the sum of the weights
+(mergekit's option).
+"""
+
+from __future__ import annotations
+
+import jax
+
+from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.method import Meaning
+from sdjax.merging.methods._mixing import weighted_sum
+
+MATHEMATICS = "τ = λ Σ w_j τ_j"
+MEANING = Meaning(names={"scale": "lambda"}, needed=("weight",), ignored=("density", "rescale"))
+
+
+def merge_models(
+    task_vectors: dict[str, jax.Array],
+    weight: PerExpert = 0.4,
+    scale: float = 1.0,
+    normalize: bool = False,
+) -> jax.Array:
+    return scale * weighted_sum(task_vectors, weight, normalize)

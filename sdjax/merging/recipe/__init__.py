@@ -1,0 +1,1 @@
+"""Recipes in mergekit's YAML: schema, plan, and the streamed merge."""

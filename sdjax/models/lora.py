@@ -1,0 +1,97 @@
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ.
+
+Axes: I in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sdjax.models.config import ModelConfig
+from sdjax.models.params import kind_of, specify
+from sdjax.models.tree import flatten, unflatten
+from sdjax.sharding.rules import sharding_of
+
+ALL_PROJECTIONS = (
+    "attn.q_proj",
+    "attn.k_proj",
+    "attn.v_proj",
+    "attn.qkv_proj",
+    "attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.gate_up_proj",
+    "mlp.down_proj",
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """The trained factors of a LoRA adapter.
+
+    Attributes:
+        factors: nested dict like the parameters', each projection a dict of
+            `a` [R, I] and `b` [O, R], float32.
+        scale: alpha / rank.
+    """
+
+    factors: dict
+    scale: float = dataclasses.field(metadata={"static": True})
+
+
+def initialise_adapter(
+    config: ModelConfig,
+    key: jax.Array,
+    *,
+    rank: int,
+    alpha: float,
+    projections: Collection[str] = ALL_PROJECTIONS,
+) -> Adapter:
+    """A fresh adapter, which changes nothing: A is uniform as in PEFT, B is zero."""
+    factors = {}
+    for index, (path, spec) in enumerate(specify(config).items()):
+        if kind_of(path) not in projections:
+            continue
+        out_size, in_size = spec.shape
+        bound = in_size**-0.5
+        a_key = jax.random.fold_in(key, index)
+        factors[f"{path}/a"] = jax.random.uniform(
+            a_key, (rank, in_size), jnp.float32, -bound, bound
+        )
+        factors[f"{path}/b"] = jnp.zeros((out_size, rank), jnp.float32)
+    return Adapter(factors=unflatten(factors), scale=alpha / rank)
+
+
+def spread(adapter: Adapter, config: ModelConfig, mesh: Mesh) -> Adapter:
+    """The adapter on a mesh, each factor split as its projection is on the side that they share.
+
+    On several processes every one has the same adapter, and keeps its own shards of it.
+    """
+    specs = specify(config)
+    placed = {}
+    for path, leaf in flatten(adapter.factors).items():
+        projection, factor = path.rsplit("/", 1)
+        out_axis, in_axis = specs[projection].axes
+        axes = ("rank", in_axis) if factor == "a" else (out_axis, "rank")
+        placed[path] = jax.make_array_from_callback(
+            leaf.shape, sharding_of(leaf.shape, axes, mesh), np.asarray(leaf).__getitem__
+        )
+    return dataclasses.replace(adapter, factors=unflatten(placed))
+
+
+def fold(params: dict, adapter: Adapter) -> dict:
+    """The parameters with the adapter's product added to each projection it has, in float32."""
+    leaves = flatten(params)
+    factors = flatten(adapter.factors)
+    for path in sorted({path.rsplit("/", 1)[0] for path in factors}):
+        delta = factors[f"{path}/b"] @ factors[f"{path}/a"]  # [O, I]
+        weight = leaves[path]
+        leaves[path] = (weight.astype(jnp.float32) + adapter.scale * delta).astype(weight.dtype)
+    return unflatten(leaves)

@@ -1,0 +1,1 @@
+"""The IR of an array program: encoding, decoding and hashes."""

@@ -1,0 +1,268 @@
+"""From a jaxpr to its normal form on the wire; used by the worker and for trusted programs.
+
+The normal form of an array program is a *block*:
+
+    {"inputs": n, "equations": [[primitive, [atom…], outputs, params]…], "outputs": [atom…]}
+
+An atom is a variable's number (inputs first, then the results of the equations in order), or
+`[type, value]` for a scalar, or `["constant", i]` for an array of the message. Calls are inlined,
+conversions that change nothing are dropped, equations that no output needs are removed and the
+rest are renumbered, so that two programs that compute the same thing in the same order are the
+same text, whatever their variables, helpers and comments.
+"""
+
+import base64
+import enum
+import hashlib
+import math
+from itertools import count
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+from sdjax.sandbox.ir.primitives import ALLOWED, DTYPES, KEY_IMPL, decode_number, weight
+from sdjax.sandbox.signature import Limits
+from sdjax.sandbox.verdict import Refusal
+
+# Calls that are replaced by their body, with the parameter that holds it.
+CALLS = {
+    "jit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+IDENTITIES = ("copy", "stop_gradient", "optimization_barrier", "name")
+
+Atom = Any  # int | list
+
+
+class Encoder:
+    """Encodes the blocks of one message; they share constants and the equation budget."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.constants: list[dict[str, Any]] = []
+        self._index: dict[str, int] = {}
+        self._bytes = 0
+        self._equations = 0
+
+    def block(self, closed: core.ClosedJaxpr, depth: int = 0) -> dict[str, Any]:
+        if depth > self.limits.nesting:
+            limit = self.limits.nesting
+            raise Refusal("too costly", "nesting", f"loops and branches nest deeper than {limit}")
+        fresh = count(len(closed.jaxpr.invars))
+        equations: list[tuple[str, list[Atom], list[int], dict]] = []
+        inputs = list(range(len(closed.jaxpr.invars)))
+        outputs = self._inline(closed.jaxpr, closed.consts, inputs, equations, fresh, depth)
+        return _prune(len(inputs), equations, outputs)
+
+    def _inline(self, jaxpr, consts, inputs, equations, fresh, depth) -> list[Atom]:
+        """Append the jaxpr's equations to `equations`; its outputs as atoms."""
+        atoms: dict[Any, Atom] = dict(zip(jaxpr.invars, inputs, strict=True))
+        for variable, value in zip(jaxpr.constvars, consts, strict=True):
+            atoms[variable] = self._constant(value)
+
+        def read(atom: Any) -> Atom:
+            if isinstance(atom, core.Literal):
+                return self._constant(atom.val, _dtype(atom))
+            return atoms[atom]
+
+        for equation in jaxpr.eqns:
+            operands = [read(v) for v in equation.invars]
+            results = self._equation(equation, operands, equations, fresh, depth)
+            atoms.update(zip(equation.outvars, results, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, equation, operands, equations, fresh, depth) -> list[Atom]:
+        name, params = equation.primitive.name, equation.params
+        if name in IDENTITIES:
+            return operands
+        if (
+            name == "convert_element_type"
+            and (folded := _fold_conversion(equation, operands[0])) is not None
+        ):
+            return [folded]
+        if name in CALLS:
+            body = params[CALLS[name]]
+            return self._inline(*_open(body), operands, equations, fresh, depth)
+        if name == "custom_linear_solve":
+            skipped = sum(params["const_lengths"][:2])
+            solve = params["jaxprs"].solve
+            taken = operands[skipped : skipped + params["const_lengths"].solve]
+            rest = operands[sum(params["const_lengths"]) :]
+            return self._inline(*_open(solve), taken + rest, equations, fresh, depth)
+        if name == "platform_index":
+            return [["int32", _default_platform(params["platforms"])]]
+        if name == "cond" and isinstance(operands[0], list) and operands[0][0] == "int32":
+            branches = params["branches"]
+            chosen = branches[min(max(operands[0][1], 0), len(branches) - 1)]
+            return self._inline(*_open(chosen), operands[1:], equations, fresh, depth)
+        self._equations += weight(name)
+        if self._equations > self.limits.equations:
+            raise Refusal(
+                "too costly",
+                "equations",
+                f"the array program has more than {self.limits.equations} operations;"
+                " where a Python loop makes so many, use fewer steps or jax.lax.fori_loop",
+            )
+        results = [next(fresh) for _ in equation.outvars]
+        encoded = self._params(name, params, depth)
+        equations.append((name, operands, results, encoded))
+        return list(results)
+
+    def _params(self, name: str, params: dict, depth: int) -> dict[str, Any]:
+        if name == "scan":
+            return {
+                "length": int(params["length"]),
+                "reverse": bool(params["reverse"]),
+                "consts": int(params["num_consts"]),
+                "carry": int(params["num_carry"]),
+                "body": self.block(_closed(params["jaxpr"]), depth + 1),
+            }
+        if name == "while":
+            condition = self.block(_closed(params["cond_jaxpr"]), depth + 1)
+            if _holds_while(condition):
+                message = "the condition of a `while` loop holds another one; move it to the body"
+                raise Refusal("refused", "nesting", message)
+            return {
+                "condition_consts": int(params["cond_nconsts"]),
+                "body_consts": int(params["body_nconsts"]),
+                "condition": condition,
+                "body": self.block(_closed(params["body_jaxpr"]), depth + 1),
+            }
+        if name == "cond":
+            branches = [self.block(_closed(b), depth + 1) for b in params["branches"]]
+            return {"branches": branches}
+        entry = ALLOWED.get(name)
+        if entry is None:
+            raise Refusal(
+                "refused", "primitive", f"the operation `{name}` is not on the list of allowed ones"
+            )
+        for key, value in entry.fixed.items():
+            if params.get(key) != value:
+                raise Refusal("refused", "primitive", f"`{name}` with {key} set is not allowed")
+        try:
+            return {key: _parameter(params[key]) for key in entry.params}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Refusal("refused", "primitive", f"`{name}` with such options: {error}") from None
+
+    def _constant(self, value: Any, dtype: Any = None) -> Atom:
+        if dtype is not None and dtype not in DTYPES.values():
+            raise Refusal("refused", "constant", "a constant has a type that is not allowed")
+        array = np.asarray(value, dtype)
+        name = array.dtype.name
+        if name not in DTYPES:
+            raise Refusal("refused", "constant", f"a constant of type {name} is not allowed")
+        if array.ndim == 0:
+            return [name, encode_number(array.astype(np.float32) if name == "bfloat16" else array)]
+        data = np.ascontiguousarray(array).tobytes()
+        digest = hashlib.sha256(f"{name}{array.shape}".encode() + data).hexdigest()
+        if digest not in self._index:
+            self._bytes += len(data)
+            if self._bytes > self.limits.constant_bytes:
+                limit = self.limits.constant_bytes
+                raise Refusal("too costly", "constants", f"constants take more than {limit} bytes")
+            self._index[digest] = len(self.constants)
+            text = base64.b64encode(data).decode()
+            self.constants.append({"type": name, "shape": list(array.shape), "data": text})
+        return ["constant", self._index[digest]]
+
+
+def encode_number(value: Any) -> Any:
+    """A scalar as JSON: exact, and with the names "nan", "inf", "-inf" for what JSON lacks."""
+    value = np.asarray(value)
+    if value.dtype.kind == "b":
+        return bool(value)
+    if value.dtype.kind in "iu":
+        return int(value)
+    if value.dtype.kind == "c":
+        return [encode_number(value.real), encode_number(value.imag)]
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _parameter(value: Any) -> Any:
+    """A primitive's parameter as JSON; the allow-list says how each of them is read."""
+    if value is None or type(value) in (bool, str):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if value is KEY_IMPL:
+        return value.name
+    if hasattr(value, "_fields"):
+        return {field: _parameter(getattr(value, field)) for field in value._fields}
+    if isinstance(value, (tuple, list)):
+        return [_parameter(v) for v in value]
+    if isinstance(value, (np.dtype, type)):
+        name = np.dtype(value).name
+        if name not in DTYPES:
+            raise ValueError(f"the type {name} is not allowed")
+        return name
+    return encode_number(value)
+
+
+def _dtype(literal: Any) -> Any:
+    return literal.aval.dtype
+
+
+def _open(body: Any) -> tuple[Any, Any]:
+    """(jaxpr, constants) of an open or a closed jaxpr."""
+    return (body.jaxpr, body.consts) if hasattr(body, "consts") else (body, ())
+
+
+def _closed(body: Any) -> core.ClosedJaxpr:
+    return body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())
+
+
+def _default_platform(platforms: Any) -> int:
+    """The branch for "any other platform": the one that means the same everywhere."""
+    for index, names in enumerate(platforms):
+        if names is None:
+            return index
+    raise Refusal("refused", "primitive", "a computation that depends on the platform")
+
+
+def _fold_conversion(equation: Any, operand: Atom) -> Atom | None:
+    """The operand itself where the type stays, the converted scalar where it is a literal."""
+    source, target = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+    if source == target:
+        return operand
+    literal = isinstance(operand, list) and operand[0] in DTYPES
+    if literal and target == np.float32 and source.kind in "biu":
+        value = decode_number(operand[1], DTYPES[operand[0]])
+        return ["float32", encode_number(value.astype(np.float32))]
+    return None
+
+
+def _holds_while(block: dict[str, Any]) -> bool:
+    return any(
+        name == "while"
+        or any(
+            _holds_while(inner)
+            for inner in (*params.values(), *params.get("branches", ()))
+            if isinstance(inner, dict) and "equations" in inner
+        )
+        for name, _, _, params in block["equations"]
+    )
+
+
+def _prune(inputs: int, equations: list, outputs: list[Atom]) -> dict[str, Any]:
+    """Drop what no output needs and number the variables in order."""
+    live = {atom for atom in outputs if isinstance(atom, int)}
+    kept = []
+    for equation in reversed(equations):
+        if live.intersection(equation[2]):
+            kept.append(equation)
+            live.update(atom for atom in equation[1] if isinstance(atom, int))
+    numbers = {i: i for i in range(inputs)}
+    written = []
+    for name, operands, results, params in reversed(kept):
+        atoms = [numbers[a] if isinstance(a, int) else a for a in operands]
+        written.append([name, atoms, len(results), params])
+        for result in results:
+            numbers[result] = len(numbers)
+    final = [numbers[a] if isinstance(a, int) else a for a in outputs]
+    return {"inputs": inputs, "equations": written, "outputs": final}

@@ -1,0 +1,1 @@
+"""The trusted side: IR in, verified program out."""

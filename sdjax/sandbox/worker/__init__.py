@@ -1,0 +1,1 @@
+"""The untrusted side: source text in, traced IR out."""

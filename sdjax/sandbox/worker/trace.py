@@ -1,0 +1,296 @@
+"""Tracing a program over abstract tensors: the worker's job, and ours for trusted programs.
+
+Nothing is computed: `jax.make_jaxpr` runs the Python function on tracers. The module's text is
+executed anew inside every trace, so that top-level arrays are traced as well and no state passes
+from one trace to the next.
+"""
+
+import ast
+import builtins
+import contextlib
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.sandbox.ir.calling_convention import REQUESTS, WIRE_VERSION, Layout, plan
+from sdjax.sandbox.ir.encode import Encoder
+from sdjax.sandbox.ir.hashes import canonical
+from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.worker import rules
+from sdjax.sandbox.worker.step_budget import COUNTER, counted, counter
+
+FILE = "<program>"
+Loader = Callable[[], Callable]
+
+
+def trace_source(source: str, contract: Contract) -> str:
+    """The message (JSON) for a source text that has not been trusted. Runs in the worker."""
+    tree = rules.check_text(source, contract.limits.source_bytes)
+    return _trace(_loader(tree, contract.limits.steps), rules.entry_point(tree), contract)
+
+
+def trace_trusted(program: str | Callable, contract: Contract) -> str:
+    """The message for a text or function of our own, traced in this very process.
+
+    For programs of our own grammar and the human-designed methods: the same path as the worker's,
+    without its protection. Raises Refusal as the worker would report it.
+    """
+    if isinstance(program, str):
+        return trace_source(program, contract)
+    name = "merge_trees" if program.__name__ == "merge_trees" else "merge_models"
+    return _trace(lambda: program, name, contract)
+
+
+def _loader(tree: ast.Module, steps: int) -> Loader:
+    name = rules.entry_point(tree)
+    try:
+        code = compile(counted(tree), FILE, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise Refusal("refused", "syntax", f"line {line}: {error}") from None
+
+    def load() -> Callable:
+        namespace: dict[str, Any] = {"__builtins__": _builtins(), "__name__": "program"}
+        namespace[COUNTER] = counter(steps)
+        exec(code, namespace)
+        return namespace[name]
+
+    return load
+
+
+def _builtins() -> dict[str, Any]:
+    """Python's builtins without those that the text rules name.
+
+    `__import__` stays: C code of NumPy imports lazily through the frame that called it.
+    """
+    refused = rules.NAMES_REFUSED - {"__import__"}
+    return {name: value for name, value in vars(builtins).items() if name not in refused}
+
+
+# --- the signature ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a program asks for by the names of its parameters."""
+
+    requests: tuple[str, ...]
+    floats: Mapping[str, float]  # traced hyperparameters by name, with their defaults
+
+    @classmethod
+    def of(cls, function: Callable, form: str) -> "Signature":
+        def refuse(message: str) -> Refusal:
+            return Refusal("refused", "signature", message)
+
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):
+            raise refuse("the signature of the function cannot be read") from None
+        if not parameters or parameters[0].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise refuse("the first parameter must be the dict of task vectors")
+        known = REQUESTS if form == "tensor" else ("base", "key")
+        requests, floats = [], {}
+        for parameter in parameters[1:]:
+            name, default = parameter.name, parameter.default
+            if parameter.kind in (
+                inspect.Parameter.VAR_POSITIONAL,
+                inspect.Parameter.VAR_KEYWORD,
+                inspect.Parameter.POSITIONAL_ONLY,
+            ):
+                raise refuse(f"the parameter `{name}` must be one that can be given by name")
+            if name in REQUESTS and name not in known:
+                raise refuse(f"merge_trees is not given `{name}`; it may ask for base and key")
+            if name in known:
+                requests.append(name)
+            elif default is inspect.Parameter.empty:
+                allowed = ", ".join(known)
+                raise refuse(f"the parameter `{name}` needs a default (only {allowed} are given)")
+            elif parameter.annotation in (float, "float"):
+                if type(default) not in (int, float) or not np.isfinite(np.float32(default)):
+                    raise refuse(f"the default of `{name}: float` must be a finite number")
+                floats[name] = float(default)
+        return cls(
+            requests=tuple(requests),
+            floats=dict(sorted(floats.items())),
+        )
+
+
+# --- tracing ---------------------------------------------------------------------------------
+
+
+def _trace(load: Loader, name: str, contract: Contract) -> str:
+    form = "tree" if name == "merge_trees" else "tensor"
+    if form == "tree" and not contract.paths:
+        raise Refusal("wrong contract", "tree", "merge_trees needs a contract that names paths")
+    signature = _guarded(lambda: _read_signature(load, form))
+    encoder = Encoder(contract.limits)
+    by_kind = "kind" in signature.requests
+    planned = plan(contract, form, by_kind)
+    blocks = {
+        of: _block(load, signature, of, layout, encoder) for of, layout in planned.required.items()
+    }
+    for of, layout in planned.optional.items():
+        with contextlib.suppress(Refusal):  # it may only work at the real shapes
+            blocks[of] = _block(load, signature, of, layout, encoder)
+    if by_kind:
+        blocks = _without_idle_kind(blocks, contract)
+    message = {
+        "version": WIRE_VERSION,
+        "form": form,
+        "hyperparameters": signature.floats,
+        "constants": encoder.constants,
+        "programs": [{"of": of, "block": block} for of, block in blocks.items()],
+    }
+    return canonical(message)
+
+
+def _block(load: Loader, signature: Signature, of: Any, layout: Layout, encoder: Encoder) -> dict:
+    jaxpr = _guarded(lambda: _jaxpr(load, signature, of, layout))
+    if jaxpr.effects:
+        raise Refusal("refused", "effects", "the program has side effects (print, callback)")
+    return _guarded(lambda: encoder.block(jaxpr))
+
+
+def _read_signature(load: Loader, form: str) -> Signature:
+    found: list[Signature] = []
+
+    def read() -> None:
+        found.append(Signature.of(load(), form))
+
+    jax.eval_shape(read)  # within a trace, so that top-level arrays stay abstract
+    return found[0]
+
+
+def _jaxpr(load: Loader, signature: Signature, of: Any, layout: Layout) -> Any:
+    names = tuple(signature.floats)
+
+    def call(*inputs: Any) -> tuple:
+        task_vectors, available = layout.unpack(inputs, names)
+        available["kind"] = of[0]
+        asked = {name: available[name] for name in (*signature.requests, *names)}
+        return tuple(_checked(load()(task_vectors, **asked), layout))
+
+    # As the engine runs its methods: products in full float32, on every platform.
+    with jax.default_matmul_precision("highest"):
+        return jax.make_jaxpr(call)(*layout.avals(names))
+
+
+def _checked(result: Any, layout: Layout) -> list[jax.Array]:
+    """The result's leaves as float32, or a Refusal that says what was expected."""
+    if layout.paths is None:
+        return [_checked_leaf(result, layout.shapes[0], "")]
+    if not isinstance(result, dict):
+        kind = type(result).__name__
+        raise _wrong("tree", f"merge_trees must return a dict from path to tensor, not {kind}")
+    for path in layout.paths:
+        if path not in result:
+            raise _wrong("tree", f"the result has no tensor `{path}`")
+    for path in result:
+        if path not in layout.paths:
+            raise _wrong("tree", f"the result has a tensor `{path}` that the model does not have")
+    pairs = zip(layout.paths, layout.shapes, strict=True)
+    return [_checked_leaf(result[path], shape, f" for `{path}`") for path, shape in pairs]
+
+
+def _checked_leaf(result: Any, shape: tuple[int, ...], where: str) -> jax.Array:
+    if isinstance(result, (dict, list, tuple)) or result is None:
+        kind = type(result).__name__
+        raise _wrong("tree", f"the result{where} must be one array, not {kind}")
+    if not isinstance(result, (jax.Array, np.ndarray, np.generic, int, float, bool)):
+        kind = type(result).__name__
+        raise _wrong("type", f"the result{where} must be an array, not {kind}")
+    found = jnp.shape(result)
+    if found != shape:
+        raise _wrong("shape", f"the result{where} has shape {found} where {shape} is expected")
+    dtype = jnp.result_type(result)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise _wrong("type", f"the result{where} is of type {dtype}; a float tensor is expected")
+    return jnp.asarray(result, jnp.float32)
+
+
+def _wrong(rule: str, message: str) -> Refusal:
+    return Refusal("wrong contract", rule, message)
+
+
+def _without_idle_kind(blocks: dict, contract: Contract) -> dict:
+    """Where the kind changes nothing, the program is that of one that did not ask for it."""
+    by_shape: dict[tuple[int, ...], dict] = {}
+    for (_, shape), block in blocks.items():
+        if by_shape.setdefault(shape, block) != block:
+            return blocks
+    planned = plan(contract, "tensor", by_kind=False).all
+    return {name: by_shape[name[1]] for name in planned if name[1] in by_shape}
+
+
+# --- errors in words -------------------------------------------------------------------------
+
+
+def _guarded(step: Callable[[], Any]) -> Any:
+    """Run a step on a program's behalf; whatever it raises becomes a Refusal."""
+    try:
+        return step()
+    except Refusal:
+        raise
+    except MemoryError:
+        raise Refusal("too costly", "memory", "the program takes too much memory") from None
+    except RecursionError:
+        raise Refusal("refused", "recursion", "the program recurses too deeply") from None
+    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        kind = type(error).__name__
+        raise Refusal("refused", "exception", f"the program raised {kind}") from None
+    except Exception as error:
+        raise _explain(error) from None
+
+
+def _explain(error: Exception) -> Refusal:
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_code.co_filename == FILE]
+    at = f"line {lines[-1]}: " if lines else ""
+    if isinstance(error, jax.errors.TracerBoolConversionError):
+        return Refusal(
+            "refused",
+            "traced-branch",
+            f"{at}`if`, `while`, `and`, `or` and `not` need a Python bool, but this value is an"
+            " array that is known only at run time (tensors, depth, float hyperparameters);"
+            " select with jnp.where(condition, a, b), e.g. jnp.where(depth < 0.5, a, b)",
+        )
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return Refusal(
+            "refused",
+            "concrete-value",
+            f"{at}NumPy cannot compute on traced arrays; use jax.numpy (jnp) instead",
+        )
+    if isinstance(error, jax.errors.NonConcreteBooleanIndexError):
+        return Refusal(
+            "refused",
+            "concrete-value",
+            f"{at}an array cannot be indexed by a mask, as the result's shape would depend on"
+            " values; use jnp.where(mask, x, 0.0) instead",
+        )
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return Refusal(
+            "refused",
+            "concrete-value",
+            f"{at}a Python number is needed here (float, int, range, a shape, k), but this value"
+            " is an array that is known only at run time; compute with jnp, or from x.shape",
+        )
+    text = str(error).strip().split("\n")[0]
+    if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
+        return Refusal("refused", "host", f"{at}the program reaches for a device or the host")
+    if isinstance(error, TypeError) and "item assignment" in text:
+        return Refusal(
+            "refused",
+            "in-place",
+            f"{at}arrays cannot be changed in place; use x = x.at[index].set(value)",
+        )
+    return Refusal("refused", "exception", f"{at}{type(error).__name__}: {text}")

@@ -1,0 +1,84 @@
+"""A verified program on real weights: the model that it makes, or why it is refused after all.
+
+The probe tensors are small and few; what only the model's own weights bring to light ends in a
+verdict in the sandbox's words: non-finite, or too costly by fuel or memory of what was compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.core.errors import UserError
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.compile_cache import TooMuchMemory
+from sdjax.merging.engine import Merged
+from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.verify.verified_program import Rebuilt, to_algorithm
+from sdjax.search.context import Workbench
+from sdjax.search.types import Application, program_candidate
+
+
+def apply_program(
+    bench: Workbench, identity: str, wire: str, setting: str
+) -> tuple[Application, Merged | None]:
+    """What to keep of it, and the merged model where the program stays admitted."""
+    name = program_candidate(identity)
+    algorithm = to_algorithm(wire, bench.contract, name=name)
+    program: Rebuilt = algorithm.function
+    start = time.monotonic()
+    merged, refusal = None, None
+    try:
+        merged = bench.merge(algorithm, setting, most_memory=program.most_memory)
+        if not merged.finite:
+            refusal = _why_not_finite(bench, algorithm, program, setting)
+    except TooMuchMemory:
+        message = "compiled for the model, the program takes more memory than it may"
+        refusal = Refusal("too costly", "memory", message)
+    # Tracing, lowering and XLA may object to shapes and devices that were not probed; any other
+    # exception is a bug of ours and no verdict.
+    except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        message = f"the array program cannot be run on the model ({type(error).__name__})"
+        refusal = Refusal("refused", "wire", message)
+    application = Application(
+        candidate=name,
+        setting=setting,
+        change=0.0 if merged is None else merged.change,
+        seconds=time.monotonic() - start,
+    )
+    if refusal is None:
+        return application, merged
+    refused = dataclasses.replace(
+        application, verdict=refusal.verdict, rule=refusal.rule, message=refusal.message
+    )
+    return refused, None
+
+
+def _why_not_finite(
+    bench: Workbench, algorithm: Algorithm, program: Rebuilt, setting: str
+) -> Refusal:
+    """A loop that used up its fuel makes the result NaN as well; which it was is asked apart."""
+    if any(block.loops for _, block in program.programs.values()):
+        identity = f"fuel of {algorithm.identity}"
+        ended = dataclasses.replace(algorithm, identity=identity, function=_exhaustion(program))
+        if not bench.merge(ended, setting).finite:
+            message = f"a `while` loop did not end within {program.fuel} steps on the model"
+            return Refusal("too costly", "fuel", message)
+    message = "the merged weights hold NaN or infinite values; guard divisions, logarithms, roots"
+    return Refusal("non-finite", "weights", message)
+
+
+def _exhaustion(program: Rebuilt) -> Any:
+    """An algorithm's function: zero where all loops of the program end, else NaN."""
+
+    def call(task_vectors: Any, **asked: Any) -> Any:
+        result, exhausted = program.run(task_vectors, **asked)
+        return jax.tree.map(
+            lambda leaf: jnp.where(exhausted, jnp.nan, jnp.zeros_like(leaf)), result
+        )
+
+    return call

@@ -1,0 +1,1 @@
+"""Workarounds for the compiler and the allocator."""

@@ -1,0 +1,318 @@
+"""Reading and writing model folders, and every way in which a folder can be wrong."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sdjax.core.errors import UserError
+from sdjax.io.hf_checkpoint import ModelReader, read_model, write_model
+from sdjax.io.safetensors_reader import TensorFolder
+from sdjax.models.config import ModelConfig
+from sdjax.models.params import abstract, specify
+from sdjax.models.tree import flatten, unflatten
+from sdjax.sharding.mesh import make_mesh
+
+
+def tiny(**changes) -> ModelConfig:
+    fields = {
+        "family": "llama",
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "context": 32,
+        "eos_tokens": (1, 2),
+    }
+    return ModelConfig(**{**fields, **changes})
+
+
+def random_params(config, dtype):
+    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(
+            0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
+        ),
+        abstract(config, dtype),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = tiny()
+    write_model(tmp_path / "model", config, random_params(config, jnp.bfloat16))
+    return tmp_path / "model"
+
+
+def rewrite(folder, change):
+    """Saves the weights again after `change` has edited the dict of them."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_round_trip_is_byte_for_byte(tmp_path, tied, dtype):
+    config = tiny(tie_embeddings=tied)
+    params = random_params(config, dtype)
+    write_model(tmp_path / "a", config, params)
+    found, read = read_model(tmp_path / "a")
+    assert found == config
+    assert flatten(read).keys() == specify(config).keys()
+    for path, leaf in flatten(read).items():
+        assert leaf.dtype == dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(flatten(params)[path]).tobytes(), path
+    write_model(tmp_path / "b", found, read)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_writes_the_bytes_of_the_reference_writer(tmp_path, folder):
+    stored = (folder / "model.safetensors").read_bytes()
+    save_file(load_file(folder / "model.safetensors"), tmp_path / "reference")
+    reference = (tmp_path / "reference").read_bytes()
+    size = sum(leaf.nbytes for leaf in flatten(read_model(folder)[1]).values())
+    assert stored[-size:] == reference[-size:]
+
+
+def test_mixed_dtypes_stay_as_stored(tmp_path):
+    config = tiny()
+    params = random_params(config, jnp.bfloat16)
+    params["final_norm"] = params["final_norm"].astype(jnp.float32)
+    write_model(tmp_path / "m", config, params)
+    _, read = read_model(tmp_path / "m")
+    assert read["final_norm"].dtype == jnp.float32
+    assert read["embed"].dtype == jnp.bfloat16
+    assert json.loads((tmp_path / "m/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_sharded_index_and_a_cast(tmp_path):
+    config = tiny()
+    params = random_params(config, jnp.bfloat16)
+    write_model(tmp_path / "m", config, params, max_file_bytes=3000)
+    assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 2
+    _, read = read_model(tmp_path / "m", dtype=jnp.float32)
+    for path, leaf in flatten(read).items():
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, flatten(params)[path].astype(jnp.float32))
+
+
+def test_only_the_paths_asked_for(folder):
+    paths = {"layers/0/mlp/up_proj", "layers/1/mlp/down_proj"}
+    _, read = read_model(folder, paths=paths)
+    assert flatten(read).keys() == paths
+    with pytest.raises(UserError, match="no tensor 'layers/7/mlp/up_proj'"):
+        read_model(folder, paths=["layers/7/mlp/up_proj"])
+
+
+def test_onto_a_mesh_by_the_rules(folder):
+    mesh = make_mesh({"tensor": 1})
+    _, plain = read_model(folder)
+    _, read = read_model(folder, mesh=mesh)
+    for path, leaf in flatten(read).items():
+        assert leaf.sharding.mesh == mesh
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(plain)[path]))
+
+
+def test_assets_are_copied(tmp_path, folder):
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "generation_config.json").write_text('{"a": 1}')
+    (folder / "README.md").write_text("not copied")
+    config, params = read_model(folder)
+    write_model(tmp_path / "copy", config, params, assets_from=folder)
+    names = {path.name for path in (tmp_path / "copy").iterdir()}
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
+    assert names == expected
+
+
+def test_refuses_a_folder_that_holds_something(folder):
+    config, params = read_model(folder)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="already holds something"):
+        write_model(folder, config, unflatten({}))
+    with pytest.raises(UserError, match="already holds something"):
+        write_model(folder, config, params)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, folder):
+    config, params = read_model(folder)
+
+    class Broken:
+        shape, dtype, nbytes, size = (16,), np.dtype(np.float32), 64, 16
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        write_model(tmp_path / "new", config, {**params, "final_norm": Broken()})
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_an_empty_folder_may_be_written_to(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    write_model(tmp_path / "empty", *read_model(folder))
+    assert read_model(tmp_path / "empty")[0] == read_model(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (lambda p: p.pop("embed"), "'embed' is missing"),
+        (lambda p: p.update(extra=p["embed"]), "'extra' is surplus"),
+        (lambda p: p.update(embed=p["embed"][:3]), r"embed has shape \[3, 16\], not \[64, 16\]"),
+        (lambda p: p.update(embed=p["embed"].astype(jnp.int32)), "embed is int32"),
+        (lambda p: p.update(embed=p["embed"] * jnp.nan), "embed_tokens.weight has a NaN or an inf"),
+    ],
+)
+def test_a_tree_that_does_not_fit_is_not_written(tmp_path, params, message):
+    config = tiny()
+    tree = random_params(config, jnp.bfloat16)
+    params(tree)
+    with pytest.raises(UserError, match=message):
+        write_model(tmp_path / "m", config, tree)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_tied_model_may_store_its_output_matrix_again(tmp_path):
+    config = tiny(tie_embeddings=True)
+    write_model(tmp_path / "m", config, random_params(config, jnp.bfloat16))
+
+    def store_again(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    rewrite(tmp_path / "m", store_again)
+    assert "lm_head" not in read_model(tmp_path / "m")[1]
+
+    def store_another(tensors):
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    rewrite(tmp_path / "m", store_another)
+    with pytest.raises(UserError, match=r"lm_head\.weight differs.*tie_word_embeddings"):
+        read_model(tmp_path / "m")
+
+
+def test_old_rotary_buffers_are_passed_over(folder):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(folder, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
+    assert flatten(read_model(folder)[1]).keys() == specify(tiny()).keys()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_an_error_that_names_the_tensor(tmp_path, dtype, number):
+    config = tiny()
+    params = random_params(config, dtype)
+    largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
+    params["layers"]["1"]["mlp"]["up_proj"] = jnp.full((24, 16), largest, dtype)
+    write_model(tmp_path / "m", config, params)
+    read_model(tmp_path / "m")
+    name = "model.layers.1.mlp.down_proj.weight"
+    broken = np.asarray(jnp.ones((16, 24), dtype).at[15, 23].set(number))
+    rewrite(tmp_path / "m", lambda tensors: tensors.update({name: broken}))
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight' has a NaN or an inf"):
+        read_model(tmp_path / "m")
+    # What is not read is not looked at.
+    read_model(tmp_path / "m", paths=["layers/1/mlp/up_proj"])
+    params["layers"]["1"]["mlp"]["down_proj"] = jnp.asarray(broken)
+    with pytest.raises(UserError, match=r"down_proj\.weight has a NaN or an infinity"):
+        write_model(tmp_path / "again", config, params)
+
+
+def test_reading_in_pieces_is_reading_at_once(folder, monkeypatch):
+    """Pieces of a few rows, and a file that is closed between them."""
+    plain = TensorFolder(folder)
+    monkeypatch.setattr("sdjax.io.safetensors_reader.PIECE", 100)
+    small = TensorFolder(folder)
+    for name in plain.names:
+        whole = plain.slice(name)[...]
+        boxes = [(slice(None),) * whole.ndim, (slice(1, 15), slice(3, 8))[: whole.ndim]]
+        for box in boxes:
+            np.testing.assert_array_equal(small.read_box(name, box), whole[box])
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "messages"),
+    [
+        (lambda f: shutil.rmtree(f), ["no such model folder"]),
+        (lambda f: (f / "config.json").unlink(), ["config.json: not found"]),
+        (lambda f: (f / "config.json").write_text("{"), ["config.json: not valid JSON"]),
+        (lambda f: (f / "config.json").write_text("[]"), ["config.json: not valid JSON"]),
+        (lambda f: edit_config(f, model_type="bert"), ["'bert' is not supported"]),
+        (lambda f: (f / "model.safetensors").unlink(), ["no weights", "model.safetensors"]),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            ["only pickle weights (pytorch_model.bin)", "convert"],
+        ),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-100]
+            ),
+            ["model.safetensors: cut short", "copy the file again"],
+        ),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors: cut short"]),
+        (lambda f: rewrite(f, lambda t: t.pop(DOWN)), [repr(DOWN), "is missing"]),
+        (
+            lambda f: rewrite(f, lambda t: t.update(odd=np.ones(3, np.float32))),
+            ["'odd' is in the weights but not in the model"],
+        ),
+        (
+            lambda f: rewrite(f, lambda t: t.update({DOWN: t[DOWN].T.copy()})),
+            [repr(DOWN), "has shape [24, 16], not [16, 24]"],
+        ),
+        (
+            lambda f: rewrite(f, lambda t: t.update({DOWN: np.ones((16, 24), np.int8)})),
+            [repr(DOWN), "stored as I8", "bfloat16"],
+        ),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+            ["not a safetensors index"],
+        ),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"model.norm.weight": "gone.safetensors"}}'
+            ),
+            ["gone.safetensors: listed in model.safetensors.index.json but not there"],
+        ),
+    ],
+)
+def test_a_damaged_folder_is_a_one_line_error(folder, damage, messages):
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        read_model(folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(folder) in text
+    for message in messages:
+        assert message in text
+
+
+def test_an_index_that_does_not_fit_its_files(tmp_path):
+    config = tiny()
+    params = random_params(config, jnp.bfloat16)
+    write_model(tmp_path / "m", config, params, max_file_bytes=3000)
+    index = tmp_path / "m/model.safetensors.index.json"
+    fields = json.loads(index.read_text())
+    files = sorted(set(fields["weight_map"].values()))
+    name = next(name for name, file in fields["weight_map"].items() if file == files[0])
+    fields["weight_map"][name] = files[1]
+    index.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=f"{files[0]}.*not listed there"):
+        ModelReader(tmp_path / "m")

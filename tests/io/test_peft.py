@@ -1,0 +1,222 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sdjax.core.errors import UserError
+from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.model_paths import locate, model_folder
+from sdjax.io.peft import AdaptedFolder, read_adapter, write_adapter
+from sdjax.io.safetensors_reader import TensorFolder
+from sdjax.models.config import ModelConfig
+from sdjax.models.lora import fold, initialise_adapter
+from sdjax.models.tree import flatten, unflatten
+from sdjax.sharding.mesh import make_mesh
+
+Q, HEAD, EMBED = "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens"
+RNG = np.random.default_rng(0)
+MODEL = {
+    f"{Q}.weight": RNG.standard_normal((6, 4)),
+    f"{HEAD}.weight": RNG.standard_normal((9, 4)),
+    f"{EMBED}.weight": RNG.standard_normal((9, 4)),
+}
+A, B = (
+    RNG.standard_normal((2, 4)).astype(np.float32),
+    RNG.standard_normal((6, 2)).astype(np.float32),
+)
+EMBED_A = RNG.standard_normal((2, 9)).astype(np.float32)
+EMBED_B = RNG.standard_normal((4, 2)).astype(np.float32)
+WHOLE = RNG.standard_normal((9, 4)).astype(np.float32)
+
+
+def adapted(tmp_path, tensors=None, dtype=np.float32, **settings):
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    model.mkdir(exist_ok=True)
+    adapter.mkdir(exist_ok=True)
+    save_file({n: x.astype(dtype) for n, x in MODEL.items()}, model / "model.safetensors")
+    if tensors is None:
+        tensors = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
+    prefixed = {f"base_model.model.{n}": np.ascontiguousarray(x) for n, x in tensors.items()}
+    save_file(prefixed, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **settings}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    return AdaptedFolder(TensorFolder(model), adapter)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({}, 1.5),
+        ({"use_rslora": True}, 3 / 2**0.5),
+        ({"alpha_pattern": {"q_proj": 8}}, 4.0),
+        ({"alpha_pattern": {"k_proj": 8}}, 1.5),
+        ({"alpha_pattern": {"layers.[0-3].self_attn.(q|k)_proj": 8}}, 4.0),
+    ],
+)
+def test_the_product_is_added_with_its_scale(tmp_path, settings, scale):
+    got = adapted(tmp_path, **settings).read(f"{Q}.weight")
+    np.testing.assert_allclose(got, MODEL[f"{Q}.weight"] + scale * B @ A, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rest_is_the_models(tmp_path):
+    folder = adapted(tmp_path)
+    assert folder.names == tuple(sorted(MODEL))
+    assert folder.shape(f"{HEAD}.weight") == (9, 4)
+    np.testing.assert_array_equal(
+        folder.read(f"{HEAD}.weight"), MODEL[f"{HEAD}.weight"].astype(np.float32)
+    )
+
+
+def test_it_is_rounded_once_to_the_stored_dtype(tmp_path):
+    folder = adapted(tmp_path, dtype=ml_dtypes.bfloat16)
+    got = folder.read(f"{Q}.weight")
+    stored = MODEL[f"{Q}.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(got, (stored + 1.5 * (B @ A)).astype(ml_dtypes.bfloat16))
+    assert got.dtype == folder.dtype(f"{Q}.weight") == ml_dtypes.bfloat16
+
+
+def test_embeddings_and_whole_tensors(tmp_path):
+    tensors = {
+        f"{EMBED}.lora_embedding_A": EMBED_A,
+        f"{EMBED}.lora_embedding_B": EMBED_B,
+        f"{HEAD}.weight": WHOLE,
+    }
+    folder = adapted(tmp_path, tensors)
+    np.testing.assert_array_equal(folder.read(f"{HEAD}.weight"), WHOLE)
+    want = MODEL[f"{EMBED}.weight"] + 1.5 * (EMBED_B @ EMBED_A).T
+    np.testing.assert_allclose(folder.read(f"{EMBED}.weight"), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings", "message"),
+    [
+        (None, {"peft_type": "IA3"}, "not a LoRA adapter"),
+        (None, {"use_dora": True}, "use_dora is not supported"),
+        ({f"{Q}.lora_A.weight": A}, {}, "has no partner"),
+        ({f"{Q}.lora_B.weight": B}, {}, "has no partner"),
+        ({}, {}, "holds no tensor that adapts anything"),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:, :1]}, {}, "make no product"),
+        ({f"{Q}.lora_A.weight": A[:0], f"{Q}.lora_B.weight": B[:, :0]}, {}, "make no product"),
+        (None, {"lora_alpha": "x"}, "alpha is 'x'; it must be a number"),
+        (None, {"alpha_pattern": {"(": 8}}, "alpha_pattern must be a mapping of regular expr"),
+        (None, {"alpha_pattern": ["q_proj"]}, "alpha_pattern must be a mapping of regular expr"),
+        ({"model.x.lora_A.weight": A, "model.x.lora_B.weight": B}, {}, "adapts model.x.weight"),
+        ({f"{Q}.lora_magnitude_vector": A}, {}, "of a kind that is not supported"),
+    ],
+)
+def test_what_is_no_adapter_of_the_model_is_refused(tmp_path, tensors, settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        adapted(tmp_path, tensors, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_is_a_part_of_the_whole(tmp_path):
+    tensors = {
+        f"{Q}.lora_A.weight": A,
+        f"{Q}.lora_B.weight": B,
+        f"{EMBED}.lora_embedding_A": EMBED_A,
+        f"{EMBED}.lora_embedding_B": EMBED_B,
+        f"{HEAD}.weight": WHOLE,
+    }
+    folder = adapted(tmp_path, tensors)
+    box = (slice(1, 5), slice(2, 4))
+    for name in MODEL:
+        np.testing.assert_allclose(folder.read_box(name, box), folder.read(name)[box], rtol=1e-6)
+
+
+def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
+    """On a mesh too, and the same as the factors that are folded in memory."""
+    seed = model_folder("zoo:seed")
+    config, params = read_model(seed, dtype=np.float32)
+    fresh = initialise_adapter(config, jax.random.key(0), rank=2, alpha=6)
+    noise = np.random.default_rng(1)
+    trained = jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * noise.standard_normal(leaf.shape), jnp.float32), fresh
+    )
+    write_adapter(tmp_path / "adapter", config, trained, base="seed")
+    folder, adapter = locate(f"zoo:seed+{tmp_path / 'adapter'}")
+    assert folder == seed
+    assert adapter is not None
+    _, folded = read_model(seed, adapter=adapter, dtype=np.float32)
+    beside = read_adapter(adapter, config, model=seed)
+    expected = flatten(fold(params, beside))
+    for path, leaf in flatten(folded).items():
+        # Stored in bfloat16: rounded once more than in memory.
+        np.testing.assert_allclose(leaf, expected[path], rtol=2**-8, atol=1e-6)
+    stored = flatten(read_model(seed)[1])
+    again = flatten(read_model(seed, adapter=adapter, mesh=make_mesh({"tensor": 1}))[1])
+    for path, leaf in again.items():
+        assert leaf.dtype == stored[path].dtype
+        np.testing.assert_array_equal(leaf.astype(np.float32), flatten(folded)[path])
+
+
+def test_a_change_of_another_shape_is_refused(tmp_path):
+    folder = adapted(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:5]})
+    with pytest.raises(UserError, match=r"makes a change of shape \[5, 4\]"):
+        folder.read(f"{Q}.weight")
+
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=32,
+    hidden_size=8,
+    intermediate_size=12,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    context=32,
+)
+
+
+def trained_adapter(**options):
+    fresh = initialise_adapter(CONFIG, jax.random.key(0), rank=2, alpha=3, **options)
+    return jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+
+
+def test_what_is_written_comes_back(tmp_path):
+    adapter = trained_adapter(projections=("attn.q_proj", "mlp.down_proj"))
+    write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+    found = read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
+    assert found.scale == adapter.scale == 1.5
+    jax.tree.map(np.testing.assert_array_equal, found.factors, adapter.factors)
+    settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert settings["target_modules"] == ["down_proj", "q_proj"]
+    assert (settings["r"], settings["lora_alpha"]) == (2, 3.0)
+    with pytest.raises(UserError, match="already holds something"):
+        write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+
+
+def test_projections_of_different_ranks_are_written_as_peft_reads_them(tmp_path):
+    wide, narrow = (
+        initialise_adapter(CONFIG, jax.random.key(0), rank=rank, alpha=2 * rank, projections=kinds)
+        for rank, kinds in ((4, ("attn.q_proj",)), (2, ("attn.k_proj",)))
+    )
+    factors = unflatten(flatten(wide.factors) | flatten(narrow.factors))
+    adapter = dataclasses.replace(wide, factors=factors)
+    write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+    settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    keys = [f"model.layers.{layer}.self_attn.k_proj" for layer in range(2)]
+    assert (settings["r"], settings["rank_pattern"]) == (4, dict.fromkeys(keys, 2))
+    assert (settings["lora_alpha"], settings["alpha_pattern"]) == (8, dict.fromkeys(keys, 4))
+    assert read_adapter(tmp_path / "a", CONFIG, model=tmp_path).scale == 2
+    settings["alpha_pattern"] = {"k_proj": 8}
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"adapter_config\.json: rank_pattern and alpha_pattern"):
+        read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    write_adapter(tmp_path / "a", CONFIG, trained_adapter(), base="org/model")
+    shallow = dataclasses.replace(CONFIG, num_layers=1)
+    with pytest.raises(UserError, match=r"adapts model\.layers\.1.*which other does not have"):
+        read_adapter(tmp_path / "a", shallow, model=Path("other"))
+    wide = dataclasses.replace(CONFIG, intermediate_size=16)
+    with pytest.raises(UserError, match="use the model that it was trained for"):
+        read_adapter(tmp_path / "a", wide, model=Path("other"))

@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from sdjax.core.errors import UserError
+from sdjax.io import resumable_writer
+from sdjax.io.resumable_writer import ResumableFolder
+
+
+def tensors():
+    rng = np.random.default_rng(0)
+    out = {f"t{i}": rng.standard_normal((3, 5)).astype(np.float32) for i in range(5)}
+    out["half"] = rng.standard_normal(7).astype(ml_dtypes.bfloat16)
+    out["scalar"] = np.float32(2.0).reshape(())
+    return out
+
+
+def begin(out, fingerprint="a", max_file_bytes=130):
+    return ResumableFolder(out, tensors(), fingerprint=fingerprint, max_file_bytes=max_file_bytes)
+
+
+def complete(writer):
+    for name, array in tensors().items():
+        if name not in writer.done:
+            writer.write(name, array)
+    writer.finish()
+
+
+def read(folder):
+    out = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as opened:
+            out.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    return out
+
+
+@pytest.mark.parametrize("max_file_bytes", [10, 130, 10_000])
+def test_the_folder_appears_when_it_is_whole(tmp_path, max_file_bytes):
+    writer = begin(tmp_path / "out", max_file_bytes=max_file_bytes)
+    assert not (tmp_path / "out").exists()
+    complete(writer)
+    got = read(tmp_path / "out")
+    assert got.keys() == tensors().keys()
+    assert all(
+        np.array_equal(got[name], x) and got[name].dtype == x.dtype for name, x in tensors().items()
+    )
+    names = [p.name for p in (tmp_path / "out").iterdir()]
+    index = tmp_path / "out" / "model.safetensors.index.json"
+    assert index.exists() == (max_file_bytes < 10_000)
+    if index.exists():
+        listed = json.loads(index.read_text())
+        assert set(listed["weight_map"].values()) == {n for n in names if n.endswith("tensors")}
+        assert listed["metadata"]["total_size"] == sum(x.nbytes for x in tensors().values())
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_attempt_is_taken_up(tmp_path, monkeypatch):
+    writer = begin(tmp_path / "out")
+    for name in ("t0", "t1", "t2"):
+        writer.write(name, tensors()[name])
+    writer.close()
+    again = begin(tmp_path / "out")
+    assert again.done == {"t0", "t1", "t2"}
+    again.write("t3", tensors()["t3"])
+    again.close()
+    # After a restart of the machine only what was forced to disk counts: whole files of two.
+    monkeypatch.setattr(resumable_writer, "_boot_id", lambda: "another")
+    last = begin(tmp_path / "out")
+    assert last.done == {"t0", "t1", "t2", "t3"}
+    last.write("t4", tensors()["t4"])
+    last.close()
+    monkeypatch.setattr(resumable_writer, "_boot_id", lambda: "a third")
+    last = begin(tmp_path / "out")
+    assert last.done == {"t0", "t1", "t2", "t3"}
+    complete(last)
+    got = read(tmp_path / "out")
+    assert all(np.array_equal(got[name], x) for name, x in tensors().items())
+
+
+@pytest.mark.parametrize("other", [{"fingerprint": "b"}, {"max_file_bytes": 70}])
+def test_another_merge_begins_anew(tmp_path, other):
+    writer = begin(tmp_path / "out")
+    writer.write("t0", tensors()["t0"])
+    writer.close()
+    other = begin(tmp_path / "out", **other)
+    assert other.done == set()
+    complete(other)
+
+
+def test_a_journal_cut_short_counts_to_its_last_whole_line(tmp_path):
+    writer = begin(tmp_path / "out")
+    writer.write("t0", tensors()["t0"])
+    writer.write("t1", tensors()["t1"])
+    writer.close()
+    journal = tmp_path / ".out.partial" / "journal"
+    journal.write_text(journal.read_text()[:-20])
+    again = begin(tmp_path / "out")
+    assert "t0" in again.done
+    complete(again)
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    writer = begin(tmp_path / "out")
+    with pytest.raises(UserError, match="being written by another process"):
+        begin(tmp_path / "out")
+    writer.discard()
+    writer.close()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        begin(tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_taken_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, message in {
+        ".": "is the folder that you are in",
+        "/proc/none": r"no folder can be made there \(No such file or directory\); name another",
+        "../file/out": r"\((Not a directory|File exists)\); name another",
+        "../file": "exists already",
+        "../loop": "exists already",
+        300 * "a": r"\(File name too long\); name another",
+        250 * "a": r"\(File name too long\); name another",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            begin(Path(out))
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
+    with pytest.raises(UserError, match="is where file systems meet"):
+        begin(tmp_path / "mounted")
+
+
+def test_a_link_is_written_through_to_its_target(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    complete(begin(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "target").keys() == tensors().keys()

@@ -1,0 +1,99 @@
+"""The filter, interpreted: what it answers on either processor, whatever this machine is."""
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from sdjax.isolation import seccomp
+from sdjax.isolation.seccomp import ALLOW, ERRNO, KILL, PROCESSORS, X32, assemble
+
+HEADERS = {
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
+}
+EPERM, ENOENT = ERRNO | errno.EPERM, ERRNO | errno.ENOENT
+
+
+def answer(machine: str, number: int, *, third: int = 0, audit: int | None = None) -> int:
+    """What the kernel would make of the filter: its five instructions in Python."""
+    processor = PROCESSORS[machine]
+    program = assemble(processor)
+    data = {
+        seccomp.NUMBER: number,
+        seccomp.ARCHITECTURE: processor.audit if audit is None else audit,
+        seccomp.THIRD_ARGUMENT: third & 0xFFFF_FFFF,
+    }
+    at, accumulator = 0, 0
+    while True:
+        code, if_true, if_false, operand = program[at]
+        at += 1
+        if code == seccomp.RETURN:
+            return operand
+        if code == seccomp.LOAD:
+            accumulator = data[operand]
+            continue
+        test = {
+            seccomp.EQUAL: accumulator == operand,
+            seccomp.AT_LEAST: accumulator >= operand,
+            seccomp.ANY_BIT: accumulator & operand != 0,
+        }[code]
+        at += if_true if test else if_false
+
+
+@pytest.mark.parametrize("machine", PROCESSORS)
+def test_every_call_has_the_answer_of_its_group_and_all_others_are_refused(machine):
+    processor = PROCESSORS[machine]
+    groups = [
+        (processor.allowed, ALLOW),
+        (processor.without_exec, ALLOW),
+        (processor.paths, ENOENT),
+        (processor.killed, KILL),
+    ]
+    expected = {number: wanted for calls, wanted in groups for number in calls.values()}
+    assert len(expected) == sum(len(calls) for calls, _ in groups)  # no number twice
+    for number in range(600):
+        assert answer(machine, number) == expected.get(number, EPERM)
+
+
+@pytest.mark.parametrize("machine", PROCESSORS)
+def test_memory_never_becomes_executable(machine):
+    for number in PROCESSORS[machine].without_exec.values():
+        assert answer(machine, number, third=3) == ALLOW
+        for protection in (4, 5, 6, 7, 0x0100_0007):
+            assert answer(machine, number, third=protection) == EPERM
+
+
+@pytest.mark.parametrize("machine", PROCESSORS)
+def test_foreign_calling_conventions_kill(machine):
+    for audit in (0, 0x40000003, 0x40000028, *(p.audit for p in PROCESSORS.values())):
+        if audit != PROCESSORS[machine].audit:
+            assert answer(machine, PROCESSORS[machine].allowed["read"], audit=audit) == KILL
+    assert answer("x86_64", X32) == answer("x86_64", X32 | 1) == KILL
+
+
+@pytest.mark.parametrize("machine", PROCESSORS)
+def test_what_reaches_out_is_not_allowed(machine):
+    dangerous = """open openat socket connect bind clone clone3 fork vfork execve execveat kill
+        tgkill tkill ptrace prctl seccomp unshare setns mount bpf io_uring_setup memfd_create
+        userfaultfd keyctl add_key perf_event_open process_vm_readv pidfd_open pidfd_getfd sendmsg
+        recvmsg dup dup2 fcntl ioctl shmget shmat setuid setrlimit
+        prlimit64 rt_sigaction personality"""
+    processor = PROCESSORS[machine]
+    permitted = {*processor.allowed, *processor.without_exec}
+    assert not permitted & set(dangerous.split())
+
+
+@pytest.mark.parametrize("machine", PROCESSORS)
+def test_the_numbers_are_the_kernel_headers(machine):
+    if not HEADERS[machine].exists():
+        pytest.skip("no kernel headers on this machine")
+    text = HEADERS[machine].read_text()
+    numbers = {n: int(v) for n, v in re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", text)}
+    renamed = re.findall(r"#define __NR_(\w+) __NR3264_(\w+)", text)
+    numbers |= {new: numbers[old] for new, old in renamed if old in numbers}
+    processor = PROCESSORS[machine]
+    for calls in (processor.allowed, processor.without_exec, processor.paths, processor.killed):
+        for name, number in calls.items():
+            assert numbers[name] == number

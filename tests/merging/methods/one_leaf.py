@@ -1,0 +1,54 @@
+"""What the tests of the methods share: task vectors, one leaf merged by the engine, comparison."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.merging.compile_cache import Programs
+from sdjax.merging.engine import leaf_key_data, merge
+from sdjax.merging.methods.registry import algorithm
+
+PATH = "layers/0/mlp/up_proj"
+SHAPE = (40, 30)
+KEY = jax.random.key(5)
+
+
+def vectors(count, seed=0):
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal(SHAPE)
+    return [
+        (0.3 * common + rng.standard_normal(SHAPE) * (1 + j)).astype(np.float32)
+        for j in range(count)
+    ]
+
+
+def run(name, given, base=None, **hyperparameters):
+    """The merged task vector: the engine's, on one leaf; the base is zero unless it is given."""
+
+    def tree(x):
+        return {"layers": {"0": {"mlp": {"up_proj": jnp.asarray(x)}}}}
+
+    base = np.zeros(given[0].shape, np.float32) if base is None else base
+    merged = merge(
+        tree(base),
+        [tree(base + x) for x in given],
+        algorithm(name, **hyperparameters),
+        key=KEY,
+        programs=Programs(quick=True),
+    )
+    assert merged.finite
+    new = np.asarray(merged.params["layers"]["0"]["mlp"]["up_proj"], np.float64)
+    return new - np.asarray(base, np.float64)
+
+
+def check(got, expected, rtol=1e-5):
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+def wide(given):
+    return [np.asarray(x, np.float64) for x in given]
+
+
+def leaf_key():
+    """The key that the engine gives a method for the one leaf."""
+    return jax.random.wrap_key_data(jnp.asarray(leaf_key_data(KEY, PATH)))

@@ -1,0 +1,90 @@
+import jax
+import numpy as np
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.merging.methods.registry import algorithm, methods
+
+NAMES = [
+    "linear",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "passthrough",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+    "model_stock",
+    "sce",
+    "arcee_fusion",
+    "nearswap",
+    "ram",
+    "ramplus_tl",
+    "tsv",
+    "iso_c",
+    "magmax",
+    "self_developing_a",
+]
+
+
+def test_methods_describe_every_algorithm():
+    assert list(methods()) == NAMES
+    ties = methods()["ties"]
+    assert ties.title.startswith("TIES: ")
+    assert {p.name: p.default for p in ties.parameters} == {
+        "weight": 1.0,
+        "density": 0.2,
+        "scale": 1.0,
+        "normalize": True,
+        "elect": "weighted",
+        "rescale": "none",
+    }
+    assert [p.type for p in ties.parameters][:3] == ["per_expert", "per_expert", "float"]
+    for method in methods().values():
+        assert method.mathematics.startswith("τ")
+        assert "\n" not in method.mathematics
+
+
+def test_algorithms_are_distinct_and_traceable_for_any_number_of_dimensions():
+    identities = {algorithm(name).identity for name in NAMES}
+    assert len(identities) == len(NAMES)
+    for method in methods().values():
+        bound = method.bind()
+        for shape in [(7,), (4, 6), (2, 3, 4)]:
+            slots = ("a", "b", "c")[: method.meaning.most]
+            vectors = tuple(jax.ShapeDtypeStruct(shape, np.float32) for _ in slots)
+
+            def run(vectors, arguments, bound=bound, slots=slots):
+                requested = {"key": jax.random.key(0), "base": vectors[0]}
+                return bound.call(slots, vectors, arguments, requested)
+
+            out = jax.eval_shape(run, vectors, bound.arguments(slots))
+            assert (out.shape, out.dtype) == (shape, np.float32)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(UserError, match="no merge method 'tie'; there are: linear"):
+        algorithm("tie")
+
+
+def test_what_a_recipe_says_of_a_method_exists():
+    for method in methods().values():
+        names, meaning = {p.name for p in method.parameters}, method.meaning
+        mentioned = {*meaning.names, *meaning.defaults, *meaning.needed, *meaning.spellings}
+        assert mentioned <= names, method.name
+        keys = [meaning.key(name) for name in names]
+        assert len({*keys, *meaning.ignored}) == len(keys) + len(meaning.ignored)
+        assert "arXiv" in (method.function.__globals__["__doc__"]) or method.name in (
+            "slerp",
+            "nuslerp",
+            "multislerp",
+            "passthrough",
+            "arcee_fusion",
+            "nearswap",
+        )

@@ -1,0 +1,186 @@
+"""Methods that select elements, and singular vectors, against NumPy float64 references."""
+
+import numpy as np
+import pytest
+from one_leaf import SHAPE, check, leaf_key, run, vectors, wide
+
+from sdjax.core.errors import UserError
+from sdjax.merging.random import uniform
+
+
+def mask_out(v, density, gamma):
+    """Breadcrumbs: sorted by magnitude, the top gamma dropped, then the share density kept."""
+    kept, top = int(density * v.size), int(gamma * v.size)
+    order = np.argsort(-np.abs(v), axis=None, kind="stable")
+    start = min(top, v.size - kept)
+    out = np.zeros(v.size)
+    chosen = order[start : start + kept]
+    out[chosen] = v.ravel()[chosen]
+    return out.reshape(v.shape)
+
+
+def test_breadcrumbs():
+    weights, densities, gammas = (0.5, 0.3, 0.8), (0.3, 0.6, 0.97), (0.01, 0.1, 0.1)
+    kept = [mask_out(*x) for x in zip(wide(vectors(3)), densities, gammas, strict=True)]
+    settings = {"weight": weights, "density": densities, "gamma": gammas}
+    expected = sum(w * x for w, x in zip(weights, kept, strict=True))
+    check(run("breadcrumbs", vectors(3), **settings, scale=0.5), 0.5 * expected)
+    sign = np.where(expected >= 0, 1, -1)
+    agreeing = sum(
+        np.where(np.sign(x) == sign, w * x, 0) for w, x in zip(weights, kept, strict=True)
+    )
+    check(run("breadcrumbs_ties", vectors(3), **settings), agreeing)
+    assert not np.allclose(expected, agreeing)
+
+
+def della(given, densities, epsilons, rescale):
+    out = []
+    for stream, (v, density, epsilon) in enumerate(zip(given, densities, epsilons, strict=True)):
+        ranks = np.abs(v).argsort(axis=1).argsort(axis=1)
+        keep = density - epsilon + 2 * epsilon * ranks / (v.shape[1] - 1)
+        kept = np.where(np.asarray(uniform(leaf_key(), SHAPE, stream)) < keep, v, 0)
+        factor = {"density": 1 / keep, "none": 1.0, "l1": np.abs(v).sum() / np.abs(kept).sum()}
+        out.append(kept * factor[rescale])
+    return out
+
+
+@pytest.mark.parametrize("rescale", ["density", "l1", "none"])
+def test_della(rescale):
+    weights, densities, epsilons = (0.5, 0.3, 0.8), (0.3, 0.6, 0.9), (0.15, 0.05, 0.09)
+    kept = della(wide(vectors(3)), densities, epsilons, rescale)
+    settings = {
+        "weight": weights,
+        "density": densities,
+        "epsilon": epsilons,
+        "rescale": rescale,
+    }
+    expected = sum(w * x for w, x in zip(weights, kept, strict=True))
+    check(run("della_linear", vectors(3), **settings), expected)
+    sign = np.where(expected >= 0, 1, -1)
+    agrees = [np.sign(x) == sign for x in kept]
+    total = sum(w * x * a for w, x, a in zip(weights, kept, agrees, strict=True))
+    part = sum(w * a for w, a in zip(weights, agrees, strict=True))
+    check(run("della", vectors(3), **settings), total / np.where(part == 0, 1, part))
+
+
+def test_della_keeps_the_density_and_prefers_the_large():
+    (v,) = vectors(1)
+    kept = run("della_linear", [v], weight=1.0, density=0.4, epsilon=0.3, rescale="none") != 0
+    assert kept.mean() == pytest.approx(0.4, abs=0.06)
+    half = np.median(np.abs(v), axis=1, keepdims=True)
+    assert kept[np.abs(v) >= half].mean() > kept[np.abs(v) < half].mean() + 0.2
+    check(run("della_linear", [v], weight=1.0, density=1.0), wide([v])[0])
+    assert not run("della_linear", [v], weight=1.0, density=0.0).any()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_sce(normalize, share):
+    given = np.stack(wide(vectors(3)))
+    variance = given.var(axis=0)
+    count = int(share * np.count_nonzero(variance))
+    chosen = given * (variance >= np.sort(variance.ravel())[-count])
+    weights = (chosen**2).mean(axis=(1, 2))
+    weights = (weights / weights.sum())[:, None, None]
+    agrees = np.sign(chosen) == np.where(chosen.sum(axis=0) >= 0, 1, -1)
+    expected = (chosen * weights * agrees).sum(axis=0)
+    if normalize:
+        expected /= np.maximum((weights * agrees).sum(axis=0), 1e-6)
+    check(run("sce", vectors(3), select_topk=share, normalize=normalize), expected)
+
+
+def test_sce_of_equal_experts_selects_nothing_by_variance():
+    (v,) = vectors(1)
+    assert not run("sce", [v, v], select_topk=0.5).any()
+    check(run("sce", [v, v], select_topk=1.0), wide([v])[0])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_arcee_fusion(size):
+    """A divergence is the square of a small change, which float32 loses in its plain form."""
+    rng = np.random.default_rng(3)
+    base = rng.standard_normal(SHAPE).astype(np.float32)
+    vector = np.float32(size) * vectors(1)[0]
+    (v,) = wide([base + vector - base])
+
+    def softmax(x):
+        e = np.exp(x - x.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True) + 1e-8
+
+    p, q = softmax(base + v), softmax(np.asarray(base, np.float64))
+    importance = np.abs(v) * (p * np.log(p / q)).sum(axis=1, keepdims=True)
+    ordered = np.sort(importance.ravel())
+    first, median, third = (ordered[int(s * (v.size - 1))] for s in (0.25, 0.5, 0.75))
+    expected = np.where(importance >= median + 1.5 * (third - first), v, 0)
+    check(run("arcee_fusion", [vector], base=base), expected)
+    assert 0.01 < np.mean(expected != 0) < 0.4
+
+
+def test_nearswap():
+    (v,) = wide(vectors(1))
+    expected = np.clip(0.7 / np.maximum(np.abs(v), 1e-6), 0, 1) * v
+    check(run("nearswap", vectors(1), t=0.7), expected)
+
+
+def sparse(count):
+    """Task vectors with zeros, as reinforcement learning leaves them."""
+    rng = np.random.default_rng(7)
+    return [np.where(rng.random(SHAPE) < 0.4, x, 0).astype(np.float32) for x in vectors(count)]
+
+
+def test_ram_and_ramplus():
+    given = np.stack(wide(sparse(3)))
+    count = (np.abs(given) > 1e-5).sum(axis=0)
+    check(run("ram", sparse(3)), given.sum(axis=0) / np.maximum(count, 1))
+    scaled = []
+    for v in given:
+        mine = np.abs(v) > 1e-5
+        ratio = (mine & (count > 1)).sum() / (mine & (count == 1)).sum()
+        scaled.append(
+            np.where(count == 1, (1 + 0.3 * min(ratio, 0.9)) * v, v / np.maximum(count, 1))
+        )
+    check(run("ramplus_tl", sparse(3), r=0.3, alpha=0.9), sum(scaled))
+
+
+def test_ramplus_of_an_expert_that_changed_nothing():
+    one = sparse(1)[0]
+    both = [one, np.zeros_like(one)]
+    np.testing.assert_array_equal(run("ramplus_tl", both, epsilon=0.0), run("ramplus_tl", both))
+
+
+def test_passthrough():
+    (v,) = vectors(1)
+    check(run("passthrough", [v]), wide([v])[0])
+    check(run("passthrough", [v], scale=0.5), 0.5 * wide([v])[0])
+
+
+@pytest.mark.parametrize("name", ["passthrough", "nearswap", "arcee_fusion"])
+def test_a_wrong_number_of_experts_is_told(name):
+    with pytest.raises(UserError, match="exactly one expert"):
+        run(name, vectors(2))
+
+
+def orthonormal(x):
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    return u @ vt
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_tsv(rank):
+    kept = rank or min(SHAPE) // 3
+    parts = [np.linalg.svd(v, full_matrices=False) for v in wide(vectors(3))]
+    left = orthonormal(np.concatenate([u[:, :kept] for u, _, _ in parts], axis=1))
+    right = orthonormal(np.concatenate([vt[:kept].T for _, _, vt in parts], axis=1))
+    values = np.concatenate([s[:kept] for _, s, _ in parts])
+    check(run("tsv", vectors(3), rank=rank), left @ np.diag(values) @ right.T, rtol=1e-4)
+
+
+def test_iso_c():
+    u, s, vt = np.linalg.svd(sum(wide(vectors(3))), full_matrices=False)
+    check(run("iso_c", vectors(3), scale=0.7), 0.7 * s.mean() * u @ vt, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tsv", "iso_c"])
+def test_what_is_no_matrix_is_averaged(name):
+    rows = [x[0] for x in vectors(3)]
+    check(run(name, rows), sum(wide(rows)) / 3)

@@ -1,0 +1,325 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.merging.methods.registry import methods
+from sdjax.merging.recipe.plan import plan_recipe
+from sdjax.merging.recipe.schema import read_recipe
+from sdjax.merging.recipe.source_models import Checkpoint
+
+TIES = """\
+merge_method: ties
+base_model: base
+models:
+  - model: a
+    parameters:
+      weight: 0.5
+      density: 0.3
+  - model: b
+    parameters:
+      weight: 1
+parameters:
+  normalize: false
+  lambda: 0.8
+dtype: bfloat16
+out_dtype: float32
+"""
+
+
+def model(name):
+    """A model of two layers, without any file."""
+    if name == "gone":
+        raise UserError("gone: no such folder")
+    layers = (7 if name == "deep" else 2) * ((".mlp.up_proj.weight", ".self_attn.q_proj.weight"),)
+    outside = ("model.embed_tokens.weight", "model.norm.weight")
+    tensors = SimpleNamespace(
+        names=(), shape=lambda _: (4, 4), dtype=lambda _: np.dtype(ml_dtypes.bfloat16)
+    )
+    return Checkpoint(
+        name=name,
+        folder=Path(name),
+        tensors=tensors,
+        config={},
+        outside=outside,
+        layers=layers,
+        prefix="model.layers.",
+    )
+
+
+def load(tmp_path, text):
+    path = tmp_path / "r.yml"
+    path.write_text(text)
+    return plan_recipe(read_recipe(path), methods(), model)
+
+
+def hyperparameters(plan, tensor="model.norm.weight"):
+    (step,) = (step for step in plan.steps if step.name == tensor)
+    return step.algorithm.hyperparameters
+
+
+def test_ties_with_values_for_each_model(tmp_path):
+    got = load(tmp_path, TIES)
+    assert got.template.name == "base"
+    assert len(got.steps) == 6
+    for step in got.steps:
+        assert step.base.model.name == "base"
+        assert [one.model.name for one in step.inputs] == ["a", "b"]
+        assert step.algorithm.hyperparameters == {
+            "weight": (0.5, 1.0),
+            "density": (0.3, 1.0),  # mergekit's default, not the paper's
+            "scale": 0.8,
+            "normalize": False,
+            "elect": "weighted",
+            "rescale": "none",
+        }
+    assert {step.dtype.name for step in got.steps} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rescale"),
+    [
+        ("", "l1"),
+        ("  rescale: density\n", "density"),
+        ("  rescale: false\n", "none"),
+        ("  rescale: true\n", "l1"),
+    ],
+)
+def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
+    text = TIES.replace("ties", "dare_linear").replace("  normalize: false\n", parameters)
+    assert hyperparameters(load(tmp_path, text))["rescale"] == rescale
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dtype: bf", "dtpe: bf", r"r.yml, line 14: unknown key 'dtpe'; allowed: merge_method,"),
+        (
+            "dtype: bfloat16",
+            "dtype: int4",
+            "line 14: dtype must be one of bfloat16, float16, float32",
+        ),
+        ("  - model: b\n", "  - model: b\n    weight: 1\n", "line 9: unknown key 'weight'"),
+        ("      density", "      densty", "line 7: ties has no parameter 'densty' for one model"),
+        ("  lambda", "  lamda", "line 13: ties has no parameter 'lamda' for the whole merge"),
+        ("weight: 0.5", "weight: [0, x]", "line 6: weight: expected number, found 'x'"),
+        ("weight: 0.5", "weight: [{value: 1, fliter: x}]", "line 6: weight: unknown key 'fliter'"),
+        ("weight: 0.5", "weight: [{filter: x}]", "line 6: .*`value` in every entry"),
+        ("weight: 0.5", "weight: much", "line 6: weight: expected number, found 'much'"),
+        ("density: 0.3", "density: 1.3", "line 7: density: expected number from 0 to 1, found 1.3"),
+        (
+            "      weight: 1\n",
+            "      density: 1\n",
+            "line 8: ties needs the parameter 'weight' for b",
+        ),
+        (
+            "normalize: false",
+            "rescale: much",
+            "line 12: rescale: expected one of .*l1.*, found 'much'",
+        ),
+        (
+            "normalize: false",
+            "elect: null",
+            "line 12: elect: expected one of .*plain.*, found nothing",
+        ),
+        ("normalize: false", "normalize: maybe", "line 12: normalize: expected true or false"),
+        ("base_model: base\n", "", "line 1: ties needs base_model"),
+        ("base_model: base\n", "base_model: gone\n", "line 2: gone: no such folder"),
+        ("  - model: b", "  - model: gone", "line 8: gone: no such folder"),
+        ("ties", "tiez", "line 1: no merge_method 'tiez'; there are: linear"),
+        ("merge_method: ties", "", "the key 'merge_method' is missing"),
+        ("dtype: b", "slices: []\ndtype: b", "one of models, slices and modules must be there"),
+        ("dtype: b", "tokenizer: {tokens: {}}\ndtype: b", "line 14: 'tokens' is not supported yet"),
+        ("dtype: b", "name: x\ndtype: b", "line 14: 'name' is not supported yet"),
+        (
+            "  - model: b",
+            "  - model: {path: b}",
+            "line 8: unknown key 'path'; allowed: model, lora",
+        ),
+        ("  - model: b", "  - model: {lora: b}", "line 8: model as a mapping must have the key"),
+        (
+            "  - model: b",
+            "  - model: {model: {}}",
+            "line 8: model as a mapping must have .* 'path'",
+        ),
+        ("weight: 0.5", "weight: !foo 1", "line 6: '!foo' is no value of a recipe: text, number"),
+        ("weight: 0.5", "weight: !!python/object:os.system x", "line 6: 'python/object:os.system'"),
+        ("weight: 0.5", "weight: !!timestamp foo", "line 6: 'timestamp' is no value of a recipe"),
+        ("weight: 0.5", "weight: =", "line 6: 'value' is no value of a recipe"),
+        ("weight: 0.5", "weight: <<", "line 6: 'merge' is no value of a recipe"),
+        ("weight: 0.5", "weight: !!bool maybe", "line 6: no value that can be read: 'maybe'"),
+        ("weight: 0.5", "weight: !!int ''", "line 6: no value that can be read: ''"),
+        ("weight: 0.5", "weight: {[1, 2]: 3}", "line 6: a key must be text"),
+        ("weight: 0.5", "weight: &a {value: *a}", "line 6: an alias stands within what it stands"),
+        ("weight: 0.5", "? [a]\n      : 1", "line 6: a key must be text"),
+        ("dtype: b", "? {a: 1}\n: 1\ndtype: b", "line 14: a key must be text"),
+        ("weight: 0.5", f"weight: 0x{5000 * 'F'}", "line 6: no value that can be read: '0xFFF"),
+        (
+            "weight: 0.5",
+            f"weight: {25 * '['}1{25 * ']'}",
+            r"line 6: weight: expected number, found \[{24}1\]",
+        ),
+        (
+            "weight: 0.5",
+            f"weight: {300 * '['}1{300 * ']'}",
+            "line 6: nested too deeply or too large",
+        ),
+        ("weight: 0.5", f"weight: {500 * 'x'}", "line 6: weight: expected number, found 'x{58}…$"),
+        ("weight: 0.5", f"{500 * 'x'}: 1", "line 6: ties has no parameter 'x{58}… for"),
+        ("  - model: b", "  - model: a", "line 8: a stands here a second time"),
+        ("  - model: b", "  - model: deep", "all sources must have as many layers, .* deep has 7"),
+        ("dtype: bfloat16", "dtype: torch.float64", "line 14: dtype must be one of"),
+        (
+            "dtype: b",
+            "base_model: x\ndtype: b",
+            "line 14: the key 'base_model' stands here a second",
+        ),
+        ("models:\n", "models: x\nrest:\n", "line 4: unknown key 'rest'"),
+        ("dtype: b", "dtype: [b", "no single YAML document"),
+        ("out_dtype: float32\n", "---\nmodels: []\n", "no single YAML document"),
+    ],
+)
+def test_errors_name_the_key_and_the_line(tmp_path, old, new, message):
+    assert old in TIES
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path, TIES.replace(old, new, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_merge_key_brings_what_is_not_written_out(tmp_path):
+    each = TIES.replace("parameters:\n      weight: 0.5", "parameters: &one\n      weight: 0.5")
+    each = each.replace("      weight: 1\n", "      <<: *one\n      weight: 1\n")
+    values = hyperparameters(load(tmp_path, each))
+    assert values["weight"] == (0.5, 1.0)
+    assert values["density"] == (0.3, 0.3)
+    with pytest.raises(UserError, match="line 10: what << brings must be a mapping"):
+        load(tmp_path, each.replace("*one", "7"))
+
+
+def test_merge_keys_may_be_several_and_stand_under_an_alias(tmp_path):
+    text = TIES.replace("parameters:\n      weight: 0.5", "parameters: &one\n      weight: 0.5")
+    text = text.replace(
+        "parameters:\n      weight: 1",
+        "parameters: &two {<<: [{weight: 2}, *one]}\n  - model: c\n    parameters: *two",
+    )
+    values = hyperparameters(load(tmp_path, text))
+    assert values["weight"] == (0.5, 2.0, 2.0)
+    assert values["density"] == (0.3, 0.3, 0.3)
+
+
+def test_aliases_of_aliases_are_counted_before_anything_is_made_of_them(tmp_path):
+    nest = "&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"
+    for level in range(1, 9):
+        nest = f"&a{level} [{nest}{f', *a{level - 1}' * 9}]"
+    with pytest.raises(UserError, match="line 6: nested too deeply or too large"):
+        load(tmp_path, TIES.replace("weight: 0.5", f"weight: {nest}"))
+
+
+def test_a_model_may_be_a_mapping(tmp_path):
+    written = "{model: {path: org/a, revision: v2}, lora: {path: b}}"
+    text = TIES.replace("- model: a", f"- model: {written}")
+    (step, *_) = load(tmp_path, text.replace("- model: b", "- model: {model: b}")).steps
+    assert [one.model.name for one in step.inputs] == ["org/a@v2+b", "b"]
+
+
+def test_slerp_needs_two_models_and_t(tmp_path):
+    text = "merge_method: slerp\nbase_model: a\nmodels: [{model: b}, {model: a}]\n"
+    with pytest.raises(UserError, match="slerp needs the parameter 't'"):
+        load(tmp_path, text)
+    got = load(tmp_path, text + "parameters: {t: 0.25}\n")
+    step = got.steps[0]
+    assert step.base is None
+    assert [one.model.name for one in step.inputs] == ["a", "b"]  # base_model is where t is 0
+    assert got.template.name == "a"
+    with pytest.raises(UserError, match="slerp takes exactly 2 models, not 3"):
+        load(tmp_path, text.replace("{model: b}", "{model: b}, {model: c}"))
+    with pytest.raises(UserError, match="slerp needs base_model"):
+        load(tmp_path, text.replace("base_model: a\n", ""))
+
+
+SLICES = """\
+merge_method: task_arithmetic
+base_model: base
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 2]}
+      - model: deep
+        layer_range: [3, 5]
+        parameters: {weight: [0.5, {value: 2}]}
+    parameters:
+      normalize: true
+  - base_model: deep
+    sources:
+      - {model: deep, layer_range: [6, 7]}
+      - {model: base, layer_range: [1, 2]}
+parameters:
+  weight: [{filter: mlp, value: [1.0, 3.0]}, {value: 0.0}]
+"""
+
+
+def test_slices_stack_layers_and_take_the_nearest_parameter(tmp_path):
+    got = load(tmp_path, SLICES.replace("[0.5, {value: 2}]", "[0.5, 2.5]"))
+    assert got.num_layers == 3
+    by_name = {step.name: step for step in got.steps}
+    assert next(iter(by_name)) == "model.embed_tokens.weight"
+    up = [by_name[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)]
+    assert [step.inputs[0].name for step in up] == [
+        "model.layers.3.mlp.up_proj.weight",
+        "model.layers.4.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_proj.weight",
+    ]
+    assert [step.base.model.name for step in up] == ["base", "base", "deep"]
+    assert [step.path for step in up] == [f"layers/{i}/mlp/up_proj" for i in range(3)]
+    values = [step.algorithm.hyperparameters for step in up]
+    assert [one["weight"] for one in values] == [(0.5,), (2.5,), (3.0,)]
+    assert [one["normalize"] for one in values] == [True, True, False]
+    assert hyperparameters(got, "model.layers.2.self_attn.q_proj.weight")["weight"] == (0.0,)
+    # The embedding belongs to the first slice, what follows the layers to the last.
+    assert by_name["model.embed_tokens.weight"].base.model.name == "base"
+    assert by_name["model.norm.weight"].base.model.name == "deep"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "[0.5, {value: 2}]",
+            "[0.5, {value: 2}]",
+            "line 8: weight: a list of values with filters has",
+        ),
+        ("layer_range: [3, 5]", "layer_range: [3, 6]", "line 4: all sources must have as many"),
+        ("layer_range: [6, 7]", "layer_range: [6, 8]", "line 13: deep has 7 layers, not 8"),
+        ("layer_range: [6, 7]", "layer_range: [7, 6]", "line 13: layer_range must be two whole"),
+        (", layer_range: [6, 7]", "", "line 13: the key 'layer_range' is missing"),
+        ("base_model: deep", "base_model: c", "line 11: base_model c is not among the sources"),
+        ("base_model: deep", "residual_weight: 1", "line 11: 'residual_weight' is not supported"),
+        ("task_arithmetic", "passthrough", "passthrough takes exactly 1 model, not 2"),
+        ("      normalize", "      nomalize", "line 10: .* has no parameter 'nomalize'"),
+    ],
+)
+def test_errors_in_slices_name_the_line(tmp_path, old, new, message):
+    assert old in SLICES
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path, SLICES.replace(old, new, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_modules_have_the_one_of_a_language_model(tmp_path):
+    text = (
+        "merge_method: linear\nmodules:\n  {}:\n    models: [{{model: a}}, {{model: b}}]\n"
+        "    parameters: {{weight: 2}}\n"
+    )
+    assert hyperparameters(load(tmp_path, text.format("default")))["weight"] == (2.0, 2.0)
+    with pytest.raises(UserError, match="line 3: no module 'vision'"):
+        load(tmp_path, text.format("vision"))
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        read_recipe(tmp_path / "none.yml")
+    for text in ("", "- a\n", "just text"):
+        with pytest.raises(UserError, match="must be a mapping"):
+            load(tmp_path, text)

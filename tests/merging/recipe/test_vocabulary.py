@@ -1,0 +1,145 @@
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from sdjax.core.errors import UserError
+from sdjax.io.buffer_pool import Lender
+from sdjax.io.vocabulary import read_vocabulary
+from sdjax.merging.methods.registry import methods
+from sdjax.merging.recipe.pipeline import merge_recipe
+from sdjax.merging.recipe.vocabulary import align, changes_nothing, match_tokens
+
+MODELS = Path(__file__).parent / "mergekit" / "models"
+
+
+def test_rows_are_matched_by_token():
+    tokens = {"a": 0, "b": 1, "new": 2}
+    models = {"one": ({"a": 0, "b": 1}, 2), "two": ({"b": 0, "new": 1, "unused": 2}, 2)}
+    got = match_tokens(tokens, models, multiple=4)
+    assert got.size == 4
+    np.testing.assert_array_equal(got.rows["one"], [0, 1, -1])
+    np.testing.assert_array_equal(got.rows["two"], [-1, 0, 1])
+    assert not changes_nothing(got, {"one": 2, "two": 2})
+    same = match_tokens({"a": 0, "b": 1}, {"one": models["one"]})
+    assert changes_nothing(same, {"one": 2})
+
+
+def test_rows_that_a_model_lacks_come_from_the_others():
+    one = np.array([[1.0, 1.0], [2.0, 2.0]], np.float32)
+    two = np.array([[10.0, 10.0], [20.0, 20.0]], np.float32)
+    three = np.array([[6.0, 8.0]], np.float32)
+    # Tokens: of all; of one alone; of one and two; of nobody.
+    rows = [np.array(x, np.int32) for x in ([0, 1, 1, -1], [0, -1, 1, -1], [0, -1, -1, -1])]
+    got = align([one, two, three], rows, 5, base=None)
+    np.testing.assert_array_equal(got[0][:4], [[1, 1], [2, 2], [2, 2], [0, 0]])
+    np.testing.assert_array_equal(got[1][:4], [[10, 10], [2, 2], [20, 20], [0, 0]])
+    np.testing.assert_array_equal(got[2][:4], [[6, 8], [2, 2], [11, 11], [0, 0]])
+    np.testing.assert_allclose(got[1][4], [8, 8])  # rows to fill up: the mean row
+    based = align([one, two, three], rows, 4, base=1)
+    np.testing.assert_array_equal(based[2][2], [20, 20])
+
+
+def test_the_common_dtype_holds_all():
+    half = np.ones((2, 2), ml_dtypes.bfloat16)
+    single = np.full((2, 2), 1 + 2**-20, np.float32)
+    rows = [np.array([0, 1], np.int32)] * 2
+    assert [x.dtype for x in align([half, single], rows, 2, None)] == [np.float32] * 2
+    assert align([half, half], rows, 2, None)[0].dtype == ml_dtypes.bfloat16
+
+
+def test_vocabularies_of_different_size_merge_by_token_and_are_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(MODELS)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "merge_method: linear\nmodels:\n  - model: base\n    parameters: {weight: 1}\n"
+        "  - model: wide\n    parameters: {weight: 3}\ndtype: float32\n"
+    )
+    written = merge_recipe(recipe, tmp_path / "out", methods())
+    first, second = written.notes
+    assert first.startswith("vocabularies of different size (base 11, wide 12): the result has")
+    assert second == (
+        "wide: 12 tokens where the result has 11, merged by token: 2 of its own are dropped, 1 "
+        "that it lacks are filled in from the others"
+    )
+    assert read_vocabulary(tmp_path / "out") == read_vocabulary(MODELS / "base")
+    name = "model.embed_tokens.weight"
+    tables = []
+    for folder in (MODELS / "base", MODELS / "wide", tmp_path / "out"):
+        with safe_open(folder / "model.safetensors", framework="numpy") as opened:
+            tables.append(opened.get_tensor(name))
+    base, wide, out = tables
+    ids = read_vocabulary(MODELS / "wide")
+    for token, row in read_vocabulary(MODELS / "base").items():
+        other = wide[ids[token]] if token in ids else base[row]
+        np.testing.assert_allclose(out[row], (base[row] + 3 * other) / 4, rtol=1e-6)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vocab_size"] == 11
+
+
+def test_memory_that_was_read_into_is_given_back(tmp_path, monkeypatch):
+    """Of tensors whose rows are matched, too, which go on in memory of their own."""
+    lenders = []
+
+    class Watched(Lender):
+        def __init__(self):
+            super().__init__()
+            lenders.append(self)
+
+    monkeypatch.setattr("sdjax.merging.recipe.stream.Lender", Watched)
+    monkeypatch.chdir(MODELS)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "merge_method: linear\nmodels: [{model: base}, {model: wide}]\nparameters: {weight: 1}\n"
+        "tokenizer_source: union\nbase_model: base\n"
+    )
+    merge_recipe(recipe, tmp_path / "out", methods())
+    (lender,) = lenders
+    assert lender.lent == 0
+
+
+@pytest.mark.parametrize(("source", "size"), [("base", 11), ("union", 13), ("wide", 12)])
+def test_transformers_reads_the_tokenizer_that_is_written(tmp_path, monkeypatch, source, size):
+    from transformers import AutoTokenizer
+
+    monkeypatch.chdir(MODELS)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "merge_method: linear\nmodels: [{model: base}, {model: wide}]\nparameters: {weight: 1}\n"
+        f"tokenizer_source: {source}\nbase_model: base\n"
+    )
+    merge_recipe(recipe, tmp_path / "out", methods())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer.get_vocab()) == size
+    ids = tokenizer("a b <im> x", add_special_tokens=False)["input_ids"]
+    vocabulary = read_vocabulary(tmp_path / "out")
+    assert ids == [
+        vocabulary.get(token, vocabulary["<unk>"]) for token in ("a", "b", "<im>", "x")
+    ] or (source == "base")
+
+
+def test_rows_of_an_embedding_under_another_name_are_not_matched(tmp_path):
+    for name in ("base", "wide", "math"):
+        shutil.copytree(MODELS / name, tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        named = {
+            key.replace("model.embed_tokens", "embed_in").replace("lm_head", "embed_out"): tensor
+            for key, tensor in load_file(file).items()
+        }
+        cut = {key: x[:11] if key.startswith("embed") else x for key, x in named.items()}
+        save_file(cut, file)
+        config = tmp_path / name / "config.json"
+        config.write_text(config.read_text().replace("LlamaForCausalLM", "OtherForCausalLM"))
+    recipe = tmp_path / "r.yaml"
+    text = "merge_method: linear\nmodels: [{{model: base}}, {{model: {}}}]\n"
+    text += "parameters: {{weight: 1}}\ntokenizer_source: {}\n"
+    recipe.write_text(text.format("wide", "union"))
+    with pytest.raises(UserError, match="line 4: the rows of base cannot be matched by token"):
+        merge_recipe(recipe, tmp_path / "out", methods())
+    recipe.write_text(text.format("math", "base"))  # of the same tokens
+    assert merge_recipe(recipe, tmp_path / "out", methods()).notes == ()

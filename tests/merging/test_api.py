@@ -1,0 +1,183 @@
+"""`sdjax.merge`, for whoever has models in memory."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdjax
+from sdjax.core.errors import UserError
+from sdjax.merging.methods.registry import algorithm, methods
+from sdjax.models.tree import flatten
+
+SHAPES = {"mlp/up_proj": (12, 8), "mlp/down_proj": (8, 12), "attn/q_proj": (8, 8)}
+
+
+def tree(seed, layers=2):
+    rng = np.random.default_rng(seed)
+    out = {"layers": {}}
+    for layer in range(layers):
+        parts: dict = {}
+        for name, shape in SHAPES.items():
+            room, leaf = name.split("/")
+            parts.setdefault(room, {})[leaf] = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        out["layers"][str(layer)] = parts
+    return out
+
+
+@pytest.fixture
+def compiles():
+    """A list that grows by one for every program XLA compiles."""
+    seen = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_method_by_name_by_function_and_with_named_experts():
+    base, a, b = tree(0), tree(1), tree(2)
+    merged = sdjax.merge(base, [a, b], "task_arithmetic", weight=0.5)
+    one, two, at, got = (flatten(x) for x in (a, b, base, merged.params))
+    for path, leaf in at.items():
+        want = 0.5 * (one[path] + two[path]) if "/mlp/" in path else leaf
+        np.testing.assert_allclose(got[path], want, rtol=1e-5, atol=1e-6)
+    assert merged.finite
+
+    def mine(task_vectors, strength: float = 1.0):
+        return strength * task_vectors["math"]
+
+    named = sdjax.merge(base, {"math": a, "code": b}, mine, scope="all", strength=0.25)
+    for path, leaf in flatten(named.params).items():
+        want = at[path] + 0.25 * (one[path] - at[path])
+        np.testing.assert_allclose(leaf, want, rtol=1e-5, atol=1e-6)
+    soup = sdjax.merge(None, [a, b], "linear", weight=(1.0, 3.0))
+    path = "layers/0/mlp/up_proj"
+    want = (one[path] + 3 * two[path]) / 4
+    np.testing.assert_allclose(flatten(soup.params)[path], want, rtol=1e-5)
+    with pytest.raises(UserError, match="no merge method 'tie'"):
+        sdjax.merge(base, [a], "tie")
+    with pytest.raises(UserError, match="no hyperparameter 'sclae'"):
+        sdjax.merge(base, [a], "ties", sclae=1.0)
+
+
+def test_a_sweep_of_a_hundred_coefficients_compiles_nothing_new(compiles):
+    base, experts = tree(0), [tree(1), tree(2)]
+    sdjax.merge(base, experts, "ties", density=0.5)
+    before = len(compiles)
+    for step in range(100):
+        sdjax.merge(base, experts, "ties", density=0.01 * (step + 1), scale=0.1 * step)
+    assert len(compiles) == before
+    sdjax.merge(base, experts, "ties", elect="plain")  # a static one does: a program a shape
+    assert len(compiles) == before + 2
+
+
+def test_a_function_that_is_defined_again_is_compiled_again(compiles):
+    base, expert = tree(0), tree(1)
+    path = "layers/0/mlp/up_proj"
+    delta = flatten(expert)[path] - flatten(base)[path]
+    for factor in (1, 100):
+        cell: dict = {"__name__": "__main__"}
+        exec(f"def merge_models(vectors): return {factor} * vectors['expert_1']", cell)
+        counts = []
+        for _ in range(2):
+            before = len(compiles)
+            merged = sdjax.merge(base, [expert], cell["merge_models"], scope=path)
+            counts.append(len(compiles) - before)
+            change = flatten(merged.params)[path] - flatten(base)[path]
+            np.testing.assert_allclose(change, factor * delta, rtol=1e-4, atol=1e-5)
+        assert counts[1] == 0
+
+
+def test_eighty_layers_compile_what_eight_do(compiles):
+    counts = []
+    for layers in (8, 80):
+        jax.clear_caches()
+        base, expert = tree(0, layers), tree(1, layers)
+        merger = sdjax.Merger(base, [expert], scope="all")
+        before = len(compiles)
+        merger(algorithm("magmax"))
+        counts.append(len(compiles) - before)
+    assert counts == [3, 3]  # one a shape
+
+
+def test_a_result_that_is_lent_gives_its_buffers():
+    base, experts = tree(0), [tree(1), tree(2)]
+    merger = sdjax.Merger(base, experts)
+    method = algorithm
+    first = merger(method("task_arithmetic", weight=0.5))
+    path = "layers/1/mlp/up_proj"
+    place = flatten(first.params)[path].unsafe_buffer_pointer()
+    second = merger(method("task_arithmetic", weight=0.25), reuse=first)
+    assert flatten(second.params)[path].unsafe_buffer_pointer() == place
+    assert flatten(first.params)[path].is_deleted()
+    assert not flatten(base)[path].is_deleted()
+    fresh = merger(method("task_arithmetic", weight=0.25))
+    for path, leaf in flatten(fresh.params).items():
+        np.testing.assert_array_equal(leaf, flatten(second.params)[path])
+    with pytest.raises(UserError, match="is no merged tensor"):
+        merger(method("magmax"), reuse=sdjax.Merged(params=base, finite=True, change=0.0))
+    with pytest.raises(UserError, match="has lent its memory already"):
+        merger(method("magmax"), reuse=first)
+
+
+def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
+    base, expert = tree(0), tree(1)
+    for experts in ({"embed": np.zeros(2), **expert}, {"math": 1.0}, [None]):
+        with pytest.raises(UserError, match=r"must be a tree \(a nested dict of arrays\), not"):
+            sdjax.merge(base, experts, "linear")
+    with pytest.raises(UserError, match=r"the base must be a tree .*, not str"):
+        sdjax.merge("zoo:seed", [expert], "linear")
+    with pytest.raises(UserError, match="expert_1: 'layers/0/mlp/down_proj' is no array but list"):
+        sdjax.merge(base, [{"layers": {"0": {"mlp": {"down_proj": [1.0]}}}}], "linear")
+    with pytest.raises(UserError, match="experts are a list of trees, or trees by name, not None"):
+        sdjax.merge(base, None, "linear")
+    with pytest.raises(UserError, match="method must be a name, a function or an algorithm, not 5"):
+        sdjax.merge(base, [expert], 5)
+    with pytest.raises(
+        UserError, match="scope must be mlp, attention, all or glob patterns, not 3"
+    ):
+        sdjax.merge(base, [expert], "linear", scope=3)
+    for key in (None, 0, np.zeros(2, np.uint32), jax.random.split(jax.random.key(0))):
+        with pytest.raises(
+            UserError, match=r"dare_ties draws .*: pass one key, jax.random.key\(0\)"
+        ):
+            sdjax.merge(base, [expert], "dare_ties", key=key)
+    smaller = sdjax.merge(tree(0, layers=1), [tree(1, layers=1)], "linear")
+    with pytest.raises(UserError, match="reuse: it has no layers/1/mlp/down_proj of this shape"):
+        sdjax.merge(base, [expert], "linear", reuse=smaller)
+    with pytest.raises(UserError, match="reuse: dict is no earlier result of a merge"):
+        sdjax.merge(base, [expert], "linear", reuse=smaller.params)
+    for dtype in (np.complex64, np.int32, np.bool_):
+        other = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), expert)
+        with pytest.raises(UserError, match=f"{np.dtype(dtype).name} cannot be merged; use floats"):
+            sdjax.merge(base, [other], "linear")
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+@pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), (1,)])
+def test_every_method_takes_numbers_and_tensors_without_elements(name, shape):
+    rng = np.random.default_rng(0)
+    base, *experts = ({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3))
+    one, meaning = methods()[name], methods()[name].meaning
+    given = {"t": 0.5} if "t" in meaning.needed else {}
+    merged = sdjax.merge(
+        base, experts[: meaning.most], one.name, scope="all", key=jax.random.key(0), **given
+    )
+    assert merged.params["x"].shape == shape
+    assert merged.finite
+
+
+def test_sdjax_itself_imports_without_jax():
+    code = (
+        "import sys, sdjax; print('jax' in sys.modules); sdjax.merge; print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -1,0 +1,53 @@
+"""How a program for one model is compiled follows from what it does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.merging import compile_cache
+from sdjax.merging.compile_cache import LARGE, LEAN, compiled_for_one_model
+
+SMALL = (8, 128)
+WIDE = (LARGE // 128, 128)
+
+
+def scaled(x):
+    return x * jnp.bfloat16(0.3) + x
+
+
+def by_norm(x):
+    return x / jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
+
+
+def of_exponentials(x):
+    return x / jnp.sum(jnp.exp(x.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "options"),
+    [
+        (scaled, SMALL, LEAN),
+        (scaled, WIDE, LEAN),
+        (by_norm, SMALL, LEAN),
+        (by_norm, WIDE, None),  # the sum is divided among the cores
+        (of_exponentials, SMALL, None),
+    ],
+)
+def test_large_sums_and_functions_are_compiled_with_more_effort(
+    monkeypatch, function, shape, options
+):
+    given = []
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda _, compiler_options: given.append(compiler_options)
+    )
+    monkeypatch.setattr(compile_cache.jax, "default_backend", lambda: "cpu")
+    compiled_for_one_model(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
+    assert given == [options]
+
+
+@pytest.mark.parametrize("function", [scaled, by_norm])
+def test_less_effort_gives_the_same_bits(function):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(SMALL), jnp.bfloat16)
+    lowered = jax.jit(function).lower(x)
+    np.testing.assert_array_equal(compiled_for_one_model(lowered)(x), lowered.compile()(x))

@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.merging.topk_threshold import below_largest, kth_magnitudes, largest
+
+
+def kth_magnitude(x, k):
+    (magnitude,) = jax.jit(kth_magnitudes)(x, jnp.array([k]))
+    return float(magnitude)
+
+
+def largest_of(x, density):
+    (mask,) = jax.jit(largest)([x], [density])
+    return mask
+
+
+def below_largest_of(x, density, gamma):
+    (mask,) = jax.jit(below_largest)([x], [density], [gamma])
+    return mask
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_kth_magnitude_is_exact(scale):
+    x = (scale * np.random.default_rng(0).standard_normal((17, 23))).astype(np.float32)
+    ordered = np.sort(np.abs(x).ravel())[::-1]
+    places = [1, 2, 100, 390, 391]
+    found = jax.jit(kth_magnitudes)(x, jnp.array([*places, 0, 392]))
+    np.testing.assert_array_equal(found, [*(ordered[k - 1] for k in places), np.inf, 0.0])
+
+
+def test_kth_magnitude_of_special_values():
+    x = jnp.array([0.0, -0.0, 1e-42, -3.0, jnp.inf])
+    assert [kth_magnitude(x, k) for k in (2, 3, 4)] == [
+        3.0,
+        pytest.approx(1e-42, rel=1e-2),
+        0.0,
+    ]
+
+
+def test_largest_keeps_the_share_and_all_that_tie():
+    x = jnp.array([[0.1, -4.0, 3.0, 2.0], [2.0, 1.0, -0.5, 0.0]])
+    keep = largest_of
+    np.testing.assert_array_equal(keep(x, 0.25), jnp.abs(x) >= 3)
+    np.testing.assert_array_equal(keep(x, 0.4), jnp.abs(x) >= 2)  # three asked for, one tie
+    assert not keep(x, 0.0).any()
+    assert keep(x, 0.1).sum() == 1  # floor(0.8) = 0, but one is kept
+    assert keep(x, 1.0).all()
+
+
+@pytest.mark.parametrize("shape", [(70_001,), (300, 301), (30, 40, 61)])
+@pytest.mark.parametrize("share", [1e-5, 0.007, 0.2, 0.5, 0.999])
+def test_kth_magnitude_of_large_tensors_is_exact(shape, share):
+    """Where a sample gives the first bracket."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(shape) * np.exp(rng.standard_normal(shape))).astype(np.float32)
+    k = max(1, int(share * x.size))
+    assert kth_magnitude(x, k) == np.sort(np.abs(x).ravel())[-k]
+
+
+@pytest.mark.parametrize("kind", ["sample misleads", "few values", "all equal", "all zero"])
+def test_kth_magnitude_where_the_sample_tells_nothing(kind):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((512, 512)).astype(np.float32)
+    if kind == "sample misleads":
+        x[::8, ::8] *= 1e20  # exactly the sampled places
+    elif kind == "few values":
+        x = np.round(x)
+    else:
+        x = np.full_like(x, 3.0 if kind == "all equal" else 0.0)
+    ordered = np.sort(np.abs(x).ravel())[::-1]
+    for k in (1, 1000, 50_000, x.size):
+        assert kth_magnitude(x, k) == ordered[k - 1]
+
+
+@pytest.mark.parametrize("bounds", [1, 2, 40])
+def test_several_places_of_several_vectors_at_once(bounds):
+    """What does not fit into one pass over the elements is counted in several."""
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((3, 100, 120)), jnp.bfloat16).astype(jnp.float32)
+    k = np.linspace(1, x.size, bounds).astype(np.int32)
+    found = jax.jit(kth_magnitudes)(x, k)
+    np.testing.assert_array_equal(found, np.sort(np.abs(x).ravel())[::-1][k - 1])
+
+
+def test_below_largest_passes_over_the_outliers():
+    x = jnp.array([0.1, -9.0, 3.0, 2.0, -7.0, 1.0, -0.5, 0.2, 5.0, 4.0])
+    keep = below_largest_of
+    magnitude = jnp.abs(x)
+    np.testing.assert_array_equal(keep(x, 0.3, 0.2), (magnitude <= 5) & (magnitude >= 3))
+    np.testing.assert_array_equal(keep(x, 0.9, 0.5), magnitude < 9)  # no room for five
+    assert not keep(x, 0.05, 0.2).any()
+    assert keep(x, 1.0, 0.2).all()
+
+
+def test_each_vector_has_its_own_share():
+    x = np.random.default_rng(2).standard_normal((3, 300, 301)).astype(np.float32)
+    x[1] *= 1e-20
+    shares = [0.1, 0.5, 0.0]
+    masks = jax.jit(largest)(list(x), shares)
+    for vector, mask, share in zip(x, masks, shares, strict=True):
+        np.testing.assert_array_equal(mask, largest_of(vector, share))
+        assert mask.sum() == int(share * vector.size)
+    both = jax.jit(below_largest)(list(x), shares, [0.05, 0.2, 0.1])
+    for vector, mask, share, gamma in zip(x, both, shares, [0.05, 0.2, 0.1], strict=True):
+        np.testing.assert_array_equal(mask, below_largest_of(vector, share, gamma))
+
+
+def test_small_changes_of_bfloat16_tie_and_all_that_tie_are_kept():
+    rng = np.random.default_rng(0)
+    base = jnp.asarray(0.02 * rng.standard_normal((576, 1536)), jnp.bfloat16)
+    noise = rng.standard_normal(base.shape).astype(np.float32)
+    for size, share in ((0.002, 0.20), (0.0001, 0.37)):
+        expert = (base + size * noise).astype(jnp.bfloat16)
+        vector = expert.astype(jnp.float32) - base.astype(jnp.float32)
+        (mask,) = largest([vector], [0.2])
+        kept, left = np.abs(vector)[mask], np.abs(vector)[~mask]
+        assert kept.min() > left.max()
+        np.testing.assert_allclose(np.mean(mask), share, atol=0.01)

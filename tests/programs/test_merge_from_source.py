@@ -1,0 +1,125 @@
+"""`sdjax merge --algorithm`, over the zoo."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.model_paths import model_folder
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.recipe.output_files import Origin
+from sdjax.models.tree import flatten
+from sdjax.programs.merge_from_source import apply, merge_program, open_models
+
+EXPERTS = {"expert_1": "zoo:reader", "expert_2": "zoo:calculator"}
+TENSOR = """import jax.numpy as jnp
+
+def merge_models(task_vectors, depth):
+    a, b = task_vectors["expert_1"], task_vectors["expert_2"]
+    return jnp.where(a * b > 0, 0.5 * (a + b), (1 - depth) * a)
+"""
+TREE = """import jax.numpy as jnp
+
+def merge_trees(task_vectors):
+    a = task_vectors["expert_1"]
+    total = sum(jnp.sum(x * x) for x in a.values())
+    return {path: x / jnp.sqrt(total) for path, x in a.items()}
+"""
+
+
+def leaves(folder) -> dict[str, np.ndarray]:
+    _, params = read_model(folder)
+    return {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
+
+
+def merged(tmp_path, source, **options):
+    (tmp_path / "mine.py").write_text(source)
+    merge_program(tmp_path / "mine.py", "zoo:seed", EXPERTS, tmp_path / "out", **options)
+    seed = leaves(model_folder("zoo:seed"))
+    vectors = [leaves(model_folder(name)) for name in EXPERTS.values()]
+    return leaves(tmp_path / "out"), seed, [{p: v[p] - seed[p] for p in v} for v in vectors]
+
+
+def close(got, want):
+    # The zoo is stored in 16 bits.
+    np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-5)
+
+
+def test_a_program_is_applied_to_the_tensors_in_scope(tmp_path):
+    got, seed, (a, b) = merged(tmp_path, TENSOR)
+    layers = 1 + max(int(p.split("/")[1]) for p in seed if p.startswith("layers/"))
+    for path, at in seed.items():
+        if "/mlp/" not in path:
+            np.testing.assert_array_equal(got[path], at)
+            continue
+        depth = int(path.split("/")[1]) / (layers - 1)
+        x, y = a[path], b[path]
+        close(got[path], at + np.where(x * y > 0, 0.5 * (x + y), (1 - depth) * x))
+    assert (tmp_path / "out" / "program.py").read_text() == TENSOR
+    assert "```python" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_program_over_the_whole_tree(tmp_path):
+    got, seed, (a, _) = merged(tmp_path, TREE, scope="*/mlp/down_proj")
+    paths = [path for path in seed if path.endswith("down_proj")]
+    total = np.sqrt(sum(np.sum(a[path].astype(np.float64) ** 2) for path in paths))
+    for path, at in seed.items():
+        close(got[path], at + (a[path] / total if path in paths else 0))
+
+
+@pytest.mark.parametrize(
+    ("source", "experts", "message"),
+    [
+        ("import os\n" + TENSOR, EXPERTS, r"mine.py: refused \(import\)"),
+        (TENSOR, {"math": "zoo:reader", "code": "zoo:calculator"}, "expert_1"),
+        (TENSOR, {}, "at least one --expert"),
+        (
+            TENSOR,
+            {"expert_1": "nowhere", "expert_2": "zoo:reader"},
+            "nowhere: no such model folder",
+        ),
+    ],
+)
+def test_what_is_not_admitted_writes_nothing(tmp_path, source, experts, message):
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(UserError, match=message) as caught:
+        merge_program(tmp_path / "mine.py", "zoo:seed", experts, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def halves(task_vectors):
+    return 0.5 * task_vectors["expert_1"] - task_vectors["expert_2"]
+
+
+def merge_trees(task_vectors):
+    return {path: 0.5 * x for path, x in task_vectors["expert_1"].items()}
+
+
+@pytest.mark.parametrize("function", [halves, merge_trees])
+def test_only_the_same_merge_goes_on_with_what_was_interrupted(tmp_path, function):
+    def run(base, first, second, scope, on_tensor=None):
+        models = open_models(base, {"expert_1": first, "expert_2": second}, tmp_path)
+        origin = Origin(method="mine", file="program.py", text="the same")
+        method = Algorithm.from_function(function)
+        out, key = tmp_path / "out", jax.random.key(0)
+        return apply(method, models, scope, out, origin=origin, key=key, on_tensor=on_tensor)
+
+    def stop(done, total, name):
+        if done == 12:
+            raise KeyboardInterrupt
+
+    first = ("zoo:seed", "zoo:reader", "zoo:calculator", "mlp")
+    for again, same in [
+        (("zoo:seed", "zoo:calculator", "zoo:reader", "mlp"), False),
+        (("zoo:reader", "zoo:seed", "zoo:calculator", "mlp"), False),
+        (("zoo:seed", "zoo:reader", "zoo:calculator", "layers/1/mlp/*"), False),
+        (first, True),
+    ]:
+        with pytest.raises(KeyboardInterrupt):
+            run(*first, on_tensor=stop)
+        assert (run(*again).resumed >= 12) == same
+        shutil.rmtree(tmp_path / "out")

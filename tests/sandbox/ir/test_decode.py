@@ -1,0 +1,288 @@
+"""The decoder against messages that no honest worker would write."""
+
+import copy
+import json
+
+import pytest
+from catalogue import VALID, merge
+
+from sdjax.sandbox.ir.hashes import canonical
+from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.worker.trace import trace_trusted
+
+LOOPS = ("scan", "while", "cond", "fori loop")
+
+
+@pytest.fixture(scope="module")
+def wires(contract):
+    return {
+        name: trace_trusted(VALID[name], contract) for name in ("ties", *LOOPS, "top-level arrays")
+    }
+
+
+def first_block(message):
+    return message["programs"][0]["block"]
+
+
+def refused(message, contract) -> Refusal:
+    wire = message if isinstance(message, str) else canonical(message)
+    with pytest.raises(Refusal) as refusal:
+        rebuild(wire, contract)
+    assert refusal.value.message
+    return refusal.value
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        "NaN",
+        '{"version": 1',
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        "1" * 10_000,
+        "\0",
+        "\ud800",
+        "x" * (5 << 20),
+    ],
+)
+def test_what_is_no_message_is_refused(wire, contract):
+    assert refused(wire, contract).rule == "wire"
+
+
+def _set(path, value):
+    def change(message):
+        *parents, last = path
+        for key in parents:
+            message = message[key]
+        message[last] = value
+
+    return change
+
+
+BLOCK = ("programs", 0, "block")
+FIRST = (*BLOCK, "equations", 0)
+HOSTILE = {
+    "another version": _set(("version",), 2),
+    "version true": _set(("version",), True),
+    "another form": _set(("form",), "module"),
+    "a tree's form": _set(("form",), "tree"),
+    "no programs": _set(("programs",), []),
+    "a missing shape": lambda m: m["programs"].pop(),
+    "a shape twice": lambda m: m["programs"].append(m["programs"][0]),
+    "another shape": _set(("programs", 0, "of"), [None, [5, 5]]),
+    "a kind that is none": _set(("programs", 0, "of"), ["mlp.evil", [8, 16]]),
+    "an unhashable name": _set(("programs", 0, "of"), [None, [[8], 16]]),
+    "a field too many": lambda m: m.update(extra=1),
+    "a hyperparameter of no name": _set(("hyperparameters",), {"a b": 1.0}),
+    "a hyperparameter that is text": _set(("hyperparameters",), {"a": "1"}),
+    "more inputs": _set((*BLOCK, "inputs"), 7),
+    "inputs true": _set((*BLOCK, "inputs"), True),
+    "an unknown primitive": _set((*FIRST, 0), "pure_callback"),
+    "a dunder primitive": _set((*FIRST, 0), "__class__"),
+    "a primitive that is a list": _set((*FIRST, 0), ["add"]),
+    "a custom call": _set((*FIRST, 0), "ffi_call"),
+    "too few operands": _set((*FIRST, 1), []),
+    "too many operands": _set((*FIRST, 1), [0] * 300),
+    "an operand of another shape": _set((*BLOCK, "equations", 1, 1), [0, 1, 2, 3]),
+    "an undefined variable": _set((*FIRST, 1), [10_000]),
+    "a variable of the future": _set((*FIRST, 1), [6]),
+    "a negative variable": _set((*FIRST, 1), [-1]),
+    "a fractional variable": _set((*FIRST, 1), [0.0]),
+    "a true variable": _set((*FIRST, 1), [True]),
+    "a literal of no type": _set((*FIRST, 1), [["object", 1]]),
+    "a literal that is text": _set((*FIRST, 1), [["float32", "1e5"]]),
+    "a literal out of range": _set((*FIRST, 1), [["int8", 1000]]),
+    "a constant that is not there": _set((*FIRST, 1), [["constant", 5]]),
+    "another number of results": _set((*FIRST, 2), 2),
+    "no results": _set((*FIRST, 2), 0),
+    "a huge number of results": _set((*FIRST, 2), 10**30),
+    "a parameter too many": _set((*FIRST, 3), {"effects": 1}),
+    "parameters that are a list": _set((*FIRST, 3), []),
+    "an equation that is short": _set(FIRST, ["abs", [0], 1]),
+    "no outputs": _set((*BLOCK, "outputs"), []),
+    "an output of another shape": _set((*BLOCK, "outputs"), [["float32", 0.0]]),
+    "the key as the output": _set((*BLOCK, "outputs"), [4]),
+    "a nested block for a parameter": lambda m: m["programs"][0]["block"]["equations"][0][3].update(
+        body=first_block(copy.deepcopy(m))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_messages_are_refused(name, wires, contract):
+    message = json.loads(wires["ties"])
+    HOSTILE[name](message)
+    assert refused(message, contract).verdict in ("refused", "wrong contract")
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        {"type": "float32", "shape": [3], "data": "AAAA"},
+        {"type": "float32", "shape": [3], "data": "@@@@"},
+        {"type": "object", "shape": [1], "data": "AAAAAAAAAAA="},
+        {"type": "float32", "shape": [-1], "data": ""},
+        {"type": "float32", "shape": [1 << 40, 1 << 40], "data": ""},
+        {"type": "bool", "shape": [1], "data": "Ag=="},
+        {"type": "float32", "shape": [1 << 19], "data": "AAAA" * (1 << 19)},
+        {"type": "float32", "shape": [1] * 9, "data": "AAAAAA=="},
+    ],
+)
+def test_hostile_constants_are_refused(constant, wires, contract):
+    message = json.loads(wires["top-level arrays"])
+    message["constants"][0] = constant
+    assert refused(message, contract).rule == "wire"
+
+
+def _scan_of(message):
+    return next(e for e in first_block(message)["equations"] if e[0] == "scan")[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"length": 10**12}, "rounds"),
+        ({"length": -1}, "wire"),
+        ({"length": 10**30}, "wire"),
+        ({"carry": 5}, "wire"),
+        ({"consts": 99}, "wire"),
+        ({"reverse": 1}, "wire"),
+        ({"body": None}, "wire"),
+    ],
+)
+def test_hostile_loops_are_refused(change, rule, wires, contract):
+    message = json.loads(wires["fori loop"])
+    for program in message["programs"]:
+        next(e for e in program["block"]["equations"] if e[0] == "scan")[3].update(change)
+    assert refused(message, contract).rule == rule
+
+
+def test_nesting_is_bounded(contract):
+    block = {"inputs": 1, "equations": [], "outputs": [0]}
+    for _ in range(20):
+        block = {
+            "inputs": 1,
+            "equations": [["cond", [["int32", 0], 0], 1, {"branches": [block]}]],
+            "outputs": [1],
+        }
+    wire = trace_trusted(merge("return task_vectors['expert_1']"), contract)
+    message = json.loads(wire)
+    message["programs"][0]["block"]["equations"] = [
+        ["cond", [["int32", 0], 0], 1, {"branches": [block]}]
+    ]
+    message["programs"][0]["block"]["outputs"] = [6]
+    assert "nesting" in refused(message, contract).message
+
+
+def test_a_condition_holds_no_loop(wires, contract):
+    """It is traced twice: without this rule eight levels take 256 times as long to verify."""
+    message = json.loads(wires["while"])
+    for program in message["programs"]:
+        loop = next(e for e in program["block"]["equations"] if e[0] == "while")
+        inner = [loop[0], [0], 1, copy.deepcopy(loop[3])]
+        loop[3]["condition"]["equations"].insert(0, inner)
+    assert "condition" in refused(message, contract).message
+
+
+def test_equations_are_bounded_over_all_blocks(contract):
+    wire = trace_trusted(VALID["ties"], contract)
+    tight = Contract(slots=contract.slots, tensors=contract.tensors, limits=Limits(equations=40))
+    assert "equations" in refused(wire, tight).message
+
+
+def test_shapes_that_explode_are_refused_before_anything_is_computed(contract):
+    message = json.loads(
+        trace_trusted(merge("return task_vectors['expert_1'] + jnp.zeros(1)[0]"), contract)
+    )
+    for program in message["programs"]:
+        program["block"]["equations"].insert(
+            0, ["iota", [], 1, {"dtype": "float32", "shape": [1 << 39], "dimension": 0}]
+        )
+    assert refused(message, contract).rule in ("elements", "wire")
+
+
+def test_a_message_is_written_in_one_way(wires, contract):
+    """Or one program had many hashes, and the later of two equal keys would count."""
+    wire = wires["ties"]
+    assert rebuild(wire, contract)
+    for other in (
+        wire + " ",
+        wire.replace('"version":1', '"version":1,"version":1'),
+        wire.replace('"version":1', '"version":2,"version":1'),
+        wire.replace('"float32"', '"float\\u00332"'),
+        wire.replace("0.699999988079071", "0.6999999880790710"),
+        json.dumps(json.loads(wire)),
+    ):
+        assert other != wire
+        assert "one way" in refused(other, contract).message
+
+
+@pytest.mark.parametrize("name", ["base", "key", "depth", "kind"])
+def test_a_hyperparameter_has_no_name_of_the_api(name, wires, contract):
+    message = json.loads(wires["ties"])
+    message["hyperparameters"] = {name: 1.0}
+    for program in message["programs"]:
+        _renumber(program["block"])
+    assert "hyperparameter" in refused(message, contract).message
+
+
+def _renumber(block):
+    """One input more."""
+    first = block["inputs"]
+    block["inputs"] += 1
+    for equation in block["equations"]:
+        equation[1] = [a + (a >= first) if type(a) is int else a for a in equation[1]]
+    block["outputs"] = [a + (a >= first) if type(a) is int else a for a in block["outputs"]]
+
+
+def _program(equations, output, contract):
+    """A message with these equations before the result `output`, at every shape."""
+    message = json.loads(trace_trusted(merge("return 1.5 * task_vectors['expert_1']"), contract))
+    for program in message["programs"]:
+        program["block"] |= {"equations": copy.deepcopy(equations), "outputs": [output]}
+    return message
+
+
+# Inputs of the contract: three experts, the base, the key (4), the depth (5).
+@pytest.mark.parametrize(
+    ("equations", "rule"),
+    [
+        ([["random_bits", [4], 1, {"bit_width": 32, "shape": [-5]}]], "wire"),
+        ([["tile", [0], 1, {"reps": [-1, 1]}]], "wire"),
+        ([["iota", [], 1, {"dtype": "int8", "shape": [0, 1 << 40], "dimension": 0}]], "elements"),
+        ([["integer_pow", [0], 1, {"y": 1 << 31}]], "wire"),
+        ([["integer_pow", [0], 1, {"y": -65}]], "wire"),
+        ([["reduce_precision", [0], 1, {"exponent_bits": -1, "mantissa_bits": 3}]], "wire"),
+        ([["top_k", [0], 2, {"k": -1, "axis": 1}]], "wire"),
+        ([["fft", [0], 1, {"fft_type": "RFFT", "fft_lengths": [-8]}]], "wire"),
+        ([["cumsum", [0], 1, {"axis": 0, "reverse": False}]] * 301, "wire"),  # of 1,500 / 5
+    ],
+)
+def test_numbers_that_a_shape_or_a_count_cannot_be(equations, rule, contract):
+    assert refused(_program(equations, 0, contract), contract).rule == rule
+
+
+def test_a_loop_of_nothing_costs_its_rounds(contract):
+    body = {"inputs": 1, "equations": [], "outputs": [0]}
+    loop = {"length": 10**6, "reverse": False, "consts": 0, "carry": 1, "body": body}
+    message = _program([["scan", [["float32", 0.0]], 1, loop]], 0, contract)
+    assert refused(message, contract).rule == "cost"
+
+
+def test_a_full_basis_costs_what_it_holds(contract):
+    """Of a tall thin matrix it is far larger than the matrix."""
+
+    def cost(full):
+        body = f"""
+        u, _, _ = jnp.linalg.svd(task_vectors["expert_1"].reshape(-1, 1), full_matrices={full})
+        return task_vectors["expert_1"] + u[0, 0]
+        """
+        return rebuild(trace_trusted(merge(body), contract), contract).cost
+
+    assert cost(True) > 20 * cost(False)

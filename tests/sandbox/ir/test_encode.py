@@ -1,0 +1,162 @@
+"""What two programs share when they say the same thing, and what sets them apart."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from catalogue import TIES, VALID, merge
+
+from sdjax.sandbox.ir.hashes import canonical, identity_of, structure_of
+from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.worker.trace import trace_trusted
+
+
+@pytest.fixture
+def hashes(contract):
+    def compute(program):
+        wire = trace_trusted(program, contract)
+        return identity_of(wire), structure_of(wire)
+
+    return compute
+
+
+SAME = {
+    "renamed variables": (TIES, TIES.replace("trimmed", "x").replace("agree", "y")),
+    "comments and layout": (TIES, TIES.replace("sign = ", "# elect\n    sign  =  ")),
+    "a helper": (
+        merge("return sum(0.5 * t for t in task_vectors.values())"),
+        "def half(x):\n    return 0.5 * x\n"
+        "def merge_models(tv):\n    return sum(half(t) for t in tv.values())\n",
+    ),
+    "a helper under jit": (
+        merge("return sum(jnp.tanh(t) for t in task_vectors.values())"),
+        "import jax\nimport jax.numpy as jnp\n"
+        "@jax.jit\ndef another_name(x):\n    return jnp.tanh(x)\n"
+        "def merge_models(tv):\n    return sum(another_name(t) for t in tv.values())\n",
+    ),
+    "names of jitted functions": (
+        merge(
+            "return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda x: x * 2)\n"
+        ),
+        merge(
+            "return f(task_vectors['expert_1'])", head="import jax\nf = jax.jit(lambda y: y * 2)\n"
+        ),
+    ),
+    "dead code": (
+        merge("return task_vectors['expert_1'] * 2"),
+        merge("unused = jnp.sort(base)\nreturn task_vectors['expert_1'] * 2", "task_vectors, base"),
+    ),
+    "an idle kind": (
+        merge("return task_vectors['expert_1'] * 2"),
+        merge("name = 'the ' + kind\nreturn task_vectors['expert_1'] * 2", "task_vectors, kind"),
+    ),
+    "spelling of a constant": (
+        merge("return task_vectors['expert_1'] * 0.5"),
+        merge("return task_vectors['expert_1'] * jnp.float32(1 / 2)"),
+    ),
+    "no-op casts": (
+        merge("return task_vectors['expert_1'] * 0.5"),
+        merge("return (task_vectors['expert_1'].astype(jnp.float32) * 0.5).astype(jnp.float32)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_programs_that_differ_in_text_alone_have_one_identity(hashes, name):
+    first, second = SAME[name]
+    assert first != second
+    assert hashes(first) == hashes(second)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.7 * jnp.sum", "0.6 * jnp.sum"),
+        ("tau, 0.0)", "tau, 0.25)"),
+    ],
+)
+def test_liftable_constants_change_the_identity_and_keep_the_structure(hashes, old, new):
+    assert old in TIES
+    (one, structure), (two, same) = hashes(TIES), hashes(TIES.replace(old, new))
+    assert one != two
+    assert structure == same
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("x ** 2", "x ** 3"),
+        ("x / 2.0", "x / 3.0"),
+        ("jnp.maximum(x, 0.1)", "jnp.maximum(x, 0.2)"),
+        ("x + jnp.sum(x[:1])", "x + jnp.sum(x[:2])"),
+        ("x + 1.0", "x - 1.0"),
+        ("x * jnp.arange(x.shape[1])", "x * (jnp.arange(x.shape[1]) + 1)"),
+        ("jnp.sort(x, axis=0)", "jnp.sort(x, axis=1)"),
+    ],
+)
+def test_everything_else_changes_both(hashes, one, two):
+    programs = [merge(f"x = task_vectors['expert_1']\nreturn {e}") for e in (one, two)]
+    first, second = map(hashes, programs)
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_the_defaults_of_hyperparameters_are_part_of_the_identity(hashes):
+    source = VALID["hyperparameters"]
+    (one, structure), (two, same) = hashes(source), hashes(source.replace("0.4", "0.5"))
+    assert one != two
+    assert structure == same
+    assert hashes(source.replace("= 2", "= 3"))[1] != structure
+
+
+def test_constants_count(hashes):
+    source = VALID["top-level arrays"]
+    assert hashes(source)[0] != hashes(source.replace("0.3]", "0.4]"))[0]
+
+
+def test_a_wire_is_already_in_its_only_form(contract):
+    for source in VALID.values():
+        wire = trace_trusted(source, contract)
+        assert wire == canonical(json.loads(wire))
+
+
+def test_functions_of_our_own_are_traced_by_the_same_path(contract):
+    def merge_models(task_vectors):
+        return sum(0.3 * tau for tau in task_vectors.values())
+
+    text = trace_trusted(VALID["linear"], contract)
+    assert trace_trusted(merge_models, contract) == text
+
+
+def test_tracing_is_the_same_with_a_backend_and_without(contract, sandbox):
+    for name in ("ties", "dare", "svd", "tree", "top-level arrays"):
+        assert sandbox.judge(VALID[name]).wire == trace_trusted(VALID[name], contract)
+
+
+def test_trusted_programs_are_refused_in_the_same_words(contract):
+    def merge_models(task_vectors):
+        jax.debug.print("x")
+        return jnp.zeros(3)
+
+    with pytest.raises(Refusal, match="shape") as refusal:
+        trace_trusted(merge_models, contract)
+    assert refusal.value.verdict == "wrong contract"
+
+
+def test_side_effects_are_refused_even_when_the_text_rules_do_not_see_them(contract):
+    def merge_models(task_vectors):
+        jax.debug.print("{}", task_vectors["expert_1"][0, 0])
+        return task_vectors["expert_1"]
+
+    with pytest.raises(Refusal, match="side effects"):
+        trace_trusted(merge_models, contract)
+
+
+def test_callbacks_are_refused_even_when_the_text_rules_do_not_see_them(contract):
+    def merge_models(task_vectors):
+        tau = task_vectors["expert_1"]
+        return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(tau.shape, tau.dtype), tau)
+
+    with pytest.raises(Refusal, match="`pure_callback` is not on the list"):
+        trace_trusted(merge_models, contract)

@@ -1,0 +1,40 @@
+"""The warm-up meets every allowed primitive."""
+
+import json
+
+import jax
+import pytest
+from catalogue import TIES
+
+from sdjax.sandbox.ir.encode import Encoder
+from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
+from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.worker.trace import trace_trusted
+from sdjax.sandbox.worker.warmup import RARE, SOURCES, rare, warm_up
+
+
+def _names(block):
+    for name, _, _, params in block["equations"]:
+        yield name
+        for value in (*params.values(), *params.get("branches", ())):
+            if isinstance(value, dict) and "equations" in value:
+                yield from _names(value)
+
+
+def test_every_allowed_primitive_is_traced_before_the_first_fork(contract):
+    blocks = [Encoder(Limits()).block(jax.make_jaxpr(rare)(*RARE))]
+    for source in SOURCES:
+        message = json.loads(trace_trusted(source, contract))
+        blocks += [program["block"] for program in message["programs"]]
+    assert {name for block in blocks for name in _names(block)} == {*ALLOWED, *CONTROL_FLOW}
+
+
+def test_a_model_of_many_kinds_of_tensor_is_warmed_and_judged():
+    """Each kind is traced for itself, so the operations allowed grow with their number."""
+    tensors = {f"layers/0/{n}": (f"kind {n}", (6, 4 + n)) for n in range(14)}
+    contract = Contract.of(("a", "b", "c"), tensors)
+    warm_up(contract)
+    assert trace_trusted(TIES, contract)
+    with pytest.raises(Refusal, match="more than 100 operations"):
+        trace_trusted(TIES, Contract.of(("a", "b"), tensors, Limits(equations=100)))

@@ -1,0 +1,147 @@
+"""What only the model's own weights bring to light becomes a verdict that the store keeps."""
+
+import dataclasses
+import shutil
+
+import jax
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
+from sdjax.sandbox.verify.probe import probe
+from sdjax.sandbox.verify.verified_program import rebuild, to_algorithm
+from sdjax.sandbox.worker.trace import trace_trusted
+from sdjax.search.apply_candidate import apply_program
+from sdjax.search.context import prepare
+from sdjax.search.phases import score_program
+from sdjax.search.store import Store
+from sdjax.search.types import DEVELOPMENT, MAIN, Sample, Setting, StoredVerdict
+
+# Probed is the first and the last depth; these do as they should there and nowhere between.
+PROGRAM = """
+import jax
+import jax.numpy as jnp
+
+def merge_models(task_vectors, depth):
+    x = task_vectors["expert_1"]
+    between = (depth > 0.1) & (depth < 0.9)
+    return {}
+"""
+NOT_FINITE = PROGRAM.format("jnp.where(between, jnp.inf, 1.0) * x")
+ENDLESS = PROGRAM.format(
+    "jax.lax.while_loop("
+    "lambda c: c[0] < 1, lambda c: (jnp.where(between, 0, 1), 0.5 * c[1]), (0, x))[1]"
+)
+LOOP_AND_NAN = PROGRAM.format(
+    "jax.lax.while_loop(lambda v: jnp.max(jnp.abs(v)) > 1e-3, lambda v: 0.5 * v, x)"
+    " + jnp.where(between, jnp.nan, 0.0)"
+)
+FINE = PROGRAM.format("0.5 * x")
+
+
+@pytest.fixture(scope="module")
+def bench(small_config):
+    return prepare(small_config)
+
+
+@pytest.fixture(scope="module")
+def programs(bench):
+    """(identity, wire) of each; all of them pass the probe tensors."""
+    found = {}
+    for source in (NOT_FINITE, ENDLESS, LOOP_AND_NAN, FINE):
+        wire = trace_trusted(source, bench.contract)
+        program = rebuild(wire, bench.contract)
+        probe(program, bench.contract)
+        found[source] = program.identity, wire
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "verdict", "rule"),
+    [
+        (NOT_FINITE, "non-finite", "weights"),
+        (ENDLESS, "too costly", "fuel"),
+        (LOOP_AND_NAN, "non-finite", "weights"),
+        (FINE, "admitted", ""),
+    ],
+)
+def test_what_the_weights_bring_to_light(bench, programs, source, verdict, rule):
+    application, merged = apply_program(bench, *programs[source], MAIN)
+    assert (application.verdict, application.rule) == (verdict, rule)
+    assert bool(application.message) == (merged is None) == (verdict != "admitted")
+
+
+def test_what_the_compiler_objects_to_is_a_verdict_and_a_bug_is_not(bench, programs, monkeypatch):
+    def objecting(error):
+        def merge(*arguments, **named):
+            raise error
+
+        return merge
+
+    compiler = jax.errors.JaxRuntimeError("INTERNAL: no such layout")
+    monkeypatch.setattr(type(bench), "merge", objecting(compiler))
+    application, merged = apply_program(bench, *programs[FINE], MAIN)
+    assert (application.verdict, application.rule, merged) == ("refused", "wire", None)
+    monkeypatch.setattr(type(bench), "merge", objecting(AttributeError("ours")))
+    with pytest.raises(AttributeError, match="ours"):
+        apply_program(bench, *programs[FINE], MAIN)
+
+
+def test_what_is_compiled_may_take_so_much_memory(bench, programs, monkeypatch):
+    identity, wire = programs[FINE]
+    monkeypatch.setattr(
+        "sdjax.search.apply_candidate.to_algorithm", lambda *a, **k: _with_memory(-1, *a, **k)
+    )
+    application, merged = apply_program(bench, identity, wire, MAIN)
+    assert (application.verdict, application.rule) == ("too costly", "memory")
+    assert merged is None
+
+
+def _with_memory(most, wire, contract, *, name):
+    algorithm = to_algorithm(wire, contract, name=name)
+    function = dataclasses.replace(algorithm.function, most_memory=most)
+    return dataclasses.replace(algorithm, function=function)
+
+
+def test_the_store_keeps_the_verdict(bench, programs, tmp_path):
+    source = NOT_FINITE
+    identity, wire = programs[source]
+    with Store.create(tmp_path, config={}, versions={}, layers=[]) as store:
+        prompt = store.save_prompt("short", "def")
+        for number in range(2):
+            sample = Sample(
+                iteration=1,
+                number=number,
+                prompt=prompt,
+                text=source,
+                tokens=(1,),
+                stopped=True,
+                source=source,
+            )
+            store.save_samples([sample])
+        store.save_setting(Setting(seed="zoo:seed", slots={}, scope="mlp", task="sums"))
+        verdict = StoredVerdict(
+            source=source, verdict="admitted", rule="", message="", identity=identity, wire=wire
+        )
+        store.save_verdict(source, verdict)
+        assert [one.status for one in store.judged()] == ["admitted", "duplicate"]
+        score_program(bench, store, identity, DEVELOPMENT)
+        assert [(one.status, one.rule) for one in store.judged()] == [("non-finite", "weights")] * 2
+        assert store.summaries(DEVELOPMENT) == []
+        (application,) = store.applications().values()
+        assert "NaN or infinite" in application.message
+        score_program(bench, store, identity, DEVELOPMENT)  # and it is not applied again
+        assert store.applications() == {application.candidate: application}
+
+
+def test_broken_training_programs_are_told_in_one_line(small_config, tmp_path):
+    seed = tmp_path / "seed"
+    shutil.copytree(model_folder(small_config.seed), seed)
+    config = dataclasses.replace(small_config, seed=str(seed))
+    file = seed / TRAINING_PROGRAMS
+    whole = file.read_bytes()
+    for broken in (b"", b"\x80\x04K\x01.", whole[:-7], whole[:60]):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=r"training_programs\.npy: is no list") as error:
+            prepare(config)
+        assert "\n" not in str(error.value)

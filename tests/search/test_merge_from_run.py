@@ -1,0 +1,93 @@
+"""`sdjax merge --run`: what a run has discovered, as a model folder."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.evaluation.task import Outcome
+from sdjax.programs.merge_from_source import open_models
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.search.config_reader import read_config
+from sdjax.search.context import Workbench
+from sdjax.search.merge_from_run import merge_discovered, merge_key
+from sdjax.search.store import Store
+from sdjax.search.types import (
+    DEVELOPMENT,
+    Candidate,
+    Sample,
+    Setting,
+    StoredVerdict,
+    program_candidate,
+)
+
+PROGRAM = """def merge_models(task_vectors):
+    return 0.5 * (task_vectors["expert_1"] + task_vectors["expert_2"])
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two scored programs, the second better than the first."""
+    config = read_config("configs/demo.yaml")
+    experts = {slot: config.experts[slot].model for slot in config.slots}
+    contract = open_models(config.seed, experts, Path.cwd()).contract(config.scope)
+    sources = [PROGRAM, PROGRAM.replace("0.5", "0.6")]
+    folder = tmp_path / "run"
+    with (
+        Sandbox(contract, workers=1) as sandbox,
+        Store.create(folder, config=config.to_json(), versions={}, layers=()) as store,
+    ):
+        store.save_setting(
+            Setting(seed=config.seed, slots=experts, scope=config.scope, task=config.task.name)
+        )
+        prompt = store.save_prompt("short", "def\n")
+        for number, (source, right) in enumerate(zip(sources, (1, 2), strict=True)):
+            verdict = sandbox.judge(source)
+            store.save_samples(
+                [
+                    Sample(
+                        iteration=1,
+                        number=number,
+                        prompt=prompt,
+                        text=source,
+                        tokens=(1,),
+                        stopped=True,
+                        source=source,
+                    )
+                ]
+            )
+            fields = {f.name for f in dataclasses.fields(StoredVerdict)}
+            kept = {k: v for k, v in dataclasses.asdict(verdict).items() if k in fields}
+            store.save_verdict(source, StoredVerdict(**{**kept, "source": source}))
+            name = program_candidate(verdict.identity)
+            store.save_candidate(Candidate(name=name, kind="program", identity=verdict.identity))
+            outcomes = [
+                Outcome(problem_id=str(i), output="", strict=i < right, flexible=i < right)
+                for i in range(3)
+            ]
+            store.save_scores(name, DEVELOPMENT, outcomes)
+    return folder
+
+
+def test_a_discovered_program_by_its_rank(tmp_path, run):
+    merge_discovered(run, 1, tmp_path / "best")
+    assert "0.6 *" in (tmp_path / "best" / "program.py").read_text()
+    merge_discovered(run, 2, tmp_path / "second")
+    assert "0.5 *" in (tmp_path / "second" / "program.py").read_text()
+    best, second = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("best", "second")
+    )
+    assert best != second
+    with pytest.raises(UserError, match="has 2 scored programs, none of rank 3"):
+        merge_discovered(run, 3, tmp_path / "third")
+    with pytest.raises(UserError, match="no run here"):
+        merge_discovered(tmp_path / "nothing", 1, tmp_path / "third")
+
+
+def test_the_key_is_the_one_that_a_run_merges_with():
+    bench = SimpleNamespace(key=jax.random.key(3))
+    assert merge_key(3) == Workbench.fold(bench, "merge")

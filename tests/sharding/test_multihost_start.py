@@ -1,0 +1,102 @@
+"""Joining several processes: the settings, and two real ones on the CPU."""
+
+import textwrap
+
+import jax
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.sharding.multihost import is_main_process, start_distributed
+
+
+def test_alone_nothing_happens():
+    assert start_distributed(environment={}) is False
+    assert start_distributed(environment={"TPU_WORKER_HOSTNAMES": "localhost"}) is False
+    assert not jax.distributed.is_initialized()
+    assert is_main_process()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SDJAX_COORDINATOR": "a:1"}, "SDJAX_PROCESS_COUNT=None: a whole number"),
+        (
+            {"SDJAX_COORDINATOR": "a:1", "SDJAX_PROCESS_COUNT": "two"},
+            "SDJAX_PROCESS_COUNT='two': a whole number",
+        ),
+        (
+            {"SDJAX_COORDINATOR": "a:1", "SDJAX_PROCESS_COUNT": "2"},
+            "SDJAX_PROCESS_ID=None: a whole number",
+        ),
+        (
+            {"SDJAX_COORDINATOR": "a:1", "SDJAX_PROCESS_COUNT": "2", "SDJAX_PROCESS_ID": "2"},
+            "SDJAX_PROCESS_ID=2: must be from 0 to",
+        ),
+        (
+            {"SDJAX_COORDINATOR": "a", "SDJAX_PROCESS_COUNT": "2", "SDJAX_PROCESS_ID": "0"},
+            "SDJAX_COORDINATOR='a': give host:port",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit(environment, message):
+    with pytest.raises(UserError, match=message):
+        start_distributed(environment=environment)
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
+    """Each process reads its own shards only; the logits and the written file are those of one."""
+    code = """
+        import sys
+        from sdjax.sharding.multihost import is_main_process, start_distributed
+        assert start_distributed()
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.experimental import multihost_utils
+        from sdjax.io.hf_checkpoint import read_model, write_model
+        from sdjax.models.transformer import forward, unembed
+        from sdjax.models.tree import flatten
+        from sdjax.sharding.mesh import make_mesh
+
+        assert (jax.process_count(), jax.device_count()) == (2, 4)
+        assert is_main_process() == (jax.process_index() == 0)
+        folder = sys.argv[1]
+        mesh = make_mesh({"fsdp": 2, "tensor": 2})
+        config, params = read_model(folder, mesh=mesh)
+        up = flatten(params)["layers/0/mlp/up_proj"]
+        assert not up.is_fully_addressable and len(up.addressable_shards) == 2
+        tokens = jnp.arange(18).reshape(2, 9)
+        positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+
+        @jax.jit
+        def logits(params):
+            hidden, _ = forward(params, None, tokens, config=config, positions=positions)
+            return unembed(params, hidden, config=config)
+        found = multihost_utils.process_allgather(logits(params), tiled=True)
+        _, alone = read_model(folder)
+        np.testing.assert_allclose(found, jax.jit(logits)(alone), atol=2e-6)
+        write_model(folder + "-again", config, params)
+        first, second = (open(f"{f}/model.safetensors", "rb").read()
+                         for f in (folder, folder + "-again"))
+        assert first == second
+    """
+    from sdjax.io.hf_checkpoint import write_model
+    from sdjax.models.config import ModelConfig
+    from sdjax.models.params import initialise
+
+    config = ModelConfig(
+        family="llama",
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        context=32,
+    )
+    params = initialise(config, jax.random.key(0), jax.numpy.float32)
+    write_model(tmp_path / "model", config, params)
+    processes = two_processes("-c", textwrap.dedent(code), tmp_path / "model")
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
