@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.compile_cache import Programs
+from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
 from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.merging.random import uniform
@@ -148,7 +148,7 @@ def main() -> None:
     print(f"copy of {options.copy_megabytes} MiB, reused buffer  {spread(reused)}")
 
     base, *experts = random_trees(options.model, options.experts, jnp.dtype(options.dtype))
-    merger = Merger(base, experts, scope=options.scope, programs=Programs())
+    merger = Merger(base, experts, scope=options.scope, programs=CompileCache())
     shapes = shapes_of(options.model)
     size = sum(int(np.prod(shapes[path])) for path in merger.paths)
     gigabytes = size * jnp.dtype(options.dtype).itemsize * (options.experts + 2) / 1e9

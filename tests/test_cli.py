@@ -14,7 +14,7 @@ from sdjax.cli.main import main
 from sdjax.io.hf_checkpoint import read_model, write_model
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
-from sdjax.models.lora import initialise_adapter
+from sdjax.models.lora import init_adapter
 from sdjax.models.tree import flatten
 
 GOOD = """def merge_models(task_vectors):
@@ -94,7 +94,7 @@ def test_eval_of_a_jsonl_file(tmp_path, options, scored):
 def test_eval_folds_an_adapter_in(tmp_path):
     folder = zoo_models()["seed"]
     config, _ = read_model(folder, paths=["final_norm"])
-    fresh = initialise_adapter(config, jax.random.key(0), rank=2, alpha=200)
+    fresh = init_adapter(config, jax.random.key(0), rank=2, alpha=200)
     ruinous = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
     write_adapter(tmp_path / "adapter", config, ruinous, base="seed")
     rows = [{"question": f"{a}+31=", "answer": str(a + 31)} for a in range(40, 48)]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from sdjax.decoding import steps
 from sdjax.decoding.state import empty_state, state_sharding
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import specify
+from sdjax.models.params import param_specs
 from sdjax.models.tree import unflatten
 from sdjax.planning import traffic
 from sdjax.planning.topology import Needs, tpu_devices
@@ -95,12 +95,14 @@ def lowered(
 ) -> tuple[jax.stages.Lowered, int, int]:
     """The loop, and the bytes of weights and cache that a chip holds."""
 
-    def spread(shape, sharding, dtype):
+    def shard_adapter(shape, sharding, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    tree = unflatten(specify(config))
+    tree = unflatten(param_specs(config))
     params = jax.tree.map(
-        lambda spec, where: spread(spec.shape, where, jnp.bfloat16), tree, shardings(tree, mesh)
+        lambda spec, where: shard_adapter(spec.shape, where, jnp.bfloat16),
+        tree,
+        shardings(tree, mesh),
     )
     empty = partial(
         empty_state,
@@ -113,7 +115,7 @@ def lowered(
     )
     shapes = jax.eval_shape(empty)
     where = state_sharding(shapes, mesh)
-    state = jax.tree.map(lambda leaf, at: spread(leaf.shape, at, leaf.dtype), shapes, where)
+    state = jax.tree.map(lambda leaf, at: shard_adapter(leaf.shape, at, leaf.dtype), shapes, where)
     advance = jax.jit(
         partial(steps.advance, config=config),
         donate_argnames="state",

@@ -27,13 +27,13 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from sdjax.search.max_seq_len import RunContext, build_context
 
 from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.generator_checkpoints import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config import BaselinesConfig, RunConfig
 from sdjax.search.config_reader import read_config
-from sdjax.search.context import Workbench, prepare
 from sdjax.search.database import FILE
 from sdjax.search.loop import GENERATORS, generator, run
 from sdjax.search.phases import development_scores, generate, judge, score_programs
@@ -88,7 +88,7 @@ def measure(config: RunConfig, out: Path, seed: int, samples: int) -> Row:
     for name, setting in settings.items():
         folder = out / f"{name}-{seed}"
         run(setting, folder, say=partial(_say, folder))
-    bench = prepare(settings["trained"])
+    bench = build_context(settings["trained"])
     with Store.open(out / f"trained-{seed}", write=True) as store:
         for state, iteration in (("first", 1), ("last", config.iterations + 1)):
             _probe(bench, store, state, iteration, samples)
@@ -115,7 +115,7 @@ def _say(folder: Path, line: str) -> None:
     print(f"{folder.name}: {line}", flush=True)
 
 
-def _probe(bench: Workbench, store: Store, state: str, iteration: int, samples: int) -> None:
+def _probe(bench: RunContext, store: Store, state: str, iteration: int, samples: int) -> None:
     """Samples from the generator of an iteration, judged and scored."""
     with GeneratorCheckpoints(store.folder / GENERATORS) as checkpoints:
         adapter = generator(bench, store, checkpoints, iteration)
@@ -128,7 +128,7 @@ def _probe(bench: Workbench, store: Store, state: str, iteration: int, samples: 
         temperature=TEMPERATURE,
         purpose=state,
     )
-    with Sandbox(bench.contract, workers=bench.config.sandbox.workers) as sandbox:
+    with Sandbox(bench.signature, workers=bench.config.sandbox.workers) as sandbox:
         judge(bench, store, sandbox, iteration=iteration, purpose=state)
     _adopt_scores(store, iteration, state)
     score_programs(bench, store, iteration=iteration, purpose=state)
@@ -156,7 +156,7 @@ def _adopt_scores(store: Store, iteration: int, purpose: str) -> None:
             wanted -= complete
 
 
-def _measures(bench: Workbench, store: Store, purpose: str) -> dict[str, float]:
+def _measures(bench: RunContext, store: Store, purpose: str) -> dict[str, float]:
     samples = store.judged(purpose=purpose)
     scores = development_scores(bench, store)
     programs = store.programs()

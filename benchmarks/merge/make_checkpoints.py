@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from sdjax.io.hf_checkpoint import write_model
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import initialise
+from sdjax.models.params import init_params
 from sdjax.models.tree import flatten, unflatten
 
 VARIANTS = ("first", "second", "third")
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     config = SIZES[options.size]
-    base = initialise(config, jax.random.key(0), jnp.bfloat16)
+    base = init_params(config, jax.random.key(0), jnp.bfloat16)
     folder = options.out / options.size
     write_model(folder / "base", config, base, max_file_bytes=10**9)
     for number, name in enumerate(VARIANTS, start=1):

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from sdjax.merging.compile_cache import Programs
+from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.tensor_program import TensorProgram
 from sdjax.models.params import kind_of
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import to_algorithm
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
@@ -72,13 +72,13 @@ def seconds(source: str, shapes: dict[str, tuple[int, ...]], sandbox: Sandbox) -
     judged = time.perf_counter()
     assert verdict.admitted, verdict
     assert verdict.wire is not None
-    algorithm = to_algorithm(verdict.wire, sandbox.contract, name="new")
+    algorithm = to_algorithm(verdict.wire, sandbox.signature, name="new")
     programs = []
     for path, shape in shapes.items():
         leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
         kind = kind_of(path) if "kind" in algorithm.requests else None
         programs.append(TensorProgram.of(algorithm, SLOTS, leaf, (leaf,) * 3, kind=kind, key=None))
-    kept = Programs(quick=True)
+    kept = CompileCache(quick=True)
     kept.get(programs)
     return [judged - start, time.perf_counter() - judged, float(kept.compiled)]
 
@@ -93,8 +93,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for layers in options.layers:
         shapes = shapes_of(layers)
-        contract = Contract.of(SLOTS, {p: (kind_of(p), shape) for p, shape in shapes.items()})
-        with Sandbox(contract) as sandbox:
+        signature = MergeSignature.of(
+            SLOTS, {p: (kind_of(p), shape) for p, shape in shapes.items()}
+        )
+        with Sandbox(signature) as sandbox:
             for name, text in PROGRAMS.items():
                 # The first of a kind compiles the probe's operations; that is not counted.
                 runs = [

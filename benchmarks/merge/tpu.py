@@ -59,8 +59,10 @@ def row(method: Method, mesh: jax.sharding.Mesh, experts: int) -> str:
     start = time.perf_counter()
     for shape, axes, count in MATRICES.values():
         leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding_of(shape, axes, mesh))
-        slots = tuple(f"expert_{j}" for j in range(min(experts, method.meaning.most or experts)))
-        base = leaf if method.meaning.base in ("required", "optional") else None
+        slots = tuple(
+            f"expert_{j}" for j in range(min(experts, method.recipe_schema.most or experts))
+        )
+        base = leaf if method.recipe_schema.base in ("required", "optional") else None
         program = TensorProgram.of(
             method.bind(), slots, base, (leaf,) * len(slots), kind=None, key=jax.random.key(0)
         )

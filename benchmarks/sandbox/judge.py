@@ -18,15 +18,15 @@ import numpy as np
 
 from sdjax.programs.grammar import sample_program
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.probe import probe
-from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 SHAPES = {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}
-CONTRACT = Contract.of(
+CONTRACT = MergeSignature.of(
     SLOTS,
     {
         f"layers/{layer}/mlp/{name}": (f"mlp.{name}", shape)
@@ -104,7 +104,7 @@ def parts(sources: list[str]) -> None:
     for number, source in enumerate(sources):
         try:
             traced, wire = timed(trace_trusted, source, CONTRACT)
-            rebuilt, program = timed(rebuild, wire, CONTRACT)
+            rebuilt, program = timed(verify_ir, wire, CONTRACT)
             probed, _ = timed(probe, program, CONTRACT)
         except Refusal:
             continue

@@ -100,8 +100,8 @@ def preferences(work: Path) -> None:
             "1e-3",
             lambda a, b: f"{abs(a['losses'][-1] - b['losses'][-1]):.1e}",
         ),
-        "seconds a step, TRL": ("", lambda a, b: spread(b["times"])),
-        "seconds a step, sdjax": ("", lambda a, b: spread(a["times"])),
+        "seconds a step, TRL": ("", lambda a, b: shard_adapter(b["times"])),
+        "seconds a step, sdjax": ("", lambda a, b: shard_adapter(a["times"])),
         "ratio": ("≤ 0.6", lambda a, b: f"{median(a['times']) / median(b['times']):.2f}"),
         "compilation, s": ("", lambda a, b: f"{a['compilation']:.0f}"),
         "peak memory, TRL, GB": ("", lambda a, b: f"{b['memory'] / 1e9:.2f}"),
@@ -129,7 +129,7 @@ def median(times: np.ndarray) -> float:
     return float(np.median(times[1:]))
 
 
-def spread(times: np.ndarray) -> str:
+def shard_adapter(times: np.ndarray) -> str:
     return f"{median(times):.2f} ({min(times[1:]):.2f} to {max(times[1:]):.2f})"
 
 

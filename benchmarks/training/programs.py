@@ -21,7 +21,7 @@ from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.io.tokenizer import read_tokenizer
 from sdjax.programs.extraction import extract_program
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.training.warmstart import contract_of, make_lesson
+from sdjax.training.warmstart import make_lesson, signature_for
 
 EXPERTS = (
     "solves grade-school word problems step by step",
@@ -55,7 +55,7 @@ def main() -> None:
     texts = [tokenizer.decode(one.tokens) for one in completions]
     sources = [extract_program(text) for text in texts]
     written = [source for source in sources if source is not None]
-    with Sandbox(contract_of(config, experts=len(EXPERTS))) as sandbox:
+    with Sandbox(signature_for(config, experts=len(EXPERTS))) as sandbox:
         verdicts = [verdict for _, verdict in sandbox.judge_all(written)]
     identities = {one.identity for one in verdicts if one.admitted and one.identity}
     known = set(np.load(options.lesson / TRAINING_PROGRAMS, allow_pickle=False).tolist())

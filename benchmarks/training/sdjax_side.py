@@ -21,8 +21,8 @@ from sdjax.io.hf_checkpoint import read_config, read_model
 from sdjax.io.jsonl import read_json_lines
 from sdjax.io.peft import read_adapter, write_adapter
 from sdjax.io.tokenizer import read_tokenizer
-from sdjax.models.lora import initialise_adapter
-from sdjax.models.params import specify
+from sdjax.models.lora import init_adapter
+from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
 from sdjax.training.dpo import (
     DPOSettings,
@@ -35,7 +35,7 @@ from sdjax.training.dpo import (
 from sdjax.training.fit import OptimiserSettings, compile_step
 from sdjax.training.packing import Example, batches_of, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainable import Trainee, adapted_model, whole_model
+from sdjax.training.trainable import Trainable, full_finetune, lora_finetune
 
 BATCH, LENGTH = 4, 256
 OPTIMISER = OptimiserSettings(
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(options.model)
     if options.kind == "adapter":
-        adapter = initialise_adapter(config, jax.random.key(0), rank=16, alpha=32)
+        adapter = init_adapter(config, jax.random.key(0), rank=16, alpha=32)
         write_adapter(options.adapter, config, adapter, base=str(options.model))
         return
     tokenizer = read_tokenizer(options.model)
@@ -63,12 +63,12 @@ def main() -> None:
             target=(*tokenizer.encode(target, add_special=False), *tokenizer.eos_ids[:1]),
         )
 
-    def fresh() -> Trainee:
+    def fresh() -> Trainable:
         _, params = read_model(options.model, dtype=jnp.float32)
         if options.adapter is None:
-            return whole_model(config, params)
+            return full_finetune(config, params)
         adapter = read_adapter(options.adapter, config, model=options.model)
-        return adapted_model(config, params, adapter)
+        return lora_finetune(config, params, adapter)
 
     trainee = fresh()
     settings = DPOSettings(beta=0.1, learning_rate=1e-4, batch=BATCH)
@@ -148,7 +148,7 @@ def pack_alone(rows: list[Example]) -> dict[str, np.ndarray]:
 
 def hf_name(config, path: str) -> str:
     """As in torch's named_parameters, with PEFT's prefix and suffix for factors of an adapter."""
-    specs = specify(config)
+    specs = param_specs(config)
     if path in specs:
         return specs[path].hf_name
     projection, factor = path.rsplit("/", 1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS
-from sdjax.models.params import kind_of, specify
+from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import unflatten
 from sdjax.planning.topology import Needs, tpu_devices
 from sdjax.sharding.mesh import make_mesh
@@ -49,19 +49,19 @@ def main() -> None:
         norm_eps=1e-5,
     )
 
-    def abstract(shape, axes, dtype):
+    def abstract_params(shape, axes, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding_of(shape, axes, mesh))
 
-    specs = specify(config)
+    specs = param_specs(config)
     params = unflatten(
-        {path: abstract(spec.shape, spec.axes, jnp.bfloat16) for path, spec in specs.items()}
+        {path: abstract_params(spec.shape, spec.axes, jnp.bfloat16) for path, spec in specs.items()}
     )
     factors = {}
     for path, spec in specs.items():
         if kind_of(path) in ALL_PROJECTIONS:
             (outs, ins), (out_axis, in_axis) = spec.shape, spec.axes
-            factors[f"{path}/a"] = abstract((RANK, ins), ("rank", in_axis), jnp.float32)
-            factors[f"{path}/b"] = abstract((outs, RANK), (out_axis, "rank"), jnp.float32)
+            factors[f"{path}/a"] = abstract_params((RANK, ins), ("rank", in_axis), jnp.float32)
+            factors[f"{path}/b"] = abstract_params((outs, RANK), (out_axis, "rank"), jnp.float32)
     factors = unflatten(factors)
 
     def rows(shape, dtype):

@@ -16,6 +16,7 @@ import platform
 from importlib import metadata
 
 import numpy as np
+from sdjax.search.max_seq_len import RunContext, build_context
 
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.statistics import paired_difference
@@ -23,10 +24,9 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.methods.registry import algorithm
 from sdjax.programs.grammar import sample_program
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import rebuild, to_algorithm
+from sdjax.sandbox.verify.verified_program import to_algorithm, verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.config_reader import read_config
-from sdjax.search.context import Workbench, prepare
 from sdjax.search.types import DEVELOPMENT
 
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    bench = prepare(read_config(options.config))
+    bench = build_context(read_config(options.config))
     print(
         f"{len(bench.problems[DEVELOPMENT])} development problems, {os.cpu_count()} cores, "
         f"{platform.machine()}, Python {platform.python_version()}, jax {metadata.version('jax')}"
@@ -68,19 +68,19 @@ def main() -> None:
         print(f"above {name}: {np.mean(scores > found.mean()):.0%} of them")
 
 
-def random_programs(bench: Workbench, options: argparse.Namespace):
+def random_programs(bench: RunContext, options: argparse.Namespace):
     """The outcomes of admissible programs of the grammar, as many as asked for."""
     rng = np.random.default_rng(options.seed)
     done = 0
     while done < options.programs:
         text = sample_program(rng).text
         try:
-            wire = trace_trusted(text, bench.contract)
-            rebuild(wire, bench.contract)
+            wire = trace_trusted(text, bench.signature)
+            verify_ir(wire, bench.signature)
         except Refusal:
             continue  # the grammar writes some programs that fail
         done += 1
-        yield of(bench, to_algorithm(wire, bench.contract, name=f"program {done}"))
+        yield of(bench, to_algorithm(wire, bench.signature, name=f"program {done}"))
 
 
 def possible(task_vectors):
@@ -88,14 +88,14 @@ def possible(task_vectors):
     return reader + calculator + 0.3 * judge
 
 
-def of(bench: Workbench, method: Algorithm) -> np.ndarray:
+def of(bench: RunContext, method: Algorithm) -> np.ndarray:
     return right(bench, bench.merge(method).params)
 
 
-def right(bench: Workbench, params: dict) -> np.ndarray:
+def right(bench: RunContext, params: dict) -> np.ndarray:
     """Whether each development problem is solved, by strict reading."""
     problems = bench.problems[DEVELOPMENT]
-    outcomes = evaluate(bench.answering, bench.tokenizer, params, bench.task, problems)
+    outcomes = evaluate(bench.eval_decoder, bench.tokenizer, params, bench.task, problems)
     return np.array([outcome.strict for outcome in outcomes], float)
 
 

@@ -46,17 +46,17 @@ def check(
     from sdjax.io.hf_checkpoint import read_config
     from sdjax.io.model_paths import model_folder
     from sdjax.merging.engine import default_slots
-    from sdjax.models.params import kind_of, specify
+    from sdjax.models.params import kind_of, param_specs
     from sdjax.sandbox.check import check_files
-    from sdjax.sandbox.signature import Contract
+    from sdjax.sandbox.signature import MergeSignature
 
     described = Path(model)
     folder = described.parent if described.name == "config.json" else model_folder(model)
-    specs = specify(read_config(folder))
+    specs = param_specs(read_config(folder))
     tensors = {path: (kind_of(path), spec.shape) for path, spec in specs.items()}
-    contract = Contract.of(default_slots(experts), tensors)
+    signature = MergeSignature.of(default_slots(experts), tensors)
     text, status = check_files(
-        files, contract, as_json=as_json, show=show, allow_missing=allow_missing
+        files, signature, as_json=as_json, show=show, allow_missing=allow_missing
     )
     click.echo(text)
     sys.exit(status)

@@ -119,14 +119,14 @@ def methods() -> None:
 
     table = Table("method", "parameters", "in a recipe", "mathematics", show_lines=True)
     for method in all_methods().values():
-        meaning, own, other = method.meaning, [], []
+        schema, own, other = method.schema, [], []
         for one in method.parameters:
             own.append(f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}")
-            key = meaning.key(one.name)
-            if one.name in meaning.needed:
+            key = schema.key(one.name)
+            if one.name in schema.needed:
                 other.append(f"{key} (needed)")
-            elif key != one.name or one.name in meaning.defaults:
-                other.append(f"{key}={meaning.defaults.get(one.name, one.default)}")
+            elif key != one.name or one.name in schema.defaults:
+                other.append(f"{key}={schema.defaults.get(one.name, one.default)}")
         table.add_row(method.name, ", ".join(own), ", ".join(other), method.mathematics)
     console = Console()
     # A file or a pipe has no edge to fold a line at.

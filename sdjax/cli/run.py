@@ -70,11 +70,11 @@ def _resume(folder: Path) -> None:
 @contextmanager
 def _one_run(folder: Path) -> Iterator[None]:
     """Joins the processes of a run, where there are several, and lets them end together."""
-    from sdjax.sharding.multihost import ending_together, start_distributed
+    from sdjax.sharding.multihost import exit_together, start_distributed
 
     start_distributed()
     signal.signal(signal.SIGTERM, interrupt)  # joining others, JAX takes it for itself
-    with ending_together(ending):
+    with exit_together(ending):
         try:
             yield
         except KeyboardInterrupt:

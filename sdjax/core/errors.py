@@ -12,12 +12,12 @@ class UserError(Exception):
     """
 
 
-class Passing(UserError):
+class TransientError(UserError):
     """A full disk, a file system that is away: calling again may succeed, so that whatever is done
     already is kept."""
 
 
-def shown(value: Any, most: int = 60) -> str:
+def truncated_repr(value: Any, most: int = 60) -> str:
     """A value as a message quotes it: in one line, of at most so many letters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"

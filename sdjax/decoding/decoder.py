@@ -143,7 +143,7 @@ class Decoder:
         self.compute_dtype = compute_dtype
         # The newest token of a sequence needs no place in the cache.
         longest = len(settings.prefix) + settings.buckets[-1]
-        self.cached = min(longest + settings.max_new_tokens - 1, config.context)
+        self.cached = min(longest + settings.max_new_tokens - 1, config.max_seq_len)
         spread, whole = None, None
         if mesh is not None:
             spread = state_sharding(jax.eval_shape(partial(self._empty_state, True)), mesh)
@@ -265,7 +265,7 @@ class Decoder:
 
     def _failure(self, prompt: Sequence[int]) -> str | None:
         prefix = self.settings.prefix
-        longest = min(len(prefix) + self.settings.buckets[-1], self.config.context)
+        longest = min(len(prefix) + self.settings.buckets[-1], self.config.max_seq_len)
         if not len(prompt):
             return "the prompt is empty: a model needs at least one token"
         lowest, highest = min(prompt), max(prompt)
@@ -287,7 +287,7 @@ class Decoder:
         """
         own = [prompts[one.index] for one in seated]
         prefix = len(self.settings.prefix)
-        most, room = self.settings.max_new_tokens, self.config.context - prefix
+        most, room = self.settings.max_new_tokens, self.config.max_seq_len - prefix
         return Seats(
             slot=_column([one.slot for one in seated], size, missing=self.settings.slots),
             last=_column([prompt[-1] for prompt in own], size),

@@ -79,7 +79,7 @@ class Scorer:
         A pair that lacks either, or is longer than the largest bucket or the context, is a score
         with a `failure`.
         """
-        longest = min(self.buckets[-1], self.config.context)
+        longest = min(self.buckets[-1], self.config.max_seq_len)
         groups: dict[int, list[int]] = {bucket: [] for bucket in self.buckets}
         scores: dict[int, Score] = {}
         for index, (prompt, continuation) in enumerate(texts):

@@ -10,10 +10,10 @@ from dataclasses import asdict
 
 from sdjax.decoding.decoder import Completion, Decoder
 from sdjax.decoding.stopping import StopStrings
-from sdjax.evaluation.prompts import Prompted
+from sdjax.evaluation.prompts import PromptedProblem
 from sdjax.evaluation.task import Outcome, Problem, Task, grade_output
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.sharding.multihost import from_main, is_main_process
+from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 # Outputs that are graded beside decoding; more of them wait for the oldest.
 _GRADED_AT_ONCE = 2
@@ -25,7 +25,7 @@ def evaluate(
     tokenizer: Tokenizer,
     params: dict,
     task: Task,
-    problems: Sequence[Prompted],
+    problems: Sequence[PromptedProblem],
     *,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
@@ -45,7 +45,7 @@ def evaluate(
             assert future is not None  # on the main process, which alone calls this
             return json.dumps(asdict(future.result())).encode()
 
-        outcomes[index] = Outcome(**json.loads(from_main(graded)))
+        outcomes[index] = Outcome(**json.loads(broadcast_from_main(graded)))
         if on_outcome is not None:
             on_outcome(outcomes[index])
 

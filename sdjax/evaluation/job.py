@@ -16,10 +16,10 @@ from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
 from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
 from sdjax.evaluation.evaluate import evaluate
-from sdjax.evaluation.prompts import put
+from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.results import READINGS, Line, Results, failures
 from sdjax.evaluation.statistics import accuracy_interval
-from sdjax.evaluation.task import Outcome, Problem, Task, called, problems_of
+from sdjax.evaluation.task import Outcome, Problem, Task, call_checked, problems_of
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hf_checkpoint import read_config, read_model
 from sdjax.io.model_paths import locate
@@ -75,9 +75,9 @@ def evaluate_model(
         task, data=data, shots=shots, development=whole, allow_missing=tuple(allow_missing)
     )
     problems = _problems(chosen, split)[:limit]
-    notes = list(map(str, called(chosen, "notes", (list, tuple))))
-    asked = put(chosen, problems, tokenizer, chat=chat)
-    new_tokens = max_new_tokens or min(chosen.max_new_tokens, config.context // 2)
+    notes = list(map(str, call_checked(chosen, "notes", (list, tuple))))
+    asked = build_prompts(chosen, problems, tokenizer, chat=chat)
+    new_tokens = max_new_tokens or min(chosen.max_new_tokens, config.max_seq_len // 2)
     if max_new_tokens is None and new_tokens < chosen.max_new_tokens:
         notes.append(
             f"an answer has at most {new_tokens} tokens, half of the model's context, not the "
@@ -137,13 +137,13 @@ def decoder_sizes(
     if len(prefix) < _PREFIX:
         prefix = ()
     lengths = [len(prompt) - len(prefix) for prompt in prompts]
-    most = config.context - new_tokens - len(prefix)
+    most = config.max_seq_len - new_tokens - len(prefix)
     fitting = np.array([length for length in lengths if length <= most])
     if not fitting.size:
         raise UserError(
             f"the shortest prompt has {min(map(len, prompts))} tokens, which with {new_tokens} "
-            f"new ones is more than the model's context of {config.context}; ask for fewer --shots "
-            "or --max-new-tokens"
+            f"new ones is more than the model's context of {config.max_seq_len}; ask for fewer "
+            "--shots or --max-new-tokens"
         )
     shares = range(1, 1 + min(_BUCKETS, fitting.size))
     edges = (np.quantile(fitting, share / len(shares)) for share in shares)

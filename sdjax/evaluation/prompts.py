@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sdjax.core.errors import UserError
-from sdjax.evaluation.task import BrokenTaskError, Problem, Task, called, grade_output
+from sdjax.evaluation.task import BrokenTaskError, Problem, Task, call_checked, grade_output
 from sdjax.io.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Prompted:
+class PromptedProblem:
     """A problem as it is put to a model. `tokens` have the start token where the model has one."""
 
     problem: Problem
@@ -30,16 +30,16 @@ class Prompted:
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def put(
+def build_prompts(
     task: Task, problems: Iterable[Problem], tokenizer: Tokenizer, *, chat: bool = False
-) -> list[Prompted]:
+) -> list[PromptedProblem]:
     """Every problem with its prompt, plain or by the tokenizer's chat template.
 
     Raises:
         UserError: `chat` with a tokenizer that has no chat template, a task without examples that
             is to show some, or one that fails to pose a problem or to grade the first one's answer.
     """
-    found: list[Prompted] = []
+    found: list[PromptedProblem] = []
     for problem in problems:
         try:
             text = tokenizer.render_chat(messages(task, problem)) if chat else plain(task, problem)
@@ -49,7 +49,7 @@ def put(
             raise UserError(f"{failure} (problem {problem.id}, given its own answer)")
         # A chat template writes the start token itself.
         tokens = tuple(tokenizer.encode(text, add_special=not chat))
-        found.append(Prompted(problem=problem, text=text, tokens=tokens))
+        found.append(PromptedProblem(problem=problem, text=text, tokens=tokens))
     return found
 
 
@@ -69,11 +69,11 @@ def messages(task: Task, problem: Problem) -> list[dict[str, str]]:
 
 
 def _prompt(task: Task, problem: Problem) -> str:
-    return called(task, "prompt", (str,), problem)
+    return call_checked(task, "prompt", (str,), problem)
 
 
 def _examples(task: Task, problem: Problem) -> Sequence[Problem]:
-    return called(task, "examples", (list, tuple), problem)
+    return call_checked(task, "examples", (list, tuple), problem)
 
 
 def _solution(example: Problem) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdjax.core.errors import UserError
-from sdjax.evaluation.prompts import Prompted
+from sdjax.evaluation.prompts import PromptedProblem
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
 from sdjax.io.jsonl import read_json_lines
@@ -47,7 +47,7 @@ class Line:
     failure: str | None
 
     @classmethod
-    def of(cls, asked: Prompted, outcome: Outcome) -> Line:
+    def of(cls, asked: PromptedProblem, outcome: Outcome) -> Line:
         fields = dataclasses.asdict(outcome)
         fields["id"] = fields.pop("problem_id")
         problem = asked.problem
@@ -95,7 +95,7 @@ class Results:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def missing(self, asked: Sequence[Prompted]) -> list[Prompted]:
+    def missing(self, asked: Sequence[PromptedProblem]) -> list[PromptedProblem]:
         """The problems without a line. UserError where a line is of another prompt or answer."""
         for one in asked:
             line, problem = self.lines.get(one.problem.id), one.problem

@@ -137,7 +137,7 @@ class Task(ABC):
         """Whether an extracted answer is right. May raise NotGradedError. Several threads call."""
 
 
-def called(task: Task, method: str, kinds: tuple[type, ...], *arguments: Any) -> Any:
+def call_checked(task: Task, method: str, kinds: tuple[type, ...], *arguments: Any) -> Any:
     """What a method of a task gives, which is of one of the kinds.
 
     Raises:
@@ -159,7 +159,7 @@ def called(task: Task, method: str, kinds: tuple[type, ...], *arguments: Any) ->
 
 def problems_of(task: Task, split: str) -> list[Problem]:
     """A task's problems of a split. Raises BrokenTaskError where they are none."""
-    found = called(task, "problems", (list, tuple), split)
+    found = call_checked(task, "problems", (list, tuple), split)
     for one in found:
         if not isinstance(one, Problem):
             where = _where(task, "problems")
@@ -169,18 +169,18 @@ def problems_of(task: Task, split: str) -> list[Problem]:
 
 def grade_output(task: Task, problem: Problem, output: str) -> Outcome:
     """Reads and grades one completion both ways; nothing extracted counts as wrong."""
-    text = until(output, task.stop)
+    text = truncate_at_stop(output, task.stop)
     answers: list[str | None] = []
     right: list[bool] = []
     failure = None
     for reading in ("extract_strict", "extract_flexible"):
         answer, verdict = None, False
         try:
-            answer = called(task, reading, (str, type(None)), text)
+            answer = call_checked(task, reading, (str, type(None)), text)
             if answer in answers:
                 verdict = right[0]
             elif answer is not None:
-                verdict = bool(called(task, "grade", (bool, np.bool_), answer, problem))
+                verdict = bool(call_checked(task, "grade", (bool, np.bool_), answer, problem))
         except (NotGradedError, BrokenTaskError) as error:
             failure = str(error)
         answers.append(answer)
@@ -200,7 +200,7 @@ def _where(task: Task, method: str) -> str:
     return f"task {type(task).__module__}:{type(task).__qualname__}: {method}"
 
 
-def until(text: str, stops: Sequence[str]) -> str:
+def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
     """The text before the first of `stops`."""
     for stop in stops:
         text = text.split(stop, 1)[0]

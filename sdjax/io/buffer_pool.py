@@ -21,7 +21,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return _shaped(_raw(shape, dtype), shape, dtype)
 
 
-class Lender:
+class BufferPool:
     """Aligned arrays whose memory is used again once it is given back.
 
     Lend and give back from as many threads as you like.
@@ -37,7 +37,7 @@ class Lender:
         """How many arrays have not been given back."""
         return len(self._lent)
 
-    def lend(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def acquire(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """As `aligned_empty`, in the smallest memory at hand that fits."""
         size = math.prod(shape) * dtype.itemsize + ALIGNMENT
         with self._lock:
@@ -52,7 +52,7 @@ class Lender:
             self._lent[id(raw)] = raw
         return _shaped(raw, shape, dtype)
 
-    def give_back(self, arrays: Iterable[np.ndarray]) -> None:
+    def release(self, arrays: Iterable[np.ndarray]) -> None:
         """What nobody reads any more; arrays that were not lent here are left alone."""
         with self._lock:
             raws = [self._lent.pop(id(array.base), None) for array in arrays]

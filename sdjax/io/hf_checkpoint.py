@@ -35,7 +35,7 @@ from sdjax.io.safetensors_writer import (
 )
 from sdjax.models.config import ModelConfig
 from sdjax.models.hf_config import from_hf, to_hf
-from sdjax.models.params import ParamSpec, specify
+from sdjax.models.params import ParamSpec, param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import sharding_of
 
@@ -79,7 +79,7 @@ class ModelReader:
     def __init__(self, folder: str | Path, *, adapter: Path | None = None):
         self.folder = Path(folder)
         self.config = read_config(self.folder)
-        self.specs = specify(self.config)
+        self.specs = param_specs(self.config)
         stored = TensorFolder(self.folder)
         self._tensors = stored if adapter is None else AdaptedFolder(stored, adapter)
         self._check_names()
@@ -249,7 +249,7 @@ def write_model(
     folder = Path(folder)
     _check_free(folder)
     leaves = flatten(params)
-    specs = specify(config)
+    specs = param_specs(config)
     _check_leaves(leaves, specs, folder)
     if assets_from is not None and not Path(assets_from).is_dir():
         raise UserError(f"{assets_from}: no such folder to copy the tokenizer from; correct it")

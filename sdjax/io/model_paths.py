@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from sdjax.core.errors import UserError, shown
+from sdjax.core.errors import UserError, truncated_repr
 
 ZOO = Path(__file__).parent.parent / "zoo" / "models"
 # Beside the weights of a seed: what tells its own programs from remembered ones.
@@ -53,7 +53,7 @@ def model_folder(name: str, *, beside: Path | None = None) -> Path:
         return folder
     if HUB_NAME.fullmatch(name):
         return _fetch(name)
-    told = name if name.isprintable() and len(name) <= 200 else shown(name)
+    told = name if name.isprintable() and len(name) <= 200 else truncated_repr(name)
     where = "" if beside is None else f" in {beside} or in {Path.cwd()}"
     raise UserError(
         f"{told}: no such model folder{where}; give a Hugging Face folder, a name OWNER/MODEL on "

@@ -20,7 +20,7 @@ from sdjax.io.safetensors_reader import TensorFolder, read_json
 from sdjax.io.safetensors_writer import file_parts, sync_folder, write_bytes, write_text
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, Adapter
-from sdjax.models.params import kind_of, specify
+from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
 
 SETTINGS = "adapter_config.json"
@@ -222,7 +222,7 @@ def write_adapter(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already holds something; give a new folder or remove it")
-    specs = specify(config)
+    specs = param_specs(config)
     leaves = flatten(adapter.factors)
     tensors = {}
     for path, leaf in leaves.items():
@@ -281,7 +281,7 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
             other tensors than projections, or several scales.
     """
     stored = PeftAdapter(folder)
-    specs = specify(config)
+    specs = param_specs(config)
     paths = {spec.hf_name: path for path, spec in specs.items()}
     stored.check(paths, model)
     scales = {scale for _, _, scale, _ in stored.pairs.values()}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sdjax.core.errors import Passing, UserError
+from sdjax.core.errors import TransientError, UserError
 from sdjax.io.buffer_pool import Allocate, aligned_empty
 from sdjax.io.safetensors_writer import DTYPES, HF_DTYPES, places_in, raw_bytes
 
@@ -85,7 +85,7 @@ class TensorFolder:
                         raise UserError(f"{self.where(name)} is cut short; copy the file again")
                     left, place = left[count:], place + count
         except OSError as error:
-            raise Passing(f"{self.where(name)} cannot be read ({error.strerror})") from None
+            raise TransientError(f"{self.where(name)} cannot be read ({error.strerror})") from None
         return array
 
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:

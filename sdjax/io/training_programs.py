@@ -36,13 +36,13 @@ class TrainingPrograms:
 
     texts: tuple[str, ...]
     identities: np.ndarray
-    contract: str
+    signature: str
 
     @classmethod
-    def of(cls, texts: Sequence[str], identities: Iterable[int | None], *, contract: str) -> Self:
+    def of(cls, texts: Sequence[str], identities: Iterable[int | None], *, signature: str) -> Self:
         """identities: None of a program that is refused."""
         known = sorted({one for one in identities if one is not None})
-        return cls(texts=tuple(texts), identities=np.array(known, np.uint64), contract=contract)
+        return cls(texts=tuple(texts), identities=np.array(known, np.uint64), signature=signature)
 
     def beside(self, earlier: Self | None) -> Self:
         """Together with what the generator had learnt before.
@@ -52,18 +52,18 @@ class TrainingPrograms:
         """
         if earlier is None:
             return self
-        same = earlier.contract == self.contract
+        same = earlier.signature == self.signature
         return dataclasses.replace(
             self,
             texts=tuple(dict.fromkeys((*earlier.texts, *self.texts))),
             identities=np.union1d(earlier.identities, self.identities),
-            contract=self.contract if same else NO_CONTRACT,
+            signature=self.signature if same else NO_CONTRACT,
         )
 
     def write(self, folder: Path) -> list[Path]:
         """Writes both files into a folder, the identities last; their paths."""
         folder.mkdir(parents=True, exist_ok=True)
-        told = json.dumps({"contract": self.contract, "texts": self.texts})
+        told = json.dumps({"contract": self.signature, "texts": self.texts})
         write_bytes(folder / TEXTS, [gzip.compress(told.encode(), mtime=0)])
         identities = io.BytesIO()
         np.save(identities, self.identities)
@@ -103,7 +103,7 @@ def read_training_programs(folder: Path) -> TrainingPrograms | None:
     else:
         if found.dtype == np.uint64 and found.ndim == 1:
             return TrainingPrograms(
-                texts=tuple(told["texts"]), identities=found, contract=told["contract"]
+                texts=tuple(told["texts"]), identities=found, signature=told["contract"]
             )
         reason = f"it holds {found.dtype} {list(found.shape)}"
     raise UserError(
@@ -112,10 +112,10 @@ def read_training_programs(folder: Path) -> TrainingPrograms | None:
     )
 
 
-def read_training_identities(folder: Path, contract: str) -> np.ndarray | None:
+def read_training_identities(folder: Path, signature: str) -> np.ndarray | None:
     """The identities beside a model's weights; None where it does not tell of this contract."""
     found = read_training_programs(folder)
-    return found.identities if found is not None and found.contract == contract else None
+    return found.identities if found is not None and found.signature == signature else None
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

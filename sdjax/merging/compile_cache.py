@@ -60,7 +60,7 @@ class TooMuchMemory(Exception):
     """A compiled program takes more temporary memory than its caller allows."""
 
 
-class Programs:
+class CompileCache:
     """A least-recently-used cache of compiled programs.
 
     capacity: executables kept. quick: spend less on optimising code, for programs that run a few

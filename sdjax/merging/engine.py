@@ -26,7 +26,7 @@ import numpy as np
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.compile_cache import Programs
+from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.reductions import sums
 from sdjax.merging.scope import Scope, select
 from sdjax.merging.tensor_program import (
@@ -74,7 +74,7 @@ class Merger:
         slots: Sequence[str] | None = None,
         scope: Scope = "mlp",
         num_layers: int | None = None,
-        programs: Programs | None = None,
+        programs: CompileCache | None = None,
     ) -> None:
         """base: nested dict of arrays, or None (task vectors are then the experts' own weights).
         experts: trees in slot order; leaves outside the scope may be absent.
@@ -89,7 +89,7 @@ class Merger:
         self.slots = tuple(slots) if slots is not None else default_slots(len(experts))
         if len(set(self.slots)) != len(experts):
             raise UserError(f"{len(experts)} experts need as many distinct names: {self.slots}")
-        self.programs = programs if programs is not None else Programs()
+        self.programs = programs if programs is not None else CompileCache()
         self._base = None if base is None else arrays_of(base, "the base")
         flat_experts = [
             arrays_of(tree, slot) for slot, tree in zip(self.slots, experts, strict=True)
@@ -225,7 +225,7 @@ def merge(
     scope: Scope = "mlp",
     key: jax.Array | None = None,
     num_layers: int | None = None,
-    programs: Programs | None = None,
+    programs: CompileCache | None = None,
     reuse: Merged | None = None,
 ) -> Merged:
     """Merge once; see ``Merger``, which is what to use for many merges of the same experts."""
@@ -234,7 +234,7 @@ def merge(
     return merger(algorithm, key=key, reuse=reuse)
 
 
-_SHARED = Programs()
+_SHARED = CompileCache()
 
 
 def default_slots(count: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ Base = Literal["required", "optional", "first", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meaning:
+class RecipeSchema:
     """How a recipe (mergekit's YAML) is to be read for one method.
 
     base: what ``base_model`` is. "required": the model that task vectors are relative to;
@@ -65,7 +65,7 @@ class Method:
     mathematics: str
     parameters: tuple[Parameter, ...]
     function: Callable[..., Any]
-    meaning: Meaning
+    schema: RecipeSchema
 
     def bind(self, **hyperparameters: Any) -> Algorithm:
         """The algorithm with these values. Raises UserError for an unknown name or value."""

@@ -19,7 +19,7 @@ class ModelConfig:
 
     Attributes:
         family: a name in `FAMILIES`.
-        context: the most tokens of a sequence.
+        max_seq_len: the most tokens of a sequence.
         rope: the rotation of queries and keys.
         local_rope: the rotation in layers with a window, or None: the same in all layers.
         sliding_window: how many tokens, itself included, a token attends to in such layers.
@@ -37,22 +37,22 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    context: int
+    max_seq_len: int
     rope: Rope = dataclasses.field(default_factory=Rope)
     local_rope: Rope | None = None
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     sliding_window: int | None = None
     layer_types: tuple[str, ...] = ()
-    query_size: int | None = None
-    attention_cap: float | None = None
-    logit_cap: float | None = None
+    query_pre_attn_scalar: int | None = None
+    attn_logit_softcap: float | None = None
+    final_logit_softcap: float | None = None
     bos_token: int | None = None
     pad_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
 
     @property
-    def traits(self) -> Family:
+    def arch(self) -> Family:
         """What the family has in common."""
         return FAMILIES[self.family]
 

@@ -41,7 +41,7 @@ class Family:
     qkv_bias: bool = False
     qk_norm: bool = False
     sandwich_norms: bool = False
-    centred_norms: bool = False
+    zero_centered_norm: bool = False
     scaled_embedding: bool = False
     windows: Literal["none", "all", "upper", "cyclic"] = "none"
     local_rope: bool = False
@@ -58,7 +58,7 @@ _gemma = partial(
     Family,
     activation=partial(jax.nn.gelu, approximate=True),
     sandwich_norms=True,
-    centred_norms=True,
+    zero_centered_norm=True,
     scaled_embedding=True,
     windows="cyclic",
 )

@@ -65,16 +65,16 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=take("num_key_value_heads", int, heads),
         head_dim=take("head_dim", int, hidden // max(heads, 1)),
-        context=take("max_position_embeddings", int),
+        max_seq_len=take("max_position_embeddings", int),
         rope=rope,
         local_rope=local_rope,
         norm_eps=take("rms_norm_eps", float, 1e-6),
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
         sliding_window=optional("sliding_window", int) if windowed else None,
         layer_types=_layer_types(fields, family, layers, where) if windowed else (),
-        query_size=optional("query_pre_attn_scalar", int),
-        attention_cap=optional("attn_logit_softcapping", float),
-        logit_cap=optional("final_logit_softcapping", float),
+        query_pre_attn_scalar=optional("query_pre_attn_scalar", int),
+        attn_logit_softcap=optional("attn_logit_softcapping", float),
+        final_logit_softcap=optional("final_logit_softcapping", float),
         bos_token=fields.get("bos_token_id"),
         pad_token=fields.get("pad_token_id"),
         eos_tokens=end_tokens(fields, where),
@@ -85,7 +85,7 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
 
 def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
     """The fields of a config.json that transformers reads as the same model."""
-    family = config.traits
+    family = config.arch
     eos: int | list[int] | None = list(config.eos_tokens) or None
     if len(config.eos_tokens) == 1:
         eos = config.eos_tokens[0]
@@ -100,7 +100,7 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         **family.fixed,
-        "max_position_embeddings": config.context,
+        "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.norm_eps,
         **_rope_fields(config),
         "tie_word_embeddings": config.tie_embeddings,
@@ -119,9 +119,9 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         # What transformers before 4.53 reads in place of `layer_types`.
         fields["max_window_layers"] = types.count(FULL)
     if "query_pre_attn_scalar" in family.defaults:
-        fields["query_pre_attn_scalar"] = config.query_size
-        fields["attn_logit_softcapping"] = config.attention_cap
-        fields["final_logit_softcapping"] = config.logit_cap
+        fields["query_pre_attn_scalar"] = config.query_pre_attn_scalar
+        fields["attn_logit_softcapping"] = config.attn_logit_softcap
+        fields["final_logit_softcapping"] = config.final_logit_softcap
     return fields
 
 
@@ -243,7 +243,7 @@ def _rope_dict(rope: Rope) -> dict[str, Any]:
 
 def _check(config: ModelConfig, where: str) -> None:
     sizes = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
-    for key in (*sizes, "intermediate_size", "context"):
+    for key in (*sizes, "intermediate_size", "max_seq_len"):
         if getattr(config, key) < 1:
             raise UserError(f"{where}: {key} is {getattr(config, key)}; it must be at least 1")
     if config.num_heads % config.num_kv_heads:

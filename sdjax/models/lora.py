@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import kind_of, specify
+from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import sharding_of
 
@@ -46,7 +46,7 @@ class Adapter:
     scale: float = dataclasses.field(metadata={"static": True})
 
 
-def initialise_adapter(
+def init_adapter(
     config: ModelConfig,
     key: jax.Array,
     *,
@@ -56,7 +56,7 @@ def initialise_adapter(
 ) -> Adapter:
     """A fresh adapter, which changes nothing: A is uniform as in PEFT, B is zero."""
     factors = {}
-    for index, (path, spec) in enumerate(specify(config).items()):
+    for index, (path, spec) in enumerate(param_specs(config).items()):
         if kind_of(path) not in projections:
             continue
         out_size, in_size = spec.shape
@@ -69,12 +69,12 @@ def initialise_adapter(
     return Adapter(factors=unflatten(factors), scale=alpha / rank)
 
 
-def spread(adapter: Adapter, config: ModelConfig, mesh: Mesh) -> Adapter:
+def shard_adapter(adapter: Adapter, config: ModelConfig, mesh: Mesh) -> Adapter:
     """The adapter on a mesh, each factor split as its projection is on the side that they share.
 
     On several processes every one has the same adapter, and keeps its own shards of it.
     """
-    specs = specify(config)
+    specs = param_specs(config)
     placed = {}
     for path, leaf in flatten(adapter.factors).items():
         projection, factor = path.rsplit("/", 1)
@@ -86,7 +86,7 @@ def spread(adapter: Adapter, config: ModelConfig, mesh: Mesh) -> Adapter:
     return dataclasses.replace(adapter, factors=unflatten(placed))
 
 
-def fold(params: dict, adapter: Adapter) -> dict:
+def merge_lora(params: dict, adapter: Adapter) -> dict:
     """The parameters with the adapter's product added to each projection it has, in float32."""
     leaves = flatten(params)
     factors = flatten(adapter.factors)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import specify
+from sdjax.models.params import param_specs
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
 
@@ -62,7 +62,7 @@ def to_nnx(config: ModelConfig, params: dict) -> Transformer:
     Raises:
         UserError: the leaves are not those that `config` describes.
     """
-    leaves, specs = flatten(params), specify(config)
+    leaves, specs = flatten(params), param_specs(config)
     odd = sorted(specs.keys() ^ leaves.keys())
     if odd:
         what = "missing" if odd[0] in specs else "surplus"

@@ -77,7 +77,7 @@ def layer_tensors(family: Family) -> tuple[str, ...]:
     )
 
 
-def specify(config: ModelConfig) -> dict[str, ParamSpec]:
+def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
     """Path to specification, for every parameter of the model."""
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     sizes = {
@@ -90,7 +90,7 @@ def specify(config: ModelConfig) -> dict[str, ParamSpec]:
         "mlp": config.intermediate_size,
         "gate_up": 2 * config.intermediate_size,
     }
-    unit = 0.0 if config.traits.centred_norms else 1.0
+    unit = 0.0 if config.arch.zero_centered_norm else 1.0
 
     def spec(hf_name: str, axes: tuple[str, ...]) -> ParamSpec:
         shape = tuple(sizes[axis] for axis in axes)
@@ -103,7 +103,7 @@ def specify(config: ModelConfig) -> dict[str, ParamSpec]:
         if name != "lm_head" or not config.tie_embeddings
     }
     for layer in range(config.num_layers):
-        for name in layer_tensors(config.traits):
+        for name in layer_tensors(config.arch):
             hf_name, axes = LAYER_TENSORS[name]
             specs[f"layers/{layer}/{name}"] = spec(f"model.layers.{layer}.{hf_name}", axes)
     return dict(sorted(specs.items()))
@@ -123,13 +123,13 @@ def depth_of(path: str, num_layers: int) -> float:
     return int(parts[1]) / max(num_layers - 1, 1)
 
 
-def abstract(config: ModelConfig, dtype: jnp.dtype) -> dict:
+def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> dict:
     """The nested dict of `jax.ShapeDtypeStruct`s of the model."""
-    specs = specify(config)
+    specs = param_specs(config)
     return unflatten({path: jax.ShapeDtypeStruct(s.shape, dtype) for path, s in specs.items()})
 
 
-def initialise(config: ModelConfig, key: jax.Array, dtype: jnp.dtype) -> dict:
+def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype) -> dict:
     """Fresh parameters: norms scale by one, biases are zero, the rest is normal with a standard
     deviation of 0.02.
 
@@ -137,7 +137,7 @@ def initialise(config: ModelConfig, key: jax.Array, dtype: jnp.dtype) -> dict:
     (GPT-2, Radford et al. 2019), so that its variance does not grow with depth.
     """
     leaves = {}
-    for index, (path, spec) in enumerate(specify(config).items()):
+    for index, (path, spec) in enumerate(param_specs(config).items()):
         if len(spec.shape) == 1:
             leaves[path] = jnp.full(spec.shape, spec.start, dtype)
             continue

@@ -57,7 +57,7 @@ def forward(
     Returns:
         hidden [B, T, D], and the cache with the new tokens in it (of these alone without one).
     """
-    family = config.traits
+    family = config.arch
     hidden = params["embed"][tokens]  # [B, T, D]
     if family.scaled_embedding:
         hidden = hidden * jnp.asarray(config.hidden_size**0.5, hidden.dtype)
@@ -76,7 +76,7 @@ def forward(
     }
 
     def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-        return rms_norm(x, scale, config.norm_eps, centred=family.centred_norms)
+        return rms_norm(x, scale, config.norm_eps, centred=family.zero_centered_norm)
 
     updated = []
     for index, (rope, window) in enumerate(zip(config.ropes, config.windows, strict=True)):
@@ -113,7 +113,7 @@ def unembed(params: dict, hidden: jax.Array, *, config: ModelConfig) -> jax.Arra
     """Logits [..., V] in float32 of hidden states [..., D]."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"]
     logits = _times(hidden.reshape(-1, hidden.shape[-1]), weight, out=jnp.float32)
-    return _capped(logits.reshape(*hidden.shape[:-1], -1), config.logit_cap)
+    return _capped(logits.reshape(*hidden.shape[:-1], -1), config.final_logit_softcap)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, *, centred: bool = False) -> jax.Array:
@@ -145,7 +145,7 @@ def attention_mask(
 
 
 def _attention(x, weights, lora, scale, turn, bias, positions, entry, config):
-    family = config.traits
+    family = config.arch
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if family.fused:
         fused = _project(x, weights, lora, "qkv_proj", scale)  # [B, T, (N+2K)*H]
@@ -160,7 +160,7 @@ def _attention(x, weights, lora, scale, turn, bias, positions, entry, config):
     value = rearrange(value, "b t (k h) -> b k t h", k=kv_heads)
     if family.qk_norm:
         query, key = (
-            rms_norm(x, weights[name], config.norm_eps, centred=family.centred_norms)
+            rms_norm(x, weights[name], config.norm_eps, centred=family.zero_centered_norm)
             for x, name in ((query, "q_norm"), (key, "k_norm"))
         )
     query, key = rotate(query, turn), rotate(key, turn)
@@ -171,7 +171,10 @@ def _attention(x, weights, lora, scale, turn, bias, positions, entry, config):
         key, value = _written(entry, key, value, positions)
     query = rearrange(query, "b (k g) t h -> b k g t h", k=kv_heads)
     scores = jnp.einsum("bkgth,bkhs->bkgts", query, key, preferred_element_type=jnp.float32)
-    scores = _capped(scores * (config.query_size or config.head_dim) ** -0.5, config.attention_cap)
+    scores = _capped(
+        scores * (config.query_pre_attn_scalar or config.head_dim) ** -0.5,
+        config.attn_logit_softcap,
+    )
     shares = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkgts,bksh->bkgth", shares, value)
     mixed = rearrange(mixed, "b k g t h -> b t (k g h)")
@@ -190,13 +193,13 @@ def _written(entry, key, value, positions):
 
 
 def _mlp(x, weights, lora, scale, config):
-    if config.traits.fused:
+    if config.arch.fused:
         fused = _project(x, weights, lora, "gate_up_proj", scale)  # [B, T, 2F]
         gate, up = jnp.split(fused, 2, axis=-1)
     else:
         gate = _project(x, weights, lora, "gate_proj", scale)  # [B, T, F]
         up = _project(x, weights, lora, "up_proj", scale)
-    return _project(config.traits.activation(gate) * up, weights, lora, "down_proj", scale)
+    return _project(config.arch.activation(gate) * up, weights, lora, "down_proj", scale)
 
 
 def _project(x, weights, lora, name, scale):

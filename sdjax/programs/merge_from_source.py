@@ -16,16 +16,16 @@ from sdjax.io.peft import Tensors
 from sdjax.io.safetensors_writer import is_finite
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
-from sdjax.merging.recipe.output_files import PROGRAM, Origin
-from sdjax.merging.recipe.pipeline import Written, write_merged
+from sdjax.merging.recipe.output_files import PROGRAM, Provenance
+from sdjax.merging.recipe.pipeline import MergeResult, write_merged
 from sdjax.merging.recipe.plan import Plan, plan_algorithm
-from sdjax.merging.recipe.source_models import Checkpoint, open_checkpoint, tensor_path
+from sdjax.merging.recipe.source_models import SourceModel, open_source_model, tensor_path
 from sdjax.merging.recipe.stream import OnTensor, not_finite
 from sdjax.merging.scope import Scope, select
 from sdjax.models.params import kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verify.verified_program import to_algorithm
 
 
@@ -38,7 +38,7 @@ def merge_program(
     scope: Scope = "mlp",
     seed: int = 0,
     on_tensor: OnTensor | None = None,
-) -> Written:
+) -> MergeResult:
     """Merge experts into a base by a program of the algorithm API.
 
     file: Python source with ``merge_models`` or ``merge_trees``; it is never executed here, only
@@ -54,14 +54,14 @@ def merge_program(
     if not experts:
         raise UserError("--algorithm needs at least one --expert NAME=PATH")
     models = open_models(base, experts, Path.cwd())
-    contract = models.contract(scope)
-    with Sandbox(contract, workers=1) as sandbox:
+    signature = models.signature(scope)
+    with Sandbox(signature, workers=1) as sandbox:
         verdict = sandbox.judge(source, name=file.name)
     if not verdict.admitted:
         raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
     assert verdict.wire is not None
-    algorithm = to_algorithm(verdict.wire, contract, name=file.stem)
-    origin = Origin(method=file.name, file=PROGRAM, text=source)
+    algorithm = to_algorithm(verdict.wire, signature, name=file.stem)
+    origin = Provenance(method=file.name, file=PROGRAM, text=source)
     return apply(
         algorithm, models, scope, out, origin=origin, key=jax.random.key(seed), on_tensor=on_tensor
     )
@@ -71,8 +71,8 @@ def merge_program(
 class Models:
     """A base and experts by slot."""
 
-    base: Checkpoint
-    experts: Mapping[str, Checkpoint]
+    base: SourceModel
+    experts: Mapping[str, SourceModel]
 
     def shapes(self, scope: Scope) -> dict[str, tuple[int, ...]]:
         """Our path to shape, of the base's tensors in scope."""
@@ -80,17 +80,17 @@ class Models:
         found = {tensor_path(name): tensors.shape(name) for name in tensors.names}
         return {path: found[path] for path in select(found, scope)}
 
-    def contract(self, scope: Scope, limits: Limits | None = None) -> Contract:
+    def signature(self, scope: Scope, limits: Limits | None = None) -> MergeSignature:
         """What a program for these models is judged against."""
         tensors = {path: (kind_of(path), shape) for path, shape in self.shapes(scope).items()}
-        return Contract.of(tuple(self.experts), tensors, limits)
+        return MergeSignature.of(tuple(self.experts), tensors, limits)
 
 
 def open_models(base: str, experts: Mapping[str, str], beside: Path) -> Models:
     """Raises UserError for a folder that is missing or damaged."""
     return Models(
-        base=open_checkpoint(base, beside),
-        experts={slot: open_checkpoint(name, beside) for slot, name in experts.items()},
+        base=open_source_model(base, beside),
+        experts={slot: open_source_model(name, beside) for slot, name in experts.items()},
     )
 
 
@@ -100,10 +100,10 @@ def apply(
     scope: Scope,
     out: Path,
     *,
-    origin: Origin,
+    origin: Provenance,
     key: jax.Array,
     on_tensor: OnTensor | None = None,
-) -> Written:
+) -> MergeResult:
     """Write the base with the algorithm's merged task vector added to the tensors in scope."""
     paths = tuple(models.shapes(scope))
     plan = plan_algorithm(algorithm, models.base, models.experts, paths)
@@ -117,7 +117,7 @@ def _whole(algorithm: Algorithm, plan: Plan, models: Models, key: jax.Array) -> 
     every step takes what is there."""
     merged = [step for step in plan.steps if step.algorithm is not None]
 
-    def tree(model: Checkpoint) -> dict:
+    def tree(model: SourceModel) -> dict:
         return unflatten({step.path: model.tensors.read(step.name) for step in merged})
 
     done = merge(

@@ -77,7 +77,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class ReferenceLine:
     """A horizontal line to compare programs with, on the development problems."""
 
     name: str
@@ -102,7 +102,7 @@ class ProgramReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class ReportData:
     """A whole report.
 
     tables: a final table for each setting that was tested. min_change: what changes the seed less,
@@ -111,7 +111,7 @@ class Contents:
 
     metric: str
     iterations: tuple[IterationReport, ...]
-    levels: tuple[Level, ...]
+    levels: tuple[ReferenceLine, ...]
     tables: Mapping[str, tuple[Row, ...]]
     best_method: str | None
     min_change: float
@@ -119,7 +119,7 @@ class Contents:
     missing: tuple[str, ...]
 
 
-def read_contents(store: Store) -> Contents:
+def read_contents(store: Store) -> ReportData:
     """Reads everything that a report shows."""
     config = store.run().config
     metric = config.get("task", {}).get("metric", "strict")
@@ -132,7 +132,7 @@ def read_contents(store: Store) -> Contents:
             tables[setting] = rows
     iterations = _iterations(store, scores)
     best = _best(store, scores, tables.get(MAIN, ()), config.get("test", {}).get("top_k", 15))
-    return Contents(
+    return ReportData(
         metric=metric,
         iterations=iterations,
         levels=_levels(store, scores),
@@ -247,14 +247,14 @@ def _iterations(store: Store, scores: Mapping[str, float]) -> tuple[IterationRep
     return tuple(reports)
 
 
-def _levels(store: Store, scores: Mapping[str, float]) -> tuple[Level, ...]:
+def _levels(store: Store, scores: Mapping[str, float]) -> tuple[ReferenceLine, ...]:
     """The seed, the best expert and the best tuned method of each grid, by development score."""
     groups: dict[str, list[float]] = defaultdict(list)
     for name, candidate in store.candidates().items():
         if name in scores:
             for group in _groups(candidate):
                 groups[group].append(scores[name])
-    return tuple(Level(name=group, score=max(values)) for group, values in groups.items())
+    return tuple(ReferenceLine(name=group, score=max(values)) for group, values in groups.items())
 
 
 def _groups(candidate: Candidate) -> list[str]:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdjax.evaluation.statistics import Interval
-from sdjax.report.data import Contents, Row, display_name, read_contents
+from sdjax.report.data import ReportData, Row, display_name, read_contents
 from sdjax.report.plots import (
     development_against_test,
     gains,
@@ -108,7 +108,7 @@ def visible(text: str) -> str:
     return shown if len(text) <= LONGEST else f"{shown}\n… ({len(text)} characters in all)"
 
 
-def _against_method(contents: Contents, rows: Sequence[Row]) -> list[str]:
+def _against_method(contents: ReportData, rows: Sequence[Row]) -> list[str]:
     """What the run's answer gains over the best human-designed method, in a sentence."""
     answer = contents.best[0].name if contents.best else None
     gain = next((row.method_gain for row in rows if row.name == answer), None)
@@ -125,7 +125,7 @@ def _code(character: str) -> str:
     return f"\\u{{{ord(character):04x}}}"
 
 
-def _figures(contents: Contents) -> dict:
+def _figures(contents: ReportData) -> dict:
     rows = contents.tables.get(MAIN, ())
     iterations, metric = contents.iterations, contents.metric
     scored = any(one.scores for one in iterations)
@@ -152,7 +152,7 @@ def _figures(contents: Contents) -> dict:
     }
 
 
-def _reasons(contents: Contents) -> list[str]:
+def _reasons(contents: ReportData) -> list[str]:
     """All reasons for which samples were dropped, the most frequent first."""
     total: dict[str, int] = {}
     for one in contents.iterations:

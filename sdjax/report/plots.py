@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from sdjax.report.data import IterationReport, Level, Row, display_name
+from sdjax.report.data import IterationReport, ReferenceLine, Row, display_name
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
 # Okabe and Ito's colours, which the colour-blind can tell apart
@@ -51,7 +51,7 @@ STYLE: dict[Any, Any] = {
 
 
 def score_distributions(
-    iterations: Sequence[IterationReport], levels: Sequence[Level], metric: str
+    iterations: Sequence[IterationReport], levels: Sequence[ReferenceLine], metric: str
 ) -> Figure:
     """Every distinct program's development score by iteration, beside the levels to beat."""
     with mpl.rc_context(STYLE):
@@ -112,7 +112,7 @@ def score_distributions(
         return figure
 
 
-def _line_labels(axes: Axes, levels: Sequence[Level]) -> None:
+def _line_labels(axes: Axes, levels: Sequence[ReferenceLine]) -> None:
     """Names of the levels at the right edge, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     step = (high - low) * 0.05

@@ -13,13 +13,13 @@ from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
 from sdjax.sandbox.ir.pretty_print import readable
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Verdict
 
 
 def check_files(
     paths: Sequence[str | Path],
-    contract: Contract,
+    signature: MergeSignature,
     *,
     as_json: bool,
     show: bool = False,
@@ -35,18 +35,18 @@ def check_files(
     `allow_missing` does not name.
     """
     files = [str(path) for path in paths]
-    sources = [_read(file, contract.limits.source_bytes) for file in files]
+    sources = [_read(file, signature.limits.source_bytes) for file in files]
     workers = min(workers, max(1, len(files)))
     verdicts = []
     with (
-        Sandbox(contract, workers, allow_missing=allow_missing) as sandbox,
+        Sandbox(signature, workers, allow_missing=allow_missing) as sandbox,
         progress_bar("check", len(files)) as advance,
     ):
         for _, verdict in sandbox.judge_all(sources, names=files):
             verdicts.append(verdict)
             advance()
     rows = list(zip(files, verdicts, strict=True))
-    programs = {f: readable(v.wire, contract) for f, v in rows if show and v.wire is not None}
+    programs = {f: readable(v.wire, signature) for f, v in rows if show and v.wire is not None}
     if as_json:
         text = "\n".join(_as_json(*row, sandbox.layers, programs) for row in rows)
     else:

@@ -15,12 +15,12 @@ from typing import Any
 from sdjax.core.errors import UserError
 from sdjax.isolation.client import ForkServer
 from sdjax.isolation.confine import require_layers
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal, Verdict
 from sdjax.sandbox.verify.probe import probe
-from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.verify.verified_program import verify_ir
 
-FORWARDED = ("refused", "wrong contract", "too costly")  # the verdicts that a worker may give
+FORWARDED = ("refused", "wrong signature", "too costly")  # the verdicts that a worker may give
 
 
 class Sandbox:
@@ -37,10 +37,12 @@ class Sandbox:
     what they admit, so one mapping can serve a whole run (fill it from the store to resume).
     """
 
-    def __init__(self, contract: Contract, workers: int = 2, allow_missing: Collection[str] = ()):
+    def __init__(
+        self, signature: MergeSignature, workers: int = 2, allow_missing: Collection[str] = ()
+    ):
         if workers < 1:
             raise ValueError("a sandbox needs at least one worker")
-        self.contract, self.workers = contract, workers
+        self.signature, self.workers = signature, workers
         self.allow_missing = tuple(allow_missing)
         self.layers: tuple[str, ...] = ()  # in force, once it is entered
         self._entered = False
@@ -113,7 +115,7 @@ class Sandbox:
             return _refused(reply)
         known: dict[str, Any] = {}
         try:
-            program = rebuild(reply, self.contract)
+            program = verify_ir(reply, self.signature)
             known = {
                 "identity": program.identity,
                 "structure": program.structure,
@@ -125,7 +127,7 @@ class Sandbox:
             }
             if original := seen.get(program.identity):
                 return _duplicate(original, "the same array program", known)
-            findings = probe(program, self.contract)
+            findings = probe(program, self.signature)
         except Refusal as refusal:
             return replace(_refused(refusal), **known | {"wire": None})
         known |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
@@ -138,7 +140,7 @@ class Sandbox:
     # --- the workers ---
 
     def _submit(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
-        limits = self.contract.limits
+        limits = self.signature.limits
         if len(task.source) > limits.source_bytes:  # not worth a worker's time
             message = f"the source is longer than {limits.source_bytes} bytes"
             replies[task.index] = Refusal("refused", "size", message)
@@ -150,7 +152,7 @@ class Sandbox:
 
     def _collect(self, replies: dict[int, str | Refusal]) -> None:
         """Wait for at least one worker; a lost server or a wall-clock time-out is tried again."""
-        limits = self.contract.limits
+        limits = self.signature.limits
         ready = wait(list(self._busy), timeout=3 * limits.wall_seconds + 10)
         late: list[_Task] = []
         lost = not ready
@@ -187,9 +189,9 @@ class Sandbox:
             self._collect(replies)
 
     def _start(self) -> None:
-        contract, limits = self.contract.to_json(), self.contract.limits
+        signature, limits = self.signature.to_json(), self.signature.limits
         self._server = ForkServer(
-            "sdjax.sandbox.worker.entry", contract, limits, self.workers, self.allow_missing
+            "sdjax.sandbox.worker.entry", signature, limits, self.workers, self.allow_missing
         )
         self._idle = list(self._server.connections)
 

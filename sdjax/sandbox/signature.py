@@ -50,7 +50,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contract:
+class MergeSignature:
     """The expert slots, the distinct tensors of the scope, and every path with its signature."""
 
     slots: tuple[str, ...]
@@ -71,7 +71,7 @@ class Contract:
         slots: Sequence[str],
         tensors: Mapping[str, tuple[str, tuple[int, ...]]],
         limits: Limits | None = None,
-    ) -> "Contract":
+    ) -> "MergeSignature":
         """From a mapping of path to (kind, shape), the leaves in scope of one model.
 
         limits: by default, operations are allowed in proportion to tensors and slots.
@@ -101,7 +101,7 @@ class Contract:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Contract":
+    def from_json(cls, text: str) -> "MergeSignature":
         def signature(data: dict) -> TensorSignature:
             return TensorSignature(kind=data["kind"], shape=tuple(data["shape"]))
 

@@ -8,7 +8,7 @@ VERDICTS = (
     "refused",
     "timed out",
     "too costly",
-    "wrong contract",
+    "wrong signature",
     "non-finite",
     "duplicate",
 )
@@ -29,9 +29,9 @@ class Verdict:
     """What became of one source text.
 
     `rule` names the check that decided ("" when admitted); `wire` is the verified array program
-    as JSON, from which `sdjax.sandbox.verify.verified_program.to_algorithm` makes the algorithm again; `cost` is
-    in scalar operations over the scope, trip counts included; `memory` the largest sum of bytes
-    alive at once in one program; `fingerprint` stands for the results on the probe tensors;
+    as JSON, the input of `sdjax.sandbox.verify.verified_program.to_algorithm`; `cost` is in
+    scalar operations over the scope, trip counts included; `memory` the largest sum of bytes alive
+    at once in one program; `fingerprint` stands for the results on the probe tensors;
     `duplicate_of` is the name that the caller gave to the equal program.
     """
 

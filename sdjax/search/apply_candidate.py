@@ -18,18 +18,18 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import TooMuchMemory
 from sdjax.merging.engine import Merged
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import Rebuilt, to_algorithm
-from sdjax.search.context import Workbench
+from sdjax.sandbox.verify.verified_program import VerifiedProgram, to_algorithm
+from sdjax.search.context import RunContext
 from sdjax.search.types import Application, program_candidate
 
 
 def apply_program(
-    bench: Workbench, identity: str, wire: str, setting: str
+    bench: RunContext, identity: str, wire: str, setting: str
 ) -> tuple[Application, Merged | None]:
     """What to keep of it, and the merged model where the program stays admitted."""
     name = program_candidate(identity)
-    algorithm = to_algorithm(wire, bench.contract, name=name)
-    program: Rebuilt = algorithm.function
+    algorithm = to_algorithm(wire, bench.signature, name=name)
+    program: VerifiedProgram = algorithm.function
     start = time.monotonic()
     merged, refusal = None, None
     try:
@@ -59,7 +59,7 @@ def apply_program(
 
 
 def _why_not_finite(
-    bench: Workbench, algorithm: Algorithm, program: Rebuilt, setting: str
+    bench: RunContext, algorithm: Algorithm, program: VerifiedProgram, setting: str
 ) -> Refusal:
     """A loop that used up its fuel makes the result NaN as well; which it was is asked apart."""
     if any(block.loops for _, block in program.programs.values()):
@@ -72,7 +72,7 @@ def _why_not_finite(
     return Refusal("non-finite", "weights", message)
 
 
-def _exhaustion(program: Rebuilt) -> Any:
+def _exhaustion(program: VerifiedProgram) -> Any:
     """An algorithm's function: zero where all loops of the program end, else NaN."""
 
     def call(task_vectors: Any, **asked: Any) -> Any:

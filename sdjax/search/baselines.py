@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sdjax.core.progress import progress_bar
 from sdjax.merging.methods.registry import algorithm
 from sdjax.search.config import RunConfig, method_candidate
-from sdjax.search.context import Workbench
+from sdjax.search.context import RunContext
 from sdjax.search.phases import development_scores, is_scored, score
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Application, Candidate
@@ -37,7 +37,7 @@ def check_methods(config: RunConfig) -> None:
         algorithm(detail["method"], **detail["hyperparameters"])
 
 
-def score_baselines(bench: Workbench, store: Store) -> None:
+def score_baselines(bench: RunContext, store: Store) -> None:
     """Scores the seed, the experts and every point of the grids on the development problems."""
     for name, kind in [("seed", "seed")] + [
         (expert_candidate(slot), "expert") for slot in bench.config.slots
@@ -54,7 +54,7 @@ def score_baselines(bench: Workbench, store: Store) -> None:
 
 
 def score_baseline(
-    bench: Workbench,
+    bench: RunContext,
     store: Store,
     name: str,
     detail: Mapping[str, Any] | None,
@@ -80,7 +80,7 @@ def score_baseline(
         score(bench, store, name, params, split, setting)
 
 
-def tuned_methods(bench: Workbench, store: Store) -> list[str]:
+def tuned_methods(bench: RunContext, store: Store) -> list[str]:
     """The best candidate of each method on each grid, by development score; each once."""
     scores = development_scores(bench, store)
     best: dict[tuple[str, str], str] = {}

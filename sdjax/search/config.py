@@ -1,7 +1,7 @@
 """What a run is told to do: frozen, validated dataclasses, one section each.
 
-`sdjax.search.config_reader` reads them from YAML. Every default that the paper leaves open is written
-down here; its own values stand in configs/paper-mistral-7b.yaml.
+`sdjax.search.config_reader` reads them from YAML. Every default that the paper leaves open is
+written down here; its own values stand in configs/paper-mistral-7b.yaml.
 """
 
 import itertools
@@ -281,7 +281,7 @@ class RunConfig:
         return tuple(f"expert_{n + 1}" for n in range(len(self.experts)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, which `sdjax.search.config_reader.config_from` turns back into the same config."""
+        """JSON-compatible form; `sdjax.search.config_reader.config_from` is the inverse."""
         return asdict(self)
 
 

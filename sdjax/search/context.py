@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
 from sdjax.decoding.decoder import Decoder, DecoderSettings
-from sdjax.evaluation.prompts import Prompted, put
+from sdjax.evaluation.prompts import PromptedProblem, build_prompts
 from sdjax.evaluation.task import Task, problems_of
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hf_checkpoint import read_config as read_model_config
@@ -24,15 +24,15 @@ from sdjax.io.peft import read_adapter
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.io.training_programs import read_training_identities
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.compile_cache import Programs
+from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merged, Merger
 from sdjax.merging.scope import select
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import Adapter, initialise_adapter, spread
-from sdjax.models.params import kind_of, specify
+from sdjax.models.lora import Adapter, init_adapter, shard_adapter
+from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten
 from sdjax.programs.prompts import render
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
 from sdjax.search.types import DEVELOPMENT, MAIN, TEST
 from sdjax.sharding.mesh import mesh_of_all
@@ -42,7 +42,7 @@ TRANSFER = "transfer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Workbench:
+class RunContext:
     """The loaded parts of a run; nothing here changes while it runs.
 
     Attributes:
@@ -62,12 +62,12 @@ class Workbench:
     experts: Mapping[str, Sequence[dict]]
     mergers: Mapping[str, Merger]
     task: Task
-    problems: Mapping[str, Sequence[Prompted]]
-    generating: Decoder
-    answering: Decoder
-    contract: Contract
+    problems: Mapping[str, Sequence[PromptedProblem]]
+    generator_decoder: Decoder
+    eval_decoder: Decoder
+    signature: MergeSignature
     prompt: str
-    warm: Adapter | None
+    initial_adapter: Adapter | None
     training_identities: np.ndarray | None
 
     @cached_property
@@ -84,15 +84,17 @@ class Workbench:
     @cached_property
     def compute_seed(self) -> dict:
         """The seed in the dtype that training computes in."""
-        return jax.tree.map(lambda leaf: leaf.astype(self.generating.compute_dtype), self.seed)
+        return jax.tree.map(
+            lambda leaf: leaf.astype(self.generator_decoder.compute_dtype), self.seed
+        )
 
     def fresh_adapter(self) -> Adapter:
         """The adapter of the first generator."""
         training = self.config.training
-        adapter = self.warm or initialise_adapter(
+        adapter = self.initial_adapter or init_adapter(
             self.model, self.fold("adapter"), rank=training.rank, alpha=training.alpha
         )
-        return adapter if self.mesh is None else spread(adapter, self.model, self.mesh)
+        return adapter if self.mesh is None else shard_adapter(adapter, self.model, self.mesh)
 
     def merge(
         self, algorithm: Algorithm, setting: str = MAIN, *, most_memory: int | None = None
@@ -119,7 +121,7 @@ class Workbench:
         return bool(np.isin(np.uint64(int(identity[:16], 16)), self.training_identities))
 
 
-def prepare(config: RunConfig) -> Workbench:
+def build_context(config: RunConfig) -> RunContext:
     """Loads everything that the configuration names, and checks that it fits together.
 
     Raises:
@@ -132,7 +134,7 @@ def prepare(config: RunConfig) -> Workbench:
     folder = model_folder(config.seed)
     model, seed = read_model(folder, mesh=mesh)
     tokenizer = read_tokenizer(folder)
-    specs = specify(model)
+    specs = param_specs(model)
     paths = select(specs, config.scope)
     settings = {MAIN: config.experts} | ({TRANSFER: config.transfer} if config.transfer else {})
     experts = {
@@ -140,7 +142,7 @@ def prepare(config: RunConfig) -> Workbench:
         for setting, named in settings.items()
     }
     # Throw-away programs run a few times each: compiling them fast matters more than running.
-    programs = Programs(quick=True)
+    programs = CompileCache(quick=True)
     mergers = {
         setting: Merger(
             seed,
@@ -153,10 +155,10 @@ def prepare(config: RunConfig) -> Workbench:
         for setting, trees in experts.items()
     }
     shapes = {path: (kind_of(path), specs[path].shape) for path in paths}
-    contract = Contract.of(config.slots, shapes, limits_of(config))
+    signature = MergeSignature.of(config.slots, shapes, limits_of(config))
     descriptions = {slot: expert.description for slot, expert in config.experts.items()}
     generator = None if config.generator is None else model_folder(config.generator)
-    return Workbench(
+    return RunContext(
         config=config,
         model=model,
         tokenizer=tokenizer,
@@ -168,12 +170,14 @@ def prepare(config: RunConfig) -> Workbench:
         problems={
             split: _problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
         },
-        generating=_decoder(model, tokenizer, config.generation.decoding, mesh),
-        answering=_decoder(model, tokenizer, config.evaluation, mesh),
-        contract=contract,
+        generator_decoder=_decoder(model, tokenizer, config.generation.decoding, mesh),
+        eval_decoder=_decoder(model, tokenizer, config.evaluation, mesh),
+        signature=signature,
         prompt=_prompt(config, descriptions, tokenizer),
-        warm=None if generator is None else _read_generator(config, generator, model, folder),
-        training_identities=read_training_identities(generator or folder, name_of(contract)),
+        initial_adapter=None
+        if generator is None
+        else _read_generator(config, generator, model, folder),
+        training_identities=read_training_identities(generator or folder, name_of(signature)),
     )
 
 
@@ -209,9 +213,11 @@ def _task(config: RunConfig) -> Task:
 
 def _problems(
     task: Task, split: str, config: RunConfig, tokenizer: Tokenizer
-) -> Sequence[Prompted]:
+) -> Sequence[PromptedProblem]:
     """The problems of a split as they are put to every model of the run."""
-    problems = put(task, problems_of(task, split), tokenizer, chat=config.task.prompt == "chat")
+    problems = build_prompts(
+        task, problems_of(task, split), tokenizer, chat=config.task.prompt == "chat"
+    )
     if not problems:
         raise UserError(f"task {task.name}: has no {split} problem; see task.development and .test")
     longest = config.evaluation.buckets[-1]
@@ -228,7 +234,7 @@ def _read_expert(
 ) -> dict:
     folder = model_folder(expert.model)
     found = read_model_config(folder)
-    theirs, ours = specify(found), specify(seed)
+    theirs, ours = param_specs(found), param_specs(seed)
     for path in paths:
         if path not in theirs:
             raise UserError(
@@ -265,10 +271,10 @@ def _decoder(
         max_new_tokens=sizes.max_new_tokens,
     )
     longest = settings.buckets[-1] + settings.max_new_tokens
-    if longest > model.context:
+    if longest > model.max_seq_len:
         raise UserError(
             f"decoding: the largest bucket and max_new_tokens make {longest} tokens, more than "
-            f"the model's context of {model.context}; lower one of them"
+            f"the model's context of {model.max_seq_len}; lower one of them"
         )
     # On the CPU bfloat16 is slower than float32; accelerators compute in what is stored.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

@@ -20,7 +20,7 @@ from sdjax.search.baselines import (
     tuned_methods,
 )
 from sdjax.search.config import RunConfig
-from sdjax.search.context import TRANSFER, Workbench, prepare
+from sdjax.search.context import TRANSFER, RunContext, build_context
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.phases import (
     choose_pairs,
@@ -61,7 +61,7 @@ def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> Non
         UserError: anything that the user can mend; what was computed is kept.
     """
     check_methods(config)
-    bench = prepare(config)
+    bench = build_context(config)
     with open_store(config, folder) as store:
         _save_settings(bench, store)
         with GeneratorCheckpoints(folder / GENERATORS) as checkpoints:
@@ -80,7 +80,7 @@ def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> Non
 
 
 def iterate(
-    bench: Workbench,
+    bench: RunContext,
     store: Store,
     checkpoints: GeneratorCheckpoints,
     sandbox: Sandbox | None,
@@ -135,7 +135,7 @@ def iterate(
 
 
 def generator(
-    bench: Workbench, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
+    bench: RunContext, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
 ) -> Adapter:
     """The adapter that samples in an iteration: the newest one trained before it."""
     fresh = bench.fresh_adapter()
@@ -145,7 +145,7 @@ def generator(
     return checkpoints.restore(max(parents), like=fresh).adapter
 
 
-def test(bench: Workbench, store: Store) -> None:
+def test(bench: RunContext, store: Store) -> None:
     """Scores the best programs and what they have to beat on the test problems, once.
 
     The same programs are then scored, untouched, on the transfer experts.
@@ -183,7 +183,7 @@ def timed(store: Store, iteration: int, phase: str) -> Iterator[None]:
         store.save_phase(iteration, phase, time.monotonic() - start)
 
 
-def _summary(bench: Workbench, store: Store, iteration: int) -> str:
+def _summary(bench: RunContext, store: Store, iteration: int) -> str:
     samples = store.judged(iteration)
     admissible = sum(sample.admissible for sample in samples)
     novel = sum(sample.novel for sample in samples)
@@ -194,7 +194,7 @@ def _summary(bench: Workbench, store: Store, iteration: int) -> str:
     )
 
 
-def _save_settings(bench: Workbench, store: Store) -> None:
+def _save_settings(bench: RunContext, store: Store) -> None:
     config = bench.config
     if store.settings():
         return

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 
 from sdjax.core.errors import UserError
-from sdjax.merging.recipe.output_files import PROGRAM, Origin
-from sdjax.merging.recipe.pipeline import Written
+from sdjax.merging.recipe.output_files import PROGRAM, Provenance
+from sdjax.merging.recipe.pipeline import MergeResult
 from sdjax.merging.recipe.stream import OnTensor
 from sdjax.programs.merge_from_source import apply, open_models
 from sdjax.sandbox.verify.verified_program import to_algorithm
@@ -20,7 +20,7 @@ from sdjax.search.types import DEVELOPMENT
 
 def merge_discovered(
     run: Path, rank: int, out: Path, *, on_tensor: OnTensor | None = None
-) -> Written:
+) -> MergeResult:
     """Write the model that the program of a rank makes, as the run has scored it.
 
     rank: from 1, by the run's metric on the development problems, ties by identity.
@@ -38,21 +38,21 @@ def merge_discovered(
         wire, source = store.wire_of(identity), store.programs()[identity].source
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
-    contract = models.contract(config.scope, limits_of(config))
-    algorithm = to_algorithm(wire, contract, name=f"program {identity[:12]}")
+    signature = models.signature(config.scope, limits_of(config))
+    algorithm = to_algorithm(wire, signature, name=f"program {identity[:12]}")
     return apply(
         algorithm,
         models,
         config.scope,
         out,
-        origin=Origin(method=f"the program of rank {rank} of {run}", file=PROGRAM, text=source),
+        origin=Provenance(method=f"the program of rank {rank} of {run}", file=PROGRAM, text=source),
         key=merge_key(config.random),
         on_tensor=on_tensor,
     )
 
 
 def merge_key(random: int) -> jax.Array:
-    """The key with which a run merges (`Workbench.fold("merge")`)."""
+    """The key with which a run merges (`RunContext.fold("merge")`)."""
     return jax.random.fold_in(jax.random.key(random), int.from_bytes(b"merg", "big"))
 
 

@@ -22,10 +22,10 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search.config import RunConfig
 from sdjax.search.config_reader import config_from
-from sdjax.search.context import Workbench
+from sdjax.search.context import RunContext
 from sdjax.search.database import FILE
 from sdjax.search.store import Store
-from sdjax.sharding.multihost import from_main, is_main_process
+from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 
 def open_store(config: RunConfig, folder: Path) -> Store:
@@ -33,9 +33,9 @@ def open_store(config: RunConfig, folder: Path) -> Store:
     if jax.process_count() == 1:
         return _open_file(config, folder)
     if not is_main_process():
-        return Store.mirror(folder, from_main(bytes))
+        return Store.mirror(folder, broadcast_from_main(bytes))
     store = _open_file(config, folder)
-    from_main(store.content)
+    broadcast_from_main(store.content)
     return store
 
 
@@ -46,15 +46,15 @@ def stored_config(folder: Path) -> RunConfig:
         with Store.open(folder) as store:
             return json.dumps(store.run().config).encode()
 
-    return config_from(json.loads(from_main(read)), f"{folder}: its config")
+    return config_from(json.loads(broadcast_from_main(read)), f"{folder}: its config")
 
 
-def open_sandbox(bench: Workbench) -> AbstractContextManager[Sandbox | None]:
+def open_sandbox(bench: RunContext) -> AbstractContextManager[Sandbox | None]:
     """The sandbox, on the main process."""
     if not is_main_process():
         return nullcontext()
     settings = bench.config.sandbox
-    return Sandbox(bench.contract, settings.workers, allow_missing=settings.allow_missing)
+    return Sandbox(bench.signature, settings.workers, allow_missing=settings.allow_missing)
 
 
 def judge_all(
@@ -72,7 +72,7 @@ def judge_all(
         return json.dumps([dataclasses.asdict(verdict), sandbox.layers]).encode()
 
     for index in range(len(sources)):
-        fields, layers = json.loads(from_main(judge_next))
+        fields, layers = json.loads(broadcast_from_main(judge_next))
         tuples = {name: tuple(fields[name]) for name in ("requests", "notes")}
         yield index, Verdict(**fields | tuples), tuple(layers)
 

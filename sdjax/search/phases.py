@@ -22,7 +22,7 @@ from sdjax.programs.extraction import extract_program
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import apply_program
-from sdjax.search.context import Workbench
+from sdjax.search.context import RunContext
 from sdjax.search.multihost import judge_all
 from sdjax.search.pairs import Pair, Scored, make_pairs, select
 from sdjax.search.store import Store
@@ -37,14 +37,14 @@ from sdjax.search.types import (
 )
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.packing import Example
-from sdjax.training.trainable import adapted_model
+from sdjax.training.trainable import lora_finetune
 
 # Outcomes that are kept with one commit.
 _OUTCOMES = 64
 
 
 def generate(
-    bench: Workbench,
+    bench: RunContext,
     store: Store,
     adapter: Adapter,
     *,
@@ -81,7 +81,7 @@ def generate(
             store.save_samples([sample])
             advance()
 
-        bench.generating.decode(
+        bench.generator_decoder.decode(
             bench.seed,
             adapter,
             [tokens] * len(missing),
@@ -93,7 +93,7 @@ def generate(
 
 
 def judge(
-    bench: Workbench,
+    bench: RunContext,
     store: Store,
     sandbox: Sandbox | None,
     *,
@@ -127,7 +127,7 @@ def judge(
 
 
 def score_programs(
-    bench: Workbench, store: Store, *, iteration: int, purpose: str = SEARCH
+    bench: RunContext, store: Store, *, iteration: int, purpose: str = SEARCH
 ) -> None:
     """Applies and scores every novel program of an iteration on the development problems."""
     identities = [sample.identity for sample in store.judged(iteration, purpose) if sample.novel]
@@ -139,7 +139,7 @@ def score_programs(
 
 
 def score_program(
-    bench: Workbench, store: Store, identity: str, split: str, setting: str = MAIN
+    bench: RunContext, store: Store, identity: str, split: str, setting: str = MAIN
 ) -> None:
     """Applies a verified program to the seed and scores the merged model."""
     name = program_candidate(identity)
@@ -157,7 +157,7 @@ def score_program(
 
 
 def score(
-    bench: Workbench, store: Store, candidate: str, params: dict, split: str, setting: str = MAIN
+    bench: RunContext, store: Store, candidate: str, params: dict, split: str, setting: str = MAIN
 ) -> None:
     """Decodes and grades the problems of a split that the candidate has no outcome for."""
     if is_scored(store, candidate, split, setting):
@@ -172,7 +172,7 @@ def score(
             store.save_scores(candidate, split, kept, complete=False, setting=setting)
             kept.clear()
 
-    evaluate(bench.answering, bench.tokenizer, params, bench.task, problems, on_outcome=keep)
+    evaluate(bench.eval_decoder, bench.tokenizer, params, bench.task, problems, on_outcome=keep)
     store.save_scores(candidate, split, kept, setting=setting)
 
 
@@ -183,7 +183,7 @@ def is_scored(store: Store, candidate: str, split: str, setting: str = MAIN) -> 
     )
 
 
-def development_scores(bench: Workbench, store: Store, setting: str = MAIN) -> dict[str, float]:
+def development_scores(bench: RunContext, store: Store, setting: str = MAIN) -> dict[str, float]:
     """Candidate to its accuracy on the development problems, by the metric of the run."""
     metric = bench.config.task.metric
     return {
@@ -193,7 +193,7 @@ def development_scores(bench: Workbench, store: Store, setting: str = MAIN) -> d
     }
 
 
-def scored_samples(bench: Workbench, store: Store, iteration: int) -> Iterator[Scored]:
+def scored_samples(bench: RunContext, store: Store, iteration: int) -> Iterator[Scored]:
     """The samples of an iteration whose program has a score."""
     scores = development_scores(bench, store)
     applications = store.applications()
@@ -212,7 +212,7 @@ def scored_samples(bench: Workbench, store: Store, iteration: int) -> Iterator[S
             )
 
 
-def choose_pairs(bench: Workbench, store: Store, *, iteration: int) -> tuple[Pair, ...]:
+def choose_pairs(bench: RunContext, store: Store, *, iteration: int) -> tuple[Pair, ...]:
     """Ranks the programs of an iteration, elites of the earlier ones beside them, into pairs.
 
     Raises:
@@ -236,7 +236,7 @@ def choose_pairs(bench: Workbench, store: Store, *, iteration: int) -> tuple[Pai
 
 
 def refine(
-    bench: Workbench, store: Store, adapter: Adapter, pairs: Sequence[Pair], *, iteration: int
+    bench: RunContext, store: Store, adapter: Adapter, pairs: Sequence[Pair], *, iteration: int
 ) -> Adapter:
     """One round of DPO; the generator of the next iteration."""
     training = bench.config.training
@@ -266,7 +266,7 @@ def refine(
             )
 
         factors, _ = train_dpo(
-            adapted_model(bench.model, bench.compute_seed, adapter),
+            lora_finetune(bench.model, bench.compute_seed, adapter),
             token_pairs,
             settings,
             key=bench.fold("refine", iteration),
@@ -275,7 +275,7 @@ def refine(
     return dataclasses.replace(adapter, factors=factors)
 
 
-def _examples(bench: Workbench, store: Store) -> dict[tuple[int, int], Example]:
+def _examples(bench: RunContext, store: Store) -> dict[tuple[int, int], Example]:
     """The samples of the search as prompt and target tokens, by iteration and number."""
     prompts = {
         digest: tuple(bench.tokenizer.encode_prompt(text))

@@ -117,7 +117,7 @@ _WAIT_SECONDS = 10  # for the others to read why they end; one that is dead neve
 _FINISH_SECONDS = 3600  # the main process may have a report to write
 
 
-def from_main(compute: Callable[[], bytes]) -> bytes:
+def broadcast_from_main(compute: Callable[[], bytes]) -> bytes:
     """What `compute` returns on the main process, on every process; the others do not call it."""
     if jax.process_count() == 1:
         return compute()
@@ -135,7 +135,7 @@ def from_main(compute: Callable[[], bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def ending_together(describe: Callable[[BaseException], tuple[int, str]]) -> Iterator[None]:
+def exit_together(describe: Callable[[BaseException], tuple[int, str]]) -> Iterator[None]:
     """Whatever ends the block on one process ends all of them: one message, one exit status.
 
     The first exception counts. The main process prints its message, then all exit without further

@@ -60,7 +60,7 @@ def sharding_of(
 def shardings(specs: Any, mesh: Mesh, *, rules: Mapping[str, str] = RULES) -> Any:
     """The tree of shardings of a tree of specifications, of the same structure.
 
-    `shardings(unflatten(specify(config)), mesh)` belongs to the parameters of a model.
+    `shardings(unflatten(param_specs(config)), mesh)` belongs to the parameters of a model.
     """
 
     def one(spec: Spec) -> NamedSharding:

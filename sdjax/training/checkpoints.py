@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from sdjax.core.errors import UserError
 from sdjax.io.orbax import CheckpointFolder
 from sdjax.io.safetensors_writer import write_whole
-from sdjax.sharding.multihost import from_main, is_main_process
+from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 
 class TrainingCheckpoints:
@@ -112,7 +112,7 @@ def kept_array(
         digest.update(repr((name, data[name].shape, data[name].dtype)).encode())
         digest.update(np.ascontiguousarray(data[name]))
     identity = digest.hexdigest()
-    stored = from_main(lambda: path.read_bytes() if path.exists() else b"")
+    stored = broadcast_from_main(lambda: path.read_bytes() if path.exists() else b"")
     try:
         with np.load(io.BytesIO(stored), allow_pickle=False) as found:
             if str(found["identity"]) == identity:

@@ -23,7 +23,7 @@ from sdjax.training.fit import Loss, OptimiserSettings, fit, parts_of
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import LOSSES
 from sdjax.training.packing import Example, batches_of
-from sdjax.training.trainable import Assemble, Trainee
+from sdjax.training.trainable import Assemble, Trainable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class DPOSettings:
 
 
 def train_dpo(
-    trainee: Trainee,
+    trainee: Trainable,
     pairs: Sequence[TokenPair],
     settings: DPOSettings,
     *,
@@ -79,7 +79,7 @@ def train_dpo(
     Raises:
         UserError: no pairs, a pair that does not fit the context, or a loss that is not finite.
     """
-    data = pad_pairs(pairs, trainee.config.context)
+    data = pad_pairs(pairs, trainee.config.max_seq_len)
     data["reference"] = reference_logprobs(trainee, data, settings)
     return fit(
         dpo_loss(trainee.config, trainee.assemble, settings),
@@ -92,7 +92,7 @@ def train_dpo(
 
 
 def pair_batches(
-    trainee: Trainee, data: dict[str, np.ndarray], settings: DPOSettings, *, key: jax.Array
+    trainee: Trainable, data: dict[str, np.ndarray], settings: DPOSettings, *, key: jax.Array
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of `settings.steps` steps.
 
@@ -104,7 +104,7 @@ def pair_batches(
 
 
 def reference_logprobs(
-    trainee: Trainee,
+    trainee: Trainable,
     data: dict[str, np.ndarray],
     settings: DPOSettings,
     *,

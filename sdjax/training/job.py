@@ -35,7 +35,7 @@ from sdjax.io.training_programs import (
     training_program_files,
 )
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import Adapter, fold, initialise_adapter, spread
+from sdjax.models.lora import Adapter, init_adapter, merge_lora, shard_adapter
 from sdjax.models.tree import unflatten
 from sdjax.sharding.mesh import mesh_of_all
 from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
@@ -51,14 +51,14 @@ from sdjax.training.dpo import (
 from sdjax.training.fit import Loss, fit, parts_of, rematerialised
 from sdjax.training.packing import batches_of, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainable import Trainee, adapted_model, whole_model
+from sdjax.training.trainable import Trainable, full_finetune, lora_finetune
 from sdjax.training.warmstart import (
-    contract_of,
     draw_programs,
     identities_of,
     lesson_batches,
     make_lesson,
     name_of,
+    signature_for,
 )
 
 # Of a run's folder, the rows to train on: prompt, chosen and rejected.
@@ -66,7 +66,7 @@ ReadRun = Callable[[Path], list[dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainingSetup:
     """A training that is ready to begin.
 
     Attributes:
@@ -123,11 +123,11 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
     key = jax.random.key(job.random)
     adapter = _adapter(job, model, folder, key)
     if adapter is not None and mesh is not None:
-        adapter = spread(adapter, model, mesh)
+        adapter = shard_adapter(adapter, model, mesh)
     trainee = (
-        whole_model(model, params, dtype=jnp.dtype(job.compute))
+        full_finetune(model, params, dtype=jnp.dtype(job.compute))
         if adapter is None
-        else adapted_model(model, params, adapter)
+        else lora_finetune(model, params, adapter)
     )
     del params
     beside = out.with_name(f"{out.name}.training")
@@ -158,19 +158,17 @@ def _adapter(job: Job, model: ModelConfig, folder: Path, key: jax.Array) -> Adap
         return read_adapter(model_folder(job.adapter), model, model=folder)
     if job.rank is None:
         return None
-    return initialise_adapter(
-        model, key, rank=job.rank, alpha=job.alpha, projections=job.projections
-    )
+    return init_adapter(model, key, rank=job.rank, alpha=job.alpha, projections=job.projections)
 
 
 def _course(
     job: Job,
-    trainee: Trainee,
+    trainee: Trainable,
     tokenizer: Tokenizer,
     key: jax.Array,
     read_run: ReadRun,
     beside: Path,
-) -> Course:
+) -> TrainingSetup:
     match job:
         case SFTJob():
             return _sft_course(job, trainee, tokenizer)
@@ -181,10 +179,10 @@ def _course(
     raise AssertionError(job)
 
 
-def _sft_course(job: SFTJob, trainee: Trainee, tokenizer: Tokenizer) -> Course:
+def _sft_course(job: SFTJob, trainee: Trainable, tokenizer: Tokenizer) -> TrainingSetup:
     rows = read_rows(job.data, job.split)
     # A text has to fit the context; a row of several may be longer.
-    examples, notes = texts_to_learn(rows, tokenizer, min(job.length, trainee.config.context))
+    examples, notes = texts_to_learn(rows, tokenizer, min(job.length, trainee.config.max_seq_len))
     packed = pack(examples, job.length)
     order = np.random.default_rng(job.random)
     chosen = [
@@ -192,7 +190,7 @@ def _sft_course(job: SFTJob, trainee: Trainee, tokenizer: Tokenizer) -> Course:
         order.integers(len(packed["tokens"]), size=job.rows)
         for _ in range(job.steps * job.accumulate)
     ]
-    return Course(
+    return TrainingSetup(
         loss=sft_loss(trainee.config, trainee.assemble),
         batches=partial(batches_of, packed, chosen, parts=parts_of(trainee.trainable, job.rows)),
         notes=notes,
@@ -202,12 +200,12 @@ def _sft_course(job: SFTJob, trainee: Trainee, tokenizer: Tokenizer) -> Course:
 
 def _dpo_course(
     job: DPOJob,
-    trainee: Trainee,
+    trainee: Trainable,
     tokenizer: Tokenizer,
     key: jax.Array,
     read_run: ReadRun,
     beside: Path,
-) -> Course:
+) -> TrainingSetup:
     if Path(job.data).is_dir():
         rows = [
             Row(where=f"{job.data}, pair {number}", fields=fields)
@@ -217,7 +215,7 @@ def _dpo_course(
             raise UserError(f"{job.data}: its run has no preference pairs yet")
     else:
         rows = read_rows(job.data, job.split)
-    length = min(job.length or trainee.config.context, trainee.config.context)
+    length = min(job.length or trainee.config.max_seq_len, trainee.config.max_seq_len)
     pairs, notes = preference_pairs(rows, tokenizer, length)
     settings = DPOSettings(
         loss=job.loss,
@@ -229,7 +227,7 @@ def _dpo_course(
     )
 
     def batches() -> Iterable[Any]:
-        data = pad_pairs(pairs, trainee.config.context)
+        data = pad_pairs(pairs, trainee.config.max_seq_len)
 
         def compute() -> np.ndarray:
             with progress_bar("reference", len(pairs)) as advance:
@@ -239,7 +237,7 @@ def _dpo_course(
         reference = kept_array(beside / REFERENCE, compute, data=data, told=told)
         return pair_batches(trainee, data | {"reference": reference}, settings, key=key)
 
-    return Course(
+    return TrainingSetup(
         loss=dpo_loss(trainee.config, trainee.assemble, settings),
         batches=batches,
         notes=notes,
@@ -253,17 +251,17 @@ def _fingerprint(rows: Sequence[Row]) -> str:
 
 
 def _warmstart_course(
-    job: WarmstartJob, trainee: Trainee, tokenizer: Tokenizer, key: jax.Array
-) -> Course:
+    job: WarmstartJob, trainee: Trainable, tokenizer: Tokenizer, key: jax.Array
+) -> TrainingSetup:
     programs = draw_programs(job.programs, job.random, slots=len(job.experts))
     lesson = make_lesson(tokenizer, job.prompt, job.experts, programs)
     longest = len(lesson.prompt) + max(map(len, lesson.targets))
-    if longest > trainee.config.context:
+    if longest > trainee.config.max_seq_len:
         raise UserError(
             f"prompt {job.prompt} and a program have {longest} tokens, the model's context is "
-            f"{trainee.config.context}; take prompt: short, or another model"
+            f"{trainee.config.max_seq_len}; take prompt: short, or another model"
         )
-    return Course(
+    return TrainingSetup(
         loss=sft_loss(trainee.config, trainee.assemble),
         batches=partial(
             lesson_batches, lesson, batch=job.batch, steps=job.steps * job.accumulate, key=key
@@ -276,8 +274,8 @@ def _warmstart_course(
 def _run(
     kind: str,
     job: Job,
-    trainee: Trainee,
-    course: Course,
+    trainee: Trainable,
+    course: TrainingSetup,
     beside: Path,
     say: Callable[[str], None],
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -325,10 +323,10 @@ def _run(
 
 def _write(
     job: Job,
-    trainee: Trainee,
+    trainee: Trainable,
     trained: Any,
     adapter: Adapter | None,
-    course: Course,
+    course: TrainingSetup,
     out: Path,
     folder: Path,
     mesh: Mesh | None,
@@ -338,9 +336,9 @@ def _write(
     beside, said = training_program_files(begun_with), ""
     if course.programs:
         assert isinstance(job, WarmstartJob)
-        contract = contract_of(trainee.config, experts=len(job.experts), scope=job.scope)
-        identities = identities_of(course.programs, contract)
-        learnt = TrainingPrograms.of(course.programs, identities, contract=name_of(contract))
+        signature = signature_for(trainee.config, experts=len(job.experts), scope=job.scope)
+        identities = identities_of(course.programs, signature)
+        learnt = TrainingPrograms.of(course.programs, identities, signature=name_of(signature))
         learnt = learnt.beside(read_training_programs(begun_with))
         beside = learnt.write(out.with_name(f"{out.name}.training"))
         said = f"; {len(learnt.identities)} distinct training programs"
@@ -355,6 +353,6 @@ def _write(
     if adapter is None:
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), unflatten(trained), stored)
     else:
-        params = fold(stored, adapter)
+        params = merge_lora(stored, adapter)
     write_model(out, trainee.config, params, assets_from=folder, more=beside)
     return said

@@ -18,7 +18,7 @@ Assemble = Callable[[Any, Any], tuple[dict, Adapter | None]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Trainee:
+class Trainable:
     """A model, divided into what a training changes and what it reads.
 
     Attributes:
@@ -33,27 +33,27 @@ class Trainee:
     assemble: Assemble
 
 
-def whole_model(
+def full_finetune(
     config: ModelConfig,
     params: dict,
     *,
     paths: Collection[str] | None = None,
     dtype: Any = jnp.float32,
-) -> Trainee:
+) -> Trainable:
     """Trains the tensors at `paths`, all by default, and computes with them in `dtype`.
 
     What is float32 already is taken over, not copied, and consumed by the training. The trained
     and the frozen tensors are flat dicts from path to tensor.
     """
     trainable, frozen = split(params, set(flatten(params) if paths is None else paths))
-    return Trainee(
+    return Trainable(
         config=config, trainable=trainable, frozen=frozen, assemble=as_tensors(dtype=dtype)
     )
 
 
-def adapted_model(config: ModelConfig, params: dict, adapter: Adapter) -> Trainee:
+def lora_finetune(config: ModelConfig, params: dict, adapter: Adapter) -> Trainable:
     """Trains the factors of an adapter; the computation is in the weights' dtype."""
-    return Trainee(
+    return Trainable(
         config=config,
         trainable=jax.tree.map(jnp.copy, adapter.factors),  # training consumes them
         frozen=params,

@@ -17,12 +17,12 @@ import numpy as np
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.scope import Scope, select
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import kind_of, specify
+from sdjax.models.params import kind_of, param_specs
 from sdjax.programs.grammar import sample_program
 from sdjax.programs.prompts import render
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.training.packing import behind_prefix
 
@@ -31,7 +31,7 @@ _GRAIN = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lesson:
+class WarmstartData:
     """What a generator is shown.
 
     Attributes:
@@ -61,7 +61,7 @@ def draw_programs(count: int, random: int, *, slots: int) -> tuple[str, ...]:
 
 def make_lesson(
     tokenizer: Tokenizer, prompt: str, descriptions: Sequence[str], programs: Sequence[str]
-) -> Lesson:
+) -> WarmstartData:
     """The prompt of that name for experts of these descriptions, and programs as its answers."""
     slots = tuple(f"expert_{number}" for number in range(1, len(descriptions) + 1))
     text = render(
@@ -71,7 +71,7 @@ def make_lesson(
         chat=tokenizer.as_prompt,
     )
     end = tokenizer.eos_ids[:1]
-    return Lesson(
+    return WarmstartData(
         prompt=tuple(tokenizer.encode_prompt(text)),
         programs=tuple(programs),
         targets=tuple(
@@ -82,7 +82,7 @@ def make_lesson(
 
 
 def lesson_batches(
-    lesson: Lesson, *, batch: int, steps: int, key: jax.Array
+    lesson: WarmstartData, *, batch: int, steps: int, key: jax.Array
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of programs of similar lengths, in a new order each time they are used up."""
     by_length = sorted(range(len(lesson.targets)), key=lambda n: len(lesson.targets[n]))
@@ -100,30 +100,30 @@ def lesson_batches(
             yield behind_prefix(lesson.prompt, targets, -(-longest // _GRAIN) * _GRAIN)
 
 
-def contract_of(config: ModelConfig, *, experts: int, scope: Scope = "mlp") -> Contract:
+def signature_for(config: ModelConfig, *, experts: int, scope: Scope = "mlp") -> MergeSignature:
     """What a program of a search over this model is traced against."""
-    specs = specify(config)
+    specs = param_specs(config)
     slots = tuple(f"expert_{number}" for number in range(1, experts + 1))
     shapes = {path: (kind_of(path), specs[path].shape) for path in select(specs, scope)}
-    return Contract.of(slots, shapes)
+    return MergeSignature.of(slots, shapes)
 
 
-def name_of(contract: Contract) -> str:
+def name_of(signature: MergeSignature) -> str:
     """What tells contracts apart over which a program has different identities: hexadecimal.
 
     Limits are left out: they decide whether a program is admitted, not what it is.
     """
-    told = (contract.slots, contract.tensors, contract.paths)
+    told = (signature.slots, signature.tensors, signature.paths)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
-def identities_of(programs: Sequence[str], contract: Contract) -> Iterator[int | None]:
+def identities_of(programs: Sequence[str], signature: MergeSignature) -> Iterator[int | None]:
     """The first 64 bits of each program's identity; None of one that is refused.
 
     For programs of our own alone: they are traced here rather than in the sandbox, by its code.
     """
     for text in programs:
         try:
-            yield int(rebuild(trace_trusted(text, contract), contract).identity[:16], 16)
+            yield int(verify_ir(trace_trusted(text, signature), signature).identity[:16], 16)
         except Refusal:
             yield None  # the grammar writes some programs that fail

@@ -25,7 +25,7 @@ def seed_config(vocab_size: int) -> ModelConfig:
         num_heads=4,
         num_kv_heads=2,
         head_dim=32,
-        context=512,
+        max_seq_len=512,
         norm_eps=1e-5,
         tie_embeddings=True,
         eos_tokens=(END_ID,),

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdjax.core.errors import UserError
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.evaluation.evaluate import evaluate
-from sdjax.evaluation.prompts import put
+from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Outcome, Problem
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
 from sdjax.io.hf_checkpoint import read_config, read_model, write_model
@@ -22,12 +22,12 @@ from sdjax.io.model_paths import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import initialise, kind_of
+from sdjax.models.params import init_params, kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.training.fit import compile_step
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import split
-from sdjax.training.warmstart import contract_of, identities_of, name_of
+from sdjax.training.warmstart import identities_of, name_of, signature_for
 from sdjax.zoo.data import (
     SLOTS,
     ExerciseStream,
@@ -97,16 +97,16 @@ def _part(report: Report, start: float, share: float, line: str, done: float) ->
 
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
     """Keeps the training programs and their identities beside the seed."""
-    contract = contract_of(read_config(seed), experts=len(SLOTS))
+    signature = signature_for(read_config(seed), experts=len(SLOTS))
     texts = training_programs(recipe.programs, recipe.seed)
 
     def identities() -> Iterator[int | None]:
-        for number, identity in enumerate(identities_of(texts, contract)):
+        for number, identity in enumerate(identities_of(texts, signature)):
             if number % 100 == 0:
                 report("seed: identities of its training programs", number / len(texts))
             yield identity
 
-    TrainingPrograms.of(texts, identities(), contract=name_of(contract)).write(seed)
+    TrainingPrograms.of(texts, identities(), signature=name_of(signature)).write(seed)
 
 
 def write_table(folder: Path) -> Path:
@@ -149,7 +149,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     tokenizer_folder = folder.with_name(f"{folder.name}.tokenizer")
     trained = train_tokenizer([*texts, *_exercise_texts(recipe.seed)])
     config = seed_config(-(-trained.get_vocab_size() // 64) * 64)
-    write_tokenizer(trained, tokenizer_folder, config.context)
+    write_tokenizer(trained, tokenizer_folder, config.max_seq_len)
     tokenizer = read_tokenizer(tokenizer_folder)
     programs = [program_example(tokenizer, text) for text in texts]
     programs = [program for program in programs if len(program) <= recipe.length]
@@ -164,7 +164,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     probe = Probe(tokenizer, config, split="calibration")
     mesh = data_mesh()
     everywhere = NamedSharding(mesh, PartitionSpec())
-    params = initialise(config, jax.random.key(recipe.seed), jnp.float32)
+    params = init_params(config, jax.random.key(recipe.seed), jnp.float32)
     trainable, _ = split(jax.device_put(params, everywhere), set(flatten(params)))
     start, step = compile_step(sft_loss(config), recipe.optimiser)
     state = start(trainable)
@@ -246,7 +246,7 @@ class Probe:
         self._tokenizer = tokenizer
         self._task = ArithmeticTask()
         self.problems: list[Problem] = self._task.problems(split)
-        self._prompted = put(self._task, self.problems, tokenizer)
+        self._prompted = build_prompts(self._task, self.problems, tokenizer)
         self._decoder = Decoder(config, DECODER)
 
     def outcomes(self, params: dict) -> list[Outcome]:

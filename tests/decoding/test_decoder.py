@@ -13,7 +13,7 @@ from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.stopping import StopStrings
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import initialise
+from sdjax.models.params import init_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.sharding.mesh import make_mesh
 
@@ -36,7 +36,7 @@ SETTINGS = DecoderSettings(slots=4, rows=2, buckets=(8, 16), max_new_tokens=12)
 @pytest.fixture(scope="module")
 def params():
     # Wide weights, so that greedy choices vary and some sequences meet the end token.
-    return jax.tree.map(lambda x: x * 12, initialise(CONFIG, jax.random.key(3), jnp.float32))
+    return jax.tree.map(lambda x: x * 12, init_params(CONFIG, jax.random.key(3), jnp.float32))
 
 
 @pytest.fixture(scope="module")

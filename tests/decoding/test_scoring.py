@@ -8,7 +8,7 @@ import pytest
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.decoding.scoring import Scorer
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import initialise
+from sdjax.models.params import init_params
 
 CONFIG = ModelConfig(
     family="qwen3",
@@ -26,7 +26,7 @@ PROMPTS = [[3, 4, 5], [9], [11, 12, 13, 14, 15, 16]]
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(lambda x: x * 9, initialise(CONFIG, jax.random.key(1), jnp.float32))
+    return jax.tree.map(lambda x: x * 9, init_params(CONFIG, jax.random.key(1), jnp.float32))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from sdjax.decoding.decoder import Decoder, DecoderSettings
 from sdjax.evaluation.evaluate import evaluate
-from sdjax.evaluation.prompts import put
+from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.arithmetic import ArithmeticTask
 from sdjax.io.hf_checkpoint import read_model
@@ -33,10 +33,10 @@ def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
         tokenizer,
         params,
         task,
-        put(task, [*problems[:3], long, *problems[3:]], tokenizer),
+        build_prompts(task, [*problems[:3], long, *problems[3:]], tokenizer),
         on_outcome=told.append,
     )
-    alone = evaluate(decoder, tokenizer, params, task, put(task, problems, tokenizer))
+    alone = evaluate(decoder, tokenizer, params, task, build_prompts(task, problems, tokenizer))
     assert [one for one in outcomes if one.problem_id != "long"] == alone
     assert not outcomes[3].strict
     assert not outcomes[3].flexible
@@ -54,7 +54,7 @@ def test_what_a_task_raises_over_one_output_does_not_stop_the_rest(seed):
     decoder, tokenizer, params = seed
     told = []
     for task in (ArithmeticTask(test=6), Squeamish(test=6)):
-        problems = put(task, task.problems("test"), tokenizer)
+        problems = build_prompts(task, task.problems("test"), tokenizer)
         told.append(evaluate(decoder, tokenizer, params, task, problems))
     expected, found = told
     assert found[3].failure.endswith("Squeamish: grade raised ZeroDivisionError: mine")
@@ -65,7 +65,7 @@ def test_what_a_task_raises_over_one_output_does_not_stop_the_rest(seed):
 def test_a_prompt_is_told_by_its_hash(seed):
     _, tokenizer, _ = seed
     task = ArithmeticTask(test=2)
-    first, second = put(task, task.problems("test"), tokenizer)
+    first, second = build_prompts(task, task.problems("test"), tokenizer)
     assert len(first.sha256) == 64
     assert first.sha256 != second.sha256
-    assert first.sha256 == put(task, task.problems("test"), tokenizer)[0].sha256
+    assert first.sha256 == build_prompts(task, task.problems("test"), tokenizer)[0].sha256

@@ -6,7 +6,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation import task as task_module
-from sdjax.evaluation.prompts import put
+from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import (
     NotGradedError,
     Outcome,
@@ -115,7 +115,7 @@ def test_a_broken_task_is_told_before_anything_is_computed(monkeypatch, method, 
     task, tokenizer = Sums(), read_tokenizer(zoo_models()["seed"])
     monkeypatch.setattr(task, method, replaced)
     with pytest.raises(UserError, match=message):
-        put(task, task.problems("test"), tokenizer)
+        build_prompts(task, task.problems("test"), tokenizer)
 
 
 @pytest.mark.parametrize(

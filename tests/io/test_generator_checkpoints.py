@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sdjax.core.errors import UserError
 from sdjax.io.generator_checkpoints import GeneratorCheckpoints
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import initialise_adapter
+from sdjax.models.lora import init_adapter
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
 
@@ -44,7 +44,7 @@ def collect():
 
 def adapter(seed: int, rank: int = 4):
     """An adapter whose factors are all different from zero."""
-    fresh = initialise_adapter(CONFIG, jax.random.key(seed), rank=rank, alpha=8)
+    fresh = init_adapter(CONFIG, jax.random.key(seed), rank=rank, alpha=8)
     return jax.tree.map(lambda leaf: leaf + 0.1 * (seed + 1), fresh)
 
 

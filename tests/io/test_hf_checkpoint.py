@@ -13,7 +13,7 @@ from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import ModelReader, read_model, write_model
 from sdjax.io.safetensors_reader import TensorFolder
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import abstract, specify
+from sdjax.models.params import abstract_params, param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 
@@ -41,7 +41,7 @@ def random_params(config, dtype):
         lambda leaf: jnp.asarray(
             0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
         ),
-        abstract(config, dtype),
+        abstract_params(config, dtype),
     )
 
 
@@ -72,7 +72,7 @@ def test_round_trip_is_byte_for_byte(tmp_path, tied, dtype):
     write_model(tmp_path / "a", config, params)
     found, read = read_model(tmp_path / "a")
     assert found == config
-    assert flatten(read).keys() == specify(config).keys()
+    assert flatten(read).keys() == param_specs(config).keys()
     for path, leaf in flatten(read).items():
         assert leaf.dtype == dtype
         assert np.asarray(leaf).tobytes() == np.asarray(flatten(params)[path]).tobytes(), path
@@ -209,7 +209,7 @@ def test_a_tied_model_may_store_its_output_matrix_again(tmp_path):
 def test_old_rotary_buffers_are_passed_over(folder):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(folder, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
-    assert flatten(read_model(folder)[1]).keys() == specify(tiny()).keys()
+    assert flatten(read_model(folder)[1]).keys() == param_specs(tiny()).keys()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

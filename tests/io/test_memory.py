@@ -8,7 +8,7 @@ import pytest
 
 from sdjax.io.hf_checkpoint import write_model
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import abstract
+from sdjax.models.params import abstract_params
 
 BOUND = 1.2  # of the bytes that the process keeps
 
@@ -52,7 +52,8 @@ def test_a_process_holds_little_more_than_what_it_keeps(tmp_path, two_processes)
         context=64,
     )
     params = jax.tree.map(
-        lambda leaf: np.broadcast_to(np.float32(0.5), leaf.shape), abstract(config, np.float32)
+        lambda leaf: np.broadcast_to(np.float32(0.5), leaf.shape),
+        abstract_params(config, np.float32),
     )
     write_model(tmp_path / "model", config, params)
     size = (tmp_path / "model/model.safetensors").stat().st_size

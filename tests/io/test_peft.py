@@ -15,7 +15,7 @@ from sdjax.io.model_paths import locate, model_folder
 from sdjax.io.peft import AdaptedFolder, read_adapter, write_adapter
 from sdjax.io.safetensors_reader import TensorFolder
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import fold, initialise_adapter
+from sdjax.models.lora import fold, init_adapter
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 
@@ -134,7 +134,7 @@ def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
     """On a mesh too, and the same as the factors that are folded in memory."""
     seed = model_folder("zoo:seed")
     config, params = read_model(seed, dtype=np.float32)
-    fresh = initialise_adapter(config, jax.random.key(0), rank=2, alpha=6)
+    fresh = init_adapter(config, jax.random.key(0), rank=2, alpha=6)
     noise = np.random.default_rng(1)
     trained = jax.tree.map(
         lambda leaf: jnp.asarray(0.1 * noise.standard_normal(leaf.shape), jnp.float32), fresh
@@ -176,7 +176,7 @@ CONFIG = ModelConfig(
 
 
 def trained_adapter(**options):
-    fresh = initialise_adapter(CONFIG, jax.random.key(0), rank=2, alpha=3, **options)
+    fresh = init_adapter(CONFIG, jax.random.key(0), rank=2, alpha=3, **options)
     return jax.tree.map(lambda leaf: leaf + 0.1, fresh)
 
 
@@ -195,7 +195,7 @@ def test_what_is_written_comes_back(tmp_path):
 
 def test_projections_of_different_ranks_are_written_as_peft_reads_them(tmp_path):
     wide, narrow = (
-        initialise_adapter(CONFIG, jax.random.key(0), rank=rank, alpha=2 * rank, projections=kinds)
+        init_adapter(CONFIG, jax.random.key(0), rank=rank, alpha=2 * rank, projections=kinds)
         for rank, kinds in ((4, ("attn.q_proj",)), (2, ("attn.k_proj",)))
     )
     factors = unflatten(flatten(wide.factors) | flatten(narrow.factors))

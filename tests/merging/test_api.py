@@ -166,10 +166,10 @@ def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
 def test_every_method_takes_numbers_and_tensors_without_elements(name, shape):
     rng = np.random.default_rng(0)
     base, *experts = ({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3))
-    one, meaning = methods()[name], methods()[name].meaning
-    given = {"t": 0.5} if "t" in meaning.needed else {}
+    one, schema = methods()[name], methods()[name].schema
+    given = {"t": 0.5} if "t" in schema.needed else {}
     merged = sdjax.merge(
-        base, experts[: meaning.most], one.name, scope="all", key=jax.random.key(0), **given
+        base, experts[: schema.most], one.name, scope="all", key=jax.random.key(0), **given
     )
     assert merged.params["x"].shape == shape
     assert merged.finite

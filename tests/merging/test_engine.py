@@ -8,7 +8,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm, PerExpert
-from sdjax.merging.compile_cache import Programs
+from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger, leaf_key_data, merge
 from sdjax.models.tree import flatten
 
@@ -60,7 +60,7 @@ def test_merge_adds_the_merged_task_vector_to_the_leaves_in_scope(base, experts)
 def test_a_sweep_over_coefficients_and_new_experts_compile_nothing(
     base, experts, make_tree, backend_compiles
 ):
-    programs = Programs()
+    programs = CompileCache()
     algorithm = Algorithm.from_function(weighted)
     merger = Merger(base, experts, programs=programs)
     merger(algorithm)
@@ -82,7 +82,7 @@ def test_kind_costs_a_program_for_each_kind_and_branches(base, experts):
     def by_kind(task_vectors, kind):
         return task_vectors["expert_1"] * (2.0 if kind == "mlp.down_proj" else 0.0)
 
-    programs = Programs()
+    programs = CompileCache()
     got = flatten(merge(base, experts, Algorithm.from_function(by_kind), programs=programs).params)
     assert programs.compiled == 3  # gate_proj and up_proj have one shape but two kinds
     for path, (at, vectors, _) in reference(base, experts, lambda *_: None).items():
@@ -249,7 +249,7 @@ def test_the_hash_of_a_path_does_not_change():
 
 
 def test_programs_are_bounded_and_freed(base, experts):
-    programs = Programs(capacity=4)
+    programs = CompileCache(capacity=4)
     merger = Merger(base, experts, programs=programs)
     functions = []
     for scale in range(1, 6):
@@ -269,7 +269,7 @@ def test_programs_are_bounded_and_freed(base, experts):
 def test_quick_programs_compute_the_same(base, experts):
     algorithm = Algorithm.from_function(weighted, weight=0.3)
     slow = flatten(merge(base, experts, algorithm).params)
-    quick = flatten(merge(base, experts, algorithm, programs=Programs(quick=True)).params)
+    quick = flatten(merge(base, experts, algorithm, programs=CompileCache(quick=True)).params)
     for path in slow:
         np.testing.assert_allclose(slow[path], quick[path], rtol=1e-6, atol=1e-6)
 

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import ALL_PROJECTIONS, fold, initialise_adapter, spread
-from sdjax.models.params import abstract
+from sdjax.models.lora import ALL_PROJECTIONS, init_adapter, merge_lora, shard_adapter
+from sdjax.models.params import abstract_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
@@ -39,7 +39,7 @@ def params(dtype=jnp.float32, config=CONFIG):
         lambda leaf: jnp.asarray(
             0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
         ),
-        abstract(config, dtype),
+        abstract_params(config, dtype),
     )
 
 
@@ -60,10 +60,10 @@ def trained(adapter):
 
 
 def test_a_fresh_adapter_changes_nothing():
-    fresh = initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6)
+    fresh = init_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6)
     # Two programs, which XLA may fuse differently.
     np.testing.assert_allclose(logits(params(), fresh), logits(params(), None), atol=1e-6)
-    folded = flatten(fold(params(), fresh))
+    folded = flatten(merge_lora(params(), fresh))
     for path, leaf in flatten(params()).items():
         np.testing.assert_array_equal(folded[path], leaf)
 
@@ -79,16 +79,18 @@ def test_a_fresh_adapter_changes_nothing():
 )
 def test_folding_in_equals_applying(config, projections):
     adapter = trained(
-        initialise_adapter(config, jax.random.key(1), rank=3, alpha=6, projections=projections)
+        init_adapter(config, jax.random.key(1), rank=3, alpha=6, projections=projections)
     )
     weights = params(config=config)
     applied = logits(weights, adapter, config)
     assert np.abs(applied - logits(weights, None, config)).max() > 1e-3
-    np.testing.assert_allclose(logits(fold(weights, adapter), None, config), applied, atol=1e-4)
+    np.testing.assert_allclose(
+        logits(merge_lora(weights, adapter), None, config), applied, atol=1e-4
+    )
 
 
 def test_only_the_chosen_projections_get_factors():
-    adapter = initialise_adapter(
+    adapter = init_adapter(
         CONFIG, jax.random.key(1), rank=3, alpha=6, projections=("attn.v_proj", "mlp.up_proj")
     )
     shapes = {path: leaf.shape for path, leaf in flatten(adapter.factors).items()}
@@ -102,7 +104,7 @@ def test_only_the_chosen_projections_get_factors():
             ("mlp/up_proj", "b", (24, 3)),
         )
     }
-    changed = fold(params(), trained(adapter))
+    changed = merge_lora(params(), trained(adapter))
     before = flatten(params())
     different = {
         path for path, leaf in flatten(changed).items() if not np.array_equal(leaf, before[path])
@@ -112,21 +114,21 @@ def test_only_the_chosen_projections_get_factors():
 
 
 def test_folding_keeps_the_stored_dtype():
-    adapter = trained(initialise_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6))
-    folded = fold(params(jnp.bfloat16), adapter)
+    adapter = trained(init_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6))
+    folded = merge_lora(params(jnp.bfloat16), adapter)
     assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_spread_over_a_mesh_the_factors_are_split_as_their_projection():
-    fresh = trained(initialise_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8))
+    fresh = trained(init_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8))
     mesh = make_mesh({"fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
-    placed = flatten(spread(fresh, CONFIG, mesh).factors)
+    placed = flatten(shard_adapter(fresh, CONFIG, mesh).factors)
     assert placed["layers/0/mlp/up_proj/a"].sharding.spec == PartitionSpec(None, "fsdp")
     assert placed["layers/0/mlp/up_proj/b"].sharding.spec == PartitionSpec("tensor", None)
     assert placed["layers/1/mlp/down_proj/a"].sharding.spec == PartitionSpec(None, "tensor")
     for path, leaf in flatten(fresh.factors).items():
         np.testing.assert_array_equal(placed[path], leaf)
     fused = flatten(
-        spread(initialise_adapter(FUSED, jax.random.key(1), rank=4, alpha=8), FUSED, mesh).factors
+        shard_adapter(init_adapter(FUSED, jax.random.key(1), rank=4, alpha=8), FUSED, mesh).factors
     )
     assert fused["layers/0/mlp/gate_up_proj/b"].sharding.spec == PartitionSpec("tensor", None)

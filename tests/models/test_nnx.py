@@ -12,7 +12,7 @@ from flax import nnx
 from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.nnx import from_nnx, to_nnx
-from sdjax.models.params import abstract
+from sdjax.models.params import abstract_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 
@@ -37,7 +37,7 @@ def random_params(config, dtype=jnp.float32):
         lambda leaf: jnp.asarray(
             0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
         ),
-        abstract(config, dtype),
+        abstract_params(config, dtype),
     )
 
 

@@ -12,11 +12,11 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.families import FAMILIES
 from sdjax.models.params import (
     LAYER_TENSORS,
-    abstract,
-    initialise,
+    abstract_params,
+    init_params,
     kind_of,
     layer_tensors,
-    specify,
+    param_specs,
 )
 from sdjax.models.tree import flatten
 
@@ -37,7 +37,7 @@ def tiny(family: str) -> ModelConfig:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_default_scope_is_the_mlp_and_names_lead_back_to_paths(family):
-    specs = specify(tiny(family))
+    specs = param_specs(tiny(family))
     first = "gate_up_proj" if family == "phi3" else "gate_proj"
     kinds = {kind_of(path) for path in select(specs, "mlp")}
     assert kinds == {"mlp.down_proj", f"mlp.{first}"} | (
@@ -56,7 +56,7 @@ def test_every_tensor_of_the_table_belongs_to_a_family():
 
 
 def test_fused_projections_are_one_leaf():
-    shapes = {path: spec.shape for path, spec in specify(tiny("phi3")).items()}
+    shapes = {path: spec.shape for path, spec in param_specs(tiny("phi3")).items()}
     assert shapes["layers/0/attn/qkv_proj"] == (4 * 6 + 2 * 2 * 6, 16)
     assert shapes["layers/0/mlp/gate_up_proj"] == (48, 16)
     assert not any(name in path for path in shapes for name in ("q_proj", "/up_proj", "gate_proj"))
@@ -64,7 +64,7 @@ def test_fused_projections_are_one_leaf():
 
 @pytest.mark.parametrize(("family", "scale"), [("qwen2", 1), ("gemma2", 0)])
 def test_norms_start_at_one_and_biases_at_zero(family, scale):
-    leaves = flatten(initialise(tiny(family), jax.random.key(0), jnp.float32))
+    leaves = flatten(init_params(tiny(family), jax.random.key(0), jnp.float32))
     for path, leaf in leaves.items():
         if "norm" in path:
             np.testing.assert_array_equal(leaf, scale)
@@ -80,7 +80,7 @@ def test_merging_knows_the_kinds_of_fused_projections():
     seed, expert = (
         jax.tree.map(
             lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32),
-            abstract(config, jnp.float32),
+            abstract_params(config, jnp.float32),
         )
         for _ in range(2)
     )

@@ -10,7 +10,7 @@ from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import read_model
 from sdjax.io.model_paths import model_folder
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.recipe.output_files import Origin
+from sdjax.merging.recipe.output_files import Provenance
 from sdjax.models.tree import flatten
 from sdjax.programs.merge_from_source import apply, merge_program, open_models
 
@@ -103,7 +103,7 @@ def merge_trees(task_vectors):
 def test_only_the_same_merge_goes_on_with_what_was_interrupted(tmp_path, function):
     def run(base, first, second, scope, on_tensor=None):
         models = open_models(base, {"expert_1": first, "expert_2": second}, tmp_path)
-        origin = Origin(method="mine", file="program.py", text="the same")
+        origin = Provenance(method="mine", file="program.py", text="the same")
         method = Algorithm.from_function(function)
         out, key = tmp_path / "out", jax.random.key(0)
         return apply(method, models, scope, out, origin=origin, key=key, on_tensor=on_tensor)

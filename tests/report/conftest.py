@@ -81,7 +81,7 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
     scored = []
     for number in range(size):
         kind = rng.choices(
-            ["new", "again", "refused", "nothing", "wrong contract", "timed out"],
+            ["new", "again", "refused", "nothing", "wrong signature", "timed out"],
             [50 - 8 * iteration, 10 + 6 * iteration, 15, 8, 10, 2],
         )[0]
         identity = f"{iteration:02}{number:04}" * 8

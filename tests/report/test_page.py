@@ -86,7 +86,7 @@ def test_the_page_says_what_a_reader_asks_for(page, finished):
         "not in training",
         "scales expert_2",
         "refused: import",
-        "wrong contract: shape",
+        "wrong signature: shape",
         "max_magnitude",
         "generator-3 (checkpoints/3), steps 50, loss 0.61",
         "seed zoo:seed; expert_1 = zoo:a;",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdjax.evaluation.statistics import Interval
-from sdjax.report.data import IterationReport, Level, Row, read_contents
+from sdjax.report.data import IterationReport, ReferenceLine, Row, read_contents
 from sdjax.report.plots import (
     development_against_test,
     gains,
@@ -88,7 +88,7 @@ def test_the_least_there_can_be_is_drawn():
 
 
 def test_labels_of_close_levels_are_moved_apart():
-    levels = [Level(name=f"level {n}", score=0.5 + n / 10_000) for n in range(5)]
+    levels = [ReferenceLine(name=f"level {n}", score=0.5 + n / 10_000) for n in range(5)]
     scored = iteration(scores=(0.2, 0.9), sample_mean=0.5)
     (axes,) = score_distributions([scored], levels, "strict").axes
     low, high = axes.get_ylim()

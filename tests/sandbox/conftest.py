@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `catalogue`, under every import mode
 
@@ -14,17 +14,19 @@ SHAPES = {"gate_proj": (16, 8), "up_proj": (16, 8), "down_proj": (8, 16)}
 
 
 @pytest.fixture(scope="session")
-def contract() -> Contract:
+def signature() -> MergeSignature:
     tensors = {
         f"layers/{layer}/mlp/{name}": (f"mlp.{name}", shape)
         for layer in range(2)
         for name, shape in SHAPES.items()
     }
     slots = ("expert_1", "expert_2", "expert_3")
-    return Contract.of(slots, tensors, Limits(equations=1_500, cpu_seconds=2, wall_seconds=20.0))
+    return MergeSignature.of(
+        slots, tensors, Limits(equations=1_500, cpu_seconds=2, wall_seconds=20.0)
+    )
 
 
 @pytest.fixture(scope="session")
-def sandbox(contract):
-    with Sandbox(contract, workers=2) as running:
+def sandbox(signature):
+    with Sandbox(signature, workers=2) as running:
         yield running

@@ -34,7 +34,7 @@ JUNK: tuple[Any, ...] = (
 WRAPPERS = {"jit", "pjit", "closed_call", "optimization_barrier"}
 
 
-def seeds(contract: Any) -> list[Any]:
+def seeds(signature: Any) -> list[Any]:
     """As JSON values: the catalogue's valid programs, and a short message for every result of the
     cases that cover the primitives."""
     from catalogue import VALID
@@ -42,7 +42,7 @@ def seeds(contract: Any) -> list[Any]:
     from sdjax.sandbox.worker.trace import trace_trusted
 
     programs = [*VALID.values(), *short_programs()]
-    return [json.loads(trace_trusted(program, contract)) for program in programs]
+    return [json.loads(trace_trusted(program, signature)) for program in programs]
 
 
 def short_programs() -> list[Callable]:
@@ -129,8 +129,8 @@ class Hang(BaseException):
 class Judge:
     """Gives messages to the parent's side, and counts what became of them."""
 
-    def __init__(self, contract: Any):
-        self.contract, self.outcomes, self.admitted = contract, Counter[str](), 0
+    def __init__(self, signature: Any):
+        self.signature, self.outcomes, self.admitted = signature, Counter[str](), 0
         self.slowest = 0.0
 
         def hang(number: int, frame: Any) -> None:
@@ -142,16 +142,16 @@ class Judge:
         """Raises whatever is not a refusal; AssertionError for a program outside the list."""
         from sdjax.sandbox.verdict import Refusal
         from sdjax.sandbox.verify.probe import probe
-        from sdjax.sandbox.verify.verified_program import rebuild
+        from sdjax.sandbox.verify.verified_program import verify_ir
 
         started = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            program = rebuild(wire, self.contract)
+            program = verify_ir(wire, self.signature)
             self.admitted += 1
             if self.admitted % PROBED == 1:
                 check_primitives(program)
-                probe(program, self.contract)
+                probe(program, self.signature)
             self.outcomes["admitted"] += 1
         except Refusal as refusal:
             self.outcomes[f"{refusal.verdict}, {refusal.rule}"] += 1
@@ -186,9 +186,9 @@ def _check_names(jaxpr: Any) -> None:
                     _check_names(inner)
 
 
-def fuzz(contract: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
+def fuzz(signature: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
     """So many mutated messages; a line of news after `every`."""
-    draw, judge, messages = random.Random(seed), Judge(contract), seeds(contract)
+    draw, judge, messages = random.Random(seed), Judge(signature), seeds(signature)
 
     started = time.monotonic()
     for number in range(1, inputs + 1):
@@ -220,13 +220,13 @@ def written(message: Any, draw: random.Random) -> str:
     return json.dumps(message, allow_nan=True)
 
 
-def small_contract() -> Any:
+def small_signature() -> Any:
     """Two small tensors of one shape and two kinds, so that messages are short."""
-    from sdjax.sandbox.signature import Contract, Limits
+    from sdjax.sandbox.signature import Limits, MergeSignature
 
     tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (6, 4)), "up": ("mlp.gate_proj", (6, 4))}
     limits = Limits(equations=1_500, growth=64)
-    return Contract.of(("expert_1", "expert_2", "expert_3"), tensors, limits)
+    return MergeSignature.of(("expert_1", "expert_2", "expert_3"), tensors, limits)
 
 
 def with_atheris(folder: Path, flags: list[str]) -> None:
@@ -236,8 +236,8 @@ def with_atheris(folder: Path, flags: list[str]) -> None:
         import sdjax.sandbox.verify.probe
         import sdjax.sandbox.verify.verified_program  # noqa: F401
 
-    contract = small_contract()
-    messages, judge = seeds(contract), Judge(contract)
+    signature = small_signature()
+    messages, judge = seeds(signature), Judge(signature)
     folder.mkdir(parents=True, exist_ok=True)
     for number, message in enumerate(messages):
         (folder / f"seed-{number}").write_text(written(message, random.Random(0)))
@@ -273,4 +273,4 @@ if __name__ == "__main__":
     if known.atheris:
         with_atheris(known.atheris, rest)
     else:
-        fuzz(small_contract(), known.inputs, seed=known.seed, every=10_000)
+        fuzz(small_signature(), known.inputs, seed=known.seed, every=10_000)

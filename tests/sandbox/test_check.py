@@ -24,8 +24,8 @@ def files(tmp_path):
     return [tmp_path / name for name in (*sources, "latin.py")]
 
 
-def test_json_is_one_object_a_file(files, contract):
-    text, status = check_files(files, contract, as_json=True)
+def test_json_is_one_object_a_file(files, signature):
+    text, status = check_files(files, signature, as_json=True)
     rows = [json.loads(line) for line in text.split("\n")]
     assert status == 1
     assert [row["file"] for row in rows] == [str(f) for f in files]
@@ -39,40 +39,40 @@ def test_json_is_one_object_a_file(files, contract):
     assert rows[3]["rule"] == "encoding"
 
 
-def test_a_table_for_people_and_zero_when_all_are_admitted(tmp_path, contract):
+def test_a_table_for_people_and_zero_when_all_are_admitted(tmp_path, signature):
     file = tmp_path / "ties.py"
     file.write_text(TIES)
-    text, status = check_files([file], contract, as_json=False)
+    text, status = check_files([file], signature, as_json=False)
     assert status == 0
     assert "admitted" in text
     assert "\x1b" not in text
 
 
-def test_a_programs_words_are_not_markup(tmp_path, contract):
+def test_a_programs_words_are_not_markup(tmp_path, signature):
     path = tmp_path / "[b]loud.py"
     path.write_text("def merge_models(task_vectors):\n    raise ValueError('[red]no[/bold]')\n")
-    text, status = check_files([path], contract, as_json=False)
+    text, status = check_files([path], signature, as_json=False)
     assert status == 1
     assert "[red]no[/bold]" in text
 
 
-def test_a_missing_file_is_the_users_mistake(tmp_path, contract):
+def test_a_missing_file_is_the_users_mistake(tmp_path, signature):
     with pytest.raises(UserError, match=r"none\.py: cannot be read"):
-        check_files([tmp_path / "none.py"], contract, as_json=False)
+        check_files([tmp_path / "none.py"], signature, as_json=False)
 
 
-def test_the_array_program_on_request(files, contract):
-    text, _ = check_files(files[:1], contract, as_json=True, show=True)
+def test_the_array_program_on_request(files, signature):
+    text, _ = check_files(files[:1], signature, as_json=True, show=True)
     (row,) = map(json.loads, text.split("\n"))
     assert "tensors of (16, 8):\n  v0 = mul(0.3, expert_1)\n" in row["program"]
     assert row["program"].endswith("  return v5")
-    table, _ = check_files(files[:3], contract, as_json=False, show=True)
+    table, _ = check_files(files[:3], signature, as_json=False, show=True)
     assert table.count("tensors of (16, 8):") == 2  # the duplicate's too, the refused one's not
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_every_verified_program_can_be_read(name, contract):
-    text = readable(trace_trusted(VALID[name], contract), contract)
+def test_every_verified_program_can_be_read(name, signature):
+    text = readable(trace_trusted(VALID[name], signature), signature)
     assert "return" in text
     assert "<" not in text.replace("<=", "")  # no Python object's address
 

@@ -49,9 +49,9 @@ except UserError as error:
 
 
 @pytest.fixture(scope="module")
-def worker(contract):
+def worker(signature):
     """The /proc entry of a worker that is judging a program."""
-    with Sandbox(contract, workers=1) as sandbox:
+    with Sandbox(signature, workers=1) as sandbox:
         judging = threading.Thread(
             target=lambda: sandbox.judge("sum(range(10**12))\n" + VALID["linear"])
         )
@@ -88,11 +88,11 @@ def test_a_worker_has_given_everything_up(worker):
     assert status["Threads"] == "1"
 
 
-def test_a_worker_has_its_limits(worker, contract):
+def test_a_worker_has_its_limits(worker, signature):
     limits = (worker / "limits").read_text()
     wanted = {
-        "Max address space": contract.limits.address_space,
-        "Max cpu time": contract.limits.cpu_seconds,
+        "Max address space": signature.limits.address_space,
+        "Max cpu time": signature.limits.cpu_seconds,
         "Max file size": 0,
         "Max core file size": 0,
         "Max open files": 0,
@@ -150,14 +150,14 @@ def test_a_missing_layer_is_named_and_refused_until_it_is_allowed(layer):
     assert _poorer(layer, [layer]).split() == [*ALWAYS, *others]
 
 
-def test_a_worker_that_lacks_a_layer_ends_before_it_sees_a_program(contract, monkeypatch):
+def test_a_worker_that_lacks_a_layer_ends_before_it_sees_a_program(signature, monkeypatch):
     """Even where the survey was wrong: the worker itself knows what it has."""
     poorer = _BOOT_WITHOUT
     monkeypatch.setattr("sdjax.isolation.client._BOOT", poorer)
-    with Sandbox(contract, workers=1) as sandbox:
+    with Sandbox(signature, workers=1) as sandbox:
         verdict = sandbox.judge(VALID["linear"])
         assert (verdict.verdict, verdict.rule) == ("refused", "worker")
-    with Sandbox(contract, workers=1, allow_missing=["landlock"]) as sandbox:
+    with Sandbox(signature, workers=1, allow_missing=["landlock"]) as sandbox:
         assert sandbox.judge(VALID["linear"]).admitted
 
 

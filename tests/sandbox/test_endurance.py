@@ -8,7 +8,7 @@ from catalogue import VALID
 from test_leaks import UNRULED
 
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 
 BAD = {
     "spins": "sum(range(10**12))\n",
@@ -21,10 +21,10 @@ BAD = {
 
 
 @pytest.mark.slow
-def test_no_worker_is_left_behind(contract, monkeypatch):
+def test_no_worker_is_left_behind(signature, monkeypatch):
     monkeypatch.setattr("sdjax.isolation.client._BOOT", UNRULED)
     limits = Limits(cpu_seconds=1, wall_seconds=1.5)
-    hasty = Contract(slots=contract.slots, tensors=contract.tensors, limits=limits)
+    hasty = MergeSignature(slots=signature.slots, tensors=signature.tensors, limits=limits)
     bad = list(BAD.values())
     sources = [
         bad[(i // 3) % len(bad)] + VALID["linear"] if i % 3 == 0 else f"# {i}\n" + VALID["linear"]

@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from fuzzing import JUNK, Judge, a_path, fuzz, mutated, small_contract
+from fuzzing import JUNK, Judge, a_path, fuzz, mutated, small_signature
 
 
 @pytest.fixture(scope="module")
 def small():
-    return small_contract()
+    return small_signature()
 
 
 def test_mutated_messages_are_verified_programs_or_refusals(small):

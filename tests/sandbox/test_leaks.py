@@ -126,9 +126,9 @@ def test_nothing_leaks_and_everything_is_refused(sandbox, canaries):
         assert verdict.verdict == "refused" or name in harmless, (name, verdict)
 
 
-def test_nothing_leaks_with_the_text_rules_off_and_all_builtins(contract, canaries, monkeypatch):
+def test_nothing_leaks_with_the_text_rules_off_and_all_builtins(signature, canaries, monkeypatch):
     monkeypatch.setattr("sdjax.isolation.client._BOOT", UNRULED)
-    with Sandbox(contract, workers=2) as sandbox:
+    with Sandbox(signature, workers=2) as sandbox:
         assert sandbox.judge("import os\nos.getpid()\n" + VALID["linear"]).admitted  # rules are off
         found = _judged(sandbox, canaries)
         left = _below(sandbox._server.pid)

@@ -14,7 +14,7 @@ from catalogue import REFUSED, TIES, VALID, merge
 
 from sdjax.core.errors import UserError
 from sdjax.sandbox.sandbox import Sandbox, _read, _Task
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verdict import MESSAGE_LENGTH, VERDICTS, Refusal
 
 
@@ -109,16 +109,16 @@ def test_programs_that_differ_in_depth_alone_are_not_duplicates(sandbox):
     assert [v.verdict for _, v in sandbox.judge_all(sources)] == ["admitted", "admitted"]
 
 
-def test_verdicts_do_not_depend_on_the_number_of_workers(contract, verdicts):
+def test_verdicts_do_not_depend_on_the_number_of_workers(signature, verdicts):
     sources = [*VALID.values()][:8] + [source for _, source, _, _ in REFUSED][8:24]
     names = [*VALID][:8] + [name for name, *_ in REFUSED][8:24]
-    with Sandbox(contract, workers=1) as alone:
+    with Sandbox(signature, workers=1) as alone:
         for index, verdict in alone.judge_all(sources):
             assert verdict == verdicts[names[index]]
 
 
-def test_a_killed_worker_costs_one_verdict_and_no_more(contract):
-    with Sandbox(contract, workers=2) as sandbox:
+def test_a_killed_worker_costs_one_verdict_and_no_more(signature):
+    with Sandbox(signature, workers=2) as sandbox:
         served = sandbox.judge_all([VALID["linear"]] * 2)
         next(served)
         for pid in _descendants(sandbox._server.pid):
@@ -128,10 +128,10 @@ def test_a_killed_worker_costs_one_verdict_and_no_more(contract):
         assert sandbox.judge(VALID["linear"]).admitted
 
 
-def test_a_wall_clock_time_out_is_tried_again_and_told(contract):
+def test_a_wall_clock_time_out_is_tried_again_and_told(signature):
     endless, plain = REFUSED[-1][1], "import os"
     limits = Limits(wall_seconds=0.5)
-    hasty = Contract(slots=contract.slots, tensors=contract.tensors, limits=limits)
+    hasty = MergeSignature(slots=signature.slots, tensors=signature.tensors, limits=limits)
     with Sandbox(hasty, workers=2) as sandbox:
         started = time.monotonic()
         found = [v for _, v in sandbox.judge_all([endless, plain, endless])]
@@ -142,8 +142,8 @@ def test_a_wall_clock_time_out_is_tried_again_and_told(contract):
         assert _grandchildren(sandbox) == []
 
 
-def test_leaving_early_leaves_nothing_running(contract):
-    with Sandbox(contract, workers=2) as sandbox:
+def test_leaving_early_leaves_nothing_running(signature):
+    with Sandbox(signature, workers=2) as sandbox:
         for _, verdict in sandbox.judge_all([VALID["linear"], REFUSED[-1][1], REFUSED[-1][1]]):
             assert verdict.admitted
             pids = [sandbox._server.pid, *_descendants(sandbox._server.pid)]
@@ -155,18 +155,18 @@ def test_leaving_early_leaves_nothing_running(contract):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # not even a zombie
 
 
-def test_nothing_is_left_when_the_parent_is_killed(contract, tmp_path):
+def test_nothing_is_left_when_the_parent_is_killed(signature, tmp_path):
     script = (
         "import sys, time\n"
-        "from sdjax.sandbox.signature import Contract\n"
+        "from sdjax.sandbox.signature import MergeSignature\n"
         "from sdjax.sandbox.sandbox import Sandbox\n"
-        "s = Sandbox(Contract.from_json(sys.argv[1]), workers=2).__enter__()\n"
+        "s = Sandbox(MergeSignature.from_json(sys.argv[1]), workers=2).__enter__()\n"
         "print(s._server.pid, flush=True)\n"
         "list(s.judge_all(['sum(range(10**12))\\ndef merge_models(t): return 0'] * 2))\n"
     )
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", script, contract.to_json()]
+    command = [sys.executable, "-c", script, signature.to_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
         server = int(parent.stdout.readline())
         time.sleep(0.3)
@@ -179,9 +179,9 @@ def test_nothing_is_left_when_the_parent_is_killed(contract, tmp_path):
     assert not any(_alive(pid) for pid in pids)
 
 
-def test_a_sandbox_that_is_not_running_says_so(contract):
+def test_a_sandbox_that_is_not_running_says_so(signature):
     with pytest.raises(UserError, match="with Sandbox"):
-        Sandbox(contract).judge("x")
+        Sandbox(signature).judge("x")
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ import shutil
 
 import jax
 import pytest
+from sdjax.search.max_seq_len import build_context
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.sandbox.verify.probe import probe
-from sdjax.sandbox.verify.verified_program import rebuild, to_algorithm
+from sdjax.sandbox.verify.verified_program import to_algorithm, verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program
-from sdjax.search.context import prepare
 from sdjax.search.phases import score_program
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Sample, Setting, StoredVerdict
@@ -41,7 +41,7 @@ FINE = PROGRAM.format("0.5 * x")
 
 @pytest.fixture(scope="module")
 def bench(small_config):
-    return prepare(small_config)
+    return build_context(small_config)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def programs(bench):
     """(identity, wire) of each; all of them pass the probe tensors."""
     found = {}
     for source in (NOT_FINITE, ENDLESS, LOOP_AND_NAN, FINE):
-        wire = trace_trusted(source, bench.contract)
-        program = rebuild(wire, bench.contract)
-        probe(program, bench.contract)
+        wire = trace_trusted(source, bench.signature)
+        program = verify_ir(wire, bench.signature)
+        probe(program, bench.signature)
         found[source] = program.identity, wire
     return found
 
@@ -97,8 +97,8 @@ def test_what_is_compiled_may_take_so_much_memory(bench, programs, monkeypatch):
     assert merged is None
 
 
-def _with_memory(most, wire, contract, *, name):
-    algorithm = to_algorithm(wire, contract, name=name)
+def _with_memory(most, wire, signature, *, name):
+    algorithm = to_algorithm(wire, signature, name=name)
     function = dataclasses.replace(algorithm.function, most_memory=most)
     return dataclasses.replace(algorithm, function=function)
 
@@ -143,5 +143,5 @@ def test_broken_training_programs_are_told_in_one_line(small_config, tmp_path):
     for broken in (b"", b"\x80\x04K\x01.", whole[:-7], whole[:60]):
         file.write_bytes(broken)
         with pytest.raises(UserError, match=r"training_programs\.npy: is no list") as error:
-            prepare(config)
+            build_context(config)
         assert "\n" not in str(error.value)

@@ -6,16 +6,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from sdjax.search.max_seq_len import build_context
 
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import read_config
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
 from sdjax.io.training_programs import TrainingPrograms
-from sdjax.models.lora import initialise_adapter
+from sdjax.models.lora import init_adapter
 from sdjax.search.config import DecodingConfig, TaskConfig
-from sdjax.search.context import prepare
-from sdjax.training.warmstart import contract_of, name_of
+from sdjax.training.warmstart import name_of, signature_for
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def sums(small_config, tmp_path):
 
 
 def test_worked_examples_and_splits(sums):
-    bench = prepare(sums)
+    bench = build_context(sums)
     assert [one.problem.id for one in bench.problems["development"]] == ["test-0", "test-1"]
     assert len(bench.problems["test"]) == 4
     for one in bench.problems["test"]:
@@ -43,19 +43,19 @@ def test_worked_examples_and_splits(sums):
 def test_a_generator_may_begin_warm(small_config, tmp_path):
     folder = tmp_path / "warm"
     model = read_config(zoo_models()["seed"])
-    fresh = initialise_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
+    fresh = init_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
     taught = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
-    contract = name_of(contract_of(model, experts=3))
-    files = TrainingPrograms.of(["x"], [5], contract=contract).write(tmp_path / "files")
+    signature = name_of(signature_for(model, experts=3))
+    files = TrainingPrograms.of(["x"], [5], signature=signature).write(tmp_path / "files")
     write_adapter(folder, model, taught, base="zoo:seed", more=files)
     config = dataclasses.replace(small_config, generator=str(folder))
-    bench = prepare(config)
+    bench = build_context(config)
     jax.tree.map(np.testing.assert_array_equal, bench.fresh_adapter().factors, taught.factors)
     assert bench.was_trained_on(f"{5:016x}")
     assert not bench.was_trained_on(f"{6:016x}")
     wider = dataclasses.replace(config, training=dataclasses.replace(config.training, rank=4))
     with pytest.raises(UserError, match=r"warm: its rank is 2 .*, training.rank is 4"):
-        prepare(wider)
+        build_context(wider)
 
 
 def with_task(config, **changes):
@@ -64,9 +64,9 @@ def with_task(config, **changes):
 
 def test_what_cannot_be_put_is_told_before_the_run(sums):
     with pytest.raises(UserError, match="no chat template"):
-        prepare(with_task(sums, prompt="chat"))
+        build_context(with_task(sums, prompt="chat"))
     with pytest.raises(UserError, match="has no test problem"):
-        prepare(with_task(sums, development=6))
+        build_context(with_task(sums, development=6))
     small = DecodingConfig(slots=4, rows=4, buckets=(8,), max_new_tokens=8)
     with pytest.raises(UserError, match=r"every development prompt is longer .* \(8\)"):
-        prepare(dataclasses.replace(sums, evaluation=small))
+        build_context(dataclasses.replace(sums, evaluation=small))

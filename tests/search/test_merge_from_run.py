@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from sdjax.search.max_seq_len import RunContext
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.programs.merge_from_source import open_models
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config_reader import read_config
-from sdjax.search.context import Workbench
 from sdjax.search.merge_from_run import merge_discovered, merge_key
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -34,11 +34,11 @@ def run(tmp_path):
     """A run with two scored programs, the second better than the first."""
     config = read_config("configs/demo.yaml")
     experts = {slot: config.experts[slot].model for slot in config.slots}
-    contract = open_models(config.seed, experts, Path.cwd()).contract(config.scope)
+    signature = open_models(config.seed, experts, Path.cwd()).signature(config.scope)
     sources = [PROGRAM, PROGRAM.replace("0.5", "0.6")]
     folder = tmp_path / "run"
     with (
-        Sandbox(contract, workers=1) as sandbox,
+        Sandbox(signature, workers=1) as sandbox,
         Store.create(folder, config=config.to_json(), versions={}, layers=()) as store,
     ):
         store.save_setting(
@@ -90,4 +90,4 @@ def test_a_discovered_program_by_its_rank(tmp_path, run):
 
 def test_the_key_is_the_one_that_a_run_merges_with():
     bench = SimpleNamespace(key=jax.random.key(3))
-    assert merge_key(3) == Workbench.fold(bench, "merge")
+    assert merge_key(3) == RunContext.fold(bench, "merge")

@@ -46,7 +46,7 @@ def test_a_model_on_eight_devices(tmp_path):
         from sdjax.io import checkpoint
         from sdjax.io.safetensors_reader import TensorFolder
         from sdjax.models.config import ModelConfig
-        from sdjax.models.params import initialise, specify
+        from sdjax.models.params import initialise, param_specs
         from sdjax.models.transformer import forward, unembed
         from sdjax.models.tree import flatten, unflatten
         from sdjax.sharding.mesh import make_mesh
@@ -80,7 +80,7 @@ def test_a_model_on_eight_devices(tmp_path):
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(sharded)[path]))
         fused = ModelConfig(**{**vars(config), "family": "phi3"})
         fused_params = initialise(fused, jax.random.key(0), jnp.float32)
-        placed = jax.device_put(fused_params, shardings(unflatten(specify(fused)), mesh))
+        placed = jax.device_put(fused_params, shardings(unflatten(param_specs(fused)), mesh))
         gate_up = placed["layers"]["0"]["mlp"]["gate_up_proj"]
         assert gate_up.addressable_shards[0].data.shape == (24, 8)
         tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, 64)

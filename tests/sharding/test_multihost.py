@@ -4,12 +4,12 @@ import textwrap
 
 import pytest
 
-from sdjax.sharding.multihost import ending_together, from_main
+from sdjax.sharding.multihost import broadcast_from_main, exit_together
 
 CODE = """
     import sys
     from sdjax.sharding.multihost import start_distributed
-    from sdjax.sharding.multihost import ending_together, from_main
+    from sdjax.sharding.multihost import exit_together, broadcast_from_main
     start_distributed()
     import jax, numpy as np
     from jax.experimental import multihost_utils
@@ -17,11 +17,11 @@ CODE = """
     def describe(error):
         return 7, f"told: {error}"
 
-    with ending_together(describe):
+    with exit_together(describe):
         main = jax.process_index() == 0
         for size in (0, 1, 256, 257, 5_000_000):
             data = bytes(range(256)) * (size // 256 + 1)
-            assert from_main(lambda: data[:size] if main else 1 / 0) == data[:size]
+            assert broadcast_from_main(lambda: data[:size] if main else 1 / 0) == data[:size]
         failing = {"main": [0], "other": [1], "both": [0, 1], "none": []}[sys.argv[1]]
         if jax.process_index() in failing:
             raise ValueError(sys.argv[1])
@@ -32,8 +32,8 @@ CODE = """
 
 
 def test_alone_everything_is_as_it_is():
-    assert from_main(lambda: b"mine") == b"mine"
-    with pytest.raises(ValueError, match="as it is"), ending_together(lambda error: (7, "")):
+    assert broadcast_from_main(lambda: b"mine") == b"mine"
+    with pytest.raises(ValueError, match="as it is"), exit_together(lambda error: (7, "")):
         raise ValueError("as it is")
 
 

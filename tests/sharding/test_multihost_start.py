@@ -82,7 +82,7 @@ def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
     """
     from sdjax.io.hf_checkpoint import write_model
     from sdjax.models.config import ModelConfig
-    from sdjax.models.params import initialise
+    from sdjax.models.params import init_params
 
     config = ModelConfig(
         family="llama",
@@ -95,7 +95,7 @@ def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
         head_dim=8,
         context=32,
     )
-    params = initialise(config, jax.random.key(0), jax.numpy.float32)
+    params = init_params(config, jax.random.key(0), jax.numpy.float32)
     write_model(tmp_path / "model", config, params)
     processes = two_processes("-c", textwrap.dedent(code), tmp_path / "model")
     errors = [process.communicate(timeout=120)[1] for process in processes]

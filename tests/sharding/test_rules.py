@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import specify
+from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import batch_sharding, sharding_of, shardings
 
@@ -53,8 +53,8 @@ def test_the_tree_of_a_model_follows_its_specification():
         head_dim=2,
         context=16,
     )
-    found = flatten(shardings(unflatten(specify(config)), mesh(fsdp=2, tensor=4)))
-    assert found.keys() == specify(config).keys()
+    found = flatten(shardings(unflatten(param_specs(config)), mesh(fsdp=2, tensor=4)))
+    assert found.keys() == param_specs(config).keys()
     expected = {
         "embed": (None, "fsdp"),  # 50 tokens do not divide by 4
         "layers/1/attn/q_proj": ("tensor", "fsdp"),

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import initialise_adapter
-from sdjax.models.params import initialise
+from sdjax.models.lora import init_adapter
+from sdjax.models.params import init_params
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +28,9 @@ def config():
 
 @pytest.fixture(scope="session")
 def weights(config):
-    return initialise(config, jax.random.key(0), jnp.float32)
+    return init_params(config, jax.random.key(0), jnp.float32)
 
 
 @pytest.fixture(scope="session")
 def fresh_adapter(config):
-    return initialise_adapter(config, jax.random.key(1), rank=4, alpha=8)
+    return init_adapter(config, jax.random.key(1), rank=4, alpha=8)

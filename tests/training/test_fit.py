@@ -14,15 +14,15 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.models.hf_config import from_hf
-from sdjax.models.lora import spread
-from sdjax.models.params import specify
+from sdjax.models.lora import shard_adapter
+from sdjax.models.params import param_specs
 from sdjax.sharding.mesh import make_mesh
 from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.fit import OptimiserSettings, decayed, fit
 from sdjax.training.packing import Example, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainable import adapted_model
+from sdjax.training.trainable import lora_finetune
 
 OPTIMISER = OptimiserSettings(learning_rate=1e-2, steps=6, warmup=2, final=0.1)
 
@@ -48,7 +48,7 @@ def batches(count=6):
 
 
 def train(config, weights, adapter, optimiser=OPTIMISER, given=None, **options):
-    trainee = adapted_model(config, weights, adapter)
+    trainee = lora_finetune(config, weights, adapter)
     loss = sft_loss(config, trainee.assemble)
     return fit(loss, trainee.trainable, trainee.frozen, given or batches(), optimiser, **options)
 
@@ -244,7 +244,7 @@ def test_weight_decay_is_of_what_transformers_decays(family):
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     theirs = set(transformers.Trainer.get_decay_parameter_names(None, model))
-    specs = specify(from_hf(config.to_dict(), family))
+    specs = param_specs(from_hf(config.to_dict(), family))
     leaves = {spec.hf_name: jax.ShapeDtypeStruct(spec.shape, "float32") for spec in specs.values()}
     assert {name for name, decays in decayed(leaves).items() if decays} | {"lm_head.weight"} == (
         theirs | {"lm_head.weight"}  # which is the embedding
@@ -268,11 +268,11 @@ def test_one_and_eight_devices_have_the_same_curve():
 def compare_devices():
     """Runs in a process with eight devices."""
     from sdjax.models.config import ModelConfig
-    from sdjax.models.lora import initialise_adapter
-    from sdjax.models.params import initialise
+    from sdjax.models.lora import init_adapter
+    from sdjax.models.params import init_params
     from sdjax.models.tree import flatten, unflatten
     from sdjax.sharding.rules import shardings
-    from sdjax.training.trainable import whole_model
+    from sdjax.training.trainable import full_finetune
 
     config = ModelConfig(
         family="llama",
@@ -286,7 +286,7 @@ def compare_devices():
         context=64,
         eos_tokens=(1,),
     )
-    fresh = initialise_adapter(config, jax.random.key(1), rank=4, alpha=8)
+    fresh = init_adapter(config, jax.random.key(1), rank=4, alpha=8)
 
     rng = np.random.default_rng(3)
     pairs = [
@@ -298,19 +298,19 @@ def compare_devices():
     ]
 
     def curves(mesh):
-        weights = initialise(config, jax.random.key(0), jax.numpy.float32)
+        weights = init_params(config, jax.random.key(0), jax.numpy.float32)
         adapter = fresh
         if mesh is not None:
-            expected = shardings(unflatten(specify(config)), mesh)
+            expected = shardings(unflatten(param_specs(config)), mesh)
             weights = jax.device_put(weights, expected)
-            adapter = spread(fresh, config, mesh)
+            adapter = shard_adapter(fresh, config, mesh)
         yield train(config, weights, adapter)[1]
         # Eight pairs in a part a device, and six, which eight devices do not divide.
         for size in (8, 6):
             settings = DPOSettings(beta=0.1, learning_rate=1e-2, batch=size, steps=4)
-            trainee = adapted_model(config, weights, adapter)
+            trainee = lora_finetune(config, weights, adapter)
             yield train_dpo(trainee, pairs, settings, key=jax.random.key(2))[1]
-        trainee = whole_model(config, weights)
+        trainee = full_finetune(config, weights)
         loss = sft_loss(config, trainee.assemble)
         trained, history = fit(loss, trainee.trainable, {}, batches(), OPTIMISER)
         if mesh is not None:

@@ -9,7 +9,7 @@ from sdjax.training import logprobs as logprobs_module
 from sdjax.training.fit import rematerialised
 from sdjax.training.packing import Example, batches_of, behind_prefix, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainable import adapted_model, whole_model
+from sdjax.training.trainable import full_finetune, lora_finetune
 
 B, T, V = 4, 64, 48
 
@@ -32,9 +32,9 @@ def test_no_array_of_all_logits_exists_forwards_or_backwards(
 ):
     monkeypatch.setattr(logprobs_module, "LOGITS", B * T * V // 4)
     trainee = (
-        whole_model(config, weights)
+        full_finetune(config, weights)
         if kind == "whole"
-        else adapted_model(config, weights, fresh_adapter)
+        else lora_finetune(config, weights, fresh_adapter)
     )
     batch = pack([Example(prompt=(3,), target=(5,) * (T - 1))] * B, T)
     loss = sft_loss(config, trainee.assemble)
@@ -52,7 +52,7 @@ def test_trained_tokens_alone_give_the_same_loss_and_gradient(config, weights):
     ]
     rows = pack(examples, 26)
     assert len(rows["tokens"]) == 2
-    trainee = whole_model(config, weights)
+    trainee = full_finetune(config, weights)
     loss = jax.jit(jax.value_and_grad(sft_loss(config, trainee.assemble), has_aux=True))
     whole = loss(trainee.trainable, {}, rows)
     for parts in (1, 2):
@@ -87,9 +87,9 @@ def test_behind_a_shared_prefix_loss_and_gradient_are_those_of_whole_texts(
 ):
     prompt, targets = (3, 4, 5, 6, 7), [(8, 9, 1), (10, 1), (11, 12, 13, 1)]
     trainee = (
-        whole_model(config, weights)
+        full_finetune(config, weights)
         if trained == "whole"
-        else adapted_model(config, weights, jax.tree.map(lambda leaf: leaf + 0.1, fresh_adapter))
+        else lora_finetune(config, weights, jax.tree.map(lambda leaf: leaf + 0.1, fresh_adapter))
     )
     loss = sft_loss(config, trainee.assemble)
     shared = behind_prefix(prompt, targets, 8)
@@ -107,7 +107,7 @@ def test_behind_a_shared_prefix_loss_and_gradient_are_those_of_whole_texts(
 
 
 def test_rematerialised_is_the_same_loss_with_the_same_gradient(config, weights):
-    trainee = whole_model(config, weights)
+    trainee = full_finetune(config, weights)
     batch = pack([Example(prompt=(3, 4), target=(5, 6, 1))], 8)
     loss = sft_loss(config, trainee.assemble)
     given = (trainee.trainable, {}, batch)
@@ -119,12 +119,12 @@ def test_rematerialised_is_the_same_loss_with_the_same_gradient(config, weights)
 
 
 def test_bfloat16_computes_with_what_float32_keeps(config, weights):
-    trainee = whole_model(config, weights, dtype=jnp.bfloat16)
+    trainee = full_finetune(config, weights, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in trainee.trainable.values()} == {jnp.dtype(jnp.float32)}
     batch = pack([Example(prompt=(3, 4), target=(5, 6, 1))], 8)
     loss = sft_loss(config, trainee.assemble)
     (value, _), slopes = jax.value_and_grad(loss, has_aux=True)(trainee.trainable, {}, batch)
-    exact, _ = sft_loss(config)(whole_model(config, weights).trainable, {}, batch)
+    exact, _ = sft_loss(config)(full_finetune(config, weights).trainable, {}, batch)
     assert abs(value - exact) < 0.02
     assert value != exact
     assert {leaf.dtype for leaf in slopes.values()} == {jnp.dtype(jnp.float32)}

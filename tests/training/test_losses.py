@@ -9,8 +9,8 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import initialise_adapter, spread
-from sdjax.models.params import initialise
+from sdjax.models.lora import init_adapter, shard_adapter
+from sdjax.models.params import init_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
@@ -20,7 +20,7 @@ from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import ipo_loss, sigmoid_loss
 from sdjax.training.packing import Example, batches_of, pack
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainable import adapted_model, split, whole_model
+from sdjax.training.trainable import full_finetune, lora_finetune, split
 
 CONFIG = ModelConfig(
     family="llama",
@@ -53,16 +53,16 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def params():
-    return initialise(CONFIG, jax.random.key(0), jnp.float32)
+    return init_params(CONFIG, jax.random.key(0), jnp.float32)
 
 
 @pytest.fixture(scope="module")
 def adapter():
-    return initialise_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8)
+    return init_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8)
 
 
 def dpo(params, adapter, pairs, settings, seed=0):
-    trainee = adapted_model(CONFIG, params, adapter)
+    trainee = lora_finetune(CONFIG, params, adapter)
     factors, history = train_dpo(trainee, pairs, settings, key=jax.random.key(seed))
     return replace(adapter, factors=factors), history
 
@@ -105,7 +105,7 @@ def test_sft_loss_is_the_mean_over_targets_of_each_text_alone(params):
 
 
 def test_a_completion_is_scored_with_its_end_and_without_its_prompt(params):
-    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.context), [np.arange(3)])
+    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.max_seq_len), [np.arange(3)])
     assert batch["at"].shape == batch["weights"].shape == (1, 64)
     found = sequence_logprobs(CONFIG, params, None, batch)
     for index, one in enumerate(PAIRS):
@@ -120,7 +120,7 @@ def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert history[-1]["margin"] > 0.1
     assert history[-1]["accuracy"] == 1.0
-    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.context), [np.arange(3)])
+    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.max_seq_len), [np.arange(3)])
     before = sequence_logprobs(CONFIG, params, adapter, batch)
     after = sequence_logprobs(CONFIG, params, trained, batch)
     assert np.all((after[:, 0] - after[:, 1]) > (before[:, 0] - before[:, 1]))
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(params, adapter):
 
 def test_on_a_mesh_the_trained_factors_keep_their_places(params, adapter):
     mesh = make_mesh({"tensor": 1}, devices=jax.devices()[:1])
-    placed = spread(adapter, CONFIG, mesh)
+    placed = shard_adapter(adapter, CONFIG, mesh)
     trained, _ = dpo(params, placed, PAIRS, replace(SETTINGS, steps=2), seed=3)
     for path, leaf in flatten(trained.factors).items():
         assert leaf.sharding == flatten(placed.factors)[path].sharding
@@ -190,7 +190,7 @@ def test_ipo_starts_at_its_target_margin_and_trains(params, adapter):
 
 
 def test_a_whole_model_is_trained_against_its_start(params):
-    trainee = whole_model(CONFIG, jax.tree.map(jnp.copy, params))
+    trainee = full_finetune(CONFIG, jax.tree.map(jnp.copy, params))
     trained, history = train_dpo(trainee, PAIRS, replace(SETTINGS, steps=5), key=jax.random.key(0))
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert history[-1]["loss"] < history[0]["loss"]

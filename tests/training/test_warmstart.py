@@ -19,12 +19,12 @@ from sdjax.io.training_programs import (
 )
 from sdjax.programs.extraction import extract_program
 from sdjax.training.warmstart import (
-    contract_of,
     draw_programs,
     identities_of,
     lesson_batches,
     make_lesson,
     name_of,
+    signature_for,
 )
 
 SEED = zoo_models()["seed"]
@@ -60,25 +60,25 @@ def test_identities_are_those_of_a_search_over_the_model():
     """The zoo's seed ships with the identities of its own training programs."""
     texts = read_training_texts(SEED)
     assert len(texts) == 24_000
-    contract = contract_of(read_config(SEED), experts=3)
-    known = read_training_identities(SEED, name_of(contract))
-    other = contract_of(read_config(SEED), experts=3, scope="attention")
+    signature = signature_for(read_config(SEED), experts=3)
+    known = read_training_identities(SEED, name_of(signature))
+    other = signature_for(read_config(SEED), experts=3, scope="attention")
     assert read_training_identities(SEED, name_of(other)) is None
-    found = [one for one in identities_of(texts[:2], contract) if one is not None]
+    found = [one for one in identities_of(texts[:2], signature) if one is not None]
     assert found
     assert np.isin(np.array(found, np.uint64), known).all()
 
 
 def test_training_programs_come_back(tmp_path):
-    kept = TrainingPrograms.of(["a", "b", "c"], [7, None, 7], contract="mlp of three")
+    kept = TrainingPrograms.of(["a", "b", "c"], [7, None, 7], signature="mlp of three")
     assert {path.name for path in kept.write(tmp_path)} == {TRAINING_PROGRAMS, TEXTS}
     assert read_training_texts(tmp_path) == ("a", "b", "c")
     assert read_training_identities(tmp_path, "mlp of three").tolist() == [7]
     assert read_training_identities(tmp_path, "attention of three") is None
-    more = TrainingPrograms.of(["c", "d"], [9, None], contract="mlp of three").beside(kept)
+    more = TrainingPrograms.of(["c", "d"], [9, None], signature="mlp of three").beside(kept)
     assert (more.texts, more.identities.tolist()) == (("a", "b", "c", "d"), [7, 9])
-    assert more.contract == kept.contract
-    assert dataclasses.replace(kept, contract="attention").beside(kept).contract == NO_CONTRACT
+    assert more.signature == kept.signature
+    assert dataclasses.replace(kept, signature="attention").beside(kept).signature == NO_CONTRACT
     assert read_training_texts(tmp_path / "other") is None
     (tmp_path / TEXTS).write_bytes((tmp_path / TEXTS).read_bytes()[:20])
     with pytest.raises(UserError, match=r"training_programs\.json\.gz: cannot be read"):

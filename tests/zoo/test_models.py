@@ -38,7 +38,7 @@ def test_the_seed_has_the_size_it_should_have():
     assert 1e6 <= sum(leaf.size for leaf in flatten(params).values()) <= 1.5e6
     assert all(leaf.dtype == jnp.bfloat16 for leaf in flatten(params).values())
     assert config.vocab_size <= 1024
-    assert config.context >= 512
+    assert config.max_seq_len >= 512
 
 
 @pytest.mark.parametrize("name", ["seed", "reader"])

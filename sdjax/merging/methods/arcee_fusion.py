@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.reductions import reproducible_sum
 from sdjax.merging.topk_threshold import kth_magnitudes
 
 MATHEMATICS = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
-MEANING = Meaning(fewest=1, most=1)
+RECIPE = RecipeSchema(fewest=1, most=1)
 
 NEAR = 0.25  # up to which the series have float32's precision
 # (e^x - 1) / x and ((1 + r) log(1 + r) - r) / r^2, the highest power first

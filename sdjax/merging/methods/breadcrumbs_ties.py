@@ -10,12 +10,12 @@ from __future__ import annotations
 import jax
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
 from sdjax.merging.methods._trimming import trim_both_ends
 
 MATHEMATICS = "τ = λ Σ_{j∈A} w_j t_j, t_j as in breadcrumbs, A = {j: sgn t_j = sgn Σ w_i t_i}"
-MEANING = Meaning(
+RECIPE = RecipeSchema(
     names={"scale": "lambda"},
     defaults={"density": 1.0, "gamma": 0.01},
     needed=("weight",),

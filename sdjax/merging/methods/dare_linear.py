@@ -11,12 +11,12 @@ from __future__ import annotations
 import jax
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._dropping import drop
 from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
 
 MATHEMATICS = "τ = λ Σ w_j (m_j ⊙ τ_j) / d_j, m_j ~ Bernoulli(d_j)"
-MEANING = Meaning(
+RECIPE = RecipeSchema(
     names={"scale": "lambda"},
     defaults={"density": 1.0, "rescale": "l1"},
     needed=("weight",),

@@ -10,12 +10,12 @@ from __future__ import annotations
 import jax
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._dropping import drop
 from sdjax.merging.methods._mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
 
 MATHEMATICS = "τ = λ Σ_{j∈A} w_j t_j, t_j = (m_j ⊙ τ_j) / d_j, A = {j: sgn t_j = sgn Σ w_i t_i}"
-MEANING = Meaning(
+RECIPE = RecipeSchema(
     names={"scale": "lambda"},
     defaults={"density": 1.0, "rescale": "l1"},
     needed=("weight",),

@@ -9,12 +9,12 @@ from __future__ import annotations
 import jax
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._dropping import drop_by_rank
 from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
 
 MATHEMATICS = "τ = λ Σ w_j (m_j ⊙ τ_j) / p_j, m_j ~ Bernoulli(p_j), p_j = d_j - ε + 2ε rank|τ_j|"
-MEANING = Meaning(
+RECIPE = RecipeSchema(
     names={"scale": "lambda"},
     defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
     needed=("weight",),

@@ -10,11 +10,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._spectral import nearest_orthonormal
 
 MATHEMATICS = "τ = λ mean(σ) U Vᵀ, U σ Vᵀ = Σ τ_j"
-MEANING = Meaning(names={"scale": "lambda"})
+RECIPE = RecipeSchema(names={"scale": "lambda"})
 
 
 def merge_models(task_vectors: dict[str, jax.Array], scale: float = 1.0) -> jax.Array:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._geometry import combine, gram
 
 MATHEMATICS = "τ = mean|τ_j| · argmin_m Σ ∠(m, τ_j)², m on the sphere"
-MEANING = Meaning(base="plain")
+RECIPE = RecipeSchema(base="plain")
 
 
 def merge_models(

@@ -14,11 +14,11 @@ from __future__ import annotations
 import jax
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import weighted_sum
 
 MATHEMATICS = "τ = Σ w_j τ_j / Σ w_j"
-MEANING = Meaning(base="plain", needed=("weight",))
+RECIPE = RecipeSchema(base="plain", needed=("weight",))
 
 
 def merge_models(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 
 MATHEMATICS = "τ = λ τ_{j*}, j* = argmax_j |τ_j| for each element"
-MEANING = Meaning(names={"scale": "lambda"})
+RECIPE = RecipeSchema(names={"scale": "lambda"})
 
 
 def merge_models(task_vectors: dict[str, jax.Array], scale: float = 1.0) -> jax.Array:

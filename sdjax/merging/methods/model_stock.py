@@ -13,11 +13,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.reductions import sums
 
 MATHEMATICS = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
-MEANING = Meaning(fewest=2)
+RECIPE = RecipeSchema(fewest=2)
 
 
 def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) -> jax.Array:

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._geometry import combine, gram
 
 MATHEMATICS = "τ = Σ w_j |τ_j| · m / |m|, m = Σ w_j τ_j / |τ_j|"
-MEANING = Meaning(base="optional", names={"normalize": "normalize_weights"}, needed=("weight",))
+RECIPE = RecipeSchema(base="optional", names={"normalize": "normalize_weights"}, needed=("weight",))
 
 
 def merge_models(

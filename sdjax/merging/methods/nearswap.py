@@ -10,10 +10,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 
 MATHEMATICS = "τ = min(1, t / |τ_1|) τ_1"
-MEANING = Meaning(fewest=1, most=1, needed=("t",))
+RECIPE = RecipeSchema(fewest=1, most=1, needed=("t",))
 
 
 def merge_models(task_vectors: dict[str, jax.Array], t: float = 1e-4) -> jax.Array:

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._geometry import arc
 
 MATHEMATICS = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, t = w_2 / (w_1 + w_2)"
-MEANING = Meaning(
+RECIPE = RecipeSchema(
     base="optional",
     fewest=2,
     most=2,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import jax
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 
 MATHEMATICS = "τ = s τ_1"
-MEANING = Meaning(base="plain", most=1)
+RECIPE = RecipeSchema(base="plain", most=1)
 
 
 def merge_models(task_vectors: dict[str, jax.Array], scale: PerExpert = 1.0) -> jax.Array:

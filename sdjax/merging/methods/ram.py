@@ -8,11 +8,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._overlap import changed
 
 MATHEMATICS = "τ = Σ_{j∈C} τ_j / |C|, C = {j: |τ_j| > ε}"
-MEANING = Meaning()
+RECIPE = RecipeSchema()
 
 
 def merge_models(task_vectors: dict[str, jax.Array], epsilon: float = 1e-5) -> jax.Array:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._overlap import changed
 from sdjax.merging.reductions import counts
 
 MATHEMATICS = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"
-MEANING = Meaning()
+RECIPE = RecipeSchema()
 
 
 def merge_models(

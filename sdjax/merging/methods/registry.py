@@ -84,7 +84,7 @@ def _describe(module: ModuleType) -> Method:
             for key, how in signature.annotations.items()
         ),
         function=module.merge_models,
-        meaning=module.MEANING,
+        schema=module.RECIPE,
     )
 
 

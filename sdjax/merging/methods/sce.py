@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import agreement
 from sdjax.merging.reductions import counts, reproducible_sum, sums
 from sdjax.merging.topk_threshold import kth_magnitudes
@@ -20,7 +20,7 @@ from sdjax.merging.topk_threshold import kth_magnitudes
 MATHEMATICS = (
     "τ = Σ_{j∈A} η_j s_j / Σ_{j∈A} η_j, s_j = τ_j where Var_j τ_j is in its top k, η_j ∝ |s_j|²"
 )
-MEANING = Meaning(defaults={"select_topk": 1.0}, shares=("select_topk",))
+RECIPE = RecipeSchema(defaults={"select_topk": 1.0}, shares=("select_topk",))
 
 
 def merge_models(

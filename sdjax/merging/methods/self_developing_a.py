@@ -14,10 +14,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 
 MATHEMATICS = "τ ← (1-r) τ + r · rowmean(τ_j) for j = 1..k, from τ = 0"
-MEANING = Meaning()
+RECIPE = RecipeSchema()
 
 
 def merge_models(task_vectors: dict[str, jax.Array], rate: float = 0.5) -> jax.Array:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._geometry import arc, gram
 
 MATHEMATICS = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, θ = ∠(τ_1, τ_2)"
-MEANING = Meaning(base="first", fewest=2, most=2, needed=("t",))
+RECIPE = RecipeSchema(base="first", fewest=2, most=2, needed=("t",))
 
 
 def merge_models(task_vectors: dict[str, jax.Array], t: float = 0.5) -> jax.Array:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import jax
 
 from sdjax.merging.algorithm import PerExpert
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import weighted_sum
 
 MATHEMATICS = "τ = λ Σ w_j τ_j"
-MEANING = Meaning(names={"scale": "lambda"}, needed=("weight",), ignored=("density", "rescale"))
+RECIPE = RecipeSchema(names={"scale": "lambda"}, needed=("weight",), ignored=("density", "rescale"))
 
 
 def merge_models(

@@ -15,11 +15,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sdjax.merging.method import Meaning
+from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._spectral import nearest_orthonormal
 
 MATHEMATICS = "τ = λ U⊥ Σ V⊥ᵀ, U⊥, V⊥ the nearest orthonormal to the stacked top-r U_j, V_j of τ_j"
-MEANING = Meaning(names={"scale": "lambda"})
+RECIPE = RecipeSchema(names={"scale": "lambda"})
 
 
 def merge_models(

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import tokenizers
 
-from sdjax.core.errors import UserError, shown
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import write_text
@@ -22,7 +22,7 @@ from sdjax.io.vocabulary import write_extended
 from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
 from sdjax.merging.recipe.plan import Plan
 from sdjax.merging.recipe.schema import Recipe
-from sdjax.merging.recipe.source_models import OUTPUT, Checkpoint
+from sdjax.merging.recipe.source_models import OUTPUT, SourceModel
 
 CARD = "README.md"
 RECIPE = "recipe.yaml"
@@ -91,7 +91,7 @@ def write_tokenizer(
         write_text(folder / TEMPLATE, chat_template)
 
 
-def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | None:
+def find_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str | None:
     """The template that a recipe's ``chat_template`` stands for, None where there is none.
 
     "auto" is the one that most models have, the first of them in a tie, and None if none has one;
@@ -109,8 +109,8 @@ def find_chat_template(recipe: Recipe, models: Sequence[Checkpoint]) -> str | No
     if "{" not in choice:
         raise recipe.fail(
             "chat_template",
-            f"no chat_template {shown(choice)}; it must be auto, a Jinja template, or one of "
-            f"{', '.join(CHAT_TEMPLATES)}",
+            f"no chat_template {truncated_repr(choice)}; it must be auto, a Jinja template, or one "
+            f"of {', '.join(CHAT_TEMPLATES)}",
         )
     import jinja2  # a fortieth of a second, which few recipes need
 
@@ -136,7 +136,7 @@ def _own_template(folder: Path) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class Provenance:
     """What a model was made by: the method's name, and the recipe or program with its file name."""
 
     method: str
@@ -145,7 +145,7 @@ class Origin:
 
 
 def write_card(
-    folder: Path, name: str, *, origin: Origin, models: Sequence[str], notes: Sequence[str]
+    folder: Path, name: str, *, origin: Provenance, models: Sequence[str], notes: Sequence[str]
 ) -> None:
     """The model card, which says how the model was made, and the recipe or program as it was."""
     sources = "\n".join(f"- {json.dumps(Path(one).name or one)}" for one in models)

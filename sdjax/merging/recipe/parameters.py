@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdjax.core.errors import UserError, shown
+from sdjax.core.errors import UserError, truncated_repr
 
 _LARGEST = 3.4e38  # in float32, which methods compute in
 _WORDS = {
@@ -70,7 +70,7 @@ class Setting:
         for entry in entries:
             keys = set(entry) if isinstance(entry, Mapping) else {"value"}
             if unknown := sorted(keys - {"value", "filter"}):
-                raise self.fail(f"unknown key {shown(unknown[0])}; allowed: value, filter")
+                raise self.fail(f"unknown key {truncated_repr(unknown[0])}; allowed: value, filter")
             if not isinstance(entry, Mapping) or "value" not in entry:
                 raise self.fail("a list of values with filters has `value` in every entry")
             wanted = entry.get("filter")
@@ -111,7 +111,7 @@ def _written(value: Any) -> str:
     """As YAML writes it."""
     if value is None:
         return "nothing"
-    return str(value).lower() if isinstance(value, bool) else shown(value)
+    return str(value).lower() if isinstance(value, bool) else truncated_repr(value)
 
 
 Level = Mapping[str, Setting]

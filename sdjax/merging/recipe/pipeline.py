@@ -15,14 +15,14 @@ import jax
 import numpy as np
 
 from sdjax import __version__
-from sdjax.core.errors import Passing, UserError
+from sdjax.core.errors import TransientError, UserError
 from sdjax.io.resumable_writer import FULL, ResumableFolder
 from sdjax.merging.method import Method
 from sdjax.merging.recipe import output_files
-from sdjax.merging.recipe.output_files import RECIPE, Origin
+from sdjax.merging.recipe.output_files import RECIPE, Provenance
 from sdjax.merging.recipe.plan import Plan, Step, plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
-from sdjax.merging.recipe.source_models import open_checkpoint
+from sdjax.merging.recipe.source_models import open_source_model
 from sdjax.merging.recipe.stream import OnTensor, announce, merge_steps
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan, plan_tokenizer
 
@@ -30,7 +30,7 @@ MAX_FILE_BYTES = 5_000_000_000  # as transformers splits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class MergeResult:
     """The result: its folder, how many tensors it has, how many no expert had changed, how many
     an interrupted attempt had left, its size, and what the user is to be told."""
 
@@ -50,7 +50,7 @@ def merge_recipe(
     seed: int = 0,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
-) -> Written:
+) -> MergeResult:
     """Merge by a recipe (mergekit's YAML) into the folder ``out``.
 
     ``out`` appears under its name only when it is complete; an interrupted merge goes on where it
@@ -63,12 +63,12 @@ def merge_recipe(
     short, a result that is not finite, and an ``out`` that exists already.
     """
     recipe = read_recipe(Path(recipe_path))
-    opened = cache(lambda name: open_checkpoint(name, recipe.path.parent))
+    opened = cache(lambda name: open_source_model(name, recipe.path.parent))
     plan = plan_recipe(recipe, methods, opened)
     return write_merged(
         plan,
         Path(out),
-        origin=Origin(method=recipe.merge_method, file=RECIPE, text=recipe.text),
+        origin=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text),
         tokenizer=plan_tokenizer(plan.template, plan.models, recipe, opened),
         chat_template=output_files.find_chat_template(recipe, plan.models),
         key=jax.random.key(seed) if plan.draws else None,
@@ -81,13 +81,13 @@ def write_merged(
     plan: Plan,
     out: Path,
     *,
-    origin: Origin,
+    origin: Provenance,
     key: jax.Array | None,
     tokenizer: TokenizerPlan | None = None,
     chat_template: str | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
-) -> Written:
+) -> MergeResult:
     """Carry out a plan; see ``merge_recipe``. key: of a plan that draws random numbers."""
     if tokenizer is None:
         tokenizer = TokenizerPlan(folder=plan.template.folder, new={}, vocabulary=None)
@@ -125,14 +125,14 @@ def write_merged(
             unchanged = merge_steps(plan, vocabulary, writer, key, on_tensor)
             size = writer.bytes
             writer.finish()
-    except Passing:
+    except TransientError:
         raise
     except UserError:
         writer.discard()  # trying again would end the same way
         raise
     finally:
         writer.close()
-    return Written(
+    return MergeResult(
         folder=out,
         tensors=len(plan.steps),
         unchanged=unchanged,
@@ -148,7 +148,7 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "make room" if error.errno in FULL else "mend that"
-        raise Passing(
+        raise TransientError(
             f"{out}: cannot be written ({error.strerror}); {remedy} and call again, "
             "it goes on where it stopped"
         ) from None
@@ -156,7 +156,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _fingerprint(
     plan: Plan,
-    origin: Origin,
+    origin: Provenance,
     key: jax.Array | None,
     chat_template: str | None,
     tokenizer: Path,

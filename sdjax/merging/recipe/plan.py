@@ -1,7 +1,7 @@
 """What a recipe comes to for given models: one step for each tensor of the result.
 
 A step knows its inputs and its algorithm, with the values that hold for this tensor. The meaning
-follows mergekit: see ``Meaning`` (``method.py``) for how a method reads ``base_model`` and its
+follows mergekit: see ``RecipeSchema`` (``method.py``) for how a method reads ``base_model`` and its
 parameters.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.core.errors import UserError, shown
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.method import Method, Parameter
 from sdjax.merging.recipe.parameters import Level, find
@@ -24,7 +24,7 @@ from sdjax.merging.recipe.source_models import (
     EMBEDDING,
     OUTPUT,
     VOCABULARY_TENSORS,
-    Checkpoint,
+    SourceModel,
     tensor_path,
 )
 
@@ -35,7 +35,7 @@ _ALWAYS_IGNORED = ("int8_mask",)  # mergekit's way to save memory; no mask is st
 class Input:
     """A tensor of one model."""
 
-    model: Checkpoint
+    model: SourceModel
     name: str
 
 
@@ -81,10 +81,10 @@ class Plan:
     """
 
     steps: tuple[Step, ...]
-    template: Checkpoint
-    layers: tuple[tuple[Checkpoint, int], ...]
+    template: SourceModel
+    layers: tuple[tuple[SourceModel, int], ...]
     slots: tuple[str, ...] | None = None
-    models: tuple[Checkpoint, ...] = field(default=())
+    models: tuple[SourceModel, ...] = field(default=())
 
     @property
     def num_layers(self) -> int:
@@ -97,20 +97,20 @@ class Plan:
 
 
 def plan_recipe(
-    recipe: Recipe, methods: Mapping[str, Method], open_model: Callable[[str], Checkpoint]
+    recipe: Recipe, methods: Mapping[str, Method], open_model: Callable[[str], SourceModel]
 ) -> Plan:
     """Raises UserError for what the method does not take or lacks, and for models that do not fit
     together."""
     if recipe.merge_method not in methods:
         known = ", ".join(methods)
-        message = f"no merge_method {shown(recipe.merge_method)}; there are: {known}"
+        message = f"no merge_method {truncated_repr(recipe.merge_method)}; there are: {known}"
         raise recipe.fail("merge_method", message)
     method = methods[recipe.merge_method]
     parts = [_Part(recipe, method, part, open_model) for part in recipe.slices]
     first, last = parts[0], parts[-1]
     names = list(first.outside(lambda name: name == EMBEDDING))
     steps = [first.step(name, {}, 0.0) for name in names]
-    layers: list[tuple[Checkpoint, int]] = []
+    layers: list[tuple[SourceModel, int]] = []
     for part in parts:
         for index in range(part.num_layers):
             place = index / (part.num_layers - 1) if part.num_layers > 1 else 1.0
@@ -127,7 +127,10 @@ def plan_recipe(
 
 
 def plan_algorithm(
-    algorithm: Algorithm, base: Checkpoint, experts: Mapping[str, Checkpoint], scope: Sequence[str]
+    algorithm: Algorithm,
+    base: SourceModel,
+    experts: Mapping[str, SourceModel],
+    scope: Sequence[str],
 ) -> Plan:
     """An algorithm over the tensors of a base that are in scope; the others are the base's own.
 
@@ -163,7 +166,7 @@ def plan_algorithm(
     )
 
 
-def _all_tensors(model: Checkpoint) -> list[str]:
+def _all_tensors(model: SourceModel) -> list[str]:
     layers = [model.tensor(index, end) for index, ends in enumerate(model.layers) for end in ends]
     return [*(n for n in model.outside if n == EMBEDDING), *layers] + [
         name for name in model.outside if name != EMBEDDING
@@ -178,7 +181,7 @@ class _Part:
         recipe: Recipe,
         method: Method,
         part: Slice,
-        open_model: Callable[[str], Checkpoint],
+        open_model: Callable[[str], SourceModel],
     ):
         self.recipe, self.method, self.part = recipe, method, part
         base, experts = self._divide()
@@ -253,7 +256,7 @@ class _Part:
 
     def _divide(self) -> tuple[Source | None, list[Source]]:
         """The source that is subtracted, if one is, and the others in the method's order."""
-        meaning, part = self.method.meaning, self.part
+        schema, part = self.method.schema, self.part
         name = part.base_model or self.recipe.base_model
         sources = list(part.sources)
         seen: set[tuple] = set()
@@ -261,27 +264,27 @@ class _Part:
             if (source.model, source.layers) in seen:
                 raise self.recipe.fail(source.line, f"{source.model} stands here a second time")
             seen.add((source.model, source.layers))
-        if name is None and meaning.base in ("required", "first"):
+        if name is None and schema.base in ("required", "first"):
             raise self.recipe.fail("merge_method", f"{self.method.name} needs base_model")
         named = [source for source in sources if source.model == name]
         if name is not None and not named and self.recipe.whole:
             line = self.recipe.lines.get("base_model", part.line)
             named = [Source(model=name, layers=None, parameters={}, line=line)]
             sources += named
-        if name is not None and not named and meaning.base != "plain":
+        if name is not None and not named and schema.base != "plain":
             raise self.recipe.fail(
                 part.line, f"base_model {name} is not among the sources of this slice"
             )
         base = None
-        if meaning.base != "plain" and named:
+        if schema.base != "plain" and named:
             sources.remove(named[0])
-            if meaning.base == "first":
+            if schema.base == "first":
                 sources.insert(0, named[0])
             else:
                 base = named[0]
-        most = meaning.most
-        if len(sources) < meaning.fewest or (most is not None and len(sources) > most):
-            few = meaning.fewest
+        most = schema.most
+        if len(sources) < schema.fewest or (most is not None and len(sources) > most):
+            few = schema.fewest
             bound = "exactly" if few == most else "at least" if len(sources) < few else "at most"
             count = few if len(sources) < few or most is None else most
             raise self.recipe.fail(
@@ -291,13 +294,13 @@ class _Part:
             )
         return base, sources
 
-    def _open(self, source: Source, open_model: Callable[[str], Checkpoint]) -> Checkpoint:
+    def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:
         try:
             return open_model(source.model)
         except UserError as error:
             raise self.recipe.fail(source.line, str(error)) from None
 
-    def _layers(self, source: Source, model: Checkpoint) -> tuple[int, int]:
+    def _layers(self, source: Source, model: SourceModel) -> tuple[int, int]:
         have = len(model.layers)
         start, end = source.layers or (0, have)
         if end > have:
@@ -305,10 +308,10 @@ class _Part:
         return start, end
 
     def _refuse_unknown(self) -> None:
-        meaning = self.method.meaning
-        ignored = {*meaning.ignored, *_ALWAYS_IGNORED}
-        shared = {meaning.key(p.name) for p in self.method.parameters}
-        each = {meaning.key(p.name) for p in self.method.parameters if p.type == "per_expert"}
+        schema = self.method.schema
+        ignored = {*schema.ignored, *_ALWAYS_IGNORED}
+        shared = {schema.key(p.name) for p in self.method.parameters}
+        each = {schema.key(p.name) for p in self.method.parameters if p.type == "per_expert"}
         levels: list[tuple[Level, set[str], str]] = [
             (source.parameters, each, "for one model") for source in self.sources
         ]
@@ -318,7 +321,7 @@ class _Part:
                 if key not in allowed | ignored:
                     raise self.recipe.fail(
                         setting.line,
-                        f"{self.method.name} has no parameter {shown(key)} {where}; "
+                        f"{self.method.name} has no parameter {truncated_repr(key)} {where}; "
                         f"allowed: {', '.join(sorted(allowed)) or 'none'}",
                     )
 
@@ -351,24 +354,24 @@ class _Part:
         place: float,
         source: Source | None = None,
     ) -> Any:
-        meaning = self.method.meaning
-        key = meaning.key(parameter.name)
+        schema = self.method.schema
+        key = schema.key(parameter.name)
         kind = "float" if parameter.type == "per_expert" else parameter.type
-        if parameter.name in meaning.shares:
+        if parameter.name in schema.shares:
             kind = "share"
-        found = find(levels, key, tensor, place, kind, meaning.spellings.get(parameter.name, {}))
+        found = find(levels, key, tensor, place, kind, schema.spellings.get(parameter.name, {}))
         if found is not None:
             return found
-        if parameter.name in meaning.needed:
+        if parameter.name in schema.needed:
             whose = f" for {source.model}" if source else ""
             at = source.line if source else "merge_method"
             raise self.recipe.fail(at, f"{self.method.name} needs the parameter {key!r}{whose}")
-        return meaning.defaults.get(parameter.name, parameter.default)
+        return schema.defaults.get(parameter.name, parameter.default)
 
 
 def _check_names(
-    reference: Checkpoint,
-    model: Checkpoint,
+    reference: SourceModel,
+    model: SourceModel,
     ours: Sequence[str],
     theirs: Sequence[str],
     tied: str = "",
@@ -381,7 +384,7 @@ def _check_names(
         )
 
 
-def _lacks(model: Checkpoint, name: str, reference: Checkpoint) -> UserError:
+def _lacks(model: SourceModel, name: str, reference: SourceModel) -> UserError:
     return UserError(f"{model.folder} lacks tensor {name}, which is in {reference.folder}")
 
 

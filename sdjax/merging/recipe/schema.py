@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from sdjax.core.errors import UserError, shown
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.recipe.parameters import Level, Setting
 from sdjax.merging.recipe.yaml_nodes import Nodes, read_document
 
@@ -150,7 +150,7 @@ class _RecipeNodes(Nodes):
             for name, (line, _) in modules.items():
                 if name != "default":
                     raise self.fail(
-                        line, f"no module {shown(name)}; a language model has one: default"
+                        line, f"no module {truncated_repr(name)}; a language model has one: default"
                     )
             if not modules:
                 raise self.fail(keys["modules"], "modules must have the entry default")
@@ -238,7 +238,9 @@ class _RecipeNodes(Nodes):
         name = self.text(keys[key], key).removeprefix("torch.")
         if name not in DTYPES:
             allowed = ", ".join(DTYPES)
-            raise self.fail(keys[key], f"{key} must be one of {allowed}, not {shown(name)}")
+            raise self.fail(
+                keys[key], f"{key} must be one of {allowed}, not {truncated_repr(name)}"
+            )
         return name
 
     def tokenizer(self, keys: Mapping[str, yaml.Node]) -> TokenizerChoice | None:

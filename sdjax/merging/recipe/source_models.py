@@ -32,7 +32,7 @@ _OUTSIDE = {hf_name: name for name, (hf_name, _) in OUTSIDE_TENSORS.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Checkpoint:
+class SourceModel:
     """A model of a recipe.
 
     name: as the recipe has it. outside: the names of the tensors outside the layers; of a model
@@ -53,7 +53,7 @@ class Checkpoint:
         return f"{self.prefix}{layer}{end}"
 
 
-def open_checkpoint(name: str, beside: Path) -> Checkpoint:
+def open_source_model(name: str, beside: Path) -> SourceModel:
     """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
     Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file."""
     folder, adapter = locate(name, beside=beside)
@@ -73,7 +73,7 @@ def open_checkpoint(name: str, beside: Path) -> Checkpoint:
     _check_count(folder, config, len(layers))
     if family and family.architecture in (config.get("architectures") or ()):
         _check_complete(folder, tensors, family, len(layers), tied)
-    return Checkpoint(
+    return SourceModel(
         name=name,
         folder=folder,
         tensors=tensors,

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sdjax.core.errors import UserError
-from sdjax.io.buffer_pool import Lender
+from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import is_finite
 from sdjax.merging.compile_cache import compiled_for_one_model
@@ -63,16 +63,16 @@ def merge_steps(
     """
     steps = [step for step in plan.steps if step.name not in writer.done]
     together = MERGED if len(jax.devices()) == 1 else 1
-    memory = Lender()
+    memory = BufferPool()
 
     def read(step: Step) -> list[np.ndarray]:
         with np.errstate(over="ignore"):
-            arrays = [one.model.tensors.read(one.name, memory.lend) for one in step.everything]
+            arrays = [one.model.tensors.read(one.name, memory.acquire) for one in step.everything]
         if vocabulary is None or not step.vocabulary:
             return arrays
         rows = [vocabulary.rows[one.model.name] for one in step.everything]
         aligned = align(arrays, rows, vocabulary.size, step.anchor)
-        memory.give_back(arrays)
+        memory.release(arrays)
         return aligned
 
     def merge(step: Step, arrays: list[np.ndarray]) -> tuple[Step, np.ndarray, bool]:
@@ -85,12 +85,12 @@ def merge_steps(
         # Not in the program, which would store what is merged in float32 to measure it.
         if not is_finite(new):
             raise not_finite(step, arrays)
-        memory.give_back(array for array in arrays if array is not new)
+        memory.release(array for array in arrays if array is not new)
         return step, new, as_it_was
 
     def put(step: Step, new: np.ndarray, as_it_was: bool) -> tuple[str, bool]:
         writer.write(step.name, new)
-        memory.give_back([new])
+        memory.release([new])
         return step.name, as_it_was
 
     unchanged, done = 0, len(plan.steps) - len(steps)

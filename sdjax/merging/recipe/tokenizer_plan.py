@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from sdjax.core.errors import UserError
 from sdjax.io.vocabulary import added_tokens, read_vocabulary
 from sdjax.merging.recipe.schema import Recipe
-from sdjax.merging.recipe.source_models import EMBEDDING, Checkpoint
+from sdjax.merging.recipe.source_models import EMBEDDING, SourceModel
 from sdjax.merging.recipe.vocabulary import Vocabulary, changes_nothing, describe, match_tokens
 
 
@@ -26,10 +26,10 @@ class TokenizerPlan:
 
 
 def plan_tokenizer(
-    template: Checkpoint,
-    models: Sequence[Checkpoint],
+    template: SourceModel,
+    models: Sequence[SourceModel],
     recipe: Recipe,
-    opened: Callable[[str], Checkpoint],
+    opened: Callable[[str], SourceModel],
 ) -> TokenizerPlan:
     """By a recipe's choice; without one the template's, and rows are matched only where the
     vocabularies are of different size.
@@ -93,7 +93,7 @@ def plan_tokenizer(
 
 
 def _new_tokens(
-    models: Sequence[Checkpoint], own: Mapping[str, Mapping[str, int]], tokens: Mapping[str, int]
+    models: Sequence[SourceModel], own: Mapping[str, Mapping[str, int]], tokens: Mapping[str, int]
 ) -> dict[str, AddedToken]:
     """The tokens that the first tokenizer lacks: plain ones of all models, then added ones."""
     plain: dict[str, AddedToken] = {}

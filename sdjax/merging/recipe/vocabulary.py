@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.merging.recipe.source_models import Checkpoint
+from sdjax.merging.recipe.source_models import SourceModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +68,7 @@ def changes_nothing(vocabulary: Vocabulary, have: Mapping[str, int]) -> bool:
 
 
 def describe(
-    vocabulary: Vocabulary, models: Sequence[Checkpoint], own: Mapping[str, Mapping[str, int]]
+    vocabulary: Vocabulary, models: Sequence[SourceModel], own: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
     """A line for each model whose tokens are not the result's, with counts."""
     lines = []

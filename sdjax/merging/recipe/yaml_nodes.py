@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import SafeConstructor
 
-from sdjax.core.errors import UserError, shown
+from sdjax.core.errors import UserError, truncated_repr
 
 MOST_VALUES = 100_000  # in a document, aliases followed; a recipe has some hundreds
 MOST_LEVELS = 30  # of which a recipe has some eight
@@ -101,7 +101,9 @@ class Nodes:
             if not isinstance(key, yaml.ScalarNode):
                 raise self.fail(key, "a key must be text")
             if key.value in own or (merged and key.tag == _MERGE):
-                raise self.fail(key, f"the key {shown(key.value)} stands here a second time")
+                raise self.fail(
+                    key, f"the key {truncated_repr(key.value)} stands here a second time"
+                )
             if key.tag == _MERGE:  # `<<: *shared` brings keys, which those written out override
                 merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
             else:
@@ -126,7 +128,9 @@ class Nodes:
             if key in later:
                 raise self.fail(line, f"{key!r} is not supported yet")
             if key not in allowed:
-                raise self.fail(line, f"unknown key {shown(key)}; allowed: {', '.join(allowed)}")
+                raise self.fail(
+                    line, f"unknown key {truncated_repr(key)}; allowed: {', '.join(allowed)}"
+                )
         return {
             key: value
             for key, (_, value) in entries.items()
@@ -148,7 +152,9 @@ class Nodes:
         """A whole number, zero or more."""
         value = self.value(node)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self.fail(node, f"{key} must be a whole number, 0 or more, not {shown(value)}")
+            raise self.fail(
+                node, f"{key} must be a whole number, 0 or more, not {truncated_repr(value)}"
+            )
         return value
 
     def value(self, node: yaml.Node) -> Any:
@@ -158,7 +164,7 @@ class Nodes:
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_YAML}seq":
             return [self.value(one) for one in node.value]
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
-            kind = shown(node.tag.removeprefix(_YAML))
+            kind = truncated_repr(node.tag.removeprefix(_YAML))
             raise self.fail(
                 node, f"{kind} is no value of a recipe: text, number, true, false, list or mapping"
             )
@@ -166,5 +172,7 @@ class Nodes:
             value = _SCALARS[node.tag](SafeConstructor(), node)
             repr(value)  # a number may have more digits than Python writes
         except (ValueError, LookupError, OverflowError):
-            raise self.fail(node, f"no value that can be read: {shown(node.value)}") from None
+            raise self.fail(
+                node, f"no value that can be read: {truncated_repr(node.value)}"
+            ) from None
         return value

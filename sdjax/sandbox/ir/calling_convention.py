@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sdjax.sandbox.ir.primitives import KEY_DTYPE
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 
 WIRE_VERSION = 1
 REQUESTS = ("base", "key", "depth", "kind")
@@ -99,35 +99,35 @@ class Plan:
         return {**self.required, **self.optional}
 
 
-def plan(contract: Contract, form: str, by_kind: bool) -> Plan:
+def plan(signature: MergeSignature, form: str, by_kind: bool) -> Plan:
     """What to trace: a tree once, a tensor once per shape, or per kind and shape on request.
 
     Probed is a tree once, else every kind once, else one shape for each number of axes.
     """
     if form == "tree":
-        probed = contract.probe_paths
-        small = {} if probed == contract.paths else {"probe": _tree(contract, probed)}
+        probed = signature.probe_paths
+        small = {} if probed == signature.paths else {"probe": _tree(signature, probed)}
         name = "probe" if small else "scope"
-        whole = {"scope": _tree(contract, contract.paths)}
+        whole = {"scope": _tree(signature, signature.paths)}
         return Plan(required=whole, optional=small, probes=((name, "scope"),))
-    elements = contract.limits.probe_elements
-    real = {(t.kind if by_kind else None, t.shape): t for t in contract.tensors}
-    required: dict[Any, Layout] = {of: _tensor(contract, of[1]) for of in real}
+    elements = signature.limits.probe_elements
+    real = {(t.kind if by_kind else None, t.shape): t for t in signature.tensors}
+    required: dict[Any, Layout] = {of: _tensor(signature, of[1]) for of in real}
     probes: dict[Any, tuple[Any, Any]] = {}
     for of, tensor in real.items():
         group = of if by_kind else len(tensor.shape)
         probes.setdefault(group, ((of[0], tensor.reduced(elements).shape), of))
-    optional = {of: _tensor(contract, of[1]) for of, _ in probes.values() if of not in required}
+    optional = {of: _tensor(signature, of[1]) for of, _ in probes.values() if of not in required}
     return Plan(required=required, optional=optional, probes=tuple(probes.values()))
 
 
-def _tensor(contract: Contract, shape: tuple[int, ...]) -> Layout:
-    return Layout(slots=contract.slots, shapes=(shape,))
+def _tensor(signature: MergeSignature, shape: tuple[int, ...]) -> Layout:
+    return Layout(slots=signature.slots, shapes=(shape,))
 
 
-def _tree(contract: Contract, paths: Sequence[tuple[str, Any]]) -> Layout:
+def _tree(signature: MergeSignature, paths: Sequence[tuple[str, Any]]) -> Layout:
     return Layout(
-        slots=contract.slots,
+        slots=signature.slots,
         shapes=tuple(signature.shape for _, signature in paths),
         paths=tuple(path for path, _ in paths),
     )

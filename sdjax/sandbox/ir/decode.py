@@ -25,7 +25,7 @@ from sdjax.sandbox.ir.primitives import (
     decode_number,
     weight,
 )
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verdict import Refusal
 
 MOST_OUTPUTS = 4_096
@@ -58,10 +58,10 @@ class Message:
     by_kind: bool
 
 
-def decode(wire: str, contract: Contract) -> Message:
+def decode(wire: str, signature: MergeSignature) -> Message:
     """The program in a message, or a Refusal; any surprise at all is a refusal."""
     try:
-        return _Decoder(contract).message(wire)
+        return _Decoder(signature).message(wire)
     except Refusal:
         raise
     except (Malformed, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
@@ -94,8 +94,8 @@ def _array(value: Any, most: int, what: str) -> list[Any]:
 
 
 class _Decoder:
-    def __init__(self, contract: Contract):
-        self.contract, self.limits = contract, contract.limits
+    def __init__(self, signature: MergeSignature):
+        self.signature, self.limits = signature, signature.limits
         self.constants: list[np.ndarray] = []
         self.equations = 0
 
@@ -114,8 +114,8 @@ class _Decoder:
         entries = [_record(p, "of", "block") for p in _array(programs, 4_096, "programs")]
         names = [_name(of) for of, _ in entries]
         by_kind = any(isinstance(n, tuple) and n[0] is not None for n in names)
-        _expect(form == "tensor" or bool(self.contract.paths), "paths for a tree")
-        planned = plan(self.contract, form, by_kind)
+        _expect(form == "tensor" or bool(self.signature.paths), "paths for a tree")
+        planned = plan(self.signature, form, by_kind)
         required, expected = planned.required, planned.all
         _expect(names == [n for n in expected if n in names or n in required], "the programs")
         decoded = {}

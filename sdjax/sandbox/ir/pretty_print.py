@@ -6,12 +6,12 @@ import numpy as np
 
 from sdjax.sandbox.ir.calling_convention import Layout
 from sdjax.sandbox.ir.decode import Atom, Block, decode
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 
 
-def readable(wire: str, contract: Contract) -> str:
+def readable(wire: str, signature: MergeSignature) -> str:
     """Each array program of a message: its tensors, then an operation a line."""
-    message = decode(wire, contract)
+    message = decode(wire, signature)
     names = list(message.hyperparameters)
     lines: list[str] = []
     for name, (layout, block) in message.programs.items():

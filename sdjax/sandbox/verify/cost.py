@@ -19,7 +19,7 @@ ROUND = 1_000  # what one round of a loop costs whatever it does, in scalar oper
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostEstimate:
     """Scalar operations, the largest sum of bytes alive at once (before XLA's fusion), and the
     rounds of all loops one after the other."""
 
@@ -28,12 +28,12 @@ class Bill:
     rounds: int = 0
 
 
-def bill(closed: Any, limits: Limits, *, most_elements: int) -> Bill:
+def bill(closed: Any, limits: Limits, *, most_elements: int) -> CostEstimate:
     """The bill of a closed jaxpr; Refusal where an intermediate is larger than `most_elements`."""
     return _bill(closed.jaxpr, limits, most_elements)
 
 
-def _bill(jaxpr: Any, limits: Limits, most_elements: int) -> Bill:
+def _bill(jaxpr: Any, limits: Limits, most_elements: int) -> CostEstimate:
     check_copies(jaxpr)
     last_use: dict[Any, int] = {}
     for index, equation in enumerate(jaxpr.eqns):
@@ -52,7 +52,7 @@ def _bill(jaxpr: Any, limits: Limits, most_elements: int) -> Bill:
         for variable in _vars(equation):
             if variable not in kept and last_use.get(variable, index) == index:
                 alive -= _bytes(variable.aval)
-    return Bill(cost, peak, rounds)
+    return CostEstimate(cost, peak, rounds)
 
 
 def _vars(equation: Any) -> set[Any]:
@@ -60,32 +60,32 @@ def _vars(equation: Any) -> set[Any]:
     return {v for v in (*equation.invars, *equation.outvars) if not isinstance(v, core.Literal)}
 
 
-def _inner(equation: Any, limits: Limits, most_elements: int) -> Bill:
+def _inner(equation: Any, limits: Limits, most_elements: int) -> CostEstimate:
     """One equation's own bill: operations, and bytes inside its sub-programs."""
     name, params = equation.primitive.name, equation.params
 
-    def of(body: Any) -> Bill:
+    def of(body: Any) -> CostEstimate:
         return _bill(getattr(body, "jaxpr", body), limits, most_elements)
 
     if name == "scan":
         body, length = of(params["jaxpr"]), params["length"]
-        return Bill(length * (body.cost + ROUND), body.memory, length * (1 + body.rounds))
+        return CostEstimate(length * (body.cost + ROUND), body.memory, length * (1 + body.rounds))
     if name == "while":
         condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
         each, most = condition.cost + body.cost + ROUND, limits.fuel + 1
         memory = max(condition.memory, body.memory)
-        return Bill(most * each, memory, most * (1 + body.rounds))
+        return CostEstimate(most * each, memory, most * (1 + body.rounds))
     if name == "cond":
         branches = [of(branch) for branch in params["branches"]]
         cost, memory = max(b.cost for b in branches), max(b.memory for b in branches)
-        return Bill(cost + 1, memory, max(b.rounds for b in branches))
+        return CostEstimate(cost + 1, memory, max(b.rounds for b in branches))
     if "jaxpr" in params:  # a `jit` within one of JAX's own public functions
         return of(params["jaxpr"])
     ins = [v.aval for v in equation.invars]
     outs = [v.aval for v in equation.outvars]
     entry = ALLOWED.get(name)
     operations = entry.cost(ins, outs, params) if entry else sum(math.prod(a.shape) for a in outs)
-    return Bill(operations + 1, 0)
+    return CostEstimate(operations + 1, 0)
 
 
 def _check_size(aval: Any, name: str, most_elements: int) -> None:

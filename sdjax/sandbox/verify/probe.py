@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.probe_run import Trial, run_trial, trials
-from sdjax.sandbox.verify.verified_program import Rebuilt
+from sdjax.sandbox.verify.verified_program import VerifiedProgram
 
 SAME = 1e-6  # relative distance below which two results are one
 ROUNDING = 1e-5  # and below which they are the same sum in another order
@@ -29,17 +29,17 @@ class Findings:
     notes: tuple[str, ...]
 
 
-def probe(program: Rebuilt, contract: Contract) -> Findings:
+def probe(program: VerifiedProgram, signature: MergeSignature) -> Findings:
     """Run the program on the contract's probe tensors; Refusal where a result is not finite."""
     runs = trials(program)
     results = [run_trial(program, trial) for trial in runs]
-    notes = _notes(results, [trial.inputs.host for trial in runs], contract.slots)
+    notes = _notes(results, [trial.inputs.host for trial in runs], signature.slots)
     if not notes and any(map(functools.partial(_depends_on_order, program), runs, results)):
         notes = (ORDER,)
     return Findings(fingerprint=_fingerprint(results, _salt(program)), notes=notes)
 
 
-def _depends_on_order(program: Rebuilt, trial: Trial, result: list[np.ndarray]) -> bool:
+def _depends_on_order(program: VerifiedProgram, trial: Trial, result: list[np.ndarray]) -> bool:
     """Whether the result changes, by more than the rounding of a sum, with the experts' places.
 
     A turn of all and a swap of the first two generate every order.
@@ -56,7 +56,7 @@ def _depends_on_order(program: Rebuilt, trial: Trial, result: list[np.ndarray]) 
     return False
 
 
-def _salt(program: Rebuilt) -> str:
+def _salt(program: VerifiedProgram) -> str:
     """What keeps apart the programs that may agree where they are probed and nowhere else: those
     that use the depth, or that do other things at other shapes. Only the rest can be found equal
     by their results."""

@@ -20,7 +20,7 @@ from sdjax.sandbox.ir.calling_convention import Layout
 from sdjax.sandbox.ir.decode import Equation
 from sdjax.sandbox.ir.primitives import CONTROL_FLOW
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import Rebuilt, bind, run
+from sdjax.sandbox.verify.verified_program import VerifiedProgram, bind, run
 
 DEPTHS = (0.0, 1.0)  # the first and the last layer
 MOST_KEPT = 2_048
@@ -75,7 +75,7 @@ def _step(used: set[Operation], equation: Equation, operands: list[Any], fuel: i
     return _compiled(operation)(*operands)
 
 
-def trials(program: Rebuilt) -> list[Trial]:
+def trials(program: VerifiedProgram) -> list[Trial]:
     """What is to be run: a tensor of each group (layout.plan), at either end of the depth."""
     found: list[Trial] = []
     used: set[Operation] = set()
@@ -115,7 +115,7 @@ def _inputs(layout: Layout, name: Any) -> Inputs:
 
 
 def run_trial(
-    program: Rebuilt, trial: Trial, order: Sequence[int] | None = None
+    program: VerifiedProgram, trial: Trial, order: Sequence[int] | None = None
 ) -> list[np.ndarray]:
     """The result's leaves, with the experts in another order if one is given.
 
@@ -132,7 +132,7 @@ def run_trial(
             raise Refusal("refused", "wire", message) from None
 
 
-def _run(program: Rebuilt, trial: Trial, order: Sequence[int]) -> list[np.ndarray]:
+def _run(program: VerifiedProgram, trial: Trial, order: Sequence[int]) -> list[np.ndarray]:
     layout, block = program.programs[trial.name]
     inputs = layout.pack(
         [trial.inputs.task_vectors[slot] for slot in order],

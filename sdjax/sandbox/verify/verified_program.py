@@ -18,13 +18,13 @@ from sdjax.sandbox.ir.calling_convention import Layout, plan
 from sdjax.sandbox.ir.decode import Atom, Block, Equation, Message, decode
 from sdjax.sandbox.ir.hashes import identity_of, structure_of
 from sdjax.sandbox.ir.primitives import ALLOWED
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.cost import Bill, bill
+from sdjax.sandbox.verify.cost import CostEstimate, bill
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rebuilt:
+class VerifiedProgram:
     """A verified program, callable as its author wrote it and traceable under `jax.jit`.
 
     `cost` is in scalar operations over the contract's scope, `memory` in bytes; `most_memory`
@@ -92,12 +92,12 @@ class Rebuilt:
         return name
 
 
-def rebuild(wire: str, contract: Contract) -> Rebuilt:
+def verify_ir(wire: str, signature: MergeSignature) -> VerifiedProgram:
     """Verify a message from a worker or a store; Refusal where it is not legal or too costly."""
-    message = decode(wire, contract)
-    limits = contract.limits
+    message = decode(wire, signature)
+    limits = signature.limits
     names = list(message.hyperparameters)
-    bills: dict[Any, Bill] = {}
+    bills: dict[Any, CostEstimate] = {}
     most_memory = 0
     for name, (layout, block) in message.programs.items():
         jaxpr = _verified(block, layout, names, limits.fuel)
@@ -112,14 +112,14 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
         if bills[name].rounds > limits.rounds:
             found = f"{bills[name].rounds:.3g} rounds of loops; {limits.rounds:.3g} are allowed"
             raise Refusal("too costly", "rounds", f"the program takes {found}")
-    probes = _probes(message, contract, bills)
+    probes = _probes(message, signature, bills)
     if message.form == "tree":
         cost = bills["scope"].cost
     else:
-        scope = contract.scope
+        scope = signature.scope
         kinds = [t.kind if message.by_kind else None for t in scope]
         cost = sum(bills[kind, t.shape].cost for kind, t in zip(kinds, scope, strict=True))
-    budget = limits.cost_per_element * max(1 << 12, sum(t.size for t in contract.scope))
+    budget = limits.cost_per_element * max(1 << 12, sum(t.size for t in signature.scope))
     if cost > budget:
         raise Refusal(
             "too costly",
@@ -127,7 +127,7 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
             f"the program takes {cost:.3g} scalar operations over the model, trip counts included;"
             f" {budget:.3g} are allowed",
         )
-    return Rebuilt(
+    return VerifiedProgram(
         identity=identity_of(wire),
         structure=structure_of(wire),
         form=message.form,
@@ -142,19 +142,21 @@ def rebuild(wire: str, contract: Contract) -> Rebuilt:
     )
 
 
-def _probes(message: Message, contract: Contract, bills: Mapping[Any, Bill]) -> tuple[Any, ...]:
+def _probes(
+    message: Message, signature: MergeSignature, bills: Mapping[Any, CostEstimate]
+) -> tuple[Any, ...]:
     """The programs that the parent will run on probe tensors; Refusal where one takes too long.
 
     Nothing ends such a run, and a program may do other things at a probe's shape than at others.
     """
-    limits, found = contract.limits, []
-    for small, real in plan(contract, message.form, message.by_kind).probes:
+    limits, found = signature.limits, []
+    for small, real in plan(signature, message.form, message.by_kind).probes:
         name = small if small in message.programs else real
         layout, _ = message.programs[name]
         if sum(int(np.prod(shape)) for shape in layout.shapes) > limits.probe_most:
             text = "the program does not work at the smaller shapes on which it is to be tried"
             hint = "take lengths from the arguments' shapes, so that it works at any"
-            raise Refusal("wrong contract", "probe", f"{text}; {hint}")
+            raise Refusal("wrong signature", "probe", f"{text}; {hint}")
         if bills[name].cost > limits.probe_cost:
             text = f"{bills[name].cost:.3g} scalar operations on small tensors"
             raise Refusal("too costly", "probe", f"{text}; {limits.probe_cost:.3g} are allowed")
@@ -162,11 +164,11 @@ def _probes(message: Message, contract: Contract, bills: Mapping[Any, Bill]) -> 
     return tuple(found)
 
 
-def to_algorithm(wire: str, contract: Contract, *, name: str) -> Any:
+def to_algorithm(wire: str, signature: MergeSignature, *, name: str) -> Any:
     """The `sdjax.merging.algorithm.Algorithm` of a verified message; no source is executed."""
     from sdjax.merging.algorithm import Algorithm
 
-    rebuilt = rebuild(wire, contract)
+    rebuilt = verify_ir(wire, signature)
     return Algorithm(
         name=name,
         identity=rebuilt.identity,
@@ -193,7 +195,7 @@ def _verified(block: Block, layout: Layout, hyperparameters: list[str], fuel: in
     for aval, shape in zip(jaxpr.out_avals, layout.shapes, strict=True):
         if aval.shape != shape or aval.dtype != np.float32:
             message = f"the result is {aval.str_short()} where float32{list(shape)} is expected"
-            raise Refusal("wrong contract", "shape", message)
+            raise Refusal("wrong signature", "shape", message)
     if jaxpr.effects:
         raise Refusal("refused", "effects", "the program has side effects")
     return jaxpr

@@ -4,7 +4,7 @@ import importlib
 import json
 from collections.abc import Callable
 
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 
 
 def prepare(contract_text: str) -> Callable[[bytes], bytes]:
@@ -14,22 +14,22 @@ def prepare(contract_text: str) -> Callable[[bytes], bytes]:
 
     from sdjax.sandbox.worker import rules, warmup
 
-    contract = Contract.from_json(contract_text)
+    signature = MergeSignature.from_json(contract_text)
     # No backend can be started: tracing needs none, and its threads would not survive a fork.
     jax.config.update("jax_platforms", "none")
     jax.config.update("jax_traceback_filtering", "off")
     for module in sorted(rules.IMPORTS):
         importlib.import_module(module)
-    warmup.warm_up(contract)
-    return lambda source: json.dumps(_trace(source, contract)).encode()
+    warmup.warm_up(signature)
+    return lambda source: json.dumps(_trace(source, signature)).encode()
 
 
-def _trace(source: bytes, contract: Contract) -> dict[str, str]:
+def _trace(source: bytes, signature: MergeSignature) -> dict[str, str]:
     from sdjax.sandbox.verdict import Refusal
     from sdjax.sandbox.worker.trace import trace_source
 
     try:
-        return {"wire": trace_source(source.decode("utf-8", "surrogatepass"), contract)}
+        return {"wire": trace_source(source.decode("utf-8", "surrogatepass"), signature)}
     except Refusal as refusal:
         return {"verdict": refusal.verdict, "rule": refusal.rule, "message": refusal.message}
     except MemoryError:

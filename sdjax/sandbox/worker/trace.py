@@ -21,7 +21,7 @@ import numpy as np
 from sdjax.sandbox.ir.calling_convention import REQUESTS, WIRE_VERSION, Layout, plan
 from sdjax.sandbox.ir.encode import Encoder
 from sdjax.sandbox.ir.hashes import canonical
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.worker import rules
 from sdjax.sandbox.worker.step_budget import COUNTER, counted, counter
@@ -30,22 +30,22 @@ FILE = "<program>"
 Loader = Callable[[], Callable]
 
 
-def trace_source(source: str, contract: Contract) -> str:
+def trace_source(source: str, signature: MergeSignature) -> str:
     """The message (JSON) for a source text that has not been trusted. Runs in the worker."""
-    tree = rules.check_text(source, contract.limits.source_bytes)
-    return _trace(_loader(tree, contract.limits.steps), rules.entry_point(tree), contract)
+    tree = rules.check_text(source, signature.limits.source_bytes)
+    return _trace(_loader(tree, signature.limits.steps), rules.entry_point(tree), signature)
 
 
-def trace_trusted(program: str | Callable, contract: Contract) -> str:
+def trace_trusted(program: str | Callable, signature: MergeSignature) -> str:
     """The message for a text or function of our own, traced in this very process.
 
     For programs of our own grammar and the human-designed methods: the same path as the worker's,
     without its protection. Raises Refusal as the worker would report it.
     """
     if isinstance(program, str):
-        return trace_source(program, contract)
+        return trace_source(program, signature)
     name = "merge_trees" if program.__name__ == "merge_trees" else "merge_models"
-    return _trace(lambda: program, name, contract)
+    return _trace(lambda: program, name, signature)
 
 
 def _loader(tree: ast.Module, steps: int) -> Loader:
@@ -78,14 +78,14 @@ def _builtins() -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signature:
+class RequestedInputs:
     """What a program asks for by the names of its parameters."""
 
     requests: tuple[str, ...]
     floats: Mapping[str, float]  # traced hyperparameters by name, with their defaults
 
     @classmethod
-    def of(cls, function: Callable, form: str) -> "Signature":
+    def of(cls, function: Callable, form: str) -> "RequestedInputs":
         def refuse(message: str) -> Refusal:
             return Refusal("refused", "signature", message)
 
@@ -128,56 +128,58 @@ class Signature:
 # --- tracing ---------------------------------------------------------------------------------
 
 
-def _trace(load: Loader, name: str, contract: Contract) -> str:
+def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
     form = "tree" if name == "merge_trees" else "tensor"
-    if form == "tree" and not contract.paths:
-        raise Refusal("wrong contract", "tree", "merge_trees needs a contract that names paths")
-    signature = _guarded(lambda: _read_signature(load, form))
-    encoder = Encoder(contract.limits)
-    by_kind = "kind" in signature.requests
-    planned = plan(contract, form, by_kind)
+    if form == "tree" and not signature.paths:
+        raise Refusal("wrong signature", "tree", "merge_trees needs a contract that names paths")
+    requested = _guarded(lambda: _read_signature(load, form))
+    encoder = Encoder(signature.limits)
+    by_kind = "kind" in requested.requests
+    planned = plan(signature, form, by_kind)
     blocks = {
-        of: _block(load, signature, of, layout, encoder) for of, layout in planned.required.items()
+        of: _block(load, requested, of, layout, encoder) for of, layout in planned.required.items()
     }
     for of, layout in planned.optional.items():
         with contextlib.suppress(Refusal):  # it may only work at the real shapes
-            blocks[of] = _block(load, signature, of, layout, encoder)
+            blocks[of] = _block(load, requested, of, layout, encoder)
     if by_kind:
-        blocks = _without_idle_kind(blocks, contract)
+        blocks = _without_idle_kind(blocks, signature)
     message = {
         "version": WIRE_VERSION,
         "form": form,
-        "hyperparameters": signature.floats,
+        "hyperparameters": requested.floats,
         "constants": encoder.constants,
         "programs": [{"of": of, "block": block} for of, block in blocks.items()],
     }
     return canonical(message)
 
 
-def _block(load: Loader, signature: Signature, of: Any, layout: Layout, encoder: Encoder) -> dict:
-    jaxpr = _guarded(lambda: _jaxpr(load, signature, of, layout))
+def _block(
+    load: Loader, requested: RequestedInputs, of: Any, layout: Layout, encoder: Encoder
+) -> dict:
+    jaxpr = _guarded(lambda: _jaxpr(load, requested, of, layout))
     if jaxpr.effects:
         raise Refusal("refused", "effects", "the program has side effects (print, callback)")
     return _guarded(lambda: encoder.block(jaxpr))
 
 
-def _read_signature(load: Loader, form: str) -> Signature:
-    found: list[Signature] = []
+def _read_signature(load: Loader, form: str) -> RequestedInputs:
+    found: list[RequestedInputs] = []
 
     def read() -> None:
-        found.append(Signature.of(load(), form))
+        found.append(RequestedInputs.of(load(), form))
 
     jax.eval_shape(read)  # within a trace, so that top-level arrays stay abstract
     return found[0]
 
 
-def _jaxpr(load: Loader, signature: Signature, of: Any, layout: Layout) -> Any:
-    names = tuple(signature.floats)
+def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, layout: Layout) -> Any:
+    names = tuple(requested.floats)
 
     def call(*inputs: Any) -> tuple:
         task_vectors, available = layout.unpack(inputs, names)
         available["kind"] = of[0]
-        asked = {name: available[name] for name in (*signature.requests, *names)}
+        asked = {name: available[name] for name in (*requested.requests, *names)}
         return tuple(_checked(load()(task_vectors, **asked), layout))
 
     # As the engine runs its methods: products in full float32, on every platform.
@@ -219,16 +221,16 @@ def _checked_leaf(result: Any, shape: tuple[int, ...], where: str) -> jax.Array:
 
 
 def _wrong(rule: str, message: str) -> Refusal:
-    return Refusal("wrong contract", rule, message)
+    return Refusal("wrong signature", rule, message)
 
 
-def _without_idle_kind(blocks: dict, contract: Contract) -> dict:
+def _without_idle_kind(blocks: dict, signature: MergeSignature) -> dict:
     """Where the kind changes nothing, the program is that of one that did not ask for it."""
     by_shape: dict[tuple[int, ...], dict] = {}
     for (_, shape), block in blocks.items():
         if by_shape.setdefault(shape, block) != block:
             return blocks
-    planned = plan(contract, "tensor", by_kind=False).all
+    planned = plan(signature, "tensor", by_kind=False).all
     return {name: by_shape[name[1]] for name in planned if name[1] in by_shape}
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sdjax.sandbox.ir.primitives import ALLOWED, KEY_DTYPE
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.worker.trace import trace_source
 
 _TIES = """
@@ -117,12 +117,12 @@ def rare(x: Any, n: Any, w: Any, key: Any) -> list[Any]:
     ]
 
 
-def warm_up(contract: Contract) -> None:
+def warm_up(signature: MergeSignature) -> None:
     """Trace all of it, whatever the contract allows to a program."""
-    limits = dataclasses.replace(contract.limits, equations=2**31)
-    contract = dataclasses.replace(contract, limits=limits)
+    limits = dataclasses.replace(signature.limits, equations=2**31)
+    signature = dataclasses.replace(signature, limits=limits)
     for source in SOURCES:
-        trace_source(source, contract)
+        trace_source(source, signature)
     jax.make_jaxpr(rare)(*RARE)
     _provoke_errors()
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.merging.compile_cache import Programs
+from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import leaf_key_data, merge
 from sdjax.merging.methods.registry import algorithm
 
@@ -34,7 +34,7 @@ def run(name, given, base=None, **hyperparameters):
         [tree(base + x) for x in given],
         algorithm(name, **hyperparameters),
         key=KEY,
-        programs=Programs(quick=True),
+        programs=CompileCache(quick=True),
     )
     assert merged.finite
     new = np.asarray(merged.params["layers"]["0"]["mlp"]["up_proj"], np.float64)

@@ -57,7 +57,7 @@ def test_algorithms_are_distinct_and_traceable_for_any_number_of_dimensions():
     for method in methods().values():
         bound = method.bind()
         for shape in [(7,), (4, 6), (2, 3, 4)]:
-            slots = ("a", "b", "c")[: method.meaning.most]
+            slots = ("a", "b", "c")[: method.schema.most]
             vectors = tuple(jax.ShapeDtypeStruct(shape, np.float32) for _ in slots)
 
             def run(vectors, arguments, bound=bound, slots=slots):
@@ -75,11 +75,11 @@ def test_an_unknown_method_is_named():
 
 def test_what_a_recipe_says_of_a_method_exists():
     for method in methods().values():
-        names, meaning = {p.name for p in method.parameters}, method.meaning
-        mentioned = {*meaning.names, *meaning.defaults, *meaning.needed, *meaning.spellings}
+        names, schema = {p.name for p in method.parameters}, method.schema
+        mentioned = {*schema.names, *schema.defaults, *schema.needed, *schema.spellings}
         assert mentioned <= names, method.name
-        keys = [meaning.key(name) for name in names]
-        assert len({*keys, *meaning.ignored}) == len(keys) + len(meaning.ignored)
+        keys = [schema.key(name) for name in names]
+        assert len({*keys, *schema.ignored}) == len(keys) + len(schema.ignored)
         assert "arXiv" in (method.function.__globals__["__doc__"]) or method.name in (
             "slerp",
             "nuslerp",

@@ -9,7 +9,7 @@ from sdjax.core.errors import UserError
 from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
-from sdjax.merging.recipe.source_models import Checkpoint
+from sdjax.merging.recipe.source_models import SourceModel
 
 TIES = """\
 merge_method: ties
@@ -39,7 +39,7 @@ def model(name):
     tensors = SimpleNamespace(
         names=(), shape=lambda _: (4, 4), dtype=lambda _: np.dtype(ml_dtypes.bfloat16)
     )
-    return Checkpoint(
+    return SourceModel(
         name=name,
         folder=Path(name),
         tensors=tensors,

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sdjax.core.errors import UserError
-from sdjax.io.buffer_pool import Lender
+from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.vocabulary import read_vocabulary
 from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.pipeline import merge_recipe
@@ -86,12 +86,12 @@ def test_memory_that_was_read_into_is_given_back(tmp_path, monkeypatch):
     """Of tensors whose rows are matched, too, which go on in memory of their own."""
     lenders = []
 
-    class Watched(Lender):
+    class Watched(BufferPool):
         def __init__(self):
             super().__init__()
             lenders.append(self)
 
-    monkeypatch.setattr("sdjax.merging.recipe.stream.Lender", Watched)
+    monkeypatch.setattr("sdjax.merging.recipe.stream.BufferPool", Watched)
     monkeypatch.chdir(MODELS)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(

@@ -7,18 +7,18 @@ import pytest
 from catalogue import VALID, merge
 
 from sdjax.sandbox.ir.hashes import canonical
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
 LOOPS = ("scan", "while", "cond", "fori loop")
 
 
 @pytest.fixture(scope="module")
-def wires(contract):
+def wires(signature):
     return {
-        name: trace_trusted(VALID[name], contract) for name in ("ties", *LOOPS, "top-level arrays")
+        name: trace_trusted(VALID[name], signature) for name in ("ties", *LOOPS, "top-level arrays")
     }
 
 
@@ -26,10 +26,10 @@ def first_block(message):
     return message["programs"][0]["block"]
 
 
-def refused(message, contract) -> Refusal:
+def refused(message, signature) -> Refusal:
     wire = message if isinstance(message, str) else canonical(message)
     with pytest.raises(Refusal) as refusal:
-        rebuild(wire, contract)
+        verify_ir(wire, signature)
     assert refusal.value.message
     return refusal.value
 
@@ -51,8 +51,8 @@ def refused(message, contract) -> Refusal:
         "x" * (5 << 20),
     ],
 )
-def test_what_is_no_message_is_refused(wire, contract):
-    assert refused(wire, contract).rule == "wire"
+def test_what_is_no_message_is_refused(wire, signature):
+    assert refused(wire, signature).rule == "wire"
 
 
 def _set(path, value):
@@ -115,10 +115,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_messages_are_refused(name, wires, contract):
+def test_hostile_messages_are_refused(name, wires, signature):
     message = json.loads(wires["ties"])
     HOSTILE[name](message)
-    assert refused(message, contract).verdict in ("refused", "wrong contract")
+    assert refused(message, signature).verdict in ("refused", "wrong signature")
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_hostile_messages_are_refused(name, wires, contract):
         {"type": "float32", "shape": [1] * 9, "data": "AAAAAA=="},
     ],
 )
-def test_hostile_constants_are_refused(constant, wires, contract):
+def test_hostile_constants_are_refused(constant, wires, signature):
     message = json.loads(wires["top-level arrays"])
     message["constants"][0] = constant
-    assert refused(message, contract).rule == "wire"
+    assert refused(message, signature).rule == "wire"
 
 
 def _scan_of(message):
@@ -156,14 +156,14 @@ def _scan_of(message):
         ({"body": None}, "wire"),
     ],
 )
-def test_hostile_loops_are_refused(change, rule, wires, contract):
+def test_hostile_loops_are_refused(change, rule, wires, signature):
     message = json.loads(wires["fori loop"])
     for program in message["programs"]:
         next(e for e in program["block"]["equations"] if e[0] == "scan")[3].update(change)
-    assert refused(message, contract).rule == rule
+    assert refused(message, signature).rule == rule
 
 
-def test_nesting_is_bounded(contract):
+def test_nesting_is_bounded(signature):
     block = {"inputs": 1, "equations": [], "outputs": [0]}
     for _ in range(20):
         block = {
@@ -171,46 +171,48 @@ def test_nesting_is_bounded(contract):
             "equations": [["cond", [["int32", 0], 0], 1, {"branches": [block]}]],
             "outputs": [1],
         }
-    wire = trace_trusted(merge("return task_vectors['expert_1']"), contract)
+    wire = trace_trusted(merge("return task_vectors['expert_1']"), signature)
     message = json.loads(wire)
     message["programs"][0]["block"]["equations"] = [
         ["cond", [["int32", 0], 0], 1, {"branches": [block]}]
     ]
     message["programs"][0]["block"]["outputs"] = [6]
-    assert "nesting" in refused(message, contract).message
+    assert "nesting" in refused(message, signature).message
 
 
-def test_a_condition_holds_no_loop(wires, contract):
+def test_a_condition_holds_no_loop(wires, signature):
     """It is traced twice: without this rule eight levels take 256 times as long to verify."""
     message = json.loads(wires["while"])
     for program in message["programs"]:
         loop = next(e for e in program["block"]["equations"] if e[0] == "while")
         inner = [loop[0], [0], 1, copy.deepcopy(loop[3])]
         loop[3]["condition"]["equations"].insert(0, inner)
-    assert "condition" in refused(message, contract).message
+    assert "condition" in refused(message, signature).message
 
 
-def test_equations_are_bounded_over_all_blocks(contract):
-    wire = trace_trusted(VALID["ties"], contract)
-    tight = Contract(slots=contract.slots, tensors=contract.tensors, limits=Limits(equations=40))
+def test_equations_are_bounded_over_all_blocks(signature):
+    wire = trace_trusted(VALID["ties"], signature)
+    tight = MergeSignature(
+        slots=signature.slots, tensors=signature.tensors, limits=Limits(equations=40)
+    )
     assert "equations" in refused(wire, tight).message
 
 
-def test_shapes_that_explode_are_refused_before_anything_is_computed(contract):
+def test_shapes_that_explode_are_refused_before_anything_is_computed(signature):
     message = json.loads(
-        trace_trusted(merge("return task_vectors['expert_1'] + jnp.zeros(1)[0]"), contract)
+        trace_trusted(merge("return task_vectors['expert_1'] + jnp.zeros(1)[0]"), signature)
     )
     for program in message["programs"]:
         program["block"]["equations"].insert(
             0, ["iota", [], 1, {"dtype": "float32", "shape": [1 << 39], "dimension": 0}]
         )
-    assert refused(message, contract).rule in ("elements", "wire")
+    assert refused(message, signature).rule in ("elements", "wire")
 
 
-def test_a_message_is_written_in_one_way(wires, contract):
+def test_a_message_is_written_in_one_way(wires, signature):
     """Or one program had many hashes, and the later of two equal keys would count."""
     wire = wires["ties"]
-    assert rebuild(wire, contract)
+    assert verify_ir(wire, signature)
     for other in (
         wire + " ",
         wire.replace('"version":1', '"version":1,"version":1'),
@@ -220,16 +222,16 @@ def test_a_message_is_written_in_one_way(wires, contract):
         json.dumps(json.loads(wire)),
     ):
         assert other != wire
-        assert "one way" in refused(other, contract).message
+        assert "one way" in refused(other, signature).message
 
 
 @pytest.mark.parametrize("name", ["base", "key", "depth", "kind"])
-def test_a_hyperparameter_has_no_name_of_the_api(name, wires, contract):
+def test_a_hyperparameter_has_no_name_of_the_api(name, wires, signature):
     message = json.loads(wires["ties"])
     message["hyperparameters"] = {name: 1.0}
     for program in message["programs"]:
         _renumber(program["block"])
-    assert "hyperparameter" in refused(message, contract).message
+    assert "hyperparameter" in refused(message, signature).message
 
 
 def _renumber(block):
@@ -241,9 +243,9 @@ def _renumber(block):
     block["outputs"] = [a + (a >= first) if type(a) is int else a for a in block["outputs"]]
 
 
-def _program(equations, output, contract):
+def _program(equations, output, signature):
     """A message with these equations before the result `output`, at every shape."""
-    message = json.loads(trace_trusted(merge("return 1.5 * task_vectors['expert_1']"), contract))
+    message = json.loads(trace_trusted(merge("return 1.5 * task_vectors['expert_1']"), signature))
     for program in message["programs"]:
         program["block"] |= {"equations": copy.deepcopy(equations), "outputs": [output]}
     return message
@@ -264,18 +266,18 @@ def _program(equations, output, contract):
         ([["cumsum", [0], 1, {"axis": 0, "reverse": False}]] * 301, "wire"),  # of 1,500 / 5
     ],
 )
-def test_numbers_that_a_shape_or_a_count_cannot_be(equations, rule, contract):
-    assert refused(_program(equations, 0, contract), contract).rule == rule
+def test_numbers_that_a_shape_or_a_count_cannot_be(equations, rule, signature):
+    assert refused(_program(equations, 0, signature), signature).rule == rule
 
 
-def test_a_loop_of_nothing_costs_its_rounds(contract):
+def test_a_loop_of_nothing_costs_its_rounds(signature):
     body = {"inputs": 1, "equations": [], "outputs": [0]}
     loop = {"length": 10**6, "reverse": False, "consts": 0, "carry": 1, "body": body}
-    message = _program([["scan", [["float32", 0.0]], 1, loop]], 0, contract)
-    assert refused(message, contract).rule == "cost"
+    message = _program([["scan", [["float32", 0.0]], 1, loop]], 0, signature)
+    assert refused(message, signature).rule == "cost"
 
 
-def test_a_full_basis_costs_what_it_holds(contract):
+def test_a_full_basis_costs_what_it_holds(signature):
     """Of a tall thin matrix it is far larger than the matrix."""
 
     def cost(full):
@@ -283,6 +285,6 @@ def test_a_full_basis_costs_what_it_holds(contract):
         u, _, _ = jnp.linalg.svd(task_vectors["expert_1"].reshape(-1, 1), full_matrices={full})
         return task_vectors["expert_1"] + u[0, 0]
         """
-        return rebuild(trace_trusted(merge(body), contract), contract).cost
+        return verify_ir(trace_trusted(merge(body), signature), signature).cost
 
     assert cost(True) > 20 * cost(False)

@@ -13,9 +13,9 @@ from sdjax.sandbox.worker.trace import trace_trusted
 
 
 @pytest.fixture
-def hashes(contract):
+def hashes(signature):
     def compute(program):
-        wire = trace_trusted(program, contract)
+        wire = trace_trusted(program, signature)
         return identity_of(wire), structure_of(wire)
 
     return compute
@@ -115,48 +115,48 @@ def test_constants_count(hashes):
     assert hashes(source)[0] != hashes(source.replace("0.3]", "0.4]"))[0]
 
 
-def test_a_wire_is_already_in_its_only_form(contract):
+def test_a_wire_is_already_in_its_only_form(signature):
     for source in VALID.values():
-        wire = trace_trusted(source, contract)
+        wire = trace_trusted(source, signature)
         assert wire == canonical(json.loads(wire))
 
 
-def test_functions_of_our_own_are_traced_by_the_same_path(contract):
+def test_functions_of_our_own_are_traced_by_the_same_path(signature):
     def merge_models(task_vectors):
         return sum(0.3 * tau for tau in task_vectors.values())
 
-    text = trace_trusted(VALID["linear"], contract)
-    assert trace_trusted(merge_models, contract) == text
+    text = trace_trusted(VALID["linear"], signature)
+    assert trace_trusted(merge_models, signature) == text
 
 
-def test_tracing_is_the_same_with_a_backend_and_without(contract, sandbox):
+def test_tracing_is_the_same_with_a_backend_and_without(signature, sandbox):
     for name in ("ties", "dare", "svd", "tree", "top-level arrays"):
-        assert sandbox.judge(VALID[name]).wire == trace_trusted(VALID[name], contract)
+        assert sandbox.judge(VALID[name]).wire == trace_trusted(VALID[name], signature)
 
 
-def test_trusted_programs_are_refused_in_the_same_words(contract):
+def test_trusted_programs_are_refused_in_the_same_words(signature):
     def merge_models(task_vectors):
         jax.debug.print("x")
         return jnp.zeros(3)
 
     with pytest.raises(Refusal, match="shape") as refusal:
-        trace_trusted(merge_models, contract)
-    assert refusal.value.verdict == "wrong contract"
+        trace_trusted(merge_models, signature)
+    assert refusal.value.verdict == "wrong signature"
 
 
-def test_side_effects_are_refused_even_when_the_text_rules_do_not_see_them(contract):
+def test_side_effects_are_refused_even_when_the_text_rules_do_not_see_them(signature):
     def merge_models(task_vectors):
         jax.debug.print("{}", task_vectors["expert_1"][0, 0])
         return task_vectors["expert_1"]
 
     with pytest.raises(Refusal, match="side effects"):
-        trace_trusted(merge_models, contract)
+        trace_trusted(merge_models, signature)
 
 
-def test_callbacks_are_refused_even_when_the_text_rules_do_not_see_them(contract):
+def test_callbacks_are_refused_even_when_the_text_rules_do_not_see_them(signature):
     def merge_models(task_vectors):
         tau = task_vectors["expert_1"]
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(tau.shape, tau.dtype), tau)
 
     with pytest.raises(Refusal, match="`pure_callback` is not on the list"):
-        trace_trusted(merge_models, contract)
+        trace_trusted(merge_models, signature)

@@ -10,10 +10,10 @@ from primitive_cases import CASES
 from sdjax.sandbox.ir.decode import _constants, _Decoder
 from sdjax.sandbox.ir.encode import Encoder, encode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW, decode_number
-from sdjax.sandbox.signature import Contract, Limits, TensorSignature
+from sdjax.sandbox.signature import Limits, MergeSignature, TensorSignature
 from sdjax.sandbox.verify.verified_program import run
 
-CONTRACT = Contract(slots=("expert_1",), tensors=(TensorSignature(kind="mlp", shape=(6, 4)),))
+CONTRACT = MergeSignature(slots=("expert_1",), tensors=(TensorSignature(kind="mlp", shape=(6, 4)),))
 
 
 def _through_json(function, arguments):

@@ -6,45 +6,45 @@ import numpy as np
 import pytest
 from catalogue import merge
 
-from sdjax.sandbox.signature import Contract
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.probe import probe
-from sdjax.sandbox.verify.verified_program import rebuild
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
 
 @pytest.fixture(scope="module")
 def large():
     """Tensors that are probed at reduced shapes."""
-    return Contract.of(
+    return MergeSignature.of(
         ("expert_1", "expert_2"),
         {"layers/0/mlp/up_proj": ("mlp.up_proj", (512, 128)), "final_norm": ("final_norm", (128,))},
     )
 
 
-def findings(body, contract, signature="task_vectors"):
-    program = rebuild(trace_trusted(merge(body, signature), contract), contract)
-    return probe(program, contract)
+def findings(body, signature, parameters="task_vectors"):
+    program = verify_ir(trace_trusted(merge(body, parameters), signature), signature)
+    return probe(program, signature)
 
 
-def test_the_same_results_have_the_same_fingerprint(contract):
-    first = findings("a, b, c = task_vectors.values()\nreturn 0.5 * (a + b)", contract)
-    other_order = findings("a, b, c = task_vectors.values()\nreturn b * 0.5 + a / 2", contract)
-    different = findings("a, b, c = task_vectors.values()\nreturn 0.501 * (a + b)", contract)
+def test_the_same_results_have_the_same_fingerprint(signature):
+    first = findings("a, b, c = task_vectors.values()\nreturn 0.5 * (a + b)", signature)
+    other_order = findings("a, b, c = task_vectors.values()\nreturn b * 0.5 + a / 2", signature)
+    different = findings("a, b, c = task_vectors.values()\nreturn 0.501 * (a + b)", signature)
     assert first.fingerprint == other_order.fingerprint
     assert first.fingerprint != different.fingerprint
 
 
-def test_it_is_the_same_every_time(contract):
+def test_it_is_the_same_every_time(signature):
     body = "return task_vectors['expert_1'] * jax.random.uniform(key)"
-    assert findings(body, contract, "task_vectors, key") == findings(
-        body, contract, "task_vectors, key"
+    assert findings(body, signature, "task_vectors, key") == findings(
+        body, signature, "task_vectors, key"
     )
 
 
 def test_large_tensors_are_probed_at_a_reduced_shape(large):
     wire = trace_trusted(merge("return task_vectors['expert_1'] * 2.0"), large)
-    program = rebuild(wire, large)
+    program = verify_ir(wire, large)
     assert set(program.programs) == {(None, s) for s in [(512, 128), (128,), (128, 32)]}
     assert probe(program, large).notes == ("plain scaling of one task vector: expert_1",)
 
@@ -52,21 +52,21 @@ def test_large_tensors_are_probed_at_a_reduced_shape(large):
 def test_a_program_that_fails_at_reduced_shapes_alone_is_probed_at_the_real_ones(large):
     blocks = "x.reshape(64, 8, 128).reshape(512, 128)"
     body = f"x = task_vectors['expert_1']\nreturn x if x.ndim == 1 else {blocks}"
-    program = rebuild(trace_trusted(merge(body), large), large)
+    program = verify_ir(trace_trusted(merge(body), large), large)
     assert set(program.programs) == {(None, (512, 128)), (None, (128,))}
     assert probe(program, large).notes == ("equals an expert: expert_1",)
 
 
-def test_programs_that_do_other_things_at_other_shapes_are_never_called_equal(contract):
-    plain = findings("return task_vectors['expert_1'] + 1.0", contract)
+def test_programs_that_do_other_things_at_other_shapes_are_never_called_equal(signature):
+    plain = findings("return task_vectors['expert_1'] + 1.0", signature)
     branching = findings(
-        "x = task_vectors['expert_1']\nreturn x + 1.0 if x.shape[0] < x.shape[1] else x", contract
+        "x = task_vectors['expert_1']\nreturn x + 1.0 if x.shape[0] < x.shape[1] else x", signature
     )
     assert plain.fingerprint != branching.fingerprint
 
 
 @pytest.mark.parametrize(
-    ("expression", "signature"),
+    ("expression", "parameters"),
     [
         ("x / x", "task_vectors"),
         ("x / depth", "task_vectors, depth"),
@@ -75,33 +75,33 @@ def test_programs_that_do_other_things_at_other_shapes_are_never_called_equal(co
         ("x if kind == 'mlp.gate_proj' else jnp.log(x)", "task_vectors, kind"),
     ],
 )
-def test_results_that_are_not_finite_are_refused(expression, signature, contract):
+def test_results_that_are_not_finite_are_refused(expression, parameters, signature):
     body = f"x = task_vectors['expert_1']\nreturn {expression}"
     with pytest.raises(Refusal) as refusal:
-        findings(body, contract, signature)
+        findings(body, signature, parameters)
     assert refusal.value.verdict == "non-finite"
 
 
-def test_zeros_of_real_task_vectors_are_on_the_probe_tensors(contract):
+def test_zeros_of_real_task_vectors_are_on_the_probe_tensors(signature):
     with pytest.raises(Refusal, match="zeros") as refusal:
-        findings("x = task_vectors['expert_1']\nreturn x / jnp.abs(x)", contract)
+        findings("x = task_vectors['expert_1']\nreturn x / jnp.abs(x)", signature)
     share = float(refusal.value.message.split()[0])
     assert 0 < share < 0.3
     assert np.isfinite(share)
 
 
 @pytest.mark.parametrize("bits", [-1, 0, 1 << 39])
-def test_what_xla_objects_to_is_a_refusal(bits, contract):
+def test_what_xla_objects_to_is_a_refusal(bits, signature):
     body = "return jax.lax.reduce_precision(task_vectors['expert_1'], 8, 7)"
-    message = json.loads(trace_trusted(merge(body), contract))
+    message = json.loads(trace_trusted(merge(body), signature))
     for program in message["programs"]:
         program["block"]["equations"][0][3]["exponent_bits"] = bits
     with pytest.raises(Refusal) as refusal:
-        probe(rebuild(json.dumps(message), contract), contract)
+        probe(verify_ir(json.dumps(message), signature), signature)
     assert refusal.value.rule == "wire"
 
 
-def test_so_many_different_operations_and_no_more(contract):
+def test_so_many_different_operations_and_no_more(signature):
     """Each is compiled by itself: 600 different ones took half a minute and 1 GB."""
     body = """
     x = task_vectors["expert_1"]
@@ -110,12 +110,12 @@ def test_so_many_different_operations_and_no_more(contract):
     return x
     """
     few, many = (
-        rebuild(trace_trusted(merge(body.replace("MANY", n)), contract), contract)
+        verify_ir(trace_trusted(merge(body.replace("MANY", n)), signature), signature)
         for n in ("3", "300")
     )
-    assert probe(few, contract)
+    assert probe(few, signature)
     with pytest.raises(Refusal) as refusal:
-        probe(many, contract)
+        probe(many, signature)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "operations")
 
 
@@ -131,15 +131,15 @@ def test_what_is_cheap_at_real_shapes_alone_is_refused(body, rule, large):
     lines = "fori_loop, x = jax.lax.fori_loop, task_vectors['expert_1']"
     source = merge(f"{lines}\nreturn {body} if x.ndim == 2 and x.size <= 4096 else x")
     with pytest.raises(Refusal) as refused:
-        rebuild(trace_trusted(source, large), large)
+        verify_ir(trace_trusted(source, large), large)
     assert (refused.value.verdict, refused.value.rule) == ("too costly", rule)
 
 
 def test_a_program_for_huge_shapes_alone_is_refused():
-    contract = Contract.of(("a", "b"), {"up": ("mlp.up_proj", (1 << 11, 1 << 10))})
+    signature = MergeSignature.of(("a", "b"), {"up": ("mlp.up_proj", (1 << 11, 1 << 10))})
     source = (
         "def merge_models(task_vectors):\n    assert task_vectors['a'].size > 10**6\n"
         "    return task_vectors['a']\n"
     )
     with pytest.raises(Refusal, match="smaller shapes"):
-        rebuild(trace_trusted(source, contract), contract)
+        verify_ir(trace_trusted(source, signature), signature)

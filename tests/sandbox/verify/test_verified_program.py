@@ -10,18 +10,18 @@ from catalogue import merge as written_as
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
 from sdjax.models.tree import unflatten
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import rebuild, to_algorithm
+from sdjax.sandbox.verify.verified_program import to_algorithm, verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
 SHAPE = (16, 8)
 
 
 @pytest.fixture(scope="module")
-def tensors(contract):
+def tensors(signature):
     draw = np.random.default_rng(1)
-    return {slot: jnp.asarray(draw.standard_normal(SHAPE), jnp.float32) for slot in contract.slots}
+    return {slot: jnp.asarray(draw.standard_normal(SHAPE), jnp.float32) for slot in signature.slots}
 
 
 def given(source, name="merge_models"):
@@ -34,11 +34,11 @@ def given(source, name="merge_models"):
 @pytest.mark.parametrize(
     "name", ["linear", "ties", "svd", "ranks", "scan", "while", "cond", "grad"]
 )
-def test_it_equals_the_source_bit_for_bit(name, contract, tensors):
-    program = rebuild(trace_trusted(VALID[name], contract), contract)
+def test_it_equals_the_source_bit_for_bit(name, signature, tensors):
+    program = verify_ir(trace_trusted(VALID[name], signature), signature)
     wanted = jax.jit(given(VALID[name]))(tensors)
     assert np.array_equal(jax.jit(program)(tensors), wanted)
-    in_slot_order = tuple(tensors[slot] for slot in contract.slots)
+    in_slot_order = tuple(tensors[slot] for slot in signature.slots)
     assert np.array_equal(jax.jit(program)(in_slot_order), wanted)
 
 
@@ -53,8 +53,8 @@ def test_it_equals_the_source_bit_for_bit(name, contract, tensors):
         ("hyperparameters", {"scale": 0.9, "limit": 0.2}),
     ],
 )
-def test_requests_and_hyperparameters_arrive(name, asked, contract, tensors):
-    program = rebuild(trace_trusted(VALID[name], contract), contract)
+def test_requests_and_hyperparameters_arrive(name, asked, signature, tensors):
+    program = verify_ir(trace_trusted(VALID[name], signature), signature)
     shape = (8, 16) if asked.get("kind") == "mlp.down_proj" else SHAPE
     inputs = {slot: tensor.reshape(shape) for slot, tensor in tensors.items()}
     direct = given(VALID[name])
@@ -64,25 +64,25 @@ def test_requests_and_hyperparameters_arrive(name, asked, contract, tensors):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_a_base_is_passed(contract, tensors):
-    program = rebuild(trace_trusted(VALID["base"], contract), contract)
+def test_a_base_is_passed(signature, tensors):
+    program = verify_ir(trace_trusted(VALID["base"], signature), signature)
     base = tensors["expert_2"] * 0.01
     wanted = jax.jit(given(VALID["base"]))(tensors, base)
     assert program.requests == ("base",)
     assert np.array_equal(jax.jit(lambda t, b: program(t, base=b))(tensors, base), wanted)
 
 
-def test_a_whole_tree_goes_through(contract):
+def test_a_whole_tree_goes_through(signature):
     draw = np.random.default_rng(2)
 
     def tree():
         return {
-            path: jnp.asarray(draw.standard_normal(signature.shape), jnp.float32)
-            for path, signature in contract.paths
+            path: jnp.asarray(draw.standard_normal(tensor.shape), jnp.float32)
+            for path, tensor in signature.paths
         }
 
-    taus, base = {slot: tree() for slot in contract.slots}, tree()
-    program = rebuild(trace_trusted(VALID["tree"], contract), contract)
+    taus, base = {slot: tree() for slot in signature.slots}, tree()
+    program = verify_ir(trace_trusted(VALID["tree"], signature), signature)
     found = jax.jit(lambda t, b: program(t, base=b))(taus, base)
     wanted = jax.jit(given(VALID["tree"], "merge_trees"))(taus, base)
     assert found.keys() == wanted.keys()
@@ -90,12 +90,12 @@ def test_a_whole_tree_goes_through(contract):
         np.testing.assert_allclose(found[path], wanted[path], rtol=1e-6)
 
 
-def test_tensors_of_another_shape_are_an_error(contract):
-    program = rebuild(trace_trusted(VALID["linear"], contract), contract)
+def test_tensors_of_another_shape_are_an_error(signature):
+    program = verify_ir(trace_trusted(VALID["linear"], signature), signature)
     with pytest.raises(ValueError, match=r"not traced for tensors of \(3, 3\)"):
-        program({slot: jnp.ones((3, 3)) for slot in contract.slots})
+        program({slot: jnp.ones((3, 3)) for slot in signature.slots})
     with pytest.raises(TypeError, match="no such hyperparameter: nonsense"):
-        program({slot: jnp.ones(SHAPE) for slot in contract.slots}, nonsense=1.0)
+        program({slot: jnp.ones(SHAPE) for slot in signature.slots}, nonsense=1.0)
 
 
 @pytest.mark.parametrize(
@@ -109,43 +109,43 @@ def test_tensors_of_another_shape_are_an_error(contract):
         "return jax.lax.cond(x[0, 0] < 1e9, f, lambda v: v, x)",
     ],
 )
-def test_a_while_that_runs_out_of_fuel_gives_nan(body, contract, tensors):
+def test_a_while_that_runs_out_of_fuel_gives_nan(body, signature, tensors):
     source = written_as("x = task_vectors['expert_1']\n" + body)
-    program = rebuild(trace_trusted(source, contract), contract)
+    program = verify_ir(trace_trusted(source, signature), signature)
     assert np.isnan(jax.jit(program)(tensors)).all()
 
 
-def test_a_while_may_use_all_of_its_fuel(tensors, contract):
+def test_a_while_may_use_all_of_its_fuel(tensors, signature):
     body = "return jax.lax.fori_loop(0, {} + (x[0, 0] * 0).astype(int), lambda i, v: v + 1.0, x)"
-    for steps, finite in ((contract.limits.fuel, True), (contract.limits.fuel + 1, False)):
+    for steps, finite in ((signature.limits.fuel, True), (signature.limits.fuel + 1, False)):
         source = written_as("x = task_vectors['expert_1']\n" + body.format(steps))
-        program = rebuild(trace_trusted(source, contract), contract)
+        program = verify_ir(trace_trusted(source, signature), signature)
         assert bool(np.isfinite(jax.jit(program)(tensors)).all()) == finite
 
 
-def test_a_stored_message_suffices(sandbox, contract, tensors):
+def test_a_stored_message_suffices(sandbox, signature, tensors):
     verdict = sandbox.judge(VALID["ties"])
-    program = rebuild(verdict.wire, contract)
+    program = verify_ir(verdict.wire, signature)
     assert (program.identity, program.structure) == (verdict.identity, verdict.structure)
     assert (program.cost, program.memory) == (verdict.cost, verdict.memory)
     assert np.array_equal(jax.jit(program)(tensors), jax.jit(given(VALID["ties"]))(tensors))
 
 
 @pytest.mark.parametrize("name", ["ties", "dare", "hyperparameters", "branch on kind", "tree"])
-def test_it_becomes_an_algorithm_that_the_engine_runs_as_the_source(name, contract):
-    wire = trace_trusted(VALID[name], contract)
-    algorithm = to_algorithm(wire, contract, name="found")
-    assert (algorithm.name, algorithm.identity) == ("found", rebuild(wire, contract).identity)
+def test_it_becomes_an_algorithm_that_the_engine_runs_as_the_source(name, signature):
+    wire = trace_trusted(VALID[name], signature)
+    algorithm = to_algorithm(wire, signature, name="found")
+    assert (algorithm.name, algorithm.identity) == ("found", verify_ir(wire, signature).identity)
     written = given(VALID[name], "merge_trees" if name == "tree" else "merge_models")
     draw = np.random.default_rng(3)
 
     def model():
-        tensors = {path: signature.shape for path, signature in contract.paths}
+        tensors = {path: tensor.shape for path, tensor in signature.paths}
         return unflatten(
             {p: jnp.asarray(draw.normal(size=s), "bfloat16") for p, s in tensors.items()}
         )
 
-    base, experts = model(), [model() for _ in contract.slots]
+    base, experts = model(), [model() for _ in signature.slots]
     found, wanted = (
         merge(base, experts, method, num_layers=2, key=jax.random.key(4))
         for method in (algorithm, Algorithm.from_function(written))
@@ -156,38 +156,38 @@ def test_it_becomes_an_algorithm_that_the_engine_runs_as_the_source(name, contra
         assert np.array_equal(left, right)
 
 
-def test_costs_count_every_trip(contract):
+def test_costs_count_every_trip(signature):
     def cost(body):
         source = written_as("x = task_vectors['expert_1']\n" + body)
-        return rebuild(trace_trusted(source, contract), contract).cost
+        return verify_ir(trace_trusted(source, signature), signature).cost
 
-    once, elements = cost("return x * 2.0"), sum(t.size for t in contract.scope)
-    assert elements <= once <= elements + len(contract.scope)
+    once, elements = cost("return x * 2.0"), sum(t.size for t in signature.scope)
+    assert elements <= once <= elements + len(signature.scope)
     loop = "return jax.lax.fori_loop(0, {}, lambda i, v: v * 2.0, x)"
     assert cost(loop.format(100)) > 95 * elements
     assert cost(loop.format(200)) > 1.9 * cost(loop.format(100))
     endless = "return jax.lax.while_loop(lambda v: v[0, 0] < 1, lambda v: v * 2.0, x)"
-    assert cost(endless) > contract.limits.fuel * elements
+    assert cost(endless) > signature.limits.fuel * elements
     product = cost("return x @ (x.T @ x)")
     assert product > 2 * 2 * 8 * elements
 
 
-def test_the_budget_and_the_elements_are_refused_by_name(contract):
-    wire = trace_trusted(VALID["ties"], contract)
-    poor = Contract.of(
-        contract.slots,
-        {path: (t.kind, t.shape) for path, t in contract.paths},
+def test_the_budget_and_the_elements_are_refused_by_name(signature):
+    wire = trace_trusted(VALID["ties"], signature)
+    poor = MergeSignature.of(
+        signature.slots,
+        {path: (t.kind, t.shape) for path, t in signature.paths},
         Limits(cost_per_element=1),
     )
     with pytest.raises(Refusal, match="scalar operations over the model") as refusal:
-        rebuild(wire, poor)
+        verify_ir(wire, poor)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "cost")
 
 
-def test_memory_is_what_lives_at_once(contract):
+def test_memory_is_what_lives_at_once(signature):
     def memory(body):
         source = written_as("x = task_vectors['expert_1']\n" + body)
-        return rebuild(trace_trusted(source, contract), contract).memory
+        return verify_ir(trace_trusted(source, signature), signature).memory
 
     chain = "\n".join(["x = x * 2.0"] * 50) + "\nreturn x"
     tensor = 4 * SHAPE[0] * SHAPE[1]
@@ -195,37 +195,37 @@ def test_memory_is_what_lives_at_once(contract):
     assert memory("return jnp.tile(x, (9, 1))[: x.shape[0]] + x") >= memory(chain) + 8 * tensor
 
 
-def test_xla_does_not_compute_on_constants_while_it_compiles(tensors, contract):
+def test_xla_does_not_compute_on_constants_while_it_compiles(tensors, signature):
     """It would sort the most that a constant may hold for 18 s, and a hundred times in a row."""
     source = written_as(
         "x = task_vectors['expert_1']\n"
         "return x + jnp.sort(jnp.asarray(np.linspace(1.0, 0.0, 16, dtype=np.float32)))[0]",
         head="import jax.numpy as jnp\nimport numpy as np\n",
     )
-    program = rebuild(trace_trusted(source, contract), contract)
+    program = verify_ir(trace_trusted(source, signature), signature)
     text = jax.jit(program).lower(tensors).compile().as_text()
     assert "sort(" in text
 
 
-def test_a_hyperparameter_may_be_called_self(tensors, contract):
+def test_a_hyperparameter_may_be_called_self(tensors, signature):
     source = "def merge_models(t, self: float = 0.5):\n    return self * t['expert_1']\n"
-    program = rebuild(trace_trusted(source, contract), contract)
+    program = verify_ir(trace_trusted(source, signature), signature)
     assert np.array_equal(program(tensors), 0.5 * tensors["expert_1"])
 
 
 @pytest.mark.parametrize(
     "other", ["x[::-1]", "jnp.roll(x, 1, 0)", "jnp.concatenate([x[1:], x[:1]])"]
 )
-def test_values_wanted_at_ever_more_indices_are_too_costly(other, contract):
+def test_values_wanted_at_ever_more_indices_are_too_costly(other, signature):
     """Each round doubles what fusion writes out: 20 took XLA a minute, 40 do not end."""
     body = "x = task_vectors['expert_1']\nfor _ in range({}):\n    x = 0.5 * (x + {})\nreturn x"
-    rebuild(trace_trusted(written_as(body.format(8, other)), contract), contract)
+    verify_ir(trace_trusted(written_as(body.format(8, other)), signature), signature)
     with pytest.raises(Refusal) as refusal:
-        rebuild(trace_trusted(written_as(body.format(40, other)), contract), contract)
+        verify_ir(trace_trusted(written_as(body.format(40, other)), signature), signature)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "fusion")
 
 
 @pytest.mark.parametrize("step", ["x - 0.1 * jnp.tanh(x)", "x / (1 + jnp.linalg.norm(x))"])
-def test_many_rounds_element_by_element_are_not(step, contract):
+def test_many_rounds_element_by_element_are_not(step, signature):
     body = f"x = task_vectors['expert_1']\nfor _ in range(60):\n    x = {step}\nreturn x"
-    assert rebuild(trace_trusted(written_as(body), contract), contract)
+    assert verify_ir(trace_trusted(written_as(body), signature), signature)

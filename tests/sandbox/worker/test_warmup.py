@@ -8,7 +8,7 @@ from catalogue import TIES
 
 from sdjax.sandbox.ir.encode import Encoder
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
-from sdjax.sandbox.signature import Contract, Limits
+from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.sandbox.worker.warmup import RARE, SOURCES, rare, warm_up
@@ -22,10 +22,10 @@ def _names(block):
                 yield from _names(value)
 
 
-def test_every_allowed_primitive_is_traced_before_the_first_fork(contract):
+def test_every_allowed_primitive_is_traced_before_the_first_fork(signature):
     blocks = [Encoder(Limits()).block(jax.make_jaxpr(rare)(*RARE))]
     for source in SOURCES:
-        message = json.loads(trace_trusted(source, contract))
+        message = json.loads(trace_trusted(source, signature))
         blocks += [program["block"] for program in message["programs"]]
     assert {name for block in blocks for name in _names(block)} == {*ALLOWED, *CONTROL_FLOW}
 
@@ -33,8 +33,8 @@ def test_every_allowed_primitive_is_traced_before_the_first_fork(contract):
 def test_a_model_of_many_kinds_of_tensor_is_warmed_and_judged():
     """Each kind is traced for itself, so the operations allowed grow with their number."""
     tensors = {f"layers/0/{n}": (f"kind {n}", (6, 4 + n)) for n in range(14)}
-    contract = Contract.of(("a", "b", "c"), tensors)
-    warm_up(contract)
-    assert trace_trusted(TIES, contract)
+    signature = MergeSignature.of(("a", "b", "c"), tensors)
+    warm_up(signature)
+    assert trace_trusted(TIES, signature)
     with pytest.raises(Refusal, match="more than 100 operations"):
-        trace_trusted(TIES, Contract.of(("a", "b"), tensors, Limits(equations=100)))
+        trace_trusted(TIES, MergeSignature.of(("a", "b"), tensors, Limits(equations=100)))
