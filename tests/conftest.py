@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,10 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+
+# Shapes and dtypes in the signatures of these packages are checked while the tests run.
+TYPE_CHECKED: tuple[str, ...] = ()
+install_import_hook(TYPE_CHECKED, "beartype.beartype")
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def mistral(layers: int) -> ModelConfig:
         num_heads=32,
         num_kv_heads=8,
         head_dim=128,
-        context=32_768,
+        max_seq_len=32_768,
         eos_tokens=(2,),
     )
 

@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from sdjax.search.max_seq_len import RunContext, build_context
+from sdjax.search.context import RunContext, build_context
 
 from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.generator_checkpoints import GeneratorCheckpoints

@@ -26,7 +26,7 @@ VARIANTS = ("first", "second", "third")
 def llama(**sizes: Any) -> ModelConfig:
     return ModelConfig(
         family="llama",
-        context=2048,
+        max_seq_len=2048,
         norm_eps=1e-5,
         eos_tokens=(2,),
         **sizes,

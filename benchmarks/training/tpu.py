@@ -45,7 +45,7 @@ def main() -> None:
         num_heads=32,
         num_kv_heads=8,
         head_dim=128,
-        context=8192,
+        max_seq_len=8192,
         norm_eps=1e-5,
     )
 

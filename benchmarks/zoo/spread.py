@@ -16,7 +16,7 @@ import platform
 from importlib import metadata
 
 import numpy as np
-from sdjax.search.max_seq_len import RunContext, build_context
+from sdjax.search.context import RunContext, build_context
 
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.statistics import paired_difference

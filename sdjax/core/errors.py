@@ -14,7 +14,8 @@ class UserError(Exception):
 
 class TransientError(UserError):
     """A full disk, a file system that is away: calling again may succeed, so that whatever is done
-    already is kept."""
+    already is kept.
+    """
 
 
 def truncated_repr(value: Any, most: int = 60) -> str:

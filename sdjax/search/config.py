@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from sdjax.core.config import (
+    STRICT,
+    NonEmptyStr,
+    NonNegativeFloat,
+    Percent,
+    PositiveFloat,
+    PositiveInt,
+)
 from sdjax.search.pairs import PairSettings
-
-STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 def _axis_size(size: int) -> int:
@@ -24,11 +30,6 @@ def _axis_size(size: int) -> int:
     return size
 
 
-Count = Annotated[int, Field(ge=1)]
-Percent = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1)]
 AxisSize = Annotated[int, Field(ge=-1), AfterValidator(_axis_size)]
 Hyperparameter = bool | int | float | str
 Grid = dict[str, dict[str, Annotated[tuple[Hyperparameter, ...], Field(min_length=1)]]]
@@ -43,7 +44,7 @@ class ExpertConfig:
         description: one line for the generator's prompt.
     """
 
-    model: Name
+    model: NonEmptyStr
     description: str = ""
 
     @model_validator(mode="after")
@@ -66,10 +67,10 @@ class TaskConfig:
         metric: the reading of an answer by which programs are ranked.
     """
 
-    name: Name
-    data: Name | None = None
-    development: Count | None = None
-    test: Count | None = None
+    name: NonEmptyStr
+    data: NonEmptyStr | None = None
+    development: PositiveInt | None = None
+    test: PositiveInt | None = None
     shots: Annotated[int, Field(ge=0)] | None = None
     prompt: Literal["plain", "chat"] = "plain"
     metric: Literal["strict", "flexible"] = "strict"
@@ -79,10 +80,10 @@ class TaskConfig:
 class DecodingConfig:
     """The sizes that decoding is compiled for: `sdjax.decoding.decoder.DecoderSettings`."""
 
-    slots: Count = 64
-    rows: Count = 32
-    buckets: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 128, 256)
-    max_new_tokens: Count = 64
+    slots: PositiveInt = 64
+    rows: PositiveInt = 32
+    buckets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 64, 128, 256)
+    max_new_tokens: PositiveInt = 64
 
     @model_validator(mode="after")
     def _sizes(self) -> "DecodingConfig":
@@ -103,10 +104,10 @@ class GenerationConfig:
         temperature, slope: iteration t samples at temperature / (1 + slope (t - 1)).
     """
 
-    prompt: Name = "full"
-    samples: Count
-    temperature: Positive = 1.2
-    slope: NotNegative = 0.2
+    prompt: NonEmptyStr = "full"
+    samples: PositiveInt
+    temperature: PositiveFloat = 1.2
+    slope: NonNegativeFloat = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     decoding: DecodingConfig = Field(default_factory=DecodingConfig)
 
@@ -122,9 +123,9 @@ class SelectionConfig:
     winners_percent: Percent = 3.0
     losers_percent: Percent = 10.0
     elites: Annotated[int, Field(ge=0)] = 3
-    min_gap: NotNegative = 0.0
-    min_change: NotNegative = 1e-3
-    max_pairs: Count | None = None
+    min_gap: NonNegativeFloat = 0.0
+    min_change: NonNegativeFloat = 1e-3
+    max_pairs: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _shares(self) -> "SelectionConfig":
@@ -151,15 +152,15 @@ class TrainingConfig:
     """
 
     enabled: bool = True
-    beta: Positive = 0.01
-    learning_rate: Positive = 1e-6
-    steps: Count | None = None
-    epochs: Positive | None = None
-    batch: Count = 8
+    beta: PositiveFloat = 0.01
+    learning_rate: PositiveFloat = 1e-6
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    batch: PositiveInt = 8
     warmup: Annotated[int, Field(ge=0)] = 0
-    rank: Count = 256
-    alpha: Positive = 256.0
-    nll_weight: NotNegative = 0.0
+    rank: PositiveInt = 256
+    alpha: PositiveFloat = 256.0
+    nll_weight: NonNegativeFloat = 0.0
     reference: Literal["policy", "seed"] = "policy"
 
     @model_validator(mode="after")
@@ -186,15 +187,15 @@ class SandboxConfig:
             missing layer here the sandbox refuses to start.
     """
 
-    workers: Count = 2
-    cpu_seconds: Count = 4
-    wall_seconds: Positive = 12.0
+    workers: PositiveInt = 2
+    cpu_seconds: PositiveInt = 4
+    wall_seconds: PositiveFloat = 12.0
     address_space: Annotated[int, Field(ge=1 << 28)] = 6 << 30
-    source_bytes: Count = 32_768
-    cost_per_element: Count = 20_000
-    growth: Count = 32
-    fuel: Count = 128
-    allow_missing: tuple[Name, ...] = ()
+    source_bytes: PositiveInt = 32_768
+    cost_per_element: PositiveInt = 20_000
+    growth: PositiveInt = 32
+    fuel: PositiveInt = 128
+    allow_missing: tuple[NonEmptyStr, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -224,7 +225,7 @@ class TestConfig:
 
     __test__ = False  # pytest takes classes named Test… for tests
 
-    top_k: Count = 15
+    top_k: PositiveInt = 15
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -247,13 +248,13 @@ class RunConfig:
         scope: mlp, attention, all, or glob patterns over tensor paths.
     """
 
-    name: Name
-    seed: Name
-    generator: Name | None = None
+    name: NonEmptyStr
+    seed: NonEmptyStr
+    generator: NonEmptyStr | None = None
     experts: Annotated[dict[str, ExpertConfig], Field(min_length=1)]
     transfer: dict[str, ExpertConfig] = Field(default_factory=dict)
-    scope: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "mlp"
-    iterations: Count = 3
+    scope: NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] = "mlp"
+    iterations: PositiveInt = 3
     task: TaskConfig
     generation: GenerationConfig
     selection: SelectionConfig = Field(default_factory=SelectionConfig)

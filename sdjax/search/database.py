@@ -60,7 +60,8 @@ class Database:
     @classmethod
     def open(cls, folder: Path, *, write: bool) -> "Database":
         """Opens a run's database. Raises UserError where there is none, or it is of another
-        version, damaged, or being written by another process (`write` only)."""
+        version, damaged, or being written by another process (`write` only).
+        """
         path = folder / FILE
         if not path.is_file():
             raise UserError(f"{folder}: no run here ({FILE} is missing); give the folder of a run")

@@ -36,7 +36,7 @@ class SampleTables:
         return digest
 
     def prompts(self) -> dict[str, str]:
-        """hash -> text."""
+        """Hash -> text."""
         return {row["hash"]: row["text"] for row in self._db.read("SELECT * FROM prompt")}
 
     def save_samples(self, samples: Iterable[Sample]) -> None:
@@ -180,7 +180,7 @@ class SampleTables:
         )
 
     def programs(self) -> dict[str, Program]:
-        """identity -> program, in the order they came."""
+        """Identity -> program, in the order they came."""
         rows = self._db.read(
             "SELECT p.*, v.notes, v.cost FROM program p LEFT JOIN verdict v "
             "ON v.identity = p.identity AND v.source = p.source ORDER BY p.rowid"

@@ -26,7 +26,7 @@ CONFIG = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
-    context=64,
+    max_seq_len=64,
     tie_embeddings=True,
     eos_tokens=(1,),
 )
@@ -189,7 +189,7 @@ def test_a_bad_prompt_fails_alone(params, decoder, prompts):
 
 
 def test_a_prompt_as_long_as_the_context_gets_one_token(params, decoder):
-    short = Decoder(replace(CONFIG, context=16), SETTINGS)
+    short = Decoder(replace(CONFIG, max_seq_len=16), SETTINGS)
     full, nearly = [[7] * 16, [7] * 14]
     completions = short.decode(params, None, [full, nearly])
     unlimited = decoder.decode(params, None, [full, nearly])

@@ -19,7 +19,7 @@ CONFIG = ModelConfig(
     num_heads=2,
     num_kv_heads=1,
     head_dim=8,
-    context=24,
+    max_seq_len=24,
 )
 PROMPTS = [[3, 4, 5], [9], [11, 12, 13, 14, 15, 16]]
 

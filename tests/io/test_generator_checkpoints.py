@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
-    context=32,
+    max_seq_len=32,
 )
 
 

@@ -28,7 +28,7 @@ def tiny(**changes) -> ModelConfig:
         "num_heads": 4,
         "num_kv_heads": 2,
         "head_dim": 8,
-        "context": 32,
+        "max_seq_len": 32,
         "eos_tokens": (1, 2),
     }
     return ModelConfig(**{**fields, **changes})

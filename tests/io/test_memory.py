@@ -49,7 +49,7 @@ def test_a_process_holds_little_more_than_what_it_keeps(tmp_path, two_processes)
         num_heads=16,
         num_kv_heads=8,
         head_dim=128,
-        context=64,
+        max_seq_len=64,
     )
     params = jax.tree.map(
         lambda leaf: np.broadcast_to(np.float32(0.5), leaf.shape),

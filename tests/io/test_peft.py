@@ -15,7 +15,7 @@ from sdjax.io.model_paths import locate, model_folder
 from sdjax.io.peft import AdaptedFolder, read_adapter, write_adapter
 from sdjax.io.safetensors_reader import TensorFolder
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import fold, init_adapter
+from sdjax.models.lora import merge_lora, init_adapter
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 
@@ -145,7 +145,7 @@ def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
     assert adapter is not None
     _, folded = read_model(seed, adapter=adapter, dtype=np.float32)
     beside = read_adapter(adapter, config, model=seed)
-    expected = flatten(fold(params, beside))
+    expected = flatten(merge_lora(params, beside))
     for path, leaf in flatten(folded).items():
         # Stored in bfloat16: rounded once more than in memory.
         np.testing.assert_allclose(leaf, expected[path], rtol=2**-8, atol=1e-6)
@@ -171,7 +171,7 @@ CONFIG = ModelConfig(
     num_heads=2,
     num_kv_heads=1,
     head_dim=4,
-    context=32,
+    max_seq_len=32,
 )
 
 

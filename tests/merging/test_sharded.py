@@ -13,7 +13,7 @@ PROGRAM = textwrap.dedent(
     from sdjax.core.errors import UserError
     from sdjax.merging.algorithm import Algorithm
     from sdjax.merging.engine import Merger
-    from sdjax.merging.compile_cache import Programs
+    from sdjax.merging.compile_cache import CompileCache
     from sdjax.models.tree import flatten, unflatten
 
     assert len(jax.devices()) == 8
@@ -48,9 +48,9 @@ PROGRAM = textwrap.dedent(
 
     base = tree()
     experts = [tree(base) for _ in range(3)]
-    quick = Programs(quick=True)
+    quick = CompileCache(quick=True)
     one = Merger(unflatten(base), [unflatten(e) for e in experts], programs=quick)
-    quick = Programs(quick=True)
+    quick = CompileCache(quick=True)
     eight = Merger(
         unflatten(spread(base)), [unflatten(spread(e)) for e in experts], programs=quick
     )

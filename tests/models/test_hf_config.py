@@ -167,7 +167,7 @@ def test_all_fields_make_the_round_trip():
         num_heads=4,
         num_kv_heads=2,
         head_dim=10,
-        context=99,
+        max_seq_len=99,
         norm_eps=1e-3,
         tie_embeddings=False,
         sliding_window=9,

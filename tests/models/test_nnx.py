@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
-    context=32,
+    max_seq_len=32,
 )
 TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 64, (2, 7)))
 

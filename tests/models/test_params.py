@@ -31,7 +31,7 @@ def tiny(family: str) -> ModelConfig:
         num_heads=4,
         num_kv_heads=2,
         head_dim=6,
-        context=32,
+        max_seq_len=32,
     )
 
 

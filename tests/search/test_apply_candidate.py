@@ -5,7 +5,7 @@ import shutil
 
 import jax
 import pytest
-from sdjax.search.max_seq_len import build_context
+from sdjax.search.context import build_context
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from sdjax.search.max_seq_len import build_context
+from sdjax.search.context import build_context
 
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import read_config

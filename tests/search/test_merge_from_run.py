@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from sdjax.search.max_seq_len import RunContext
+from sdjax.search.context import RunContext
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome

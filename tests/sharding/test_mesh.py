@@ -43,10 +43,10 @@ def test_a_model_on_eight_devices(tmp_path):
         from functools import partial
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType
-        from sdjax.io import checkpoint
+        from sdjax.io import hf_checkpoint
         from sdjax.io.safetensors_reader import TensorFolder
         from sdjax.models.config import ModelConfig
-        from sdjax.models.params import initialise, param_specs
+        from sdjax.models.params import init_params, param_specs
         from sdjax.models.transformer import forward, unembed
         from sdjax.models.tree import flatten, unflatten
         from sdjax.sharding.mesh import make_mesh
@@ -58,9 +58,9 @@ def test_a_model_on_eight_devices(tmp_path):
         assert mesh.axis_types == (AxisType.Auto,) * 3
 
         config = ModelConfig(family="llama", vocab_size=64, hidden_size=16, intermediate_size=24,
-                             num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, context=32)
+                             num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=32)
         folder = sys.argv[1]
-        checkpoint.write_model(folder, config, initialise(config, jax.random.key(0), jnp.float32))
+        hf_checkpoint.write_model(folder, config, init_params(config, jax.random.key(0), jnp.float32))
 
         reads = []
         original = TensorFolder.read_box
@@ -69,17 +69,17 @@ def test_a_model_on_eight_devices(tmp_path):
             reads.append((name, part.size))
             return part
         TensorFolder.read_box = counted
-        _, sharded = checkpoint.read_model(folder, mesh=mesh)
+        _, sharded = hf_checkpoint.read_model(folder, mesh=mesh)
         sizes = [size for name, size in reads if name == "model.layers.0.mlp.up_proj.weight"]
         assert sizes == [12 * 8] * 4, sizes
         up = flatten(sharded)["layers/0/mlp/up_proj"]
         assert len(up.addressable_shards) == 8 and up.addressable_shards[0].data.shape == (12, 8)
 
-        _, plain = checkpoint.read_model(folder)
+        _, plain = hf_checkpoint.read_model(folder)
         for path, leaf in flatten(plain).items():
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(sharded)[path]))
         fused = ModelConfig(**{**vars(config), "family": "phi3"})
-        fused_params = initialise(fused, jax.random.key(0), jnp.float32)
+        fused_params = init_params(fused, jax.random.key(0), jnp.float32)
         placed = jax.device_put(fused_params, shardings(unflatten(param_specs(fused)), mesh))
         gate_up = placed["layers"]["0"]["mlp"]["gate_up_proj"]
         assert gate_up.addressable_shards[0].data.shape == (24, 8)
@@ -93,7 +93,7 @@ def test_a_model_on_eight_devices(tmp_path):
         np.testing.assert_allclose(logits(sharded, config), logits(plain, config), atol=2e-6)
         np.testing.assert_allclose(
             logits(placed, fused), logits(fused_params, fused), atol=2e-6)
-        checkpoint.write_model(folder + "-again", config, sharded)
+        hf_checkpoint.write_model(folder + "-again", config, sharded)
         first, second = (open(f"{f}/model.safetensors", "rb").read()
                          for f in (folder, folder + "-again"))
         assert first == second

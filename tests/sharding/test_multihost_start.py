@@ -93,7 +93,7 @@ def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
         num_heads=4,
         num_kv_heads=2,
         head_dim=8,
-        context=32,
+        max_seq_len=32,
     )
     params = init_params(config, jax.random.key(0), jax.numpy.float32)
     write_model(tmp_path / "model", config, params)

@@ -51,7 +51,7 @@ def test_the_tree_of_a_model_follows_its_specification():
         num_heads=4,
         num_kv_heads=1,
         head_dim=2,
-        context=16,
+        max_seq_len=16,
     )
     found = flatten(shardings(unflatten(param_specs(config)), mesh(fsdp=2, tensor=4)))
     assert found.keys() == param_specs(config).keys()

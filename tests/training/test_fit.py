@@ -283,7 +283,7 @@ def compare_devices():
         num_heads=4,
         num_kv_heads=2,
         head_dim=8,
-        context=64,
+        max_seq_len=64,
         eos_tokens=(1,),
     )
     fresh = init_adapter(config, jax.random.key(1), rank=4, alpha=8)

@@ -31,7 +31,7 @@ CONFIG = ModelConfig(
     num_heads=2,
     num_kv_heads=1,
     head_dim=8,
-    context=128,
+    max_seq_len=128,
     tie_embeddings=True,
     eos_tokens=(1,),
 )
