@@ -1,27 +1,68 @@
-"""sdjax: language models that invent algorithms to improve language models."""
+"""Language models that invent algorithms to improve language models, in JAX.
+
+Public names are imported on first use: `import sdjax` does not import JAX.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+__all__ = [
+    "Decoder",
+    "Merger",
+    "Sandbox",
+    "__version__",
+    "evaluate",
+    "from_nnx",
+    "load_model",
+    "load_tokenizer",
+    "merge",
+    "run_search",
+    "to_nnx",
+    "train_dpo",
+    "train_sft",
+]
 
 if TYPE_CHECKING:
+    from sdjax.decoding.decoder import Decoder as Decoder
+    from sdjax.evaluation.api import evaluate as evaluate
+    from sdjax.io.hf_checkpoint import load_model as load_model
+    from sdjax.io.tokenizer import load_tokenizer as load_tokenizer
     from sdjax.merging.api import merge as merge
-    from sdjax.merging.engine import Merged as Merged
     from sdjax.merging.engine import Merger as Merger
+    from sdjax.models.nnx import from_nnx as from_nnx
+    from sdjax.models.nnx import to_nnx as to_nnx
+    from sdjax.sandbox.sandbox import Sandbox as Sandbox
+    from sdjax.search.loop import run_search as run_search
+    from sdjax.training.api import train_dpo as train_dpo
+    from sdjax.training.api import train_sft as train_sft
 
-# What a user of the library calls; found when it is asked for, since JAX takes a second to import.
-_HOMES = {
-    "merge": "sdjax.merging.api",
-    "Merged": "sdjax.merging.engine",
+_MODULE_OF = {
+    "Decoder": "sdjax.decoding.decoder",
     "Merger": "sdjax.merging.engine",
+    "Sandbox": "sdjax.sandbox.sandbox",
+    "evaluate": "sdjax.evaluation.api",
+    "from_nnx": "sdjax.models.nnx",
+    "load_model": "sdjax.io.hf_checkpoint",
+    "load_tokenizer": "sdjax.io.tokenizer",
+    "merge": "sdjax.merging.api",
+    "run_search": "sdjax.search.loop",
+    "to_nnx": "sdjax.models.nnx",
+    "train_dpo": "sdjax.training.api",
+    "train_sft": "sdjax.training.api",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
-    from importlib import import_module
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # later lookups skip this function
+    return value
 
-    return getattr(import_module(_HOMES[name]), name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

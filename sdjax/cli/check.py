@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from sdjax.cli.group import FILE, example
+from sdjax.cli.group import FILE_PATH, examples
 
 
-@click.command(epilog=example("sdjax check program.py --json"))
-@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.command(epilog=examples("sdjax check program.py --json"))
+@click.argument("files", type=FILE_PATH, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object a file.")
 @click.option("--show", is_flag=True, help="Prints each verified array program as well.")
 @click.option(

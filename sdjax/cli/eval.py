@@ -7,15 +7,17 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from sdjax.cli.group import FOLDER, FOLDER_OR_FILE, Interrupted, example
+from sdjax.cli.group import ANY_PATH, FOLDER_PATH, Interrupted, examples
 from sdjax.core.errors import UserError
 
 
 @click.command(
     name="eval",
-    epilog=example("sdjax eval MODEL --task gsm8k --data gsm8k_test.jsonl --out scores/model")
-    + "\n  sdjax eval zoo:seed --task arithmetic --limit 200"
-    + "\n  sdjax eval --compare scores/model scores/merged",
+    epilog=examples(
+        "sdjax eval MODEL --task gsm8k --data gsm8k_test.jsonl --out scores/model",
+        "sdjax eval zoo:seed --task arithmetic --limit 200"
+        "sdjax eval --compare scores/model scores/merged",
+    ),
 )
 @click.argument("model", required=False)
 @click.option(
@@ -24,7 +26,7 @@ from sdjax.core.errors import UserError
     show_default=True,
     help="arithmetic, gsm8k, math, svamp, a JSONL file, or module:Class.",
 )
-@click.option("--data", type=FOLDER_OR_FILE, help="The problems; the Hugging Face hub's otherwise.")
+@click.option("--data", type=ANY_PATH, help="The problems; the Hugging Face hub's otherwise.")
 @click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each problem.")
 @click.option(
     "--split",
@@ -34,11 +36,13 @@ from sdjax.core.errors import UserError
 @click.option("--limit", type=click.IntRange(min=1), help="Scores the first so many problems.")
 @click.option("--chat", is_flag=True, help="Puts problems by the tokenizer's chat template.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="The longest answer.")
-@click.option("--out", type=FOLDER, help="Keeps results here; goes on where it was interrupted.")
+@click.option(
+    "--out", type=FOLDER_PATH, help="Keeps results here; goes on where it was interrupted."
+)
 @click.option(
     "--compare",
     nargs=2,
-    type=FOLDER_OR_FILE,
+    type=ANY_PATH,
     metavar="A B",
     help="Compares two --out folders (or their results.jsonl) problem by problem.",
 )

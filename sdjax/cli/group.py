@@ -1,4 +1,4 @@
-"""What all commands share: kinds of arguments, and how a command ends that fails."""
+"""What all commands share: argument types and exit statuses."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
 from sdjax.core.errors import UserError
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER_OR_FILE = click.Path(path_type=Path)
+FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
+FILE_PATH = click.Path(path_type=Path, dir_okay=False)
+ANY_PATH = click.Path(path_type=Path)
 
 
 class Interrupted(click.ClickException):
-    """Ctrl-C or SIGTERM; the message says how to go on."""
+    """A command was stopped by Ctrl-C or SIGTERM; the message says how to resume it."""
 
     exit_code = 130
 
     def format_message(self) -> str:
+        """Return the message that is printed."""
         return f"interrupted; {self.message}"
 
 
 class Group(click.Group):
-    """Prints a user's mistake as one line and exits with 2; an interruption with 130."""
+    """A command group that exits with 2 on a user error (one line), with 130 if interrupted."""
 
-    def main(self, *args, **kwargs):
-        signal.signal(signal.SIGTERM, interrupt)
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; print errors and exit with their status."""
+        signal.signal(signal.SIGTERM, raise_interrupt)
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except (UserError, Interrupted, KeyboardInterrupt, click.Abort) as error:
-            status, line = ending(error)
-            click.echo(line, err=True)
+            status, message = exit_status(error)
+            click.echo(message, err=True)
             sys.exit(status)
         except click.ClickException as error:
             error.show()
             sys.exit(2)
 
 
-def ending(error: BaseException) -> tuple[int, str]:
-    """Exit status and message of what ended a command."""
+def exit_status(error: BaseException) -> tuple[int, str]:
+    """Return the exit status and the message for an exception that ended a command."""
     if isinstance(error, UserError):
         return 2, f"sdjax: {error}"
     if isinstance(error, Interrupted):
@@ -52,9 +55,11 @@ def ending(error: BaseException) -> tuple[int, str]:
     return 1, "".join(traceback.format_exception(error)).rstrip()
 
 
-def interrupt(number: int, frame: object) -> None:
+def raise_interrupt(signum: int, frame: object) -> NoReturn:
+    """Handle SIGTERM in the same way as Ctrl-C."""
     raise KeyboardInterrupt
 
 
-def example(text: str) -> str:
-    return f"\b\nExample:\n  {text}"
+def examples(*commands: str) -> str:
+    """Return the epilog of a command's `--help`: example calls, one per line."""
+    return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)

@@ -1,4 +1,4 @@
-"""The command line: one command a job."""
+"""The command line."""
 
 from __future__ import annotations
 

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import click
 
-from sdjax.cli.group import FILE, FOLDER, FOLDER_OR_FILE, example
+from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, examples
 from sdjax.core.errors import UserError
 
 
 @click.command(
-    epilog=example("sdjax merge recipe.yaml merged/")
-    + "\n  sdjax merge --algorithm mine.py --base zoo:seed --expert expert_1=zoo:reader merged/"
-    + "\n  sdjax merge --run runs/first --rank 1 merged/"
+    epilog=examples(
+        "sdjax merge recipe.yaml merged/",
+        "sdjax merge --algorithm mine.py --base zoo:seed --expert expert_1=zoo:reader merged/"
+        "sdjax merge --run runs/first --rank 1 merged/",
+    ),
 )
-@click.argument("paths", nargs=-1, required=True, metavar="[RECIPE] OUT", type=FOLDER_OR_FILE)
+@click.argument("paths", nargs=-1, required=True, metavar="[RECIPE] OUT", type=ANY_PATH)
 @click.option("--seed", type=int, help="Of random methods; a run has its own. [default: 0]")
-@click.option("--algorithm", type=FILE, help="A program of the algorithm API, admitted first.")
+@click.option("--algorithm", type=FILE_PATH, help="A program of the algorithm API, admitted first.")
 @click.option("--base", metavar="MODEL", help="With --algorithm: what task vectors start from.")
 @click.option("--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm.")
 @click.option("--scope", help="With --algorithm: which tensors. [default: mlp]")
-@click.option("--run", type=FOLDER, help="Applies a program that this run has discovered.")
+@click.option("--run", type=FOLDER_PATH, help="Applies a program that this run has discovered.")
 @click.option("--rank", type=click.IntRange(min=1), help="With --run: its place. [default: 1]")
 def merge(
     paths: tuple[Path, ...],
@@ -109,7 +111,7 @@ def _tell_merged(written) -> None:
     )
 
 
-@click.command(epilog=example("sdjax methods"))
+@click.command(epilog=examples("sdjax methods"))
 def methods() -> None:
     """List the human-designed merge methods with parameters, defaults and mathematics."""
     from rich.console import Console

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import click
 
-from sdjax.cli.group import FOLDER, Interrupted, ending, example, interrupt
+from sdjax.cli.group import FOLDER_PATH, Interrupted, examples, exit_status, raise_interrupt
 from sdjax.core.errors import UserError
 
 
-@click.command(epilog=example("sdjax demo"))
-@click.option("--out", type=FOLDER, help="Folder of the run; a new one below runs/ by default.")
+@click.command(epilog=examples("sdjax demo"))
+@click.option(
+    "--out", type=FOLDER_PATH, help="Folder of the run; a new one below runs/ by default."
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Overrides the config."
 )
@@ -25,10 +27,10 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     _run("configs/demo.yaml", out, overrides)
 
 
-@click.command(epilog=example("sdjax run configs/demo.yaml --out runs/first --set random=1"))
+@click.command(epilog=examples("sdjax run configs/demo.yaml --out runs/first --set random=1"))
 @click.argument("config", required=False)
-@click.option("--out", type=FOLDER, help="Folder of a new run.")
-@click.option("--resume", type=FOLDER, help="Goes on with the run in this folder.")
+@click.option("--out", type=FOLDER_PATH, help="Folder of a new run.")
+@click.option("--resume", type=FOLDER_PATH, help="Goes on with the run in this folder.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Overrides the config."
 )
@@ -73,8 +75,8 @@ def _one_run(folder: Path) -> Iterator[None]:
     from sdjax.sharding.multihost import exit_together, start_distributed
 
     start_distributed()
-    signal.signal(signal.SIGTERM, interrupt)  # joining others, JAX takes it for itself
-    with exit_together(ending):
+    signal.signal(signal.SIGTERM, raise_interrupt)  # joining others, JAX takes it for itself
+    with exit_together(exit_status):
         try:
             yield
         except KeyboardInterrupt:
@@ -98,8 +100,8 @@ def _loop(settings, folder: Path) -> None:
         _report(folder)
 
 
-@click.command(epilog=example("sdjax report runs/first"))
-@click.argument("folder", type=FOLDER)
+@click.command(epilog=examples("sdjax report runs/first"))
+@click.argument("folder", type=FOLDER_PATH)
 def report(folder: Path) -> None:
     """Write the report of a run anew, finished or not, and print its tables."""
     _report(folder)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from sdjax.cli.group import FILE, Interrupted, example, interrupt
+from sdjax.cli.group import FILE_PATH, Interrupted, examples, raise_interrupt
 
 
-@click.command(epilog=example("sdjax train dpo configs/train-dpo.yaml"))
+@click.command(epilog=examples("sdjax train dpo configs/train-dpo.yaml"))
 @click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
-@click.argument("config", type=FILE)
+@click.argument("config", type=FILE_PATH)
 def train(kind: str, config: Path) -> None:
     """Fine-tune a model as CONFIG says; called again, an interrupted training goes on.
 
@@ -27,7 +27,7 @@ def train(kind: str, config: Path) -> None:
         click.echo(f"sdjax: {line}", err=True)
 
     start_distributed()
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         click.echo(train_model(kind, config, read_run=preferences_of_run, say=say))
     except KeyboardInterrupt:

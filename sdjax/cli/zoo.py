@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from sdjax.cli.group import FOLDER, example
+from sdjax.cli.group import FOLDER_PATH, examples
 
 
-@click.group(name="zoo", epilog=example("sdjax zoo list"))
+@click.group(name="zoo", epilog=examples("sdjax zoo list"))
 def zoo_group() -> None:
     """The tiny trained models that ship with the package."""
 
 
-@zoo_group.command(name="list", epilog=example("sdjax zoo list"))
+@zoo_group.command(name="list", epilog=examples("sdjax zoo list"))
 def zoo_list() -> None:
     """Name and folder of every model."""
     from sdjax.io.model_paths import zoo_models
@@ -23,8 +23,8 @@ def zoo_list() -> None:
         click.echo(f"zoo:{name}\t{folder}")
 
 
-@zoo_group.command(name="train", epilog=example("sdjax zoo train --out my-zoo"))
-@click.option("--out", type=FOLDER, required=True, help="A new folder.")
+@zoo_group.command(name="train", epilog=examples("sdjax zoo train --out my-zoo"))
+@click.option("--out", type=FOLDER_PATH, required=True, help="A new folder.")
 def zoo_train(out: Path) -> None:
     """Rebuild the zoo from nothing: about half an hour on two cores."""
     from sdjax.core.progress import progress_bar

@@ -10,6 +10,7 @@ import pytest
 
 import sdjax
 from sdjax.core.errors import UserError
+from sdjax.merging.engine import Merged
 from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.models.tree import flatten
 
@@ -123,7 +124,7 @@ def test_a_result_that_is_lent_gives_its_buffers():
     for path, leaf in flatten(fresh.params).items():
         np.testing.assert_array_equal(leaf, flatten(second.params)[path])
     with pytest.raises(UserError, match="is no merged tensor"):
-        merger(method("magmax"), reuse=sdjax.Merged(params=base, finite=True, change=0.0))
+        merger(method("magmax"), reuse=Merged(params=base, finite=True, change=0.0))
     with pytest.raises(UserError, match="has lent its memory already"):
         merger(method("magmax"), reuse=first)
 
