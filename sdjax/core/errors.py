@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and how its message quotes."""
+"""The exceptions for user errors and for failures that may go away."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from typing import Any
 
 
 class UserError(Exception):
-    """What is wrong, where (file, key, tensor, line) and what to do, in one line.
+    """A user error: what is wrong, where (file, key, tensor, line) and what to do, in one line.
 
     The command line prints the message without a traceback and exits with status 2.
     """
 
 
 class TransientError(UserError):
-    """A full disk, a file system that is away: calling again may succeed, so that whatever is done
-    already is kept.
+    """A full disk or an unavailable file system; a later attempt may succeed.
+
+    Partial results are kept for that attempt.
     """
 
 
-def truncated_repr(value: Any, most: int = 60) -> str:
-    """A value as a message quotes it: in one line, of at most so many letters."""
+def truncated_repr(value: Any, max_chars: int = 60) -> str:
+    """Return the `repr` of a value for an error message, cut to `max_chars` characters."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"

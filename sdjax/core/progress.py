@@ -1,4 +1,4 @@
-"""Progress on the terminal; nothing where standard error is not one, or on a further process."""
+"""Progress bars on stderr, shown only on a terminal and only by the main process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sdjax.sharding.multihost import is_main_process
+from sdjax.core.logging import is_main_process
 
 Advance = Callable[..., None]
 
 
 @contextmanager
 def progress_bar(description: str, total: float | None) -> Iterator[Advance]:
-    """Shows a bar; yields `advance(steps=1, description=None)`."""
+    """Show a progress bar; yields `advance(steps=1, description=None)`.
+
+    Args:
+        description: text in front of the bar.
+        total: number of steps, or None if it is unknown.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -31,8 +36,8 @@ def progress_bar(description: str, total: float | None) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    shown = console.is_terminal and is_main_process()
-    with Progress(*columns, console=console, disable=not shown) as progress:
+    disabled = not (console.is_terminal and is_main_process())
+    with Progress(*columns, console=console, disable=disabled) as progress:
         task = progress.add_task(description, total=total)
 
         def advance(steps: float = 1, description: str | None = None) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sdjax.core.errors import UserError
+from sdjax.core.logging import is_main_process as is_main_process
 
 COORDINATOR = "SDJAX_COORDINATOR"
 PROCESS_COUNT = "SDJAX_PROCESS_COUNT"
@@ -78,11 +79,6 @@ def start_distributed(
         num_processes=count,
         process_id=index,
     )
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes."""
-    return jax.process_index() == 0
 
 
 def _join(failure: str, **arguments: Any) -> bool:
