@@ -15,7 +15,7 @@ from sdjax.core.errors import UserError
     name="eval",
     epilog=examples(
         "sdjax eval MODEL --task gsm8k --data gsm8k_test.jsonl --out scores/model",
-        "sdjax eval zoo:seed --task arithmetic --limit 200"
+        "sdjax eval zoo:seed --task arithmetic --limit 200",
         "sdjax eval --compare scores/model scores/merged",
     ),
 )

@@ -14,7 +14,7 @@ from sdjax.core.errors import UserError
 @click.command(
     epilog=examples(
         "sdjax merge recipe.yaml merged/",
-        "sdjax merge --algorithm mine.py --base zoo:seed --expert expert_1=zoo:reader merged/"
+        "sdjax merge --algorithm mine.py --base zoo:seed --expert expert_1=zoo:reader merged/",
         "sdjax merge --run runs/first --rank 1 merged/",
     ),
 )
