@@ -1,30 +1,25 @@
-"""What a training job is told: the keys of its YAML file."""
+"""Configuration of training: the keys of a job's YAML file and of a run's `training:` section."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from sdjax.core.config import (
+    STRICT,
+    NonEmptyStr,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from sdjax.models.lora import ALL_PROJECTIONS
-from sdjax.training.fit import OptimiserSettings
 from sdjax.training.losses import LOSSES
-
-STRICT = ConfigDict(extra="forbid", strict=True)
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _one_of(names: Collection[str]) -> AfterValidator:
@@ -41,8 +36,108 @@ LossName = Annotated[str, _one_of(LOSSES)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019) with linear warmup and cosine decay.
+
+    Attributes:
+        learning_rate: peak learning rate.
+        max_steps: number of updates, which is also the length of the schedule.
+        warmup_steps: updates during which the learning rate rises from zero to its peak.
+        min_lr_ratio: final learning rate as a fraction of the peak; 1 keeps it constant.
+        weight_decay: applied to matrices only; see `weight_decay_mask`.
+        b1: decay rate of the first moment.
+        b2: decay rate of the second moment.
+        eps: added to the denominator of the update.
+        max_grad_norm: gradients are clipped to this global norm.
+        gradient_accumulation_steps: batches whose mean gradient makes one update.
+    """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {
+        "steps": "max_steps",
+        "warmup": "warmup_steps",
+        "final": "min_lr_ratio",
+        "clip": "max_grad_norm",
+        "accumulate": "gradient_accumulation_steps",
+    }
+
+    learning_rate: PositiveFloat = 1e-4
+    max_steps: PositiveInt | None
+    warmup_steps: NonNegativeInt = 0
+    min_lr_ratio: NonNegativeFloat = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    b1: NonNegativeFloat = 0.9
+    b2: NonNegativeFloat = 0.999
+    eps: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+    gradient_accumulation_steps: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.max_steps is not None and self.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps} is more than {self.max_steps} steps"
+            )
+        return self
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches that `max_steps` updates consume."""
+        assert self.max_steps is not None
+        return self.max_steps * self.gradient_accumulation_steps
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DPOConfig(OptimizerConfig):
+    """One round of direct preference optimization: the `training:` section of a run.
+
+    Attributes:
+        enabled: False keeps the generator of a run unchanged, as a control of equal budget.
+        loss: name in `sdjax.training.losses.LOSSES`.
+        beta: strength of the pull toward the reference model.
+        nll_weight: weight of the mean negative log-likelihood of the chosen completion (RPO, Pang
+            et al. 2024, arXiv 2404.19733). Without it, small generators forget how to write
+            programs.
+        reference: "policy" is the model at the start of the round, "seed" the model without its
+            adapter.
+        max_steps: number of updates; give either this or `epochs`.
+        epochs: passes over the pairs.
+        batch_size: pairs per batch.
+        rank: rank of the LoRA adapter.
+        alpha: LoRA scaling; updates are scaled by alpha / rank.
+    """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = OptimizerConfig.RENAMED_KEYS | {"batch": "batch_size"}
+
+    enabled: bool = True
+    loss: LossName = "sigmoid"
+    beta: PositiveFloat = 0.01
+    nll_weight: NonNegativeFloat = 0.0
+    reference: Literal["policy", "seed"] = "policy"
+    learning_rate: PositiveFloat = 1e-6
+    max_steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    batch_size: PositiveInt = 8
+    rank: PositiveInt = 256
+    alpha: PositiveFloat = 256.0
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give one of max_steps and epochs")
+        return self
+
+    def for_pairs(self, count: int) -> Self:
+        """Return the config for `count` pairs, with `epochs` converted to `max_steps`."""
+        if self.epochs is None:
+            return self
+        batch = self.batch_size * self.gradient_accumulation_steps
+        steps = max(1, math.ceil(self.epochs * count / batch))
+        return dataclasses.replace(self, max_steps=steps, epochs=None)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MeshJob:
-    """Devices along each axis of `sdjax.sharding.mesh.make_mesh`; -1 takes what is left."""
+    """Devices along each axis of `sdjax.sharding.mesh.make_mesh`; -1 takes the remaining ones."""
 
     data: int = 1
     fsdp: int = -1
@@ -50,136 +145,141 @@ class MeshJob:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Job:
-    """What every training is told.
+class TrainingJob(OptimizerConfig):
+    """Keys that every kind of training job has.
 
     Attributes:
         model: a folder, a name on Hugging Face, or zoo:NAME.
-        out: the new folder.
-        save: `model` writes a whole model, with the adapter folded in; `adapter` a PEFT adapter.
-        steps: updates, each by the mean of `accumulate` batches' gradients, whatever their sizes.
-        learning_rate, warmup, final, weight_decay, b1, b2, eps, clip: as in `OptimiserSettings`.
-        adapter: a PEFT adapter to start from, in place of a fresh one; it has its own rank, alpha
-            and projections.
-        rank: of a fresh LoRA adapter, alone trained; null trains all weights.
-        projections: which have factors.
-        compute: the dtype of weights and activations; what is trained is kept in float32.
-        remat: computes activations again in the backward pass, for less memory.
-        checkpoint_every: steps.
-        random: seeds the adapter and the order of the data.
+        out: the folder to write, which must not exist.
+        save: "model" writes all weights, with the adapter merged into them; "adapter" writes a
+            PEFT adapter.
+        adapter: PEFT adapter to start from instead of a new one; it brings its own rank, alpha and
+            target modules.
+        rank: rank of a new LoRA adapter, which alone is trained; null trains all weights.
+        alpha: LoRA scaling of a new adapter; updates are scaled by alpha / rank.
+        target_modules: projections that get LoRA factors.
+        compute_dtype: dtype of weights and activations; trained parameters are kept in float32.
+        remat: recompute activations in the backward pass to save memory.
+        mesh: devices along each axis of the mesh.
+        checkpoint_every: steps between checkpoints.
+        rng_seed: seed of the new adapter and of the order of the data.
     """
 
-    model: str
-    out: str
-    steps: Count
+    RENAMED_KEYS: ClassVar[dict[str, str]] = OptimizerConfig.RENAMED_KEYS | {
+        "projections": "target_modules",
+        "compute": "compute_dtype",
+        "random": "rng_seed",
+    }
+
+    model: NonEmptyStr
+    out: NonEmptyStr
     save: Literal["model", "adapter"] = "model"
-    learning_rate: Positive = 1e-4
-    warmup: Natural = 0
-    final: NotNegative = 1.0
-    weight_decay: NotNegative = 0.0
-    b1: NotNegative = 0.9
-    b2: NotNegative = 0.999
-    eps: Positive = 1e-8
-    clip: Positive = 1.0
-    accumulate: Count = 1
     adapter: str | None = None
-    rank: Count | None = None
-    alpha: Positive = 32.0
-    projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
-    compute: Literal["float32", "bfloat16"] = "float32"
+    rank: PositiveInt | None = None
+    alpha: PositiveFloat = 32.0
+    target_modules: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     mesh: MeshJob = Field(default_factory=MeshJob)
-    checkpoint_every: Count = 100
-    random: Natural = 0
+    checkpoint_every: PositiveInt = 100
+    rng_seed: NonNegativeInt = 0
 
-    @field_validator("rank", "alpha", "projections")
+    @field_validator("rank", "alpha", "target_modules")
     @classmethod
-    def _is_of_a_fresh_adapter(cls, value: Any, info: ValidationInfo) -> Any:
-        """Called with what is given, not with defaults."""
+    def _check_new_adapter(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject explicit settings of a new adapter (validators do not see defaults)."""
         if value is not None and info.data.get("adapter") is not None:
             raise ValueError("the adapter to start from has its own; remove the key")
         return value
 
     @model_validator(mode="after")
-    def _makes_sense(self):
+    def _check_save(self) -> Self:
         if self.save == "adapter" and self.rank is None and self.adapter is None:
             raise ValueError("save: adapter needs a rank, or an adapter to start from")
-        if self.warmup > self.steps:
-            raise ValueError(f"warmup: {self.warmup} is more than the {self.steps} steps")
         return self
 
-    def optimiser(self) -> OptimiserSettings:
-        names = [field.name for field in dataclasses.fields(OptimiserSettings)]
-        return OptimiserSettings(**{name: getattr(self, name) for name in names})
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SFTJob(TrainingJob):
+    """Supervised fine-tuning on rows with prompt and completion, or with messages.
+
+    Attributes:
+        data: a JSONL file, or datasets:NAME.
+        split: split of a data set of the `datasets` library.
+        max_length: tokens per packed row; longer prompts, and prompts beyond the model's maximum
+            sequence length, are truncated from the left.
+        batch_size: packed rows per batch.
+    """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = TrainingJob.RENAMED_KEYS | {
+        "length": "max_length",
+        "rows": "batch_size",
+    }
+
+    max_steps: PositiveInt
+    data: NonEmptyStr
+    split: str = "train"
+    max_length: PositiveInt = 128
+    batch_size: PositiveInt = 8
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class SFTJob(Job):
-    """Fine-tunes on rows with prompt and completion, or with messages.
+class DPOJob(DPOConfig, TrainingJob):
+    """Preference training on rows with prompt, chosen and rejected.
 
     Attributes:
-        data: a JSONL file, or datasets:NAME and its `split`.
-        length: tokens of a packed row; a longer prompt, or one beyond the context, is cut from the
-            left.
-        rows: packed rows a batch.
+        data: a JSONL file, datasets:NAME, or the folder of a run.
+        split: split of a data set of the `datasets` library.
+        max_length: tokens per prompt with completion; longer prompts are truncated from the left.
+            The model's maximum sequence length by default.
     """
 
-    data: str
+    RENAMED_KEYS: ClassVar[dict[str, str]] = (
+        TrainingJob.RENAMED_KEYS | DPOConfig.RENAMED_KEYS | {"length": "max_length"}
+    )
+
+    data: NonEmptyStr
     split: str = "train"
-    length: Count = 128
-    rows: Count = 8
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class DPOJob(Job):
-    """Trains on rows with prompt, chosen and rejected.
-
-    Attributes:
-        data: a JSONL file, datasets:NAME and its `split`, or the folder of a run.
-        length: tokens of a side; longer prompts are cut from the left. The context by default.
-        nll_weight: weight of the chosen side's likelihood.
-        reference: `policy` is what the training begins with, `seed` the model without `adapter`.
-        batch: pairs.
-    """
-
-    data: str
-    split: str = "train"
-    length: Count | None = None
-    loss: LossName = "sigmoid"
-    beta: Positive = 0.1
-    learning_rate: Positive = 1e-5
-    nll_weight: NotNegative = 0.0
-    batch: Count = 4
-    reference: Literal["policy", "seed"] = "policy"
-    rank: Count | None = 16
+    max_length: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    learning_rate: PositiveFloat = 1e-5
+    beta: PositiveFloat = 0.1
+    batch_size: PositiveInt = 4
+    rank: PositiveInt | None = 16  # type: ignore[assignment]
+    alpha: PositiveFloat = 32.0
 
     @model_validator(mode="after")
-    def _has_seed(self):
+    def _check_reference(self) -> Self:
+        if not self.enabled:
+            raise ValueError("enabled: only a run has this key; remove it")
         if self.reference == "seed" and self.rank is None and self.adapter is None:
-            raise ValueError("reference: seed is the model without its adapter; there is none")
+            raise ValueError("reference: seed is the model without its adapter, but there is none")
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class WarmstartJob(Job):
-    """Teaches a model to write programs in the algorithm API.
+class WarmstartJob(TrainingJob):
+    """Supervised fine-tuning on candidates that the grammar samples.
 
     Attributes:
-        experts: a line of description each, as in the search to come.
-        prompt: the one from which that search will sample.
-        programs: how many distinct ones are drawn.
-        batch: programs.
-        scope: the tensors that the search will merge, as its config has them: over others, reports
-            cannot tell which programs are remembered.
+        experts: one-line description of each expert of the planned search.
+        prompt: name of the prompt from which that search will sample.
+        programs: number of distinct candidates to sample for training.
+        batch_size: candidates per batch.
+        scope: tensors that the search will merge, as in its config. If it differs, reports cannot
+            tell which candidates the generator remembers.
     """
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = TrainingJob.RENAMED_KEYS | {"batch": "batch_size"}
+
+    max_steps: PositiveInt
     experts: Annotated[tuple[str, ...], Field(min_length=2, max_length=5)]
     prompt: str = "full"
-    programs: Count = 3000
-    batch: Count = 16
+    programs: PositiveInt = 3000
+    batch_size: PositiveInt = 16
     scope: str | Annotated[tuple[str, ...], Field(min_length=1)] = "mlp"
-    learning_rate: Positive = 1e-3
-    rank: Count | None = 32
+    learning_rate: PositiveFloat = 1e-3
+    rank: PositiveInt | None = 32
 
 
-JOBS: dict[str, type[Job]] = {"sft": SFTJob, "dpo": DPOJob, "warmstart": WarmstartJob}
+JOBS: dict[str, type[TrainingJob]] = {"sft": SFTJob, "dpo": DPOJob, "warmstart": WarmstartJob}

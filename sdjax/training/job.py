@@ -39,7 +39,7 @@ from sdjax.models.lora import Adapter, init_adapter, merge_lora, shard_adapter
 from sdjax.models.tree import unflatten
 from sdjax.sharding.mesh import mesh_of_all
 from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
-from sdjax.training.config import JOBS, DPOJob, Job, SFTJob, WarmstartJob
+from sdjax.training.job_config import JOBS, DPOJob, Job, SFTJob, WarmstartJob
 from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
 from sdjax.training.dpo import (
     DPOSettings,
