@@ -15,8 +15,8 @@ from pathlib import Path
 import yaml
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.yaml import YamlDocument
 from sdjax.merging.recipe.parameters import Level, Setting
-from sdjax.merging.recipe.yaml_nodes import Nodes, read_document
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -108,37 +108,38 @@ def _named(part: Slice) -> Iterable[str]:
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises UserError that names the key and the line."""
-    text, node = read_document(path)
-    nodes = _RecipeNodes(path)
-    top = nodes.mapping(node, "a recipe", allowed=_KEYS, later=_LATER)
+    document = _RecipeDocument.read(path)
+    top = document.mapping(document.root, "a recipe", allowed=_KEYS, unsupported=_LATER)
     if "merge_method" not in top:
-        raise nodes.fail(None, "the key 'merge_method' is missing")
+        raise document.fail(None, "the key 'merge_method' is missing")
     contents = [key for key in _CONTENTS if key in top]
     if len(contents) != 1:
         found = " and ".join(contents) or "none of them"
-        raise nodes.fail(None, f"one of models, slices and modules must be there, not {found}")
+        raise document.fail(None, f"one of models, slices and modules must be there, not {found}")
     if "tokenizer" in top and "tokenizer_source" in top:
-        raise nodes.fail(top["tokenizer"], "tokenizer and tokenizer_source say the same; drop one")
-    parameters = nodes.parameters(top.get("parameters"))
-    whole, slices = nodes.contents(top, (parameters,))
+        raise document.fail(
+            top["tokenizer"], "tokenizer and tokenizer_source say the same; drop one"
+        )
+    parameters = document.parameters(top.get("parameters"))
+    whole, slices = document.contents(top, (parameters,))
     return Recipe(
         path=path,
-        text=text,
-        lines={key: nodes.line(value) for key, value in top.items()},
-        merge_method=nodes.text(top["merge_method"], "merge_method"),
-        base_model=nodes.model(top["base_model"], "base_model") if "base_model" in top else None,
+        text=document.text,
+        lines={key: document.line(value) for key, value in top.items()},
+        merge_method=document.string(top["merge_method"], "merge_method"),
+        base_model=document.model(top["base_model"], "base_model") if "base_model" in top else None,
         whole=whole,
         slices=slices,
-        dtype=nodes.dtype(top, "dtype"),
-        out_dtype=nodes.dtype(top, "out_dtype"),
-        tokenizer=nodes.tokenizer(top),
-        chat_template=nodes.text(top["chat_template"], "chat_template")
+        dtype=document.dtype(top, "dtype"),
+        out_dtype=document.dtype(top, "out_dtype"),
+        tokenizer=document.tokenizer(top),
+        chat_template=document.string(top["chat_template"], "chat_template")
         if "chat_template" in top
         else None,
     )
 
 
-class _RecipeNodes(Nodes):
+class _RecipeDocument(YamlDocument):
     """The parts of a recipe."""
 
     def contents(
@@ -172,7 +173,7 @@ class _RecipeNodes(Nodes):
 
     def slice(self, node: yaml.Node, levels: tuple[Level, ...]) -> Slice:
         allowed = ("sources", "base_model", "parameters")
-        keys = self.mapping(node, "a slice", allowed=allowed, later=("residual_weight",))
+        keys = self.mapping(node, "a slice", allowed=allowed, unsupported=("residual_weight",))
         if "sources" not in keys:
             raise self.fail(node, "the key 'sources' is missing")
         items = self.items(keys["sources"], "sources must be a list of entries `- model: PATH`")
@@ -194,7 +195,9 @@ class _RecipeNodes(Nodes):
         layers = None
         if "layer_range" in keys:
             message = "layer_range must be two whole numbers, [first, behind the last]"
-            ends = [self.number(n, "layer_range") for n in self.items(keys["layer_range"], message)]
+            ends = [
+                self.integer(n, "layer_range") for n in self.items(keys["layer_range"], message)
+            ]
             if len(ends) != 2 or ends[0] >= ends[1]:
                 raise self.fail(keys["layer_range"], message)
             layers = (ends[0], ends[1])
@@ -208,9 +211,9 @@ class _RecipeNodes(Nodes):
     def model(self, node: yaml.Node, key: str) -> str:
         """MODEL or MODEL+ADAPTER, which a mapping may give as ``model`` and ``lora``."""
         if not isinstance(node, yaml.MappingNode):
-            return self.text(node, key)
-        later = ("override_architecture",)
-        parts = self.mapping(node, key, allowed=("model", "lora"), later=later)
+            return self.string(node, key)
+        unsupported = ("override_architecture",)
+        parts = self.mapping(node, key, allowed=("model", "lora"), unsupported=unsupported)
         if "model" not in parts:
             raise self.fail(node, f"{key} as a mapping must have the key 'model'")
         return "+".join(self.place(parts[one], one) for one in ("model", "lora") if one in parts)
@@ -218,24 +221,26 @@ class _RecipeNodes(Nodes):
     def place(self, node: yaml.Node, key: str) -> str:
         """PATH or PATH@REVISION, which a mapping may give as ``path`` and ``revision``."""
         if not isinstance(node, yaml.MappingNode):
-            return self.text(node, key)
+            return self.string(node, key)
         parts = self.mapping(node, key, allowed=("path", "revision"))
         if "path" not in parts:
             raise self.fail(node, f"{key} as a mapping must have the key 'path'")
-        return "@".join(self.text(parts[one], one) for one in ("path", "revision") if one in parts)
+        return "@".join(
+            self.string(parts[one], one) for one in ("path", "revision") if one in parts
+        )
 
     def parameters(self, node: yaml.Node | None) -> dict[str, Setting]:
         if node is None:
             return {}
         return {
-            key: Setting(key=key, value=self.value(value), line=line, path=str(self.path))
+            key: Setting(key=key, value=self.value(value), line=line, path=self.name)
             for key, (line, value) in self.entries(node, "parameters").items()
         }
 
     def dtype(self, keys: Mapping[str, yaml.Node], key: str) -> str | None:
         if key not in keys:
             return None
-        name = self.text(keys[key], key).removeprefix("torch.")
+        name = self.string(keys[key], key).removeprefix("torch.")
         if name not in DTYPES:
             allowed = ", ".join(DTYPES)
             raise self.fail(
@@ -254,11 +259,11 @@ class _RecipeNodes(Nodes):
             keys["tokenizer"],
             "tokenizer",
             allowed=("source", "pad_to_multiple_of"),
-            later=("tokens",),
+            unsupported=("tokens",),
         )
         multiple = 1
         if "pad_to_multiple_of" in inside:
-            multiple = self.number(inside["pad_to_multiple_of"], "pad_to_multiple_of")
+            multiple = self.integer(inside["pad_to_multiple_of"], "pad_to_multiple_of")
             if multiple == 0:
                 raise self.fail(inside["pad_to_multiple_of"], "pad_to_multiple_of must not be 0")
         source = self.model(inside["source"], "source") if "source" in inside else "union"

@@ -404,9 +404,9 @@ def test_weights_that_cannot_be_read_now_keep_what_is_written(tmp_path, models, 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("1e39", "line 10: weight: expected number, found '1e39'"),
+        ("1e39", "line 10: weight: expected number, found 1e\\+39"),
         ("1" + 400 * "0", "line 10: weight: expected number"),
-        ("1" + 5000 * "0", "line 10: no value that can be read"),
+        ("1" + 5000 * "0", "line 10: invalid value '1000"),
         ("[" * 3000, "nested too deeply"),
         ("[{filter: mlp, valu: 0.3}]", "line 10: weight: unknown key 'valu'"),
     ],
