@@ -71,8 +71,8 @@ def seconds(source: str, shapes: dict[str, tuple[int, ...]], sandbox: Sandbox) -
     verdict = sandbox.judge(source)
     judged = time.perf_counter()
     assert verdict.admitted, verdict
-    assert verdict.wire is not None
-    algorithm = to_algorithm(verdict.wire, sandbox.signature, name="new")
+    assert verdict.ir is not None
+    algorithm = to_algorithm(verdict.ir, sandbox.signature, name="new")
     programs = []
     for path, shape in shapes.items():
         leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)

@@ -103,8 +103,8 @@ def parts(sources: list[str]) -> None:
     spent: dict[str, list[float]] = {"trace": [], "rebuild": [], "probe": []}
     for number, source in enumerate(sources):
         try:
-            traced, wire = timed(trace_trusted, source, CONTRACT)
-            rebuilt, program = timed(verify_ir, wire, CONTRACT)
+            traced, ir = timed(trace_trusted, source, CONTRACT)
+            rebuilt, program = timed(verify_ir, ir, CONTRACT)
             probed, _ = timed(probe, program, CONTRACT)
         except Refusal:
             continue

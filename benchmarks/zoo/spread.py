@@ -75,12 +75,12 @@ def random_programs(bench: RunContext, options: argparse.Namespace):
     while done < options.programs:
         text = sample_program(rng).text
         try:
-            wire = trace_trusted(text, bench.signature)
-            verify_ir(wire, bench.signature)
+            ir = trace_trusted(text, bench.signature)
+            verify_ir(ir, bench.signature)
         except Refusal:
             continue  # the grammar writes some programs that fail
         done += 1
-        yield of(bench, to_algorithm(wire, bench.signature, name=f"program {done}"))
+        yield of(bench, to_algorithm(ir, bench.signature, name=f"program {done}"))
 
 
 def possible(task_vectors):

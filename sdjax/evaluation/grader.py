@@ -17,7 +17,7 @@ from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME
 from sdjax.sandbox.signature import Limits
 
 # Processor time decides, as it is much the same on every machine; the wall clock is for what waits.
-LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0, address_space=2 << 30, wire_bytes=1 << 16)
+LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0, address_space=2 << 30, ir_bytes=1 << 16)
 
 
 class Grader:
@@ -78,7 +78,7 @@ class Grader:
             connection = idle.get()
             try:
                 connection.send_bytes(text)
-                reply = connection.recv_bytes(self.limits.wire_bytes + 1)
+                reply = connection.recv_bytes(self.limits.ir_bytes + 1)
             except (EOFError, OSError):  # its dispatcher is gone, killed by the machine
                 with self._replacing:
                     if self._server is server:

@@ -126,7 +126,7 @@ def _collect(pipe: socket.socket, owner: Connection, limits: Limits) -> tuple[by
         if not chunk:
             return DONE, bytes(output)
         output += chunk
-        if len(output) > limits.wire_bytes:
+        if len(output) > limits.ir_bytes:
             return TOO_LONG, b""
 
 

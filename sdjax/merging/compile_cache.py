@@ -87,7 +87,7 @@ class CompileCache:
         self._kept.clear()
 
     def get(
-        self, wanted: Sequence[Program], most_memory: int | None = None
+        self, wanted: Sequence[Program], max_memory: int | None = None
     ) -> list[jax.stages.Compiled]:
         """The compiled programs, in the order asked for; new ones are compiled side by side.
 
@@ -105,7 +105,7 @@ class CompileCache:
             self._kept.move_to_end(key)
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
-        if most_memory is not None and any(_memory(p) > most_memory for p in found.values()):
+        if max_memory is not None and any(_memory(p) > max_memory for p in found.values()):
             raise TooMuchMemory
         return [found[program.cache_key] for program in wanted]
 

@@ -112,7 +112,7 @@ class Merger:
         *,
         key: jax.Array | None = None,
         reuse: Merged | None = None,
-        most_memory: int | None = None,
+        max_memory: int | None = None,
     ) -> Merged:
         """Merge. ``key``: typed PRNG key, needed if the algorithm asks for one.
 
@@ -129,10 +129,10 @@ class Merger:
             told = "draws random numbers: pass one key, jax.random.key(0)"
             raise UserError(f"{algorithm.name} {told}")
         if algorithm.form == "tree":
-            new, squares = self._merge_tree(algorithm, key, most_memory)
+            new, squares = self._merge_tree(algorithm, key, max_memory)
         else:
             lent = self._reusable(reuse)
-            new, squares = self._merge_tensors(algorithm, key, lent, most_memory)
+            new, squares = self._merge_tensors(algorithm, key, lent, max_memory)
         norm = math.sqrt(float(np.sum(np.asarray(jax.device_get(squares), np.float64))))
         mean = float(np.mean(self.norms))
         leaves = (
@@ -172,7 +172,7 @@ class Merger:
         algorithm: Algorithm,
         key: jax.Array | None,
         lent: Mapping[str, jax.Array],
-        most_memory: int | None,
+        max_memory: int | None,
     ) -> tuple[dict, list]:
         arguments = algorithm.arguments(self.slots)
         paths = [path for path in self.paths if path in self.live]
@@ -188,7 +188,7 @@ class Merger:
             )
             for path in paths
         ]
-        compiled = self.programs.get(wanted, most_memory)
+        compiled = self.programs.get(wanted, max_memory)
         new, squares = {}, []
         for path, program in zip(paths, compiled, strict=True):
             base, experts = self._leaves[path]
@@ -202,12 +202,12 @@ class Merger:
         return new, squares
 
     def _merge_tree(
-        self, algorithm: Algorithm, key: jax.Array | None, most_memory: int | None
+        self, algorithm: Algorithm, key: jax.Array | None, max_memory: int | None
     ) -> tuple[dict, list]:
         if not self.live:
             return {}, []
         wanted = TreeProgram.of(algorithm, self.slots, self._leaves, live=self.live, key=key)
-        (program,) = self.programs.get([wanted], most_memory)
+        (program,) = self.programs.get([wanted], max_memory)
         data = leaf_key_data(key, "") if "key" in algorithm.requests else None
         bases = tuple(base for base, _ in self._leaves.values())
         experts = tuple(experts for _, experts in self._leaves.values())

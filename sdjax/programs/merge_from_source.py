@@ -59,8 +59,8 @@ def merge_program(
         verdict = sandbox.judge(source, name=file.name)
     if not verdict.admitted:
         raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
-    assert verdict.wire is not None
-    algorithm = to_algorithm(verdict.wire, signature, name=file.stem)
+    assert verdict.ir is not None
+    algorithm = to_algorithm(verdict.ir, signature, name=file.stem)
     origin = Provenance(method=file.name, file=PROGRAM, text=source)
     return apply(
         algorithm, models, scope, out, origin=origin, key=jax.random.key(seed), on_tensor=on_tensor

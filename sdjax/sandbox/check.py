@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
-from sdjax.sandbox.ir.pretty_print import readable
+from sdjax.sandbox.ir.pretty_print import pretty_print
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Verdict
@@ -46,7 +46,7 @@ def check_files(
             verdicts.append(verdict)
             advance()
     rows = list(zip(files, verdicts, strict=True))
-    programs = {f: readable(v.wire, signature) for f, v in rows if show and v.wire is not None}
+    programs = {f: pretty_print(v.ir, signature) for f, v in rows if show and v.ir is not None}
     if as_json:
         text = "\n".join(_as_json(*row, sandbox.layers, programs) for row in rows)
     else:

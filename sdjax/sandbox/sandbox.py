@@ -123,13 +123,13 @@ class Sandbox:
                 "memory": program.memory,
                 "requests": program.requests,
                 "form": program.form,
-                "wire": reply,
+                "ir": reply,
             }
             if original := seen.get(program.identity):
                 return _duplicate(original, "the same array program", known)
             findings = probe(program, self.signature)
         except Refusal as refusal:
-            return replace(_refused(refusal), **known | {"wire": None})
+            return replace(_refused(refusal), **known | {"ir": None})
         known |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
         if original := seen.get(findings.fingerprint):
             seen[program.identity] = original
@@ -159,7 +159,7 @@ class Sandbox:
         for connection in ready:
             assert isinstance(connection, Connection)
             try:
-                data = connection.recv_bytes(limits.wire_bytes + 1)
+                data = connection.recv_bytes(limits.ir_bytes + 1)
             except (EOFError, OSError):
                 lost = True
                 continue
@@ -218,7 +218,7 @@ def _read(data: bytes, task: _Task, seconds: float) -> str | Refusal:
     if status == b"C":
         return Refusal("timed out", "cpu", "tracing takes too much processor time")
     if status == b"L":
-        return Refusal("too costly", "wire", "the traced program is too large")
+        return Refusal("too costly", "ir", "the traced program is too large")
     malformed = Refusal("refused", "worker", "the worker ended without a legal message")
     if status != b"D":
         return malformed
@@ -228,8 +228,8 @@ def _read(data: bytes, task: _Task, seconds: float) -> str | Refusal:
         return malformed
     if type(reply) is not dict or not all(type(v) is str for v in reply.values()):
         return malformed
-    if set(reply) == {"wire"}:
-        return reply["wire"]
+    if set(reply) == {"ir"}:
+        return reply["ir"]
     if set(reply) != {"verdict", "rule", "message"} or reply["verdict"] not in FORWARDED:
         return malformed
     if not reply["rule"].replace("-", "").isalpha() or len(reply["rule"]) > 40:

@@ -31,7 +31,7 @@ class Limits:
     """Budgets. All but the two clocks and `address_space` decide alike on every machine."""
 
     source_bytes: int = 32_768
-    wire_bytes: int = 4 << 20  # of the child's message
+    ir_bytes: int = 4 << 20  # of the child's message
     constant_bytes: int = 1 << 20  # of all constants of one program
     steps: int = 20_000  # rounds of Python loops and calls in one trace
     equations: int = 4_000  # of all array programs of one source text; `primitives.weight`
@@ -39,7 +39,7 @@ class Limits:
     growth: int = 32  # elements of one intermediate, relative to the tensors of one slot; and
     # twice as much may be alive at once
     cost_per_element: int = 20_000  # scalar operations per element of the scope
-    fuel: int = 128  # iterations that a `while` may take
+    max_loop_iterations: int = 128  # iterations that a `while` may take
     rounds: int = 1_000_000  # of all loops of one array program, those within loops multiplied
     probe_elements: int = 1 << 12  # larger tensors are probed at a reduced shape
     probe_most: int = 1 << 20  # elements of one slot, where a program works at real shapes alone

@@ -46,7 +46,7 @@ class Verdict:
     memory: int | None = None
     requests: tuple[str, ...] = ()
     form: str | None = None
-    wire: str | None = None
+    ir: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -24,16 +24,16 @@ from sdjax.search.types import Application, program_candidate
 
 
 def apply_program(
-    bench: RunContext, identity: str, wire: str, setting: str
+    bench: RunContext, identity: str, ir: str, setting: str
 ) -> tuple[Application, Merged | None]:
     """What to keep of it, and the merged model where the program stays admitted."""
     name = program_candidate(identity)
-    algorithm = to_algorithm(wire, bench.signature, name=name)
+    algorithm = to_algorithm(ir, bench.signature, name=name)
     program: VerifiedProgram = algorithm.function
     start = time.monotonic()
     merged, refusal = None, None
     try:
-        merged = bench.merge(algorithm, setting, most_memory=program.most_memory)
+        merged = bench.merge(algorithm, setting, max_memory=program.max_memory)
         if not merged.finite:
             refusal = _why_not_finite(bench, algorithm, program, setting)
     except TooMuchMemory:
@@ -43,7 +43,7 @@ def apply_program(
     # exception is a bug of ours and no verdict.
     except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         message = f"the array program cannot be run on the model ({type(error).__name__})"
-        refusal = Refusal("refused", "wire", message)
+        refusal = Refusal("refused", "ir", message)
     application = Application(
         candidate=name,
         setting=setting,
@@ -66,8 +66,9 @@ def _why_not_finite(
         identity = f"fuel of {algorithm.identity}"
         ended = dataclasses.replace(algorithm, identity=identity, function=_exhaustion(program))
         if not bench.merge(ended, setting).finite:
-            message = f"a `while` loop did not end within {program.fuel} steps on the model"
-            return Refusal("too costly", "fuel", message)
+            limit = program.max_loop_iterations
+            message = f"a `while` loop did not end within {limit} iterations on the model"
+            return Refusal("too costly", "loop-iterations", message)
     message = "the merged weights hold NaN or infinite values; guard divisions, logarithms, roots"
     return Refusal("non-finite", "weights", message)
 

@@ -194,7 +194,7 @@ class SandboxConfig:
     source_bytes: PositiveInt = 32_768
     cost_per_element: PositiveInt = 20_000
     growth: PositiveInt = 32
-    fuel: PositiveInt = 128
+    max_loop_iterations: PositiveInt = 128
     allow_missing: tuple[NonEmptyStr, ...] = ()
 
 

@@ -97,14 +97,14 @@ class RunContext:
         return adapter if self.mesh is None else shard_adapter(adapter, self.model, self.mesh)
 
     def merge(
-        self, algorithm: Algorithm, setting: str = MAIN, *, most_memory: int | None = None
+        self, algorithm: Algorithm, setting: str = MAIN, *, max_memory: int | None = None
     ) -> Merged:
         """The seed with the algorithm's merged task vector added to the tensors in scope.
 
         Raises TooMuchMemory where a compiled program takes more than ``most_memory`` bytes.
         """
         merger = self.mergers[setting]
-        return merger(algorithm, key=self.fold("merge"), most_memory=most_memory)
+        return merger(algorithm, key=self.fold("merge"), max_memory=max_memory)
 
     def with_expert(self, index: int, setting: str = MAIN) -> dict:
         """The seed with the tensors in scope of one expert."""

@@ -35,11 +35,11 @@ def merge_discovered(
                 f"choose 1 to {len(identities)}"
             )
         identity = identities[rank - 1]
-        wire, source = store.wire_of(identity), store.programs()[identity].source
+        ir, source = store.ir_of(identity), store.programs()[identity].source
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
     signature = models.signature(config.scope, limits_of(config))
-    algorithm = to_algorithm(wire, signature, name=f"program {identity[:12]}")
+    algorithm = to_algorithm(ir, signature, name=f"program {identity[:12]}")
     return apply(
         algorithm,
         models,

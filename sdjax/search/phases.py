@@ -148,7 +148,7 @@ def score_program(
         return
     if is_scored(store, name, split, setting):
         return
-    found, merged = apply_program(bench, identity, store.wire_of(identity), setting)
+    found, merged = apply_program(bench, identity, store.ir_of(identity), setting)
     store.save_candidate(Candidate(name=name, kind="program", identity=identity))
     if application is None:
         store.save_application(found)

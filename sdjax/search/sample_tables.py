@@ -79,7 +79,7 @@ class SampleTables:
             verdict.fingerprint,
             verdict.form,
             to_json(list(verdict.requests)),
-            verdict.wire,
+            verdict.ir,
             to_json(list(verdict.notes)),
             _bounded(verdict.cost),
             _bounded(verdict.memory),
@@ -107,7 +107,7 @@ class SampleTables:
         rows = self._db.read("SELECT * FROM verdict ORDER BY rowid")
         return {row["source_hash"]: _verdict(row) for row in rows}
 
-    def wire_of(self, identity: str) -> str:
+    def ir_of(self, identity: str) -> str:
         """The verified program of an identity. Raises KeyError where there is none."""
         rows = self._db.read(
             "SELECT wire FROM verdict WHERE identity = ? AND wire IS NOT NULL ORDER BY rowid",
@@ -227,6 +227,7 @@ def _verdict(row: sqlite3.Row) -> StoredVerdict:
     fields = {name: row[name] for name in row.keys() if name != "source_hash"}  # noqa: SIM118
     for name in ("requests", "notes", "layers"):
         fields[name] = tuple(json.loads(fields[name]))
+    fields["ir"] = fields.pop("wire")
     return StoredVerdict(**fields)
 
 

@@ -50,7 +50,7 @@ class VerdictLike(Protocol):
     @property
     def form(self) -> str | None: ...
     @property
-    def wire(self) -> str | None: ...
+    def ir(self) -> str | None: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
 
@@ -70,7 +70,7 @@ class StoredVerdict:
     memory: int | None = None
     requests: tuple[str, ...] = ()
     form: str | None = None
-    wire: str | None = None
+    ir: str | None = None
     notes: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
 

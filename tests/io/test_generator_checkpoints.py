@@ -58,7 +58,7 @@ def assert_same(found, expected):
 
 
 def test_what_is_saved_comes_back(tmp_path):
-    metadata = {"rounds": [1, 2], "fingerprint": "abc", "share": 0.1}
+    metadata = {"loop-iterations": [1, 2], "fingerprint": "abc", "share": 0.1}
     with GeneratorCheckpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(3, adapter(0), score=0.5, metadata=metadata)
     with GeneratorCheckpoints(tmp_path / "c") as checkpoints:

@@ -122,7 +122,7 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
                 rule="",
                 message="",
                 identity=identity,
-                wire="{}",
+                ir="{}",
                 notes=notes,
                 cost=123456,
             ),

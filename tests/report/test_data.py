@@ -116,7 +116,10 @@ def test_a_program_that_burst_on_application_is_among_the_reasons(tmp_path, made
         before = read_contents(store).iterations[0]
         store.save_application(
             Application(
-                candidate=program_candidate(first), verdict="too costly", rule="fuel", change=0.0
+                candidate=program_candidate(first),
+                verdict="too costly",
+                rule="loop-iterations",
+                change=0.0,
             )
         )
         after = read_contents(store).iterations[0]

@@ -353,7 +353,7 @@ REFUSED = [
             "return jax.lax.fori_loop(0, 10**9, lambda i, v: v * 0.5, x)"
         ),
         "too costly",
-        "rounds",
+        "loop-iterations",
     ),
     (
         "nested loops",
@@ -402,7 +402,7 @@ REFUSED = [
             "return jax.lax.while_loop(lambda v: True, lambda v: v * 0.5, x)"
         ),
         "too costly",
-        "fuel",
+        "loop-iterations",
     ),
     (
         "a loop in a condition",
@@ -421,7 +421,7 @@ REFUSED = [
             "return n + task_vectors['expert_1']"
         ),
         "too costly",
-        "fuel",
+        "loop-iterations",
     ),
     (
         "endless loop in Python",

@@ -138,7 +138,7 @@ class Judge:
 
         signal.signal(signal.SIGPROF, hang)
 
-    def __call__(self, wire: str) -> None:
+    def __call__(self, ir: str) -> None:
         """Raises whatever is not a refusal; AssertionError for a program outside the list."""
         from sdjax.sandbox.verdict import Refusal
         from sdjax.sandbox.verify.probe import probe
@@ -147,7 +147,7 @@ class Judge:
         started = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            program = verify_ir(wire, self.signature)
+            program = verify_ir(ir, self.signature)
             self.admitted += 1
             if self.admitted % PROBED == 1:
                 check_primitives(program)
@@ -166,9 +166,11 @@ def check_primitives(program: Any) -> None:
 
     from sdjax.sandbox.verify.verified_program import run
 
-    for layout, block in program.programs.values():
-        avals = layout.avals(list(program.hyperparameters))
-        jaxpr = jax.make_jaxpr(lambda *xs, b=block: run(b, xs, program.fuel)[0])(*avals)
+    for convention, block in program.programs.values():
+        avals = convention.avals(list(program.hyperparameters))
+        jaxpr = jax.make_jaxpr(lambda *xs, b=block: run(b, xs, program.max_loop_iterations)[0])(
+            *avals
+        )
         assert not jaxpr.effects
         _check_names(jaxpr.jaxpr)
 
@@ -195,11 +197,11 @@ def fuzz(signature: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge
         message = draw.choice(messages)
         for _ in range(draw.choice((1, 1, 1, 2, 3, 6))):
             message = mutated(message, messages, draw)
-        wire = written(message, draw)
+        ir = written(message, draw)
         if draw.random() < 0.05:  # and broken text
-            at = draw.randrange(len(wire) + 1)
-            wire = wire[:at] + draw.choice(('"', "[", "}", "\ud800", "1e999", "")) + wire[at + 1 :]
-        judge(wire)
+            at = draw.randrange(len(ir) + 1)
+            ir = ir[:at] + draw.choice(('"', "[", "}", "\ud800", "1e999", "")) + ir[at + 1 :]
+        judge(ir)
         if every and number % every == 0:
             seconds = time.monotonic() - started
             print(

@@ -12,7 +12,7 @@ HONEST = (
     "\ndef merge_models(task_vectors):\n    return sum(0.3 * t for t in task_vectors.values())\n"
 )
 # The text of an honest answer, for those that forge one.
-FORGED = '{{"wire": "{{}}"}}'
+FORGED = '{{"ir": "{{}}"}}'
 
 FILES = {
     "open": "raise ValueError(open('{secret}').read())",
@@ -157,13 +157,13 @@ FORGERY = {
         'import os\nos.write(3, b\'{{"verdict": "admitted", "rule": "", "message": ""}}\')\n'
         "os._exit(0)"
     ),
-    "a callback on the wire": (
+    "a callback in the IR": (
         "import json, os\n"
         "body = {{'inputs': 6, 'equations': [['pure_callback', [0], 1, {{'callback': 'os.system'}}]],\n"
         "        'outputs': [6]}}\n"
-        "wire = {{'version': 1, 'form': 'tensor', 'hyperparameters': {{}}, 'constants': [],\n"
+        "ir = {{'version': 1, 'form': 'tensor', 'hyperparameters': {{}}, 'constants': [],\n"
         "        'programs': [{{'of': [None, [16, 8]], 'block': body}}]}}\n"
-        "os.write(3, json.dumps({{'wire': json.dumps(wire)}}).encode())\nos._exit(0)"
+        "os.write(3, json.dumps({{'ir': json.dumps(ir)}}).encode())\nos._exit(0)"
     ),
     "a flood": "import os\nwhile True: os.write(3, b'x' * 65536)",
     "a closed pipe": "import os\nos.close(3)",

@@ -15,7 +15,7 @@ def test_mutated_messages_are_verified_programs_or_refusals(small):
     judge = fuzz(small, 1_000, seed=11)
     assert judge.outcomes.total() == 1_000
     assert judge.outcomes["admitted"] > 20  # not only nonsense
-    assert judge.outcomes["refused, wire"] > 300
+    assert judge.outcomes["refused, ir"] > 300
     assert judge.slowest < 20  # seconds; the alarm would have raised
 
 
@@ -25,7 +25,7 @@ def test_what_is_no_message_at_all(small):
         judge(str(junk))
     for length in (1, 10, 1_000):
         judge("".join(chr(draw.randrange(0x11000)) for _ in range(length)))
-    assert set(judge.outcomes) == {"refused, wire"}
+    assert set(judge.outcomes) == {"refused, ir"}
 
 
 def test_a_mutation_is_one_change_anywhere():

@@ -138,7 +138,7 @@ def test_nothing_leaks_with_the_text_rules_off_and_all_builtins(signature, canar
         assert not found[name].admitted, name
     assert found["a lock that nobody opens"].verdict == "timed out"
     assert found["ignoring the clock"].verdict != "admitted"
-    assert found["a flood"].rule == "wire"
+    assert found["a flood"].rule == "ir"
 
 
 def _below(pid: int) -> list[int]:

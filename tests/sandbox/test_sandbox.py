@@ -35,14 +35,14 @@ def test_valid_programs_are_admitted(verdicts, name):
     assert verdict.cost > 0
     assert verdict.memory > 0
     assert verdict.form == ("tree" if name == "tree" else "tensor")
-    assert json.loads(verdict.wire)["version"] == 1
+    assert json.loads(verdict.ir)["version"] == 1
 
 
 @pytest.mark.parametrize(("name", "expected", "rule"), [(n, v, r) for n, _, v, r in REFUSED])
 def test_other_programs_are_refused_with_a_reason(verdicts, name, expected, rule):
     verdict = verdicts[name]
     assert (verdict.verdict, verdict.rule) == (expected, rule or verdict.rule), verdict.message
-    assert verdict.wire is None
+    assert verdict.ir is None
     assert 0 < len(verdict.message) <= MESSAGE_LENGTH
     for leak in ("0x", "://", "/home", "/work", "site-packages", "Traceback"):
         assert leak not in verdict.message
@@ -192,8 +192,8 @@ def test_a_sandbox_that_is_not_running_says_so(signature):
         b"D",
         b"Dnot json",
         b"D[]",
-        b'D{"wire": 1}',
-        b'D{"wire": "{}", "verdict": "admitted"}',
+        b'D{"ir": 1}',
+        b'D{"ir": "{}", "verdict": "admitted"}',
         b'D{"verdict": "admitted", "rule": "x", "message": ""}',
         b'D{"verdict": "timed out", "rule": "x", "message": ""}',
         b'D{"verdict": "refused", "rule": "<b>", "message": ""}',

@@ -11,7 +11,7 @@ from sdjax.sandbox import sandbox
 ROOM = Path(sandbox.__file__).parent
 PARENT = (
     *("sandbox", "verdict", "contract", "layout", "primitives", "decode", "rebuild", "cost"),
-    *("trial", "hashes", "fusion", "probe"),
+    *("trial", "hashes", "code-size", "probe"),
 )
 ELSEWHERE = {"trial": ("sdjax.merging.compile_cache",)}  # the compiler's options
 LOCK = ("confine", "seccomp", "landlock", "server", "fork_server")

@@ -49,10 +49,10 @@ def programs(bench):
     """(identity, wire) of each; all of them pass the probe tensors."""
     found = {}
     for source in (NOT_FINITE, ENDLESS, LOOP_AND_NAN, FINE):
-        wire = trace_trusted(source, bench.signature)
-        program = verify_ir(wire, bench.signature)
+        ir = trace_trusted(source, bench.signature)
+        program = verify_ir(ir, bench.signature)
         probe(program, bench.signature)
-        found[source] = program.identity, wire
+        found[source] = program.identity, ir
     return found
 
 
@@ -60,7 +60,7 @@ def programs(bench):
     ("source", "verdict", "rule"),
     [
         (NOT_FINITE, "non-finite", "weights"),
-        (ENDLESS, "too costly", "fuel"),
+        (ENDLESS, "too costly", "loop-iterations"),
         (LOOP_AND_NAN, "non-finite", "weights"),
         (FINE, "admitted", ""),
     ],
@@ -81,31 +81,31 @@ def test_what_the_compiler_objects_to_is_a_verdict_and_a_bug_is_not(bench, progr
     compiler = jax.errors.JaxRuntimeError("INTERNAL: no such layout")
     monkeypatch.setattr(type(bench), "merge", objecting(compiler))
     application, merged = apply_program(bench, *programs[FINE], MAIN)
-    assert (application.verdict, application.rule, merged) == ("refused", "wire", None)
+    assert (application.verdict, application.rule, merged) == ("refused", "ir", None)
     monkeypatch.setattr(type(bench), "merge", objecting(AttributeError("ours")))
     with pytest.raises(AttributeError, match="ours"):
         apply_program(bench, *programs[FINE], MAIN)
 
 
 def test_what_is_compiled_may_take_so_much_memory(bench, programs, monkeypatch):
-    identity, wire = programs[FINE]
+    identity, ir = programs[FINE]
     monkeypatch.setattr(
         "sdjax.search.apply_candidate.to_algorithm", lambda *a, **k: _with_memory(-1, *a, **k)
     )
-    application, merged = apply_program(bench, identity, wire, MAIN)
+    application, merged = apply_program(bench, identity, ir, MAIN)
     assert (application.verdict, application.rule) == ("too costly", "memory")
     assert merged is None
 
 
-def _with_memory(most, wire, signature, *, name):
-    algorithm = to_algorithm(wire, signature, name=name)
-    function = dataclasses.replace(algorithm.function, most_memory=most)
+def _with_memory(most, ir, signature, *, name):
+    algorithm = to_algorithm(ir, signature, name=name)
+    function = dataclasses.replace(algorithm.function, max_memory=most)
     return dataclasses.replace(algorithm, function=function)
 
 
 def test_the_store_keeps_the_verdict(bench, programs, tmp_path):
     source = NOT_FINITE
-    identity, wire = programs[source]
+    identity, ir = programs[source]
     with Store.create(tmp_path, config={}, versions={}, layers=[]) as store:
         prompt = store.save_prompt("short", "def")
         for number in range(2):
@@ -121,7 +121,7 @@ def test_the_store_keeps_the_verdict(bench, programs, tmp_path):
             store.save_samples([sample])
         store.save_setting(Setting(seed="zoo:seed", slots={}, scope="mlp", task="sums"))
         verdict = StoredVerdict(
-            source=source, verdict="admitted", rule="", message="", identity=identity, wire=wire
+            source=source, verdict="admitted", rule="", message="", identity=identity, ir=ir
         )
         store.save_verdict(source, verdict)
         assert [one.status for one in store.judged()] == ["admitted", "duplicate"]

@@ -126,16 +126,16 @@ def test_each_sample_gets_its_status_whatever_the_order_of_verdicts(tmp_path):
 
 def test_a_verdict_is_kept_once_and_gives_its_wire(tmp_path):
     with create(tmp_path) as store:
-        huge = admitted("a", "A", wire="{}", cost=2**70, notes=("scales expert_1",))
+        huge = admitted("a", "A", ir="{}", cost=2**70, notes=("scales expert_1",))
         store.save_verdict("a", huge)
         store.save_verdict("a", refused("a"))
         kept = store.verdict_of("a")
         assert kept.verdict == "admitted"
         assert kept.cost == 2**63 - 1
-        assert store.wire_of("A") == "{}"
+        assert store.ir_of("A") == "{}"
         assert store.programs()["A"].notes == ("scales expert_1",)
         with pytest.raises(KeyError):
-            store.wire_of("B")
+            store.ir_of("B")
 
 
 def test_origin_is_unknown_until_it_is_told(tmp_path):

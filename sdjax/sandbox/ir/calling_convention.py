@@ -15,12 +15,12 @@ import numpy as np
 from sdjax.sandbox.ir.primitives import KEY_DTYPE
 from sdjax.sandbox.signature import MergeSignature
 
-WIRE_VERSION = 1
+IR_VERSION = 1
 REQUESTS = ("base", "key", "depth", "kind")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class CallingConvention:
     """One array program: for a tensor (`paths` is None) or for a whole tree."""
 
     slots: tuple[str, ...]
@@ -86,20 +86,20 @@ class Layout:
 # A program's name on the wire: [kind or null, shape] for a tensor; a whole-tree program is
 # "scope" (the real shapes) or "probe" (reduced ones).
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TracePlan:
     """Every array program of a message by name, in its order: those that it must hold, and those
     that it may hold for the probe runs (a program may well fail at reduced shapes alone)."""
 
-    required: Mapping[Any, Layout]
-    optional: Mapping[Any, Layout]
+    required: Mapping[Any, CallingConvention]
+    optional: Mapping[Any, CallingConvention]
     probes: tuple[tuple[Any, Any], ...]  # (name to probe, name to probe where that is missing)
 
     @property
-    def all(self) -> dict[Any, Layout]:
+    def all(self) -> dict[Any, CallingConvention]:
         return {**self.required, **self.optional}
 
 
-def plan(signature: MergeSignature, form: str, by_kind: bool) -> Plan:
+def trace_plan(signature: MergeSignature, form: str, by_kind: bool) -> TracePlan:
     """What to trace: a tree once, a tensor once per shape, or per kind and shape on request.
 
     Probed is a tree once, else every kind once, else one shape for each number of axes.
@@ -109,24 +109,24 @@ def plan(signature: MergeSignature, form: str, by_kind: bool) -> Plan:
         small = {} if probed == signature.paths else {"probe": _tree(signature, probed)}
         name = "probe" if small else "scope"
         whole = {"scope": _tree(signature, signature.paths)}
-        return Plan(required=whole, optional=small, probes=((name, "scope"),))
+        return TracePlan(required=whole, optional=small, probes=((name, "scope"),))
     elements = signature.limits.probe_elements
     real = {(t.kind if by_kind else None, t.shape): t for t in signature.tensors}
-    required: dict[Any, Layout] = {of: _tensor(signature, of[1]) for of in real}
+    required: dict[Any, CallingConvention] = {of: _tensor(signature, of[1]) for of in real}
     probes: dict[Any, tuple[Any, Any]] = {}
     for of, tensor in real.items():
         group = of if by_kind else len(tensor.shape)
         probes.setdefault(group, ((of[0], tensor.reduced(elements).shape), of))
     optional = {of: _tensor(signature, of[1]) for of, _ in probes.values() if of not in required}
-    return Plan(required=required, optional=optional, probes=tuple(probes.values()))
+    return TracePlan(required=required, optional=optional, probes=tuple(probes.values()))
 
 
-def _tensor(signature: MergeSignature, shape: tuple[int, ...]) -> Layout:
-    return Layout(slots=signature.slots, shapes=(shape,))
+def _tensor(signature: MergeSignature, shape: tuple[int, ...]) -> CallingConvention:
+    return CallingConvention(slots=signature.slots, shapes=(shape,))
 
 
-def _tree(signature: MergeSignature, paths: Sequence[tuple[str, Any]]) -> Layout:
-    return Layout(
+def _tree(signature: MergeSignature, paths: Sequence[tuple[str, Any]]) -> CallingConvention:
+    return CallingConvention(
         slots=signature.slots,
         shapes=tuple(signature.shape for _, signature in paths),
         paths=tuple(path for path, _ in paths),

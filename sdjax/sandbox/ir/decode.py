@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sdjax.sandbox.ir.calling_convention import REQUESTS, WIRE_VERSION, Layout, plan
+from sdjax.sandbox.ir.calling_convention import IR_VERSION, REQUESTS, CallingConvention, trace_plan
 from sdjax.sandbox.ir.hashes import canonical
 from sdjax.sandbox.ir.primitives import (
     ALLOWED,
@@ -54,19 +54,19 @@ class Block:
 class Message:
     form: Literal["tensor", "tree"]
     hyperparameters: dict[str, float]
-    programs: dict[Any, tuple[Layout, Block]]  # by the names of layout.plan
+    programs: dict[Any, tuple[CallingConvention, Block]]  # by the names of layout.plan
     by_kind: bool
 
 
-def decode(wire: str, signature: MergeSignature) -> Message:
+def decode(ir: str, signature: MergeSignature) -> Message:
     """The program in a message, or a Refusal; any surprise at all is a refusal."""
     try:
-        return _Decoder(signature).message(wire)
+        return _Decoder(signature).message(ir)
     except Refusal:
         raise
     except (Malformed, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         detail = str(error) if isinstance(error, Malformed) else type(error).__name__
-        raise Refusal("refused", "wire", f"the worker's message is not legal ({detail})") from None
+        raise Refusal("refused", "ir", f"the worker's message is not legal ({detail})") from None
 
 
 class Malformed(ValueError):
@@ -99,15 +99,15 @@ class _Decoder:
         self.constants: list[np.ndarray] = []
         self.equations = 0
 
-    def message(self, wire: str) -> Message:
-        _expect(type(wire) is str and len(wire) <= self.limits.wire_bytes, "a message within size")
-        data = json.loads(wire, parse_constant=_no_constant)
+    def message(self, ir: str) -> Message:
+        _expect(type(ir) is str and len(ir) <= self.limits.ir_bytes, "a message within size")
+        data = json.loads(ir, parse_constant=_no_constant)
         # No field twice, no space, no other spelling of a number: one program has one hash.
-        _expect(canonical(data) == wire, "the one way to write it")
+        _expect(canonical(data) == ir, "the one way to write it")
         version, form, floats, constants, programs = _record(
             data, "version", "form", "hyperparameters", "constants", "programs"
         )
-        _expect(version == WIRE_VERSION and type(version) is int, "the version")
+        _expect(version == IR_VERSION and type(version) is int, "the version")
         _expect(form in ("tensor", "tree"), "the form")
         hyperparameters = _hyperparameters(floats)
         self.constants = _constants(constants, self.limits)
@@ -115,14 +115,14 @@ class _Decoder:
         names = [_name(of) for of, _ in entries]
         by_kind = any(isinstance(n, tuple) and n[0] is not None for n in names)
         _expect(form == "tensor" or bool(self.signature.paths), "paths for a tree")
-        planned = plan(self.signature, form, by_kind)
-        required, expected = planned.required, planned.all
+        plan = trace_plan(self.signature, form, by_kind)
+        required, expected = plan.required, plan.all
         _expect(names == [n for n in expected if n in names or n in required], "the programs")
         decoded = {}
         for name, (_, block) in zip(names, entries, strict=True):
-            layout = expected[name]
-            inputs = len(layout.avals(list(hyperparameters)))
-            decoded[name] = layout, self.block(block, inputs, layout.leaves, 0)
+            convention = expected[name]
+            inputs = len(convention.avals(list(hyperparameters)))
+            decoded[name] = convention, self.block(block, inputs, convention.leaves, 0)
         return Message(
             form=form, hyperparameters=hyperparameters, programs=decoded, by_kind=by_kind
         )

@@ -13,14 +13,14 @@ def canonical(message: Any) -> str:
     return json.dumps(message, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def identity_of(wire: str) -> str:
+def identity_of(ir: str) -> str:
     """The hash of the normal form: equal for programs that differ in text alone."""
-    return hashlib.sha256(wire.encode()).hexdigest()
+    return hashlib.sha256(ir.encode()).hexdigest()
 
 
-def structure_of(wire: str) -> str:
+def structure_of(ir: str) -> str:
     """The same with the liftable float literals blanked: the key of a compilation cache."""
-    message = json.loads(wire)
+    message = json.loads(ir)
     message["hyperparameters"] = sorted(message["hyperparameters"])
     for program in message["programs"]:
         program["block"] = _lift(program["block"])

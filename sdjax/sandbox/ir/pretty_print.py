@@ -4,28 +4,28 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.sandbox.ir.calling_convention import Layout
+from sdjax.sandbox.ir.calling_convention import CallingConvention
 from sdjax.sandbox.ir.decode import Atom, Block, decode
 from sdjax.sandbox.signature import MergeSignature
 
 
-def readable(wire: str, signature: MergeSignature) -> str:
+def pretty_print(ir: str, signature: MergeSignature) -> str:
     """Each array program of a message: its tensors, then an operation a line."""
-    message = decode(wire, signature)
+    message = decode(ir, signature)
     names = list(message.hyperparameters)
     lines: list[str] = []
-    for name, (layout, block) in message.programs.items():
+    for name, (convention, block) in message.programs.items():
         where = f"program {name}" if isinstance(name, str) else f"tensors of {name[1]}"
         kind = f", {name[0]}" if isinstance(name, tuple) and name[0] else ""
-        inputs = _inputs(layout, names)
+        inputs = _inputs(convention, names)
         lines += [f"{where}{kind}:", *_block(block, inputs, "  ", "return")]
     defaults = ", ".join(f"{k} = {v:g}" for k, v in message.hyperparameters.items())
     return "\n".join([f"# {defaults}"] * bool(defaults) + lines)
 
 
-def _inputs(layout: Layout, hyperparameters: list[str]) -> list[str]:
-    paths = [""] if layout.paths is None else [f"[{path}]" for path in layout.paths]
-    tensors = [f"{owner}{path}" for owner in (*layout.slots, "base") for path in paths]
+def _inputs(convention: CallingConvention, hyperparameters: list[str]) -> list[str]:
+    paths = [""] if convention.paths is None else [f"[{path}]" for path in convention.paths]
+    tensors = [f"{owner}{path}" for owner in (*convention.slots, "base") for path in paths]
     return [*tensors, "key", "depth", *hyperparameters]
 
 

@@ -41,7 +41,7 @@ def check_copies(jaxpr: Any) -> None:
         total += len(indices)
         if total > MOST_COPIES:
             message = "values are used at too many shifted, flipped or transposed places in a row"
-            raise Refusal("too costly", "fusion", message)
+            raise Refusal("too costly", "code-size", message)
         if name in KEPT or name.startswith("reduce_"):
             indices = {hash(number)}
         for place, variable in enumerate(equation.invars):

@@ -28,12 +28,12 @@ class CostEstimate:
     rounds: int = 0
 
 
-def bill(closed: Any, limits: Limits, *, most_elements: int) -> CostEstimate:
+def estimate_cost(closed: Any, limits: Limits, *, most_elements: int) -> CostEstimate:
     """The bill of a closed jaxpr; Refusal where an intermediate is larger than `most_elements`."""
-    return _bill(closed.jaxpr, limits, most_elements)
+    return _estimate(closed.jaxpr, limits, most_elements)
 
 
-def _bill(jaxpr: Any, limits: Limits, most_elements: int) -> CostEstimate:
+def _estimate(jaxpr: Any, limits: Limits, most_elements: int) -> CostEstimate:
     check_copies(jaxpr)
     last_use: dict[Any, int] = {}
     for index, equation in enumerate(jaxpr.eqns):
@@ -65,14 +65,14 @@ def _inner(equation: Any, limits: Limits, most_elements: int) -> CostEstimate:
     name, params = equation.primitive.name, equation.params
 
     def of(body: Any) -> CostEstimate:
-        return _bill(getattr(body, "jaxpr", body), limits, most_elements)
+        return _estimate(getattr(body, "jaxpr", body), limits, most_elements)
 
     if name == "scan":
         body, length = of(params["jaxpr"]), params["length"]
         return CostEstimate(length * (body.cost + ROUND), body.memory, length * (1 + body.rounds))
     if name == "while":
         condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
-        each, most = condition.cost + body.cost + ROUND, limits.fuel + 1
+        each, most = condition.cost + body.cost + ROUND, limits.max_loop_iterations + 1
         memory = max(condition.memory, body.memory)
         return CostEstimate(most * each, memory, most * (1 + body.rounds))
     if name == "cond":
@@ -90,7 +90,7 @@ def _inner(equation: Any, limits: Limits, most_elements: int) -> CostEstimate:
 
 def _check_size(aval: Any, name: str, most_elements: int) -> None:
     if min(aval.shape, default=0) < 0:  # only a forged message says so
-        raise Refusal("refused", "wire", f"`{name}` makes an array with a negative axis")
+        raise Refusal("refused", "ir", f"`{name}` makes an array with a negative axis")
     found = max(math.prod(aval.shape), *aval.shape, 0)  # an axis counts even beside an empty one
     if found > most_elements:
         raise Refusal(

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.probe_run import Trial, run_trial, trials
+from sdjax.sandbox.verify.probe_run import ProbeRun, execute_probe_run, probe_runs
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 
 SAME = 1e-6  # relative distance below which two results are one
@@ -31,24 +31,26 @@ class Findings:
 
 def probe(program: VerifiedProgram, signature: MergeSignature) -> Findings:
     """Run the program on the contract's probe tensors; Refusal where a result is not finite."""
-    runs = trials(program)
-    results = [run_trial(program, trial) for trial in runs]
-    notes = _notes(results, [trial.inputs.host for trial in runs], signature.slots)
+    runs = probe_runs(program)
+    results = [execute_probe_run(program, probe_run) for probe_run in runs]
+    notes = _notes(results, [probe_run.inputs.host for probe_run in runs], signature.slots)
     if not notes and any(map(functools.partial(_depends_on_order, program), runs, results)):
         notes = (ORDER,)
     return Findings(fingerprint=_fingerprint(results, _salt(program)), notes=notes)
 
 
-def _depends_on_order(program: VerifiedProgram, trial: Trial, result: list[np.ndarray]) -> bool:
+def _depends_on_order(
+    program: VerifiedProgram, probe_run: ProbeRun, result: list[np.ndarray]
+) -> bool:
     """Whether the result changes, by more than the rounding of a sum, with the experts' places.
 
     A turn of all and a swap of the first two generate every order.
     """
-    wanted, count = _flat([result]), len(trial.inputs.task_vectors)
+    wanted, count = _flat([result]), len(probe_run.inputs.task_vectors)
     orders = {(*range(1, count), 0), (1, 0, *range(2, count))} if count > 1 else set()
     for order in sorted(orders):
         try:
-            found = _flat([run_trial(program, trial, order)])
+            found = _flat([execute_probe_run(program, probe_run, order)])
         except Refusal:  # finite in the given order alone
             return True
         if float(np.linalg.norm(found - wanted)) > ROUNDING * float(np.linalg.norm(wanted)):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from sdjax.merging.compile_cache import QUICK
-from sdjax.sandbox.ir.calling_convention import Layout
+from sdjax.sandbox.ir.calling_convention import CallingConvention
 from sdjax.sandbox.ir.decode import Equation
 from sdjax.sandbox.ir.primitives import CONTROL_FLOW
 from sdjax.sandbox.verdict import Refusal
@@ -35,7 +35,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trial:
+class ProbeRun:
     """One of a program's array programs on its probe tensors."""
 
     name: Any
@@ -50,24 +50,28 @@ class Operation:
 
     what: Any
     types: tuple[tuple[Any, Any], ...]  # shape and dtype of each operand
-    fuel: int
+    max_loop_iterations: int
     equation: Equation = field(compare=False)
 
 
 @functools.lru_cache(maxsize=MOST_KEPT)
 def _compiled(operation: Operation) -> jax.stages.Compiled:
     def call(*operands: Any) -> Any:
-        return bind(operation.equation, list(operands), operation.fuel)
+        return bind(operation.equation, list(operands), operation.max_loop_iterations)
 
     types = [jax.ShapeDtypeStruct(*of) for of in operation.types]
     return jax.jit(call).lower(*types).compile(compiler_options=QUICK)
 
 
-def _step(used: set[Operation], equation: Equation, operands: list[Any], fuel: int) -> Any:
+def _step(
+    used: set[Operation], equation: Equation, operands: list[Any], max_loop_iterations: int
+) -> Any:
     # Control flow holds a program of its own, and is the same as itself alone.
     same = equation if equation.name in CONTROL_FLOW else (equation.name, repr(equation.params))
     types = tuple((x.shape, x.dtype) for x in operands)
-    operation = Operation(what=same, types=types, fuel=fuel, equation=equation)
+    operation = Operation(
+        what=same, types=types, max_loop_iterations=max_loop_iterations, equation=equation
+    )
     used.add(operation)
     if len(used) > MOST_DIFFERENT:
         message = f"the program has more than {MOST_DIFFERENT} different operations"
@@ -75,21 +79,21 @@ def _step(used: set[Operation], equation: Equation, operands: list[Any], fuel: i
     return _compiled(operation)(*operands)
 
 
-def trials(program: VerifiedProgram) -> list[Trial]:
+def probe_runs(program: VerifiedProgram) -> list[ProbeRun]:
     """What is to be run: a tensor of each group (layout.plan), at either end of the depth."""
-    found: list[Trial] = []
+    found: list[ProbeRun] = []
     used: set[Operation] = set()
     for name in program.probes:
         inputs = _inputs(program.programs[name][0], name)
         depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
-        found += [Trial(name=name, inputs=inputs, depth=d, used=used) for d in depths]
+        found += [ProbeRun(name=name, inputs=inputs, depth=d, used=used) for d in depths]
     return found
 
 
 @functools.lru_cache(maxsize=16)
-def _inputs(layout: Layout, name: Any) -> Inputs:
+def _inputs(convention: CallingConvention, name: Any) -> Inputs:
     """Task vectors as fine-tuning leaves them: bfloat16 differences, some of them exactly zero."""
-    seed = int.from_bytes(hashlib.sha256(repr((name, layout)).encode()).digest()[:8], "big")
+    seed = int.from_bytes(hashlib.sha256(repr((name, convention)).encode()).digest()[:8], "big")
     draw = np.random.default_rng(seed)
 
     def tensor(shape: tuple[int, ...], scale: float, zeros: float) -> np.ndarray:
@@ -97,25 +101,25 @@ def _inputs(layout: Layout, name: Any) -> Inputs:
         values = np.where(draw.random(shape) < zeros, 0.0, values)
         return values.astype(jax.numpy.bfloat16).astype(np.float32)
 
-    common = [draw.random(shape) < 0.02 for shape in layout.shapes]  # zero for every expert
+    common = [draw.random(shape) < 0.02 for shape in convention.shapes]  # zero for every expert
     host = [
         [
             np.where(zero, np.float32(0), tensor(shape, 0.01 * (1 + i), 0.05))
-            for shape, zero in zip(layout.shapes, common, strict=True)
+            for shape, zero in zip(convention.shapes, common, strict=True)
         ]
-        for i in range(len(layout.slots))
+        for i in range(len(convention.slots))
     ]
-    base = [tensor(shape, 0.05, 0.0) for shape in layout.shapes]
+    base = [tensor(shape, 0.05, 0.0) for shape in convention.shapes]
     put = jax.device_put
     return Inputs(
-        task_vectors=tuple(put(layout.result(leaves)) for leaves in host),
-        base=put(layout.result(base)),
+        task_vectors=tuple(put(convention.result(leaves)) for leaves in host),
+        base=put(convention.result(base)),
         host=host,
     )
 
 
-def run_trial(
-    program: VerifiedProgram, trial: Trial, order: Sequence[int] | None = None
+def execute_probe_run(
+    program: VerifiedProgram, probe_run: ProbeRun, order: Sequence[int] | None = None
 ) -> list[np.ndarray]:
     """The result's leaves, with the experts in another order if one is given.
 
@@ -124,27 +128,30 @@ def run_trial(
     """
     with _on_host():
         try:
-            return _run(program, trial, order or range(len(trial.inputs.task_vectors)))
+            return _run(program, probe_run, order or range(len(probe_run.inputs.task_vectors)))
         except Refusal:
             raise
         except Exception as error:
             message = f"the array program cannot be run ({type(error).__name__})"
-            raise Refusal("refused", "wire", message) from None
+            raise Refusal("refused", "ir", message) from None
 
 
-def _run(program: VerifiedProgram, trial: Trial, order: Sequence[int]) -> list[np.ndarray]:
-    layout, block = program.programs[trial.name]
-    inputs = layout.pack(
-        [trial.inputs.task_vectors[slot] for slot in order],
-        trial.inputs.base,
+def _run(program: VerifiedProgram, probe_run: ProbeRun, order: Sequence[int]) -> list[np.ndarray]:
+    convention, block = program.programs[probe_run.name]
+    inputs = convention.pack(
+        [probe_run.inputs.task_vectors[slot] for slot in order],
+        probe_run.inputs.base,
         jax.random.key(0, impl="threefry2x32"),
-        np.float32(trial.depth),
+        np.float32(probe_run.depth),
         [np.float32(value) for value in program.hyperparameters.values()],
     )
-    outputs, exhausted = run(block, inputs, program.fuel, functools.partial(_step, trial.used))
+    outputs, exhausted = run(
+        block, inputs, program.max_loop_iterations, functools.partial(_step, probe_run.used)
+    )
     if exhausted is not None and bool(exhausted):
-        message = f"a `while` loop did not end within {program.fuel} steps on the probe tensors"
-        raise Refusal("too costly", "fuel", message)
+        limit = program.max_loop_iterations
+        message = f"a `while` loop did not end within {limit} iterations on the probe tensors"
+        raise Refusal("too costly", "loop-iterations", message)
     leaves = [np.asarray(leaf) for leaf in outputs]
     for leaf in leaves:
         if not np.isfinite(leaf).all():

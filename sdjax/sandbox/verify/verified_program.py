@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sdjax.sandbox.ir.calling_convention import Layout, plan
+from sdjax.sandbox.ir.calling_convention import CallingConvention, trace_plan
 from sdjax.sandbox.ir.decode import Atom, Block, Equation, Message, decode
 from sdjax.sandbox.ir.hashes import identity_of, structure_of
 from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.cost import CostEstimate, bill
+from sdjax.sandbox.verify.cost import CostEstimate, estimate_cost
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,10 +38,10 @@ class VerifiedProgram:
     hyperparameters: Mapping[str, float]
     cost: int
     memory: int
-    most_memory: int
-    programs: Mapping[Any, tuple[Layout, Block]]
+    max_memory: int
+    programs: Mapping[Any, tuple[CallingConvention, Block]]
     probes: tuple[Any, ...]  # which of them are to be tried
-    fuel: int
+    max_loop_iterations: int
 
     def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], /, **asked: Any) -> Any:
         """The merged task vector (float32; for a tree a dict from path to tensor).
@@ -72,18 +72,18 @@ class VerifiedProgram:
             jnp.asarray(hyperparameters.get(name, default), jnp.float32)
             for name, default in self.hyperparameters.items()
         ]
-        layout, block = self.programs[self._select(task_vectors, kind)]
-        inputs = layout.pack(task_vectors, base, key, depth, values)
-        outputs, exhausted = run(block, inputs, self.fuel)
-        return layout.result(outputs), exhausted
+        convention, block = self.programs[self._select(task_vectors, kind)]
+        inputs = convention.pack(task_vectors, base, key, depth, values)
+        outputs, exhausted = run(block, inputs, self.max_loop_iterations)
+        return convention.result(outputs), exhausted
 
     def _select(self, task_vectors: Any, kind: str | None) -> Any:
         values = task_vectors.values() if isinstance(task_vectors, Mapping) else task_vectors
         first = next(iter(values))
         if self.form == "tree":
             shapes = {path: jnp.shape(leaf) for path, leaf in first.items()}
-            for name, (layout, _) in self.programs.items():
-                if shapes == dict(zip(layout.paths or (), layout.shapes, strict=True)):
+            for name, (convention, _) in self.programs.items():
+                if shapes == dict(zip(convention.paths or (), convention.shapes, strict=True)):
                     return name
             raise ValueError("the program was not traced for such a tree")
         name = (kind if "kind" in self.requests else None, jnp.shape(first))
@@ -92,33 +92,33 @@ class VerifiedProgram:
         return name
 
 
-def verify_ir(wire: str, signature: MergeSignature) -> VerifiedProgram:
+def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
     """Verify a message from a worker or a store; Refusal where it is not legal or too costly."""
-    message = decode(wire, signature)
+    message = decode(ir, signature)
     limits = signature.limits
     names = list(message.hyperparameters)
-    bills: dict[Any, CostEstimate] = {}
-    most_memory = 0
-    for name, (layout, block) in message.programs.items():
-        jaxpr = _verified(block, layout, names, limits.fuel)
-        slot = sum(int(np.prod(shape)) for shape in layout.shapes)
+    estimates: dict[Any, CostEstimate] = {}
+    max_memory = 0
+    for name, (convention, block) in message.programs.items():
+        jaxpr = _verified(block, convention, names, limits.max_loop_iterations)
+        slot = sum(int(np.prod(shape)) for shape in convention.shapes)
         most = limits.growth * max(slot, 1 << 12)
-        bills[name] = bill(jaxpr, limits, most_elements=most)
+        estimates[name] = estimate_cost(jaxpr, limits, most_elements=most)
         allowed = 8 * most  # twice the largest intermediate that there may be, in float32
-        if bills[name].memory > allowed:
-            found = f"{bills[name].memory:.3g} bytes alive at once; {allowed:.3g} are allowed"
+        if estimates[name].memory > allowed:
+            found = f"{estimates[name].memory:.3g} bytes alive at once; {allowed:.3g} are allowed"
             raise Refusal("too costly", "memory", f"the program keeps {found}")
-        most_memory = max(most_memory, allowed)
-        if bills[name].rounds > limits.rounds:
-            found = f"{bills[name].rounds:.3g} rounds of loops; {limits.rounds:.3g} are allowed"
-            raise Refusal("too costly", "rounds", f"the program takes {found}")
-    probes = _probes(message, signature, bills)
+        max_memory = max(max_memory, allowed)
+        if estimates[name].rounds > limits.rounds:
+            found = f"{estimates[name].rounds:.3g} rounds of loops; {limits.rounds:.3g} are allowed"
+            raise Refusal("too costly", "loop-iterations", f"the program takes {found}")
+    probes = _probes(message, signature, estimates)
     if message.form == "tree":
-        cost = bills["scope"].cost
+        cost = estimates["scope"].cost
     else:
         scope = signature.scope
         kinds = [t.kind if message.by_kind else None for t in scope]
-        cost = sum(bills[kind, t.shape].cost for kind, t in zip(kinds, scope, strict=True))
+        cost = sum(estimates[kind, t.shape].cost for kind, t in zip(kinds, scope, strict=True))
     budget = limits.cost_per_element * max(1 << 12, sum(t.size for t in signature.scope))
     if cost > budget:
         raise Refusal(
@@ -128,47 +128,47 @@ def verify_ir(wire: str, signature: MergeSignature) -> VerifiedProgram:
             f" {budget:.3g} are allowed",
         )
     return VerifiedProgram(
-        identity=identity_of(wire),
-        structure=structure_of(wire),
+        identity=identity_of(ir),
+        structure=structure_of(ir),
         form=message.form,
         requests=_requests(message),
         hyperparameters=message.hyperparameters,
         cost=cost,
-        memory=max(b.memory for b in bills.values()),
-        most_memory=most_memory,
+        memory=max(b.memory for b in estimates.values()),
+        max_memory=max_memory,
         programs=message.programs,
         probes=probes,
-        fuel=limits.fuel,
+        max_loop_iterations=limits.max_loop_iterations,
     )
 
 
 def _probes(
-    message: Message, signature: MergeSignature, bills: Mapping[Any, CostEstimate]
+    message: Message, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
 ) -> tuple[Any, ...]:
     """The programs that the parent will run on probe tensors; Refusal where one takes too long.
 
     Nothing ends such a run, and a program may do other things at a probe's shape than at others.
     """
     limits, found = signature.limits, []
-    for small, real in plan(signature, message.form, message.by_kind).probes:
+    for small, real in trace_plan(signature, message.form, message.by_kind).probes:
         name = small if small in message.programs else real
-        layout, _ = message.programs[name]
-        if sum(int(np.prod(shape)) for shape in layout.shapes) > limits.probe_most:
+        convention, _ = message.programs[name]
+        if sum(int(np.prod(shape)) for shape in convention.shapes) > limits.probe_most:
             text = "the program does not work at the smaller shapes on which it is to be tried"
             hint = "take lengths from the arguments' shapes, so that it works at any"
             raise Refusal("wrong signature", "probe", f"{text}; {hint}")
-        if bills[name].cost > limits.probe_cost:
-            text = f"{bills[name].cost:.3g} scalar operations on small tensors"
+        if estimates[name].cost > limits.probe_cost:
+            text = f"{estimates[name].cost:.3g} scalar operations on small tensors"
             raise Refusal("too costly", "probe", f"{text}; {limits.probe_cost:.3g} are allowed")
         found.append(name)
     return tuple(found)
 
 
-def to_algorithm(wire: str, signature: MergeSignature, *, name: str) -> Any:
+def to_algorithm(ir: str, signature: MergeSignature, *, name: str) -> Any:
     """The `sdjax.merging.algorithm.Algorithm` of a verified message; no source is executed."""
     from sdjax.merging.algorithm import Algorithm
 
-    rebuilt = verify_ir(wire, signature)
+    rebuilt = verify_ir(ir, signature)
     return Algorithm(
         name=name,
         identity=rebuilt.identity,
@@ -180,19 +180,24 @@ def to_algorithm(wire: str, signature: MergeSignature, *, name: str) -> Any:
     )
 
 
-def _verified(block: Block, layout: Layout, hyperparameters: list[str], fuel: int) -> Any:
+def _verified(
+    block: Block,
+    convention: CallingConvention,
+    hyperparameters: list[str],
+    max_loop_iterations: int,
+) -> Any:
     """The program's jaxpr as the parent traces it, its results checked against the layout."""
     try:
-        jaxpr = jax.make_jaxpr(lambda *inputs: run(block, inputs, fuel)[0])(
-            *layout.avals(hyperparameters)
+        jaxpr = jax.make_jaxpr(lambda *inputs: run(block, inputs, max_loop_iterations)[0])(
+            *convention.avals(hyperparameters)
         )
     except Refusal:
         raise
     except Exception as error:  # whatever JAX objects to in a hostile message
         kind = type(error).__name__
         message = f"the worker's message does not trace ({kind})"
-        raise Refusal("refused", "wire", message) from None
-    for aval, shape in zip(jaxpr.out_avals, layout.shapes, strict=True):
+        raise Refusal("refused", "ir", message) from None
+    for aval, shape in zip(jaxpr.out_avals, convention.shapes, strict=True):
         if aval.shape != shape or aval.dtype != np.float32:
             message = f"the result is {aval.str_short()} where float32{list(shape)} is expected"
             raise Refusal("wrong signature", "shape", message)
@@ -204,10 +209,10 @@ def _verified(block: Block, layout: Layout, hyperparameters: list[str], fuel: in
 def _requests(message: Message) -> tuple[str, ...]:
     """What the programs really read besides the task vectors."""
     found = {"kind"} if message.by_kind else set()
-    for layout, block in message.programs.values():
+    for convention, block in message.programs.values():
         atoms = [a for equation in block.equations for a in equation.operands]
         used = {a for a in (*atoms, *block.outputs) if type(a) is int}
-        found |= {r for r in ("base", "key", "depth") if used & set(layout.position(r))}
+        found |= {r for r in ("base", "key", "depth") if used & set(convention.position(r))}
     return tuple(sorted(found))
 
 
@@ -218,10 +223,12 @@ def _requests(message: Message) -> tuple[str, ...]:
 Bind = Callable[[Equation, list[Any], int], tuple[list[Any], Any]]
 
 
-def bind(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+def bind(
+    equation: Equation, operands: list[Any], max_loop_iterations: int
+) -> tuple[list[Any], Any]:
     """One equation on these operands."""
     if equation.name in _CONTROL:
-        return _CONTROL[equation.name](equation, operands, fuel)
+        return _CONTROL[equation.name](equation, operands, max_loop_iterations)
     entry = ALLOWED[equation.name]
     # Scatter's public functions make for themselves what the parent supplies elsewhere.
     supplied = {} if equation.name.startswith("scatter") else entry.ignored
@@ -229,7 +236,9 @@ def bind(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any],
     return list(bound) if isinstance(bound, (list, tuple)) else [bound], None
 
 
-def run(block: Block, inputs: Sequence[Any], fuel: int, bind: Bind = bind) -> tuple[list[Any], Any]:
+def run(
+    block: Block, inputs: Sequence[Any], max_loop_iterations: int, bind: Bind = bind
+) -> tuple[list[Any], Any]:
     """A block's equations on these inputs, one after the other: (outputs, exhausted or None)."""
     values = list(inputs)
     exhausted = jnp.zeros((), bool) if block.loops else None
@@ -241,22 +250,24 @@ def run(block: Block, inputs: Sequence[Any], fuel: int, bind: Bind = bind) -> tu
         return lax.optimization_barrier(atom) if isinstance(atom, np.ndarray) else atom
 
     for equation in block.equations:
-        results, flag = bind(equation, [read(a) for a in equation.operands], fuel)
+        results, flag = bind(equation, [read(a) for a in equation.operands], max_loop_iterations)
         if len(results) != equation.outputs:
-            raise Refusal("refused", "wire", f"{equation.name} has another number of results")
+            raise Refusal("refused", "ir", f"{equation.name} has another number of results")
         exhausted = exhausted if flag is None else flag | exhausted
         values.extend(results)
     return [jnp.asarray(read(a)) for a in block.outputs], exhausted
 
 
-def _scan(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+def _scan(
+    equation: Equation, operands: list[Any], max_loop_iterations: int
+) -> tuple[list[Any], Any]:
     p = equation.params
     body, carries = p["body"], p["carry"]
     consts, rest = operands[: p["consts"]], operands[p["consts"] :]
 
     def step(carry: tuple, xs: tuple) -> tuple[tuple, tuple]:
         state, flag = carry
-        outputs, exhausted = run(body, [*consts, *state, *xs], fuel)
+        outputs, exhausted = run(body, [*consts, *state, *xs], max_loop_iterations)
         flag = flag if exhausted is None else flag | exhausted
         return (tuple(outputs[:carries]), flag), tuple(outputs[carries:])
 
@@ -267,12 +278,14 @@ def _scan(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any]
     return [*state, *ys], flag
 
 
-def _while(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+def _while(
+    equation: Equation, operands: list[Any], max_loop_iterations: int
+) -> tuple[list[Any], Any]:
     p = equation.params
     first, second = p["condition_consts"], p["condition_consts"] + p["body_consts"]
 
     def wanted(state: tuple) -> Any:
-        return run(p["condition"], [*operands[:first], *state], fuel)[0][0]
+        return run(p["condition"], [*operands[:first], *state], max_loop_iterations)[0][0]
 
     # The carry: what the program carries, fuel left, whether an inner loop ran out of its own.
     def condition(carry: tuple) -> Any:
@@ -281,22 +294,24 @@ def _while(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any
 
     def step(carry: tuple) -> tuple:
         state, left, flag = carry
-        outputs, exhausted = run(p["body"], [*operands[first:second], *state], fuel)
+        outputs, exhausted = run(p["body"], [*operands[first:second], *state], max_loop_iterations)
         return tuple(outputs), left - 1, flag if exhausted is None else flag | exhausted
 
     initial = tuple(jnp.asarray(x) for x in operands[second:])
-    start = (initial, jnp.int32(fuel), jnp.zeros((), bool))
+    start = (initial, jnp.int32(max_loop_iterations), jnp.zeros((), bool))
     state, _, flag = lax.while_loop(condition, step, start)
     return list(state), flag | wanted(state)  # still wanted: it ended for want of fuel
 
 
-def _cond(equation: Equation, operands: list[Any], fuel: int) -> tuple[list[Any], Any]:
+def _cond(
+    equation: Equation, operands: list[Any], max_loop_iterations: int
+) -> tuple[list[Any], Any]:
     branches = equation.params["branches"]
     loops = any(branch.loops for branch in branches)
 
     def branch(block: Block) -> Callable:
         def call(*inputs: Any) -> tuple:
-            outputs, exhausted = run(block, inputs, fuel)
+            outputs, exhausted = run(block, inputs, max_loop_iterations)
             flag = jnp.zeros((), bool) if exhausted is None else exhausted
             return tuple(outputs), flag if loops else None
 

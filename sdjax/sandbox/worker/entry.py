@@ -29,7 +29,7 @@ def _trace(source: bytes, signature: MergeSignature) -> dict[str, str]:
     from sdjax.sandbox.worker.trace import trace_source
 
     try:
-        return {"wire": trace_source(source.decode("utf-8", "surrogatepass"), signature)}
+        return {"ir": trace_source(source.decode("utf-8", "surrogatepass"), signature)}
     except Refusal as refusal:
         return {"verdict": refusal.verdict, "rule": refusal.rule, "message": refusal.message}
     except MemoryError:

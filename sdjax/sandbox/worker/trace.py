@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.sandbox.ir.calling_convention import REQUESTS, WIRE_VERSION, Layout, plan
+from sdjax.sandbox.ir.calling_convention import IR_VERSION, REQUESTS, CallingConvention, trace_plan
 from sdjax.sandbox.ir.encode import Encoder
 from sdjax.sandbox.ir.hashes import canonical
 from sdjax.sandbox.signature import MergeSignature
@@ -135,17 +135,18 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
     requested = _guarded(lambda: _read_signature(load, form))
     encoder = Encoder(signature.limits)
     by_kind = "kind" in requested.requests
-    planned = plan(signature, form, by_kind)
+    plan = trace_plan(signature, form, by_kind)
     blocks = {
-        of: _block(load, requested, of, layout, encoder) for of, layout in planned.required.items()
+        of: _block(load, requested, of, convention, encoder)
+        for of, convention in plan.required.items()
     }
-    for of, layout in planned.optional.items():
+    for of, convention in plan.optional.items():
         with contextlib.suppress(Refusal):  # it may only work at the real shapes
-            blocks[of] = _block(load, requested, of, layout, encoder)
+            blocks[of] = _block(load, requested, of, convention, encoder)
     if by_kind:
         blocks = _without_idle_kind(blocks, signature)
     message = {
-        "version": WIRE_VERSION,
+        "version": IR_VERSION,
         "form": form,
         "hyperparameters": requested.floats,
         "constants": encoder.constants,
@@ -155,9 +156,13 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
 
 
 def _block(
-    load: Loader, requested: RequestedInputs, of: Any, layout: Layout, encoder: Encoder
+    load: Loader,
+    requested: RequestedInputs,
+    of: Any,
+    convention: CallingConvention,
+    encoder: Encoder,
 ) -> dict:
-    jaxpr = _guarded(lambda: _jaxpr(load, requested, of, layout))
+    jaxpr = _guarded(lambda: _jaxpr(load, requested, of, convention))
     if jaxpr.effects:
         raise Refusal("refused", "effects", "the program has side effects (print, callback)")
     return _guarded(lambda: encoder.block(jaxpr))
@@ -173,34 +178,34 @@ def _read_signature(load: Loader, form: str) -> RequestedInputs:
     return found[0]
 
 
-def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, layout: Layout) -> Any:
+def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, convention: CallingConvention) -> Any:
     names = tuple(requested.floats)
 
     def call(*inputs: Any) -> tuple:
-        task_vectors, available = layout.unpack(inputs, names)
+        task_vectors, available = convention.unpack(inputs, names)
         available["kind"] = of[0]
         asked = {name: available[name] for name in (*requested.requests, *names)}
-        return tuple(_checked(load()(task_vectors, **asked), layout))
+        return tuple(_checked(load()(task_vectors, **asked), convention))
 
     # As the engine runs its methods: products in full float32, on every platform.
     with jax.default_matmul_precision("highest"):
-        return jax.make_jaxpr(call)(*layout.avals(names))
+        return jax.make_jaxpr(call)(*convention.avals(names))
 
 
-def _checked(result: Any, layout: Layout) -> list[jax.Array]:
+def _checked(result: Any, convention: CallingConvention) -> list[jax.Array]:
     """The result's leaves as float32, or a Refusal that says what was expected."""
-    if layout.paths is None:
-        return [_checked_leaf(result, layout.shapes[0], "")]
+    if convention.paths is None:
+        return [_checked_leaf(result, convention.shapes[0], "")]
     if not isinstance(result, dict):
         kind = type(result).__name__
         raise _wrong("tree", f"merge_trees must return a dict from path to tensor, not {kind}")
-    for path in layout.paths:
+    for path in convention.paths:
         if path not in result:
             raise _wrong("tree", f"the result has no tensor `{path}`")
     for path in result:
-        if path not in layout.paths:
+        if path not in convention.paths:
             raise _wrong("tree", f"the result has a tensor `{path}` that the model does not have")
-    pairs = zip(layout.paths, layout.shapes, strict=True)
+    pairs = zip(convention.paths, convention.shapes, strict=True)
     return [_checked_leaf(result[path], shape, f" for `{path}`") for path, shape in pairs]
 
 
@@ -230,8 +235,8 @@ def _without_idle_kind(blocks: dict, signature: MergeSignature) -> dict:
     for (_, shape), block in blocks.items():
         if by_shape.setdefault(shape, block) != block:
             return blocks
-    planned = plan(signature, "tensor", by_kind=False).all
-    return {name: by_shape[name[1]] for name in planned if name[1] in by_shape}
+    plan = trace_plan(signature, "tensor", by_kind=False).all
+    return {name: by_shape[name[1]] for name in plan if name[1] in by_shape}
 
 
 # --- errors in words -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ LOOPS = ("scan", "while", "cond", "fori loop")
 
 
 @pytest.fixture(scope="module")
-def wires(signature):
+def irs(signature):
     return {
         name: trace_trusted(VALID[name], signature) for name in ("ties", *LOOPS, "top-level arrays")
     }
@@ -27,15 +27,15 @@ def first_block(message):
 
 
 def refused(message, signature) -> Refusal:
-    wire = message if isinstance(message, str) else canonical(message)
+    ir = message if isinstance(message, str) else canonical(message)
     with pytest.raises(Refusal) as refusal:
-        verify_ir(wire, signature)
+        verify_ir(ir, signature)
     assert refusal.value.message
     return refusal.value
 
 
 @pytest.mark.parametrize(
-    "wire",
+    "ir",
     [
         "",
         "null",
@@ -51,8 +51,8 @@ def refused(message, signature) -> Refusal:
         "x" * (5 << 20),
     ],
 )
-def test_what_is_no_message_is_refused(wire, signature):
-    assert refused(wire, signature).rule == "wire"
+def test_what_is_no_message_is_refused(ir, signature):
+    assert refused(ir, signature).rule == "ir"
 
 
 def _set(path, value):
@@ -115,8 +115,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_messages_are_refused(name, wires, signature):
-    message = json.loads(wires["ties"])
+def test_hostile_messages_are_refused(name, irs, signature):
+    message = json.loads(irs["ties"])
     HOSTILE[name](message)
     assert refused(message, signature).verdict in ("refused", "wrong signature")
 
@@ -134,10 +134,10 @@ def test_hostile_messages_are_refused(name, wires, signature):
         {"type": "float32", "shape": [1] * 9, "data": "AAAAAA=="},
     ],
 )
-def test_hostile_constants_are_refused(constant, wires, signature):
-    message = json.loads(wires["top-level arrays"])
+def test_hostile_constants_are_refused(constant, irs, signature):
+    message = json.loads(irs["top-level arrays"])
     message["constants"][0] = constant
-    assert refused(message, signature).rule == "wire"
+    assert refused(message, signature).rule == "ir"
 
 
 def _scan_of(message):
@@ -147,17 +147,17 @@ def _scan_of(message):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"length": 10**12}, "rounds"),
-        ({"length": -1}, "wire"),
-        ({"length": 10**30}, "wire"),
-        ({"carry": 5}, "wire"),
-        ({"consts": 99}, "wire"),
-        ({"reverse": 1}, "wire"),
-        ({"body": None}, "wire"),
+        ({"length": 10**12}, "loop-iterations"),
+        ({"length": -1}, "ir"),
+        ({"length": 10**30}, "ir"),
+        ({"carry": 5}, "ir"),
+        ({"consts": 99}, "ir"),
+        ({"reverse": 1}, "ir"),
+        ({"body": None}, "ir"),
     ],
 )
-def test_hostile_loops_are_refused(change, rule, wires, signature):
-    message = json.loads(wires["fori loop"])
+def test_hostile_loops_are_refused(change, rule, irs, signature):
+    message = json.loads(irs["fori loop"])
     for program in message["programs"]:
         next(e for e in program["block"]["equations"] if e[0] == "scan")[3].update(change)
     assert refused(message, signature).rule == rule
@@ -171,8 +171,8 @@ def test_nesting_is_bounded(signature):
             "equations": [["cond", [["int32", 0], 0], 1, {"branches": [block]}]],
             "outputs": [1],
         }
-    wire = trace_trusted(merge("return task_vectors['expert_1']"), signature)
-    message = json.loads(wire)
+    ir = trace_trusted(merge("return task_vectors['expert_1']"), signature)
+    message = json.loads(ir)
     message["programs"][0]["block"]["equations"] = [
         ["cond", [["int32", 0], 0], 1, {"branches": [block]}]
     ]
@@ -180,9 +180,9 @@ def test_nesting_is_bounded(signature):
     assert "nesting" in refused(message, signature).message
 
 
-def test_a_condition_holds_no_loop(wires, signature):
+def test_a_condition_holds_no_loop(irs, signature):
     """It is traced twice: without this rule eight levels take 256 times as long to verify."""
-    message = json.loads(wires["while"])
+    message = json.loads(irs["while"])
     for program in message["programs"]:
         loop = next(e for e in program["block"]["equations"] if e[0] == "while")
         inner = [loop[0], [0], 1, copy.deepcopy(loop[3])]
@@ -191,11 +191,11 @@ def test_a_condition_holds_no_loop(wires, signature):
 
 
 def test_equations_are_bounded_over_all_blocks(signature):
-    wire = trace_trusted(VALID["ties"], signature)
+    ir = trace_trusted(VALID["ties"], signature)
     tight = MergeSignature(
         slots=signature.slots, tensors=signature.tensors, limits=Limits(equations=40)
     )
-    assert "equations" in refused(wire, tight).message
+    assert "equations" in refused(ir, tight).message
 
 
 def test_shapes_that_explode_are_refused_before_anything_is_computed(signature):
@@ -206,28 +206,28 @@ def test_shapes_that_explode_are_refused_before_anything_is_computed(signature):
         program["block"]["equations"].insert(
             0, ["iota", [], 1, {"dtype": "float32", "shape": [1 << 39], "dimension": 0}]
         )
-    assert refused(message, signature).rule in ("elements", "wire")
+    assert refused(message, signature).rule in ("elements", "ir")
 
 
-def test_a_message_is_written_in_one_way(wires, signature):
+def test_a_message_is_written_in_one_way(irs, signature):
     """Or one program had many hashes, and the later of two equal keys would count."""
-    wire = wires["ties"]
-    assert verify_ir(wire, signature)
+    ir = irs["ties"]
+    assert verify_ir(ir, signature)
     for other in (
-        wire + " ",
-        wire.replace('"version":1', '"version":1,"version":1'),
-        wire.replace('"version":1', '"version":2,"version":1'),
-        wire.replace('"float32"', '"float\\u00332"'),
-        wire.replace("0.699999988079071", "0.6999999880790710"),
-        json.dumps(json.loads(wire)),
+        ir + " ",
+        ir.replace('"version":1', '"version":1,"version":1'),
+        ir.replace('"version":1', '"version":2,"version":1'),
+        ir.replace('"float32"', '"float\\u00332"'),
+        ir.replace("0.699999988079071", "0.6999999880790710"),
+        json.dumps(json.loads(ir)),
     ):
-        assert other != wire
+        assert other != ir
         assert "one way" in refused(other, signature).message
 
 
 @pytest.mark.parametrize("name", ["base", "key", "depth", "kind"])
-def test_a_hyperparameter_has_no_name_of_the_api(name, wires, signature):
-    message = json.loads(wires["ties"])
+def test_a_hyperparameter_has_no_name_of_the_api(name, irs, signature):
+    message = json.loads(irs["ties"])
     message["hyperparameters"] = {name: 1.0}
     for program in message["programs"]:
         _renumber(program["block"])
@@ -255,15 +255,15 @@ def _program(equations, output, signature):
 @pytest.mark.parametrize(
     ("equations", "rule"),
     [
-        ([["random_bits", [4], 1, {"bit_width": 32, "shape": [-5]}]], "wire"),
-        ([["tile", [0], 1, {"reps": [-1, 1]}]], "wire"),
+        ([["random_bits", [4], 1, {"bit_width": 32, "shape": [-5]}]], "ir"),
+        ([["tile", [0], 1, {"reps": [-1, 1]}]], "ir"),
         ([["iota", [], 1, {"dtype": "int8", "shape": [0, 1 << 40], "dimension": 0}]], "elements"),
-        ([["integer_pow", [0], 1, {"y": 1 << 31}]], "wire"),
-        ([["integer_pow", [0], 1, {"y": -65}]], "wire"),
-        ([["reduce_precision", [0], 1, {"exponent_bits": -1, "mantissa_bits": 3}]], "wire"),
-        ([["top_k", [0], 2, {"k": -1, "axis": 1}]], "wire"),
-        ([["fft", [0], 1, {"fft_type": "RFFT", "fft_lengths": [-8]}]], "wire"),
-        ([["cumsum", [0], 1, {"axis": 0, "reverse": False}]] * 301, "wire"),  # of 1,500 / 5
+        ([["integer_pow", [0], 1, {"y": 1 << 31}]], "ir"),
+        ([["integer_pow", [0], 1, {"y": -65}]], "ir"),
+        ([["reduce_precision", [0], 1, {"exponent_bits": -1, "mantissa_bits": 3}]], "ir"),
+        ([["top_k", [0], 2, {"k": -1, "axis": 1}]], "ir"),
+        ([["fft", [0], 1, {"fft_type": "RFFT", "fft_lengths": [-8]}]], "ir"),
+        ([["cumsum", [0], 1, {"axis": 0, "reverse": False}]] * 301, "ir"),  # of 1,500 / 5
     ],
 )
 def test_numbers_that_a_shape_or_a_count_cannot_be(equations, rule, signature):

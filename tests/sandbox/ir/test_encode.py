@@ -15,8 +15,8 @@ from sdjax.sandbox.worker.trace import trace_trusted
 @pytest.fixture
 def hashes(signature):
     def compute(program):
-        wire = trace_trusted(program, signature)
-        return identity_of(wire), structure_of(wire)
+        ir = trace_trusted(program, signature)
+        return identity_of(ir), structure_of(ir)
 
     return compute
 
@@ -117,8 +117,8 @@ def test_constants_count(hashes):
 
 def test_a_wire_is_already_in_its_only_form(signature):
     for source in VALID.values():
-        wire = trace_trusted(source, signature)
-        assert wire == canonical(json.loads(wire))
+        ir = trace_trusted(source, signature)
+        assert ir == canonical(json.loads(ir))
 
 
 def test_functions_of_our_own_are_traced_by_the_same_path(signature):
@@ -131,7 +131,7 @@ def test_functions_of_our_own_are_traced_by_the_same_path(signature):
 
 def test_tracing_is_the_same_with_a_backend_and_without(signature, sandbox):
     for name in ("ties", "dare", "svd", "tree", "top-level arrays"):
-        assert sandbox.judge(VALID[name]).wire == trace_trusted(VALID[name], signature)
+        assert sandbox.judge(VALID[name]).ir == trace_trusted(VALID[name], signature)
 
 
 def test_trusted_programs_are_refused_in_the_same_words(signature):

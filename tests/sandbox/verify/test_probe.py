@@ -43,8 +43,8 @@ def test_it_is_the_same_every_time(signature):
 
 
 def test_large_tensors_are_probed_at_a_reduced_shape(large):
-    wire = trace_trusted(merge("return task_vectors['expert_1'] * 2.0"), large)
-    program = verify_ir(wire, large)
+    ir = trace_trusted(merge("return task_vectors['expert_1'] * 2.0"), large)
+    program = verify_ir(ir, large)
     assert set(program.programs) == {(None, s) for s in [(512, 128), (128,), (128, 32)]}
     assert probe(program, large).notes == ("plain scaling of one task vector: expert_1",)
 
@@ -98,7 +98,7 @@ def test_what_xla_objects_to_is_a_refusal(bits, signature):
         program["block"]["equations"][0][3]["exponent_bits"] = bits
     with pytest.raises(Refusal) as refusal:
         probe(verify_ir(json.dumps(message), signature), signature)
-    assert refusal.value.rule == "wire"
+    assert refusal.value.rule == "ir"
 
 
 def test_so_many_different_operations_and_no_more(signature):
@@ -122,7 +122,7 @@ def test_so_many_different_operations_and_no_more(signature):
 @pytest.mark.parametrize(
     ("body", "rule"),
     [
-        ("fori_loop(0, 10**9, lambda i, v: v * 1.1, x)", "rounds"),
+        ("fori_loop(0, 10**9, lambda i, v: v * 1.1, x)", "loop-iterations"),
         ("fori_loop(0, 10**5, lambda i, v: jnp.tanh(v @ v.T) @ v, x)", "probe"),
     ],
 )
