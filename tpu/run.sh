@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Starts one `sdjax run` on every worker of a TPU slice:
+# Start one `sdjax run` on every worker of a TPU slice:
 #   tpu/run.sh [--dry-run] NAME ZONE CONFIG --out DIR [more options of `sdjax run`]
-# NAME is the TPU VM's (or queued resource's node), CONFIG a path in this checkout or on the workers.
-# PROJECT is gcloud's unless set. DIR must be one that all workers share.
+# NAME is the TPU VM (or the node of a queued resource); CONFIG is a path in this checkout or on the
+# workers; DIR must be on storage that all workers share. PROJECT defaults to gcloud's project.
 set -euo pipefail
 
 dry=
-for argument; do  # wherever it stands, so that none launches by mistake
+for argument; do  # accepted in any position, so that a misplaced one never launches a run
   shift
   if [[ $argument == --dry-run ]]; then dry=1; else set -- "$@" "$argument"; fi
 done
@@ -20,12 +20,12 @@ shift 2
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=("$name" --zone="$zone" ${PROJECT:+--project="$PROJECT"} --worker=all)
 
-call() {  # runs a command, or prints it as the shell would read it back
+call() {  # run a command, or print it quoted for the shell
   if [[ $dry ]]; then printf '%q ' "$@" | sed 's/ $//'; echo; else "$@"; fi
 }
 on_workers() { call gcloud compute tpus tpu-vm ssh "${target[@]}" --command="$1"; }
 
-# The checkout goes over without its history, data and environments, as one archive.
+# Copy the checkout as one archive, without its history, run folders and virtual environment.
 archive=$(mktemp -u -t sdjax-XXXXXX.tar.gz)
 trap 'rm -f "$archive"' EXIT
 [[ $dry ]] && archive=/tmp/sdjax.tar.gz
@@ -33,7 +33,7 @@ call tar -C "$root" --exclude-vcs --exclude=.venv --exclude=runs -czf "$archive"
 call gcloud compute tpus tpu-vm scp "$archive" "$name":sdjax.tar.gz --zone="$zone" \
   ${PROJECT:+--project="$PROJECT"} --worker=all
 
-# Python 3.11 or newer comes with the image of the TPU VM; uv brings one where it does not.
+# If the image of the TPU VM has no Python 3.11 or newer, uv installs one.
 on_workers 'mkdir -p sdjax && tar -C sdjax -xzf sdjax.tar.gz && python3 -m pip install -q --user uv && python3 -m uv venv -q --clear --python ">=3.11" sdjax/.venv && python3 -m uv pip install -q --python sdjax/.venv "./sdjax[tpu]"'
 
 run=$(printf ' %q' "$@")
