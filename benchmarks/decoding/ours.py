@@ -13,8 +13,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from problems import chat, fixed_prompts, gsm8k, svamp  # noqa: E402
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings  # noqa: E402
-from sdjax.evaluation.job import decoder_sizes  # noqa: E402
+from sdjax.decoding.config import DecoderConfig, fit_decoder_config  # noqa: E402
+from sdjax.decoding.decoder import Decoder  # noqa: E402
 from sdjax.io.hf_checkpoint import read_model  # noqa: E402
 from sdjax.io.tokenizer import read_tokenizer  # noqa: E402
 
@@ -58,7 +58,7 @@ def greedy(model: str, data: str) -> dict:
     config, params = read_model(model)
     prompts = chat(model, gsm8k(data)[:64])
     longest = -(-max(map(len, prompts)) // 16) * 16
-    settings = DecoderSettings(slots=32, rows=8, buckets=(longest,), max_new_tokens=128)
+    settings = DecoderConfig(slots=32, prefill_batch=8, buckets=(longest,), max_new_tokens=128)
     decoder = Decoder(config, settings, stop_tokens=read_tokenizer(model).eos_ids)
     found = decoder.decode(params, None, prompts)
     programs = len(compiled)
@@ -82,7 +82,7 @@ def greedy(model: str, data: str) -> dict:
 def fixed(model: str, data: str) -> dict:
     config, params = read_model(model, dtype=np.float32)
     prompts = fixed_prompts()
-    settings = DecoderSettings(slots=32, rows=32, buckets=(140,), max_new_tokens=64)
+    settings = DecoderConfig(slots=32, prefill_batch=32, buckets=(140,), max_new_tokens=64)
     decoder = Decoder(config, settings, stop_tokens=())
     decoder.decode(params, None, prompts)
     clock = Clock(decoder)
@@ -103,7 +103,7 @@ def evaluation(model: str, data: str) -> dict:
     config, params = read_model(model)
     tokenizer = read_tokenizer(model)
     prompts = chat(model, svamp(data)[:256])
-    settings = decoder_sizes(config, prompts, 128)
+    settings = fit_decoder_config(config, prompts, 128)
     decoder = Decoder(config, settings, stop_tokens=tokenizer.eos_ids)
     clock = Clock(decoder)
     found = decoder.decode(params, None, prompts)
@@ -114,7 +114,7 @@ def evaluation(model: str, data: str) -> dict:
         "mean output": float(np.mean([len(one.tokens) + one.stopped for one in found])),
         "characters": sum(map(len, texts)),
         "slots": settings.slots,
-        "rows": settings.rows,
+        "rows": settings.prefill_batch,
         "prefix": len(settings.prefix),
         "buckets": settings.buckets,
         "occupancy": work.occupancy,

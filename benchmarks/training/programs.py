@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.decoder import Decoder
 from sdjax.decoding.sampling import Sampling
 from sdjax.io.hf_checkpoint import read_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
@@ -41,7 +42,7 @@ def main() -> None:
     config, params = read_model(folder)
     tokenizer = read_tokenizer(folder)
     prompt = list(make_lesson(tokenizer, "full", EXPERTS, ()).prompt)
-    settings = DecoderSettings(slots=40, rows=1, buckets=(len(prompt),), max_new_tokens=208)
+    settings = DecoderConfig(slots=40, prefill_batch=1, buckets=(len(prompt),), max_new_tokens=208)
     decoder = Decoder(config, settings, stop_tokens=tokenizer.eos_ids)
     start = time.perf_counter()
     completions = decoder.decode(

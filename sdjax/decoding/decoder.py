@@ -12,7 +12,6 @@ tokens, S cached positions.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -21,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.core.errors import UserError
 from sdjax.decoding import steps
+from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.schedule import Assignment, Schedule
 from sdjax.decoding.state import Seats, State, empty_state, state_sharding
@@ -52,35 +51,6 @@ class Completion:
     logprobs: tuple[float, ...] | None = None
     text: str | None = None
     failure: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderSettings:
-    """The sizes that a decoder is compiled for.
-
-    Attributes:
-        slots: sequences that are decoded side by side.
-        rows: prompts that are computed at once, at most `slots`. So many slots wait for a refill:
-            few rows keep the slots busy, many make the most of the arithmetic units.
-        buckets: padded prompt lengths, ascending; of what follows the prefix.
-        max_new_tokens: the most tokens behind a prompt, stop token included.
-        prefix: tokens that all prompts begin with, as worked examples or a system message; they are
-            computed once a call.
-    """
-
-    slots: int = 64
-    rows: int = 32
-    buckets: tuple[int, ...] = (32, 64, 128, 256)
-    max_new_tokens: int = 64
-    prefix: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        if not 0 < self.rows <= self.slots:
-            raise UserError(f"decoding.rows is {self.rows}: it must be 1 to slots ({self.slots})")
-        if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
-            raise UserError(f"decoding.buckets {self.buckets} must be distinct and ascending")
-        if self.buckets[0] < 1 or self.max_new_tokens < 1:
-            raise UserError("decoding.buckets and max_new_tokens must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +89,7 @@ class Decoder:
     def __init__(
         self,
         config: ModelConfig,
-        settings: DecoderSettings,
+        settings: DecoderConfig,
         *,
         stop_tokens: Sequence[int] | None = None,
         compute_dtype: jnp.dtype = jnp.float32,
@@ -226,7 +196,9 @@ class Decoder:
         if not fitting:
             return
         slots = self.settings.slots
-        schedule = Schedule(fitting, self.settings.buckets, slots=slots, rows=self.settings.rows)
+        schedule = Schedule(
+            fitting, self.settings.buckets, slots=slots, rows=self.settings.prefill_batch
+        )
         if any(leaf.dtype != self.compute_dtype for leaf in jax.tree.leaves(params)):
             params = self._cast(params)
         prefix = np.array(self.settings.prefix, np.int32)
@@ -239,7 +211,7 @@ class Decoder:
                     sources = _column([one.source or 0 for one in seated], slots)
                     state = self._share(state, seats=seats, sources=sources)
                 else:
-                    seats = self._seats(seated, fitting, numbers, self.settings.rows)
+                    seats = self._seats(seated, fitting, numbers, self.settings.prefill_batch)
                     tokens = self._tokens(seated, fitting, bucket)
                     state = self._admit(params, adapter, state, tokens=tokens, seats=seats)
             state, seen = self._advance(
@@ -298,7 +270,7 @@ class Decoder:
 
     def _tokens(self, seated: list[Assignment], prompts, bucket: int) -> np.ndarray:
         """The prompts of one admission, padded: [R, P]."""
-        tokens = np.zeros((self.settings.rows, bucket), np.int32)
+        tokens = np.zeros((self.settings.prefill_batch, bucket), np.int32)
         for row, one in zip(tokens, seated, strict=False):
             row[: len(prompts[one.index])] = prompts[one.index]
         self._count(
@@ -327,12 +299,6 @@ class Decoder:
             dtype=self.compute_dtype,
             logprobs=logprobs,
         )
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What all prompts begin with, and go on from: a prefix for them."""
-    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-    return tuple(column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
 
 
 def _completion(seen: dict, slot: int, stop_strings: StopStrings | None) -> Completion:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
-from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
+from sdjax.decoding.config import fit_decoder_config
+from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.results import READINGS, Line, Results, failures
@@ -24,15 +23,6 @@ from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hf_checkpoint import read_config, read_model
 from sdjax.io.model_paths import locate
 from sdjax.io.tokenizer import read_tokenizer
-from sdjax.models.config import ModelConfig
-
-_BUCKETS = 3  # of equal shares of the prompts; each is a program
-_PREFIX = 16  # tokens, from which on a common beginning is computed apart
-# On two cores 64 slots multiply faster and lose as much by standing empty at the end.
-_SLOTS = 32
-_ROUNDS = 16  # of refilling all slots: few slots wait while it lasts
-_PROMPT_TOKENS = 8192  # that are computed at once
-_HOST_CACHE_BYTES = 1 << 30
 
 
 def evaluate_model(
@@ -83,7 +73,7 @@ def evaluate_model(
             f"an answer has at most {new_tokens} tokens, half of the model's context, not the "
             f"{chosen.max_new_tokens} of the task; --max-new-tokens sets another number"
         )
-    sizes = decoder_sizes(config, [one.tokens for one in asked], new_tokens)
+    sizes = fit_decoder_config(config, [one.tokens for one in asked], new_tokens)
     settings = {
         "model": "+".join(str(one.resolve()) for one in folders),
         "weights": _fingerprint(*folders),
@@ -124,42 +114,6 @@ def _problems(task: Task, split: str | None) -> list[Problem]:
     if count > 1:
         raise UserError(f"task {task.name}: {count} problems have the id {id!r}; give each its own")
     return problems
-
-
-def decoder_sizes(
-    config: ModelConfig, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> DecoderSettings:
-    """Buckets of equal shares of the prompts, and as many slots as memory allows.
-
-    What all prompts begin with is computed once, where it is worth that.
-    """
-    prefix = common_prefix(prompts)
-    if len(prefix) < _PREFIX:
-        prefix = ()
-    lengths = [len(prompt) - len(prefix) for prompt in prompts]
-    most = config.max_seq_len - new_tokens - len(prefix)
-    fitting = np.array([length for length in lengths if length <= most])
-    if not fitting.size:
-        raise UserError(
-            f"the shortest prompt has {min(map(len, prompts))} tokens, which with {new_tokens} "
-            f"new ones is more than the model's context of {config.max_seq_len}; ask for fewer "
-            "--shots or --max-new-tokens"
-        )
-    shares = range(1, 1 + min(_BUCKETS, fitting.size))
-    edges = (np.quantile(fitting, share / len(shares)) for share in shares)
-    buckets = sorted({min(most, -(-math.ceil(edge) // 8) * 8) for edge in edges})
-    slots = min(_SLOTS, fitting.size)
-    if jax.default_backend() == "cpu":
-        token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
-        positions = len(prefix) + buckets[-1] + new_tokens
-        slots = min(slots, max(1, _HOST_CACHE_BYTES // (token_bytes * positions)))
-    return DecoderSettings(
-        slots=slots,
-        rows=max(1, min(slots // _ROUNDS, _PROMPT_TOKENS // buckets[-1])),
-        prefix=prefix,
-        buckets=tuple(buckets),
-        max_new_tokens=new_tokens,
-    )
 
 
 def _fingerprint(*folders: Path) -> str:

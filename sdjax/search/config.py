@@ -78,7 +78,7 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DecodingConfig:
-    """The sizes that decoding is compiled for: `sdjax.decoding.decoder.DecoderSettings`."""
+    """The sizes that decoding is compiled for: `sdjax.decoding.config.DecoderConfig`."""
 
     slots: PositiveInt = 64
     rows: PositiveInt = 32

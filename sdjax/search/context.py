@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
-from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.prompts import PromptedProblem, build_prompts
 from sdjax.evaluation.task import Task, problems_of
 from sdjax.evaluation.tasks.registry import find_task
@@ -264,9 +265,9 @@ def _read_generator(config: RunConfig, folder: Path, model: ModelConfig, seed: P
 def _decoder(
     model: ModelConfig, tokenizer: Tokenizer, sizes: DecodingConfig, mesh: Mesh | None
 ) -> Decoder:
-    settings = DecoderSettings(
+    settings = DecoderConfig(
         slots=sizes.slots,
-        rows=sizes.rows,
+        prefill_batch=sizes.rows,
         buckets=sizes.buckets,
         max_new_tokens=sizes.max_new_tokens,
     )

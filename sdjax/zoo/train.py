@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdjax.core.errors import UserError
-from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Outcome, Problem
@@ -51,7 +52,7 @@ Report = Callable[[str, float], None]
 # What the identity of one training program takes, in steps of a training.
 _PROGRAM_STEPS = 0.08
 
-DECODER = DecoderSettings(slots=160, rows=160, buckets=(9, 14, 30), max_new_tokens=10)
+DECODER = DecoderConfig(slots=160, prefill_batch=160, buckets=(9, 14, 30), max_new_tokens=10)
 
 
 def train_zoo(folder: Path, report: Report) -> Path:

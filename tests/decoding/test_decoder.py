@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from sdjax.core.errors import UserError
 from sdjax.decoding import state
-from sdjax.decoding.decoder import Decoder, DecoderSettings, common_prefix
+from sdjax.decoding.config import DecoderConfig, common_prefix
+from sdjax.decoding.decoder import Decoder
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.stopping import StopStrings
 from sdjax.models.config import ModelConfig
@@ -30,7 +32,7 @@ CONFIG = ModelConfig(
     tie_embeddings=True,
     eos_tokens=(1,),
 )
-SETTINGS = DecoderSettings(slots=4, rows=2, buckets=(8, 16), max_new_tokens=12)
+SETTINGS = DecoderConfig(slots=4, prefill_batch=2, buckets=(8, 16), max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_a_token_that_the_model_lacks_is_a_failure(params, decoder, token):
     ],
 )
 def test_settings_that_decode_nothing_are_refused(wrong):
-    with pytest.raises(UserError):
+    with pytest.raises((UserError, ValidationError)):
         wrong()
 
 

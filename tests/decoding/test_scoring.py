@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.decoder import Decoder
 from sdjax.decoding.scoring import Scorer
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import init_params
@@ -35,7 +36,9 @@ def scorer():
 
 
 def test_scores_are_the_log_probabilities_of_decoding(params, scorer):
-    decoder = Decoder(CONFIG, DecoderSettings(slots=4, rows=4, buckets=(8,), max_new_tokens=9))
+    decoder = Decoder(
+        CONFIG, DecoderConfig(slots=4, prefill_batch=4, buckets=(8,), max_new_tokens=9)
+    )
     completions = decoder.decode(params, None, PROMPTS, logprobs=True)
     texts = [(prompt, one.tokens) for prompt, one in zip(PROMPTS, completions, strict=True)]
     for score, completion in zip(scorer.score(params, None, texts), completions, strict=True):
@@ -46,7 +49,9 @@ def test_scores_are_the_log_probabilities_of_decoding(params, scorer):
 
 def test_another_continuation_is_less_likely_and_not_greedy(params, scorer):
     (score,) = scorer.score(params, None, [([3, 4, 5], [7, 8, 7])])
-    decoder = Decoder(CONFIG, DecoderSettings(slots=1, rows=1, buckets=(8,), max_new_tokens=3))
+    decoder = Decoder(
+        CONFIG, DecoderConfig(slots=1, prefill_batch=1, buckets=(8,), max_new_tokens=3)
+    )
     (best,) = decoder.decode(params, None, [[3, 4, 5]])
     assert best.tokens != (7, 8, 7)
     (likelier,) = scorer.score(params, None, [([3, 4, 5], best.tokens)])

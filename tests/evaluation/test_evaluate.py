@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from sdjax.decoding.decoder import Decoder, DecoderSettings
+from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Problem
@@ -18,7 +19,7 @@ from sdjax.io.tokenizer import read_tokenizer
 def seed():
     folder = model_folder("zoo:seed")
     config, params = read_model(folder)
-    settings = DecoderSettings(slots=4, rows=4, buckets=(32,), max_new_tokens=8)
+    settings = DecoderConfig(slots=4, prefill_batch=4, buckets=(32,), max_new_tokens=8)
     return Decoder(config, settings), read_tokenizer(folder), params
 
 

@@ -11,7 +11,6 @@ from sdjax.core.errors import UserError
 from sdjax.evaluation import job, results
 from sdjax.evaluation.comparison import compare
 from sdjax.evaluation.task import Problem
-from sdjax.io.hf_checkpoint import read_config
 from sdjax.io.model_paths import zoo_models
 
 NAMES = {"id", "kind", "question", "answer", "prompt_sha256", "output", "failure"} | {
@@ -170,16 +169,6 @@ def test_two_problems_of_one_id_are_refused():
 
     with pytest.raises(UserError, match="2 problems have the id '1'"):
         job._problems(Twice(), None)
-
-
-def test_sizes_share_the_prompts_out_among_three_buckets():
-    config = read_config(zoo_models()["seed"])
-    prompts = [[5] * 20 + [n] * n for n in range(6, 66)]
-    sizes = job.decoder_sizes(config, prompts, 32)
-    assert sizes.prefix == (5,) * 20
-    assert sizes.buckets == (32, 48, 72)
-    assert (sizes.slots, sizes.rows) == (32, 2)
-    assert job.decoder_sizes(config, prompts[:1], 32).slots == 1
 
 
 def test_two_results_are_compared_problem_by_problem(scored, tmp_path):

@@ -1,0 +1,112 @@
+"""The sizes that a decoder is compiled for, and a choice of them that suits given prompts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import jax
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from sdjax.core.config import STRICT, NonNegativeInt, PositiveInt
+from sdjax.core.errors import UserError
+from sdjax.models.config import ModelConfig
+
+# What `fit_decoder_config` aims at.
+_MAX_BUCKETS = 3
+_MAX_SLOTS = 32  # on two cores 64 multiply faster, but stay idle longer at the end
+_MIN_PREFIX = 16  # a shorter common prefix is not worth a separate computation
+_PREFILL_TOKENS = 8192  # per prefill call
+_PREFILLS_PER_FILL = 16  # prefill calls that fill all slots once
+_CPU_CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DecoderConfig:
+    """Sizes that a decoder is compiled for.
+
+    Attributes:
+        slots: sequences decoded at the same time.
+        prefill_batch: prompts per prefill call, at most `slots`. Free slots accumulate until they
+            can be refilled by one call: a small number keeps the slots busy, a large one makes
+            better use of the arithmetic units.
+        buckets: padded prompt lengths, without the prefix, in ascending order.
+        max_new_tokens: maximum number of tokens generated per prompt, including the stop token.
+        prefix: tokens that all prompts begin with, such as few-shot examples or a system message;
+            they are computed once per call.
+    """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"rows": "prefill_batch"}
+
+    slots: PositiveInt = 64
+    prefill_batch: PositiveInt = 32
+    buckets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 64, 128, 256)
+    max_new_tokens: PositiveInt = 64
+    prefix: tuple[NonNegativeInt, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> DecoderConfig:
+        if self.prefill_batch > self.slots:
+            raise ValueError(
+                f"prefill_batch ({self.prefill_batch}) must be at most slots ({self.slots})"
+            )
+        if list(self.buckets) != sorted(set(self.buckets)):
+            raise ValueError(f"buckets {list(self.buckets)} must be distinct and ascending")
+        return self
+
+
+def fit_decoder_config(
+    model_config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> DecoderConfig:
+    """Return sizes that suit a set of prompts.
+
+    Each bucket gets an equal share of the prompts, and there are as many slots as memory allows.
+    The common prefix of all prompts becomes the decoder's prefix if it is long enough.
+
+    Args:
+        model_config: the model that will decode.
+        prompts: token ids of each prompt.
+        max_new_tokens: maximum number of tokens generated per prompt.
+
+    Raises:
+        UserError: no prompt fits into the model's context together with the new tokens.
+    """
+    prefix = common_prefix(prompts)
+    if len(prefix) < _MIN_PREFIX:
+        prefix = ()
+    max_length = model_config.max_seq_len - max_new_tokens - len(prefix)
+    lengths = np.array([len(prompt) - len(prefix) for prompt in prompts])
+    lengths = lengths[lengths <= max_length]
+    if not lengths.size:
+        raise UserError(
+            f"the shortest prompt has {min(map(len, prompts))} tokens, which with {max_new_tokens} "
+            f"new ones exceeds the model's context of {model_config.max_seq_len}; ask for fewer "
+            "--shots or --max-new-tokens"
+        )
+    count = min(_MAX_BUCKETS, lengths.size)
+    quantiles = np.quantile(lengths, [(n + 1) / count for n in range(count)])
+    buckets = sorted({min(max_length, -(-math.ceil(edge) // 8) * 8) for edge in quantiles})
+    slots = min(_MAX_SLOTS, lengths.size)
+    if jax.default_backend() == "cpu":
+        position_bytes = (
+            2 * model_config.num_layers * model_config.num_kv_heads * model_config.head_dim * 4
+        )
+        cache_bytes = position_bytes * (len(prefix) + buckets[-1] + max_new_tokens)
+        slots = min(slots, max(1, _CPU_CACHE_BYTES // cache_bytes))
+    return DecoderConfig(
+        slots=slots,
+        prefill_batch=max(1, min(slots // _PREFILLS_PER_FILL, _PREFILL_TOKENS // buckets[-1])),
+        prefix=prefix,
+        buckets=tuple(buckets),
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the longest prefix of all prompts that leaves each prompt at least one token."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return tuple(column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
