@@ -1,13 +1,13 @@
-# Everything happens in a virtual environment of the checkout's own.
+# Every target uses the checkout's own virtual environment.
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do command -v $$p >/dev/null && \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check lock clean
+.PHONY: demo test test-slow check docs lock clean
 
-demo: $(VENV)/.package  ## the whole loop on the tiny models that ship
+demo: $(VENV)/.package  ## run the whole loop on the models that ship with the package
 	$(BIN)/sdjax demo
 
 test: $(VENV)/.test
@@ -20,6 +20,11 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sdjax
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet --strict
+
+docs: $(VENV)/.test  ## build the documentation into site/; warnings are errors
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/.venv:
 	@test -n "$(PYTHON)" || { echo "sdjax needs Python 3.11 or newer: set PYTHON=" >&2; exit 2; }
@@ -30,14 +35,15 @@ $(VENV)/.package: $(VENV)/.venv pyproject.toml requirements.lock
 	$(PIP) --constraint requirements.lock --editable .
 	@touch $@
 
-# torch first and by itself: it is the reference that the parity tests compare with, nothing more.
+# torch is only the reference of the parity tests. It is installed separately, since requirements.lock
+# does not pin its many dependencies.
 $(VENV)/.test: $(VENV)/.package
 	$(PIP) torch==2.13.0
-	$(PIP) --constraint requirements.lock --editable '.[test]'
+	$(PIP) --constraint requirements.lock --editable '.[test,docs,examples]'
 	@touch $@
 
-lock: $(VENV)/.test  ## pins what is installed now
+lock: $(VENV)/.test  ## pin the installed versions
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch==' > requirements.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
