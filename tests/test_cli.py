@@ -1,4 +1,4 @@
-"""Each command as a user would call it, and each mistake a user would make."""
+"""Every command as a user calls it, and the user errors it reports."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import sdjax
 from sdjax.cli.main import main
 from sdjax.io.hf_checkpoint import read_model, write_model
 from sdjax.io.model_paths import zoo_models
@@ -23,13 +24,13 @@ GOOD = """def merge_models(task_vectors):
 BAD = "import os\n\n\ndef merge_models(task_vectors):\n    return task_vectors['expert_1']\n"
 
 
-def call(*arguments):
+def run_cli(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def mistake(*arguments):
-    """What the command says of a mistake: one line, status 2, no traceback."""
-    result = call(*arguments)
+def user_error(*arguments):
+    """Return the one-line message of a command that fails with status 2, without a traceback."""
+    result = run_cli(*arguments)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     lines = result.output.strip().splitlines()
@@ -48,95 +49,106 @@ def test_help_lists_every_command_without_importing_jax():
     assert result.stdout.splitlines()[-1] == "False"
 
 
+def test_version_is_the_package_version():
+    assert run_cli("--version").output == f"sdjax, version {sdjax.__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_scripts(shell):
+    environment = {"_SDJAX_COMPLETE": f"{shell}_source"}
+    result = CliRunner().invoke(main, [], prog_name="sdjax", env=environment)
+    assert "_SDJAX_COMPLETE" in result.output
+
+
 @pytest.mark.parametrize("command", sorted(main.commands))
-def test_every_command_shows_an_example(command):
-    result = call(command, "--help")
+def test_help_shows_an_example(command):
+    result = run_cli(command, "--help")
     assert result.exit_code == 0
     assert f"sdjax {command}" in result.output.split("Example:")[1]
 
 
-def test_methods():
-    result = call("methods")
+def test_methods_lists_the_methods():
+    result = run_cli("methods")
     for method in ("linear", "task_arithmetic", "ties", "dare_linear", "slerp", "model_stock"):
         assert method in result.output
 
 
-def test_zoo_list():
-    assert "zoo:seed" in call("zoo", "list").output
+def test_zoo_list_prints_the_models():
+    assert "zoo:seed" in run_cli("zoo", "list").output
 
 
-def test_check_tells_good_from_bad(tmp_path):
+def test_check_reports_admitted_and_refused_files(tmp_path):
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "bad.py").write_text(BAD)
-    result = call("check", tmp_path / "good.py", "--json")
+    result = run_cli("check", tmp_path / "good.py", "--json")
     assert result.exit_code == 0
     assert json.loads(result.output)["verdict"] == "admitted"
-    result = call("check", tmp_path / "good.py", tmp_path / "bad.py", "--json")
+    result = run_cli("check", tmp_path / "good.py", tmp_path / "bad.py", "--json")
     assert result.exit_code == 1
     bad = json.loads(result.output.splitlines()[1])
     assert (bad["verdict"], bad["rule"]) == ("refused", "import")
 
 
-@pytest.mark.parametrize(("options", "scored"), [((), 6), (("--split", "test"), 3)])
-def test_eval_of_a_jsonl_file(tmp_path, options, scored):
+@pytest.mark.parametrize(("options", "problem_count"), [((), 6), (("--split", "test"), 3)])
+def test_eval_scores_a_jsonl_file(tmp_path, options, problem_count):
     rows = [{"question": f"{a}+31=", "answer": str(a + 31)} for a in range(10, 16)]
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "scores"
-    result = call("eval", "zoo:seed", "--task", path, "--out", out, *options)
+    result = run_cli("eval", "zoo:seed", "--task", path, "--out", out, *options)
     assert result.exit_code == 0, result.output
     assert "all" in result.output
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == scored
+    assert len(lines) == problem_count
     assert any(line["output"] for line in lines)
 
 
-def test_eval_folds_an_adapter_in(tmp_path):
+def test_eval_merges_an_adapter(tmp_path):
     folder = zoo_models()["seed"]
     config, _ = read_model(folder, paths=["final_norm"])
     fresh = init_adapter(config, jax.random.key(0), rank=2, alpha=200)
-    ruinous = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
-    write_adapter(tmp_path / "adapter", config, ruinous, base="seed")
+    destructive = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+    write_adapter(tmp_path / "adapter", config, destructive, base="seed")
     rows = [{"question": f"{a}+31=", "answer": str(a + 31)} for a in range(40, 48)]
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     outputs = []
     for model in ("zoo:seed", f"zoo:seed+{tmp_path / 'adapter'}"):
         out = tmp_path / str(len(outputs))
-        result = call("eval", model, "--task", path, "--out", out)
+        result = run_cli("eval", model, "--task", path, "--out", out)
         assert result.exit_code == 0, result.output
         lines = (out / "results.jsonl").read_text().splitlines()
         outputs.append([json.loads(line)["output"] for line in lines])
     seed, adapted = outputs
-    assert any(one.isdigit() for one in seed)
-    assert not any(one.isdigit() for one in adapted)
+    assert any(output.isdigit() for output in seed)
+    assert not any(output.isdigit() for output in adapted)
 
 
-def test_data_that_is_not_utf8_is_told_in_one_line(tmp_path):
+def test_eval_rejects_data_that_is_not_utf8(tmp_path):
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"question": "ä", "answer": "1"}'.encode("latin-1"))
-    assert "latin.jsonl, byte 14: not UTF-8" in mistake("eval", "zoo:seed", "--task", path)
+    assert "latin.jsonl, byte 14: not UTF-8" in user_error("eval", "zoo:seed", "--task", path)
 
 
-def test_a_wrong_method_in_a_grid_is_told_before_the_run_begins(tmp_path):
+def test_run_rejects_an_unknown_baseline_before_it_starts(tmp_path):
     wrong = "baselines.fine.nomethod.weight=[1.0]"
-    assert "nomethod" in mistake("run", "demo", "--out", tmp_path / "out", "--set", wrong)
+    assert "nomethod" in user_error("run", "demo", "--out", tmp_path / "out", "--set", wrong)
     assert not (tmp_path / "out").exists()
 
 
-def test_zoo_train_does_not_write_into_a_folder_of_something_else(tmp_path):
+def test_zoo_train_refuses_a_folder_with_other_files(tmp_path):
     (tmp_path / "README.md").write_text("mine")
-    assert "holds more than a zoo" in mistake("zoo", "train", "--out", tmp_path)
+    assert "holds more than a zoo" in user_error("zoo", "train", "--out", tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-def test_eval_names_a_line_that_is_not_json(tmp_path):
+def test_eval_names_the_line_that_is_not_json(tmp_path):
     path = tmp_path / "broken.jsonl"
     path.write_text('{"question": "1+1=", "answer": "2"}\nnot json\n')
-    assert "broken.jsonl, line 2: not JSON" in mistake("eval", "zoo:seed", "--task", path)
+    assert "broken.jsonl, line 2: not JSON" in user_error("eval", "zoo:seed", "--task", path)
 
 
-def test_merge_by_a_recipe(tmp_path):
+def test_merge_with_a_recipe(tmp_path):
     models = zoo_models()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -146,22 +158,22 @@ def test_merge_by_a_recipe(tmp_path):
         f"  - {{model: {models['reader']}, parameters: {{weight: 0.7}}}}\n"
         f"  - {{model: {models['calculator']}, parameters: {{weight: 0.7}}}}\n"
     )
-    result = call("merge", recipe, tmp_path / "merged")
+    result = run_cli("merge", recipe, tmp_path / "merged")
     assert result.exit_code == 0, result.output
-    evaluated = call("eval", tmp_path / "merged", "--limit", "8")
+    evaluated = run_cli("eval", tmp_path / "merged", "--limit", "8")
     assert evaluated.exit_code == 0, evaluated.output
 
 
-def test_merge_by_a_program(tmp_path):
+def test_merge_with_an_algorithm_file(tmp_path):
     (tmp_path / "good.py").write_text(GOOD)
     experts = [f"--expert=expert_{i}=zoo:{name}" for i, name in ((1, "reader"), (2, "calculator"))]
     arguments = ["--algorithm", tmp_path / "good.py", "--base", "zoo:seed", *experts]
-    result = call("merge", *arguments, tmp_path / "merged")
+    result = run_cli("merge", *arguments, tmp_path / "merged")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     (tmp_path / "bad.py").write_text(BAD)
     arguments[1] = tmp_path / "bad.py"
-    assert "bad.py: refused (import)" in mistake("merge", *arguments, tmp_path / "other")
+    assert "bad.py: refused (import)" in user_error("merge", *arguments, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -179,8 +191,8 @@ def test_merge_by_a_program(tmp_path):
         (["--run", "nothing", "out"], "nothing: no run here"),
     ],
 )
-def test_merge_names_what_does_not_go_together(arguments, message):
-    assert message in mistake("merge", *arguments)
+def test_merge_rejects_incompatible_options(arguments, message):
+    assert message in user_error("merge", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -198,19 +210,19 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
         f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 2\n"
         f"learning_rate: 1e-3\n{extra}"
     )
-    result = call("train", kind, job)
+    result = run_cli("train", kind, job)
     assert result.exit_code == 0, result.output
     assert "loss" in result.output
-    # The seed's context, whatever `length` says; nothing is cut in an answer.
+    # The limit is the seed's max_seq_len, whatever `length` says; answers are never truncated.
     assert "1 of 2 rows are left out: an answer is longer than 512 tokens" in result.output
     files = {path.name for path in (tmp_path / "trained").iterdir()}
-    # What the seed had learnt before goes with its weights.
+    # The record of the seed's training programs is copied with its weights.
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
-    assert "exists already" in mistake("train", kind, job)
+    assert "exists already" in user_error("train", kind, job)
 
 
 @pytest.mark.slow
-def test_what_a_reference_made_is_kept_until_the_result_is_there(tmp_path, monkeypatch):
+def test_train_dpo_keeps_reference_logprobs_until_it_succeeds(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
     job = tmp_path / "job.yaml"
 
@@ -221,19 +233,19 @@ def test_what_a_reference_made_is_kept_until_the_result_is_there(tmp_path, monke
         )
 
     write("1e30")
-    assert "the trained weights' norm is inf at step 2" in mistake("train", "dpo", job)
+    assert "the trained weights' norm is inf at step 2" in user_error("train", "dpo", job)
     assert (tmp_path / "trained.training/reference.npz").exists()
     assert not (tmp_path / "trained").exists()
-    monkeypatch.setattr("sdjax.training.job.reference_logprobs", None)  # it is not asked again
+    monkeypatch.setattr("sdjax.training.job.reference_logprobs", None)  # not computed again
     write("1e-3")
-    result = call("train", "dpo", job)
+    result = run_cli("train", "dpo", job)
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "trained.training/reference.npz").exists()
 
 
-def test_an_adapter_computed_in_bfloat16_rounds_nothing_else(tmp_path):
+def test_bfloat16_compute_dtype_leaves_frozen_weights_unrounded(tmp_path):
     config, params = read_model(zoo_models()["seed"], dtype=np.float32)
-    finer = jax.tree.map(lambda x: x * 1.0001, params)  # no bfloat16 has these bits
+    finer = jax.tree.map(lambda x: x * 1.0001, params)  # not representable in bfloat16
     write_model(tmp_path / "fine", config, finer, assets_from=zoo_models()["seed"])
     (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     job = tmp_path / "job.yaml"
@@ -241,7 +253,7 @@ def test_an_adapter_computed_in_bfloat16_rounds_nothing_else(tmp_path):
         f"model: {tmp_path}/fine\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 1\n"
         "rank: 2\nprojections: [attn.q_proj]\ncompute: bfloat16\n"
     )
-    result = call("train", "sft", job)
+    result = run_cli("train", "sft", job)
     assert result.exit_code == 0, result.output
     trained = flatten(read_model(tmp_path / "trained")[1])
     for path, leaf in flatten(finer).items():
@@ -249,13 +261,13 @@ def test_an_adapter_computed_in_bfloat16_rounds_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_warmstart_keeps_the_programs_beside_the_weights(tmp_path):
+def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(
         f"model: zoo:seed\nout: {tmp_path}/warm\nexperts: [reads, calculates]\nprompt: short\n"
         "programs: 8\nsteps: 2\nbatch: 4\nrank: 2\n"
     )
-    result = call("train", "warmstart", job)
+    result = run_cli("train", "warmstart", job)
     assert result.exit_code == 0, result.output
     assert "8 programs behind a prompt" in result.output
     files = {path.name for path in (tmp_path / "warm").iterdir()}
@@ -274,62 +286,62 @@ def test_train_warmstart_keeps_the_programs_beside_the_weights(tmp_path):
         ("loss: hinge\n", "must be one of sigmoid, ipo"),
     ],
 )
-def test_train_names_what_is_wrong_in_a_job(tmp_path, lines, message):
+def test_train_rejects_invalid_configs(tmp_path, lines, message):
     (tmp_path / "data.jsonl").write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
     (tmp_path / "job.yaml").write_text(
         f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/out\nsteps: 1\n{lines}"
     )
-    assert message in mistake("train", "dpo", tmp_path / "job.yaml")
+    assert message in user_error("train", "dpo", tmp_path / "job.yaml")
 
 
-def test_train_names_an_unknown_key(tmp_path):
+def test_train_rejects_an_unknown_key(tmp_path):
     (tmp_path / "job.yaml").write_text("model: zoo:seed\nstepps: 3\n")
-    assert "stepps" in mistake("train", "sft", tmp_path / "job.yaml")
+    assert "stepps" in user_error("train", "sft", tmp_path / "job.yaml")
 
 
-class TestMistakes:
-    """Of `sdjax run`."""
+class TestRunUserErrors:
+    """User errors of `sdjax run`."""
 
     def test_no_such_config(self, tmp_path):
-        assert "demo" in mistake("run", "nothing.yaml", "--out", tmp_path / "run")
+        assert "demo" in user_error("run", "nothing.yaml", "--out", tmp_path / "run")
 
     def test_unknown_key(self, tmp_path):
-        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", "generation.sample=3")
+        line = user_error("run", "demo", "--out", tmp_path / "run", "--set", "generation.sample=3")
         assert "generation.sample" in line
         assert "did you mean samples?" in line
 
     def test_wrong_value(self, tmp_path):
-        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", "iterations=none")
+        line = user_error("run", "demo", "--out", tmp_path / "run", "--set", "iterations=none")
         assert "iterations: must be a whole number" in line
 
     def test_missing_model(self, tmp_path):
-        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", "seed=/nowhere")
+        line = user_error("run", "demo", "--out", tmp_path / "run", "--set", "seed=/nowhere")
         assert "/nowhere: no such model folder" in line
 
-    def test_model_cut_short(self, tmp_path):
+    def test_truncated_weights_file(self, tmp_path):
         seed = tmp_path / "seed"
         shutil.copytree(zoo_models()["seed"], seed)
         weights = seed / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100_000])
-        line = mistake("run", "demo", "--out", tmp_path / "run", "--set", f"seed={seed}")
+        line = user_error("run", "demo", "--out", tmp_path / "run", "--set", f"seed={seed}")
         assert "model.safetensors" in line
 
-    def test_expert_of_another_shape(self, tmp_path):
+    def test_expert_of_a_different_shape(self, tmp_path):
         expert = tmp_path / "expert"
         shutil.copytree(zoo_models()["reader"], expert)
         config = json.loads((expert / "config.json").read_text())
         (expert / "config.json").write_text(json.dumps(config | {"intermediate_size": 500}))
-        line = mistake(
+        line = user_error(
             "run", "demo", "--out", tmp_path / "run", "--set", f"experts.expert_1.model={expert}"
         )
         assert "layers/0/mlp/" in line
         assert str(expert) in line
 
-    def test_folder_of_another_run(self, tmp_path):
+    def test_folder_that_is_not_empty(self, tmp_path):
         (tmp_path / "file").write_text("mine")
-        line = mistake("run", "demo", "--out", tmp_path)
+        line = user_error("run", "demo", "--out", tmp_path)
         assert "is not empty" in line
         assert (tmp_path / "file").read_text() == "mine"
 
     def test_nothing_to_resume(self, tmp_path):
-        assert "no run here" in mistake("run", "--resume", tmp_path)
+        assert "no run here" in user_error("run", "--resume", tmp_path)
