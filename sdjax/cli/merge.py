@@ -125,11 +125,11 @@ def methods() -> None:
         for one in method.parameters:
             own.append(f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}")
             key = schema.key(one.name)
-            if one.name in schema.needed:
+            if one.name in schema.required:
                 other.append(f"{key} (needed)")
             elif key != one.name or one.name in schema.defaults:
                 other.append(f"{key}={schema.defaults.get(one.name, one.default)}")
-        table.add_row(method.name, ", ".join(own), ", ".join(other), method.mathematics)
+        table.add_row(method.name, ", ".join(own), ", ".join(other), method.formula)
     console = Console()
     # A file or a pipe has no edge to fold a line at.
     (console if console.is_terminal else Console(width=300)).print(table)

@@ -158,7 +158,7 @@ class Algorithm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signature:
+class AlgorithmSignature:
     """What a function of the algorithm API asks for."""
 
     requests: frozenset[str]
@@ -167,7 +167,7 @@ class Signature:
     traced: Mapping[str, Literal["float", "per_expert"]]
 
 
-def read_signature(function: Callable[..., Any], name: str, form: Form) -> Signature:
+def read_signature(function: Callable[..., Any], name: str, form: Form) -> AlgorithmSignature:
     """Inspect a function of the algorithm API. Raises UserError for one outside it."""
     try:
         parameters = list(inspect.signature(function, eval_str=True).parameters.values())
@@ -198,7 +198,7 @@ def read_signature(function: Callable[..., Any], name: str, form: Form) -> Signa
             annotations[key] = _annotation(name, key, parameter)
             defaults[key] = _valid(name, annotations, key, parameter.default)
     traced = {k: a for k, a in annotations.items() if a in ("float", "per_expert")}
-    return Signature(
+    return AlgorithmSignature(
         requests=frozenset(requests),
         defaults=defaults,
         annotations=annotations,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sdjax.core.errors import UserError
 from sdjax.merging import engine
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.engine import Merged, arrays_of
+from sdjax.merging.engine import MergedModel, arrays_of
 from sdjax.merging.methods.registry import algorithm
 from sdjax.merging.scope import Scope
 from sdjax.models.params import LAYER_TENSORS, OUTSIDE_TENSORS, kind_of
@@ -33,9 +33,9 @@ def merge(
     scope: Scope = "mlp",
     mesh: Mesh | None = None,
     key: jax.Array | None = None,
-    reuse: Merged | None = None,
+    donate: MergedModel | None = None,
     **hyperparameters: Any,
-) -> Merged:
+) -> MergedModel:
     """Merge models that are in memory.
 
         merged = sdjax.merge(seed, [math, code], "ties", density=0.3, scale=0.8)
@@ -72,14 +72,20 @@ def merge(
     if not isinstance(mesh, Mesh | None):
         raise UserError(f"mesh must be a jax.sharding.Mesh, not {type(mesh).__name__}")
     if mesh is not None:
-        base = None if base is None else place(base, mesh)
-        trees = [place(tree, mesh) for tree in trees]
+        base = None if base is None else place_on_mesh(base, mesh)
+        trees = [place_on_mesh(tree, mesh) for tree in trees]
     return engine.merge(
-        base, trees, _bound(method, hyperparameters), slots=slots, scope=scope, key=key, reuse=reuse
+        base,
+        trees,
+        _bound(method, hyperparameters),
+        slots=slots,
+        scope=scope,
+        key=key,
+        donate=donate,
     )
 
 
-def place(tree: Tree, mesh: Mesh) -> dict[str, Any]:
+def place_on_mesh(tree: Tree, mesh: Mesh) -> dict[str, Any]:
     """The tree with every leaf on the mesh; a leaf that is there already is not copied."""
     return unflatten(
         {

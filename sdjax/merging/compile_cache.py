@@ -31,7 +31,7 @@ _FUNCTIONS = re.compile(
 )
 
 
-def compiled_for_one_model(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_for_single_use(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """A program for a merge from disk, which runs once a tensor, and with another beside it.
 
     On a CPU, XLA's fusion emitters double the time to compile. They divide every operation among
@@ -56,7 +56,7 @@ class Program(Protocol):
     def lower(self) -> Callable[[], jax.stages.Lowered]: ...
 
 
-class TooMuchMemory(Exception):
+class MemoryLimitExceeded(Exception):
     """A compiled program takes more temporary memory than its caller allows."""
 
 
@@ -91,7 +91,7 @@ class CompileCache:
     ) -> list[jax.stages.Compiled]:
         """The compiled programs, in the order asked for; new ones are compiled side by side.
 
-        Raises TooMuchMemory where one takes more than ``most_memory`` bytes of a device beside
+        Raises MemoryLimitExceeded where one takes more than ``max_memory`` bytes of a device beside
         its arguments and results.
         """
         missing = {p.cache_key: p for p in wanted if p.cache_key not in self._kept}
@@ -106,7 +106,7 @@ class CompileCache:
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
         if max_memory is not None and any(_memory(p) > max_memory for p in found.values()):
-            raise TooMuchMemory
+            raise MemoryLimitExceeded
         return [found[program.cache_key] for program in wanted]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:

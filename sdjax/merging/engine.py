@@ -28,12 +28,12 @@ from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.reductions import sums
-from sdjax.merging.scope import Scope, select
+from sdjax.merging.scope import Scope, select_paths
 from sdjax.merging.tensor_program import (
     TensorProgram,
     TreeProgram,
-    finite_square,
     leaf_key_data,
+    squared_norm_or_inf,
     task_vectors,
 )
 from sdjax.models.params import depth_of, kind_of
@@ -43,7 +43,7 @@ Tree = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged:
+class MergedModel:
     """A merged model and what is to be known of it at once.
 
     params: base's tree with the leaves in scope replaced (the other leaves are base's own arrays);
@@ -95,13 +95,15 @@ class Merger:
             arrays_of(tree, slot) for slot, tree in zip(self.slots, experts, strict=True)
         ]
         reference = flat_experts[0] if self._base is None else self._base
-        self.paths = select(reference, scope)
+        self.paths = select_paths(reference, scope)
         self._leaves = {
             path: _leaf(path, None if base is None else reference, flat_experts, self.slots)
             for path in self.paths
         }
         self._num_layers = num_layers if num_layers is not None else _count_layers(reference)
-        squares = jax.device_get({p: squared_norms(*leaf) for p, leaf in self._leaves.items()})
+        squares = jax.device_get(
+            {p: task_vector_squared_norms(*leaf) for p, leaf in self._leaves.items()}
+        )
         self.live = frozenset(p for p, s in squares.items() if not np.all(s == 0))
         total = np.sum([np.asarray(s, np.float64) for s in squares.values()], axis=0)
         self.norms = np.sqrt(total)  # [experts], over the scope
@@ -111,18 +113,18 @@ class Merger:
         algorithm: Algorithm,
         *,
         key: jax.Array | None = None,
-        reuse: Merged | None = None,
+        donate: MergedModel | None = None,
         max_memory: int | None = None,
-    ) -> Merged:
+    ) -> MergedModel:
         """Merge. ``key``: typed PRNG key, needed if the algorithm asks for one.
 
         reuse: an earlier result of this merger that nobody needs any more: its merged leaves lend
         their buffers to the new ones and are gone (writing to fresh memory is several times slower
         than to memory in use). The tree form allocates anew.
-        most_memory: bytes that a compiled program may take on a device beside its arguments and
+        max_memory: bytes that a compiled program may take on a device beside its arguments and
         results.
 
-        Raises TooMuchMemory, before anything has run, when one takes more, and UserError when the
+        Raises MemoryLimitExceeded, before anything has run, when one takes more, and UserError when the
         algorithm does not trace or returns something other than one array of the tensor's shape.
         """
         if "key" in algorithm.requests and not _is_key(key):
@@ -131,26 +133,26 @@ class Merger:
         if algorithm.form == "tree":
             new, squares = self._merge_tree(algorithm, key, max_memory)
         else:
-            lent = self._reusable(reuse)
+            lent = self._reusable(donate)
             new, squares = self._merge_tensors(algorithm, key, lent, max_memory)
         norm = math.sqrt(float(np.sum(np.asarray(jax.device_get(squares), np.float64))))
         mean = float(np.mean(self.norms))
         leaves = (
             self._base if self._base is not None else {p: x[1][0] for p, x in self._leaves.items()}
         )
-        return Merged(
+        return MergedModel(
             params=unflatten({**leaves, **new}),
             finite=math.isfinite(norm),
             change=norm / mean if mean else 0.0,
         )
 
-    def _reusable(self, reuse: Merged | None) -> dict[str, jax.Array]:
+    def _reusable(self, donate: MergedModel | None) -> dict[str, jax.Array]:
         """The merged leaves of an earlier result; never an array of the base or of an expert."""
-        if reuse is None:
+        if donate is None:
             return {}
-        if not isinstance(reuse, Merged):
-            raise UserError(f"reuse: {type(reuse).__name__} is no earlier result of a merge")
-        earlier = flatten(reuse.params)
+        if not isinstance(donate, MergedModel):
+            raise UserError(f"reuse: {type(donate).__name__} is no earlier result of a merge")
+        earlier = flatten(donate.params)
         lent = {}
         for path in (path for path in self.paths if path in self.live):
             base, experts = self._leaves[path]
@@ -184,7 +186,7 @@ class Merger:
                 kind=kind_of(path) if "kind" in algorithm.requests else None,
                 key=key,
                 into=lent.get(path),
-                measure=finite_square,
+                measure=squared_norm_or_inf,
             )
             for path in paths
         ]
@@ -226,12 +228,12 @@ def merge(
     key: jax.Array | None = None,
     num_layers: int | None = None,
     programs: CompileCache | None = None,
-    reuse: Merged | None = None,
-) -> Merged:
+    donate: MergedModel | None = None,
+) -> MergedModel:
     """Merge once; see ``Merger``, which is what to use for many merges of the same experts."""
     kept = _SHARED if programs is None else programs
     merger = Merger(base, experts, slots=slots, scope=scope, num_layers=num_layers, programs=kept)
-    return merger(algorithm, key=key, reuse=reuse)
+    return merger(algorithm, key=key, donate=donate)
 
 
 _SHARED = CompileCache()
@@ -243,7 +245,7 @@ def default_slots(count: int) -> tuple[str, ...]:
 
 
 @jax.jit
-def squared_norms(base: jax.Array | None, experts: tuple[jax.Array, ...]) -> jax.Array:
+def task_vector_squared_norms(base: jax.Array | None, experts: tuple[jax.Array, ...]) -> jax.Array:
     """[experts] float32: the squared norm of each task vector of one leaf."""
     return jnp.stack(sums([t * t for t in task_vectors(base, experts)]))
 

@@ -33,22 +33,22 @@ class RecipeSchema:
     """
 
     base: Base = "required"
-    fewest: int = 1
-    most: int | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
+    min_models: int = 1
+    max_models: int | None = None
+    param_names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    needed: tuple[str, ...] = ()
-    spellings: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
-    shares: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    choices: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    unit_interval: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     def key(self, hyperparameter: str) -> str:
         """A hyperparameter's key in a recipe."""
-        return self.names.get(hyperparameter, hyperparameter)
+        return self.param_names.get(hyperparameter, hyperparameter)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameter:
+class Hyperparameter:
     """One hyperparameter: its annotation ("float", "per_expert", "bool", "int", "str"), default."""
 
     name: str
@@ -62,8 +62,8 @@ class Method:
 
     name: str
     title: str
-    mathematics: str
-    parameters: tuple[Parameter, ...]
+    formula: str
+    parameters: tuple[Hyperparameter, ...]
     function: Callable[..., Any]
     schema: RecipeSchema
 

@@ -27,13 +27,13 @@ def outranks(x: jax.Array, share: jax.Array) -> jax.Array:
     return (place <= 0) | ((place < count) & (bits >= standing))
 
 
-def rank_share(x: jax.Array) -> jax.Array:
+def rank_fraction(x: jax.Array) -> jax.Array:
     """float32 [..., n]: rank / (n - 1) of each magnitude in its row, 0 the smallest, 1 the largest.
 
     Equal magnitudes share the highest of their ranks.
     """
     if not x.ndim:
-        return rank_share(x[None])[0]
+        return rank_fraction(x[None])[0]
     bits, ordered = _bits(x), _ordered(x)
     count = x.shape[-1]
 

@@ -12,7 +12,7 @@ Scope = str | tuple[str, ...] | list[str]
 _NAMED = {"mlp": ("*/mlp/*",), "attention": ("*/attn/*",), "all": ("*",)}
 
 
-def select(paths: Iterable[str], scope: Scope) -> tuple[str, ...]:
+def select_paths(paths: Iterable[str], scope: Scope) -> tuple[str, ...]:
     """The paths in scope, sorted.
 
     scope: "mlp" (what a search merges, as in the paper), "attention", "all", or one or more glob

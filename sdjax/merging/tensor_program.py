@@ -153,7 +153,7 @@ class TreeProgram:
                     continue
                 leaf = _checked(algorithm, merged[path], likes[path].shape, path)
                 new.append(_apply(base, leaves, leaf, likes[path].dtype))
-                squares.append(finite_square(new[-1], leaf))
+                squares.append(squared_norm_or_inf(new[-1], leaf))
             return tuple(new), jnp.sum(jnp.stack(squares))
 
         def lower() -> jax.stages.Lowered:
@@ -224,13 +224,14 @@ def _apply(
     base: jax.Array | None, experts: tuple[jax.Array, ...], merged: jax.Array, dtype: Any
 ) -> jax.Array:
     """The new leaf, rounded once; NaN where an expert is not finite, which a method that compares
-    would hide. Its experts are read for the result anyway, apart they would be read again."""
+    would hide. Its experts are read for the result anyway, apart they would be read again.
+    """
     new = (merged if base is None else _wide(base) + merged).astype(dtype)
     finite = functools.reduce(jnp.logical_and, [jnp.isfinite(_wide(one)) for one in experts])
     return jnp.where(finite, new, jnp.array(jnp.nan, dtype))
 
 
-def finite_square(new: jax.Array, merged: jax.Array) -> jax.Array:
+def squared_norm_or_inf(new: jax.Array, merged: jax.Array) -> jax.Array:
     """The squared norm of the merged task vector, infinite when the new leaf is not finite."""
     # One reduction says both: every further one costs some 20 ms of compilation on a CPU.
     return jnp.sum(jnp.where(jnp.isfinite(new), merged * merged, jnp.inf))

@@ -30,7 +30,7 @@ _NOTHING = 2**31 - 1  # a bound that no number reaches
 Shares = Sequence[jax.Array | float]
 
 
-def kth_magnitudes(x: jax.Array, k: jax.Array) -> jax.Array:
+def kth_largest_magnitudes(x: jax.Array, k: jax.Array) -> jax.Array:
     """The k-th largest |x| for each k, exactly: float32 [m], with k counted from 1.
 
     x: float32 of any shape, fewer than 2^31 elements. k: int32 [m], may be traced; for k <= 0 the
@@ -43,7 +43,7 @@ def kth_magnitudes(x: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.where(k <= 0, jnp.inf, magnitude)
 
 
-def largest(vectors: Sequence[jax.Array], density: Shares) -> list[jax.Array]:
+def topk_masks(vectors: Sequence[jax.Array], density: Shares) -> list[jax.Array]:
     """Of each vector a mask of the floor(density * size) elements of largest magnitude.
 
     vectors: float32, n of one shape. At least one element is kept. Elements equal in magnitude to
@@ -61,7 +61,9 @@ def largest(vectors: Sequence[jax.Array], density: Shares) -> list[jax.Array]:
     ]
 
 
-def below_largest(vectors: Sequence[jax.Array], density: Shares, gamma: Shares) -> list[jax.Array]:
+def magnitude_band_masks(
+    vectors: Sequence[jax.Array], density: Shares, gamma: Shares
+) -> list[jax.Array]:
     """Of each vector a mask of the floor(density * size) elements behind the largest.
 
     Those are floor(gamma * size) elements, or fewer where fewer are left. Elements equal in
@@ -152,7 +154,8 @@ def _search(bits: Sequence[jax.Array], k: jax.Array, low: jax.Array, high: jax.A
 
 def _survey(bits: Sequence[jax.Array], probes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """How many elements reach each probe [n, m, p]; the least that reaches the first [n, m]; the
-    largest that does not reach the last [n, m]."""
+    largest that does not reach the last [n, m].
+    """
     places = [(each, row) for each, rows in zip(bits, probes, strict=True) for row in rows]
     at_once = max(1, REGISTERS // (probes.shape[-1] + 2))
     parts = [

@@ -18,10 +18,10 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
 from sdjax.merging.recipe.output_files import PROGRAM, Provenance
 from sdjax.merging.recipe.pipeline import MergeResult, write_merged
-from sdjax.merging.recipe.plan import Plan, plan_algorithm
+from sdjax.merging.recipe.plan import MergePlan, plan_algorithm
 from sdjax.merging.recipe.source_models import SourceModel, open_source_model, tensor_path
 from sdjax.merging.recipe.stream import OnTensor, not_finite
-from sdjax.merging.scope import Scope, select
+from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.params import kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sandbox.sandbox import Sandbox
@@ -78,7 +78,7 @@ class Models:
         """Our path to shape, of the base's tensors in scope."""
         tensors = self.base.tensors
         found = {tensor_path(name): tensors.shape(name) for name in tensors.names}
-        return {path: found[path] for path in select(found, scope)}
+        return {path: found[path] for path in select_paths(found, scope)}
 
     def signature(self, scope: Scope, limits: Limits | None = None) -> MergeSignature:
         """What a program for these models is judged against."""
@@ -112,7 +112,7 @@ def apply(
     return write_merged(plan, out, origin=origin, key=key, on_tensor=on_tensor)
 
 
-def _whole(algorithm: Algorithm, plan: Plan, models: Models, key: jax.Array) -> Plan:
+def _whole(algorithm: Algorithm, plan: MergePlan, models: Models, key: jax.Array) -> MergePlan:
     """The plan of an algorithm that sees all tensors at once: they are merged now, in memory, and
     every step takes what is there."""
     merged = [step for step in plan.steps if step.algorithm is not None]

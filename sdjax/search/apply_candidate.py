@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.compile_cache import TooMuchMemory
-from sdjax.merging.engine import Merged
+from sdjax.merging.compile_cache import MemoryLimitExceeded
+from sdjax.merging.engine import MergedModel
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, to_algorithm
 from sdjax.search.context import RunContext
@@ -25,7 +25,7 @@ from sdjax.search.types import Application, program_candidate
 
 def apply_program(
     bench: RunContext, identity: str, ir: str, setting: str
-) -> tuple[Application, Merged | None]:
+) -> tuple[Application, MergedModel | None]:
     """What to keep of it, and the merged model where the program stays admitted."""
     name = program_candidate(identity)
     algorithm = to_algorithm(ir, bench.signature, name=name)
@@ -36,7 +36,7 @@ def apply_program(
         merged = bench.merge(algorithm, setting, max_memory=program.max_memory)
         if not merged.finite:
             refusal = _why_not_finite(bench, algorithm, program, setting)
-    except TooMuchMemory:
+    except MemoryLimitExceeded:
         message = "compiled for the model, the program takes more memory than it may"
         refusal = Refusal("too costly", "memory", message)
     # Tracing, lowering and XLA may object to shapes and devices that were not probed; any other

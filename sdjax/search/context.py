@@ -26,8 +26,8 @@ from sdjax.io.tokenizer import Tokenizer, read_tokenizer
 from sdjax.io.training_programs import read_training_identities
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
-from sdjax.merging.engine import Merged, Merger
-from sdjax.merging.scope import select
+from sdjax.merging.engine import MergedModel, Merger
+from sdjax.merging.scope import select_paths
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter, shard_adapter
 from sdjax.models.params import kind_of, param_specs
@@ -99,10 +99,10 @@ class RunContext:
 
     def merge(
         self, algorithm: Algorithm, setting: str = MAIN, *, max_memory: int | None = None
-    ) -> Merged:
+    ) -> MergedModel:
         """The seed with the algorithm's merged task vector added to the tensors in scope.
 
-        Raises TooMuchMemory where a compiled program takes more than ``most_memory`` bytes.
+        Raises MemoryLimitExceeded where a compiled program takes more than ``max_memory`` bytes.
         """
         merger = self.mergers[setting]
         return merger(algorithm, key=self.fold("merge"), max_memory=max_memory)
@@ -136,7 +136,7 @@ def build_context(config: RunConfig) -> RunContext:
     model, seed = read_model(folder, mesh=mesh)
     tokenizer = read_tokenizer(folder)
     specs = param_specs(model)
-    paths = select(specs, config.scope)
+    paths = select_paths(specs, config.scope)
     settings = {MAIN: config.experts} | ({TRANSFER: config.transfer} if config.transfer else {})
     experts = {
         setting: [_read_expert(named[slot], model, paths, mesh) for slot in config.slots]

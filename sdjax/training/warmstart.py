@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.merging.scope import Scope, select
+from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import kind_of, param_specs
 from sdjax.programs.grammar import sample_program
@@ -104,7 +104,7 @@ def signature_for(config: ModelConfig, *, experts: int, scope: Scope = "mlp") ->
     """What a program of a search over this model is traced against."""
     specs = param_specs(config)
     slots = tuple(f"expert_{number}" for number in range(1, experts + 1))
-    shapes = {path: (kind_of(path), specs[path].shape) for path in select(specs, scope)}
+    shapes = {path: (kind_of(path), specs[path].shape) for path in select_paths(specs, scope)}
     return MergeSignature.of(slots, shapes)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import sdjax
 from sdjax.core.errors import UserError
-from sdjax.merging.engine import Merged
+from sdjax.merging.engine import MergedModel
 from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.models.tree import flatten
 
@@ -116,7 +116,7 @@ def test_a_result_that_is_lent_gives_its_buffers():
     first = merger(method("task_arithmetic", weight=0.5))
     path = "layers/1/mlp/up_proj"
     place = flatten(first.params)[path].unsafe_buffer_pointer()
-    second = merger(method("task_arithmetic", weight=0.25), reuse=first)
+    second = merger(method("task_arithmetic", weight=0.25), donate=first)
     assert flatten(second.params)[path].unsafe_buffer_pointer() == place
     assert flatten(first.params)[path].is_deleted()
     assert not flatten(base)[path].is_deleted()
@@ -124,9 +124,9 @@ def test_a_result_that_is_lent_gives_its_buffers():
     for path, leaf in flatten(fresh.params).items():
         np.testing.assert_array_equal(leaf, flatten(second.params)[path])
     with pytest.raises(UserError, match="is no merged tensor"):
-        merger(method("magmax"), reuse=Merged(params=base, finite=True, change=0.0))
+        merger(method("magmax"), donate=MergedModel(params=base, finite=True, change=0.0))
     with pytest.raises(UserError, match="has lent its memory already"):
-        merger(method("magmax"), reuse=first)
+        merger(method("magmax"), donate=first)
 
 
 def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
@@ -153,9 +153,9 @@ def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
             sdjax.merge(base, [expert], "dare_ties", key=key)
     smaller = sdjax.merge(tree(0, layers=1), [tree(1, layers=1)], "linear")
     with pytest.raises(UserError, match="reuse: it has no layers/1/mlp/down_proj of this shape"):
-        sdjax.merge(base, [expert], "linear", reuse=smaller)
+        sdjax.merge(base, [expert], "linear", donate=smaller)
     with pytest.raises(UserError, match="reuse: dict is no earlier result of a merge"):
-        sdjax.merge(base, [expert], "linear", reuse=smaller.params)
+        sdjax.merge(base, [expert], "linear", donate=smaller.params)
     for dtype in (np.complex64, np.int32, np.bool_):
         other = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), expert)
         with pytest.raises(UserError, match=f"{np.dtype(dtype).name} cannot be merged; use floats"):
@@ -168,9 +168,9 @@ def test_every_method_takes_numbers_and_tensors_without_elements(name, shape):
     rng = np.random.default_rng(0)
     base, *experts = ({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3))
     one, schema = methods()[name], methods()[name].schema
-    given = {"t": 0.5} if "t" in schema.needed else {}
+    given = {"t": 0.5} if "t" in schema.required else {}
     merged = sdjax.merge(
-        base, experts[: schema.most], one.name, scope="all", key=jax.random.key(0), **given
+        base, experts[: schema.max_models], one.name, scope="all", key=jax.random.key(0), **given
     )
     assert merged.params["x"].shape == shape
     assert merged.finite

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdjax.merging import compile_cache
-from sdjax.merging.compile_cache import LARGE, LEAN, compiled_for_one_model
+from sdjax.merging.compile_cache import LARGE, LEAN, compile_for_single_use
 
 SMALL = (8, 128)
 WIDE = (LARGE // 128, 128)
@@ -42,7 +42,7 @@ def test_large_sums_and_functions_are_compiled_with_more_effort(
         jax.stages.Lowered, "compile", lambda _, compiler_options: given.append(compiler_options)
     )
     monkeypatch.setattr(compile_cache.jax, "default_backend", lambda: "cpu")
-    compiled_for_one_model(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
+    compile_for_single_use(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
     assert given == [options]
 
 
@@ -50,4 +50,4 @@ def test_large_sums_and_functions_are_compiled_with_more_effort(
 def test_less_effort_gives_the_same_bits(function):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SMALL), jnp.bfloat16)
     lowered = jax.jit(function).lower(x)
-    np.testing.assert_array_equal(compiled_for_one_model(lowered)(x), lowered.compile()(x))
+    np.testing.assert_array_equal(compile_for_single_use(lowered)(x), lowered.compile()(x))

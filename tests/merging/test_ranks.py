@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.ranks import outranks, rank_share
+from sdjax.merging.ranks import outranks, rank_fraction
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (37,), (5, 64), (2, 3, 17)])
@@ -11,12 +11,12 @@ def test_rank_share_is_the_rank_by_two_argsorts(shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     ranks = np.abs(x).argsort(axis=-1).argsort(axis=-1)
     expected = ranks / max(shape[-1] - 1, 1)
-    np.testing.assert_allclose(jax.jit(rank_share)(x), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(rank_fraction)(x), expected, rtol=1e-6)
 
 
 def test_equal_magnitudes_share_the_highest_rank():
     x = jnp.array([[1.0, -1.0, 0.0, 2.0, 1.0]])
-    np.testing.assert_allclose(rank_share(x), [[0.75, 0.75, 0.0, 1.0, 0.75]])
+    np.testing.assert_allclose(rank_fraction(x), [[0.75, 0.75, 0.0, 1.0, 0.75]])
 
 
 @pytest.mark.parametrize("shape", [(2,), (37,), (5, 64)])
@@ -27,7 +27,7 @@ def test_outranks_compares_the_rank_share(shape):
     places = rng.integers(-2, shape[-1] + 2, shape)
     needed = ((places + 0.5) / (shape[-1] - 1)).astype(np.float32)
     got = jax.jit(outranks)(x, needed)
-    np.testing.assert_array_equal(got, np.asarray(rank_share(x)) > needed)
+    np.testing.assert_array_equal(got, np.asarray(rank_fraction(x)) > needed)
 
 
 def test_outranks_at_the_ends():

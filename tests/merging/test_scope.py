@@ -1,7 +1,7 @@
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.merging.scope import select
+from sdjax.merging.scope import select_paths
 
 PATHS = ["embed", "layers/0/mlp/up_proj", "layers/1/mlp/up_proj", "layers/1/attn/q_proj"]
 
@@ -17,11 +17,11 @@ PATHS = ["embed", "layers/0/mlp/up_proj", "layers/1/mlp/up_proj", "layers/1/attn
     ],
 )
 def test_select(scope, expected):
-    assert list(select(PATHS, scope)) == expected
+    assert list(select_paths(PATHS, scope)) == expected
 
 
 def test_a_pattern_without_a_match_is_an_error():
     with pytest.raises(UserError, match="scope '\\*/moe/\\*' matches no tensor"):
-        select(PATHS, ["*/mlp/*", "*/moe/*"])
+        select_paths(PATHS, ["*/mlp/*", "*/moe/*"])
     with pytest.raises(UserError, match="scope is empty"):
-        select(PATHS, [])
+        select_paths(PATHS, [])

@@ -86,7 +86,7 @@ PROGRAM = textwrap.dedent(
     linear = every[0]
     here, there = unflatten(base), unflatten(spread(base))
     assert "lie on different devices" in told(lambda: Merger(here, [there]))
-    assert "lies otherwise on the devices" in told(lambda: one(linear, reuse=eight(linear)))
+    assert "lies otherwise on the devices" in told(lambda: one(linear, donate=eight(linear)))
     print("same")
     """
 )
@@ -106,7 +106,7 @@ COLLECTIVES = textwrap.dedent(
     quick = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
     for name in sys.argv[1:]:
         method = methods()[name]
-        slots = ("a", "b", "c")[: method.meaning.most]
+        slots = ("a", "b", "c")[: method.schema.max_models]
         program = TensorProgram.of(
             method.bind(), slots, leaf, (leaf,) * len(slots), kind=None, key=jax.random.key(0)
         )

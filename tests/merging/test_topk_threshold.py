@@ -3,21 +3,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.topk_threshold import below_largest, kth_magnitudes, largest
+from sdjax.merging.topk_threshold import kth_largest_magnitudes, magnitude_band_masks, topk_masks
 
 
 def kth_magnitude(x, k):
-    (magnitude,) = jax.jit(kth_magnitudes)(x, jnp.array([k]))
+    (magnitude,) = jax.jit(kth_largest_magnitudes)(x, jnp.array([k]))
     return float(magnitude)
 
 
 def largest_of(x, density):
-    (mask,) = jax.jit(largest)([x], [density])
+    (mask,) = jax.jit(topk_masks)([x], [density])
     return mask
 
 
 def below_largest_of(x, density, gamma):
-    (mask,) = jax.jit(below_largest)([x], [density], [gamma])
+    (mask,) = jax.jit(magnitude_band_masks)([x], [density], [gamma])
     return mask
 
 
@@ -26,7 +26,7 @@ def test_kth_magnitude_is_exact(scale):
     x = (scale * np.random.default_rng(0).standard_normal((17, 23))).astype(np.float32)
     ordered = np.sort(np.abs(x).ravel())[::-1]
     places = [1, 2, 100, 390, 391]
-    found = jax.jit(kth_magnitudes)(x, jnp.array([*places, 0, 392]))
+    found = jax.jit(kth_largest_magnitudes)(x, jnp.array([*places, 0, 392]))
     np.testing.assert_array_equal(found, [*(ordered[k - 1] for k in places), np.inf, 0.0])
 
 
@@ -80,7 +80,7 @@ def test_several_places_of_several_vectors_at_once(bounds):
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.standard_normal((3, 100, 120)), jnp.bfloat16).astype(jnp.float32)
     k = np.linspace(1, x.size, bounds).astype(np.int32)
-    found = jax.jit(kth_magnitudes)(x, k)
+    found = jax.jit(kth_largest_magnitudes)(x, k)
     np.testing.assert_array_equal(found, np.sort(np.abs(x).ravel())[::-1][k - 1])
 
 
@@ -98,11 +98,11 @@ def test_each_vector_has_its_own_share():
     x = np.random.default_rng(2).standard_normal((3, 300, 301)).astype(np.float32)
     x[1] *= 1e-20
     shares = [0.1, 0.5, 0.0]
-    masks = jax.jit(largest)(list(x), shares)
+    masks = jax.jit(topk_masks)(list(x), shares)
     for vector, mask, share in zip(x, masks, shares, strict=True):
         np.testing.assert_array_equal(mask, largest_of(vector, share))
         assert mask.sum() == int(share * vector.size)
-    both = jax.jit(below_largest)(list(x), shares, [0.05, 0.2, 0.1])
+    both = jax.jit(magnitude_band_masks)(list(x), shares, [0.05, 0.2, 0.1])
     for vector, mask, share, gamma in zip(x, both, shares, [0.05, 0.2, 0.1], strict=True):
         np.testing.assert_array_equal(mask, below_largest_of(vector, share, gamma))
 
@@ -114,7 +114,7 @@ def test_small_changes_of_bfloat16_tie_and_all_that_tie_are_kept():
     for size, share in ((0.002, 0.20), (0.0001, 0.37)):
         expert = (base + size * noise).astype(jnp.bfloat16)
         vector = expert.astype(jnp.float32) - base.astype(jnp.float32)
-        (mask,) = largest([vector], [0.2])
+        (mask,) = topk_masks([vector], [0.2])
         kept, left = np.abs(vector)[mask], np.abs(vector)[~mask]
         assert kept.min() > left.max()
         np.testing.assert_allclose(np.mean(mask), share, atol=0.01)

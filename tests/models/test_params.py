@@ -7,7 +7,7 @@ import pytest
 
 import sdjax
 from sdjax.merging.recipe.source_models import tensor_path
-from sdjax.merging.scope import select
+from sdjax.merging.scope import select_paths
 from sdjax.models.config import ModelConfig
 from sdjax.models.families import FAMILIES
 from sdjax.models.params import (
@@ -39,7 +39,7 @@ def tiny(family: str) -> ModelConfig:
 def test_the_default_scope_is_the_mlp_and_names_lead_back_to_paths(family):
     specs = param_specs(tiny(family))
     first = "gate_up_proj" if family == "phi3" else "gate_proj"
-    kinds = {kind_of(path) for path in select(specs, "mlp")}
+    kinds = {kind_of(path) for path in select_paths(specs, "mlp")}
     assert kinds == {"mlp.down_proj", f"mlp.{first}"} | (
         set() if family == "phi3" else {"mlp.up_proj"}
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdjax.merging.tensor_program import task_vectors
-from sdjax.merging.topk_threshold import below_largest, kth_magnitudes, largest
+from sdjax.merging.topk_threshold import magnitude_band_masks, kth_largest_magnitudes, topk_masks
 from sdjax.xla.rematerialize import rematerialised
 
 SHAPE = (512, 384)
@@ -20,17 +20,17 @@ def weights(dtype):
 
 def kept(base, experts):
     vectors = task_vectors(base, experts)
-    masks = largest(vectors, [0.2, 0.3, 0.4])
+    masks = topk_masks(vectors, [0.2, 0.3, 0.4])
     return sum(jnp.where(mask, v, 0.0) for mask, v in zip(masks, vectors, strict=True))
 
 
 def middle(base, experts):
     vectors = task_vectors(base, experts)
-    return jnp.stack(below_largest(vectors, [0.2] * 3, [0.01] * 3))
+    return jnp.stack(magnitude_band_masks(vectors, [0.2] * 3, [0.01] * 3))
 
 
 def of_products(base, experts):
-    return kth_magnitudes(experts[0] * experts[1], jnp.array([10, 1000]))
+    return kth_largest_magnitudes(experts[0] * experts[1], jnp.array([10, 1000]))
 
 
 def looped(base, experts):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.methods._mixing import keep_and_rescale
 from sdjax.merging.random import bernoulli, uniform
-from sdjax.merging.ranks import outranks, rank_share
+from sdjax.merging.ranks import outranks, rank_fraction
 
 Vectors = dict[str, jax.Array]
 
 
-def drop(vectors: Vectors, key: jax.Array, density: PerExpert, rescale: str) -> Vectors:
+def random_drop(vectors: Vectors, key: jax.Array, density: PerExpert, rescale: str) -> Vectors:
     """Keep each element with probability ``density`` of its expert, and rescale what is kept.
 
     The experts' masks are independent: an expert's place is its stream.
@@ -25,7 +25,7 @@ def drop(vectors: Vectors, key: jax.Array, density: PerExpert, rescale: str) -> 
     return keep_and_rescale(vectors, masks, density, rescale)
 
 
-def drop_by_rank(
+def random_drop_by_rank(
     vectors: Vectors, key: jax.Array, density: PerExpert, epsilon: PerExpert, rescale: str
 ) -> Vectors:
     """Keep an element with a probability that grows with its rank in its row, and rescale.
@@ -44,6 +44,6 @@ def drop_by_rank(
         needed = jnp.where((width <= 0) & (draw < low), -1.0, needed)
         masks[name] = (outranks(vector, needed) | (density[name] >= 1)) & (density[name] > 0)
         if rescale == "density":
-            probability = jnp.clip(low + width * rank_share(vector), 0.0, 1.0)
+            probability = jnp.clip(low + width * rank_fraction(vector), 0.0, 1.0)
             share[name] = jnp.where(density[name] >= 1, 1.0, probability)
     return keep_and_rescale(vectors, masks, share, rescale)

@@ -31,12 +31,14 @@ def gram(vectors: Sequence[jax.Array]) -> jax.Array:
     )
 
 
-def combine(weights: jax.Array, vectors: Sequence[jax.Array]) -> jax.Array:
+def linear_combination(weights: jax.Array, vectors: Sequence[jax.Array]) -> jax.Array:
     """The sum of weights[k] * vectors[k]."""
     return jnp.asarray(sum(weights[i] * vector for i, vector in enumerate(vectors)))
 
 
-def arc(cosine: jax.Array, t: jax.Array, linear: jax.Array) -> tuple[jax.Array, jax.Array]:
+def slerp_weights(
+    cosine: jax.Array, t: jax.Array, linear: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Shares of the two ends at place ``t`` of the arc between them; a line where ``linear``."""
     angle = jnp.arccos(jnp.where(linear, 0.0, cosine))
     sine = jnp.sin(angle)

@@ -18,12 +18,12 @@ Vectors = Mapping[str, jax.Array]
 RESCALE = ("density", "l1", "none")
 ELECT = ("weighted", "plain")
 # What a recipe may say, and which word it means.
-RESCALE_SPELLINGS: dict[Any, str] = {
+RESCALE_CHOICES: dict[Any, str] = {
     True: "l1",
     False: "none",
     **dict(zip(RESCALE, RESCALE, strict=True)),
 }
-ELECT_SPELLINGS = dict(zip(ELECT, ELECT, strict=True))
+ELECT_CHOICES = dict(zip(ELECT, ELECT, strict=True))
 
 
 def weighted_sum(vectors: Vectors, weight: Vectors, normalize: bool) -> jax.Array:
@@ -35,7 +35,7 @@ def weighted_sum(vectors: Vectors, weight: Vectors, normalize: bool) -> jax.Arra
     return jnp.asarray(total)
 
 
-def agreement(ballots: Vectors) -> dict[str, jax.Array]:
+def sign_agreement(ballots: Vectors) -> dict[str, jax.Array]:
     """Per expert and element, whether its sign is that of the sum (a sum of zero elects plus)."""
     elected = jnp.where(sum(ballots.values()) >= 0, 1.0, -1.0)  # [...]
     return {name: jnp.sign(ballot) == elected for name, ballot in ballots.items()}
@@ -54,7 +54,7 @@ def elected_sum(
         raise ValueError(f"elect must be one of {', '.join(ELECT)}, not {elect!r}")
     # A negative weight turns an expert's sign, in the vote by weight and in the sum alike.
     terms = {name: weight[name] * vector for name, vector in vectors.items()}
-    agrees = agreement(terms if elect == "weighted" else vectors)
+    agrees = sign_agreement(terms if elect == "weighted" else vectors)
     total = sum(jnp.where(agrees[name], terms[name], 0.0) for name in vectors)
     if normalize:
         taking_part = sum(jnp.where(agrees[name], weight[name], 0.0) for name in vectors)

@@ -17,10 +17,10 @@ import numpy as np
 
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.reductions import reproducible_sum
-from sdjax.merging.topk_threshold import kth_magnitudes
+from sdjax.merging.topk_threshold import kth_largest_magnitudes
 
-MATHEMATICS = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
-RECIPE = RecipeSchema(fewest=1, most=1)
+FORMULA = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
+RECIPE = RecipeSchema(min_models=1, max_models=1)
 
 NEAR = 0.25  # up to which the series have float32's precision
 # (e^x - 1) / x and ((1 + r) log(1 + r) - r) / r^2, the highest power first
@@ -36,7 +36,7 @@ def merge_models(task_vectors: dict[str, jax.Array], base: jax.Array) -> jax.Arr
     importance = reproducible_sum([jnp.abs(vector) * _divergence(base, vector, row)])
     size = importance.size
     places = [size - int(q * (size - 1)) for q in (0.25, 0.5, 0.75)]
-    first, median, third = kth_magnitudes(importance, jnp.array(places))
+    first, median, third = kth_largest_magnitudes(importance, jnp.array(places))
     return jnp.where(importance >= median + 1.5 * (third - first), vector, 0.0)
 
 

@@ -13,16 +13,16 @@ import jax
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
+from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
 from sdjax.merging.methods._trimming import trim_both_ends
 
-MATHEMATICS = "τ = λ Σ w_j t_j, t_j = τ_j where |τ_j| ranks in (1-γ-d, 1-γ], else 0"
+FORMULA = "τ = λ Σ w_j t_j, t_j = τ_j where |τ_j| ranks in (1-γ-d, 1-γ], else 0"
 RECIPE = RecipeSchema(
-    names={"scale": "lambda"},
+    param_names={"scale": "lambda"},
     defaults={"density": 1.0, "gamma": 0.01},
-    needed=("weight",),
-    shares=("density", "gamma"),
-    spellings={"rescale": RESCALE_SPELLINGS},
+    required=("weight",),
+    unit_interval=("density", "gamma"),
+    choices={"rescale": RESCALE_CHOICES},
 )
 
 

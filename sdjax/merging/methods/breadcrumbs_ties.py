@@ -11,16 +11,16 @@ import jax
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
+from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
 from sdjax.merging.methods._trimming import trim_both_ends
 
-MATHEMATICS = "τ = λ Σ_{j∈A} w_j t_j, t_j as in breadcrumbs, A = {j: sgn t_j = sgn Σ w_i t_i}"
+FORMULA = "τ = λ Σ_{j∈A} w_j t_j, t_j as in breadcrumbs, A = {j: sgn t_j = sgn Σ w_i t_i}"
 RECIPE = RecipeSchema(
-    names={"scale": "lambda"},
+    param_names={"scale": "lambda"},
     defaults={"density": 1.0, "gamma": 0.01},
-    needed=("weight",),
-    shares=("density", "gamma"),
-    spellings={"rescale": RESCALE_SPELLINGS, "elect": ELECT_SPELLINGS},
+    required=("weight",),
+    unit_interval=("density", "gamma"),
+    choices={"rescale": RESCALE_CHOICES, "elect": ELECT_CHOICES},
 )
 
 

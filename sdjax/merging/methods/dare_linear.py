@@ -12,16 +12,16 @@ import jax
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import drop
-from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
+from sdjax.merging.methods._dropping import random_drop
+from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
 
-MATHEMATICS = "τ = λ Σ w_j (m_j ⊙ τ_j) / d_j, m_j ~ Bernoulli(d_j)"
+FORMULA = "τ = λ Σ w_j (m_j ⊙ τ_j) / d_j, m_j ~ Bernoulli(d_j)"
 RECIPE = RecipeSchema(
-    names={"scale": "lambda"},
+    param_names={"scale": "lambda"},
     defaults={"density": 1.0, "rescale": "l1"},
-    needed=("weight",),
-    shares=("density",),
-    spellings={"rescale": RESCALE_SPELLINGS},
+    required=("weight",),
+    unit_interval=("density",),
+    choices={"rescale": RESCALE_CHOICES},
 )
 
 
@@ -34,5 +34,5 @@ def merge_models(
     normalize: bool = False,
     rescale: str = "density",
 ) -> jax.Array:
-    dropped = drop(task_vectors, key, density, rescale)
+    dropped = random_drop(task_vectors, key, density, rescale)
     return scale * weighted_sum(dropped, weight, normalize)

@@ -11,16 +11,16 @@ import jax
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import drop
-from sdjax.merging.methods._mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
+from sdjax.merging.methods._dropping import random_drop
+from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
 
-MATHEMATICS = "τ = λ Σ_{j∈A} w_j t_j, t_j = (m_j ⊙ τ_j) / d_j, A = {j: sgn t_j = sgn Σ w_i t_i}"
+FORMULA = "τ = λ Σ_{j∈A} w_j t_j, t_j = (m_j ⊙ τ_j) / d_j, A = {j: sgn t_j = sgn Σ w_i t_i}"
 RECIPE = RecipeSchema(
-    names={"scale": "lambda"},
+    param_names={"scale": "lambda"},
     defaults={"density": 1.0, "rescale": "l1"},
-    needed=("weight",),
-    shares=("density",),
-    spellings={"rescale": RESCALE_SPELLINGS, "elect": ELECT_SPELLINGS},
+    required=("weight",),
+    unit_interval=("density",),
+    choices={"rescale": RESCALE_CHOICES, "elect": ELECT_CHOICES},
 )
 
 
@@ -34,5 +34,5 @@ def merge_models(
     rescale: str = "density",
     elect: str = "weighted",
 ) -> jax.Array:
-    dropped = drop(task_vectors, key, density, rescale)
+    dropped = random_drop(task_vectors, key, density, rescale)
     return scale * elected_sum(dropped, weight, normalize, elect)

@@ -14,18 +14,18 @@ import jax
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import drop_by_rank
-from sdjax.merging.methods._mixing import ELECT_SPELLINGS, RESCALE_SPELLINGS, elected_sum
+from sdjax.merging.methods._dropping import random_drop_by_rank
+from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
 
-MATHEMATICS = (
+FORMULA = (
     "τ = λ Σ_{j∈A} w_j t_j / Σ_{j∈A} w_j, t_j = (m_j ⊙ τ_j) / p_j, p_j = d_j - ε + 2ε rank|τ_j|"
 )
 RECIPE = RecipeSchema(
-    names={"scale": "lambda"},
+    param_names={"scale": "lambda"},
     defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
-    needed=("weight",),
-    shares=("density", "epsilon"),
-    spellings={"rescale": RESCALE_SPELLINGS, "elect": ELECT_SPELLINGS},
+    required=("weight",),
+    unit_interval=("density", "epsilon"),
+    choices={"rescale": RESCALE_CHOICES, "elect": ELECT_CHOICES},
 )
 
 
@@ -40,5 +40,5 @@ def merge_models(
     rescale: str = "density",
     elect: str = "weighted",
 ) -> jax.Array:
-    dropped = drop_by_rank(task_vectors, key, density, epsilon, rescale)
+    dropped = random_drop_by_rank(task_vectors, key, density, epsilon, rescale)
     return scale * elected_sum(dropped, weight, normalize, elect)

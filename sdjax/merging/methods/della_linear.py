@@ -10,16 +10,16 @@ import jax
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import drop_by_rank
-from sdjax.merging.methods._mixing import RESCALE_SPELLINGS, weighted_sum
+from sdjax.merging.methods._dropping import random_drop_by_rank
+from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
 
-MATHEMATICS = "τ = λ Σ w_j (m_j ⊙ τ_j) / p_j, m_j ~ Bernoulli(p_j), p_j = d_j - ε + 2ε rank|τ_j|"
+FORMULA = "τ = λ Σ w_j (m_j ⊙ τ_j) / p_j, m_j ~ Bernoulli(p_j), p_j = d_j - ε + 2ε rank|τ_j|"
 RECIPE = RecipeSchema(
-    names={"scale": "lambda"},
+    param_names={"scale": "lambda"},
     defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
-    needed=("weight",),
-    shares=("density", "epsilon"),
-    spellings={"rescale": RESCALE_SPELLINGS},
+    required=("weight",),
+    unit_interval=("density", "epsilon"),
+    choices={"rescale": RESCALE_CHOICES},
 )
 
 
@@ -33,5 +33,5 @@ def merge_models(
     normalize: bool = False,
     rescale: str = "density",
 ) -> jax.Array:
-    dropped = drop_by_rank(task_vectors, key, density, epsilon, rescale)
+    dropped = random_drop_by_rank(task_vectors, key, density, epsilon, rescale)
     return scale * weighted_sum(dropped, weight, normalize)

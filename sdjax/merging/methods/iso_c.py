@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._spectral import nearest_orthonormal
 
-MATHEMATICS = "τ = λ mean(σ) U Vᵀ, U σ Vᵀ = Σ τ_j"
-RECIPE = RecipeSchema(names={"scale": "lambda"})
+FORMULA = "τ = λ mean(σ) U Vᵀ, U σ Vᵀ = Σ τ_j"
+RECIPE = RecipeSchema(param_names={"scale": "lambda"})
 
 
 def merge_models(task_vectors: dict[str, jax.Array], scale: float = 1.0) -> jax.Array:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import combine, gram
+from sdjax.merging.methods._geometry import gram, linear_combination
 
-MATHEMATICS = "τ = mean|τ_j| · argmin_m Σ ∠(m, τ_j)², m on the sphere"
+FORMULA = "τ = mean|τ_j| · argmin_m Σ ∠(m, τ_j)², m on the sphere"
 RECIPE = RecipeSchema(base="plain")
 
 
@@ -64,4 +64,4 @@ def merge_models(
         step,
         (jnp.int32(0), *_with_tangent(start)),
     )
-    return combine(jnp.mean(lengths) * mean * inverse, vectors)
+    return linear_combination(jnp.mean(lengths) * mean * inverse, vectors)

@@ -17,8 +17,8 @@ from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import weighted_sum
 
-MATHEMATICS = "τ = Σ w_j τ_j / Σ w_j"
-RECIPE = RecipeSchema(base="plain", needed=("weight",))
+FORMULA = "τ = Σ w_j τ_j / Σ w_j"
+RECIPE = RecipeSchema(base="plain", required=("weight",))
 
 
 def merge_models(

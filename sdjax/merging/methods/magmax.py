@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
 
-MATHEMATICS = "τ = λ τ_{j*}, j* = argmax_j |τ_j| for each element"
-RECIPE = RecipeSchema(names={"scale": "lambda"})
+FORMULA = "τ = λ τ_{j*}, j* = argmax_j |τ_j| for each element"
+RECIPE = RecipeSchema(param_names={"scale": "lambda"})
 
 
 def merge_models(task_vectors: dict[str, jax.Array], scale: float = 1.0) -> jax.Array:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.reductions import sums
 
-MATHEMATICS = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
-RECIPE = RecipeSchema(fewest=2)
+FORMULA = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
+RECIPE = RecipeSchema(min_models=2)
 
 
 def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) -> jax.Array:

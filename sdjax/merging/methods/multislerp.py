@@ -17,10 +17,12 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import combine, gram
+from sdjax.merging.methods._geometry import gram, linear_combination
 
-MATHEMATICS = "τ = Σ w_j |τ_j| · m / |m|, m = Σ w_j τ_j / |τ_j|"
-RECIPE = RecipeSchema(base="optional", names={"normalize": "normalize_weights"}, needed=("weight",))
+FORMULA = "τ = Σ w_j |τ_j| · m / |m|, m = Σ w_j τ_j / |τ_j|"
+RECIPE = RecipeSchema(
+    base="optional", param_names={"normalize": "normalize_weights"}, required=("weight",)
+)
 
 
 def merge_models(
@@ -43,4 +45,4 @@ def merge_models(
     # Sums in float32 leave that much of what cancels.
     cancel = (length < eps) | (square < 1e-6 * jnp.sum(jnp.abs(weights)) ** 2)
     drawn_out = shares / jnp.where(cancel, 1.0, length) * jnp.sum(weights * lengths)
-    return combine(jnp.where(cancel, weights, drawn_out), vectors)
+    return linear_combination(jnp.where(cancel, weights, drawn_out), vectors)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
 
-MATHEMATICS = "τ = min(1, t / |τ_1|) τ_1"
-RECIPE = RecipeSchema(fewest=1, most=1, needed=("t",))
+FORMULA = "τ = min(1, t / |τ_1|) τ_1"
+RECIPE = RecipeSchema(min_models=1, max_models=1, required=("t",))
 
 
 def merge_models(task_vectors: dict[str, jax.Array], t: float = 1e-4) -> jax.Array:

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import arc
+from sdjax.merging.methods._geometry import slerp_weights
 
-MATHEMATICS = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, t = w_2 / (w_1 + w_2)"
+FORMULA = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, t = w_2 / (w_1 + w_2)"
 RECIPE = RecipeSchema(
     base="optional",
-    fewest=2,
-    most=2,
-    names={"flatten": "nuslerp_flatten", "row_wise": "nuslerp_row_wise"},
-    needed=("weight",),
+    min_models=2,
+    max_models=2,
+    param_names={"flatten": "nuslerp_flatten", "row_wise": "nuslerp_row_wise"},
+    required=("weight",),
 )
 
 
@@ -44,5 +44,5 @@ def merge_models(
     lengths = [jnp.maximum(jnp.sqrt(jnp.sum(v * v, axis, keepdims=True)), 1e-7) for v in (a, b)]
     product = jnp.sum((a / lengths[0]) * (b / lengths[1]), axis, keepdims=True)
     cosine = jnp.clip(product, -1.0, 1.0)
-    share, other = arc(cosine, t, 1 - cosine * cosine <= 1e-16)
+    share, other = slerp_weights(cosine, t, 1 - cosine * cosine <= 1e-16)
     return share * a + other * b

@@ -10,8 +10,8 @@ import jax
 from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
 
-MATHEMATICS = "τ = s τ_1"
-RECIPE = RecipeSchema(base="plain", most=1)
+FORMULA = "τ = s τ_1"
+RECIPE = RecipeSchema(base="plain", max_models=1)
 
 
 def merge_models(task_vectors: dict[str, jax.Array], scale: PerExpert = 1.0) -> jax.Array:

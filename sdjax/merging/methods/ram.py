@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._overlap import changed
+from sdjax.merging.methods._overlap import changed_elements
 
-MATHEMATICS = "τ = Σ_{j∈C} τ_j / |C|, C = {j: |τ_j| > ε}"
+FORMULA = "τ = Σ_{j∈C} τ_j / |C|, C = {j: |τ_j| > ε}"
 RECIPE = RecipeSchema()
 
 
 def merge_models(task_vectors: dict[str, jax.Array], epsilon: float = 1e-5) -> jax.Array:
-    kept, _, count = changed(task_vectors, epsilon)
+    kept, _, count = changed_elements(task_vectors, epsilon)
     return sum(kept.values()) / jnp.maximum(count, 1.0)

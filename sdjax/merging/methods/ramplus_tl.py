@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._overlap import changed
+from sdjax.merging.methods._overlap import changed_elements
 from sdjax.merging.reductions import counts
 
-MATHEMATICS = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"
+FORMULA = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"
 RECIPE = RecipeSchema()
 
 
@@ -24,7 +24,7 @@ def merge_models(
     alpha: float = 0.2,
     epsilon: float = 1e-5,
 ) -> jax.Array:
-    kept, masks, count = changed(task_vectors, epsilon)
+    kept, masks, count = changed_elements(task_vectors, epsilon)
     merged = jnp.zeros_like(count)
     several = counts([mask & (count > 1) for mask in masks.values()])
     one = counts([mask & (count == 1) for mask in masks.values()])

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm, read_signature
-from sdjax.merging.method import Method, Parameter
+from sdjax.merging.method import Hyperparameter, Method
 from sdjax.merging.methods import (
     arcee_fusion,
     breadcrumbs,
@@ -78,9 +78,9 @@ def _describe(module: ModuleType) -> Method:
     return Method(
         name=name,
         title=(module.__doc__ or "").strip().splitlines()[0],
-        mathematics=module.MATHEMATICS,
+        formula=module.FORMULA,
         parameters=tuple(
-            Parameter(name=key, type=how, default=signature.defaults[key])
+            Hyperparameter(name=key, type=how, default=signature.defaults[key])
             for key, how in signature.annotations.items()
         ),
         function=module.merge_models,

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import agreement
+from sdjax.merging.methods._mixing import sign_agreement
 from sdjax.merging.reductions import counts, reproducible_sum, sums
-from sdjax.merging.topk_threshold import kth_magnitudes
+from sdjax.merging.topk_threshold import kth_largest_magnitudes
 
-MATHEMATICS = (
+FORMULA = (
     "τ = Σ_{j∈A} η_j s_j / Σ_{j∈A} η_j, s_j = τ_j where Var_j τ_j is in its top k, η_j ∝ |s_j|²"
 )
-RECIPE = RecipeSchema(defaults={"select_topk": 1.0}, shares=("select_topk",))
+RECIPE = RecipeSchema(defaults={"select_topk": 1.0}, unit_interval=("select_topk",))
 
 
 def merge_models(
@@ -31,7 +31,7 @@ def merge_models(
     variance = reproducible_sum([(v - mean) * (v - mean) for v in vectors]) / len(vectors)
     (varying,) = counts([variance > 0])
     count = jnp.floor(select_topk * varying.astype(jnp.float32) * (1 + 2**-22)).astype(jnp.int32)
-    (least,) = kth_magnitudes(variance, count[None])
+    (least,) = kth_largest_magnitudes(variance, count[None])
     select = (variance >= least) | (jnp.asarray(select_topk) >= 1)
     chosen = {name: jnp.where(select, v, 0.0) for name, v in task_vectors.items()}
     found = sums([v * v for v in chosen.values()])
@@ -42,7 +42,7 @@ def merge_models(
         name: jnp.where(tiny, 1.0 / len(vectors), square / jnp.where(tiny, 1.0, total))
         for name, square in squares.items()
     }
-    agrees = agreement(chosen)
+    agrees = sign_agreement(chosen)
     merged = sum(jnp.where(agrees[name], weight[name] * v, 0.0) for name, v in chosen.items())
     if normalize:
         taking_part = sum(jnp.where(agrees[name], weight[name], 0.0) for name in chosen)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
 
-MATHEMATICS = "τ ← (1-r) τ + r · rowmean(τ_j) for j = 1..k, from τ = 0"
+FORMULA = "τ ← (1-r) τ + r · rowmean(τ_j) for j = 1..k, from τ = 0"
 RECIPE = RecipeSchema()
 
 

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import arc, gram
+from sdjax.merging.methods._geometry import gram, slerp_weights
 
-MATHEMATICS = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, θ = ∠(τ_1, τ_2)"
-RECIPE = RecipeSchema(base="first", fewest=2, most=2, needed=("t",))
+FORMULA = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, θ = ∠(τ_1, τ_2)"
+RECIPE = RecipeSchema(base="first", min_models=2, max_models=2, required=("t",))
 
 
 def merge_models(task_vectors: dict[str, jax.Array], t: float = 0.5) -> jax.Array:
@@ -31,6 +31,6 @@ def merge_models(task_vectors: dict[str, jax.Array], t: float = 0.5) -> jax.Arra
         products = gram([merged, vector])  # [2, 2]
         lengths = jnp.sqrt(products[0, 0]) * jnp.sqrt(products[1, 1])
         cosine = products[0, 1] / jnp.where(lengths > 1e-16, lengths, 1.0)
-        share, other = arc(cosine, place, jnp.abs(cosine) > 0.9995)
+        share, other = slerp_weights(cosine, place, jnp.abs(cosine) > 0.9995)
         merged = share * merged + other * vector
     return merged

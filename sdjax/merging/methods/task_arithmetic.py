@@ -13,8 +13,10 @@ from sdjax.merging.algorithm import PerExpert
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import weighted_sum
 
-MATHEMATICS = "τ = λ Σ w_j τ_j"
-RECIPE = RecipeSchema(names={"scale": "lambda"}, needed=("weight",), ignored=("density", "rescale"))
+FORMULA = "τ = λ Σ w_j τ_j"
+RECIPE = RecipeSchema(
+    param_names={"scale": "lambda"}, required=("weight",), ignored=("density", "rescale")
+)
 
 
 def merge_models(

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._spectral import nearest_orthonormal
 
-MATHEMATICS = "τ = λ U⊥ Σ V⊥ᵀ, U⊥, V⊥ the nearest orthonormal to the stacked top-r U_j, V_j of τ_j"
-RECIPE = RecipeSchema(names={"scale": "lambda"})
+FORMULA = "τ = λ U⊥ Σ V⊥ᵀ, U⊥, V⊥ the nearest orthonormal to the stacked top-r U_j, V_j of τ_j"
+RECIPE = RecipeSchema(param_names={"scale": "lambda"})
 
 
 def merge_models(

@@ -20,7 +20,7 @@ from sdjax.io.safetensors_writer import write_text
 from sdjax.io.tokenizer import FILE, SETTINGS, TEMPLATE
 from sdjax.io.vocabulary import write_extended
 from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
-from sdjax.merging.recipe.plan import Plan
+from sdjax.merging.recipe.plan import MergePlan
 from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import OUTPUT, SourceModel
 
@@ -36,7 +36,7 @@ _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_token
 
 def write_config(
     folder: Path,
-    plan: Plan,
+    plan: MergePlan,
     tensors: Mapping[str, jax.ShapeDtypeStruct],
     *,
     vocabulary: int | None,
@@ -91,7 +91,7 @@ def write_tokenizer(
         write_text(folder / TEMPLATE, chat_template)
 
 
-def find_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str | None:
+def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str | None:
     """The template that a recipe's ``chat_template`` stands for, None where there is none.
 
     "auto" is the one that most models have, the first of them in a tie, and None if none has one;
@@ -144,7 +144,7 @@ class Provenance:
     text: str
 
 
-def write_card(
+def write_model_card(
     folder: Path, name: str, *, origin: Provenance, models: Sequence[str], notes: Sequence[str]
 ) -> None:
     """The model card, which says how the model was made, and the recipe or program as it was."""
@@ -161,7 +161,7 @@ def write_card(
     write_text(folder / origin.file, origin.text)
 
 
-def facts(folder: Path) -> dict[str, Any]:
+def file_stats(folder: Path) -> dict[str, Any]:
     """Size and age of all that is read of a folder, by which a merge knows its own inputs."""
     return {
         path.name: (path.stat().st_size, path.stat().st_mtime_ns)

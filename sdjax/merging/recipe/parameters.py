@@ -26,7 +26,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ParameterValue:
     """What a recipe says of one parameter, and on which line of which file."""
 
     key: str
@@ -34,7 +34,7 @@ class Setting:
     line: int
     path: str
 
-    def at(self, tensor: str, place: float, kind: str, spellings: Mapping[Any, str]) -> Any:
+    def at(self, tensor: str, place: float, kind: str, choices: Mapping[Any, str]) -> Any:
         """The value for one tensor, or None where no filter matches.
 
         tensor: its name in the checkpoint. place: of its layer within the slice, in [0, 1]. kind:
@@ -42,30 +42,30 @@ class Setting:
         may be and what that means; without any, it is any text.
         Raises UserError, with the line, for a value of another kind.
         """
-        return self._at(self.value, tensor, place, kind, spellings)
+        return self._at(self.value, tensor, place, kind, choices)
 
     def _at(
-        self, value: Any, tensor: str, place: float, kind: str, spellings: Mapping[Any, str]
+        self, value: Any, tensor: str, place: float, kind: str, choices: Mapping[Any, str]
     ) -> Any:
         if isinstance(value, Mapping):
             value = [value]
         if not isinstance(value, list):
-            return self._checked(value, kind, spellings)
+            return self._checked(value, kind, choices)
         if not value:
             return None
         if any(isinstance(entry, Mapping) for entry in value):
-            return self._filtered(value, tensor, place, kind, spellings)
-        ends = [self._checked(entry, kind, spellings) for entry in value]
+            return self._filtered(value, tensor, place, kind, choices)
+        ends = [self._checked(entry, kind, choices) for entry in value]
         scaled = place * (len(ends) - 1)
         first = int(scaled)
         if kind in ("bool", "str"):
             return ends[first]
         second = min(len(ends) - 1, first + 1)
         between = (1 - (scaled - first)) * ends[first] + (scaled - first) * ends[second]
-        return self._checked(between, kind, spellings)
+        return self._checked(between, kind, choices)
 
     def _filtered(
-        self, entries: list, tensor: str, place: float, kind: str, spellings: Mapping[Any, str]
+        self, entries: list, tensor: str, place: float, kind: str, choices: Mapping[Any, str]
     ) -> Any:
         for entry in entries:
             keys = set(entry) if isinstance(entry, Mapping) else {"value"}
@@ -75,14 +75,14 @@ class Setting:
                 raise self.fail("a list of values with filters has `value` in every entry")
             wanted = entry.get("filter")
             if wanted in (None, "*") or str(wanted) in tensor:
-                return self._at(entry["value"], tensor, place, kind, spellings)
+                return self._at(entry["value"], tensor, place, kind, choices)
         return None
 
-    def _checked(self, value: Any, kind: str, spellings: Mapping[Any, str]) -> Any:
-        if kind == "str" and not isinstance(value, list | Mapping) and value in spellings:
-            return spellings[value]
-        if kind == "str" and spellings:
-            allowed = ", ".join(_written(word) for word in spellings)
+    def _checked(self, value: Any, kind: str, choices: Mapping[Any, str]) -> Any:
+        if kind == "str" and not isinstance(value, list | Mapping) and value in choices:
+            return choices[value]
+        if kind == "str" and choices:
+            allowed = ", ".join(_written(word) for word in choices)
             raise self.fail(f"expected one of {allowed}, found {_written(value)}")
         if kind == "str" and isinstance(value, str):
             return value
@@ -114,21 +114,21 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else truncated_repr(value)
 
 
-Level = Mapping[str, Setting]
+ParameterMap = Mapping[str, ParameterValue]
 
 
 def find(
-    levels: Sequence[Level],
+    levels: Sequence[ParameterMap],
     key: str,
     tensor: str,
     place: float,
     kind: str,
-    spellings: Mapping[Any, str],
+    choices: Mapping[Any, str],
 ) -> Any:
     """The value of ``key`` at the first level that has one for this tensor, or None."""
     for level in levels:
         if key in level:
-            value = level[key].at(tensor, place, kind, spellings)
+            value = level[key].at(tensor, place, kind, choices)
             if value is not None:
                 return value
     return None

@@ -20,10 +20,10 @@ from sdjax.io.resumable_writer import FULL, ResumableFolder
 from sdjax.merging.method import Method
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.output_files import RECIPE, Provenance
-from sdjax.merging.recipe.plan import Plan, Step, plan_recipe
+from sdjax.merging.recipe.plan import MergePlan, MergeStep, plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
-from sdjax.merging.recipe.stream import OnTensor, announce, merge_steps
+from sdjax.merging.recipe.stream import OnTensor, merge_steps, output_specs
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan, plan_tokenizer
 
 MAX_FILE_BYTES = 5_000_000_000  # as transformers splits
@@ -32,7 +32,8 @@ MAX_FILE_BYTES = 5_000_000_000  # as transformers splits
 @dataclass(frozen=True, kw_only=True)
 class MergeResult:
     """The result: its folder, how many tensors it has, how many no expert had changed, how many
-    an interrupted attempt had left, its size, and what the user is to be told."""
+    an interrupted attempt had left, its size, and what the user is to be told.
+    """
 
     folder: Path
     tensors: int
@@ -70,7 +71,7 @@ def merge_recipe(
         Path(out),
         origin=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text),
         tokenizer=plan_tokenizer(plan.template, plan.models, recipe, opened),
-        chat_template=output_files.find_chat_template(recipe, plan.models),
+        chat_template=output_files.resolve_chat_template(recipe, plan.models),
         key=jax.random.key(seed) if plan.draws else None,
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
@@ -78,7 +79,7 @@ def merge_recipe(
 
 
 def write_merged(
-    plan: Plan,
+    plan: MergePlan,
     out: Path,
     *,
     origin: Provenance,
@@ -92,12 +93,10 @@ def write_merged(
     if tokenizer is None:
         tokenizer = TokenizerPlan(folder=plan.template.folder, new={}, vocabulary=None)
     vocabulary = tokenizer.vocabulary
-    announced = announce(plan, vocabulary)
-    fingerprint = _fingerprint(plan, origin, key, chat_template, tokenizer.folder, announced)
+    specs = output_specs(plan, vocabulary)
+    fingerprint = _fingerprint(plan, origin, key, chat_template, tokenizer.folder, specs)
     with _writing(out):
-        writer = ResumableFolder(
-            out, announced, fingerprint=fingerprint, max_file_bytes=max_file_bytes
-        )
+        writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
     resumed = len(writer.done)
     try:
         with _writing(out):
@@ -105,7 +104,7 @@ def write_merged(
             output_files.write_config(
                 writer.folder,
                 plan,
-                announced,
+                specs,
                 vocabulary=None if vocabulary is None else vocabulary.size,
             )
             output_files.write_tokenizer(
@@ -115,7 +114,7 @@ def write_merged(
                 new=tokenizer.new,
                 chat_template=chat_template,
             )
-            output_files.write_card(
+            output_files.write_model_card(
                 writer.folder,
                 out.name,
                 origin=origin,
@@ -155,21 +154,22 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _fingerprint(
-    plan: Plan,
+    plan: MergePlan,
     origin: Provenance,
     key: jax.Array | None,
     chat_template: str | None,
     tokenizer: Path,
-    announced: Mapping[str, jax.ShapeDtypeStruct],
+    specs: Mapping[str, jax.ShapeDtypeStruct],
 ) -> str:
     """What an interrupted merge must have in common with the one that goes on with it: all that a
-    tensor follows from."""
+    tensor follows from.
+    """
     places = {id(model): place for place, model in enumerate(plan.models)}
 
-    def told_of(step: Step) -> dict[str, Any]:
+    def told_of(step: MergeStep) -> dict[str, Any]:
         algorithm = step.algorithm
         return {
-            "tensor": (step.name, step.path, announced[step.name].shape, step.dtype.name),
+            "tensor": (step.name, step.path, specs[step.name].shape, step.dtype.name),
             "base": step.base is not None,
             # Of a model that is merged in memory already there is no place.
             "inputs": [(places.get(id(one.model)), one.name) for one in step.everything],
@@ -183,11 +183,11 @@ def _fingerprint(
         "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
         "chat_template": chat_template,
         "models": [
-            (model.name, [output_files.facts(folder) for folder in model.tensors.folders])
+            (model.name, [output_files.file_stats(folder) for folder in model.tensors.folders])
             for model in plan.models
         ],
         "slots": plan.slots,
-        "tokenizer": output_files.facts(tokenizer),
+        "tokenizer": output_files.file_stats(tokenizer),
         "steps": [told_of(step) for step in plan.steps],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -17,8 +17,8 @@ import numpy as np
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.method import Method, Parameter
-from sdjax.merging.recipe.parameters import Level, find
+from sdjax.merging.method import Hyperparameter, Method
+from sdjax.merging.recipe.parameters import ParameterMap, find
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 from sdjax.merging.recipe.source_models import (
     EMBEDDING,
@@ -32,7 +32,7 @@ _ALWAYS_IGNORED = ("int8_mask",)  # mergekit's way to save memory; no mask is st
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
+class TensorRef:
     """A tensor of one model."""
 
     model: SourceModel
@@ -40,7 +40,7 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class MergeStep:
     """One tensor of the result.
 
     path: ours, which random keys and ``depth`` follow. dtype: in which it is written. base: what
@@ -54,14 +54,14 @@ class Step:
     name: str
     path: str
     dtype: np.dtype
-    base: Input | None
-    inputs: tuple[Input, ...]
+    base: TensorRef | None
+    inputs: tuple[TensorRef, ...]
     algorithm: Algorithm | None
     vocabulary: bool = False
     anchor: int | None = None
 
     @property
-    def everything(self) -> tuple[Input, ...]:
+    def everything(self) -> tuple[TensorRef, ...]:
         """The base, if there is one, and the inputs."""
         return ((self.base,) if self.base else ()) + self.inputs
 
@@ -72,7 +72,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MergePlan:
     """All steps in the order of the result's files; the model whose config and tokenizer it gets.
 
     layers: for each layer of the result, the model and its layer that name the tensors, whose
@@ -80,7 +80,7 @@ class Plan:
     expert_1 ... expert_k.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[MergeStep, ...]
     template: SourceModel
     layers: tuple[tuple[SourceModel, int], ...]
     slots: tuple[str, ...] | None = None
@@ -98,9 +98,10 @@ class Plan:
 
 def plan_recipe(
     recipe: Recipe, methods: Mapping[str, Method], open_model: Callable[[str], SourceModel]
-) -> Plan:
+) -> MergePlan:
     """Raises UserError for what the method does not take or lacks, and for models that do not fit
-    together."""
+    together.
+    """
     if recipe.merge_method not in methods:
         known = ", ".join(methods)
         message = f"no merge_method {truncated_repr(recipe.merge_method)}; there are: {known}"
@@ -118,7 +119,7 @@ def plan_recipe(
             layers.append((part.models[0], part.starts[0] + index))
     steps += [last.step(name, {}, 0.0) for name in last.outside(lambda name: name != EMBEDDING)]
     named = recipe.models()
-    return Plan(
+    return MergePlan(
         steps=tuple(steps),
         template=open_model(named[0]),
         layers=tuple(layers),
@@ -131,7 +132,7 @@ def plan_algorithm(
     base: SourceModel,
     experts: Mapping[str, SourceModel],
     scope: Sequence[str],
-) -> Plan:
+) -> MergePlan:
     """An algorithm over the tensors of a base that are in scope; the others are the base's own.
 
     scope: our paths. Raises UserError where an expert does not fit the base.
@@ -139,8 +140,8 @@ def plan_algorithm(
     wanted = set(scope)
     steps = []
     for name in _all_tensors(base):
-        inputs = tuple(Input(model=expert, name=name) for expert in experts.values())
-        at = Input(model=base, name=name)
+        inputs = tuple(TensorRef(model=expert, name=name) for expert in experts.values())
+        at = TensorRef(model=base, name=name)
         merged = tensor_path(name) in wanted and math.prod(base.tensors.shape(name)) > 0
         if merged:
             for one in inputs:
@@ -148,7 +149,7 @@ def plan_algorithm(
                     raise _lacks(one.model, name, base)
             _check_shapes((at, *inputs), vocabulary=False)
         steps.append(
-            Step(
+            MergeStep(
                 name=name,
                 path=tensor_path(name),
                 dtype=base.tensors.dtype(name),
@@ -157,7 +158,7 @@ def plan_algorithm(
                 algorithm=algorithm if merged else None,
             )
         )
-    return Plan(
+    return MergePlan(
         steps=tuple(steps),
         template=base,
         layers=tuple((base, layer) for layer in range(len(base.layers))),
@@ -207,7 +208,7 @@ class _Part:
         names = dict.fromkeys(name for model in self.models for name in model.outside)
         return [name for name in names if wanted(name)]
 
-    def layer(self, index: int, out: int, place: float) -> list[Step]:
+    def layer(self, index: int, out: int, place: float) -> list[MergeStep]:
         """The steps of one layer of the result."""
         reference, start = self.models[0], self.starts[0]
         ends = reference.layers[start + index]
@@ -227,21 +228,21 @@ class _Part:
             for end in ends
         ]
 
-    def step(self, name: str, names: Mapping[int, str], place: float) -> Step:
+    def step(self, name: str, names: Mapping[int, str], place: float) -> MergeStep:
         """``names``: the tensor of each model by place, ``name`` itself where it is absent."""
         found = []
         for index, model in enumerate(self.models):
             theirs = names.get(index, name)
             if theirs == OUTPUT and OUTPUT not in model.outside:
                 theirs = EMBEDDING  # a model that ties the two
-            found.append(Input(model=model, name=theirs))
+            found.append(TensorRef(model=model, name=theirs))
         vocabulary = name in VOCABULARY_TENSORS
         _check_shapes(found, vocabulary)
         base, inputs = (found[0], found[1:]) if self.has_base else (None, found)
         anchors = [i for i, m in enumerate(self.models) if m.name == self._named_base]
         wanted = self.recipe.out_dtype or self.recipe.dtype
         stored = jnp.result_type(*(one.model.tensors.dtype(one.name) for one in found))
-        return Step(
+        return MergeStep(
             name=name,
             path=tensor_path(name),
             dtype=np.dtype(jnp.dtype(wanted) if wanted else stored),
@@ -282,9 +283,9 @@ class _Part:
                 sources.insert(0, named[0])
             else:
                 base = named[0]
-        most = schema.most
-        if len(sources) < schema.fewest or (most is not None and len(sources) > most):
-            few = schema.fewest
+        most = schema.max_models
+        if len(sources) < schema.min_models or (most is not None and len(sources) > most):
+            few = schema.min_models
             bound = "exactly" if few == most else "at least" if len(sources) < few else "at most"
             count = few if len(sources) < few or most is None else most
             raise self.recipe.fail(
@@ -312,7 +313,7 @@ class _Part:
         ignored = {*schema.ignored, *_ALWAYS_IGNORED}
         shared = {schema.key(p.name) for p in self.method.parameters}
         each = {schema.key(p.name) for p in self.method.parameters if p.type == "per_expert"}
-        levels: list[tuple[Level, set[str], str]] = [
+        levels: list[tuple[ParameterMap, set[str], str]] = [
             (source.parameters, each, "for one model") for source in self.sources
         ]
         levels += [(level, shared, "for the whole merge") for level in self.part.levels]
@@ -348,8 +349,8 @@ class _Part:
 
     def _value(
         self,
-        parameter: Parameter,
-        levels: Sequence[Level],
+        parameter: Hyperparameter,
+        levels: Sequence[ParameterMap],
         tensor: str,
         place: float,
         source: Source | None = None,
@@ -357,12 +358,12 @@ class _Part:
         schema = self.method.schema
         key = schema.key(parameter.name)
         kind = "float" if parameter.type == "per_expert" else parameter.type
-        if parameter.name in schema.shares:
+        if parameter.name in schema.unit_interval:
             kind = "share"
-        found = find(levels, key, tensor, place, kind, schema.spellings.get(parameter.name, {}))
+        found = find(levels, key, tensor, place, kind, schema.choices.get(parameter.name, {}))
         if found is not None:
             return found
-        if parameter.name in schema.needed:
+        if parameter.name in schema.required:
             whose = f" for {source.model}" if source else ""
             at = source.line if source else "merge_method"
             raise self.recipe.fail(at, f"{self.method.name} needs the parameter {key!r}{whose}")
@@ -388,7 +389,7 @@ def _lacks(model: SourceModel, name: str, reference: SourceModel) -> UserError:
     return UserError(f"{model.folder} lacks tensor {name}, which is in {reference.folder}")
 
 
-def _check_shapes(inputs: Sequence[Input], vocabulary: bool) -> None:
+def _check_shapes(inputs: Sequence[TensorRef], vocabulary: bool) -> None:
     """Of one tensor in all models; ``vocabulary``: the first axis may differ."""
     skip = 1 if vocabulary else 0
     first = inputs[0]

@@ -16,7 +16,7 @@ import yaml
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.yaml import YamlDocument
-from sdjax.merging.recipe.parameters import Level, Setting
+from sdjax.merging.recipe.parameters import ParameterMap, ParameterValue
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -41,7 +41,7 @@ class Source:
 
     model: str
     layers: tuple[int, int] | None
-    parameters: Level
+    parameters: ParameterMap
     line: int
 
 
@@ -54,7 +54,7 @@ class Slice:
 
     sources: tuple[Source, ...]
     base_model: str | None
-    levels: tuple[Level, ...]
+    levels: tuple[ParameterMap, ...]
     line: int
 
 
@@ -143,7 +143,7 @@ class _RecipeDocument(YamlDocument):
     """The parts of a recipe."""
 
     def contents(
-        self, keys: Mapping[str, yaml.Node], levels: tuple[Level, ...]
+        self, keys: Mapping[str, yaml.Node], levels: tuple[ParameterMap, ...]
     ) -> tuple[bool, tuple[Slice, ...]]:
         """(whether whole models are named, slices) of a recipe or a module."""
         if "modules" in keys:
@@ -171,7 +171,7 @@ class _RecipeDocument(YamlDocument):
         items = self.items(keys["slices"], "slices must be a list of entries `- sources: [...]`")
         return False, tuple(self.slice(item, levels) for item in items)
 
-    def slice(self, node: yaml.Node, levels: tuple[Level, ...]) -> Slice:
+    def slice(self, node: yaml.Node, levels: tuple[ParameterMap, ...]) -> Slice:
         allowed = ("sources", "base_model", "parameters")
         keys = self.mapping(node, "a slice", allowed=allowed, unsupported=("residual_weight",))
         if "sources" not in keys:
@@ -229,11 +229,11 @@ class _RecipeDocument(YamlDocument):
             self.string(parts[one], one) for one in ("path", "revision") if one in parts
         )
 
-    def parameters(self, node: yaml.Node | None) -> dict[str, Setting]:
+    def parameters(self, node: yaml.Node | None) -> dict[str, ParameterValue]:
         if node is None:
             return {}
         return {
-            key: Setting(key=key, value=self.value(value), line=line, path=self.name)
+            key: ParameterValue(key=key, value=self.value(value), line=line, path=self.name)
             for key, (line, value) in self.entries(node, "parameters").items()
         }
 

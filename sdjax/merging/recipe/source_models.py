@@ -55,7 +55,8 @@ class SourceModel:
 
 def open_source_model(name: str, beside: Path) -> SourceModel:
     """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
-    Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file."""
+    Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file.
+    """
     folder, adapter = locate(name, beside=beside)
     model = TensorFolder(folder)
     tensors: Tensors = model if adapter is None else AdaptedFolder(model, adapter)

@@ -23,9 +23,9 @@ from sdjax.core.errors import UserError
 from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import is_finite
-from sdjax.merging.compile_cache import compiled_for_one_model
+from sdjax.merging.compile_cache import compile_for_single_use
 from sdjax.merging.engine import default_slots
-from sdjax.merging.recipe.plan import Plan, Step
+from sdjax.merging.recipe.plan import MergePlan, MergeStep
 from sdjax.merging.recipe.vocabulary import Vocabulary, align
 from sdjax.merging.tensor_program import TensorProgram, leaf_key_data
 from sdjax.models.params import depth_of, kind_of
@@ -41,7 +41,7 @@ OnTensor = Callable[[int, int, str], None]
 R = TypeVar("R")
 
 
-def announce(plan: Plan, vocabulary: Vocabulary | None) -> dict[str, jax.ShapeDtypeStruct]:
+def output_specs(plan: MergePlan, vocabulary: Vocabulary | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Name to shape and dtype of every tensor of the result, in the order of the plan."""
     return {
         step.name: jax.ShapeDtypeStruct(_shape(step, vocabulary), step.dtype) for step in plan.steps
@@ -49,7 +49,7 @@ def announce(plan: Plan, vocabulary: Vocabulary | None) -> dict[str, jax.ShapeDt
 
 
 def merge_steps(
-    plan: Plan,
+    plan: MergePlan,
     vocabulary: Vocabulary | None,
     writer: ResumableFolder,
     key: jax.Array | None,
@@ -65,7 +65,7 @@ def merge_steps(
     together = MERGED if len(jax.devices()) == 1 else 1
     memory = BufferPool()
 
-    def read(step: Step) -> list[np.ndarray]:
+    def read(step: MergeStep) -> list[np.ndarray]:
         with np.errstate(over="ignore"):
             arrays = [one.model.tensors.read(one.name, memory.acquire) for one in step.everything]
         if vocabulary is None or not step.vocabulary:
@@ -75,7 +75,7 @@ def merge_steps(
         memory.release(arrays)
         return aligned
 
-    def merge(step: Step, arrays: list[np.ndarray]) -> tuple[Step, np.ndarray, bool]:
+    def merge(step: MergeStep, arrays: list[np.ndarray]) -> tuple[MergeStep, np.ndarray, bool]:
         as_it_was = _unchanged(step, arrays)
         if as_it_was:
             with np.errstate(over="ignore"):
@@ -88,7 +88,7 @@ def merge_steps(
         memory.release(array for array in arrays if array is not new)
         return step, new, as_it_was
 
-    def put(step: Step, new: np.ndarray, as_it_was: bool) -> tuple[str, bool]:
+    def put(step: MergeStep, new: np.ndarray, as_it_was: bool) -> tuple[str, bool]:
         writer.write(step.name, new)
         memory.release([new])
         return step.name, as_it_was
@@ -111,8 +111,8 @@ def merge_steps(
 
 
 def _compiled(
-    steps: Sequence[Step],
-    plan: Plan,
+    steps: Sequence[MergeStep],
+    plan: MergePlan,
     vocabulary: Vocabulary | None,
     key: jax.Array | None,
     compiler: ThreadPoolExecutor,
@@ -145,16 +145,16 @@ def _compiled(
         )
     distinct = {program.cache_key: program for program in wanted.values()}
     programs = {
-        cache_key: compiler.submit(compiled_for_one_model, program.lower())
+        cache_key: compiler.submit(compile_for_single_use, program.lower())
         for cache_key, program in distinct.items()
     }
     return {name: programs[program.cache_key] for name, program in wanted.items()}
 
 
 def _compute(
-    step: Step,
+    step: MergeStep,
     arrays: list[np.ndarray],
-    plan: Plan,
+    plan: MergePlan,
     program: jax.stages.Compiled,
     key: jax.Array | None,
 ) -> jax.Array:
@@ -173,7 +173,7 @@ def _compute(
     return new
 
 
-def not_finite(step: Step, arrays: Sequence[np.ndarray]) -> UserError:
+def not_finite(step: MergeStep, arrays: Sequence[np.ndarray]) -> UserError:
     """The error of a step whose result is not finite: the model's, if one is to blame.
 
     arrays: of ``step.everything``.
@@ -188,7 +188,7 @@ def not_finite(step: Step, arrays: Sequence[np.ndarray]) -> UserError:
     return UserError(f"{name}: the merged tensor {step.name} is not finite in {step.dtype.name}")
 
 
-def _shape(step: Step, vocabulary: Vocabulary | None) -> tuple[int, ...]:
+def _shape(step: MergeStep, vocabulary: Vocabulary | None) -> tuple[int, ...]:
     if vocabulary is None or not step.vocabulary:
         return step.shape
     return (vocabulary.size, *step.shape[1:])
@@ -207,7 +207,7 @@ def _sharding(shape: tuple[int, ...]) -> jax.sharding.Sharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _unchanged(step: Step, arrays: Sequence[np.ndarray]) -> bool:
+def _unchanged(step: MergeStep, arrays: Sequence[np.ndarray]) -> bool:
     """Whether the result is the first of the arrays, since that is all or nobody changed it."""
     if step.algorithm is None or not step.base:
         return step.algorithm is None
@@ -223,7 +223,8 @@ def _ahead(
     function: Callable[..., R], items: Iterable[tuple], *, threads: int = 1, ahead: int
 ) -> Iterator[R]:
     """itertools.starmap, in threads that are ``ahead`` items ahead of the one that takes the
-    results."""
+    results.
+    """
     pool = ThreadPoolExecutor(max_workers=threads)
     waiting: deque[Future[R]] = deque()
     try:

@@ -47,8 +47,8 @@ def test_methods_describe_every_algorithm():
     }
     assert [p.type for p in ties.parameters][:3] == ["per_expert", "per_expert", "float"]
     for method in methods().values():
-        assert method.mathematics.startswith("τ")
-        assert "\n" not in method.mathematics
+        assert method.formula.startswith("τ")
+        assert "\n" not in method.formula
 
 
 def test_algorithms_are_distinct_and_traceable_for_any_number_of_dimensions():
@@ -57,7 +57,7 @@ def test_algorithms_are_distinct_and_traceable_for_any_number_of_dimensions():
     for method in methods().values():
         bound = method.bind()
         for shape in [(7,), (4, 6), (2, 3, 4)]:
-            slots = ("a", "b", "c")[: method.schema.most]
+            slots = ("a", "b", "c")[: method.schema.max_models]
             vectors = tuple(jax.ShapeDtypeStruct(shape, np.float32) for _ in slots)
 
             def run(vectors, arguments, bound=bound, slots=slots):
@@ -76,7 +76,7 @@ def test_an_unknown_method_is_named():
 def test_what_a_recipe_says_of_a_method_exists():
     for method in methods().values():
         names, schema = {p.name for p in method.parameters}, method.schema
-        mentioned = {*schema.names, *schema.defaults, *schema.needed, *schema.spellings}
+        mentioned = {*schema.param_names, *schema.defaults, *schema.required, *schema.choices}
         assert mentioned <= names, method.name
         keys = [schema.key(name) for name in names]
         assert len({*keys, *schema.ignored}) == len(keys) + len(schema.ignored)

@@ -7,7 +7,7 @@ from one_leaf import SHAPE, check, run, vectors, wide
 from sdjax.core.errors import UserError
 
 
-def arc(a, b, t):
+def slerp_weights(a, b, t):
     cosine = np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
     angle = np.arccos(cosine)
     return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
@@ -16,12 +16,12 @@ def arc(a, b, t):
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_slerp_of_two(t):
     a, b = wide(vectors(2))
-    check(run("slerp", vectors(2), t=t), arc(a, b, t))
+    check(run("slerp", vectors(2), t=t), slerp_weights(a, b, t))
 
 
 def test_slerp_of_three_goes_in_slot_order():
     a, b, c = wide(vectors(3))
-    check(run("slerp", vectors(3)), arc(arc(a, b, 0.5), c, 1 / 3))
+    check(run("slerp", vectors(3)), slerp_weights(slerp_weights(a, b, 0.5), c, 1 / 3))
 
 
 def test_slerp_of_parallel_tensors_is_linear():
@@ -47,11 +47,11 @@ def test_nuslerp(settings, axis):
     a, b = wide(vectors(2))
     t = 0.9 / (0.3 + 0.9)
     if axis is None:
-        expected = arc(a, b, t)
+        expected = slerp_weights(a, b, t)
     else:
         lines = [np.moveaxis(x, axis, 0) for x in (a.T, b.T)] if axis == 0 else [a, b]
         lines = [a, b] if axis == 1 else [a.T, b.T]
-        expected = np.stack([arc(x, y, t) for x, y in zip(*lines, strict=True)])
+        expected = np.stack([slerp_weights(x, y, t) for x, y in zip(*lines, strict=True)])
         expected = expected if axis == 1 else expected.T
     check(run("nuslerp", vectors(2), weight=(0.3, 0.9), **settings), expected)
 
@@ -59,7 +59,7 @@ def test_nuslerp(settings, axis):
 def test_nuslerp_of_equal_tensors_and_of_weights_that_cancel():
     a, b = vectors(2)
     check(run("nuslerp", [a, a], weight=(0.3, 0.9)), wide([a])[0])
-    check(run("nuslerp", [a, b], weight=(1.0, -1.0)), arc(*wide([a, b]), 0.5))
+    check(run("nuslerp", [a, b], weight=(1.0, -1.0)), slerp_weights(*wide([a, b]), 0.5))
     with pytest.raises(UserError, match="exactly two experts"):
         run("nuslerp", vectors(3))
 

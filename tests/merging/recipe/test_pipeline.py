@@ -449,7 +449,7 @@ def test_a_program_is_compiled_once_however_many_tensors_wait_for_it(tmp_path, m
         compiled.append(lowered)
         return lowered.compile()
 
-    monkeypatch.setattr("sdjax.merging.recipe.stream.compiled_for_one_model", counted)
+    monkeypatch.setattr("sdjax.merging.recipe.stream.compile_for_single_use", counted)
     merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
     assert len(compiled) == len(set(SHAPES.values()))
 
