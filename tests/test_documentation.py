@@ -1,0 +1,64 @@
+"""README and the documentation site: the Python blocks run, links and file names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sdjax.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+]
+# A path of the checkout in backticks, such as `sdjax/xla/` or `configs/demo.yaml`.
+CODE_PATH = re.compile(r"`((?:sdjax|tests|benchmarks|configs|docs|examples|tpu)/[\w./-]+)`")
+LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
+COMMAND = re.compile(r"\bsdjax (\w+)(?= )")
+
+
+def python_blocks(path):
+    return re.findall(r"^```python[^\n]*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+
+
+def test_readme_python_blocks_run(capsys):
+    blocks = python_blocks(ROOT / "README.md")
+    assert len(blocks[0].strip().splitlines()) <= 15
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert re.search(r"\d", capsys.readouterr().out)
+
+
+def test_task_example_runs():
+    (block,) = python_blocks(ROOT / "docs" / "task.md")
+    namespace = {}
+    exec(compile(block, "docs/task.md", "exec"), namespace)
+    task = namespace["Riddles"]()
+    (problem,) = task.problems("test")
+    assert task.grade(task.extract_flexible("It is a piano."), problem)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_exist(page):
+    text = page.read_text()
+    missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    missing += [path for path in CODE_PATH.findall(text) if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_readme_lists_every_command():
+    text = (ROOT / "README.md").read_text()
+    assert set(COMMAND.findall(text)) >= set(main.commands) - {"demo", "methods"}
+    for command in main.commands:
+        assert f"`sdjax {command}" in text
+        assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
