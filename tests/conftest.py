@@ -1,4 +1,4 @@
-"""Tests run on the CPU, without a network, and compile fast rather than well."""
+"""Shared test setup: CPU only, no network, and little optimization for faster compilation."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ install_import_hook(TYPE_CHECKED, "beartype.beartype")
 
 @pytest.fixture
 def two_processes():
-    """Starts Python twice, as the two processes of one program, with two devices each."""
+    """Return a function that starts Python twice, as two processes with two devices each."""
     started = []
 
     def start(*arguments):

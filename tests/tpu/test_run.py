@@ -1,4 +1,4 @@
-"""The launch script, as far as it goes without a TPU: what it would run, and its quoting."""
+"""The launch script without a TPU: the commands it runs, and their quoting."""
 
 import os
 import shlex
@@ -22,9 +22,9 @@ def launch(*arguments, project=None, path=None):
 
 
 def commands(*arguments, **options):
-    done = launch("--dry-run", *arguments, **options)
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+    result = launch("--dry-run", *arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line) for line in result.stdout.splitlines()]
 
 
 def test_dry_run_prints_the_four_commands():
@@ -42,27 +42,27 @@ def test_dry_run_prints_the_four_commands():
     )
 
 
-def test_the_project_is_passed_on():
+def test_project_is_passed_to_gcloud():
     for command in commands("slice", "zone", "c.yaml", project="my-project")[1:]:
         assert "--project=my-project" in command
 
 
-def test_arguments_reach_the_workers_whole():
-    odd = ["my configs/it's.yaml", "--out", "/mnt/a b/$HOME", "--set", 'note="x" && rm -rf *']
-    *_, run = commands("slice", "zone", *odd)
+def test_arguments_are_quoted_for_the_workers():
+    arguments = ["my configs/it's.yaml", "--out", "/mnt/a b/$HOME", "--set", 'note="x" && rm -rf *']
+    *_, run = commands("slice", "zone", *arguments)
     remote = run[-1].removeprefix("--command=")
-    assert shlex.split(remote.split("sdjax run ", 1)[1]) == odd
+    assert shlex.split(remote.split("sdjax run ", 1)[1]) == arguments
 
 
-def test_what_it_runs_is_what_it_prints(tmp_path):
-    """With a stand-in for gcloud that records its arguments and runs what a worker would."""
+def test_dry_run_prints_the_commands_that_run(tmp_path):
+    """Replaces gcloud with a script that records its arguments."""
     record = tmp_path / "record"
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(f'#!/bin/bash\nprintf "%q " "$@" >> {record}\necho >> {record}\n')
     gcloud.chmod(0o755)
     arguments = ("slice", "zone", "my config.yaml", "--out", "/mnt/o")
-    done = launch(*arguments, path=tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = launch(*arguments, path=tmp_path)
+    assert result.returncode == 0, result.stderr
     ran = [shlex.split(line) for line in record.read_text().splitlines()]
     printed = [command[1:] for command in commands(*arguments)[1:]]
     archive = ran[0][4]
@@ -72,7 +72,7 @@ def test_what_it_runs_is_what_it_prints(tmp_path):
     assert ran == printed
 
 
-def test_a_worker_that_fails_fails_the_launch(tmp_path):
+def test_failing_worker_fails_the_launch(tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text("#!/bin/bash\nexit 3\n")
     gcloud.chmod(0o755)
@@ -81,7 +81,7 @@ def test_a_worker_that_fails_fails_the_launch(tmp_path):
 
 @pytest.mark.parametrize("arguments", [(), ("slice",), ("slice", "zone"), ("--dry-run", "slice")])
 def test_too_few_arguments_print_the_usage(arguments):
-    done = launch(*arguments)
-    assert done.returncode == 2
-    assert "tpu/run.sh [--dry-run] NAME ZONE CONFIG" in done.stderr
-    assert done.stdout == ""
+    result = launch(*arguments)
+    assert result.returncode == 2
+    assert "tpu/run.sh [--dry-run] NAME ZONE CONFIG" in result.stderr
+    assert result.stdout == ""
