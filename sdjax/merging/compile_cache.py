@@ -15,13 +15,8 @@ from typing import Protocol
 
 import jax
 
-# LLVM's work divided among threads is more work, and programs are compiled side by side anyway.
-LEAN: dict[str, str | bool] = {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": "1",
-}
-# For programs that run a few times: two to three times slower.
-QUICK = LEAN | {"xla_backend_optimization_level": "0"}
+from sdjax.xla.compiler_options import lean_options, quick_options
+
 # From this many elements on, one operation is worth being divided among the cores.
 LARGE = 2**22
 
@@ -43,7 +38,7 @@ def compile_for_single_use(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     large = max(map(math.prod, shapes), default=0) >= LARGE
     emitters = (large and _FOLDS.search(text)) or _FUNCTIONS.search(text)
     lean = jax.default_backend() == "cpu" and not emitters
-    return lowered.compile(compiler_options=LEAN if lean else None)
+    return lowered.compile(compiler_options=lean_options() if lean else None)
 
 
 class Program(Protocol):
@@ -110,7 +105,7 @@ class CompileCache:
         return [found[program.cache_key] for program in wanted]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
-        options = QUICK if self.quick and jax.default_backend() == "cpu" else None
+        options = quick_options() if self.quick and jax.default_backend() == "cpu" else None
 
         def compile_one(program: jax.stages.Lowered) -> jax.stages.Compiled:
             return program.compile(compiler_options=options)

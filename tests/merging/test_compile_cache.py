@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdjax.merging import compile_cache
-from sdjax.merging.compile_cache import LARGE, LEAN, compile_for_single_use
+from sdjax.merging.compile_cache import LARGE, compile_for_single_use
+from sdjax.xla.compiler_options import lean_options
 
 SMALL = (8, 128)
 WIDE = (LARGE // 128, 128)
@@ -27,23 +28,23 @@ def of_exponentials(x):
 @pytest.mark.parametrize(
     ("function", "shape", "options"),
     [
-        (scaled, SMALL, LEAN),
-        (scaled, WIDE, LEAN),
-        (by_norm, SMALL, LEAN),
-        (by_norm, WIDE, None),  # the sum is divided among the cores
-        (of_exponentials, SMALL, None),
+        (scaled, SMALL, lean_options),
+        (scaled, WIDE, lean_options),
+        (by_norm, SMALL, lean_options),
+        (by_norm, WIDE, lambda: None),  # the sum is divided among the cores
+        (of_exponentials, SMALL, lambda: None),
     ],
 )
 def test_large_sums_and_functions_are_compiled_with_more_effort(
     monkeypatch, function, shape, options
 ):
-    given = []
+    given, expected = [], options()  # which compiles, so before `compile` is replaced
     monkeypatch.setattr(
         jax.stages.Lowered, "compile", lambda _, compiler_options: given.append(compiler_options)
     )
     monkeypatch.setattr(compile_cache.jax, "default_backend", lambda: "cpu")
     compile_for_single_use(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
-    assert given == [options]
+    assert given == [expected]
 
 
 @pytest.mark.parametrize("function", [scaled, by_norm])

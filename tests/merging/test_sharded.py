@@ -99,18 +99,18 @@ COLLECTIVES = textwrap.dedent(
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
     from sdjax.merging.methods.registry import methods
     from sdjax.merging.tensor_program import TensorProgram
+    from sdjax.xla.compiler_options import quick_options
 
     mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, P("tensor", "fsdp"))
     leaf = jax.ShapeDtypeStruct((256, 512), jnp.bfloat16, sharding=sharding)
-    quick = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
     for name in sys.argv[1:]:
         method = methods()[name]
         slots = ("a", "b", "c")[: method.schema.max_models]
         program = TensorProgram.of(
             method.bind(), slots, leaf, (leaf,) * len(slots), kind=None, key=jax.random.key(0)
         )
-        text = program.lower().compile(compiler_options=quick).as_text()
+        text = program.lower().compile(compiler_options=quick_options()).as_text()
         shapes = re.findall(r"= ([(].*?[)]|[^ ]+) all-reduce(?:-start)?[(]", text)
         others = re.findall(
             r" (all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?[(]", text

@@ -95,7 +95,8 @@ def _replaced(node: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) ->
 
 def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
     """Mostly something of the same kind, so that it gets past the first checks."""
-    from sdjax.sandbox.ir.primitives import ALLOWED, DTYPES
+    from sdjax.sandbox.ir.parameters import DTYPES
+    from sdjax.sandbox.ir.primitives import ALLOWED
 
     if draw.random() < 0.1:
         return draw.choice(JUNK)

@@ -186,6 +186,16 @@ CASES = {
         (KEY,),
     ),
     "threefry": (lambda w: P.threefry2x32_p.bind(w[0], w[1], w[2], w[3]), (W,)),
+    "new in JAX 0.12": (
+        lambda x, u: [
+            jnp.log2(u),
+            jnp.polyval(jnp.array([0.5, -1.0, 2.0]), x),
+            *x,
+            *jnp.unstack(x, axis=1),
+            jax.grad(lambda v: jnp.sum(jnp.arctanh(v)))(u),
+        ],
+        (X, U),
+    ),
     "add_any": (lambda x, y: [P.add_jaxvals_p.bind(x, y)], (X, Y)),
     "calls": (
         lambda x: [

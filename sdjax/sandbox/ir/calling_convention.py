@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.sandbox.ir.primitives import KEY_DTYPE
+from sdjax.sandbox.ir.parameters import KEY_DTYPE
 from sdjax.sandbox.signature import MergeSignature
 
 IR_VERSION = 1

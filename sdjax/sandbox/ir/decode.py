@@ -12,19 +12,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from sdjax.sandbox.ir.calling_convention import IR_VERSION, REQUESTS, CallingConvention, trace_plan
 from sdjax.sandbox.ir.hashes import canonical
-from sdjax.sandbox.ir.primitives import (
-    ALLOWED,
-    CONTROL_FLOW,
-    DTYPES,
-    MAX_DIMENSION,
-    MAX_RANK,
-    decode_number,
-    weight,
-)
+from sdjax.sandbox.ir.parameters import DTYPES, MAX_DIMENSION, MAX_RANK, decode_number
+from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW, weight
 from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verdict import Refusal
 
@@ -157,12 +151,14 @@ class _Decoder:
         if name in CONTROL_FLOW:
             decoded = getattr(self, name + "_")(params, len(atoms), outputs, depth + 1)
         else:
-            _expect(name in ALLOWED, "a primitive that is on the list")
+            _expect(name in ALLOWED, f"`{name[:LONGEST_NAME]}` is not an allowed primitive")
             entry = ALLOWED[name]
+            if entry.bind is None:
+                have = f"JAX {entry.versions} has it, this is JAX {jax.__version__}"
+                raise Refusal("refused", "primitive", f"`{name}` cannot be run here: {have}")
             _expect(entry.arity[0] <= len(atoms) <= entry.arity[1], "the number of operands")
             _expect(params.keys() == entry.params.keys(), "the parameters")
             decoded = {key: read(params[key]) for key, read in entry.params.items()}
-            decoded |= entry.fixed
         return Equation(name=name, operands=atoms, outputs=outputs, params=decoded)
 
     def scan_(self, params: Any, operands: int, outputs: int, depth: int) -> dict[str, Any]:

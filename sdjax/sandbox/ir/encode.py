@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from sdjax.sandbox.ir.primitives import ALLOWED, DTYPES, KEY_IMPL, decode_number, weight
+from sdjax.sandbox.ir.parameters import DTYPES, KEY_IMPL, decode_number
+from sdjax.sandbox.ir.primitives import ALLOWED, weight
 from sdjax.sandbox.signature import Limits
 from sdjax.sandbox.verdict import Refusal
 
@@ -100,6 +101,14 @@ class Encoder:
             branches = params["branches"]
             chosen = branches[min(max(operands[0][1], 0), len(branches) - 1)]
             return self._inline(*_open(chosen), operands[1:], equations, fresh, depth)
+        if name == "unstack":
+            return self._unstack(
+                equation.invars[0].aval.shape, params["axis"], operands[0], equations, fresh
+            )
+        encoded = self._params(equation, depth)
+        return self._append(name, operands, len(equation.outvars), encoded, equations, fresh)
+
+    def _append(self, name, operands, outputs, params, equations, fresh) -> list[Atom]:
         self._equations += weight(name)
         if self._equations > self.limits.equations:
             raise Refusal(
@@ -108,30 +117,49 @@ class Encoder:
                 f"the array program has more than {self.limits.equations} operations;"
                 " where a Python loop makes so many, use fewer steps or jax.lax.fori_loop",
             )
-        results = [next(fresh) for _ in equation.outvars]
-        encoded = self._params(name, params, depth)
-        equations.append((name, operands, results, encoded))
+        results = [next(fresh) for _ in range(outputs)]
+        equations.append((name, operands, results, params))
         return list(results)
 
-    def _params(self, name: str, params: dict, depth: int) -> dict[str, Any]:
+    def _unstack(self, shape, axis, operand, equations, fresh) -> list[Atom]:
+        """Write `for row in x` as slices, which is how JAX before 0.12 traces it."""
+        results = []
+        for index in range(shape[axis]):
+            start, limit = [0] * len(shape), list(shape)
+            start[axis], limit[axis] = index, index + 1
+            cut = {"start_indices": start, "limit_indices": limit, "strides": [1] * len(shape)}
+            (part,) = self._append("slice", [operand], 1, cut, equations, fresh)
+            results += self._append("squeeze", [part], 1, {"dimensions": [axis]}, equations, fresh)
+        return results
+
+    def _params(self, equation, depth: int) -> dict[str, Any]:
+        """The parameters in the IR's own form, whatever those of a loop are called in JAX."""
+        name, params = equation.primitive.name, equation.params
         if name == "scan":
+            body = _closed(params["jaxpr"])
+            # A scanned operand or a stacked result has one axis more than the body sees.
+            scanned = _count_longer(equation.invars, body.jaxpr.invars)
+            stacked = _count_longer(equation.outvars, body.jaxpr.outvars)
+            carry = len(equation.outvars) - stacked
             return {
                 "length": int(params["length"]),
                 "reverse": bool(params["reverse"]),
-                "consts": int(params["num_consts"]),
-                "carry": int(params["num_carry"]),
-                "body": self.block(_closed(params["jaxpr"]), depth + 1),
+                "consts": len(equation.invars) - carry - scanned,
+                "carry": carry,
+                "body": self.block(body, depth + 1),
             }
         if name == "while":
-            condition = self.block(_closed(params["cond_jaxpr"]), depth + 1)
-            if _holds_while(condition):
+            condition, body = _closed(params["cond_jaxpr"]), _closed(params["body_jaxpr"])
+            carry = len(equation.outvars)
+            block = self.block(condition, depth + 1)
+            if _holds_while(block):
                 message = "the condition of a `while` loop holds another one; move it to the body"
                 raise Refusal("refused", "nesting", message)
             return {
-                "condition_consts": int(params["cond_nconsts"]),
-                "body_consts": int(params["body_nconsts"]),
-                "condition": condition,
-                "body": self.block(_closed(params["body_jaxpr"]), depth + 1),
+                "condition_consts": len(condition.jaxpr.invars) - carry,
+                "body_consts": len(body.jaxpr.invars) - carry,
+                "condition": block,
+                "body": self.block(body, depth + 1),
             }
         if name == "cond":
             branches = [self.block(_closed(b), depth + 1) for b in params["branches"]]
@@ -142,7 +170,7 @@ class Encoder:
                 "refused", "primitive", f"the operation `{name}` is not on the list of allowed ones"
             )
         for key, value in entry.fixed.items():
-            if params.get(key) != value:
+            if params.get(key, value) != value:  # a JAX without the parameter has one meaning
                 raise Refusal("refused", "primitive", f"`{name}` with {key} set is not allowed")
         try:
             return {key: _parameter(params[key]) for key in entry.params}
@@ -202,6 +230,11 @@ def _parameter(value: Any) -> Any:
             raise ValueError(f"the type {name} is not allowed")
         return name
     return encode_number(value)
+
+
+def _count_longer(outside: Any, inside: Any) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(o.aval.shape) > len(i.aval.shape) for o, i in pairs)
 
 
 def _dtype(literal: Any) -> Any:

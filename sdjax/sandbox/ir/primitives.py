@@ -1,341 +1,369 @@
-"""The allow-list: every array primitive that may cross from the worker to the trusted parent.
+"""The allow-list: every array primitive that may pass from the worker to the trusted parent.
 
-Each entry says how many operands it takes, which parameters it has, how each of them is read from
-JSON (encode.py writes them), what it costs, and how the parent binds it anew. A primitive that is
-not here cannot be named by a message; a parameter that is not here is either fixed (`fixed`: the
-worker refuses any other value, the parent supplies it itself) or ignored (`weak_type`, sharding
-hints). Why a group is allowed stands above it. What is left out on purpose: callbacks, FFI and
-custom calls (they leave the array world), collectives and shardings (the engine's business),
-`unstack` (as many results as an axis is long), stateful RNGs (`rng_uniform`, `rng_bit_generator`:
-they differ between platforms), `random_gamma` and `conv_general_dilated` (slow on a CPU and of no
-use here).
+Each entry gives the number of operands, the parameters and their decoders (encode.py writes them),
+the cost, how the parent binds the primitive, and the JAX versions that have it. A message cannot
+name a primitive that is not listed. A parameter that is not listed is either `fixed` (the worker
+refuses any other value) or ignored (`weak_type`, sharding hints); the parent supplies both itself.
+The comment above each group says why it is allowed.
+
+Left out on purpose: callbacks, FFI and custom calls (they leave the array world), collectives and
+shardings (left to the merge engine), stateful generators (`rng_uniform`, `rng_bit_generator`: they
+differ between platforms), `random_gamma` and `conv_general_dilated` (slow on a CPU and of no use
+here).
+
+One list serves every supported JAX. An operation that only a newer JAX has as a primitive carries
+its version in `since` and a `fallback` made of older operations, so that an older JAX verifies the
+stored programs of a newer one. encode.py rewrites `unstack`, scan, while and cond to forms of our
+own, which do not depend on JAX's parameters. A primitive that is missing from the running JAX and
+has no fallback is refused by name; it never prevents the sandbox from starting.
 
 Primitives come from `jax.extend.core.primitives` and `jax.lax`, both public.
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.extend.core import primitives as extended
+from jax.extend.core import primitives as jax_primitives
 
-MAX_RANK = 8
-MAX_DIMENSION = 1 << 40
-
-_TYPES = "bool int8 int16 int32 uint8 uint16 uint32 float16 bfloat16 float32 complex64"
-DTYPES: dict[str, np.dtype] = {name: jnp.dtype(name) for name in _TYPES.split(" ")}
-KEY_IMPL = next(
-    equation.params["impl"]
-    for equation in jax.make_jaxpr(lambda: jax.random.key(0, impl="threefry2x32"))().eqns
-    if equation.primitive.name == "random_seed"
+from sdjax.sandbox.ir.parameters import (
+    MAX_RANK,
+    ParameterDecoder,
+    decode_bit_width,
+    decode_bool,
+    decode_contraction,
+    decode_dtype,
+    decode_exponent,
+    decode_fill_value,
+    decode_int,
+    decode_ints,
+    decode_key_impl,
+    decode_padding,
+    decode_precision,
+    dimension_numbers,
+    member_of,
+    optional,
 )
-KEY_DTYPE = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
-
-
-# --- parameters, read from JSON; each raises ValueError on what is not legal ------------------
-
-Decode = Callable[[Any], Any]
-
-
-def _expect(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(what)
-
-
-def INT(value: Any) -> int:
-    _expect(type(value) is int and abs(value) <= MAX_DIMENSION, "an integer is expected")
-    return value
-
-
-def BOOL(value: Any) -> bool:
-    _expect(type(value) is bool, "true or false is expected")
-    return value
-
-
-def EXPONENT(value: Any) -> int:
-    _expect(type(value) is int and abs(value) <= 64, "a small integer is expected")
-    return value
-
-
-def WIDTH(value: Any) -> int:
-    _expect(type(value) is int and value in (8, 16, 32), "8, 16 or 32 is expected")
-    return value
-
-
-def _sequence(item: Decode, longest: int = 64) -> Decode:
-    def decode(value: Any) -> tuple:
-        _expect(type(value) is list and len(value) <= longest, "a short list is expected")
-        return tuple(item(v) for v in value)
-
-    return decode
-
-
-def _optional(decode: Decode) -> Decode:
-    return lambda value: None if value is None else decode(value)
-
-
-def _lookup(table: Mapping[str, Any]) -> Decode:
-    def decode(value: Any) -> Any:
-        _expect(type(value) is str and value in table, "an unknown name")
-        return table[value]
-
-    return decode
-
-
-def _members(kind: Any) -> Decode:
-    return _lookup({m.name: m for m in kind})
-
-
-def _numbers(kind: Any) -> Decode:
-    """A named tuple of integer tuples (gather's and scatter's dimension numbers)."""
-
-    def decode(value: Any) -> Any:
-        _expect(type(value) is dict and set(value) == set(kind._fields), "dimension numbers")
-        return kind(**{name: INTS(numbers) for name, numbers in value.items()})
-
-    return decode
-
-
-def decode_number(value: Any, dtype: np.dtype) -> np.generic:
-    """The scalar of that type, or ValueError."""
-    if dtype.kind == "b":
-        return dtype.type(BOOL(value))
-    if dtype.kind in "iu":
-        bounds = np.iinfo(dtype)
-        _expect(type(value) is int and bounds.min <= value <= bounds.max, "integer out of range")
-        return dtype.type(value)
-    with np.errstate(over="ignore"):  # what is too large for the type is infinite
-        if dtype.kind == "c":
-            _expect(type(value) is list and len(value) == 2, "a complex number is expected")
-            return dtype.type(complex(*(_real(v) for v in value)))
-        return dtype.type(_real(value))
-
-
-def _real(value: Any) -> float:
-    if type(value) is str:
-        _expect(value in ("nan", "inf", "-inf"), "a number is expected")
-        return float(value)
-    _expect(type(value) in (int, float), "a number is expected")
-    return float(value)
-
-
-def FILL(value: Any) -> Any:
-    return value if type(value) is bool else INT(value) if type(value) is int else _real(value)
-
-
-def PRECISION(value: Any) -> Any:
-    if type(value) is list:
-        _expect(len(value) == 2, "two precisions are expected")
-        return tuple(PRECISION(v) for v in value)
-    return None if value is None else _members(lax.Precision)(value)
-
-
-def CONTRACTION(value: Any) -> Any:
-    decoded = _sequence(_sequence(INTS, 2), 2)(value)
-    _expect(len(decoded) == 2 and all(len(d) == 2 for d in decoded), "dimension numbers expected")
-    return decoded
-
-
-INTS = _sequence(INT)
-DTYPE = _lookup(DTYPES)
-PADDING = _sequence(_sequence(INT, 3))
-IMPL = _lookup({"threefry2x32": KEY_IMPL})
-MODE = _members(lax.GatherScatterMode)
-GATHER = _numbers(lax.GatherDimensionNumbers)
-SCATTER = _numbers(lax.ScatterDimensionNumbers)
-FFT = _members(lax.FftType)
-ROUNDING = _members(lax.RoundingMethod)
-
 
 # --- costs, in scalar operations -------------------------------------------------------------
 
-
-def _size(avals: Any) -> int:
-    return sum(math.prod(a.shape) for a in avals)
-
-
-def each(weight: int) -> Callable[..., int]:
-    return lambda ins, outs, params: weight * _size(outs)
+Avals = Sequence[Any]
+CostFunction = Callable[[Avals, Avals, Mapping[str, Any]], int]  # inputs, outputs, parameters
 
 
-def read(ins: Any, outs: Any, params: Any) -> int:
-    return _size(ins)
+def _size(avals: Avals) -> int:
+    return sum(math.prod(aval.shape) for aval in avals)
 
 
-def n_log_n(ins: Any, outs: Any, params: Any) -> int:
-    size = _size(ins)
+def _per_output(operations: int) -> CostFunction:
+    return lambda inputs, outputs, params: operations * _size(outputs)
+
+
+def _per_input(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
+    return _size(inputs)
+
+
+def _n_log_n(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
+    size = _size(inputs)
     return size * max(1, math.ceil(math.log2(max(2, size))))
 
 
-def contraction(ins: Any, outs: Any, params: Any) -> int:
+def _horner(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
+    return 2 * len(inputs) * _size(outputs)
+
+
+def _contraction(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
     (contracted, _), _ = params["dimension_numbers"]
-    return 2 * _size(outs) * math.prod(ins[0].shape[axis] for axis in contracted)
+    return 2 * _size(outputs) * math.prod(inputs[0].shape[axis] for axis in contracted)
 
 
-def factorisation(ins: Any, outs: Any, params: Any) -> int:
-    """About 20·m·n·min(m, n), LAPACK's order of magnitude for an SVD with vectors, of the largest
-    of the matrices in and out (a full basis is larger than what it is of)."""
-    return max(20 * math.prod(a.shape) * min(ins[0].shape[-2:] or (1,)) for a in (*ins, *outs))
+def _factorization(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
+    """Return about 20·m·n·min(m, n), the order of magnitude of LAPACK's SVD with vectors.
+
+    m × n is the largest matrix among inputs and outputs: a full basis is larger than its matrix.
+    """
+    smaller = min(inputs[0].shape[-2:] or (1,))
+    return max(20 * math.prod(aval.shape) * smaller for aval in (*inputs, *outputs))
 
 
 # --- the list --------------------------------------------------------------------------------
 
+OLDEST = "0.10.2"  # the oldest JAX that sdjax supports
+
 
 @dataclass(frozen=True)
 class Entry:
-    arity: tuple[int, int]  # least and most operands
-    bind: Callable[..., Any]
-    params: Mapping[str, Decode] = field(default_factory=dict)
+    """One primitive of the allow-list.
+
+    Attributes:
+        arity: Least and most number of operands.
+        bind: Applies the primitive to operands and decoded parameters; None if the running JAX
+            cannot express it.
+        native: Whether the running JAX has the operation, rather than only its fallback.
+        params: The parameters in the IR, with their decoders.
+        fixed: The only legal value of each parameter that is not in the IR.
+        since: The first JAX version with this primitive.
+        until: The first JAX version without it, or None.
+        cost: Scalar operations, from input avals, output avals and parameters.
+    """
+
+    arity: tuple[int, int]
+    bind: Callable[..., Any] | None
+    native: bool = True
+    params: Mapping[str, ParameterDecoder] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    ignored: Mapping[str, Any] = field(default_factory=dict)
-    cost: Callable[..., int] = field(default=each(1))
+    since: str = OLDEST
+    until: str | None = None
+    cost: CostFunction = field(default=_per_output(1))
+
+    @property
+    def versions(self) -> str:
+        """The JAX versions that have the primitive, for error messages."""
+        return f"from {self.since}" + (f" and before {self.until}" if self.until else "")
 
 
-MANY = 256
-# XLA makes some fifty operations of each of these, and ends itself on some ten thousand in a row:
-# they count as five of the equations that a program may have.
-LONG = frozenset(
-    """integer_pow lgamma digamma erf_inv bessel_i0e bessel_i1e cumsum cumprod cummax cummin
-    cumlogsumexp random_bits random_split random_fold_in threefry2x32""".split()  # noqa: SIM905
-)
-SORT = 20  # one of four operands takes the compiler some 50 ms, within a loop's body too
 ALLOWED: dict[str, Entry] = {}
+CONTROL_FLOW = ("scan", "while", "cond")  # in forms of our own: see encode.py and decode.py
+
+# XLA expands each of these to some fifty operations, and aborts on some ten thousand in a row.
+_EXPANDED = frozenset(
+    """integer_pow lgamma digamma erf_inv bessel_i0e bessel_i1e cumsum cumprod cummax cummin
+    cumlogsumexp random_bits random_split random_fold_in threefry2x32 polynomial""".split()  # noqa: SIM905
+)
+_EXPANDED_WEIGHT = 5
+_SORT_WEIGHT = 20  # the compiler takes some 50 ms per sort of four operands, even inside a loop
+_MANY = 256
+_ATTRIBUTES = {"add_any": "add_jaxvals"}  # where JAX's attribute is not the primitive's name
 
 
 def weight(name: str) -> int:
-    return 5 if name in LONG else SORT if name == "sort" else 1
+    """Return how much an equation counts toward `Limits.equations`."""
+    if name == "sort":
+        return _SORT_WEIGHT
+    return _EXPANDED_WEIGHT if name in _EXPANDED else 1
+
+
+def find_primitive(name: str) -> Any | None:
+    """Return JAX's public primitive of that name, or None if the running JAX has none."""
+    attribute = _ATTRIBUTES.get(name, name.replace("-", "_")) + "_p"
+    return getattr(jax_primitives, attribute, None) or getattr(lax, attribute, None)
 
 
 def _allow(
     names: str,
     arity: int | tuple[int, int],
-    cost: Callable[..., int] | None = None,
+    cost: CostFunction | None = None,
+    *,
     fixed: Mapping[str, Any] | None = None,
-    ignored: Mapping[str, Any] | None = None,
+    supplied: Mapping[str, Any] | None = None,
     bind: Callable[..., Any] | None = None,
-    **params: Decode,
+    fallback: Callable[..., Any] | None = None,
+    since: str = OLDEST,
+    until: str | None = None,
+    **params: ParameterDecoder,
 ) -> None:
+    """Add primitives to the list.
+
+    Args:
+        names: Names separated by spaces.
+        arity: Number of operands, or (least, most).
+        cost: Scalar operations; one per output element by default.
+        fixed: Parameters with a single legal value. The primitive is bound with them.
+        supplied: Parameters that the worker ignores. The primitive is bound with them.
+        bind: A public function to call in place of the primitive (it sets `fixed` itself).
+        fallback: A function for a JAX that lacks the primitive.
+        since: The first JAX version with the primitive.
+        until: The first JAX version without it.
+        **params: The parameters in the IR.
+    """
+    constants = {**(fixed or {}), **(supplied or {})}
     for name in names.split():
-        attribute = name.replace("-", "_") + "_p"
-        primitive = getattr(extended, attribute, None) or getattr(lax, attribute, None)
-        function = bind or primitive.bind  # type: ignore[union-attr]
-        bounds = arity if isinstance(arity, tuple) else (arity, arity)
-        ALLOWED[name] = Entry(bounds, function, params, fixed or {}, ignored or {}, cost or each(1))
+        function = bind
+        if function is None and (primitive := find_primitive(name)) is not None:
+            function = functools.partial(primitive.bind, **constants)
+        ALLOWED[name] = Entry(
+            arity=arity if isinstance(arity, tuple) else (arity, arity),
+            bind=function or fallback,
+            native=function is not None,
+            params=params,
+            fixed=fixed or {},
+            since=since,
+            until=until,
+            cost=cost or _per_output(1),
+        )
 
 
 def _wrap_key(data: Any, *, impl: Any) -> Any:
     return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
-ACCURACY = {"accuracy": None}
-SHARDING = {"sharding": None}
+def _evaluate_polynomial(x: Any, *coefficients: Any) -> Any:
+    """Evaluate a polynomial by Horner's rule, coefficients from the constant term up."""
+    result = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        result = result * x + coefficient
+    return result
 
-# Arithmetic, comparison and logic, element by element: what merge algorithms are made of.
+
+_DEFAULT_ACCURACY = {"accuracy": None}
+_NO_SHARDING = {"sharding": None}
+_NO_OUT_SHARDING = {"out_sharding": None}
+
+# Arithmetic, comparison and logic, element by element: the bulk of merge algorithms.
 _allow("neg sign floor ceil abs not is_finite square real imag conj", 1)
 _allow("population_count clz", 1)
 _allow("add sub div rem max min and or xor atan2 nextafter complex", 2)
 _allow("eq ne lt le gt ge eq_to lt_to le_to", 2)
 _allow("shift_left shift_right_logical shift_right_arithmetic", 2)
 _allow("mul", 2, fixed={"out_dtype": None})
-_allow("add_any", 2, bind=extended.add_jaxvals_p.bind)
+_allow("add_any", 2)
 _allow("clamp", 3)
-_allow("select_n", (2, MANY))
-_allow("round", 1, rounding_method=ROUNDING)
-_allow("integer_pow", 1, each(8), y=EXPONENT)  # becomes a chain of products
-_allow("reduce_precision", 1, exponent_bits=INT, mantissa_bits=INT)
-_allow("convert_element_type", 1, ignored={"weak_type": False} | SHARDING, new_dtype=DTYPE)
-_allow("bitcast_convert_type", 1, new_dtype=DTYPE)
+_allow("select_n", (2, _MANY))
+_allow("round", 1, rounding_method=member_of(lax.RoundingMethod))
+_allow("integer_pow", 1, _per_output(8), y=decode_exponent)  # becomes a chain of products
+_allow("reduce_precision", 1, exponent_bits=decode_int, mantissa_bits=decode_int)
+_allow(
+    "convert_element_type", 1, supplied={"weak_type": False} | _NO_SHARDING, new_dtype=decode_dtype
+)
+_allow("bitcast_convert_type", 1, new_dtype=decode_dtype)
+# The derivative of tanh and of the inverse functions; (1 + x)(1 - x) is exact near one.
+_allow(
+    "one_minus_square",
+    1,
+    _per_output(3),
+    since="0.12",
+    fallback=lambda x: (1 + x) * (1 - x),
+)
 # Smooth functions and the special functions of scores, gates, normal quantiles and entropies.
-_allow("exp exp2 log log1p expm1 sin cos tan tanh logistic", 1, each(10), ACCURACY)
-_allow("sqrt rsqrt cbrt", 1, each(4), ACCURACY)
-_allow("asin acos atan sinh cosh asinh acosh atanh", 1, each(10))
-_allow("erf erfc erf_inv lgamma digamma bessel_i0e bessel_i1e", 1, each(20))
-_allow("pow", 2, each(20))
+_allow(
+    "exp exp2 log log1p expm1 sin cos tan tanh logistic",
+    1,
+    _per_output(10),
+    fixed=_DEFAULT_ACCURACY,
+)
+_allow("log2", 1, _per_output(10), fixed=_DEFAULT_ACCURACY, since="0.12", fallback=jnp.log2)
+_allow("sqrt rsqrt cbrt", 1, _per_output(4), fixed=_DEFAULT_ACCURACY)
+_allow("asin acos atan sinh cosh asinh acosh atanh", 1, _per_output(10))
+_allow("erf erf_inv lgamma digamma bessel_i0e bessel_i1e", 1, _per_output(20))
+_allow("erfc", 1, _per_output(20), fixed=_DEFAULT_ACCURACY, bind=lax.erfc)  # no accuracy in 0.10
+_allow("pow", 2, _per_output(20))
+_allow("polynomial", (2, _MANY), _horner, since="0.12", fallback=_evaluate_polynomial)
 # Shapes: to see a tensor as rows, columns, blocks or a stack of experts.
-_allow("broadcast_in_dim", 1, ignored=SHARDING, shape=INTS, broadcast_dimensions=INTS)
-_allow("reshape", 1, fixed={"dimensions": None}, ignored=SHARDING, new_sizes=INTS)
-_allow("iota", 0, ignored=SHARDING, dtype=DTYPE, shape=INTS, dimension=INT)
-_allow("squeeze rev", 1, dimensions=INTS)
-_allow("transpose", 1, permutation=INTS)
-_allow("concatenate", (1, MANY), dimension=INT)
-_allow("stack", (1, MANY), axis=INT)
-_allow("tile", 1, reps=INTS)
-_allow("pad", 2, padding_config=PADDING)
-_allow("split", 1, sizes=INTS, axis=INT)
-_allow("slice", 1, start_indices=INTS, limit_indices=INTS, strides=_optional(INTS))
-_allow("dynamic_slice", (1, 1 + MAX_RANK), slice_sizes=INTS)
+_allow(
+    "broadcast_in_dim",
+    1,
+    supplied=_NO_SHARDING,
+    shape=decode_ints,
+    broadcast_dimensions=decode_ints,
+)
+_allow("reshape", 1, fixed={"dimensions": None}, supplied=_NO_SHARDING, new_sizes=decode_ints)
+_allow(
+    "iota", 0, supplied=_NO_SHARDING, dtype=decode_dtype, shape=decode_ints, dimension=decode_int
+)
+_allow("squeeze rev", 1, dimensions=decode_ints)
+_allow("transpose", 1, permutation=decode_ints)
+_allow("concatenate", (1, _MANY), dimension=decode_int)
+_allow("stack", (1, _MANY), axis=decode_int)
+_allow("tile", 1, reps=decode_ints)
+_allow("pad", 2, padding_config=decode_padding)
+_allow("split", 1, sizes=decode_ints, axis=decode_int)
+_allow(
+    "slice", 1, start_indices=decode_ints, limit_indices=decode_ints, strides=optional(decode_ints)
+)
+_allow("dynamic_slice", (1, 1 + MAX_RANK), slice_sizes=decode_ints)
 _allow("dynamic_update_slice", (2, 2 + MAX_RANK))
-# Indexing by computed positions: take, ranks, per-row choices, `.at[…]` updates. XLA clamps or
-# drops indices outside, whatever `mode` promises, so none of them reads or writes elsewhere.
+# Indexing by computed positions: take, ranks, per-row choices, `.at[…]` updates. Whatever `mode`
+# promises, XLA clamps or drops indices outside the operand, so nothing else is read or written.
 _allow(
     "gather",
     2,
-    dimension_numbers=GATHER,
-    slice_sizes=INTS,
-    unique_indices=BOOL,
-    indices_are_sorted=BOOL,
-    mode=MODE,
-    fill_value=_optional(FILL),
+    dimension_numbers=dimension_numbers(lax.GatherDimensionNumbers),
+    slice_sizes=decode_ints,
+    unique_indices=decode_bool,
+    indices_are_sorted=decode_bool,
+    mode=member_of(lax.GatherScatterMode),
+    fill_value=optional(decode_fill_value),
 )
 for _name in ("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max"):
     _allow(
         _name if _name == "scatter" else _name.replace("_", "-"),
         3,
-        read,
-        ignored={"update_jaxpr": None, "update_consts": ()},
-        bind=getattr(lax, _name),  # the public function makes the update's jaxpr itself
-        dimension_numbers=SCATTER,
-        indices_are_sorted=BOOL,
-        unique_indices=BOOL,
-        mode=MODE,
+        _per_input,
+        bind=getattr(lax, _name),  # the public function builds the jaxpr of the update itself
+        dimension_numbers=dimension_numbers(lax.ScatterDimensionNumbers),
+        indices_are_sorted=decode_bool,
+        unique_indices=decode_bool,
+        mode=member_of(lax.GatherScatterMode),
     )
 # Statistics over a tensor: norms, means, ranks, quantiles, thresholds, running sums.
-_allow("reduce_sum", 1, read, ignored={"out_sharding": None}, axes=INTS)
-_allow("reduce_max reduce_min", 1, read, ignored={"out_sharding": None}, axes=INTS)
-_allow("reduce_prod reduce_and reduce_or reduce_xor", 1, read, axes=INTS)
-_allow("argmax argmin", 1, read, axes=INTS, index_dtype=DTYPE)
-_allow("cumsum cumprod cummax cummin cumlogsumexp", 1, n_log_n, axis=INT, reverse=BOOL)
-_allow("sort", (1, 4), n_log_n, dimension=INT, is_stable=BOOL, num_keys=INT)
-_allow("top_k", 1, n_log_n, k=INT, axis=INT)
+_allow("reduce_sum", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints)
+_allow("reduce_max reduce_min", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints)
+_allow("reduce_prod reduce_and reduce_or reduce_xor", 1, _per_input, axes=decode_ints)
+_allow("argmax argmin", 1, _per_input, axes=decode_ints, index_dtype=decode_dtype)
+_allow(
+    "cumsum cumprod cummax cummin cumlogsumexp",
+    1,
+    _n_log_n,
+    axis=decode_int,
+    reverse=decode_bool,
+)
+_allow("sort", (1, 4), _n_log_n, dimension=decode_int, is_stable=decode_bool, num_keys=decode_int)
+# JAX before 0.12 has no `is_stable` here and keeps the order of equal elements.
+_allow(
+    "top_k", 1, _n_log_n, fixed={"is_stable": True}, bind=lax.top_k, k=decode_int, axis=decode_int
+)
 # Linear algebra: similarities, projections, low-rank parts.
 _allow(
     "dot_general",
     2,
-    contraction,
-    ignored={"out_sharding": None},
-    dimension_numbers=CONTRACTION,
-    precision=PRECISION,
-    preferred_element_type=_optional(DTYPE),
+    _contraction,
+    supplied=_NO_OUT_SHARDING,
+    dimension_numbers=decode_contraction,
+    precision=decode_precision,
+    preferred_element_type=optional(decode_dtype),
 )
-_WHOLE = {"subset_by_index": None, "algorithm": None}
-_allow("svd", 1, factorisation, _WHOLE, full_matrices=BOOL, compute_uv=BOOL)
-_allow("eigh", 1, factorisation, _WHOLE, lower=BOOL, sort_eigenvalues=BOOL)
-_allow("qr", 1, factorisation, {"pivoting": False, "use_magma": None}, full_matrices=BOOL)
-_allow("cholesky lu", 1, factorisation)
+_WHOLE_SPECTRUM = {"subset_by_index": None, "algorithm": None}
+_allow(
+    "svd",
+    1,
+    _factorization,
+    fixed=_WHOLE_SPECTRUM,
+    full_matrices=decode_bool,
+    compute_uv=decode_bool,
+)
+_allow(
+    "eigh",
+    1,
+    _factorization,
+    fixed=_WHOLE_SPECTRUM,
+    lower=decode_bool,
+    sort_eigenvalues=decode_bool,
+)
+_allow(
+    "qr", 1, _factorization, fixed={"pivoting": False, "use_magma": None}, full_matrices=decode_bool
+)
+_allow("cholesky lu", 1, _factorization)
 _allow(
     "triangular_solve",
     2,
-    factorisation,
-    left_side=BOOL,
-    lower=BOOL,
-    transpose_a=BOOL,
-    conjugate_a=BOOL,
-    unit_diagonal=BOOL,
+    _factorization,
+    left_side=decode_bool,
+    lower=decode_bool,
+    transpose_a=decode_bool,
+    conjugate_a=decode_bool,
+    unit_diagonal=decode_bool,
 )
-_allow("fft", 1, n_log_n, fft_type=FFT, fft_lengths=INTS)
+_allow("fft", 1, _n_log_n, fft_type=member_of(lax.FftType), fft_lengths=decode_ints)
 # Random numbers from keys alone (threefry): the same on every platform.
-_allow("random_seed", 1, impl=IMPL)
-_allow("random_wrap", 1, bind=_wrap_key, impl=IMPL)
+_allow("random_seed", 1, impl=decode_key_impl)
+_allow("random_wrap", 1, bind=_wrap_key, impl=decode_key_impl)
 _allow("random_unwrap", 1, bind=jax.random.key_data)
-_allow("random_bits", 1, each(100), bit_width=WIDTH, shape=INTS)
-_allow("random_split", 1, each(100), shape=INTS)
-_allow("random_fold_in", 2, each(100))
-_allow("threefry2x32", 4, each(100))
-
-# Control flow has array programs for parameters and is written out in encode.py and rebuild.py.
-CONTROL_FLOW = ("scan", "while", "cond")
+_allow("random_bits", 1, _per_output(100), bit_width=decode_bit_width, shape=decode_ints)
+_allow("random_split", 1, _per_output(100), shape=decode_ints)
+_allow("random_fold_in", 2, _per_output(100))
+_allow("threefry2x32", 4, _per_output(100))

@@ -10,7 +10,8 @@ from typing import Any
 
 from jax.extend import core
 
-from sdjax.sandbox.ir.primitives import ALLOWED, MAX_RANK
+from sdjax.sandbox.ir.parameters import MAX_RANK
+from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.signature import Limits
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.codegen_size import check_copies

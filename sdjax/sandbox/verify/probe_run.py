@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.merging.compile_cache import QUICK
 from sdjax.sandbox.ir.calling_convention import CallingConvention
 from sdjax.sandbox.ir.decode import Equation
 from sdjax.sandbox.ir.primitives import CONTROL_FLOW
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, bind, run
+from sdjax.xla.compiler_options import quick_options
 
 DEPTHS = (0.0, 1.0)  # the first and the last layer
 MOST_KEPT = 2_048
@@ -60,7 +60,7 @@ def _compiled(operation: Operation) -> jax.stages.Compiled:
         return bind(operation.equation, list(operands), operation.max_loop_iterations)
 
     types = [jax.ShapeDtypeStruct(*of) for of in operation.types]
-    return jax.jit(call).lower(*types).compile(compiler_options=QUICK)
+    return jax.jit(call).lower(*types).compile(compiler_options=quick_options())
 
 
 def _step(

@@ -229,10 +229,7 @@ def bind(
     """One equation on these operands."""
     if equation.name in _CONTROL:
         return _CONTROL[equation.name](equation, operands, max_loop_iterations)
-    entry = ALLOWED[equation.name]
-    # Scatter's public functions make for themselves what the parent supplies elsewhere.
-    supplied = {} if equation.name.startswith("scatter") else entry.ignored
-    bound = entry.bind(*operands, **equation.params, **supplied)
+    bound = ALLOWED[equation.name].bind(*operands, **equation.params)
     return list(bound) if isinstance(bound, (list, tuple)) else [bound], None
 
 

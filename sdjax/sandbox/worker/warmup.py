@@ -1,20 +1,23 @@
-"""What the server traces before the first fork, so that a child meets warm caches.
+"""Functions that the server traces before the first fork, so that workers start with warm caches.
 
-The sources touch the functions that merge algorithms are commonly written with, `rare` all other
-primitives of the allow-list.
+SOURCES use the functions that merge algorithms are commonly written with; `rare_functions` use all
+other primitives of the allow-list.
 """
 
 import ast
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sdjax.sandbox.ir.primitives import ALLOWED, KEY_DTYPE
+from sdjax.sandbox.ir.parameters import KEY_DTYPE
+from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.worker.trace import trace_source
 
 _TIES = """
@@ -81,56 +84,85 @@ SOURCES = (_TIES, _LINEAR, _DICT)
 
 
 _X = jax.ShapeDtypeStruct((6, 4), jnp.float32)
-_WHOLE = jax.ShapeDtypeStruct((6, 4), jnp.int32)
-_WORD = jax.ShapeDtypeStruct((6, 4), jnp.uint32)
+_N = jax.ShapeDtypeStruct((6, 4), jnp.int32)
+_W = jax.ShapeDtypeStruct((6, 4), jnp.uint32)
 _KEY = jax.ShapeDtypeStruct((), KEY_DTYPE)
-RARE = (_X, _WHOLE, _WORD, _KEY)
+RARE_ARGUMENTS = (_X, _N, _W, _KEY)
 
 
-def rare(x: Any, n: Any, w: Any, key: Any) -> list[Any]:
-    """Every primitive of the allow-list that no source below touches."""
-    square = x.T @ x
-    z = lax.complex(x, x)
-    smooth = """acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt cos cosh digamma erf
-        erfc exp2 expm1 lgamma log rsqrt sin sinh tan"""
-    updates = [getattr(x.at[n[:, 0]], how) for how in ("add", "subtract", "multiply", "min", "max")]
-    ordered = [ALLOWED[name].bind(x, x) for name in ("eq_to", "lt_to", "le_to", "add_any")]
-    return [
-        *(getattr(lax, name)(x) for name in smooth.split()),
-        *(f(x, 0) for f in (lax.cumlogsumexp, lax.cummax, lax.cummin, lax.cumprod)),
-        *(update(1.0) for update in updates),
-        *ordered,
-        *(lax.atan2(x, x), lax.nextafter(x, x), lax.rem(x, x), x <= 0, jnp.min(x), jnp.argmin(x)),
-        *(~n, n & n, n ^ n, n << 1, n >> 1, lax.clz(n), lax.population_count(n)),
-        *(jnp.all(x > 0), lax.reduce_xor(n, (0,)), lax.reduce_precision(x, 8, 7)),
-        *(lax.conj(z), lax.imag(z), lax.real(z), jnp.fft.fft(x)),
-        *(jnp.linalg.cholesky(square), *jnp.linalg.eigh(square), *jnp.linalg.qr(x)),
-        *(*lax.linalg.lu(square), jnp.linalg.solve(square, x.T)),
-        *(jnp.concatenate([x, x]), jnp.pad(x, 1), x[::-1], *jnp.split(x, 2), jnp.tile(x, (2, 1))),
-        lax.dynamic_update_slice(x, x[:2], (n[0, 0], 0)),
-        lax.cond(n[0, 0] > 0, lambda: x, lambda: -x),
-        lax.while_loop(lambda v: v < 3, lambda v: v + 1, n[0, 0]),
-        jax.random.fold_in(jax.random.split(key)[0], 1),
-        *(jax.random.PRNGKey(0), jax.random.key_data(key), jax.random.key(0)),
-        *(jax.random.wrap_key_data(w[0, :2], impl="threefry2x32"),),
-        *ALLOWED["threefry2x32"].bind(w[0], w[1], w[2], w[3]),
-    ]
+def _gram(x: jax.Array) -> jax.Array:
+    return x.T @ x
+
+
+def rare_functions() -> dict[str, Callable[..., Any]]:
+    """Return functions of RARE_ARGUMENTS that use every primitive absent from SOURCES, by name."""
+    unary = """acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt cos cosh digamma erf
+        erfc exp2 expm1 lgamma log rsqrt sin sinh tan""".split()  # noqa: SIM905
+    cumulative = ("cumlogsumexp", "cummax", "cummin", "cumprod")
+    updates = ("add", "subtract", "multiply", "min", "max")
+    return {
+        **{name: lambda x, n, w, key, f=name: getattr(lax, f)(x) for name in unary},
+        **{name: lambda x, n, w, key, f=name: getattr(lax, f)(x, 0) for name in cumulative},
+        **{
+            f"at {name}": lambda x, n, w, key, f=name: getattr(x.at[n[:, 0]], f)(1.0)
+            for name in updates
+        },
+        **{
+            name: lambda x, n, w, key, f=name: ALLOWED[f].bind(x, x)  # type: ignore[misc]
+            for name in ("eq_to", "lt_to", "le_to", "add_any", "polynomial")
+        },
+        **{
+            name: lambda x, n, w, key, f=name: ALLOWED[f].bind(x)  # type: ignore[misc]
+            for name in ("log2", "one_minus_square")
+        },
+        "binary": lambda x, n, w, key: [lax.atan2(x, x), lax.nextafter(x, x), lax.rem(x, x)],
+        "comparison": lambda x, n, w, key: [x <= 0, jnp.min(x), jnp.argmin(x)],
+        "integers": lambda x, n, w, key: [~n, n & n, n ^ n, n << 1, n >> 1],
+        "bits": lambda x, n, w, key: [lax.clz(n), lax.population_count(n)],
+        "reductions": lambda x, n, w, key: [jnp.all(x > 0), lax.reduce_xor(n, (0,))],
+        "precision": lambda x, n, w, key: lax.reduce_precision(x, 8, 7),
+        "complex": lambda x, n, w, key: [
+            f(lax.complex(x, x)) for f in (lax.conj, lax.imag, lax.real)
+        ],
+        "fft": lambda x, n, w, key: jnp.fft.fft(x),
+        "cholesky": lambda x, n, w, key: jnp.linalg.cholesky(_gram(x)),
+        "eigh": lambda x, n, w, key: jnp.linalg.eigh(_gram(x)),
+        "qr": lambda x, n, w, key: jnp.linalg.qr(x),
+        "lu": lambda x, n, w, key: lax.linalg.lu(_gram(x)),
+        "solve": lambda x, n, w, key: jnp.linalg.solve(_gram(x), x.T),
+        "shapes": lambda x, n, w, key: [jnp.concatenate([x, x]), jnp.pad(x, 1), x[::-1]],
+        "parts": lambda x, n, w, key: [*jnp.split(x, 2), jnp.tile(x, (2, 1)), *x],
+        "dynamic slice": lambda x, n, w, key: lax.dynamic_update_slice(x, x[:2], (n[0, 0], 0)),
+        "cond": lambda x, n, w, key: lax.cond(n[0, 0] > 0, lambda: x, lambda: -x),
+        "while": lambda x, n, w, key: lax.while_loop(lambda v: v < 3, lambda v: v + 1, n[0, 0]),
+        "split key": lambda x, n, w, key: jax.random.fold_in(jax.random.split(key)[0], 1),
+        "keys": lambda x, n, w, key: [jax.random.PRNGKey(0), jax.random.key(0)],
+        "key data": lambda x, n, w, key: jax.random.key_data(key),
+        "wrap key": lambda x, n, w, key: jax.random.wrap_key_data(w[0, :2], impl="threefry2x32"),
+        "threefry": lambda x, n, w, key: ALLOWED["threefry2x32"].bind(w[0], w[1], w[2], w[3]),  # type: ignore[misc]
+    }
 
 
 def warm_up(signature: MergeSignature) -> None:
-    """Trace all of it, whatever the contract allows to a program."""
+    """Trace all sources and functions, without the equation limit of candidates.
+
+    A JAX that lacks or changes a primitive leaves that part of the caches cold and nothing else.
+    """
     limits = dataclasses.replace(signature.limits, equations=2**31)
     signature = dataclasses.replace(signature, limits=limits)
     for source in SOURCES:
-        trace_source(source, signature)
-    jax.make_jaxpr(rare)(*RARE)
+        with contextlib.suppress(Refusal):
+            trace_source(source, signature)
+    for function in rare_functions().values():
+        with contextlib.suppress(Exception):  # whatever a changed JAX raises
+            jax.make_jaxpr(function)(*RARE_ARGUMENTS)
     _provoke_errors()
 
 
 def _provoke_errors() -> None:
-    """Raise the errors that programs commonly raise, so that their reports are loaded as well."""
-    ast.parse("ｘ = 'é'")  # names beyond ASCII are normalised by a module of its own
-    for mistake in (
+    """Raise the errors that candidates commonly raise, so that their reports are cached too."""
+    ast.parse("ｘ = 'é'")  # Python imports a module to normalize names that are not ASCII
+    for erroneous in (
         lambda x, key: x if x[0, 0] > 0 else -x,
         lambda x, key: float(x[0, 0]),
         lambda x, key: x @ x,
@@ -139,4 +171,4 @@ def _provoke_errors() -> None:
         lambda x, key: x.nothing,
     ):
         with contextlib.suppress(Exception):
-            jax.make_jaxpr(mistake)(_X, _KEY)
+            jax.make_jaxpr(erroneous)(_X, _KEY)

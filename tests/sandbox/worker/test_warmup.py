@@ -1,5 +1,6 @@
 """The warm-up meets every allowed primitive."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,7 @@ from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
 from sdjax.sandbox.signature import Limits, MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.worker.trace import trace_trusted
-from sdjax.sandbox.worker.warmup import RARE, SOURCES, rare, warm_up
+from sdjax.sandbox.worker.warmup import RARE_ARGUMENTS, SOURCES, rare_functions, warm_up
 
 
 def _names(block):
@@ -23,11 +24,23 @@ def _names(block):
 
 
 def test_every_allowed_primitive_is_traced_before_the_first_fork(signature):
-    blocks = [Encoder(Limits()).block(jax.make_jaxpr(rare)(*RARE))]
+    blocks = [
+        Encoder(Limits()).block(jax.make_jaxpr(function)(*RARE_ARGUMENTS))
+        for function in rare_functions().values()
+    ]
     for source in SOURCES:
         message = json.loads(trace_trusted(source, signature))
         blocks += [program["block"] for program in message["programs"]]
-    assert {name for block in blocks for name in _names(block)} == {*ALLOWED, *CONTROL_FLOW}
+    present = {name for name, entry in ALLOWED.items() if entry.native}
+    assert {name for block in blocks for name in _names(block)} == {*present, *CONTROL_FLOW}
+
+
+def test_a_primitive_missing_from_jax_does_not_stop_the_warmup(signature, monkeypatch):
+    monkeypatch.delattr(jax.lax, "cummax")
+    monkeypatch.delattr(jax.lax, "while_loop")
+    monkeypatch.delitem(ALLOWED, "sort")
+    monkeypatch.setitem(ALLOWED, "eq_to", dataclasses.replace(ALLOWED["eq_to"], bind=None))
+    warm_up(signature)
 
 
 def test_a_model_of_many_kinds_of_tensor_is_warmed_and_judged():
