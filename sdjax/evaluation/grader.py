@@ -13,11 +13,13 @@ from queue import SimpleQueue
 from sdjax.evaluation.task import NotGradedError
 from sdjax.isolation.client import ForkServer
 from sdjax.isolation.confine import require_layers
+from sdjax.isolation.limits import WorkerLimits
 from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME
-from sdjax.sandbox.signature import Limits
 
 # Processor time decides, as it is much the same on every machine; the wall clock is for what waits.
-LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0, address_space=2 << 30, ir_bytes=1 << 16)
+LIMITS = WorkerLimits(
+    cpu_seconds=5, wall_seconds=30.0, address_space=2 << 30, message_bytes=1 << 16
+)
 
 
 class Grader:
@@ -29,7 +31,7 @@ class Grader:
     """
 
     def __init__(
-        self, workers: int = 2, limits: Limits = LIMITS, allow_missing: Sequence[str] = ()
+        self, workers: int = 2, limits: WorkerLimits = LIMITS, allow_missing: Sequence[str] = ()
     ):
         """Starts the workers. UserError where this machine lacks a layer not in `allow_missing`."""
         self.layers = require_layers(allow_missing)
@@ -78,7 +80,7 @@ class Grader:
             connection = idle.get()
             try:
                 connection.send_bytes(text)
-                reply = connection.recv_bytes(self.limits.ir_bytes + 1)
+                reply = connection.recv_bytes(self.limits.message_bytes + 1)
             except (EOFError, OSError):  # its dispatcher is gone, killed by the machine
                 with self._replacing:
                     if self._server is server:

@@ -1,4 +1,4 @@
-"""The parent's handle on a fork server (server.py): starts it, and keeps a line to each worker."""
+"""Parent-side handle of a fork server (`server.py`): starts it and connects to its workers."""
 
 import socket
 import subprocess
@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 from sdjax.core.errors import UserError
 from sdjax.isolation.confine import ENVIRONMENT, package_path
-from sdjax.sandbox.signature import Limits
+from sdjax.isolation.limits import WorkerLimits
 
 WARM_UP_SECONDS = 120.0
 _BOOT = (
@@ -20,58 +20,67 @@ _BOOT = (
 
 
 class ForkServer:
-    """A warm process whose confined children work on one text each.
+    """Warm process that forks one confined child per request.
 
-    Each of `connections` takes one text and answers it with a status byte and, where that is
-    server.DONE, the message: untrusted bytes, at most `limits.wire_bytes`. Whoever starts a
-    server has asked `require_layers` first.
+    Each of `connections` takes one request (bytes) and answers with a status byte of `server.py`,
+    followed by the reply if the status is `DONE`. The reply is untrusted and has at most
+    `limits.message_bytes` bytes. Call `confine.require_layers` before starting a server.
 
     Attributes:
-        pid: of the process.
-        connections: one a worker, ready for a text.
+        pid: Process id of the warm process.
+        connections: One connection per worker, each ready for a request.
     """
 
     def __init__(
         self,
         job: str,
         argument: str,
-        limits: Limits,
+        limits: WorkerLimits,
         workers: int,
         allow_missing: Sequence[str] = (),
     ):
-        """Start it and wait until it is warm.
+        """Start the server and wait until it is warm.
 
-        job: a module with `prepare(argument)`. Raises UserError where it does not start.
+        Args:
+            job: Name of a module with a function `prepare(argument)` that returns the function
+                from request to reply.
+            argument: Passed to `prepare`.
+            limits: Limits of each request.
+            workers: Number of requests that can run at the same time.
+            allow_missing: Layers of confinement that a worker may run without.
+
+        Raises:
+            UserError: The server did not start, usually because `job` cannot be imported.
         """
         pairs = [socket.socketpair() for _ in range(workers)]
-        theirs = [pair[1].fileno() for pair in pairs]
-        arguments = (theirs, job, argument, dumps(asdict(limits)), list(allow_missing))
-        boot = _BOOT.format(paths=package_path(), args=arguments)
+        server_ends = [pair[1].fileno() for pair in pairs]
+        arguments = (server_ends, job, argument, dumps(asdict(limits)), list(allow_missing))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", boot],
+            [sys.executable, "-P", "-c", _BOOT.format(paths=package_path(), args=arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=ENVIRONMENT,
             cwd="/",
-            pass_fds=theirs,
-            start_new_session=True,  # Ctrl-C in the terminal is the parent's business
+            pass_fds=server_ends,
+            start_new_session=True,  # the parent handles Ctrl-C
         )
-        for _, end in pairs:
-            end.close()
-        self.connections = tuple(Connection(ours.detach()) for ours, _ in pairs)
+        for _, server_end in pairs:
+            server_end.close()
+        self.connections = tuple(Connection(own_end.detach()) for own_end, _ in pairs)
         self._await_warm_up(job)
 
     @property
     def pid(self) -> int:
+        """Process id of the warm process."""
         return self._process.pid
 
     def stop(self) -> None:
-        """End it and all its children."""
+        """Stop the server and all its children."""
         for connection in self.connections:
             connection.close()
         assert self._process.stdin is not None
-        self._process.stdin.close()  # its read returns, it ends, and all its children with it
+        self._process.stdin.close()  # the server reads end of file, kills its children and exits
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -79,7 +88,7 @@ class ForkServer:
             self._process.wait()
 
     def _await_warm_up(self, job: str) -> None:
-        """A dispatcher greets when it is ready."""
+        """Wait for the greeting of every dispatcher."""
         deadline = time.monotonic() + WARM_UP_SECONDS
         for connection in self.connections:
             try:
@@ -89,4 +98,4 @@ class ForkServer:
             except (EOFError, OSError):
                 pass
             self.stop()
-            raise UserError(f"the sandbox's server did not start: check that `import {job}` works")
+            raise UserError(f"the worker server did not start: check that `import {job}` works")

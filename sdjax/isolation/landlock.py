@@ -1,39 +1,40 @@
-"""Landlock: no file, no TCP port, no signal and no abstract socket beyond the worker itself.
+"""Landlock: deny all file access, TCP ports, signals and abstract sockets.
 
-A second fence behind seccomp, by another part of the kernel: a ruleset that handles every right
-the kernel knows and grants none of them.
+A second barrier behind seccomp, implemented by another part of the kernel: a ruleset that handles
+every access right that the kernel knows and grants none.
 """
 
 import ctypes
 import os
 import struct
 
-# The numbers are the same on every processor.
+# System call numbers, the same on every architecture.
 CREATE_RULESET, RESTRICT_SELF = 444, 446
-ASK_VERSION = 1
-# Rights by the version that brought them: number of file rights, network rights, scopes.
+CREATE_RULESET_VERSION = 1
+# Landlock ABI version -> number of file rights, network rights and scopes.
 RIGHTS = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0), 6: (16, 2, 2)}
 
 
-def version() -> int:
-    """The kernel's version of Landlock; OSError where it has none or it is switched off."""
-    return _call(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(ASK_VERSION))
+def abi_version() -> int:
+    """Return the kernel's Landlock ABI version; raise OSError if Landlock is unavailable."""
+    return _syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(CREATE_RULESET_VERSION))
 
 
 def restrict_files() -> None:
-    """Give up every right that the kernel can take away; needs no_new_privs (or root)."""
-    known = min(version(), max(RIGHTS))
-    files, network, scopes = ((1 << count) - 1 for count in RIGHTS[known])
-    # Older kernels know a shorter structure, and take a longer one if the rest of it is zero.
+    """Drop every right that Landlock controls. Requires no_new_privs or root."""
+    supported = min(abi_version(), max(RIGHTS))
+    files, network, scopes = ((1 << count) - 1 for count in RIGHTS[supported])
+    # Older kernels have a shorter struct and accept a longer one whose extra bytes are zero.
     attributes = struct.pack("=QQQ", files, network, scopes)
-    ruleset = _call(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
+    size = ctypes.c_size_t(len(attributes))
+    ruleset = _syscall(CREATE_RULESET, attributes, size, ctypes.c_uint(0))
     try:
-        _call(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
+        _syscall(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
     finally:
         os.close(ruleset)
 
 
-def _call(number: int, *arguments: object) -> int:
+def _syscall(number: int, *arguments: object) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(ctypes.c_long(number), *arguments)
     if result < 0:

@@ -1,10 +1,10 @@
-"""The system calls that a worker may still make: a BPF program written here, for two processors.
+"""Seccomp filter: a BPF program that lists the system calls a worker may make (two architectures).
 
-A worker computes in memory and talks through one descriptor, so what it needs is memory, that
-descriptor, the clock and its own end. Everything else is answered by an error: calls that take a
-path by ENOENT, so that Python believes that files do not exist and goes on, the rest by EPERM.
-What only an attack does (exec, ptrace, another process's memory, a foreign calling convention)
-kills. Memory cannot become executable either, since tracing compiles nothing.
+A worker computes in memory and communicates over one descriptor, so it needs memory, that
+descriptor, the clock and exit. All other calls fail: calls that take a path with ENOENT, so that
+Python treats files as missing and continues, the rest with EPERM. Calls that only an attacker makes
+(exec, ptrace, access to another process's memory, a foreign calling convention) kill the worker.
+Memory cannot be made executable, since a worker compiles nothing.
 """
 
 import ctypes
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 KILL, ERRNO, ALLOW = 0x8000_0000, 0x0005_0000, 0x7FFF_0000  # SECCOMP_RET_…
 PR_SET_SECCOMP, MODE_FILTER = 22, 2
 PROT_EXEC = 4
-X32 = 0x4000_0000  # the bit of x86_64's second calling convention
-# Where `struct seccomp_data` holds the call's number, the processor, and the third argument's low
-# word (both processors are little-endian).
+X32 = 0x4000_0000  # bit that marks calls of the x32 ABI on x86_64
+# Offsets into `struct seccomp_data`: call number, architecture, low word of the third argument (both
+# architectures are little-endian).
 NUMBER, ARCHITECTURE, THIRD_ARGUMENT = 0, 4, 32
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
@@ -31,11 +31,20 @@ def _table(text: str) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """One processor's audit number and, by what is done about them, its system calls."""
+    """System calls of one architecture, grouped by how the filter answers them.
+
+    Attributes:
+        audit: The architecture's AUDIT_ARCH number.
+        allowed: Calls that are always allowed.
+        without_exec: Calls that are allowed unless they request executable memory.
+        paths: Calls that fail with ENOENT.
+        killed: Calls that kill the process.
+        x32: Whether the architecture has the x32 ABI, whose calls kill the process.
+    """
 
     audit: int
     allowed: Mapping[str, int]
-    without_exec: Mapping[str, int]  # allowed where they do not ask for executable memory
+    without_exec: Mapping[str, int]
     paths: Mapping[str, int]
     killed: Mapping[str, int]
     x32: bool = False
@@ -87,7 +96,7 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, op
 
 
 def assemble(processor: Processor) -> list[Instruction]:
-    """The filter as BPF. Each test stands right before what follows from it: no long jumps."""
+    """Return the filter as BPF; each test directly precedes its result, so jumps stay short."""
     refuse = ERRNO | errno.EPERM
     program = [
         (LOAD, 0, 0, ARCHITECTURE),
@@ -97,13 +106,13 @@ def assemble(processor: Processor) -> list[Instruction]:
     ]
     if processor.x32:
         program += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, KILL)]
-    for calls, answer in (
+    for calls, action in (
         (processor.allowed, ALLOW),
         (processor.paths, ERRNO | errno.ENOENT),
         (processor.killed, KILL),
     ):
         for number in calls.values():
-            program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, answer)]
+            program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, action)]
     for number in processor.without_exec.values():
         program += [
             (EQUAL, 0, 4, number),
@@ -116,7 +125,7 @@ def assemble(processor: Processor) -> list[Instruction]:
 
 
 def install(program: list[Instruction]) -> None:
-    """Put the calling thread under a filter for good; OSError where the kernel has none."""
+    """Apply a filter to the calling thread irrevocably; raise OSError if unsupported."""
 
     class Filter(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
@@ -129,7 +138,7 @@ def install(program: list[Instruction]) -> None:
 
 
 def restrict_calls() -> None:
-    """The filter of this machine's processor; OSError where there is none for it."""
+    """Apply the filter for this machine's architecture; raise OSError if there is none."""
     processor = PROCESSORS.get(platform.machine())
     if processor is None:
         raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")

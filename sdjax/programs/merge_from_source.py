@@ -24,8 +24,9 @@ from sdjax.merging.recipe.stream import OnTensor, not_finite
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.params import kind_of
 from sdjax.models.tree import flatten, unflatten
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import to_algorithm
 
 

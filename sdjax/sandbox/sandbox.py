@@ -191,7 +191,7 @@ class Sandbox:
     def _start(self) -> None:
         signature, limits = self.signature.to_json(), self.signature.limits
         self._server = ForkServer(
-            "sdjax.sandbox.worker.entry", signature, limits, self.workers, self.allow_missing
+            "sdjax.sandbox.worker.entry", signature, limits.worker, self.workers, self.allow_missing
         )
         self._idle = list(self._server.connections)
 

@@ -1,57 +1,45 @@
-"""What a program is judged against: expert slots, tensor signatures, limits."""
+"""Merge signature: expert slots, tensors in scope and limits that a candidate is traced for."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
+
+from sdjax.sandbox.config import Limits
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class TensorSignature:
-    """A tensor as a program can tell it from another: its kind ("mlp.down_proj") and its shape."""
+    """What a candidate can observe of a tensor: its kind ("mlp.down_proj") and its shape."""
 
     kind: str
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
-    def reduced(self, elements: int) -> "TensorSignature":
-        """The same kind with all its axes halved until it holds at most `elements`."""
+    def reduced(self, max_elements: int) -> "TensorSignature":
+        """Return the same kind with all axes halved until it has at most `max_elements`."""
         shape = self.shape
-        while math.prod(shape) > elements:
+        while math.prod(shape) > max_elements:
             shape = tuple(-(-n // 2) for n in shape)
         return TensorSignature(kind=self.kind, shape=shape)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Budgets. All but the two clocks and `address_space` decide alike on every machine."""
-
-    source_bytes: int = 32_768
-    ir_bytes: int = 4 << 20  # of the child's message
-    constant_bytes: int = 1 << 20  # of all constants of one program
-    steps: int = 20_000  # rounds of Python loops and calls in one trace
-    equations: int = 4_000  # of all array programs of one source text; `primitives.weight`
-    nesting: int = 8  # of scan, while and cond
-    growth: int = 32  # elements of one intermediate, relative to the tensors of one slot; and
-    # twice as much may be alive at once
-    cost_per_element: int = 20_000  # scalar operations per element of the scope
-    max_loop_iterations: int = 128  # iterations that a `while` may take
-    rounds: int = 1_000_000  # of all loops of one array program, those within loops multiplied
-    probe_elements: int = 1 << 12  # larger tensors are probed at a reduced shape
-    probe_most: int = 1 << 20  # elements of one slot, where a program works at real shapes alone
-    probe_cost: int = 2_000_000_000  # scalar operations of one probe run, which nobody can kill
-    cpu_seconds: int = 4
-    wall_seconds: float = 12.0
-    address_space: int = 2 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
 class MergeSignature:
-    """The expert slots, the distinct tensors of the scope, and every path with its signature."""
+    """Inputs of a merge algorithm, and the limits it must respect.
+
+    Attributes:
+        slots: Names of the experts, in the order in which their tensors are passed.
+        tensors: Distinct tensor signatures in scope.
+        paths: Every tensor path in scope with its signature; empty if only `tensors` are known.
+        limits: Limits on a candidate.
+    """
 
     slots: tuple[str, ...]
     tensors: tuple[TensorSignature, ...]
@@ -59,11 +47,11 @@ class MergeSignature:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        named = {signature for _, signature in self.paths}
-        object.__setattr__(self, "tensors", tuple(sorted(set(self.tensors) | named)))
+        in_paths = {tensor for _, tensor in self.paths}
+        object.__setattr__(self, "tensors", tuple(sorted(set(self.tensors) | in_paths)))
         object.__setattr__(self, "paths", tuple(sorted(self.paths)))
         if not self.slots or not self.tensors:
-            raise ValueError("a contract needs at least one expert slot and one tensor")
+            raise ValueError("a merge signature needs at least one expert slot and one tensor")
 
     @classmethod
     def of(
@@ -72,15 +60,19 @@ class MergeSignature:
         tensors: Mapping[str, tuple[str, tuple[int, ...]]],
         limits: Limits | None = None,
     ) -> "MergeSignature":
-        """From a mapping of path to (kind, shape), the leaves in scope of one model.
+        """Build the signature of a model.
 
-        limits: by default, operations are allowed in proportion to tensors and slots.
+        Args:
+            slots: Names of the experts.
+            tensors: Path -> (kind, shape) of the tensors in scope.
+            limits: Limits on a candidate. By default, the number of equations grows with the
+                number of distinct tensors and slots.
         """
         paths = tuple(
             (path, TensorSignature(kind=kind, shape=tuple(shape)))
             for path, (kind, shape) in sorted(tensors.items())
         )
-        distinct = tuple(signature for _, signature in paths)
+        distinct = tuple(tensor for _, tensor in paths)
         if limits is None:
             equations = 350 * len(set(distinct)) * len(slots)
             limits = Limits(equations=max(Limits.equations, equations))
@@ -88,27 +80,32 @@ class MergeSignature:
 
     @cached_property
     def scope(self) -> tuple[TensorSignature, ...]:
-        """One signature for every tensor of the scope (each once where no path is named)."""
-        return tuple(signature for _, signature in self.paths) or self.tensors
+        """One signature per tensor in scope; the distinct ones if no paths are known."""
+        return tuple(tensor for _, tensor in self.paths) or self.tensors
 
     @cached_property
     def probe_paths(self) -> tuple[tuple[str, TensorSignature], ...]:
-        """The paths as the probe run of a whole-tree program sees them."""
-        each = max(64, 8 * self.limits.probe_elements // max(1, len(self.paths)))
-        return tuple((path, signature.reduced(each)) for path, signature in self.paths)
+        """The paths with the reduced shapes that whole-tree candidates are probed at."""
+        max_elements = max(64, 8 * self.limits.probe_elements // max(1, len(self.paths)))
+        return tuple((path, tensor.reduced(max_elements)) for path, tensor in self.paths)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """Serialize for a worker; `from_json` is the inverse."""
+        limits = {f.name: getattr(self.limits, f.name) for f in dataclasses.fields(Limits)}
+        data = {"slots": self.slots, "tensors": self.tensors, "paths": self.paths, "limits": limits}
+        return json.dumps(data, default=dataclasses.asdict)
 
     @classmethod
     def from_json(cls, text: str) -> "MergeSignature":
-        def signature(data: dict) -> TensorSignature:
+        """Deserialize the result of `to_json`."""
+
+        def tensor(data: dict) -> TensorSignature:
             return TensorSignature(kind=data["kind"], shape=tuple(data["shape"]))
 
         data = json.loads(text)
         return cls(
             slots=tuple(data["slots"]),
-            tensors=tuple(signature(t) for t in data["tensors"]),
-            paths=tuple((path, signature(t)) for path, t in data["paths"]),
+            tensors=tuple(tensor(t) for t in data["tensors"]),
+            paths=tuple((path, tensor(t)) for path, t in data["paths"]),
             limits=Limits(**data["limits"]),
         )

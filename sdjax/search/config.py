@@ -21,6 +21,7 @@ from sdjax.core.config import (
     PositiveFloat,
     PositiveInt,
 )
+from sdjax.sandbox.config import SandboxConfig
 from sdjax.search.pairs import PairSettings
 
 
@@ -175,27 +176,6 @@ class TrainingConfig:
             return self.steps
         assert self.epochs is not None  # by _length
         return max(1, math.ceil(self.epochs * pairs / self.batch))
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SandboxConfig:
-    """Budgets of a candidate, with the names of `sdjax.sandbox.signature.Limits`.
-
-    Attributes:
-        workers: candidates judged side by side.
-        allow_missing: layers of confinement that this machine may lack; without the name of a
-            missing layer here the sandbox refuses to start.
-    """
-
-    workers: PositiveInt = 2
-    cpu_seconds: PositiveInt = 4
-    wall_seconds: PositiveFloat = 12.0
-    address_space: Annotated[int, Field(ge=1 << 28)] = 6 << 30
-    source_bytes: PositiveInt = 32_768
-    cost_per_element: PositiveInt = 20_000
-    growth: PositiveInt = 32
-    max_loop_iterations: PositiveInt = 128
-    allow_missing: tuple[NonEmptyStr, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -33,7 +33,7 @@ from sdjax.models.lora import Adapter, init_adapter, shard_adapter
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten
 from sdjax.programs.prompts import render
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
 from sdjax.search.types import DEVELOPMENT, MAIN, TEST
 from sdjax.sharding.mesh import mesh_of_all
@@ -156,7 +156,7 @@ def build_context(config: RunConfig) -> RunContext:
         for setting, trees in experts.items()
     }
     shapes = {path: (kind_of(path), specs[path].shape) for path in paths}
-    signature = MergeSignature.of(config.slots, shapes, limits_of(config))
+    signature = MergeSignature.of(config.slots, shapes, config.sandbox)
     descriptions = {slot: expert.description for slot, expert in config.experts.items()}
     generator = None if config.generator is None else model_folder(config.generator)
     return RunContext(
@@ -281,9 +281,3 @@ def _decoder(
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return Decoder(model, settings, stop_tokens=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
 
-
-def limits_of(config: RunConfig) -> Limits:
-    """The sandbox's limits as a run sets them."""
-    wanted = dataclasses.asdict(config.sandbox)
-    known = {field.name for field in dataclasses.fields(Limits)}
-    return Limits(**{name: value for name, value in wanted.items() if name in known})

@@ -13,7 +13,6 @@ from sdjax.merging.recipe.stream import OnTensor
 from sdjax.programs.merge_from_source import apply, open_models
 from sdjax.sandbox.verify.verified_program import to_algorithm
 from sdjax.search.config_reader import config_from
-from sdjax.search.context import limits_of
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT
 
@@ -38,7 +37,7 @@ def merge_discovered(
         ir, source = store.ir_of(identity), store.programs()[identity].source
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
-    signature = models.signature(config.scope, limits_of(config))
+    signature = models.signature(config.scope, config.sandbox)
     algorithm = to_algorithm(ir, signature, name=f"program {identity[:12]}")
     return apply(
         algorithm,

@@ -1,4 +1,4 @@
-"""The filter, interpreted: what it answers on either processor, whatever this machine is."""
+"""The seccomp filters of all architectures, interpreted in Python."""
 
 import errno
 import re
@@ -16,8 +16,8 @@ HEADERS = {
 EPERM, ENOENT = ERRNO | errno.EPERM, ERRNO | errno.ENOENT
 
 
-def answer(machine: str, number: int, *, third: int = 0, audit: int | None = None) -> int:
-    """What the kernel would make of the filter: its five instructions in Python."""
+def action_for(machine: str, number: int, *, third: int = 0, audit: int | None = None) -> int:
+    """Interpret the filter's five instructions as the kernel does."""
     processor = PROCESSORS[machine]
     program = assemble(processor)
     data = {
@@ -25,10 +25,10 @@ def answer(machine: str, number: int, *, third: int = 0, audit: int | None = Non
         seccomp.ARCHITECTURE: processor.audit if audit is None else audit,
         seccomp.THIRD_ARGUMENT: third & 0xFFFF_FFFF,
     }
-    at, accumulator = 0, 0
+    index, accumulator = 0, 0
     while True:
-        code, if_true, if_false, operand = program[at]
-        at += 1
+        code, if_true, if_false, operand = program[index]
+        index += 1
         if code == seccomp.RETURN:
             return operand
         if code == seccomp.LOAD:
@@ -39,11 +39,11 @@ def answer(machine: str, number: int, *, third: int = 0, audit: int | None = Non
             seccomp.AT_LEAST: accumulator >= operand,
             seccomp.ANY_BIT: accumulator & operand != 0,
         }[code]
-        at += if_true if test else if_false
+        index += if_true if test else if_false
 
 
 @pytest.mark.parametrize("machine", PROCESSORS)
-def test_every_call_has_the_answer_of_its_group_and_all_others_are_refused(machine):
+def test_calls_get_the_action_of_their_group_and_all_others_fail(machine):
     processor = PROCESSORS[machine]
     groups = [
         (processor.allowed, ALLOW),
@@ -51,30 +51,30 @@ def test_every_call_has_the_answer_of_its_group_and_all_others_are_refused(machi
         (processor.paths, ENOENT),
         (processor.killed, KILL),
     ]
-    expected = {number: wanted for calls, wanted in groups for number in calls.values()}
+    expected = {number: action for calls, action in groups for number in calls.values()}
     assert len(expected) == sum(len(calls) for calls, _ in groups)  # no number twice
     for number in range(600):
-        assert answer(machine, number) == expected.get(number, EPERM)
+        assert action_for(machine, number) == expected.get(number, EPERM)
 
 
 @pytest.mark.parametrize("machine", PROCESSORS)
-def test_memory_never_becomes_executable(machine):
+def test_executable_memory_is_refused(machine):
     for number in PROCESSORS[machine].without_exec.values():
-        assert answer(machine, number, third=3) == ALLOW
+        assert action_for(machine, number, third=3) == ALLOW
         for protection in (4, 5, 6, 7, 0x0100_0007):
-            assert answer(machine, number, third=protection) == EPERM
+            assert action_for(machine, number, third=protection) == EPERM
 
 
 @pytest.mark.parametrize("machine", PROCESSORS)
 def test_foreign_calling_conventions_kill(machine):
     for audit in (0, 0x40000003, 0x40000028, *(p.audit for p in PROCESSORS.values())):
         if audit != PROCESSORS[machine].audit:
-            assert answer(machine, PROCESSORS[machine].allowed["read"], audit=audit) == KILL
-    assert answer("x86_64", X32) == answer("x86_64", X32 | 1) == KILL
+            assert action_for(machine, PROCESSORS[machine].allowed["read"], audit=audit) == KILL
+    assert action_for("x86_64", X32) == action_for("x86_64", X32 | 1) == KILL
 
 
 @pytest.mark.parametrize("machine", PROCESSORS)
-def test_what_reaches_out_is_not_allowed(machine):
+def test_dangerous_calls_are_not_allowed(machine):
     dangerous = """open openat socket connect bind clone clone3 fork vfork execve execveat kill
         tgkill tkill ptrace prctl seccomp unshare setns mount bpf io_uring_setup memfd_create
         userfaultfd keyctl add_key perf_event_open process_vm_readv pidfd_open pidfd_getfd sendmsg
@@ -86,7 +86,7 @@ def test_what_reaches_out_is_not_allowed(machine):
 
 
 @pytest.mark.parametrize("machine", PROCESSORS)
-def test_the_numbers_are_the_kernel_headers(machine):
+def test_numbers_match_the_kernel_headers(machine):
     if not HEADERS[machine].exists():
         pytest.skip("no kernel headers on this machine")
     text = HEADERS[machine].read_text()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.signature import MergeSignature
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `catalogue`, under every import mode
 

@@ -225,10 +225,11 @@ def written(message: Any, draw: random.Random) -> str:
 
 def small_signature() -> Any:
     """Two small tensors of one shape and two kinds, so that messages are short."""
-    from sdjax.sandbox.signature import Limits, MergeSignature
+    from sdjax.sandbox.config import Limits
+    from sdjax.sandbox.signature import MergeSignature
 
     tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (6, 4)), "up": ("mlp.gate_proj", (6, 4))}
-    limits = Limits(equations=1_500, growth=64)
+    limits = Limits(equations=1_500, max_expansion=64)
     return MergeSignature.of(("expert_1", "expert_2", "expert_3"), tensors, limits)
 
 

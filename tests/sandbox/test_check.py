@@ -78,7 +78,13 @@ def test_every_verified_program_can_be_read(name, signature):
 
 
 def _sdjax(*arguments, **environment):
-    command = [sys.executable, "-c", "from sdjax.cli import main; main()", "check", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        "from sdjax.__main__ import start; start()",
+        "check",
+        *arguments,
+    ]
     return subprocess.run(
         command, capture_output=True, text=True, env=os.environ | environment, timeout=300
     )

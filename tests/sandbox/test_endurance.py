@@ -7,8 +7,9 @@ import pytest
 from catalogue import VALID
 from test_leaks import UNRULED
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.signature import MergeSignature
 
 BAD = {
     "spins": "sum(range(10**12))\n",

@@ -22,7 +22,7 @@ from sdjax.sandbox.verdict import VERDICTS
 # The server with its text rules and its list of builtins taken out.
 UNRULED = (
     "import ast, builtins, sys; sys.path[:0] = {paths!r}\n"
-    "from sdjax.sandbox import rules, trace\n"
+    "from sdjax.sandbox.worker import rules, trace\n"
     "rules.check_text = lambda source, limit: ast.parse(source)\n"
     "trace._builtins = lambda: dict(vars(builtins))\n"
     "from sdjax.isolation.server import main; main(*{args})"

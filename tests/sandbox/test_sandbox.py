@@ -13,8 +13,9 @@ import pytest
 from catalogue import REFUSED, TIES, VALID, merge
 
 from sdjax.core.errors import UserError
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.sandbox import Sandbox, _read, _Task
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import MESSAGE_LENGTH, VERDICTS, Refusal
 
 

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.calling_convention import IR_VERSION, REQUESTS, CallingConvention, trace_plan
 from sdjax.sandbox.ir.hashes import canonical
 from sdjax.sandbox.ir.parameters import DTYPES, MAX_DIMENSION, MAX_RANK, decode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW, weight
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
 
 MOST_OUTPUTS = 4_096

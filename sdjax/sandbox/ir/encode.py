@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.parameters import DTYPES, KEY_IMPL, decode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, weight
-from sdjax.sandbox.signature import Limits
 from sdjax.sandbox.verdict import Refusal
 
 # Calls that are replaced by their body, with the parameter that holds it.

@@ -10,9 +10,9 @@ from typing import Any
 
 from jax.extend import core
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.parameters import MAX_RANK
 from sdjax.sandbox.ir.primitives import ALLOWED
-from sdjax.sandbox.signature import Limits
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.codegen_size import check_copies
 
@@ -22,11 +22,11 @@ ROUND = 1_000  # what one round of a loop costs whatever it does, in scalar oper
 @dataclass(frozen=True)
 class CostEstimate:
     """Scalar operations, the largest sum of bytes alive at once (before XLA's fusion), and the
-    rounds of all loops one after the other."""
+    iterations of all loops one after the other."""
 
     cost: int
     memory: int
-    rounds: int = 0
+    iterations: int = 0
 
 
 def estimate_cost(closed: Any, limits: Limits, *, most_elements: int) -> CostEstimate:
@@ -41,19 +41,19 @@ def _estimate(jaxpr: Any, limits: Limits, most_elements: int) -> CostEstimate:
         last_use.update((v, index) for v in equation.invars if not isinstance(v, core.Literal))
     kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)} | set(jaxpr.invars)
     alive = sum(_bytes(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars))
-    cost, peak, rounds = 0, alive, 0
+    cost, peak, iterations = 0, alive, 0
     for index, equation in enumerate(jaxpr.eqns):
         for variable in equation.outvars:
             _check_size(variable.aval, equation.primitive.name, most_elements)
         inner = _inner(equation, limits, most_elements)
         cost += inner.cost
-        rounds += inner.rounds
+        iterations += inner.iterations
         alive += sum(_bytes(v.aval) for v in equation.outvars)
         peak = max(peak, alive + inner.memory)
         for variable in _vars(equation):
             if variable not in kept and last_use.get(variable, index) == index:
                 alive -= _bytes(variable.aval)
-    return CostEstimate(cost, peak, rounds)
+    return CostEstimate(cost, peak, iterations)
 
 
 def _vars(equation: Any) -> set[Any]:
@@ -70,16 +70,18 @@ def _inner(equation: Any, limits: Limits, most_elements: int) -> CostEstimate:
 
     if name == "scan":
         body, length = of(params["jaxpr"]), params["length"]
-        return CostEstimate(length * (body.cost + ROUND), body.memory, length * (1 + body.rounds))
+        return CostEstimate(
+            length * (body.cost + ROUND), body.memory, length * (1 + body.iterations)
+        )
     if name == "while":
         condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
         each, most = condition.cost + body.cost + ROUND, limits.max_loop_iterations + 1
         memory = max(condition.memory, body.memory)
-        return CostEstimate(most * each, memory, most * (1 + body.rounds))
+        return CostEstimate(most * each, memory, most * (1 + body.iterations))
     if name == "cond":
         branches = [of(branch) for branch in params["branches"]]
         cost, memory = max(b.cost for b in branches), max(b.memory for b in branches)
-        return CostEstimate(cost + 1, memory, max(b.rounds for b in branches))
+        return CostEstimate(cost + 1, memory, max(b.iterations for b in branches))
     if "jaxpr" in params:  # a `jit` within one of JAX's own public functions
         return of(params["jaxpr"])
     ins = [v.aval for v in equation.invars]

@@ -102,15 +102,15 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
     for name, (convention, block) in message.programs.items():
         jaxpr = _verified(block, convention, names, limits.max_loop_iterations)
         slot = sum(int(np.prod(shape)) for shape in convention.shapes)
-        most = limits.growth * max(slot, 1 << 12)
+        most = limits.max_expansion * max(slot, 1 << 12)
         estimates[name] = estimate_cost(jaxpr, limits, most_elements=most)
         allowed = 8 * most  # twice the largest intermediate that there may be, in float32
         if estimates[name].memory > allowed:
             found = f"{estimates[name].memory:.3g} bytes alive at once; {allowed:.3g} are allowed"
             raise Refusal("too costly", "memory", f"the program keeps {found}")
         max_memory = max(max_memory, allowed)
-        if estimates[name].rounds > limits.rounds:
-            found = f"{estimates[name].rounds:.3g} rounds of loops; {limits.rounds:.3g} are allowed"
+        if estimates[name].iterations > limits.max_total_iterations:
+            found = f"{estimates[name].iterations:.3g} rounds of loops; {limits.max_total_iterations:.3g} are allowed"
             raise Refusal("too costly", "loop-iterations", f"the program takes {found}")
     probes = _probes(message, signature, estimates)
     if message.form == "tree":
@@ -153,13 +153,13 @@ def _probes(
     for small, real in trace_plan(signature, message.form, message.by_kind).probes:
         name = small if small in message.programs else real
         convention, _ = message.programs[name]
-        if sum(int(np.prod(shape)) for shape in convention.shapes) > limits.probe_most:
+        if sum(int(np.prod(shape)) for shape in convention.shapes) > limits.max_probe_elements:
             text = "the program does not work at the smaller shapes on which it is to be tried"
             hint = "take lengths from the arguments' shapes, so that it works at any"
             raise Refusal("wrong signature", "probe", f"{text}; {hint}")
-        if estimates[name].cost > limits.probe_cost:
+        if estimates[name].cost > limits.max_probe_cost:
             text = f"{estimates[name].cost:.3g} scalar operations on small tensors"
-            raise Refusal("too costly", "probe", f"{text}; {limits.probe_cost:.3g} are allowed")
+            raise Refusal("too costly", "probe", f"{text}; {limits.max_probe_cost:.3g} are allowed")
         found.append(name)
     return tuple(found)
 

@@ -33,7 +33,7 @@ Loader = Callable[[], Callable]
 def trace_source(source: str, signature: MergeSignature) -> str:
     """The message (JSON) for a source text that has not been trusted. Runs in the worker."""
     tree = rules.check_text(source, signature.limits.source_bytes)
-    return _trace(_loader(tree, signature.limits.steps), rules.entry_point(tree), signature)
+    return _trace(_loader(tree, signature.limits.step_budget), rules.entry_point(tree), signature)
 
 
 def trace_trusted(program: str | Callable, signature: MergeSignature) -> str:
@@ -48,7 +48,7 @@ def trace_trusted(program: str | Callable, signature: MergeSignature) -> str:
     return _trace(lambda: program, name, signature)
 
 
-def _loader(tree: ast.Module, steps: int) -> Loader:
+def _loader(tree: ast.Module, step_budget: int) -> Loader:
     name = rules.entry_point(tree)
     try:
         code = compile(counted(tree), FILE, "exec", dont_inherit=True)
@@ -58,7 +58,7 @@ def _loader(tree: ast.Module, steps: int) -> Loader:
 
     def load() -> Callable:
         namespace: dict[str, Any] = {"__builtins__": _builtins(), "__name__": "program"}
-        namespace[COUNTER] = counter(steps)
+        namespace[COUNTER] = counter(step_budget)
         exec(code, namespace)
         return namespace[name]
 

@@ -6,8 +6,9 @@ import json
 import pytest
 from catalogue import VALID, merge
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.hashes import canonical
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted

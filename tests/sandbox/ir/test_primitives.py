@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from primitive_cases import CASES
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.decode import _constants, _Decoder
 from sdjax.sandbox.ir.encode import Encoder, encode_number
 from sdjax.sandbox.ir.parameters import decode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
-from sdjax.sandbox.signature import Limits, MergeSignature, TensorSignature
+from sdjax.sandbox.signature import MergeSignature, TensorSignature
 from sdjax.sandbox.verify.verified_program import run
 
 CONTRACT = MergeSignature(slots=("expert_1",), tensors=(TensorSignature(kind="mlp", shape=(6, 4)),))

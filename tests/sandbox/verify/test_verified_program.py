@@ -10,7 +10,8 @@ from catalogue import merge as written_as
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
 from sdjax.models.tree import unflatten
-from sdjax.sandbox.signature import Limits, MergeSignature
+from sdjax.sandbox.config import Limits
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.verified_program import to_algorithm, verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted

@@ -1,0 +1,20 @@
+"""Resource limits of one confined worker process."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLimits:
+    """Resource limits of one worker, which processes one request.
+
+    Attributes:
+        cpu_seconds: Processor time, enforced by the kernel (SIGXCPU).
+        wall_seconds: Wall-clock time, enforced by the dispatcher (SIGKILL).
+        address_space: Bytes of virtual memory.
+        message_bytes: Maximum size of the reply in bytes.
+    """
+
+    cpu_seconds: int
+    wall_seconds: float
+    address_space: int
+    message_bytes: int

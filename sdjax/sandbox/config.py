@@ -1,0 +1,82 @@
+"""Limits on candidates: the `sandbox` section of a run's YAML file."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sdjax.core.config import STRICT, NonEmptyStr, NonNegativeInt, PositiveFloat, PositiveInt
+from sdjax.isolation.limits import WorkerLimits
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Limits:
+    """Limits on one candidate.
+
+    Verdicts are the same on every machine, except those due to the two clocks and `address_space`.
+
+    Attributes:
+        source_bytes: Size of the source text.
+        ir_bytes: Size of the IR that a worker sends.
+        constant_bytes: Size of all array constants of a candidate.
+        step_budget: Iterations of Python loops plus calls of Python functions in one trace.
+        equations: Weighted primitives of all array programs of a candidate (`primitives.weight`).
+        nesting: Depth of nested scan, while and cond.
+        max_expansion: Elements of one intermediate array, relative to the tensors of one expert;
+            twice as many may be alive at once.
+        cost_per_element: Scalar operations per element of the tensors in scope.
+        max_loop_iterations: Iterations of one `while` loop.
+        max_total_iterations: Iterations of all loops of one array program, nested ones multiplied.
+        probe_elements: Larger tensors are probed at a reduced shape.
+        max_probe_elements: Elements per expert of a probe run at real shapes.
+        max_probe_cost: Scalar operations of one probe run, which cannot be interrupted.
+        cpu_seconds: Processor time of a worker per candidate.
+        wall_seconds: Wall-clock time of a worker per candidate.
+        address_space: Virtual memory of a worker in bytes.
+    """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {
+        "growth": "max_expansion",
+        "fuel": "max_loop_iterations",
+    }
+
+    source_bytes: PositiveInt = 32_768
+    ir_bytes: PositiveInt = 4 << 20
+    constant_bytes: NonNegativeInt = 1 << 20
+    step_budget: PositiveInt = 20_000
+    equations: PositiveInt = 4_000
+    nesting: NonNegativeInt = 8
+    max_expansion: PositiveInt = 32
+    cost_per_element: PositiveInt = 20_000
+    max_loop_iterations: PositiveInt = 128
+    max_total_iterations: PositiveInt = 1_000_000
+    probe_elements: PositiveInt = 1 << 12
+    max_probe_elements: PositiveInt = 1 << 20
+    max_probe_cost: PositiveInt = 2_000_000_000
+    cpu_seconds: PositiveInt = 4
+    wall_seconds: PositiveFloat = 12.0
+    address_space: Annotated[int, Field(ge=1 << 28)] = 2 << 30
+
+    @property
+    def worker(self) -> WorkerLimits:
+        """Limits of the worker process that traces a candidate."""
+        return WorkerLimits(
+            cpu_seconds=self.cpu_seconds,
+            wall_seconds=self.wall_seconds,
+            address_space=self.address_space,
+            message_bytes=self.ir_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SandboxConfig(Limits):
+    """The `sandbox` section of a run: limits and worker processes.
+
+    Attributes:
+        workers: Number of candidates that are traced at the same time.
+        allow_missing: Layers of confinement that this machine may lack. The sandbox refuses to
+            start if a layer is missing that is not named here.
+    """
+
+    workers: PositiveInt = 2
+    allow_missing: tuple[NonEmptyStr, ...] = ()

@@ -1,0 +1,35 @@
+"""Start fork servers whose job is `jobs.py` of this folder."""
+
+from pathlib import Path
+
+import pytest
+
+from sdjax.isolation import client
+from sdjax.isolation.client import ForkServer
+from sdjax.isolation.limits import WorkerLimits
+
+LIMITS = WorkerLimits(
+    cpu_seconds=2, wall_seconds=20.0, address_space=1 << 30, message_bytes=1 << 16
+)
+
+
+@pytest.fixture(scope="session")
+def limits() -> WorkerLimits:
+    return LIMITS
+
+
+@pytest.fixture(scope="session")
+def start_server():
+    """Return a function that starts a server; all servers are stopped at the end."""
+    servers = []
+
+    def start(limits: WorkerLimits = LIMITS, workers: int = 1, allow_missing=(), boot: str = ""):
+        with pytest.MonkeyPatch.context() as patch:
+            path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            patch.setattr(client, "_BOOT", path + boot + client._BOOT)
+            servers.append(ForkServer("jobs", "", limits, workers, allow_missing))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

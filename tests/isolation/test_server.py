@@ -1,0 +1,64 @@
+"""Fork servers return replies and report how a worker ended."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.isolation.client import ForkServer
+from sdjax.isolation.server import DIED, DONE, OUT_OF_CPU, OUT_OF_TIME, TOO_LONG
+
+
+@pytest.fixture(scope="module")
+def ask(start_server, limits):
+    hasty = dataclasses.replace(limits, cpu_seconds=1, wall_seconds=2.5)
+    (connection,) = start_server(hasty).connections
+
+    def send(request: bytes) -> bytes:
+        connection.send_bytes(request)
+        return connection.recv_bytes(limits.message_bytes + 1)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("request_", "reply"),
+    [
+        (b"any bytes \0\xff", DONE + b"any bytes \0\xff"),
+        (b"x" * (1 << 16), DONE + b"x" * (1 << 16)),
+        (b"", DONE),
+        (b"spin", OUT_OF_CPU),
+        (b"wait", OUT_OF_TIME),
+        (b"exit", DIED),
+        (b"open", DIED),
+        (b"allocate", DIED),
+        (b"flood", TOO_LONG),
+    ],
+    ids=["echo", "largest", "empty", "spin", "wait", "exit", "open", "allocate", "flood"],
+)
+def test_status_tells_how_a_worker_ended(ask, request_, reply):
+    assert ask(request_) == reply
+    assert ask(b"next") == DONE + b"next"
+
+
+def test_job_that_cannot_be_imported_raises_user_error(limits):
+    with pytest.raises(UserError, match="did not start: check that `import no_such_job` works"):
+        ForkServer("no_such_job", "", limits, 1)
+
+
+def test_stop_leaves_no_process(start_server):
+    server = start_server(workers=2)
+    server.connections[0].send_bytes(b"spin")
+    pids = [server.pid, *_descendants(server.pid)]
+    assert len(pids) >= 3
+    server.stop()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def _descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [p for child in children for p in (child, *_descendants(child))]
