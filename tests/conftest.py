@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import types
 
 import pytest
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,8 +18,12 @@ os.environ.setdefault(
 )
 
 # Shapes and dtypes in the signatures of these packages are checked while the tests run.
-TYPE_CHECKED: tuple[str, ...] = ()
-install_import_hook(TYPE_CHECKED, "beartype.beartype")
+TYPE_CHECKED: tuple[str, ...] = ("sdjax.models",)
+# An int is accepted as a float, as in PEP 484; the hook needs the name of an importable function.
+typechecker = types.ModuleType("sdjax_typechecker")
+typechecker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.modules[typechecker.__name__] = typechecker
+install_import_hook(TYPE_CHECKED, "sdjax_typechecker.check")
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def greedy(model: str, data: str) -> dict:
     prompts = chat(model, gsm8k(data)[:64])
     longest = -(-max(map(len, prompts)) // 16) * 16
     settings = DecoderConfig(slots=32, prefill_batch=8, buckets=(longest,), max_new_tokens=128)
-    decoder = Decoder(config, settings, stop_tokens=read_tokenizer(model).eos_ids)
+    decoder = Decoder(config, settings, stop_token_ids=read_tokenizer(model).eos_ids)
     found = decoder.decode(params, None, prompts)
     programs = len(compiled)
     backwards = decoder.decode(params, None, prompts[::-1])[::-1]
@@ -83,7 +83,7 @@ def fixed(model: str, data: str) -> dict:
     config, params = read_model(model, dtype=np.float32)
     prompts = fixed_prompts()
     settings = DecoderConfig(slots=32, prefill_batch=32, buckets=(140,), max_new_tokens=64)
-    decoder = Decoder(config, settings, stop_tokens=())
+    decoder = Decoder(config, settings, stop_token_ids=())
     decoder.decode(params, None, prompts)
     clock = Clock(decoder)
     rows = []
@@ -104,7 +104,7 @@ def evaluation(model: str, data: str) -> dict:
     tokenizer = read_tokenizer(model)
     prompts = chat(model, svamp(data)[:256])
     settings = fit_decoder_config(config, prompts, 128)
-    decoder = Decoder(config, settings, stop_tokens=tokenizer.eos_ids)
+    decoder = Decoder(config, settings, stop_token_ids=tokenizer.eos_ids)
     clock = Clock(decoder)
     found = decoder.decode(params, None, prompts)
     texts = [tokenizer.decode(one.tokens) for one in found]

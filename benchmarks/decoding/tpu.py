@@ -86,7 +86,7 @@ def mistral(layers: int) -> ModelConfig:
         num_kv_heads=8,
         head_dim=128,
         max_seq_len=32_768,
-        eos_tokens=(2,),
+        eos_token_ids=(2,),
     )
 
 

@@ -28,7 +28,7 @@ def llama(**sizes: Any) -> ModelConfig:
         family="llama",
         max_seq_len=2048,
         norm_eps=1e-5,
-        eos_tokens=(2,),
+        eos_token_ids=(2,),
         **sizes,
     )
 

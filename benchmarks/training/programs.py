@@ -43,7 +43,7 @@ def main() -> None:
     tokenizer = read_tokenizer(folder)
     prompt = list(make_lesson(tokenizer, "full", EXPERTS, ()).prompt)
     settings = DecoderConfig(slots=40, prefill_batch=1, buckets=(len(prompt),), max_new_tokens=208)
-    decoder = Decoder(config, settings, stop_tokens=tokenizer.eos_ids)
+    decoder = Decoder(config, settings, stop_token_ids=tokenizer.eos_ids)
     start = time.perf_counter()
     completions = decoder.decode(
         params,

@@ -91,7 +91,7 @@ class Decoder:
         config: ModelConfig,
         settings: DecoderConfig,
         *,
-        stop_tokens: Sequence[int] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
         compute_dtype: jnp.dtype = jnp.float32,
         mesh: jax.sharding.Mesh | None = None,
     ):
@@ -100,7 +100,7 @@ class Decoder:
         Args:
             config: of the models to come.
             settings: the compiled sizes.
-            stop_tokens: the tokens that end a sequence; the configuration's end tokens by default.
+            stop_token_ids: the tokens that end a sequence; the configuration's end tokens by default.
             compute_dtype: of activations and cache; the weights are cast once a call.
             mesh: where to decode; the slots are spread over its `data` axis, the cache's heads
                 over `tensor`.
@@ -108,7 +108,7 @@ class Decoder:
         self.config = config
         self.settings = settings
         self.work = Work()
-        stops = config.eos_tokens if stop_tokens is None else stop_tokens
+        stops = config.eos_token_ids if stop_token_ids is None else stop_token_ids
         self.stops = jnp.asarray(stops, jnp.int32)
         self.compute_dtype = compute_dtype
         # The newest token of a sequence needs no place in the cache.

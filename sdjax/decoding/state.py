@@ -117,8 +117,8 @@ def state_sharding(state: State, mesh: Mesh) -> State:
     turned = mesh.devices.flat[0].platform in KEYS_TURNED
     cache = []
     for layer in state.cache:
-        key = sharding_of(layer["k"].shape, ("batch", "kv_heads", "head", "time"), mesh)
-        value = sharding_of(layer["v"].shape, ("batch", "kv_heads", "time", "head"), mesh)
+        key = sharding_of(layer["k"].shape, ("batch", "kv_heads", "head_dim", "keys"), mesh)
+        value = sharding_of(layer["v"].shape, ("batch", "kv_heads", "keys", "head_dim"), mesh)
         cache.append({"k": Format(Layout((0, 1, 3, 2)), key) if turned else key, "v": value})
     by_slot = jax.tree.map(lambda leaf: batch_sharding(mesh, leaf.shape[0]), state)
     return dataclasses.replace(by_slot, cache=cache)

@@ -30,7 +30,7 @@ def begin(
     reach = state.cache[0]["v"].shape[2]
     positions = jnp.arange(len(prefix))[None]
     _, known = forward(
-        params, adapter, prefix[None], config=config, positions=positions, reach=reach
+        params, adapter, prefix[None], config=config, positions=positions, max_length=reach
     )
     return dataclasses.replace(state, cache=_put(state.cache, slice(None), known))
 
@@ -57,7 +57,7 @@ def admit(
             for layer in state.cache
         ]
     _, fresh = forward(
-        params, adapter, tokens, config=config, positions=positions, cache=known, reach=cached
+        params, adapter, tokens, config=config, positions=positions, cache=known, max_length=cached
     )
     return seat(dataclasses.replace(state, cache=_put(state.cache, seats.slot, fresh)), seats)
 

@@ -93,7 +93,7 @@ def evaluate_model(
             decoder = Decoder(
                 config,
                 sizes,
-                stop_tokens=tokenizer.eos_ids,
+                stop_token_ids=tokenizer.eos_ids,
                 compute_dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
             )
             params = read_model(folder, adapter=adapter)[1]

@@ -17,7 +17,7 @@ import tokenizers
 
 from sdjax.core.errors import UserError
 from sdjax.io.safetensors_reader import read_json
-from sdjax.models.hf_config import end_tokens
+from sdjax.models.hf_config import read_eos_token_ids
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -158,7 +158,7 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         folder=folder,
         vocab_size=vocab_size,
         bos_id=special("bos_token"),
-        eos_ids=end_tokens({"eos_token_id": eos}, str(folder)),
+        eos_ids=read_eos_token_ids({"eos_token_id": eos}, str(folder)),
         pad_id=pad,
         has_chat_template=bool(settings.get("chat_template")) or (folder / TEMPLATE).is_file(),
         _encode=encode,

@@ -1,1 +1,4 @@
-"""Parameter specifications, the transformer families, KV cache and adapters."""
+"""Decoder-only transformers: configs, parameter specifications, forward pass and LoRA adapters.
+
+`sdjax.models.types` defines the axis names of the shape annotations.
+"""

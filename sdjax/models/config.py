@@ -1,4 +1,4 @@
-"""The description of a model: everything that its shapes and its mathematics depend on."""
+"""Model config: everything that determines a model's shapes and mathematics."""
 
 from __future__ import annotations
 
@@ -13,20 +13,33 @@ FULL = "full_attention"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One model of a family.
-
-    Hashable, so that it can be a static argument of a compiled function.
+    """Config of one decoder-only transformer; hashable, so it can be a static argument of `jit`.
 
     Attributes:
-        family: a name in `FAMILIES`.
-        max_seq_len: the most tokens of a sequence.
-        rope: the rotation of queries and keys.
-        local_rope: the rotation in layers with a window, or None: the same in all layers.
-        sliding_window: how many tokens, itself included, a token attends to in such layers.
-        layer_types: SLIDING or FULL for each layer; empty: all layers have the window, if any.
-        query_size: scores are divided by its root; the head dimension if None.
-        attention_cap: scores are cap · tanh(score / cap), if given.
-        logit_cap: so are the logits.
+        family: name in `FAMILIES`.
+        vocab_size: number of rows of the embedding.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the MLP.
+        num_layers: number of transformer layers.
+        num_heads: number of query heads.
+        num_kv_heads: number of key-value heads; it divides `num_heads`.
+        head_dim: dimensions per head.
+        max_seq_len: maximum sequence length in tokens.
+        rope: rotary position embedding.
+        local_rope: rotary position embedding of sliding-window layers, or None for `rope`.
+        norm_eps: epsilon of the RMS norms.
+        tie_embeddings: whether the embedding is also the output projection.
+        sliding_window: number of tokens, including itself, that a token attends to in
+            sliding-window layers.
+        layer_types: `SLIDING` or `FULL` for each layer; if empty, all layers use the sliding
+            window, if there is one.
+        query_pre_attn_scalar: attention scores are divided by its square root; None means
+            `head_dim`.
+        attn_logit_softcap: cap of the attention scores: cap * tanh(score / cap).
+        final_logit_softcap: cap of the output logits.
+        bos_token_id: start token.
+        pad_token_id: padding token.
+        eos_token_ids: tokens that end a sequence.
     """
 
     family: str
@@ -47,29 +60,32 @@ class ModelConfig:
     query_pre_attn_scalar: int | None = None
     attn_logit_softcap: float | None = None
     final_logit_softcap: float | None = None
-    bos_token: int | None = None
-    pad_token: int | None = None
-    eos_tokens: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
 
     @property
     def arch(self) -> Family:
-        """What the family has in common."""
+        """Architecture that all models of the family share."""
         return FAMILIES[self.family]
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """The sliding window of each layer, or None."""
+        """Sliding window of each layer, or None."""
         return tuple(
-            self.sliding_window if self._slides(layer) else None for layer in range(self.num_layers)
+            self.sliding_window if self._is_sliding(layer) else None
+            for layer in range(self.num_layers)
         )
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
-        """The rotation of each layer."""
+        """Rotary position embedding of each layer."""
         return tuple(
-            self.local_rope if self.local_rope is not None and self._slides(layer) else self.rope
+            self.local_rope
+            if self.local_rope is not None and self._is_sliding(layer)
+            else self.rope
             for layer in range(self.num_layers)
         )
 
-    def _slides(self, layer: int) -> bool:
+    def _is_sliding(self, layer: int) -> bool:
         return not self.layer_types or self.layer_types[layer] == SLIDING

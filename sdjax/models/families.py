@@ -1,4 +1,4 @@
-"""What sets the families of transformers apart, as data; the mathematics reads it.
+"""Differences between transformer families, as data that the forward pass reads.
 
 Sources: Llama (arXiv 2302.13971, 2407.21783), Mistral (2310.06825), Qwen2 (2407.10671), Qwen3
 (2505.09388), Gemma 2 (2408.00118), Gemma 3 (2503.19786), Phi-3 (2404.14219).
@@ -16,23 +16,23 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """The traits of a family, the same for each of its sizes.
+    """Architecture of a family, the same for all of its sizes.
 
     Attributes:
-        architecture: the class in transformers.
-        activation: of the gate in the MLP.
-        fused: queries, keys and values are one projection, and so are gate and up.
-        qkv_bias: the projections of queries, keys and values have biases.
-        qk_norm: each head's queries and keys are normalised before they are rotated.
-        sandwich_norms: attention and MLP are normalised behind as well as before.
-        centred_norms: a normalisation multiplies by one plus its scale, in float32.
-        scaled_embedding: embeddings are multiplied by the root of their width.
-        windows: which layers have a sliding window: all, those from `max_window_layers` on, or all
-            but every n-th.
-        local_rope: layers with a window have a rotary base of their own.
-        fixed: fields of config.json in which only this value is supported.
-        defaults: fields that config.json may omit, as transformers fills them in.
-        rope_aliases: older names of the rotary scalings.
+        architecture: class name in transformers.
+        activation: activation function of the MLP's gate.
+        fused: whether query, key and value are one projection, and gate and up another.
+        qkv_bias: whether the query, key and value projections have biases.
+        qk_norm: whether the queries and keys of each head are normalized before rotation.
+        sandwich_norms: whether attention and MLP are followed by a norm as well as preceded by one.
+        zero_centered_norm: whether a norm multiplies by one plus its scale, in float32.
+        scaled_embedding: whether embeddings are multiplied by the square root of their width.
+        windows: layers with a sliding window: none, all, those from `max_window_layers` up, or all
+            except every n-th.
+        local_rope: whether sliding-window layers have their own rotary base.
+        fixed: fields of config.json with their only supported value.
+        defaults: fields that config.json may omit, with the values that transformers fills in.
+        rope_aliases: older names of rotary scaling types.
     """
 
     architecture: str

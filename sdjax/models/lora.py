@@ -1,7 +1,4 @@
-"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ.
-
-Axes: I in, O out, R rank.
-"""
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ."""
 
 from __future__ import annotations
 
@@ -12,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
+from sdjax.models.types import Params
 from sdjax.sharding.rules import sharding_of
 
 ALL_PROJECTIONS = (
@@ -34,30 +33,38 @@ ALL_PROJECTIONS = (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """The trained factors of a LoRA adapter.
+    """Low-rank factors of a LoRA adapter.
 
     Attributes:
-        factors: nested dict like the parameters', each projection a dict of
-            `a` [R, I] and `b` [O, R], float32.
+        factors: nested dict with the structure of the parameters; each adapted projection is a
+            dict of `a` [rank in] and `b` [out rank], both float32.
         scale: alpha / rank.
     """
 
-    factors: dict
+    factors: Params
     scale: float = dataclasses.field(metadata={"static": True})
 
 
 def init_adapter(
     config: ModelConfig,
-    key: jax.Array,
+    key: Key[Array, ""],
     *,
     rank: int,
     alpha: float,
-    projections: Collection[str] = ALL_PROJECTIONS,
+    target_modules: Collection[str] = ALL_PROJECTIONS,
 ) -> Adapter:
-    """A fresh adapter, which changes nothing: A is uniform as in PEFT, B is zero."""
+    """Return a new adapter that leaves the model unchanged: A is uniform as in PEFT, B is zero.
+
+    Args:
+        config: config of the model to adapt.
+        key: typed PRNG key.
+        rank: rank of the factors.
+        alpha: the product of the factors is scaled by alpha / rank.
+        target_modules: kinds of projections to adapt, as `kind_of` returns them.
+    """
     factors = {}
     for index, (path, spec) in enumerate(param_specs(config).items()):
-        if kind_of(path) not in projections:
+        if kind_of(path) not in target_modules:
             continue
         out_size, in_size = spec.shape
         bound = in_size**-0.5
@@ -70,28 +77,29 @@ def init_adapter(
 
 
 def shard_adapter(adapter: Adapter, config: ModelConfig, mesh: Mesh) -> Adapter:
-    """The adapter on a mesh, each factor split as its projection is on the side that they share.
+    """Return the adapter on a mesh, each factor sharded like its projection.
 
-    On several processes every one has the same adapter, and keeps its own shards of it.
+    The rank axis is replicated. With several processes, each of them passes the same adapter and
+    keeps its own shards.
     """
     specs = param_specs(config)
-    placed = {}
+    sharded = {}
     for path, leaf in flatten(adapter.factors).items():
         projection, factor = path.rsplit("/", 1)
         out_axis, in_axis = specs[projection].axes
         axes = ("rank", in_axis) if factor == "a" else (out_axis, "rank")
-        placed[path] = jax.make_array_from_callback(
+        sharded[path] = jax.make_array_from_callback(
             leaf.shape, sharding_of(leaf.shape, axes, mesh), np.asarray(leaf).__getitem__
         )
-    return dataclasses.replace(adapter, factors=unflatten(placed))
+    return dataclasses.replace(adapter, factors=unflatten(sharded))
 
 
-def merge_lora(params: dict, adapter: Adapter) -> dict:
-    """The parameters with the adapter's product added to each projection it has, in float32."""
+def merge_lora(params: Params, adapter: Adapter) -> Params:
+    """Return the parameters with the adapter's low-rank updates added, computed in float32."""
     leaves = flatten(params)
     factors = flatten(adapter.factors)
     for path in sorted({path.rsplit("/", 1)[0] for path in factors}):
-        delta = factors[f"{path}/b"] @ factors[f"{path}/a"]  # [O, I]
+        delta = factors[f"{path}/b"] @ factors[f"{path}/a"]  # [out in]
         weight = leaves[path]
         leaves[path] = (weight.astype(jnp.float32) + adapter.scale * delta).astype(weight.dtype)
     return unflatten(leaves)

@@ -1,86 +1,111 @@
-"""The same model as a Flax NNX module, for those who live in Flax.
+"""Flax NNX modules that share their arrays with sdjax's parameter trees.
 
-The module's state holds the very arrays of the nested dict, under the same names.
-
-Axes: B batch, T tokens, V vocabulary.
+Examples:
+    >>> import jax.numpy as jnp
+    >>> import sdjax
+    >>> config, params = sdjax.load_model("zoo:seed")
+    >>> module = to_nnx(config, params)
+    >>> module(jnp.array([[5, 6, 7]])).shape == (1, 3, config.vocab_size)
+    True
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import param_specs
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
+from sdjax.models.types import Params
 
 
 class Transformer(nnx.Module):
-    """A decoder-only transformer whose parameters are a nested dict of `nnx.Param`.
+    """Decoder-only transformer with its parameters as a nested dict of `nnx.Param`.
 
     Attributes:
-        config: the description.
-        params: nested dict as everywhere in sdjax, with an `nnx.Param` at each leaf.
+        config: config of the model.
+        params: nested dict with the paths of `param_specs` and an `nnx.Param` at each leaf.
     """
 
-    def __init__(self, config: ModelConfig, params: dict):
+    def __init__(self, config: ModelConfig, params: Params):
         self.config = config
         leaves = {path: nnx.Param(leaf) for path, leaf in flatten(params).items()}
         self.params = nnx.data(unflatten(leaves))
 
     def __call__(
         self,
-        tokens: jax.Array,
+        tokens: Int[Array, "batch time"],
         *,
-        positions: jax.Array | None = None,
-        segments: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits [B, T, V] in float32 of tokens [B, T].
+        positions: Int[Array, "batch time"] | None = None,
+        segments: Int[Array, "batch time"] | None = None,
+    ) -> Float[Array, "batch time vocab"]:
+        """Return the float32 logits of the next token at each position.
 
         Args:
-            tokens: [B, T] int32.
-            positions: [B, T] int32; 0, 1, ... by default.
-            segments: [B, T] int32 of packed rows, or None.
+            tokens: token ids.
+            positions: position of each token in its sequence; 0, 1, ... by default.
+            segments: sequence number of each token in packed rows, or None.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        params = _plain(self)
+        params = _arrays(self)
         hidden, _ = forward(
             params, None, tokens, config=self.config, positions=positions, segments=segments
         )
         return unembed(params, hidden, config=self.config)
 
 
-def to_nnx(config: ModelConfig, params: dict) -> Transformer:
-    """The module of a model; its leaves are those of `params`, not copies.
+def to_nnx(config: ModelConfig, params: Params) -> Transformer:
+    """Return a Flax NNX module that holds the arrays of `params`, not copies.
+
+    Args:
+        config: config of the model.
+        params: nested dict of arrays with the paths and shapes of `param_specs(config)`.
 
     Raises:
-        UserError: the leaves are not those that `config` describes.
+        UserError: a leaf is missing, unexpected or has the wrong shape.
+
+    Examples:
+        >>> from sdjax.testing import tiny_model
+        >>> config, params = tiny_model()
+        >>> to_nnx(config, params).params["embed"].shape
+        (64, 16)
     """
     leaves, specs = flatten(params), param_specs(config)
-    odd = sorted(specs.keys() ^ leaves.keys())
-    if odd:
-        what = "missing" if odd[0] in specs else "surplus"
-        raise UserError(f"to_nnx: {odd[0]} is {what}; give the whole tree of this config")
+    mismatched = sorted(specs.keys() ^ leaves.keys())
+    if mismatched:
+        problem = "missing" if mismatched[0] in specs else "unexpected"
+        raise UserError(
+            f"to_nnx: the leaf {mismatched[0]} is {problem}; pass the complete parameters of this "
+            "config"
+        )
     for path, leaf in leaves.items():
         if tuple(leaf.shape) != specs[path].shape:
             raise UserError(
                 f"to_nnx: {path} has shape {list(leaf.shape)}, not {list(specs[path].shape)}; "
-                "give parameters that belong to this config"
+                "pass parameters that belong to this config"
             )
     return Transformer(config, params)
 
 
-def from_nnx(module: Transformer) -> tuple[ModelConfig, dict]:
-    """The description and the nested dict of arrays of a module, uncopied."""
-    return module.config, _plain(module)
+def from_nnx(module: Transformer) -> tuple[ModelConfig, Params]:
+    """Return the config and the parameter tree of a module, sharing its arrays.
+
+    Examples:
+        >>> from sdjax.testing import tiny_model
+        >>> config, params = tiny_model()
+        >>> restored_config, restored = from_nnx(to_nnx(config, params))
+        >>> restored_config == config, restored["embed"] is params["embed"]
+        (True, True)
+    """
+    return module.config, _arrays(module)
 
 
-def _plain(module: Transformer) -> dict[str, Any]:
-    leaves = flatten(module.params)
+def _arrays(module: Transformer) -> Params:
+    leaves: dict[str, nnx.Param[jax.Array]] = flatten(module.params)
     return unflatten({path: param.get_value() for path, param in leaves.items()})

@@ -1,7 +1,16 @@
-"""One specification a parameter: shapes, shardings, initialisation, loading and saving follow it.
+"""Parameter specifications, which initialization, sharding, loading and saving all follow.
 
-Logical axes: vocab, embed (the residual stream), heads and kv_heads (times head_dim), head (one
-head's dimensions), mlp; qkv and gate_up of fused projections.
+Logical axes of parameters:
+
+| axis | size |
+|---|---|
+| vocab | vocabulary |
+| hidden | residual stream |
+| heads, kv_heads | number of (key-value) heads times head_dim |
+| head_dim | dimensions of one head |
+| query_key_value | output of the fused attention projection |
+| intermediate | MLP |
+| gate_and_up | output of the fused MLP projection |
 """
 
 from __future__ import annotations
@@ -11,56 +20,64 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Key
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.families import Family
 from sdjax.models.tree import unflatten
+from sdjax.models.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParamSpec:
-    """One tensor of a model, in Hugging Face's orientation [out, in].
+    """Specification of one parameter, in Hugging Face's orientation [out, in].
 
-    start: the value that a vector is initialised with; matrices are drawn.
+    Attributes:
+        shape: sizes of the dimensions.
+        axes: logical axis of each dimension.
+        hf_name: name in Hugging Face checkpoints.
+        init_value: initial value of a vector; matrices are initialized randomly.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     hf_name: str
-    start: float = 0.0
+    init_value: float = 0.0
 
 
-# Every tensor that a layer of some family has: our name, Hugging Face's name, the logical axes.
+# Tensors of a layer in any family: name -> (Hugging Face's name, logical axes).
 LAYER_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "attn/q_proj": ("self_attn.q_proj.weight", ("heads", "embed")),
-    "attn/k_proj": ("self_attn.k_proj.weight", ("kv_heads", "embed")),
-    "attn/v_proj": ("self_attn.v_proj.weight", ("kv_heads", "embed")),
-    "attn/qkv_proj": ("self_attn.qkv_proj.weight", ("qkv", "embed")),
-    "attn/o_proj": ("self_attn.o_proj.weight", ("embed", "heads")),
+    "attn/q_proj": ("self_attn.q_proj.weight", ("heads", "hidden")),
+    "attn/k_proj": ("self_attn.k_proj.weight", ("kv_heads", "hidden")),
+    "attn/v_proj": ("self_attn.v_proj.weight", ("kv_heads", "hidden")),
+    "attn/qkv_proj": ("self_attn.qkv_proj.weight", ("query_key_value", "hidden")),
+    "attn/o_proj": ("self_attn.o_proj.weight", ("hidden", "heads")),
     "attn/q_proj_bias": ("self_attn.q_proj.bias", ("heads",)),
     "attn/k_proj_bias": ("self_attn.k_proj.bias", ("kv_heads",)),
     "attn/v_proj_bias": ("self_attn.v_proj.bias", ("kv_heads",)),
-    "attn/q_norm": ("self_attn.q_norm.weight", ("head",)),
-    "attn/k_norm": ("self_attn.k_norm.weight", ("head",)),
-    "mlp/gate_proj": ("mlp.gate_proj.weight", ("mlp", "embed")),
-    "mlp/up_proj": ("mlp.up_proj.weight", ("mlp", "embed")),
-    "mlp/gate_up_proj": ("mlp.gate_up_proj.weight", ("gate_up", "embed")),
-    "mlp/down_proj": ("mlp.down_proj.weight", ("embed", "mlp")),
-    "input_norm": ("input_layernorm.weight", ("embed",)),
-    # Before the MLP, but where a family has sandwich norms: behind attention.
-    "post_attn_norm": ("post_attention_layernorm.weight", ("embed",)),
-    "pre_mlp_norm": ("pre_feedforward_layernorm.weight", ("embed",)),
-    "post_mlp_norm": ("post_feedforward_layernorm.weight", ("embed",)),
+    "attn/q_norm": ("self_attn.q_norm.weight", ("head_dim",)),
+    "attn/k_norm": ("self_attn.k_norm.weight", ("head_dim",)),
+    "mlp/gate_proj": ("mlp.gate_proj.weight", ("intermediate", "hidden")),
+    "mlp/up_proj": ("mlp.up_proj.weight", ("intermediate", "hidden")),
+    "mlp/gate_up_proj": ("mlp.gate_up_proj.weight", ("gate_and_up", "hidden")),
+    "mlp/down_proj": ("mlp.down_proj.weight", ("hidden", "intermediate")),
+    "input_norm": ("input_layernorm.weight", ("hidden",)),
+    # Precedes the MLP, or follows attention in families with sandwich norms.
+    "post_attn_norm": ("post_attention_layernorm.weight", ("hidden",)),
+    "pre_mlp_norm": ("pre_feedforward_layernorm.weight", ("hidden",)),
+    "post_mlp_norm": ("post_feedforward_layernorm.weight", ("hidden",)),
 }
+# Tensors outside the layers.
 OUTSIDE_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "embed": ("model.embed_tokens.weight", ("vocab", "embed")),
-    "final_norm": ("model.norm.weight", ("embed",)),
-    "lm_head": ("lm_head.weight", ("vocab", "embed")),
+    "embed": ("model.embed_tokens.weight", ("vocab", "hidden")),
+    "final_norm": ("model.norm.weight", ("hidden",)),
+    "lm_head": ("lm_head.weight", ("vocab", "hidden")),
 }
 
 
 def layer_tensors(family: Family) -> tuple[str, ...]:
-    """Which of `LAYER_TENSORS` a layer of this family has."""
+    """Return the names in `LAYER_TENSORS` of the tensors that a layer of the family has."""
     attention = ["qkv_proj"] if family.fused else ["q_proj", "k_proj", "v_proj"]
     mlp = ["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"]
     if family.qkv_bias:
@@ -78,24 +95,30 @@ def layer_tensors(family: Family) -> tuple[str, ...]:
 
 
 def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
-    """Path to specification, for every parameter of the model."""
+    """Return the specification of every parameter, keyed and sorted by path.
+
+    Examples:
+        >>> from sdjax.testing import tiny_config
+        >>> param_specs(tiny_config())["layers/0/mlp/up_proj"].shape
+        (24, 16)
+    """
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     sizes = {
         "vocab": config.vocab_size,
-        "embed": config.hidden_size,
+        "hidden": config.hidden_size,
         "heads": heads,
         "kv_heads": kv_heads,
-        "qkv": heads + 2 * kv_heads,
-        "head": config.head_dim,
-        "mlp": config.intermediate_size,
-        "gate_up": 2 * config.intermediate_size,
+        "query_key_value": heads + 2 * kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate": config.intermediate_size,
+        "gate_and_up": 2 * config.intermediate_size,
     }
-    unit = 0.0 if config.arch.zero_centered_norm else 1.0
+    norm_init = 0.0 if config.arch.zero_centered_norm else 1.0
 
     def spec(hf_name: str, axes: tuple[str, ...]) -> ParamSpec:
         shape = tuple(sizes[axis] for axis in axes)
-        start = unit if "norm" in hf_name else 0.0
-        return ParamSpec(shape=shape, axes=axes, hf_name=hf_name, start=start)
+        init_value = norm_init if "norm" in hf_name else 0.0
+        return ParamSpec(shape=shape, axes=axes, hf_name=hf_name, init_value=init_value)
 
     specs = {
         name: spec(hf_name, axes)
@@ -110,36 +133,46 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
 
 
 def kind_of(path: str) -> str:
-    """The place of a tensor within its layer, such as `mlp.down_proj`; a closed list a family."""
+    """Return the position of a tensor within its layer, such as "mlp.down_proj".
+
+    Examples:
+        >>> kind_of("layers/3/mlp/down_proj"), kind_of("embed")
+        ('mlp.down_proj', 'embed')
+    """
     parts = path.split("/")
     return ".".join(parts[2:] if parts[0] == "layers" else parts)
 
 
 def depth_of(path: str, num_layers: int) -> float:
-    """The layer's place in [0, 1]; -1 for a tensor outside the layers."""
+    """Return the relative depth of a tensor's layer in [0, 1], or -1 outside the layers."""
     parts = path.split("/")
     if parts[0] != "layers":
         return -1.0
     return int(parts[1]) / max(num_layers - 1, 1)
 
 
-def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> dict:
-    """The nested dict of `jax.ShapeDtypeStruct`s of the model."""
+def abstract_params(config: ModelConfig, dtype: DTypeLike) -> Params:
+    """Return the model's parameters as `jax.ShapeDtypeStruct`s."""
     specs = param_specs(config)
     return unflatten({path: jax.ShapeDtypeStruct(s.shape, dtype) for path, s in specs.items()})
 
 
-def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype) -> dict:
-    """Fresh parameters: norms scale by one, biases are zero, the rest is normal with a standard
-    deviation of 0.02.
+def init_params(config: ModelConfig, key: Key[Array, ""], dtype: DTypeLike) -> Params:
+    """Return new parameters: norms start as the identity, biases at zero, matrices normal.
 
-    The projections back into the residual stream are scaled by 1/sqrt(2 layers)
-    (GPT-2, Radford et al. 2019), so that its variance does not grow with depth.
+    The standard deviation of matrices is 0.02. Projections back into the residual stream are
+    scaled by 1/sqrt(2 num_layers) (GPT-2, Radford et al. 2019), so that the variance of the
+    residual stream does not grow with depth.
+
+    Args:
+        config: config of the model.
+        key: typed PRNG key.
+        dtype: dtype of the parameters.
     """
     leaves = {}
     for index, (path, spec) in enumerate(param_specs(config).items()):
         if len(spec.shape) == 1:
-            leaves[path] = jnp.full(spec.shape, spec.start, dtype)
+            leaves[path] = jnp.full(spec.shape, spec.init_value, dtype)
             continue
         std = 0.02
         if kind_of(path) in ("attn.o_proj", "mlp.down_proj"):

@@ -1,9 +1,7 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864), and how they are stretched.
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and their context extensions.
 
-A scaling's fields are named as in Hugging Face's `rope_parameters`. Frequencies are constants of
-a compiled program: NumPy computes them in float32, in the order of transformers.
-
-Axes: B batch, T tokens, H head dimension, R rotated part of it.
+The fields of the scaling types have the names of Hugging Face's `rope_parameters`. Frequencies are
+constants of an executable; NumPy computes them in float32, in transformers' order of operations.
 """
 
 from __future__ import annotations
@@ -11,32 +9,34 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Positions divided by a factor (Chen et al. 2023, arXiv 2306.15595)."""
+    """Linear scaling: positions divided by a factor (Chen et al. 2023, arXiv 2306.15595)."""
 
     kind: ClassVar[str] = "linear"
     attention_factor: ClassVar[float] = 1.0
     factor: float
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], context: int) -> Linear:
+    def from_hf(cls, fields: Mapping[str, Any], max_seq_len: int) -> Linear:
+        """Read the fields of `rope_parameters`."""
         return cls(factor=float(fields["factor"]))
 
-    def stretch(self, plain: np.ndarray, theta: float, reach: int) -> np.ndarray:
-        return plain / np.float32(self.factor)
+    def scale(self, frequencies: np.ndarray, theta: float, max_length: int) -> np.ndarray:
+        """Return the scaled frequencies."""
+        return frequencies / np.float32(self.factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3:
-    """Low frequencies divided by a factor, high ones kept (arXiv 2407.21783, section 3.4.2)."""
+    """Llama 3 scaling: only low frequencies divided by a factor (arXiv 2407.21783, §3.4.2)."""
 
     kind: ClassVar[str] = "llama3"
     attention_factor: ClassVar[float] = 1.0
@@ -46,24 +46,26 @@ class Llama3:
     original_max_position_embeddings: int
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], context: int) -> Llama3:
+    def from_hf(cls, fields: Mapping[str, Any], max_seq_len: int) -> Llama3:
+        """Read the fields of `rope_parameters`."""
         return cls(
             factor=float(fields["factor"]),
             low_freq_factor=float(fields["low_freq_factor"]),
             high_freq_factor=float(fields["high_freq_factor"]),
-            original_max_position_embeddings=_original(fields, context),
+            original_max_position_embeddings=_original_context(fields, max_seq_len),
         )
 
-    def stretch(self, plain: np.ndarray, theta: float, reach: int) -> np.ndarray:
-        turns = self.original_max_position_embeddings * plain / (2 * np.pi)
+    def scale(self, frequencies: np.ndarray, theta: float, max_length: int) -> np.ndarray:
+        """Return the scaled frequencies."""
+        rotations = self.original_max_position_embeddings * frequencies / (2 * np.pi)
         span = self.high_freq_factor - self.low_freq_factor
-        kept = np.clip((turns - self.low_freq_factor) / span, 0, 1)
-        return ((1 - kept) * plain / self.factor + kept * plain).astype(np.float32)
+        kept = np.clip((rotations - self.low_freq_factor) / span, 0, 1)
+        return ((1 - kept) * frequencies / self.factor + kept * frequencies).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Yarn:
-    """YaRN (Peng et al. 2023, arXiv 2309.00071, sections 3.2 to 3.4)."""
+    """YaRN scaling (Peng et al. 2023, arXiv 2309.00071, sections 3.2 to 3.4)."""
 
     kind: ClassVar[str] = "yarn"
     factor: float
@@ -74,47 +76,51 @@ class Yarn:
     truncate: bool = True
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], context: int) -> Yarn:
-        original = _original(fields, context)
-        factor = float(fields.get("factor") or context / original)
-        attention = fields.get("attention_factor")
-        if attention is None:
-            above, below = fields.get("mscale"), fields.get("mscale_all_dim")
-            attention = _yarn_scale(factor, above if above and below else 1.0)
-            if above and below:
-                attention /= _yarn_scale(factor, below)
+    def from_hf(cls, fields: Mapping[str, Any], max_seq_len: int) -> Yarn:
+        """Read the fields of `rope_parameters`."""
+        original = _original_context(fields, max_seq_len)
+        factor = float(fields.get("factor") or max_seq_len / original)
+        attention_factor = fields.get("attention_factor")
+        if attention_factor is None:
+            mscale, mscale_all_dim = fields.get("mscale"), fields.get("mscale_all_dim")
+            has_both = mscale and mscale_all_dim
+            attention_factor = _yarn_mscale(factor, mscale if has_both else 1.0)
+            if has_both:
+                attention_factor /= _yarn_mscale(factor, mscale_all_dim)
         return cls(
             factor=factor,
             original_max_position_embeddings=original,
-            attention_factor=float(attention),
+            attention_factor=float(attention_factor),
             beta_fast=float(fields.get("beta_fast") or 32),
             beta_slow=float(fields.get("beta_slow") or 1),
             truncate=bool(fields.get("truncate", True)),
         )
 
-    def stretch(self, plain: np.ndarray, theta: float, reach: int) -> np.ndarray:
-        size = 2 * len(plain)
+    def scale(self, frequencies: np.ndarray, theta: float, max_length: int) -> np.ndarray:
+        """Return the scaled frequencies."""
+        rotary_dim = 2 * len(frequencies)
 
-        def dimension(turns: float) -> float:
-            """The dimension that turns so often within the original context."""
-            span = self.original_max_position_embeddings / (turns * 2 * math.pi)
-            return size * math.log(span) / (2 * math.log(theta))
+        def correction_dim(rotations: float) -> float:
+            """Return the dimension that makes so many rotations within the original context."""
+            span = self.original_max_position_embeddings / (rotations * 2 * math.pi)
+            return rotary_dim * math.log(span) / (2 * math.log(theta))
 
-        low, high = dimension(self.beta_fast), dimension(self.beta_slow)
+        low, high = correction_dim(self.beta_fast), correction_dim(self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, size - 1)
+        low, high = max(low, 0), min(high, rotary_dim - 1)
         if low == high:
             high += 0.001
-        ramp = np.clip((np.arange(len(plain)) - low) / (high - low), 0, 1)
-        return (plain / self.factor * ramp + plain * (1 - ramp)).astype(np.float32)
+        ramp = np.clip((np.arange(len(frequencies)) - low) / (high - low), 0, 1)
+        scaled = frequencies / self.factor * ramp + frequencies * (1 - ramp)
+        return scaled.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongRope:
-    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): a divisor a frequency.
+    """LongRoPE scaling: one divisor per frequency (Ding et al. 2024, arXiv 2402.13753).
 
-    There are two lists of them, for sequences within the original context and for longer ones.
+    The short divisors apply to sequences within the original context, the long ones beyond it.
     """
 
     kind: ClassVar[str] = "longrope"
@@ -124,74 +130,89 @@ class LongRope:
     attention_factor: float
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], context: int) -> LongRope:
-        original = _original(fields, context)
-        attention = fields.get("attention_factor")
-        if attention is None:
-            factor = max(float(fields.get("factor") or context / original), 1.0)
-            attention = math.sqrt(1 + math.log(factor) / math.log(original))
+    def from_hf(cls, fields: Mapping[str, Any], max_seq_len: int) -> LongRope:
+        """Read the fields of `rope_parameters`."""
+        original = _original_context(fields, max_seq_len)
+        attention_factor = fields.get("attention_factor")
+        if attention_factor is None:
+            factor = max(float(fields.get("factor") or max_seq_len / original), 1.0)
+            attention_factor = math.sqrt(1 + math.log(factor) / math.log(original))
         return cls(
             short_factor=tuple(float(value) for value in fields["short_factor"]),
             long_factor=tuple(float(value) for value in fields["long_factor"]),
             original_max_position_embeddings=original,
-            attention_factor=float(attention),
+            attention_factor=float(attention_factor),
         )
 
-    def stretch(self, plain: np.ndarray, theta: float, reach: int) -> np.ndarray:
-        is_long = reach > self.original_max_position_embeddings
+    def scale(self, frequencies: np.ndarray, theta: float, max_length: int) -> np.ndarray:
+        """Return the scaled frequencies."""
+        is_long = max_length > self.original_max_position_embeddings
         divisors = self.long_factor if is_long else self.short_factor
-        return plain / np.asarray(divisors, np.float32)
+        return frequencies / np.asarray(divisors, np.float32)
 
 
-# Each has `stretch`, which makes the frequencies [R/2] of sequences of at most `reach` tokens from
-# the plain ones, and `attention_factor`, by which cosines and sines are multiplied.
-Scaling = Linear | Llama3 | Yarn | LongRope
-SCALINGS: dict[str, type[Scaling]] = {kind.kind: kind for kind in (Linear, Llama3, Yarn, LongRope)}
+# Each has `scale`, which maps the unscaled frequencies to those of sequences of at most
+# `max_length` tokens, and `attention_factor`, by which cosines and sines are multiplied.
+Scaling: TypeAlias = Linear | Llama3 | Yarn | LongRope
+SCALINGS: dict[str, type[Scaling]] = {cls.kind: cls for cls in (Linear, Llama3, Yarn, LongRope)}
+
+CosSin: TypeAlias = tuple[
+    Float32[Array, "batch 1 time half_rotary"], Float32[Array, "batch 1 time half_rotary"]
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """The rotation of queries and keys by their positions.
+    """Rotary position embedding of queries and keys.
 
     Attributes:
-        theta: the base of the wavelengths.
-        partial: the share of a head's dimensions that is rotated, from the first on.
-        scaling: for a context that is longer than the original one, or None.
+        theta: base of the wavelengths.
+        partial: fraction of each head's dimensions that is rotated, starting at the first.
+        scaling: scaling for contexts longer than the original one, or None.
     """
 
     theta: float = 10_000.0
     partial: float = 1.0
     scaling: Scaling | None = None
 
-    def frequencies(self, head_dim: int, reach: int) -> np.ndarray:
-        """Radians a position, [R/2] float32, for sequences of at most `reach` tokens."""
-        size = int(head_dim * self.partial)
-        exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-        plain = 1 / np.float32(self.theta) ** exponents
-        return plain if self.scaling is None else self.scaling.stretch(plain, self.theta, reach)
+    def frequencies(self, head_dim: int, max_length: int) -> Float32[np.ndarray, " half_rotary"]:
+        """Return the angular frequencies in radians per position.
+
+        Args:
+            head_dim: dimensions of one head.
+            max_length: maximum length that the sequences will ever have.
+        """
+        rotary_dim = int(head_dim * self.partial)
+        exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
+        frequencies = 1 / np.float32(self.theta) ** exponents
+        if self.scaling is None:
+            return frequencies
+        return self.scaling.scale(frequencies, self.theta, max_length)
 
 
-def rotation(
-    positions: jax.Array, rope: Rope, *, head_dim: int, reach: int
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, 1, T, R/2] in float32 of positions [B, T]."""
-    angles = positions[..., None].astype(jnp.float32) * rope.frequencies(head_dim, reach)
-    size = 1.0 if rope.scaling is None else rope.scaling.attention_factor
-    return size * jnp.cos(angles)[:, None], size * jnp.sin(angles)[:, None]
+def rotary_cos_sin(
+    positions: Int[Array, "batch time"], rope: Rope, *, head_dim: int, max_length: int
+) -> CosSin:
+    """Return the cosines and sines of the rotation angles, with a singleton axis for the heads."""
+    angles = positions[..., None].astype(jnp.float32) * rope.frequencies(head_dim, max_length)
+    factor = 1.0 if rope.scaling is None else rope.scaling.attention_factor
+    return factor * jnp.cos(angles)[:, None], factor * jnp.sin(angles)[:, None]
 
 
-def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Heads [B, N, T, H] turned in float32: the halves of the first R dimensions are the pairs."""
-    cos, sin = turn
+def apply_rotary(
+    x: Float[Array, "batch heads time head_dim"], cos_sin: CosSin
+) -> Float[Array, "batch heads time head_dim"]:
+    """Rotate heads in float32; pairs consist of the two halves of the rotated dimensions."""
+    cos, sin = cos_sin
     half = cos.shape[-1]
     first, second, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin, rest]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def _original(fields: Mapping[str, Any], context: int) -> int:
-    return int(fields.get("original_max_position_embeddings") or context)
+def _original_context(fields: Mapping[str, Any], max_seq_len: int) -> int:
+    return int(fields.get("original_max_position_embeddings") or max_seq_len)
 
 
-def _yarn_scale(factor: float, scale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+def _yarn_mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

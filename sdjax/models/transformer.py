@@ -1,8 +1,4 @@
-"""The decoder-only transformer as a pure function of its parameters.
-
-Axes: B batch, T tokens, S key positions, D hidden, N heads, K key-value heads, G = N/K query
-heads a key-value head, H head dimension, F mlp, V vocabulary.
-"""
+"""Decoder-only transformer as a pure function of its parameters."""
 
 from __future__ import annotations
 
@@ -10,131 +6,148 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
-from sdjax.models.rope import rotate, rotation
+from sdjax.models.rope import CosSin, apply_rotary, rotary_cos_sin
+from sdjax.models.types import KVCache, Params
 
-# Large and finite: a row without any allowed key (padding) stays finite.
+# Large and finite, so that rows without any allowed key (padding) stay finite.
 _MASKED = -1e30
 
-_FEW_ROWS = 128
+# With at most this many rows, XLA's CPU backend multiplies faster with the weight on the left.
+_WEIGHT_FIRST_MAX_ROWS = 128
 
-# The name of the hidden states between layers, for policies of `jax.checkpoint`.
+# Checkpoint name of the hidden states between layers, for policies of `jax.checkpoint`.
 RESIDUAL = "residual"
-
-KVCache = list[dict[str, jax.Array]]
 
 
 def forward(
-    params: dict,
+    params: Params,
     adapter: Adapter | None,
-    tokens: jax.Array,
+    tokens: Int[Array, "batch time"],
     *,
     config: ModelConfig,
-    positions: jax.Array,
-    segments: jax.Array | None = None,
+    positions: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
     cache: KVCache | None = None,
-    reach: int | None = None,
-) -> tuple[jax.Array, KVCache]:
-    """Hidden states after the final norm, and the keys and values of every layer.
+    max_length: int | None = None,
+) -> tuple[Float[Array, "batch time hidden"], KVCache]:
+    """Return the hidden states after the final norm, and the KV cache.
 
-    Without a cache the tokens attend to one another: causally by `positions`, and only within
-    the same number in `segments` where that is given (packed rows). With a cache the new keys
-    and values are written at `positions` of each row first, and every entry up to a query's own
-    position counts as valid; what lies beyond it is never read.
+    Without a cache, tokens attend to each other causally by `positions`, and only within the same
+    segment if `segments` is given (packed rows). With a cache, the new keys and values are first
+    written at `positions`; a query then attends to every entry up to its own position, and entries
+    beyond it are never read.
 
     Args:
-        params: nested dict of the model's weights, the compute dtype being theirs.
-        adapter: LoRA factors that are added to the projections, or None.
-        tokens: [B, T] int32.
-        positions: [B, T] int32, the place of each token in its sequence.
-        segments: [B, T] int32 or None.
-        cache: a list of `{"k": [B, K, H, S], "v": [B, K, S, H]}` a layer, or None.
-        reach: the most tokens that these sequences will ever have, by which LongRoPE chooses its
-            frequencies; what the cache holds, or T, by default. Keys of one cache need one reach.
+        params: parameters of the model; their dtype is the compute dtype.
+        adapter: LoRA adapter applied to the projections, or None.
+        tokens: token ids.
+        config: config of the model.
+        positions: position of each token in its sequence.
+        segments: sequence number of each token in packed rows, or None.
+        cache: keys and values of earlier tokens, or None.
+        max_length: maximum length that these sequences will ever have, by which LongRoPE selects
+            its frequencies; the size of the cache, or `time`, by default. All calls that share a
+            cache must use the same value.
 
     Returns:
-        hidden [B, T, D], and the cache with the new tokens in it (of these alone without one).
+        The hidden states and the cache including the new tokens. Without an input cache, the
+        returned cache holds the new tokens only.
     """
-    family = config.arch
-    hidden = params["embed"][tokens]  # [B, T, D]
-    if family.scaled_embedding:
+    arch = config.arch
+    hidden = params["embed"][tokens]  # [batch time hidden]
+    if arch.scaled_embedding:
         hidden = hidden * jnp.asarray(config.hidden_size**0.5, hidden.dtype)
     key_positions = positions
     if cache is not None:
         key_positions = jnp.arange(cache[0]["v"].shape[2], dtype=positions.dtype)[None]
-    reach = reach or key_positions.shape[1]
-    rotations = {
-        rope: rotation(positions, rope, head_dim=config.head_dim, reach=reach)
+    max_length = max_length or key_positions.shape[1]
+    cos_sin = {
+        rope: rotary_cos_sin(positions, rope, head_dim=config.head_dim, max_length=max_length)
         for rope in set(config.ropes)
     }
-    # Added rather than selected by: the gradient of a choice stores an array of zeros a layer.
+    # Biases are added instead of selected with `where`, whose gradient stores zeros per layer.
     biases = {
         window: jnp.where(attention_mask(positions, key_positions, segments, window), 0.0, _MASKED)
         for window in set(config.windows)
     }
 
     def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-        return rms_norm(x, scale, config.norm_eps, centred=family.zero_centered_norm)
+        return rms_norm(x, scale, config.norm_eps, zero_centered=arch.zero_centered_norm)
 
-    updated = []
+    new_cache = []
     for index, (rope, window) in enumerate(zip(config.ropes, config.windows, strict=True)):
         with jax.named_scope(f"layer_{index}"):
             layer = params["layers"][str(index)]
             lora = None if adapter is None else adapter.factors["layers"].get(str(index), {})
-            scale = 0.0 if adapter is None else adapter.scale
-            mixed, entry = _attention(
+            lora_scale = 0.0 if adapter is None else adapter.scale
+            attn_out, layer_cache = _attention(
                 norm(hidden, layer["input_norm"]),
                 layer["attn"],
                 lora and lora.get("attn"),
-                scale,
-                rotations[rope],
+                lora_scale,
+                cos_sin[rope],
                 biases[window],
                 positions,
                 None if cache is None else cache[index],
                 config,
             )
-            before_mlp = layer["post_attn_norm"]
-            if family.sandwich_norms:
-                mixed, before_mlp = norm(mixed, layer["post_attn_norm"]), layer["pre_mlp_norm"]
-            hidden = hidden + mixed
-            mixed = _mlp(
-                norm(hidden, before_mlp), layer["mlp"], lora and lora.get("mlp"), scale, config
+            mlp_norm = layer["post_attn_norm"]
+            if arch.sandwich_norms:
+                attn_out, mlp_norm = norm(attn_out, layer["post_attn_norm"]), layer["pre_mlp_norm"]
+            hidden = hidden + attn_out
+            mlp_out = _mlp(
+                norm(hidden, mlp_norm), layer["mlp"], lora and lora.get("mlp"), lora_scale, config
             )
-            if family.sandwich_norms:
-                mixed = norm(mixed, layer["post_mlp_norm"])
-            hidden = checkpoint_name(hidden + mixed, RESIDUAL)
-            updated.append(entry)
-    return norm(hidden, params["final_norm"]), updated
+            if arch.sandwich_norms:
+                mlp_out = norm(mlp_out, layer["post_mlp_norm"])
+            hidden = checkpoint_name(hidden + mlp_out, RESIDUAL)
+            new_cache.append(layer_cache)
+    return norm(hidden, params["final_norm"]), new_cache
 
 
-def unembed(params: dict, hidden: jax.Array, *, config: ModelConfig) -> jax.Array:
-    """Logits [..., V] in float32 of hidden states [..., D]."""
+def unembed(
+    params: Params, hidden: Float[Array, "*batch hidden"], *, config: ModelConfig
+) -> Float[Array, "*batch vocab"]:
+    """Return the float32 logits of hidden states."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"]
-    logits = _times(hidden.reshape(-1, hidden.shape[-1]), weight, out=jnp.float32)
-    return _capped(logits.reshape(*hidden.shape[:-1], -1), config.final_logit_softcap)
+    logits = _matmul(hidden.reshape(-1, hidden.shape[-1]), weight, dtype=jnp.float32)
+    return _soft_cap(logits.reshape(*hidden.shape[:-1], -1), config.final_logit_softcap)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, *, centred: bool = False) -> jax.Array:
-    """Root mean square normalisation in float32 (Zhang & Sennrich 2019).
+def rms_norm(
+    x: Float[Array, "*batch width"],
+    scale: Float[Array, " width"],
+    eps: float,
+    *,
+    zero_centered: bool = False,
+) -> Float[Array, "*batch width"]:
+    """Apply root mean square normalization in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
 
-    centred: multiply by 1 + scale, before x's dtype is restored.
+    Args:
+        x: values to normalize along the last axis.
+        scale: factor of each dimension.
+        eps: added to the mean square.
+        zero_centered: multiply by 1 + scale instead, before the dtype of `x` is restored.
     """
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    if centred:
+    if zero_centered:
         return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     return scale * normed.astype(x.dtype)
 
 
 def attention_mask(
-    query_positions: jax.Array,
-    key_positions: jax.Array,
-    segments: jax.Array | None,
+    query_positions: Int[Array, "batch time"],
+    key_positions: Int[Array, "#batch keys"],
+    segments: Int[Array, "batch time"] | None,
     window: int | None,
-) -> jax.Array:
-    """Which key each query may attend to: [B, T, S] bool."""
+) -> Bool[Array, "batch time keys"]:
+    """Return which keys each query may attend to."""
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     allowed = distance >= 0
     if window is not None:
@@ -144,89 +157,120 @@ def attention_mask(
     return allowed
 
 
-def _attention(x, weights, lora, scale, turn, bias, positions, entry, config):
-    family = config.arch
+def _attention(
+    x: Float[Array, "batch time hidden"],
+    weights: Params,
+    lora: Params | None,
+    lora_scale: float,
+    cos_sin: CosSin,
+    bias: Float[Array, "batch time keys"],
+    positions: Int[Array, "batch time"],
+    cache: dict[str, jax.Array] | None,
+    config: ModelConfig,
+) -> tuple[Float[Array, "batch time hidden"], dict[str, jax.Array]]:
+    """Return the output of grouped-query attention, and the layer's keys and values."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    if family.fused:
-        fused = _project(x, weights, lora, "qkv_proj", scale)  # [B, T, (N+2K)*H]
+    if config.arch.fused:
+        fused = _project(x, weights, lora, "qkv_proj", lora_scale)
         ends = [heads * config.head_dim, (heads + kv_heads) * config.head_dim]
         query, key, value = jnp.split(fused, ends, axis=-1)
     else:
-        query = _project(x, weights, lora, "q_proj", scale)  # [B, T, N*H]
-        key = _project(x, weights, lora, "k_proj", scale)  # [B, T, K*H]
-        value = _project(x, weights, lora, "v_proj", scale)
+        query = _project(x, weights, lora, "q_proj", lora_scale)
+        key = _project(x, weights, lora, "k_proj", lora_scale)
+        value = _project(x, weights, lora, "v_proj", lora_scale)
     query = rearrange(query, "b t (n h) -> b n t h", n=heads)
     key = rearrange(key, "b t (k h) -> b k t h", k=kv_heads)
     value = rearrange(value, "b t (k h) -> b k t h", k=kv_heads)
-    if family.qk_norm:
-        query, key = (
-            rms_norm(x, weights[name], config.norm_eps, centred=family.zero_centered_norm)
-            for x, name in ((query, "q_norm"), (key, "k_norm"))
-        )
-    query, key = rotate(query, turn), rotate(key, turn)
-    # Both products contract over the cache's last axis but one: XLA's CPU backend copies a cache
-    # of keys [B, K, S, H] into this order for each step.
+    if config.arch.qk_norm:
+        zero_centered = config.arch.zero_centered_norm
+        query = rms_norm(query, weights["q_norm"], config.norm_eps, zero_centered=zero_centered)
+        key = rms_norm(key, weights["k_norm"], config.norm_eps, zero_centered=zero_centered)
+    query, key = apply_rotary(query, cos_sin), apply_rotary(key, cos_sin)
+    # Both matmuls contract over the second-to-last axis of the cache: XLA's CPU backend would
+    # copy a key cache [batch kv_heads keys head_dim] into this order at every step.
     key = rearrange(key, "b k s h -> b k h s")
-    if entry is not None:
-        key, value = _written(entry, key, value, positions)
+    if cache is not None:
+        key, value = _update_cache(cache, key, value, positions)
     query = rearrange(query, "b (k g) t h -> b k g t h", k=kv_heads)
     scores = jnp.einsum("bkgth,bkhs->bkgts", query, key, preferred_element_type=jnp.float32)
-    scores = _capped(
+    scores = _soft_cap(
         scores * (config.query_pre_attn_scalar or config.head_dim) ** -0.5,
         config.attn_logit_softcap,
     )
-    shares = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkgts,bksh->bkgth", shares, value)
-    mixed = rearrange(mixed, "b k g t h -> b t (k g h)")
-    return _project(mixed, weights, lora, "o_proj", scale), {"k": key, "v": value}
+    probs = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(value.dtype)
+    attn_out = jnp.einsum("bkgts,bksh->bkgth", probs, value)
+    attn_out = rearrange(attn_out, "b k g t h -> b t (k g h)")
+    return _project(attn_out, weights, lora, "o_proj", lora_scale), {"k": key, "v": value}
 
 
-def _written(entry, key, value, positions):
-    """The cache's keys and values with new ones at positions [B, T]."""
+def _update_cache(
+    cache: dict[str, jax.Array],
+    key: Float[Array, "batch kv_heads head_dim time"],
+    value: Float[Array, "batch kv_heads time head_dim"],
+    positions: Int[Array, "batch time"],
+) -> tuple[
+    Float[Array, "batch kv_heads head_dim keys"], Float[Array, "batch kv_heads keys head_dim"]
+]:
+    """Return the cached keys and values with the new ones written at `positions`."""
     rows = jnp.arange(positions.shape[0])[:, None]
-    key = rearrange(key, "b k h t -> b t k h").astype(entry["k"].dtype)
-    value = rearrange(value, "b k t h -> b t k h").astype(entry["v"].dtype)
+    key = rearrange(key, "b k h t -> b t k h").astype(cache["k"].dtype)
+    value = rearrange(value, "b k t h -> b t k h").astype(cache["v"].dtype)
     return (
-        entry["k"].at[rows, :, :, positions].set(key),
-        entry["v"].at[rows, :, positions].set(value),
+        cache["k"].at[rows, :, :, positions].set(key),
+        cache["v"].at[rows, :, positions].set(value),
     )
 
 
-def _mlp(x, weights, lora, scale, config):
+def _mlp(
+    x: Float[Array, "batch time hidden"],
+    weights: Params,
+    lora: Params | None,
+    lora_scale: float,
+    config: ModelConfig,
+) -> Float[Array, "batch time hidden"]:
     if config.arch.fused:
-        fused = _project(x, weights, lora, "gate_up_proj", scale)  # [B, T, 2F]
+        fused = _project(x, weights, lora, "gate_up_proj", lora_scale)
         gate, up = jnp.split(fused, 2, axis=-1)
     else:
-        gate = _project(x, weights, lora, "gate_proj", scale)  # [B, T, F]
-        up = _project(x, weights, lora, "up_proj", scale)
-    return _project(config.arch.activation(gate) * up, weights, lora, "down_proj", scale)
+        gate = _project(x, weights, lora, "gate_proj", lora_scale)
+        up = _project(x, weights, lora, "up_proj", lora_scale)
+    return _project(config.arch.activation(gate) * up, weights, lora, "down_proj", lora_scale)
 
 
-def _project(x, weights, lora, name, scale):
-    # As one matrix: XLA's CPU backend is slower where a gradient contracts over two axes.
+def _project(
+    x: Float[Array, "batch time in"],
+    weights: Params,
+    lora: Params | None,
+    name: str,
+    lora_scale: float,
+) -> Float[Array, "batch time out"]:
+    """Apply a projection with its bias and LoRA factors, if it has them."""
+    # One matrix: XLA's CPU backend is slower when a gradient contracts over two axes.
     rows = rearrange(x, "b t i -> (b t) i")
-    out = _times(rows, weights[name])
+    out = _matmul(rows, weights[name])
     if f"{name}_bias" in weights:
         out += weights[f"{name}_bias"]
     factors = lora and lora.get(name)
     if factors:
-        low = rows @ factors["a"].astype(x.dtype).T
-        out += scale * (low @ factors["b"].astype(x.dtype).T)
+        low_rank = rows @ factors["a"].astype(x.dtype).T
+        out += lora_scale * (low_rank @ factors["b"].astype(x.dtype).T)
     return rearrange(out, "(b t) o -> b t o", b=x.shape[0])
 
 
-def _times(rows, weight, out=None):
-    """Rows [R, I] by a weight [O, I]: [R, O], in the dtype `out` if it is given.
+def _matmul(
+    rows: Float[Array, "rows in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None
+) -> Float[Array, "rows out"]:
+    """Return `rows @ weight.T`, in `dtype` if it is given.
 
-    With few rows, as when decoding, XLA's CPU backend multiplies up to three times as fast if the
-    weight stands left. The barrier keeps XLA from turning the product round again.
+    With few rows, as in decoding, XLA's CPU backend multiplies up to three times as fast with the
+    weight on the left. The barrier prevents XLA from reversing the product.
     """
-    if rows.shape[0] > _FEW_ROWS:
-        return jnp.matmul(rows, weight.T, preferred_element_type=out)
-    turned = jnp.matmul(weight, rows.T, preferred_element_type=out)
-    return jax.lax.optimization_barrier(turned).T
+    if rows.shape[0] > _WEIGHT_FIRST_MAX_ROWS:
+        return jnp.matmul(rows, weight.T, preferred_element_type=dtype)
+    transposed = jnp.matmul(weight, rows.T, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(transposed).T
 
 
-def _capped(x, cap):
-    """Values softly limited to (-cap, cap) (Gemma 2, arXiv 2408.00118, section 2)."""
+def _soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Limit values smoothly to (-cap, cap) (Gemma 2, arXiv 2408.00118, section 2)."""
     return x if cap is None else cap * jnp.tanh(x / cap)

@@ -279,5 +279,5 @@ def _decoder(
         )
     # On the CPU bfloat16 is slower than float32; accelerators compute in what is stored.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return Decoder(model, settings, stop_tokens=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
+    return Decoder(model, settings, stop_token_ids=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
 

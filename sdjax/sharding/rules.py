@@ -16,10 +16,10 @@ RULES: dict[str, str] = {
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
-    "qkv": "tensor",
-    "mlp": "tensor",
-    "gate_up": "tensor",
-    "embed": "fsdp",
+    "query_key_value": "tensor",
+    "intermediate": "tensor",
+    "gate_and_up": "tensor",
+    "hidden": "fsdp",
     "batch": "data",
 }
 

@@ -61,7 +61,7 @@ def tiny_config(family: str = "llama", **changes: Any) -> ModelConfig:
         num_kv_heads=2,
         head_dim=8,
         max_seq_len=32,
-        eos_tokens=(EOS_ID,),
+        eos_token_ids=(EOS_ID,),
     )
     return dataclasses.replace(config, **changes)
 

@@ -158,7 +158,7 @@ def _adapter(job: Job, model: ModelConfig, folder: Path, key: jax.Array) -> Adap
         return read_adapter(model_folder(job.adapter), model, model=folder)
     if job.rank is None:
         return None
-    return init_adapter(model, key, rank=job.rank, alpha=job.alpha, projections=job.projections)
+    return init_adapter(model, key, rank=job.rank, alpha=job.alpha, target_modules=job.projections)
 
 
 def _course(

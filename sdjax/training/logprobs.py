@@ -52,7 +52,7 @@ def token_logprobs(
         positions=positions,
         segments=segments,
         cache=cache,
-        reach=reach,
+        max_length=reach,
     )
     if at is None:
         states, targets = hidden[:, :-1], tokens[:, 1:]
@@ -77,7 +77,7 @@ def _prefix_cache(
     """The prefix's keys and values for `rows` rows, with room for `reach` tokens."""
     positions = jnp.arange(len(prefix))[None]
     _, entries = forward(
-        params, adapter, prefix[None], config=config, positions=positions, reach=reach
+        params, adapter, prefix[None], config=config, positions=positions, max_length=reach
     )
 
     def shared(entry: jax.Array, axis: int) -> jax.Array:

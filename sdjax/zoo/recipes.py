@@ -28,7 +28,7 @@ def seed_config(vocab_size: int) -> ModelConfig:
         max_seq_len=512,
         norm_eps=1e-5,
         tie_embeddings=True,
-        eos_tokens=(END_ID,),
+        eos_token_ids=(END_ID,),
     )
 
 

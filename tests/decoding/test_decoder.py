@@ -30,7 +30,7 @@ CONFIG = ModelConfig(
     head_dim=8,
     max_seq_len=64,
     tie_embeddings=True,
-    eos_tokens=(1,),
+    eos_token_ids=(1,),
 )
 SETTINGS = DecoderConfig(slots=4, prefill_batch=2, buckets=(8, 16), max_new_tokens=12)
 
@@ -67,7 +67,7 @@ def one_by_one(params, prompt, limit):
         padded = np.zeros(32, np.int32)
         padded[: len(tokens)] = tokens
         token = int(next_token(params, padded, len(tokens)))
-        if token in CONFIG.eos_tokens:
+        if token in CONFIG.eos_token_ids:
             return tuple(tokens[len(prompt) :]), True
         tokens.append(token)
     return tuple(tokens[len(prompt) :]), False
@@ -159,7 +159,7 @@ def test_three_models_compile_once(params, prompts):
 
 def test_the_end_token_first_gives_an_empty_completion(params, prompts):
     first = one_by_one(params, prompts[0], 1)[0][0]
-    stopping = Decoder(CONFIG, SETTINGS, stop_tokens=(first,))
+    stopping = Decoder(CONFIG, SETTINGS, stop_token_ids=(first,))
     (completion,) = stopping.decode(params, None, [prompts[0]])
     assert completion.tokens == ()
     assert completion.stopped
@@ -235,7 +235,7 @@ def spelled(tokens):
 
 def test_a_stop_string_cuts_the_text(params, prompts):
     """The same tokens come first, whether the string is seen at once or rounds later."""
-    plain = Decoder(CONFIG, replace(SETTINGS, max_new_tokens=40), stop_tokens=())
+    plain = Decoder(CONFIG, replace(SETTINGS, max_new_tokens=40), stop_token_ids=())
     whole = plain.decode(params, None, prompts)
     strings = (spelled(whole[0].tokens[5:7]), spelled(whole[1].tokens[30:32]))
     stopping = StopStrings(strings=strings, text_of=spelled)

@@ -29,7 +29,7 @@ def tiny(**changes) -> ModelConfig:
         "num_kv_heads": 2,
         "head_dim": 8,
         "max_seq_len": 32,
-        "eos_tokens": (1, 2),
+        "eos_token_ids": (1, 2),
     }
     return ModelConfig(**{**fields, **changes})
 

@@ -181,7 +181,7 @@ def trained_adapter(**options):
 
 
 def test_what_is_written_comes_back(tmp_path):
-    adapter = trained_adapter(projections=("attn.q_proj", "mlp.down_proj"))
+    adapter = trained_adapter(target_modules=("attn.q_proj", "mlp.down_proj"))
     write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
     found = read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
     assert found.scale == adapter.scale == 1.5
@@ -195,7 +195,7 @@ def test_what_is_written_comes_back(tmp_path):
 
 def test_projections_of_different_ranks_are_written_as_peft_reads_them(tmp_path):
     wide, narrow = (
-        init_adapter(CONFIG, jax.random.key(0), rank=rank, alpha=2 * rank, projections=kinds)
+        init_adapter(CONFIG, jax.random.key(0), rank=rank, alpha=2 * rank, target_modules=kinds)
         for rank, kinds in ((4, ("attn.q_proj",)), (2, ("attn.k_proj",)))
     )
     factors = unflatten(flatten(wide.factors) | flatten(narrow.factors))

@@ -1,4 +1,4 @@
-"""config.json in and out: as transformers reads it, and every way in which it can be wrong."""
+"""Reading and writing config.json: agreement with transformers, and every kind of error."""
 
 import dataclasses
 import json
@@ -10,9 +10,9 @@ from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.hf_config import from_hf, to_hf
 
-KINDS = {
-    name: getattr(transformers, f"{kind}Config")
-    for name, kind in {
+CONFIG_CLASSES = {
+    name: getattr(transformers, f"{prefix}Config")
+    for name, prefix in {
         "llama": "Llama",
         "mistral": "Mistral",
         "qwen2": "Qwen2",
@@ -31,7 +31,7 @@ SIZES = {
     "max_position_embeddings": 4096,
 }
 LONG = {"short_factor": [1.0] * 6, "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
-SPARSE = {
+CHANGES = {
     "llama": [{}, {"head_dim": 10, "rope_theta": 5e5, "eos_token_id": [1, 2]}],
     "mistral": [{}, {"sliding_window": None, "num_key_value_heads": 2}],
     "qwen2": [{}, {"use_sliding_window": True, "max_window_layers": 3}],
@@ -65,80 +65,96 @@ SPARSE = {
         {"partial_rotary_factor": 0.5, "sliding_window": 512},
     ],
 }
-CASES = [(name, dict(fields)) for name, many in SPARSE.items() for fields in many]
+CASES = [(name, changes) for name, variants in CHANGES.items() for changes in variants]
 
 
-def seen_by_transformers(name: str, fields: dict) -> dict:
-    """The fields as transformers' own class writes them, its defaults filled in."""
-    kind = KINDS[name]
-    return json.loads(json.dumps(kind.from_dict(json.loads(json.dumps(fields))).to_dict()))
+def transformers_fields(name: str, fields: dict) -> dict:
+    """Return the fields as transformers writes them, with its defaults filled in."""
+    config_class = CONFIG_CLASSES[name]
+    return json.loads(json.dumps(config_class.from_dict(json.loads(json.dumps(fields))).to_dict()))
 
 
 @pytest.mark.parametrize(("name", "changes"), CASES)
-def test_what_a_file_omits_is_filled_in_as_transformers_does(name, changes):
+def test_omitted_fields_get_transformers_defaults(name, changes):
     fields = {**SIZES, "model_type": name, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     fields.update(changes)
-    if name in ("qwen2", "qwen3"):  # whose default is a number that fits one size only
+    if name in ("qwen2", "qwen3"):  # their default fits one model size only
         fields["num_key_value_heads"] = 4
     if name == "mistral":
         fields.setdefault("num_key_value_heads", 4)
     config = from_hf(fields, "config.json")
-    assert config == from_hf(seen_by_transformers(name, fields), "config.json")
+    assert config == from_hf(transformers_fields(name, fields), "config.json")
 
 
 @pytest.mark.parametrize(("name", "changes"), CASES)
-def test_the_round_trip_by_us_and_by_transformers(name, changes):
+def test_config_survives_round_trip_here_and_through_transformers(name, changes):
     config = from_hf(
         {**SIZES, "model_type": name, "num_key_value_heads": 2, **changes}, "config.json"
     )
     fields = to_hf(config, dtype="bfloat16")
     assert from_hf(json.loads(json.dumps(fields)), "config.json") == config
-    assert from_hf(seen_by_transformers(name, fields), "config.json") == config
+    assert from_hf(transformers_fields(name, fields), "config.json") == config
 
 
-def test_windows_and_rotations_of_the_layers():
+def test_windows_and_ropes_of_each_layer():
     gemma = from_hf({**SIZES, "model_type": "gemma3_text", "sliding_window": 7}, "config.json")
     assert gemma.windows == (7, 7, 7, 7, 7, None, 7, 7)
     assert [rope.theta for rope in gemma.ropes] == [1e4] * 5 + [1e6] + [1e4] * 2
-    upper = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 6}
-    qwen = from_hf({**SIZES, "model_type": "qwen2", **upper}, "config.json")
+    windows = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 6}
+    qwen = from_hf({**SIZES, "model_type": "qwen2", **windows}, "config.json")
     assert qwen.windows == (None,) * 6 + (7, 7)
     llama = from_hf({**SIZES, "model_type": "llama", "sliding_window": 7}, "config.json")
     assert set(llama.windows) == {None}
-    assert len({qwen, gemma, llama}) == 3  # hashable, as static arguments must be
+    assert len({qwen, gemma, llama}) == 3  # hashable, as static arguments of jit must be
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("gpt2", {}, "model_type 'gpt2' is not supported; supported are llama, mistral, qwen2"),
+        ("gpt2", {}, "model_type 'gpt2' is not supported; use one of llama, mistral, qwen2"),
         ("gemma3", {}, "model_type 'gemma3' is not supported"),
-        ("llama", {"attention_bias": True}, "attention_bias=True is not supported, only False"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
-        ("gemma2", {"hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh'"),
+        ("llama", {"attention_bias": True}, "attention_bias=True is not supported; only False is"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; only 'silu' is"),
+        ("gemma2", {"hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh' is"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("llama", {"vocab_size": None}, "the field 'vocab_size' is missing"),
-        ("llama", {"vocab_size": "many"}, "vocab_size is 'many', which is no int"),
-        ("llama", {"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
-        ("llama", {"num_key_value_heads": 3}, "4 attention heads do not divide among 3"),
-        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types must be 8 times"),
-        ("gemma2", {"layer_types": ["linear_attention"] * 8}, "layer_types must be 8 times"),
+        ("llama", {"vocab_size": None}, "the required field 'vocab_size' is missing"),
+        ("llama", {"vocab_size": "many"}, "vocab_size must be an integer, not 'many'"),
+        ("llama", {"hidden_size": 0}, "hidden_size must be at least 1, not 0"),
+        ("llama", {"num_key_value_heads": 3}, "4 attention heads are not divisible by 3"),
+        (
+            "gemma2",
+            {"layer_types": ["full_attention"]},
+            "layer_types must list sliding_attention",
+        ),
+        (
+            "gemma2",
+            {"layer_types": ["linear_attention"] * 8},
+            "layer_types must list sliding_attention",
+        ),
         (
             "llama",
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "rope type 'dynamic' is not supported; supported are default, linear, llama3, yarn",
+            "rope type 'dynamic' is not supported; use one of default, linear, llama3, yarn",
         ),
-        ("llama", {"rope_scaling": {"type": "linear"}}, "of type 'linear' lack 'factor'"),
-        ("llama", {"rope_theta": "far"}, "rope parameters that are no numbers"),
-        ("llama", {"rope_theta": -5.0}, "rope_theta is -5.0; it must be above 0"),
-        ("llama", {"rope_theta": 0}, "rope_theta is 0.0; it must be above 0"),
-        ("llama", {"rope_scaling": "foo"}, "rope_scaling is 'foo'; it must be an object"),
-        ("llama", {"num_attention_heads": 0}, "num_heads is 0; it must be at least 1"),
-        ("llama", {"hidden_size": 1e400}, "hidden_size is inf, which is no int"),
-        ("llama", {"eos_token_id": [1, None]}, "it must be one token or several"),
-        ("gemma2", {"layer_types": 5}, "does not say which layers have a window"),
-        ("gemma3_text", {"sliding_window_pattern": 0}, "does not say which layers have a window"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "of type 'linear' need the field 'factor'"),
+        ("llama", {"rope_theta": "far"}, "the rope parameters must be numbers"),
+        ("llama", {"rope_theta": -5.0}, "rope_theta must be above 0, not -5.0"),
+        ("llama", {"rope_theta": 0}, "rope_theta must be above 0, not 0.0"),
+        ("llama", {"rope_scaling": "foo"}, "rope_scaling is 'foo'; it must be a JSON object"),
+        ("llama", {"num_attention_heads": 0}, "num_heads must be at least 1, not 0"),
+        ("llama", {"hidden_size": 1e400}, "hidden_size must be an integer, not inf"),
+        (
+            "llama",
+            {"eos_token_id": [1, None]},
+            "eos_token_id must be a token id or a list",
+        ),
+        ("gemma2", {"layer_types": 5}, "layers with a sliding window are unknown"),
+        (
+            "gemma3_text",
+            {"sliding_window_pattern": 0},
+            "layers with a sliding window are unknown",
+        ),
         (["llama"], {}, "model_type ['llama'] is not supported"),
         ("llama", {"partial_rotary_factor": 2.0}, "do not fit heads of 12 dimensions"),
         (
@@ -148,16 +164,16 @@ def test_windows_and_rotations_of_the_layers():
         ),
     ],
 )
-def test_a_config_that_is_not_supported_is_a_one_line_error(name, changes, message):
-    with pytest.raises(UserError) as caught:
+def test_unsupported_config_raises_one_line_error(name, changes, message):
+    with pytest.raises(UserError) as error_info:
         from_hf({**SIZES, "model_type": name, **changes}, "some/config.json")
-    assert message in str(caught.value)
-    assert str(caught.value).startswith("some/config.json: ")
-    assert "\n" not in str(caught.value)
+    assert message in str(error_info.value)
+    assert str(error_info.value).startswith("some/config.json: ")
+    assert "\n" not in str(error_info.value)
 
 
-def test_all_fields_make_the_round_trip():
-    """A field that from_hf or to_hf forgets would come back as its default."""
+def test_round_trip_preserves_every_field():
+    """A field that from_hf or to_hf omits would be reset to its default."""
     config = ModelConfig(
         family="gemma2",
         vocab_size=64,
@@ -175,11 +191,11 @@ def test_all_fields_make_the_round_trip():
         query_pre_attn_scalar=5,
         attn_logit_softcap=6.0,
         final_logit_softcap=7.0,
-        bos_token=3,
-        pad_token=0,
-        eos_tokens=(4, 5),
+        bos_token_id=3,
+        pad_token_id=0,
+        eos_token_ids=(4, 5),
     )
-    default = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    changed = {name for name, value in vars(config).items() if value != default[name]}
-    assert changed >= {*default} - {"rope", "local_rope", "tie_embeddings"}
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    changed = {name for name, value in vars(config).items() if value != defaults[name]}
+    assert changed >= {*defaults} - {"rope", "local_rope", "tie_embeddings"}
     assert from_hf(to_hf(config, dtype="float32"), "config.json") == config

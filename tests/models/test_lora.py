@@ -1,4 +1,4 @@
-"""LoRA adapters: a fresh one changes nothing, and folding in equals applying."""
+"""LoRA adapters: a new one leaves the model unchanged, and merging equals applying."""
 
 import dataclasses
 import functools
@@ -9,49 +9,26 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, init_adapter, merge_lora, shard_adapter
-from sdjax.models.params import abstract_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
+from sdjax.testing import random_params, tiny_config
 
-CONFIG = ModelConfig(
-    family="mistral",
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_seq_len=32,
-    sliding_window=4,
-)
+CONFIG = tiny_config("mistral", sliding_window=4)
 FUSED = dataclasses.replace(CONFIG, family="phi3")
 TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 64, (2, 7)))
 
 
-def params(dtype=jnp.float32, config=CONFIG):
-    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(
-            0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
-        ),
-        abstract_params(config, dtype),
-    )
-
-
 @functools.partial(jax.jit, static_argnames="config")
-def logits(weights, adapter, config=CONFIG):
+def logits(params, adapter, config=CONFIG):
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
-    hidden, _ = forward(weights, adapter, TOKENS, config=config, positions=positions)
-    return unembed(weights, hidden, config=config)
+    hidden, _ = forward(params, adapter, TOKENS, config=config, positions=positions)
+    return unembed(params, hidden, config=config)
 
 
-def trained(adapter):
-    """The adapter with B filled in, as training would."""
+def with_random_b(adapter):
+    """Return the adapter with random factors, as after training."""
     leaves, tree = jax.tree.flatten(adapter)
     rng = np.random.default_rng(9)
     return tree.unflatten(
@@ -59,17 +36,18 @@ def trained(adapter):
     )
 
 
-def test_a_fresh_adapter_changes_nothing():
-    fresh = init_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6)
-    # Two programs, which XLA may fuse differently.
-    np.testing.assert_allclose(logits(params(), fresh), logits(params(), None), atol=1e-6)
-    folded = flatten(merge_lora(params(), fresh))
-    for path, leaf in flatten(params()).items():
-        np.testing.assert_array_equal(folded[path], leaf)
+def test_new_adapter_leaves_the_model_unchanged():
+    params = random_params(CONFIG)
+    adapter = init_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6)
+    # XLA may fuse the two executables differently.
+    np.testing.assert_allclose(logits(params, adapter), logits(params, None), atol=1e-6)
+    merged = flatten(merge_lora(params, adapter))
+    for path, leaf in flatten(params).items():
+        np.testing.assert_array_equal(merged[path], leaf)
 
 
 @pytest.mark.parametrize(
-    ("config", "projections"),
+    ("config", "target_modules"),
     [
         (CONFIG, ALL_PROJECTIONS),
         (CONFIG, ("mlp.down_proj",)),
@@ -77,21 +55,21 @@ def test_a_fresh_adapter_changes_nothing():
         (FUSED, ALL_PROJECTIONS),
     ],
 )
-def test_folding_in_equals_applying(config, projections):
-    adapter = trained(
-        init_adapter(config, jax.random.key(1), rank=3, alpha=6, projections=projections)
+def test_merging_equals_applying(config, target_modules):
+    adapter = with_random_b(
+        init_adapter(config, jax.random.key(1), rank=3, alpha=6, target_modules=target_modules)
     )
-    weights = params(config=config)
-    applied = logits(weights, adapter, config)
-    assert np.abs(applied - logits(weights, None, config)).max() > 1e-3
+    params = random_params(config)
+    applied = logits(params, adapter, config)
+    assert np.abs(applied - logits(params, None, config)).max() > 1e-3
     np.testing.assert_allclose(
-        logits(merge_lora(weights, adapter), None, config), applied, atol=1e-4
+        logits(merge_lora(params, adapter), None, config), applied, atol=1e-4
     )
 
 
-def test_only_the_chosen_projections_get_factors():
+def test_only_target_modules_get_factors():
     adapter = init_adapter(
-        CONFIG, jax.random.key(1), rank=3, alpha=6, projections=("attn.v_proj", "mlp.up_proj")
+        CONFIG, jax.random.key(1), rank=3, alpha=6, target_modules=("attn.v_proj", "mlp.up_proj")
     )
     shapes = {path: leaf.shape for path, leaf in flatten(adapter.factors).items()}
     assert shapes == {
@@ -104,30 +82,30 @@ def test_only_the_chosen_projections_get_factors():
             ("mlp/up_proj", "b", (24, 3)),
         )
     }
-    changed = merge_lora(params(), trained(adapter))
-    before = flatten(params())
-    different = {
-        path for path, leaf in flatten(changed).items() if not np.array_equal(leaf, before[path])
+    params = random_params(CONFIG)
+    merged = flatten(merge_lora(params, with_random_b(adapter)))
+    changed = {
+        path for path, leaf in flatten(params).items() if not np.array_equal(leaf, merged[path])
     }
     expected = {f"layers/{layer}/{n}" for layer in range(2) for n in ("attn/v_proj", "mlp/up_proj")}
-    assert different == expected
+    assert changed == expected
 
 
-def test_folding_keeps_the_stored_dtype():
-    adapter = trained(init_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6))
-    folded = merge_lora(params(jnp.bfloat16), adapter)
-    assert {leaf.dtype for leaf in jax.tree.leaves(folded)} == {jnp.dtype(jnp.bfloat16)}
+def test_merging_keeps_the_dtype():
+    adapter = with_random_b(init_adapter(CONFIG, jax.random.key(1), rank=3, alpha=6))
+    merged = merge_lora(random_params(CONFIG, dtype=jnp.bfloat16), adapter)
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_spread_over_a_mesh_the_factors_are_split_as_their_projection():
-    fresh = trained(init_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8))
+def test_factors_are_sharded_like_their_projection():
+    adapter = with_random_b(init_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8))
     mesh = make_mesh({"fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
-    placed = flatten(shard_adapter(fresh, CONFIG, mesh).factors)
-    assert placed["layers/0/mlp/up_proj/a"].sharding.spec == PartitionSpec(None, "fsdp")
-    assert placed["layers/0/mlp/up_proj/b"].sharding.spec == PartitionSpec("tensor", None)
-    assert placed["layers/1/mlp/down_proj/a"].sharding.spec == PartitionSpec(None, "tensor")
-    for path, leaf in flatten(fresh.factors).items():
-        np.testing.assert_array_equal(placed[path], leaf)
+    sharded = flatten(shard_adapter(adapter, CONFIG, mesh).factors)
+    assert sharded["layers/0/mlp/up_proj/a"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert sharded["layers/0/mlp/up_proj/b"].sharding.spec == PartitionSpec("tensor", None)
+    assert sharded["layers/1/mlp/down_proj/a"].sharding.spec == PartitionSpec(None, "tensor")
+    for path, leaf in flatten(adapter.factors).items():
+        np.testing.assert_array_equal(sharded[path], leaf)
     fused = flatten(
         shard_adapter(init_adapter(FUSED, jax.random.key(1), rank=4, alpha=8), FUSED, mesh).factors
     )

@@ -1,6 +1,4 @@
-"""The NNX module holds the same arrays, gives the same logits and can be trained."""
-
-import dataclasses
+"""NNX modules share arrays with the parameter tree, give equal logits and can be trained."""
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +8,12 @@ import pytest
 from flax import nnx
 
 from sdjax.core.errors import UserError
-from sdjax.models.config import ModelConfig
 from sdjax.models.nnx import from_nnx, to_nnx
-from sdjax.models.params import abstract_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
+from sdjax.testing import tiny_model
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_seq_len=32,
-)
 TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 64, (2, 7)))
-
-
-def random_params(config, dtype=jnp.float32):
-    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(
-            0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
-        ),
-        abstract_params(config, dtype),
-    )
 
 
 @pytest.fixture(
@@ -46,29 +21,28 @@ def random_params(config, dtype=jnp.float32):
         {},
         {"tie_embeddings": True},
         {"family": "phi3"},
-        {"family": "gemma2", "logit_cap": 2.0},
+        {"family": "gemma2", "final_logit_softcap": 2.0},
     ],
     ids=["untied", "tied", "fused", "capped"],
 )
 def model(request):
-    config = dataclasses.replace(CONFIG, **request.param)
-    return config, random_params(config)
+    return tiny_model(**request.param)
 
 
-def test_the_leaves_are_the_same_buffers_there_and_back(model):
+def test_conversion_shares_buffers_in_both_directions(model):
     config, params = model
     module = to_nnx(config, params)
     state = flatten(nnx.to_pure_dict(nnx.state(module, nnx.Param))["params"])
-    found_config, found = from_nnx(module)
-    assert found_config == config
-    assert flatten(found).keys() == state.keys() == flatten(params).keys()
+    restored_config, restored = from_nnx(module)
+    assert restored_config == config
+    assert flatten(restored).keys() == state.keys() == flatten(params).keys()
     for path, leaf in flatten(params).items():
         pointer = leaf.unsafe_buffer_pointer()
-        assert flatten(found)[path] is leaf
+        assert flatten(restored)[path] is leaf
         assert state[path].unsafe_buffer_pointer() == pointer
 
 
-def test_the_logits_are_the_same(model):
+def test_module_logits_equal_forward(model):
     config, params = model
     module = to_nnx(config, params)
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
@@ -78,40 +52,40 @@ def test_the_logits_are_the_same(model):
         hidden, _ = forward(params, None, TOKENS, config=config, positions=positions)
         return unembed(params, hidden, config=config)
 
-    # Two programs, which XLA may fuse differently.
-    found = nnx.jit(type(module).__call__)(module, TOKENS)
-    np.testing.assert_allclose(found, logits(params), atol=1e-6)
+    # XLA may fuse the two executables differently.
+    module_logits = nnx.jit(type(module).__call__)(module, TOKENS)
+    np.testing.assert_allclose(module_logits, logits(params), atol=1e-6)
 
 
-def test_an_nnx_optimiser_trains_it():
-    params = random_params(CONFIG)
-    module = to_nnx(CONFIG, params)
-    optimiser = nnx.Optimizer(module, optax.sgd(0.5), wrt=nnx.Param)
+def test_nnx_optimizer_reduces_the_loss():
+    config, params = tiny_model()
+    module = to_nnx(config, params)
+    optimizer = nnx.Optimizer(module, optax.sgd(0.5), wrt=nnx.Param)
 
     def loss(module):
         logits = module(TOKENS)[:, :-1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, TOKENS[:, 1:]).mean()
 
     @nnx.jit
-    def step(module, optimiser):
+    def train_step(module, optimizer):
         value, gradients = nnx.value_and_grad(loss)(module)
-        optimiser.update(module, gradients)
+        optimizer.update(module, gradients)
         return value
 
-    first = step(module, optimiser)
+    first_loss = train_step(module, optimizer)
     for _ in range(3):
-        last = step(module, optimiser)
-    assert last < first
+        last_loss = train_step(module, optimizer)
+    assert last_loss < first_loss
     trained = flatten(from_nnx(module)[1])
     assert trained.keys() == flatten(params).keys()
     assert not np.array_equal(trained["embed"], flatten(params)["embed"])
 
 
-def test_leaves_that_do_not_fit(model):
+def test_mismatched_leaves_raise_user_error(model):
     config, params = model
     with pytest.raises(UserError, match="final_norm is missing"):
         to_nnx(config, {key: leaf for key, leaf in params.items() if key != "final_norm"})
-    with pytest.raises(UserError, match="odd is surplus"):
-        to_nnx(config, {**params, "odd": params["embed"]})
+    with pytest.raises(UserError, match="extra is unexpected"):
+        to_nnx(config, {**params, "extra": params["embed"]})
     with pytest.raises(UserError, match=r"embed has shape \[3, 16\]"):
         to_nnx(config, {**params, "embed": params["embed"][:3]})

@@ -1,4 +1,4 @@
-"""Frequencies as transformers computes them, for the settings of public checkpoints."""
+"""Rotary frequencies equal transformers', for the settings of public checkpoints."""
 
 import copy
 
@@ -25,16 +25,16 @@ LONG = {
 }
 
 
-def settings(context: int, theta: float, **scaling) -> dict:
+def rope_fields(max_seq_len: int, theta: float, **scaling) -> dict:
     return {
         **SIZES,
-        "max_position_embeddings": context,
+        "max_position_embeddings": max_seq_len,
         "rope_theta": theta,
         "rope_scaling": scaling or None,
     }
 
 
-LLAMA_31 = settings(
+LLAMA_31 = rope_fields(
     131072,
     500_000.0,
     rope_type="llama3",
@@ -43,19 +43,19 @@ LLAMA_31 = settings(
     high_freq_factor=4.0,
     original_max_position_embeddings=8192,
 )
-QWEN_25 = settings(131072, 1e6, type="yarn", factor=4.0, original_max_position_embeddings=32768)
+QWEN_25 = rope_fields(131072, 1e6, type="yarn", factor=4.0, original_max_position_embeddings=32768)
 PHI_3_128K = {
-    **settings(131072, 10_000.0, **LONG),
+    **rope_fields(131072, 10_000.0, **LONG),
     "hidden_size": 96,
     "original_max_position_embeddings": 4096,
 }
 CASES = {
     "llama3": (LlamaConfig, LLAMA_31, 0),
-    "linear": (LlamaConfig, settings(8192, 10_000.0, rope_type="linear", factor=4.0), 0),
+    "linear": (LlamaConfig, rope_fields(8192, 10_000.0, rope_type="linear", factor=4.0), 0),
     "yarn": (LlamaConfig, QWEN_25, 0),
-    "yarn with everything": (
+    "yarn with all fields": (
         LlamaConfig,
-        settings(
+        rope_fields(
             4096,
             10_000.0,
             rope_type="yarn",
@@ -71,7 +71,7 @@ CASES = {
     ),
     "longrope, short": (Phi3Config, PHI_3_128K, 4096),
     "longrope, long": (Phi3Config, PHI_3_128K, 4097),
-    "longrope by its older name": (
+    "longrope under its older name": (
         Phi3Config,
         {
             **PHI_3_128K,
@@ -83,13 +83,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_frequencies(name):
-    kind, fields, reach = CASES[name]
-    theirs: PreTrainedConfig = kind(**copy.deepcopy(fields))  # which changes them
-    rope_type = theirs.rope_parameters["rope_type"]
-    frequencies, attention = ROPE_INIT_FUNCTIONS[rope_type](theirs, seq_len=reach)
-    config = from_hf({**fields, "model_type": kind.model_type}, "config.json")
-    found = config.rope.frequencies(config.head_dim, reach)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, frequencies.to(torch.float64).numpy(), rtol=1e-6)
-    assert config.rope.scaling.attention_factor == pytest.approx(attention, rel=1e-12)
+def test_frequencies_equal_transformers(name):
+    config_class, fields, max_length = CASES[name]
+    expected_config: PreTrainedConfig = config_class(**copy.deepcopy(fields))  # mutates them
+    rope_type = expected_config.rope_parameters["rope_type"]
+    expected, attention_factor = ROPE_INIT_FUNCTIONS[rope_type](expected_config, seq_len=max_length)
+    config = from_hf({**fields, "model_type": config_class.model_type}, "config.json")
+    frequencies = config.rope.frequencies(config.head_dim, max_length)
+    assert frequencies.dtype == np.float32
+    np.testing.assert_allclose(frequencies, expected.to(torch.float64).numpy(), rtol=1e-6)
+    assert config.rope.scaling.attention_factor == pytest.approx(attention_factor, rel=1e-12)

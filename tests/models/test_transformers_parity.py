@@ -1,6 +1,6 @@
-"""Logits equal to transformers' within 1e-4 in float32, on random tiny models of every family.
+"""Logits equal transformers' within 1e-4 in float32, on tiny random models of every family.
 
-torch is needed, and its absence is a failure.
+These tests fail if torch is not installed.
 """
 
 import copy
@@ -22,7 +22,7 @@ from sdjax.models.tree import flatten
 TOLERANCE = 1e-4
 VOCAB = 61
 LENGTH = 16
-WINDOW = 5  # a third of the sequence
+WINDOW = 5  # about a third of the sequence
 
 BASE = {
     "vocab_size": VOCAB,
@@ -33,7 +33,7 @@ BASE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-5,
-    "initializer_range": 0.3,  # wide, so that attention is far from uniform
+    "initializer_range": 0.3,  # large, so that attention is far from uniform
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": None,
@@ -83,16 +83,16 @@ VARIANTS = {
 
 @pytest.fixture(params=VARIANTS, scope="module")
 def model(request, tmp_path_factory):
-    """The model in torch, and ours as read from the folder that transformers saved."""
+    """Return the torch model, and our config and parameters read from its saved folder."""
     name, changes = VARIANTS[request.param]
-    kind = getattr(transformers, f"{name}Config")
+    config_class = getattr(transformers, f"{name}Config")
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(
-        kind(**{**BASE, **changes}), attn_implementation="eager", dtype=torch.float32
+        config_class(**{**BASE, **changes}), attn_implementation="eager", dtype=torch.float32
     ).eval()
     with torch.no_grad():
         for parameter_name, tensor in theirs.named_parameters():
-            # transformers starts them at one or zero, which would hide an error.
+            # transformers initializes them to one or zero, which would hide errors.
             if "norm" in parameter_name or "bias" in parameter_name:
                 tensor.add_(torch.empty_like(tensor).uniform_(-0.5, 0.5))
     folder = tmp_path_factory.mktemp(request.param)
@@ -101,22 +101,24 @@ def model(request, tmp_path_factory):
     return theirs, config, params
 
 
-def test_every_family_is_here():
-    kinds = {getattr(transformers, f"{name}Config").model_type for name, _ in VARIANTS.values()}
-    assert kinds == set(FAMILIES)
+def test_all_families_are_covered():
+    model_types = {
+        getattr(transformers, f"{name}Config").model_type for name, _ in VARIANTS.values()
+    }
+    assert model_types == set(FAMILIES)
 
 
 def tokens(batch: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, length))
 
 
-# Each of some forty programs runs once or twice: compiling them fast is what counts.
+# Each of about forty executables runs once or twice, so compile time dominates.
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "reach"),
+    static_argnames=("config", "max_length"),
     compiler_options={"xla_backend_optimization_level": 0},
 )
-def run(params, ids, positions, segments, cache, *, config, reach):
+def run(params, ids, positions, segments, cache, *, config, max_length):
     hidden, cache = forward(
         params,
         None,
@@ -125,12 +127,12 @@ def run(params, ids, positions, segments, cache, *, config, reach):
         positions=positions,
         segments=segments,
         cache=cache,
-        reach=reach,
+        max_length=max_length,
     )
     return unembed(params, hidden, config=config), cache
 
 
-def plain_positions(batch: int, length: int) -> np.ndarray:
+def default_positions(batch: int, length: int) -> np.ndarray:
     return np.broadcast_to(np.arange(length), (batch, length))
 
 
@@ -139,17 +141,21 @@ def logits_of(theirs, ids, **arguments) -> np.ndarray:
         return theirs(input_ids=torch.tensor(ids), **arguments).logits.numpy()
 
 
-def our_logits(config, params, ids, positions=None, *, segments=None, cache=None, reach=None):
+def our_logits(config, params, ids, positions=None, *, segments=None, cache=None, max_length=None):
     if positions is None:
-        positions = plain_positions(*ids.shape)
+        positions = default_positions(*ids.shape)
     ids, positions = jnp.asarray(ids), jnp.asarray(positions)
-    logits, cache = run(params, ids, positions, segments, cache, config=config, reach=reach)
+    logits, cache = run(
+        params, ids, positions, segments, cache, config=config, max_length=max_length
+    )
     return np.asarray(logits), cache
 
 
-def test_logits_with_padding_on_either_side(model):
-    """Padding on the left takes another segment than the text, and positions count from its start;
-    padding on the right nobody attends to."""
+def test_logits_with_left_and_right_padding(model):
+    """Left padding is a segment of its own, with positions counted from the start of the text.
+
+    Right padding is never attended to.
+    """
     theirs, config, params = model
     ids = tokens(4)
     lengths, left = np.array([LENGTH, 11, 4, 9]), np.array([0, LENGTH - 11, LENGTH - 4, 0])
@@ -162,20 +168,20 @@ def test_logits_with_padding_on_either_side(model):
         attention_mask=torch.tensor(valid.astype(int)),
         position_ids=torch.tensor(positions),
     )
-    assert np.ptp(expected[valid]) > 1  # a model that says something
+    assert np.ptp(expected[valid]) > 1  # not a degenerate model
     np.testing.assert_allclose(found[valid], expected[valid], atol=TOLERANCE)
 
 
-def test_prefill_then_decoding_with_a_cache(model):
-    """Rows of unequal prompt lengths, decoded one token at a time into one cache."""
+def test_decoding_after_prefill(model):
+    """Rows with different prompt lengths are decoded one token at a time into one cache."""
     theirs, config, params = model
     ids = tokens(3)
     expected = logits_of(theirs, ids)
     lengths = np.array([6, 9, 3])
     rows = np.arange(3)
-    # What stands behind a prompt is read by nobody.
+    # Tokens after a prompt are never read.
     prompts = np.where(np.arange(LENGTH) < lengths[:, None], ids, VOCAB - 1)
-    prefill, entries = our_logits(config, params, prompts, reach=LENGTH + 4)
+    prefill, entries = our_logits(config, params, prompts, max_length=LENGTH + 4)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prefill[row, :length], expected[row, :length], atol=TOLERANCE)
     cache = [
@@ -186,25 +192,27 @@ def test_prefill_then_decoding_with_a_cache(model):
         for entry in entries
     ]
     for step in range(LENGTH - lengths.max()):
-        at = lengths + step
-        found, cache = our_logits(config, params, ids[rows, at][:, None], at[:, None], cache=cache)
-        np.testing.assert_allclose(found[:, 0], expected[rows, at], atol=TOLERANCE)
+        positions = lengths + step
+        found, cache = our_logits(
+            config, params, ids[rows, positions][:, None], positions[:, None], cache=cache
+        )
+        np.testing.assert_allclose(found[:, 0], expected[rows, positions], atol=TOLERANCE)
 
 
-def test_what_we_write_transformers_reads_byte_for_byte(model, tmp_path):
-    """In bfloat16: our folder holds the very bits of theirs, and is the same model to them."""
+def test_written_bfloat16_models_equal_transformers_bit_for_bit(model, tmp_path):
+    """Our folder has the same bits as theirs, and transformers reads it as the same model."""
     theirs, config, _ = model
-    # A copy: converting to and fro would round the rotary frequencies too.
+    # A copy, because converting the model in place would also round its rotary frequencies.
     rounded = copy.deepcopy(theirs).to(torch.bfloat16)
     rounded.save_pretrained(tmp_path / "theirs")
     found_config, params = read_model(tmp_path / "theirs")
     assert found_config == config
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     write_model(tmp_path / "ours", config, params)
-    again_config, again = read_model(tmp_path / "ours")
-    assert again_config == config
+    restored_config, restored = read_model(tmp_path / "ours")
+    assert restored_config == config
     for path, leaf in flatten(params).items():
-        assert np.asarray(leaf).tobytes() == np.asarray(flatten(again)[path]).tobytes()
+        assert np.asarray(leaf).tobytes() == np.asarray(flatten(restored)[path]).tobytes()
     loaded, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours",
         attn_implementation="eager",
@@ -224,7 +232,7 @@ def test_what_we_write_transformers_reads_byte_for_byte(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def gemma3(tmp_path_factory):
-    """The model with both kinds of layers and both rotations."""
+    """Return a model with both layer types and both rotary embeddings."""
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(
         transformers.Gemma3TextConfig(**{**BASE, **VARIANTS["gemma3"][1]}),
@@ -236,7 +244,7 @@ def gemma3(tmp_path_factory):
     return theirs, *read_model(folder)
 
 
-def test_prefill_in_two_pieces_into_a_cache(gemma3):
+def test_prefill_in_two_chunks(gemma3):
     theirs, config, params = gemma3
     ids = tokens(2)
     expected = logits_of(theirs, ids)
@@ -244,18 +252,20 @@ def test_prefill_in_two_pieces_into_a_cache(gemma3):
     cache = [{"k": zeros.mT, "v": zeros} for _ in range(config.num_layers)]
     found = []
     for start, stop in ((0, 8), (8, LENGTH)):
-        positions = plain_positions(2, LENGTH)[:, start:stop]
-        piece, cache = our_logits(config, params, ids[:, start:stop], positions, cache=cache)
-        found.append(piece)
+        positions = default_positions(2, LENGTH)[:, start:stop]
+        chunk, cache = our_logits(config, params, ids[:, start:stop], positions, cache=cache)
+        found.append(chunk)
     np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=TOLERANCE)
 
 
 def test_packed_segments_equal_separate_sequences(gemma3):
     theirs, config, params = gemma3
-    pieces = (tokens(3, 7, 1), tokens(3, 4, 2), tokens(3, 5, 3))
-    sizes = [piece.shape[1] for piece in pieces]
-    positions = np.concatenate([plain_positions(3, size) for size in sizes], 1)
+    sequences = (tokens(3, 7, 1), tokens(3, 4, 2), tokens(3, 5, 3))
+    sizes = [sequence.shape[1] for sequence in sequences]
+    positions = np.concatenate([default_positions(3, size) for size in sizes], 1)
     segments = np.broadcast_to(np.repeat(np.arange(3), sizes), (3, LENGTH)).astype(np.int32)
-    packed, _ = our_logits(config, params, np.concatenate(pieces, 1), positions, segments=segments)
-    expected = np.concatenate([logits_of(theirs, piece) for piece in pieces], 1)
+    packed, _ = our_logits(
+        config, params, np.concatenate(sequences, 1), positions, segments=segments
+    )
+    expected = np.concatenate([logits_of(theirs, sequence) for sequence in sequences], 1)
     np.testing.assert_allclose(packed, expected, atol=TOLERANCE)

@@ -17,14 +17,14 @@ def mesh(**sizes) -> AbstractMesh:
 @pytest.mark.parametrize(
     ("shape", "axes", "sizes", "expected"),
     [
-        ((64, 32), ("mlp", "embed"), {"fsdp": 2, "tensor": 4}, ("tensor", "fsdp")),
-        ((32, 64), ("embed", "mlp"), {"fsdp": 2, "tensor": 4}, ("fsdp", "tensor")),
-        ((66, 32), ("mlp", "embed"), {"fsdp": 2, "tensor": 4}, (None, "fsdp")),
-        ((64, 32), ("mlp", "embed"), {"tensor": 8}, ("tensor", None)),
-        ((64, 32), ("mlp", "embed"), {"data": 8}, (None, None)),
-        ((64, 64), ("mlp", "heads"), {"tensor": 4}, ("tensor", None)),
-        ((64, 32), ("unknown", "embed"), {"fsdp": 2, "tensor": 4}, (None, "fsdp")),
-        ((64,), ("embed",), {"fsdp": 2}, ()),
+        ((64, 32), ("intermediate", "hidden"), {"fsdp": 2, "tensor": 4}, ("tensor", "fsdp")),
+        ((32, 64), ("hidden", "intermediate"), {"fsdp": 2, "tensor": 4}, ("fsdp", "tensor")),
+        ((66, 32), ("intermediate", "hidden"), {"fsdp": 2, "tensor": 4}, (None, "fsdp")),
+        ((64, 32), ("intermediate", "hidden"), {"tensor": 8}, ("tensor", None)),
+        ((64, 32), ("intermediate", "hidden"), {"data": 8}, (None, None)),
+        ((64, 64), ("intermediate", "heads"), {"tensor": 4}, ("tensor", None)),
+        ((64, 32), ("unknown", "hidden"), {"fsdp": 2, "tensor": 4}, (None, "fsdp")),
+        ((64,), ("hidden",), {"fsdp": 2}, ()),
     ],
 )
 def test_a_dimension_is_split_where_it_divides(shape, axes, sizes, expected):
@@ -32,7 +32,7 @@ def test_a_dimension_is_split_where_it_divides(shape, axes, sizes, expected):
 
 
 def test_own_rules():
-    found = sharding_of((8, 8), ("mlp", "embed"), mesh(tensor=4), rules={"embed": "tensor"})
+    found = sharding_of((8, 8), ("intermediate", "hidden"), mesh(tensor=4), rules={"hidden": "tensor"})
     assert found.spec == PartitionSpec(None, "tensor")
 
 

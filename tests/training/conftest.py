@@ -22,7 +22,7 @@ def config():
         head_dim=8,
         max_seq_len=128,
         tie_embeddings=True,
-        eos_tokens=(1,),
+        eos_token_ids=(1,),
     )
 
 

@@ -284,7 +284,7 @@ def compare_devices():
         num_kv_heads=2,
         head_dim=8,
         max_seq_len=64,
-        eos_tokens=(1,),
+        eos_token_ids=(1,),
     )
     fresh = init_adapter(config, jax.random.key(1), rank=4, alpha=8)
 

@@ -33,7 +33,7 @@ CONFIG = ModelConfig(
     head_dim=8,
     max_seq_len=128,
     tie_embeddings=True,
-    eos_tokens=(1,),
+    eos_token_ids=(1,),
 )
 SETTINGS = DPOSettings(beta=0.1, learning_rate=3e-3, batch=2, steps=40)
 
