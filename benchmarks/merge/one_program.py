@@ -21,9 +21,9 @@ from jax.sharding import SingleDeviceSharding
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.tensor_program import TensorProgram
 from sdjax.models.params import kind_of
+from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verify.verified_program import to_algorithm
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 HIDDEN, INNER, KEY_VALUE, VOCABULARY = 4096, 14336, 1024, 32000
@@ -71,8 +71,8 @@ def seconds(source: str, shapes: dict[str, tuple[int, ...]], sandbox: Sandbox) -
     verdict = sandbox.judge(source)
     judged = time.perf_counter()
     assert verdict.admitted, verdict
-    assert verdict.ir is not None
-    algorithm = to_algorithm(verdict.ir, sandbox.signature, name="new")
+    assert verdict.program is not None
+    algorithm = to_algorithm(verdict.program, name="new")
     programs = []
     for path, shape in shapes.items():
         leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)

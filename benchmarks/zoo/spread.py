@@ -23,8 +23,9 @@ from sdjax.evaluation.statistics import paired_difference
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.methods.registry import algorithm
 from sdjax.programs.grammar import sample_program
-from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import to_algorithm, verify_ir
+from sdjax.sandbox.algorithm import to_algorithm
+from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.config_reader import read_config
 from sdjax.search.types import DEVELOPMENT
@@ -76,11 +77,11 @@ def random_programs(bench: RunContext, options: argparse.Namespace):
         text = sample_program(rng).text
         try:
             ir = trace_trusted(text, bench.signature)
-            verify_ir(ir, bench.signature)
+            program = verify_ir(ir, bench.signature)
         except Refusal:
             continue  # the grammar writes some programs that fail
         done += 1
-        yield of(bench, to_algorithm(ir, bench.signature, name=f"program {done}"))
+        yield of(bench, to_algorithm(program, name=f"program {done}"))
 
 
 def possible(task_vectors):

@@ -1,38 +1,47 @@
-"""`sdjax check`."""
+"""`sdjax check`: judge candidate files in the sandbox, without any weights."""
 
 from __future__ import annotations
 
+import io
+import json
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdjax.cli.group import FILE_PATH, examples
+from sdjax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sdjax.sandbox.signature import MergeSignature
+    from sdjax.sandbox.verdict import Verdict
 
 
-@click.command(epilog=examples("sdjax check program.py --json"))
+@click.command(epilog=examples("sdjax check mine.py --json"))
 @click.argument("files", type=FILE_PATH, nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Prints one JSON object a file.")
-@click.option("--show", is_flag=True, help="Prints each verified array program as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
+@click.option("--show", is_flag=True, help="Also print each verified array program.")
 @click.option(
     "--model",
     default="zoo:seed",
     show_default=True,
     metavar="CONFIG",
-    help="Whose tensors are merged: a model folder, its config.json, or zoo:NAME.",
+    help="Model to merge into: a model folder, its config.json, or zoo:NAME.",
 )
 @click.option(
     "--experts",
     type=click.IntRange(1, 64),
     default=3,
     show_default=True,
-    help="How many experts there are.",
+    help="Number of experts.",
 )
 @click.option(
     "--allow-missing",
     multiple=True,
     metavar="LAYER",
-    help="Goes on where this machine lacks that layer of confinement.",
+    help="Run even if this machine lacks the given layer of confinement. Repeatable.",
 )
 def check(
     files: tuple[Path, ...],
@@ -42,16 +51,15 @@ def check(
     experts: int,
     allow_missing: tuple[str, ...],
 ) -> None:
-    """Judge program FILES in the sandbox; exit status 1 where one is not admitted."""
+    """Judge candidate FILES in the sandbox. The exit status is 1 if any is not admitted."""
     from sdjax.io.hf_checkpoint import read_config
     from sdjax.io.model_paths import model_folder
     from sdjax.merging.engine import default_slots
     from sdjax.models.params import kind_of, param_specs
-    from sdjax.sandbox.check import check_files
     from sdjax.sandbox.signature import MergeSignature
 
-    described = Path(model)
-    folder = described.parent if described.name == "config.json" else model_folder(model)
+    path = Path(model)
+    folder = path.parent if path.name == "config.json" else model_folder(model)
     specs = param_specs(read_config(folder))
     tensors = {path: (kind_of(path), spec.shape) for path, spec in specs.items()}
     signature = MergeSignature.of(default_slots(experts), tensors)
@@ -60,3 +68,99 @@ def check(
     )
     click.echo(text)
     sys.exit(status)
+
+
+def check_files(
+    files: Sequence[Path],
+    signature: MergeSignature,
+    *,
+    as_json: bool = False,
+    show: bool = False,
+    workers: int = 2,
+    allow_missing: Collection[str] = (),
+) -> tuple[str, int]:
+    """Judge files in order; a file that equals an earlier one is reported as its duplicate.
+
+    Args:
+        files: Source files of candidates.
+        signature: Merge signature to judge against.
+        as_json: Return one JSON object per line instead of a table.
+        show: Include the verified array programs in readable form.
+        workers: Number of files that are traced at the same time.
+        allow_missing: Layers of confinement that this machine may lack.
+
+    Returns:
+        The report, and the exit status: 0 if every file is admitted, else 1.
+
+    Raises:
+        UserError: A file cannot be read, or a layer of confinement is missing.
+    """
+    from sdjax.core.progress import progress_bar
+    from sdjax.sandbox.ir.pretty_print import pretty_print
+    from sdjax.sandbox.sandbox import Sandbox
+
+    names = [str(file) for file in files]
+    sources = [_read(file, signature.limits.source_bytes) for file in files]
+    workers = min(workers, max(1, len(names)))
+    verdicts: list[tuple[str, Verdict]] = []
+    with (
+        Sandbox(signature, workers, allow_missing=allow_missing) as sandbox,
+        progress_bar("check", len(names)) as advance,
+    ):
+        for index, verdict in sandbox.judge_all(sources, names=names):
+            verdicts.append((names[index], verdict))
+            advance()
+    programs = {
+        name: {"program": pretty_print(verdict.program)}
+        for name, verdict in verdicts
+        if show and verdict.program is not None
+    }
+    if as_json:
+        layers = {"layers": list(sandbox.layers)}
+        text = "\n".join(
+            json.dumps(programs.get(name, {}) | {"file": name} | _fields(verdict) | layers)
+            for name, verdict in verdicts
+        )
+    else:
+        listings = [f"{name}\n{listing['program']}" for name, listing in programs.items()]
+        text = "\n\n".join([_table(verdicts), *listings])
+    return text, 0 if all(verdict.admitted for _, verdict in verdicts) else 1
+
+
+def _read(file: Path, max_bytes: int) -> str:
+    try:
+        with file.open("rb") as source:
+            return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a Python file") from None
+
+
+def _fields(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.verdict,
+        "rule": verdict.rule,
+        "message": verdict.message,
+        "hash": verdict.identity,
+        "structure": verdict.structure,
+        "cost": verdict.cost,
+        "memory": verdict.memory,
+        "requests": list(verdict.requests),
+        "duplicate_of": verdict.duplicate_of,
+        "notes": list(verdict.notes),
+    }
+
+
+def _table(verdicts: Sequence[tuple[str, Verdict]]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("file", "verdict", "cost", "hash", "message")
+    for name, verdict in verdicts:
+        cost = "" if verdict.cost is None else f"{verdict.cost:.3g}"
+        message = verdict.message or ", ".join(verdict.notes)
+        cells = (name, verdict.verdict, cost, (verdict.identity or "")[:12], message)
+        table.add_row(*map(Text, cells))  # Text, because messages may contain markup
+    output = io.StringIO()
+    Console(file=output, width=120, color_system=None).print(table)
+    return output.getvalue().rstrip("\n")

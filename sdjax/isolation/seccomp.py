@@ -18,8 +18,8 @@ KILL, ERRNO, ALLOW = 0x8000_0000, 0x0005_0000, 0x7FFF_0000  # SECCOMP_RET_…
 PR_SET_SECCOMP, MODE_FILTER = 22, 2
 PROT_EXEC = 4
 X32 = 0x4000_0000  # bit that marks calls of the x32 ABI on x86_64
-# Offsets into `struct seccomp_data`: call number, architecture, low word of the third argument (both
-# architectures are little-endian).
+# Offsets into `struct seccomp_data`: call number, architecture, and the low word of the third
+# argument (both architectures are little-endian).
 NUMBER, ARCHITECTURE, THIRD_ARGUMENT = 0, 4, 32
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 

@@ -24,10 +24,10 @@ from sdjax.merging.recipe.stream import OnTensor, not_finite
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.params import kind_of
 from sdjax.models.tree import flatten, unflatten
+from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verify.verified_program import to_algorithm
 
 
 def merge_program(
@@ -60,8 +60,8 @@ def merge_program(
         verdict = sandbox.judge(source, name=file.name)
     if not verdict.admitted:
         raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
-    assert verdict.ir is not None
-    algorithm = to_algorithm(verdict.ir, signature, name=file.stem)
+    assert verdict.program is not None
+    algorithm = to_algorithm(verdict.program, name=file.stem)
     origin = Provenance(method=file.name, file=PROGRAM, text=source)
     return apply(
         algorithm, models, scope, out, origin=origin, key=jax.random.key(seed), on_tensor=on_tensor

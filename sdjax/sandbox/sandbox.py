@@ -1,8 +1,9 @@
-"""Source text in, a verdict out: the parent's side of the sandbox.
+"""The sandbox: takes source text and returns a verdict with a verified array program.
 
-The worker's bytes are untrusted. The parent parses them, rebuilds the program (rebuild.py), runs
-that on probe tensors (probe.py), and never executes source. Verdicts come in the order of the
-sources, so that "duplicate of" is the same in every run.
+This is the parent's side, which never executes source text. Workers (`worker/`) trace a candidate
+and send its IR as untrusted bytes; the parent decodes and verifies the IR (`verify/`) and runs the
+result on probe tensors. Verdicts are issued in the order of the sources, so that duplicates are the
+same in every run.
 """
 
 import contextlib
@@ -15,36 +16,65 @@ from typing import Any
 from sdjax.core.errors import UserError
 from sdjax.isolation.client import ForkServer
 from sdjax.isolation.confine import require_layers
+from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME, TOO_LONG
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal, Verdict
+from sdjax.sandbox.verdict import Verdict
 from sdjax.sandbox.verify.probe import probe
 from sdjax.sandbox.verify.verified_program import verify_ir
 
-FORWARDED = ("refused", "wrong signature", "too costly")  # the verdicts that a worker may give
+WORKER_JOB = "sdjax.sandbox.worker.entry"
+WORKER_VERDICTS = ("refused", "wrong signature", "too costly")  # verdicts that a worker may send
 
 
 class Sandbox:
-    """Judges programs in confined children of a fork server. A context manager.
+    """Judges candidates in confined worker processes.
 
-        with Sandbox(contract) as sandbox:
-            for index, verdict in sandbox.judge_all(sources):
-                ...
+    A candidate is Python source text that defines `merge_models(task_vectors, ...)`, which returns
+    one tensor (float32, of the task vectors' shape), or `merge_trees(task_vectors, ...)`, which
+    returns a dict from tensor path to tensor. Use the sandbox as a context manager:
 
-    Entering it raises UserError where this machine lacks a layer of confinement that
-    `allow_missing` does not name.
+    >>> from sdjax.sandbox.sandbox import Sandbox
+    >>> from sdjax.sandbox.signature import MergeSignature
+    >>> tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (16, 8))}
+    >>> signature = MergeSignature.of(("expert_1", "expert_2"), tensors)
+    >>> source = '''
+    ... def merge_models(task_vectors):
+    ...     return 0.5 * sum(task_vectors.values())
+    ... '''
+    >>> with Sandbox(signature, workers=1) as sandbox:
+    ...     verdict = sandbox.judge(source)
+    ...     refused = sandbox.judge("import os")
+    >>> verdict.verdict, verdict.program.requests
+    ('admitted', ())
+    >>> refused.message
+    'line 1: `import os` is not allowed'
 
-    `seen` maps identities and fingerprints of earlier programs to their names; both methods add
-    what they admit, so one mapping can serve a whole run (fill it from the store to resume).
+    `verdict.program` is callable with a dict from expert to task vector and can be traced by
+    `jax.jit`.
+
+    Attributes:
+        signature: Expert slots, tensors and limits that candidates are judged against.
+        workers: Number of candidates that are traced at the same time.
+        layers: Layers of confinement in force; empty until the sandbox is entered.
     """
 
     def __init__(
         self, signature: MergeSignature, workers: int = 2, allow_missing: Collection[str] = ()
     ):
+        """Prepare a sandbox; entering it starts the workers.
+
+        Args:
+            signature: Expert slots, tensors and limits that candidates are judged against.
+            workers: Number of candidates that are traced at the same time.
+            allow_missing: Layers of confinement that this machine may lack. Entering the sandbox
+                raises UserError if any other layer is missing.
+        """
         if workers < 1:
             raise ValueError("a sandbox needs at least one worker")
         self.signature, self.workers = signature, workers
         self.allow_missing = tuple(allow_missing)
-        self.layers: tuple[str, ...] = ()  # in force, once it is entered
+        self.layers: tuple[str, ...] = ()
         self._entered = False
         self._server: ForkServer | None = None
         self._idle: list[Connection] = []
@@ -64,7 +94,7 @@ class Sandbox:
     def judge(
         self, source: str, seen: MutableMapping[str, str] | None = None, name: str = "#0"
     ) -> Verdict:
-        """The verdict on one source text."""
+        """Judge one candidate. See `judge_all`."""
         ((_, verdict),) = self.judge_all([source], seen=seen, names=[name])
         return verdict
 
@@ -75,48 +105,58 @@ class Sandbox:
         seen: MutableMapping[str, str] | None = None,
         names: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, Verdict]]:
-        """(index, verdict) for every source, in order; `workers` of them are traced at a time.
+        """Judge candidates, `workers` of them at a time.
 
-        `names` are what a later duplicate is said to be a duplicate of ("#index" by default).
+        Args:
+            sources: Source texts.
+            seen: Maps identities and fingerprints of earlier candidates to their names. Admitted
+                candidates are added, so one mapping can serve a whole run.
+            names: Names to report in `Verdict.duplicate_of`; "#index" by default.
+
+        Yields:
+            The index and the verdict of every source, in order.
+
+        Raises:
+            UserError: The sandbox has not been entered.
         """
         if not self._entered:
             raise UserError("the sandbox is not running: use it as `with Sandbox(...) as sandbox:`")
-        if self._server is None:  # the last caller left early
+        if self._server is None:  # the previous iteration was abandoned
             self._start()
         seen = {} if seen is None else seen
-        waiting = enumerate(sources)
+        pending = enumerate(sources)
         replies: dict[int, str | Refusal] = {}
-        due, last = 0, None  # the next index to yield; the number of sources once it is known
+        next_index, count = 0, None  # count: number of sources once it is known
         try:
-            while last is None or due < last:
-                while self._idle and last is None and len(replies) < 4 * self.workers:
-                    index, source = next(waiting, (None, ""))
+            while count is None or next_index < count:
+                while self._idle and count is None and len(replies) < 4 * self.workers:
+                    index, source = next(pending, (None, ""))
                     if index is None:
-                        last = due + len(replies) + len(self._busy)
+                        count = next_index + len(replies) + len(self._busy)
                     else:
                         self._submit(_Task(index=index, source=source), replies)
-                if due in replies:
-                    name = names[due] if names else f"#{due}"
-                    yield due, self._conclude(replies.pop(due), seen, name)
-                    due += 1
+                if next_index in replies:
+                    name = names[next_index] if names else f"#{next_index}"
+                    yield next_index, self._conclude(replies.pop(next_index), seen, name)
+                    next_index += 1
                 elif self._busy:
                     self._collect(replies)
         finally:
-            if self._busy:  # the caller left early: nobody wants these any more
+            if self._busy:  # the caller abandoned the iteration
                 self._stop()
 
-    # --- the parent's own judgement ---
+    # --- verdicts ---
 
     def _conclude(
         self, reply: "str | Refusal", seen: MutableMapping[str, str], name: str
     ) -> Verdict:
-        """The verdict on a worker's reply: rebuild, probe, compare."""
+        """Verify, probe and compare the IR that a worker sent."""
         if isinstance(reply, Refusal):
             return _refused(reply)
-        known: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         try:
             program = verify_ir(reply, self.signature)
-            known = {
+            fields = {
                 "identity": program.identity,
                 "structure": program.structure,
                 "cost": program.cost,
@@ -124,74 +164,78 @@ class Sandbox:
                 "requests": program.requests,
                 "form": program.form,
                 "ir": reply,
+                "program": program,
             }
             if original := seen.get(program.identity):
-                return _duplicate(original, "the same array program", known)
+                return _duplicate(original, "the same array program", fields)
             findings = probe(program, self.signature)
         except Refusal as refusal:
-            return replace(_refused(refusal), **known | {"ir": None})
-        known |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
+            return replace(_refused(refusal), **fields | {"ir": None, "program": None})
+        fields |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
         if original := seen.get(findings.fingerprint):
             seen[program.identity] = original
-            return _duplicate(original, "the same results on the probe tensors", known)
+            return _duplicate(original, "the same results on the probe tensors", fields)
         seen[program.identity] = seen[findings.fingerprint] = name
-        return Verdict(verdict="admitted", **known)
+        return Verdict(verdict="admitted", **fields)
 
-    # --- the workers ---
+    # --- workers ---
 
     def _submit(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
-        limits = self.signature.limits
-        if len(task.source) > limits.source_bytes:  # not worth a worker's time
-            message = f"the source is longer than {limits.source_bytes} bytes"
+        max_bytes = self.signature.limits.source_bytes
+        if len(task.source) > max_bytes:
+            message = f"the source is longer than {max_bytes} bytes"
             replies[task.index] = Refusal("refused", "size", message)
             return
         connection = self._idle.pop()
         self._busy[connection] = task
-        with contextlib.suppress(OSError):  # its end is gone: found out when the answer is read
+        with contextlib.suppress(OSError):  # the dispatcher is gone; `_collect` will notice
             connection.send_bytes(task.source.encode("utf-8", "surrogatepass"))
 
     def _collect(self, replies: dict[int, str | Refusal]) -> None:
-        """Wait for at least one worker; a lost server or a wall-clock time-out is tried again."""
+        """Wait for a worker; retry once after a lost server or a wall-clock timeout."""
         limits = self.signature.limits
         ready = wait(list(self._busy), timeout=3 * limits.wall_seconds + 10)
-        late: list[_Task] = []
-        lost = not ready
+        retries: list[_Task] = []
+        server_lost = not ready
         for connection in ready:
             assert isinstance(connection, Connection)
             try:
                 data = connection.recv_bytes(limits.ir_bytes + 1)
             except (EOFError, OSError):
-                lost = True
+                server_lost = True
                 continue
             task = self._busy.pop(connection)
             self._idle.append(connection)
-            if data[:1] == b"T" and not task.alone:
-                late.append(task)
+            if data[:1] == OUT_OF_TIME and not task.is_retry:
+                retries.append(task)
             else:
-                replies[task.index] = _read(data, task, limits.wall_seconds)
-        if lost:  # a dispatcher is gone: killed by a program, or by the machine for want of memory
-            late.extend(self._busy.values())
+                replies[task.index] = _parse_reply(data, limits.wall_seconds)
+        if server_lost:  # a dispatcher was killed, by a candidate or for lack of memory
+            retries.extend(self._busy.values())
             self._stop()
             self._start()
-        for task in sorted(late, key=lambda t: t.index):
-            if task.alone:
-                message = "the worker was killed while it judged this program"
+        for task in sorted(retries, key=lambda t: t.index):
+            if task.is_retry:
+                message = "the worker was killed while it judged this candidate"
                 replies[task.index] = Refusal("refused", "worker", message)
             else:
-                self._alone(task, replies)
+                self._retry_alone(task, replies)
 
-    def _alone(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
-        """Once more, with nothing beside it."""
+    def _retry_alone(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
+        """Run a task again while no other worker is busy."""
         while self._busy:
             self._collect(replies)
-        self._submit(replace(task, alone=True), replies)
+        self._submit(replace(task, is_retry=True), replies)
         while self._busy:
             self._collect(replies)
 
     def _start(self) -> None:
-        signature, limits = self.signature.to_json(), self.signature.limits
         self._server = ForkServer(
-            "sdjax.sandbox.worker.entry", signature, limits.worker, self.workers, self.allow_missing
+            WORKER_JOB,
+            self.signature.to_json(),
+            self.signature.limits.worker,
+            self.workers,
+            self.allow_missing,
         )
         self._idle = list(self._server.connections)
 
@@ -206,21 +250,21 @@ class Sandbox:
 class _Task:
     index: int
     source: str
-    alone: bool = False
+    is_retry: bool = False
 
 
-def _read(data: bytes, task: _Task, seconds: float) -> str | Refusal:
-    """A dispatcher's answer as a wire to verify or as a refusal; the worker's words are tidied."""
+def _parse_reply(data: bytes, wall_seconds: float) -> str | Refusal:
+    """Return the IR or the refusal in a dispatcher's answer, whose body is untrusted."""
     status, body = data[:1], data[1:]
-    if status == b"T":
-        message = f"tracing took more than {seconds:g} s, twice"
+    if status == OUT_OF_TIME:
+        message = f"tracing took more than {wall_seconds:g} s, twice"
         return Refusal("timed out", "wall-clock", message)
-    if status == b"C":
+    if status == OUT_OF_CPU:
         return Refusal("timed out", "cpu", "tracing takes too much processor time")
-    if status == b"L":
+    if status == TOO_LONG:
         return Refusal("too costly", "ir", "the traced program is too large")
-    malformed = Refusal("refused", "worker", "the worker ended without a legal message")
-    if status != b"D":
+    malformed = Refusal("refused", "worker", "the worker exited without a valid reply")
+    if status != DONE:
         return malformed
     try:
         reply = json.loads(body)
@@ -230,7 +274,7 @@ def _read(data: bytes, task: _Task, seconds: float) -> str | Refusal:
         return malformed
     if set(reply) == {"ir"}:
         return reply["ir"]
-    if set(reply) != {"verdict", "rule", "message"} or reply["verdict"] not in FORWARDED:
+    if set(reply) != {"verdict", "rule", "message"} or reply["verdict"] not in WORKER_VERDICTS:
         return malformed
     if not reply["rule"].replace("-", "").isalpha() or len(reply["rule"]) > 40:
         return malformed
@@ -241,11 +285,11 @@ def _refused(refusal: Refusal) -> Verdict:
     return Verdict(verdict=refusal.verdict, rule=refusal.rule, message=refusal.message)
 
 
-def _duplicate(original: str, how: str, known: dict[str, Any]) -> Verdict:
+def _duplicate(original: str, reason: str, fields: dict[str, Any]) -> Verdict:
     return Verdict(
         verdict="duplicate",
         rule="duplicate",
-        message=f"equals {original}: {how}",
+        message=f"equals {original}: {reason}",
         duplicate_of=original,
-        **known,
+        **fields,
     )

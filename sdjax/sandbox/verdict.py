@@ -1,38 +1,31 @@
-"""The outcome of judging one program, in words that are the same on every machine."""
+"""Result of judging one candidate."""
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-VERDICTS = (
-    "admitted",
-    "refused",
-    "timed out",
-    "too costly",
-    "wrong signature",
-    "non-finite",
-    "duplicate",
-)
-MESSAGE_LENGTH = 500
-
-
-class Refusal(Exception):
-    """Raised wherever a program falls; becomes a verdict and never a traceback."""
-
-    def __init__(self, verdict: str, rule: str, message: str):
-        assert verdict in VERDICTS
-        super().__init__(message)
-        self.verdict, self.rule, self.message = verdict, rule, tidy(message)
+from sdjax.sandbox.verify.verified_program import VerifiedProgram
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of one source text.
+    """Result of judging one candidate, identical on every machine.
 
-    `rule` names the check that decided ("" when admitted); `wire` is the verified array program
-    as JSON, the input of `sdjax.sandbox.verify.verified_program.to_algorithm`; `cost` is in
-    scalar operations over the scope, trip counts included; `memory` the largest sum of bytes alive
-    at once in one program; `fingerprint` stands for the results on the probe tensors;
-    `duplicate_of` is the name that the caller gave to the equal program.
+    Attributes:
+        verdict: One of `refusal.VERDICTS`.
+        rule: Name of the check that decided; empty if admitted.
+        message: Reason for the verdict, in one line; empty if admitted.
+        identity: Hash of the IR. Equal candidates have equal identities.
+        structure: Hash of the IR without the constants that can be tuned.
+        fingerprint: Hash of the rounded results on the probe tensors.
+        duplicate_of: Name of the earlier candidate that this one equals.
+        cost: Scalar operations over all tensors in scope, loop iterations included.
+        memory: Peak bytes alive at once in one array program.
+        requests: Optional inputs that the candidate reads: base, key, depth, kind.
+        form: "tensor" for merge_models, "tree" for merge_trees.
+        ir: Verified IR as JSON text; `verify_ir` turns it into a program again.
+        notes: Remarks on the results, such as "equals the seed".
+        program: The verified program if admitted or a duplicate. Not serialized.
     """
 
     verdict: str
@@ -48,18 +41,19 @@ class Verdict:
     form: str | None = None
     ir: str | None = None
     notes: tuple[str, ...] = ()
+    program: VerifiedProgram | None = field(default=None, compare=False, repr=False)
 
     @property
     def admitted(self) -> bool:
+        """Whether the candidate was admitted."""
         return self.verdict == "admitted"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields but `program`, in JSON-compatible form."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "program"}
 
-def tidy(message: str) -> str:
-    """One line of bounded length without addresses, links, absolute paths or control characters."""
-    message = re.sub(r"0x[0-9a-fA-F]{4,}", "0x…", str(message)[: 8 * MESSAGE_LENGTH])
-    message = re.sub(r"\w+://\S+", "…", message)
-    message = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]*", "…", message)
-    message = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    if len(message) <= MESSAGE_LENGTH:
-        return message
-    return message[: MESSAGE_LENGTH - 1] + "…"
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Verdict":
+        """Build a verdict from the result of `to_dict`, possibly read back from JSON."""
+        lists = {name: tuple(data[name]) for name in ("requests", "notes")}
+        return cls(**{**data, **lists})

@@ -17,8 +17,9 @@ from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.merging.engine import MergedModel
-from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import VerifiedProgram, to_algorithm
+from sdjax.sandbox.algorithm import to_algorithm
+from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.search.context import RunContext
 from sdjax.search.types import Application, program_candidate
 
@@ -28,8 +29,8 @@ def apply_program(
 ) -> tuple[Application, MergedModel | None]:
     """What to keep of it, and the merged model where the program stays admitted."""
     name = program_candidate(identity)
-    algorithm = to_algorithm(ir, bench.signature, name=name)
-    program: VerifiedProgram = algorithm.function
+    program = verify_ir(ir, bench.signature)
+    algorithm = to_algorithm(program, name=name)
     start = time.monotonic()
     merged, refusal = None, None
     try:

@@ -11,7 +11,8 @@ from sdjax.merging.recipe.output_files import PROGRAM, Provenance
 from sdjax.merging.recipe.pipeline import MergeResult
 from sdjax.merging.recipe.stream import OnTensor
 from sdjax.programs.merge_from_source import apply, open_models
-from sdjax.sandbox.verify.verified_program import to_algorithm
+from sdjax.sandbox.algorithm import to_algorithm
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config_reader import config_from
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT
@@ -38,7 +39,7 @@ def merge_discovered(
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
     signature = models.signature(config.scope, config.sandbox)
-    algorithm = to_algorithm(ir, signature, name=f"program {identity[:12]}")
+    algorithm = to_algorithm(verify_ir(ir, signature), name=f"program {identity[:12]}")
     return apply(
         algorithm,
         models,

@@ -7,7 +7,6 @@ sandbox is the main process's; every process gets its verdicts.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -69,12 +68,11 @@ def judge_all(
     def judge_next() -> bytes:
         assert sandbox is not None  # the main process, which alone calls this, has it
         _, verdict = next(verdicts)
-        return json.dumps([dataclasses.asdict(verdict), sandbox.layers]).encode()
+        return json.dumps([verdict.to_dict(), sandbox.layers]).encode()
 
     for index in range(len(sources)):
         fields, layers = json.loads(broadcast_from_main(judge_next))
-        tuples = {name: tuple(fields[name]) for name in ("requests", "notes")}
-        yield index, Verdict(**fields | tuples), tuple(layers)
+        yield index, Verdict.from_dict(fields), tuple(layers)
 
 
 def _open_file(config: RunConfig, folder: Path) -> Store:

@@ -21,7 +21,7 @@ from sdjax.models.params import kind_of, param_specs
 from sdjax.programs.grammar import sample_program
 from sdjax.programs.prompts import render
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.training.packing import behind_prefix

@@ -141,7 +141,7 @@ class Judge:
 
     def __call__(self, ir: str) -> None:
         """Raises whatever is not a refusal; AssertionError for a program outside the list."""
-        from sdjax.sandbox.verdict import Refusal
+        from sdjax.sandbox.refusal import Refusal
         from sdjax.sandbox.verify.probe import probe
         from sdjax.sandbox.verify.verified_program import verify_ir
 

@@ -8,9 +8,10 @@ import sys
 import pytest
 from catalogue import TIES, VALID
 
+from sdjax.cli.check import check_files
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import ZOO
-from sdjax.sandbox.check import check_files
+from sdjax.sandbox.ir.decode import decode
 from sdjax.sandbox.ir.pretty_print import pretty_print
 from sdjax.sandbox.worker.trace import trace_trusted
 
@@ -72,7 +73,7 @@ def test_the_array_program_on_request(files, signature):
 
 @pytest.mark.parametrize("name", VALID)
 def test_every_verified_program_can_be_read(name, signature):
-    text = pretty_print(trace_trusted(VALID[name], signature), signature)
+    text = pretty_print(decode(trace_trusted(VALID[name], signature), signature))
     assert "return" in text
     assert "<" not in text.replace("<=", "")  # no Python object's address
 

@@ -16,8 +16,8 @@ import pytest
 from catalogue import REFUSED, VALID
 from hostile import HOSTILE, SINGING
 
+from sdjax.sandbox.refusal import VERDICTS
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.verdict import VERDICTS
 
 # The server with its text rules and its list of builtins taken out.
 UNRULED = (

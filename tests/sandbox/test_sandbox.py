@@ -14,9 +14,9 @@ from catalogue import REFUSED, TIES, VALID, merge
 
 from sdjax.core.errors import UserError
 from sdjax.sandbox.config import Limits
-from sdjax.sandbox.sandbox import Sandbox, _read, _Task
+from sdjax.sandbox.refusal import MESSAGE_LENGTH, VERDICTS, Refusal
+from sdjax.sandbox.sandbox import Sandbox, _parse_reply
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import MESSAGE_LENGTH, VERDICTS, Refusal
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_a_sandbox_that_is_not_running_says_so(signature):
     ],
 )
 def test_forged_answers_of_a_worker_are_refusals(data):
-    answer = _read(data, _Task(index=0, source=""), 1.0)
+    answer = _parse_reply(data, 1.0)
     assert isinstance(answer, Refusal)
     assert answer.verdict in VERDICTS
     assert answer.rule == "worker"
@@ -212,7 +212,7 @@ def test_forged_answers_of_a_worker_are_refusals(data):
 def test_a_workers_words_are_tidied():
     text = "at 0xdeadbeef in /home/me/secret/x.py\n\x1b[31m" + "y" * 1000
     data = b"D" + json.dumps({"verdict": "refused", "rule": "r", "message": text}).encode()
-    message = _read(data, _Task(index=0, source=""), 1.0).message
+    message = _parse_reply(data, 1.0).message
     assert message.startswith("at 0x… in … [31my")
     assert len(message) == MESSAGE_LENGTH
 

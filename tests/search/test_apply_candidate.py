@@ -5,14 +5,14 @@ import shutil
 
 import jax
 import pytest
-from sdjax.search.context import build_context
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.sandbox.verify.probe import probe
-from sdjax.sandbox.verify.verified_program import to_algorithm, verify_ir
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program
+from sdjax.search.context import build_context
 from sdjax.search.phases import score_program
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Sample, Setting, StoredVerdict
@@ -89,18 +89,11 @@ def test_what_the_compiler_objects_to_is_a_verdict_and_a_bug_is_not(bench, progr
 
 def test_what_is_compiled_may_take_so_much_memory(bench, programs, monkeypatch):
     identity, ir = programs[FINE]
-    monkeypatch.setattr(
-        "sdjax.search.apply_candidate.to_algorithm", lambda *a, **k: _with_memory(-1, *a, **k)
-    )
+    program = dataclasses.replace(verify_ir(ir, bench.signature), max_memory=-1)
+    monkeypatch.setattr("sdjax.search.apply_candidate.verify_ir", lambda ir, signature: program)
     application, merged = apply_program(bench, identity, ir, MAIN)
     assert (application.verdict, application.rule) == ("too costly", "memory")
     assert merged is None
-
-
-def _with_memory(most, ir, signature, *, name):
-    algorithm = to_algorithm(ir, signature, name=name)
-    function = dataclasses.replace(algorithm.function, max_memory=most)
-    return dataclasses.replace(algorithm, function=function)
 
 
 def test_the_store_keeps_the_verdict(bench, programs, tmp_path):

@@ -61,7 +61,7 @@ def run(tmp_path):
                 ]
             )
             fields = {f.name for f in dataclasses.fields(StoredVerdict)}
-            kept = {k: v for k, v in dataclasses.asdict(verdict).items() if k in fields}
+            kept = {k: v for k, v in verdict.to_dict().items() if k in fields}
             store.save_verdict(source, StoredVerdict(**{**kept, "source": source}))
             name = program_candidate(verdict.identity)
             store.save_candidate(Candidate(name=name, kind="program", identity=verdict.identity))

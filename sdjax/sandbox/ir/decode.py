@@ -20,8 +20,8 @@ from sdjax.sandbox.ir.calling_convention import IR_VERSION, REQUESTS, CallingCon
 from sdjax.sandbox.ir.hashes import canonical
 from sdjax.sandbox.ir.parameters import DTYPES, MAX_DIMENSION, MAX_RANK, decode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW, weight
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
 
 MOST_OUTPUTS = 4_096
 LONGEST_NAME = 100

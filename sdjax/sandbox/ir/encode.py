@@ -24,7 +24,7 @@ from jax.extend import core
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.parameters import DTYPES, KEY_IMPL, decode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, weight
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 
 # Calls that are replaced by their body, with the parameter that holds it.
 CALLS = {

@@ -1,17 +1,28 @@
-"""A verified array program as text that a person can read; nothing depends on it."""
+"""Readable listing of an array program."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from sdjax.sandbox.ir.calling_convention import CallingConvention
-from sdjax.sandbox.ir.decode import Atom, Block, decode
-from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.ir.decode import Atom, Block
 
 
-def pretty_print(ir: str, signature: MergeSignature) -> str:
-    """Each array program of a message: its tensors, then an operation a line."""
-    message = decode(ir, signature)
+class DecodedPrograms(Protocol):
+    """Common part of `decode.Message` and `VerifiedProgram`."""
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """Default values by name."""
+
+    @property
+    def programs(self) -> Mapping[Any, tuple[CallingConvention, Block]]:
+        """Array programs by name."""
+
+
+def pretty_print(message: DecodedPrograms) -> str:
+    """List each array program: a line with its tensors, then one line per operation."""
     names = list(message.hyperparameters)
     lines: list[str] = []
     for name, (convention, block) in message.programs.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.extend.core import Literal
 
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 
 MOST_COPIES = 50_000  # some two seconds of compilation
 

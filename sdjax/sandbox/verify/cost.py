@@ -13,7 +13,7 @@ from jax.extend import core
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.parameters import MAX_RANK
 from sdjax.sandbox.ir.primitives import ALLOWED
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.codegen_size import check_copies
 
 ROUND = 1_000  # what one round of a loop costs whatever it does, in scalar operations

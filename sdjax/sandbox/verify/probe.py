@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.probe_run import ProbeRun, execute_probe_run, probe_runs
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 

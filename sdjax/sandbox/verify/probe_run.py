@@ -18,7 +18,7 @@ import numpy as np
 from sdjax.sandbox.ir.calling_convention import CallingConvention
 from sdjax.sandbox.ir.decode import Equation
 from sdjax.sandbox.ir.primitives import CONTROL_FLOW
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, bind, run
 from sdjax.xla.compiler_options import quick_options
 

@@ -18,8 +18,8 @@ from sdjax.sandbox.ir.calling_convention import CallingConvention, trace_plan
 from sdjax.sandbox.ir.decode import Atom, Block, Equation, Message, decode
 from sdjax.sandbox.ir.hashes import identity_of, structure_of
 from sdjax.sandbox.ir.primitives import ALLOWED
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.cost import CostEstimate, estimate_cost
 
 
@@ -162,22 +162,6 @@ def _probes(
             raise Refusal("too costly", "probe", f"{text}; {limits.max_probe_cost:.3g} are allowed")
         found.append(name)
     return tuple(found)
-
-
-def to_algorithm(ir: str, signature: MergeSignature, *, name: str) -> Any:
-    """The `sdjax.merging.algorithm.Algorithm` of a verified message; no source is executed."""
-    from sdjax.merging.algorithm import Algorithm
-
-    rebuilt = verify_ir(ir, signature)
-    return Algorithm(
-        name=name,
-        identity=rebuilt.identity,
-        form=rebuilt.form,
-        function=rebuilt,
-        requests=frozenset(rebuilt.requests),
-        hyperparameters=dict(rebuilt.hyperparameters),
-        traced=dict.fromkeys(rebuilt.hyperparameters, "float"),
-    )
 
 
 def _verified(

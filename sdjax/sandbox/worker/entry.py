@@ -25,7 +25,7 @@ def prepare(contract_text: str) -> Callable[[bytes], bytes]:
 
 
 def _trace(source: bytes, signature: MergeSignature) -> dict[str, str]:
-    from sdjax.sandbox.verdict import Refusal
+    from sdjax.sandbox.refusal import Refusal
     from sdjax.sandbox.worker.trace import trace_source
 
     try:

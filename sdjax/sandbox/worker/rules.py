@@ -6,7 +6,7 @@ be brought down by a deep enough source).
 
 import ast
 
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 
 
 def _words(text: str) -> frozenset[str]:

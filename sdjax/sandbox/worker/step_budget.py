@@ -7,7 +7,7 @@ step. What runs long without any of these (`sum(range(10**12))`) is left to the 
 import ast
 from collections.abc import Callable
 
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 
 COUNTER = "__step__"  # the text rules keep programs from using such a name
 

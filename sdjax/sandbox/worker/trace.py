@@ -21,8 +21,8 @@ import numpy as np
 from sdjax.sandbox.ir.calling_convention import IR_VERSION, REQUESTS, CallingConvention, trace_plan
 from sdjax.sandbox.ir.encode import Encoder
 from sdjax.sandbox.ir.hashes import canonical
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.worker import rules
 from sdjax.sandbox.worker.step_budget import COUNTER, counted, counter
 

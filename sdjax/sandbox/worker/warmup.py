@@ -16,8 +16,8 @@ from jax import lax
 
 from sdjax.sandbox.ir.parameters import KEY_DTYPE
 from sdjax.sandbox.ir.primitives import ALLOWED
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.worker.trace import trace_source
 
 _TIES = """

@@ -8,8 +8,8 @@ from catalogue import VALID, merge
 
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.hashes import canonical
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 

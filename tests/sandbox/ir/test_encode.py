@@ -8,7 +8,7 @@ import pytest
 from catalogue import TIES, VALID, merge
 
 from sdjax.sandbox.ir.hashes import canonical, identity_of, structure_of
-from sdjax.sandbox.verdict import Refusal
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.worker.trace import trace_trusted
 
 

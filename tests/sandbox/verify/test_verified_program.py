@@ -10,10 +10,11 @@ from catalogue import merge as written_as
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
 from sdjax.models.tree import unflatten
+from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.config import Limits
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
-from sdjax.sandbox.verify.verified_program import to_algorithm, verify_ir
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
 SHAPE = (16, 8)
@@ -138,7 +139,7 @@ def test_a_stored_message_suffices(sandbox, signature, tensors):
 @pytest.mark.parametrize("name", ["ties", "dare", "hyperparameters", "branch on kind", "tree"])
 def test_it_becomes_an_algorithm_that_the_engine_runs_as_the_source(name, signature):
     ir = trace_trusted(VALID[name], signature)
-    algorithm = to_algorithm(ir, signature, name="found")
+    algorithm = to_algorithm(verify_ir(ir, signature), name="found")
     assert (algorithm.name, algorithm.identity) == ("found", verify_ir(ir, signature).identity)
     written = given(VALID[name], "merge_trees" if name == "tree" else "merge_models")
     draw = np.random.default_rng(3)

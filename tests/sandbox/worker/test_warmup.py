@@ -10,8 +10,8 @@ from catalogue import TIES
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.encode import Encoder
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Refusal
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.sandbox.worker.warmup import RARE_ARGUMENTS, SOURCES, rare_functions, warm_up
 

@@ -1,0 +1,40 @@
+"""Refusal of a candidate, worded identically on every machine."""
+
+import re
+
+VERDICTS = (
+    "admitted",
+    "refused",
+    "timed out",
+    "too costly",
+    "wrong signature",
+    "non-finite",
+    "duplicate",
+)
+MESSAGE_LENGTH = 500
+
+
+class Refusal(Exception):
+    """Raised when a candidate fails a check; becomes its verdict.
+
+    Attributes:
+        verdict: One of `VERDICTS`.
+        rule: Name of the check that failed.
+        message: What is wrong, in one line.
+    """
+
+    def __init__(self, verdict: str, rule: str, message: str):
+        assert verdict in VERDICTS
+        super().__init__(message)
+        self.verdict, self.rule, self.message = verdict, rule, sanitize(message)
+
+
+def sanitize(message: str) -> str:
+    """Return one line of bounded length without addresses, URLs, paths or control characters."""
+    message = re.sub(r"0x[0-9a-fA-F]{4,}", "0x…", str(message)[: 8 * MESSAGE_LENGTH])
+    message = re.sub(r"\w+://\S+", "…", message)
+    message = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]*", "…", message)
+    message = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    if len(message) <= MESSAGE_LENGTH:
+        return message
+    return message[: MESSAGE_LENGTH - 1] + "…"
