@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import sdjax
 from sdjax.cli.main import main
-from sdjax.io.hf_checkpoint import read_model, write_model
+from sdjax.io.hf_checkpoint import load_model, write_model
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
 from sdjax.models.lora import init_adapter
@@ -105,7 +105,7 @@ def test_eval_scores_a_jsonl_file(tmp_path, options, problem_count):
 
 def test_eval_merges_an_adapter(tmp_path):
     folder = zoo_models()["seed"]
-    config, _ = read_model(folder, paths=["final_norm"])
+    config, _ = load_model(folder, paths=["final_norm"])
     fresh = init_adapter(config, jax.random.key(0), rank=2, alpha=200)
     destructive = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
     write_adapter(tmp_path / "adapter", config, destructive, base="seed")
@@ -218,7 +218,7 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     files = {path.name for path in (tmp_path / "trained").iterdir()}
     # The record of the seed's training programs is copied with its weights.
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
-    assert "exists already" in user_error("train", kind, job)
+    assert "exists" in user_error("train", kind, job)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_train_dpo_keeps_reference_logprobs_until_it_succeeds(tmp_path, monkeypa
 
 
 def test_bfloat16_compute_dtype_leaves_frozen_weights_unrounded(tmp_path):
-    config, params = read_model(zoo_models()["seed"], dtype=np.float32)
+    config, params = load_model(zoo_models()["seed"], dtype=np.float32)
     finer = jax.tree.map(lambda x: x * 1.0001, params)  # not representable in bfloat16
     write_model(tmp_path / "fine", config, finer, assets_from=zoo_models()["seed"])
     (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
@@ -255,7 +255,7 @@ def test_bfloat16_compute_dtype_leaves_frozen_weights_unrounded(tmp_path):
     )
     result = run_cli("train", "sft", job)
     assert result.exit_code == 0, result.output
-    trained = flatten(read_model(tmp_path / "trained")[1])
+    trained = flatten(load_model(tmp_path / "trained")[1])
     for path, leaf in flatten(finer).items():
         assert ("q_proj" in path) or np.array_equal(leaf, trained[path]), path
 

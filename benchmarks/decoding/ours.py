@@ -15,8 +15,8 @@ from problems import chat, fixed_prompts, gsm8k, svamp  # noqa: E402
 
 from sdjax.decoding.config import DecoderConfig, fit_decoder_config  # noqa: E402
 from sdjax.decoding.decoder import Decoder  # noqa: E402
-from sdjax.io.hf_checkpoint import read_model  # noqa: E402
-from sdjax.io.tokenizer import read_tokenizer  # noqa: E402
+from sdjax.io.hf_checkpoint import load_model  # noqa: E402
+from sdjax.io.tokenizer import load_tokenizer  # noqa: E402
 
 compiled: list[float] = []
 
@@ -55,11 +55,11 @@ class Clock:
 
 
 def greedy(model: str, data: str) -> dict:
-    config, params = read_model(model)
+    config, params = load_model(model)
     prompts = chat(model, gsm8k(data)[:64])
     longest = -(-max(map(len, prompts)) // 16) * 16
     settings = DecoderConfig(slots=32, prefill_batch=8, buckets=(longest,), max_new_tokens=128)
-    decoder = Decoder(config, settings, stop_token_ids=read_tokenizer(model).eos_ids)
+    decoder = Decoder(config, settings, stop_token_ids=load_tokenizer(model).eos_ids)
     found = decoder.decode(params, None, prompts)
     programs = len(compiled)
     backwards = decoder.decode(params, None, prompts[::-1])[::-1]
@@ -80,7 +80,7 @@ def greedy(model: str, data: str) -> dict:
 
 
 def fixed(model: str, data: str) -> dict:
-    config, params = read_model(model, dtype=np.float32)
+    config, params = load_model(model, dtype=np.float32)
     prompts = fixed_prompts()
     settings = DecoderConfig(slots=32, prefill_batch=32, buckets=(140,), max_new_tokens=64)
     decoder = Decoder(config, settings, stop_token_ids=())
@@ -100,8 +100,8 @@ def fixed(model: str, data: str) -> dict:
 
 
 def evaluation(model: str, data: str) -> dict:
-    config, params = read_model(model)
-    tokenizer = read_tokenizer(model)
+    config, params = load_model(model)
+    tokenizer = load_tokenizer(model)
     prompts = chat(model, svamp(data)[:256])
     settings = fit_decoder_config(config, prompts, 128)
     decoder = Decoder(config, settings, stop_token_ids=tokenizer.eos_ids)

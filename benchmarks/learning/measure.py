@@ -27,13 +27,13 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from sdjax.search.context import RunContext, build_context
 
 from sdjax.evaluation.statistics import mean_interval
-from sdjax.io.generator_checkpoints import GeneratorCheckpoints
+from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config import BaselinesConfig, RunConfig
 from sdjax.search.config_reader import read_config
+from sdjax.search.context import RunContext, build_context
 from sdjax.search.database import FILE
 from sdjax.search.loop import GENERATORS, generator, run
 from sdjax.search.phases import development_scores, generate, judge, score_programs

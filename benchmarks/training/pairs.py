@@ -9,7 +9,7 @@ import itertools
 import json
 from pathlib import Path
 
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 
 PAIRS, TEXTS, LIMIT = 24, 80, 256
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    tokenizer = read_tokenizer(options.model)
+    tokenizer = load_tokenizer(options.model)
     rows = [json.loads(line) for line in options.problems.read_text().splitlines()]
 
     def fits(prompt: str, completion: str) -> bool:

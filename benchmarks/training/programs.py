@@ -17,9 +17,9 @@ import numpy as np
 from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.decoder import Decoder
 from sdjax.decoding.sampling import Sampling
-from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 from sdjax.programs.extraction import extract_program
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.training.warmstart import make_lesson, signature_for
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200)
     options = parser.parse_args()
     folder = model_folder(options.model)
-    config, params = read_model(folder)
-    tokenizer = read_tokenizer(folder)
+    config, params = load_model(folder)
+    tokenizer = load_tokenizer(folder)
     prompt = list(make_lesson(tokenizer, "full", EXPERTS, ()).prompt)
     settings = DecoderConfig(slots=40, prefill_batch=1, buckets=(len(prompt),), max_new_tokens=208)
     decoder = Decoder(config, settings, stop_token_ids=tokenizer.eos_ids)

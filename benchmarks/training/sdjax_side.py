@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.__main__ import in_huge_pages
-from sdjax.io.hf_checkpoint import read_config, read_model
-from sdjax.io.jsonl import read_json_lines
+from sdjax.io.hf_checkpoint import load_model, read_config
+from sdjax.io.jsonl import read_jsonl
 from sdjax.io.peft import read_adapter, write_adapter
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 from sdjax.models.lora import init_adapter
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
@@ -55,7 +55,7 @@ def main() -> None:
         adapter = init_adapter(config, jax.random.key(0), rank=16, alpha=32)
         write_adapter(options.adapter, config, adapter, base=str(options.model))
         return
-    tokenizer = read_tokenizer(options.model)
+    tokenizer = load_tokenizer(options.model)
 
     def example(prompt: str, target: str) -> Example:
         return Example(
@@ -64,7 +64,7 @@ def main() -> None:
         )
 
     def fresh() -> Trainable:
-        _, params = read_model(options.model, dtype=jnp.float32)
+        _, params = load_model(options.model, dtype=jnp.float32)
         if options.adapter is None:
             return full_finetune(config, params)
         adapter = read_adapter(options.adapter, config, model=options.model)
@@ -73,13 +73,13 @@ def main() -> None:
     trainee = fresh()
     settings = DPOSettings(beta=0.1, learning_rate=1e-4, batch=BATCH)
     if options.kind == "sft":
-        texts = read_json_lines(options.work / "texts.jsonl", ("prompt", "completion"))
+        texts = read_jsonl(options.work / "texts.jsonl", ("prompt", "completion"))
         rows = [example(row["prompt"], row["completion"]) for _, row in texts]
         # One text a row, as TRL's default collator has it.
         data = pack_alone(rows)
         loss = sft_loss(config, trainee.assemble)
     else:
-        stored = read_json_lines(options.work / "pairs.jsonl", ("prompt", "chosen", "rejected"))
+        stored = read_jsonl(options.work / "pairs.jsonl", ("prompt", "chosen", "rejected"))
         pairs = [
             TokenPair(
                 winner=example(row["prompt"], row["chosen"]),

@@ -16,7 +16,6 @@ import platform
 from importlib import metadata
 
 import numpy as np
-from sdjax.search.context import RunContext, build_context
 
 from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.statistics import paired_difference
@@ -28,6 +27,7 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.config_reader import read_config
+from sdjax.search.context import RunContext, build_context
 from sdjax.search.types import DEVELOPMENT
 
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.core.errors import UserError
-from sdjax.io.jsonl import read_json_lines
+from sdjax.io.jsonl import read_jsonl
 
 TRAIN, TEST = "train", "test"
 
@@ -63,7 +63,7 @@ def read_rows(
         raise UserError(f"{data}: no such file, and no folder with {TEST}.jsonl; give either")
     rows = [
         Row(values=values, where=f"{path}, line {number}")
-        for number, values in read_json_lines(path, fields)
+        for number, values in read_jsonl(path, fields)
     ]
     if not rows:
         raise UserError(f"{path}: holds no problem; write one JSON object a line")

@@ -20,9 +20,9 @@ from sdjax.evaluation.results import READINGS, Line, Results, failures
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome, Problem, Task, call_checked, problems_of
 from sdjax.evaluation.tasks.registry import find_task
-from sdjax.io.hf_checkpoint import read_config, read_model
+from sdjax.io.hf_checkpoint import load_model, read_config
 from sdjax.io.model_paths import locate
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 
 
 def evaluate_model(
@@ -59,7 +59,7 @@ def evaluate_model(
     """
     folder, adapter = locate(model)
     folders = [folder, adapter] if adapter else [folder]
-    config, tokenizer = read_config(folder), read_tokenizer(folder)
+    config, tokenizer = read_config(folder), load_tokenizer(folder)
     whole = 0 if split is None else None
     chosen = find_task(
         task, data=data, shots=shots, development=whole, allow_missing=tuple(allow_missing)
@@ -96,7 +96,7 @@ def evaluate_model(
                 stop_token_ids=tokenizer.eos_ids,
                 compute_dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
             )
-            params = read_model(folder, adapter=adapter)[1]
+            params = load_model(folder, adapter=adapter)[1]
             evaluate(decoder, tokenizer, params, chosen, missing, on_outcome=keep)
         lines = [results.lines[one.problem.id] for one in asked]
         results.finish([one.problem.id for one in asked])

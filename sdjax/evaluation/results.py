@@ -21,10 +21,10 @@ from sdjax.core.errors import UserError
 from sdjax.evaluation.prompts import PromptedProblem
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
-from sdjax.io.jsonl import read_json_lines
-from sdjax.io.lock import locked
+from sdjax.io.atomic_write import partial_path, write_file
+from sdjax.io.jsonl import read_jsonl
+from sdjax.io.lock import lock_folder
 from sdjax.io.safetensors_reader import read_json
-from sdjax.io.safetensors_writer import draft_of, write_whole
 
 SETTINGS, RESULTS, SCORES, LOCK = "settings.json", "results.jsonl", "scores.json", "eval.lock"
 READINGS = ("strict", "flexible")
@@ -80,7 +80,7 @@ class Results:
             if not _ours(folder):
                 raise UserError(f"{folder}: is not empty and no evaluation; choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
-            opened.enter_context(locked(folder / LOCK, folder))
+            opened.callback(lock_folder(folder, LOCK).release)
             if (folder / SETTINGS).is_file():
                 _check(folder, settings)
                 self.lines = {line.id: line for line in _read_torn(folder / RESULTS)}
@@ -136,7 +136,7 @@ def read_results(path: Path) -> list[Line]:
     """The lines of a results file or of the folder that it is in. UserError where it is none."""
     file = path / RESULTS if path.is_dir() else path
     names = [field.name for field in dataclasses.fields(Line)]
-    rows = read_json_lines(file, names)
+    rows = read_jsonl(file, names)
     if not rows:
         raise UserError(f"{file}: holds no result")
     return [_line({n: row[n] for n in names}, f"{file}, line {at}") for at, row in rows]
@@ -166,7 +166,7 @@ def _ours(folder: Path) -> bool:
     """Whether an evaluation is in the folder, or may begin there."""
     if not folder.is_dir():
         return not folder.exists()
-    first = {LOCK, draft_of(folder / SETTINGS).name}  # of one that was killed as it began
+    first = {LOCK, partial_path(folder / SETTINGS).name}  # of one that was killed as it began
     return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= first
 
 
@@ -219,7 +219,7 @@ def _words(kind: Any) -> str:
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:
-    write_whole(path, ["".join(f"{line}\n" for line in lines).encode()])
+    write_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def _json(line: Line) -> str:

@@ -1,6 +1,7 @@
-"""Host memory for tensors: aligned so that JAX takes it over uncopied, and lent again and again.
+"""Reusable host buffers, aligned so that JAX on the CPU uses them without a copy.
 
-A fresh page costs a fault, which for large arrays takes three times as long as to fill it.
+A newly allocated page costs a page fault, which for large arrays takes three times as long as
+filling the page.
 """
 
 from __future__ import annotations
@@ -13,49 +14,46 @@ import numpy as np
 
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
-ALIGNMENT = 64  # bytes; what XLA asks for on a CPU
+ALIGNMENT = 64  # bytes, as XLA requires on the CPU
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that `jax.device_put` does not copy on a CPU."""
+    """Allocate an array that `jax.device_put` does not copy on the CPU."""
     return _shaped(_raw(shape, dtype), shape, dtype)
 
 
 class BufferPool:
-    """Aligned arrays whose memory is used again once it is given back.
-
-    Lend and give back from as many threads as you like.
-    """
+    """Pool of aligned buffers that are reused once they are released. Thread-safe."""
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
-        self._lent: dict[int, np.ndarray] = {}
+        self._acquired: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
     @property
-    def lent(self) -> int:
-        """How many arrays have not been given back."""
-        return len(self._lent)
+    def num_acquired(self) -> int:
+        """Number of arrays that have not been released."""
+        return len(self._acquired)
 
     def acquire(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """As `aligned_empty`, in the smallest memory at hand that fits."""
+        """Return an aligned array, in the smallest free buffer that fits or in a new one."""
         size = math.prod(shape) * dtype.itemsize + ALIGNMENT
         with self._lock:
-            # A vector in the place of a matrix would have the next matrix find none.
+            # A vector must not occupy the buffer of a matrix, which the next matrix would need.
             fitting = [
-                place for place, raw in enumerate(self._free) if size <= raw.size <= 4 * size
+                index for index, raw in enumerate(self._free) if size <= raw.size <= 4 * size
             ]
             if fitting:
-                raw = self._free.pop(min(fitting, key=lambda place: self._free[place].size))
+                raw = self._free.pop(min(fitting, key=lambda index: self._free[index].size))
             else:
                 raw = _raw(shape, dtype)
-            self._lent[id(raw)] = raw
+            self._acquired[id(raw)] = raw
         return _shaped(raw, shape, dtype)
 
     def release(self, arrays: Iterable[np.ndarray]) -> None:
-        """What nobody reads any more; arrays that were not lent here are left alone."""
+        """Make the buffers of arrays available again; arrays from elsewhere are ignored."""
         with self._lock:
-            raws = [self._lent.pop(id(array.base), None) for array in arrays]
+            raws = [self._acquired.pop(id(array.base), None) for array in arrays]
             self._free += [raw for raw in raws if raw is not None]
 
 

@@ -1,26 +1,29 @@
-"""One writer a folder, by the lock of a file that is open as long as somebody writes."""
+"""Single-writer lock of a folder, which the system releases when its process ends."""
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from sdjax.core.errors import UserError
 
 
-def locked(path: Path, folder: Path) -> IO[str]:
-    """A file, open to append and to read, that is locked until it is closed, or its process dead.
+def lock_folder(folder: Path, name: str) -> FileLock:
+    """Acquire the lock of a folder without waiting; call `release()` on the result.
 
-    folder: what the lock is for.
-    Raises UserError where another process has it.
+    Args:
+        folder: an existing folder.
+        name: file name of the lock in it.
+
+    Raises:
+        UserError: another process holds the lock.
     """
-    file = path.open("a+", encoding="utf-8")
+    lock = FileLock(folder / name, timeout=0, thread_local=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        lock.acquire()
+    except Timeout:
         raise UserError(
             f"{folder}: is being written by another process; wait for it or stop it"
         ) from None
-    return file
+    return lock

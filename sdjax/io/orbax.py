@@ -1,15 +1,13 @@
-"""A folder of numbered Orbax checkpoints, each a pytree of arrays and a description in JSON.
+"""Folders of numbered Orbax checkpoints: a pytree of arrays and a JSON description each.
 
-Each is committed by a rename, so that a killed process leaves the earlier ones whole; one that is
-damaged is passed over, and said to be.
+Each checkpoint is committed by a rename, so a killed process leaves the earlier ones intact.
+Damaged checkpoints are skipped and reported.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,18 +21,20 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from sdjax.core.errors import UserError
+from sdjax.io.atomic_write import is_disk_full
+from sdjax.models.lora import Adapter
 
 _SCORE = "score"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Saved:
-    """A checkpoint as it was saved.
+class Restored:
+    """A restored checkpoint.
 
     Attributes:
-        number: of the iteration or step after which it was saved.
+        number: the iteration or step after which it was saved.
         tree: the pytree of arrays.
-        description: what was saved beside it.
+        description: the JSON description saved with it.
         skipped: newer checkpoints that could not be read, newest first.
     """
 
@@ -45,9 +45,9 @@ class Saved:
 
 
 class CheckpointFolder:
-    """Numbered checkpoints of trees of one kind; close it, or use it in a `with`.
+    """Numbered checkpoints of trees of one structure; a context manager.
 
-    On several processes every one opens it and makes the same calls.
+    On several processes all of them open it and make the same calls.
     """
 
     def __init__(
@@ -59,25 +59,33 @@ class CheckpointFolder:
         keep_latest: int,
         keep_best: int = 0,
     ):
-        """item: the tree's name in the folder; unit: what the numbers count, such as "step"."""
+        """Open or create a folder of checkpoints.
+
+        Args:
+            folder: the folder.
+            item: name of the tree in the folder.
+            unit: what the numbers count, such as "step".
+            keep_latest: number of newest checkpoints to keep.
+            keep_best: number of checkpoints with the highest scores to keep in addition.
+        """
         self.folder = Path(folder).absolute()
         self._item = item
         self._unit = unit
-        _drop_damaged_scores(self.folder)
+        _remove_damaged_scores(self.folder)
         policies: list[Any] = [LatestN(keep_latest)]
         if keep_best:
-            # Ascending, of which the last ones stay; with `max_to_keep` and `best_fn` instead,
-            # Orbax may delete the newest, which a resumed run needs.
+            # With `max_to_keep` and `best_fn` instead, Orbax may delete the newest checkpoint,
+            # which a resumed run needs.
             policies.append(BestN(get_metric_fn=_score, n=keep_best))
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=_score,  # without it Orbax does not write the scores to disk
+                best_fn=_score,  # otherwise Orbax does not write the scores
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
             ),
-            # Named here, since a manager that has not saved yet cannot tell what an item is.
+            # A manager that has not saved yet cannot infer the handlers.
             item_handlers={
                 item: ocp.StandardCheckpointHandler(),
                 "description": ocp.JsonCheckpointHandler(),
@@ -96,28 +104,28 @@ class CheckpointFolder:
         self.close()
 
     def close(self) -> None:
-        """Releases Orbax's threads."""
+        """Release the threads of Orbax."""
         self._manager.close()
 
     def numbers(self) -> tuple[int, ...]:
-        """Those that have a checkpoint, oldest first."""
+        """Return the numbers of the existing checkpoints, oldest first."""
         return tuple(sorted(self._manager.all_steps()))
 
     def save(
         self, number: int, tree: Any, *, description: Mapping[str, Any], score: float = 0.0
     ) -> None:
-        """Writes a checkpoint and returns when it is whole on disk.
+        """Write a checkpoint and return when it is complete on disk.
 
-        One that the same number left, before it was interrupted, is replaced.
+        An existing checkpoint of the same number is replaced.
 
         Args:
             number: 0 or more.
             tree: nested dicts of arrays.
-            description: anything that JSON holds.
-            score: by which the best are kept; more is better.
+            description: JSON-compatible data.
+            score: the best checkpoints are those with the highest score.
 
         Raises:
-            UserError: the disk is full; the earlier checkpoints are whole.
+            UserError: the disk is full; earlier checkpoints are intact.
         """
         self.remove(number)
         try:
@@ -128,106 +136,152 @@ class CheckpointFolder:
                     description=ocp.args.JsonSave(dict(description)),
                 ),
                 metrics={_SCORE: float(score)},
-                force=True,  # Orbax passes over a number that is not newer than the newest
+                force=True,  # otherwise Orbax skips a number below the newest
             )
             self._manager.wait_until_finished()
-        except Exception as error:  # whatever Orbax and TensorStore raise on files
-            if not is_full(error):
+        except Exception as error:  # Orbax and TensorStore raise many types
+            if not is_disk_full(error):
                 raise
-            whole = [str(one) for one in self.numbers() if one != number]
-            kept = f"that of {self._unit} {whole[-1]} is whole" if whole else "there is no other"
+            intact = [other for other in self.numbers() if other != number]
+            kept = f"that of {self._unit} {intact[-1]} is intact" if intact else "there is no other"
             raise UserError(
-                f"{self.folder}: the disk is full, the checkpoint of {self._unit} {number} is not "
-                f"written ({kept}); free some space and start the same command again"
+                f"{self.folder}: the disk is full, the checkpoint of {self._unit} {number} was not "
+                f"written ({kept}); free some space and run the same command again"
             ) from None
         if not written:
             raise RuntimeError(f"Orbax did not write {self.folder / str(number)}")
 
     def remove(self, number: int) -> None:
-        """Removes the checkpoint of a number, if there is one."""
+        """Remove a checkpoint, if it exists."""
         if number in self._manager.all_steps():
             self._manager.delete(number)
 
-    def restore(self, number: int | None = None, *, like: Any = None) -> Saved:
-        """Reads a checkpoint, or the newest that can be read.
+    def restore(self, number: int | None = None, *, reference: Any = None) -> Restored:
+        """Read a checkpoint.
 
         Args:
-            number: this one and no other; by default the newest, and where that is damaged the
-                one before it, with the damaged named in `skipped`.
-            like: nested dicts of arrays or of `jax.ShapeDtypeStruct`s with shardings, whose shapes
-                must agree and whose shardings the arrays get; on the default device without.
+            number: the checkpoint; by default the newest that can be read.
+            reference: nested dicts of arrays or of `jax.ShapeDtypeStruct`s with shardings. Its
+                shapes must match, and the arrays get its shardings. By default the arrays are
+                placed on the default device.
 
         Raises:
-            UserError: there is no such checkpoint, none can be read, or the shapes disagree.
+            UserError: there is no such checkpoint, none can be read, or the shapes differ.
         """
         available = self.numbers()
         if number is not None and number not in available:
-            there = ", ".join(map(str, available)) or "none"
+            existing = ", ".join(map(str, available)) or "none"
             raise UserError(
-                f"{self.folder}: no checkpoint of {self._unit} {number}; there are: {there}"
+                f"{self.folder}: no checkpoint of {self._unit} {number}; available: {existing}"
             )
         candidates = available[::-1] if number is None else (number,)
         if not candidates:
-            raise UserError(f"{self.folder}: no checkpoint; start anew")
+            raise UserError(f"{self.folder}: no checkpoint; start from the beginning")
         skipped: list[int] = []
         cause = ""
         for candidate in candidates:
             try:
                 shapes = self._shapes(candidate)
-            except Exception as error:  # whatever Orbax and TensorStore raise on damaged files
+            except Exception as error:  # damaged files raise many types
                 skipped.append(candidate)
                 cause = _line(error)
                 continue
-            target = self._target(candidate, shapes, like)
+            target = self._target(candidate, shapes, reference)
             try:
-                found = self._manager.restore(
+                restored = self._manager.restore(
                     candidate,
                     args=ocp.args.Composite(
                         **{self._item: ocp.args.StandardRestore(target)},
                         description=ocp.args.JsonRestore(),
                     ),
                 )
-                return Saved(
+                return Restored(
                     number=candidate,
-                    tree=found[self._item],
-                    description=found.description,
+                    tree=restored[self._item],
+                    description=restored.description,
                     skipped=tuple(skipped),
                 )
             except Exception as error:
                 skipped.append(candidate)
                 cause = _line(error)
-        damaged = ", ".join(str(self.folder / str(one)) for one in skipped)
-        others = [str(one) for one in available if one not in skipped]
-        advice = f"{self._unit}s {', '.join(others)} may be whole" if others else "start anew"
-        raise UserError(f"{damaged}: cut short or damaged, cannot be read ({cause}); {advice}")
+        damaged = ", ".join(str(self.folder / str(other)) for other in skipped)
+        others = ", ".join(str(other) for other in available if other not in skipped)
+        advice = f"{self._unit}s {others} may be intact" if others else "start from the beginning"
+        raise UserError(f"{damaged}: truncated or damaged ({cause}); {advice}")
 
     def _shapes(self, number: int) -> Any:
-        """The tree of shapes and dtypes as saved."""
-        found = self._manager.item_metadata(number)[self._item]
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.tree)
+        """Return the saved tree of shapes and dtypes."""
+        saved = self._manager.item_metadata(number)[self._item]
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved.tree)
 
-    def _target(self, number: int, shapes: Any, like: Any) -> Any:
-        if like is None:
+    def _target(self, number: int, shapes: Any, reference: Any) -> Any:
+        if reference is None:
             device = SingleDeviceSharding(jax.local_devices()[0])
             return jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
             )
-        wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            reference,
         )
-        plain = jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), shapes)
-        if plain != jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), wanted):
+        saved = jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), shapes)
+        if saved != jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), target):
             raise UserError(
-                f"{self.folder / str(number)}: what was saved has other projections, rank or "
-                "shapes than what is trained here; use the config that it was trained with"
+                f"{self.folder / str(number)}: the checkpoint has other projections, rank or "
+                "shapes than this training; use the config that it was trained with"
             )
-        return wanted
+        return target
 
 
-def _drop_damaged_scores(folder: Path) -> None:
-    """Takes away scores that cannot be parsed: Orbax would refuse the whole folder for one.
+class GeneratorCheckpoints(CheckpointFolder):
+    """Checkpoints of a run's generator: its adapter after each iteration, with a score."""
 
-    A checkpoint without a score is kept, and can be restored.
+    def __init__(self, folder: str | Path, *, keep_latest: int = 2, keep_best: int = 1):
+        """Open or create a folder of checkpoints, of which the newest and the best are kept."""
+        super().__init__(
+            folder, item="factors", unit="iteration", keep_latest=keep_latest, keep_best=keep_best
+        )
+
+    def save_adapter(
+        self,
+        iteration: int,
+        adapter: Adapter,
+        *,
+        score: float,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a checkpoint, as `save` does.
+
+        Args:
+            iteration: 0 or more.
+            adapter: the adapter.
+            score: the best checkpoints are those with the highest score.
+            metadata: JSON-compatible data.
+        """
+        description = {"scale": adapter.scale, "metadata": dict(metadata or {})}
+        self.save(iteration, adapter.factors, description=description, score=score)
+
+    def restore_adapter(
+        self, iteration: int | None = None, *, reference: Adapter | None = None
+    ) -> tuple[Adapter, Restored]:
+        """Read a checkpoint, as `restore` does.
+
+        Args:
+            iteration: the checkpoint; by default the newest that can be read.
+            reference: an adapter of arrays or of `jax.ShapeDtypeStruct`s with shardings.
+
+        Returns:
+            The adapter in float32, and the checkpoint.
+        """
+        factors = None if reference is None else reference.factors
+        restored = self.restore(iteration, reference=factors)
+        return Adapter(factors=restored.tree, scale=restored.description["scale"]), restored
+
+
+def _remove_damaged_scores(folder: Path) -> None:
+    """Remove scores that cannot be parsed, since Orbax rejects the whole folder for one of them.
+
+    A checkpoint without a score can be restored.
     """
     if jax.process_index() == 0:
         for path in folder.glob("*/metrics/metrics"):
@@ -241,14 +295,6 @@ def _drop_damaged_scores(folder: Path) -> None:
 
 def _score(metrics: Mapping[str, float]) -> float:
     return metrics[_SCORE]
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether the disk is full, or a quota or the largest size of a file is reached."""
-    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError) and error.errno in reasons:
-        return True
-    return any(os.strerror(reason) in str(error) for reason in reasons)
 
 
 def _line(error: Exception) -> str:

@@ -1,12 +1,12 @@
-"""PEFT LoRA adapters: read and written, or added to a model's weights as those are read."""
+"""PEFT LoRA adapters: read, written, or merged into a model's weights as those are read."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import re
-import shutil
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,134 +15,172 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.buffer_pool import Allocate, aligned_empty
-from sdjax.io.safetensors_reader import TensorFolder, read_json
-from sdjax.io.safetensors_writer import file_parts, sync_folder, write_bytes, write_text
+from sdjax.io.safetensors_reader import SafetensorsReader, read_json
+from sdjax.io.safetensors_writer import write_safetensors
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, Adapter
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
 
-SETTINGS = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Part of a tensor's name in the adapter: (A, B) of a linear layer, (A, B) of an embedding.
+# Suffixes of the tensor names of (A, B): of a linear layer, and of an embedding.
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 
 
-class Tensors(Protocol):
-    """What is read like a folder of tensors."""
+class TensorReader(Protocol):
+    """Reads tensors by name, as `SafetensorsReader` does."""
 
     folder: Path
 
     @property
-    def folders(self) -> tuple[Path, ...]: ...
+    def folders(self) -> tuple[Path, ...]:
+        """All folders that are read."""
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> tuple[str, ...]:
+        """All tensor names."""
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
 
-    def dtype(self, name: str) -> np.dtype: ...
+    def dtype(self, name: str) -> np.dtype:
+        """Return the dtype of a tensor."""
 
-    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray: ...
+    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
+        """Read a tensor."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraPair:
+    """The factors of one adapted tensor, whose change is scale * B @ A.
+
+    Attributes:
+        a: name of A, [rank, in], in the adapter's files.
+        b: name of B, [out, rank], in the adapter's files.
+        scale: alpha / rank, or alpha / sqrt(rank) with `use_rslora`.
+        transposed: whether the change is transposed before it is added.
+    """
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool
 
 
 class PeftAdapter:
-    """A PEFT adapter's folder, sorted.
+    """A PEFT adapter folder, with its tensors assigned to those of the model.
 
-    Hu et al., "LoRA: low-rank adaptation of large language models", arXiv 2106.09685. scale is
-    alpha / rank, or alpha / sqrt(rank) with `use_rslora` (arXiv 2312.03732).
+    Hu et al., "LoRA: low-rank adaptation of large language models", arXiv 2106.09685; `use_rslora`
+    is arXiv 2312.03732.
 
     Attributes:
-        pairs: name of an adapted tensor to the names of its A and B, the scale of their product,
-            and whether that is transposed.
-        whole: name of a tensor that the adapter replaces (`modules_to_save`) to its name here.
+        reader: reads the adapter's tensors.
+        pairs: name of an adapted tensor of the model to its factors.
+        replacements: name of a replaced tensor of the model (`modules_to_save`) to the name of its
+            replacement in the adapter's files.
     """
 
     def __init__(self, folder: Path):
-        """Raises UserError for a folder that is no LoRA adapter, or of a kind not supported."""
-        settings = read_json(folder / SETTINGS)
+        """Open a folder. Raises UserError if it is not a LoRA adapter of a supported kind."""
+        settings = read_json(folder / ADAPTER_CONFIG)
         if settings.get("peft_type") != "LORA":
-            raise UserError(f"{folder}: not a LoRA adapter; it needs {SETTINGS} of type LORA")
+            raise UserError(f"{folder}: not a LoRA adapter; {ADAPTER_CONFIG} must be of type LORA")
         for key in ("use_dora", "alora_invocation_tokens"):
             if settings.get(key):
-                raise UserError(f"{folder / SETTINGS}: {key} is not supported; merge it with peft")
+                raise UserError(
+                    f"{folder / ADAPTER_CONFIG}: {key} is not supported; merge it with peft"
+                )
         self._settings = settings
-        self.tensors = TensorFolder(folder, single=WEIGHTS)
-        self.pairs: dict[str, tuple[str, str, float, bool]] = {}
-        self.whole: dict[str, str] = {}
-        for stored in self.tensors.names:
-            self._sort_in(stored)
-        if not self.pairs and not self.whole:
-            raise UserError(f"{folder}: holds no tensor that adapts anything; copy it again")
+        self.reader = SafetensorsReader(folder, single=ADAPTER_WEIGHTS)
+        self.pairs: dict[str, LoraPair] = {}
+        self.replacements: dict[str, str] = {}
+        for stored in self.reader.names:
+            self._assign(stored)
+        if not self.pairs and not self.replacements:
+            raise UserError(f"{folder}: contains no adapter weights; copy the folder again")
 
     def check(self, names: Collection[str], model: Path) -> None:
-        """Raises UserError where it adapts a tensor that a model with these names lacks."""
-        if unknown := sorted({*self.pairs, *self.whole} - set(names)):
+        """Raise UserError if the adapter changes a tensor that the model does not have."""
+        if unknown := sorted({*self.pairs, *self.replacements} - set(names)):
             raise UserError(
-                f"{self.tensors.folder}: adapts {unknown[0]}, which {model} does not have; "
+                f"{self.reader.folder}: adapts {unknown[0]}, which {model} does not have; "
                 "use the model that it was trained for"
             )
 
-    def _sort_in(self, stored: str) -> None:
+    def read_factors(self, pair: LoraPair) -> tuple[np.ndarray, np.ndarray]:
+        """Return (A [rank, in], B [out, rank]) in float32."""
+        a, b = (self.reader.read(name).astype(np.float32) for name in (pair.a, pair.b))
+        return a, b
+
+    def _assign(self, stored: str) -> None:
         name = stored.removeprefix(_PREFIX)
-        for (first, second), turned in ((_LINEAR, False), (_EMBEDDING, True)):
-            if name.endswith(first):
-                module = name.removesuffix(first)
-                other = self._partner(stored, first, second)
-                turn = turned or bool(self._settings.get("fan_in_fan_out"))
-                scale = self._scale(module, self._rank(stored, other))
-                self.pairs[f"{module}.weight"] = (stored, other, scale, turn)
+        for (suffix_a, suffix_b), is_embedding in ((_LINEAR, False), (_EMBEDDING, True)):
+            if name.endswith(suffix_a):
+                module = name.removesuffix(suffix_a)
+                b = self._partner(stored, suffix_a, suffix_b)
+                self.pairs[f"{module}.weight"] = LoraPair(
+                    a=stored,
+                    b=b,
+                    scale=self._scale(module, self._rank(stored, b)),
+                    transposed=is_embedding or bool(self._settings.get("fan_in_fan_out")),
+                )
                 return
-            if name.endswith(second):
-                self._partner(stored, second, first)
+            if name.endswith(suffix_b):
+                self._partner(stored, suffix_b, suffix_a)
                 return
         if "lora_" in name:
-            raise UserError(f"{self.tensors.where(stored)} is of a kind that is not supported")
-        self.whole[name.replace(".base_layer.", ".")] = stored
+            raise UserError(f"{self.reader.where(stored)} is of a kind that is not supported")
+        self.replacements[name.replace(".base_layer.", ".")] = stored
 
-    def _partner(self, stored: str, own: str, others: str) -> str:
-        other = stored.removesuffix(own) + others
-        if other not in self.tensors.file_of:
-            raise UserError(f"{self.tensors.where(stored)} has no partner {other}")
-        return other
-
-    def _rank(self, first: str, second: str) -> int:
-        a, b = self.tensors.shape(first), self.tensors.shape(second)
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
+    def _partner(self, stored: str, suffix: str, partner_suffix: str) -> str:
+        partner = stored.removesuffix(suffix) + partner_suffix
+        if partner not in self.reader.file_of:
             raise UserError(
-                f"{self.tensors.where(first)} has shape {list(a)}, its partner {list(b)}: "
-                "they make no product"
+                f"{self.reader.where(stored)} lacks its partner {partner}; copy the folder again"
             )
-        return a[0]
+        return partner
+
+    def _rank(self, a: str, b: str) -> int:
+        shape_a, shape_b = self.reader.shape(a), self.reader.shape(b)
+        two_dimensional = len(shape_a) == len(shape_b) == 2
+        if not two_dimensional or shape_a[0] != shape_b[1] or not shape_a[0]:
+            raise UserError(
+                f"{self.reader.where(a)} has shape {list(shape_a)} and its partner has shape "
+                f"{list(shape_b)}, which cannot be multiplied; copy the folder again"
+            )
+        return shape_a[0]
 
     def _scale(self, module: str, rank: int) -> float:
+        path = self.reader.folder / ADAPTER_CONFIG
         try:
-            alpha = _by_pattern(self._settings.get("alpha_pattern"), module)
+            alpha = _match_pattern(self._settings.get("alpha_pattern"), module)
         except (re.error, AttributeError):
             raise UserError(
-                f"{self.tensors.folder / SETTINGS}: alpha_pattern must be a mapping of regular "
-                "expressions to numbers; correct it"
+                f"{path}: alpha_pattern must be a mapping of regular expressions to numbers"
             ) from None
         alpha = self._settings.get("lora_alpha", rank) if alpha is None else alpha
         if not isinstance(alpha, int | float):
-            raise UserError(
-                f"{self.tensors.folder / SETTINGS}: alpha is {alpha!r}; it must be a number"
-            )
+            raise UserError(f"{path}: alpha must be a number, not {alpha!r}")
         return float(alpha) / (rank**0.5 if self._settings.get("use_rslora") else rank)
 
 
-class AdaptedFolder:
-    """As TensorFolder; an adapted tensor is W + scale B A, in float32, rounded once to W's dtype.
+class AdaptedReader:
+    """Reads a model's tensors with an adapter merged in.
 
-    Tensors that the adapter holds whole replace the model's.
+    An adapted tensor is W + scale * B @ A, computed in float32 and rounded once to W's dtype.
     """
 
-    def __init__(self, model: TensorFolder, adapter: Path):
-        """Raises UserError for a folder that is no LoRA adapter, of a kind that is not supported,
-        or for another model."""
+    def __init__(self, model: SafetensorsReader, adapter: Path):
+        """Open an adapter for a model.
+
+        Raises:
+            UserError: not a LoRA adapter, not supported, or for another model.
+        """
         self.folder = model.folder
         self._model = model
         self._adapter = PeftAdapter(adapter)
@@ -150,25 +188,29 @@ class AdaptedFolder:
 
     @property
     def adapted(self) -> frozenset[str]:
-        """The names of the tensors that the adapter changes or replaces."""
-        return frozenset(self._adapter.pairs) | frozenset(self._adapter.whole)
+        """Names of the tensors that the adapter changes or replaces."""
+        return frozenset(self._adapter.pairs) | frozenset(self._adapter.replacements)
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The model's and the adapter's."""
-        return (self.folder, self._adapter.tensors.folder)
+        """The folders of the model and of the adapter."""
+        return (self.folder, self._adapter.reader.folder)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """All tensor names of the model."""
         return self._model.names
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return self._model.shape(name)
 
     def dtype(self, name: str) -> np.dtype:
+        """Return the dtype of a tensor in the model's files."""
         return self._model.dtype(name)
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
+        """Read a tensor, as `SafetensorsReader.read` does."""
         if name not in self.adapted:
             return self._model.read(name, allocate)
         array = allocate(self.shape(name), self.dtype(name))
@@ -176,138 +218,140 @@ class AdaptedFolder:
         return array
 
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
+        """Read a part of a tensor, one slice per axis."""
         adapter = self._adapter
-        if name in adapter.whole:
-            self._check_shape(adapter.whole[name], adapter.tensors.shape(adapter.whole[name]), name)
-            part = adapter.tensors.read_box(adapter.whole[name], box).astype(self.dtype(name))
+        if name in adapter.replacements:
+            stored = adapter.replacements[name]
+            self._check_shape(stored, adapter.reader.shape(stored), name)
+            weights = adapter.reader.read_box(stored, box).astype(self.dtype(name))
         else:
-            part = self._model.read_box(name, box)
+            weights = self._model.read_box(name, box)
         if name not in adapter.pairs:
-            return part
-        first, second, scale, turned = adapter.pairs[name]
-        a, b = (adapter.tensors.read(one).astype(np.float32) for one in (first, second))
+            return weights
+        pair = adapter.pairs[name]
+        a, b = adapter.read_factors(pair)
         out_size, in_size = b.shape[0], a.shape[1]
-        self._check_shape(first, (in_size, out_size) if turned else (out_size, in_size), name)
-        rows, columns = reversed(box) if turned else box
-        change = scale * (b[rows] @ a[:, columns])
-        change = change.T if turned else change
-        return (part.astype(np.float32) + change).astype(part.dtype)
+        shape = (in_size, out_size) if pair.transposed else (out_size, in_size)
+        self._check_shape(pair.a, shape, name)
+        rows, columns = reversed(box) if pair.transposed else box
+        change = pair.scale * (b[rows] @ a[:, columns])
+        change = change.T if pair.transposed else change
+        return (weights.astype(np.float32) + change).astype(weights.dtype)
 
     def where(self, name: str) -> str:
-        """The file and the tensor, as the beginning of a sentence."""
-        behind = f" with {self._adapter.tensors.folder}" if name in self.adapted else ""
-        return self._model.where(name) + behind
+        """Return the file and the tensor as the subject of an error message."""
+        adapter = f" with {self._adapter.reader.folder}" if name in self.adapted else ""
+        return self._model.where(name) + adapter
 
     def _check_shape(self, stored: str, shape: tuple[int, ...], name: str) -> None:
         if shape != self.shape(name):
             raise UserError(
-                f"{self._adapter.tensors.where(stored)} makes a change of shape {list(shape)}, "
-                f"{name} has {list(self.shape(name))}; use the model that it was trained for"
+                f"{self._adapter.reader.where(stored)} gives a change of shape {list(shape)}, but "
+                f"{name} has shape {list(self.shape(name))}; use the model that it was trained for"
             )
 
 
 def write_adapter(
-    folder: Path, config: ModelConfig, adapter: Adapter, *, base: str, more: Iterable[Path] = ()
+    folder: Path,
+    config: ModelConfig,
+    adapter: Adapter,
+    *,
+    base: str,
+    extra_files: Iterable[Path] = (),
 ) -> None:
-    """Writes an adapter as PEFT loads it; the folder appears whole or not at all.
+    """Write an adapter that PEFT can load; the folder appears only when it is complete.
 
-    On several processes every one calls this, and the first one writes.
+    On several processes all of them call this, and the first one writes.
 
     Args:
-        base: the model that it belongs to, a folder or a name.
-        more: files that are copied beside it.
+        folder: must not exist, or be empty.
+        config: config of the model that the adapter is for.
+        adapter: the LoRA factors.
+        base: the model that the adapter is for, a folder or a name.
+        extra_files: files to copy into the folder.
 
     Raises:
-        UserError: the folder holds something.
+        UserError: the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: already holds something; give a new folder or remove it")
+    resolve_new_folder(folder)
     specs = param_specs(config)
-    leaves = flatten(adapter.factors)
-    tensors = {}
-    for path, leaf in leaves.items():
+    factors = flatten(adapter.factors)
+
+    def module(path: str) -> str:
+        return specs[path].hf_name.removesuffix(".weight")
+
+    tensors, ranks = {}, {}
+    for path, leaf in factors.items():
         projection, factor = path.rsplit("/", 1)
-        module = specs[projection].hf_name.removesuffix(".weight")
-        tensors[f"{_PREFIX}{module}{_LINEAR[factor == 'b']}"] = leaf
-    ranks = {
-        specs[path.removesuffix("/a")].hf_name.removesuffix(".weight"): leaf.shape[0]
-        for path, leaf in leaves.items()
-        if path.endswith("/a")
-    }
+        tensors[f"{_PREFIX}{module(projection)}{_LINEAR[factor == 'b']}"] = leaf
+        if factor == "a":
+            ranks[module(projection)] = leaf.shape[0]
     rank = max(ranks.values())
-    others = {module: own for module, own in ranks.items() if own != rank}
+    smaller = {name: own_rank for name, own_rank in ranks.items() if own_rank != rank}
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": adapter.scale * rank,
-        "rank_pattern": others,
-        "alpha_pattern": {module: adapter.scale * own for module, own in others.items()},
+        "rank_pattern": smaller,
+        "alpha_pattern": {name: adapter.scale * own_rank for name, own_rank in smaller.items()},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": sorted({module.split(".")[-1] for module in ranks}),
+        "target_modules": sorted({name.split(".")[-1] for name in ranks}),
     }
-    parts = file_parts(tensors)
-    if jax.process_index() != 0:
-        for _ in parts:  # takes part in gathering
-            pass
-        return
-    partial = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write_bytes(partial / WEIGHTS, parts)
-        write_text(partial / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        for file in more:
-            write_bytes(partial / file.name, [file.read_bytes()])
-        sync_folder(partial)
-        os.replace(partial, folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with staged_folder(folder) if jax.process_index() == 0 else nullcontext() as staged:
+        write_safetensors(None if staged is None else staged / ADAPTER_WEIGHTS, tensors)
+        if staged is not None:
+            write_file(staged / ADAPTER_CONFIG, json.dumps(settings, indent=2) + "\n")
+            for file in extra_files:
+                write_file(staged / file.name, file.read_bytes())
 
 
 def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
-    """The adapter of a PEFT folder, in float32, on the default device.
+    """Read a PEFT adapter as LoRA factors in float32 on the default device.
 
     Args:
-        model: the folder of the model with this config, for errors.
+        folder: the adapter's folder.
+        config: config of the model that the adapter is for.
+        model: folder of that model, for error messages.
 
     Raises:
-        UserError: no LoRA adapter, one for another model, or one that our `Adapter` cannot hold:
-            other tensors than projections, or several scales.
+        UserError: not a LoRA adapter, for another model, or not representable as an `Adapter`: it
+            changes other tensors than projections, or has several scales.
     """
     stored = PeftAdapter(folder)
     specs = param_specs(config)
     paths = {spec.hf_name: path for path, spec in specs.items()}
     stored.check(paths, model)
-    scales = {scale for _, _, scale, _ in stored.pairs.values()}
-    odd = [name for name in stored.pairs if kind_of(paths[name]) not in ALL_PROJECTIONS]
-    if stored.whole or odd or any(one[3] for one in stored.pairs.values()):
-        raise UserError(f"{folder}: adapts more than projections; merge it with peft")
+    if stored.replacements or any(
+        pair.transposed or kind_of(paths[name]) not in ALL_PROJECTIONS
+        for name, pair in stored.pairs.items()
+    ):
+        raise UserError(f"{folder}: adapts tensors that are not projections; merge it with peft")
+    scales = {pair.scale for pair in stored.pairs.values()}
     if len(scales) != 1:
         raise UserError(
-            f"{folder / SETTINGS}: rank_pattern and alpha_pattern give projections several scales, "
+            f"{folder / ADAPTER_CONFIG}: rank_pattern and alpha_pattern result in several scales, "
             "which is not supported; merge it with peft"
         )
     factors = {}
-    for name, (first, second, _, _) in stored.pairs.items():
-        a, b = (stored.tensors.read(one).astype(np.float32) for one in (first, second))
-        found, wanted = (b.shape[0], a.shape[1]), specs[paths[name]].shape
-        if found != wanted:
+    for name, pair in stored.pairs.items():
+        a, b = stored.read_factors(pair)
+        shape, expected = (b.shape[0], a.shape[1]), specs[paths[name]].shape
+        if shape != expected:
             raise UserError(
-                f"{stored.tensors.where(first)} makes a change of shape {list(found)}, {name} has "
-                f"{list(wanted)}; use the model that it was trained for"
+                f"{stored.reader.where(pair.a)} gives a change of shape {list(shape)}, but {name} "
+                f"has shape {list(expected)}; use the model that it was trained for"
             )
         factors[f"{paths[name]}/a"], factors[f"{paths[name]}/b"] = jnp.asarray(a), jnp.asarray(b)
     return Adapter(factors=unflatten(factors), scale=scales.pop())
 
 
-def _by_pattern(pattern: dict[str, Any] | None, module: str) -> Any:
-    """As PEFT reads `alpha_pattern`: a key is the regular expression of a name or of its end."""
+def _match_pattern(pattern: dict[str, Any] | None, module: str) -> Any:
+    """Return the value of the first key that matches a module's name or its end, as in PEFT."""
     for key, value in (pattern or {}).items():
         if re.match(rf"(.*\.)?({key})$", module):
             return value

@@ -1,4 +1,4 @@
-"""The weights of a model folder, whatever the model: safetensors, one file or a sharded index."""
+"""Reader of the weights of any checkpoint folder: safetensors, one file or a sharded index."""
 
 from __future__ import annotations
 
@@ -13,51 +13,55 @@ from safetensors import SafetensorError, safe_open
 
 from sdjax.core.errors import TransientError, UserError
 from sdjax.io.buffer_pool import Allocate, aligned_empty
-from sdjax.io.safetensors_writer import DTYPES, HF_DTYPES, places_in, raw_bytes
-
-# Bytes of a file that may lie in memory beside what was read of it.
-PIECE = 2**24
+from sdjax.io.safetensors_writer import DTYPES, HF_DTYPES, INDEX, SINGLE, raw_bytes, read_offsets
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+# Bytes of memory-mapped files that may be resident in addition to the tensors read.
+MAX_MAPPED_BYTES = 2**24
 
 
-class TensorFolder:
-    """A folder's tensors under their own names, checked by the headers and read one by one.
+class SafetensorsReader:
+    """Reads the tensors of a folder one at a time, by their names in the files.
 
     Attributes:
-        folder: where they lie.
-        file_of: name to the file that holds the tensor.
-
-    Raises:
-        UserError: on construction: no such folder, no safetensors, a damaged index, a file that
-            is missing or cut short.
+        folder: the folder of the files.
+        file_of: tensor name to the name of its file.
     """
 
     def __init__(self, folder: str | Path, *, single: str = SINGLE):
-        """single: the name of the file where there is no index."""
+        """Open a folder and check its index.
+
+        Args:
+            folder: a checkpoint folder.
+            single: name of the file if there is no index.
+
+        Raises:
+            UserError: no such folder, no safetensors, a damaged index, or a missing or truncated
+                file.
+        """
         self.folder = Path(folder)
         self._single = single
-        self._opened: dict[str, Any] = {}
-        self._places: dict[str, dict[str, int]] = {}
-        self._mapped = 0
+        self._open_files: dict[str, Any] = {}
+        self._offsets: dict[str, dict[str, int]] = {}
+        self._mapped_bytes = 0
         self.file_of = self._locate()
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """All folders that are read from."""
+        """All folders that are read."""
         return (self.folder,)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """All tensor names, sorted."""
         return tuple(sorted(self.file_of))
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return tuple(self.slice(name).get_shape())
 
     def dtype(self, name: str) -> np.dtype:
-        """The dtype in which the tensor is stored. Raises UserError for one not supported."""
+        """Return the stored dtype of a tensor. Raises UserError if it is not supported."""
         stored = self.slice(name).get_dtype()
         if stored not in DTYPES:
             raise UserError(
@@ -67,99 +71,92 @@ class TensorFolder:
         return DTYPES[stored]
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
-        """The tensor in the dtype it is stored in (bfloat16 as ml_dtypes has it).
+        """Read a tensor in its stored dtype (bfloat16 is that of ml_dtypes).
 
-        Read rather than mapped: every page of a mapped file costs a fault, and stays in memory.
-        allocate: gives the array to read into.
+        The file is read rather than memory-mapped: each page of a mapped file costs a fault and
+        stays in memory.
+
+        Args:
+            name: the tensor.
+            allocate: allocates the result.
+
+        Raises:
+            UserError: the file is truncated.
+            TransientError: the file cannot be read.
         """
         file = self.file_of[name]
         array = allocate(self.shape(name), self.dtype(name))
-        if file not in self._places:
-            self._places[file] = places_in(self.folder / file)
-        left, place = raw_bytes(array), self._places[file][name]
+        if file not in self._offsets:
+            self._offsets[file] = read_offsets(self.folder / file)
+        remaining, offset = raw_bytes(array), self._offsets[file][name]
         try:
             with (self.folder / file).open("rb", buffering=0) as source:
-                while left:
-                    count = os.preadv(source.fileno(), [left], place)
+                while remaining:
+                    count = os.preadv(source.fileno(), [remaining], offset)
                     if not count:
-                        raise UserError(f"{self.where(name)} is cut short; copy the file again")
-                    left, place = left[count:], place + count
+                        raise UserError(f"{self.where(name)} is truncated; copy the file again")
+                    remaining, offset = remaining[count:], offset + count
         except OSError as error:
             raise TransientError(f"{self.where(name)} cannot be read ({error.strerror})") from None
         return array
 
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
-        """A part of a tensor, one slice an axis, in the dtype it is stored in.
+        """Read a part of a tensor, one slice per axis, in its stored dtype.
 
-        Files are mapped into memory, where what was read once stays until they are closed. So the
-        rows are read in pieces, and all files are closed every `PIECE` bytes.
+        Pages of a memory-mapped file stay resident until it is closed. The rows are therefore read
+        in blocks, and all files are closed every `MAX_MAPPED_BYTES`.
         """
         shape, dtype = self.shape(name), self.dtype(name)
         bounds = [part.indices(size)[:2] for part, size in zip(box, shape, strict=True)]
-        part = np.empty([stop - start for start, stop in bounds], dtype)
-        # Of a part of the columns, the pages of whole rows are mapped.
-        row = dtype.itemsize * math.prod(shape[1:])
-        rows = max(1, PIECE // max(1, row))
+        result = np.empty([stop - start for start, stop in bounds], dtype)
+        row_bytes = dtype.itemsize * math.prod(shape[1:])  # whole rows are mapped
+        rows = max(1, MAX_MAPPED_BYTES // max(1, row_bytes))
         (first, last), columns = bounds[0], tuple(slice(*pair) for pair in bounds[1:])
         for start in range(first, last, rows):
             stop = min(start + rows, last)
-            self._mapped += (stop - start) * row
-            if self._mapped > PIECE:
-                self._opened.clear()
-                self._mapped = (stop - start) * row
-            part[start - first : stop - first] = self.slice(name)[slice(start, stop), *columns]
-        return part
+            self._mapped_bytes += (stop - start) * row_bytes
+            if self._mapped_bytes > MAX_MAPPED_BYTES:
+                self._open_files.clear()
+                self._mapped_bytes = (stop - start) * row_bytes
+            block = self.slice(name)[slice(start, stop), *columns]
+            result[start - first : stop - first] = block
+        return result
 
     def slice(self, name: str) -> Any:
-        """safetensors' view of a tensor, of which parts can be read."""
+        """Return the lazy slice of a tensor from safetensors."""
         try:
             return self.open(self.file_of[name]).get_slice(name)
         except SafetensorError:
             raise UserError(
-                f"{self.where(name)} is not in this file though {INDEX} says so; "
+                f"{self.where(name)} is not in this file though {INDEX} lists it; "
                 "copy the file again"
             ) from None
 
     def where(self, name: str) -> str:
-        """The file and the tensor, as the beginning of a sentence."""
+        """Return the file and the tensor as the subject of an error message."""
         return f"{self.folder / self.file_of[name]}: the tensor {name!r}"
 
     def open(self, file: str) -> Any:
-        """One file, opened once."""
-        if file not in self._opened:
+        """Open a file, or return it if it is open."""
+        if file not in self._open_files:
             path = self.folder / file
             try:
-                self._opened[file] = safe_open(path, framework="numpy")
+                self._open_files[file] = safe_open(path, framework="numpy")
             except FileNotFoundError:
                 raise UserError(
-                    f"{path}: listed in {INDEX} but not there; copy the missing file"
+                    f"{path}: listed in {INDEX} but missing; copy the missing file"
                 ) from None
             except (SafetensorError, OSError) as error:
                 raise UserError(
-                    f"{path}: cut short or not a safetensors file ({error}); copy the file again"
+                    f"{path}: truncated or not a safetensors file ({error}); copy the file again"
                 ) from None
-        return self._opened[file]
+        return self._open_files[file]
 
     def _locate(self) -> dict[str, str]:
-        """Tensor name to the file that holds it."""
+        """Return the file of each tensor."""
         index = self.folder / INDEX
         if index.exists():
-            try:
-                weight_map = dict(json.loads(index.read_text())["weight_map"])
-                if not all(isinstance(file, str) for file in weight_map.values()):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(
-                    f"{index}: not a safetensors index (no weight_map); copy the file again"
-                ) from None
-            for file in sorted(set(weight_map.values())):
-                for name in list(self.open(file).keys()):
-                    if weight_map.get(name) != file:
-                        raise UserError(
-                            f"{self.folder / file}: the tensor {name!r} is not listed there by "
-                            f"{INDEX}; copy the folder again"
-                        )
-            return weight_map
+            return self._read_index(index)
         if not (self.folder / self._single).exists():
             pickles = sorted(self.folder.glob("*.bin")) + sorted(self.folder.glob("*.pt"))
             if pickles:
@@ -168,13 +165,35 @@ class TensorFolder:
                     "and are not read; convert them with transformers' save_pretrained"
                 )
             raise UserError(
-                f"{self.folder}: no weights; expected {self._single} or {INDEX} beside {CONFIG}"
+                f"{self.folder}: no weights; {self._single} or {INDEX} must be next to {CONFIG}"
             )
         return dict.fromkeys(self.open(self._single).keys(), self._single)
 
+    def _read_index(self, index: Path) -> dict[str, str]:
+        try:
+            weight_map = dict(json.loads(index.read_text())["weight_map"])
+            if not all(isinstance(file, str) for file in weight_map.values()):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(
+                f"{index}: not a safetensors index (no weight_map); copy the file again"
+            ) from None
+        for file in sorted(set(weight_map.values())):
+            for name in list(self.open(file).keys()):
+                if weight_map.get(name) != file:
+                    raise UserError(
+                        f"{self.folder / file}: {INDEX} does not list the tensor {name!r} in this "
+                        "file; copy the folder again"
+                    )
+        return weight_map
+
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; an absent file is an empty one. Raises UserError for anything else."""
+    """Read a JSON object; a missing file is an empty object.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
     if not path.is_file():
         return {}
     try:

@@ -1,8 +1,8 @@
-"""A model folder's tokenizer: text to token ids and back, exactly as transformers' AutoTokenizer.
+"""Tokenizers of model folders: text to token ids and back, identical to AutoTokenizer.
 
-Importing AutoTokenizer takes 3 to 4 seconds, the tokenizers library under it 0.02. So a folder
-whose tokenizer.json is the whole truth is read by that library alone, and transformers is imported
-for the rest: classes that rebuild their tokenizer, and chat templates.
+Importing transformers' AutoTokenizer takes 3 to 4 seconds, the tokenizers library 0.02. A folder
+that tokenizer.json describes completely is therefore read by that library alone; transformers is
+imported only for classes that rebuild their tokenizer and for chat templates.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 import tokenizers
 
 from sdjax.core.errors import UserError
+from sdjax.io.model_paths import locate
 from sdjax.io.safetensors_reader import read_json
 from sdjax.models.hf_config import read_eos_token_ids
 
-FILE = "tokenizer.json"
-SETTINGS = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 
-# The classes that take tokenizer.json as it is.
+# Tokenizer classes that use tokenizer.json as it is.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-# Settings by which transformers changes what tokenizer.json says.
+# Settings with which transformers modifies the tokenizer of tokenizer.json.
 _CHANGING_SETTINGS = (
     "add_bos_token",
     "add_eos_token",
@@ -35,23 +36,23 @@ _CHANGING_SETTINGS = (
     "fix_mistral_regex",
     "split_special_tokens",
 )
-# Beyond this size transformers may patch the tokenizer's regular expression.
-_PATCHED_VOCABULARY = 100_000
-_TOKEN_FILES = (FILE, "tokenizer.model", "vocab.json", "tekken.json")
+# Above this vocabulary size transformers may patch the tokenizer's regular expression.
+_MAX_UNPATCHED_VOCABULARY = 100_000
+_TOKEN_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "tekken.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
-    """Text to ids and back.
+    """A tokenizer.
 
     Attributes:
-        folder: where it was read from.
-        vocab_size: the number of tokens, added ones included.
-        bos_id: the start token, or None.
-        eos_ids: the tokens that end a text: of generation_config.json, else of config.json, else
-            the tokenizer's own.
-        pad_id: the padding token, or None.
-        has_chat_template: whether `render_chat` works.
+        folder: the folder that it was loaded from.
+        vocab_size: number of tokens, including added ones.
+        bos_id: id of the start token, or None.
+        eos_ids: ids of the end tokens in generation_config.json, otherwise in config.json,
+            otherwise in the tokenizer's config.
+        pad_id: id of the padding token, or None.
+        has_chat_template: whether `render_chat` is available.
     """
 
     folder: Path
@@ -68,31 +69,31 @@ class Tokenizer:
         return load_full_tokenizer(self.folder)
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
-        """The ids of `text`, with the start token and the like if `add_special`."""
+        """Return the ids of a text, with special tokens such as the start token if requested."""
         return self._encode(text, add_special)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`."""
+        """Return the text of token ids."""
         return self._decode([int(token) for token in ids], skip_special)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> str:
-        """The text of a conversation by the chat template.
+        """Render a conversation with the chat template.
 
-        A template writes the start token itself: encode its text with `add_special=False`.
+        The template contains the start token: encode the result with `add_special=False`.
 
         Args:
-            messages: dicts of `role` and `content`.
-            add_generation_prompt: whether the text ends where the model's answer starts.
+            messages: dicts with `role` and `content`.
+            add_generation_prompt: whether to append the beginning of the model's answer.
 
         Raises:
-            UserError: the tokenizer has no template, or the template refuses the messages.
+            UserError: the tokenizer has no template, or the template rejects the messages.
         """
         if not self.has_chat_template:
             raise UserError(
                 f"{self.folder}: the tokenizer has no chat template; "
-                f"add {TEMPLATE}, or use plain prompts"
+                f"add {CHAT_TEMPLATE}, or use plain prompts"
             )
         from jinja2 import TemplateError
 
@@ -105,32 +106,39 @@ class Tokenizer:
         except TemplateError as error:
             line = " ".join(str(error).split())
             raise UserError(
-                f"{self.folder}: the chat template fails on these messages ({line}); correct either"
+                f"{self.folder}: the chat template rejects these messages ({line}); correct either"
             ) from None
         return str(text)
 
     def as_prompt(self, text: str) -> str:
-        """What a user says, by the chat template; as it is where there is none."""
+        """Render a user message with the chat template; return it unchanged if there is none."""
         if not self.has_chat_template:
             return text
         return self.render_chat([{"role": "user", "content": text}])
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The ids of what `as_prompt` gives, with one start token where the model has one."""
+        """Return the ids of an `as_prompt` text, with one start token if the model has one."""
         return self.encode(prompt, add_special=not self.has_chat_template)
 
 
-def read_tokenizer(folder: str | Path) -> Tokenizer:
-    """Reads the tokenizer of a Hugging Face folder.
+def load_tokenizer(model: str | Path) -> Tokenizer:
+    """Load the tokenizer of a model.
+
+    >>> tokenizer = load_tokenizer("zoo:seed")
+    >>> tokenizer.decode(tokenizer.encode("2 + 3", add_special=True))
+    '2 + 3'
+
+    Args:
+        model: a folder, or a name as in `sdjax.load_model`.
 
     Raises:
-        UserError: no such folder, no tokenizer in it, or files that cannot be read.
+        UserError: there is no such model, or its tokenizer is missing or cannot be read.
     """
-    folder = Path(folder)
+    folder = locate(model)[0] if isinstance(model, str) else model
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder; give one with {FILE}")
+        raise UserError(f"{folder}: no such model folder; give one with {TOKENIZER_FILE}")
     _require_files(folder)
-    settings = read_json(folder / SETTINGS)
+    settings = read_json(folder / TOKENIZER_CONFIG)
     plain = _plain_tokenizer(folder, settings)
     if plain is not None:
         token_id, vocab_size = plain.token_to_id, plain.get_vocab_size()
@@ -145,67 +153,72 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         text = _token_text(settings.get(name))
         return None if text is None else token_id(text)
 
-    generation, model = (
+    generation_config, model_config = (
         read_json(folder / name) for name in ("generation_config.json", "config.json")
     )
-    eos = generation.get("eos_token_id", model.get("eos_token_id"))
+    eos = generation_config.get("eos_token_id", model_config.get("eos_token_id"))
     if eos is None:
         eos = special("eos_token")
     pad = special("pad_token")
     if pad is None:
-        pad = generation.get("pad_token_id", model.get("pad_token_id"))
+        pad = generation_config.get("pad_token_id", model_config.get("pad_token_id"))
     return Tokenizer(
         folder=folder,
         vocab_size=vocab_size,
         bos_id=special("bos_token"),
         eos_ids=read_eos_token_ids({"eos_token_id": eos}, str(folder)),
         pad_id=pad,
-        has_chat_template=bool(settings.get("chat_template")) or (folder / TEMPLATE).is_file(),
+        has_chat_template=bool(settings.get("chat_template")) or (folder / CHAT_TEMPLATE).is_file(),
         _encode=encode,
         _decode=decode,
     )
 
 
 def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
-    """The tokenizer of tokenizer.json, or None where transformers would change or replace it."""
-    if not (folder / FILE).is_file():
+    """Return the tokenizer of tokenizer.json, or None if transformers modifies or replaces it."""
+    if not (folder / TOKENIZER_FILE).is_file():
         return None
     if settings.get("tokenizer_class") not in _PLAIN_CLASSES:
         return None
     if any(settings.get(name) for name in _CHANGING_SETTINGS):
         return None
-    plain = read_file(folder)
-    # Without a post-processor transformers makes one; without BPE it may clean up decoded text.
+    plain = read_tokenizer_json(folder)
+    # transformers adds a missing post-processor, and may clean up decoded text unless it is BPE.
     if plain.post_processor is None or not isinstance(plain.model, tokenizers.models.BPE):
         return None
-    if plain.get_vocab_size() > _PATCHED_VOCABULARY:
+    if plain.get_vocab_size() > _MAX_UNPATCHED_VOCABULARY:
         return None
-    # A special token that tokenizer.json does not know as one, transformers adds.
-    known = {token.content for token in plain.get_added_tokens_decoder().values()}
+    # transformers adds special tokens that are missing from tokenizer.json.
+    added = {token.content for token in plain.get_added_tokens_decoder().values()}
     named = [value for name, value in settings.items() if name.endswith("_token")]
     for name in ("extra_special_tokens", "additional_special_tokens"):
         extra = settings.get(name) or []
         named += extra.values() if isinstance(extra, dict) else extra
     named += (settings.get("added_tokens_decoder") or {}).values()
-    if any(_token_text(token) not in known for token in named if token is not None):
+    if any(_token_text(token) not in added for token in named if token is not None):
         return None
     plain.no_truncation()
     plain.no_padding()
     return plain
 
 
-def read_file(folder: Path) -> tokenizers.Tokenizer:
-    """What a folder's tokenizer.json holds. Raises UserError for a damaged one."""
+def read_tokenizer_json(folder: Path) -> tokenizers.Tokenizer:
+    """Read tokenizer.json of a folder. Raises UserError if it is damaged."""
     try:
-        return tokenizers.Tokenizer.from_file(str(folder / FILE))
+        return tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     except Exception as error:  # the library raises no narrower class
         line = " ".join(str(error).split())
-        raise UserError(f"{folder / FILE}: cannot be read ({line}); copy the file again") from None
+        raise UserError(
+            f"{folder / TOKENIZER_FILE}: cannot be read ({line}); copy the file again"
+        ) from None
 
 
 def _require_files(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _TOKEN_FILES):
-        raise UserError(f"{folder}: no tokenizer; copy {FILE} and {SETTINGS} beside the weights")
+        raise UserError(
+            f"{folder}: no tokenizer; copy {TOKENIZER_FILE} and {TOKENIZER_CONFIG} next to its "
+            "weights"
+        )
 
 
 def _plain_functions(
@@ -224,7 +237,7 @@ def _full_functions(
     full: Any,
 ) -> tuple[Callable[[str, bool], list[int]], Callable[[list[int], bool], str]]:
     def encode(text: str, add_special: bool) -> list[int]:
-        # `verbose` would warn of texts beyond the context, which the decoder judges.
+        # Not verbose: the decoder handles texts longer than the context.
         return list(full.encode(text, add_special_tokens=add_special, verbose=False))
 
     def decode(ids: list[int], skip_special: bool) -> str:
@@ -234,13 +247,13 @@ def _full_functions(
 
 
 def load_full_tokenizer(folder: Path) -> Any:
-    """transformers' own tokenizer of a folder. Raises UserError where it cannot be read."""
+    """Load a folder's tokenizer with transformers. Raises UserError if it cannot be read."""
     _require_files(folder)
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # whatever a tokenizer class raises on files that it cannot read
+    except Exception as error:  # tokenizer classes raise anything on damaged files
         line = " ".join(str(error).split())[:300]
         raise UserError(
             f"{folder}: the tokenizer cannot be read ({line}); copy its files again"
@@ -248,5 +261,5 @@ def load_full_tokenizer(folder: Path) -> Any:
 
 
 def _token_text(token: Any) -> str | None:
-    """A token as settings spell it: its text, or a dict with it in `content`."""
+    """Return the text of a token in a config, which is the text or a dict with `content`."""
     return token.get("content") if isinstance(token, dict) else token

@@ -1,4 +1,4 @@
-"""Vocabularies of model folders: which token has which id, and tokenizers with tokens added."""
+"""Vocabularies of model folders, and tokenizers extended by further tokens."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from pathlib import Path
 
 import tokenizers
 
-from sdjax.io.tokenizer import FILE, load_full_tokenizer, read_file
+from sdjax.io.tokenizer import TOKENIZER_FILE, load_full_tokenizer, read_tokenizer_json
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Token to id, added tokens included. Raises UserError where there is no tokenizer."""
+    """Return token to id, including added tokens. Raises UserError if there is no tokenizer."""
     return _backend(folder).get_vocab(with_added_tokens=True)
 
 
 def added_tokens(folder: Path) -> dict[str, tokenizers.AddedToken]:
-    """The added tokens of a folder's tokenizer by their text, in order of id."""
-    found = _backend(folder).get_added_tokens_decoder()
-    return {token.content: token for _, token in sorted(found.items())}
+    """Return text to added token of a folder's tokenizer, in order of id."""
+    tokens = _backend(folder).get_added_tokens_decoder()
+    return {token.content: token for _, token in sorted(tokens.items())}
 
 
 def write_extended(
     folder: Path, new: Mapping[str, tokenizers.AddedToken], out: Path
 ) -> dict[str, int]:
-    """Write a folder's tokenizer with further tokens, in their order; the vocabulary that it has.
+    """Write a folder's tokenizer with additional tokens; existing tokens keep their ids.
 
-    What is in the tokenizer already keeps its id.
+    Args:
+        folder: the folder of the original tokenizer.
+        new: text to added token, in the order of the new ids.
+        out: the file to write.
+
+    Returns:
+        Token to id of the extended tokenizer.
     """
     backend = _backend(folder)
     backend.add_tokens(list(new.values()))
@@ -35,6 +41,6 @@ def write_extended(
 
 
 def _backend(folder: Path) -> tokenizers.Tokenizer:
-    if (folder / FILE).is_file():
-        return read_file(folder)
+    if (folder / TOKENIZER_FILE).is_file():
+        return read_tokenizer_json(folder)
     return load_full_tokenizer(folder).backend_tokenizer

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdjax.core.errors import UserError
 from sdjax.io.buffer_pool import Allocate, aligned_empty
-from sdjax.io.peft import Tensors
+from sdjax.io.peft import TensorReader
 from sdjax.io.safetensors_writer import is_finite
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
@@ -153,7 +153,7 @@ def _whole(algorithm: Algorithm, plan: MergePlan, models: Models, key: jax.Array
 class _Replaced:
     """A model's tensors, some of them replaced by arrays in memory."""
 
-    def __init__(self, tensors: Tensors, arrays: Mapping[str, np.ndarray]):
+    def __init__(self, tensors: TensorReader, arrays: Mapping[str, np.ndarray]):
         self.folder, self.folders = tensors.folder, tensors.folders
         self._tensors, self._arrays = tensors, arrays
 

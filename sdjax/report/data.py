@@ -11,7 +11,7 @@ from statistics import fmean
 from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
 from sdjax.io.model_paths import model_folder
-from sdjax.io.training_programs import read_training_texts
+from sdjax.io.training_programs import read_training_sources
 from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -304,7 +304,7 @@ def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
     config = store.run().config
     try:
         folder = model_folder(config.get("generator") or config.get("seed", ""))
-        training = read_training_texts(folder)
+        training = read_training_sources(folder)
     except UserError:
         return {}
     return nearest_texts(sources, training or ())

@@ -6,7 +6,6 @@ would reorder or hide text are shown as their codes.
 """
 
 import json
-import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdjax.evaluation.statistics import Interval
+from sdjax.io.atomic_write import write_file
 from sdjax.report.data import ReportData, Row, display_name, read_contents
 from sdjax.report.plots import (
     development_against_test,
@@ -36,9 +36,7 @@ LONGEST = 20_000  # characters of a program that are shown
 def write_report(store: Store, out_path: Path) -> Path:
     """Writes the page, atomically, from whatever the store holds; returns its path."""
     out_path = Path(out_path)
-    draft = out_path.with_name(f".{out_path.name}.{os.getpid()}")
-    draft.write_text(render(store), encoding="utf-8")
-    os.replace(draft, out_path)
+    write_file(out_path, render(store))
     return out_path
 
 

@@ -18,11 +18,11 @@ from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.prompts import PromptedProblem, build_prompts
 from sdjax.evaluation.task import Task, problems_of
 from sdjax.evaluation.tasks.registry import find_task
+from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.hf_checkpoint import read_config as read_model_config
-from sdjax.io.hf_checkpoint import read_model
 from sdjax.io.model_paths import model_folder
 from sdjax.io.peft import read_adapter
-from sdjax.io.tokenizer import Tokenizer, read_tokenizer
+from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.training_programs import read_training_identities
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
@@ -133,8 +133,8 @@ def build_context(config: RunConfig) -> RunContext:
     task = _task(config)
     mesh = mesh_of_all(dataclasses.asdict(config.mesh))
     folder = model_folder(config.seed)
-    model, seed = read_model(folder, mesh=mesh)
-    tokenizer = read_tokenizer(folder)
+    model, seed = load_model(folder, mesh=mesh)
+    tokenizer = load_tokenizer(folder)
     specs = param_specs(model)
     paths = select_paths(specs, config.scope)
     settings = {MAIN: config.experts} | ({TRANSFER: config.transfer} if config.transfer else {})
@@ -246,7 +246,7 @@ def _read_expert(
                 f"{folder}: tensor {path} has shape {theirs[path].shape}, the seed's is "
                 f"{ours[path].shape}; experts must be fine-tunes of the seed"
             )
-    return read_model(folder, paths=paths, mesh=mesh)[1]
+    return load_model(folder, paths=paths, mesh=mesh)[1]
 
 
 def _read_generator(config: RunConfig, folder: Path, model: ModelConfig, seed: Path) -> Adapter:

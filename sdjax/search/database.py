@@ -11,10 +11,13 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
 
 from sdjax.core.errors import UserError
-from sdjax.io.lock import locked
+from sdjax.io.atomic_write import commit, partial_path
+from sdjax.io.lock import lock_folder
 from sdjax.search.schema import SCHEMA, VERSION
 
 FILE = "run.sqlite"
@@ -24,7 +27,7 @@ LOCK = "run.lock"
 class Database:
     """A connection, and for a writer the folder's lock, which the system frees on any death."""
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: IO[str] | None):
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: FileLock | None):
         self.folder = folder
         self.path = folder / FILE
         self._connection = connection
@@ -40,7 +43,7 @@ class Database:
         lock = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = locked(folder / LOCK, folder)
+            lock = lock_folder(folder, LOCK)
             if path.exists():
                 raise UserError(
                     f"{folder}: holds another run ({FILE}); "
@@ -50,7 +53,7 @@ class Database:
             return cls(folder, _connect(path, write=True), lock)
         except BaseException as error:
             if lock is not None:
-                lock.close()
+                lock.release()
             if isinstance(error, OSError | sqlite3.OperationalError):
                 raise UserError(
                     f"{folder}: cannot write there ({error}); choose another --out"
@@ -67,18 +70,18 @@ class Database:
             raise UserError(f"{folder}: no run here ({FILE} is missing); give the folder of a run")
         lock = None
         try:
-            lock = locked(folder / LOCK, folder) if write else None
+            lock = lock_folder(folder, LOCK) if write else None
             return cls(folder, _connect(path, write=write), lock)
         except (sqlite3.DatabaseError, OSError) as error:
             if lock is not None:
-                lock.close()
+                lock.release()
             raise UserError(
                 f"{path}: cannot be read as a run's database ({error}); "
                 "restore it from a copy or start again with another --out"
             ) from error
         except UserError:
             if lock is not None:
-                lock.close()
+                lock.release()
             raise
 
     @classmethod
@@ -98,7 +101,7 @@ class Database:
     def close(self) -> None:
         self._connection.close()
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -138,13 +141,13 @@ class Database:
 
 def _build(path: Path, first: Sequence[tuple[str, tuple]]) -> None:
     """Makes the file under another name and renames it when whole: a kill leaves no half run."""
-    draft = path.with_name(f"{path.name}.draft")
+    draft = partial_path(path)
     draft.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
         connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         for statement, row in first:
             connection.execute(statement, row)
-    os.replace(draft, path)
+    commit(draft, path)
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:

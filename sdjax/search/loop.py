@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdjax.core.progress import progress_bar
-from sdjax.io.generator_checkpoints import GeneratorCheckpoints
+from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
@@ -123,7 +123,7 @@ def iterate(
         trained = refine(bench, store, adapter, pairs, iteration=iteration) if pairs else adapter
         # Every sample counts, so a checkpoint is as good as the generator that led to it.
         sampled = [program.score for program in scored_samples(bench, store, iteration)]
-        checkpoints.save(iteration, trained, score=sum(sampled) / len(sampled))
+        checkpoints.save_adapter(iteration, trained, score=sum(sampled) / len(sampled))
         store.save_checkpoint(
             Checkpoint(
                 name=_name(iteration),
@@ -142,7 +142,7 @@ def generator(
     parents = [number for number in _trained(store) if number < iteration]
     if not parents:
         return fresh
-    return checkpoints.restore(max(parents), like=fresh).adapter
+    return checkpoints.restore_adapter(max(parents), reference=fresh)[0]
 
 
 def test(bench: RunContext, store: Store) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from sdjax.core.errors import UserError
+from sdjax.io.atomic_write import write_file
 from sdjax.io.orbax import CheckpointFolder
-from sdjax.io.safetensors_writer import write_whole
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 
@@ -58,7 +58,7 @@ class TrainingCheckpoints:
         if not self._folder.numbers():
             return 0, trainable, state
         leaves, structure = jax.tree.flatten((trainable, state))
-        found = self._folder.restore(like=_numbered(leaves))
+        found = self._folder.restore(reference=_numbered(leaves))
         for key, value in self._origin.items():
             kept = found.description["origin"].get(key)
             if kept != value:
@@ -124,7 +124,7 @@ def kept_array(
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = io.BytesIO()
         np.savez(whole, identity=identity, array=array)
-        write_whole(path, [whole.getbuffer()])
+        write_file(path, whole.getvalue())
     return array
 
 
@@ -164,7 +164,7 @@ class Metrics:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        write_file(self._path, "".join(f"{line}\n" for line in kept))
         self._events = SummaryWriter(
             str(self._path.parent / "events"), purge_step=step, write_to_disk=True
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.core.errors import UserError
-from sdjax.io.jsonl import read_json_lines
+from sdjax.io.jsonl import read_jsonl
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.training.dpo import TokenPair
 from sdjax.training.packing import Example
@@ -66,7 +66,7 @@ def read_rows(data: str, split: str) -> list[Row]:
     else:
         rows = [
             Row(where=f"{data}, line {number}", fields=fields)
-            for number, fields in read_json_lines(data, ())
+            for number, fields in read_jsonl(data, ())
         ]
     if not rows:
         raise UserError(f"{data}: holds no example")

@@ -24,11 +24,11 @@ from jax.sharding import Mesh
 from sdjax.core.config import read_dataclass
 from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
-from sdjax.io.hf_checkpoint import read_model, write_model
+from sdjax.io.atomic_write import is_disk_full
+from sdjax.io.hf_checkpoint import load_model, write_model
 from sdjax.io.model_paths import model_folder
-from sdjax.io.orbax import is_full
 from sdjax.io.peft import read_adapter, write_adapter
-from sdjax.io.tokenizer import Tokenizer, read_tokenizer
+from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.training_programs import (
     TrainingPrograms,
     read_training_programs,
@@ -39,7 +39,6 @@ from sdjax.models.lora import Adapter, init_adapter, merge_lora, shard_adapter
 from sdjax.models.tree import unflatten
 from sdjax.sharding.mesh import mesh_of_all
 from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
-from sdjax.training.job_config import JOBS, DPOJob, Job, SFTJob, WarmstartJob
 from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
 from sdjax.training.dpo import (
     DPOSettings,
@@ -49,6 +48,7 @@ from sdjax.training.dpo import (
     reference_logprobs,
 )
 from sdjax.training.fit import Loss, fit, parts_of, rematerialised
+from sdjax.training.job_config import JOBS, DPOJob, Job, SFTJob, WarmstartJob
 from sdjax.training.packing import batches_of, pack
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import Trainable, full_finetune, lora_finetune
@@ -118,8 +118,8 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
     # What training reads alone is kept in the dtype that it computes in.
     dtype = jnp.float32 if job.rank is None and job.adapter is None else jnp.dtype(job.compute)
     mesh = mesh_of_all(dataclasses.asdict(job.mesh))
-    model, params = read_model(folder, dtype=dtype, mesh=mesh)
-    tokenizer = read_tokenizer(folder)
+    model, params = load_model(folder, dtype=dtype, mesh=mesh)
+    tokenizer = load_tokenizer(folder)
     key = jax.random.key(job.random)
     adapter = _adapter(job, model, folder, key)
     if adapter is not None and mesh is not None:
@@ -138,7 +138,7 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
         trained, history = _run(kind, job, trainee, course, beside, say)
         programs = _write(job, trainee, trained, adapter, course, out, folder, mesh)
     except OSError as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         raise UserError(
             f"{error.filename or out}: the disk is full; free some space and start the same "
@@ -338,21 +338,21 @@ def _write(
         assert isinstance(job, WarmstartJob)
         signature = signature_for(trainee.config, experts=len(job.experts), scope=job.scope)
         identities = identities_of(course.programs, signature)
-        learnt = TrainingPrograms.of(course.programs, identities, signature=name_of(signature))
-        learnt = learnt.beside(read_training_programs(begun_with))
+        learnt = TrainingPrograms.create(course.programs, identities, signature=name_of(signature))
+        learnt = learnt.union(read_training_programs(begun_with))
         beside = learnt.write(out.with_name(f"{out.name}.training"))
         said = f"; {len(learnt.identities)} distinct training programs"
     if adapter is not None:
         adapter = dataclasses.replace(adapter, factors=trained)
     if job.save == "adapter":
         assert adapter is not None  # by the job's own check
-        write_adapter(out, trainee.config, adapter, base=str(folder), more=beside)
+        write_adapter(out, trainee.config, adapter, base=str(folder), extra_files=beside)
         return said
     # In the dtypes of the model that the training began with, whatever it computed in.
-    stored = read_model(folder, mesh=mesh)[1]
+    stored = load_model(folder, mesh=mesh)[1]
     if adapter is None:
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), unflatten(trained), stored)
     else:
         params = merge_lora(stored, adapter)
-    write_model(out, trainee.config, params, assets_from=folder, more=beside)
+    write_model(out, trainee.config, params, assets_from=folder, extra_files=beside)
     return said

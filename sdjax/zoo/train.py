@@ -18,9 +18,9 @@ from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Outcome, Problem
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
-from sdjax.io.hf_checkpoint import read_config, read_model, write_model
+from sdjax.io.hf_checkpoint import load_model, read_config, write_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS
-from sdjax.io.tokenizer import Tokenizer, read_tokenizer
+from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import init_params, kind_of
@@ -107,12 +107,12 @@ def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> 
                 report("seed: identities of its training programs", number / len(texts))
             yield identity
 
-    TrainingPrograms.of(texts, identities(), signature=name_of(signature)).write(seed)
+    TrainingPrograms.create(texts, identities(), signature=name_of(signature)).write(seed)
 
 
 def write_table(folder: Path) -> Path:
     """Writes the zoo's README: what each model is, and its test accuracy by kind."""
-    probe = Probe(read_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test")
+    probe = Probe(load_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test")
     about = {"seed": "writes merge programs; misreads rare stories and forgets to carry"}
     about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}
     lines = [
@@ -131,7 +131,7 @@ def write_table(folder: Path) -> Path:
         "|---|---|" + "---|" * (len(KINDS) + 1),
     ]
     for name, description in about.items():
-        accuracy = probe.accuracies(read_model(folder / name)[1])
+        accuracy = probe.accuracies(load_model(folder / name)[1])
         cells = " | ".join(f"{accuracy[kind]:.2f}" for kind in (*KINDS, "all"))
         lines.append(f"| {name} | {description} | {cells} |")
     path = folder / "README.md"
@@ -151,7 +151,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     trained = train_tokenizer([*texts, *_exercise_texts(recipe.seed)])
     config = seed_config(-(-trained.get_vocab_size() // 64) * 64)
     write_tokenizer(trained, tokenizer_folder, config.max_seq_len)
-    tokenizer = read_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     programs = [program_example(tokenizer, text) for text in texts]
     programs = [program for program in programs if len(program) <= recipe.length]
     rng = np.random.default_rng(recipe.seed)
@@ -213,8 +213,8 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
 
 def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: Report) -> None:
     """Fine-tunes the MLP tensors of the seed on the recipe's mixture and writes the expert."""
-    config, params = read_model(seed_folder, dtype=jnp.float32)
-    tokenizer = read_tokenizer(seed_folder)
+    config, params = load_model(seed_folder, dtype=jnp.float32)
+    tokenizer = load_tokenizer(seed_folder)
     stream = ExerciseStream(
         tokenizer,
         recipe.seed,

@@ -10,17 +10,17 @@ from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.arithmetic import ArithmeticTask
-from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
 def seed():
     folder = model_folder("zoo:seed")
-    config, params = read_model(folder)
+    config, params = load_model(folder)
     settings = DecoderConfig(slots=4, prefill_batch=4, buckets=(32,), max_new_tokens=8)
-    return Decoder(config, settings), read_tokenizer(folder), params
+    return Decoder(config, settings), load_tokenizer(folder), params
 
 
 def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):

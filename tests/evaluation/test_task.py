@@ -17,7 +17,7 @@ from sdjax.evaluation.task import (
 )
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.model_paths import zoo_models
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 
 
 class Sums(Task):
@@ -112,7 +112,7 @@ def test_a_verdict_may_be_numpys(monkeypatch):
     ],
 )
 def test_a_broken_task_is_told_before_anything_is_computed(monkeypatch, method, replaced, message):
-    task, tokenizer = Sums(), read_tokenizer(zoo_models()["seed"])
+    task, tokenizer = Sums(), load_tokenizer(zoo_models()["seed"])
     monkeypatch.setattr(task, method, replaced)
     with pytest.raises(UserError, match=message):
         build_prompts(task, task.problems("test"), tokenizer)

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sdjax.core.errors import UserError
-from sdjax.io.hf_checkpoint import ModelReader, read_model, write_model
-from sdjax.io.safetensors_reader import TensorFolder
+from sdjax.io.hf_checkpoint import ModelReader, load_model, write_model
+from sdjax.io.safetensors_reader import SafetensorsReader
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import abstract_params, param_specs
 from sdjax.models.tree import flatten, unflatten
@@ -70,7 +70,7 @@ def test_round_trip_is_byte_for_byte(tmp_path, tied, dtype):
     config = tiny(tie_embeddings=tied)
     params = random_params(config, dtype)
     write_model(tmp_path / "a", config, params)
-    found, read = read_model(tmp_path / "a")
+    found, read = load_model(tmp_path / "a")
     assert found == config
     assert flatten(read).keys() == param_specs(config).keys()
     for path, leaf in flatten(read).items():
@@ -85,7 +85,7 @@ def test_writes_the_bytes_of_the_reference_writer(tmp_path, folder):
     stored = (folder / "model.safetensors").read_bytes()
     save_file(load_file(folder / "model.safetensors"), tmp_path / "reference")
     reference = (tmp_path / "reference").read_bytes()
-    size = sum(leaf.nbytes for leaf in flatten(read_model(folder)[1]).values())
+    size = sum(leaf.nbytes for leaf in flatten(load_model(folder)[1]).values())
     assert stored[-size:] == reference[-size:]
 
 
@@ -94,7 +94,7 @@ def test_mixed_dtypes_stay_as_stored(tmp_path):
     params = random_params(config, jnp.bfloat16)
     params["final_norm"] = params["final_norm"].astype(jnp.float32)
     write_model(tmp_path / "m", config, params)
-    _, read = read_model(tmp_path / "m")
+    _, read = load_model(tmp_path / "m")
     assert read["final_norm"].dtype == jnp.float32
     assert read["embed"].dtype == jnp.bfloat16
     assert json.loads((tmp_path / "m/config.json").read_text())["dtype"] == "bfloat16"
@@ -105,7 +105,7 @@ def test_sharded_index_and_a_cast(tmp_path):
     params = random_params(config, jnp.bfloat16)
     write_model(tmp_path / "m", config, params, max_file_bytes=3000)
     assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 2
-    _, read = read_model(tmp_path / "m", dtype=jnp.float32)
+    _, read = load_model(tmp_path / "m", dtype=jnp.float32)
     for path, leaf in flatten(read).items():
         assert leaf.dtype == jnp.float32
         np.testing.assert_array_equal(leaf, flatten(params)[path].astype(jnp.float32))
@@ -113,16 +113,16 @@ def test_sharded_index_and_a_cast(tmp_path):
 
 def test_only_the_paths_asked_for(folder):
     paths = {"layers/0/mlp/up_proj", "layers/1/mlp/down_proj"}
-    _, read = read_model(folder, paths=paths)
+    _, read = load_model(folder, paths=paths)
     assert flatten(read).keys() == paths
     with pytest.raises(UserError, match="no tensor 'layers/7/mlp/up_proj'"):
-        read_model(folder, paths=["layers/7/mlp/up_proj"])
+        load_model(folder, paths=["layers/7/mlp/up_proj"])
 
 
 def test_onto_a_mesh_by_the_rules(folder):
     mesh = make_mesh({"tensor": 1})
-    _, plain = read_model(folder)
-    _, read = read_model(folder, mesh=mesh)
+    _, plain = load_model(folder)
+    _, read = load_model(folder, mesh=mesh)
     for path, leaf in flatten(read).items():
         assert leaf.sharding.mesh == mesh
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(plain)[path]))
@@ -132,7 +132,7 @@ def test_assets_are_copied(tmp_path, folder):
     (folder / "tokenizer.json").write_text("{}")
     (folder / "generation_config.json").write_text('{"a": 1}')
     (folder / "README.md").write_text("not copied")
-    config, params = read_model(folder)
+    config, params = load_model(folder)
     write_model(tmp_path / "copy", config, params, assets_from=folder)
     names = {path.name for path in (tmp_path / "copy").iterdir()}
     expected = {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
@@ -140,17 +140,17 @@ def test_assets_are_copied(tmp_path, folder):
 
 
 def test_refuses_a_folder_that_holds_something(folder):
-    config, params = read_model(folder)
+    config, params = load_model(folder)
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="already holds something"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         write_model(folder, config, unflatten({}))
-    with pytest.raises(UserError, match="already holds something"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         write_model(folder, config, params)
     assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, folder):
-    config, params = read_model(folder)
+    config, params = load_model(folder)
 
     class Broken:
         shape, dtype, nbytes, size = (16,), np.dtype(np.float32), 64, 16
@@ -165,18 +165,18 @@ def test_a_failed_write_leaves_nothing(tmp_path, folder):
 
 def test_an_empty_folder_may_be_written_to(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    write_model(tmp_path / "empty", *read_model(folder))
-    assert read_model(tmp_path / "empty")[0] == read_model(folder)[0]
+    write_model(tmp_path / "empty", *load_model(folder))
+    assert load_model(tmp_path / "empty")[0] == load_model(folder)[0]
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (lambda p: p.pop("embed"), "'embed' is missing"),
-        (lambda p: p.update(extra=p["embed"]), "'extra' is surplus"),
+        (lambda p: p.pop("embed"), "missing parameters: 'embed'"),
+        (lambda p: p.update(extra=p["embed"]), "unexpected parameters: 'extra'"),
         (lambda p: p.update(embed=p["embed"][:3]), r"embed has shape \[3, 16\], not \[64, 16\]"),
         (lambda p: p.update(embed=p["embed"].astype(jnp.int32)), "embed is int32"),
-        (lambda p: p.update(embed=p["embed"] * jnp.nan), "embed_tokens.weight has a NaN or an inf"),
+        (lambda p: p.update(embed=p["embed"] * jnp.nan), "embed_tokens.weight contains NaN or inf"),
     ],
 )
 def test_a_tree_that_does_not_fit_is_not_written(tmp_path, params, message):
@@ -196,20 +196,20 @@ def test_a_tied_model_may_store_its_output_matrix_again(tmp_path):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
     rewrite(tmp_path / "m", store_again)
-    assert "lm_head" not in read_model(tmp_path / "m")[1]
+    assert "lm_head" not in load_model(tmp_path / "m")[1]
 
     def store_another(tensors):
         tensors["lm_head.weight"][-1, -1] += 1
 
     rewrite(tmp_path / "m", store_another)
     with pytest.raises(UserError, match=r"lm_head\.weight differs.*tie_word_embeddings"):
-        read_model(tmp_path / "m")
+        load_model(tmp_path / "m")
 
 
 def test_old_rotary_buffers_are_passed_over(folder):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(folder, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
-    assert flatten(read_model(folder)[1]).keys() == param_specs(tiny()).keys()
+    assert flatten(load_model(folder)[1]).keys() == param_specs(tiny()).keys()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -220,24 +220,24 @@ def test_a_number_that_is_not_finite_is_an_error_that_names_the_tensor(tmp_path,
     largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
     params["layers"]["1"]["mlp"]["up_proj"] = jnp.full((24, 16), largest, dtype)
     write_model(tmp_path / "m", config, params)
-    read_model(tmp_path / "m")
+    load_model(tmp_path / "m")
     name = "model.layers.1.mlp.down_proj.weight"
     broken = np.asarray(jnp.ones((16, 24), dtype).at[15, 23].set(number))
     rewrite(tmp_path / "m", lambda tensors: tensors.update({name: broken}))
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight' has a NaN or an inf"):
-        read_model(tmp_path / "m")
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight' contains NaN or inf"):
+        load_model(tmp_path / "m")
     # What is not read is not looked at.
-    read_model(tmp_path / "m", paths=["layers/1/mlp/up_proj"])
+    load_model(tmp_path / "m", paths=["layers/1/mlp/up_proj"])
     params["layers"]["1"]["mlp"]["down_proj"] = jnp.asarray(broken)
-    with pytest.raises(UserError, match=r"down_proj\.weight has a NaN or an infinity"):
+    with pytest.raises(UserError, match=r"down_proj\.weight contains NaN or infinity"):
         write_model(tmp_path / "again", config, params)
 
 
 def test_reading_in_pieces_is_reading_at_once(folder, monkeypatch):
     """Pieces of a few rows, and a file that is closed between them."""
-    plain = TensorFolder(folder)
-    monkeypatch.setattr("sdjax.io.safetensors_reader.PIECE", 100)
-    small = TensorFolder(folder)
+    plain = SafetensorsReader(folder)
+    monkeypatch.setattr("sdjax.io.safetensors_reader.MAX_MAPPED_BYTES", 100)
+    small = SafetensorsReader(folder)
     for name in plain.names:
         whole = plain.slice(name)[...]
         boxes = [(slice(None),) * whole.ndim, (slice(1, 15), slice(3, 8))[: whole.ndim]]
@@ -265,17 +265,17 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
             lambda f: (f / "model.safetensors").write_bytes(
                 (f / "model.safetensors").read_bytes()[:-100]
             ),
-            ["model.safetensors: cut short", "copy the file again"],
+            ["model.safetensors: truncated", "copy the file again"],
         ),
-        (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors: cut short"]),
-        (lambda f: rewrite(f, lambda t: t.pop(DOWN)), [repr(DOWN), "is missing"]),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors: truncated"]),
+        (lambda f: rewrite(f, lambda t: t.pop(DOWN)), [repr(DOWN), "missing from the weights: "]),
         (
             lambda f: rewrite(f, lambda t: t.update(odd=np.ones(3, np.float32))),
-            ["'odd' is in the weights but not in the model"],
+            ["in the weights but not in the model that config.json describes: 'odd'"],
         ),
         (
             lambda f: rewrite(f, lambda t: t.update({DOWN: t[DOWN].T.copy()})),
-            [repr(DOWN), "has shape [24, 16], not [16, 24]"],
+            [repr(DOWN), "has shape [24, 16], but config.json requires [16, 24]"],
         ),
         (
             lambda f: rewrite(f, lambda t: t.update({DOWN: np.ones((16, 24), np.int8)})),
@@ -289,14 +289,14 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
             lambda f: (f / "model.safetensors.index.json").write_text(
                 '{"weight_map": {"model.norm.weight": "gone.safetensors"}}'
             ),
-            ["gone.safetensors: listed in model.safetensors.index.json but not there"],
+            ["gone.safetensors: listed in model.safetensors.index.json but missing"],
         ),
     ],
 )
 def test_a_damaged_folder_is_a_one_line_error(folder, damage, messages):
     damage(folder)
     with pytest.raises(UserError) as caught:
-        read_model(folder)
+        load_model(folder)
     text = str(caught.value)
     assert "\n" not in text
     assert str(folder) in text
@@ -314,5 +314,5 @@ def test_an_index_that_does_not_fit_its_files(tmp_path):
     name = next(name for name, file in fields["weight_map"].items() if file == files[0])
     fields["weight_map"][name] = files[1]
     index.write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=f"{files[0]}.*not listed there"):
+    with pytest.raises(UserError, match=f"{files[0]}.*does not list"):
         ModelReader(tmp_path / "m")

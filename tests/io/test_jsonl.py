@@ -1,13 +1,13 @@
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.io.jsonl import read_json_lines
+from sdjax.io.jsonl import read_jsonl
 
 
 def test_lines_are_numbered_from_one_and_blank_ones_left_out(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('\ufeff{"a": "\\ud83d\\ude00"}\n\n{"a": 2, "b": 3}\n', encoding="utf-8")
-    assert read_json_lines(path, ("a",)) == [(1, {"a": "\U0001f600"}), (3, {"a": 2, "b": 3})]
+    assert read_jsonl(path, ("a",)) == [(1, {"a": "\U0001f600"}), (3, {"a": 2, "b": 3})]
 
 
 @pytest.mark.parametrize(
@@ -15,13 +15,13 @@ def test_lines_are_numbered_from_one_and_blank_ones_left_out(tmp_path):
     [
         ("{", "line 2: not JSON"),
         ("[" * 100_000, "line 2: not JSON"),
-        ("[1, 2]", "line 2: needs the fields a; found: no object"),
+        ("[1, 2]", "line 2: needs the fields a; found: not an object"),
         ('{"b": 1}', "line 2: needs the fields a; found: b"),
-        ('{"a": "\\ud800"}', "line 2: holds half of a surrogate pair"),
+        ('{"a": "\\ud800"}', "line 2: contains half of a surrogate pair"),
     ],
 )
 def test_a_line_that_is_no_row_is_told_with_its_number(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
-        read_json_lines(path, ("a",))
+        read_jsonl(path, ("a",))

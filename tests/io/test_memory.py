@@ -17,7 +17,7 @@ CODE = """
     from sdjax.sharding.multihost import start_distributed
     assert start_distributed()
     import jax
-    from sdjax.io.hf_checkpoint import read_model
+    from sdjax.io.hf_checkpoint import load_model
     from sdjax.sharding.mesh import make_mesh
 
     def kilobytes(field):
@@ -25,11 +25,11 @@ CODE = """
         return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
     mesh = make_mesh({"fsdp": 2, "tensor": 2})
-    read_model(sys.argv[1], paths=["final_norm", "layers/0/attn/k_proj"], mesh=mesh)
+    load_model(sys.argv[1], paths=["final_norm", "layers/0/attn/k_proj"], mesh=mesh)
     gc.collect()
     open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
     before = kilobytes("VmRSS")
-    _, params = read_model(sys.argv[1], mesh=mesh)
+    _, params = load_model(sys.argv[1], mesh=mesh)
     peak = (kilobytes("VmHWM") - before) * 1024
     kept = sum(shard.data.nbytes for leaf in jax.tree.leaves(params)
                for shard in leaf.addressable_shards)

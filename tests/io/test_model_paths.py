@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import errors
 
 from sdjax.core.errors import UserError
-from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import locate, model_folder
 
 
@@ -38,13 +38,13 @@ def test_a_name_on_hugging_face_is_fetched(hub, name, repository, revision):
     hub["answer"] = model_folder("zoo:seed")
     folder = model_folder(name)
     assert (hub["repository"], hub["revision"]) == (repository, revision)
-    assert read_model(folder)[0].family == "llama"
+    assert load_model(folder)[0].family == "llama"
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~nouser/x", "a\nb", "a\0b"])
 def test_a_name_that_no_folder_can_have(tmp_path, name):
     with pytest.raises(UserError, match="no such model folder") as caught:
-        model_folder(name, beside=tmp_path)
+        model_folder(name, relative_to=tmp_path)
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
 
@@ -63,8 +63,8 @@ def answer(kind):
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (errors.LocalEntryNotFoundError("no"), "cannot be reached from here: copy the model"),
-        (answer(errors.RepositoryNotFoundError), "there is none that you may see"),
+        (errors.LocalEntryNotFoundError("no"), "cannot be reached: copy the model"),
+        (answer(errors.RepositoryNotFoundError), "it does not exist or is private"),
         (answer(errors.GatedRepoError), "it is gated: accept its terms"),
         (answer(errors.RevisionNotFoundError), "it has no revision 'v2'"),
         (answer(errors.HfHubHTTPError), "many lines"),
@@ -75,12 +75,12 @@ def test_what_cannot_be_fetched_is_a_one_line_error(hub, failure, message):
     hub["answer"] = failure
     with pytest.raises(UserError, match=message) as caught:
         model_folder("org/model@v2")
-    assert str(caught.value).startswith("org/model@v2: no such model folder, and not fetched")
+    assert str(caught.value).startswith("org/model@v2: no such model folder, and not downloaded")
     assert "\n" not in str(caught.value)
 
 
 def test_without_a_network_the_real_client_says_so():
-    with pytest.raises(UserError, match="cannot be reached from here"):
+    with pytest.raises(UserError, match="cannot be reached"):
         model_folder("no-such-owner/no-such-model")
 
 
@@ -96,10 +96,10 @@ def test_an_adapter_is_named_behind_its_model(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "there")
     here = tmp_path / "here"
-    assert locate("a", beside=here) == (here / "a", None)
+    assert locate("a", relative_to=here) == (here / "a", None)
     assert locate("a") == (Path("a"), None)
-    assert locate("c+b", beside=here) == (Path("c"), here / "b")
+    assert locate("c+b", relative_to=here) == (Path("c"), here / "b")
     assert locate("zoo:seed+c")[1] == Path("c")
-    assert locate("a+b", beside=here) == (here / "a+b", None)
+    assert locate("a+b", relative_to=here) == (here / "a+b", None)
     with pytest.raises(UserError, match=f"d: no such model folder in {here} or in"):
-        locate("a+d", beside=here)
+        locate("a+d", relative_to=here)

@@ -10,12 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from sdjax.core.errors import UserError
-from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import locate, model_folder
-from sdjax.io.peft import AdaptedFolder, read_adapter, write_adapter
-from sdjax.io.safetensors_reader import TensorFolder
+from sdjax.io.peft import AdaptedReader, read_adapter, write_adapter
+from sdjax.io.safetensors_reader import SafetensorsReader
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import merge_lora, init_adapter
+from sdjax.models.lora import init_adapter, merge_lora
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 
@@ -46,7 +46,7 @@ def adapted(tmp_path, tensors=None, dtype=np.float32, **settings):
     save_file(prefixed, adapter / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **settings}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    return AdaptedFolder(TensorFolder(model), adapter)
+    return AdaptedReader(SafetensorsReader(model), adapter)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_embeddings_and_whole_tensors(tmp_path):
     [
         (None, {"peft_type": "IA3"}, "not a LoRA adapter"),
         (None, {"use_dora": True}, "use_dora is not supported"),
-        ({f"{Q}.lora_A.weight": A}, {}, "has no partner"),
-        ({f"{Q}.lora_B.weight": B}, {}, "has no partner"),
-        ({}, {}, "holds no tensor that adapts anything"),
-        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:, :1]}, {}, "make no product"),
-        ({f"{Q}.lora_A.weight": A[:0], f"{Q}.lora_B.weight": B[:, :0]}, {}, "make no product"),
-        (None, {"lora_alpha": "x"}, "alpha is 'x'; it must be a number"),
+        ({f"{Q}.lora_A.weight": A}, {}, "lacks its partner"),
+        ({f"{Q}.lora_B.weight": B}, {}, "lacks its partner"),
+        ({}, {}, "contains no adapter weights"),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:, :1]}, {}, "cannot be multiplied"),
+        ({f"{Q}.lora_A.weight": A[:0], f"{Q}.lora_B.weight": B[:, :0]}, {}, "cannot be multiplied"),
+        (None, {"lora_alpha": "x"}, "alpha must be a number, not 'x'"),
         (None, {"alpha_pattern": {"(": 8}}, "alpha_pattern must be a mapping of regular expr"),
         (None, {"alpha_pattern": ["q_proj"]}, "alpha_pattern must be a mapping of regular expr"),
         ({"model.x.lora_A.weight": A, "model.x.lora_B.weight": B}, {}, "adapts model.x.weight"),
@@ -133,7 +133,7 @@ def test_a_part_is_a_part_of_the_whole(tmp_path):
 def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
     """On a mesh too, and the same as the factors that are folded in memory."""
     seed = model_folder("zoo:seed")
-    config, params = read_model(seed, dtype=np.float32)
+    config, params = load_model(seed, dtype=np.float32)
     fresh = init_adapter(config, jax.random.key(0), rank=2, alpha=6)
     noise = np.random.default_rng(1)
     trained = jax.tree.map(
@@ -143,14 +143,14 @@ def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
     folder, adapter = locate(f"zoo:seed+{tmp_path / 'adapter'}")
     assert folder == seed
     assert adapter is not None
-    _, folded = read_model(seed, adapter=adapter, dtype=np.float32)
+    _, folded = load_model(seed, adapter=adapter, dtype=np.float32)
     beside = read_adapter(adapter, config, model=seed)
     expected = flatten(merge_lora(params, beside))
     for path, leaf in flatten(folded).items():
         # Stored in bfloat16: rounded once more than in memory.
         np.testing.assert_allclose(leaf, expected[path], rtol=2**-8, atol=1e-6)
-    stored = flatten(read_model(seed)[1])
-    again = flatten(read_model(seed, adapter=adapter, mesh=make_mesh({"tensor": 1}))[1])
+    stored = flatten(load_model(seed)[1])
+    again = flatten(load_model(seed, adapter=adapter, mesh=make_mesh({"tensor": 1}))[1])
     for path, leaf in again.items():
         assert leaf.dtype == stored[path].dtype
         np.testing.assert_array_equal(leaf.astype(np.float32), flatten(folded)[path])
@@ -158,7 +158,7 @@ def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
 
 def test_a_change_of_another_shape_is_refused(tmp_path):
     folder = adapted(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:5]})
-    with pytest.raises(UserError, match=r"makes a change of shape \[5, 4\]"):
+    with pytest.raises(UserError, match=r"gives a change of shape \[5, 4\]"):
         folder.read(f"{Q}.weight")
 
 
@@ -189,7 +189,7 @@ def test_what_is_written_comes_back(tmp_path):
     settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert settings["target_modules"] == ["down_proj", "q_proj"]
     assert (settings["r"], settings["lora_alpha"]) == (2, 3.0)
-    with pytest.raises(UserError, match="already holds something"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
 
 

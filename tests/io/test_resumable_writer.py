@@ -112,7 +112,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         begin(tmp_path / "out")
 
 
@@ -122,18 +122,18 @@ def test_a_place_that_cannot_be_taken_is_told_at_once(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for out, message in {
-        ".": "is the folder that you are in",
-        "/proc/none": r"no folder can be made there \(No such file or directory\); name another",
+        ".": "is the working directory",
+        "/proc/none": r"the folder cannot be created \(No such file or directory\); name another",
         "../file/out": r"\((Not a directory|File exists)\); name another",
-        "../file": "exists already",
-        "../loop": "exists already",
+        "../file": "exists and is not empty",
+        "../loop": "exists and is not empty",
         300 * "a": r"\(File name too long\); name another",
         250 * "a": r"\(File name too long\); name another",
     }.items():
         with pytest.raises(UserError, match=message):
             begin(Path(out))
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
-    with pytest.raises(UserError, match="is where file systems meet"):
+    with pytest.raises(UserError, match="is a mount point"):
         begin(tmp_path / "mounted")
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sdjax.core.errors import UserError
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 
 CORPUS = [
     "Tom has 12 apples and buys 30 more. How many apples has he?",
@@ -61,7 +61,7 @@ def edit(path, **fields):
 
 
 def assert_equal_to_transformers(folder):
-    ours, theirs = read_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert ours.vocab_size == len(theirs)
     assert (ours.bos_id, ours.pad_id) == (theirs.bos_token_id, theirs.pad_token_id)
     for text in SAMPLES:
@@ -105,34 +105,34 @@ def test_truncation_and_padding_in_the_file_do_not_apply(folder):
     saved.enable_truncation(3)
     saved.enable_padding(length=8)
     saved.save(str(folder / "tokenizer.json"))
-    assert len(read_tokenizer(folder).encode("Tom has 12 apples and more", add_special=False)) > 3
-    assert len(read_tokenizer(folder).encode("T", add_special=False)) == 1
+    assert len(load_tokenizer(folder).encode("Tom has 12 apples and more", add_special=False)) > 3
+    assert len(load_tokenizer(folder).encode("T", add_special=False)) == 1
 
 
 def test_end_tokens_come_from_the_generation_config_first(folder):
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
-    assert read_tokenizer(folder).eos_ids == (2, 5)
+    assert load_tokenizer(folder).eos_ids == (2, 5)
     (folder / "generation_config.json").unlink()
     (folder / "config.json").write_text("{}")
-    assert read_tokenizer(folder).eos_ids == (2,)
+    assert load_tokenizer(folder).eos_ids == (2,)
 
 
 def test_chat_template(folder):
     messages = [{"role": "user", "content": "hello"}]
     with pytest.raises(UserError, match="no chat template"):
-        read_tokenizer(folder).render_chat(messages)
+        load_tokenizer(folder).render_chat(messages)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    ours = read_tokenizer(folder)
+    ours = load_tokenizer(folder)
     assert ours.render_chat(messages) == "<s><user>hello<assistant>"
     assert ours.render_chat(messages, add_generation_prompt=False) == "<s><user>hello"
 
 
 def test_a_prompt_has_one_start_token_with_a_chat_template_and_without(folder):
-    plain = read_tokenizer(folder)
+    plain = load_tokenizer(folder)
     assert plain.as_prompt("hello") == "hello"
     assert plain.encode_prompt("hello") == plain.encode("hello", add_special=True)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    chat = read_tokenizer(folder)
+    chat = load_tokenizer(folder)
     ids = chat.encode_prompt(chat.as_prompt("hello"))
     theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_dict=False
@@ -143,14 +143,14 @@ def test_a_prompt_has_one_start_token_with_a_chat_template_and_without(folder):
 
 def test_a_template_that_refuses(folder):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
-    with pytest.raises(UserError, match=r"chat template fails.*no system role"):
-        read_tokenizer(folder).render_chat([{"role": "system", "content": "x"}])
+    with pytest.raises(UserError, match=r"chat template rejects.*no system role"):
+        load_tokenizer(folder).render_chat([{"role": "system", "content": "x"}])
 
 
 def test_the_light_path_does_not_import_transformers(folder):
     code = (
-        "import sys; from sdjax.io.tokenizer import read_tokenizer;"
-        f"print(read_tokenizer({str(folder)!r}).encode('Tom', add_special=True));"
+        "import sys; from sdjax.io.tokenizer import load_tokenizer;"
+        f"print(load_tokenizer({str(folder)!r}).encode('Tom', add_special=True));"
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -171,10 +171,10 @@ def test_damaged_files(folder, damage, message):
         assert_equal_to_transformers(folder)
         return
     with pytest.raises(UserError, match=message) as caught:
-        read_tokenizer(folder)
+        load_tokenizer(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
-        read_tokenizer(tmp_path / "none")
+        load_tokenizer(tmp_path / "none")

@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from sdjax.io.hf_checkpoint import read_model, write_model
+from sdjax.io.hf_checkpoint import load_model, write_model
 from sdjax.models.families import FAMILIES
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
@@ -97,7 +97,7 @@ def model(request, tmp_path_factory):
                 tensor.add_(torch.empty_like(tensor).uniform_(-0.5, 0.5))
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
-    config, params = read_model(folder)
+    config, params = load_model(folder)
     return theirs, config, params
 
 
@@ -205,11 +205,11 @@ def test_written_bfloat16_models_equal_transformers_bit_for_bit(model, tmp_path)
     # A copy, because converting the model in place would also round its rotary frequencies.
     rounded = copy.deepcopy(theirs).to(torch.bfloat16)
     rounded.save_pretrained(tmp_path / "theirs")
-    found_config, params = read_model(tmp_path / "theirs")
+    found_config, params = load_model(tmp_path / "theirs")
     assert found_config == config
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     write_model(tmp_path / "ours", config, params)
-    restored_config, restored = read_model(tmp_path / "ours")
+    restored_config, restored = load_model(tmp_path / "ours")
     assert restored_config == config
     for path, leaf in flatten(params).items():
         assert np.asarray(leaf).tobytes() == np.asarray(flatten(restored)[path]).tobytes()
@@ -241,7 +241,7 @@ def gemma3(tmp_path_factory):
     ).eval()
     folder = tmp_path_factory.mktemp("gemma3")
     theirs.save_pretrained(folder)
-    return theirs, *read_model(folder)
+    return theirs, *load_model(folder)
 
 
 def test_prefill_in_two_chunks(gemma3):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.recipe.output_files import Provenance
@@ -31,7 +31,7 @@ def merge_trees(task_vectors):
 
 
 def leaves(folder) -> dict[str, np.ndarray]:
-    _, params = read_model(folder)
+    _, params = load_model(folder)
     return {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params).items()}
 
 

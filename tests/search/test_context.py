@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from sdjax.search.context import build_context
 
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import read_config
@@ -15,6 +14,7 @@ from sdjax.io.peft import write_adapter
 from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.lora import init_adapter
 from sdjax.search.config import DecodingConfig, TaskConfig
+from sdjax.search.context import build_context
 from sdjax.training.warmstart import name_of, signature_for
 
 
@@ -46,8 +46,8 @@ def test_a_generator_may_begin_warm(small_config, tmp_path):
     fresh = init_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
     taught = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
     signature = name_of(signature_for(model, experts=3))
-    files = TrainingPrograms.of(["x"], [5], signature=signature).write(tmp_path / "files")
-    write_adapter(folder, model, taught, base="zoo:seed", more=files)
+    files = TrainingPrograms.create(["x"], [5], signature=signature).write(tmp_path / "files")
+    write_adapter(folder, model, taught, base="zoo:seed", extra_files=files)
     config = dataclasses.replace(small_config, generator=str(folder))
     bench = build_context(config)
     jax.tree.map(np.testing.assert_array_equal, bench.fresh_adapter().factors, taught.factors)

@@ -119,7 +119,7 @@ if where == "refining":
         *arguments, on_step=dies(on_step, 1), **options)
 if where == "checkpointing":  # its files are whole, but the store does not know of them
     saves = loop.GeneratorCheckpoints
-    saves.save = dies(saves.save, 1)
+    saves.save_adapter = dies(saves.save_adapter, 1)
 loop.run(config_from(json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
 """
 

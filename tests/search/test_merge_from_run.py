@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from sdjax.search.context import RunContext
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.programs.merge_from_source import open_models
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config_reader import read_config
+from sdjax.search.context import RunContext
 from sdjax.search.merge_from_run import merge_discovered, merge_key
 from sdjax.search.store import Store
 from sdjax.search.types import (

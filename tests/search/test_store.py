@@ -330,7 +330,7 @@ def test_what_was_committed_outlives_sigkill(tmp_path):
 
 
 def test_a_kill_while_the_run_is_created_leaves_the_folder_free(tmp_path):
-    (tmp_path / "run.sqlite.draft").write_bytes(b"half")
+    (tmp_path / ".run.sqlite.partial").write_bytes(b"half")
     with create(tmp_path) as store:
         assert store.run().config == CONFIG
 

@@ -44,7 +44,7 @@ def test_a_model_on_eight_devices(tmp_path):
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType
         from sdjax.io import hf_checkpoint
-        from sdjax.io.safetensors_reader import TensorFolder
+        from sdjax.io.safetensors_reader import SafetensorsReader
         from sdjax.models.config import ModelConfig
         from sdjax.models.params import init_params, param_specs
         from sdjax.models.transformer import forward, unembed
@@ -63,19 +63,19 @@ def test_a_model_on_eight_devices(tmp_path):
         hf_checkpoint.write_model(folder, config, init_params(config, jax.random.key(0), jnp.float32))
 
         reads = []
-        original = TensorFolder.read_box
+        original = SafetensorsReader.read_box
         def counted(self, name, box):
             part = original(self, name, box)
             reads.append((name, part.size))
             return part
-        TensorFolder.read_box = counted
-        _, sharded = hf_checkpoint.read_model(folder, mesh=mesh)
+        SafetensorsReader.read_box = counted
+        _, sharded = hf_checkpoint.load_model(folder, mesh=mesh)
         sizes = [size for name, size in reads if name == "model.layers.0.mlp.up_proj.weight"]
         assert sizes == [12 * 8] * 4, sizes
         up = flatten(sharded)["layers/0/mlp/up_proj"]
         assert len(up.addressable_shards) == 8 and up.addressable_shards[0].data.shape == (12, 8)
 
-        _, plain = hf_checkpoint.read_model(folder)
+        _, plain = hf_checkpoint.load_model(folder)
         for path, leaf in flatten(plain).items():
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(sharded)[path]))
         fused = ModelConfig(**{**vars(config), "family": "phi3"})

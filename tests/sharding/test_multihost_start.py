@@ -53,7 +53,7 @@ def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
         assert start_distributed()
         import jax, jax.numpy as jnp, numpy as np
         from jax.experimental import multihost_utils
-        from sdjax.io.hf_checkpoint import read_model, write_model
+        from sdjax.io.hf_checkpoint import load_model, write_model
         from sdjax.models.transformer import forward, unembed
         from sdjax.models.tree import flatten
         from sdjax.sharding.mesh import make_mesh
@@ -62,7 +62,7 @@ def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
         assert is_main_process() == (jax.process_index() == 0)
         folder = sys.argv[1]
         mesh = make_mesh({"fsdp": 2, "tensor": 2})
-        config, params = read_model(folder, mesh=mesh)
+        config, params = load_model(folder, mesh=mesh)
         up = flatten(params)["layers/0/mlp/up_proj"]
         assert not up.is_fully_addressable and len(up.addressable_shards) == 2
         tokens = jnp.arange(18).reshape(2, 9)
@@ -73,7 +73,7 @@ def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
             hidden, _ = forward(params, None, tokens, config=config, positions=positions)
             return unembed(params, hidden, config=config)
         found = multihost_utils.process_allgather(logits(params), tiled=True)
-        _, alone = read_model(folder)
+        _, alone = load_model(folder)
         np.testing.assert_allclose(found, jax.jit(logits)(alone), atol=2e-6)
         write_model(folder + "-again", config, params)
         first, second = (open(f"{f}/model.safetensors", "rb").read()

@@ -6,10 +6,10 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import zoo_models
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
 
-TOKENIZER = read_tokenizer(zoo_models()["seed"])
+TOKENIZER = load_tokenizer(zoo_models()["seed"])
 
 
 def rows(*fields):

@@ -9,13 +9,13 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import read_config
 from sdjax.io.model_paths import TRAINING_PROGRAMS, zoo_models
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 from sdjax.io.training_programs import (
-    NO_CONTRACT,
-    TEXTS,
+    MIXED_SIGNATURES,
+    SOURCES_FILE,
     TrainingPrograms,
     read_training_identities,
-    read_training_texts,
+    read_training_sources,
 )
 from sdjax.programs.extraction import extract_program
 from sdjax.training.warmstart import (
@@ -28,7 +28,7 @@ from sdjax.training.warmstart import (
 )
 
 SEED = zoo_models()["seed"]
-TOKENIZER = read_tokenizer(SEED)
+TOKENIZER = load_tokenizer(SEED)
 EXPERTS = ("reads", "calculates", "compares")
 
 
@@ -58,7 +58,7 @@ def test_every_program_is_shown_once_before_any_is_shown_twice():
 
 def test_identities_are_those_of_a_search_over_the_model():
     """The zoo's seed ships with the identities of its own training programs."""
-    texts = read_training_texts(SEED)
+    texts = read_training_sources(SEED)
     assert len(texts) == 24_000
     signature = signature_for(read_config(SEED), experts=3)
     known = read_training_identities(SEED, name_of(signature))
@@ -70,16 +70,18 @@ def test_identities_are_those_of_a_search_over_the_model():
 
 
 def test_training_programs_come_back(tmp_path):
-    kept = TrainingPrograms.of(["a", "b", "c"], [7, None, 7], signature="mlp of three")
-    assert {path.name for path in kept.write(tmp_path)} == {TRAINING_PROGRAMS, TEXTS}
-    assert read_training_texts(tmp_path) == ("a", "b", "c")
+    kept = TrainingPrograms.create(["a", "b", "c"], [7, None, 7], signature="mlp of three")
+    assert {path.name for path in kept.write(tmp_path)} == {TRAINING_PROGRAMS, SOURCES_FILE}
+    assert read_training_sources(tmp_path) == ("a", "b", "c")
     assert read_training_identities(tmp_path, "mlp of three").tolist() == [7]
     assert read_training_identities(tmp_path, "attention of three") is None
-    more = TrainingPrograms.of(["c", "d"], [9, None], signature="mlp of three").beside(kept)
-    assert (more.texts, more.identities.tolist()) == (("a", "b", "c", "d"), [7, 9])
+    more = TrainingPrograms.create(["c", "d"], [9, None], signature="mlp of three").union(kept)
+    assert (more.sources, more.identities.tolist()) == (("a", "b", "c", "d"), [7, 9])
     assert more.signature == kept.signature
-    assert dataclasses.replace(kept, signature="attention").beside(kept).signature == NO_CONTRACT
-    assert read_training_texts(tmp_path / "other") is None
-    (tmp_path / TEXTS).write_bytes((tmp_path / TEXTS).read_bytes()[:20])
+    assert (
+        dataclasses.replace(kept, signature="attention").union(kept).signature == MIXED_SIGNATURES
+    )
+    assert read_training_sources(tmp_path / "other") is None
+    (tmp_path / SOURCES_FILE).write_bytes((tmp_path / SOURCES_FILE).read_bytes()[:20])
     with pytest.raises(UserError, match=r"training_programs\.json\.gz: cannot be read"):
-        read_training_texts(tmp_path)
+        read_training_sources(tmp_path)

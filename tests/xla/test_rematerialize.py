@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdjax.merging.tensor_program import task_vectors
-from sdjax.merging.topk_threshold import magnitude_band_masks, kth_largest_magnitudes, topk_masks
+from sdjax.merging.topk_threshold import kth_largest_magnitudes, magnitude_band_masks, topk_masks
 from sdjax.xla.rematerialize import rematerialised
 
 SHAPE = (512, 384)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import paired_difference
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask
-from sdjax.io.hf_checkpoint import read_config, read_model
+from sdjax.io.hf_checkpoint import load_model, read_config
 from sdjax.io.model_paths import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
-from sdjax.io.tokenizer import read_tokenizer
+from sdjax.io.tokenizer import load_tokenizer
 from sdjax.merging.engine import Merger
 from sdjax.merging.methods.registry import algorithm
 from sdjax.models.params import kind_of
@@ -34,7 +34,7 @@ def test_the_zoo_is_whole_and_small():
 
 
 def test_the_seed_has_the_size_it_should_have():
-    config, params = read_model(model_folder("zoo:seed"))
+    config, params = load_model(model_folder("zoo:seed"))
     assert 1e6 <= sum(leaf.size for leaf in flatten(params).values()) <= 1.5e6
     assert all(leaf.dtype == jnp.bfloat16 for leaf in flatten(params).values())
     assert config.vocab_size <= 1024
@@ -48,20 +48,20 @@ def test_logits_equal_transformers(name):
     task = ArithmeticTask()
     text = task.prompt(task.problems("development")[3]) + "12+34=46"
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    assert read_tokenizer(folder).encode(text, add_special=True) == ids[0].tolist()
+    assert load_tokenizer(folder).encode(text, add_special=True) == ids[0].tolist()
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         expected = reference(ids).logits.numpy()
-    config, params = read_model(folder, dtype=jnp.float32)
+    config, params = load_model(folder, dtype=jnp.float32)
     positions = jnp.arange(ids.shape[1])[None]
     hidden, _ = forward(params, None, jnp.asarray(ids.numpy()), config=config, positions=positions)
     np.testing.assert_allclose(unembed(params, hidden, config=config), expected, atol=1e-4)
 
 
 def test_experts_differ_from_the_seed_in_the_mlp_tensors_alone():
-    seed = flatten(read_model(model_folder("zoo:seed"))[1])
+    seed = flatten(load_model(model_folder("zoo:seed"))[1])
     for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
-        expert = flatten(read_model(model_folder(f"zoo:{recipe.name}"))[1])
+        expert = flatten(load_model(model_folder(f"zoo:{recipe.name}"))[1])
         changed = {path for path in seed if not jnp.array_equal(seed[path], expert[path])}
         assert {path for path in seed if kind_of(path).startswith("mlp.")} == changed
 
@@ -80,14 +80,14 @@ OWN = {
 def right():
     """Model to kind to whether each development problem of the kind is solved."""
     seed = model_folder("zoo:seed")
-    probe = Probe(read_tokenizer(seed), read_config(seed), split="development")
+    probe = Probe(load_tokenizer(seed), read_config(seed), split="development")
     kinds = np.array([problem.kind for problem in probe.problems])
 
     def by_kind(params):
         strict = np.array([outcome.strict for outcome in probe.outcomes(params)], float)
         return {kind: strict[kinds == kind] for kind in KINDS}
 
-    trees = {name: read_model(model_folder(f"zoo:{name}"))[1] for name in ("seed", *OWN)}
+    trees = {name: load_model(model_folder(f"zoo:{name}"))[1] for name in ("seed", *OWN)}
     three = [trees[recipe.name] for recipe in EXPERTS]
     method = algorithm("task_arithmetic", weight=0.7)
     merged = Merger(trees["seed"], three, num_layers=4)(method).params
@@ -130,7 +130,7 @@ def test_the_end_token_is_the_tokenizers():
     generation = json.loads((folder / "generation_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert generation["eos_token_id"] == tokenizer.eos_token_id
-    assert read_tokenizer(folder).eos_ids == (tokenizer.eos_token_id,)
+    assert load_tokenizer(folder).eos_ids == (tokenizer.eos_token_id,)
 
 
 def test_an_unknown_name_lists_the_zoo():

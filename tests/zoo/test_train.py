@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sdjax.io.hf_checkpoint import read_model
+from sdjax.io.hf_checkpoint import load_model
 from sdjax.zoo import train
 from sdjax.zoo.recipes import EXPERTS, SEED
 
@@ -34,8 +34,8 @@ def test_a_zoo_is_trained_and_an_interrupted_one_finished(short_recipes, tmp_pat
     table = train.train_zoo(tmp_path / "zoo", lambda line, share: shares.append(share))
     assert shares == sorted(shares)
     assert "| reader |" in table.read_text()
-    seed = read_model(tmp_path / "zoo" / "seed")
-    expert = read_model(tmp_path / "zoo" / "reader")
+    seed = load_model(tmp_path / "zoo" / "seed")
+    expert = load_model(tmp_path / "zoo" / "reader")
     assert seed[0] == expert[0]
     before = (tmp_path / "zoo" / "seed" / "model.safetensors").stat().st_mtime_ns
     train.train_zoo(tmp_path / "zoo", lambda line, share: None)

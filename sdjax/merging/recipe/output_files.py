@@ -14,10 +14,10 @@ import jax
 import tokenizers
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.io.atomic_write import write_file
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.safetensors_reader import CONFIG, read_json
-from sdjax.io.safetensors_writer import write_text
-from sdjax.io.tokenizer import FILE, SETTINGS, TEMPLATE
+from sdjax.io.tokenizer import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_FILE
 from sdjax.io.vocabulary import write_extended
 from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
 from sdjax.merging.recipe.plan import MergePlan
@@ -63,7 +63,7 @@ def write_config(
         fields["vocab_size"] = vocabulary
     if "tie_word_embeddings" in fields:
         fields["tie_word_embeddings"] = OUTPUT not in tensors
-    write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
+    write_file(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
 def write_tokenizer(
@@ -83,12 +83,14 @@ def write_tokenizer(
         if source.is_file() and not (new and name in _VOCABULARY_FILES):
             shutil.copyfile(source, folder / name)
     if new:
-        write_extended(tokenizer, new, folder / FILE)
+        write_extended(tokenizer, new, folder / TOKENIZER_FILE)
     if chat_template is not None:
-        settings = read_json(tokenizer / SETTINGS)
+        settings = read_json(tokenizer / TOKENIZER_CONFIG)
         if settings.pop("chat_template", None) is not None:
-            write_text(folder / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-        write_text(folder / TEMPLATE, chat_template)
+            write_file(
+                folder / TOKENIZER_CONFIG, json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            )
+        write_file(folder / CHAT_TEMPLATE, chat_template)
 
 
 def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str | None:
@@ -123,12 +125,14 @@ def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str 
 
 
 def _own_template(folder: Path) -> str | None:
-    if (folder / TEMPLATE).is_file():
+    if (folder / CHAT_TEMPLATE).is_file():
         try:
-            return (folder / TEMPLATE).read_text(encoding="utf-8")
+            return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
         except ValueError as error:
-            raise UserError(f"{folder / TEMPLATE}: not UTF-8 ({error}); copy it again") from None
-    found = read_json(folder / SETTINGS).get("chat_template")
+            raise UserError(
+                f"{folder / CHAT_TEMPLATE}: not UTF-8 ({error}); copy it again"
+            ) from None
+    found = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(found, list):  # several, by name
         named = [each for each in found if isinstance(each, dict)]
         found = next((e.get("template") for e in named if e.get("name") == "default"), None)
@@ -157,8 +161,8 @@ def write_model_card(
         f"# {name}\n\nMerged by sdjax with `{origin.method}` from:\n\n{listed}\n{told}\n"
         f"```{language}\n{origin.text.rstrip()}\n```\n"
     )
-    write_text(folder / CARD, text)
-    write_text(folder / origin.file, origin.text)
+    write_file(folder / CARD, text)
+    write_file(folder / origin.file, origin.text)
 
 
 def file_stats(folder: Path) -> dict[str, Any]:

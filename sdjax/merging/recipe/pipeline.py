@@ -16,7 +16,8 @@ import numpy as np
 
 from sdjax import __version__
 from sdjax.core.errors import TransientError, UserError
-from sdjax.io.resumable_writer import FULL, ResumableFolder
+from sdjax.io.atomic_write import is_disk_full
+from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.merging.method import Method
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.output_files import RECIPE, Provenance
@@ -146,7 +147,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "make room" if error.errno in FULL else "mend that"
+        remedy = "make room" if is_disk_full(error) else "mend that"
         raise TransientError(
             f"{out}: cannot be written ({error.strerror}); {remedy} and call again, "
             "it goes on where it stopped"

@@ -15,8 +15,8 @@ from typing import Any
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import locate
-from sdjax.io.peft import AdaptedFolder, Tensors
-from sdjax.io.safetensors_reader import CONFIG, TensorFolder, read_json
+from sdjax.io.peft import AdaptedReader, TensorReader
+from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, read_json
 from sdjax.models.families import FAMILIES, Family
 from sdjax.models.params import LAYER_TENSORS, OUTSIDE_TENSORS, layer_tensors
 
@@ -42,7 +42,7 @@ class SourceModel:
 
     name: str
     folder: Path
-    tensors: Tensors
+    tensors: TensorReader
     config: Mapping[str, Any]
     outside: tuple[str, ...]
     layers: tuple[tuple[str, ...], ...]
@@ -57,16 +57,16 @@ def open_source_model(name: str, beside: Path) -> SourceModel:
     """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
     Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file.
     """
-    folder, adapter = locate(name, beside=beside)
-    model = TensorFolder(folder)
-    tensors: Tensors = model if adapter is None else AdaptedFolder(model, adapter)
+    folder, adapter = locate(name, relative_to=beside)
+    model = SafetensorsReader(folder)
+    tensors: TensorReader = model if adapter is None else AdaptedReader(model, adapter)
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
     family = FAMILIES.get(str(config.get("model_type")))
     defaults = family.defaults if family else {}
     tied = bool({**defaults, **config}.get("tie_word_embeddings"))
-    if tied and isinstance(tensors, AdaptedFolder) and OUTPUT in tensors.adapted:
+    if tied and isinstance(tensors, AdaptedReader) and OUTPUT in tensors.adapted:
         raise UserError(
             f"{adapter}: adapts {OUTPUT}, which {folder} ties to its embedding; merge it with peft"
         )
@@ -86,7 +86,7 @@ def open_source_model(name: str, beside: Path) -> SourceModel:
 
 
 def _structure(
-    folder: Path, tensors: Tensors, tied: bool
+    folder: Path, tensors: TensorReader, tied: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str]:
     outside: list[str] = []
     layers: dict[int, list[str]] = {}
@@ -125,7 +125,9 @@ def _check_count(folder: Path, config: Mapping[str, Any], count: int) -> None:
         )
 
 
-def _check_complete(folder: Path, tensors: Tensors, family: Family, count: int, tied: bool) -> None:
+def _check_complete(
+    folder: Path, tensors: TensorReader, family: Family, count: int, tied: bool
+) -> None:
     needed = [hf for name, (hf, _) in OUTSIDE_TENSORS.items() if name != "lm_head" or not tied]
     ends = [LAYER_TENSORS[name][0] for name in layer_tensors(family)]
     needed += [f"model.layers.{layer}.{end}" for layer in range(count) for end in ends]

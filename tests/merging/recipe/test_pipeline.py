@@ -214,9 +214,9 @@ def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
     refused(f"code: the tensor {name} has a NaN or an infinity; copy the model again")
     file = tmp_path / "code" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
-    refused("code/model.safetensors: cut short or not a safetensors file")
+    refused("code/model.safetensors: truncated or not a safetensors file")
     file.unlink()
-    refused("code: no weights; expected model.safetensors")
+    refused("code: no weights; model.safetensors")
     shutil.rmtree(tmp_path / "code")
     refused(f"code: no such model folder in {tmp_path}")
 
@@ -333,7 +333,7 @@ def test_what_is_written_is_finite_whether_it_was_merged_or_not(tmp_path, models
 def test_an_output_that_exists_is_kept(tmp_path, models):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "mine"
 

@@ -100,7 +100,7 @@ def test_memory_that_was_read_into_is_given_back(tmp_path, monkeypatch):
     )
     merge_recipe(recipe, tmp_path / "out", methods())
     (lender,) = lenders
-    assert lender.lent == 0
+    assert lender.num_acquired == 0
 
 
 @pytest.mark.parametrize(("source", "size"), [("base", 11), ("union", 13), ("wide", 12)])

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.core.errors import UserError
-from sdjax.io.generator_checkpoints import GeneratorCheckpoints
+from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import init_adapter
 from sdjax.models.tree import flatten
@@ -60,59 +60,59 @@ def assert_same(found, expected):
 def test_what_is_saved_comes_back(tmp_path):
     metadata = {"loop-iterations": [1, 2], "fingerprint": "abc", "share": 0.1}
     with GeneratorCheckpoints(tmp_path / "c") as checkpoints:
-        checkpoints.save(3, adapter(0), score=0.5, metadata=metadata)
+        checkpoints.save_adapter(3, adapter(0), score=0.5, metadata=metadata)
     with GeneratorCheckpoints(tmp_path / "c") as checkpoints:
-        found = checkpoints.restore()
-    assert (found.iteration, found.metadata, found.skipped) == (3, metadata, ())
-    assert_same(found.adapter, adapter(0))
+        loaded, found = checkpoints.restore_adapter()
+    assert (found.number, found.description["metadata"], found.skipped) == (3, metadata, ())
+    assert_same(loaded, adapter(0))
 
 
 def test_the_newest_and_the_best_stay_also_across_processes(tmp_path):
     for iteration, score in enumerate([0.2, 0.9, 0.1, 0.3, 0.4]):
         # Each opens the folder anew, as a resumed run does.
         with GeneratorCheckpoints(tmp_path, keep_latest=2) as checkpoints:
-            checkpoints.save(iteration, adapter(iteration), score=score)
+            checkpoints.save_adapter(iteration, adapter(iteration), score=score)
     with GeneratorCheckpoints(tmp_path) as checkpoints:
-        assert checkpoints.iterations() == (1, 3, 4)
-        assert_same(checkpoints.restore(1).adapter, adapter(1))
-        with pytest.raises(UserError, match="no checkpoint of iteration 2; there are: 1, 3, 4"):
+        assert checkpoints.numbers() == (1, 3, 4)
+        assert_same(checkpoints.restore_adapter(1)[0], adapter(1))
+        with pytest.raises(UserError, match="no checkpoint of iteration 2; available: 1, 3, 4"):
             checkpoints.restore(2)
 
 
 def test_an_iteration_done_again_replaces_its_checkpoint(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, adapter(0), score=0.5)
-        checkpoints.save(1, adapter(2), score=0.5)
-        checkpoints.save(0, adapter(1), score=0.5)
-        assert checkpoints.iterations() == (0, 1)
-        assert_same(checkpoints.restore(0).adapter, adapter(1))
-        assert_same(checkpoints.restore().adapter, adapter(2))
+        checkpoints.save_adapter(0, adapter(0), score=0.5)
+        checkpoints.save_adapter(1, adapter(2), score=0.5)
+        checkpoints.save_adapter(0, adapter(1), score=0.5)
+        assert checkpoints.numbers() == (0, 1)
+        assert_same(checkpoints.restore_adapter(0)[0], adapter(1))
+        assert_same(checkpoints.restore_adapter()[0], adapter(2))
 
 
 def test_an_empty_folder(tmp_path):
     with (
         GeneratorCheckpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match="no checkpoint; start anew"),
+        pytest.raises(UserError, match="no checkpoint; start from the beginning"),
     ):
         checkpoints.restore()
 
 
 def test_onto_the_shardings_of_another_adapter(tmp_path):
     sharding = NamedSharding(make_mesh({"tensor": -1}), PartitionSpec())
-    like = jax.device_put(adapter(1), sharding)
+    reference = jax.device_put(adapter(1), sharding)
     with GeneratorCheckpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, adapter(0), score=0.5)
-        found = checkpoints.restore(like=like)
-        assert_same(found.adapter, adapter(0))
-        assert {leaf.sharding for leaf in jax.tree.leaves(found.adapter)} == {sharding}
+        checkpoints.save_adapter(0, adapter(0), score=0.5)
+        loaded, _ = checkpoints.restore_adapter(reference=reference)
+        assert_same(loaded, adapter(0))
+        assert {leaf.sharding for leaf in jax.tree.leaves(loaded)} == {sharding}
         with pytest.raises(UserError, match="other projections, rank or shapes"):
-            checkpoints.restore(like=adapter(1, rank=2))
+            checkpoints.restore_adapter(reference=adapter(1, rank=2))
 
 
 def test_every_file_cut_short_falls_back_or_still_comes_back_whole(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, adapter(0), score=0.5)
-        checkpoints.save(1, adapter(1), score=0.6)
+        checkpoints.save_adapter(0, adapter(0), score=0.5)
+        checkpoints.save_adapter(1, adapter(1), score=0.6)
     fell_back = set()
     # Orbax merges the files of single processes into the others, and does not read them again.
     files = [
@@ -124,12 +124,12 @@ def test_every_file_cut_short_falls_back_or_still_comes_back_whole(tmp_path):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         with GeneratorCheckpoints(tmp_path) as checkpoints:
-            found = checkpoints.restore()
+            loaded, found = checkpoints.restore_adapter()
         path.parent.mkdir(exist_ok=True)  # a damaged score is taken away
         path.write_bytes(whole)
-        assert found.skipped == ((1,) if found.iteration == 0 else ())
-        assert_same(found.adapter, adapter(found.iteration))
-        if found.iteration == 0:
+        assert found.skipped == ((1,) if found.number == 0 else ())
+        assert_same(loaded, adapter(found.number))
+        if found.number == 0:
             fell_back.add(path.parent.name)
     assert {"d", "factors", "description"} <= fell_back
     assert "metrics" in {path.name for path in files}
@@ -137,26 +137,26 @@ def test_every_file_cut_short_falls_back_or_still_comes_back_whole(tmp_path):
 
 def test_nothing_left_to_fall_back_on(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, adapter(0), score=0.5)
-        checkpoints.save(1, adapter(1), score=0.5)
+        checkpoints.save_adapter(0, adapter(0), score=0.5)
+        checkpoints.save_adapter(1, adapter(1), score=0.5)
     for iteration in (0, 1):
         (tmp_path / str(iteration) / "description/metadata").write_text('{"sca')
         with GeneratorCheckpoints(tmp_path) as checkpoints:
-            with pytest.raises(UserError, match="cut short or damaged") as caught:
+            with pytest.raises(UserError, match="truncated or damaged") as caught:
                 checkpoints.restore(iteration)
             assert str(tmp_path / str(iteration)) in str(caught.value)
-    message = r"/1, .*/0: cut short or damaged.*start anew"
+    message = r"/1, .*/0: truncated or damaged.*start from the beginning"
     with GeneratorCheckpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.restore()
 
 
 def test_a_run_killed_while_writing_leaves_the_earlier_checkpoint(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
-        checkpoints.save(0, adapter(0), score=0.5)
+        checkpoints.save_adapter(0, adapter(0), score=0.5)
     # What Orbax writes to before the rename that commits it.
     left = tmp_path / "1.orbax-checkpoint-tmp"
     (left / "factors").mkdir(parents=True)
     with GeneratorCheckpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore().iteration == 0
-        checkpoints.save(1, adapter(1), score=0.4)
-        assert checkpoints.restore().iteration == 1
+        assert checkpoints.restore().number == 0
+        checkpoints.save_adapter(1, adapter(1), score=0.4)
+        assert checkpoints.restore().number == 1

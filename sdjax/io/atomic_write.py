@@ -1,0 +1,103 @@
+"""Files and folders that appear under their names only when they are complete and on disk.
+
+Content is written under a hidden name, flushed with fsync and renamed. A process that is killed
+leaves at most the hidden name behind, which the next attempt overwrites.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdjax.core.errors import UserError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_file(path: Path, content: str | bytes | Iterable[bytes | memoryview]) -> None:
+    """Write a file atomically, replacing an existing one.
+
+    Args:
+        path: the file; at most one process may write it at a time.
+        content: text (written as UTF-8), bytes, or the bytes in pieces.
+    """
+    if isinstance(content, str):
+        content = content.encode()
+    partial = partial_path(path)
+    with partial.open("wb") as file:
+        for piece in [content] if isinstance(content, bytes) else content:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    commit(partial, path)
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder that becomes `folder` when the block completes.
+
+    If the block raises, everything that it wrote is removed.
+
+    Raises:
+        UserError: `folder` exists and is not empty, or its name cannot be used.
+    """
+    target = resolve_new_folder(folder)
+    partial = partial_path(target)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        commit(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Return the hidden name under which a file or folder is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def commit(partial: Path, path: Path) -> None:
+    """Rename a complete file or folder, whose files are on disk, to its final name."""
+    if partial.is_dir():
+        sync_folder(partial)
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def resolve_new_folder(folder: Path) -> Path:
+    """Return the path of a folder that is to be written, with symbolic links resolved.
+
+    Raises:
+        UserError: it exists and is not empty, or it cannot be replaced.
+    """
+    target = Path(os.path.realpath(folder))
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; remove it or name another folder")
+    if target == Path.cwd() or target.is_mount():
+        kind = "a mount point" if target.is_mount() else "the working directory"
+        raise UserError(f"{folder}: is {kind}, which cannot be replaced; name a folder inside it")
+    return target
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error means a full disk, an exceeded quota or a too large file.
+
+    Libraries that wrap errors of the system are recognized by the text of the message.
+    """
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return True
+    return any(os.strerror(number) in str(error) for number in _DISK_FULL)
