@@ -94,14 +94,9 @@ def _not_dumpable(limits: WorkerLimits) -> None:
 
 
 def _rlimits(limits: WorkerLimits) -> None:
-    for kind, value in (
-        (resource.RLIMIT_AS, limits.address_space),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 0),
-        (resource.RLIMIT_NPROC, 0),
-    ):
-        resource.setrlimit(kind, (value, value))
+    resource.setrlimit(resource.RLIMIT_AS, (limits.address_space, limits.address_space))
+    for kind in ("FSIZE", "CORE", "NOFILE", "NPROC"):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (0, 0))
     # Exceeding the soft limit kills with SIGXCPU, which tells the server that CPU time ran out.
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))
@@ -157,10 +152,7 @@ def _missing() -> list[str]:
 
 def survey() -> None:
     """Confine this process and write the missing layers to standard output as JSON."""
-    limits = WorkerLimits(
-        cpu_seconds=4, wall_seconds=12.0, address_space=2 << 30, message_bytes=1 << 16
-    )
-    missing = confine(1, limits)
+    missing = confine(1, WorkerLimits())
     os.write(3, json.dumps(missing).encode())
     os._exit(0)
 
@@ -184,9 +176,8 @@ def adopt_orphans() -> None:
 
 def end_descendants() -> None:
     """Kill and reap all descendants. Requires `adopt_orphans`."""
-    own_children = f"/proc/self/task/{os.getpid()}/children"
     while True:
-        with open(own_children) as children:
+        with open(f"/proc/self/task/{os.getpid()}/children") as children:
             for child in map(int, children.read().split()):
                 os.kill(child, signal.SIGKILL)
         try:

@@ -14,7 +14,7 @@ class WorkerLimits:
         message_bytes: Maximum size of the reply in bytes.
     """
 
-    cpu_seconds: int
-    wall_seconds: float
-    address_space: int
-    message_bytes: int
+    cpu_seconds: int = 4
+    wall_seconds: float = 12.0
+    address_space: int = 2 << 30
+    message_bytes: int = 4 << 20

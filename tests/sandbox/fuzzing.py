@@ -165,13 +165,13 @@ def check_primitives(program: Any) -> None:
     """The program as JAX traces it holds no primitive that is not on the list."""
     import jax
 
-    from sdjax.sandbox.verify.verified_program import run
+    from sdjax.sandbox.verify.interpreter import run_block
 
     for convention, block in program.programs.values():
         avals = convention.avals(list(program.hyperparameters))
-        jaxpr = jax.make_jaxpr(lambda *xs, b=block: run(b, xs, program.max_loop_iterations)[0])(
-            *avals
-        )
+        jaxpr = jax.make_jaxpr(
+            lambda *xs, b=block: run_block(b, xs, program.max_loop_iterations)[0]
+        )(*avals)
         assert not jaxpr.effects
         _check_names(jaxpr.jaxpr)
 

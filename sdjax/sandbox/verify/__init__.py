@@ -1,1 +1,1 @@
-"""The trusted side: IR in, verified program out."""
+"""The trusted side: verify decoded IR, estimate its cost and run it on probe tensors."""

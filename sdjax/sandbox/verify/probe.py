@@ -1,4 +1,4 @@
-"""What a program's results on the probe tensors say: has it been seen, and what does it equal."""
+"""Conclusions from a program's results on the probe tensors: fingerprint and notes."""
 
 import functools
 import hashlib
@@ -12,63 +12,72 @@ from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.probe_run import ProbeRun, execute_probe_run, probe_runs
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 
-SAME = 1e-6  # relative distance below which two results are one
-ROUNDING = 1e-5  # and below which they are the same sum in another order
+SAME = 1e-6  # relative distance below which two results count as equal
+ROUNDING = 1e-5  # relative distance below which they count as the same sum in another order
 PROJECTIONS = 4
-# What may be said of an admitted program; where an expert is meant, ": expert_2" follows.
+# Notes on an admitted program; if a note concerns one expert, ": expert_2" follows.
 SEED, EXPERT = "equals the seed", "equals an expert"
 SCALING = "plain scaling of one task vector"
-ORDER = "depends on the order of experts"  # of the others: an expert or its multiple always does
+ORDER = "depends on the order of experts"  # not checked if one of the others applies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the probe runs showed."""
+    """Conclusions from the probe runs of one program.
+
+    Attributes:
+        fingerprint: Hash of the rounded results.
+        notes: Remarks on the results, such as "equals the seed".
+    """
 
     fingerprint: str
     notes: tuple[str, ...]
 
 
 def probe(program: VerifiedProgram, signature: MergeSignature) -> Findings:
-    """Run the program on the contract's probe tensors; Refusal where a result is not finite."""
+    """Run a program on its probe tensors.
+
+    Raises:
+        Refusal: A result is not finite, or a loop does not end.
+    """
     runs = probe_runs(program)
-    results = [execute_probe_run(program, probe_run) for probe_run in runs]
-    notes = _notes(results, [probe_run.inputs.host for probe_run in runs], signature.slots)
+    results = [execute_probe_run(program, run) for run in runs]
+    notes = _notes(results, [run.inputs.host for run in runs], signature.slots)
     if not notes and any(map(functools.partial(_depends_on_order, program), runs, results)):
         notes = (ORDER,)
     return Findings(fingerprint=_fingerprint(results, _salt(program)), notes=notes)
 
 
-def _depends_on_order(
-    program: VerifiedProgram, probe_run: ProbeRun, result: list[np.ndarray]
-) -> bool:
-    """Whether the result changes, by more than the rounding of a sum, with the experts' places.
+def _depends_on_order(program: VerifiedProgram, run: ProbeRun, result: list[np.ndarray]) -> bool:
+    """Return whether permuting the experts changes the result by more than rounding.
 
-    A turn of all and a swap of the first two generate every order.
+    A rotation and a swap of the first two experts generate all permutations.
     """
-    wanted, count = _flat([result]), len(probe_run.inputs.task_vectors)
+    expected, count = _flatten([result]), len(run.inputs.task_vectors)
     orders = {(*range(1, count), 0), (1, 0, *range(2, count))} if count > 1 else set()
     for order in sorted(orders):
         try:
-            found = _flat([execute_probe_run(program, probe_run, order)])
-        except Refusal:  # finite in the given order alone
+            permuted = _flatten([execute_probe_run(program, run, order)])
+        except Refusal:  # only the original order gives a finite result
             return True
-        if float(np.linalg.norm(found - wanted)) > ROUNDING * float(np.linalg.norm(wanted)):
+        if float(np.linalg.norm(permuted - expected)) > ROUNDING * float(np.linalg.norm(expected)):
             return True
     return False
 
 
 def _salt(program: VerifiedProgram) -> str:
-    """What keeps apart the programs that may agree where they are probed and nowhere else: those
-    that use the depth, or that do other things at other shapes. Only the rest can be found equal
-    by their results."""
+    """Return a salt that makes fingerprints unique if equal probe results prove nothing.
+
+    Programs that read the depth, or that differ between shapes, may agree on the probe tensors and
+    nowhere else. All other programs share the empty salt.
+    """
     operations = {tuple(e.name for e in block.equations) for _, block in program.programs.values()}
-    everywhere_alike = len(operations) == 1 or "kind" in program.requests
-    return "" if everywhere_alike and "depth" not in program.requests else program.identity
+    same_at_all_shapes = len(operations) == 1 or "kind" in program.requests
+    return "" if same_at_all_shapes and "depth" not in program.requests else program.identity
 
 
 def _fingerprint(results: Sequence[Sequence[np.ndarray]], salt: str) -> str:
-    """A hash of norms and random projections, rounded: it forgives the last bits of a sum."""
+    """Hash norms and random projections, rounded so that the last bits of a sum do not matter."""
     numbers = []
     for leaves in results:
         for index, leaf in enumerate(leaves):
@@ -83,24 +92,31 @@ def _fingerprint(results: Sequence[Sequence[np.ndarray]], salt: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _projections(size: int, index: int) -> np.ndarray:
-    draw = np.random.default_rng([size, index])
-    return draw.standard_normal((PROJECTIONS, size))
+    return np.random.default_rng([size, index]).standard_normal((PROJECTIONS, size))
 
 
 def _notes(
-    results: list[list[np.ndarray]], experts: list[list[list[np.ndarray]]], names: tuple[str, ...]
+    results: list[list[np.ndarray]], experts: list[list[list[np.ndarray]]], slots: tuple[str, ...]
 ) -> tuple[str, ...]:
-    merged = _flat(results)
-    flat = [_flat([slots[i] for slots in experts]) for i in range(len(names))]
-    scale = float(np.mean([np.linalg.norm(e) for e in flat])) or 1.0
+    """Return the note that applies to the results, if any.
+
+    Args:
+        results: Results by run and leaf.
+        experts: Task vectors by run, slot and leaf.
+        slots: Names of the experts.
+    """
+    merged = _flatten(results)
+    task_vectors = [_flatten([run[i] for run in experts]) for i in range(len(slots))]
+    scale = float(np.mean([np.linalg.norm(t) for t in task_vectors])) or 1.0
     if float(np.linalg.norm(merged)) < SAME * scale:
         return (SEED,)
-    for name, expert in zip(names, flat, strict=True):
-        factor = float(np.sum(merged * expert)) / (float(np.sum(expert * expert)) or 1.0)
-        if float(np.linalg.norm(merged - factor * expert)) < SAME * np.linalg.norm(merged):
-            return (f"{EXPERT if abs(factor - 1) < SAME else SCALING}: {name}",)
+    for slot, task_vector in zip(slots, task_vectors, strict=True):
+        squared = float(np.sum(task_vector * task_vector)) or 1.0
+        factor = float(np.sum(merged * task_vector)) / squared
+        if float(np.linalg.norm(merged - factor * task_vector)) < SAME * np.linalg.norm(merged):
+            return (f"{EXPERT if abs(factor - 1) < SAME else SCALING}: {slot}",)
     return ()
 
 
-def _flat(runs: list[list[np.ndarray]]) -> np.ndarray:
+def _flatten(runs: list[list[np.ndarray]]) -> np.ndarray:
     return np.concatenate([leaf.astype(np.float64).ravel() for run in runs for leaf in run])

@@ -1,8 +1,8 @@
-"""A verified program run on small fixed tensors: the first time that it computes anything.
+"""Runs of a verified program on small fixed tensors, the first time that it computes anything.
 
-It runs operation by operation on the host's CPU: compiling it whole would take longer than running
-it ever does, and single operations stay compiled from one candidate to the next. How many are kept,
-and how many different ones a program may have, is bounded: each takes 20 ms and 200 kB.
+A program runs operation by operation on the host's CPU. Compiling it as a whole would take longer
+than running it, and compiled operations are reused by later candidates. The number of operations
+that are kept, and that one program may have, is bounded: each takes 20 ms to compile and 200 kB.
 """
 
 import functools
@@ -19,116 +19,99 @@ from sdjax.sandbox.ir.calling_convention import CallingConvention
 from sdjax.sandbox.ir.decode import Equation
 from sdjax.sandbox.ir.primitives import CONTROL_FLOW
 from sdjax.sandbox.refusal import Refusal
-from sdjax.sandbox.verify.verified_program import VerifiedProgram, bind, run
+from sdjax.sandbox.verify.interpreter import bind_equation, run_block
+from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.xla.compiler_options import quick_options
 
 DEPTHS = (0.0, 1.0)  # the first and the last layer
-MOST_KEPT = 2_048
-MOST_DIFFERENT = 512
+MAX_CACHED = 2_048
+MAX_OPERATIONS = 512
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Inputs:
+class ProbeInputs:
+    """Probe tensors of one array program.
+
+    Attributes:
+        task_vectors: One tensor or tree per slot.
+        base: Tensor or tree of the base model.
+        host: The task vectors as NumPy arrays, indexed by slot and leaf.
+    """
+
     task_vectors: tuple[Any, ...]
     base: Any
-    host: list[list[np.ndarray]]  # the task vectors once more: [slot][leaf]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ProbeRun:
-    """One of a program's array programs on its probe tensors."""
-
-    name: Any
-    inputs: Inputs
-    depth: float
-    used: set["Operation"]  # by all trials of the program
+    host: list[list[np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """An equation on operands of certain types, which other programs may have as well."""
+    """An equation on operands of given shapes and dtypes, which programs can share.
 
-    what: Any
-    types: tuple[tuple[Any, Any], ...]  # shape and dtype of each operand
+    Attributes:
+        key: Primitive and parameters, or the equation itself for control flow.
+        types: Shape and dtype of each operand.
+        max_loop_iterations: Iterations after which a `while` loop is cut off.
+        equation: The equation.
+    """
+
+    key: Any
+    types: tuple[tuple[Any, Any], ...]
     max_loop_iterations: int
     equation: Equation = field(compare=False)
 
 
-@functools.lru_cache(maxsize=MOST_KEPT)
-def _compiled(operation: Operation) -> jax.stages.Compiled:
-    def call(*operands: Any) -> Any:
-        return bind(operation.equation, list(operands), operation.max_loop_iterations)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeRun:
+    """One array program and the tensors to run it on.
 
-    types = [jax.ShapeDtypeStruct(*of) for of in operation.types]
-    return jax.jit(call).lower(*types).compile(compiler_options=quick_options())
+    Attributes:
+        name: Name of the array program.
+        inputs: Probe tensors.
+        depth: Value of the depth input.
+        operations: Operations that all probe runs of the program have used so far.
+    """
 
-
-def _step(
-    used: set[Operation], equation: Equation, operands: list[Any], max_loop_iterations: int
-) -> Any:
-    # Control flow holds a program of its own, and is the same as itself alone.
-    same = equation if equation.name in CONTROL_FLOW else (equation.name, repr(equation.params))
-    types = tuple((x.shape, x.dtype) for x in operands)
-    operation = Operation(
-        what=same, types=types, max_loop_iterations=max_loop_iterations, equation=equation
-    )
-    used.add(operation)
-    if len(used) > MOST_DIFFERENT:
-        message = f"the program has more than {MOST_DIFFERENT} different operations"
-        raise Refusal("too costly", "operations", message)
-    return _compiled(operation)(*operands)
+    name: Any
+    inputs: ProbeInputs
+    depth: float
+    operations: set[Operation]
 
 
 def probe_runs(program: VerifiedProgram) -> list[ProbeRun]:
-    """What is to be run: a tensor of each group (layout.plan), at either end of the depth."""
-    found: list[ProbeRun] = []
-    used: set[Operation] = set()
+    """Return the runs: one per probed array program, at both ends of the depth if it is read."""
+    runs: list[ProbeRun] = []
+    operations: set[Operation] = set()
+    depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
     for name in program.probes:
-        inputs = _inputs(program.programs[name][0], name)
-        depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
-        found += [ProbeRun(name=name, inputs=inputs, depth=d, used=used) for d in depths]
-    return found
-
-
-@functools.lru_cache(maxsize=16)
-def _inputs(convention: CallingConvention, name: Any) -> Inputs:
-    """Task vectors as fine-tuning leaves them: bfloat16 differences, some of them exactly zero."""
-    seed = int.from_bytes(hashlib.sha256(repr((name, convention)).encode()).digest()[:8], "big")
-    draw = np.random.default_rng(seed)
-
-    def tensor(shape: tuple[int, ...], scale: float, zeros: float) -> np.ndarray:
-        values = draw.standard_normal(shape) * scale
-        values = np.where(draw.random(shape) < zeros, 0.0, values)
-        return values.astype(jax.numpy.bfloat16).astype(np.float32)
-
-    common = [draw.random(shape) < 0.02 for shape in convention.shapes]  # zero for every expert
-    host = [
-        [
-            np.where(zero, np.float32(0), tensor(shape, 0.01 * (1 + i), 0.05))
-            for shape, zero in zip(convention.shapes, common, strict=True)
+        inputs = _probe_inputs(program.programs[name][0], name)
+        runs += [
+            ProbeRun(name=name, inputs=inputs, depth=depth, operations=operations)
+            for depth in depths
         ]
-        for i in range(len(convention.slots))
-    ]
-    base = [tensor(shape, 0.05, 0.0) for shape in convention.shapes]
-    put = jax.device_put
-    return Inputs(
-        task_vectors=tuple(put(convention.result(leaves)) for leaves in host),
-        base=put(convention.result(base)),
-        host=host,
-    )
+    return runs
 
 
 def execute_probe_run(
     program: VerifiedProgram, probe_run: ProbeRun, order: Sequence[int] | None = None
 ) -> list[np.ndarray]:
-    """The result's leaves, with the experts in another order if one is given.
+    """Run a program on probe tensors.
 
-    Refusal where a leaf is not finite, where a loop does not end, and for what XLA objects to
-    (only a forged message gets so far).
+    Args:
+        program: The program.
+        probe_run: What to run.
+        order: Permutation of the experts.
+
+    Returns:
+        The leaves of the result.
+
+    Raises:
+        Refusal: A result is not finite, a loop does not end, or JAX rejects an operation (only
+            possible for forged IR).
     """
     with _on_host():
         try:
-            return _run(program, probe_run, order or range(len(probe_run.inputs.task_vectors)))
+            order = order or range(len(probe_run.inputs.task_vectors))
+            return _execute(program, probe_run, order)
         except Refusal:
             raise
         except Exception as error:
@@ -136,7 +119,9 @@ def execute_probe_run(
             raise Refusal("refused", "ir", message) from None
 
 
-def _run(program: VerifiedProgram, probe_run: ProbeRun, order: Sequence[int]) -> list[np.ndarray]:
+def _execute(
+    program: VerifiedProgram, probe_run: ProbeRun, order: Sequence[int]
+) -> list[np.ndarray]:
     convention, block = program.programs[probe_run.name]
     inputs = convention.pack(
         [probe_run.inputs.task_vectors[slot] for slot in order],
@@ -145,9 +130,8 @@ def _run(program: VerifiedProgram, probe_run: ProbeRun, order: Sequence[int]) ->
         np.float32(probe_run.depth),
         [np.float32(value) for value in program.hyperparameters.values()],
     )
-    outputs, exhausted = run(
-        block, inputs, program.max_loop_iterations, functools.partial(_step, probe_run.used)
-    )
+    bind = functools.partial(_bind_compiled, probe_run.operations)
+    outputs, exhausted = run_block(block, inputs, program.max_loop_iterations, bind)
     if exhausted is not None and bool(exhausted):
         limit = program.max_loop_iterations
         message = f"a `while` loop did not end within {limit} iterations on the probe tensors"
@@ -155,19 +139,73 @@ def _run(program: VerifiedProgram, probe_run: ProbeRun, order: Sequence[int]) ->
     leaves = [np.asarray(leaf) for leaf in outputs]
     for leaf in leaves:
         if not np.isfinite(leaf).all():
-            share = float(np.mean(~np.isfinite(leaf)))
+            fraction = float(np.mean(~np.isfinite(leaf)))
             raise Refusal(
                 "non-finite",
                 "non-finite",
-                f"{share:.2g} of the result is NaN or infinite on probe tensors that hold some"
-                " zeros, as real task vectors do; guard divisions, logarithms and roots",
+                f"{fraction:.2g} of the result is NaN or infinite on probe tensors, which contain"
+                " zeros as real task vectors do; guard divisions, logarithms and roots",
             )
     return leaves
 
 
+def _bind_compiled(
+    operations: set[Operation], equation: Equation, operands: list[Any], max_loop_iterations: int
+) -> Any:
+    # Control flow contains sub-programs, so such an equation equals only itself.
+    is_control_flow = equation.name in CONTROL_FLOW
+    operation = Operation(
+        key=equation if is_control_flow else (equation.name, repr(equation.params)),
+        types=tuple((x.shape, x.dtype) for x in operands),
+        max_loop_iterations=max_loop_iterations,
+        equation=equation,
+    )
+    operations.add(operation)
+    if len(operations) > MAX_OPERATIONS:
+        message = f"the program has more than {MAX_OPERATIONS} different operations"
+        raise Refusal("too costly", "operations", message)
+    return _compiled(operation)(*operands)
+
+
+@functools.lru_cache(maxsize=MAX_CACHED)
+def _compiled(operation: Operation) -> jax.stages.Compiled:
+    def call(*operands: Any) -> Any:
+        return bind_equation(operation.equation, list(operands), operation.max_loop_iterations)
+
+    types = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in operation.types]
+    return jax.jit(call).lower(*types).compile(compiler_options=quick_options())
+
+
+@functools.lru_cache(maxsize=16)
+def _probe_inputs(convention: CallingConvention, name: Any) -> ProbeInputs:
+    """Draw task vectors like those of fine-tuning: bfloat16 differences, some exactly zero."""
+    seed = int.from_bytes(hashlib.sha256(repr((name, convention)).encode()).digest()[:8], "big")
+    rng = np.random.default_rng(seed)
+
+    def tensor(shape: tuple[int, ...], scale: float, zeros: float) -> np.ndarray:
+        values = rng.standard_normal(shape) * scale
+        values = np.where(rng.random(shape) < zeros, 0.0, values)
+        return values.astype(jax.numpy.bfloat16).astype(np.float32)
+
+    zero_everywhere = [rng.random(shape) < 0.02 for shape in convention.shapes]  # in all experts
+    host = [
+        [
+            np.where(zero, np.float32(0), tensor(shape, 0.01 * (1 + i), 0.05))
+            for shape, zero in zip(convention.shapes, zero_everywhere, strict=True)
+        ]
+        for i in range(len(convention.slots))
+    ]
+    base = [tensor(shape, 0.05, 0.0) for shape in convention.shapes]
+    return ProbeInputs(
+        task_vectors=tuple(jax.device_put(convention.result(leaves)) for leaves in host),
+        base=jax.device_put(convention.result(base)),
+        host=host,
+    )
+
+
 def _on_host() -> AbstractContextManager:
-    """The host's CPU, so that verdicts are the same beside any accelerator."""
+    """Return a context on the host's CPU, so that verdicts are the same with any accelerator."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # a process that was started for its accelerator alone
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return nullcontext()

@@ -1,34 +1,45 @@
-"""The trusted side's own program: each primitive of a checked message bound anew.
+"""Verification of untrusted IR, and the program that results from it.
 
-`rebuild` is the whole gate: it decodes the message, traces the program that comes of it over the
-contract's tensors (so that JAX itself checks every shape and type), and counts elements, memory
-and cost in the jaxpr that it made itself. What the worker claimed is never used.
+`verify_ir` is the only gate. It decodes the IR, traces it over the tensors of the merge signature
+(so JAX itself checks every shape and dtype), and computes array sizes, memory and cost from its own
+jaxpr. No claim of the worker is trusted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from sdjax.sandbox.ir.calling_convention import CallingConvention, trace_plan
-from sdjax.sandbox.ir.decode import Atom, Block, Equation, Message, decode
+from sdjax.sandbox.ir.decode import Block, Message, decode
 from sdjax.sandbox.ir.hashes import identity_of, structure_of
-from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.cost import CostEstimate, estimate_cost
+from sdjax.sandbox.verify.interpreter import run_block
+
+MIN_ELEMENTS = 1 << 12  # limits relative to tensor sizes treat smaller tensors as this large
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VerifiedProgram:
-    """A verified program, callable as its author wrote it and traceable under `jax.jit`.
+    """A verified merge algorithm, callable like its source and traceable under `jax.jit`.
 
-    `cost` is in scalar operations over the contract's scope, `memory` in bytes; `most_memory`
-    is what it may take when it is compiled.
+    Attributes:
+        identity: Hash of the IR. Equal programs have equal identities.
+        structure: Hash of the IR without the constants that can be tuned.
+        form: "tensor" if it merges one tensor per call, "tree" if it merges all at once.
+        requests: Optional inputs that it reads: base, key, depth, kind.
+        hyperparameters: Default values of its float hyperparameters.
+        cost: Scalar operations over all tensors in scope.
+        memory: Peak bytes alive at once in one array program.
+        max_memory: Bytes of temporary memory that a compiled array program may use.
+        programs: One array program per tensor shape, or per kind and shape.
+        probes: Names of the array programs to run on probe tensors.
+        max_loop_iterations: Iterations after which a `while` loop is cut off.
     """
 
     identity: str
@@ -40,16 +51,22 @@ class VerifiedProgram:
     memory: int
     max_memory: int
     programs: Mapping[Any, tuple[CallingConvention, Block]]
-    probes: tuple[Any, ...]  # which of them are to be tried
+    probes: tuple[Any, ...]
     max_loop_iterations: int
 
-    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], /, **asked: Any) -> Any:
-        """The merged task vector (float32; for a tree a dict from path to tensor).
+    def __call__(self, task_vectors: Mapping[str, Any] | Sequence[Any], /, **inputs: Any) -> Any:
+        """Return the merged task vector.
 
-        `task_vectors` is a dict by slot or a sequence in slot order, `asked` as for `run`. A
-        `while` that used up its fuel makes the result NaN, which no caller admits.
+        Args:
+            task_vectors: Task vectors (float32), as a dict by slot or a sequence in slot order. For
+                the tree form, each one is a dict from tensor path to tensor.
+            **inputs: Optional inputs and hyperparameters, as for `run`.
+
+        Returns:
+            The merged task vector (float32, the shape of the task vectors), all NaN if a `while`
+            loop was cut off.
         """
-        result, exhausted = self.run(task_vectors, **asked)
+        result, exhausted = self.run(task_vectors, **inputs)
         if exhausted is None:
             return result
         return jax.tree.map(lambda x: jnp.where(exhausted, jnp.nan, x), result)
@@ -65,19 +82,37 @@ class VerifiedProgram:
         kind: str | None = None,
         **hyperparameters: Any,
     ) -> tuple[Any, Any]:
-        """(result, whether a `while` used up its fuel; None where there is none)."""
+        """Run the program.
+
+        Args:
+            task_vectors: See `__call__`.
+            base: Tensor of the base model, or a dict from path to tensor.
+            key: PRNG key.
+            depth: Position of the layer in [0, 1], a float32 scalar.
+            kind: Kind of the tensor, such as "mlp.down_proj".
+            **hyperparameters: Values that replace the defaults.
+
+        Returns:
+            The merged task vector, and a boolean scalar that says whether a `while` loop was cut
+            off (None if the program has no `while` loop).
+
+        Raises:
+            ValueError: The program was not traced for these shapes.
+            TypeError: A hyperparameter is unknown.
+        """
         if unknown := set(hyperparameters) - set(self.hyperparameters):
-            raise TypeError(f"no such hyperparameter: {', '.join(sorted(unknown))}")
+            raise TypeError(f"unknown hyperparameter: {', '.join(sorted(unknown))}")
         values = [
             jnp.asarray(hyperparameters.get(name, default), jnp.float32)
             for name, default in self.hyperparameters.items()
         ]
         convention, block = self.programs[self._select(task_vectors, kind)]
         inputs = convention.pack(task_vectors, base, key, depth, values)
-        outputs, exhausted = run(block, inputs, self.max_loop_iterations)
+        outputs, exhausted = run_block(block, inputs, self.max_loop_iterations)
         return convention.result(outputs), exhausted
 
     def _select(self, task_vectors: Any, kind: str | None) -> Any:
+        """Return the name of the array program for these task vectors."""
         values = task_vectors.values() if isinstance(task_vectors, Mapping) else task_vectors
         first = next(iter(values))
         if self.form == "tree":
@@ -85,7 +120,7 @@ class VerifiedProgram:
             for name, (convention, _) in self.programs.items():
                 if shapes == dict(zip(convention.paths or (), convention.shapes, strict=True)):
                     return name
-            raise ValueError("the program was not traced for such a tree")
+            raise ValueError("the program was not traced for a tree of these paths and shapes")
         name = (kind if "kind" in self.requests else None, jnp.shape(first))
         if name not in self.programs:
             raise ValueError(f"the program was not traced for {name[0] or 'tensors'} of {name[1]}")
@@ -93,48 +128,48 @@ class VerifiedProgram:
 
 
 def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
-    """Verify a message from a worker or a store; Refusal where it is not legal or too costly."""
+    """Verify IR from a worker or a store.
+
+    Args:
+        ir: IR as JSON text, untrusted.
+        signature: Expert slots, tensors and limits.
+
+    Raises:
+        Refusal: The IR is malformed, does not fit the signature, or exceeds a limit.
+    """
     message = decode(ir, signature)
     limits = signature.limits
-    names = list(message.hyperparameters)
     estimates: dict[Any, CostEstimate] = {}
     max_memory = 0
     for name, (convention, block) in message.programs.items():
-        jaxpr = _verified(block, convention, names, limits.max_loop_iterations)
-        slot = sum(int(np.prod(shape)) for shape in convention.shapes)
-        most = limits.max_expansion * max(slot, 1 << 12)
-        estimates[name] = estimate_cost(jaxpr, limits, most_elements=most)
-        allowed = 8 * most  # twice the largest intermediate that there may be, in float32
-        if estimates[name].memory > allowed:
-            found = f"{estimates[name].memory:.3g} bytes alive at once; {allowed:.3g} are allowed"
-            raise Refusal("too costly", "memory", f"the program keeps {found}")
+        jaxpr = _trace(block, convention, list(message.hyperparameters), limits.max_loop_iterations)
+        max_elements = limits.max_expansion * max(_elements(convention), MIN_ELEMENTS)
+        estimate = estimates[name] = estimate_cost(jaxpr, limits, max_elements=max_elements)
+        allowed = 8 * max_elements  # two float32 arrays of the maximum size
+        if estimate.memory > allowed:
+            raise Refusal(
+                "too costly",
+                "memory",
+                f"the program keeps {estimate.memory:.3g} bytes alive at once;"
+                f" the limit is {allowed:.3g}",
+            )
         max_memory = max(max_memory, allowed)
-        if estimates[name].iterations > limits.max_total_iterations:
-            found = f"{estimates[name].iterations:.3g} rounds of loops; {limits.max_total_iterations:.3g} are allowed"
-            raise Refusal("too costly", "loop-iterations", f"the program takes {found}")
+        if estimate.iterations > limits.max_total_iterations:
+            raise Refusal(
+                "too costly",
+                "loop-iterations",
+                f"the program's loops take {estimate.iterations:.3g} iterations in total;"
+                f" the limit is {limits.max_total_iterations:.3g}",
+            )
     probes = _probes(message, signature, estimates)
-    if message.form == "tree":
-        cost = estimates["scope"].cost
-    else:
-        scope = signature.scope
-        kinds = [t.kind if message.by_kind else None for t in scope]
-        cost = sum(estimates[kind, t.shape].cost for kind, t in zip(kinds, scope, strict=True))
-    budget = limits.cost_per_element * max(1 << 12, sum(t.size for t in signature.scope))
-    if cost > budget:
-        raise Refusal(
-            "too costly",
-            "cost",
-            f"the program takes {cost:.3g} scalar operations over the model, trip counts included;"
-            f" {budget:.3g} are allowed",
-        )
     return VerifiedProgram(
         identity=identity_of(ir),
         structure=structure_of(ir),
         form=message.form,
         requests=_requests(message),
         hyperparameters=message.hyperparameters,
-        cost=cost,
-        memory=max(b.memory for b in estimates.values()),
+        cost=_total_cost(message, signature, estimates),
+        memory=max(estimate.memory for estimate in estimates.values()),
         max_memory=max_memory,
         programs=message.programs,
         probes=probes,
@@ -142,169 +177,93 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
     )
 
 
-def _probes(
-    message: Message, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
-) -> tuple[Any, ...]:
-    """The programs that the parent will run on probe tensors; Refusal where one takes too long.
-
-    Nothing ends such a run, and a program may do other things at a probe's shape than at others.
-    """
-    limits, found = signature.limits, []
-    for small, real in trace_plan(signature, message.form, message.by_kind).probes:
-        name = small if small in message.programs else real
-        convention, _ = message.programs[name]
-        if sum(int(np.prod(shape)) for shape in convention.shapes) > limits.max_probe_elements:
-            text = "the program does not work at the smaller shapes on which it is to be tried"
-            hint = "take lengths from the arguments' shapes, so that it works at any"
-            raise Refusal("wrong signature", "probe", f"{text}; {hint}")
-        if estimates[name].cost > limits.max_probe_cost:
-            text = f"{estimates[name].cost:.3g} scalar operations on small tensors"
-            raise Refusal("too costly", "probe", f"{text}; {limits.max_probe_cost:.3g} are allowed")
-        found.append(name)
-    return tuple(found)
-
-
-def _verified(
+def _trace(
     block: Block,
     convention: CallingConvention,
     hyperparameters: list[str],
     max_loop_iterations: int,
 ) -> Any:
-    """The program's jaxpr as the parent traces it, its results checked against the layout."""
+    """Trace a block and check that its results match the calling convention."""
     try:
-        jaxpr = jax.make_jaxpr(lambda *inputs: run(block, inputs, max_loop_iterations)[0])(
+        jaxpr = jax.make_jaxpr(lambda *inputs: run_block(block, inputs, max_loop_iterations)[0])(
             *convention.avals(hyperparameters)
         )
     except Refusal:
         raise
-    except Exception as error:  # whatever JAX objects to in a hostile message
-        kind = type(error).__name__
-        message = f"the worker's message does not trace ({kind})"
+    except Exception as error:  # JAX may raise anything on hostile IR
+        message = f"the worker's IR cannot be traced ({type(error).__name__})"
         raise Refusal("refused", "ir", message) from None
     for aval, shape in zip(jaxpr.out_avals, convention.shapes, strict=True):
         if aval.shape != shape or aval.dtype != np.float32:
-            message = f"the result is {aval.str_short()} where float32{list(shape)} is expected"
+            message = f"the result is {aval.str_short()}; expected float32{list(shape)}"
             raise Refusal("wrong signature", "shape", message)
     if jaxpr.effects:
         raise Refusal("refused", "effects", "the program has side effects")
     return jaxpr
 
 
+def _elements(convention: CallingConvention) -> int:
+    """Return the number of elements of one expert's tensors."""
+    return sum(int(np.prod(shape)) for shape in convention.shapes)
+
+
+def _probes(
+    message: Message, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
+) -> tuple[Any, ...]:
+    """Return the names of the array programs to probe.
+
+    Probe runs cannot be interrupted, and a candidate may compute something else at the shapes of
+    the probe tensors, so their cost has a limit of its own.
+    """
+    limits, names = signature.limits, []
+    for reduced, real in trace_plan(signature, message.form, message.by_kind).probes:
+        name = reduced if reduced in message.programs else real
+        convention, _ = message.programs[name]
+        if _elements(convention) > limits.max_probe_elements:
+            raise Refusal(
+                "wrong signature",
+                "probe",
+                "the program does not work at the smaller shapes of the probe tensors;"
+                " take sizes from the arguments' shapes, so that it works at any shape",
+            )
+        if estimates[name].cost > limits.max_probe_cost:
+            raise Refusal(
+                "too costly",
+                "probe",
+                f"the program takes {estimates[name].cost:.3g} scalar operations on small tensors;"
+                f" the limit is {limits.max_probe_cost:.3g}",
+            )
+        names.append(name)
+    return tuple(names)
+
+
+def _total_cost(
+    message: Message, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
+) -> int:
+    """Return the scalar operations over all tensors in scope."""
+    scope = signature.scope
+    if message.form == "tree":
+        cost = estimates["scope"].cost
+    else:
+        kinds = [tensor.kind if message.by_kind else None for tensor in scope]
+        cost = sum(estimates[kind, t.shape].cost for kind, t in zip(kinds, scope, strict=True))
+    elements = max(MIN_ELEMENTS, sum(tensor.size for tensor in scope))
+    budget = signature.limits.cost_per_element * elements
+    if cost > budget:
+        raise Refusal(
+            "too costly",
+            "cost",
+            f"the program takes {cost:.3g} scalar operations over the model, loop iterations"
+            f" included; the limit is {budget:.3g}",
+        )
+    return cost
+
+
 def _requests(message: Message) -> tuple[str, ...]:
-    """What the programs really read besides the task vectors."""
-    found = {"kind"} if message.by_kind else set()
+    """Return the optional inputs that the array programs read."""
+    requests = {"kind"} if message.by_kind else set()
     for convention, block in message.programs.values():
         atoms = [a for equation in block.equations for a in equation.operands]
         used = {a for a in (*atoms, *block.outputs) if type(a) is int}
-        found |= {r for r in ("base", "key", "depth") if used & set(convention.position(r))}
-    return tuple(sorted(found))
-
-
-# --- binding ---------------------------------------------------------------------------------
-
-
-# (equation, operands, fuel) to (results, whether a `while` used up its fuel; None: there is none).
-Bind = Callable[[Equation, list[Any], int], tuple[list[Any], Any]]
-
-
-def bind(
-    equation: Equation, operands: list[Any], max_loop_iterations: int
-) -> tuple[list[Any], Any]:
-    """One equation on these operands."""
-    if equation.name in _CONTROL:
-        return _CONTROL[equation.name](equation, operands, max_loop_iterations)
-    bound = ALLOWED[equation.name].bind(*operands, **equation.params)
-    return list(bound) if isinstance(bound, (list, tuple)) else [bound], None
-
-
-def run(
-    block: Block, inputs: Sequence[Any], max_loop_iterations: int, bind: Bind = bind
-) -> tuple[list[Any], Any]:
-    """A block's equations on these inputs, one after the other: (outputs, exhausted or None)."""
-    values = list(inputs)
-    exhausted = jnp.zeros((), bool) if block.loops else None
-
-    def read(atom: Atom) -> Any:
-        if type(atom) is int:
-            return values[atom]
-        # Or XLA computes on constants while it compiles, a million times slower than after it.
-        return lax.optimization_barrier(atom) if isinstance(atom, np.ndarray) else atom
-
-    for equation in block.equations:
-        results, flag = bind(equation, [read(a) for a in equation.operands], max_loop_iterations)
-        if len(results) != equation.outputs:
-            raise Refusal("refused", "ir", f"{equation.name} has another number of results")
-        exhausted = exhausted if flag is None else flag | exhausted
-        values.extend(results)
-    return [jnp.asarray(read(a)) for a in block.outputs], exhausted
-
-
-def _scan(
-    equation: Equation, operands: list[Any], max_loop_iterations: int
-) -> tuple[list[Any], Any]:
-    p = equation.params
-    body, carries = p["body"], p["carry"]
-    consts, rest = operands[: p["consts"]], operands[p["consts"] :]
-
-    def step(carry: tuple, xs: tuple) -> tuple[tuple, tuple]:
-        state, flag = carry
-        outputs, exhausted = run(body, [*consts, *state, *xs], max_loop_iterations)
-        flag = flag if exhausted is None else flag | exhausted
-        return (tuple(outputs[:carries]), flag), tuple(outputs[carries:])
-
-    flag = jnp.zeros((), bool) if body.loops else None
-    initial = (tuple(jnp.asarray(x) for x in rest[:carries]), flag)
-    xs = tuple(jnp.asarray(x) for x in rest[carries:])
-    (state, flag), ys = lax.scan(step, initial, xs, p["length"], p["reverse"])
-    return [*state, *ys], flag
-
-
-def _while(
-    equation: Equation, operands: list[Any], max_loop_iterations: int
-) -> tuple[list[Any], Any]:
-    p = equation.params
-    first, second = p["condition_consts"], p["condition_consts"] + p["body_consts"]
-
-    def wanted(state: tuple) -> Any:
-        return run(p["condition"], [*operands[:first], *state], max_loop_iterations)[0][0]
-
-    # The carry: what the program carries, fuel left, whether an inner loop ran out of its own.
-    def condition(carry: tuple) -> Any:
-        state, left, _ = carry
-        return jnp.logical_and(wanted(state), left > 0)
-
-    def step(carry: tuple) -> tuple:
-        state, left, flag = carry
-        outputs, exhausted = run(p["body"], [*operands[first:second], *state], max_loop_iterations)
-        return tuple(outputs), left - 1, flag if exhausted is None else flag | exhausted
-
-    initial = tuple(jnp.asarray(x) for x in operands[second:])
-    start = (initial, jnp.int32(max_loop_iterations), jnp.zeros((), bool))
-    state, _, flag = lax.while_loop(condition, step, start)
-    return list(state), flag | wanted(state)  # still wanted: it ended for want of fuel
-
-
-def _cond(
-    equation: Equation, operands: list[Any], max_loop_iterations: int
-) -> tuple[list[Any], Any]:
-    branches = equation.params["branches"]
-    loops = any(branch.loops for branch in branches)
-
-    def branch(block: Block) -> Callable:
-        def call(*inputs: Any) -> tuple:
-            outputs, exhausted = run(block, inputs, max_loop_iterations)
-            flag = jnp.zeros((), bool) if exhausted is None else exhausted
-            return tuple(outputs), flag if loops else None
-
-        return call
-
-    index, *inputs = (jnp.asarray(x) for x in operands)
-    outputs, flag = lax.switch(index, [branch(b) for b in branches], *inputs)
-    return list(outputs), flag
-
-
-_CONTROL: dict[str, Callable[[Equation, list[Any], int], tuple[list[Any], Any]]] = {
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
-}
+        requests |= {r for r in ("base", "key", "depth") if used & set(convention.position(r))}
+    return tuple(sorted(requests))

@@ -1,1 +1,1 @@
-"""The untrusted side: source text in, traced IR out."""
+"""The untrusted side: check and trace source text inside a confined worker."""

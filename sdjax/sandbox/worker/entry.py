@@ -1,21 +1,27 @@
-"""The job of the sandbox's workers: a source text in, the traced program or a refusal out."""
+"""Job of the sandbox's workers: takes source text, returns its IR or a refusal as JSON."""
 
 import importlib
 import json
 from collections.abc import Callable
 
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 
 
-def prepare(contract_text: str) -> Callable[[bytes], bytes]:
-    """In the server: import and trace whatever programs commonly use, so that a worker finds it
-    done. The function that a worker calls."""
+def prepare(signature_json: str) -> Callable[[bytes], bytes]:
+    """Warm up the server and return the function that a worker runs.
+
+    Imports and traces what candidates commonly use, so that workers start with warm caches.
+
+    Args:
+        signature_json: Result of `MergeSignature.to_json`.
+    """
     import jax
 
     from sdjax.sandbox.worker import rules, warmup
 
-    signature = MergeSignature.from_json(contract_text)
-    # No backend can be started: tracing needs none, and its threads would not survive a fork.
+    signature = MergeSignature.from_json(signature_json)
+    # Tracing needs no backend, and a backend's threads would not survive a fork.
     jax.config.update("jax_platforms", "none")
     jax.config.update("jax_traceback_filtering", "off")
     for module in sorted(rules.IMPORTS):
@@ -25,7 +31,6 @@ def prepare(contract_text: str) -> Callable[[bytes], bytes]:
 
 
 def _trace(source: bytes, signature: MergeSignature) -> dict[str, str]:
-    from sdjax.sandbox.refusal import Refusal
     from sdjax.sandbox.worker.trace import trace_source
 
     try:
@@ -35,6 +40,6 @@ def _trace(source: bytes, signature: MergeSignature) -> dict[str, str]:
     except MemoryError:
         message = "the program takes too much memory"
         return {"verdict": "too costly", "rule": "memory", "message": message}
-    except Exception as error:  # of Python's own, before the program runs
+    except Exception as error:  # raised by Python before the candidate runs
         message = f"the program cannot be read ({type(error).__name__})"
         return {"verdict": "refused", "rule": "exception", "message": message}

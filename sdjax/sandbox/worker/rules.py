@@ -1,7 +1,7 @@
-"""The text rules: for good messages and as a signal to learn from, not for safety.
+"""Text rules: checks of the syntax tree that give clear messages, to people and for training.
 
-They run in the worker, like everything else that touches a program's text (`ast.parse` itself can
-be brought down by a deep enough source).
+They are not a security boundary. They run in the worker, as does everything that reads source text
+(a deeply nested source can crash `ast.parse` itself).
 """
 
 import ast
@@ -19,8 +19,7 @@ IMPORTS = _words(
     jax.scipy.stats math functools itertools typing einops numpy numpy.linalg collections
     dataclasses operator __future__"""
 )
-# What may be taken from `jax` itself; the rest of it reaches the host, the devices or the file
-# system, and has no place in an array program.
+# Allowed members of `jax` itself; the others access the host, the devices or the file system.
 JAX_MEMBERS = _words(
     """numpy lax nn random scipy vmap jit grad value_and_grad jacfwd jacrev hessian jvp vjp tree
     tree_util checkpoint Array named_scope"""
@@ -35,7 +34,7 @@ NAMES_REFUSED = _words(
     help exit quit memoryview __import__ __builtins__ __loader__ __spec__ license credits
     copyright"""
 )
-# Attributes that lead from a harmless object to the interpreter, the host or the file system.
+# Attributes that lead to the interpreter, the host or the file system.
 ATTRIBUTES_REFUSED = _words(
     """os sys subprocess builtins ctypes io socket importlib shutil pathlib threading signal
     multiprocessing inspect pickle tempfile warnings format format_map pure_callback io_callback
@@ -44,21 +43,25 @@ ATTRIBUTES_REFUSED = _words(
 )
 
 
-def check_text(source: str, limit: int) -> ast.Module:
-    """The syntax tree of `source`, or a Refusal that names the rule and the line."""
-    if len(source.encode("utf-8", "surrogatepass")) > limit:
-        raise Refusal("refused", "size", f"the source is longer than {limit} bytes")
+def check_text(source: str, max_bytes: int) -> ast.Module:
+    """Return the syntax tree of a candidate.
+
+    Raises:
+        Refusal: A rule is violated; the message has the line.
+    """
+    if len(source.encode("utf-8", "surrogatepass")) > max_bytes:
+        raise Refusal("refused", "size", f"the source is longer than {max_bytes} bytes")
     try:
         source.encode("utf-8")
     except UnicodeEncodeError:
         raise Refusal("refused", "encoding", "the source is not valid Unicode text") from None
     if "\0" in source:
-        raise Refusal("refused", "encoding", "the source holds a NUL character")
+        raise Refusal("refused", "encoding", "the source contains a NUL character")
     if not source.strip():
         raise Refusal("refused", "syntax", "the source is empty")
     if source.lstrip().startswith("```"):
         raise Refusal(
-            "refused", "syntax", "line 1: a Markdown fence (```) is not Python; give the code alone"
+            "refused", "syntax", "line 1: a Markdown fence (```) is not Python; remove it"
         )
     try:
         tree = ast.parse(source, filename="<program>")
@@ -75,6 +78,7 @@ def check_text(source: str, limit: int) -> ast.Module:
 
 
 def entry_point(tree: ast.Module) -> str:
+    """Return the name of the merge function that the candidate defines."""
     return next(n.name for n in tree.body if _defines_entry_point(n))  # type: ignore[attr-defined]
 
 
@@ -83,18 +87,18 @@ def _defines_entry_point(node: ast.stmt) -> bool:
 
 
 def _check_entry_point(tree: ast.Module) -> None:
-    found = [node for node in tree.body if _defines_entry_point(node)]
-    if not found:
+    functions = [node for node in tree.body if _defines_entry_point(node)]
+    if not functions:
         raise Refusal(
             "refused",
             "entry-point",
             "no function merge_models(task_vectors) or merge_trees(task_vectors) at top level",
         )
-    if len(found) > 1:
+    if len(functions) > 1:
         raise Refusal(
             "refused",
             "entry-point",
-            f"line {found[1].lineno}: only one merge_models or merge_trees may be defined",
+            f"line {functions[1].lineno}: only one merge_models or merge_trees may be defined",
         )
 
 
@@ -119,13 +123,15 @@ def _check_nodes(tree: ast.Module) -> None:
                     if alias.name == "*":
                         raise refuse("import", f"`from {module} import *` is not allowed")
                     if not _member_allowed(module, alias.name) and path not in IMPORTS:
-                        raise refuse("import", f"`from {module} import {alias.name}` is refused")
+                        raise refuse(
+                            "import", f"`from {module} import {alias.name}` is not allowed"
+                        )
             case ast.Attribute(value=value, attr=name):
                 root = _module_of(value, modules)
                 if name.startswith("_"):
                     raise refuse("private-attribute", f"the attribute `{name}` is not allowed")
                 if name in ATTRIBUTES_REFUSED or (root and not _member_allowed(root, name)):
-                    raise refuse("attribute", f"the attribute `{name}` is not allowed here")
+                    raise refuse("attribute", f"the attribute `{name}` is not allowed")
             case ast.AsyncFunctionDef() | ast.Await() | ast.Yield() | ast.YieldFrom():
                 raise refuse("statement", "generators and async functions are not allowed")
         for name in _names(node):
@@ -146,7 +152,7 @@ def _member_allowed(module: str, name: str) -> bool:
 
 
 def _module_of(node: ast.expr, modules: dict[str, str]) -> str | None:
-    """The module that an expression such as `jax.numpy` or `jnp` stands for."""
+    """Return the module that an expression such as `jax.numpy` or `jnp` refers to."""
     if isinstance(node, ast.Name):
         return modules.get(node.id)
     if isinstance(node, ast.Attribute) and (parent := _module_of(node.value, modules)):
@@ -156,7 +162,7 @@ def _module_of(node: ast.expr, modules: dict[str, str]) -> str | None:
 
 
 def _module_names(tree: ast.Module) -> dict[str, str]:
-    """Which local names stand for which modules: {"jnp": "jax.numpy"}."""
+    """Map local names to modules, such as {"jnp": "jax.numpy"}."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -172,7 +178,7 @@ def _module_names(tree: ast.Module) -> dict[str, str]:
 
 
 def _names(node: ast.AST) -> list[str]:
-    """Every identifier that the node binds or reads (attributes are judged apart)."""
+    """Return all identifiers that a node binds or reads, except attributes."""
     match node:
         case ast.Name(id=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name):
             return [name]

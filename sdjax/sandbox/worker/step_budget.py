@@ -1,7 +1,7 @@
-"""A budget of Python steps, so that an endless program ends alike on every machine.
+"""Step budget: stops endless candidates at the same point on every machine.
 
-Every loop round, comprehension round and call of a function of the program itself counts as one
-step. What runs long without any of these (`sum(range(10**12))`) is left to the clocks.
+A step is one iteration of a loop or comprehension, or one call of a function that the candidate
+defines. Long computations without steps, such as `sum(range(10**12))`, are left to the clocks.
 """
 
 import ast
@@ -9,26 +9,26 @@ from collections.abc import Callable
 
 from sdjax.sandbox.refusal import Refusal
 
-COUNTER = "__step__"  # the text rules keep programs from using such a name
+COUNTER = "__step__"  # the text rules forbid such names in candidates
 
 
-def counted(tree: ast.Module) -> ast.Module:
-    """The same program with a call of the counter in every loop and function."""
-    return ast.fix_missing_locations(_Counted().visit(tree))
+def insert_step_counter(tree: ast.Module) -> ast.Module:
+    """Return a tree that calls the counter in every loop and function."""
+    return ast.fix_missing_locations(_InsertStepCounter().visit(tree))
 
 
-def counter(limit: int) -> Callable[[int], bool]:
-    """A fresh counter; it raises a Refusal at the step after `limit`."""
-    taken = 0
+def step_counter(limit: int) -> Callable[[int], bool]:
+    """Return a new counter, which raises Refusal after `limit` steps."""
+    steps = 0
 
     def step(line: int) -> bool:
-        nonlocal taken
-        taken += 1
-        if taken > limit:
+        nonlocal steps
+        steps += 1
+        if steps > limit:
             raise Refusal(
                 "too costly",
                 "steps",
-                f"line {line}: tracing takes more than {limit} rounds of Python loops and calls;"
+                f"line {line}: tracing takes more than {limit} Python loop iterations and calls;"
                 " a loop does not end, or works element by element: use array operations",
             )
         return True
@@ -42,7 +42,7 @@ def _call(node: ast.AST) -> ast.Call:
     return ast.copy_location(call, node) if hasattr(node, "lineno") else call
 
 
-class _Counted(ast.NodeTransformer):
+class _InsertStepCounter(ast.NodeTransformer):
     def _body(self, node: ast.For | ast.While | ast.FunctionDef) -> ast.AST:
         self.generic_visit(node)
         node.body.insert(0, ast.copy_location(ast.Expr(_call(node)), node))

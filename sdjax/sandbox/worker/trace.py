@@ -1,8 +1,7 @@
-"""Tracing a program over abstract tensors: the worker's job, and ours for trusted programs.
+"""Trace a candidate over abstract tensors and encode the result as IR.
 
-Nothing is computed: `jax.make_jaxpr` runs the Python function on tracers. The module's text is
-executed anew inside every trace, so that top-level arrays are traced as well and no state passes
-from one trace to the next.
+Nothing is computed: `jax.make_jaxpr` calls the Python function with tracers. The module's code is
+executed inside every trace, so that top-level arrays are traced too and no state survives a trace.
 """
 
 import ast
@@ -24,23 +23,30 @@ from sdjax.sandbox.ir.hashes import canonical
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.worker import rules
-from sdjax.sandbox.worker.step_budget import COUNTER, counted, counter
+from sdjax.sandbox.worker.step_budget import COUNTER, insert_step_counter, step_counter
 
-FILE = "<program>"
+FILENAME = "<program>"
 Loader = Callable[[], Callable]
 
 
 def trace_source(source: str, signature: MergeSignature) -> str:
-    """The message (JSON) for a source text that has not been trusted. Runs in the worker."""
+    """Return the IR (JSON text) of an untrusted candidate. Call it in a worker only.
+
+    Raises:
+        Refusal: The candidate breaks a rule, cannot be traced or exceeds a limit.
+    """
     tree = rules.check_text(source, signature.limits.source_bytes)
     return _trace(_loader(tree, signature.limits.step_budget), rules.entry_point(tree), signature)
 
 
 def trace_trusted(program: str | Callable, signature: MergeSignature) -> str:
-    """The message for a text or function of our own, traced in this very process.
+    """Return the IR of a trusted source text or function, traced in this process.
 
-    For programs of our own grammar and the human-designed methods: the same path as the worker's,
-    without its protection. Raises Refusal as the worker would report it.
+    For source text from sdjax's own grammar and for human-designed methods. Same steps as in a
+    worker, without confinement.
+
+    Raises:
+        Refusal: See `trace_source`.
     """
     if isinstance(program, str):
         return trace_source(program, signature)
@@ -51,14 +57,14 @@ def trace_trusted(program: str | Callable, signature: MergeSignature) -> str:
 def _loader(tree: ast.Module, step_budget: int) -> Loader:
     name = rules.entry_point(tree)
     try:
-        code = compile(counted(tree), FILE, "exec", dont_inherit=True)
+        code = compile(insert_step_counter(tree), FILENAME, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         raise Refusal("refused", "syntax", f"line {line}: {error}") from None
 
     def load() -> Callable:
         namespace: dict[str, Any] = {"__builtins__": _builtins(), "__name__": "program"}
-        namespace[COUNTER] = counter(step_budget)
+        namespace[COUNTER] = step_counter(step_budget)
         exec(code, namespace)
         return namespace[name]
 
@@ -66,9 +72,9 @@ def _loader(tree: ast.Module, step_budget: int) -> Loader:
 
 
 def _builtins() -> dict[str, Any]:
-    """Python's builtins without those that the text rules name.
+    """Return Python's builtins except those that the text rules forbid.
 
-    `__import__` stays: C code of NumPy imports lazily through the frame that called it.
+    `__import__` is kept, because NumPy's C code imports lazily through the calling frame.
     """
     refused = rules.NAMES_REFUSED - {"__import__"}
     return {name: value for name, value in vars(builtins).items() if name not in refused}
@@ -79,13 +85,20 @@ def _builtins() -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedInputs:
-    """What a program asks for by the names of its parameters."""
+    """Inputs that a candidate requests by the names of its parameters.
+
+    Attributes:
+        requests: Optional inputs of the API: base, key, depth, kind.
+        floats: Default values of the float hyperparameters, which are traced.
+    """
 
     requests: tuple[str, ...]
-    floats: Mapping[str, float]  # traced hyperparameters by name, with their defaults
+    floats: Mapping[str, float]
 
     @classmethod
     def of(cls, function: Callable, form: str) -> "RequestedInputs":
+        """Read the signature of a merge function of the given form ("tensor" or "tree")."""
+
         def refuse(message: str) -> Refusal:
             return Refusal("refused", "signature", message)
 
@@ -98,7 +111,7 @@ class RequestedInputs:
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
         ):
             raise refuse("the first parameter must be the dict of task vectors")
-        known = REQUESTS if form == "tensor" else ("base", "key")
+        available = REQUESTS if form == "tensor" else ("base", "key")
         requests, floats = [], {}
         for parameter in parameters[1:]:
             name, default = parameter.name, parameter.default
@@ -107,14 +120,14 @@ class RequestedInputs:
                 inspect.Parameter.VAR_KEYWORD,
                 inspect.Parameter.POSITIONAL_ONLY,
             ):
-                raise refuse(f"the parameter `{name}` must be one that can be given by name")
-            if name in REQUESTS and name not in known:
-                raise refuse(f"merge_trees is not given `{name}`; it may ask for base and key")
-            if name in known:
+                raise refuse(f"the parameter `{name}` must accept a keyword argument")
+            if name in REQUESTS and name not in available:
+                raise refuse(f"merge_trees does not receive `{name}`; it may request base and key")
+            if name in available:
                 requests.append(name)
             elif default is inspect.Parameter.empty:
-                allowed = ", ".join(known)
-                raise refuse(f"the parameter `{name}` needs a default (only {allowed} are given)")
+                names = ", ".join(available)
+                raise refuse(f"the parameter `{name}` needs a default (only {names} do not)")
             elif parameter.annotation in (float, "float"):
                 if type(default) not in (int, float) or not np.isfinite(np.float32(default)):
                     raise refuse(f"the default of `{name}: float` must be a finite number")
@@ -131,7 +144,9 @@ class RequestedInputs:
 def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
     form = "tree" if name == "merge_trees" else "tensor"
     if form == "tree" and not signature.paths:
-        raise Refusal("wrong signature", "tree", "merge_trees needs a contract that names paths")
+        raise Refusal(
+            "wrong signature", "tree", "merge_trees needs a merge signature with tensor paths"
+        )
     requested = _guarded(lambda: _read_signature(load, form))
     encoder = Encoder(signature.limits)
     by_kind = "kind" in requested.requests
@@ -141,7 +156,7 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
         for of, convention in plan.required.items()
     }
     for of, convention in plan.optional.items():
-        with contextlib.suppress(Refusal):  # it may only work at the real shapes
+        with contextlib.suppress(Refusal):  # it may work only at the real shapes
             blocks[of] = _block(load, requested, of, convention, encoder)
     if by_kind:
         blocks = _without_idle_kind(blocks, signature)
@@ -169,13 +184,13 @@ def _block(
 
 
 def _read_signature(load: Loader, form: str) -> RequestedInputs:
-    found: list[RequestedInputs] = []
+    result: list[RequestedInputs] = []
 
     def read() -> None:
-        found.append(RequestedInputs.of(load(), form))
+        result.append(RequestedInputs.of(load(), form))
 
-    jax.eval_shape(read)  # within a trace, so that top-level arrays stay abstract
-    return found[0]
+    jax.eval_shape(read)  # inside a trace, so that top-level arrays stay abstract
+    return result[0]
 
 
 def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, convention: CallingConvention) -> Any:
@@ -184,16 +199,16 @@ def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, convention: Callin
     def call(*inputs: Any) -> tuple:
         task_vectors, available = convention.unpack(inputs, names)
         available["kind"] = of[0]
-        asked = {name: available[name] for name in (*requested.requests, *names)}
-        return tuple(_checked(load()(task_vectors, **asked), convention))
+        keywords = {name: available[name] for name in (*requested.requests, *names)}
+        return tuple(_checked(load()(task_vectors, **keywords), convention))
 
-    # As the engine runs its methods: products in full float32, on every platform.
+    # Matrix products in full float32 on every platform, as in the merge engine.
     with jax.default_matmul_precision("highest"):
         return jax.make_jaxpr(call)(*convention.avals(names))
 
 
 def _checked(result: Any, convention: CallingConvention) -> list[jax.Array]:
-    """The result's leaves as float32, or a Refusal that says what was expected."""
+    """Return the leaves of the result as float32; raise Refusal if it has the wrong form."""
     if convention.paths is None:
         return [_checked_leaf(result, convention.shapes[0], "")]
     if not isinstance(result, dict):
@@ -209,19 +224,19 @@ def _checked(result: Any, convention: CallingConvention) -> list[jax.Array]:
     return [_checked_leaf(result[path], shape, f" for `{path}`") for path, shape in pairs]
 
 
-def _checked_leaf(result: Any, shape: tuple[int, ...], where: str) -> jax.Array:
+def _checked_leaf(result: Any, shape: tuple[int, ...], location: str) -> jax.Array:
     if isinstance(result, (dict, list, tuple)) or result is None:
         kind = type(result).__name__
-        raise _wrong("tree", f"the result{where} must be one array, not {kind}")
+        raise _wrong("tree", f"the result{location} must be one array, not {kind}")
     if not isinstance(result, (jax.Array, np.ndarray, np.generic, int, float, bool)):
         kind = type(result).__name__
-        raise _wrong("type", f"the result{where} must be an array, not {kind}")
-    found = jnp.shape(result)
-    if found != shape:
-        raise _wrong("shape", f"the result{where} has shape {found} where {shape} is expected")
+        raise _wrong("type", f"the result{location} must be an array, not {kind}")
+    if jnp.shape(result) != shape:
+        message = f"the result{location} has shape {jnp.shape(result)}; expected {shape}"
+        raise _wrong("shape", message)
     dtype = jnp.result_type(result)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise _wrong("type", f"the result{where} is of type {dtype}; a float tensor is expected")
+        raise _wrong("type", f"the result{location} has dtype {dtype}; expected a float tensor")
     return jnp.asarray(result, jnp.float32)
 
 
@@ -230,7 +245,7 @@ def _wrong(rule: str, message: str) -> Refusal:
 
 
 def _without_idle_kind(blocks: dict, signature: MergeSignature) -> dict:
-    """Where the kind changes nothing, the program is that of one that did not ask for it."""
+    """Drop the kind from the names if it changes nothing, as if it had not been requested."""
     by_shape: dict[tuple[int, ...], dict] = {}
     for (_, shape), block in blocks.items():
         if by_shape.setdefault(shape, block) != block:
@@ -239,11 +254,11 @@ def _without_idle_kind(blocks: dict, signature: MergeSignature) -> dict:
     return {name: by_shape[name[1]] for name in plan if name[1] in by_shape}
 
 
-# --- errors in words -------------------------------------------------------------------------
+# --- error messages --------------------------------------------------------------------------
 
 
 def _guarded(step: Callable[[], Any]) -> Any:
-    """Run a step on a program's behalf; whatever it raises becomes a Refusal."""
+    """Run a step that executes the candidate's code; turn any exception into a Refusal."""
     try:
         return step()
     except Refusal:
@@ -261,14 +276,14 @@ def _guarded(step: Callable[[], Any]) -> Any:
 
 def _explain(error: Exception) -> Refusal:
     frames = traceback.walk_tb(error.__traceback__)
-    lines = [line for frame, line in frames if frame.f_code.co_filename == FILE]
+    lines = [line for frame, line in frames if frame.f_code.co_filename == FILENAME]
     at = f"line {lines[-1]}: " if lines else ""
     if isinstance(error, jax.errors.TracerBoolConversionError):
         return Refusal(
             "refused",
             "traced-branch",
             f"{at}`if`, `while`, `and`, `or` and `not` need a Python bool, but this value is an"
-            " array that is known only at run time (tensors, depth, float hyperparameters);"
+            " array whose value is unknown while tracing (tensors, depth, float hyperparameters);"
             " select with jnp.where(condition, a, b), e.g. jnp.where(depth < 0.5, a, b)",
         )
     if isinstance(error, jax.errors.TracerArrayConversionError):
@@ -289,11 +304,11 @@ def _explain(error: Exception) -> Refusal:
             "refused",
             "concrete-value",
             f"{at}a Python number is needed here (float, int, range, a shape, k), but this value"
-            " is an array that is known only at run time; compute with jnp, or from x.shape",
+            " is an array whose value is unknown while tracing; compute with jnp, or from x.shape",
         )
     text = str(error).strip().split("\n")[0]
     if isinstance(error, RuntimeError) and "Unable to initialize backend" in text:
-        return Refusal("refused", "host", f"{at}the program reaches for a device or the host")
+        return Refusal("refused", "host", f"{at}the program tries to use a device or the host")
     if isinstance(error, TypeError) and "item assignment" in text:
         return Refusal(
             "refused",

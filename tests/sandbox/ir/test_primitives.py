@@ -14,7 +14,7 @@ from sdjax.sandbox.ir.encode import Encoder, encode_number
 from sdjax.sandbox.ir.parameters import decode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
 from sdjax.sandbox.signature import MergeSignature, TensorSignature
-from sdjax.sandbox.verify.verified_program import run
+from sdjax.sandbox.verify.interpreter import run_block
 
 CONTRACT = MergeSignature(slots=("expert_1",), tensors=(TensorSignature(kind="mlp", shape=(6, 4)),))
 
@@ -27,7 +27,7 @@ def _through_json(function, arguments):
     decoder = _Decoder(CONTRACT)
     decoder.constants = _constants(constants, Limits())
     decoded = decoder.block(block, len(arguments), None, 0)
-    return set(_names(block)), lambda *xs: run(decoded, xs, 128)
+    return set(_names(block)), lambda *xs: run_block(decoded, xs, 128)
 
 
 def _names(block):

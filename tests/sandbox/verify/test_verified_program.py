@@ -96,7 +96,7 @@ def test_tensors_of_another_shape_are_an_error(signature):
     program = verify_ir(trace_trusted(VALID["linear"], signature), signature)
     with pytest.raises(ValueError, match=r"not traced for tensors of \(3, 3\)"):
         program({slot: jnp.ones((3, 3)) for slot in signature.slots})
-    with pytest.raises(TypeError, match="no such hyperparameter: nonsense"):
+    with pytest.raises(TypeError, match="unknown hyperparameter: nonsense"):
         program({slot: jnp.ones(SHAPE) for slot in signature.slots}, nonsense=1.0)
 
 
