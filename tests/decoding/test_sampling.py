@@ -2,11 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers.generation import logits_process
 
 from sdjax.core.errors import UserError
 from sdjax.decoding.sampling import Sampling, draw, keep_min_p, keep_top_k, keep_top_p
+
+torch = pytest.importorskip("torch", reason="needs torch, the reference of the parity tests")
+logits_process = pytest.importorskip("transformers.generation.logits_process")
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 from transformers import LlamaConfig, Phi3Config, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sdjax.models.hf_config import from_hf
+
+torch = pytest.importorskip("torch", reason="needs torch, the reference of the parity tests")
 
 SIZES = {
     "vocab_size": 64,

@@ -5,7 +5,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdjax.core.errors import UserError
@@ -43,6 +42,7 @@ def test_the_seed_has_the_size_it_should_have():
 
 @pytest.mark.parametrize("name", ["seed", "reader"])
 def test_logits_equal_transformers(name):
+    torch = pytest.importorskip("torch", reason="needs torch, the reference of the parity tests")
     folder = model_folder(f"zoo:{name}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     task = ArithmeticTask()
