@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.__main__ import in_huge_pages
 from sdjax.io.hf_checkpoint import load_model, read_config
 from sdjax.io.jsonl import read_jsonl
 from sdjax.io.peft import read_adapter, write_adapter
@@ -36,6 +35,7 @@ from sdjax.training.fit import OptimiserSettings, compile_step
 from sdjax.training.packing import Example, batches_of, pack
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import Trainable, full_finetune, lora_finetune
+from sdjax.xla.allocator import restart_with_huge_pages
 
 BATCH, LENGTH = 4, 256
 OPTIMISER = OptimiserSettings(
@@ -157,5 +157,5 @@ def hf_name(config, path: str) -> str:
 
 
 if __name__ == "__main__":
-    in_huge_pages()  # as `sdjax train` does
+    restart_with_huge_pages()  # as `sdjax train` does
     main()

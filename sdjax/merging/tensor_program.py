@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.xla.rematerialize import rematerialised
+from sdjax.xla.rematerialize import rematerialize
 
 # What a program is compiled for: an array, or the shape, dtype and sharding of one.
 Leaf = jax.Array | jax.ShapeDtypeStruct
@@ -92,7 +92,7 @@ class TensorProgram:
             with jax.default_matmul_precision("highest"):
                 # `into` is read by nothing, and only lends its buffer.
                 return jax.jit(
-                    rematerialised(program),
+                    rematerialize(program),
                     out_shardings=pinned,
                     donate_argnums=5,
                     keep_unused=True,

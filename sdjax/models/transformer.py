@@ -6,19 +6,16 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
 from sdjax.models.rope import CosSin, apply_rotary, rotary_cos_sin
 from sdjax.models.types import KVCache, Params
+from sdjax.xla.matmul import matmul_transposed
 
 # Large and finite, so that rows without any allowed key (padding) stay finite.
 _MASKED = -1e30
-
-# With at most this many rows, XLA's CPU backend multiplies faster with the weight on the left.
-_WEIGHT_FIRST_MAX_ROWS = 128
 
 # Checkpoint name of the hidden states between layers, for policies of `jax.checkpoint`.
 RESIDUAL = "residual"
@@ -115,7 +112,7 @@ def unembed(
 ) -> Float[Array, "*batch vocab"]:
     """Return the float32 logits of hidden states."""
     weight = params["lm_head"] if "lm_head" in params else params["embed"]
-    logits = _matmul(hidden.reshape(-1, hidden.shape[-1]), weight, dtype=jnp.float32)
+    logits = matmul_transposed(hidden.reshape(-1, hidden.shape[-1]), weight, dtype=jnp.float32)
     return _soft_cap(logits.reshape(*hidden.shape[:-1], -1), config.final_logit_softcap)
 
 
@@ -247,7 +244,7 @@ def _project(
     """Apply a projection with its bias and LoRA factors, if it has them."""
     # One matrix: XLA's CPU backend is slower when a gradient contracts over two axes.
     rows = rearrange(x, "b t i -> (b t) i")
-    out = _matmul(rows, weights[name])
+    out = matmul_transposed(rows, weights[name])
     if f"{name}_bias" in weights:
         out += weights[f"{name}_bias"]
     factors = lora and lora.get(name)
@@ -255,20 +252,6 @@ def _project(
         low_rank = rows @ factors["a"].astype(x.dtype).T
         out += lora_scale * (low_rank @ factors["b"].astype(x.dtype).T)
     return rearrange(out, "(b t) o -> b t o", b=x.shape[0])
-
-
-def _matmul(
-    rows: Float[Array, "rows in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None
-) -> Float[Array, "rows out"]:
-    """Return `rows @ weight.T`, in `dtype` if it is given.
-
-    With few rows, as in decoding, XLA's CPU backend multiplies up to three times as fast with the
-    weight on the left. The barrier prevents XLA from reversing the product.
-    """
-    if rows.shape[0] > _WEIGHT_FIRST_MAX_ROWS:
-        return jnp.matmul(rows, weight.T, preferred_element_type=dtype)
-    transposed = jnp.matmul(weight, rows.T, preferred_element_type=dtype)
-    return jax.lax.optimization_barrier(transposed).T
 
 
 def _soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Workarounds for the compiler and the allocator."""
+"""Workarounds for XLA, glibc and Python, each with what it works around."""

@@ -1,4 +1,4 @@
-"""Loops that read the weights give the same bits, and nothing of a tensor's size is stored."""
+"""Rematerialized loops are bit-identical and store nothing of the size of a tensor."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from sdjax.merging.tensor_program import task_vectors
 from sdjax.merging.topk_threshold import kth_largest_magnitudes, magnitude_band_masks, topk_masks
-from sdjax.xla.rematerialize import rematerialised
+from sdjax.xla.rematerialize import rematerialize
 
 SHAPE = (512, 384)
 
@@ -34,7 +34,7 @@ def of_products(base, experts):
 
 
 def looped(base, experts):
-    """A loop that changes what it reads, beside a number of its own."""
+    """A loop whose carry contains its input and a counter."""
     start = task_vectors(base, experts)[0]
     return jax.lax.while_loop(
         lambda state: state[1] < 3, lambda state: (state[0] * 0.5 + base, state[1] + 1), (start, 0)
@@ -43,27 +43,27 @@ def looped(base, experts):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("function", [kept, middle, of_products, looped])
-def test_the_results_are_the_same_bits(function, dtype):
+def test_results_are_bit_identical(function, dtype):
     arguments = weights(dtype)
-    plain, anew = jax.jit(function)(*arguments), jax.jit(rematerialised(function))(*arguments)
-    jax.tree.map(np.testing.assert_array_equal, plain, anew)
+    plain, recomputed = jax.jit(function)(*arguments), jax.jit(rematerialize(function))(*arguments)
+    jax.tree.map(np.testing.assert_array_equal, plain, recomputed)
 
 
-def test_a_selection_stores_no_task_vector():
+def test_selection_stores_no_task_vector():
     def stored(function):
         compiled = jax.jit(function).lower(*weights("bfloat16")).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     vector = 4 * np.prod(SHAPE)
     assert stored(kept) > 2 * vector
-    assert stored(rematerialised(kept)) < 0.2 * vector
+    assert stored(rematerialize(kept)) < 0.2 * vector
 
 
-def test_a_function_without_a_loop_is_left_as_it_is():
+def test_function_without_loop_is_unchanged():
     def plain(base, experts):
         return task_vectors(base, experts)[0][::2]
 
     texts = [
-        jax.jit(f).lower(*weights("bfloat16")).as_text() for f in (plain, rematerialised(plain))
+        jax.jit(f).lower(*weights("bfloat16")).as_text() for f in (plain, rematerialize(plain))
     ]
-    assert texts[0].replace("jit_plain", "") == texts[1].replace("jit_anew", "")
+    assert texts[0].replace("jit_plain", "") == texts[1].replace("jit_rematerialized", "")
