@@ -1,6 +1,6 @@
 """Decoding as the TPU compiler sees it: memory, collectives and bytes a step, without a TPU.
 
-    JAX_PLATFORMS=cpu python benchmarks/decoding/tpu.py --topology v5e:2x4     # needs sdjax[tpu]
+    JAX_PLATFORMS=cpu python -m benchmarks.decoding.tpu --topology v5e:2x4     # needs sdjax[tpu]
 
 The decoder's loop (`steps.advance`) for Mistral-7B in bfloat16, greedy, 64 sequences, 2,048
 cached tokens, tensor-parallel over all chips. The least bytes a step: weights read once, cache read
@@ -17,13 +17,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from benchmarks.planning import traffic
+from benchmarks.planning.topology import ResourceUsage, tpu_devices
 from sdjax.decoding import steps
 from sdjax.decoding.state import empty_state, state_sharding
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import param_specs
 from sdjax.models.tree import unflatten
-from sdjax.planning import traffic
-from sdjax.planning.topology import Needs, tpu_devices
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import shardings
 
@@ -44,7 +44,7 @@ def main() -> None:
     program, weights, cache = lowered(config, mesh, options.slots, options.cached)
     compiled = program.compile()
     seconds = time.perf_counter() - start
-    needs, text = Needs.of(compiled), compiled.as_text()
+    needs, text = ResourceUsage.of(compiled), compiled.as_text()
     least, entry = weights + cache, cache // (2 * config.num_layers)
     print(
         f"{options.topology}, tensor {len(devices)}, jax {jax.__version__}; "
@@ -65,7 +65,10 @@ def main() -> None:
         return "whole caches" if size >= entry else "the rest"
 
     print("\n| memory, GB | a step | of the least | a call besides |\n|---|---|---|---|")
-    step, call = (traffic.summed(find(text), role) for find in (traffic.loop, traffic.entry))
+    step, call = (
+        traffic.sum_by_role(find(text), role)
+        for find in (traffic.loop_transfers, traffic.entry_transfers)
+    )
     for near, written, what in sorted(step.keys() | call.keys()):
         place = "beside the units" if near else "of the chip"
         moved = f"{place}: {what} {'written' if written else 'read'}"

@@ -1,6 +1,6 @@
 """Merging as the TPU compiler sees it: bytes, temporary memory and collectives, without a TPU.
 
-    JAX_PLATFORMS=cpu python benchmarks/merge/tpu.py --topology v5e:2x4     # needs sdjax[tpu]
+    JAX_PLATFORMS=cpu python -m benchmarks.merge.tpu --topology v5e:2x4     # needs sdjax[tpu]
 
 Every method is compiled for each matrix of a layer of Mistral-7B in bfloat16, split over the chips
 as `sdjax.sharding.rules` says. The least bytes: base and experts read once, the result written
@@ -17,10 +17,10 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 
+from benchmarks.planning.topology import ResourceUsage, tpu_devices
 from sdjax.merging.method import Method
 from sdjax.merging.methods.registry import methods
 from sdjax.merging.tensor_program import TensorProgram
-from sdjax.planning.topology import Needs, tpu_devices
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import sharding_of
 
@@ -66,7 +66,7 @@ def row(method: Method, mesh: jax.sharding.Mesh, experts: int) -> str:
         program = TensorProgram.of(
             method.bind(), slots, base, (leaf,) * len(slots), kind=None, key=jax.random.key(0)
         )
-        needs = Needs.of(program.lower().compile())
+        needs = ResourceUsage.of(program.lower().compile())
         least += count * (needs.arguments + needs.outputs)
         accessed += count * needs.accessed
         temporary = max(temporary, needs.temporary)

@@ -1,6 +1,6 @@
 """A DPO step as the TPU compiler sees it: memory a chip and collectives, without a TPU.
 
-    JAX_PLATFORMS=cpu python benchmarks/training/tpu.py --topology v5e:4x4    # needs sdjax[tpu]
+    JAX_PLATFORMS=cpu python -m benchmarks.training.tpu --topology v5e:4x4    # needs sdjax[tpu]
 
 Mistral-7B in bfloat16, LoRA of rank 256 on all projections with its optimiser in float32, 16 pairs
 of 1,024 tokens, rematerialised; weights and factors are split as their specifications say, and the
@@ -15,11 +15,11 @@ import time
 import jax
 import jax.numpy as jnp
 
+from benchmarks.planning.topology import ResourceUsage, tpu_devices
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import unflatten
-from sdjax.planning.topology import Needs, tpu_devices
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import sharding_of
 from sdjax.training.dpo import DPOSettings, dpo_loss
@@ -89,7 +89,7 @@ def main() -> None:
     shardings = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (factors, state)]
     _, step = compile_step(loss, optimiser, out_shardings=(*shardings, everywhere))
     start = time.perf_counter()
-    needs = Needs.of(step.lower(factors, state, params, batch).compile())
+    needs = ResourceUsage.of(step.lower(factors, state, params, batch).compile())
     seconds = time.perf_counter() - start
     print(
         f"{options.topology}, {dict(mesh.shape)}, jax {jax.__version__}; Mistral-7B, "

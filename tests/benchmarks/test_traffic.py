@@ -1,7 +1,9 @@
-from sdjax.planning.traffic import Move, entry, loop, summed
+"""The memory traffic of an executable, read from its HLO text."""
 
-# Weights and a cache: the loop brings both near, adds a row to the cache in place, multiplies, and
-# takes the cache back.
+from benchmarks.planning.traffic import Transfer, entry_transfers, loop_transfers, sum_by_role
+
+# Weights and a cache: the loop copies both to on-chip memory, adds a row to the cache in place,
+# multiplies, and copies the cache back.
 PROGRAM = """HloModule jit_advance
 
 %body (p: (bf16[4,8], bf16[8,8])) -> (bf16[4,8], bf16[8,8]) {
@@ -32,25 +34,25 @@ ENTRY %main (c: bf16[4,8], w: bf16[8,8]) -> bf16[4,8] {
 """
 
 
-def test_what_a_call_moves_beside_its_loop():
-    assert entry(PROGRAM) == [
-        Move(written=False, near=False, source="state.cache", size=64),
-        Move(written=True, near=False, source=None, size=64),
+def test_transfers_outside_the_loop():
+    assert entry_transfers(PROGRAM) == [
+        Transfer(written=False, on_chip=False, source="state.cache", size=64),
+        Transfer(written=True, on_chip=False, source=None, size=64),
     ]
 
 
-def test_a_step_is_traced_to_the_arguments_and_told_by_memory():
+def test_loop_transfers_are_summed_by_memory_and_argument():
     def role(source, size):
         return source or ("cache" if size == 64 else "a row" if size == 16 else "the rest")
 
-    assert summed(loop(PROGRAM), role) == {
-        # (near, written, what)
+    assert sum_by_role(loop_transfers(PROGRAM), role) == {
+        # (on chip, written, role)
         (False, False, "params['w']"): 64,
         (False, False, "cache"): 64,
         (False, True, "cache"): 64,
         (True, False, "params['w']"): 128,
-        (True, False, "cache"): 2 * 64,  # multiplied, and taken back
-        (True, True, "cache"): 2 * 64,  # half of the weights is as large
+        (True, False, "cache"): 2 * 64,  # multiplied, and copied back
+        (True, True, "cache"): 2 * 64,  # half of the weights has the same size
         (True, False, "a row"): 16,  # added in place
         (True, True, "a row"): 2 * 16,  # and the sums
     }

@@ -1,0 +1,1 @@
+"""Compile-only measurements: what a program needs on an accelerator that is not present."""

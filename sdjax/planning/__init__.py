@@ -1,1 +1,0 @@
-"""Compile-only checks for accelerator topologies: what a program would need, without the device."""
