@@ -148,7 +148,7 @@ def main() -> None:
     print(f"copy of {options.copy_megabytes} MiB, reused buffer  {spread(reused)}")
 
     base, *experts = random_trees(options.model, options.experts, jnp.dtype(options.dtype))
-    merger = Merger(base, experts, scope=options.scope, programs=CompileCache())
+    merger = Merger(base, experts, scope=options.scope, compile_cache=CompileCache())
     shapes = shapes_of(options.model)
     size = sum(int(np.prod(shapes[path])) for path in merger.paths)
     gigabytes = size * jnp.dtype(options.dtype).itemsize * (options.experts + 2) / 1e9

@@ -64,7 +64,9 @@ def shapes_of(layers: int) -> dict[str, tuple[int, ...]]:
     return stack | OUTSIDE
 
 
-def seconds(source: str, shapes: dict[str, tuple[int, ...]], sandbox: Sandbox) -> list[float]:
+def seconds(
+    source: str, shapes: dict[str, tuple[int, ...]], layers: int, sandbox: Sandbox
+) -> list[float]:
     """Of judging, tracing what was admitted, and compiling it."""
     device = SingleDeviceSharding(jax.devices()[0])
     start = time.perf_counter()
@@ -76,8 +78,11 @@ def seconds(source: str, shapes: dict[str, tuple[int, ...]], sandbox: Sandbox) -
     programs = []
     for path, shape in shapes.items():
         leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
-        kind = kind_of(path) if "kind" in algorithm.requests else None
-        programs.append(TensorProgram.of(algorithm, SLOTS, leaf, (leaf,) * 3, kind=kind, key=None))
+        programs.append(
+            TensorProgram.of(
+                algorithm, SLOTS, leaf, (leaf,) * 3, path=path, num_layers=layers, key=None
+            )
+        )
     kept = CompileCache(quick=True)
     kept.get(programs)
     return [judged - start, time.perf_counter() - judged, float(kept.compiled)]
@@ -100,7 +105,7 @@ def main() -> None:
             for name, text in PROGRAMS.items():
                 # The first of a kind compiles the probe's operations; that is not counted.
                 runs = [
-                    seconds(text.replace("{number}", str(11 + number)), shapes, sandbox)
+                    seconds(text.replace("{number}", str(11 + number)), shapes, layers, sandbox)
                     for number in range(options.repeat + 1)
                 ][1:]
                 judged, compiled, count = (

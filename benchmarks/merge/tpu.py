@@ -60,11 +60,17 @@ def row(method: Method, mesh: jax.sharding.Mesh, experts: int) -> str:
     for shape, axes, count in MATRICES.values():
         leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding_of(shape, axes, mesh))
         slots = tuple(
-            f"expert_{j}" for j in range(min(experts, method.recipe_schema.most or experts))
+            f"expert_{j}" for j in range(min(experts, method.schema.max_models or experts))
         )
-        base = leaf if method.recipe_schema.base in ("required", "optional") else None
+        base = leaf if method.schema.base in ("required", "optional") else None
         program = TensorProgram.of(
-            method.bind(), slots, base, (leaf,) * len(slots), kind=None, key=jax.random.key(0)
+            method.bind(),
+            slots,
+            base,
+            (leaf,) * len(slots),
+            path="",
+            num_layers=1,
+            key=jax.random.key(0),
         )
         needs = ResourceUsage.of(program.lower().compile())
         least += count * (needs.arguments + needs.outputs)

@@ -122,9 +122,9 @@ def methods() -> None:
     table = Table("method", "parameters", "in a recipe", "mathematics", show_lines=True)
     for method in all_methods().values():
         schema, own, other = method.schema, [], []
-        for one in method.parameters:
+        for one in method.hyperparameters:
             own.append(f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}")
-            key = schema.key(one.name)
+            key = schema.recipe_key(one.name)
             if one.name in schema.required:
                 other.append(f"{key} (needed)")
             elif key != one.name or one.name in schema.defaults:

@@ -1,7 +1,7 @@
-"""Compiled merge programs, kept as long as they are of use.
+"""Compiled merges and the cache that keeps them.
 
-A search compiles thousands of programs and uses most of them once, so they are compiled ahead of
-time and held here and nowhere else: dropping one from this cache frees its executable.
+A search compiles thousands of merges and uses most of them once. They are therefore compiled ahead
+of time and referenced only from this cache: evicting an entry frees its executable.
 """
 
 from __future__ import annotations
@@ -17,92 +17,111 @@ import jax
 
 from sdjax.xla.compiler_options import lean_options, quick_options
 
-# From this many elements on, one operation is worth being divided among the cores.
+# Number of elements from which dividing an operation among the cores pays off.
 LARGE = 2**22
 
-_FOLDS = re.compile(r"stablehlo\.(reduce|while|sort|gather|dot_general)\b")
-_FUNCTIONS = re.compile(
+_REDUCTIONS = re.compile(r"stablehlo\.(reduce|while|sort|gather|dot_general)\b")
+_TRANSCENDENTALS = re.compile(
     r"(stablehlo|chlo)\.(exp|log|sin|cos|tan|tanh|pow|atan|a?sinh?|a?cosh?|erf)\w* .*tensor<\d+x\d"
 )
 
 
-def compile_for_single_use(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """A program for a merge from disk, which runs once a tensor, and with another beside it.
+class MemoryLimitExceeded(Exception):
+    """An executable needs more temporary memory than its caller allows."""
 
-    On a CPU, XLA's fusion emitters double the time to compile. They divide every operation among
-    the cores, where without them only maps are divided, and are faster at functions such as exp;
-    so large folds and functions are compiled with them. The results are those of ``Programs``, but
-    for the last bit of float32.
+
+class Lowerable(Protocol):
+    """A computation that can be compiled, with the key under which its executable is cached."""
+
+    @property
+    def cache_key(self) -> tuple:
+        """Return the key: computations of equal key share an executable."""
+        ...
+
+    @property
+    def lower(self) -> Callable[[], jax.stages.Lowered]:
+        """Return the function that traces and lowers the computation."""
+        ...
+
+
+def compile_for_single_use(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile for a merge from disk, where an executable runs a few times, next to another one.
+
+    On a CPU, XLA's fusion emitters double the compile time. With them every operation is divided
+    among the cores, without them only elementwise ones, and functions such as exp are faster. They
+    are therefore used for large reductions and for such functions. Results equal those of
+    `CompileCache` up to the last bit of float32.
     """
     text, shapes = lowered.as_text(), [x.shape for x in jax.tree.leaves(lowered.args_info)]
     large = max(map(math.prod, shapes), default=0) >= LARGE
-    emitters = (large and _FOLDS.search(text)) or _FUNCTIONS.search(text)
+    emitters = (large and _REDUCTIONS.search(text)) or _TRANSCENDENTALS.search(text)
     lean = jax.default_backend() == "cpu" and not emitters
     return lowered.compile(compiler_options=lean_options() if lean else None)
 
 
-class Program(Protocol):
-    """Something to be compiled, and the key under which it is kept."""
-
-    @property
-    def cache_key(self) -> tuple: ...
-
-    @property
-    def lower(self) -> Callable[[], jax.stages.Lowered]: ...
-
-
-class MemoryLimitExceeded(Exception):
-    """A compiled program takes more temporary memory than its caller allows."""
-
-
 class CompileCache:
-    """A least-recently-used cache of compiled programs.
+    """Least-recently-used cache of executables.
 
-    capacity: executables kept. quick: spend less on optimising code, for programs that run a few
-        times over small tensors (on the CPU: compiled in less than half the time, and two to three
-        times slower; no effect elsewhere). Results may differ in the last bit of float32 between
-        quick and not, so a run keeps to one of them.
+    Attributes:
+        capacity: maximum number of executables.
+        quick: whether less effort is spent on optimization.
+        compiled: number of compilations so far.
     """
 
     def __init__(self, *, capacity: int = 64, quick: bool = False) -> None:
+        """Create an empty cache.
+
+        Args:
+            capacity: maximum number of executables.
+            quick: spend less effort on optimization, for small tensors and few runs. On a CPU this
+                halves the compile time and makes executables two to three times slower; elsewhere
+                it has no effect. The last bit of float32 may differ, so a run uses one setting
+                throughout.
+        """
         self.capacity = capacity
         self.quick = quick
-        self.compiled = 0  # how many were compiled so far
-        self._kept: OrderedDict[tuple, jax.stages.Compiled] = OrderedDict()
+        self.compiled = 0
+        self._executables: OrderedDict[tuple, jax.stages.Compiled] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._executables)
 
     def __iter__(self) -> Iterator[jax.stages.Compiled]:
-        """The programs kept, least recently used first."""
-        return iter(self._kept.values())
+        """Iterate over the executables, least recently used first."""
+        return iter(self._executables.values())
 
     def clear(self) -> None:
-        """Drop every program."""
-        self._kept.clear()
+        """Remove all executables."""
+        self._executables.clear()
 
     def get(
-        self, wanted: Sequence[Program], max_memory: int | None = None
+        self, programs: Sequence[Lowerable], max_memory: int | None = None
     ) -> list[jax.stages.Compiled]:
-        """The compiled programs, in the order asked for; new ones are compiled side by side.
+        """Return the executables of some computations; missing ones are compiled in parallel.
 
-        Raises MemoryLimitExceeded where one takes more than ``max_memory`` bytes of a device beside
-        its arguments and results.
+        Args:
+            programs: the computations.
+            max_memory: limit on each executable's temporary memory per device, in bytes.
+
+        Raises:
+            MemoryLimitExceeded: an executable needs more memory.
         """
-        missing = {p.cache_key: p for p in wanted if p.cache_key not in self._kept}
-        # Tracing holds the interpreter's lock, compiling does not.
+        missing = {p.cache_key: p for p in programs if p.cache_key not in self._executables}
+        # Tracing holds the interpreter lock; compilation does not.
         lowered = [program.lower() for program in missing.values()]
-        fresh = dict(zip(missing, self._compile(lowered), strict=True))
-        self.compiled += len(fresh)
-        found = {p.cache_key: fresh.get(p.cache_key) or self._kept[p.cache_key] for p in wanted}
-        for key, program in found.items():
-            self._kept[key] = program
-            self._kept.move_to_end(key)
-        while len(self._kept) > self.capacity:
-            self._kept.popitem(last=False)
-        if max_memory is not None and any(_memory(p) > max_memory for p in found.values()):
+        new = dict(zip(missing, self._compile(lowered), strict=True))
+        self.compiled += len(new)
+        found = {
+            p.cache_key: new.get(p.cache_key) or self._executables[p.cache_key] for p in programs
+        }
+        for key, executable in found.items():
+            self._executables[key] = executable
+            self._executables.move_to_end(key)
+        while len(self._executables) > self.capacity:
+            self._executables.popitem(last=False)
+        if max_memory is not None and any(_temp_memory(e) > max_memory for e in found.values()):
             raise MemoryLimitExceeded
-        return [found[program.cache_key] for program in wanted]
+        return [found[program.cache_key] for program in programs]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
         options = quick_options() if self.quick and jax.default_backend() == "cpu" else None
@@ -116,7 +135,7 @@ class CompileCache:
             return list(pool.map(compile_one, lowered))
 
 
-def _memory(program: jax.stages.Compiled) -> int:
-    """Bytes that a compiled program takes beside its arguments and results."""
-    analysis = program.memory_analysis()
+def _temp_memory(executable: jax.stages.Compiled) -> int:
+    """Return the bytes that an executable needs in addition to its arguments and results."""
+    analysis = executable.memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes

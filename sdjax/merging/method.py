@@ -1,8 +1,4 @@
-"""What a human-designed method is to the rest of the program: its function and its description.
-
-The methods themselves stand above this package (``sdjax.algorithms``), so a recipe is given them as
-a mapping from name to ``Method`` and imports none.
-"""
+"""Description of a human-designed merge method and of how recipes use it."""
 
 from __future__ import annotations
 
@@ -12,27 +8,29 @@ from typing import Any, Literal
 
 from sdjax.merging.algorithm import Algorithm
 
-Base = Literal["required", "optional", "first", "plain"]
+BaseRole = Literal["required", "optional", "first", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSchema:
-    """How a recipe (mergekit's YAML) is to be read for one method.
+    """How a recipe (mergekit's YAML) is read for one method.
 
-    base: what ``base_model`` is. "required": the model that task vectors are relative to;
-        "optional": the same where it is given; "first": the first of the models, and nothing is
-        subtracted; "plain": one of the models like any other, and nothing is subtracted.
-    fewest, most: how many models there may be beside the base that is subtracted.
-    names: hyperparameter to its key in a recipe, where they differ.
-    defaults: mergekit's default where the function's differs (it follows the paper).
-    needed: hyperparameters that a recipe has to give.
-    spellings: hyperparameter that is one of a few words to (what a recipe may say to the word);
-        for some mergekit has true and false.
-    shares: hyperparameters that are shares, numbers in [0, 1].
-    ignored: keys that mergekit takes for this method and that change nothing.
+    Attributes:
+        base: role of `base_model`. "required": task vectors are relative to it; "optional": the
+            same if it is given; "first": it is the first of the models, and nothing is subtracted;
+            "plain": it is a model like any other, and nothing is subtracted.
+        min_models: minimum number of models, not counting a base that is subtracted.
+        max_models: maximum number of models, or None.
+        param_names: hyperparameter to its key in a recipe, if they differ.
+        defaults: mergekit's default, if it differs from the function's (which follows the paper).
+        required: hyperparameters that a recipe must set.
+        choices: string hyperparameter to {value in a recipe: value}; mergekit's value may be a
+            boolean.
+        unit_interval: hyperparameters that must be in [0, 1].
+        ignored: keys that mergekit accepts for this method and that have no effect.
     """
 
-    base: Base = "required"
+    base: BaseRole = "required"
     min_models: int = 1
     max_models: int | None = None
     param_names: Mapping[str, str] = field(default_factory=dict)
@@ -42,14 +40,14 @@ class RecipeSchema:
     unit_interval: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
-    def key(self, hyperparameter: str) -> str:
-        """A hyperparameter's key in a recipe."""
+    def recipe_key(self, hyperparameter: str) -> str:
+        """Return a hyperparameter's key in a recipe."""
         return self.param_names.get(hyperparameter, hyperparameter)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameter:
-    """One hyperparameter: its annotation ("float", "per_expert", "bool", "int", "str"), default."""
+    """A hyperparameter: name, type ("float", "per_expert", "bool", "int" or "str"), default."""
 
     name: str
     type: str
@@ -58,15 +56,28 @@ class Hyperparameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One human-designed method: what ``sdjax methods`` prints and what a recipe needs to know."""
+    """A human-designed merge method, as listed by `sdjax methods` and used in recipes.
+
+    Attributes:
+        name: name of the method.
+        summary: first line of its documentation.
+        formula: the method as a formula.
+        hyperparameters: all hyperparameters, in the order of the function's signature.
+        function: the function of the algorithm API.
+        schema: how recipes use the method.
+    """
 
     name: str
-    title: str
+    summary: str
     formula: str
-    parameters: tuple[Hyperparameter, ...]
+    hyperparameters: tuple[Hyperparameter, ...]
     function: Callable[..., Any]
     schema: RecipeSchema
 
-    def bind(self, **hyperparameters: Any) -> Algorithm:
-        """The algorithm with these values. Raises UserError for an unknown name or value."""
-        return Algorithm.from_function(self.function, name=self.name, **hyperparameters)
+    def bind(self, **values: Any) -> Algorithm:
+        """Return the algorithm with these hyperparameters.
+
+        Raises:
+            UserError: an unknown hyperparameter or a value of the wrong type.
+        """
+        return Algorithm.from_function(self.function, name=self.name, **values)

@@ -1,10 +1,10 @@
-"""Random masks as a pure function of (key, stream, place in the tensor).
+"""Random numbers as a pure function of (key, stream, position in the tensor).
 
-`jax.random.bernoulli` makes some 26 million draws a second on a CPU. Here every element hashes its
-own flat index with the key: elementwise, so it fuses with the arithmetic around it, needs no
-communication under any sharding, and is the same in any order and on any number of devices.
+On a CPU `jax.random.bernoulli` draws some 26 million numbers per second. Here every element hashes
+its own flat index with the key: this is elementwise, so it fuses with the surrounding arithmetic,
+needs no communication under any sharding, and is independent of order and of the number of devices.
 
-The mixer is the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for Hash Functions",
+The mixer is the 32-bit finalizer "lowbias32" (Chris Wellons, "Prospecting for Hash Functions",
 2018), applied twice with different words of the key.
 """
 
@@ -14,13 +14,17 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Key, UInt32
 
 
-def bits(key: jax.Array, shape: tuple[int, ...], stream: int = 0) -> jax.Array:
-    """uint32 of ``shape``: 32 random bits an element; at most 2^32 elements.
+def bits(key: Key[Array, ""], shape: tuple[int, ...], stream: int = 0) -> UInt32[Array, "*shape"]:
+    """Draw 32 random bits per element.
 
-    key: typed PRNG key. stream: distinct numbers give independent draws from one key, such as the
-    expert's place.
+    Args:
+        key: typed PRNG key.
+        shape: shape of the result; at most 2^32 elements.
+        stream: different numbers give independent draws from one key (for example the expert's
+            index).
     """
     words = jax.random.key_data(key).reshape(-1).astype(jnp.uint32)
     first = jnp.uint32(stream) * jnp.uint32(0x9E3779B9)
@@ -30,20 +34,25 @@ def bits(key: jax.Array, shape: tuple[int, ...], stream: int = 0) -> jax.Array:
     return _mix(_mix(_flat_index(shape) ^ first) + second)
 
 
-def uniform(key: jax.Array, shape: tuple[int, ...], stream: int = 0) -> jax.Array:
-    """float32 of ``shape`` in [0, 1), multiples of 2^-24."""
+def uniform(
+    key: Key[Array, ""], shape: tuple[int, ...], stream: int = 0
+) -> Float32[Array, "*shape"]:
+    """Draw from [0, 1) in multiples of 2^-24; arguments as in `bits`."""
     return (bits(key, shape, stream) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def bernoulli(
-    key: jax.Array, probability: jax.Array | float, shape: tuple[int, ...], stream: int = 0
-) -> jax.Array:
-    """Boolean of ``shape``, true with ``probability``: never at 0, always at 1."""
+    key: Key[Array, ""],
+    probability: Float32[Array, ""] | float,
+    shape: tuple[int, ...],
+    stream: int = 0,
+) -> Bool[Array, "*shape"]:
+    """Draw booleans that are true with `probability`: never for 0, always for 1."""
     return uniform(key, shape, stream) < probability
 
 
-def _flat_index(shape: tuple[int, ...]) -> jax.Array:
-    """uint32: each element's place in row-major order, from one iota an axis (no reshape)."""
+def _flat_index(shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """Return each element's row-major index, computed from one iota per axis without a reshape."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
@@ -51,7 +60,7 @@ def _flat_index(shape: tuple[int, ...]) -> jax.Array:
     return index
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

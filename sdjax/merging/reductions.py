@@ -1,11 +1,11 @@
-"""Sums over a whole tensor, and its least and largest elements, several in one pass.
+"""Sums, minima and maxima over a whole tensor, several in one pass.
 
-XLA on a CPU gives every plain sum a loop of its own, which computes anew what is summed: the six
-inner products of three task vectors read the weights six times. A reduction of several operands
-is one loop, so runs of a column are summed that way (rows are the lanes of a TPU, which would have
-to be moved), and the few numbers left by plain sums.
+On a CPU, XLA gives every plain sum its own loop and recomputes the summand in it: the six inner
+products of three task vectors read the weights six times. A reduction with several operands is one
+loop. Short runs within a column are reduced in this way (rows are the lanes of a TPU and would have
+to be moved), and the few numbers that remain by plain sums.
 
-Axes: n sums; ... the tensor's own.
+Axes: n terms; *shape the tensor's own.
 """
 
 from __future__ import annotations
@@ -15,81 +15,92 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
-Combine = Callable[[jax.Array, jax.Array], jax.Array]
+Reducer = Callable[[jax.Array, jax.Array], jax.Array]
 
-MAX = 2**31 - 1
-RUN = 8  # elements of a column that are summed one behind the other, as exactly as by a plain sum
-_DEVICES = 8  # among which a column may be divided without a run being cut
+INT32_MAX = 2**31 - 1
+RUN_LENGTH = 8  # elements of a column that are summed sequentially, as accurately as by `jnp.sum`
+_MAX_DEVICES = 8  # along a column; more would split runs
 
 
-def sums(terms: Sequence[jax.Array]) -> list[jax.Array]:
-    """The sum of each term: float32 scalars.
+def sums(terms: Sequence[Float32[Array, "*shape"]]) -> list[Float32[Array, ""]]:
+    """Return the sum of each term, all of one shape.
 
-    terms: float32, n of one shape. On a mesh of up to eight devices nothing but the scalars
-    travels.
+    On a mesh of up to eight devices only scalars are communicated.
     """
-    run = _run(terms[0].shape)
+    run = _run_length(terms[0].shape)
     if len(terms) > 1 and run > 1:
         *outer, rows, columns = terms[0].shape
         runs = [term.reshape(*outer, rows // run, run, columns) for term in terms]
-        terms = _reduced(runs, (len(outer) + 1,), [(jax.lax.add, 0.0)] * len(runs))
+        terms = _reduce(runs, (len(outer) + 1,), [(jax.lax.add, 0.0)] * len(runs))
     return [jnp.sum(term) for term in terms]
 
 
-def counts(masks: Sequence[jax.Array]) -> list[jax.Array]:
-    """How many elements of each mask are true: int32 scalars. masks: Booleans of one shape."""
-    return list(survey([mask.astype(jnp.int32) for mask in masks])[0])
+def count_true(masks: Sequence[Bool[Array, "*shape"]]) -> list[Int32[Array, ""]]:
+    """Return the number of true elements of each mask, all of one shape."""
+    return list(sum_min_max([mask.astype(jnp.int32) for mask in masks])[0])
 
 
-def survey(
-    sums: Sequence[jax.Array], least: Sequence[jax.Array] = (), largest: Sequence[jax.Array] = ()
-) -> tuple[Sequence[jax.Array], Sequence[jax.Array], Sequence[jax.Array]]:
-    """Of some terms the sums, of others the least and of others the largest elements: int32
-    scalars.
+def sum_min_max(
+    sum_terms: Sequence[Int32[Array, "*shape"]],
+    min_terms: Sequence[Int32[Array, "*shape"]] = (),
+    max_terms: Sequence[Int32[Array, "*shape"]] = (),
+) -> tuple[Sequence[Int32[Array, ""]], Sequence[Int32[Array, ""]], Sequence[Int32[Array, ""]]]:
+    """Return the sums, minima and maxima of integer terms of one shape, in one pass.
 
-    sums, least, largest: int32 of one shape. Whole numbers may be taken in any order, so that whole
-    rows are runs here, and on a mesh no more than a number a row travels.
+    The order of integer additions does not matter, so whole rows are runs here; on a mesh at most
+    one number per row is communicated.
     """
-    terms = [*sums, *least, *largest]
-    how = [(jax.lax.add, 0)] * len(sums) + [(jax.lax.min, MAX)] * len(least)
-    how += [(jax.lax.max, -MAX)] * len(largest)
+    terms = [*sum_terms, *min_terms, *max_terms]
+    reducers = [(jax.lax.add, 0)] * len(sum_terms) + [(jax.lax.min, INT32_MAX)] * len(min_terms)
+    reducers += [(jax.lax.max, -INT32_MAX)] * len(max_terms)
     inner = tuple(range(min(1, max(0, terms[0].ndim - 1)), terms[0].ndim))
-    rows = _reduced(terms, inner, how)
-    found = _reduced(rows, tuple(range(rows[0].ndim)), how)
-    first, second = len(sums), len(sums) + len(least)
-    return found[:first], found[first:second], found[second:]
+    rows = _reduce(terms, inner, reducers)
+    results = _reduce(rows, tuple(range(rows[0].ndim)), reducers)
+    first, second = len(sum_terms), len(sum_terms) + len(min_terms)
+    return results[:first], results[first:second], results[second:]
 
 
-def reproducible_sum(terms: Sequence[jax.Array]) -> jax.Array:
-    """The elementwise sum of products such that it rounds alike wherever it is computed.
+def reproducible_sum(terms: Sequence[Float[Array, "*shape"]]) -> Float32[Array, "*shape"]:
+    """Return the elementwise sum of products, rounded identically wherever it is computed.
 
-    Where a value sets a bound that is then compared with the value, both must be one number. XLA
-    may compute it twice, and fuse a product with the addition behind it once and not the other
-    time. Terms lose the last bit of their mantissa, which no addition is fused through.
+    Needed if a value determines a bound that it is then compared with. XLA may compute the value
+    twice and fuse a product with the following addition in only one of the two places. Clearing the
+    last mantissa bit of every term prevents that fusion.
     """
-    return jnp.asarray(sum(_cut(term) for term in terms))
+    return jnp.asarray(sum(_clear_last_bit(term) for term in terms))
 
 
-def _cut(term: jax.Array) -> jax.Array:
+def _clear_last_bit(term: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
     bits = jax.lax.bitcast_convert_type(term.astype(jnp.float32), jnp.int32)
     return jax.lax.bitcast_convert_type(bits & -2, jnp.float32)
 
 
-def _reduced(
-    terms: Sequence[jax.Array], axes: tuple[int, ...], how: Sequence[tuple[Combine, float]]
+def _reduce(
+    terms: Sequence[Shaped[Array, "..."]],
+    axes: tuple[int, ...],
+    reducers: Sequence[tuple[Reducer, float]],
 ) -> Sequence[jax.Array]:
-    """how: how two elements are combined, and what leaves an element as it is, of each term."""
+    """Reduce all terms in one pass.
 
-    def both(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        return tuple(combine(x, y) for (combine, _), x, y in zip(how, a, b, strict=True))
+    Args:
+        terms: arrays of one shape.
+        axes: the axes to reduce.
+        reducers: (binary function, neutral element) of each term.
+    """
 
-    start = tuple(jnp.asarray(n, term.dtype) for (_, n), term in zip(how, terms, strict=True))
-    return jax.lax.reduce(tuple(terms), start, both, axes)
+    def combine(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(reducer(x, y) for (reducer, _), x, y in zip(reducers, a, b, strict=True))
+
+    start = tuple(
+        jnp.asarray(neutral, term.dtype) for (_, neutral), term in zip(reducers, terms, strict=True)
+    )
+    return jax.lax.reduce(tuple(terms), start, combine, axes)
 
 
-def _run(shape: tuple[int, ...]) -> int:
+def _run_length(shape: tuple[int, ...]) -> int:
     if len(shape) < 2:
         return 1
     rows = shape[-2]
-    return math.gcd(rows // _DEVICES if rows % _DEVICES == 0 else rows, RUN)
+    return math.gcd(rows // _MAX_DEVICES if rows % _MAX_DEVICES == 0 else rows, RUN_LENGTH)

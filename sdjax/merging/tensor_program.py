@@ -1,8 +1,8 @@
-"""What is compiled to merge: one leaf with the tensor form, or the whole scope with the tree form.
+"""The computations that are compiled for a merge: one tensor, or the whole scope in the tree form.
 
-A program's arguments are all that may change without compiling anew: weights, hyperparameters that
-are numbers, depth and key. Arrays cross the jit boundary as tuples in slot order (JAX sorts dicts
-by key), and output shardings are pinned to the base leaf's.
+Everything that may change without recompilation is an argument: weights, numeric hyperparameters,
+depth and key. Arrays cross the jit boundary as tuples in slot order, since JAX sorts dicts by key,
+and output shardings are pinned to those of the base.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
+from sdjax.models.params import depth_of, kind_of
 from sdjax.xla.rematerialize import rematerialize
 
-# What a program is compiled for: an array, or the shape, dtype and sharding of one.
-Leaf = jax.Array | jax.ShapeDtypeStruct
+# An array, or the shape, dtype and sharding of one.
+ArraySpec = jax.Array | jax.ShapeDtypeStruct
 
 
-def leaf_key_data(key: jax.Array | None, path: str) -> np.ndarray:
-    """Key data for one leaf, from (key, path) alone: no order, depth or device count enters it.
+def tensor_key_data(key: jax.Array, path: str) -> np.ndarray:
+    """Return the key data of one tensor, which depends on the key and the path alone.
 
-    Hashed on the host, so that no program is compiled for it.
+    Computed on the host, so that nothing is compiled for it.
     """
-    assert key is not None
     data = np.asarray(jax.random.key_data(key))
     digest = hashlib.shake_256(data.tobytes() + b"\0" + path.encode()).digest(data.nbytes)
     return np.frombuffer(digest, data.dtype).reshape(data.shape)
@@ -39,163 +40,247 @@ def leaf_key_data(key: jax.Array | None, path: str) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorProgram:
-    """What has to be compiled to merge one leaf: the cache key, and how to lower it."""
+    """The merge of one tensor: what to compile, and the inputs that go with the weights.
+
+    The executable's arguments are (base, experts, *inputs, donated). It returns the new tensor and
+    the scalar `statistic` of it, or None.
+
+    Attributes:
+        cache_key: programs of equal cache key share an executable.
+        lower: traces and lowers the merge.
+        inputs: hyperparameter arrays, depth and key data of this tensor.
+    """
 
     cache_key: tuple
     lower: Callable[[], jax.stages.Lowered]
+    inputs: tuple[Any, ...]
 
     @classmethod
     def of(
         cls,
         algorithm: Algorithm,
         slots: Sequence[str],
-        base: Leaf | None,
-        experts: tuple[Leaf, ...],
+        base: ArraySpec | None,
+        experts: tuple[ArraySpec, ...],
         *,
-        kind: str | None,
+        path: str,
+        num_layers: int,
         key: jax.Array | None,
         dtype: Any = None,
-        into: Leaf | None = None,
-        measure: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        donated: ArraySpec | None = None,
+        statistic: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> TensorProgram:
-        """Arguments of the compiled program: base, experts, arguments, depth, key data, into.
+        """Describe the merge of one tensor.
 
-        It returns the new leaf, in ``dtype`` (by default as the base has it), and the scalar that
-        ``measure`` finds of the new leaf and the merged task vector, or None without it. into: an
-        array of the new leaf's shape and dtype whose buffer the new leaf gets; it is gone
-        afterwards.
+        Args:
+            algorithm: an algorithm in the tensor form.
+            slots: the experts' names.
+            base: the base model's tensor, or None if the task vectors are the experts' weights.
+            experts: the experts' tensors, all of one shape.
+            path: the tensor's path, which determines its kind, depth and key.
+            num_layers: number of layers of the merged model, for `depth`.
+            key: typed PRNG key of the merge; required if the algorithm requests one.
+            dtype: dtype of the new tensor; by default that of the base.
+            donated: an array of the new tensor's shape and dtype whose buffer is reused.
+            statistic: function of the new tensor and the merged task vector to a scalar.
         """
-        like = experts[0] if base is None else base
-        stored = like.dtype if dtype is None else jnp.dtype(dtype)
-        implementation = _implementation(algorithm, key)
+        reference = experts[0] if base is None else base
+        out_dtype = reference.dtype if dtype is None else jnp.dtype(dtype)
+        requests, key_impl = algorithm.requests, _key_impl(algorithm, key)
+        kind = kind_of(path) if "kind" in requests else None
+        inputs = (
+            algorithm.hyperparameter_arrays(slots),
+            np.float32(depth_of(path, num_layers)) if "depth" in requests else None,
+            None if key_impl is None or key is None else tensor_key_data(key, path),
+        )
 
-        def program(base, experts, arguments, depth, data, into):
-            vectors = task_vectors(base, experts)
-            requested = {
-                "base": jnp.zeros(like.shape, jnp.float32) if base is None else _wide(base),
+        def merge_tensor(
+            base: Any, experts: Any, hyperparameters: Any, depth: Any, key_data: Any, donated: Any
+        ) -> tuple[jax.Array, jax.Array | None]:
+            del donated
+            optional_inputs = {
+                "base": _base_or_zeros(base, reference.shape),
                 "depth": depth,
                 "kind": kind,
-                "key": data
-                if data is None
-                else jax.random.wrap_key_data(data, impl=implementation),
+                "key": _wrap_key(key_data, key_impl),
             }
-            merged = _run(algorithm, slots, vectors, arguments, requested)
-            merged = _checked(algorithm, merged, like.shape, kind or "the tensor")
-            new = _apply(base, experts, merged, stored)
-            return new, None if measure is None else measure(new, merged)
+            vectors = task_vectors(base, experts)
+            merged = _call_algorithm(algorithm, slots, vectors, hyperparameters, optional_inputs)
+            merged = _check_result(algorithm, merged, reference.shape, kind or "the tensor")
+            new = _new_tensor(base, experts, merged, out_dtype)
+            return new, None if statistic is None else statistic(new, merged)
 
         def lower() -> jax.stages.Lowered:
-            shapes = _abstract((base, experts))
-            depth = np.float32(0) if "depth" in algorithm.requests else None
-            data = leaf_key_data(key, "") if "key" in algorithm.requests else None
-            pinned = (like.sharding, None if measure is None else _scalar_sharding(like))
+            shardings = (
+                reference.sharding,
+                None if statistic is None else _replicated(reference.sharding),
+            )
             with jax.default_matmul_precision("highest"):
-                # `into` is read by nothing, and only lends its buffer.
+                # keep_unused: the donated argument is never read.
                 return jax.jit(
-                    rematerialize(program),
-                    out_shardings=pinned,
+                    rematerialize(merge_tensor),
+                    out_shardings=shardings,
                     donate_argnums=5,
                     keep_unused=True,
-                ).lower(*shapes, algorithm.arguments(slots), depth, data, _abstract(into))
+                ).lower(*_abstract((base, experts)), *inputs, _abstract(donated))
 
-        shapes = _describe((base, *experts, into))
-        identity = ("tensor", algorithm.identity, tuple(slots), kind, implementation, stored.name)
-        return cls(cache_key=(*identity, measure, shapes), lower=lower)
+        identity = ("tensor", algorithm.identity, tuple(slots), kind, key_impl, out_dtype.name)
+        shapes = _describe((base, *experts, donated))
+        return cls(cache_key=(*identity, statistic, shapes), lower=lower, inputs=inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeProgram:
-    """As TensorProgram, for the tree form: one program over the whole scope."""
+    """The merge of the whole scope by an algorithm in the tree form.
+
+    The executable's arguments are (bases, experts, *inputs); it returns the new tensors and the
+    squared norm of the merged task vector (see `squared_norm_or_inf`).
+
+    Attributes:
+        cache_key: programs of equal cache key share an executable.
+        lower: traces and lowers the merge.
+        inputs: hyperparameter arrays and key data.
+    """
 
     cache_key: tuple
     lower: Callable[[], jax.stages.Lowered]
+    inputs: tuple[Any, ...]
 
     @classmethod
     def of(
         cls,
         algorithm: Algorithm,
         slots: Sequence[str],
-        leaves: Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]],
+        tensors: Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]],
         *,
-        live: frozenset[str],
+        changed: frozenset[str],
         key: jax.Array | None,
     ) -> TreeProgram:
-        """``leaves``: path to (base, experts). Leaves outside ``live`` are shown to the algorithm,
-        but stay as they are. Arguments: bases, experts (tuples in path order), arguments, key data.
-        """
-        paths = tuple(leaves)
-        likes = {p: experts[0] if base is None else base for p, (base, experts) in leaves.items()}
-        implementation = _implementation(algorithm, key)
+        """Describe the merge of a scope.
 
-        def program(bases, experts, arguments, data):
-            by_leaf = [task_vectors(b, e) for b, e in zip(bases, experts, strict=True)]
+        Args:
+            algorithm: an algorithm in the tree form.
+            slots: the experts' names.
+            tensors: path to (base or None, experts). The algorithm sees all of them.
+            changed: paths of the tensors that are replaced; the others are kept as they are.
+            key: typed PRNG key; required if the algorithm requests one.
+        """
+        paths = tuple(tensors)
+        references = {
+            p: experts[0] if base is None else base for p, (base, experts) in tensors.items()
+        }
+        key_impl = _key_impl(algorithm, key)
+        inputs = (
+            algorithm.hyperparameter_arrays(slots),
+            None if key_impl is None or key is None else tensor_key_data(key, ""),
+        )
+
+        def merge_scope(
+            bases: Any, experts: Any, hyperparameters: Any, key_data: Any
+        ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+            by_path = [task_vectors(b, e) for b, e in zip(bases, experts, strict=True)]
             vectors = [
-                {path: by_leaf[i][j] for i, path in enumerate(paths)} for j in range(len(slots))
+                {path: by_path[i][j] for i, path in enumerate(paths)} for j in range(len(slots))
             ]
-            flat_base = {
-                path: jnp.zeros(likes[path].shape, jnp.float32) if b is None else _wide(b)
-                for path, b in zip(paths, bases, strict=True)
+            optional_inputs = {
+                "base": {
+                    path: _base_or_zeros(base, references[path].shape)
+                    for path, base in zip(paths, bases, strict=True)
+                },
+                "key": _wrap_key(key_data, key_impl),
             }
-            wrap = data is not None
-            requested = {
-                "base": flat_base,
-                "key": jax.random.wrap_key_data(data, impl=implementation) if wrap else None,
-            }
-            merged = _run(algorithm, slots, vectors, arguments, requested)
+            merged = _call_algorithm(algorithm, slots, vectors, hyperparameters, optional_inputs)
             if not isinstance(merged, Mapping) or set(merged) != set(paths):
                 raise UserError(
-                    f"{algorithm.name} must return a dict with the paths it was given, "
+                    f"{algorithm.name} must return a dict with the same paths as its input, "
                     f"not {_describe_result(merged)}"
                 )
             new, squares = [], []
-            for path, base, leaves in zip(paths, bases, experts, strict=True):
-                if path not in live:
+            for path, base, own in zip(paths, bases, experts, strict=True):
+                if path not in changed:
                     continue
-                leaf = _checked(algorithm, merged[path], likes[path].shape, path)
-                new.append(_apply(base, leaves, leaf, likes[path].dtype))
-                squares.append(squared_norm_or_inf(new[-1], leaf))
+                vector = _check_result(algorithm, merged[path], references[path].shape, path)
+                new.append(_new_tensor(base, own, vector, references[path].dtype))
+                squares.append(squared_norm_or_inf(new[-1], vector))
             return tuple(new), jnp.sum(jnp.stack(squares))
 
         def lower() -> jax.stages.Lowered:
-            bases = _abstract(tuple(base for base, _ in leaves.values()))
-            experts = _abstract(tuple(e for _, e in leaves.values()))
-            pinned = tuple(likes[path].sharding for path in paths if path in live)
-            data = leaf_key_data(key, "") if "key" in algorithm.requests else None
+            bases = _abstract(tuple(base for base, _ in tensors.values()))
+            experts = _abstract(tuple(e for _, e in tensors.values()))
+            pinned = tuple(references[path].sharding for path in paths if path in changed)
+            scalar = _replicated(references[paths[0]].sharding)
             with jax.default_matmul_precision("highest"):
-                return jax.jit(
-                    program, out_shardings=(pinned, _scalar_sharding(likes[paths[0]]))
-                ).lower(bases, experts, algorithm.arguments(slots), data)
+                return jax.jit(merge_scope, out_shardings=(pinned, scalar)).lower(
+                    bases, experts, *inputs
+                )
 
-        shapes = tuple((path, _describe((b, *e))) for path, (b, e) in leaves.items())
-        identity = ("tree", algorithm.identity, tuple(slots), implementation, live)
-        return cls(cache_key=(*identity, shapes), lower=lower)
+        shapes = tuple((path, _describe((b, *e))) for path, (b, e) in tensors.items())
+        identity = ("tree", algorithm.identity, tuple(slots), key_impl, changed)
+        return cls(cache_key=(*identity, shapes), lower=lower, inputs=inputs)
 
 
-def _run(
-    algorithm: Algorithm, slots: Sequence[str], vectors: Any, arguments: Any, requested: Any
+def task_vectors(
+    base: Float[Array, "*shape"] | None, experts: tuple[Float[Array, "*shape"], ...]
+) -> tuple[Float[Array, "*shape"], ...]:
+    """Return expert minus base in float32; the experts themselves if there is no base."""
+    if base is None:
+        return tuple(expert.astype(jnp.float32) for expert in experts)
+    return tuple(expert.astype(jnp.float32) - base.astype(jnp.float32) for expert in experts)
+
+
+def squared_norm_or_inf(
+    new: Float[Array, "*shape"], merged: Float[Array, "*shape"]
+) -> Float[Array, ""]:
+    """Return the squared norm of the merged task vector; infinity if `new` is not finite."""
+    # A single reduction for both: each further one adds some 20 ms of compilation on a CPU.
+    return jnp.sum(jnp.where(jnp.isfinite(new), merged * merged, jnp.inf))
+
+
+def _new_tensor(
+    base: jax.Array | None, experts: tuple[jax.Array, ...], merged: jax.Array, dtype: Any
+) -> jax.Array:
+    """Add the merged task vector to the base and round once.
+
+    Elements are NaN where an expert is not finite, since methods that compare magnitudes would hide
+    that. The experts are read for the result anyway; a separate check would read them again.
+    """
+    new = (merged if base is None else base.astype(jnp.float32) + merged).astype(dtype)
+    finite = functools.reduce(
+        jnp.logical_and, [jnp.isfinite(expert.astype(jnp.float32)) for expert in experts]
+    )
+    return jnp.where(finite, new, jnp.array(jnp.nan, dtype))
+
+
+def _call_algorithm(
+    algorithm: Algorithm,
+    slots: Sequence[str],
+    vectors: Any,
+    hyperparameters: Any,
+    optional_inputs: Any,
 ) -> Any:
-    """The algorithm's own code, inside the trace, with its errors told in one line."""
+    """Call the algorithm inside the trace and turn its exceptions into one-line UserErrors."""
     try:
-        return algorithm.call(slots, vectors, arguments, requested)
+        return algorithm.call(slots, vectors, hyperparameters, optional_inputs)
     except UserError:
         raise
     except (jax.errors.ConcretizationTypeError, jax.errors.JAXTypeError) as error:
         raise UserError(
-            f"{algorithm.name} takes a Python decision (if, while, int, float, range) on the value "
-            "of an array, which is not known while compiling; write "
-            "jnp.where(depth < 0.5, a, b) instead of `a if depth < 0.5 else b`"
+            f"{algorithm.name} uses the value of an array in Python (if, while, int, float, range); "
+            "it is unknown during compilation: write jnp.where(depth < 0.5, a, b) instead of "
+            "`a if depth < 0.5 else b`"
         ) from error
     except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        raise UserError(f"{algorithm.name}: {type(error).__name__}: {' '.join(first)}") from error
+        first_line = " ".join(str(error).strip().splitlines()[:1])
+        raise UserError(f"{algorithm.name}: {type(error).__name__}: {first_line}") from error
 
 
-def _checked(algorithm: Algorithm, merged: Any, shape: tuple[int, ...], where: str) -> jax.Array:
-    dtype = getattr(merged, "dtype", None)
+def _check_result(
+    algorithm: Algorithm, merged: Any, shape: tuple[int, ...], name: str
+) -> jax.Array:
     real = isinstance(merged, jax.Array | np.ndarray) and not jnp.iscomplexobj(merged)
-    if not real or dtype is None or merged.shape != shape:
+    if not real or merged.shape != shape:
         raise UserError(
-            f"{algorithm.name} must return one real array of shape {list(shape)} for {where}, "
+            f"{algorithm.name} must return one real array of shape {list(shape)} for {name}, "
             f"not {_describe_result(merged)}"
         )
     return jnp.asarray(merged).astype(jnp.float32)
@@ -209,35 +294,16 @@ def _describe_result(value: Any) -> str:
     return f"{type(value).__name__}"
 
 
-def _wide(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.float32)
+def _base_or_zeros(base: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32) if base is None else base.astype(jnp.float32)
 
 
-def task_vectors(base: jax.Array | None, experts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """In float32; the experts themselves where there is no base."""
-    if base is None:
-        return tuple(_wide(expert) for expert in experts)
-    return tuple(_wide(expert) - _wide(base) for expert in experts)
+def _wrap_key(data: jax.Array | None, impl: str | None) -> jax.Array | None:
+    return None if data is None else jax.random.wrap_key_data(data, impl=impl)
 
 
-def _apply(
-    base: jax.Array | None, experts: tuple[jax.Array, ...], merged: jax.Array, dtype: Any
-) -> jax.Array:
-    """The new leaf, rounded once; NaN where an expert is not finite, which a method that compares
-    would hide. Its experts are read for the result anyway, apart they would be read again.
-    """
-    new = (merged if base is None else _wide(base) + merged).astype(dtype)
-    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(_wide(one)) for one in experts])
-    return jnp.where(finite, new, jnp.array(jnp.nan, dtype))
-
-
-def squared_norm_or_inf(new: jax.Array, merged: jax.Array) -> jax.Array:
-    """The squared norm of the merged task vector, infinite when the new leaf is not finite."""
-    # One reduction says both: every further one costs some 20 ms of compilation on a CPU.
-    return jnp.sum(jnp.where(jnp.isfinite(new), merged * merged, jnp.inf))
-
-
-def _implementation(algorithm: Algorithm, key: jax.Array | None) -> str | None:
+def _key_impl(algorithm: Algorithm, key: jax.Array | None) -> str | None:
+    """Return the implementation of the key, or None if the algorithm is deterministic."""
     if "key" not in algorithm.requests:
         return None
     assert key is not None
@@ -248,11 +314,11 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _describe(leaves: Sequence[Leaf | None]) -> tuple:
-    return tuple(None if x is None else (x.shape, x.dtype.name, x.sharding) for x in leaves)
+def _describe(tensors: Sequence[ArraySpec | None]) -> tuple:
+    return tuple(None if x is None else (x.shape, x.dtype.name, x.sharding) for x in tensors)
 
 
-def _scalar_sharding(like: Leaf) -> jax.sharding.Sharding:
-    if isinstance(like.sharding, NamedSharding):
-        return NamedSharding(like.sharding.mesh, PartitionSpec())
-    return like.sharding
+def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding

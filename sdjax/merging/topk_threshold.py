@@ -1,15 +1,16 @@
-"""Selection by magnitude without sorting.
+"""Selection by magnitude without sorting the tensor.
 
-XLA sorts a few million float32 a second on a CPU and gathers the tensor to do it on a mesh;
-counting how many elements reach a bound runs at the speed of memory, and little travels.
-The bits of a non-negative float, read as an integer, order as the float does, so the k-th largest
-magnitude is found among integers: a sorted sample of the tensor says where it roughly is, and each
-pass counts at some places between the bounds, and moves the bounds to the elements next to them
-(differences of bfloat16 numbers have few values, which many share), until a bound is reached by
-exactly k elements or the bounds are neighbours. Where the sample misleads, the passes divide the
-bits from the outside in (some ten of them); the result is exact in any case.
+On a CPU, XLA sorts a few million float32 per second, and on a mesh it gathers the tensor to do so.
+Counting how many elements reach a bound runs at memory speed and communicates little.
 
-Axes: ... the tensor's own, n tensors, m bounds in each, p probes for a bound.
+The bits of a non-negative float, read as an integer, have the same order as the floats, so the k-th
+largest magnitude is found among integers. A sorted sample of the tensor gives a first interval.
+Each pass counts at several probes inside the interval and then moves its bounds to the elements
+next to them (differences of bfloat16 numbers take few values, which many elements share), until
+exactly k elements reach a bound or the interval is empty. If the sample is misleading, some ten
+passes divide the bits from the outside in. The result is always exact.
+
+Axes: *shape the tensor's own, n tensors, m bounds per tensor, p probes per bound, s samples.
 """
 
 from __future__ import annotations
@@ -19,182 +20,217 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from sdjax.merging.reductions import survey
+from sdjax.merging.reductions import sum_min_max
 
-REGISTERS = 36  # numbers that one pass finds; with more, a pass takes longer than they save
-SAMPLE = 2**12  # elements of a sample, about; no larger tensor is sorted
+RESULTS_PER_PASS = 36  # with more, a pass takes longer than the results save
+SAMPLE_SIZE = 2**12  # approximate; tensors up to this size are sorted instead
 
-_NOTHING = 2**31 - 1  # a bound that no number reaches
+_UNREACHED = 2**31 - 1  # a bound that no element reaches
 
-Shares = Sequence[jax.Array | float]
+Fractions = Sequence[Float[Array, ""] | float]
 
 
-def kth_largest_magnitudes(x: jax.Array, k: jax.Array) -> jax.Array:
-    """The k-th largest |x| for each k, exactly: float32 [m], with k counted from 1.
+def kth_largest_magnitudes(
+    x: Float[Array, "*shape"], k: Int32[Array, " m"]
+) -> Float32[Array, " m"]:
+    """Return the k-th largest |x| for each k, counted from 1, exactly.
 
-    x: float32 of any shape, fewer than 2^31 elements. k: int32 [m], may be traced; for k <= 0 the
-    result is infinite (nothing reaches it), for k > x.size it is 0. NaN counts as largest.
+    Args:
+        x: fewer than 2^31 elements; NaN counts as the largest.
+        k: may be traced. The result is infinite for k <= 0 and zero for k > x.size.
     """
-    bits, k = _bits(x), jnp.asarray(k, jnp.int32)
-    (bounds,) = _bounds([bits], k[None])
-    exact = jnp.stack([jnp.min(jnp.where(bits >= bound, bits, _NOTHING)) for bound in bounds])
+    bits, k = _magnitude_bits(x), jnp.asarray(k, jnp.int32)
+    (bounds,) = _find_bounds([bits], k[None])
+    exact = jnp.stack([jnp.min(jnp.where(bits >= bound, bits, _UNREACHED)) for bound in bounds])
     magnitude = jax.lax.bitcast_convert_type(jnp.where(k > x.size, 0, exact), jnp.float32)
     return jnp.where(k <= 0, jnp.inf, magnitude)
 
 
-def topk_masks(vectors: Sequence[jax.Array], density: Shares) -> list[jax.Array]:
-    """Of each vector a mask of the floor(density * size) elements of largest magnitude.
+def topk_masks(
+    vectors: Sequence[Float[Array, "*shape"]], density: Fractions
+) -> list[Bool[Array, "*shape"]]:
+    """Return masks of the floor(density * size) elements of largest magnitude.
 
-    vectors: float32, n of one shape. At least one element is kept. Elements equal in magnitude to
-    the last of them are kept too, as by the threshold of TIES' authors, so that the choice does not
-    depend on their order; of small differences of bfloat16 numbers that can be many. A density of
-    one or more keeps all, one of zero or less none. The product is rounded to 22 bits, and a share
-    that float64 has a hair below a whole number counts as that number.
+    At least one element is kept. Elements that tie with the smallest one kept are kept too, as in
+    the reference code of TIES, so that the choice does not depend on their order; for small
+    differences of bfloat16 numbers these can be many. The product is rounded to 22 bits, so that a
+    density that is slightly too small in float32 gives the same count as in float64.
+
+    Args:
+        vectors: n tensors of one shape.
+        density: fraction to keep, per tensor: 1 or more keeps everything, 0 or less nothing.
     """
-    bits, shares = [_bits(vector) for vector in vectors], _stacked(density)
-    counts = jnp.where(shares > 0, jnp.maximum(_share(shares, bits[0].size), 1), 0)  # [n]
-    bounds = _bounds(bits, counts[:, None])
+    bits, fractions = [_magnitude_bits(vector) for vector in vectors], _stack(density)
+    size = bits[0].size
+    counts = jnp.where(fractions > 0, jnp.maximum(_count(fractions, size), 1), 0)  # [n]
+    bounds = _find_bounds(bits, counts[:, None])
     return [
-        (each >= bound) | (share >= 1)
-        for each, (bound,), share in zip(bits, bounds, shares, strict=True)
+        (tensor >= bound) | (fraction >= 1)
+        for tensor, (bound,), fraction in zip(bits, bounds, fractions, strict=True)
     ]
 
 
 def magnitude_band_masks(
-    vectors: Sequence[jax.Array], density: Shares, gamma: Shares
-) -> list[jax.Array]:
-    """Of each vector a mask of the floor(density * size) elements behind the largest.
+    vectors: Sequence[Float[Array, "*shape"]], density: Fractions, gamma: Fractions
+) -> list[Bool[Array, "*shape"]]:
+    """Return masks of floor(density * size) elements below the largest, in order of magnitude.
 
-    Those are floor(gamma * size) elements, or fewer where fewer are left. Elements equal in
-    magnitude to the smallest of those passed over are passed over too, and others that tie as in
-    ``largest``; a density of one or more keeps all.
+    The floor(gamma * size) largest elements are skipped, or fewer if not enough would remain.
+    Elements that tie with the smallest one skipped are skipped too; other ties are treated as in
+    `topk_masks`.
+
+    Args:
+        vectors: n tensors of one shape.
+        density: fraction to keep, per tensor; 1 or more keeps everything.
+        gamma: fraction of largest magnitude to skip, per tensor.
     """
-    bits, shares = [_bits(vector) for vector in vectors], _stacked(density)
+    bits, fractions = [_magnitude_bits(vector) for vector in vectors], _stack(density)
     size = bits[0].size
-    kept = jnp.clip(_share(shares, size), 0, size)  # [n]
-    passed = jnp.clip(_share(_stacked(gamma), size), 0, size - kept)
-    bounds = _bounds(bits, jnp.stack([passed, passed + kept], axis=1))
+    kept = jnp.clip(_count(fractions, size), 0, size)  # [n]
+    skipped = jnp.clip(_count(_stack(gamma), size), 0, size - kept)  # [n]
+    bounds = _find_bounds(bits, jnp.stack([skipped, skipped + kept], axis=1))
     return [
-        ((each < high) & (each >= low)) | (share >= 1)
-        for each, (high, low), share in zip(bits, bounds, shares, strict=True)
+        ((tensor < high) & (tensor >= low)) | (fraction >= 1)
+        for tensor, (high, low), fraction in zip(bits, bounds, fractions, strict=True)
     ]
 
 
-def _share(share: jax.Array, size: int) -> jax.Array:
-    # A share such as 0.7 lies a little below itself in float32; the floor must not feel that.
-    count = jnp.floor(share * jnp.float32(size) * jnp.float32(1 + 2**-22))
+def _count(fraction: Float32[Array, " n"], size: int) -> Int32[Array, " n"]:
+    # In float32 a fraction such as 0.7 is slightly too small, which the floor must not see.
+    count = jnp.floor(fraction * jnp.float32(size) * jnp.float32(1 + 2**-22))
     return jnp.minimum(count, jnp.float32(2**31 - 128)).astype(jnp.int32)
 
 
-def _bits(x: jax.Array) -> jax.Array:
+def _magnitude_bits(x: Float[Array, "*shape"]) -> Int32[Array, "*shape"]:
     return jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.int32)
 
 
-def _stacked(shares: Shares) -> jax.Array:
-    return jnp.stack([jnp.asarray(share, jnp.float32) for share in shares])
+def _stack(fractions: Fractions) -> Float32[Array, " n"]:
+    return jnp.stack([jnp.asarray(fraction, jnp.float32) for fraction in fractions])
 
 
-def _bounds(bits: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-    """int32 [n, m]: what the k[i, j] largest of ``bits[i]`` reach, and of the rest their equals."""
+def _find_bounds(
+    bits: Sequence[Int32[Array, "*shape"]], k: Int32[Array, "n m"]
+) -> Int32[Array, "n m"]:
+    """Return bounds that the k[i, j] largest elements of `bits[i]`, and their ties, reach."""
     size = bits[0].size
-    if size <= SAMPLE:
-        everything = jnp.stack([each.reshape(-1) for each in bits])
-        return jnp.where(k <= 0, _NOTHING, _places(everything, k))
-    sample = jnp.stack([_sample(each) for each in bits])
-    share = jnp.clip(k.astype(jnp.float32) / size, 0.0, 1.0)
-    expected = share * sample.shape[1]
-    # Three deviations of the binomial, and one element for the ends.
-    margin = 3.0 * jnp.sqrt(expected * (1.0 - share)) + 1.0
+    if size <= SAMPLE_SIZE:
+        elements = jnp.stack([tensor.reshape(-1) for tensor in bits])
+        return jnp.where(k <= 0, _UNREACHED, _sorted_kth(elements, k))
+    sample = jnp.stack([_sample(tensor) for tensor in bits])
+    fraction = jnp.clip(k.astype(jnp.float32) / size, 0.0, 1.0)
+    expected = fraction * sample.shape[1]
+    # Three standard deviations of the binomial, and one element for the ends.
+    margin = 3.0 * jnp.sqrt(expected * (1.0 - fraction)) + 1.0
     ends = jnp.concatenate([jnp.floor(expected - margin), jnp.ceil(expected + margin)], axis=1)
-    high, low = jnp.split(_places(sample, ends.astype(jnp.int32)), 2, axis=1)
+    high, low = jnp.split(_sorted_kth(sample, ends.astype(jnp.int32)), 2, axis=1)
     return _search(bits, k, low, high)
 
 
-def _places(bits: jax.Array, k: jax.Array) -> jax.Array:
-    """The k[i, j]-th largest of the few elements ``bits`` [n, s], k cut to 1 and s: int32 [n, m].
+def _sorted_kth(elements: Int32[Array, "n s"], k: Int32[Array, "n m"]) -> Int32[Array, "n m"]:
+    """Return the k[i, j]-th largest of a few elements, with k clipped to [1, s].
 
-    A few thousand are sorted in less time than they are counted, and one sort compiles faster.
+    A few thousand elements are sorted faster than counted, and one sort compiles faster.
     """
-    ordered = jax.lax.sort(bits, is_stable=False)
-    size = bits.shape[1]
+    ordered = jax.lax.sort(elements, is_stable=False)
+    size = elements.shape[1]
     return jnp.take_along_axis(ordered, size - jnp.clip(k, 1, size), axis=1)
 
 
-def _search(bits: Sequence[jax.Array], k: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """As _bounds, by counting; all in one loop, since each loop costs its compilation.
+def _search(
+    bits: Sequence[Int32[Array, "*shape"]],
+    k: Int32[Array, "n m"],
+    low: Int32[Array, "n m"],
+    high: Int32[Array, "n m"],
+) -> Int32[Array, "n m"]:
+    """Find the bounds by counting, all in one loop, since each loop adds to the compile time.
 
-    low, high: where to count first: int32 [n, m].
+    Args:
+        bits: the tensors.
+        k: how many elements shall reach each bound.
+        low: lower ends of the first intervals; the result does not depend on them.
+        high: upper ends of the first intervals.
     """
 
-    # [low, high): k or more elements reach low, fewer reach high; `reached` counts those of low.
-    def unsettled(state: tuple) -> jax.Array:
+    # Interval [low, high): at least k elements reach low, `reached` of them; fewer reach high.
+    def unfinished(state: tuple) -> jax.Array:
         low, high, reached, _ = state
         return jnp.any((high - low > 1) & (reached != k) & (k > 0))
 
     def narrow(state: tuple) -> tuple:
         low, high, reached, probes = state
-        found, least, most = _survey(bits, probes)
-        enough = found >= k[..., None]
-        # Probes ascend, so counts descend: the highest probe with enough has the fewest.
+        counts, least, most = _count_at(bits, probes)
+        enough = counts >= k[..., None]
+        # Probes ascend, so counts descend: the highest probe with enough has the smallest count.
         highest = jnp.max(jnp.where(enough, probes, -1), axis=-1)
-        fewest = jnp.min(jnp.where(enough, found, _NOTHING), axis=-1)
-        reached = jnp.where(highest > low, fewest, reached)
+        smallest = jnp.min(jnp.where(enough, counts, _UNREACHED), axis=-1)
+        reached = jnp.where(highest > low, smallest, reached)
         low = jnp.maximum(low, highest)
-        high = jnp.minimum(high, jnp.min(jnp.where(enough, _NOTHING, probes), axis=-1))
-        # On to the next elements that there are: few values are differences of bfloat16.
+        high = jnp.minimum(high, jnp.min(jnp.where(enough, _UNREACHED, probes), axis=-1))
+        # Move to the next existing elements: differences of bfloat16 numbers take few values.
         low = jnp.where(enough[..., 0], jnp.maximum(low, least), low)
         high = jnp.where(enough[..., -1], high, jnp.minimum(high, most + 1))
         return low, high, reached, _probes(low, high, probes.shape[-1])
 
-    start = (jnp.zeros_like(k), jnp.full_like(k, _NOTHING), jnp.full_like(k, bits[0].size))
-    low, *_ = jax.lax.while_loop(unsettled, narrow, (*start, _probes(low - 1, high + 1, _count(k))))
-    return jnp.where(k <= 0, _NOTHING, low)
+    start = (jnp.zeros_like(k), jnp.full_like(k, _UNREACHED), jnp.full_like(k, bits[0].size))
+    first = _probes(low - 1, high + 1, _probes_per_bound(k))
+    low, *_ = jax.lax.while_loop(unfinished, narrow, (*start, first))
+    return jnp.where(k <= 0, _UNREACHED, low)
 
 
-def _survey(bits: Sequence[jax.Array], probes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How many elements reach each probe [n, m, p]; the least that reaches the first [n, m]; the
-    largest that does not reach the last [n, m].
+def _count_at(
+    bits: Sequence[Int32[Array, "*shape"]], probes: Int32[Array, "n m p"]
+) -> tuple[Int32[Array, "n m p"], Int32[Array, "n m"], Int32[Array, "n m"]]:
+    """Return how many elements reach each probe, and the elements next to the outer probes.
+
+    Returns:
+        The counts; the smallest element that reaches the first probe; the largest element that
+        does not reach the last one.
     """
-    places = [(each, row) for each, rows in zip(bits, probes, strict=True) for row in rows]
-    at_once = max(1, REGISTERS // (probes.shape[-1] + 2))
-    parts = [
-        survey(
-            [(each >= probe).astype(jnp.int32) for each, row in part for probe in row],
-            [jnp.where(each >= row[0], each, _NOTHING) for each, row in part],
-            [jnp.where(each < row[-1], each, -1) for each, row in part],
+    pairs = [(tensor, row) for tensor, rows in zip(bits, probes, strict=True) for row in rows]
+    pairs_per_pass = max(1, RESULTS_PER_PASS // (probes.shape[-1] + 2))
+    passes = [
+        sum_min_max(
+            [(tensor >= probe).astype(jnp.int32) for tensor, row in part for probe in row],
+            [jnp.where(tensor >= row[0], tensor, _UNREACHED) for tensor, row in part],
+            [jnp.where(tensor < row[-1], tensor, -1) for tensor, row in part],
         )
-        for part in (places[i : i + at_once] for i in range(0, len(places), at_once))
+        for part in (pairs[i : i + pairs_per_pass] for i in range(0, len(pairs), pairs_per_pass))
     ]
-    reached, least, most = (
-        jnp.stack([number for part in one for number in part]) for one in zip(*parts, strict=True)
+    counts, least, most = (
+        jnp.stack([scalar for results in column for scalar in results])
+        for column in zip(*passes, strict=True)
     )
     shape = probes.shape[:2]
-    return reached.reshape(probes.shape), least.reshape(shape), most.reshape(shape)
+    return counts.reshape(probes.shape), least.reshape(shape), most.reshape(shape)
 
 
-def _count(k: jax.Array) -> int:
-    """How many probes a bound gets: with its two elements, what fits into one pass."""
-    return min(max(REGISTERS // k.size - 2, 4), 8)
+def _probes_per_bound(k: Int32[Array, "n m"]) -> int:
+    """Return how many probes, with the two elements of `_count_at`, fit into one pass."""
+    return min(max(RESULTS_PER_PASS // k.size - 2, 4), 8)
 
 
-def _probes(low: jax.Array, high: jax.Array, count: int) -> jax.Array:
-    """int32 [n, m, p], ascending, between the bounds: strictly, where they are not neighbours.
+def _probes(
+    low: Int32[Array, "n m"], high: Int32[Array, "n m"], count: int
+) -> Int32[Array, "n m {count}"]:
+    """Return ascending probes, strictly inside the interval unless it is empty.
 
-    The first and the last lie next to the bounds, since these are elements, which many may equal.
+    The first and the last are next to the bounds: these are elements, often with many ties.
     """
     first, last = low + 1, high - 1
-    place = jnp.arange(count, dtype=jnp.int32)
+    index = jnp.arange(count, dtype=jnp.int32)
     width = jnp.maximum(last - first, 0)[..., None]
     step = jnp.maximum(jax.lax.div(width, count - 1), 1)
-    between = first[..., None] + jnp.minimum(step * place, width)
-    return jnp.where(place == count - 1, jnp.maximum(first, last)[..., None], between)
+    inner = first[..., None] + jnp.minimum(step * index, width)
+    return jnp.where(index == count - 1, jnp.maximum(first, last)[..., None], inner)
 
 
-def _sample(bits: jax.Array) -> jax.Array:
-    """Elements on a grid over the tensor, about SAMPLE of them: int32 [s]."""
-    side = round(SAMPLE ** (1 / bits.ndim))  # places along each axis
-    # An axis at a time: a TPU's compiler finds no room for the slice along two.
+def _sample(bits: Int32[Array, "*shape"]) -> Int32[Array, " s"]:
+    """Return about SAMPLE_SIZE elements on a grid over the tensor."""
+    per_axis = round(SAMPLE_SIZE ** (1 / bits.ndim))
+    # One axis at a time: the TPU compiler runs out of memory for a slice along two.
     for axis, size in enumerate(bits.shape):
-        bits = jax.lax.slice_in_dim(bits, 0, size, math.ceil(size / side), axis)
+        bits = jax.lax.slice_in_dim(bits, 0, size, math.ceil(size / per_axis), axis)
     return bits.reshape(-1)

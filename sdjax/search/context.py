@@ -143,7 +143,7 @@ def build_context(config: RunConfig) -> RunContext:
         for setting, named in settings.items()
     }
     # Throw-away programs run a few times each: compiling them fast matters more than running.
-    programs = CompileCache(quick=True)
+    compile_cache = CompileCache(quick=True)
     mergers = {
         setting: Merger(
             seed,
@@ -151,7 +151,7 @@ def build_context(config: RunConfig) -> RunContext:
             slots=config.slots,
             scope=paths,
             num_layers=model.num_layers,
-            programs=programs,
+            compile_cache=compile_cache,
         )
         for setting, trees in experts.items()
     }

@@ -31,7 +31,7 @@ def test_merge_trees_is_the_tree_form():
         return task_vectors
 
     wrong.__name__ = "merge_trees"
-    with pytest.raises(UserError, match="'depth' does not exist in the tree form"):
+    with pytest.raises(UserError, match="'depth' is not available in the tree form"):
         Algorithm.from_function(wrong)
 
 
@@ -71,7 +71,7 @@ def test_a_function_that_is_defined_again_is_another():
 )
 def test_per_expert_values_arrive_in_slot_order(value, expected):
     algorithm = Algorithm.from_function(scaled, weight=value)
-    np.testing.assert_array_equal(algorithm.arguments(("a", "b"))["weight"], expected)
+    np.testing.assert_array_equal(algorithm.hyperparameter_arrays(("a", "b"))["weight"], expected)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_per_expert_values_arrive_in_slot_order(value, expected):
 )
 def test_per_expert_values_that_do_not_fit_the_experts(value, message):
     with pytest.raises(UserError, match=message):
-        Algorithm.from_function(scaled, weight=value).arguments(("a", "b"))
+        Algorithm.from_function(scaled, weight=value).hyperparameter_arrays(("a", "b"))
 
 
 @pytest.mark.parametrize(
     ("hyperparameters", "message"),
     [
-        ({"scal": 1.0}, "no hyperparameter 'scal'; it has: weight, scale, fair"),
+        ({"scal": 1.0}, "no hyperparameter 'scal'; available: weight, scale, fair"),
         ({"scale": "much"}, "'scale' must be a finite number, not 'much'"),
         ({"scale": float("nan")}, "'scale' must be a finite number"),
         ({"scale": True}, "'scale' must be a finite number"),
@@ -118,9 +118,9 @@ def test_signatures_outside_the_api_are_refused():
         return jnp.zeros(())
 
     for function, message in [
-        (no_default, "'ratio' is no request"),
+        (no_default, "'ratio' is neither an input"),
         (variadic, "'rest' must be an ordinary"),
-        (bare_float, "`ratio: float` arrives as an array"),
+        (bare_float, "annotate hyperparameter 'ratio'"),
         (odd, "'ratio' must be annotated"),
         (nothing, "first parameter must be task_vectors"),
     ]:

@@ -9,7 +9,8 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm, PerExpert
 from sdjax.merging.compile_cache import CompileCache
-from sdjax.merging.engine import Merger, leaf_key_data, merge
+from sdjax.merging.engine import Merger, merge
+from sdjax.merging.tensor_program import tensor_key_data
 from sdjax.models.tree import flatten
 
 
@@ -60,19 +61,19 @@ def test_merge_adds_the_merged_task_vector_to_the_leaves_in_scope(base, experts)
 def test_a_sweep_over_coefficients_and_new_experts_compile_nothing(
     base, experts, make_tree, backend_compiles
 ):
-    programs = CompileCache()
+    cache = CompileCache()
     algorithm = Algorithm.from_function(weighted)
-    merger = Merger(base, experts, programs=programs)
+    merger = Merger(base, experts, compile_cache=cache)
     merger(algorithm)
-    assert programs.compiled == 2  # one a shape
+    assert cache.compiled == 2  # one a shape
     others = [make_tree(seed, near=base) for seed in (7, 8, 9)]
     before = len(backend_compiles)
     changes = [merger(algorithm.bind(scale=s)).change for s in (0.1, 0.2, 0.4)]
     assert changes[2] == pytest.approx(4 * changes[0], rel=1e-5)
     merger(algorithm.bind(weight=(1.0, 0.0, 2.0)))
-    Merger(base, others, programs=programs)(algorithm)
-    Merger(base, experts, programs=programs)(Algorithm.from_function(weighted, scale=3.0))
-    assert programs.compiled == 2
+    Merger(base, others, compile_cache=cache)(algorithm)
+    Merger(base, experts, compile_cache=cache)(Algorithm.from_function(weighted, scale=3.0))
+    assert cache.compiled == 2
     assert len(backend_compiles) == before
     merger(Algorithm.from_function(lambda task_vectors: task_vectors["expert_2"]))
     assert len(backend_compiles) == before + 2  # the listener does count
@@ -82,9 +83,11 @@ def test_kind_costs_a_program_for_each_kind_and_branches(base, experts):
     def by_kind(task_vectors, kind):
         return task_vectors["expert_1"] * (2.0 if kind == "mlp.down_proj" else 0.0)
 
-    programs = CompileCache()
-    got = flatten(merge(base, experts, Algorithm.from_function(by_kind), programs=programs).params)
-    assert programs.compiled == 3  # gate_proj and up_proj have one shape but two kinds
+    cache = CompileCache()
+    got = flatten(
+        merge(base, experts, Algorithm.from_function(by_kind), compile_cache=cache).params
+    )
+    assert cache.compiled == 3  # gate_proj and up_proj have one shape but two kinds
     for path, (at, vectors, _) in reference(base, experts, lambda *_: None).items():
         factor = 2.0 if path.endswith("down_proj") else 0.0
         np.testing.assert_allclose(got[path], at + factor * vectors[0], rtol=1e-5, atol=1e-6)
@@ -207,7 +210,7 @@ def test_tree_form_sees_all_tensors_and_equals_the_formula(base, experts):
         return {"embed": jnp.zeros(3)}
 
     incomplete.__name__ = "merge_trees"
-    with pytest.raises(UserError, match="the paths it was given"):
+    with pytest.raises(UserError, match="the same paths as its input"):
         merge(base, experts, Algorithm.from_function(incomplete))
 
 
@@ -238,19 +241,19 @@ def test_keys_come_from_key_and_path_alone(base, experts, make_tree):
     assert not np.allclose(first[path], run(base, experts, 1)[path])
     other = "layers/1/mlp/up_proj"
     assert not np.allclose(first[path] - leaves[path], first[other] - leaves[other])
-    with pytest.raises(UserError, match="pass one key"):
+    with pytest.raises(UserError, match="pass a key such as"):
         merge(base, experts, algorithm)
 
 
 def test_the_hash_of_a_path_does_not_change():
     # Stored results depend on it.
-    data = leaf_key_data(jax.random.key(0), "layers/0/mlp/up_proj")
+    data = tensor_key_data(jax.random.key(0), "layers/0/mlp/up_proj")
     np.testing.assert_array_equal(data, np.array([2189619214, 3671122234], np.uint32))
 
 
 def test_programs_are_bounded_and_freed(base, experts):
-    programs = CompileCache(capacity=4)
-    merger = Merger(base, experts, programs=programs)
+    cache = CompileCache(capacity=4)
+    merger = Merger(base, experts, compile_cache=cache)
     functions = []
     for scale in range(1, 6):
 
@@ -261,15 +264,15 @@ def test_programs_are_bounded_and_freed(base, experts):
         merger(Algorithm.from_function(candidate))
         del candidate
     gc.collect()
-    assert programs.compiled == 10
-    assert len(programs) == 4
+    assert cache.compiled == 10
+    assert len(cache) == 4
     assert functions[0]() is None
 
 
 def test_quick_programs_compute_the_same(base, experts):
     algorithm = Algorithm.from_function(weighted, weight=0.3)
     slow = flatten(merge(base, experts, algorithm).params)
-    quick = flatten(merge(base, experts, algorithm, programs=CompileCache(quick=True)).params)
+    quick = flatten(merge(base, experts, algorithm, compile_cache=CompileCache(quick=True)).params)
     for path in slow:
         np.testing.assert_allclose(slow[path], quick[path], rtol=1e-6, atol=1e-6)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.reductions import counts, sums, survey
+from sdjax.merging.reductions import count_true, sum_min_max, sums
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (3, 5, 48), (1000,), (7, 13), (1,), ()])
@@ -25,15 +25,15 @@ def test_opposite_vectors_cancel():
 @pytest.mark.parametrize("shape", [(64, 128), (1000,), (3, 5, 7)])
 def test_counts_are_exact(shape):
     masks = [np.random.default_rng(n).random(shape) < 0.3 for n in range(3)]
-    assert [int(n) for n in jax.jit(counts)(masks)] == [mask.sum() for mask in masks]
-    assert [int(n) for n in jax.jit(counts)(masks[:1])] == [masks[0].sum()]
+    assert [int(n) for n in jax.jit(count_true)(masks)] == [mask.sum() for mask in masks]
+    assert [int(n) for n in jax.jit(count_true)(masks[:1])] == [masks[0].sum()]
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (1000,), (3, 5, 7)])
 def test_integers_are_summed_and_compared_in_one_pass(shape):
     numbers = np.random.default_rng(0).integers(-1000, 1000, shape, np.int32)
 
-    found = jax.jit(lambda x: survey([x, 3 * x], [x], [2 * x, -x]))(numbers)
+    found = jax.jit(lambda x: sum_min_max([x, 3 * x], [x], [2 * x, -x]))(numbers)
     expected = (
         [numbers.sum(), 3 * numbers.sum()],
         [numbers.min()],
@@ -44,7 +44,7 @@ def test_integers_are_summed_and_compared_in_one_pass(shape):
 
 
 def test_what_several_sums_read_is_read_once():
-    """XLA counts an operand's bytes once for each loop that reads it."""
+    """XLA count_true an operand's bytes once for each loop that reads it."""
     vectors = [jnp.zeros((256, 512), jnp.float32)] * 3
 
     def products(a, b, c):

@@ -49,10 +49,10 @@ PROGRAM = textwrap.dedent(
     base = tree()
     experts = [tree(base) for _ in range(3)]
     quick = CompileCache(quick=True)
-    one = Merger(unflatten(base), [unflatten(e) for e in experts], programs=quick)
+    one = Merger(unflatten(base), [unflatten(e) for e in experts], compile_cache=quick)
     quick = CompileCache(quick=True)
     eight = Merger(
-        unflatten(spread(base)), [unflatten(spread(e)) for e in experts], programs=quick
+        unflatten(spread(base)), [unflatten(spread(e)) for e in experts], compile_cache=quick
     )
     names = ("ties", "slerp", "model_stock", "karcher", "multislerp", "sce", "breadcrumbs")
     every = [algorithm(name) for name in names]
@@ -85,8 +85,8 @@ PROGRAM = textwrap.dedent(
 
     linear = every[0]
     here, there = unflatten(base), unflatten(spread(base))
-    assert "lie on different devices" in told(lambda: Merger(here, [there]))
-    assert "lies otherwise on the devices" in told(lambda: one(linear, donate=eight(linear)))
+    assert "are on different devices" in told(lambda: Merger(here, [there]))
+    assert "has a different sharding" in told(lambda: one(linear, donate=eight(linear)))
     print("same")
     """
 )
@@ -108,7 +108,7 @@ COLLECTIVES = textwrap.dedent(
         method = methods()[name]
         slots = ("a", "b", "c")[: method.schema.max_models]
         program = TensorProgram.of(
-            method.bind(), slots, leaf, (leaf,) * len(slots), kind=None, key=jax.random.key(0)
+            method.bind(), slots, leaf, (leaf,) * len(slots), path="x", num_layers=1, key=jax.random.key(0)
         )
         text = program.lower().compile(compiler_options=quick_options()).as_text()
         shapes = re.findall(r"= ([(].*?[)]|[^ ]+) all-reduce(?:-start)?[(]", text)

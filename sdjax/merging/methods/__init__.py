@@ -1,1 +1,1 @@
-"""Human-designed merge methods, one file per method."""
+"""Human-designed merge methods, one module per method."""

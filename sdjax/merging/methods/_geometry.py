@@ -1,10 +1,8 @@
-"""Lengths and angles of task vectors, shared by the methods on spheres.
+"""Norms, angles and polar factors of task vectors, for the spherical and spectral methods.
 
-These methods return a weighted sum of what they are given, whose weights follow from the inner
-products alone. So the tensors are read once for the products and once for the sum, whatever
-happens between, and on a mesh only scalars travel.
-
-Axes: k, l experts.
+The spherical methods return a weighted sum of the task vectors whose weights follow from their
+inner products alone. The tensors are therefore read once for the products and once for the sum, and
+on a mesh only scalars are communicated.
 """
 
 from __future__ import annotations
@@ -14,35 +12,44 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
+from sdjax.merging.algorithm import Tensor
 from sdjax.merging.reductions import sums
 
 
-def gram(vectors: Sequence[jax.Array]) -> jax.Array:
-    """float32 [k, l]: the inner products of the flattened vectors."""
+def gram(vectors: Sequence[Tensor]) -> Float32[Array, "experts experts"]:
+    """Return the inner products of the flattened vectors."""
     count = len(vectors)
     pairs = list(itertools.combinations_with_replacement(range(count), 2))
     products = dict(zip(pairs, sums([vectors[i] * vectors[j] for i, j in pairs]), strict=True))
     return jnp.stack(
-        [
-            jnp.stack([products[min(i, j), max(i, j)] for j in range(count)])  # [l]
-            for i in range(count)
-        ]
+        [jnp.stack([products[min(i, j), max(i, j)] for j in range(count)]) for i in range(count)]
     )
 
 
-def linear_combination(weights: jax.Array, vectors: Sequence[jax.Array]) -> jax.Array:
-    """The sum of weights[k] * vectors[k]."""
+def linear_combination(weights: Float32[Array, " experts"], vectors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of weights[k] * vectors[k]."""
     return jnp.asarray(sum(weights[i] * vector for i, vector in enumerate(vectors)))
 
 
 def slerp_weights(
-    cosine: jax.Array, t: jax.Array, linear: jax.Array
+    cosine: Float32[Array, "*angles"],
+    t: Float32[Array, ""],
+    linear: Bool[Array, "*angles"],
 ) -> tuple[jax.Array, jax.Array]:
-    """Shares of the two ends at place ``t`` of the arc between them; a line where ``linear``."""
+    """Return the weights of both ends at position `t` of an arc; linear ones where `linear`."""
     angle = jnp.arccos(jnp.where(linear, 0.0, cosine))
     sine = jnp.sin(angle)
     return (
         jnp.where(linear, 1.0 - t, jnp.sin((1.0 - t) * angle) / sine),
         jnp.where(linear, t, jnp.sin(t * angle) / sine),
     )
+
+
+def nearest_orthonormal(
+    matrix: Float32[Array, "rows columns"],
+) -> Float32[Array, "rows columns"]:
+    """Return U Vᵀ of the singular value decomposition (the polar factor)."""
+    u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return u @ vt

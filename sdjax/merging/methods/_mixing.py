@@ -1,7 +1,4 @@
-"""Parts that several methods share: weighted sums, the election of signs, and rescaling.
-
-Axes: k expert, and the tensor's own axes (...).
-"""
+"""Building blocks of several methods: weighted sums, sign election, rescaling, changed elements."""
 
 from __future__ import annotations
 
@@ -10,24 +7,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
 
+from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.reductions import sums
 
-Vectors = Mapping[str, jax.Array]
+Weights = Mapping[str, Float32[Array, ""]]
+Masks = Mapping[str, Bool[Array, "*shape"]]
 
 RESCALE = ("density", "l1", "none")
 ELECT = ("weighted", "plain")
-# What a recipe may say, and which word it means.
-RESCALE_CHOICES: dict[Any, str] = {
-    True: "l1",
-    False: "none",
-    **dict(zip(RESCALE, RESCALE, strict=True)),
-}
-ELECT_CHOICES = dict(zip(ELECT, ELECT, strict=True))
+# Value in a recipe to value of the hyperparameter.
+RESCALE_CHOICES: dict[Any, str] = {True: "l1", False: "none", **{name: name for name in RESCALE}}
+ELECT_CHOICES = {name: name for name in ELECT}
 
 
-def weighted_sum(vectors: Vectors, weight: Vectors, normalize: bool) -> jax.Array:
-    """sum_k w_k v_k, with ``normalize`` over sum_k w_k (over 1 where that is zero)."""
+def weighted_sum(vectors: TaskVectors, weight: Weights, normalize: bool) -> Tensor:
+    """Return sum_k w_k v_k; with `normalize`, divided by sum_k w_k (or by 1 if that is zero)."""
     total = sum(weight[name] * vector for name, vector in vectors.items())
     if normalize:
         divisor = jnp.asarray(sum(weight[name] for name in vectors))
@@ -35,53 +31,72 @@ def weighted_sum(vectors: Vectors, weight: Vectors, normalize: bool) -> jax.Arra
     return jnp.asarray(total)
 
 
-def sign_agreement(ballots: Vectors) -> dict[str, jax.Array]:
-    """Per expert and element, whether its sign is that of the sum (a sum of zero elects plus)."""
-    elected = jnp.where(sum(ballots.values()) >= 0, 1.0, -1.0)  # [...]
-    return {name: jnp.sign(ballot) == elected for name, ballot in ballots.items()}
+def sign_agreement(votes: TaskVectors) -> dict[str, jax.Array]:
+    """Return masks of the elements whose sign is that of the sum (a sum of zero counts as plus)."""
+    elected = jnp.where(sum(votes.values()) >= 0, 1.0, -1.0)
+    return {name: jnp.sign(vote) == elected for name, vote in votes.items()}
 
 
 def elected_sum(
-    vectors: Vectors, weight: Vectors, normalize: bool, elect: str = "weighted"
-) -> jax.Array:
-    """Per element, the weighted sum over those experts whose sign is the elected one.
+    vectors: TaskVectors, weight: Weights, normalize: bool, elect: str = "weighted"
+) -> Tensor:
+    """Return, per element, the weighted sum over the experts that have the elected sign.
 
-    The elected sign is that of the sum over the experts, of w_k v_k (``elect="weighted"``) or of
-    v_k (``"plain"``). With ``normalize`` the result is divided, per element, by the sum of the
-    weights that took part.
+    Args:
+        vectors: the task vectors.
+        weight: weight of each expert.
+        normalize: divide, per element, by the sum of the weights that took part.
+        elect: the elected sign is that of sum_k w_k v_k ("weighted") or of sum_k v_k ("plain").
     """
     if elect not in ELECT:
         raise ValueError(f"elect must be one of {', '.join(ELECT)}, not {elect!r}")
-    # A negative weight turns an expert's sign, in the vote by weight and in the sum alike.
+    # A negative weight flips an expert's sign, in the weighted election and in the sum alike.
     terms = {name: weight[name] * vector for name, vector in vectors.items()}
     agrees = sign_agreement(terms if elect == "weighted" else vectors)
     total = sum(jnp.where(agrees[name], terms[name], 0.0) for name in vectors)
     if normalize:
-        taking_part = sum(jnp.where(agrees[name], weight[name], 0.0) for name in vectors)
-        total = total / jnp.where(taking_part == 0, 1.0, taking_part)
+        divisor = sum(jnp.where(agrees[name], weight[name], 0.0) for name in vectors)
+        total = total / jnp.where(divisor == 0, 1.0, divisor)
     return jnp.asarray(total)
 
 
 def keep_and_rescale(
-    vectors: Vectors, masks: Vectors, share: Vectors, rescale: str
-) -> dict[str, jax.Array]:
-    """The elements of each vector where its mask is true, rescaled; zero elsewhere.
+    vectors: TaskVectors, masks: Masks, kept: Mapping[str, jax.Array], rescale: str
+) -> TaskVectors:
+    """Return each vector where its mask is true, rescaled, and zero elsewhere.
 
-    share: the probability or share with which an element is kept, a scalar or one each. rescale:
-    "density" divides by it (so that the expectation is kept), "l1" restores the sum of magnitudes
-    (mergekit's way), "none" does nothing.
+    Args:
+        vectors: the task vectors.
+        masks: the elements to keep.
+        kept: probability or fraction with which an element is kept: a scalar, or one per element.
+        rescale: "density" divides by `kept`, which preserves the expectation; "l1" restores the sum
+            of magnitudes (mergekit's way); "none" does nothing.
     """
     if rescale not in RESCALE:
         raise ValueError(f"rescale must be one of {', '.join(RESCALE)}, not {rescale!r}")
-    kept = {name: jnp.where(masks[name], vector, 0.0) for name, vector in vectors.items()}
+    sparse = {name: jnp.where(masks[name], vector, 0.0) for name, vector in vectors.items()}
     if rescale == "density":
-        return {n: k / jnp.where(share[n] > 0, share[n], 1.0) for n, k in kept.items()}
+        return {n: v / jnp.where(kept[n] > 0, kept[n], 1.0) for n, v in sparse.items()}
     if rescale == "l1":
-        return {n: k * _l1_ratio(vectors[n], masks[n]) for n, k in kept.items()}
-    return kept
+        return {n: v * _l1_ratio(vectors[n], masks[n]) for n, v in sparse.items()}
+    return sparse
 
 
-def _l1_ratio(vector: jax.Array, mask: jax.Array) -> jax.Array:
-    size = jnp.abs(vector)
-    before, after = sums([size, jnp.where(mask, size, 0.0)])
+def changed_elements(
+    vectors: TaskVectors, epsilon: Float32[Array, ""] | float
+) -> tuple[TaskVectors, Masks, Tensor]:
+    """Return the changes larger than `epsilon`, their masks, and the number of experts with one.
+
+    Returns:
+        Task vectors that are zero elsewhere; their masks; the number of experts that changed each
+        element, as float32.
+    """
+    masks = {name: jnp.abs(v) > epsilon for name, v in vectors.items()}
+    changes = {name: jnp.where(masks[name], v, 0.0) for name, v in vectors.items()}
+    return changes, masks, jnp.asarray(sum(mask.astype(jnp.float32) for mask in masks.values()))
+
+
+def _l1_ratio(vector: Tensor, mask: Bool[Array, "*shape"]) -> Float32[Array, ""]:
+    magnitude = jnp.abs(vector)
+    before, after = sums([magnitude, jnp.where(mask, magnitude, 0.0)])
     return jnp.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)

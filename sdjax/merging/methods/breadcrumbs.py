@@ -1,20 +1,18 @@
-"""Model Breadcrumbs: drop the largest and the smallest elements, scale the rest and add.
+"""Model Breadcrumbs: drop the largest and the smallest elements, then scale and add.
 
 Davari, Belilovsky, "Model breadcrumbs: scaling multi-task model merging with sparse masks",
-arXiv 2312.06795. ``gamma`` is the share of largest magnitude that is dropped as outliers and
-``density`` the share that is kept below it (the paper's thresholds are 1 - gamma and
-1 - gamma - density: it keeps what lies between 85 % and 99.3 %). Where both do not fit, fewer
+arXiv 2312.06795. `gamma` is the fraction of largest magnitude that is dropped as outliers, and
+`density` the fraction that is kept below it (the paper's thresholds are 1 - gamma and
+1 - gamma - density: it keeps the elements between 85 % and 99.3 %). If both do not fit, fewer
 outliers are dropped, as in mergekit.
 """
 
 from __future__ import annotations
 
-import jax
-
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
-from sdjax.merging.methods._trimming import trim_both_ends
+from sdjax.merging.methods._sparsify import trim_both_ends
 
 FORMULA = "τ = λ Σ w_j t_j, t_j = τ_j where |τ_j| ranks in (1-γ-d, 1-γ], else 0"
 RECIPE = RecipeSchema(
@@ -27,13 +25,14 @@ RECIPE = RecipeSchema(
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
+    task_vectors: TaskVectors,
     weight: PerExpert = 0.3,
     density: PerExpert = 0.143,
     gamma: PerExpert = 0.007,
     scale: float = 1.0,
     normalize: bool = False,
     rescale: str = "none",
-) -> jax.Array:
+) -> Tensor:
+    """Return the weighted sum of task vectors without outliers and small elements."""
     trimmed = trim_both_ends(task_vectors, density, gamma, rescale)
     return scale * weighted_sum(trimmed, weight, normalize)

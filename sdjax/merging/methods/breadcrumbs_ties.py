@@ -1,18 +1,16 @@
-"""Model Breadcrumbs with the election of signs, mergekit's cross of the two.
+"""Model Breadcrumbs with sign election, mergekit's combination of the two.
 
-Davari, Belilovsky, "Model breadcrumbs", arXiv 2312.06795, with the election of Yadav et al.,
-"TIES-Merging", arXiv 2306.01708. Parameters as in ``breadcrumbs`` and ``ties``; as in mergekit the
-sum is not normalised by default.
+Davari, Belilovsky, "Model breadcrumbs", arXiv 2312.06795, with the sign election of Yadav et al.,
+"TIES-Merging", arXiv 2306.01708. Hyperparameters are those of `breadcrumbs` and `ties`; as in
+mergekit the sum is not normalized by default.
 """
 
 from __future__ import annotations
 
-import jax
-
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
-from sdjax.merging.methods._trimming import trim_both_ends
+from sdjax.merging.methods._sparsify import trim_both_ends
 
 FORMULA = "τ = λ Σ_{j∈A} w_j t_j, t_j as in breadcrumbs, A = {j: sgn t_j = sgn Σ w_i t_i}"
 RECIPE = RecipeSchema(
@@ -25,7 +23,7 @@ RECIPE = RecipeSchema(
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
+    task_vectors: TaskVectors,
     weight: PerExpert = 0.3,
     density: PerExpert = 0.143,
     gamma: PerExpert = 0.007,
@@ -33,6 +31,7 @@ def merge_models(
     normalize: bool = False,
     rescale: str = "none",
     elect: str = "weighted",
-) -> jax.Array:
+) -> Tensor:
+    """Return the elected sum of task vectors without outliers and small elements."""
     trimmed = trim_both_ends(task_vectors, density, gamma, rescale)
     return scale * elected_sum(trimmed, weight, normalize, elect)

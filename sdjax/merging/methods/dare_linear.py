@@ -1,19 +1,19 @@
 """DARE with task arithmetic: drop elements at random, rescale the rest, add.
 
 Yu et al., "Language models are Super Mario: absorbing abilities from homologous models as a free
-lunch", arXiv 2311.03099. ``density`` is the share kept (the paper's 1 - p). ``rescale``: "density"
-divides by it, as in the paper; "l1" restores the sum of magnitudes, as mergekit does by default
-(and therefore a recipe).
+lunch", arXiv 2311.03099. `density` is the fraction kept (the paper's 1 - p). `rescale="density"`
+divides by it, as in the paper; "l1" restores the sum of magnitudes, the default of mergekit and
+therefore of a recipe.
 """
 
 from __future__ import annotations
 
-import jax
+from jaxtyping import Array, Key
 
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import random_drop
 from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
+from sdjax.merging.methods._sparsify import random_drop
 
 FORMULA = "τ = λ Σ w_j (m_j ⊙ τ_j) / d_j, m_j ~ Bernoulli(d_j)"
 RECIPE = RecipeSchema(
@@ -26,13 +26,14 @@ RECIPE = RecipeSchema(
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
-    key: jax.Array,
+    task_vectors: TaskVectors,
+    key: Key[Array, ""],
     weight: PerExpert = 0.4,
     density: PerExpert = 0.5,
     scale: float = 1.0,
     normalize: bool = False,
     rescale: str = "density",
-) -> jax.Array:
+) -> Tensor:
+    """Return the weighted sum of randomly sparsified task vectors."""
     dropped = random_drop(task_vectors, key, density, rescale)
     return scale * weighted_sum(dropped, weight, normalize)

@@ -1,18 +1,19 @@
-"""DARE with the election of signs: drop at random and rescale, then elect as TIES does.
+"""DARE with sign election: drop at random and rescale, then elect signs as in TIES.
 
 Yu et al., "Language models are Super Mario: absorbing abilities from homologous models as a free
-lunch", arXiv 2311.03099, with the election of Yadav et al., "TIES-Merging", arXiv 2306.01708.
-Parameters as in ``dare_linear`` and ``ties``; as in mergekit the sum is not normalised by default.
+lunch", arXiv 2311.03099, with the sign election of Yadav et al., "TIES-Merging", arXiv 2306.01708.
+Hyperparameters are those of `dare_linear` and `ties`; as in mergekit the sum is not normalized by
+default.
 """
 
 from __future__ import annotations
 
-import jax
+from jaxtyping import Array, Key
 
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import random_drop
 from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
+from sdjax.merging.methods._sparsify import random_drop
 
 FORMULA = "τ = λ Σ_{j∈A} w_j t_j, t_j = (m_j ⊙ τ_j) / d_j, A = {j: sgn t_j = sgn Σ w_i t_i}"
 RECIPE = RecipeSchema(
@@ -25,14 +26,15 @@ RECIPE = RecipeSchema(
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
-    key: jax.Array,
+    task_vectors: TaskVectors,
+    key: Key[Array, ""],
     weight: PerExpert = 0.4,
     density: PerExpert = 0.5,
     scale: float = 1.0,
     normalize: bool = False,
     rescale: str = "density",
     elect: str = "weighted",
-) -> jax.Array:
+) -> Tensor:
+    """Return the elected sum of randomly sparsified task vectors."""
     dropped = random_drop(task_vectors, key, density, rescale)
     return scale * elected_sum(dropped, weight, normalize, elect)

@@ -1,21 +1,21 @@
-"""DELLA: drop at random by rank of magnitude, elect signs, average those that agree.
+"""DELLA: drop at random by rank of magnitude, elect signs, average the elements that agree.
 
 Deep, Bhardwaj, Poria, "DELLA-Merging: reducing interference in model merging through
-magnitude-based sampling", arXiv 2406.11617. An element of a row is kept with a probability that
-runs from ``density`` - ``epsilon`` (the smallest magnitude) to ``density`` + ``epsilon`` (the
-largest); the paper's epsilon is the whole window, 2 ``epsilon`` here, and its drop rate 1 -
-``density``. ``rescale``: "density" divides each element by its own probability, as in the paper;
-"l1" restores the tensor's sum of magnitudes, as mergekit does by default (and therefore a recipe).
+magnitude-based sampling", arXiv 2406.11617. An element of a row is kept with a probability from
+`density` - `epsilon` (smallest magnitude) to `density` + `epsilon` (largest). The paper's epsilon
+is the whole window, 2 `epsilon` here, and its drop rate is 1 - `density`. `rescale="density"`
+divides each element by its own probability, as in the paper; "l1" restores the tensor's sum of
+magnitudes, the default of mergekit and therefore of a recipe.
 """
 
 from __future__ import annotations
 
-import jax
+from jaxtyping import Array, Key
 
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import random_drop_by_rank
 from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
+from sdjax.merging.methods._sparsify import random_drop_by_rank
 
 FORMULA = (
     "τ = λ Σ_{j∈A} w_j t_j / Σ_{j∈A} w_j, t_j = (m_j ⊙ τ_j) / p_j, p_j = d_j - ε + 2ε rank|τ_j|"
@@ -30,8 +30,8 @@ RECIPE = RecipeSchema(
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
-    key: jax.Array,
+    task_vectors: TaskVectors,
+    key: Key[Array, ""],
     weight: PerExpert = 1.0,
     density: PerExpert = 0.5,
     epsilon: PerExpert = 0.1,
@@ -39,6 +39,7 @@ def merge_models(
     normalize: bool = True,
     rescale: str = "density",
     elect: str = "weighted",
-) -> jax.Array:
+) -> Tensor:
+    """Return the elected sum of task vectors sparsified by rank."""
     dropped = random_drop_by_rank(task_vectors, key, density, epsilon, rescale)
     return scale * elected_sum(dropped, weight, normalize, elect)

@@ -1,17 +1,17 @@
-"""DELLA without the election of signs: drop at random by rank of magnitude, rescale, add.
+"""DELLA without sign election: drop at random by rank of magnitude, rescale, add.
 
-Deep, Bhardwaj, Poria, "DELLA-Merging", arXiv 2406.11617; its parameters are explained in ``della``.
-As in mergekit the sum is not normalised by default.
+Deep, Bhardwaj, Poria, "DELLA-Merging", arXiv 2406.11617; `della` explains the hyperparameters. As
+in mergekit the sum is not normalized by default.
 """
 
 from __future__ import annotations
 
-import jax
+from jaxtyping import Array, Key
 
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._dropping import random_drop_by_rank
 from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
+from sdjax.merging.methods._sparsify import random_drop_by_rank
 
 FORMULA = "τ = λ Σ w_j (m_j ⊙ τ_j) / p_j, m_j ~ Bernoulli(p_j), p_j = d_j - ε + 2ε rank|τ_j|"
 RECIPE = RecipeSchema(
@@ -24,14 +24,15 @@ RECIPE = RecipeSchema(
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
-    key: jax.Array,
+    task_vectors: TaskVectors,
+    key: Key[Array, ""],
     weight: PerExpert = 0.4,
     density: PerExpert = 0.5,
     epsilon: PerExpert = 0.1,
     scale: float = 1.0,
     normalize: bool = False,
     rescale: str = "density",
-) -> jax.Array:
+) -> Tensor:
+    """Return the weighted sum of task vectors sparsified by rank."""
     dropped = random_drop_by_rank(task_vectors, key, density, epsilon, rescale)
     return scale * weighted_sum(dropped, weight, normalize)

@@ -2,18 +2,16 @@
 
 Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
 without increasing inference time", arXiv 2203.05482. As in mergekit, the weights are divided by
-their sum unless ``normalize`` is false.
+their sum unless `normalize` is false.
 
-On task vectors, averaging them and averaging the experts themselves is the same:
-base + sum w_j (C_j - base) / sum w_j = sum w_j C_j / sum w_j. So the method means the same in a
-search (task vectors against the seed) and in a recipe, where the base is a model like any other.
+Averaging task vectors equals averaging the experts themselves:
+base + sum w_j (C_j - base) / sum w_j = sum w_j C_j / sum w_j. The method therefore gives the same
+result in a search (task vectors relative to the seed) and in a recipe (no base).
 """
 
 from __future__ import annotations
 
-import jax
-
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import weighted_sum
 
@@ -22,6 +20,7 @@ RECIPE = RecipeSchema(base="plain", required=("weight",))
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array], weight: PerExpert = 1.0, normalize: bool = True
-) -> jax.Array:
+    task_vectors: TaskVectors, weight: PerExpert = 1.0, normalize: bool = True
+) -> Tensor:
+    """Return the weighted average of the task vectors."""
     return weighted_sum(task_vectors, weight, normalize)

@@ -1,18 +1,18 @@
-"""Model Stock: the average of the experts, drawn back to the base the more they disagree.
+"""Model Stock: the average of the experts, pulled toward the base the more they disagree.
 
 Jang, Yun, Han, "Model Stock: all we need is just a few fine-tuned models", arXiv 2403.19522. The
-paper has one angle for all experts; as in mergekit it is the mean cosine over the pairs, and where
-the estimate is singular (the experts cancel) the base is kept. ``filter_wise`` takes one angle for
-each row instead of one for the tensor.
+paper assumes one angle between all experts; as in mergekit it is estimated by the mean cosine over
+all pairs, and if the estimate is singular (the experts cancel) the base is kept. `filter_wise` uses
+one angle per row instead of one per tensor.
 """
 
 from __future__ import annotations
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 
+from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.reductions import sums
 
@@ -20,7 +20,8 @@ FORMULA = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(�
 RECIPE = RecipeSchema(min_models=2)
 
 
-def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) -> jax.Array:
+def merge_models(task_vectors: TaskVectors, filter_wise: bool = False) -> Tensor:
+    """Return the average of the task vectors, scaled by their agreement."""
     vectors = list(task_vectors.values())
     count = len(vectors)
     if count < 2:
@@ -28,10 +29,10 @@ def merge_models(task_vectors: dict[str, jax.Array], filter_wise: bool = False) 
     pairs = list(itertools.combinations_with_replacement(range(count), 2))
     products = [vectors[i] * vectors[j] for i, j in pairs]
     if filter_wise:
-        found = [jnp.sum(product, axis=-1, keepdims=True) for product in products]
+        inner_products = [jnp.sum(product, axis=-1, keepdims=True) for product in products]
     else:
-        found = sums(products)
-    inner = dict(zip(pairs, found, strict=True))
+        inner_products = sums(products)
+    inner = dict(zip(pairs, inner_products, strict=True))
     norms = [jnp.sqrt(inner[i, i]) for i in range(count)]
     cosines = [
         jnp.clip(inner[i, j] / jnp.maximum(norms[i] * norms[j], 1e-6), -1.0, 1.0)

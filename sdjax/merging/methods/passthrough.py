@@ -1,20 +1,19 @@
-"""Passthrough: one model as it is, or scaled; what slices of layers are stacked with.
+"""Passthrough: a single model, optionally scaled; used to stack slices of layers.
 
-mergekit's method for "frankenmerges"; no paper. With more than one expert it is an error.
+mergekit's method for "frankenmerges"; no paper. More than one expert is an error.
 """
 
 from __future__ import annotations
 
-import jax
-
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 
 FORMULA = "τ = s τ_1"
 RECIPE = RecipeSchema(base="plain", max_models=1)
 
 
-def merge_models(task_vectors: dict[str, jax.Array], scale: PerExpert = 1.0) -> jax.Array:
+def merge_models(task_vectors: TaskVectors, scale: PerExpert = 1.0) -> Tensor:
+    """Return the scaled task vector."""
     if len(task_vectors) != 1:
         raise ValueError("passthrough takes exactly one expert")
     ((name, vector),) = task_vectors.items()

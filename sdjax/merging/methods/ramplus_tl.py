@@ -1,35 +1,36 @@
-"""RAM+: as RAM, with an expert's own changes made up for what it loses where it shares.
+"""RAM+: RAM with unique changes amplified to compensate for the averaged ones.
 
 "Reinforced Agent Merging", arXiv 2601.13572, in mergekit's tensor-local form: an expert's ratio of
-shared to own changes is taken in each tensor, where the paper takes it over the whole model. Own
-changes are scaled by 1 + ``r`` min(ratio, ``alpha``).
+shared to unique changes is computed per tensor, while the paper computes it over the whole model.
+Unique changes are scaled by 1 + `r` min(ratio, `alpha`).
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
+from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._overlap import changed_elements
-from sdjax.merging.reductions import counts
+from sdjax.merging.methods._mixing import changed_elements
+from sdjax.merging.reductions import count_true
 
 FORMULA = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"
 RECIPE = RecipeSchema()
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
+    task_vectors: TaskVectors,
     r: float = 0.1,
     alpha: float = 0.2,
     epsilon: float = 1e-5,
-) -> jax.Array:
-    kept, masks, count = changed_elements(task_vectors, epsilon)
+) -> Tensor:
+    """Return shared changes averaged and unique changes amplified."""
+    changes, masks, count = changed_elements(task_vectors, epsilon)
     merged = jnp.zeros_like(count)
-    several = counts([mask & (count > 1) for mask in masks.values()])
-    one = counts([mask & (count == 1) for mask in masks.values()])
-    for vector, shared, alone in zip(kept.values(), several, one, strict=True):
-        share = shared / jnp.maximum(alone, epsilon)
-        ratio = jnp.where(shared > 0, jnp.clip(share, 0.0, alpha), 0.0)  # with an epsilon of zero
+    shared = count_true([mask & (count > 1) for mask in masks.values()])
+    unique = count_true([mask & (count == 1) for mask in masks.values()])
+    for vector, num_shared, num_unique in zip(changes.values(), shared, unique, strict=True):
+        ratio = jnp.clip(num_shared / jnp.maximum(num_unique, epsilon), 0.0, alpha)
+        ratio = jnp.where(num_shared > 0, ratio, 0.0)  # 0 / 0 if epsilon is zero
         merged += jnp.where(count > 1, vector / jnp.maximum(count, 1.0), (1 + r * ratio) * vector)
     return merged

@@ -1,4 +1,4 @@
-"""The human-designed methods by name."""
+"""Registry of the human-designed merge methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from sdjax.core.errors import UserError
-from sdjax.merging.algorithm import Algorithm, read_signature
+from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.method import Hyperparameter, Method
 from sdjax.merging.methods import (
     arcee_fusion,
@@ -36,8 +36,9 @@ from sdjax.merging.methods import (
     ties,
     tsv,
 )
+from sdjax.merging.signature import read_signature
 
-# In the order of presentation: averages, arcs, task vectors, then what mergekit does not have.
+# In order of presentation: averages, arcs, task vectors, then methods that mergekit lacks.
 _MODULES: tuple[ModuleType, ...] = (
     linear,
     slerp,
@@ -68,8 +69,20 @@ _MODULES: tuple[ModuleType, ...] = (
 
 @cache
 def methods() -> Mapping[str, Method]:
-    """Name to description, in the order of presentation."""
+    """Return all methods by name, in order of presentation."""
     return MappingProxyType({m.name: m for m in map(_describe, _MODULES)})
+
+
+def algorithm(name: str, **hyperparameters: Any) -> Algorithm:
+    """Return a method with its hyperparameters bound.
+
+    Raises:
+        UserError: no method of this name, or an invalid hyperparameter.
+    """
+    available = methods()
+    if name not in available:
+        raise UserError(f"no merge method {name!r}; available: {', '.join(available)}")
+    return available[name].bind(**hyperparameters)
 
 
 def _describe(module: ModuleType) -> Method:
@@ -77,20 +90,12 @@ def _describe(module: ModuleType) -> Method:
     signature = read_signature(module.merge_models, name, "tensor")
     return Method(
         name=name,
-        title=(module.__doc__ or "").strip().splitlines()[0],
+        summary=(module.__doc__ or "").strip().splitlines()[0],
         formula=module.FORMULA,
-        parameters=tuple(
-            Hyperparameter(name=key, type=how, default=signature.defaults[key])
-            for key, how in signature.annotations.items()
+        hyperparameters=tuple(
+            Hyperparameter(name=key, type=type_name, default=signature.defaults[key])
+            for key, type_name in signature.types.items()
         ),
         function=module.merge_models,
         schema=module.RECIPE,
     )
-
-
-def algorithm(name: str, **hyperparameters: Any) -> Algorithm:
-    """A method with its hyperparameters bound. Raises UserError for an unknown name or value."""
-    known = methods()
-    if name not in known:
-        raise UserError(f"no merge method {name!r}; there are: {', '.join(known)}")
-    return known[name].bind(**hyperparameters)

@@ -1,20 +1,20 @@
-"""SCE: select the elements that vary, weigh the experts by their size, erase minority signs.
+"""SCE: select elements by variance, weight experts by energy, erase minority signs.
 
-Wan et al., "FuseChat: knowledge fusion of chat models", arXiv 2408.07990. ``select_topk`` is the
-share, of the elements on which the experts differ at all, whose variance over the experts is
-largest (the paper: 10 %); an expert's weight is its share of the sum of squares of what was
-selected. As in mergekit the sum is divided, per element, by the weights that took part;
-``normalize=False`` leaves it as the paper writes it.
+Wan et al., "FuseChat: knowledge fusion of chat models", arXiv 2408.07990. Of the elements on which
+the experts differ, `select_topk` is the fraction with the largest variance over the experts that is
+selected (the paper: 10 %). An expert's weight is its share of the sum of squares of the selected
+elements. As in mergekit the sum is divided, per element, by the weights that took part;
+`normalize=False` gives the paper's form.
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
+from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import sign_agreement
-from sdjax.merging.reductions import counts, reproducible_sum, sums
+from sdjax.merging.reductions import count_true, reproducible_sum, sums
 from sdjax.merging.topk_threshold import kth_largest_magnitudes
 
 FORMULA = (
@@ -24,27 +24,28 @@ RECIPE = RecipeSchema(defaults={"select_topk": 1.0}, unit_interval=("select_topk
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array], select_topk: float = 0.1, normalize: bool = True
-) -> jax.Array:
+    task_vectors: TaskVectors, select_topk: float = 0.1, normalize: bool = True
+) -> Tensor:
+    """Return the weighted sum of the selected elements."""
     vectors = list(task_vectors.values())
     mean = sum(vectors) / len(vectors)
     variance = reproducible_sum([(v - mean) * (v - mean) for v in vectors]) / len(vectors)
-    (varying,) = counts([variance > 0])
+    (varying,) = count_true([variance > 0])
     count = jnp.floor(select_topk * varying.astype(jnp.float32) * (1 + 2**-22)).astype(jnp.int32)
-    (least,) = kth_largest_magnitudes(variance, count[None])
-    select = (variance >= least) | (jnp.asarray(select_topk) >= 1)
-    chosen = {name: jnp.where(select, v, 0.0) for name, v in task_vectors.items()}
-    found = sums([v * v for v in chosen.values()])
-    squares = {name: s / vectors[0].size for name, s in zip(chosen, found, strict=True)}
+    (threshold,) = kth_largest_magnitudes(variance, count[None])
+    select = (variance >= threshold) | (jnp.asarray(select_topk) >= 1)
+    selected = {name: jnp.where(select, v, 0.0) for name, v in task_vectors.items()}
+    energies = sums([v * v for v in selected.values()])
+    squares = {name: s / vectors[0].size for name, s in zip(selected, energies, strict=True)}
     total = jnp.asarray(sum(squares.values()))
     tiny = total < 1e-6
     weight = {
         name: jnp.where(tiny, 1.0 / len(vectors), square / jnp.where(tiny, 1.0, total))
         for name, square in squares.items()
     }
-    agrees = sign_agreement(chosen)
-    merged = sum(jnp.where(agrees[name], weight[name] * v, 0.0) for name, v in chosen.items())
+    agrees = sign_agreement(selected)
+    merged = sum(jnp.where(agrees[name], weight[name] * v, 0.0) for name, v in selected.items())
     if normalize:
-        taking_part = sum(jnp.where(agrees[name], weight[name], 0.0) for name in chosen)
-        merged = merged / jnp.maximum(taking_part, 1e-6)
+        divisor = sum(jnp.where(agrees[name], weight[name], 0.0) for name in selected)
+        merged = merged / jnp.maximum(divisor, 1e-6)
     return jnp.asarray(merged)

@@ -1,15 +1,13 @@
-"""Task arithmetic: the experts' task vectors, scaled and added.
+"""Task arithmetic: scale the experts' task vectors and add them.
 
-Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089. The default 0.4 is what the
-paper advises where nothing can be tuned. ``normalize`` divides by the sum of the weights
-(mergekit's option).
+Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089. The default 0.4 is the
+paper's advice if nothing can be tuned. `normalize` divides by the sum of the weights (mergekit's
+option).
 """
 
 from __future__ import annotations
 
-import jax
-
-from sdjax.merging.algorithm import PerExpert
+from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import weighted_sum
 
@@ -20,9 +18,10 @@ RECIPE = RecipeSchema(
 
 
 def merge_models(
-    task_vectors: dict[str, jax.Array],
+    task_vectors: TaskVectors,
     weight: PerExpert = 0.4,
     scale: float = 1.0,
     normalize: bool = False,
-) -> jax.Array:
+) -> Tensor:
+    """Return the weighted sum of the task vectors."""
     return scale * weighted_sum(task_vectors, weight, normalize)

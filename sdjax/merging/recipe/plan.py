@@ -311,8 +311,10 @@ class _Part:
     def _refuse_unknown(self) -> None:
         schema = self.method.schema
         ignored = {*schema.ignored, *_ALWAYS_IGNORED}
-        shared = {schema.key(p.name) for p in self.method.parameters}
-        each = {schema.key(p.name) for p in self.method.parameters if p.type == "per_expert"}
+        shared = {schema.recipe_key(p.name) for p in self.method.hyperparameters}
+        each = {
+            schema.recipe_key(p.name) for p in self.method.hyperparameters if p.type == "per_expert"
+        }
         levels: list[tuple[ParameterMap, set[str], str]] = [
             (source.parameters, each, "for one model") for source in self.sources
         ]
@@ -330,7 +332,7 @@ class _Part:
         """The method with the values for one tensor."""
         experts = self.sources[1:] if self.has_base else self.sources
         values: dict[str, Any] = {}
-        for parameter in self.method.parameters:
+        for parameter in self.method.hyperparameters:
             if parameter.type == "per_expert":
                 values[parameter.name] = tuple(
                     self._value(
@@ -340,7 +342,7 @@ class _Part:
                 )
             else:
                 values[parameter.name] = self._value(parameter, self.part.levels, name, place)
-        traced = {p.name for p in self.method.parameters if p.type in ("float", "per_expert")}
+        traced = {p.name for p in self.method.hyperparameters if p.type in ("float", "per_expert")}
         static = {key: value for key, value in values.items() if key not in traced}
         signature = tuple(sorted(static.items()))
         if signature not in self._bound:
@@ -356,7 +358,7 @@ class _Part:
         source: Source | None = None,
     ) -> Any:
         schema = self.method.schema
-        key = schema.key(parameter.name)
+        key = schema.recipe_key(parameter.name)
         kind = "float" if parameter.type == "per_expert" else parameter.type
         if parameter.name in schema.unit_interval:
             kind = "share"

@@ -27,8 +27,7 @@ from sdjax.merging.compile_cache import compile_for_single_use
 from sdjax.merging.engine import default_slots
 from sdjax.merging.recipe.plan import MergePlan, MergeStep
 from sdjax.merging.recipe.vocabulary import Vocabulary, align
-from sdjax.merging.tensor_program import TensorProgram, leaf_key_data
-from sdjax.models.params import depth_of, kind_of
+from sdjax.merging.tensor_program import TensorProgram
 from sdjax.sharding.mesh import make_mesh
 
 COMPILERS = 2  # programs compiled at a time
@@ -81,7 +80,7 @@ def merge_steps(
             with np.errstate(over="ignore"):
                 new = arrays[0].astype(step.dtype, copy=False)
         else:
-            new = np.asarray(_compute(step, arrays, plan, programs[step.name].result(), key))
+            new = np.asarray(_compute(step, arrays, *programs[step.name]))
         # Not in the program, which would store what is merged in float32 to measure it.
         if not is_finite(new):
             raise not_finite(step, arrays)
@@ -116,7 +115,7 @@ def _compiled(
     vocabulary: Vocabulary | None,
     key: jax.Array | None,
     compiler: ThreadPoolExecutor,
-) -> dict[str, Future[jax.stages.Compiled]]:
+) -> dict[str, tuple[tuple, Future[jax.stages.Compiled]]]:
     """The program of every step that has one, each traced and compiled once."""
     wanted = {}
     for step in steps:
@@ -139,7 +138,8 @@ def _compiled(
             plan.slots or default_slots(len(experts)),
             base,
             tuple(experts),
-            kind=kind_of(step.path) if "kind" in step.algorithm.requests else None,
+            path=step.path,
+            num_layers=plan.num_layers,
             key=key,
             dtype=step.dtype,
         )
@@ -148,28 +148,19 @@ def _compiled(
         cache_key: compiler.submit(compile_for_single_use, program.lower())
         for cache_key, program in distinct.items()
     }
-    return {name: programs[program.cache_key] for name, program in wanted.items()}
+    return {name: (program.inputs, programs[program.cache_key]) for name, program in wanted.items()}
 
 
 def _compute(
     step: MergeStep,
     arrays: list[np.ndarray],
-    plan: MergePlan,
-    program: jax.stages.Compiled,
-    key: jax.Array | None,
+    inputs: tuple,
+    executable: Future[jax.stages.Compiled],
 ) -> jax.Array:
     """The new tensor, under way on the device."""
-    algorithm = step.algorithm
-    assert algorithm is not None
     placed = [jax.device_put(array, _sharding(array.shape)) for array in arrays]
     base, experts = (placed[0], placed[1:]) if step.base else (None, placed)
-    arguments = algorithm.arguments(plan.slots or default_slots(len(experts)))
-    depth = data = None
-    if "depth" in algorithm.requests:
-        depth = np.float32(depth_of(step.path, plan.num_layers))
-    if "key" in algorithm.requests:
-        data = leaf_key_data(key, step.path)
-    new, _ = program(base, tuple(experts), arguments, depth, data, None)
+    new, _ = executable.result()(base, tuple(experts), *inputs, None)
     return new
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.merging.compile_cache import CompileCache
-from sdjax.merging.engine import leaf_key_data, merge
+from sdjax.merging.engine import merge
 from sdjax.merging.methods.registry import algorithm
+from sdjax.merging.tensor_program import tensor_key_data
 
 PATH = "layers/0/mlp/up_proj"
 SHAPE = (40, 30)
@@ -34,7 +35,7 @@ def run(name, given, base=None, **hyperparameters):
         [tree(base + x) for x in given],
         algorithm(name, **hyperparameters),
         key=KEY,
-        programs=CompileCache(quick=True),
+        compile_cache=CompileCache(quick=True),
     )
     assert merged.finite
     new = np.asarray(merged.params["layers"]["0"]["mlp"]["up_proj"], np.float64)
@@ -51,4 +52,4 @@ def wide(given):
 
 def leaf_key():
     """The key that the engine gives a method for the one leaf."""
-    return jax.random.wrap_key_data(jnp.asarray(leaf_key_data(KEY, PATH)))
+    return jax.random.wrap_key_data(jnp.asarray(tensor_key_data(KEY, PATH)))

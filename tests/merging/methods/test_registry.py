@@ -36,8 +36,8 @@ NAMES = [
 def test_methods_describe_every_algorithm():
     assert list(methods()) == NAMES
     ties = methods()["ties"]
-    assert ties.title.startswith("TIES: ")
-    assert {p.name: p.default for p in ties.parameters} == {
+    assert ties.summary.startswith("TIES: ")
+    assert {p.name: p.default for p in ties.hyperparameters} == {
         "weight": 1.0,
         "density": 0.2,
         "scale": 1.0,
@@ -45,7 +45,7 @@ def test_methods_describe_every_algorithm():
         "elect": "weighted",
         "rescale": "none",
     }
-    assert [p.type for p in ties.parameters][:3] == ["per_expert", "per_expert", "float"]
+    assert [p.type for p in ties.hyperparameters][:3] == ["per_expert", "per_expert", "float"]
     for method in methods().values():
         assert method.formula.startswith("τ")
         assert "\n" not in method.formula
@@ -64,21 +64,21 @@ def test_algorithms_are_distinct_and_traceable_for_any_number_of_dimensions():
                 requested = {"key": jax.random.key(0), "base": vectors[0]}
                 return bound.call(slots, vectors, arguments, requested)
 
-            out = jax.eval_shape(run, vectors, bound.arguments(slots))
+            out = jax.eval_shape(run, vectors, bound.hyperparameter_arrays(slots))
             assert (out.shape, out.dtype) == (shape, np.float32)
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(UserError, match="no merge method 'tie'; there are: linear"):
+    with pytest.raises(UserError, match="no merge method 'tie'; available: linear"):
         algorithm("tie")
 
 
 def test_what_a_recipe_says_of_a_method_exists():
     for method in methods().values():
-        names, schema = {p.name for p in method.parameters}, method.schema
+        names, schema = {p.name for p in method.hyperparameters}, method.schema
         mentioned = {*schema.param_names, *schema.defaults, *schema.required, *schema.choices}
         assert mentioned <= names, method.name
-        keys = [schema.key(name) for name in names]
+        keys = [schema.recipe_key(name) for name in names]
         assert len({*keys, *schema.ignored}) == len(keys) + len(schema.ignored)
         assert "arXiv" in (method.function.__globals__["__doc__"]) or method.name in (
             "slerp",

@@ -1,0 +1,155 @@
+"""Signatures of algorithms: which inputs a function takes and which hyperparameters it has."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float32
+
+from sdjax.core.errors import UserError
+
+Tensor = Float32[Array, "*shape"]
+TaskVectors = dict[str, Tensor]
+"""Expert name to task vector, all of one shape."""
+
+Form = Literal["tensor", "tree"]
+TracedType = Literal["float", "per_expert"]
+
+PerExpert = Annotated[Any, "one value per expert"]
+"""Annotation of a hyperparameter with one value per expert (see `sdjax.merging.algorithm`)."""
+
+OPTIONAL_INPUTS: Mapping[Form, frozenset[str]] = {
+    "tensor": frozenset({"base", "key", "depth", "kind"}),
+    "tree": frozenset({"base", "key"}),
+}
+
+_EXPECTED = {
+    "float": "a finite number",
+    "per_expert": "a finite number, a list with one number per expert, or expert: number",
+    "bool": "true or false",
+    "int": "an integer",
+    "str": "a string",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmSignature:
+    """The parameters of an algorithm, apart from the task vectors.
+
+    Attributes:
+        requests: the optional inputs that it takes: "base", "key", "depth", "kind".
+        defaults: default of each hyperparameter.
+        types: type of each hyperparameter: "float", "per_expert", "bool", "int" or "str".
+    """
+
+    requests: frozenset[str]
+    defaults: Mapping[str, Any]
+    types: Mapping[str, str]
+
+    @property
+    def traced(self) -> dict[str, TracedType]:
+        """Return the hyperparameters that arrive as arrays, with their types."""
+        return {k: t for k, t in self.types.items() if t in ("float", "per_expert")}  # type: ignore[misc]
+
+
+def read_signature(function: Callable[..., Any], name: str, form: Form) -> AlgorithmSignature:
+    """Read the signature of an algorithm.
+
+    Args:
+        function: the algorithm.
+        name: its name in error messages.
+        form: "tensor" or "tree".
+
+    Raises:
+        UserError: the signature does not follow the algorithm API.
+    """
+    try:
+        parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    except (NameError, SyntaxError, TypeError, ValueError) as error:
+        raise UserError(f"{name}: the signature cannot be read ({error})") from error
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if not parameters or parameters[0].kind in (*variadic, inspect.Parameter.KEYWORD_ONLY):
+        raise UserError(f"{name}: the first parameter must be task_vectors, a dict by expert")
+    allowed = OPTIONAL_INPUTS[form]
+    requests, defaults, types = set(), {}, {}
+    for parameter in parameters[1:]:
+        key = parameter.name
+        if parameter.kind in variadic or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise UserError(f"{name}: parameter {key!r} must be an ordinary named parameter")
+        if key in allowed:
+            requests.add(key)
+        elif key in OPTIONAL_INPUTS["tensor"]:
+            raise UserError(
+                f"{name}: {key!r} is not available in the tree form; use "
+                f"{' or '.join(sorted(allowed))}"
+            )
+        elif parameter.default is inspect.Parameter.empty:
+            raise UserError(
+                f"{name}: parameter {key!r} is neither an input ({', '.join(sorted(allowed))}) "
+                "nor has a default; give it a default to make it a hyperparameter"
+            )
+        else:
+            types[key] = _hyperparameter_type(name, parameter)
+            defaults[key] = check_value(name, key, types[key], parameter.default)
+    return AlgorithmSignature(requests=frozenset(requests), defaults=defaults, types=types)
+
+
+def check_value(name: str, key: str, type_name: str, value: Any) -> Any:
+    """Return a hyperparameter's value in its stored form.
+
+    Args:
+        name: the algorithm's name in error messages.
+        key: the hyperparameter.
+        type_name: "float", "per_expert", "bool", "int" or "str".
+        value: the value to check.
+
+    Returns:
+        A float for "float"; a float, a tuple of floats or a dict of floats for "per_expert";
+        otherwise the value itself.
+
+    Raises:
+        UserError: the value has another type.
+    """
+    if type_name in ("float", "per_expert") and _is_number(value):
+        return float(value)
+    if type_name == "per_expert":
+        if isinstance(value, Mapping) and all(_is_number(v) for v in value.values()):
+            return {str(k): float(v) for k, v in value.items()}
+        sequence = not isinstance(value, str | Mapping) and hasattr(value, "__len__")
+        if sequence and all(_is_number(v) for v in value):
+            return tuple(float(v) for v in value)
+    static = {"bool": bool, "int": int, "str": str}.get(type_name)
+    if static and isinstance(value, static) and (static is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{name}: hyperparameter {key!r} must be {_EXPECTED[type_name]}, not {value!r}")
+
+
+def _hyperparameter_type(name: str, parameter: inspect.Parameter) -> str:
+    annotation, key = parameter.annotation, parameter.name
+    if annotation == PerExpert:
+        return "per_expert"
+    if annotation is inspect.Parameter.empty:
+        annotation = type(parameter.default)
+        if annotation is float:
+            raise UserError(
+                f"{name}: annotate hyperparameter {key!r}: with `float` it is an array that can "
+                "be swept without compilation, with `PerExpert` it has one value per expert"
+            )
+    if annotation in (float, bool, int, str):
+        return annotation.__name__
+    raise UserError(
+        f"{name}: hyperparameter {key!r} must be annotated float, PerExpert, bool, int or str"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, int | float | np.integer | np.floating) or (
+        isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
+    )
+    return real and not isinstance(value, bool) and math.isfinite(float(value))
