@@ -1,8 +1,8 @@
-"""The job of a grader's workers: whether two answers of mathematics are the same.
+"""Job of the grader's workers: compare two answers to a math problem.
 
-Comparing parses both with math-verify, whose parser and simplifier (SymPy) run code that an answer
-can steer, without bounds on time or memory. So it happens in a confined child (sandbox/server.py)
-that is killed when its time is up. Nothing of this is imported where the weights are.
+Both answers are parsed by math-verify, whose parser and simplifier (SymPy) run code that an answer
+can influence, without limits on time or memory. Hence a comparison runs in a confined worker
+(isolation/server.py). The process that holds the weights never imports this module.
 """
 
 import importlib
@@ -13,14 +13,14 @@ import sys
 from collections.abc import Callable
 
 _LIBRARIES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
-# A worker can read no file, so what SymPy imports only when it computes has to be there before.
-_LATE = (
+# Subpackages that SymPy imports lazily. They are imported early, as a worker cannot read files.
+_LAZY_SUBPACKAGES = (
     *("assumptions", "calculus", "combinatorics", "concrete", "core", "discrete", "functions"),
     *("geometry", "integrals", "logic", "matrices", "ntheory", "polys", "series", "sets"),
     *("simplify", "solvers", "strategies", "tensor", "vector"),
 )
 _NOT_NEEDED = (".tests", ".benchmarks", "core.compatibility", "core.trace")
-# Compared before the first fork, so that a worker finds the parser's tables built.
+# Compared before the first fork, so that workers inherit the parser's tables.
 _PAIRS = (
     (r"\frac{1}{2}", "0.5"),
     (r"\frac{\sqrt{3}+x^2}{2}", r"\frac{x^2}{2}+\sin(\pi/3)"),
@@ -57,27 +57,32 @@ _PAIRS = (
 )
 
 
-class _MissedImports:
-    """The last of Python's finders: hears of modules of ours that none before it has found.
+class _FailedImports:
+    """Last finder on `sys.meta_path`: records modules that no other finder has found.
 
-    Comparing would take such a failure for a difference.
+    math-verify would report the answers as different after a failed import.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Record a module of the libraries that could not be found."""
         if name.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names):
             self.names.append(name)
 
 
 def prepare(argument: str) -> Callable[[bytes], bytes]:
-    """In the server: import what comparing needs; the function that a worker calls.
+    """Import the libraries and return the function that a worker runs.
 
-    Its text is JSON, [gold, answer]; its message {"equal": bool, "missed": [module, …]}.
+    The function takes JSON, `[gold, answer]`, and returns JSON,
+    `{"equal": bool, "failed_imports": [module, ...]}`.
+
+    Args:
+        argument: Unused.
     """
     logging.disable(logging.CRITICAL)
-    for name in _LATE:
+    for name in _LAZY_SUBPACKAGES:
         package = importlib.import_module(f"sympy.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"sympy.{name}."):
             if not any(part in module.name for part in _NOT_NEEDED):
@@ -85,21 +90,23 @@ def prepare(argument: str) -> Callable[[bytes], bytes]:
     for gold, answer in _PAIRS:
         same(gold, answer)
 
-    def work(text: bytes) -> bytes:
-        missed = _MissedImports()
-        sys.meta_path.append(missed)
-        equal = same(*json.loads(text))
-        return json.dumps({"equal": equal, "missed": missed.names}).encode()
+    def work(request: bytes) -> bytes:
+        failed_imports = _FailedImports()
+        sys.meta_path.append(failed_imports)
+        equal = same(*json.loads(request))
+        return json.dumps({"equal": equal, "failed_imports": failed_imports.names}).encode()
 
     return work
 
 
 def same(gold: str, answer: str) -> bool:
-    """Whether math-verify takes `answer` for `gold`; both are LaTeX without dollar signs.
+    """Return whether math-verify considers two answers equal (LaTeX without dollar signs).
 
-    Without time limits of its own, which need signals.
+    math-verify's own time limits are off, because they need signals.
     """
     from math_verify import parse, verify
 
-    expected, given = (parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (gold, answer))
-    return bool(verify(expected, given, timeout_seconds=None))
+    expected, parsed = (
+        parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (gold, answer)
+    )
+    return bool(verify(expected, parsed, timeout_seconds=None))

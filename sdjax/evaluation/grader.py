@@ -1,4 +1,4 @@
-"""Whether two answers of mathematics are the same, asked of confined workers that can be killed."""
+"""Compare answers to math problems in confined workers that can be killed."""
 
 from __future__ import annotations
 
@@ -16,53 +16,67 @@ from sdjax.isolation.confine import require_layers
 from sdjax.isolation.limits import WorkerLimits
 from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME
 
-# Processor time decides, as it is much the same on every machine; the wall clock is for what waits.
+# Processor time varies little between machines; the wall clock stops a worker that waits.
 LIMITS = WorkerLimits(
     cpu_seconds=5, wall_seconds=30.0, address_space=2 << 30, message_bytes=1 << 16
 )
 
 
 class Grader:
-    """Compares answers, each pair in a worker of its own; several threads may ask at once.
+    """Compares answers to math problems, each pair in a new worker process. Thread-safe.
 
     Attributes:
-        limits: of one comparison.
-        layers: of confinement that are in force.
+        limits: Limits of one comparison.
+        layers: Layers of confinement in force.
     """
 
     def __init__(
         self, workers: int = 2, limits: WorkerLimits = LIMITS, allow_missing: Sequence[str] = ()
     ):
-        """Starts the workers. UserError where this machine lacks a layer not in `allow_missing`."""
+        """Start the workers.
+
+        Args:
+            workers: Number of comparisons that can run at the same time.
+            limits: Limits of one comparison.
+            allow_missing: Layers of confinement that this machine may lack.
+
+        Raises:
+            UserError: This machine lacks any other layer.
+        """
         self.layers = require_layers(allow_missing)
         self.limits = limits
         self._workers, self._allow_missing = workers, tuple(allow_missing)
-        self._replacing = threading.Lock()
+        self._restart_lock = threading.Lock()
         self._start()
 
     def same(self, gold: str, answer: str) -> bool:
-        """Whether math-verify takes `answer` for `gold`, both LaTeX without dollar signs.
+        """Return whether math-verify considers two answers equal.
+
+        Args:
+            gold: Correct answer, LaTeX without dollar signs.
+            answer: Answer to grade, LaTeX without dollar signs.
 
         Raises:
-            NotGradedError: the worker ran out of time or memory, or ended otherwise.
+            NotGradedError: The worker ran out of time or memory, or crashed.
         """
-        text = json.dumps([gold, answer]).encode()
-        reply = self._ask(text)
-        if reply[:1] == OUT_OF_TIME:  # perhaps the machine was busy: once more
-            reply = self._ask(text)
+        request = json.dumps([gold, answer]).encode()
+        reply = self._send(request)
+        if reply[:1] == OUT_OF_TIME:  # the machine may have been busy
+            reply = self._send(request)
         if reply[:1] in (OUT_OF_TIME, OUT_OF_CPU):
             raise NotGradedError("grading timed out")
         try:
             message = json.loads(reply[1:] if reply[:1] == DONE else b"")
-            equal, missed = message["equal"], message["missed"]
+            equal, failed_imports = message["equal"], message["failed_imports"]
         except (ValueError, RecursionError, TypeError, KeyError):
-            raise NotGradedError("the grading worker ended without an answer") from None
-        if equal is not True and missed:
-            raise NotGradedError(f"the grading worker lacks the module {str(missed[0])[:60]}")
+            raise NotGradedError("the grading worker exited without a reply") from None
+        if equal is not True and failed_imports:
+            module = str(failed_imports[0])[:60]
+            raise NotGradedError(f"the grading worker could not import {module}")
         return equal is True
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Stop the workers."""
         self._server.stop()
 
     def _start(self) -> None:
@@ -73,21 +87,21 @@ class Grader:
         for connection in self._server.connections:
             self._idle.put(connection)
 
-    def _ask(self, text: bytes) -> bytes:
-        """A worker's status and message; nothing where the machine kills them again and again."""
+    def _send(self, request: bytes) -> bytes:
+        """Return a worker's status and reply; empty if its server is killed repeatedly."""
         for _ in range(2):
             server, idle = self._server, self._idle
             connection = idle.get()
             try:
-                connection.send_bytes(text)
+                connection.send_bytes(request)
                 reply = connection.recv_bytes(self.limits.message_bytes + 1)
-            except (EOFError, OSError):  # its dispatcher is gone, killed by the machine
-                with self._replacing:
+            except (EOFError, OSError):  # the dispatcher was killed
+                with self._restart_lock:
                     if self._server is server:
                         server.stop()
                         self._start()
                 reply = b""
-            idle.put(connection)  # a dead one too: whoever waits for it finds out
+            idle.put(connection)  # even if dead, so that a waiting thread notices
             if reply:
                 return reply
         return b""
@@ -95,9 +109,9 @@ class Grader:
 
 @cache
 def shared_grader(allow_missing: tuple[str, ...] = ()) -> Grader:
-    """The grader of this process; it starts when it is first asked for and ends with the process.
+    """Return the grader of this process, which starts on first use and stops at exit.
 
-    Its warm server holds nothing of the parent's and ends by itself if the parent is killed.
+    Its server inherits nothing from this process and exits if this process is killed.
     """
     grader = Grader(allow_missing=allow_missing)
     atexit.register(grader.close)

@@ -26,7 +26,9 @@ def bind_equation(equation: Equation, operands: list[Any], max_loop_iterations: 
     """Apply one equation to its operands."""
     if equation.name in _CONTROL_FLOW:
         return _CONTROL_FLOW[equation.name](equation, operands, max_loop_iterations)
-    results = ALLOWED[equation.name].bind(*operands, **equation.params)
+    bind = ALLOWED[equation.name].bind
+    assert bind is not None, equation.name  # `decode` refuses primitives that this JAX lacks
+    results = bind(*operands, **equation.params)
     return list(results) if isinstance(results, (list, tuple)) else [results], None
 
 
