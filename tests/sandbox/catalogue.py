@@ -1,4 +1,4 @@
-"""Programs and what must become of them: (name, source, verdict, rule or None for any)."""
+"""Candidates and their expected verdicts: (name, source, verdict, rule or None for any)."""
 
 import textwrap
 
@@ -6,7 +6,7 @@ HEAD = "import jax\nimport jax.numpy as jnp\n"
 
 
 def merge(body: str, signature: str = "task_vectors", head: str = HEAD) -> str:
-    """A `merge_models` of that signature and body."""
+    """Return source text of `merge_models` with the given parameters and body."""
     body = textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
     return f"{head}def merge_models({signature}):\n{body}\n"
 

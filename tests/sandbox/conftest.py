@@ -1,4 +1,4 @@
-"""One small contract and one running sandbox for all tests of the room."""
+"""A small merge signature and a running sandbox, shared by all tests of the sandbox."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from sdjax.sandbox.config import Limits
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `catalogue`, under every import mode
+sys.path.insert(0, str(Path(__file__).parent))  # makes `catalogue` importable
 
 SHAPES = {"gate_proj": (16, 8), "up_proj": (16, 8), "down_proj": (8, 16)}
 
@@ -29,5 +29,5 @@ def signature() -> MergeSignature:
 
 @pytest.fixture(scope="session")
 def sandbox(signature):
-    with Sandbox(signature, workers=2) as running:
-        yield running
+    with Sandbox(signature, workers=2) as sandbox:
+        yield sandbox

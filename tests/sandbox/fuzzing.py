@@ -1,11 +1,11 @@
-"""Fuzzing of the decoder, with a coverage-guided fuzzer or by mutating real messages.
+"""Fuzzing of the decoder, by mutating real messages or with a coverage-guided fuzzer.
 
     python tests/sandbox/fuzzing.py --inputs 1000000              mutated real messages
     python tests/sandbox/fuzzing.py --atheris FOLDER -runs=1000000     (needs atheris)
 
-FOLDER is atheris' corpus; what follows it are libFuzzer's own flags. Every input must end as a
-refusal or as a program that computes with allowed primitives alone, within `SECONDS`. A part of
-what is admitted is also run on the probe tensors, as the parent would.
+FOLDER is the corpus of atheris, followed by libFuzzer's own flags. Every input must be refused, or
+verified as a program that uses only allowed primitives, within `SECONDS`. One in `PROBED` verified
+programs is also run on the probe tensors.
 """
 
 import argparse
@@ -22,21 +22,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-SECONDS = 20  # of processor time; an input that takes longer is a hang
-PROBED = 20  # one in so many admitted programs is run
+SECONDS = 20  # limit on processor time per input
+PROBED = 20  # one in PROBED verified programs is probed
 JUNK: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2, 7, 31, 255, 1 << 31, 1 << 40, 1 << 62, 10**30, -(1 << 63)),
     *(0.5, -0.0, 1e308, "", "nan", "inf", "add", "float32", "bool", "complex64", "threefry2x32"),
     *("constant", "scope", "probe", "tensor", "tree", "__class__", "\u0000", "ｆ"),
     *([], {}, [0], [[]], [None, [16, 8]], ["float32", 1.0], ["constant", 0], ["int32", 2**31 - 1]),
 )
-# Inside the programs that the parent traces for itself: what `jax`'s public functions wrap.
+# Primitives that JAX's public functions add when the parent traces a program.
 WRAPPERS = {"jit", "pjit", "closed_call", "optimization_barrier"}
 
 
 def seeds(signature: Any) -> list[Any]:
-    """As JSON values: the catalogue's valid programs, and a short message for every result of the
-    cases that cover the primitives."""
+    """Return valid messages as JSON values: the catalogue's, and one per primitive case."""
     from catalogue import VALID
 
     from sdjax.sandbox.worker.trace import trace_trusted
@@ -46,7 +45,7 @@ def seeds(signature: Any) -> list[Any]:
 
 
 def short_programs() -> list[Callable]:
-    """One for each result of the primitives' cases, added up and put on the first expert."""
+    """Return one candidate per result of the primitive cases, added to the first expert."""
     import jax
     import jax.numpy as jnp
     import primitive_cases as p
@@ -58,8 +57,8 @@ def short_programs() -> list[Callable]:
                 *((p.X, x), (p.Y, y), (p.U, jax.nn.sigmoid(x)), (p.B, x > 0), (p.KEY, key)),
                 *((p.N, (99 * x).astype(int)), (p.W, (9 * x * x).astype(jnp.uint32))),
             )
-            given = [next((v for a, v in inputs if a is one), one) for one in arguments]
-            return x + jnp.sum(jnp.real(list(function(*given))[index])).astype(jnp.float32)
+            values = [next((v for a, v in inputs if a is arg), arg) for arg in arguments]
+            return x + jnp.sum(jnp.real(list(function(*values))[index])).astype(jnp.float32)
 
         return merge_models
 
@@ -71,12 +70,14 @@ def short_programs() -> list[Callable]:
 
 
 def mutated(message: Any, others: Sequence[Any], draw: random.Random) -> Any:
-    """The message with one small change at any of its nodes."""
-    return _replaced(message, a_path(message, draw), lambda node: _other(node, others, draw))
+    """Return the message with one random node changed."""
+    return _replaced(
+        message, random_path(message, draw), lambda node: _replacement(node, others, draw)
+    )
 
 
-def a_path(message: Any, draw: random.Random) -> tuple[Any, ...]:
-    """Where a node of a message stands: any, but rather in the programs than in the frame."""
+def random_path(message: Any, draw: random.Random) -> tuple[Any, ...]:
+    """Return the path to a random node, usually one inside the programs."""
     path: list[Any] = []
     while isinstance(message, (dict, list)) and message and draw.random() > 0.04:
         keys = sorted(message) if isinstance(message, dict) else range(len(message))
@@ -93,8 +94,8 @@ def _replaced(node: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) ->
     return node | {key: inner} if isinstance(node, dict) else [*node[:key], inner, *node[key + 1 :]]
 
 
-def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
-    """Mostly something of the same kind, so that it gets past the first checks."""
+def _replacement(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
+    """Return a replacement, usually of the same type so that it passes the first checks."""
     from sdjax.sandbox.ir.parameters import DTYPES
     from sdjax.sandbox.ir.primitives import ALLOWED
 
@@ -102,7 +103,7 @@ def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
         return draw.choice(JUNK)
     if draw.random() < 0.15:  # a part of another message
         other = draw.choice(others)
-        for key in a_path(other, draw):
+        for key in random_path(other, draw):
             other = other[key]
         return other
     if type(node) is bool:
@@ -124,11 +125,11 @@ def _other(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
 
 
 class Hang(BaseException):
-    """An input that took longer than SECONDS; no `except Exception` may take it for a refusal."""
+    """An input took longer than SECONDS. Not an Exception, so that it is never caught."""
 
 
 class Judge:
-    """Gives messages to the parent's side, and counts what became of them."""
+    """Verifies messages as the parent does and counts the outcomes."""
 
     def __init__(self, signature: Any):
         self.signature, self.outcomes, self.admitted = signature, Counter[str](), 0
@@ -140,7 +141,7 @@ class Judge:
         signal.signal(signal.SIGPROF, hang)
 
     def __call__(self, ir: str) -> None:
-        """Raises whatever is not a refusal; AssertionError for a program outside the list."""
+        """Verify one message; raise any exception that is not a Refusal."""
         from sdjax.sandbox.refusal import Refusal
         from sdjax.sandbox.verify.probe import probe
         from sdjax.sandbox.verify.verified_program import verify_ir
@@ -162,7 +163,7 @@ class Judge:
 
 
 def check_primitives(program: Any) -> None:
-    """The program as JAX traces it holds no primitive that is not on the list."""
+    """Check that a traced program contains only allowed primitives."""
     import jax
 
     from sdjax.sandbox.verify.interpreter import run_block
@@ -190,7 +191,7 @@ def _check_names(jaxpr: Any) -> None:
 
 
 def fuzz(signature: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge:
-    """So many mutated messages; a line of news after `every`."""
+    """Judge mutated messages; print a status line every `every` inputs."""
     draw, judge, messages = random.Random(seed), Judge(signature), seeds(signature)
 
     started = time.monotonic()
@@ -198,8 +199,8 @@ def fuzz(signature: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge
         message = draw.choice(messages)
         for _ in range(draw.choice((1, 1, 1, 2, 3, 6))):
             message = mutated(message, messages, draw)
-        ir = written(message, draw)
-        if draw.random() < 0.05:  # and broken text
+        ir = to_text(message, draw)
+        if draw.random() < 0.05:  # invalid JSON
             at = draw.randrange(len(ir) + 1)
             ir = ir[:at] + draw.choice(('"', "[", "}", "\ud800", "1e999", "")) + ir[at + 1 :]
         judge(ir)
@@ -213,8 +214,8 @@ def fuzz(signature: Any, inputs: int, *, seed: int = 0, every: int = 0) -> Judge
     return judge
 
 
-def written(message: Any, draw: random.Random) -> str:
-    """As the decoder wants it, save for a few."""
+def to_text(message: Any, draw: random.Random) -> str:
+    """Return canonical JSON, or in a few cases ordinary JSON."""
     from sdjax.sandbox.ir.hashes import canonical
 
     with contextlib.suppress(ValueError, TypeError):  # not a number; keys of several types
@@ -224,7 +225,7 @@ def written(message: Any, draw: random.Random) -> str:
 
 
 def small_signature() -> Any:
-    """Two small tensors of one shape and two kinds, so that messages are short."""
+    """Return a signature with two small tensors, so that messages are short."""
     from sdjax.sandbox.config import Limits
     from sdjax.sandbox.signature import MergeSignature
 
@@ -244,7 +245,7 @@ def with_atheris(folder: Path, flags: list[str]) -> None:
     messages, judge = seeds(signature), Judge(signature)
     folder.mkdir(parents=True, exist_ok=True)
     for number, message in enumerate(messages):
-        (folder / f"seed-{number}").write_text(written(message, random.Random(0)))
+        (folder / f"seed-{number}").write_text(to_text(message, random.Random(0)))
 
     def one_input(data: bytes) -> None:
         judge(data.decode("utf-8", "surrogateescape"))
@@ -252,12 +253,12 @@ def with_atheris(folder: Path, flags: list[str]) -> None:
         if total % 10_000 == 0:
             print(f"{total} inputs, {judge.slowest:.2f} s, {dict(judge.outcomes)}", flush=True)
 
-    def mutate(data: bytes, most: int, seed: int) -> bytes:
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         draw = random.Random(seed)
         with contextlib.suppress(ValueError, RecursionError):
             if draw.random() < 0.9:
                 message = mutated(json.loads(data), messages, draw)
-                return written(message, draw).encode("utf-8", "surrogateescape")[:most]
+                return to_text(message, draw).encode("utf-8", "surrogateescape")[:max_size]
         return atheris.Mutate(data, len(data))
 
     atheris.Setup(
@@ -273,8 +274,8 @@ if __name__ == "__main__":
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", type=Path)
-    known, rest = parser.parse_known_args()
-    if known.atheris:
-        with_atheris(known.atheris, rest)
+    options, rest = parser.parse_known_args()
+    if options.atheris:
+        with_atheris(options.atheris, rest)
     else:
-        fuzz(small_signature(), known.inputs, seed=known.seed, every=10_000)
+        fuzz(small_signature(), options.inputs, seed=options.seed, every=10_000)

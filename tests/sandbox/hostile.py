@@ -1,17 +1,17 @@
-# ruff: noqa: E501 (programs are read more easily unbroken)
-"""Programs that attack: what they would read, write, reach or forge, were they let.
+# ruff: noqa: E501 (source texts are easier to read on one line)
+"""Candidates that attack: they try to read, write, connect, or forge a reply.
 
-`{secret}` is a file with a secret that everybody may read, `{drop}` a folder that everybody may
-write to, `{port}` a listener on the loopback, `{abstract}` an abstract socket's name; the secret
-stands in the parent's environment too. What a program learns it tells by raising it, since a
-message is what comes back from a worker; `SINGING` names those that must give themselves away
-where nothing confines them, so that a silence means something.
+`{secret}` is a world-readable file with a secret, which is also in the parent's environment.
+`{drop}` is a world-writable folder, `{port}` a listener on the loopback interface, `{abstract}` the
+name of an abstract socket. A candidate reports what it learns by raising it, since a worker returns
+only a message. `DETECTABLE` names the attacks that the canaries must detect if nothing confines
+them, which shows that the canaries work.
 """
 
 HONEST = (
     "\ndef merge_models(task_vectors):\n    return sum(0.3 * t for t in task_vectors.values())\n"
 )
-# The text of an honest answer, for those that forge one.
+# A reply in the format of a worker, for candidates that forge one.
 FORGED = '{{"ir": "{{}}"}}'
 
 FILES = {
@@ -199,12 +199,12 @@ ARRAYS = {
     ),
     "compiling": "import jax\nmerge = lambda t: jax.jit(lambda x: x).lower(t).compile()(t)",
     "a device": "import jax\njax.devices()",
-    "a serialised module": "import jax.export as e\nmerge = lambda t: e.deserialize(b'x').call(t)",
+    "a serialized module": "import jax.export as e\nmerge = lambda t: e.deserialize(b'x').call(t)",
 }
 
 
 def _with_own_merge(text: str) -> str:
-    """Programs that define `merge(tensor)` use it for their result."""
+    """Add a `merge_models` that calls the candidate's `merge(tensor)` if it defines one."""
     if "merge = " not in text and "def merge(" not in text:
         return text + HONEST
     return text + "\ndef merge_models(task_vectors):\n    return merge(task_vectors['expert_1'])\n"
@@ -213,8 +213,8 @@ def _with_own_merge(text: str) -> str:
 GROUPS = (FILES, NETWORK, PROCESSES, INTROSPECTION, FORGERY, ARRAYS)
 HOSTILE = {name: _with_own_merge(text) for group in GROUPS for name, text in group.items()}
 assert len(HOSTILE) == sum(map(len, GROUPS))
-# Which of them must be caught by the canaries where nothing confines them.
-SINGING = (
+# Attacks that the canaries must detect if nothing confines them.
+DETECTABLE = (
     *("open", "os.open", "ctypes file", "environment", "writing", "making a folder", "numpy.save"),
     *("tcp", "udp", "abstract socket", "urllib", "os.system", "subprocess", "exec", "fork"),
     *("subclasses", "frames", "a generator's frame", "pickle", "marshal", "a metaclass"),

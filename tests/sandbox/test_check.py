@@ -1,4 +1,4 @@
-"""`sdjax check`: files in, verdicts and an exit status out."""
+"""`sdjax check`: report and exit status."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def files(tmp_path):
     return [tmp_path / name for name in (*sources, "latin.py")]
 
 
-def test_json_is_one_object_a_file(files, signature):
+def test_json_has_one_object_per_file(files, signature):
     text, status = check_files(files, signature, as_json=True)
     rows = [json.loads(line) for line in text.split("\n")]
     assert status == 1
@@ -40,7 +40,7 @@ def test_json_is_one_object_a_file(files, signature):
     assert rows[3]["rule"] == "encoding"
 
 
-def test_a_table_for_people_and_zero_when_all_are_admitted(tmp_path, signature):
+def test_table_and_status_zero_if_all_are_admitted(tmp_path, signature):
     file = tmp_path / "ties.py"
     file.write_text(TIES)
     text, status = check_files([file], signature, as_json=False)
@@ -49,7 +49,7 @@ def test_a_table_for_people_and_zero_when_all_are_admitted(tmp_path, signature):
     assert "\x1b" not in text
 
 
-def test_a_programs_words_are_not_markup(tmp_path, signature):
+def test_messages_are_not_parsed_as_markup(tmp_path, signature):
     path = tmp_path / "[b]loud.py"
     path.write_text("def merge_models(task_vectors):\n    raise ValueError('[red]no[/bold]')\n")
     text, status = check_files([path], signature, as_json=False)
@@ -57,25 +57,25 @@ def test_a_programs_words_are_not_markup(tmp_path, signature):
     assert "[red]no[/bold]" in text
 
 
-def test_a_missing_file_is_the_users_mistake(tmp_path, signature):
+def test_missing_file_raises_user_error(tmp_path, signature):
     with pytest.raises(UserError, match=r"none\.py: cannot be read"):
         check_files([tmp_path / "none.py"], signature, as_json=False)
 
 
-def test_the_array_program_on_request(files, signature):
+def test_show_includes_the_array_program(files, signature):
     text, _ = check_files(files[:1], signature, as_json=True, show=True)
     (row,) = map(json.loads, text.split("\n"))
     assert "tensors of (16, 8):\n  v0 = mul(0.3, expert_1)\n" in row["program"]
     assert row["program"].endswith("  return v5")
     table, _ = check_files(files[:3], signature, as_json=False, show=True)
-    assert table.count("tensors of (16, 8):") == 2  # the duplicate's too, the refused one's not
+    assert table.count("tensors of (16, 8):") == 2  # includes the duplicate
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_every_verified_program_can_be_read(name, signature):
+def test_every_program_can_be_pretty_printed(name, signature):
     text = pretty_print(decode(trace_trusted(VALID[name], signature), signature))
     assert "return" in text
-    assert "<" not in text.replace("<=", "")  # no Python object's address
+    assert "<" not in text.replace("<=", "")  # no repr of a Python object
 
 
 def _sdjax(*arguments, **environment):
@@ -91,8 +91,8 @@ def _sdjax(*arguments, **environment):
     )
 
 
-def test_the_command(tmp_path):
-    """Exit statuses: 0 for all admitted, 1 for one that is not, 2 for a user's mistake."""
+def test_command(tmp_path):
+    """The exit status is 0 if all are admitted, 1 if one is not, 2 on a user error."""
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(TIES)
     bad.write_text("import os\n")
@@ -104,8 +104,12 @@ def test_the_command(tmp_path):
     assert "seccomp" in rows[0]["layers"]
     done = _sdjax(str(good), "--model", str(ZOO / "seed" / "config.json"))
     assert done.returncode == 0, done.stderr
-    for mistake in (["none.py"], [str(good), "--allow-missing", "x"], [str(good), "--model", "x"]):
-        done = _sdjax(*mistake)
+    for arguments in (
+        ["none.py"],
+        [str(good), "--allow-missing", "x"],
+        [str(good), "--model", "x"],
+    ):
+        done = _sdjax(*arguments)
         assert done.returncode == 2
         assert done.stderr.startswith("sdjax: ")
         assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Hostile programs against canaries: with the text rules, and with nothing but the walls."""
+"""Attacks against canaries, with the text rules and with confinement alone."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from catalogue import REFUSED, VALID
-from hostile import HOSTILE, SINGING
+from hostile import HOSTILE, DETECTABLE
 
 from sdjax.sandbox.refusal import VERDICTS
 from sdjax.sandbox.sandbox import Sandbox
 
-# The server with its text rules and its list of builtins taken out.
-UNRULED = (
+# Boot code of a server without text rules and with all builtins.
+NO_RULES = (
     "import ast, builtins, sys; sys.path[:0] = {paths!r}\n"
     "from sdjax.sandbox.worker import rules, trace\n"
     "rules.check_text = lambda source, limit: ast.parse(source)\n"
@@ -40,7 +40,7 @@ class Canaries:
         return source.format(**self.words)
 
     def check(self, text: str) -> list[str]:
-        """What has leaked since the last time: into a text, the folder, or a listener."""
+        """Return what has leaked into a text, the folder or a listener since the last call."""
         found = ["secret"] * (self.secret in text)
         found += [f"file {path.name}" for path in self.drop.iterdir()]
         found += self.heard
@@ -50,9 +50,9 @@ class Canaries:
 
 @pytest.fixture
 def canaries(tmp_path_factory, monkeypatch):
-    """A secret in a file and in the environment, a folder for everybody, three listeners."""
+    """A secret in a file and in the environment, a world-writable folder, three listeners."""
     folder = tmp_path_factory.mktemp("canaries")
-    for parent in (folder, *folder.parents):  # readable by whoever a worker may be
+    for parent in (folder, *folder.parents):  # readable by any user
         if parent.stat().st_uid == os.getuid() and parent != Path("/"):
             parent.chmod(parent.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
     secret = "SECRET" + secrets.token_hex(8)
@@ -89,51 +89,51 @@ def canaries(tmp_path_factory, monkeypatch):
         end.close()
 
 
-def test_the_catalogue_is_large_enough():
+def test_catalogue_is_large_enough():
     sources = {*VALID.values(), *(source for _, source, _, _ in REFUSED), *HOSTILE.values()}
     assert len(sources) >= 120
     assert len(VALID) >= 30
 
 
-@pytest.mark.parametrize("name", SINGING)
-def test_the_canaries_sing_where_nothing_confines_a_program(name, canaries, tmp_path):
+@pytest.mark.parametrize("name", DETECTABLE)
+def test_canaries_detect_unconfined_attacks(name, canaries, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(canaries.arm(HOSTILE[name]))
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
     deadline = time.monotonic() + 2
     found = canaries.check(done.stdout + done.stderr)
-    while not found and time.monotonic() < deadline:  # a listener's thread has to hear it
+    while not found and time.monotonic() < deadline:  # wait for the listener's thread
         time.sleep(0.02)
         found = canaries.check("")
     assert found
 
 
 def _judged(sandbox, canaries) -> dict:
-    """Every hostile program's verdict; nothing has leaked and the sandbox still works."""
+    """Judge all attacks; check that nothing has leaked and that the sandbox still works."""
     sources = [canaries.arm(source) for source in HOSTILE.values()]
     found = dict(zip(HOSTILE, (v for _, v in sandbox.judge_all(sources)), strict=True))
-    time.sleep(0.2)  # for what a listener may still have to hear
+    time.sleep(0.2)  # for the listeners' threads
     everything = json.dumps([verdict.__dict__ for verdict in found.values()], default=str)
     assert canaries.check(everything) == []
     assert sandbox.judge(VALID["linear"]).verdict in ("admitted", "duplicate")
     return found
 
 
-def test_nothing_leaks_and_everything_is_refused(sandbox, canaries):
+def test_attacks_are_refused_and_nothing_leaks(sandbox, canaries):
     found = _judged(sandbox, canaries)
-    harmless = {"print", "a full stack"}  # words that go nowhere; what only the walls may stop
+    harmless = {"print", "a full stack"}  # no output leaves the worker
     for name, verdict in found.items():
         assert verdict.verdict == "refused" or name in harmless, (name, verdict)
 
 
-def test_nothing_leaks_with_the_text_rules_off_and_all_builtins(signature, canaries, monkeypatch):
-    monkeypatch.setattr("sdjax.isolation.client._BOOT", UNRULED)
+def test_nothing_leaks_without_text_rules(signature, canaries, monkeypatch):
+    monkeypatch.setattr("sdjax.isolation.client._BOOT", NO_RULES)
     with Sandbox(signature, workers=2) as sandbox:
-        assert sandbox.judge("import os\nos.getpid()\n" + VALID["linear"]).admitted  # rules are off
+        assert sandbox.judge("import os\nos.getpid()\n" + VALID["linear"]).admitted  # no text rules
         found = _judged(sandbox, canaries)
         left = _below(sandbox._server.pid)
     assert {verdict.verdict for verdict in found.values()} <= set(VERDICTS)
-    assert len(left) == 2  # the dispatchers, and nobody else
+    assert len(left) == 2  # only the dispatchers
     for name in ("open", "tcp", "subprocess", "fork", "subclasses", "ptrace", "every descriptor"):
         assert not found[name].admitted, name
     assert found["a lock that nobody opens"].verdict == "timed out"

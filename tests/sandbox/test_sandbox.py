@@ -1,4 +1,4 @@
-"""Every program of the catalogue gets its verdict, and nothing is left behind."""
+"""Verdicts on the whole catalogue; worker processes that hang, die or are abandoned."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from sdjax.sandbox.signature import MergeSignature
 
 @pytest.fixture(scope="module")
 def verdicts(sandbox):
-    """All verdicts of the catalogue, judged in one go."""
+    """Verdicts on the whole catalogue by name."""
     sources = [*VALID.values(), *(source for _, source, _, _ in REFUSED)]
     names = [*VALID, *(name for name, *_ in REFUSED)]
     found = {names[index]: verdict for index, verdict in sandbox.judge_all(sources)}
@@ -30,7 +30,7 @@ def verdicts(sandbox):
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_valid_programs_are_admitted(verdicts, name):
+def test_valid_candidates_are_admitted(verdicts, name):
     verdict = verdicts[name]
     assert verdict.verdict == "admitted", verdict.message
     assert verdict.cost > 0
@@ -40,7 +40,7 @@ def test_valid_programs_are_admitted(verdicts, name):
 
 
 @pytest.mark.parametrize(("name", "expected", "rule"), [(n, v, r) for n, _, v, r in REFUSED])
-def test_other_programs_are_refused_with_a_reason(verdicts, name, expected, rule):
+def test_invalid_candidates_are_refused_with_a_reason(verdicts, name, expected, rule):
     verdict = verdicts[name]
     assert (verdict.verdict, verdict.rule) == (expected, rule or verdict.rule), verdict.message
     assert verdict.ir is None
@@ -49,13 +49,13 @@ def test_other_programs_are_refused_with_a_reason(verdicts, name, expected, rule
         assert leak not in verdict.message
 
 
-def test_a_branch_on_depth_is_told_how_to_do_it(verdicts):
+def test_message_on_a_branch_suggests_where(verdicts):
     message = verdicts["branch on depth"].message
     assert message.startswith("line 4: ")  # two imports, the def, the `if`
     assert "jnp.where(depth < 0.5, a, b)" in message
 
 
-def test_requests_are_what_the_program_really_uses(verdicts, sandbox):
+def test_requests_are_the_inputs_that_are_read(verdicts, sandbox):
     assert verdicts["linear"].requests == ()
     assert verdicts["dare"].requests == ("key",)
     assert verdicts["branch on kind"].requests == ("kind",)
@@ -80,11 +80,11 @@ def test_requests_are_what_the_program_really_uses(verdicts, sandbox):
         ),
     ],
 )
-def test_notes_say_what_a_result_equals(sandbox, body, notes):
+def test_notes_describe_the_result(sandbox, body, notes):
     assert sandbox.judge(merge(body)).notes == notes
 
 
-def test_duplicates_name_the_first_of_them(sandbox):
+def test_duplicates_name_the_original(sandbox):
     renamed = TIES.replace("kept", "survivors").replace("tau", "vector")
     commuted = merge("return sum(t * 0.25 for t in task_vectors.values())")
     plain = merge("return sum(0.25 * t for t in task_vectors.values())")
@@ -100,17 +100,17 @@ def test_duplicates_name_the_first_of_them(sandbox):
     assert "same array program" in found[2].message
     assert found[4].duplicate_of == "sample 1"
     assert "same results on the probe tensors" in found[4].message
-    again = sandbox.judge(plain, seen=seen, name="later")  # a resumed run brings its `seen`
+    again = sandbox.judge(plain, seen=seen, name="later")  # as in a resumed run
     assert again.duplicate_of == "sample 1"
 
 
-def test_programs_that_differ_in_depth_alone_are_not_duplicates(sandbox):
+def test_candidates_that_differ_in_depth_only_are_distinct(sandbox):
     source = "return jnp.where(depth < {}, 0.2, 0.4) * task_vectors['expert_1']"
     sources = [merge(source.format(t), "task_vectors, depth") for t in (0.4, 0.6)]
     assert [v.verdict for _, v in sandbox.judge_all(sources)] == ["admitted", "admitted"]
 
 
-def test_verdicts_do_not_depend_on_the_number_of_workers(signature, verdicts):
+def test_verdicts_are_independent_of_the_number_of_workers(signature, verdicts):
     sources = [*VALID.values()][:8] + [source for _, source, _, _ in REFUSED][8:24]
     names = [*VALID][:8] + [name for name, *_ in REFUSED][8:24]
     with Sandbox(signature, workers=1) as alone:
@@ -118,18 +118,18 @@ def test_verdicts_do_not_depend_on_the_number_of_workers(signature, verdicts):
             assert verdict == verdicts[names[index]]
 
 
-def test_a_killed_worker_costs_one_verdict_and_no_more(signature):
+def test_sandbox_recovers_from_killed_workers(signature):
     with Sandbox(signature, workers=2) as sandbox:
         served = sandbox.judge_all([VALID["linear"]] * 2)
         next(served)
         for pid in _descendants(sandbox._server.pid):
-            with contextlib.suppress(ProcessLookupError):  # it may die of its parent's death
+            with contextlib.suppress(ProcessLookupError):  # it may have died with its parent
                 os.kill(pid, signal.SIGKILL)
         list(served)
         assert sandbox.judge(VALID["linear"]).admitted
 
 
-def test_a_wall_clock_time_out_is_tried_again_and_told(signature):
+def test_wall_clock_timeout_is_retried_and_reported(signature):
     endless, plain = REFUSED[-1][1], "import os"
     limits = Limits(wall_seconds=0.5)
     hasty = MergeSignature(slots=signature.slots, tensors=signature.tensors, limits=limits)
@@ -138,25 +138,25 @@ def test_a_wall_clock_time_out_is_tried_again_and_told(signature):
         found = [v for _, v in sandbox.judge_all([endless, plain, endless])]
         assert [v.verdict for v in found] == ["timed out", "refused", "timed out"]
         assert {v.rule for v in found[::2]} == {"wall-clock"}
-        # Both at once, then each of them once more alone.
+        # Both at the same time, then each of them again alone.
         assert time.monotonic() - started > 3 * 0.5 - 0.1
         assert _grandchildren(sandbox) == []
 
 
-def test_leaving_early_leaves_nothing_running(signature):
+def test_abandoned_iteration_stops_all_processes(signature):
     with Sandbox(signature, workers=2) as sandbox:
         for _, verdict in sandbox.judge_all([VALID["linear"], REFUSED[-1][1], REFUSED[-1][1]]):
             assert verdict.admitted
             pids = [sandbox._server.pid, *_descendants(sandbox._server.pid)]
             break
         assert not any(_alive(pid) for pid in pids)
-        assert sandbox.judge(VALID["linear"]).admitted  # and it can still be used
+        assert sandbox.judge(VALID["linear"]).admitted  # the sandbox is still usable
         pids = [sandbox._server.pid, *_descendants(sandbox._server.pid)]
     assert len(pids) >= 3
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # not even a zombie
 
 
-def test_nothing_is_left_when_the_parent_is_killed(signature, tmp_path):
+def test_all_processes_exit_if_the_parent_is_killed(signature, tmp_path):
     script = (
         "import sys, time\n"
         "from sdjax.sandbox.signature import MergeSignature\n"
@@ -180,7 +180,7 @@ def test_nothing_is_left_when_the_parent_is_killed(signature, tmp_path):
     assert not any(_alive(pid) for pid in pids)
 
 
-def test_a_sandbox_that_is_not_running_says_so(signature):
+def test_sandbox_that_is_not_entered_raises_user_error(signature):
     with pytest.raises(UserError, match="with Sandbox"):
         Sandbox(signature).judge("x")
 
@@ -202,14 +202,14 @@ def test_a_sandbox_that_is_not_running_says_so(signature):
         b"D\xff\xfe",
     ],
 )
-def test_forged_answers_of_a_worker_are_refusals(data):
+def test_forged_replies_are_refused(data):
     answer = _parse_reply(data, 1.0)
     assert isinstance(answer, Refusal)
     assert answer.verdict in VERDICTS
     assert answer.rule == "worker"
 
 
-def test_a_workers_words_are_tidied():
+def test_worker_messages_are_sanitized():
     text = "at 0xdeadbeef in /home/me/secret/x.py\n\x1b[31m" + "y" * 1000
     data = b"D" + json.dumps({"verdict": "refused", "rule": "r", "message": text}).encode()
     message = _parse_reply(data, 1.0).message

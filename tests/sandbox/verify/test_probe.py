@@ -1,4 +1,4 @@
-"""What the probe runs can tell."""
+"""Findings of the probe runs."""
 
 import json
 
@@ -27,7 +27,7 @@ def findings(body, signature, parameters="task_vectors"):
     return probe(program, signature)
 
 
-def test_the_same_results_have_the_same_fingerprint(signature):
+def test_equal_results_have_equal_fingerprints(signature):
     first = findings("a, b, c = task_vectors.values()\nreturn 0.5 * (a + b)", signature)
     other_order = findings("a, b, c = task_vectors.values()\nreturn b * 0.5 + a / 2", signature)
     different = findings("a, b, c = task_vectors.values()\nreturn 0.501 * (a + b)", signature)
@@ -35,7 +35,7 @@ def test_the_same_results_have_the_same_fingerprint(signature):
     assert first.fingerprint != different.fingerprint
 
 
-def test_it_is_the_same_every_time(signature):
+def test_findings_are_deterministic(signature):
     body = "return task_vectors['expert_1'] * jax.random.uniform(key)"
     assert findings(body, signature, "task_vectors, key") == findings(
         body, signature, "task_vectors, key"
@@ -49,7 +49,7 @@ def test_large_tensors_are_probed_at_a_reduced_shape(large):
     assert probe(program, large).notes == ("plain scaling of one task vector: expert_1",)
 
 
-def test_a_program_that_fails_at_reduced_shapes_alone_is_probed_at_the_real_ones(large):
+def test_program_that_fails_at_reduced_shapes_is_probed_at_real_ones(large):
     blocks = "x.reshape(64, 8, 128).reshape(512, 128)"
     body = f"x = task_vectors['expert_1']\nreturn x if x.ndim == 1 else {blocks}"
     program = verify_ir(trace_trusted(merge(body), large), large)
@@ -57,7 +57,7 @@ def test_a_program_that_fails_at_reduced_shapes_alone_is_probed_at_the_real_ones
     assert probe(program, large).notes == ("equals an expert: expert_1",)
 
 
-def test_programs_that_do_other_things_at_other_shapes_are_never_called_equal(signature):
+def test_programs_that_depend_on_the_shape_have_their_own_fingerprint(signature):
     plain = findings("return task_vectors['expert_1'] + 1.0", signature)
     branching = findings(
         "x = task_vectors['expert_1']\nreturn x + 1.0 if x.shape[0] < x.shape[1] else x", signature
@@ -75,23 +75,23 @@ def test_programs_that_do_other_things_at_other_shapes_are_never_called_equal(si
         ("x if kind == 'mlp.gate_proj' else jnp.log(x)", "task_vectors, kind"),
     ],
 )
-def test_results_that_are_not_finite_are_refused(expression, parameters, signature):
+def test_non_finite_results_are_refused(expression, parameters, signature):
     body = f"x = task_vectors['expert_1']\nreturn {expression}"
     with pytest.raises(Refusal) as refusal:
         findings(body, signature, parameters)
     assert refusal.value.verdict == "non-finite"
 
 
-def test_zeros_of_real_task_vectors_are_on_the_probe_tensors(signature):
+def test_probe_tensors_contain_zeros(signature):
     with pytest.raises(Refusal, match="zeros") as refusal:
         findings("x = task_vectors['expert_1']\nreturn x / jnp.abs(x)", signature)
-    share = float(refusal.value.message.split()[0])
-    assert 0 < share < 0.3
-    assert np.isfinite(share)
+    fraction = float(refusal.value.message.split()[0])
+    assert 0 < fraction < 0.3
+    assert np.isfinite(fraction)
 
 
 @pytest.mark.parametrize("bits", [-1, 0, 1 << 39])
-def test_what_xla_objects_to_is_a_refusal(bits, signature):
+def test_errors_of_xla_are_refusals(bits, signature):
     body = "return jax.lax.reduce_precision(task_vectors['expert_1'], 8, 7)"
     message = json.loads(trace_trusted(merge(body), signature))
     for program in message["programs"]:
@@ -101,8 +101,8 @@ def test_what_xla_objects_to_is_a_refusal(bits, signature):
     assert refusal.value.rule == "ir"
 
 
-def test_so_many_different_operations_and_no_more(signature):
-    """Each is compiled by itself: 600 different ones took half a minute and 1 GB."""
+def test_number_of_different_operations_is_limited(signature):
+    """Each operation is compiled separately; 600 of them took half a minute and 1 GB."""
     body = """
     x = task_vectors["expert_1"]
     for n in range(MANY):
@@ -126,8 +126,8 @@ def test_so_many_different_operations_and_no_more(signature):
         ("fori_loop(0, 10**5, lambda i, v: jnp.tanh(v @ v.T) @ v, x)", "probe"),
     ],
 )
-def test_what_is_cheap_at_real_shapes_alone_is_refused(body, rule, large):
-    """A probe runs in the parent, which nobody ends."""
+def test_program_that_is_expensive_at_probe_shapes_is_refused(body, rule, large):
+    """A probe runs in the parent and cannot be interrupted."""
     lines = "fori_loop, x = jax.lax.fori_loop, task_vectors['expert_1']"
     source = merge(f"{lines}\nreturn {body} if x.ndim == 2 and x.size <= 4096 else x")
     with pytest.raises(Refusal) as refused:
@@ -135,7 +135,7 @@ def test_what_is_cheap_at_real_shapes_alone_is_refused(body, rule, large):
     assert (refused.value.verdict, refused.value.rule) == ("too costly", rule)
 
 
-def test_a_program_for_huge_shapes_alone_is_refused():
+def test_program_that_works_at_large_shapes_only_is_refused():
     signature = MergeSignature.of(("a", "b"), {"up": ("mlp.up_proj", (1 << 11, 1 << 10))})
     source = (
         "def merge_models(task_vectors):\n    assert task_vectors['a'].size > 10**6\n"

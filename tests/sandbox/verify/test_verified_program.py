@@ -1,11 +1,11 @@
-"""Verified programs compute what their source says, wherever they are called."""
+"""Verified programs compute the same as their source; their costs are limited."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import VALID
-from catalogue import merge as written_as
+from catalogue import merge as source_of
 
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
@@ -26,8 +26,8 @@ def tensors(signature):
     return {slot: jnp.asarray(draw.standard_normal(SHAPE), jnp.float32) for slot in signature.slots}
 
 
-def given(source, name="merge_models"):
-    """The function of a source text, executed directly: what the rebuilt one must equal."""
+def function_of(source, name="merge_models"):
+    """Execute a source text and return its merge function."""
     namespace: dict = {}
     exec(source, namespace)
     return namespace[name]
@@ -36,16 +36,16 @@ def given(source, name="merge_models"):
 @pytest.mark.parametrize(
     "name", ["linear", "ties", "svd", "ranks", "scan", "while", "cond", "grad"]
 )
-def test_it_equals_the_source_bit_for_bit(name, signature, tensors):
+def test_result_equals_the_source_bit_for_bit(name, signature, tensors):
     program = verify_ir(trace_trusted(VALID[name], signature), signature)
-    wanted = jax.jit(given(VALID[name]))(tensors)
-    assert np.array_equal(jax.jit(program)(tensors), wanted)
+    expected = jax.jit(function_of(VALID[name]))(tensors)
+    assert np.array_equal(jax.jit(program)(tensors), expected)
     in_slot_order = tuple(tensors[slot] for slot in signature.slots)
-    assert np.array_equal(jax.jit(program)(in_slot_order), wanted)
+    assert np.array_equal(jax.jit(program)(in_slot_order), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    ("name", "keywords"),
     [
         ("dare", {"key": jax.random.key(3)}),
         ("depth with where", {"depth": jnp.float32(0.7)}),
@@ -55,26 +55,26 @@ def test_it_equals_the_source_bit_for_bit(name, signature, tensors):
         ("hyperparameters", {"scale": 0.9, "limit": 0.2}),
     ],
 )
-def test_requests_and_hyperparameters_arrive(name, asked, signature, tensors):
+def test_requests_and_hyperparameters_are_passed(name, keywords, signature, tensors):
     program = verify_ir(trace_trusted(VALID[name], signature), signature)
-    shape = (8, 16) if asked.get("kind") == "mlp.down_proj" else SHAPE
+    shape = (8, 16) if keywords.get("kind") == "mlp.down_proj" else SHAPE
     inputs = {slot: tensor.reshape(shape) for slot, tensor in tensors.items()}
-    direct = given(VALID[name])
-    wanted = jax.jit(lambda taus: direct(taus, **asked))(inputs)
-    found = jax.jit(lambda taus: program(taus, **asked))(inputs)
-    # A default is a constant in the direct function and a traced argument in the rebuilt one.
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    direct = function_of(VALID[name])
+    expected = jax.jit(lambda taus: direct(taus, **keywords))(inputs)
+    found = jax.jit(lambda taus: program(taus, **keywords))(inputs)
+    # A default is a constant in the source and a traced argument in the verified program.
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_base_is_passed(signature, tensors):
+def test_base_is_passed(signature, tensors):
     program = verify_ir(trace_trusted(VALID["base"], signature), signature)
     base = tensors["expert_2"] * 0.01
-    wanted = jax.jit(given(VALID["base"]))(tensors, base)
+    expected = jax.jit(function_of(VALID["base"]))(tensors, base)
     assert program.requests == ("base",)
-    assert np.array_equal(jax.jit(lambda t, b: program(t, base=b))(tensors, base), wanted)
+    assert np.array_equal(jax.jit(lambda t, b: program(t, base=b))(tensors, base), expected)
 
 
-def test_a_whole_tree_goes_through(signature):
+def test_tree_form_equals_the_source(signature):
     draw = np.random.default_rng(2)
 
     def tree():
@@ -86,13 +86,13 @@ def test_a_whole_tree_goes_through(signature):
     taus, base = {slot: tree() for slot in signature.slots}, tree()
     program = verify_ir(trace_trusted(VALID["tree"], signature), signature)
     found = jax.jit(lambda t, b: program(t, base=b))(taus, base)
-    wanted = jax.jit(given(VALID["tree"], "merge_trees"))(taus, base)
-    assert found.keys() == wanted.keys()
-    for path in wanted:
-        np.testing.assert_allclose(found[path], wanted[path], rtol=1e-6)
+    expected = jax.jit(function_of(VALID["tree"], "merge_trees"))(taus, base)
+    assert found.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(found[path], expected[path], rtol=1e-6)
 
 
-def test_tensors_of_another_shape_are_an_error(signature):
+def test_other_shapes_raise_value_error(signature):
     program = verify_ir(trace_trusted(VALID["linear"], signature), signature)
     with pytest.raises(ValueError, match=r"not traced for tensors of \(3, 3\)"):
         program({slot: jnp.ones((3, 3)) for slot in signature.slots})
@@ -111,37 +111,37 @@ def test_tensors_of_another_shape_are_an_error(signature):
         "return jax.lax.cond(x[0, 0] < 1e9, f, lambda v: v, x)",
     ],
 )
-def test_a_while_that_runs_out_of_fuel_gives_nan(body, signature, tensors):
-    source = written_as("x = task_vectors['expert_1']\n" + body)
+def test_while_loop_that_is_cut_off_returns_nan(body, signature, tensors):
+    source = source_of("x = task_vectors['expert_1']\n" + body)
     program = verify_ir(trace_trusted(source, signature), signature)
     assert np.isnan(jax.jit(program)(tensors)).all()
 
 
-def test_a_while_may_use_all_of_its_fuel(tensors, signature):
+def test_while_loop_may_reach_the_iteration_limit(tensors, signature):
     body = "return jax.lax.fori_loop(0, {} + (x[0, 0] * 0).astype(int), lambda i, v: v + 1.0, x)"
     for steps, finite in (
         (signature.limits.max_loop_iterations, True),
         (signature.limits.max_loop_iterations + 1, False),
     ):
-        source = written_as("x = task_vectors['expert_1']\n" + body.format(steps))
+        source = source_of("x = task_vectors['expert_1']\n" + body.format(steps))
         program = verify_ir(trace_trusted(source, signature), signature)
         assert bool(np.isfinite(jax.jit(program)(tensors)).all()) == finite
 
 
-def test_a_stored_message_suffices(sandbox, signature, tensors):
+def test_stored_ir_is_enough_to_verify_again(sandbox, signature, tensors):
     verdict = sandbox.judge(VALID["ties"])
     program = verify_ir(verdict.ir, signature)
     assert (program.identity, program.structure) == (verdict.identity, verdict.structure)
     assert (program.cost, program.memory) == (verdict.cost, verdict.memory)
-    assert np.array_equal(jax.jit(program)(tensors), jax.jit(given(VALID["ties"]))(tensors))
+    assert np.array_equal(jax.jit(program)(tensors), jax.jit(function_of(VALID["ties"]))(tensors))
 
 
 @pytest.mark.parametrize("name", ["ties", "dare", "hyperparameters", "branch on kind", "tree"])
-def test_it_becomes_an_algorithm_that_the_engine_runs_as_the_source(name, signature):
+def test_algorithm_of_a_program_merges_like_the_source(name, signature):
     ir = trace_trusted(VALID[name], signature)
     algorithm = to_algorithm(verify_ir(ir, signature), name="found")
     assert (algorithm.name, algorithm.identity) == ("found", verify_ir(ir, signature).identity)
-    written = given(VALID[name], "merge_trees" if name == "tree" else "merge_models")
+    written = function_of(VALID[name], "merge_trees" if name == "tree" else "merge_models")
     draw = np.random.default_rng(3)
 
     def model():
@@ -151,19 +151,19 @@ def test_it_becomes_an_algorithm_that_the_engine_runs_as_the_source(name, signat
         )
 
     base, experts = model(), [model() for _ in signature.slots]
-    found, wanted = (
+    found, expected = (
         merge(base, experts, method, num_layers=2, key=jax.random.key(4))
         for method in (algorithm, Algorithm.from_function(written))
     )
     assert found.finite
-    assert found.change == pytest.approx(wanted.change, rel=1e-5)
-    for left, right in zip(*map(jax.tree.leaves, (found.params, wanted.params)), strict=True):
+    assert found.change == pytest.approx(expected.change, rel=1e-5)
+    for left, right in zip(*map(jax.tree.leaves, (found.params, expected.params)), strict=True):
         assert np.array_equal(left, right)
 
 
-def test_costs_count_every_trip(signature):
+def test_cost_counts_every_loop_iteration(signature):
     def cost(body):
-        source = written_as("x = task_vectors['expert_1']\n" + body)
+        source = source_of("x = task_vectors['expert_1']\n" + body)
         return verify_ir(trace_trusted(source, signature), signature).cost
 
     once, elements = cost("return x * 2.0"), sum(t.size for t in signature.scope)
@@ -177,7 +177,7 @@ def test_costs_count_every_trip(signature):
     assert product > 2 * 2 * 8 * elements
 
 
-def test_the_budget_and_the_elements_are_refused_by_name(signature):
+def test_exceeded_cost_budget_is_refused(signature):
     ir = trace_trusted(VALID["ties"], signature)
     poor = MergeSignature.of(
         signature.slots,
@@ -189,9 +189,9 @@ def test_the_budget_and_the_elements_are_refused_by_name(signature):
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "cost")
 
 
-def test_memory_is_what_lives_at_once(signature):
+def test_memory_is_the_peak_of_live_arrays(signature):
     def memory(body):
-        source = written_as("x = task_vectors['expert_1']\n" + body)
+        source = source_of("x = task_vectors['expert_1']\n" + body)
         return verify_ir(trace_trusted(source, signature), signature).memory
 
     chain = "\n".join(["x = x * 2.0"] * 50) + "\nreturn x"
@@ -200,9 +200,9 @@ def test_memory_is_what_lives_at_once(signature):
     assert memory("return jnp.tile(x, (9, 1))[: x.shape[0]] + x") >= memory(chain) + 8 * tensor
 
 
-def test_xla_does_not_compute_on_constants_while_it_compiles(tensors, signature):
-    """It would sort the most that a constant may hold for 18 s, and a hundred times in a row."""
-    source = written_as(
+def test_constants_are_not_folded_at_compile_time(tensors, signature):
+    """Folding a sort of the largest allowed constant takes 18 s."""
+    source = source_of(
         "x = task_vectors['expert_1']\n"
         "return x + jnp.sort(jnp.asarray(np.linspace(1.0, 0.0, 16, dtype=np.float32)))[0]",
         head="import jax.numpy as jnp\nimport numpy as np\n",
@@ -212,7 +212,7 @@ def test_xla_does_not_compute_on_constants_while_it_compiles(tensors, signature)
     assert "sort(" in text
 
 
-def test_a_hyperparameter_may_be_called_self(tensors, signature):
+def test_hyperparameter_may_be_named_self(tensors, signature):
     source = "def merge_models(t, self: float = 0.5):\n    return self * t['expert_1']\n"
     program = verify_ir(trace_trusted(source, signature), signature)
     assert np.array_equal(program(tensors), 0.5 * tensors["expert_1"])
@@ -221,16 +221,16 @@ def test_a_hyperparameter_may_be_called_self(tensors, signature):
 @pytest.mark.parametrize(
     "other", ["x[::-1]", "jnp.roll(x, 1, 0)", "jnp.concatenate([x[1:], x[:1]])"]
 )
-def test_values_wanted_at_ever_more_indices_are_too_costly(other, signature):
-    """Each round doubles what fusion writes out: 20 took XLA a minute, 40 do not end."""
+def test_exponential_code_size_is_refused(other, signature):
+    """Each step doubles the code that fusion emits; 20 steps take XLA a minute."""
     body = "x = task_vectors['expert_1']\nfor _ in range({}):\n    x = 0.5 * (x + {})\nreturn x"
-    verify_ir(trace_trusted(written_as(body.format(8, other)), signature), signature)
+    verify_ir(trace_trusted(source_of(body.format(8, other)), signature), signature)
     with pytest.raises(Refusal) as refusal:
-        verify_ir(trace_trusted(written_as(body.format(40, other)), signature), signature)
+        verify_ir(trace_trusted(source_of(body.format(40, other)), signature), signature)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "code-size")
 
 
 @pytest.mark.parametrize("step", ["x - 0.1 * jnp.tanh(x)", "x / (1 + jnp.linalg.norm(x))"])
-def test_many_rounds_element_by_element_are_not(step, signature):
+def test_long_elementwise_chains_are_admitted(step, signature):
     body = f"x = task_vectors['expert_1']\nfor _ in range(60):\n    x = {step}\nreturn x"
-    assert verify_ir(trace_trusted(written_as(body), signature), signature)
+    assert verify_ir(trace_trusted(source_of(body), signature), signature)

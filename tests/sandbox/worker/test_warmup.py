@@ -1,4 +1,4 @@
-"""The warm-up meets every allowed primitive."""
+"""The warm-up covers every allowed primitive."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def test_every_allowed_primitive_is_traced_before_the_first_fork(signature):
     assert {name for block in blocks for name in _names(block)} == {*present, *CONTROL_FLOW}
 
 
-def test_a_primitive_missing_from_jax_does_not_stop_the_warmup(signature, monkeypatch):
+def test_warmup_survives_a_primitive_that_jax_lacks(signature, monkeypatch):
     monkeypatch.delattr(jax.lax, "cummax")
     monkeypatch.delattr(jax.lax, "while_loop")
     monkeypatch.delitem(ALLOWED, "sort")
@@ -44,8 +44,8 @@ def test_a_primitive_missing_from_jax_does_not_stop_the_warmup(signature, monkey
     warm_up(signature)
 
 
-def test_a_model_of_many_kinds_of_tensor_is_warmed_and_judged():
-    """Each kind is traced for itself, so the operations allowed grow with their number."""
+def test_equation_limit_grows_with_the_kinds_of_tensors():
+    """Each kind is traced separately, so the limit grows with the number of kinds."""
     tensors = {f"layers/0/{n}": (f"kind {n}", (6, 4 + n)) for n in range(14)}
     signature = MergeSignature.of(("a", "b", "c"), tensors)
     warm_up(signature)
