@@ -281,7 +281,7 @@ def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
         ("adapter: nowhere\n", "nowhere: no such model folder"),
         ("adapter: nowhere\nrank: 4\n", "rank: the adapter to start from has its own"),
         ("reference: seed\nrank: null\n", "reference: seed is the model without its adapter"),
-        ("mesh: {fsdp: 8}\n", "fsdp=8, tensor=1 does not cover 1 devices"),
+        ("mesh: {fsdp: 8}\n", "fsdp=8, tensor=1 does not match 1 devices"),
         ("projections: [attn.x]\n", "must be one of attn.q_proj"),
         ("loss: hinge\n", "must be one of sigmoid, ipo"),
     ],

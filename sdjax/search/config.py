@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from sdjax.core.config import (
@@ -23,15 +23,8 @@ from sdjax.core.config import (
 )
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.search.pairs import PairSettings
+from sdjax.sharding.mesh import MeshConfig
 
-
-def _axis_size(size: int) -> int:
-    if size == 0:
-        raise ValueError("must be 1 or more, or -1 for what is left")
-    return size
-
-
-AxisSize = Annotated[int, Field(ge=-1), AfterValidator(_axis_size)]
 Hyperparameter = bool | int | float | str
 Grid = dict[str, dict[str, Annotated[tuple[Hyperparameter, ...], Field(min_length=1)]]]
 
@@ -206,15 +199,6 @@ class TestConfig:
     __test__ = False  # pytest takes classes named Test… for tests
 
     top_k: PositiveInt = 15
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MeshConfig:
-    """Devices along each axis of `sdjax.sharding.mesh.make_mesh`; -1 takes what is left."""
-
-    data: AxisSize = 1
-    fsdp: AxisSize = 1
-    tensor: AxisSize = -1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -36,7 +36,6 @@ from sdjax.programs.prompts import render
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
 from sdjax.search.types import DEVELOPMENT, MAIN, TEST
-from sdjax.sharding.mesh import mesh_of_all
 from sdjax.training.warmstart import name_of
 
 TRANSFER = "transfer"
@@ -131,7 +130,7 @@ def build_context(config: RunConfig) -> RunContext:
             not make up.
     """
     task = _task(config)
-    mesh = mesh_of_all(dataclasses.asdict(config.mesh))
+    mesh = config.mesh.make(default_axis="tensor")
     folder = model_folder(config.seed)
     model, seed = load_model(folder, mesh=mesh)
     tokenizer = load_tokenizer(folder)

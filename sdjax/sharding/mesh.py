@@ -1,14 +1,25 @@
-"""The mesh of devices that a job runs on."""
+"""The mesh of devices that a job runs on.
+
+| axis | what is split over it |
+|---|---|
+| data | batches |
+| fsdp | parameters, on the side of the residual stream |
+| tensor | parameters, on the side of the attention heads or of the MLP |
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 
+from sdjax.core.config import STRICT
 from sdjax.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -17,53 +28,84 @@ AXES = ("data", "fsdp", "tensor")
 def make_mesh(
     sizes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh with automatic axes, in the order `data`, `fsdp`, `tensor`.
+    """Create a mesh with automatic axes, in the order `data`, `fsdp`, `tensor`.
 
     Axes are automatic, since free-form array code (sort, quantile, svd, `w @ w.T`) fails to trace
-    under the explicit ones that `jax.make_mesh` gives by default.
+    under the explicit axes that `jax.make_mesh` uses by default.
 
     Args:
-        sizes: axis to size, of some of the three axes; one size may be -1 and takes what is left.
-            By default all devices are on `tensor`.
-        devices: all devices of all processes by default.
+        sizes: axis to size, for some of the three axes. One size may be -1, for the remaining
+            devices. By default all devices are on `tensor`.
+        devices: the devices; all devices of all processes by default.
 
     Raises:
-        UserError: an unknown axis, or sizes that do not multiply to the number of devices.
+        UserError: an unknown axis, or sizes whose product is not the number of devices.
     """
     sizes = {"tensor": -1} if sizes is None else dict(sizes)
     count = jax.device_count() if devices is None else len(devices)
     unknown = sorted(set(sizes) - set(AXES))
     if unknown or not sizes:
-        raise UserError(
-            f"mesh: unknown axis {', '.join(unknown)!r}; the axes are {', '.join(AXES)}"
-            if unknown
-            else f"mesh: no axis given; the axes are {', '.join(AXES)}"
-        )
-    shown = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        problem = f"unknown axis {', '.join(unknown)!r}" if unknown else "no axis given"
+        raise UserError(f"mesh: {problem}; the axes are {', '.join(AXES)}")
+    listed = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     if sum(size == -1 for size in sizes.values()) > 1 or any(
         size < 1 and size != -1 for size in sizes.values()
     ):
-        raise UserError(f"mesh: {shown}: sizes are 1 or more, and one of them may be -1")
-    given = math.prod(size for size in sizes.values() if size != -1)
-    whole = {axis: count // given if size == -1 else size for axis, size in sizes.items()}
-    if math.prod(whole.values()) != count:
+        raise UserError(f"mesh: {listed}: sizes are 1 or more, and one of them may be -1")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    resolved = {axis: count // known if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(resolved.values()) != count:
         raise UserError(
-            f"mesh: {shown} does not cover {count} devices; "
-            "make the sizes multiply to that, or set one of them to -1"
+            f"mesh: {listed} does not match {count} devices; "
+            "the product of the sizes must be that number, or one of them -1"
         )
-    names = tuple(axis for axis in AXES if axis in whole)
-    shape = tuple(whole[axis] for axis in names)
+    names = tuple(axis for axis in AXES if axis in resolved)
+    shape = tuple(resolved[axis] for axis in names)
     types = (AxisType.Auto,) * len(names)
     if devices is not None and len(devices) == 1:
         return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
     return jax.make_mesh(shape, names, axis_types=types, devices=devices)
 
 
-def mesh_of_all(sizes: Mapping[str, int]) -> Mesh | None:
-    """The mesh of these sizes over all devices; None for a single one, which needs no mesh.
+def _check_axis_size(size: int) -> int:
+    if size == 0:
+        raise ValueError("must be 1 or more, or -1 for the remaining devices")
+    return size
 
-    Raises:
-        UserError: as `make_mesh`, for sizes that ask one device to be several too.
+
+AxisSize = Annotated[int, Field(ge=-1), AfterValidator(_check_axis_size)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MeshConfig:
+    """Config section of a mesh: the number of devices along each axis.
+
+    Attributes:
+        data: size of the axis of batches.
+        fsdp: size of the axis that splits parameters along the residual stream.
+        tensor: size of the axis that splits parameters along heads and MLP.
+
+    A size of -1 stands for the remaining devices.
     """
-    mesh = make_mesh(sizes)
-    return mesh if mesh.size > 1 else None
+
+    data: AxisSize | None = None
+    fsdp: AxisSize | None = None
+    tensor: AxisSize | None = None
+
+    def make(self, *, default_axis: str) -> Mesh | None:
+        """Create the mesh over all devices; None for a single device.
+
+        Args:
+            default_axis: the axis of the remaining devices, if the config sets neither its size
+                nor another one to -1. Other axes without a size have size 1.
+
+        Raises:
+            UserError: sizes whose product is not the number of devices.
+        """
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        remaining = 1 if -1 in sizes.values() else -1
+        sizes = {
+            axis: size or (remaining if axis == default_axis else 1) for axis, size in sizes.items()
+        }
+        mesh = make_mesh(sizes)
+        return mesh if mesh.size > 1 else None

@@ -19,6 +19,7 @@ from sdjax.core.config import (
     PositiveInt,
 )
 from sdjax.models.lora import ALL_PROJECTIONS
+from sdjax.sharding.mesh import MeshConfig
 from sdjax.training.losses import LOSSES
 
 
@@ -136,15 +137,6 @@ class DPOConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class MeshJob:
-    """Devices along each axis of `sdjax.sharding.mesh.make_mesh`; -1 takes the remaining ones."""
-
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingJob(OptimizerConfig):
     """Keys that every kind of training job has.
 
@@ -180,7 +172,7 @@ class TrainingJob(OptimizerConfig):
     target_modules: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    mesh: MeshJob = Field(default_factory=MeshJob)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
     checkpoint_every: PositiveInt = 100
     rng_seed: NonNegativeInt = 0
 

@@ -37,7 +37,6 @@ from sdjax.io.training_programs import (
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter, merge_lora, shard_adapter
 from sdjax.models.tree import unflatten
-from sdjax.sharding.mesh import mesh_of_all
 from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
 from sdjax.training.data import Row, preference_pairs, read_rows, texts_to_learn
 from sdjax.training.dpo import (
@@ -117,7 +116,7 @@ def train_model(kind: str, config: Path, *, read_run: ReadRun, say: Callable[[st
         raise UserError(f"{out}: exists already; choose another out")
     # What training reads alone is kept in the dtype that it computes in.
     dtype = jnp.float32 if job.rank is None and job.adapter is None else jnp.dtype(job.compute)
-    mesh = mesh_of_all(dataclasses.asdict(job.mesh))
+    mesh = job.mesh.make(default_axis="fsdp")
     model, params = load_model(folder, dtype=dtype, mesh=mesh)
     tokenizer = load_tokenizer(folder)
     key = jax.random.key(job.random)

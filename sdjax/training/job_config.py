@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from sdjax.models.lora import ALL_PROJECTIONS
+from sdjax.sharding.mesh import MeshConfig
 from sdjax.training.fit import OptimiserSettings
 from sdjax.training.losses import LOSSES
 
@@ -38,15 +39,6 @@ def _one_of(names: Collection[str]) -> AfterValidator:
 
 Projection = Annotated[str, _one_of(ALL_PROJECTIONS)]
 LossName = Annotated[str, _one_of(LOSSES)]
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MeshJob:
-    """Devices along each axis of `sdjax.sharding.mesh.make_mesh`; -1 takes what is left."""
-
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -88,7 +80,7 @@ class Job:
     projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
     compute: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    mesh: MeshJob = Field(default_factory=MeshJob)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
     checkpoint_every: Count = 100
     random: Natural = 0
 

@@ -97,7 +97,7 @@ def test_overrides_reach_every_depth():
         ("selection.winners_percent=95", "must sum to at most 100"),
         ("experts.expert_5={model: a}", "slots of experts must be expert_1, expert_2"),
         ('experts.expert_1.description="a\\nb"', "description must be one line"),
-        ("mesh.data=0", "mesh.data: must be 1 or more, or -1 for what is left"),
+        ("mesh.data=0", "mesh.data: must be 1 or more, or -1 for the remaining devices"),
         ("task=null", "task: must be a mapping"),
         ("task.name.x=3", "name has no subkeys"),
         ("samples", "must be key=value"),

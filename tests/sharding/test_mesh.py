@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.sharding.mesh import make_mesh
+from sdjax.sharding.mesh import MeshConfig, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,10 @@ from sdjax.sharding.mesh import make_mesh
     [
         ({"model": 1}, "unknown axis 'model'; the axes are data, fsdp, tensor"),
         ({}, "no axis given"),
-        ({"data": 3, "tensor": -1}, "does not cover 1 devices"),
+        ({"data": 3, "tensor": -1}, "does not match 1 devices"),
         ({"data": -1, "tensor": -1}, "one of them may be -1"),
         ({"data": 0}, "sizes are 1 or more"),
-        ({"tensor": 7}, "does not cover 1 devices"),
+        ({"tensor": 7}, "does not match 1 devices"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes, message):
@@ -49,7 +49,7 @@ def test_a_model_on_eight_devices(tmp_path):
         from sdjax.models.params import init_params, param_specs
         from sdjax.models.transformer import forward, unembed
         from sdjax.models.tree import flatten, unflatten
-        from sdjax.sharding.mesh import make_mesh
+        from sdjax.sharding.mesh import MeshConfig, make_mesh
         from sdjax.sharding.rules import shardings
 
         assert dict(make_mesh().shape) == {"tensor": 8}
@@ -111,3 +111,13 @@ def test_a_model_on_eight_devices(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_config_fills_axes_without_a_size():
+    assert MeshConfig().make(default_axis="tensor") is None
+    with pytest.raises(UserError, match="data=1, fsdp=8, tensor=-1 does not match 1 devices"):
+        MeshConfig(fsdp=8).make(default_axis="tensor")
+    with pytest.raises(UserError, match="data=2, fsdp=-1, tensor=1 does not match 1 devices"):
+        MeshConfig(data=2).make(default_axis="fsdp")
+    with pytest.raises(UserError, match="data=-1, fsdp=2, tensor=1 does not match 1 devices"):
+        MeshConfig(data=-1, fsdp=2).make(default_axis="tensor")
