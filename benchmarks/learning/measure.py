@@ -1,18 +1,17 @@
-"""Does the generator learn? Its first and last state, and a control that is never trained.
+"""Measure whether the generator learns: its first and last state, and an untrained control.
 
-For each random seed: a run of the configuration, a control run on the same temperature schedule
-whose generator is never trained, and as many samples from the first and from the last generator at
-temperature 1. The mean score is over the samples that could be scored, duplicates with their
-original's score; a refused sample has none. Two more columns count it: as 0, and as the seed's own
-score (what a user who drops it is left with). The rows of a run are over all its iterations, the
-first one (untrained in both) included. Writes a table of means over the seeds with 95 % intervals
-of the differences, paired by seed.
+For each random seed, this runs the config, runs a control with the same temperature schedule whose
+generator is never trained, and draws the same number of samples at temperature 1 from the first and
+the last generator. Scores are means over the samples that could be scored; a duplicate has its
+original's score. Two further columns count refused samples as 0 and as the seed's score. The rows of
+a run cover all its iterations. The table has means over the seeds with 95 % intervals of the
+differences, paired by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 
-An interrupted measurement goes on where it stopped. Programs that another run of this measurement
-has scored, on the same models and problems, are not scored again. `--only 0 2 4` beside
-`--only 1 3` measures in two processes; the last to end prints the whole table.
+An interrupted measurement resumes. Programs that another run of the measurement has scored are not
+scored again. Seeds can be split between processes (`--only 0 2 4` and `--only 1 3`); the last one to
+finish prints the whole table.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ import dataclasses
 import json
 import os
 import platform
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from sdjax.core.logging import configure_logging
 from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.search.config import BaselinesConfig, RunConfig
-from sdjax.search.config_reader import read_config
+from sdjax.search.config import BaselinesConfig, RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
-from sdjax.search.database import FILE
-from sdjax.search.loop import GENERATORS, generator, run
-from sdjax.search.phases import development_scores, generate, judge, score_programs
+from sdjax.search.database import DATABASE_FILE
+from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search
+from sdjax.search.phases import generate, judge, score_programs
+from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, SEARCH, program_candidate
 
@@ -47,7 +46,7 @@ MEASURES = (
 )
 SEED_SCORE = 0.512  # the demo's seed on the development problems
 
-# Measure to value, by the name of what is measured.
+# Generator or run -> measure -> value.
 Row = dict[str, dict[str, float]]
 
 
@@ -58,6 +57,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", default=list(range(5)), metavar="SEED")
     parser.add_argument("--samples", type=int, default=256)
     options = parser.parse_args()
+    configure_logging()
     config = read_config(options.config)
     for seed in options.only:
         path = options.out / f"row-{seed}.json"
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def read_row(path: Path) -> Row:
-    """A measured row, with the means over all samples that follow from it."""
+    """Read a measured row and add the means over all samples."""
     row: Row = json.loads(path.read_text())
     for measured in row.values():
         sum_of_scored = measured["mean score"] * measured["admissible"]
@@ -79,7 +79,7 @@ def read_row(path: Path) -> Row:
 
 
 def measure(config: RunConfig, out: Path, seed: int, samples: int) -> Row:
-    """All measures of one random seed: generators, and runs, by name."""
+    """Return all measures of one random seed."""
     settings = {
         "trained": _without_extras(config, seed, trained=True),
         "control": _without_extras(config, seed, trained=False),
@@ -87,23 +87,24 @@ def measure(config: RunConfig, out: Path, seed: int, samples: int) -> Row:
     row: Row = {}
     for name, setting in settings.items():
         folder = out / f"{name}-{seed}"
-        run(setting, folder, say=partial(_say, folder))
-    bench = build_context(settings["trained"])
+        print(f"{folder.name}:", flush=True)
+        run_search(setting, folder)
+    context = build_context(settings["trained"])
     with Store.open(out / f"trained-{seed}", write=True) as store:
         for state, iteration in (("first", 1), ("last", config.iterations + 1)):
-            _probe(bench, store, state, iteration, samples)
-            row[f"{state} generator"] = _measures(bench, store, state)
+            _probe(context, store, state, iteration, samples)
+            row[f"{state} generator"] = _measures(context, store, state)
     for name in settings:
         with Store.open(out / f"{name}-{seed}") as store:
-            row[f"{name} run"] = _measures(bench, store, SEARCH)
+            row[f"{name} run"] = _measures(context, store, SEARCH)
     return row
 
 
 def _without_extras(config: RunConfig, seed: int, *, trained: bool) -> RunConfig:
-    """The configuration with this seed, less what has no part in learning."""
+    """Return the config with this seed and without baselines and transfer."""
     return dataclasses.replace(
         config,
-        random=seed,
+        rng_seed=seed,
         baselines=BaselinesConfig(),
         transfer={},
         test=dataclasses.replace(config.test, top_k=1),
@@ -111,16 +112,12 @@ def _without_extras(config: RunConfig, seed: int, *, trained: bool) -> RunConfig
     )
 
 
-def _say(folder: Path, line: str) -> None:
-    print(f"{folder.name}: {line}", flush=True)
-
-
-def _probe(bench: RunContext, store: Store, state: str, iteration: int, samples: int) -> None:
-    """Samples from the generator of an iteration, judged and scored."""
-    with GeneratorCheckpoints(store.folder / GENERATORS) as checkpoints:
-        adapter = generator(bench, store, checkpoints, iteration)
+def _probe(context: RunContext, store: Store, state: str, iteration: int, samples: int) -> None:
+    """Sample from the generator of an iteration; judge and score the samples."""
+    with GeneratorCheckpoints(store.folder / GENERATORS_FOLDER) as checkpoints:
+        adapter = load_generator(context, store, checkpoints, iteration)
     generate(
-        bench,
+        context,
         store,
         adapter,
         iteration=iteration,
@@ -128,48 +125,48 @@ def _probe(bench: RunContext, store: Store, state: str, iteration: int, samples:
         temperature=TEMPERATURE,
         purpose=state,
     )
-    with Sandbox(bench.signature, workers=bench.config.sandbox.workers) as sandbox:
-        judge(bench, store, sandbox, iteration=iteration, purpose=state)
-    _adopt_scores(store, iteration, state)
-    score_programs(bench, store, iteration=iteration, purpose=state)
+    with Sandbox(context.signature, workers=context.config.sandbox.workers) as sandbox:
+        judge(context, store, sandbox, iteration=iteration, purpose=state)
+    _copy_scores(store, iteration, state)
+    score_programs(context, store, iteration=iteration, purpose=state)
 
 
-def _adopt_scores(store: Store, iteration: int, purpose: str) -> None:
-    """Takes over the development outcomes of programs that the other runs have scored."""
-    wanted = {
+def _copy_scores(store: Store, iteration: int, purpose: str) -> None:
+    """Copy the development outcomes of programs that other runs have scored."""
+    missing = {
         program_candidate(sample.identity or "")
         for sample in store.judged(iteration, purpose)
         if sample.novel
     } - {summary.candidate for summary in store.summaries(DEVELOPMENT)}
-    for database in sorted(store.folder.parent.glob(f"*/{FILE}")):
+    for database in sorted(store.folder.parent.glob(f"*/{DATABASE_FILE}")):
         if database.parent == store.folder:
             continue
-        with Store.open(database.parent) as other:
+        with Store.open(database.parent) as source:
             complete = {
-                summary.candidate for summary in other.summaries(DEVELOPMENT) if summary.complete
+                summary.candidate for summary in source.summaries(DEVELOPMENT) if summary.complete
             }
-            candidates, applications = other.candidates(), other.applications()
-            for name in sorted(wanted & complete):
+            candidates, applications = source.candidates(), source.applications()
+            for name in sorted(missing & complete):
                 store.save_candidate(candidates[name])
                 store.save_application(applications[name])
-                store.save_scores(name, DEVELOPMENT, other.outcomes(name, DEVELOPMENT))
-            wanted -= complete
+                store.save_scores(name, DEVELOPMENT, source.outcomes(name, DEVELOPMENT))
+            missing -= complete
 
 
-def _measures(bench: RunContext, store: Store, purpose: str) -> dict[str, float]:
+def _measures(context: RunContext, store: Store, purpose: str) -> dict[str, float]:
     samples = store.judged(purpose=purpose)
-    scores = development_scores(bench, store)
+    scores = complete_scores(store, context.config.task.metric)
     programs = store.programs()
     admissible = [sample for sample in samples if sample.admissible]
     novel = [sample for sample in samples if sample.novel]
-    found = [scores.get(program_candidate(sample.identity or "")) for sample in admissible]
-    fresh = [programs[sample.identity or ""].in_training is False for sample in novel]
-    scored = [score for score in found if score is not None]
+    sample_scores = [scores.get(program_candidate(sample.identity or "")) for sample in admissible]
+    unseen = [programs[sample.identity or ""].in_training is False for sample in novel]
+    scored = [score for score in sample_scores if score is not None]
     return {
         "mean score": float(np.mean(scored)),
         "admissible": len(admissible) / len(samples),
         "distinct": len(novel) / len(samples),
-        "not from training": float(np.mean(fresh)),
+        "not from training": float(np.mean(unseen)),
         "best": max(scored),
     }
 
@@ -177,7 +174,7 @@ def _measures(bench: RunContext, store: Store, purpose: str) -> dict[str, float]
 def _table(rows: list[Row], samples: int) -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "sdjax"))
     lines = [
-        f"{len(rows)} seeds, {samples} samples a generator at temperature {TEMPERATURE}; means",
+        f"{len(rows)} seeds, {samples} samples per generator at temperature {TEMPERATURE}; means",
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"{versions}",
         "",

@@ -6,10 +6,12 @@ import click
 
 from sdjax import __version__
 from sdjax.cli.check import check
+from sdjax.cli.demo import demo
 from sdjax.cli.eval import evaluate
 from sdjax.cli.group import Group
 from sdjax.cli.merge import merge, methods
-from sdjax.cli.run import demo, report, run
+from sdjax.cli.report import report
+from sdjax.cli.run import run
 from sdjax.cli.train import train
 from sdjax.cli.zoo import zoo_group
 

@@ -19,7 +19,7 @@ def train(kind: str, config: Path) -> None:
     KIND is sft (texts), dpo (preferences), or warmstart (programs in the algorithm API, which a
     generator is to write).
     """
-    from sdjax.search.preferences import preferences_of_run
+    from sdjax.search.pairs import preferences_of_run
     from sdjax.sharding.multihost import start_distributed
     from sdjax.training.job import train_model
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdjax.programs.families import FAMILIES, HELD_OUT, families_of
+from sdjax.programs.families import FAMILIES, HELD_OUT
+from sdjax.programs.grammar_reader import families_of_source as families_of
 from sdjax.programs.grammar_faults import break_program
 from sdjax.programs.grammar_pieces import (
     SCHEME_SHARES,

@@ -277,3 +277,10 @@ def _is_module(node: ast.expr, env: dict[str, Value]) -> bool:
     while isinstance(node, ast.Attribute):
         node = node.value
     return isinstance(node, ast.Name) and node.id not in env
+
+
+def families_of_source(source, *, slots=3):
+    try:
+        return Reader(slots).read(ast.parse(source))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()

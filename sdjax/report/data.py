@@ -1,10 +1,12 @@
-"""What a report says, read from a run's store: plain frozen data for plots, page and terminal.
+"""The data of a report, read from a run's store: frozen dataclasses for plots, page and terminal.
 
-Nothing here needs a finished run: what the store does not hold yet is empty.
+The run need not be finished; whatever the store does not contain yet is empty.
 """
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -13,12 +15,22 @@ from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_k
 from sdjax.io.model_paths import model_folder
 from sdjax.io.training_programs import read_training_sources
 from sdjax.report.nearest import Nearest, nearest_texts
+from sdjax.search.ranking import (
+    ADMITTED,
+    NOT_JUDGED,
+    best_by_group,
+    best_method,
+    complete_scores,
+    is_admissible,
+    rank_key,
+    ranked_programs,
+)
 from sdjax.search.store import Store
 from sdjax.search.types import (
-    DEVELOPMENT,
     MAIN,
     TEST,
     Candidate,
+    JudgedSample,
     Program,
     Summary,
     program_candidate,
@@ -29,12 +41,20 @@ KINDS = ("seed", "expert", "method", "control", "program")
 
 @dataclass(frozen=True, kw_only=True)
 class IterationReport:
-    """One iteration's samples.
+    """The samples of one iteration.
 
-    counts: status -> samples; reasons: what decided ("refused: import of os") -> samples that are
-    not admissible; scores: of the distinct programs first seen here; sample_mean: mean over all
-    admissible samples, a duplicate having its original's score; unseen: share of the novel
-    programs that were not among the generator's training programs, None where nobody looked.
+    Attributes:
+        iteration: counted from 1.
+        temperature: of sampling; None if it is not recorded.
+        samples: number of samples.
+        counts: status -> number of samples.
+        reasons: reason such as "refused: import of os" -> number of samples that it made
+            inadmissible, most frequent first.
+        scores: development scores of the distinct programs that first occurred here.
+        sample_mean: mean score of all admissible samples; a duplicate has its original's score.
+        unseen: share of the novel programs that the generator was not trained on; None if unknown.
+        held_out: held-out family -> number of novel programs that use it.
+        pairs: number of preference pairs.
     """
 
     iteration: int
@@ -50,20 +70,33 @@ class IterationReport:
 
     @property
     def admissible(self) -> int:
-        return self.counts.get("admitted", 0) + self.counts.get("duplicate", 0)
+        """Number of admissible samples."""
+        return sum(n for status, n in self.counts.items() if is_admissible(status))
 
     @property
     def novel(self) -> int:
-        return self.counts.get("admitted", 0)
+        """Number of distinct programs that first occurred here."""
+        return self.counts.get(ADMITTED, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One candidate on the test problems, and differences paired by problem.
+class TestRow:
+    """One candidate on the test problems; differences are paired by problem.
 
-    strict_gain, flexible_gain: from the seed. method_gain: by the run's metric, of a program, from
-    the human-designed method that did best on the development problems.
+    Attributes:
+        name: of the candidate.
+        kind: of the candidate.
+        development: development score; None if the candidate has none.
+        problems: number of test problems.
+        strict: accuracy by the strict filter.
+        flexible: accuracy by the flexible filter.
+        strict_gain: strict accuracy minus the seed's.
+        flexible_gain: flexible accuracy minus the seed's.
+        method_gain: for a program, accuracy by the run's metric minus that of the human-designed
+            method with the best development score.
     """
+
+    __test__ = False  # pytest would collect a class named Test…
 
     name: str
     kind: str
@@ -78,7 +111,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceLine:
-    """A horizontal line to compare programs with, on the development problems."""
+    """A horizontal line in the plot of development scores."""
 
     name: str
     score: float
@@ -86,9 +119,17 @@ class ReferenceLine:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramReport:
-    """One of the best programs, with its source (hostile text: escape it).
+    """One of the best programs.
 
-    nearest: of the programs that its generator was trained on, where its seed tells them.
+    Attributes:
+        rank: by development score, counted from 1.
+        name: of the candidate.
+        program: with its source, which is untrusted and must be escaped.
+        iteration: in which it first occurred.
+        development: development score.
+        test: strict test accuracy, if it was tested.
+        change: see `sdjax.search.types.Application`.
+        nearest: most similar training program, if the generator's training programs are available.
     """
 
     rank: int
@@ -105,82 +146,85 @@ class ProgramReport:
 class ReportData:
     """A whole report.
 
-    tables: a final table for each setting that was tested. min_change: what changes the seed less,
-    relative to the experts' mean norm, is flagged.
+    Attributes:
+        metric: of the run, "strict" or "flexible".
+        iterations: the iterations that have samples.
+        references: reference lines of the plot of development scores.
+        tables: setting -> final table, for the settings that were tested.
+        best_method: candidate name of the best human-designed method by development score.
+        min_change: programs that change the seed less than this are flagged.
+        best: the best programs.
+        missing: sentences on what the run does not contain yet.
     """
 
     metric: str
     iterations: tuple[IterationReport, ...]
-    levels: tuple[ReferenceLine, ...]
-    tables: Mapping[str, tuple[Row, ...]]
+    references: tuple[ReferenceLine, ...]
+    tables: Mapping[str, tuple[TestRow, ...]]
     best_method: str | None
     min_change: float
     best: tuple[ProgramReport, ...]
     missing: tuple[str, ...]
 
 
-def read_contents(store: Store) -> ReportData:
-    """Reads everything that a report shows."""
+def read_report(store: Store) -> ReportData:
+    """Read everything that a report shows from a run's store."""
     config = store.run().config
     metric = config.get("task", {}).get("metric", "strict")
-    development = {one.candidate: one for one in store.summaries(DEVELOPMENT) if one.complete}
-    scores = {name: getattr(one, metric) for name, one in development.items()}
-    tables = {}
-    for setting in [one.name for one in store.settings()]:
-        rows = final_rows(store, setting, metric)
-        if rows:
-            tables[setting] = rows
-    iterations = _iterations(store, scores)
-    best = _best(store, scores, tables.get(MAIN, ()), config.get("test", {}).get("top_k", 15))
+    scores = complete_scores(store, metric)
+    tables = {setting.name: final_rows(store, setting.name, metric) for setting in store.settings()}
+    tables = {setting: rows for setting, rows in tables.items() if rows}
+    judged = store.judged()
+    iterations = _iterations(store, judged, scores)
+    top_k = config.get("test", {}).get("top_k", 15)
     return ReportData(
         metric=metric,
         iterations=iterations,
-        levels=_levels(store, scores),
+        references=_reference_lines(store, scores),
         tables=tables,
         best_method=best_method(store, metric),
         min_change=config.get("selection", {}).get("min_change", 0.0),
-        best=best,
+        best=_best_programs(store, judged, scores, metric, tables.get(MAIN, ()), top_k),
         missing=_missing(store, config.get("iterations"), iterations, tables),
     )
 
 
 def display_name(candidate: str) -> str:
-    """A candidate's name as a reader wants it: "program 3fa9c1d0", "ties(density=0.4)"."""
+    """Return a readable name of a candidate: "program 3fa9c1d0", "ties(density=0.4)"."""
     kind, _, rest = candidate.partition(":")
     if kind == "program":
         return f"program {rest[:8]}"
     return rest or kind.replace("_", " ")
 
 
-def final_rows(store: Store, setting: str, metric: str) -> tuple[Row, ...]:
-    """The final table: the seed, then experts, methods, controls and programs.
+def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
+    """Return the final table: the seed, then experts, methods, controls and programs.
 
-    Within a kind by development score, on which they were chosen, and never by test score.
+    Within a kind the order is by development score, by which candidates were selected, and never
+    by test score.
     """
     candidates = store.candidates()
-    tested = [one for one in store.summaries(TEST, setting) if one.complete]
-    development = {
-        one.candidate: getattr(one, metric)
-        for one in store.summaries(DEVELOPMENT, setting)
-        if one.complete
-    }
+    tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
+    development = complete_scores(store, metric, setting=setting)
     outcomes = {one.candidate: store.outcomes(one.candidate, TEST, setting) for one in tested}
     seed = next((name for name in outcomes if candidates[name].kind == "seed"), None)
     method = best_method(store, metric)
 
-    def gain(name: str, other: str | None, reading: str) -> Interval | None:
-        if other not in outcomes or name == other:
+    def gain(name: str, reference: str | None, answer_filter: str) -> Interval | None:
+        if reference not in outcomes or name == reference:
             return None
-        mine, theirs = (
-            {outcome.problem_id: getattr(outcome, reading) for outcome in outcomes[one]}
-            for one in (name, other)
+        correct, reference_correct = (
+            {outcome.problem_id: getattr(outcome, answer_filter) for outcome in outcomes[candidate]}
+            for candidate in (name, reference)
         )
-        return paired_by_key(mine, theirs) if mine.keys() == theirs.keys() else None
+        if correct.keys() != reference_correct.keys():
+            return None
+        return paired_by_key(correct, reference_correct)
 
-    def row(summary: Summary) -> Row:
+    def row(summary: Summary) -> TestRow:
         name = summary.candidate
         kind = candidates[name].kind
-        return Row(
+        return TestRow(
             name=name,
             kind=kind,
             development=development.get(name),
@@ -193,53 +237,41 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[Row, ...]:
         )
 
     rows = [row(summary) for summary in tested]
-    rows.sort(key=lambda r: (KINDS.index(r.kind), -(r.development or 0.0), r.name))
+    rows.sort(key=lambda r: (KINDS.index(r.kind), rank_key(r.development or 0.0, r.name)))
     return tuple(rows)
 
 
-def best_method(store: Store, metric: str) -> str | None:
-    """The human-designed method with the best development score, by which it is chosen."""
-    candidates = store.candidates()
-    scores = {
-        one.candidate: getattr(one, metric)
-        for one in store.summaries(DEVELOPMENT)
-        if one.complete and candidates[one.candidate].kind == "method"
-    }
-    return max(scores, key=lambda name: (scores[name], name), default=None)
-
-
-def _iterations(store: Store, scores: Mapping[str, float]) -> tuple[IterationReport, ...]:
+def _iterations(
+    store: Store, judged: Sequence[JudgedSample], scores: Mapping[str, float]
+) -> tuple[IterationReport, ...]:
     programs = store.programs()
-    lineage = {one.iteration: one for one in store.lineage()}
+    temperatures = {lineage.iteration: lineage.temperature for lineage in store.lineage()}
     by_iteration = defaultdict(list)
-    for sample in store.judged():
+    for sample in judged:
         by_iteration[sample.iteration].append(sample)
     reports = []
     for iteration, samples in sorted(by_iteration.items()):
-        counts = Counter(sample.status for sample in samples)
         reasons = Counter(
             f"{s.status}: {s.rule}" if s.rule and s.rule != s.status else s.status
             for s in samples
-            if not s.admissible and s.status != "not judged"
+            if not s.admissible and s.status != NOT_JUDGED
         )
         novel = [programs[s.identity] for s in samples if s.novel and s.identity in programs]
-        weighted = [
-            scores[program_candidate(s.identity)]
-            for s in samples
-            if s.admissible and s.identity and program_candidate(s.identity) in scores
+        novel_scores = [scores.get(program_candidate(program.identity)) for program in novel]
+        sample_scores = [
+            scores.get(program_candidate(s.identity or "")) for s in samples if s.admissible
         ]
-        known = [p.in_training for p in novel if p.in_training is not None]
-        own = [scores.get(program_candidate(program.identity)) for program in novel]
+        in_training = [p.in_training for p in novel if p.in_training is not None]
         reports.append(
             IterationReport(
                 iteration=iteration,
-                temperature=lineage[iteration].temperature if iteration in lineage else None,
+                temperature=temperatures.get(iteration),
                 samples=len(samples),
-                counts=dict(counts),
+                counts=dict(Counter(sample.status for sample in samples)),
                 reasons=dict(reasons.most_common()),
-                scores=tuple(score for score in own if score is not None),
-                sample_mean=fmean(weighted) if weighted else None,
-                unseen=1 - fmean(known) if known else None,
+                scores=tuple(score for score in novel_scores if score is not None),
+                sample_mean=_mean([score for score in sample_scores if score is not None]),
+                unseen=1 - fmean(in_training) if in_training else None,
                 held_out=dict(Counter(f for p in novel for f in p.held_out or ())),
                 pairs=len(store.pairs(iteration)),
             )
@@ -247,14 +279,19 @@ def _iterations(store: Store, scores: Mapping[str, float]) -> tuple[IterationRep
     return tuple(reports)
 
 
-def _levels(store: Store, scores: Mapping[str, float]) -> tuple[ReferenceLine, ...]:
-    """The seed, the best expert and the best tuned method of each grid, by development score."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, candidate in store.candidates().items():
-        if name in scores:
-            for group in _groups(candidate):
-                groups[group].append(scores[name])
-    return tuple(ReferenceLine(name=group, score=max(values)) for group, values in groups.items())
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _reference_lines(store: Store, scores: Mapping[str, float]) -> tuple[ReferenceLine, ...]:
+    """Return the scores of the seed, the best expert and the best method of each grid."""
+    groups = [
+        (group, name)
+        for name, candidate in store.candidates().items()
+        for group in _groups(candidate)
+    ]
+    best = best_by_group(groups, scores)
+    return tuple(ReferenceLine(name=group, score=scores[name]) for group, name in best.items())
 
 
 def _groups(candidate: Candidate) -> list[str]:
@@ -269,38 +306,42 @@ def _groups(candidate: Candidate) -> list[str]:
     return []
 
 
-def _best(
-    store: Store, scores: Mapping[str, float], rows: tuple[Row, ...], top: int
+def _best_programs(
+    store: Store,
+    judged: Sequence[JudgedSample],
+    scores: Mapping[str, float],
+    metric: str,
+    rows: Sequence[TestRow],
+    top_k: int,
 ) -> tuple[ProgramReport, ...]:
-    first: dict[str, int] = {}
-    for sample in store.judged():
-        if sample.novel and sample.identity is not None:
-            first.setdefault(sample.identity, sample.iteration)
-    applications = store.applications()
+    first_iteration: dict[str | None, int] = {}
+    for sample in judged:
+        if sample.novel:
+            first_iteration.setdefault(sample.identity, sample.iteration)
+    programs, applications = store.programs(), store.applications()
     tested = {row.name: row.strict.mean for row in rows}
-    named = [(program_candidate(p.identity), p) for p in store.programs().values()]
-    ranked = sorted(
-        ((name, program) for name, program in named if name in scores),
-        key=lambda item: (-scores[item[0]], item[1].identity),
-    )
-    nearest = _nearest(store, {name: program.source for name, program in ranked[:top]})
+    best = {
+        candidate.name: programs[candidate.identity or ""]
+        for candidate in ranked_programs(store, metric)[:top_k]
+    }
+    nearest = _nearest(store, {name: program.source for name, program in best.items()})
     return tuple(
         ProgramReport(
             rank=rank,
             name=name,
             program=program,
-            iteration=first.get(program.identity),
+            iteration=first_iteration.get(program.identity),
             development=scores[name],
             test=tested.get(name),
             change=applications[name].change if name in applications else None,
             nearest=nearest.get(name),
         )
-        for rank, (name, program) in enumerate(ranked[:top], 1)
+        for rank, (name, program) in enumerate(best.items(), 1)
     )
 
 
 def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
-    """By name, where the first generator is on this machine and tells what it was taught."""
+    """Return the most similar training programs, if the first generator's folder lists any."""
     config = store.run().config
     try:
         folder = model_folder(config.get("generator") or config.get("seed", ""))
@@ -312,23 +353,23 @@ def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
 
 def _missing(
     store: Store,
-    wanted: int | None,
-    iterations: tuple[IterationReport, ...],
-    tables: Mapping[str, tuple[Row, ...]],
+    total: int | None,
+    iterations: Sequence[IterationReport],
+    tables: Mapping[str, Sequence[TestRow]],
 ) -> tuple[str, ...]:
-    """What a reader might look for and will not find, in sentences."""
-    said = []
+    """Return sentences on results that a reader may look for and that do not exist yet."""
+    sentences = []
     if store.run().finished_at is None:
-        said.append("The run is not finished; this is what it has found so far.")
+        sentences.append("The run is not finished; these are its results so far.")
     if not iterations:
-        said.append("No program has been sampled yet.")
-    elif wanted is not None and len(iterations) < wanted:
-        said.append(f"{len(iterations)} of {wanted} iterations have begun.")
-    waiting = sum(one.counts.get("not judged", 0) for one in iterations)
+        sentences.append("No program has been sampled yet.")
+    elif total is not None and len(iterations) < total:
+        sentences.append(f"{len(iterations)} of {total} iterations have started.")
+    waiting = sum(one.counts.get(NOT_JUDGED, 0) for one in iterations)
     if waiting:
-        said.append(f"{waiting} samples are not judged yet.")
+        sentences.append(f"{waiting} samples are not judged yet.")
     if not tables:
-        said.append("Nothing has been scored on the test problems yet.")
+        sentences.append("Nothing has been scored on the test problems yet.")
     elif not any(row.kind == "seed" for rows in tables.values() for row in rows):
-        said.append("The seed has not been tested, so there are no differences from it.")
-    return tuple(said)
+        sentences.append("The seed has not been tested, so there are no differences from it.")
+    return tuple(sentences)

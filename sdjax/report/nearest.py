@@ -1,4 +1,4 @@
-"""The training program that a discovered one resembles most, by its text."""
+"""The training program whose text is most similar to a discovered program."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """Attributes: text: of the training program; similarity: from 0 to 1, at which texts agree."""
+    """A training program and its similarity, from 0 to 1 (same tokens)."""
 
     text: str
     similarity: float
 
 
 def nearest_texts(sources: Mapping[str, str], training: Sequence[str]) -> dict[str, Nearest]:
-    """Of each named source its nearest training text: most shared runs of three tokens.
+    """Return the most similar training text of each source.
 
-    Similarity is Jaccard's: shared runs over all runs of both; comments and layout count for
-    nothing.
+    Similarity is the Jaccard index of the sets of three consecutive tokens, without comments.
+
+    Args:
+        sources: name -> source text.
+        training: texts of the training programs.
     """
-    known = [_runs(text) for text in training]
-    found = {}
+    training_runs = [_runs(text) for text in training]
+    nearest = {}
     for name, source in sources.items():
-        own = _runs(source)
-        scores = [len(own & other) / max(len(own | other), 1) for other in known]
+        runs = _runs(source)
+        scores = [len(runs & other) / max(len(runs | other), 1) for other in training_runs]
         best = max(range(len(scores)), key=scores.__getitem__, default=None)
         if best is not None:
-            found[name] = Nearest(text=training[best], similarity=scores[best])
-    return found
+            nearest[name] = Nearest(text=training[best], similarity=scores[best])
+    return nearest
 
 
 def _runs(text: str) -> frozenset[tuple[str, ...]]:

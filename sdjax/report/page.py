@@ -1,9 +1,11 @@
-"""One self-contained report.html of a run, and its final table for the terminal.
+"""The report of a run as one self-contained HTML page, and its final table for the terminal.
 
-Programs, verdicts' messages and names are a language model's or a stranger's text: the template
-escapes everything, the page's own policy forbids scripts and any request, and characters that
-would reorder or hide text are shown as their codes.
+Programs, messages and names are untrusted text: the template escapes everything, the page's
+content security policy forbids scripts and requests, and characters that would reorder or hide
+text are shown as codes.
 """
+
+from __future__ import annotations
 
 import json
 import unicodedata
@@ -18,7 +20,7 @@ from rich.text import Text
 
 from sdjax.evaluation.statistics import Interval
 from sdjax.io.atomic_write import write_file
-from sdjax.report.data import ReportData, Row, display_name, read_contents
+from sdjax.report.data import ReportData, TestRow, display_name, read_report
 from sdjax.report.plots import (
     development_against_test,
     gains,
@@ -30,18 +32,18 @@ from sdjax.search.store import Store
 from sdjax.search.types import MAIN
 
 TEMPLATE = Path(__file__).with_name("report.html")
-LONGEST = 20_000  # characters of a program that are shown
+MAX_LENGTH = 20_000  # characters of one text that are shown
 
 
 def write_report(store: Store, out_path: Path) -> Path:
-    """Writes the page, atomically, from whatever the store holds; returns its path."""
+    """Write the page of a run, finished or not, atomically; return its path."""
     out_path = Path(out_path)
     write_file(out_path, render(store))
     return out_path
 
 
 def render(store: Store) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     environment = jinja2.Environment(
         autoescape=True,
         finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup
@@ -51,26 +53,26 @@ def render(store: Store) -> str:
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     run = store.run()
-    contents = read_contents(store)
+    report = read_report(store)
     return template.render(
-        name=run.config.get("name", "a run of sdjax"),
+        name=run.config.get("name", "sdjax run"),
         run=run,
-        contents=contents,
+        report=report,
         settings=store.settings(),
         lineage=store.lineage(),
         phases=store.phases(),
         checkpoints=store.checkpoints(),
-        reasons=_reasons(contents),
+        reasons=_reasons(report),
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
         display_name=display_name,
         median=median,
-        **_figures(contents),
+        **_figures(report),
     )
 
 
 def final_table(store: Store, setting: str = MAIN) -> Table:
-    """The final table of a setting for the terminal; its caption says what is missing."""
-    contents = read_contents(store)
+    """Return the final table of a setting; its caption says which results are missing."""
+    report = read_report(store)
     table = Table(
         title=Text(f"Test accuracy (%), setting {setting}"),
         title_justify="left",
@@ -80,17 +82,17 @@ def final_table(store: Store, setting: str = MAIN) -> Table:
     )
     table.add_column("", overflow="fold", min_width=17)
     for name in (
-        f"dev.\n{contents.metric}",
+        f"dev.\n{report.metric}",
         "test\nstrict",
-        "above seed\n[95 %]",
+        "vs. seed\n[95 %]",
         "test\nflex.",
-        "above seed\n[95 %]",
+        "vs. seed\n[95 %]",
     ):
         table.add_column(Text(name), justify="right", no_wrap=True)
-    rows = contents.tables.get(setting, ())
+    rows = report.tables.get(setting, ())
     for row in rows:
         table.add_row(*_cells(row))
-    notes = [*_against_method(contents, rows), *contents.missing]
+    notes = [*_gain_over_method(report, rows), *report.missing]
     if notes:
         table.caption = Text("\n".join(notes))
         table.caption_justify = "left"
@@ -98,24 +100,24 @@ def final_table(store: Store, setting: str = MAIN) -> Table:
 
 
 def visible(text: str) -> str:
-    """The text with characters that hide or reorder others (controls, bidi marks) as codes."""
+    """Return the text with control characters and bidirectional marks replaced by codes."""
     shown = "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else _code(c)
-        for c in text[:LONGEST]
+        for c in text[:MAX_LENGTH]
     )
-    return shown if len(text) <= LONGEST else f"{shown}\n… ({len(text)} characters in all)"
+    return shown if len(text) <= MAX_LENGTH else f"{shown}\n… ({len(text)} characters in total)"
 
 
-def _against_method(contents: ReportData, rows: Sequence[Row]) -> list[str]:
-    """What the run's answer gains over the best human-designed method, in a sentence."""
-    answer = contents.best[0].name if contents.best else None
-    gain = next((row.method_gain for row in rows if row.name == answer), None)
-    if gain is None or answer is None or contents.best_method is None:
+def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
+    """Return a sentence on the gain of the best program over the best human-designed method."""
+    best = report.best[0].name if report.best else None
+    gain = next((row.method_gain for row in rows if row.name == best), None)
+    if gain is None or best is None or report.best_method is None:
         return []
     mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
     return [
-        f"The answer, {display_name(answer)}, against {display_name(contents.best_method)}: "
-        f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] {contents.metric}"
+        f"The best program, {display_name(best)}, against {display_name(report.best_method)}: "
+        f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] {report.metric}"
     ]
 
 
@@ -123,21 +125,19 @@ def _code(character: str) -> str:
     return f"\\u{{{ord(character):04x}}}"
 
 
-def _figures(contents: ReportData) -> dict:
-    rows = contents.tables.get(MAIN, ())
-    iterations, metric = contents.iterations, contents.metric
+def _figures(report: ReportData) -> dict:
+    rows = report.tables.get(MAIN, ())
+    iterations, metric = report.iterations, report.metric
     scored = any(one.scores for one in iterations)
     compared = [row for row in rows if row.development is not None]
     return {
         "distributions": svg(
-            score_distributions(iterations, contents.levels, metric),
+            score_distributions(iterations, report.references, metric),
             "scores of programs by iteration",
         )
         if scored
         else None,
-        "shares": svg(sample_shares(iterations), "what became of the samples")
-        if iterations
-        else None,
+        "shares": svg(sample_shares(iterations), "status of the samples") if iterations else None,
         "against": svg(development_against_test(compared, metric), "development against test")
         if compared
         else None,
@@ -145,21 +145,21 @@ def _figures(contents: ReportData) -> dict:
             setting: svg(gains(table), f"differences from the seed {number}")
             if any(row.strict_gain for row in table)
             else None
-            for number, (setting, table) in enumerate(contents.tables.items())
+            for number, (setting, table) in enumerate(report.tables.items())
         },
     }
 
 
-def _reasons(contents: ReportData) -> list[str]:
-    """All reasons for which samples were dropped, the most frequent first."""
+def _reasons(report: ReportData) -> list[str]:
+    """Return the reasons for inadmissible samples, most frequent first."""
     total: dict[str, int] = {}
-    for one in contents.iterations:
+    for one in report.iterations:
         for reason, count in one.reasons.items():
             total[reason] = total.get(reason, 0) + count
     return sorted(total, key=lambda reason: (-total[reason], reason))
 
 
-def _cells(row: Row) -> list[Text]:
+def _cells(row: TestRow) -> list[Text]:
     return [
         Text(visible(display_name(row.name))),
         Text("–" if row.development is None else f"{100 * row.development:.1f}"),
@@ -175,5 +175,5 @@ def _gain(gain: Interval | None) -> Text:
         return Text("–")
     style = "green" if gain.low > 0 else "red" if gain.high < 0 else ""
     mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
-    # Two lines: both readings then fit into a terminal of 80 columns.
+    # On two lines, so that both metrics fit into 80 columns.
     return Text(f"{mean:+.1f}\n[{low:+.1f}, {high:+.1f}]", style=style)

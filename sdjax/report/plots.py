@@ -1,4 +1,6 @@
-"""The report's figures, as SVG text to stand inside the page."""
+"""The figures of the report, as SVG text."""
+
+from __future__ import annotations
 
 import io
 from collections.abc import Sequence
@@ -11,11 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from sdjax.report.data import IterationReport, ReferenceLine, Row, display_name
+from sdjax.report.data import IterationReport, ReferenceLine, TestRow, display_name
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
-# Okabe and Ito's colours, which the colour-blind can tell apart
-COLOURS = {
+# Okabe and Ito's color-blind safe palette
+COLORS = {
     "seed": "#000000",
     "expert": "#E69F00",
     "method": "#009E73",
@@ -24,7 +26,7 @@ COLOURS = {
 }
 LINES = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 SHARES = ("#0072B2", "#8EC1E3")
-KEPT_OUT = ("Creator", "Date", "Format", "Type")  # of the SVG: they name a time and an address
+REMOVED_METADATA = ("Creator", "Date", "Format", "Type")  # SVG metadata with a time and a URL
 REFUSED = ("#D55E00", "#E69F00", "#F0C75E", "#CC79A7", "#9B7FB8", "#B0B7BF", "#7D8791")
 
 STYLE: dict[Any, Any] = {
@@ -39,25 +41,25 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": GRID,
     "text.color": INK,
-    "text.parse_math": False,  # names are data, and a dollar sign in one is a dollar sign
+    "text.parse_math": False,  # names may contain dollar signs
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "figure.facecolor": "white",
     "legend.frameon": False,
-    "svg.fonttype": "path",  # looks the same without our fonts
+    "svg.fonttype": "path",  # independent of installed fonts
 }
 
 
 def score_distributions(
-    iterations: Sequence[IterationReport], levels: Sequence[ReferenceLine], metric: str
+    iterations: Sequence[IterationReport], references: Sequence[ReferenceLine], metric: str
 ) -> Figure:
-    """Every distinct program's development score by iteration, beside the levels to beat."""
+    """Plot the development scores of each iteration's distinct programs, with reference lines."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axes = figure.add_subplot()
-        rng = np.random.default_rng(0)  # of the jitter alone
+        rng = np.random.default_rng(0)  # for the jitter only
         for place, one in enumerate(iterations, 1):
             scores = 100 * np.asarray(one.scores)
             if scores.size > 1:
@@ -67,10 +69,10 @@ def score_distributions(
                     widths=0.5,
                     showfliers=False,
                     patch_artist=True,
-                    boxprops={"facecolor": "#d6e6f3", "edgecolor": COLOURS["program"]},
-                    medianprops={"color": COLOURS["program"], "linewidth": 2},
-                    whiskerprops={"color": COLOURS["program"]},
-                    capprops={"color": COLOURS["program"]},
+                    boxprops={"facecolor": "#d6e6f3", "edgecolor": COLORS["program"]},
+                    medianprops={"color": COLORS["program"], "linewidth": 2},
+                    whiskerprops={"color": COLORS["program"]},
+                    capprops={"color": COLORS["program"]},
                     zorder=1.5,
                 )
             jitter = rng.uniform(-0.18, 0.18, scores.size)
@@ -78,7 +80,7 @@ def score_distributions(
                 place + jitter,
                 scores,
                 s=14,
-                color=COLOURS["program"],
+                color=COLORS["program"],
                 alpha=0.6,
                 linewidths=0,
                 zorder=3,
@@ -93,11 +95,11 @@ def score_distributions(
                     zorder=4,
                     label="mean of all admissible samples" if place == 1 else None,
                 )
-        for colour, level in zip(LINES, levels, strict=False):
+        for color, reference in zip(LINES, references, strict=False):
             axes.axhline(
-                100 * level.score, color=colour, linestyle=(0, (5, 3)), linewidth=1.4, zorder=2.5
+                100 * reference.score, color=color, linestyle=(0, (5, 3)), linewidth=1.4, zorder=2.5
             )
-        _line_labels(axes, levels)
+        _line_labels(axes, references)
         names = [
             f"iteration {one.iteration}\n{len(one.scores)} programs"
             + (f"\nT = {one.temperature:.2f}" if one.temperature is not None else "")
@@ -112,17 +114,17 @@ def score_distributions(
         return figure
 
 
-def _line_labels(axes: Axes, levels: Sequence[ReferenceLine]) -> None:
-    """Names of the levels at the right edge, moved apart where they would overlap."""
+def _line_labels(axes: Axes, references: Sequence[ReferenceLine]) -> None:
+    """Label the reference lines at the right edge, moved apart if they would overlap."""
     low, high = axes.get_ylim()
     step = (high - low) * 0.05
-    order = sorted(range(len(levels)), key=lambda n: levels[n].score)
+    order = sorted(range(len(references)), key=lambda n: references[n].score)
     place = -np.inf
     for n in order:
-        score = 100 * levels[n].score
+        score = 100 * references[n].score
         place = max(score, place + step)
         axes.annotate(
-            f"{levels[n].name}  {score:.1f}",
+            f"{references[n].name}  {score:.1f}",
             xy=(1.0, score),
             xytext=(1.02, place),
             xycoords=axes.get_yaxis_transform(),
@@ -135,7 +137,7 @@ def _line_labels(axes: Axes, levels: Sequence[ReferenceLine]) -> None:
 
 
 def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
-    """What became of each iteration's samples: novel, duplicate, and why the rest was dropped."""
+    """Plot the shares of novel, duplicate and inadmissible samples of each iteration."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.9 + 0.5 * len(iterations)), layout="constrained")
         axes = figure.add_subplot()
@@ -145,11 +147,11 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
                 if status not in ("admitted", "duplicate"):
                     reasons[status] = reasons.get(status, 0) + count
         statuses = ["admitted", "duplicate", *sorted(reasons, key=lambda s: (-reasons[s], s))]
-        colours = [*SHARES, *(REFUSED[n % len(REFUSED)] for n in range(len(reasons)))]
+        colors = [*SHARES, *(REFUSED[n % len(REFUSED)] for n in range(len(reasons)))]
         names = {"admitted": "novel (admitted)", "duplicate": "duplicate"}
         left = np.zeros(len(iterations))
         rows = np.arange(len(iterations))
-        for status, colour in zip(statuses, colours, strict=True):
+        for status, color in zip(statuses, colors, strict=True):
             counts = np.array([one.counts.get(status, 0) for one in iterations])
             width = 100 * counts / np.array([one.samples for one in iterations])
             axes.barh(
@@ -157,13 +159,13 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
                 width,
                 left=left,
                 height=0.62,
-                color=colour,
+                color=color,
                 edgecolor="white",
                 label=names.get(status, status),
             )
             for row, (start, share) in enumerate(zip(left, width, strict=True)):
                 if share >= 4:
-                    ink = "white" if colour in ("#0072B2", "#D55E00", "#7D8791") else INK
+                    ink = "white" if color in ("#0072B2", "#D55E00", "#7D8791") else INK
                     axes.text(
                         start + share / 2,
                         row,
@@ -185,7 +187,7 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
         return figure
 
 
-def gains(rows: Sequence[Row]) -> Figure:
+def gains(rows: Sequence[TestRow]) -> Figure:
     """Differences from the seed on the test problems, with 95 % paired intervals."""
     rows = [row for row in rows if row.strict_gain is not None]
     with mpl.rc_context(STYLE):
@@ -193,31 +195,31 @@ def gains(rows: Sequence[Row]) -> Figure:
         axes = figure.add_subplot()
         for place, row in enumerate(rows):
             for gain, shift, face in (
-                (row.strict_gain, -0.13, COLOURS[row.kind]),
+                (row.strict_gain, -0.13, COLORS[row.kind]),
                 (row.flexible_gain, 0.13, "white"),
             ):
                 assert gain is not None
                 mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
                 if np.isfinite([low, high]).all():
-                    axes.plot([low, high], [place + shift] * 2, color=COLOURS[row.kind], lw=1.6)
+                    axes.plot([low, high], [place + shift] * 2, color=COLORS[row.kind], lw=1.6)
                 axes.scatter(
                     [mean],
                     [place + shift],
                     s=34,
                     facecolors=face,
-                    edgecolors=COLOURS[row.kind],
+                    edgecolors=COLORS[row.kind],
                     zorder=3,
                 )
-        axes.axvline(0, color=COLOURS["seed"], linewidth=1.2)
+        axes.axvline(0, color=COLORS["seed"], linewidth=1.2)
         axes.set_yticks(range(len(rows)), [_short(display_name(row.name)) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("points of test accuracy above the seed   ● strict   ○ flexible")
+        axes.set_xlabel("test accuracy minus the seed's (points)   ● strict   ○ flexible")
         return figure
 
 
-def development_against_test(rows: Sequence[Row], metric: str) -> Figure:
-    """Whether what was good on the development problems is good on the test problems."""
+def development_against_test(rows: Sequence[TestRow], metric: str) -> Figure:
+    """Plot test accuracy against development accuracy."""
     rows = [row for row in rows if row.development is not None]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 5.2), layout="constrained")
@@ -235,7 +237,7 @@ def development_against_test(rows: Sequence[Row], metric: str) -> Figure:
                 ],
                 fmt="o",
                 markersize=6,
-                color=COLOURS[row.kind],
+                color=COLORS[row.kind],
                 elinewidth=0.9,
                 alpha=0.85,
                 label=None if row.kind in seen else row.kind,
@@ -255,19 +257,21 @@ def development_against_test(rows: Sequence[Row], metric: str) -> Figure:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element; the same data give the same text.
+    """Return a figure as an <svg> element; the same data give the same text.
 
-    `name` keeps the ids of several figures in one page apart, and is what a screen reader says.
+    Args:
+        figure: to draw.
+        name: label for screen readers; also makes the ids of the page's figures distinct.
     """
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(KEPT_OUT))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(REMOVED_METADATA))
     text = buffer.getvalue()
     return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
 
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
-    """The figure as a PNG, for slides and for looking at it."""
+    """Return a figure as PNG."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.set_dpi(dpi)

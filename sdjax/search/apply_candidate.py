@@ -1,7 +1,8 @@
-"""A verified program on real weights: the model that it makes, or why it is refused after all.
+"""Apply a verified program to real weights.
 
-The probe tensors are small and few; what only the model's own weights bring to light ends in a
-verdict in the sandbox's words: non-finite, or too costly by fuel or memory of what was compiled.
+The probe tensors are small and few. What only the model's weights reveal becomes a verdict in the
+sandbox's terms: "non-finite", or "too costly" by loop iterations or by memory of the compiled
+merge.
 """
 
 from __future__ import annotations
@@ -19,29 +20,32 @@ from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.merging.engine import MergedModel
 from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.refusal import Refusal
-from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
+from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import RunContext
-from sdjax.search.types import Application, program_candidate
+from sdjax.search.types import Application, Program, program_candidate
 
 
 def apply_program(
-    bench: RunContext, identity: str, ir: str, setting: str
+    context: RunContext, program: Program, setting: str
 ) -> tuple[Application, MergedModel | None]:
-    """What to keep of it, and the merged model where the program stays admitted."""
-    name = program_candidate(identity)
-    program = verify_ir(ir, bench.signature)
-    algorithm = to_algorithm(program, name=name)
+    """Merge the models of a setting by a program.
+
+    Returns:
+        the result to store, and the merged model if the program remains admitted.
+    """
+    name = program_candidate(program.identity)
+    verified = context.verified_program(program)
+    algorithm = to_algorithm(verified, name=name)
     start = time.monotonic()
     merged, refusal = None, None
     try:
-        merged = bench.merge(algorithm, setting, max_memory=program.max_memory)
+        merged = context.merge(algorithm, setting, max_memory=verified.max_memory)
         if not merged.finite:
-            refusal = _why_not_finite(bench, algorithm, program, setting)
+            refusal = _why_not_finite(context, algorithm, verified, setting)
     except MemoryLimitExceeded:
-        message = "compiled for the model, the program takes more memory than it may"
+        message = "the compiled merge needs more memory than the limit"
         refusal = Refusal("too costly", "memory", message)
-    # Tracing, lowering and XLA may object to shapes and devices that were not probed; any other
-    # exception is a bug of ours and no verdict.
+    # JAX may reject shapes and devices that were not probed; any other exception is our bug.
     except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         message = f"the array program cannot be run on the model ({type(error).__name__})"
         refusal = Refusal("refused", "ir", message)
@@ -60,27 +64,32 @@ def apply_program(
 
 
 def _why_not_finite(
-    bench: RunContext, algorithm: Algorithm, program: VerifiedProgram, setting: str
+    context: RunContext, algorithm: Algorithm, verified: VerifiedProgram, setting: str
 ) -> Refusal:
-    """A loop that used up its fuel makes the result NaN as well; which it was is asked apart."""
-    if any(block.loops for _, block in program.programs.values()):
-        identity = f"fuel of {algorithm.identity}"
-        ended = dataclasses.replace(algorithm, identity=identity, function=_exhaustion(program))
-        if not bench.merge(ended, setting).finite:
-            limit = program.max_loop_iterations
+    """Return the reason for NaNs, which also mark a loop that reached its iteration limit."""
+    if any(block.loops for _, block in verified.programs.values()):
+        check = dataclasses.replace(
+            algorithm,
+            identity=f"loop limit of {algorithm.identity}",
+            function=_loop_limit_check(verified),
+        )
+        if not context.merge(check, setting).finite:
+            limit = verified.max_loop_iterations
             message = f"a `while` loop did not end within {limit} iterations on the model"
             return Refusal("too costly", "loop-iterations", message)
-    message = "the merged weights hold NaN or infinite values; guard divisions, logarithms, roots"
+    message = (
+        "the merged weights contain NaN or infinite values; guard divisions, logarithms and roots"
+    )
     return Refusal("non-finite", "weights", message)
 
 
-def _exhaustion(program: VerifiedProgram) -> Any:
-    """An algorithm's function: zero where all loops of the program end, else NaN."""
+def _loop_limit_check(verified: VerifiedProgram) -> Any:
+    """Return a merge function whose result is zero if all loops end within the limit, else NaN."""
 
-    def call(task_vectors: Any, **asked: Any) -> Any:
-        result, exhausted = program.run(task_vectors, **asked)
+    def merge_models(task_vectors: Any, **arguments: Any) -> Any:
+        result, exhausted = verified.run(task_vectors, **arguments)
         return jax.tree.map(
             lambda leaf: jnp.where(exhausted, jnp.nan, jnp.zeros_like(leaf)), result
         )
 
-    return call
+    return merge_models

@@ -1,29 +1,38 @@
-"""What a run is told to do: frozen, validated dataclasses, one section each.
+"""Configuration of a run: the schema of its YAML file, one frozen dataclass per section.
 
-`sdjax.search.config_reader` reads them from YAML. Every default that the paper leaves open is
-written down here; its own values stand in configs/paper-mistral-7b.yaml.
+Defaults are the project's own. The paper's settings are in configs/paper-mistral-7b.yaml.
 """
 
+from __future__ import annotations
+
 import itertools
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+import sdjax
 from sdjax.core.config import (
     STRICT,
     NonEmptyStr,
     NonNegativeFloat,
+    NonNegativeInt,
     Percent,
     PositiveFloat,
     PositiveInt,
+    dataclass_from,
+    read_dataclass,
 )
+from sdjax.core.errors import UserError
+from sdjax.decoding.config import DecoderConfig
 from sdjax.sandbox.config import SandboxConfig
-from sdjax.search.pairs import PairSettings
 from sdjax.sharding.mesh import MeshConfig
+from sdjax.training.config import DPOConfig
+
+CONFIG_FOLDER = Path(sdjax.__file__).parent / "configs"
 
 Hyperparameter = bool | int | float | str
 Grid = dict[str, dict[str, Annotated[tuple[Hyperparameter, ...], Field(min_length=1)]]]
@@ -34,15 +43,15 @@ class ExpertConfig:
     """One expert.
 
     Attributes:
-        model: "zoo:NAME", a folder, or a hub's name of a folder that is on this machine.
-        description: one line for the generator's prompt.
+        model: "zoo:NAME", a folder, or the Hugging Face name of a model on this machine.
+        description: one line about the expert, for the generator's prompt.
     """
 
     model: NonEmptyStr
     description: str = ""
 
     @model_validator(mode="after")
-    def _one_line(self) -> "ExpertConfig":
+    def _check_description(self) -> ExpertConfig:
         if len(self.description.splitlines()) > 1:
             raise ValueError("description must be one line")
         return self
@@ -50,52 +59,38 @@ class ExpertConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskConfig:
-    """What is scored.
+    """The task that models are scored on.
 
     Attributes:
         name: of a task, the path of a .jsonl file of problems, or module:Class of a task.
-        data: a file or folder with the task's problems; null asks the Hugging Face hub.
-        development, test: problems of each split; null takes what the task has.
-        shots: worked examples before each problem; null shows as many as the task's own.
-        prompt: how a problem is put to the models; the same for all merges of a run.
-        metric: the reading of an answer by which programs are ranked.
+        data: a file or folder with the task's problems; null reads them from the Hugging Face hub.
+        development: number of development problems; null takes the task's default.
+        test: number of test problems; null takes the task's default.
+        shots: number of worked examples before each problem; null takes the task's default.
+        prompt: whether problems are prompted as plain text or through the chat template.
+        metric: the answer filter whose accuracy ranks the programs.
     """
 
     name: NonEmptyStr
     data: NonEmptyStr | None = None
     development: PositiveInt | None = None
     test: PositiveInt | None = None
-    shots: Annotated[int, Field(ge=0)] | None = None
+    shots: NonNegativeInt | None = None
     prompt: Literal["plain", "chat"] = "plain"
     metric: Literal["strict", "flexible"] = "strict"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class DecodingConfig:
-    """The sizes that decoding is compiled for: `sdjax.decoding.config.DecoderConfig`."""
-
-    slots: PositiveInt = 64
-    rows: PositiveInt = 32
-    buckets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 64, 128, 256)
-    max_new_tokens: PositiveInt = 64
-
-    @model_validator(mode="after")
-    def _sizes(self) -> "DecodingConfig":
-        if self.rows > self.slots:
-            raise ValueError(f"rows ({self.rows}) must be at most slots ({self.slots})")
-        if list(self.buckets) != sorted(set(self.buckets)):
-            raise ValueError(f"buckets {list(self.buckets)} must be distinct and ascending")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerationConfig:
-    """How the generator samples programs.
+    """How programs are sampled from the generator.
 
     Attributes:
-        prompt: file of sdjax/programs/prompts without its ending.
-        samples: an iteration.
-        temperature, slope: iteration t samples at temperature / (1 + slope (t - 1)).
+        prompt: name of a file in sdjax/programs/prompts, without its extension.
+        samples: number of samples per iteration.
+        temperature: sampling temperature of the first iteration.
+        slope: iteration t samples at temperature / (1 + slope * (t - 1)).
+        top_p: nucleus sampling threshold.
+        decoding: sizes of the generator's decoder.
     """
 
     prompt: NonEmptyStr = "full"
@@ -103,88 +98,66 @@ class GenerationConfig:
     temperature: PositiveFloat = 1.2
     slope: NonNegativeFloat = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    decoding: DecodingConfig = Field(default_factory=DecodingConfig)
+    decoding: DecoderConfig = Field(default_factory=DecoderConfig)
 
     def temperature_at(self, iteration: int) -> float:
-        """The temperature of iteration 1, 2, …"""
+        """Return the temperature of an iteration, counted from 1."""
         return self.temperature / (1 + self.slope * (iteration - 1))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelectionConfig:
-    """Winners, losers and pairs; the same as `sdjax.search.pairs.PairSettings`."""
-
-    winners_percent: Percent = 3.0
-    losers_percent: Percent = 10.0
-    elites: Annotated[int, Field(ge=0)] = 3
-    min_gap: NonNegativeFloat = 0.0
-    min_change: NonNegativeFloat = 1e-3
-    max_pairs: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _shares(self) -> "SelectionConfig":
-        if self.winners_percent + self.losers_percent > 100:
-            raise ValueError(
-                f"winners_percent ({self.winners_percent}) and losers_percent "
-                f"({self.losers_percent}) must sum to at most 100"
-            )
-        return self
-
-    def settings(self) -> PairSettings:
-        return PairSettings(**asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TrainingConfig:
-    """One round of DPO after each iteration.
+    """How preference pairs are made of scored programs.
 
     Attributes:
-        enabled: false leaves the generator as it is: the control of equal budget.
-        steps, epochs: the length of a round, by one of the two.
-        reference: "policy" is the generator at the start of the round, "seed" no adapter.
-        nll_weight: weight of the likelihood of the winner; 0 as in the paper.
+        chosen_percent: share of the distinct scored programs on the chosen side, the best ones.
+        rejected_percent: share on the rejected side, the worst ones.
+        elites: best programs of each earlier iteration that join the chosen side.
+        min_gap: smallest difference of scores within a pair.
+        min_change: smallest change of the seed (see `sdjax.search.types.Application`) that a
+            chosen program must make.
+        max_pairs: more pairs than this are subsampled; null keeps all.
     """
 
-    enabled: bool = True
-    beta: PositiveFloat = 0.01
-    learning_rate: PositiveFloat = 1e-6
-    steps: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
-    batch: PositiveInt = 8
-    warmup: Annotated[int, Field(ge=0)] = 0
-    rank: PositiveInt = 256
-    alpha: PositiveFloat = 256.0
-    nll_weight: NonNegativeFloat = 0.0
-    reference: Literal["policy", "seed"] = "policy"
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {
+        "winners_percent": "chosen_percent",
+        "losers_percent": "rejected_percent",
+    }
+
+    chosen_percent: Percent = 3.0
+    rejected_percent: Percent = 10.0
+    elites: NonNegativeInt = 3
+    min_gap: NonNegativeFloat = 0.0
+    min_change: NonNegativeFloat = 1e-3
+    max_pairs: NonNegativeInt | None = None
 
     @model_validator(mode="after")
-    def _length(self) -> "TrainingConfig":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give one of steps and epochs")
+    def _check_percentages(self) -> SelectionConfig:
+        if self.chosen_percent + self.rejected_percent > 100:
+            raise ValueError(
+                f"chosen_percent ({self.chosen_percent}) and rejected_percent "
+                f"({self.rejected_percent}) must sum to at most 100"
+            )
         return self
-
-    def steps_for(self, pairs: int) -> int:
-        """Updates of a round over so many pairs."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None  # by _length
-        return max(1, math.ceil(self.epochs * pairs / self.batch))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BaselinesConfig:
-    """Human-designed methods, tuned on the development problems.
+    """Human-designed methods to compare with, tuned on the development problems.
+
+    A grid maps methods to hyperparameters to values; every combination is scored. A method without
+    hyperparameters ({}) is scored once, with its defaults.
 
     Attributes:
-        paper, fine: grids: method -> hyperparameter -> values; every combination is scored.
-            A method without hyperparameters ({}) is scored once, with its defaults.
+        paper: the grid of the paper.
+        fine: a finer grid.
     """
 
     paper: Grid = Field(default_factory=dict)
     fine: Grid = Field(default_factory=dict)
 
     def combinations(self, grid: Literal["paper", "fine"]) -> list[tuple[str, dict[str, Any]]]:
-        """(method, hyperparameters) of each point of a grid, in the order of the file."""
+        """Return (method, hyperparameters) of each point of a grid, in the order of the file."""
         return [
             (method, dict(zip(axes, values, strict=True)))
             for method, axes in getattr(self, grid).items()
@@ -194,23 +167,34 @@ class BaselinesConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TestConfig:
-    """Attributes: top_k: programs, by development score, that are scored on the test problems."""
+    """The final test.
 
-    __test__ = False  # pytest takes classes named Test… for tests
+    Attributes:
+        top_k: number of programs, by development score, that are scored on the test problems.
+    """
+
+    __test__ = False  # pytest would collect a class named Test…
 
     top_k: PositiveInt = 15
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """One run of the loop.
+    """One run of the search.
 
     Attributes:
-        seed: the model that is to be improved, and that generators have their weights from.
-        generator: a PEFT adapter of the seed, as `sdjax train` writes it with `save: adapter`, with
-            which the first generator begins; without it that writes as the seed does.
+        name: of the run, shown in its report.
+        seed: the model to be improved; generators start from its weights.
+        generator: PEFT adapter of the seed, written by `sdjax train` with `save: adapter`, with
+            which the first generator starts; null starts from the seed itself.
+        experts: slot -> expert; the slots are expert_1, expert_2, …
+        transfer: experts on which the best programs are tested again; empty skips that.
         scope: mlp, attention, all, or glob patterns over tensor paths.
+        iterations: number of iterations.
+        rng_seed: seed of all random numbers of the run.
     """
+
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"random": "rng_seed"}
 
     name: NonEmptyStr
     seed: NonEmptyStr
@@ -222,35 +206,67 @@ class RunConfig:
     task: TaskConfig
     generation: GenerationConfig
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
-    training: TrainingConfig
-    evaluation: DecodingConfig = Field(default_factory=DecodingConfig)
+    training: DPOConfig
+    evaluation: DecoderConfig = Field(default_factory=DecoderConfig)
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     baselines: BaselinesConfig = Field(default_factory=BaselinesConfig)
     test: TestConfig = Field(default_factory=TestConfig)
-    random: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     mesh: MeshConfig = Field(default_factory=MeshConfig)
 
     @model_validator(mode="after")
-    def _slots(self) -> "RunConfig":
-        wanted = [f"expert_{n + 1}" for n in range(len(self.experts))]
+    def _check_slots(self) -> RunConfig:
         for key, experts in (("experts", self.experts), ("transfer", self.transfer)):
-            if experts and sorted(experts) != sorted(wanted):
+            if experts and sorted(experts) != sorted(self.slots):
                 raise ValueError(
-                    f"the slots of {key} must be {', '.join(wanted)}, not {', '.join(experts)}"
+                    f"the slots of {key} must be {', '.join(self.slots)}, not {', '.join(experts)}"
                 )
         return self
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """expert_1 … expert_k, in the order in which arrays cross jit boundaries."""
+        """The slots in order: expert_1, …, expert_k."""
         return tuple(f"expert_{n + 1}" for n in range(len(self.experts)))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-compatible form; `sdjax.search.config_reader.config_from` is the inverse."""
+        """Return the config as plain data; `config_from` is the inverse."""
         return asdict(self)
 
 
+def find_config(path: str | Path) -> Path:
+    """Return the file at `path`, or the shipped config of that name.
+
+    "configs/demo.yaml" and "demo" work from any folder.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    shipped = CONFIG_FOLDER / f"{path.stem}.yaml"
+    if path.parent in (Path("."), Path("configs")) and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(file.stem for file in CONFIG_FOLDER.glob("*.yaml")))
+    raise UserError(f"{path}: config not found; give a YAML file or a shipped config: {names}")
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the config of a run.
+
+    Args:
+        path: see `find_config`.
+        overrides: see `sdjax.core.config.read_dataclass`.
+    """
+    return read_dataclass(RunConfig, find_config(path), overrides)
+
+
+def config_from(data: Mapping[str, Any], where: str) -> RunConfig:
+    """Return the config of plain data, such as a store contains; `where` starts error messages."""
+    return dataclass_from(RunConfig, data, where)
+
+
 def method_candidate(method: str, hyperparameters: Mapping[str, Any]) -> str:
-    """The candidate's name of a human-designed method: "method:ties(density=0.4,scale=0.6)"."""
+    """Return the candidate name of a method, such as "method:ties(density=0.4,scale=0.6)"."""
     inside = ",".join(f"{name}={value}" for name, value in sorted(hyperparameters.items()))
     return f"method:{method}({inside})"

@@ -1,4 +1,4 @@
-"""All that a run works with, loaded once: models, task, decoders, merger, sandbox contract."""
+"""Everything that a run works with, loaded once: models, task, decoders, mergers, signature."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
+from sdjax.core.random_keys import fold_in_name
 from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.prompts import PromptedProblem, build_prompts
@@ -34,32 +36,60 @@ from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten
 from sdjax.programs.prompts import render
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.search.config import DecodingConfig, ExpertConfig, RunConfig
-from sdjax.search.types import DEVELOPMENT, MAIN, TEST
+from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
+from sdjax.search.config import ExpertConfig, RunConfig
+from sdjax.search.types import DEVELOPMENT, MAIN, TEST, Program
 from sdjax.training.warmstart import name_of
 
 TRANSFER = "transfer"
 
+Params = dict[str, Any]
+
+
+def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
+    """Return the random key of one purpose, independent of all others.
+
+    Args:
+        rng_seed: of the run.
+        purpose: name of the purpose, such as "merge".
+        numbers: such as the iteration.
+    """
+    key = fold_in_name(jax.random.key(rng_seed), purpose)
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext:
-    """The loaded parts of a run; nothing here changes while it runs.
+    """The loaded parts of a run. Only `verified`, a cache, changes during the run.
 
     Attributes:
-        seed: nested dict of the seed's arrays.
-        experts: by setting, the trees of the experts in slot order, tensors in scope alone.
-        mergers: by setting.
-        warm: the adapter that the first generator begins with, where the configuration has one.
-        training_identities: of the programs that the first generator was trained on, as the first
-            64 bits of each identity, sorted; None where its folder does not tell.
+        config: of the run.
+        model: architecture of the seed and the experts.
+        tokenizer: of the seed.
+        mesh: devices of the run; None on a single device.
+        seed: parameters of the seed.
+        experts: setting -> parameters in scope of each expert, in slot order.
+        mergers: setting -> merger of the seed and the setting's experts.
+        task: that models are scored on.
+        problems: split -> problems with their prompts.
+        generator_decoder: samples programs.
+        eval_decoder: solves problems.
+        signature: that programs are verified against.
+        prompt: of the generator.
+        initial_adapter: adapter with which the first generator starts, if the config names one.
+        training_identities: sorted first 64 bits of the identities of the programs that the first
+            generator was trained on; None if its folder does not list them.
+        verified: identity -> verified program, as far as this process has verified it.
     """
 
     config: RunConfig
     model: ModelConfig
     tokenizer: Tokenizer
     mesh: Mesh | None
-    seed: dict
-    experts: Mapping[str, Sequence[dict]]
+    seed: Params
+    experts: Mapping[str, Sequence[Params]]
     mergers: Mapping[str, Merger]
     task: Task
     problems: Mapping[str, Sequence[PromptedProblem]]
@@ -69,67 +99,72 @@ class RunContext:
     prompt: str
     initial_adapter: Adapter | None
     training_identities: np.ndarray | None
+    verified: dict[str, VerifiedProgram] = dataclasses.field(default_factory=dict)
+
+    def key(self, purpose: str, *numbers: int) -> jax.Array:
+        """Return the random key of one purpose; see `run_key`."""
+        return run_key(self.config.rng_seed, purpose, *numbers)
 
     @cached_property
-    def key(self) -> jax.Array:
-        return jax.random.key(self.config.random)
+    def compute_seed(self) -> Params:
+        """The seed's parameters in the dtype that training computes in."""
+        dtype = self.generator_decoder.compute_dtype
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), self.seed)
 
-    def fold(self, purpose: str, *numbers: int) -> jax.Array:
-        """The random key of one use, whatever else was drawn before it."""
-        key = jax.random.fold_in(self.key, int.from_bytes(purpose.encode()[:4].ljust(4), "big"))
-        for number in numbers:
-            key = jax.random.fold_in(key, number)
-        return key
-
-    @cached_property
-    def compute_seed(self) -> dict:
-        """The seed in the dtype that training computes in."""
-        return jax.tree.map(
-            lambda leaf: leaf.astype(self.generator_decoder.compute_dtype), self.seed
-        )
-
-    def fresh_adapter(self) -> Adapter:
-        """The adapter of the first generator."""
+    def new_adapter(self) -> Adapter:
+        """Return the adapter of the first generator."""
         training = self.config.training
         adapter = self.initial_adapter or init_adapter(
-            self.model, self.fold("adapter"), rank=training.rank, alpha=training.alpha
+            self.model, self.key("adapter"), rank=training.rank, alpha=training.alpha
         )
         return adapter if self.mesh is None else shard_adapter(adapter, self.model, self.mesh)
+
+    def verified_program(self, program: Program) -> VerifiedProgram:
+        """Return the verified program of a stored one; it is verified only on first use."""
+        if program.identity not in self.verified:
+            self.verified[program.identity] = verify_ir(program.ir, self.signature)
+        return self.verified[program.identity]
 
     def merge(
         self, algorithm: Algorithm, setting: str = MAIN, *, max_memory: int | None = None
     ) -> MergedModel:
-        """The seed with the algorithm's merged task vector added to the tensors in scope.
+        """Add the algorithm's merged task vector to the seed's tensors in scope.
 
-        Raises MemoryLimitExceeded where a compiled program takes more than ``max_memory`` bytes.
+        Args:
+            algorithm: to merge with.
+            setting: whose experts are merged.
+            max_memory: largest number of bytes that a compiled merge may need.
+
+        Raises:
+            MemoryLimitExceeded: a compiled merge needs more than `max_memory` bytes.
         """
-        merger = self.mergers[setting]
-        return merger(algorithm, key=self.fold("merge"), max_memory=max_memory)
+        return self.mergers[setting](algorithm, key=self.key("merge"), max_memory=max_memory)
 
-    def with_expert(self, index: int, setting: str = MAIN) -> dict:
-        """The seed with the tensors in scope of one expert."""
+    def with_expert(self, index: int, setting: str = MAIN) -> Params:
+        """Return the seed's parameters with one expert's tensors in scope."""
 
-        def take(task_vectors):
+        def merge_models(task_vectors: Mapping[str, jax.Array]) -> jax.Array:
             return list(task_vectors.values())[index]
 
-        return self.merge(Algorithm.from_function(take, name=f"expert_{index + 1}"), setting).params
+        algorithm = Algorithm.from_function(merge_models, name=f"expert_{index + 1}")
+        return self.merge(algorithm, setting).params
 
     def was_trained_on(self, identity: str) -> bool | None:
-        """Whether the first generator was trained on this program; None where nobody knows."""
+        """Return whether the first generator was trained on a program; None if unknown."""
         if self.training_identities is None:
             return None
         return bool(np.isin(np.uint64(int(identity[:16], 16)), self.training_identities))
 
 
 def build_context(config: RunConfig) -> RunContext:
-    """Loads everything that the configuration names, and checks that it fits together.
+    """Load everything that the config names and check that it fits together.
 
     Raises:
         UserError: a missing folder, a damaged file, an expert whose tensors do not match the
-            seed's, a generator for another model or of another rank, a mesh that the devices do
-            not make up.
+            seed's, a generator for another model or of another rank, or a mesh that does not match
+            the devices.
     """
-    task = _task(config)
+    task = _load_task(config)
     mesh = config.mesh.make(default_axis="tensor")
     folder = model_folder(config.seed)
     model, seed = load_model(folder, mesh=mesh)
@@ -141,7 +176,7 @@ def build_context(config: RunConfig) -> RunContext:
         setting: [_read_expert(named[slot], model, paths, mesh) for slot in config.slots]
         for setting, named in settings.items()
     }
-    # Throw-away programs run a few times each: compiling them fast matters more than running.
+    # Each program runs only a few times, so fast compilation matters more than fast execution.
     compile_cache = CompileCache(quick=True)
     mergers = {
         setting: Merger(
@@ -156,7 +191,6 @@ def build_context(config: RunConfig) -> RunContext:
     }
     shapes = {path: (kind_of(path), specs[path].shape) for path in paths}
     signature = MergeSignature.of(config.slots, shapes, config.sandbox)
-    descriptions = {slot: expert.description for slot, expert in config.experts.items()}
     generator = None if config.generator is None else model_folder(config.generator)
     return RunContext(
         config=config,
@@ -168,12 +202,12 @@ def build_context(config: RunConfig) -> RunContext:
         mergers=mergers,
         task=task,
         problems={
-            split: _problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
+            split: _load_problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
         },
-        generator_decoder=_decoder(model, tokenizer, config.generation.decoding, mesh),
-        eval_decoder=_decoder(model, tokenizer, config.evaluation, mesh),
+        generator_decoder=_build_decoder(model, tokenizer, config.generation.decoding, mesh),
+        eval_decoder=_build_decoder(model, tokenizer, config.evaluation, mesh),
         signature=signature,
-        prompt=_prompt(config, descriptions, tokenizer),
+        prompt=_generator_prompt(config, tokenizer),
         initial_adapter=None
         if generator is None
         else _read_generator(config, generator, model, folder),
@@ -181,102 +215,97 @@ def build_context(config: RunConfig) -> RunContext:
     )
 
 
-def _prompt(config: RunConfig, descriptions: Mapping[str, str], tokenizer: Tokenizer) -> str:
-    """What the generator is asked, which has to fit its decoder before anything is computed."""
-    wanted = config.generation
+def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
+    """Return the generator's prompt, which must fit into its decoder."""
+    name = config.generation.prompt
     prompt = render(
-        wanted.prompt,
+        name,
         slots=config.slots,
-        descriptions=descriptions,
+        descriptions={slot: expert.description for slot, expert in config.experts.items()},
         chat=tokenizer.as_prompt,
     )
-    length, longest = len(tokenizer.encode_prompt(prompt)), wanted.decoding.buckets[-1]
-    if length > longest:
+    length = len(tokenizer.encode_prompt(prompt))
+    largest = config.generation.decoding.buckets[-1]
+    if length > largest:
         raise UserError(
-            f"generation.decoding.buckets: the prompt {wanted.prompt!r} has {length} tokens, more "
-            f"than the largest bucket ({longest}); add one of {length} or more"
+            f"generation.decoding.buckets: the prompt {name!r} has {length} tokens, more than the "
+            f"largest bucket ({largest}); add a bucket of {length} or more"
         )
     return prompt
 
 
-def _task(config: RunConfig) -> Task:
-    wanted = config.task
+def _load_task(config: RunConfig) -> Task:
     return find_task(
-        wanted.name,
-        data=wanted.data,
-        shots=wanted.shots,
-        development=wanted.development,
-        test=wanted.test,
+        config.task.name,
+        data=config.task.data,
+        shots=config.task.shots,
+        development=config.task.development,
+        test=config.task.test,
         allow_missing=config.sandbox.allow_missing,
     )
 
 
-def _problems(
+def _load_problems(
     task: Task, split: str, config: RunConfig, tokenizer: Tokenizer
 ) -> Sequence[PromptedProblem]:
-    """The problems of a split as they are put to every model of the run."""
+    """Return the problems of a split with the prompts that every model of the run gets."""
     problems = build_prompts(
         task, problems_of(task, split), tokenizer, chat=config.task.prompt == "chat"
     )
     if not problems:
-        raise UserError(f"task {task.name}: has no {split} problem; see task.development and .test")
-    longest = config.evaluation.buckets[-1]
-    if all(len(one.tokens) > longest for one in problems):
+        raise UserError(
+            f"task {task.name}: there are no {split} problems; check task.development and task.test"
+        )
+    largest = config.evaluation.buckets[-1]
+    if all(len(problem.tokens) > largest for problem in problems):
         raise UserError(
             f"task {task.name}: every {split} prompt is longer than the largest of "
-            f"evaluation.buckets ({longest}); add a larger one"
+            f"evaluation.buckets ({largest}); add a larger bucket"
         )
     return problems
 
 
 def _read_expert(
     expert: ExpertConfig, seed: ModelConfig, paths: Sequence[str], mesh: Mesh | None
-) -> dict:
+) -> Params:
     folder = model_folder(expert.model)
-    found = read_model_config(folder)
-    theirs, ours = param_specs(found), param_specs(seed)
+    expert_specs, seed_specs = param_specs(read_model_config(folder)), param_specs(seed)
     for path in paths:
-        if path not in theirs:
+        if path not in expert_specs:
             raise UserError(
-                f"{folder}: has no tensor {path}, which the seed has; use its fine-tunes"
+                f"{folder}: tensor {path} of the seed is missing; experts must be fine-tunes of "
+                "the seed"
             )
-        if theirs[path].shape != ours[path].shape:
+        if expert_specs[path].shape != seed_specs[path].shape:
             raise UserError(
-                f"{folder}: tensor {path} has shape {theirs[path].shape}, the seed's is "
-                f"{ours[path].shape}; experts must be fine-tunes of the seed"
+                f"{folder}: tensor {path} has shape {expert_specs[path].shape}, the seed's has "
+                f"{seed_specs[path].shape}; experts must be fine-tunes of the seed"
             )
     return load_model(folder, paths=paths, mesh=mesh)[1]
 
 
 def _read_generator(config: RunConfig, folder: Path, model: ModelConfig, seed: Path) -> Adapter:
     adapter, training = read_adapter(folder, model, model=seed), config.training
-    (rank, *others) = {
-        leaf.shape[0] for path, leaf in flatten(adapter.factors).items() if path.endswith("/a")
-    }
-    if others or (rank, adapter.scale * rank) != (training.rank, training.alpha):
+    ranks = {leaf.shape[0] for path, leaf in flatten(adapter.factors).items() if path[-2:] == "/a"}
+    rank = min(ranks)
+    alpha = adapter.scale * rank
+    if len(ranks) > 1 or (rank, alpha) != (training.rank, training.alpha):
         raise UserError(
-            f"{folder}: its rank is {rank} and its alpha {adapter.scale * rank:g}, training.rank "
-            f"is {training.rank} and training.alpha {training.alpha:g}; make them equal"
+            f"{folder}: has rank {rank} and alpha {alpha:g}, but training.rank is {training.rank} "
+            f"and training.alpha is {training.alpha:g}; make them equal"
         )
     return adapter
 
 
-def _decoder(
-    model: ModelConfig, tokenizer: Tokenizer, sizes: DecodingConfig, mesh: Mesh | None
+def _build_decoder(
+    model: ModelConfig, tokenizer: Tokenizer, config: DecoderConfig, mesh: Mesh | None
 ) -> Decoder:
-    settings = DecoderConfig(
-        slots=sizes.slots,
-        prefill_batch=sizes.rows,
-        buckets=sizes.buckets,
-        max_new_tokens=sizes.max_new_tokens,
-    )
-    longest = settings.buckets[-1] + settings.max_new_tokens
-    if longest > model.max_seq_len:
+    length = config.buckets[-1] + config.max_new_tokens
+    if length > model.max_seq_len:
         raise UserError(
-            f"decoding: the largest bucket and max_new_tokens make {longest} tokens, more than "
-            f"the model's context of {model.max_seq_len}; lower one of them"
+            f"decoding: the largest bucket and max_new_tokens sum to {length} tokens, more than "
+            f"the model's {model.max_seq_len}; lower one of them"
         )
-    # On the CPU bfloat16 is slower than float32; accelerators compute in what is stored.
+    # bfloat16 is slower than float32 on the CPU; accelerators compute in the stored dtype.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return Decoder(model, settings, stop_token_ids=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
-
+    return Decoder(model, config, stop_token_ids=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)

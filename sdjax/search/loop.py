@@ -1,9 +1,10 @@
-"""The loop: generate, admit, apply, score, refine, again and again; then the test, once."""
+"""The search loop: generate, judge, score, refine, repeat; then test once."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from sdjax.search.context import TRANSFER, RunContext, build_context
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.phases import (
     choose_pairs,
-    development_scores,
     generate,
     judge,
     refine,
@@ -32,170 +32,179 @@ from sdjax.search.phases import (
     score_programs,
     scored_samples,
 )
+from sdjax.search.ranking import best_method, complete_scores, ranked_programs
 from sdjax.search.store import Store
-from sdjax.search.types import (
-    MAIN,
-    TEST,
-    Checkpoint,
-    Lineage,
-    Setting,
-)
+from sdjax.search.types import MAIN, TEST, Checkpoint, Lineage, Setting
 
-GENERATORS = "generators"
+GENERATORS_FOLDER = "generators"
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, folder: Path, *, say: Say = lambda line: None) -> None:
-    """Runs the loop in a folder, or goes on with the run that it holds.
+def run_search(config: RunConfig, folder: Path) -> None:
+    """Run the search in a folder, or resume the run that the folder contains.
 
-    A run that is killed at any point and started again ends with the same result. On several
-    processes every one calls this, on a folder that they share.
+    Afterwards the folder contains the store `run.sqlite` and the generators' checkpoints. The
+    result of a run that was killed and resumed is identical to that of an uninterrupted run. On
+    several processes every process calls this function with the same shared folder.
+
+    Progress is logged, one line per iteration.
 
     Args:
-        config: of the run; that of the folder's run, where there is one.
-        folder: gets the store and the generators.
-        say: called with one line of news a phase.
+        config: of the run; for an existing run it must equal the run's own config.
+        folder: of the run; created if it does not exist.
 
     Raises:
-        UserError: anything that the user can mend; what was computed is kept.
+        UserError: a problem that the user can fix, such as a missing model. Results are kept.
+
+    Examples:
+        The whole loop on the tiny models that ship with the package takes a few minutes:
+
+        >>> from pathlib import Path
+        >>> from sdjax.search.config import read_config
+        >>> config = read_config("demo", ["iterations=1", "generation.samples=32"])
+        >>> config.slots
+        ('expert_1', 'expert_2', 'expert_3')
+        >>> run_search(config, Path("runs/first"))  # doctest: +SKIP
     """
     check_methods(config)
-    bench = build_context(config)
+    context = build_context(config)
     with open_store(config, folder) as store:
-        _save_settings(bench, store)
-        with GeneratorCheckpoints(folder / GENERATORS) as checkpoints:
-            with timed(store, 0, "baselines"):
-                score_baselines(bench, store)
-            scores = development_scores(bench, store)
-            best = max(tuned_methods(bench, store), key=scores.__getitem__, default="seed")
-            say(f"baselines: seed {scores['seed']:.3f}, best {best} {scores[best]:.3f}")
-            with open_sandbox(bench) as sandbox:
+        _save_settings(context, store)
+        with GeneratorCheckpoints(folder / GENERATORS_FOLDER) as checkpoints:
+            with _timed(store, 0, "baselines"):
+                score_baselines(context, store)
+            logger.info("%s", _baseline_summary(context, store))
+            with open_sandbox(context) as sandbox:
                 for iteration in range(1, config.iterations + 1):
-                    iterate(bench, store, checkpoints, sandbox, iteration)
-                    say(_summary(bench, store, iteration))
-        with timed(store, 0, "test"):
-            test(bench, store)
+                    run_iteration(context, store, checkpoints, sandbox, iteration)
+                    logger.info("%s", _iteration_summary(context, store, iteration))
+        with _timed(store, 0, "test"):
+            run_test(context, store)
         store.finish()
 
 
-def iterate(
-    bench: RunContext,
+def run_iteration(
+    context: RunContext,
     store: Store,
     checkpoints: GeneratorCheckpoints,
     sandbox: Sandbox | None,
     iteration: int,
 ) -> None:
-    """One iteration; at its end the generator of the next one is on disk."""
-    config = bench.config
-    if config.training.enabled and iteration in _trained(store):
+    """Run one iteration; at its end the next iteration's generator is saved."""
+    config = context.config
+    trained = _trained_iterations(store)
+    if config.training.enabled and iteration in trained:
         return
-    adapter = generator(bench, store, checkpoints, iteration)
+    adapter = load_generator(context, store, checkpoints, iteration)
     temperature = config.generation.temperature_at(iteration)
-    parent = max((number for number in _trained(store) if number < iteration), default=None)
     if iteration not in {lineage.iteration for lineage in store.lineage()}:
+        parent = max((number for number in trained if number < iteration), default=None)
         store.save_lineage(
             Lineage(
                 iteration=iteration,
                 generator=config.generator or config.seed,
-                checkpoint=None if parent is None else _name(parent),
+                checkpoint=None if parent is None else _checkpoint_name(parent),
                 temperature=temperature,
             )
         )
-    with timed(store, iteration, "generate"):
+    with _timed(store, iteration, "generate"):
         generate(
-            bench,
+            context,
             store,
             adapter,
             iteration=iteration,
             count=config.generation.samples,
             temperature=temperature,
         )
-    with timed(store, iteration, "admit"):
-        judge(bench, store, sandbox, iteration=iteration)
-    with timed(store, iteration, "score"):
-        score_programs(bench, store, iteration=iteration)
-    pairs = choose_pairs(bench, store, iteration=iteration)
+    with _timed(store, iteration, "admit"):
+        judge(context, store, sandbox, iteration=iteration)
+    with _timed(store, iteration, "score"):
+        score_programs(context, store, iteration=iteration)
+    pairs = choose_pairs(context, store, iteration=iteration)
     if not config.training.enabled:
         return
-    with timed(store, iteration, "refine"):
-        # Without a pair there is nothing to learn from: the generator stays as it is.
-        trained = refine(bench, store, adapter, pairs, iteration=iteration) if pairs else adapter
-        # Every sample counts, so a checkpoint is as good as the generator that led to it.
-        sampled = [program.score for program in scored_samples(bench, store, iteration)]
-        checkpoints.save_adapter(iteration, trained, score=sum(sampled) / len(sampled))
+    with _timed(store, iteration, "refine"):
+        # Without pairs there is nothing to learn and the generator stays the same.
+        next_adapter = (
+            refine(context, store, adapter, pairs, iteration=iteration) if pairs else adapter
+        )
+        # The score of a checkpoint is the mean over all samples of the generator that led to it.
+        scores = [sample.score for sample in scored_samples(context, store, iteration)]
+        checkpoints.save_adapter(iteration, next_adapter, score=sum(scores) / len(scores))
         store.save_checkpoint(
             Checkpoint(
-                name=_name(iteration),
+                name=_checkpoint_name(iteration),
                 iteration=iteration,
-                path=f"{GENERATORS}/{iteration}",
+                path=f"{GENERATORS_FOLDER}/{iteration}",
                 detail={"pairs": len(pairs)},
             )
         )
 
 
-def generator(
-    bench: RunContext, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
+def load_generator(
+    context: RunContext, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
 ) -> Adapter:
-    """The adapter that samples in an iteration: the newest one trained before it."""
-    fresh = bench.fresh_adapter()
-    parents = [number for number in _trained(store) if number < iteration]
-    if not parents:
-        return fresh
-    return checkpoints.restore_adapter(max(parents), reference=fresh)[0]
+    """Return the adapter that an iteration samples from: the newest one trained before it."""
+    adapter = context.new_adapter()
+    earlier = [number for number in _trained_iterations(store) if number < iteration]
+    if not earlier:
+        return adapter
+    return checkpoints.restore_adapter(max(earlier), reference=adapter)[0]
 
 
-def test(bench: RunContext, store: Store) -> None:
-    """Scores the best programs and what they have to beat on the test problems, once.
+def run_test(context: RunContext, store: Store) -> None:
+    """Score the best programs and the baselines on the test problems, once.
 
-    The same programs are then scored, untouched, on the transfer experts.
+    The same programs are then scored, unchanged, on the transfer experts.
     """
-    scores = development_scores(bench, store)
-    programs = [
-        candidate
-        for name, candidate in store.candidates().items()
-        if candidate.kind == "program" and name in scores
-    ]
-    programs.sort(key=lambda candidate: (-scores[candidate.name], candidate.identity or ""))
-    best = programs[: bench.config.test.top_k]
-    methods = grid_methods(bench.config)
-    tuned = tuned_methods(bench, store)
-    experts = [expert_candidate(slot) for slot in bench.config.slots]
-    settings = [MAIN, *([TRANSFER] if bench.config.transfer else [])]
-    total = len(settings) * (len(best) + len(tuned) + len(experts) + 1)
-    with progress_bar("test", total) as advance:
+    config = context.config
+    programs = ranked_programs(store, config.task.metric)[: config.test.top_k]
+    methods = grid_methods(config)
+    experts = [expert_candidate(slot) for slot in config.slots]
+    baselines = ["seed", *experts, *tuned_methods(context, store)]
+    settings = [MAIN, *([TRANSFER] if config.transfer else [])]
+    with progress_bar("test", len(settings) * (len(baselines) + len(programs))) as advance:
         for setting in settings:
-            for name in ["seed", *experts, *tuned]:
-                score_baseline(bench, store, name, methods.get(name), TEST, setting)
+            for name in baselines:
+                score_baseline(context, store, name, methods.get(name), TEST, setting)
                 advance()
-            for candidate in best:
-                assert candidate.identity is not None
-                score_program(bench, store, candidate.identity, TEST, setting)
+            for program in programs:
+                assert program.identity is not None
+                score_program(context, store, program.identity, TEST, setting)
                 advance()
 
 
 @contextmanager
-def timed(store: Store, iteration: int, phase: str) -> Iterator[None]:
-    """Keeps how long a phase took, unless an earlier run of it is on record."""
+def _timed(store: Store, iteration: int, phase: str) -> Iterator[None]:
+    """Save the duration of a phase, unless it is saved already."""
     start = time.monotonic()
     yield
     if (iteration, phase) not in store.phases():
         store.save_phase(iteration, phase, time.monotonic() - start)
 
 
-def _summary(bench: RunContext, store: Store, iteration: int) -> str:
+def _baseline_summary(context: RunContext, store: Store) -> str:
+    metric = context.config.task.metric
+    scores = complete_scores(store, metric)
+    best = best_method(store, metric)
+    summary = f"baselines: seed {scores['seed']:.3f}"
+    return summary if best is None else f"{summary}, best method {best} {scores[best]:.3f}"
+
+
+def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str:
     samples = store.judged(iteration)
     admissible = sum(sample.admissible for sample in samples)
     novel = sum(sample.novel for sample in samples)
-    scores = [program.score for program in scored_samples(bench, store, iteration)]
+    scores = [sample.score for sample in scored_samples(context, store, iteration)]
     return (
         f"iteration {iteration}: {len(samples)} samples, {admissible} admissible, {novel} novel, "
         f"development score mean {sum(scores) / len(scores):.3f}, best {max(scores):.3f}"
     )
 
 
-def _save_settings(bench: RunContext, store: Store) -> None:
-    config = bench.config
+def _save_settings(context: RunContext, store: Store) -> None:
+    config = context.config
     if store.settings():
         return
     for name, experts in {MAIN: config.experts, TRANSFER: config.transfer}.items():
@@ -211,9 +220,9 @@ def _save_settings(bench: RunContext, store: Store) -> None:
             )
 
 
-def _trained(store: Store) -> set[int]:
+def _trained_iterations(store: Store) -> set[int]:
     return {checkpoint.iteration for checkpoint in store.checkpoints()}
 
 
-def _name(iteration: int) -> str:
+def _checkpoint_name(iteration: int) -> str:
     return f"generator-{iteration}"

@@ -1,8 +1,8 @@
-"""A run on one process or on several: what there is once, and what every process has.
+"""One run on several processes.
 
-The phases are one program that all processes run, each with a store of its own: the main process
-writes the file, the others a mirror in memory, so that all read the same and decide the same. The
-sandbox is the main process's; every process gets its verdicts.
+All processes execute the same phases, each with its own store: the main process writes the file,
+the others an in-memory mirror, so that all read the same and decide the same. The sandbox belongs
+to the main process; every process receives its verdicts.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ import jax
 from sdjax.isolation.confine import require_layers
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
-from sdjax.search.config import RunConfig
-from sdjax.search.config_reader import config_from
+from sdjax.search.config import RunConfig, config_from
 from sdjax.search.context import RunContext
-from sdjax.search.database import FILE
+from sdjax.search.database import DATABASE_FILE
 from sdjax.search.store import Store
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 
 def open_store(config: RunConfig, folder: Path) -> Store:
-    """The store of a new run, or of the run with this very configuration in the folder."""
+    """Open the store of a new run, or of the run with this config in the folder."""
     if jax.process_count() == 1:
         return _open_file(config, folder)
     if not is_main_process():
@@ -39,7 +38,7 @@ def open_store(config: RunConfig, folder: Path) -> Store:
 
 
 def stored_config(folder: Path) -> RunConfig:
-    """The configuration of the run in a folder."""
+    """Return the config of the run in a folder."""
 
     def read() -> bytes:
         with Store.open(folder) as store:
@@ -48,35 +47,41 @@ def stored_config(folder: Path) -> RunConfig:
     return config_from(json.loads(broadcast_from_main(read)), f"{folder}: its config")
 
 
-def open_sandbox(bench: RunContext) -> AbstractContextManager[Sandbox | None]:
-    """The sandbox, on the main process."""
+def open_sandbox(context: RunContext) -> AbstractContextManager[Sandbox | None]:
+    """Start the sandbox on the main process; None on the others."""
     if not is_main_process():
         return nullcontext()
-    settings = bench.config.sandbox
-    return Sandbox(bench.signature, settings.workers, allow_missing=settings.allow_missing)
+    config = context.config.sandbox
+    return Sandbox(context.signature, config.workers, allow_missing=config.allow_missing)
 
 
 def judge_all(
     sandbox: Sandbox | None, sources: Sequence[str]
 ) -> Iterator[tuple[int, Verdict, tuple[str, ...]]]:
-    """(index, verdict, layers it was given under) for every source, in order.
+    """Yield (index, verdict, confinement layers) of each source in order, on every process.
 
-    On every process, as soon as it is known.
+    Args:
+        sandbox: of the main process; None on the others.
+        sources: source texts.
     """
+    if jax.process_count() == 1:
+        assert sandbox is not None
+        yield from ((n, verdict, sandbox.layers) for n, verdict in sandbox.judge_all(sources))
+        return
     verdicts = iter(()) if sandbox is None else sandbox.judge_all(sources)
 
     def judge_next() -> bytes:
-        assert sandbox is not None  # the main process, which alone calls this, has it
+        assert sandbox is not None  # only the main process calls this
         _, verdict = next(verdicts)
         return json.dumps([verdict.to_dict(), sandbox.layers]).encode()
 
     for index in range(len(sources)):
-        fields, layers = json.loads(broadcast_from_main(judge_next))
-        yield index, Verdict.from_dict(fields), tuple(layers)
+        data, layers = json.loads(broadcast_from_main(judge_next))
+        yield index, Verdict.from_dict(data), tuple(layers)
 
 
 def _open_file(config: RunConfig, folder: Path) -> Store:
-    if (folder / FILE).exists():
+    if (folder / DATABASE_FILE).exists():
         store = Store.open(folder, write=True)
         store.check_config(config.to_json())
         return store

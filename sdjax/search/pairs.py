@@ -1,134 +1,141 @@
-"""From scored programs to preference pairs (DESIGN.md, decision 10).
+"""From scored samples to preference pairs.
 
-The percentages are of the distinct scored programs of one iteration. Nothing here depends on the
-order of its inputs, and the sampling is by hash, so it is the same on every machine and version.
+Percentages refer to the distinct scored programs of one iteration. The result does not depend on
+the order of the inputs, and subsampling is by hash, so it is the same on every machine.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """One program with its score.
-
-    identity: of the program; prompt: hash of the prompt it was sampled from, which an elite of an
-    earlier iteration keeps; text: the completion to train on; score: on the development set;
-    change: norm of the merged task vector over the experts' mean norm; number: of its first sample.
-    """
-
-    identity: str
-    prompt: str
-    text: str
-    score: float
-    change: float
-    iteration: int
-    number: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSettings:
-    """How winners and losers are chosen; the percentages are of distinct scored programs."""
-
-    winners_percent: float = 3.0
-    losers_percent: float = 10.0
-    elites: int = 3
-    min_gap: float = 0.0
-    min_change: float = 1e-3
-    max_pairs: int | None = None
+from sdjax.search.config import SelectionConfig
+from sdjax.search.ranking import rank_key
+from sdjax.search.store import Store
+from sdjax.search.types import ScoredSample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Winners (elites among them, best first) and losers (worst first), disjoint by identity."""
+    """The two sides of the pairs, disjoint by identity: chosen best first, rejected worst first."""
 
-    winners: tuple[Scored, ...]
-    losers: tuple[Scored, ...]
+    chosen: tuple[ScoredSample, ...]
+    rejected: tuple[ScoredSample, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A program to be preferred and one to be preferred less."""
+    """A preference pair."""
 
-    winner: Scored
-    loser: Scored
+    chosen: ScoredSample
+    rejected: ScoredSample
 
 
-def rank(programs: Iterable[Scored]) -> tuple[Scored, ...]:
-    """Distinct programs, best first; ties break by identity.
+def rank_samples(samples: Iterable[ScoredSample]) -> tuple[ScoredSample, ...]:
+    """Return the distinct samples, best first, ties by identity.
 
-    Of several samples with one identity, or one text, the first stands for all of them.
+    The first of several samples with the same identity, or the same prompt and text, is kept.
     """
-    seen: set[str] = set()
+    identities: set[str] = set()
     texts: set[tuple[str, str]] = set()
     distinct = []
-    for program in sorted(programs, key=lambda p: (p.iteration, p.number, p.identity, p.text)):
-        if program.identity in seen or (program.prompt, program.text) in texts:
+    for sample in sorted(samples, key=lambda s: (s.iteration, s.number, s.identity, s.text)):
+        if sample.identity in identities or (sample.prompt, sample.text) in texts:
             continue
-        seen.add(program.identity)
-        texts.add((program.prompt, program.text))
-        distinct.append(program)
-    return tuple(sorted(distinct, key=lambda p: (-p.score, p.identity)))
+        identities.add(sample.identity)
+        texts.add((sample.prompt, sample.text))
+        distinct.append(sample)
+    return tuple(sorted(distinct, key=lambda s: rank_key(s.score, s.identity)))
 
 
 def quota(count: int, percent: float, limit: int) -> int:
-    """How many `percent` of `count` programs are: rounded, at least two, at most `limit`."""
+    """Return `percent` of `count`, rounded, at least two, at most `limit`."""
     return min(max(2, int(count * percent / 100 + 0.5)), limit)
 
 
 def select(
-    current: Iterable[Scored],
-    earlier: Sequence[Iterable[Scored]],
-    settings: PairSettings,
+    current: Iterable[ScoredSample],
+    earlier: Sequence[Iterable[ScoredSample]],
+    config: SelectionConfig,
 ) -> Selection:
-    """Chooses winners and losers.
+    """Select the chosen and the rejected samples.
 
-    current: the scored programs of this iteration; earlier: those of each earlier iteration, of
-    which the `elites` best join the winners. A program that changes the seed by less than
-    `min_change` is passed over as a winner and as an elite, and may be a loser. With fewer than
-    four programs there are fewer than two of a side; with fewer than two, nobody to choose.
+    With fewer than four programs a side has fewer than two; with fewer than two both are empty.
+
+    Args:
+        current: scored samples of this iteration.
+        earlier: scored samples of each earlier iteration; its elites join the chosen side.
+        config: percentages and thresholds. A program that changes the seed by less than
+            `min_change` is never chosen, not even as an elite, but may be rejected.
     """
-    ranked = rank(current)
-    if len(ranked) < 2:
-        return Selection(winners=(), losers=())
-    able = [program for program in ranked if program.change >= settings.min_change]
-    # Half of the programs at most win, so that the least runs still have losers.
-    winners = able[: quota(len(ranked), settings.winners_percent, len(ranked) // 2)]
-    chosen = {program.identity for program in winners}
-    for programs in earlier:
-        able = [program for program in rank(programs) if program.change >= settings.min_change]
-        elites = able[: settings.elites]
-        winners += [elite for elite in elites if elite.identity not in chosen]
-        chosen |= {elite.identity for elite in elites}
-    rest = [program for program in reversed(ranked) if program.identity not in chosen]
-    losers = rest[: quota(len(ranked), settings.losers_percent, len(rest))]
-    winners.sort(key=lambda p: (-p.score, p.identity))
-    return Selection(winners=tuple(winners), losers=tuple(losers))
+    ranking = rank_samples(current)
+    if len(ranking) < 2:
+        return Selection(chosen=(), rejected=())
+    effective = [sample for sample in ranking if sample.change >= config.min_change]
+    # At most half of the programs are chosen, so that even the smallest runs reject some.
+    chosen = effective[: quota(len(ranking), config.chosen_percent, len(ranking) // 2)]
+    identities = {sample.identity for sample in chosen}
+    for samples in earlier:
+        effective = [one for one in rank_samples(samples) if one.change >= config.min_change]
+        elites = effective[: config.elites]
+        chosen += [elite for elite in elites if elite.identity not in identities]
+        identities |= {elite.identity for elite in elites}
+    rest = [sample for sample in reversed(ranking) if sample.identity not in identities]
+    rejected = rest[: quota(len(ranking), config.rejected_percent, len(rest))]
+    chosen.sort(key=lambda s: rank_key(s.score, s.identity))
+    return Selection(chosen=tuple(chosen), rejected=tuple(rejected))
 
 
-def make_pairs(selection: Selection, settings: PairSettings, *, key: int) -> tuple[Pair, ...]:
-    """All winners × losers that differ by `min_gap` and at all, at most `max_pairs` of them.
+def make_pairs(selection: Selection, config: SelectionConfig, *, key: int) -> tuple[Pair, ...]:
+    """Return all pairs whose scores differ, by `min_gap` or more, at most `max_pairs` of them.
 
-    Best winner first, then worst loser. The cap keeps the pairs with the smallest hashes of
-    (key, winner, loser): a sample without replacement that needs no generator state.
+    The order is best chosen first, then worst rejected first. If there are too many pairs, those
+    with the smallest hashes of (key, chosen, rejected) are kept: a sample without replacement that
+    needs no generator state.
+
+    Args:
+        selection: the two sides.
+        config: `min_gap` and `max_pairs`.
+        key: seed of the subsampling.
     """
     pairs = [
-        Pair(winner=winner, loser=loser)
-        for winner in selection.winners
-        for loser in selection.losers
-        if winner.identity != loser.identity
-        and winner.text != loser.text
-        and winner.score > loser.score
-        and winner.score - loser.score >= settings.min_gap - 1e-9  # scores are counts over n
+        Pair(chosen=chosen, rejected=rejected)
+        for chosen in selection.chosen
+        for rejected in selection.rejected
+        if chosen.identity != rejected.identity
+        and chosen.text != rejected.text
+        and chosen.score > rejected.score
+        and chosen.score - rejected.score >= config.min_gap - 1e-9  # scores are ratios of counts
     ]
-    if settings.max_pairs is None or len(pairs) <= settings.max_pairs:
+    if config.max_pairs is None or len(pairs) <= config.max_pairs:
         return tuple(pairs)
-    drawn = sorted(pairs, key=lambda pair: _draw(key, pair))[: settings.max_pairs]
-    kept = {(pair.winner.identity, pair.loser.identity) for pair in drawn}
-    return tuple(p for p in pairs if (p.winner.identity, p.loser.identity) in kept)
+    sampled = set(sorted(pairs, key=lambda pair: _hash(key, pair))[: config.max_pairs])
+    return tuple(pair for pair in pairs if pair in sampled)
 
 
-def _draw(key: int, pair: Pair) -> bytes:
-    text = f"{key}|{pair.winner.identity}|{pair.loser.identity}"
+def preferences_of_run(folder: Path) -> list[dict[str, str]]:
+    """Return all preference pairs of a run as rows with prompt, chosen and rejected.
+
+    Each pair of texts occurs once.
+
+    Raises:
+        UserError: there is no run in the folder, or its database is damaged.
+    """
+    with Store.open(folder) as store:
+        prompts, pairs = store.prompts(), store.pairs()
+    rows = {
+        (pair.chosen.prompt, pair.chosen.text, pair.rejected.text): {
+            "prompt": prompts[pair.chosen.prompt],
+            "chosen": pair.chosen.text,
+            "rejected": pair.rejected.text,
+        }
+        for pair in pairs
+    }
+    return list(rows.values())
+
+
+def _hash(key: int, pair: Pair) -> bytes:
+    text = f"{key}|{pair.chosen.identity}|{pair.rejected.identity}"
     return hashlib.sha256(text.encode()).digest()

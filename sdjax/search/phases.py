@@ -1,15 +1,17 @@
-"""The phases of an iteration. Each reads what the store has, and does and keeps what it lacks.
+"""The phases of an iteration: generate, judge, score, choose pairs, refine.
 
-So a phase that was interrupted goes on where it stopped, and one that is whole does nothing.
+Phases are idempotent: each computes and saves only what the store is missing, so an interrupted
+phase resumes where it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
 from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
@@ -21,30 +23,34 @@ from sdjax.models.lora import Adapter
 from sdjax.programs.extraction import extract_program
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.verdict import Verdict
 from sdjax.search.apply_candidate import apply_program
 from sdjax.search.context import RunContext
 from sdjax.search.multihost import judge_all
-from sdjax.search.pairs import Pair, Scored, make_pairs, select
+from sdjax.search.pairs import Pair, make_pairs, select
+from sdjax.search.ranking import NOT_JUDGED, complete_scores, is_admissible
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
     SEARCH,
     Candidate,
-    JudgedSample,
+    Program,
     Sample,
+    ScoredSample,
+    StoredPair,
+    StoredVerdict,
     program_candidate,
 )
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.packing import Example
 from sdjax.training.trainable import lora_finetune
 
-# Outcomes that are kept with one commit.
-_OUTCOMES = 64
+_OUTCOMES_PER_COMMIT = 64
 
 
 def generate(
-    bench: RunContext,
+    context: RunContext,
     store: Store,
     adapter: Adapter,
     *,
@@ -53,21 +59,31 @@ def generate(
     temperature: float,
     purpose: str = SEARCH,
 ) -> None:
-    """Samples the programs of an iteration from the generator."""
+    """Sample the programs of an iteration from the generator.
+
+    Args:
+        context: of the run.
+        store: of the run.
+        adapter: of the generator.
+        iteration: number of the iteration.
+        count: number of samples of the iteration.
+        temperature: sampling temperature.
+        purpose: "search", or the name of a measurement.
+    """
     missing = sorted(set(range(count)) - store.sample_numbers(iteration, purpose))
     if not missing:
         return
-    prompt = store.save_prompt(bench.config.generation.prompt, bench.prompt)
-    tokens = bench.tokenizer.encode_prompt(bench.prompt)
+    prompt = store.save_prompt(context.config.generation.prompt, context.prompt)
+    tokens = context.tokenizer.encode_prompt(context.prompt)
     with progress_bar(f"iteration {iteration}: generate", len(missing)) as advance:
 
-        def keep(index: int, completion: Completion) -> None:
+        def save(index: int, completion: Completion) -> None:
             if completion.failure is not None:
                 raise UserError(
                     f"generation.prompt: {completion.failure}; "
                     "add a larger bucket to generation.decoding.buckets"
                 )
-            text = bench.tokenizer.decode(completion.tokens)
+            text = context.tokenizer.decode(completion.tokens)
             sample = Sample(
                 purpose=purpose,
                 iteration=iteration,
@@ -81,127 +97,152 @@ def generate(
             store.save_samples([sample])
             advance()
 
-        bench.generator_decoder.decode(
-            bench.seed,
+        context.generator_decoder.decode(
+            context.seed,
             adapter,
             [tokens] * len(missing),
-            sampling=Sampling(temperature=temperature, top_p=bench.config.generation.top_p),
-            key=bench.fold(purpose, iteration),
+            sampling=Sampling(temperature=temperature, top_p=context.config.generation.top_p),
+            key=context.key(purpose, iteration),
             numbers=missing,
-            on_finished=keep,
+            on_finished=save,
         )
 
 
 def judge(
-    bench: RunContext,
+    context: RunContext,
     store: Store,
     sandbox: Sandbox | None,
     *,
     iteration: int,
     purpose: str = SEARCH,
 ) -> None:
-    """Admits or refuses the distinct programs of an iteration that have no verdict yet.
+    """Judge the distinct sources of an iteration that have no verdict yet.
 
-    The sandbox is the main process's; None on the others.
+    Args:
+        context: of the run.
+        store: of the run.
+        sandbox: of the main process; None on the others.
+        iteration: number of the iteration.
+        purpose: of the samples.
     """
-    known = store.verdicts()
-    sources: dict[str, str] = {}
-    for sample in store.judged(iteration, purpose):
-        if sample.source_hash is not None and sample.source_hash not in known:
-            source = extract_program(sample.text)
-            assert source is not None
-            sources[sample.source_hash] = source
-    texts = list(sources.values())
-    with progress_bar(f"iteration {iteration}: admit", len(texts)) as advance:
-        for index, verdict, layers in judge_all(sandbox, texts):
-            store.save_verdict(texts[index], verdict, layers)
-            if verdict.admitted and verdict.identity is not None:
-                families = families_of(texts[index])
-                store.save_origin(
-                    verdict.identity,
-                    in_training=bench.was_trained_on(verdict.identity),
-                    families=sorted(families),
-                    held_out=sorted(families & HELD_OUT),
-                )
+    samples = store.judged(iteration, purpose)
+    sources = list(dict.fromkeys(s.source for s in samples if s.source and s.status == NOT_JUDGED))
+    with progress_bar(f"iteration {iteration}: admit", len(sources)) as advance:
+        for index, verdict, layers in judge_all(sandbox, sources):
+            source = sources[index]
+            stored = StoredVerdict.of(source, verdict, layers)
+            store.save_verdict(stored, _program(context, source, verdict))
             advance()
 
 
+def _program(context: RunContext, source: str, verdict: Verdict) -> Program | None:
+    """Return the program of an admissible verdict, with its families."""
+    if not is_admissible(verdict.verdict) or verdict.identity is None or verdict.ir is None:
+        return None
+    program = Program(
+        identity=verdict.identity,
+        source=source,
+        ir=verdict.ir,
+        fingerprint=verdict.fingerprint,
+        in_training=context.was_trained_on(verdict.identity),
+        notes=verdict.notes,
+        cost=verdict.cost,
+    )
+    if verdict.program is not None:  # judged by this process, which has verified it
+        context.verified[verdict.identity] = verdict.program
+    families = families_of(context.verified_program(program))
+    return dataclasses.replace(
+        program,
+        families=tuple(sorted(families)),
+        held_out=tuple(sorted(families & HELD_OUT)),
+    )
+
+
 def score_programs(
-    bench: RunContext, store: Store, *, iteration: int, purpose: str = SEARCH
+    context: RunContext, store: Store, *, iteration: int, purpose: str = SEARCH
 ) -> None:
-    """Applies and scores every novel program of an iteration on the development problems."""
-    identities = [sample.identity for sample in store.judged(iteration, purpose) if sample.novel]
+    """Apply every novel program of an iteration and score it on the development problems."""
+    identities = [
+        sample.identity
+        for sample in store.judged(iteration, purpose)
+        if sample.novel and sample.identity is not None
+    ]
     with progress_bar(f"iteration {iteration}: score", len(identities)) as advance:
         for identity in identities:
-            assert identity is not None
-            score_program(bench, store, identity, DEVELOPMENT)
+            score_program(context, store, identity, DEVELOPMENT)
             advance()
 
 
 def score_program(
-    bench: RunContext, store: Store, identity: str, split: str, setting: str = MAIN
+    context: RunContext, store: Store, identity: str, split: str, setting: str = MAIN
 ) -> None:
-    """Applies a verified program to the seed and scores the merged model."""
+    """Apply a verified program to the models of a setting and score the merged model."""
     name = program_candidate(identity)
     application = store.applications(setting).get(name)
     if application is not None and not application.admitted:
         return
     if is_scored(store, name, split, setting):
         return
-    found, merged = apply_program(bench, identity, store.ir_of(identity), setting)
+    result, merged = apply_program(context, store.program(identity), setting)
     store.save_candidate(Candidate(name=name, kind="program", identity=identity))
     if application is None:
-        store.save_application(found)
+        store.save_application(result)
     if merged is not None:
-        score(bench, store, name, merged.params, split, setting)
+        score(context, store, name, merged.params, split, setting)
 
 
 def score(
-    bench: RunContext, store: Store, candidate: str, params: dict, split: str, setting: str = MAIN
+    context: RunContext,
+    store: Store,
+    candidate: str,
+    params: dict[str, Any],
+    split: str,
+    setting: str = MAIN,
 ) -> None:
-    """Decodes and grades the problems of a split that the candidate has no outcome for."""
+    """Decode and grade the problems of a split that have no outcome of this candidate.
+
+    Args:
+        context: of the run.
+        store: of the run.
+        candidate: name of a saved candidate.
+        params: of the candidate's model.
+        split: "development" or "test".
+        setting: in which the candidate was applied.
+    """
     if is_scored(store, candidate, split, setting):
         return
     done = {outcome.problem_id for outcome in store.outcomes(candidate, split, setting)}
-    problems = [one for one in bench.problems[split] if one.problem.id not in done]
-    kept: list[Outcome] = []
+    problems = [one for one in context.problems[split] if one.problem.id not in done]
+    unsaved: list[Outcome] = []
 
-    def keep(outcome: Outcome) -> None:
-        kept.append(outcome)
-        if len(kept) == _OUTCOMES:
-            store.save_scores(candidate, split, kept, complete=False, setting=setting)
-            kept.clear()
+    def save(outcome: Outcome) -> None:
+        unsaved.append(outcome)
+        if len(unsaved) == _OUTCOMES_PER_COMMIT:
+            store.save_scores(candidate, split, unsaved, complete=False, setting=setting)
+            unsaved.clear()
 
-    evaluate(bench.eval_decoder, bench.tokenizer, params, bench.task, problems, on_outcome=keep)
-    store.save_scores(candidate, split, kept, setting=setting)
+    evaluate(
+        context.eval_decoder, context.tokenizer, params, context.task, problems, on_outcome=save
+    )
+    store.save_scores(candidate, split, unsaved, setting=setting)
 
 
 def is_scored(store: Store, candidate: str, split: str, setting: str = MAIN) -> bool:
+    """Return whether the evaluation of a candidate is complete."""
     return any(
         summary.candidate == candidate and summary.complete
         for summary in store.summaries(split, setting)
     )
 
 
-def development_scores(bench: RunContext, store: Store, setting: str = MAIN) -> dict[str, float]:
-    """Candidate to its accuracy on the development problems, by the metric of the run."""
-    metric = bench.config.task.metric
-    return {
-        summary.candidate: getattr(summary, metric)
-        for summary in store.summaries(DEVELOPMENT, setting)
-        if summary.complete
-    }
-
-
-def scored_samples(bench: RunContext, store: Store, iteration: int) -> Iterator[Scored]:
-    """The samples of an iteration whose program has a score."""
-    scores = development_scores(bench, store)
+def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterator[ScoredSample]:
+    """Yield the admissible samples of an iteration; a duplicate has its original's score."""
+    scores = complete_scores(store, context.config.task.metric)
     applications = store.applications()
     for sample in store.judged(iteration):
         name = program_candidate(sample.identity or "")
-        if sample.admissible and name in scores:
-            assert sample.identity is not None
-            yield Scored(
+        if sample.admissible and sample.identity is not None and name in scores:
+            yield ScoredSample(
                 identity=sample.identity,
                 prompt=sample.prompt,
                 text=sample.text,
@@ -212,49 +253,57 @@ def scored_samples(bench: RunContext, store: Store, iteration: int) -> Iterator[
             )
 
 
-def choose_pairs(bench: RunContext, store: Store, *, iteration: int) -> tuple[Pair, ...]:
-    """Ranks the programs of an iteration, elites of the earlier ones beside them, into pairs.
+def choose_pairs(context: RunContext, store: Store, *, iteration: int) -> tuple[Pair, ...]:
+    """Make preference pairs of the programs of an iteration and the elites of earlier ones.
 
     Raises:
-        UserError: the iteration has no admissible program.
+        UserError: the iteration has no scored program.
     """
-    current = list(scored_samples(bench, store, iteration))
+    current = list(scored_samples(context, store, iteration))
     if not current:
-        reasons = _reasons(store.judged(iteration))
+        statuses = Counter(sample.status for sample in store.judged(iteration))
+        reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
         raise UserError(
             f"{store.folder}: iteration {iteration} has no program that could be scored "
             f"({reasons}); raise generation.samples, lower generation.temperature, or start from "
-            "a seed that writes programs"
+            "a seed that can write programs"
         )
-    earlier = [list(scored_samples(bench, store, number)) for number in range(1, iteration)]
-    settings = bench.config.selection.settings()
-    key = int(jax.random.randint(bench.fold("pairs", iteration), (), 0, 2**31 - 1))
-    pairs = make_pairs(select(current, earlier, settings), settings, key=key)
+    earlier = [list(scored_samples(context, store, number)) for number in range(1, iteration)]
+    config = context.config.selection
+    key = int(jax.random.randint(context.key("pairs", iteration), (), 0, 2**31 - 1))
+    pairs = make_pairs(select(current, earlier, config), config, key=key)
     if not store.pairs(iteration):
-        store.save_pairs(iteration, pairs)
+        store.save_pairs(
+            StoredPair(
+                iteration=iteration, number=number, chosen=pair.chosen, rejected=pair.rejected
+            )
+            for number, pair in enumerate(pairs)
+        )
     return pairs
 
 
 def refine(
-    bench: RunContext, store: Store, adapter: Adapter, pairs: Sequence[Pair], *, iteration: int
+    context: RunContext, store: Store, adapter: Adapter, pairs: Sequence[Pair], *, iteration: int
 ) -> Adapter:
-    """One round of DPO; the generator of the next iteration."""
-    training = bench.config.training
-    examples = _examples(bench, store)
+    """Train the generator by one round of DPO; return the adapter of the next iteration."""
+    training = context.config.training.for_pairs(len(pairs))
+    assert training.max_steps is not None
+    examples = _examples(context, store)
     token_pairs = [
         TokenPair(
-            winner=examples[pair.winner.iteration, pair.winner.number],
-            loser=examples[pair.loser.iteration, pair.loser.number],
+            winner=examples[pair.chosen.iteration, pair.chosen.number],
+            loser=examples[pair.rejected.iteration, pair.rejected.number],
         )
         for pair in pairs
     ]
     settings = DPOSettings(
+        loss=training.loss,
         beta=training.beta,
         learning_rate=training.learning_rate,
         nll_weight=training.nll_weight,
-        batch=training.batch,
-        steps=training.steps_for(len(pairs)),
-        warmup=training.warmup,
+        batch=training.batch_size,
+        steps=training.max_steps,
+        warmup=training.warmup_steps,
         reference=training.reference,
     )
     with progress_bar(f"iteration {iteration}: refine", settings.steps) as advance:
@@ -266,22 +315,22 @@ def refine(
             )
 
         factors, _ = train_dpo(
-            lora_finetune(bench.model, bench.compute_seed, adapter),
+            lora_finetune(context.model, context.compute_seed, adapter),
             token_pairs,
             settings,
-            key=bench.fold("refine", iteration),
+            key=context.key("refine", iteration),
             on_step=show,
         )
     return dataclasses.replace(adapter, factors=factors)
 
 
-def _examples(bench: RunContext, store: Store) -> dict[tuple[int, int], Example]:
-    """The samples of the search as prompt and target tokens, by iteration and number."""
+def _examples(context: RunContext, store: Store) -> dict[tuple[int, int], Example]:
+    """Return (iteration, number) -> prompt and target tokens of the search's samples."""
     prompts = {
-        digest: tuple(bench.tokenizer.encode_prompt(text))
+        digest: tuple(context.tokenizer.encode_prompt(text))
         for digest, text in store.prompts().items()
     }
-    end = bench.tokenizer.eos_ids[:1]
+    end = context.tokenizer.eos_ids[:1]
     return {
         (sample.iteration, sample.number): Example(
             prompt=prompts[sample.prompt],
@@ -289,9 +338,3 @@ def _examples(bench: RunContext, store: Store) -> dict[tuple[int, int], Example]
         )
         for sample in store.judged()
     }
-
-
-def _reasons(samples: Sequence[JudgedSample]) -> str:
-    statuses = [sample.status for sample in samples]
-    names, counts = np.unique(statuses, return_counts=True)
-    return ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))

@@ -1,29 +1,83 @@
-"""A run's store: every result of a run, kept as soon as it is known.
+"""The store of a run: every result, committed as soon as it is known.
 
-One folder, one run, one SQLite file (see `schema` for its tables, `database` for its safety). Each
-`save_…` is one commit. What is derived (duplicates, accuracies) is computed on reading, so that it
-is the same in whatever order, and after however many interruptions, the facts came in.
+One run per folder, in one SQLite file. The tables follow from the records in `sdjax.search.types`.
+Each `save_…` is one commit. Duplicates and accuracies are computed on reading, so that they do not
+depend on the order in which results arrived or on interruptions.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 from sdjax.core.errors import UserError
-from sdjax.search.database import Database, now, to_json
-from sdjax.search.run_tables import RunTables
-from sdjax.search.sample_tables import SampleTables
-from sdjax.search.score_tables import ScoreTables
-from sdjax.search.types import RunRecord
+from sdjax.evaluation.task import Outcome
+from sdjax.search.database import Database, now
+from sdjax.search.ranking import (
+    ADMITTED,
+    DUPLICATE,
+    NO_PROGRAM,
+    NOT_JUDGED,
+    DuplicateIndex,
+    is_admissible,
+)
+from sdjax.search.tables import (
+    APPLICATION,
+    CANDIDATE,
+    CHECKPOINT,
+    EVALUATION,
+    LINEAGE,
+    PAIR,
+    PHASE,
+    PROGRAM,
+    PROMPT,
+    RUN,
+    SAMPLE,
+    SCORE,
+    SETTING,
+    TABLES,
+    VERDICT,
+    Table,
+)
+from sdjax.search.types import (
+    MAIN,
+    SEARCH,
+    Application,
+    Candidate,
+    Checkpoint,
+    Evaluation,
+    JudgedSample,
+    Lineage,
+    Phase,
+    Program,
+    Prompt,
+    RunRecord,
+    Sample,
+    Score,
+    Setting,
+    StoredPair,
+    StoredVerdict,
+    Summary,
+    program_candidate,
+    storable,
+    text_hash,
+)
+
+T = TypeVar("T")
 
 
-class Store(RunTables, SampleTables, ScoreTables):
-    """The typed face of a run's database. A context manager."""
+class Store:
+    """Typed access to a run's database; a context manager."""
 
-    def __init__(self, database: Database):
-        self._db = database
+    def __init__(self, database: Database) -> None:
+        """Wrap an open database; use `create`, `open` or `mirror` instead."""
+        self._database = database
 
     @classmethod
     def create(
@@ -33,92 +87,339 @@ class Store(RunTables, SampleTables, ScoreTables):
         config: Mapping[str, Any],
         versions: Mapping[str, str],
         layers: Sequence[str],
-    ) -> "Store":
-        """Starts a run in a folder. Raises UserError where there is one already."""
-        row = (
-            to_json(config),
-            fingerprint(config),
-            to_json(versions),
-            to_json(list(layers)),
-            now(),
+    ) -> Store:
+        """Start a run in a folder.
+
+        Raises:
+            UserError: the folder already contains a run or cannot be written.
+        """
+        run = RunRecord(
+            config=config,
+            fingerprint=config_fingerprint(config),
+            versions=versions,
+            layers=tuple(layers),
+            started_at=now(),
         )
-        statement = (
-            "INSERT INTO run (id, config, fingerprint, versions, layers, started_at) "
-            "VALUES (1, ?, ?, ?, ?, ?)"
-        )
-        return cls(Database.create(Path(folder), [(statement, row)]))
+        schema = "\n".join(table.schema() for table in TABLES)
+        return cls(Database.create(Path(folder), schema, (RUN.insert(), RUN.encode(run))))
 
     @classmethod
-    def open(cls, folder: Path, *, write: bool = False) -> "Store":
-        """Opens a folder's run; one writer at a time, readers whenever they like.
+    def open(cls, folder: Path, *, write: bool = False) -> Store:
+        """Open the run in a folder. A run has one writer at a time and any number of readers.
 
-        Raises UserError where there is none, or it is damaged, of another version, or taken.
+        Raises:
+            UserError: there is no run, it is damaged or of another version, or another process is
+                writing it (with `write` only).
         """
         return cls(Database.open(Path(folder), write=write))
 
     @classmethod
-    def mirror(cls, folder: Path, content: bytes) -> "Store":
-        """A store in memory that begins with the `content` of another one, of that folder."""
+    def mirror(cls, folder: Path, content: bytes) -> Store:
+        """Return a store in memory that starts with the `content` of the folder's store."""
         return cls(Database.mirror(Path(folder), content))
 
     def content(self) -> bytes:
-        """All that is in the store."""
-        return self._db.content()
+        """Return the whole store, for `mirror`."""
+        return self._database.content()
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        self._db.close()
+        """Close the database."""
+        self._database.close()
 
     @property
     def folder(self) -> Path:
-        return self._db.folder
+        """The run's folder."""
+        return self._database.folder
+
+    def _insert(self, table: Table[T], *records: T, on_conflict: str = "fail") -> None:
+        with self._database.transaction() as connection:
+            rows = [table.encode(record) for record in records]
+            connection.executemany(table.insert(on_conflict), rows)
+
+    def _select(self, table: Table[T], rest: str = "ORDER BY rowid", *values: Any) -> list[T]:
+        rows = self._database.read(f"SELECT * FROM {table.name} {rest}", values)
+        return [table.decode(row) for row in rows]
+
+    # The run
 
     def run(self) -> RunRecord:
-        rows = self._db.read("SELECT * FROM run")
-        if not rows:
-            raise UserError(f"{self._db.path}: its table run is empty; start again with --out")
-        (row,) = rows
-        return RunRecord(
-            config=json.loads(row["config"]),
-            fingerprint=row["fingerprint"],
-            versions=json.loads(row["versions"]),
-            layers=tuple(json.loads(row["layers"])),
-            started_at=row["started_at"],
-            finished_at=row["finished_at"],
-        )
+        """Return the run's record."""
+        runs = self._select(RUN)
+        if not runs:
+            raise UserError(
+                f"{self._database.path}: its table run is empty; start again with another --out"
+            )
+        return runs[0]
 
     def check_config(self, config: Mapping[str, Any]) -> None:
-        """Raises UserError, naming the first key that differs, where the run has another config."""
-        kept = self.run()
-        if fingerprint(config) == kept.fingerprint:
+        """Raise UserError, naming the first different key, unless `config` is the run's own."""
+        stored = self.run()
+        if config_fingerprint(config) == stored.fingerprint:
             return
-        mine, theirs = _flat(json.loads(to_json(config))), _flat(kept.config)
-        for key in sorted(mine.keys() | theirs.keys()):
-            if mine.get(key) != theirs.get(key):
+        new, old = _flatten(json.loads(json.dumps(config, default=str))), _flatten(stored.config)
+        for key in sorted(new.keys() | old.keys()):
+            if new.get(key) != old.get(key):
                 raise UserError(
-                    f"{self.folder}: its run has {key} = {theirs.get(key)!r}, not "
-                    f"{mine.get(key)!r}; resume with the run's own config or choose another --out"
+                    f"{self.folder}: its run has {key} = {old.get(key)!r}, not {new.get(key)!r}; "
+                    "resume it with its own config or choose another --out"
                 )
 
     def finish(self) -> None:
-        self._db.write("UPDATE run SET finished_at = ? WHERE id = 1", (now(),))
+        """Mark the run as finished."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE run SET finished_at = ?", (now(),))
+
+    def save_setting(self, setting: Setting) -> None:
+        """Save a setting. Raises ValueError if a different one has the same name."""
+        self._insert(SETTING, setting, on_conflict="ignore")
+        if setting not in self.settings():
+            raise ValueError(
+                f"a different setting {setting.name!r} is already in {self._database.path}"
+            )
+
+    def settings(self) -> tuple[Setting, ...]:
+        """Return the settings in the order in which they were saved."""
+        return tuple(self._select(SETTING))
+
+    def save_lineage(self, lineage: Lineage) -> None:
+        """Save the lineage of an iteration."""
+        self._insert(LINEAGE, lineage, on_conflict="update")
+
+    def lineage(self) -> tuple[Lineage, ...]:
+        """Return the lineage by iteration."""
+        return tuple(self._select(LINEAGE, "ORDER BY iteration"))
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Record a checkpoint whose files are complete."""
+        self._insert(CHECKPOINT, checkpoint, on_conflict="update")
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Return the checkpoints by iteration."""
+        return tuple(self._select(CHECKPOINT, "ORDER BY iteration, name"))
+
+    def save_phase(self, iteration: int, name: str, seconds: float) -> None:
+        """Record that a phase of an iteration is complete."""
+        phase = Phase(iteration=iteration, name=name, seconds=seconds, finished_at=now())
+        self._insert(PHASE, phase, on_conflict="update")
+
+    def phases(self) -> dict[tuple[int, str], float]:
+        """Return (iteration, phase) -> seconds, in the order of completion."""
+        phases = self._select(PHASE, "ORDER BY finished_at, rowid")
+        return {(phase.iteration, phase.name): phase.seconds for phase in phases}
+
+    # Samples and programs
+
+    def save_prompt(self, name: str, text: str) -> str:
+        """Save a prompt and return its hash."""
+        prompt = Prompt(hash=text_hash(text), name=name, text=text)
+        self._insert(PROMPT, prompt, on_conflict="ignore")
+        return prompt.hash
+
+    def prompts(self) -> dict[str, str]:
+        """Return hash -> text."""
+        return {prompt.hash: prompt.text for prompt in self._select(PROMPT)}
+
+    def save_samples(self, samples: Iterable[Sample]) -> None:
+        """Save samples, all or none. Raises sqlite3.IntegrityError if one exists already."""
+        self._insert(SAMPLE, *samples)
+
+    def sample_numbers(self, iteration: int, purpose: str = SEARCH) -> set[int]:
+        """Return the numbers of an iteration's samples."""
+        query = "SELECT number FROM sample WHERE purpose = ? AND iteration = ?"
+        return {row["number"] for row in self._database.read(query, (purpose, iteration))}
+
+    def save_verdict(self, verdict: StoredVerdict, program: Program | None = None) -> None:
+        """Save the verdict on a source text, and its program if it is admissible.
+
+        The first verdict on a source and the first program of an identity are kept.
+        """
+        with self._database.transaction() as connection:
+            connection.execute(VERDICT.insert("ignore"), VERDICT.encode(verdict))
+            if program is not None:
+                connection.execute(PROGRAM.insert("ignore"), PROGRAM.encode(program))
+
+    def verdict_of(self, source: str) -> StoredVerdict | None:
+        """Return the verdict on a source text, or None if it was not judged yet."""
+        verdicts = self._select(VERDICT, "WHERE source = ?", storable(source))
+        return verdicts[0] if verdicts else None
+
+    def verdicts(self) -> dict[str, StoredVerdict]:
+        """Return source -> verdict."""
+        return {verdict.source: verdict for verdict in self._select(VERDICT)}
+
+    def programs(self) -> dict[str, Program]:
+        """Return identity -> program, in the order in which they were admitted."""
+        return {program.identity: program for program in self._select(PROGRAM)}
+
+    def program(self, identity: str) -> Program:
+        """Return the program with an identity. Raises KeyError if there is none."""
+        programs = self._select(PROGRAM, "WHERE identity = ?", identity)
+        if not programs:
+            raise KeyError(identity)
+        return programs[0]
+
+    def judged(self, iteration: int | None = None, purpose: str = SEARCH) -> list[JudgedSample]:
+        """Return the samples of a purpose with their status, in order.
+
+        A program is "admitted" at its first sample over all iterations of the purpose and a
+        "duplicate" afterwards, whatever the order in which the verdicts were given.
+        """
+        verdicts, duplicates = self.verdicts(), DuplicateIndex()
+        fingerprints = {
+            row["identity"]: row["fingerprint"]
+            for row in self._database.read("SELECT identity, fingerprint FROM program")
+        }
+        setting_of = {one.iteration: one.setting for one in self.lineage()}
+        applications = {(one.candidate, one.setting): one for one in self._select(APPLICATION)}
+        judged = []
+        samples = self._select(SAMPLE, "WHERE purpose = ? ORDER BY iteration, number", purpose)
+        for sample in samples:
+            verdict = verdicts.get(sample.source or "")
+            application = None
+            if verdict is not None and verdict.identity is not None:
+                name = program_candidate(verdict.identity)
+                application = applications.get((name, setting_of.get(sample.iteration, MAIN)))
+            status = _status(sample, verdict, application, duplicates, fingerprints)
+            if iteration is None or sample.iteration == iteration:
+                judged.append(_judged(sample, *status))
+        return judged
+
+    # Scores and pairs
+
+    def save_candidate(self, candidate: Candidate) -> None:
+        """Save a candidate, unless it is known."""
+        self._insert(CANDIDATE, candidate, on_conflict="ignore")
+
+    def candidates(self) -> dict[str, Candidate]:
+        """Return name -> candidate, in the order in which they were saved."""
+        return {candidate.name: candidate for candidate in self._select(CANDIDATE)}
+
+    def save_application(self, application: Application) -> None:
+        """Save the result of applying a candidate; a change that is not finite is saved as 0."""
+        change = application.change if math.isfinite(application.change) else 0.0
+        application = dataclasses.replace(application, change=change)
+        self._insert(APPLICATION, application, on_conflict="update")
+
+    def applications(self, setting: str = MAIN) -> dict[str, Application]:
+        """Return candidate -> result of applying it in a setting."""
+        applications = self._select(APPLICATION, "WHERE setting = ?", setting)
+        return {application.candidate: application for application in applications}
+
+    def save_scores(
+        self,
+        candidate: str,
+        split: str,
+        outcomes: Iterable[Outcome],
+        *,
+        complete: bool = True,
+        setting: str = MAIN,
+    ) -> None:
+        """Add outcomes of a candidate in a setting on a split, all or none.
+
+        Args:
+            candidate: name of a saved candidate.
+            split: "development" or "test".
+            outcomes: of problems that have no outcome yet.
+            complete: whether these are the last ones.
+            setting: name of a saved setting.
+
+        Raises:
+            ValueError: the evaluation is already complete; test problems are scored once.
+            sqlite3.IntegrityError: a problem has an outcome already.
+        """
+        key = {"candidate": candidate, "setting": setting, "split": split}
+        where = " AND ".join(f"{name} = :{name}" for name in key)
+        with self._database.transaction() as connection:
+            row = connection.execute(f"SELECT complete FROM evaluation WHERE {where}", key)
+            if (row.fetchone() or {"complete": False})["complete"]:
+                raise ValueError(f"{candidate} in {setting} on {split} is already scored")
+            evaluation = Evaluation(**key, complete=complete)
+            connection.execute(EVALUATION.insert("update"), EVALUATION.encode(evaluation))
+            rows = [SCORE.encode(Score(**key, outcome=outcome)) for outcome in outcomes]
+            connection.executemany(SCORE.insert(), rows)
+
+    def outcomes(self, candidate: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
+        """Return the outcomes of an evaluation by problem id; empty if there is none."""
+        where = "WHERE candidate = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
+        return tuple(
+            score.outcome for score in self._select(SCORE, where, candidate, setting, split)
+        )
+
+    def summaries(self, split: str | None = None, setting: str | None = MAIN) -> list[Summary]:
+        """Return the accuracies of the evaluations, in the order in which they were started.
+
+        Args:
+            split: None for all splits.
+            setting: None for all settings.
+        """
+        rows = self._database.read(
+            """
+            SELECT candidate, setting, split, e.complete, count(*) AS problems,
+                   avg(outcome_strict) AS strict, avg(outcome_flexible) AS flexible
+            FROM evaluation e JOIN score USING (candidate, setting, split)
+            WHERE (?1 IS NULL OR split = ?1) AND (?2 IS NULL OR setting = ?2)
+            GROUP BY e.rowid ORDER BY e.rowid
+            """,
+            (split, setting),
+        )
+        return [Summary(**{**dict(row), "complete": bool(row["complete"])}) for row in rows]
+
+    def save_pairs(self, pairs: Iterable[StoredPair]) -> None:
+        """Save an iteration's pairs, all or none. Raises sqlite3.IntegrityError if it has some."""
+        self._insert(PAIR, *pairs)
+
+    def pairs(self, iteration: int | None = None) -> list[StoredPair]:
+        """Return the pairs of an iteration, or of all iterations, in order."""
+        where = "WHERE ?1 IS NULL OR iteration = ?1 ORDER BY iteration, number"
+        return self._select(PAIR, where, iteration)
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """The hash of a config's JSON, by which a resumed run knows its own."""
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """Return a hash of a config's JSON form."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _status(
+    sample: Sample,
+    verdict: StoredVerdict | None,
+    application: Application | None,
+    duplicates: DuplicateIndex,
+    fingerprints: Mapping[str, str | None],
+) -> tuple[str, str, str | None]:
+    """Return status, rule and identity of a sample; adds its program to `duplicates`."""
+    if sample.source is None:
+        return NO_PROGRAM, "no program in the text", None
+    if verdict is None:
+        return NOT_JUDGED, "", None
+    if not is_admissible(verdict.verdict) or verdict.identity is None:
+        return verdict.verdict, verdict.rule, None
+    if application is not None and not application.admitted:
+        return application.verdict, application.rule, None
+    original = duplicates.add(verdict.identity, fingerprints.get(verdict.identity))
+    return (DUPLICATE, "", original) if original else (ADMITTED, "", verdict.identity)
+
+
+def _judged(sample: Sample, status: str, rule: str, identity: str | None) -> JudgedSample:
+    values = {one.name: getattr(sample, one.name) for one in dataclasses.fields(sample)}
+    return JudgedSample(**values, status=status, rule=rule, identity=identity)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat

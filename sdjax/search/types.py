@@ -1,9 +1,22 @@
-"""What goes into a run's store and comes out of it, as frozen dataclasses."""
+"""The records of a run's store, as frozen dataclasses.
+
+Each record is one row of one table; `sdjax.search.store` derives the tables from these classes.
+
+A *candidate* is anything that is scored: the seed, an expert, a human-designed method, or a program
+that the run has discovered. A *setting* is what candidates are applied to: the seed model, the
+model in each slot, the tensors in scope and the task. An ordinary search has the setting "main".
+"""
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sdjax.evaluation.task import Outcome
+from sdjax.sandbox.verdict import Verdict
+from sdjax.search.ranking import ADMITTED, is_admissible
 
 MAIN = "main"  # the setting of an ordinary search
 SEARCH = "search"  # the purpose of the samples that the search itself draws
@@ -12,84 +25,44 @@ TEST = "test"
 
 
 def storable(text: str) -> str:
-    """The text with lone surrogates, which no file can hold as UTF-8, replaced by U+FFFD."""
+    """Replace lone surrogates, which cannot be encoded as UTF-8, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def text_hash(text: str) -> str:
-    """The key of a source text or a prompt: 32 hexadecimal digits of its SHA-256."""
+    """Return the first 32 hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(storable(text).encode()).hexdigest()[:32]
 
 
 def program_candidate(identity: str) -> str:
-    """The candidate's name of a discovered program."""
+    """Return the candidate name of a discovered program."""
     return f"program:{identity}"
-
-
-class VerdictLike(Protocol):
-    """The fields of `sdjax.sandbox.verdict.Verdict` that the store keeps."""
-
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def rule(self) -> str: ...
-    @property
-    def message(self) -> str: ...
-    @property
-    def identity(self) -> str | None: ...
-    @property
-    def structure(self) -> str | None: ...
-    @property
-    def fingerprint(self) -> str | None: ...
-    @property
-    def cost(self) -> int | None: ...
-    @property
-    def memory(self) -> int | None: ...
-    @property
-    def requests(self) -> tuple[str, ...]: ...
-    @property
-    def form(self) -> str | None: ...
-    @property
-    def ir(self) -> str | None: ...
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredVerdict:
-    """A verdict on one source text, with the text and the sandbox layers it was judged under."""
-
-    source: str
-    verdict: str
-    rule: str
-    message: str
-    identity: str | None = None
-    structure: str | None = None
-    fingerprint: str | None = None
-    cost: int | None = None
-    memory: int | None = None
-    requests: tuple[str, ...] = ()
-    form: str | None = None
-    ir: str | None = None
-    notes: tuple[str, ...] = ()
-    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The one row of table run."""
+    """The run itself; its table has one row.
+
+    Attributes:
+        config: the whole `RunConfig`, as plain data.
+        fingerprint: hash of `config`; a resumed run must have the same one.
+        versions: package -> version.
+        layers: active confinement layers of the sandbox.
+        started_at: ISO 8601 timestamp in UTC.
+        finished_at: None while the run is unfinished.
+    """
 
     config: Mapping[str, Any]
     fingerprint: str
     versions: Mapping[str, str]
     layers: tuple[str, ...]
     started_at: str
-    finished_at: str | None
+    finished_at: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What candidates are applied to."""
+    """What candidates are applied to; `slots` maps each slot to its model."""
 
     name: str = MAIN
     seed: str
@@ -99,19 +72,8 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """Where the seed and the generator of one iteration come from."""
-
-    iteration: int
-    setting: str = MAIN
-    generator: str
-    checkpoint: str | None = None
-    temperature: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One saved generator."""
+    """A saved generator, trained on the pairs of `iteration`."""
 
     name: str
     iteration: int
@@ -121,13 +83,54 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """The generator of one iteration; `checkpoint` is None for the first generator."""
+
+    iteration: int
+    setting: str = MAIN
+    generator: str
+    checkpoint: str | None = None
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A completed phase of an iteration and its duration."""
+
+    iteration: int
+    name: str
+    seconds: float
+    finished_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt of the generator; `hash` is its `text_hash`."""
+
+    hash: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One completion of the generator; `source` is None when it holds no program."""
+    """One completion of the generator.
+
+    Attributes:
+        purpose: "search", or the name of a measurement.
+        iteration: whose generator was sampled.
+        number: index within the purpose and iteration.
+        prompt: hash of the prompt.
+        text: the decoded completion.
+        tokens: the sampled tokens.
+        stopped: whether the completion ended with a stop token rather than at the token limit.
+        source: the program extracted from `text`; None if there is none.
+    """
 
     purpose: str = SEARCH
     iteration: int
     number: int
-    prompt: str  # hash
+    prompt: str
     text: str
     tokens: tuple[int, ...]
     stopped: bool
@@ -135,41 +138,78 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedSample:
-    """A sample and what became of it.
+class JudgedSample(Sample):
+    """A sample and its status.
 
-    `status`: the name of the sandbox's verdict, or of the one that the real weights put in its
-    place ("non-finite", "too costly"); "duplicate" where an earlier sample of this purpose has the
-    same identity or the same outputs on the probe tensors; "no program" where the text holds none;
-    "not judged" yet. `identity` is that of the program it stands for (a duplicate: the original's).
+    Attributes:
+        status: the sandbox's verdict, or the verdict on the real weights that replaces it
+            ("non-finite", "too costly"); "duplicate" if an earlier sample of the same purpose has
+            the same identity or the same outputs on the probe tensors; "no program" if the text
+            contains none; "not judged" before the sandbox has judged it.
+        rule: the check that decided; empty for admissible samples.
+        identity: of the program; for a duplicate, of its original.
     """
 
-    iteration: int
-    number: int
-    prompt: str
-    text: str
-    tokens: tuple[int, ...]
-    stopped: bool
-    source_hash: str | None
     status: str
     rule: str
     identity: str | None
 
     @property
     def admissible(self) -> bool:
-        return self.status in ("admitted", "duplicate")
+        """Whether the sample is a usable program, new or not."""
+        return is_admissible(self.status)
 
     @property
     def novel(self) -> bool:
-        return self.status == "admitted"
+        """Whether the sample is the first with this program."""
+        return self.status == ADMITTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredVerdict:
+    """The sandbox's verdict on one source text, and the confinement layers that were active."""
+
+    source: str
+    verdict: str
+    rule: str = ""
+    message: str = ""
+    identity: str | None = None
+    structure: str | None = None
+    fingerprint: str | None = None
+    form: str | None = None
+    requests: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    cost: int | None = None
+    memory: int | None = None
+    layers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: str, verdict: Verdict, layers: tuple[str, ...] = ()) -> StoredVerdict:
+        """Return the stored form of a verdict."""
+        names = {column.name for column in fields(cls)} - {"source", "layers"}
+        values = {name: getattr(verdict, name) for name in names}
+        return cls(source=source, layers=layers, **values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """One program by identity. None in the last three: the run does not know."""
+    """One admissible program.
+
+    Attributes:
+        identity: hash of the verified program.
+        source: the first text with this identity; untrusted, never executed.
+        ir: the verified program as JSON.
+        fingerprint: hash of its outputs on the probe tensors; None if it was not probed.
+        in_training: whether the generator was trained on it; None if that is unknown.
+        families: families of its operations.
+        held_out: those of `families` that the training programs do not contain.
+        notes: remarks of the sandbox.
+        cost: scalar operations over the scope.
+    """
 
     identity: str
     source: str
+    ir: str = ""
     fingerprint: str | None = None
     in_training: bool | None = None
     families: tuple[str, ...] | None = None
@@ -180,21 +220,34 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Anything that is scored."""
+    """Anything that is scored.
+
+    Attributes:
+        name: such as "seed", "expert:expert_1", "method:ties(density=0.4)", "program:IDENTITY".
+        kind: "seed", "expert", "method", "program" or "control".
+        identity: of a program; None for the other kinds.
+        detail: of a method: its name, hyperparameters and grids.
+    """
 
     name: str
-    kind: str  # "seed", "expert", "method", "program", "control"
+    kind: str
     identity: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Application:
-    """What applying a candidate in a setting gave."""
+    """The result of merging the models of a setting by a candidate.
+
+    Attributes:
+        verdict: "admitted", or the verdict that the real weights gave.
+        change: norm of the merged task vector over the mean norm of the experts' task vectors.
+        seconds: duration of the merge.
+    """
 
     candidate: str
     setting: str = MAIN
-    verdict: str = "admitted"  # or what the real weights made of it, in the sandbox's words
+    verdict: str = "admitted"
     rule: str = ""
     message: str = ""
     change: float
@@ -202,25 +255,33 @@ class Application:
 
     @property
     def admitted(self) -> bool:
-        return self.verdict == "admitted"
+        """Whether the merged model may be scored."""
+        return self.verdict == ADMITTED
 
 
-class OutcomeLike(Protocol):
-    """The fields of `sdjax.evaluation.task.Outcome`."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The scoring of a candidate in a setting on a split; no score is added once it is complete."""
 
-    @property
-    def problem_id(self) -> str: ...
-    @property
-    def output(self) -> str: ...
-    @property
-    def strict(self) -> bool: ...
-    @property
-    def flexible(self) -> bool: ...
+    candidate: str
+    setting: str
+    split: str
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The outcome of one problem of an evaluation."""
+
+    candidate: str
+    setting: str
+    split: str
+    outcome: Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Accuracies of one candidate in one setting on one split."""
+    """Accuracies of one evaluation; computed, not stored."""
 
     candidate: str
     setting: str
@@ -229,3 +290,36 @@ class Summary:
     strict: float
     flexible: float
     complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSample:
+    """An admissible sample with the development score of its program.
+
+    Attributes:
+        identity: of the program.
+        prompt: hash of the prompt that the sample was drawn from.
+        text: the completion to train on.
+        score: accuracy on the development problems.
+        change: see `Application`.
+        iteration: of the sample.
+        number: of the sample.
+    """
+
+    identity: str
+    prompt: str
+    text: str
+    score: float
+    change: float
+    iteration: int
+    number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPair:
+    """A preference pair of an iteration."""
+
+    iteration: int
+    number: int
+    chosen: ScoredSample
+    rejected: ScoredSample

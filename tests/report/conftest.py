@@ -1,4 +1,4 @@
-"""A small made-up run, in whatever state a test wants it: the fixture `made_up`."""
+"""A small synthetic run in any state: the fixture `made_up`."""
 
 import random
 from pathlib import Path
@@ -7,15 +7,19 @@ from types import SimpleNamespace
 import pytest
 
 from sdjax.evaluation.task import Outcome
-from sdjax.search.pairs import PairSettings, Scored, make_pairs, select
+from sdjax.search.config import SelectionConfig
+from sdjax.search.pairs import make_pairs, select
 from sdjax.search.store import Store
 from sdjax.search.types import (
     Application,
     Candidate,
     Checkpoint,
     Lineage,
+    Program,
     Sample,
+    ScoredSample,
     Setting,
+    StoredPair,
     StoredVerdict,
     program_candidate,
 )
@@ -28,7 +32,7 @@ DEVELOPMENT_PROBLEMS, TEST_PROBLEMS = 200, 400
 
 def new_store(folder: Path, iterations: int = 3) -> Store:
     config = {
-        "name": f"a run <b>{HOSTILE}</b>",
+        "name": f"run <b>{HOSTILE}</b>",
         "iterations": iterations,
         "task": {"name": "sums", "metric": "strict"},
         "test": {"top_k": 5},
@@ -44,11 +48,11 @@ def new_store(folder: Path, iterations: int = 3) -> Store:
 
 
 def outcomes(rng: random.Random, skill: float, count: int) -> list[Outcome]:
-    """Problems differ in hardness, the same for everyone, so that pairing means something."""
-    hardness = random.Random(count)
+    """Problems differ in difficulty, equally for all candidates, so that pairing matters."""
+    difficulty = random.Random(count)
     results = []
     for number in range(count):
-        flexible = rng.random() < skill + (hardness.random() - 0.5)
+        flexible = rng.random() < skill + (difficulty.random() - 0.5)
         strict = flexible and rng.random() < 0.93
         results.append(
             Outcome(problem_id=f"p{number}", output="= 4", strict=strict, flexible=flexible)
@@ -56,7 +60,7 @@ def outcomes(rng: random.Random, skill: float, count: int) -> list[Outcome]:
     return results
 
 
-def add_human_designed(store: Store, rng: random.Random) -> None:
+def add_baselines(store: Store, rng: random.Random) -> None:
     candidates = [
         (Candidate(name="seed", kind="seed"), 0.45),
         (Candidate(name="expert_1", kind="expert"), 0.41),
@@ -109,31 +113,22 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
         if kind not in ("new", "again"):
             rule = rng.choice(["import", "attribute", "syntax"]) if kind == "refused" else "shape"
             store.save_verdict(
-                source,
-                StoredVerdict(source=source, verdict=kind, rule=rule, message=HOSTILE[:400]),
+                StoredVerdict(source=source, verdict=kind, rule=rule, message=HOSTILE[:400])
             )
             continue
         notes = ("scales expert_2", HOSTILE) if number == 3 else ()
-        store.save_verdict(
-            source,
-            StoredVerdict(
-                source=source,
-                verdict="admitted",
-                rule="",
-                message="",
-                identity=identity,
-                ir="{}",
-                notes=notes,
-                cost=123456,
-            ),
+        program = Program(
+            identity=identity,
+            source=source,
+            ir="{}",
+            in_training=rng.random() < 0.4,
+            families=("mean", "sign"),
+            held_out=() if rng.random() < 0.9 else ("max_magnitude",),
+            notes=notes,
+            cost=123456,
         )
-        remembered = rng.random() < 0.4
-        store.save_origin(
-            identity,
-            in_training=remembered,
-            families=["mean", "sign"],
-            held_out=[] if rng.random() < 0.9 else ["max_magnitude"],
-        )
+        verdict = StoredVerdict(source=source, verdict="admitted", identity=identity)
+        store.save_verdict(verdict, program)
         name = program_candidate(identity)
         store.save_candidate(Candidate(name=name, kind="program", identity=identity))
         change = rng.uniform(0, 1.5)
@@ -142,7 +137,7 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
         results = outcomes(rng, skill, DEVELOPMENT_PROBLEMS)
         store.save_scores(name, "development", results)
         scored.append(
-            Scored(
+            ScoredSample(
                 identity=identity,
                 prompt=prompt,
                 text=source,
@@ -152,8 +147,11 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
                 number=number,
             )
         )
-    settings = PairSettings(winners_percent=20, losers_percent=20)
-    store.save_pairs(iteration, make_pairs(select(scored, [], settings), settings, key=0))
+    config = SelectionConfig(chosen_percent=20, rejected_percent=20)
+    store.save_pairs(
+        StoredPair(iteration=iteration, number=n, chosen=pair.chosen, rejected=pair.rejected)
+        for n, pair in enumerate(make_pairs(select(scored, [], config), config, key=0))
+    )
     store.save_phase(iteration, "generate", 12.5)
     store.save_phase(iteration, "score", 40.25)
     store.save_checkpoint(
@@ -169,8 +167,8 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
 def add_test(store: Store, rng: random.Random, setting: str = "main") -> None:
     scores = {one.candidate: one.strict for one in store.summaries("development")}
     programs = sorted((n for n in scores if n.startswith("program")), key=lambda n: -scores[n])[:5]
-    others = [name for name in scores if not name.startswith("program")]
-    for name in others + programs:
+    baselines = [name for name in scores if not name.startswith("program")]
+    for name in baselines + programs:
         skill = 0.05 + 0.95 * scores[name] - (0.03 if name in programs else 0)
         store.save_scores(name, "test", outcomes(rng, skill, TEST_PROBLEMS), setting=setting)
 
@@ -178,7 +176,7 @@ def add_test(store: Store, rng: random.Random, setting: str = "main") -> None:
 def whole_run(folder: Path, seed: int = 0) -> Store:
     rng = random.Random(seed)
     store = new_store(folder)
-    add_human_designed(store, rng)
+    add_baselines(store, rng)
     for iteration in (1, 2, 3):
         add_iteration(store, rng, iteration)
     add_test(store, rng)
@@ -191,7 +189,7 @@ def whole_run(folder: Path, seed: int = 0) -> Store:
 def made_up() -> SimpleNamespace:
     return SimpleNamespace(
         new_store=new_store,
-        add_human_designed=add_human_designed,
+        add_baselines=add_baselines,
         add_iteration=add_iteration,
         add_test=add_test,
         outcomes=outcomes,
@@ -202,6 +200,6 @@ def made_up() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished run, to be read alone."""
+    """A finished run; read-only."""
     with whole_run(tmp_path_factory.mktemp("finished")) as store:
         yield store

@@ -4,13 +4,13 @@ import pytest
 
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
-from sdjax.report.data import display_name, read_contents
+from sdjax.report.data import display_name, read_report
 from sdjax.report.page import final_table
 from sdjax.search.types import Application, Candidate, program_candidate
 
 
-def test_shares_and_reasons_are_those_of_the_samples(finished):
-    for one in read_contents(finished).iterations:
+def test_counts_and_reasons_of_the_samples(finished):
+    for one in read_report(finished).iterations:
         judged = finished.judged(one.iteration)
         assert one.samples == len(judged) == 64
         assert one.admissible == sum(s.status in ("admitted", "duplicate") for s in judged)
@@ -22,31 +22,31 @@ def test_shares_and_reasons_are_those_of_the_samples(finished):
         assert one.pairs == len(finished.pairs(one.iteration)) > 0
 
 
-def test_a_duplicate_counts_with_its_originals_score(finished):
-    (first, *_) = read_contents(finished).iterations
+def test_duplicate_has_the_score_of_its_original(finished):
+    (first, *_) = read_report(finished).iterations
     scores = {one.candidate: one.strict for one in finished.summaries("development")}
-    own = [
+    original_scores = [
         scores[program_candidate(s.identity)]
         for s in finished.judged(1)
         if s.status in ("admitted", "duplicate")
     ]
-    assert len(own) > len(first.scores)
-    assert first.sample_mean == pytest.approx(sum(own) / len(own))
+    assert len(original_scores) > len(first.scores)
+    assert first.sample_mean == pytest.approx(sum(original_scores) / len(original_scores))
 
 
-def test_the_levels_are_the_best_on_the_development_problems(finished):
-    levels = {level.name: level.score for level in read_contents(finished).levels}
-    assert set(levels) == {
+def test_reference_lines_are_the_best_development_scores(finished):
+    lines = {line.name: line.score for line in read_report(finished).references}
+    assert set(lines) == {
         "seed",
         "best expert",
         "best method, paper grid",
         "best method, fine grid",
     }
-    assert levels["best method, fine grid"] >= levels["best method, paper grid"]
+    assert lines["best method, fine grid"] >= lines["best method, paper grid"]
 
 
-def test_the_final_table_pairs_with_the_seed_by_problem(finished):
-    rows = read_contents(finished).tables["main"]
+def test_final_table_is_paired_with_the_seed_by_problem(finished):
+    rows = read_report(finished).tables["main"]
     assert [row.kind for row in rows] == ["seed"] + ["expert"] * 2 + ["method"] * 3 + [
         "program"
     ] * 5
@@ -62,58 +62,58 @@ def test_the_final_table_pairs_with_the_seed_by_problem(finished):
 
 
 def test_programs_are_paired_with_the_best_method_of_the_development_problems(finished):
-    contents = read_contents(finished)
-    rows = contents.tables["main"]
+    report = read_report(finished)
+    rows = report.tables["main"]
     methods = {row.name: row.development for row in rows if row.kind == "method"}
-    assert contents.best_method == max(methods, key=methods.get)
+    assert report.best_method == max(methods, key=methods.get)
     assert {row.kind for row in rows if row.method_gain is not None} == {"program"}
     mine, method = (
         {o.problem_id: o.strict for o in finished.outcomes(name, "test")}
-        for name in (rows[-1].name, contents.best_method)
+        for name in (rows[-1].name, report.best_method)
     )
     assert rows[-1].method_gain == paired_by_key(mine, method)
-    assert f"against {display_name(contents.best_method)}: " in str(final_table(finished).caption)
+    assert f"against {display_name(report.best_method)}: " in str(final_table(finished).caption)
 
 
-def test_a_candidate_of_other_problems_has_no_difference(tmp_path, made_up):
+def test_no_difference_between_different_problems(tmp_path, made_up):
     with made_up.new_store(tmp_path) as store:
         for name, problem in (("seed", "p1"), ("expert_1", "p2")):
             store.save_candidate(Candidate(name=name, kind=name.split("_")[0]))
             outcome = Outcome(problem_id=problem, output="", strict=True, flexible=True)
             store.save_scores(name, "test", [outcome])
-        assert [row.strict_gain for row in read_contents(store).tables["main"]] == [None, None]
+        assert [row.strict_gain for row in read_report(store).tables["main"]] == [None, None]
 
 
-def test_what_is_not_there_yet_is_said(tmp_path, made_up):
+def test_missing_results_are_listed(tmp_path, made_up):
     rng = random.Random(0)
     with made_up.new_store(tmp_path) as store:
-        empty = read_contents(store)
-        assert empty.iterations == empty.best == empty.levels == ()
+        empty = read_report(store)
+        assert empty.iterations == empty.best == empty.references == ()
         assert len(empty.missing) == 3
         made_up.add_iteration(store, rng, 1, size=16)
-        made_up.add_human_designed(store, rng)
-        said = " ".join(read_contents(store).missing)
-        assert "not finished" in said
-        assert "1 of 3 iterations" in said
-        assert "test problems yet" in said
+        made_up.add_baselines(store, rng)
+        missing = " ".join(read_report(store).missing)
+        assert "not finished" in missing
+        assert "1 of 3 iterations" in missing
+        assert "test problems yet" in missing
 
 
-def test_an_incomplete_evaluation_does_not_count(tmp_path, made_up):
+def test_incomplete_evaluation_is_ignored(tmp_path, made_up):
     with made_up.new_store(tmp_path) as store:
         store.save_candidate(Candidate(name="seed", kind="seed"))
         outcome = Outcome(problem_id="p", output="", strict=True, flexible=True)
         store.save_scores("seed", "test", [outcome], complete=False)
         store.save_scores("seed", "development", [outcome], complete=False)
-        contents = read_contents(store)
-        assert contents.tables == {}
-        assert contents.levels == ()
+        report = read_report(store)
+        assert report.tables == {}
+        assert report.references == ()
 
 
-def test_a_program_that_burst_on_application_is_among_the_reasons(tmp_path, made_up):
+def test_program_refused_on_application_is_among_the_reasons(tmp_path, made_up):
     with made_up.new_store(tmp_path) as store:
         made_up.add_iteration(store, random.Random(0), 1, size=8)
         (first, *_) = [s.identity for s in store.judged() if s.novel]
-        before = read_contents(store).iterations[0]
+        before = read_report(store).iterations[0]
         store.save_application(
             Application(
                 candidate=program_candidate(first),
@@ -122,12 +122,12 @@ def test_a_program_that_burst_on_application_is_among_the_reasons(tmp_path, made
                 change=0.0,
             )
         )
-        after = read_contents(store).iterations[0]
+        after = read_report(store).iterations[0]
         assert after.novel == before.novel - 1
         assert any(reason.startswith("too costly") for reason in after.reasons)
 
 
-def test_names_are_for_readers():
+def test_display_names():
     assert display_name("program:0123456789abcdef") == "program 01234567"
     assert display_name("method:ties(density=0.4)") == "ties(density=0.4)"
     assert display_name("expert_1") == "expert 1"

@@ -11,7 +11,7 @@ from sdjax.search.store import Store
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects elements, attributes and what is written inside <pre>."""
+    """Collects elements, attributes and the text inside <pre>."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ def read(page: str) -> Reader:
     reader = Reader()
     reader.feed(page)
     reader.close()
-    assert reader.open == []  # every element is closed where it should be
+    assert reader.open == []  # every element is closed
     return reader
 
 
@@ -53,7 +53,7 @@ def page(finished):
     return render(finished)
 
 
-def test_hostile_text_stays_text(page, made_up):
+def test_untrusted_text_is_escaped(page, made_up):
     reader = read(page)
     assert not {"script", "img", "iframe", "link", "object", "b"} & set(reader.tags)
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
@@ -61,12 +61,12 @@ def test_hostile_text_stays_text(page, made_up):
     for hidden in ("\u202e", "\x1b"):
         assert hidden in made_up.hostile
         assert hidden not in page
-    winner = next(source for source in reader.sources if "<script>alert" in source)
-    assert "def merge_models(task_vectors):\n" in winner
-    assert "\\u{202e}evil\\u{001b}[31m" in winner
+    hostile_source = next(source for source in reader.sources if "<script>alert" in source)
+    assert "def merge_models(task_vectors):\n" in hostile_source
+    assert "\\u{202e}evil\\u{001b}[31m" in hostile_source
 
 
-def test_the_page_asks_for_nothing_from_outside(page):
+def test_page_makes_no_requests(page):
     for name, value in read(page).attributes:
         if name in ("href", "src", "xlink:href", "action", "data"):
             assert value.startswith("#"), (name, value)
@@ -75,14 +75,13 @@ def test_the_page_asks_for_nothing_from_outside(page):
     assert "default-src 'none'" in page
 
 
-def test_the_page_says_what_a_reader_asks_for(page, finished):
+def test_page_contains_the_results(page, finished):
     words = " ".join(re.sub(r"<svg.*?</svg>|<[^>]+>", " ", page, flags=re.S).split())
-    for said in (
+    for text in (
         "Setting: transfer",
         "task_arithmetic(scale=0.7)",
         "sandbox layers rlimits, seccomp",
         "jax 0.10.2",
-        "remembered from training",
         "not in training",
         "scales expert_2",
         "refused: import",
@@ -91,24 +90,25 @@ def test_the_page_says_what_a_reader_asks_for(page, finished):
         "generator-3 (checkpoints/3), steps 50, loss 0.61",
         "seed zoo:seed; expert_1 = zoo:a;",
     ):
-        assert said in words, said
+        assert text in words, text
+    assert ">in training<" in page
     assert page.count("<svg") == 5
     assert "not finished" not in words
 
 
-def test_it_is_written_whole_and_the_same_each_time(tmp_path, finished, page):
+def test_page_is_written_atomically_and_deterministically(tmp_path, finished, page):
     path = write_report(finished, tmp_path / "report.html")
     assert path.read_text() == page
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_any_state_of_a_run_has_a_report(tmp_path, made_up):
+def test_report_in_every_state_of_a_run(tmp_path, made_up):
     rng = random.Random(1)
     with made_up.new_store(tmp_path) as store:
         steps = [
             lambda: None,
             lambda: made_up.add_iteration(store, rng, 1, size=6),
-            lambda: made_up.add_human_designed(store, rng),
+            lambda: made_up.add_baselines(store, rng),
             lambda: made_up.add_test(store, rng),
         ]
         for step in steps:
@@ -119,7 +119,7 @@ def test_any_state_of_a_run_has_a_report(tmp_path, made_up):
             Console(quiet=True).print(final_table(store))
 
 
-def test_a_running_run_can_be_read_beside_its_writer(tmp_path, made_up):
+def test_report_of_a_run_that_is_being_written(tmp_path, made_up):
     with made_up.new_store(tmp_path) as writer:
         made_up.add_iteration(writer, random.Random(3), 1, size=6)
         with Store.open(tmp_path) as reader:
@@ -128,7 +128,7 @@ def test_a_running_run_can_be_read_beside_its_writer(tmp_path, made_up):
     read((tmp_path / "report.html").read_text())
 
 
-def test_the_final_table_fits_a_terminal(finished):
+def test_final_table_fits_80_columns(finished):
     console = Console(width=80, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as captured:
         console.print(final_table(finished))
@@ -143,7 +143,7 @@ def test_the_final_table_fits_a_terminal(finished):
     assert "program" not in captured.get()
 
 
-def test_hidden_characters_are_shown():
+def test_hidden_characters_are_shown_as_codes():
     assert visible("a\tb\nc") == "a\tb\nc"
     assert visible("a\u200bb\x00\u2066") == "a\\u{200b}b\\u{0000}\\u{2066}"
-    assert visible("x" * 30_000).endswith("(30000 characters in all)")
+    assert visible("x" * 30_000).endswith("(30000 characters in total)")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdjax.evaluation.statistics import Interval
-from sdjax.report.data import IterationReport, ReferenceLine, Row, read_contents
+from sdjax.report.data import IterationReport, ReferenceLine, TestRow, read_report
 from sdjax.report.plots import (
     development_against_test,
     gains,
@@ -16,15 +16,15 @@ from sdjax.report.plots import (
 
 
 @pytest.fixture(scope="module")
-def contents(finished):
-    return read_contents(finished)
+def report(finished):
+    return read_report(finished)
 
 
-def test_each_figure_is_wellformed_and_always_the_same(contents):
-    rows = contents.tables["main"]
+def test_figures_are_well_formed_and_deterministic(report):
+    rows = report.tables["main"]
     drawers = {
-        "scores": lambda: score_distributions(contents.iterations, contents.levels, "strict"),
-        "shares": lambda: sample_shares(contents.iterations),
+        "scores": lambda: score_distributions(report.iterations, report.references, "strict"),
+        "shares": lambda: sample_shares(report.iterations),
         "gains": lambda: gains(rows),
         "against": lambda: development_against_test(rows, "strict"),
     }
@@ -34,17 +34,17 @@ def test_each_figure_is_wellformed_and_always_the_same(contents):
         assert text == svg(draw(), name)
 
 
-def test_the_shares_of_an_iteration_fill_its_bar(contents):
-    (axes,) = sample_shares(contents.iterations).axes
-    for place in range(len(contents.iterations)):
+def test_shares_sum_to_100_percent(report):
+    (axes,) = sample_shares(report.iterations).axes
+    for place in range(len(report.iterations)):
         bars = [p for p in axes.patches if round(p.get_y() + p.get_height() / 2) == place]
         assert sum(bar.get_width() for bar in bars) == pytest.approx(100)
 
 
-def test_every_program_has_its_dot(contents):
-    (axes,) = score_distributions(contents.iterations, contents.levels, "strict").axes
+def test_every_program_has_a_dot(report):
+    (axes,) = score_distributions(report.iterations, report.references, "strict").axes
     dots = [c for c in axes.collections if len(c.get_offsets()) > 1]
-    for one, drawn in zip(contents.iterations, dots, strict=True):
+    for one, drawn in zip(report.iterations, dots, strict=True):
         heights = np.sort(drawn.get_offsets()[:, 1])
         assert np.allclose(heights, np.sort(100 * np.array(one.scores)))
 
@@ -67,30 +67,30 @@ def iteration(**fields) -> IterationReport:
     )
 
 
-def test_the_least_there_can_be_is_drawn():
-    lonely = iteration(scores=(0.5,), sample_mean=0.5)
-    assert "<svg" in svg(score_distributions([lonely, iteration()], [], "strict"), "a")
+def test_minimal_data_can_be_plotted():
+    single = iteration(scores=(0.5,), sample_mean=0.5)
+    assert "<svg" in svg(score_distributions([single, iteration()], [], "strict"), "a")
     assert "<svg" in svg(sample_shares([iteration()]), "b")
-    endless = Interval(mean=0.0, low=-np.inf, high=np.inf)
-    row = Row(
+    unbounded = Interval(mean=0.0, low=-np.inf, high=np.inf)
+    row = TestRow(
         name="program:$x_{$",
         kind="program",
         development=None,
         problems=1,
         strict=Interval(mean=0.0, low=0.0, high=1.0),
         flexible=Interval(mean=0.0, low=0.0, high=1.0),
-        strict_gain=endless,
-        flexible_gain=endless,
+        strict_gain=unbounded,
+        flexible_gain=unbounded,
         method_gain=None,
     )
     assert png(gains([row])).startswith(b"\x89PNG")
     assert "<svg" in svg(development_against_test([], "strict"), "c")
 
 
-def test_labels_of_close_levels_are_moved_apart():
-    levels = [ReferenceLine(name=f"level {n}", score=0.5 + n / 10_000) for n in range(5)]
+def test_labels_of_close_lines_are_moved_apart():
+    lines = [ReferenceLine(name=f"line {n}", score=0.5 + n / 10_000) for n in range(5)]
     scored = iteration(scores=(0.2, 0.9), sample_mean=0.5)
-    (axes,) = score_distributions([scored], levels, "strict").axes
+    (axes,) = score_distributions([scored], lines, "strict").axes
     low, high = axes.get_ylim()
     places = sorted(text.xyann[1] for text in axes.texts)
     assert min(np.diff(places)) >= 0.04 * (high - low)

@@ -1,17 +1,17 @@
-"""A search over the zoo, as small as it can be."""
+"""A minimal search on the zoo."""
 
 import dataclasses
 
 import jax
 import pytest
 
-from sdjax.search.config import BaselinesConfig, DecodingConfig, RunConfig
-from sdjax.search.config_reader import read_config
+from sdjax.decoding.config import DecoderConfig
+from sdjax.search.config import BaselinesConfig, RunConfig, read_config
 
 
 @pytest.fixture(scope="session")
 def small_config() -> RunConfig:
-    """Two iterations of eight samples, 24 problems of each split."""
+    """Two iterations of eight samples and 24 problems per split."""
     config = read_config("configs/demo.yaml")
     return dataclasses.replace(
         config,
@@ -20,10 +20,10 @@ def small_config() -> RunConfig:
         generation=dataclasses.replace(
             config.generation,
             samples=8,
-            decoding=DecodingConfig(slots=8, rows=8, buckets=(16,), max_new_tokens=96),
+            decoding=DecoderConfig(slots=8, prefill_batch=8, buckets=(16,), max_new_tokens=96),
         ),
-        evaluation=DecodingConfig(slots=24, rows=24, buckets=(48,), max_new_tokens=12),
-        training=dataclasses.replace(config.training, steps=2, rank=2, batch=2),
+        evaluation=DecoderConfig(slots=24, prefill_batch=24, buckets=(48,), max_new_tokens=12),
+        training=dataclasses.replace(config.training, max_steps=2, rank=2, batch_size=2),
         baselines=BaselinesConfig(paper={"task_arithmetic": {"weight": (0.2, 0.6)}}),
         transfer={},
         test=dataclasses.replace(config.test, top_k=2),
@@ -32,7 +32,7 @@ def small_config() -> RunConfig:
 
 @pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
-    """The runs here share what they compile; every one of them would compile it again."""
+    """Share compiled programs between the runs of these tests."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     yield

@@ -1,4 +1,4 @@
-"""What only the model's own weights bring to light becomes a verdict that the store keeps."""
+"""What only the model's weights reveal becomes a stored verdict."""
 
 import dataclasses
 import shutil
@@ -15,9 +15,9 @@ from sdjax.search.apply_candidate import apply_program
 from sdjax.search.context import build_context
 from sdjax.search.phases import score_program
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, Sample, Setting, StoredVerdict
+from sdjax.search.types import DEVELOPMENT, MAIN, Program, Sample, Setting, StoredVerdict
 
-# Probed is the first and the last depth; these do as they should there and nowhere between.
+# Programs are probed at the first and the last depth; these misbehave only in between.
 PROGRAM = """
 import jax
 import jax.numpy as jnp
@@ -40,20 +40,20 @@ FINE = PROGRAM.format("0.5 * x")
 
 
 @pytest.fixture(scope="module")
-def bench(small_config):
+def context(small_config):
     return build_context(small_config)
 
 
 @pytest.fixture(scope="module")
-def programs(bench):
-    """(identity, wire) of each; all of them pass the probe tensors."""
-    found = {}
+def programs(context):
+    """Return source -> program; all of them pass the probe."""
+    programs = {}
     for source in (NOT_FINITE, ENDLESS, LOOP_AND_NAN, FINE):
-        ir = trace_trusted(source, bench.signature)
-        program = verify_ir(ir, bench.signature)
-        probe(program, bench.signature)
-        found[source] = program.identity, ir
-    return found
+        ir = trace_trusted(source, context.signature)
+        program = verify_ir(ir, context.signature)
+        probe(program, context.signature)
+        programs[source] = Program(identity=program.identity, source=source, ir=ir)
+    return programs
 
 
 @pytest.mark.parametrize(
@@ -65,40 +65,39 @@ def programs(bench):
         (FINE, "admitted", ""),
     ],
 )
-def test_what_the_weights_bring_to_light(bench, programs, source, verdict, rule):
-    application, merged = apply_program(bench, *programs[source], MAIN)
+def test_real_weights_may_change_the_verdict(context, programs, source, verdict, rule):
+    application, merged = apply_program(context, programs[source], MAIN)
     assert (application.verdict, application.rule) == (verdict, rule)
     assert bool(application.message) == (merged is None) == (verdict != "admitted")
 
 
-def test_what_the_compiler_objects_to_is_a_verdict_and_a_bug_is_not(bench, programs, monkeypatch):
-    def objecting(error):
+def test_compiler_error_is_a_verdict_and_other_exceptions_propagate(context, programs, monkeypatch):
+    def raising(error):
         def merge(*arguments, **named):
             raise error
 
         return merge
 
     compiler = jax.errors.JaxRuntimeError("INTERNAL: no such layout")
-    monkeypatch.setattr(type(bench), "merge", objecting(compiler))
-    application, merged = apply_program(bench, *programs[FINE], MAIN)
+    monkeypatch.setattr(type(context), "merge", raising(compiler))
+    application, merged = apply_program(context, programs[FINE], MAIN)
     assert (application.verdict, application.rule, merged) == ("refused", "ir", None)
-    monkeypatch.setattr(type(bench), "merge", objecting(AttributeError("ours")))
+    monkeypatch.setattr(type(context), "merge", raising(AttributeError("ours")))
     with pytest.raises(AttributeError, match="ours"):
-        apply_program(bench, *programs[FINE], MAIN)
+        apply_program(context, programs[FINE], MAIN)
 
 
-def test_what_is_compiled_may_take_so_much_memory(bench, programs, monkeypatch):
-    identity, ir = programs[FINE]
-    program = dataclasses.replace(verify_ir(ir, bench.signature), max_memory=-1)
-    monkeypatch.setattr("sdjax.search.apply_candidate.verify_ir", lambda ir, signature: program)
-    application, merged = apply_program(bench, identity, ir, MAIN)
+def test_memory_limit_of_the_compiled_merge(context, programs, monkeypatch):
+    program = dataclasses.replace(context.verified_program(programs[FINE]), max_memory=-1)
+    monkeypatch.setitem(context.verified, program.identity, program)
+    application, merged = apply_program(context, programs[FINE], MAIN)
     assert (application.verdict, application.rule) == ("too costly", "memory")
     assert merged is None
 
 
-def test_the_store_keeps_the_verdict(bench, programs, tmp_path):
+def test_verdict_of_the_weights_is_stored(context, programs, tmp_path):
     source = NOT_FINITE
-    identity, ir = programs[source]
+    program = programs[source]
     with Store.create(tmp_path, config={}, versions={}, layers=[]) as store:
         prompt = store.save_prompt("short", "def")
         for number in range(2):
@@ -113,21 +112,19 @@ def test_the_store_keeps_the_verdict(bench, programs, tmp_path):
             )
             store.save_samples([sample])
         store.save_setting(Setting(seed="zoo:seed", slots={}, scope="mlp", task="sums"))
-        verdict = StoredVerdict(
-            source=source, verdict="admitted", rule="", message="", identity=identity, ir=ir
-        )
-        store.save_verdict(source, verdict)
+        verdict = StoredVerdict(source=source, verdict="admitted", identity=program.identity)
+        store.save_verdict(verdict, program)
         assert [one.status for one in store.judged()] == ["admitted", "duplicate"]
-        score_program(bench, store, identity, DEVELOPMENT)
+        score_program(context, store, program.identity, DEVELOPMENT)
         assert [(one.status, one.rule) for one in store.judged()] == [("non-finite", "weights")] * 2
         assert store.summaries(DEVELOPMENT) == []
         (application,) = store.applications().values()
         assert "NaN or infinite" in application.message
-        score_program(bench, store, identity, DEVELOPMENT)  # and it is not applied again
+        score_program(context, store, program.identity, DEVELOPMENT)  # not applied again
         assert store.applications() == {application.candidate: application}
 
 
-def test_broken_training_programs_are_told_in_one_line(small_config, tmp_path):
+def test_corrupt_training_programs_raise_one_line(small_config, tmp_path):
     seed = tmp_path / "seed"
     shutil.copytree(model_folder(small_config.seed), seed)
     config = dataclasses.replace(small_config, seed=str(seed))
@@ -135,6 +132,6 @@ def test_broken_training_programs_are_told_in_one_line(small_config, tmp_path):
     whole = file.read_bytes()
     for broken in (b"", b"\x80\x04K\x01.", whole[:-7], whole[:60]):
         file.write_bytes(broken)
-        with pytest.raises(UserError, match=r"training_programs\.npy: is no list") as error:
+        with pytest.raises(UserError, match=r"training_programs\.npy: not a list") as error:
             build_context(config)
         assert "\n" not in str(error.value)

@@ -5,18 +5,23 @@ from pathlib import Path
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.search.config import method_candidate
-from sdjax.search.config_reader import PACKAGED, config_from, find_config, read_config
+from sdjax.search.config import (
+    CONFIG_FOLDER,
+    config_from,
+    find_config,
+    method_candidate,
+    read_config,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OF_RUNS = [file.name for file in CONFIGS.glob("*.yaml") if not file.name.startswith("train-")]
+RUN_CONFIGS = [file.name for file in CONFIGS.glob("*.yaml") if not file.name.startswith("train-")]
 
 
-def test_the_papers_settings_stand_in_its_config():
+def test_config_of_the_paper_has_its_settings():
     config = read_config(CONFIGS / "paper-mistral-7b.yaml")
     assert (config.generation.samples, config.iterations, config.test.top_k) == (3000, 3, 15)
     assert [round(config.generation.temperature_at(t), 3) for t in (1, 2, 3)] == [1.2, 1.0, 0.857]
-    assert (config.selection.winners_percent, config.selection.losers_percent) == (3, 10)
+    assert (config.selection.chosen_percent, config.selection.rejected_percent) == (3, 10)
     assert config.selection.elites == 3
     training = config.training
     assert (training.beta, training.learning_rate, training.rank) == (0.01, 1e-6, 256)
@@ -26,35 +31,34 @@ def test_the_papers_settings_stand_in_its_config():
     assert len(config.baselines.combinations("paper")) == 3 + 3
 
 
-@pytest.mark.parametrize("name", sorted(OF_RUNS))
-def test_every_shipped_config_loads_and_comes_back_from_plain_data(name):
+@pytest.mark.parametrize("name", sorted(RUN_CONFIGS))
+def test_shipped_config_round_trip(name):
     config = read_config(CONFIGS / name)
     assert config_from(config.to_json(), "the store") == config
-    assert config.selection.settings().elites == config.selection.elites
 
 
-def test_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_config("configs/demo.yaml") == PACKAGED / "demo.yaml"
+    assert find_config("configs/demo.yaml") == CONFIG_FOLDER / "demo.yaml"
     assert read_config("demo") == read_config(CONFIGS / "demo.yaml")
     (tmp_path / "demo").write_text("name: mine")
     assert find_config("demo") == Path("demo")
-    with pytest.raises(UserError, match=r"elsewhere/demo.yaml: no such config.*demo"):
+    with pytest.raises(UserError, match=r"elsewhere/demo.yaml: config not found.*demo"):
         find_config("elsewhere/demo.yaml")
 
 
-def test_a_config_is_frozen_and_keyword_only():
+def test_config_is_frozen_and_keyword_only():
     config = read_config("demo")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.iterations = 4
     assert all(field.kw_only for field in dataclasses.fields(config))
 
 
-def test_overrides_reach_every_depth():
+def test_overrides_at_every_depth():
     config = read_config(
         "demo",
         [
-            "random=7",
+            "rng_seed=7",
             "training.enabled=false",
             "training.learning_rate=2e-5",
             "task.test=null",
@@ -63,7 +67,7 @@ def test_overrides_reach_every_depth():
             "baselines.fine.ties.density=[0.25, 1]",
         ],
     )
-    assert config.random == 7
+    assert config.rng_seed == 7
     assert config.training.enabled is False
     assert config.training.learning_rate == 2e-5
     assert config.task.test is None
@@ -73,7 +77,7 @@ def test_overrides_reach_every_depth():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("generation.sample=3", r"unknown key generation.sample; did you mean samples\?"),
         ("iteration=3", r"unknown key iteration; did you mean iterations\? allowed: name,"),
@@ -84,37 +88,37 @@ def test_overrides_reach_every_depth():
         ("generation.samples=0", "generation.samples: must be at least 1, not 0"),
         ("generation.samples=2.5", "must be a whole number, not 2.5"),
         ("generation.samples='3'", "must be a whole number"),
-        ("random=true", "random: must be a whole number, not true"),
+        ("rng_seed=true", "rng_seed: must be a whole number, not true"),
         ("generation.top_p=1.5", "generation.top_p: must be at most 1"),
         ("generation.temperature=.inf", "must be a finite number"),
         ("training.enabled=1", "training.enabled: must be true or false, not 1"),
         ("training.reference=sed", "training.reference: must be 'policy' or 'seed', not \"sed\""),
-        ("training.epochs=2", "training: give one of steps and epochs"),
+        ("training.epochs=2", "training: give one of max_steps and epochs"),
         ("scope=3", "scope: must be a string or a list, not 3"),
         ("baselines.fine.ties.density=[]", "baselines.fine.ties.density: must not be empty"),
         ("evaluation.buckets=[64, 32]", "must be distinct and ascending"),
-        ("evaluation.rows=500", r"rows \(500\) must be at most slots"),
-        ("selection.winners_percent=95", "must sum to at most 100"),
+        ("evaluation.prefill_batch=500", r"prefill_batch \(500\) must be at most slots"),
+        ("selection.chosen_percent=95", "must sum to at most 100"),
         ("experts.expert_5={model: a}", "slots of experts must be expert_1, expert_2"),
         ('experts.expert_1.description="a\\nb"', "description must be one line"),
         ("mesh.data=0", "mesh.data: must be 1 or more, or -1 for the remaining devices"),
         ("task=null", "task: must be a mapping"),
         ("task.name.x=3", "name has no subkeys"),
         ("samples", "must be key=value"),
-        ("random=[", "not valid YAML"),
+        ("rng_seed=[", "not valid YAML"),
     ],
 )
-def test_a_wrong_override_is_named_with_what_is_allowed(override, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_wrong_override_error_says_what_is_allowed(override, message):
+    with pytest.raises(UserError, match=message) as caught:
         read_config("demo", [override])
-    message = str(caught.value)
-    assert f"--set {override}: " in message
-    assert "\n" not in message
-    assert "pydantic" not in message
+    text = str(caught.value)
+    assert f"--set {override}: " in text
+    assert "\n" not in text
+    assert "pydantic" not in text
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         (
             "iterations: 3",
@@ -133,20 +137,24 @@ def test_a_wrong_override_is_named_with_what_is_allowed(override, said):
         ),
         ("  samples: 64\n", "", r"mine.yaml, line \d+: the key generation.samples is missing"),
         ("name: demo\n", "", r"mine.yaml: the key name is missing"),
-        ("random: 0", "random: 0\nrandom: 1", r"mine.yaml, line \d+: .*duplicate key 'random'"),
-        ("random: 0", "random: [", r"mine.yaml, line \d+: not valid YAML"),
+        (
+            "rng_seed: 0",
+            "rng_seed: 0\nrng_seed: 1",
+            r"mine.yaml, line \d+: .*duplicate key 'rng_seed'",
+        ),
+        ("rng_seed: 0", "rng_seed: [", r"mine.yaml, line \d+: not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_named_with_its_line(tmp_path, old, new, said):
+def test_wrong_file_error_has_its_line(tmp_path, old, new, message):
     text = (CONFIGS / "demo.yaml").read_text()
     assert old in text
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_config(path)
 
 
-def test_the_line_is_that_of_the_key(tmp_path):
+def test_error_line_is_that_of_the_key(tmp_path):
     text = (CONFIGS / "demo.yaml").read_text()
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("beta: 0.1", "beta: none"))
@@ -157,22 +165,22 @@ def test_the_line_is_that_of_the_key(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"- a\n", b"\xff\xfe\x00", b"3"])
-def test_what_is_no_config_at_all_is_a_users_error(tmp_path, content):
+def test_invalid_file_raises_user_error(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"mine\.yaml"):
         read_config(path)
 
 
-def test_the_length_of_a_round():
+def test_number_of_training_steps():
     by_steps = read_config("demo").training
-    assert by_steps.steps_for(1000) == by_steps.steps
-    by_epochs = read_config("demo", ["training.steps=null", "training.epochs=1.5"]).training
-    assert by_epochs.steps_for(100) == 19  # ceil(1.5 * 100 / 8)
-    assert by_epochs.steps_for(1) == 1
+    assert by_steps.for_pairs(1000).max_steps == by_steps.max_steps
+    by_epochs = read_config("demo", ["training.max_steps=null", "training.epochs=1.5"]).training
+    assert by_epochs.for_pairs(100).max_steps == 19  # ceil(1.5 * 100 / 8)
+    assert by_epochs.for_pairs(1).max_steps == 1
 
 
-def test_a_methods_name_holds_its_hyperparameters():
+def test_candidate_name_of_a_method():
     assert method_candidate("ties", {"scale": 0.6, "density": 0.4}) == (
         "method:ties(density=0.4,scale=0.6)"
     )

@@ -1,4 +1,4 @@
-"""How a run puts problems to its models."""
+"""Loading the models, the task and the prompts of a run."""
 
 import dataclasses
 import json
@@ -8,53 +8,54 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.decoding.config import DecoderConfig
 from sdjax.io.hf_checkpoint import read_config
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
 from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.lora import init_adapter
-from sdjax.search.config import DecodingConfig, TaskConfig
+from sdjax.search.config import TaskConfig
 from sdjax.search.context import build_context
 from sdjax.training.warmstart import name_of, signature_for
 
 
 @pytest.fixture
 def sums(small_config, tmp_path):
-    """The small run on a file of six sums, with worked examples beside it."""
+    """The small run on a file of six sums, with worked examples in a second file."""
     for split, count in (("test", 6), ("train", 4)):
         rows = [{"question": f"{split} 1+{i}=", "answer": 1 + i} for i in range(count)]
         (tmp_path / f"sums_{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = TaskConfig(name=str(tmp_path / "sums_test.jsonl"), development=2, shots=2)
-    sizes = DecodingConfig(slots=4, rows=4, buckets=(96,), max_new_tokens=8)
+    sizes = DecoderConfig(slots=4, prefill_batch=4, buckets=(96,), max_new_tokens=8)
     return dataclasses.replace(small_config, task=task, evaluation=sizes)
 
 
 def test_worked_examples_and_splits(sums):
-    bench = build_context(sums)
-    assert [one.problem.id for one in bench.problems["development"]] == ["test-0", "test-1"]
-    assert len(bench.problems["test"]) == 4
-    for one in bench.problems["test"]:
-        *shown, asked = one.text.split("\n\n")
-        assert len(shown) == 2
-        assert all(example.startswith("train 1+") for example in shown)
-        assert asked == f"{one.problem.question}\nA:"
+    context = build_context(sums)
+    assert [one.problem.id for one in context.problems["development"]] == ["test-0", "test-1"]
+    assert len(context.problems["test"]) == 4
+    for one in context.problems["test"]:
+        *examples, question = one.text.split("\n\n")
+        assert len(examples) == 2
+        assert all(example.startswith("train 1+") for example in examples)
+        assert question == f"{one.problem.question}\nA:"
 
 
-def test_a_generator_may_begin_warm(small_config, tmp_path):
+def test_generator_starts_from_an_adapter(small_config, tmp_path):
     folder = tmp_path / "warm"
     model = read_config(zoo_models()["seed"])
-    fresh = init_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
-    taught = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+    initial = init_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, initial)
     signature = name_of(signature_for(model, experts=3))
     files = TrainingPrograms.create(["x"], [5], signature=signature).write(tmp_path / "files")
-    write_adapter(folder, model, taught, base="zoo:seed", extra_files=files)
+    write_adapter(folder, model, trained, base="zoo:seed", extra_files=files)
     config = dataclasses.replace(small_config, generator=str(folder))
-    bench = build_context(config)
-    jax.tree.map(np.testing.assert_array_equal, bench.fresh_adapter().factors, taught.factors)
-    assert bench.was_trained_on(f"{5:016x}")
-    assert not bench.was_trained_on(f"{6:016x}")
+    context = build_context(config)
+    jax.tree.map(np.testing.assert_array_equal, context.new_adapter().factors, trained.factors)
+    assert context.was_trained_on(f"{5:016x}")
+    assert not context.was_trained_on(f"{6:016x}")
     wider = dataclasses.replace(config, training=dataclasses.replace(config.training, rank=4))
-    with pytest.raises(UserError, match=r"warm: its rank is 2 .*, training.rank is 4"):
+    with pytest.raises(UserError, match=r"warm: has rank 2 .*, but training.rank is 4"):
         build_context(wider)
 
 
@@ -62,11 +63,11 @@ def with_task(config, **changes):
     return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
 
 
-def test_what_cannot_be_put_is_told_before_the_run(sums):
+def test_unusable_prompts_raise_user_error_before_the_run(sums):
     with pytest.raises(UserError, match="no chat template"):
         build_context(with_task(sums, prompt="chat"))
-    with pytest.raises(UserError, match="has no test problem"):
+    with pytest.raises(UserError, match="there are no test problems"):
         build_context(with_task(sums, development=6))
-    small = DecodingConfig(slots=4, rows=4, buckets=(8,), max_new_tokens=8)
+    small = DecoderConfig(slots=4, prefill_batch=4, buckets=(8,), max_new_tokens=8)
     with pytest.raises(UserError, match=r"every development prompt is longer .* \(8\)"):
         build_context(dataclasses.replace(sums, evaluation=small))

@@ -1,4 +1,4 @@
-"""The whole loop on the zoo, small: what it leaves behind, and that it can be interrupted."""
+"""A small search on the zoo: its results, and that it can be interrupted."""
 
 import dataclasses
 import json
@@ -12,13 +12,13 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.search import phases
-from sdjax.search.loop import run
+from sdjax.search.loop import run_search
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, TEST
 
 
-def facts(folder):
-    """All that must not depend on when a run was interrupted."""
+def results(folder):
+    """Return the results that must not depend on interruptions."""
     with Store.open(folder) as store:
         return {
             "samples": [(s.iteration, s.number, s.text, s.status) for s in store.judged()],
@@ -33,11 +33,11 @@ def facts(folder):
 @pytest.fixture(scope="module")
 def finished(small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "whole"
-    run(small_config, folder)
+    run_search(small_config, folder)
     return folder
 
 
-def test_every_part_left_its_results(finished, small_config):
+def test_every_phase_saves_its_results(finished, small_config):
     with Store.open(finished) as store:
         assert store.run().finished_at is not None
         samples = store.judged()
@@ -53,24 +53,24 @@ def test_every_part_left_its_results(finished, small_config):
         assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
 
 
-def test_the_origin_of_programs_is_known(finished):
+def test_training_membership_of_programs_is_known(finished):
     with Store.open(finished) as store:
         programs = store.programs().values()
         assert all(program.in_training is not None for program in programs)
         assert all(program.families is not None for program in programs)
 
 
-def test_a_finished_run_can_be_run_again_and_stays_the_same(finished, small_config):
-    before = facts(finished)
-    run(small_config, finished)
-    assert facts(finished) == before
+def test_running_a_finished_run_again_changes_nothing(finished, small_config):
+    before = results(finished)
+    run_search(small_config, finished)
+    assert results(finished) == before
 
 
 @pytest.mark.parametrize("program", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_an_interrupted_run_ends_with_the_same_result(
+def test_interrupted_run_gives_the_same_result(
     finished, small_config, tmp_path, monkeypatch, program
 ):
-    """Interrupted while it scores a program, after half of the problems."""
+    """Interrupt while a program is scored, after some of its problems."""
     scored = 0
     save_scores = Store.save_scores
 
@@ -86,21 +86,20 @@ def test_an_interrupted_run_ends_with_the_same_result(
     folder = tmp_path / "run"
     monkeypatch.setattr(Store, "save_scores", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(small_config, folder)
+        run_search(small_config, folder)
     monkeypatch.undo()
-    run(small_config, folder)
-    assert facts(folder) == facts(finished)
+    run_search(small_config, folder)
+    assert results(folder) == results(finished)
 
 
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from sdjax.search import loop, phases
-from sdjax.search.config_reader import config_from
 from sdjax.search.store import Store
 
 def dies(function, call):
-    # The call of that number is the last thing that the process does.
+    # Kill the process after this call of the function.
     def counted(*arguments, **options):
         counted.calls += 1
         result = function(*arguments, **options)
@@ -117,16 +116,16 @@ if where == "refining":
     train = phases.train_dpo
     phases.train_dpo = lambda *arguments, on_step, **options: train(
         *arguments, on_step=dies(on_step, 1), **options)
-if where == "checkpointing":  # its files are whole, but the store does not know of them
+if where == "checkpointing":  # its files are complete, but not recorded in the store
     saves = loop.GeneratorCheckpoints
     saves.save_adapter = dies(saves.save_adapter, 1)
-loop.run(config_from(json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
+loop.run_search(config_from(json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["generating", "refining", "checkpointing"])
-def test_a_killed_run_ends_with_the_same_result(finished, small_config, tmp_path, where):
+def test_killed_run_gives_the_same_result(finished, small_config, tmp_path, where):
     folder = tmp_path / "run"
     command = [sys.executable, "-c", KILLED, json.dumps(small_config.to_json()), folder, where]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -135,18 +134,18 @@ def test_a_killed_run_ends_with_the_same_result(finished, small_config, tmp_path
         assert len(store.sample_numbers(1)) == (3 if where == "generating" else 8)
         assert bool(store.pairs(1)) == (where != "generating")
         assert store.checkpoints() == ()
-    run(small_config, folder)
-    assert facts(folder) == facts(finished)
+    run_search(small_config, folder)
+    assert results(folder) == results(finished)
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_ends_a_run_with_one_line(small_config, tmp_path, number):
+def test_signal_ends_a_run_with_one_line(small_config, tmp_path, number):
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(small_config.to_json()))
     folder = tmp_path / "run"
-    # A shell's background jobs, and so the tests in one, are born with Ctrl-C ignored.
+    # Background jobs of a shell ignore Ctrl-C.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from sdjax.cli import main; main()"
@@ -155,47 +154,46 @@ def test_a_signal_ends_a_run_with_one_line(small_config, tmp_path, number):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # the baselines are scored, the iterations begin
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("sdjax: baselines: ")  # the iterations start
         process.send_signal(number)
         output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert error == f"sdjax: interrupted; go on with: sdjax run --resume {folder}\n"
+    assert error == f"sdjax: interrupted; resume with: sdjax run --resume {folder}\n"
     assert output == ""
-    assert facts(folder)["scores"]["seed", DEVELOPMENT]
+    assert results(folder)["scores"]["seed", DEVELOPMENT]
 
 
-def test_a_resumed_run_needs_its_own_configuration(finished, small_config):
-    other = dataclasses.replace(small_config, random=7)
-    with pytest.raises(UserError, match="random"):
-        run(other, finished)
+def test_resumed_run_needs_its_own_config(finished, small_config):
+    changed = dataclasses.replace(small_config, rng_seed=7)
+    with pytest.raises(UserError, match="rng_seed"):
+        run_search(changed, finished)
 
 
-def test_a_generator_that_writes_no_program_is_an_error_that_keeps_the_samples(
-    small_config, tmp_path
-):
+def test_generator_without_programs_raises_user_error_and_keeps_samples(small_config, tmp_path):
     generation = dataclasses.replace(small_config.generation, temperature=50.0)
     config = dataclasses.replace(small_config, generation=generation)
     with pytest.raises(UserError, match="iteration 1 has no program that could be scored"):
-        run(config, tmp_path / "run")
+        run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
         assert len(store.judged(1)) == generation.samples
 
 
-def test_the_control_is_never_trained(small_config, tmp_path):
+def test_control_is_never_trained(small_config, tmp_path):
     training = dataclasses.replace(small_config.training, enabled=False)
     config = dataclasses.replace(small_config, training=training)
-    run(config, tmp_path / "run")
+    run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
         assert store.checkpoints() == ()
         assert {sample.iteration for sample in store.judged()} == {1, 2}
 
 
-def test_a_pair_too_few_is_no_reason_to_stop(small_config, tmp_path, monkeypatch):
-    """Without any pair the generator goes on as it is."""
+def test_without_pairs_the_generator_is_unchanged(small_config, tmp_path, monkeypatch):
+    """The run continues with the same generator."""
     monkeypatch.setattr(phases, "make_pairs", lambda *args, **options: ())
     config = dataclasses.replace(small_config, iterations=1)
-    run(config, tmp_path / "run")
+    run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
         assert store.checkpoints()[0].detail == {"pairs": 0}
 
@@ -203,12 +201,11 @@ def test_a_pair_too_few_is_no_reason_to_stop(small_config, tmp_path, monkeypatch
 SCORES = """
 import dataclasses, json, sys
 from pathlib import Path
-from sdjax.search.loop import run
-from sdjax.search.config_reader import config_from
+from sdjax.search.loop import run_search
 from sdjax.search.store import Store
 config = config_from(json.loads(sys.argv[1]), "test")
 folder = Path(sys.argv[2])
-run(config, folder)
+run_search(config, folder)
 with Store.open(folder) as store:
     scores = {s.candidate: s.strict for s in store.summaries("development")}
     print(json.dumps([scores, [s.text for s in store.judged()]]))
@@ -226,7 +223,7 @@ def scores_on(devices: int, config, folder: Path):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_eight_devices_get_the_scores_of_one(small_config, tmp_path):
+def test_eight_devices_give_the_scores_of_one(small_config, tmp_path):
     alone = dataclasses.replace(small_config, iterations=1)
     mesh = dataclasses.replace(small_config.mesh, data=2, tensor=4)
     scores, texts = scores_on(8, dataclasses.replace(alone, mesh=mesh), tmp_path / "eight")

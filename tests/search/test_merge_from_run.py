@@ -1,23 +1,22 @@
-"""`sdjax merge --run`: what a run has discovered, as a model folder."""
+"""`sdjax merge --run`: merge by a discovered program."""
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.programs.merge_from_source import open_models
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.search.config_reader import read_config
-from sdjax.search.context import RunContext
-from sdjax.search.merge_from_run import merge_discovered, merge_key
+from sdjax.search.config import read_config
+from sdjax.search.context import RunContext, run_key
+from sdjax.search.merge_from_run import merge_discovered
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
     Candidate,
+    Program,
     Sample,
     Setting,
     StoredVerdict,
@@ -45,7 +44,7 @@ def run(tmp_path):
             Setting(seed=config.seed, slots=experts, scope=config.scope, task=config.task.name)
         )
         prompt = store.save_prompt("short", "def\n")
-        for number, (source, right) in enumerate(zip(sources, (1, 2), strict=True)):
+        for number, (source, correct) in enumerate(zip(sources, (1, 2), strict=True)):
             verdict = sandbox.judge(source)
             store.save_samples(
                 [
@@ -60,20 +59,19 @@ def run(tmp_path):
                     )
                 ]
             )
-            fields = {f.name for f in dataclasses.fields(StoredVerdict)}
-            kept = {k: v for k, v in verdict.to_dict().items() if k in fields}
-            store.save_verdict(source, StoredVerdict(**{**kept, "source": source}))
+            program = Program(identity=verdict.identity, source=source, ir=verdict.ir)
+            store.save_verdict(StoredVerdict.of(source, verdict), program)
             name = program_candidate(verdict.identity)
             store.save_candidate(Candidate(name=name, kind="program", identity=verdict.identity))
             outcomes = [
-                Outcome(problem_id=str(i), output="", strict=i < right, flexible=i < right)
+                Outcome(problem_id=str(i), output="", strict=i < correct, flexible=i < correct)
                 for i in range(3)
             ]
             store.save_scores(name, DEVELOPMENT, outcomes)
     return folder
 
 
-def test_a_discovered_program_by_its_rank(tmp_path, run):
+def test_merge_by_rank(tmp_path, run):
     merge_discovered(run, 1, tmp_path / "best")
     assert "0.6 *" in (tmp_path / "best" / "program.py").read_text()
     merge_discovered(run, 2, tmp_path / "second")
@@ -82,12 +80,12 @@ def test_a_discovered_program_by_its_rank(tmp_path, run):
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("best", "second")
     )
     assert best != second
-    with pytest.raises(UserError, match="has 2 scored programs, none of rank 3"):
+    with pytest.raises(UserError, match="no program of rank 3, the run has 2 scored programs"):
         merge_discovered(run, 3, tmp_path / "third")
-    with pytest.raises(UserError, match="no run here"):
+    with pytest.raises(UserError, match="not a run folder"):
         merge_discovered(tmp_path / "nothing", 1, tmp_path / "third")
 
 
-def test_the_key_is_the_one_that_a_run_merges_with():
-    bench = SimpleNamespace(key=jax.random.key(3))
-    assert merge_key(3) == RunContext.fold(bench, "merge")
+def test_merge_key_is_the_run_s():
+    context = SimpleNamespace(config=SimpleNamespace(rng_seed=3))
+    assert run_key(3, "merge") == RunContext.key(context, "merge")

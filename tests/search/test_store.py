@@ -11,19 +11,20 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
-from sdjax.search.pairs import Pair, Scored
-from sdjax.search.preferences import preferences_of_run
+from sdjax.search.pairs import preferences_of_run
 from sdjax.search.store import Store
 from sdjax.search.types import (
     Application,
     Candidate,
     Checkpoint,
     Lineage,
+    Program,
     Sample,
+    ScoredSample,
     Setting,
+    StoredPair,
     StoredVerdict,
     program_candidate,
-    text_hash,
 )
 
 CONFIG = {"seed": "zoo:seed", "generation": {"samples": 4}}
@@ -34,10 +35,10 @@ def create(folder: Path) -> Store:
     return Store.create(folder, config=CONFIG, versions={"jax": "0.10.2"}, layers=["rlimits"])
 
 
-def admitted(source: str, identity: str, **fields) -> StoredVerdict:
-    return StoredVerdict(
-        source=source, verdict="admitted", rule="", message="", identity=identity, **fields
-    )
+def save_admitted(store: Store, source: str, identity: str, layers=(), **fields) -> None:
+    """Save an admissible program; `fields` are those of the program."""
+    verdict = StoredVerdict(source=source, verdict="admitted", identity=identity, layers=layers)
+    store.save_verdict(verdict, Program(identity=identity, source=source, **fields))
 
 
 def refused(source: str) -> StoredVerdict:
@@ -56,11 +57,11 @@ def sample(number: int, source: str | None, prompt: str, iteration: int = 1) -> 
     )
 
 
-def outcome(problem: str, right: bool) -> Outcome:
-    return Outcome(problem_id=problem, output="= 4", strict=right, flexible=True)
+def outcome(problem: str, correct: bool) -> Outcome:
+    return Outcome(problem_id=problem, output="= 4", strict=correct, flexible=True)
 
 
-def test_a_run_comes_back_as_it_was_written(tmp_path):
+def test_store_round_trip(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
         store.save_checkpoint(
@@ -85,24 +86,24 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
         assert store.prompts() == {prompt: "def\n"}
 
 
-def test_each_sample_gets_its_status_whatever_the_order_of_verdicts(tmp_path):
+def test_sample_status_is_independent_of_the_order_of_verdicts(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
         prompt = store.save_prompt("short", "def\n")
-        sources = ["a", "bad", "a ", None, "b", "late", "burst", "c"]
+        sources = ["a", "bad", "a ", None, "b", "late", "nan", "c"]
         store.save_samples(sample(n, source, prompt) for n, source in enumerate(sources))
         store.save_samples([sample(0, "b", prompt, iteration=2)])
-        for source, identity in (("burst", "X"), ("a ", "A"), ("a", "A")):
-            store.save_verdict(source, admitted(source, identity), ["seccomp"])
+        for source, identity in (("nan", "X"), ("a ", "A"), ("a", "A")):
+            save_admitted(store, source, identity, layers=("seccomp",))
         for source, identity in (("c", "C"), ("b", "B")):  # same outputs on the probes
-            store.save_verdict(source, admitted(source, identity, fingerprint="f"))
-        store.save_verdict("bad", refused("bad"))
+            save_admitted(store, source, identity, fingerprint="f")
+        store.save_verdict(refused("bad"))
         store.save_candidate(Candidate(name="program:X", kind="program", identity="X"))
-        burst = Application(
+        not_finite = Application(
             candidate="program:X", verdict="non-finite", rule="weights", change=float("nan")
         )
-        store.save_application(burst)
-        assert store.applications() == {"program:X": dataclasses.replace(burst, change=0.0)}
+        store.save_application(not_finite)
+        assert store.applications() == {"program:X": dataclasses.replace(not_finite, change=0.0)}
         judged = store.judged()
         assert [one.status for one in judged] == [
             "admitted",
@@ -124,31 +125,29 @@ def test_each_sample_gets_its_status_whatever_the_order_of_verdicts(tmp_path):
         assert store.sample_numbers(1) == set(range(8))
 
 
-def test_a_verdict_is_kept_once_and_gives_its_wire(tmp_path):
+def test_first_verdict_on_a_source_is_kept(tmp_path):
     with create(tmp_path) as store:
-        huge = admitted("a", "A", ir="{}", cost=2**70, notes=("scales expert_1",))
-        store.save_verdict("a", huge)
-        store.save_verdict("a", refused("a"))
-        kept = store.verdict_of("a")
-        assert kept.verdict == "admitted"
-        assert kept.cost == 2**63 - 1
-        assert store.ir_of("A") == "{}"
+        save_admitted(store, "a", "A", ir="{}", cost=2**70, notes=("scales expert_1",))
+        store.save_verdict(refused("a"))
+        assert store.verdict_of("a").verdict == "admitted"
+        assert store.program("A").cost == 2**63 - 1
+        assert store.program("A").ir == "{}"
         assert store.programs()["A"].notes == ("scales expert_1",)
         with pytest.raises(KeyError):
-            store.ir_of("B")
+            store.program("B")
 
 
-def test_origin_is_unknown_until_it_is_told(tmp_path):
+def test_training_membership_and_families_of_programs(tmp_path):
     with create(tmp_path) as store:
-        store.save_verdict("a", admitted("a", "A"))
-        program = store.programs()["A"]
+        save_admitted(store, "a", "A")
+        program = store.program("A")
         assert (program.in_training, program.families, program.held_out) == (None, None, None)
-        store.save_origin("A", in_training=False, families=["b", "a"], held_out=[])
-        program = store.programs()["A"]
+        save_admitted(store, "b", "B", in_training=False, families=("a", "b"), held_out=())
+        program = store.program("B")
         assert (program.in_training, program.families, program.held_out) == (False, ("a", "b"), ())
 
 
-def test_scores_are_kept_by_problem_and_a_complete_evaluation_is_closed(tmp_path):
+def test_complete_evaluation_accepts_no_more_scores(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
         store.save_candidate(Candidate(name="seed", kind="seed"))
@@ -158,32 +157,32 @@ def test_scores_are_kept_by_problem_and_a_complete_evaluation_is_closed(tmp_path
         (summary,) = store.summaries("test")
         assert (summary.problems, summary.strict, summary.flexible) == (2, 0.5, 1.0)
         assert [one.problem_id for one in store.outcomes("seed", "test")] == ["p1", "p2"]
-        with pytest.raises(ValueError, match="scored already"):
+        with pytest.raises(ValueError, match="already scored"):
             store.save_scores("seed", "test", [outcome("p3", True)])
         assert store.outcomes("seed", "development") == ()
 
 
-def test_a_candidate_may_be_scored_in_several_settings(tmp_path):
+def test_candidate_scored_in_several_settings(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
-        other = Setting(name="transfer", seed="zoo:seed", slots={}, scope="mlp", task="sums")
-        store.save_setting(other)
+        transfer = Setting(name="transfer", seed="zoo:seed", slots={}, scope="mlp", task="sums")
+        store.save_setting(transfer)
         store.save_candidate(Candidate(name="seed", kind="seed"))
         store.save_scores("seed", "test", [outcome("p1", True)])
         store.save_scores("seed", "test", [outcome("p1", False)], setting="transfer")
         assert [one.strict for one in store.summaries("test", None)] == [1.0, 0.0]
-        with pytest.raises(ValueError, match="is another"):
+        with pytest.raises(ValueError, match="a different setting"):
             store.save_setting(Setting(seed="other", slots={}, scope="mlp", task="sums"))
 
 
-def test_pairs_come_back_in_order(tmp_path):
+def test_pairs_round_trip_in_order(tmp_path):
     with create(tmp_path) as store:
         prompt = store.save_prompt("short", "def\n")
         scored = []
         for identity, score in (("A", 0.9), ("B", 0.1)):
-            store.save_verdict(identity, admitted(identity, identity))
+            save_admitted(store, identity, identity)
             scored.append(
-                Scored(
+                ScoredSample(
                     identity=identity,
                     prompt=prompt,
                     text=identity,
@@ -192,19 +191,25 @@ def test_pairs_come_back_in_order(tmp_path):
                     iteration=1,
                 )
             )
-        store.save_pairs(1, [Pair(winner=scored[0], loser=scored[1])])
-        (row,) = store.pairs(1)
-        assert (row["winner"], row["loser"], row["winner_score"]) == ("A", "B", 0.9)
-        assert row["winner_prompt"] == prompt
+        first, second = (
+            StoredPair(iteration=iteration, number=0, chosen=scored[0], rejected=scored[1])
+            for iteration in (1, 2)
+        )
+        store.save_pairs([first])
+        assert store.pairs(1) == [first]
+        assert first.chosen.prompt == prompt
         with pytest.raises(sqlite3.IntegrityError):
-            store.save_pairs(1, [Pair(winner=scored[0], loser=scored[1])])
-        store.save_pairs(2, [Pair(winner=scored[0], loser=scored[1])])
-        assert [pair["iteration"] for pair in store.pairs()] == [1, 2]
+            store.save_pairs([first])
+        same = dataclasses.replace(first, number=1, rejected=first.chosen)
+        with pytest.raises(sqlite3.IntegrityError):
+            store.save_pairs([same])
+        store.save_pairs([second])
+        assert [pair.iteration for pair in store.pairs()] == [1, 2]
         (text,) = store.prompts().values()
     assert preferences_of_run(tmp_path) == [{"prompt": text, "chosen": "A", "rejected": "B"}]
 
 
-def test_a_failed_write_leaves_nothing_of_itself(tmp_path):
+def test_failed_write_is_rolled_back(tmp_path):
     with create(tmp_path) as store:
         prompt = store.save_prompt("short", "def\n")
         with pytest.raises(sqlite3.IntegrityError):
@@ -212,59 +217,64 @@ def test_a_failed_write_leaves_nothing_of_itself(tmp_path):
         assert store.sample_numbers(1) == set()
 
 
-def test_text_that_no_file_can_hold_is_still_kept(tmp_path):
+def test_text_with_surrogates_is_stored(tmp_path):
     with create(tmp_path) as store:
         prompt = store.save_prompt("short", "def\n")
         hostile = "x\ud800\x00'; DROP TABLE sample; --"
         store.save_samples([sample(0, hostile, prompt)])
-        store.save_verdict(hostile, refused(hostile))
+        store.save_verdict(refused(hostile))
         (one,) = store.judged()
         assert one.text == hostile.replace("\ud800", "\ufffd")
-        assert one.source_hash == text_hash(hostile)
+        assert one.source == one.text
         assert one.status == "refused"
 
 
-def test_one_run_a_folder_and_one_writer_a_run(tmp_path):
+def test_one_run_per_folder_and_one_writer_per_run(tmp_path):
     with create(tmp_path) as store:
         with pytest.raises(UserError, match="another process"):
             Store.open(tmp_path, write=True)
         with Store.open(tmp_path) as reader:
             assert reader.run().config == CONFIG
         store.finish()
-    with pytest.raises(UserError, match=r"holds another run.*--resume"):
+    with pytest.raises(UserError, match=r"already contains a run.*--resume"):
         create(tmp_path)
     with Store.open(tmp_path, write=True) as store:
         assert store.run().finished_at is not None
 
 
-def test_a_reader_cannot_write(tmp_path):
+def test_reader_cannot_write(tmp_path):
     create(tmp_path).close()
     with Store.open(tmp_path) as store, pytest.raises(UserError, match="readonly"):
         store.finish()
 
 
-def test_another_config_is_refused_by_the_key_that_differs(tmp_path):
+def test_different_config_error_names_the_key(tmp_path):
     with create(tmp_path) as store:
         store.check_config(CONFIG)
         with pytest.raises(UserError, match=r"generation\.samples = 4, not 5"):
             store.check_config({"seed": "zoo:seed", "generation": {"samples": 5}})
 
 
-def test_a_missing_or_foreign_or_newer_database_is_a_users_error(tmp_path):
-    with pytest.raises(UserError, match="no run here"):
+def test_missing_newer_or_foreign_database_raises_user_error(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
         Store.open(tmp_path)
     create(tmp_path).close()
     connection = sqlite3.connect(tmp_path / "run.sqlite")
-    connection.execute("PRAGMA user_version = 3")
+    connection.execute("PRAGMA user_version = 4")
     connection.close()
-    with pytest.raises(UserError, match="version 2"):
+    with pytest.raises(UserError, match="database version 4"):
+        Store.open(tmp_path)
+    connection = sqlite3.connect(tmp_path / "run.sqlite")
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(UserError, match=r"written by sdjax 0\.1.*pip install sdjax==0\.1\.0"):
         Store.open(tmp_path)
     (tmp_path / "run.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match="cannot be read"):
         Store.open(tmp_path, write=True)
 
 
-def test_a_damaged_database_is_a_users_error(tmp_path):
+def test_damaged_database_raises_user_error(tmp_path):
     with create(tmp_path) as store:
         prompt = store.save_prompt("short", "def\n")
         store.save_samples(sample(n, "a" * 500, prompt) for n in range(200))
@@ -283,59 +293,59 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_store import SETTING, create, outcome, sample, admitted
+from test_store import SETTING, create, outcome, sample, save_admitted
 from sdjax.search.types import Candidate
 store = create(Path({folder!r}))
 store.save_setting(SETTING)
 prompt = store.save_prompt("short", "def")
 for n in range(10**6):
     store.save_samples([sample(n, str(n), prompt)])
-    store.save_verdict(str(n), admitted(str(n), str(n)))
+    save_admitted(store, str(n), str(n))
     store.save_candidate(Candidate(name=f"program:{{n}}", kind="program", identity=str(n)))
     store.save_scores(f"program:{{n}}", "development", [outcome(str(i), True) for i in range(50)])
     print(n, flush=True)
 """
 
 
-def test_what_was_committed_outlives_sigkill(tmp_path):
+def test_commits_survive_sigkill(tmp_path):
     script = WRITER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    told = -1
+    committed = -1
     try:
-        while told < 20:
+        while committed < 20:
             line = writer.stdout.readline()
-            assert line, "the writer died by itself"
-            told = int(line)
+            assert line, "the writer exited unexpectedly"
+            committed = int(line)
         time.sleep(0.003)  # so that it dies anywhere in a write
     finally:
         os.kill(writer.pid, signal.SIGKILL)
         rest = writer.stdout.read().split()
         writer.wait()
-    told = max([told, *map(int, rest)])
+    committed = max([committed, *map(int, rest)])
     with Store.open(tmp_path, write=True) as store:
         samples = store.judged()
         scored = store.summaries("development")
-        assert [one.status for one in samples][: told + 1] == ["admitted"] * (told + 1)
-        assert told + 1 <= len(scored) <= told + 2
+        assert [one.status for one in samples][: committed + 1] == ["admitted"] * (committed + 1)
+        assert committed + 1 <= len(scored) <= committed + 2
         assert {one.problems for one in scored} == {50}
         assert all(one.complete for one in scored)
-        # and it goes on from there
+        # the run can be resumed
         number = len(samples)
         store.save_samples([sample(number, "more", samples[0].prompt)])
-        store.save_verdict("more", admitted("more", "more"))
+        save_admitted(store, "more", "more")
         name = program_candidate("more")
         store.save_candidate(Candidate(name=name, kind="program", identity="more"))
         store.save_scores(name, "development", [outcome("1", True)])
         assert len(store.judged()) == number + 1
 
 
-def test_a_kill_while_the_run_is_created_leaves_the_folder_free(tmp_path):
+def test_kill_during_creation_leaves_the_folder_usable(tmp_path):
     (tmp_path / ".run.sqlite.partial").write_bytes(b"half")
     with create(tmp_path) as store:
         assert store.run().config == CONFIG
 
 
-def test_a_mirror_begins_with_the_same_and_goes_its_own_way(tmp_path):
+def test_mirror_is_an_independent_copy(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
         prompt = store.save_prompt("short", "write")

@@ -1,0 +1,29 @@
+"""`sdjax report`: write the report of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sdjax.cli.group import FOLDER_PATH, examples
+
+
+@click.command(epilog=examples("sdjax report runs/first"))
+@click.argument("folder", type=FOLDER_PATH)
+def report(folder: Path) -> None:
+    """Write the report of a run, finished or not, and print its tables."""
+    print_report(folder)
+
+
+def print_report(folder: Path) -> None:
+    """Write the report of a run and print its final tables and the report's path."""
+    from rich.console import Console
+
+    from sdjax.report import final_table, write_report
+    from sdjax.search.store import Store
+
+    with Store.open(folder) as store:
+        for setting in store.settings():
+            Console().print(final_table(store, setting.name))
+        click.echo(f"report: {write_report(store, folder / 'report.html')}")

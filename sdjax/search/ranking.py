@@ -1,0 +1,107 @@
+"""The rules by which a run orders its candidates, shared by the loop, the report and the commands.
+
+Every ranking is by descending score, with ties broken by name. The name of a discovered program
+ends with its identity, so ties between programs are broken by identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdjax.search.store import Store
+    from sdjax.search.types import Candidate
+
+# Statuses of samples that are not verdicts of the sandbox.
+NO_PROGRAM, NOT_JUDGED = "no program", "not judged"
+ADMITTED, DUPLICATE = "admitted", "duplicate"
+ADMISSIBLE = (ADMITTED, DUPLICATE)
+
+
+def rank_key(score: float, name: str) -> tuple[float, str]:
+    """Return the sort key of a candidate or program: best score first, ties by name."""
+    return (-score, name)
+
+
+def ranked(scores: Mapping[str, float]) -> list[str]:
+    """Return the names in `scores`, best first."""
+    return sorted(scores, key=lambda name: rank_key(scores[name], name))
+
+
+def is_admissible(status: str) -> bool:
+    """Return whether a sample of this status counts as a usable program."""
+    return status in ADMISSIBLE
+
+
+class DuplicateIndex:
+    """The distinct programs seen so far.
+
+    Two programs are duplicates if they have the same identity or the same outputs on the probe
+    tensors.
+    """
+
+    def __init__(self) -> None:
+        """Start without programs."""
+        self._originals: dict[tuple[str, str], str] = {}
+
+    def add(self, identity: str, fingerprint: str | None) -> str | None:
+        """Add a program and return the identity of its original, or None if the program is new.
+
+        Args:
+            identity: of the program.
+            fingerprint: of its outputs on the probe tensors; None if it was not probed.
+        """
+        keys = [("identity", identity)]
+        if fingerprint is not None:
+            keys.append(("outputs", fingerprint))
+        original = next((self._originals[key] for key in keys if key in self._originals), None)
+        for key in keys:
+            self._originals.setdefault(key, original or identity)
+        return original
+
+
+def complete_scores(
+    store: Store, metric: str, *, split: str = "development", setting: str = "main"
+) -> dict[str, float]:
+    """Return candidate -> accuracy for the candidates whose evaluation is complete.
+
+    Args:
+        store: of the run.
+        metric: "strict" or "flexible".
+        split: "development" or "test".
+        setting: the setting in which the candidates were scored.
+    """
+    return {
+        summary.candidate: getattr(summary, metric)
+        for summary in store.summaries(split, setting)
+        if summary.complete
+    }
+
+
+def ranked_programs(store: Store, metric: str) -> list[Candidate]:
+    """Return the discovered programs with a complete development score, best first."""
+    scores = complete_scores(store, metric)
+    candidates = store.candidates()
+    return [candidates[name] for name in ranked(scores) if candidates[name].kind == "program"]
+
+
+def best_method(store: Store, metric: str) -> str | None:
+    """Return the human-designed method with the best development score, or None without one."""
+    scores, candidates = complete_scores(store, metric), store.candidates()
+    return next((name for name in ranked(scores) if candidates[name].kind == "method"), None)
+
+
+def best_by_group(groups: Iterable[tuple[str, str]], scores: Mapping[str, float]) -> dict[str, str]:
+    """Return the best scored candidate of each group.
+
+    Args:
+        groups: (group, candidate) pairs; candidates without a score are ignored.
+        scores: candidate -> score.
+    """
+    best: dict[str, str] = {}
+    for group, name in groups:
+        if name in scores:
+            current = best.get(group, name)
+            best[group] = min(current, name, key=lambda one: rank_key(scores[one], one))
+    return best

@@ -1,0 +1,228 @@
+"""The tables of a run's database, which follow from the record classes, and their row mapper.
+
+A field becomes a column, a nested dataclass one column per field. Text, numbers and booleans are
+stored as they are, tuples of integers as little-endian int32, everything else as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from sdjax.search.types import (
+    Application,
+    Candidate,
+    Checkpoint,
+    Evaluation,
+    Lineage,
+    Phase,
+    Program,
+    Prompt,
+    RunRecord,
+    Sample,
+    Score,
+    Setting,
+    StoredPair,
+    StoredVerdict,
+    storable,
+)
+
+T = TypeVar("T")
+
+_SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", tuple[int, ...]: "BLOB"}
+_LARGEST_INTEGER = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: its name, the Python type of its values, and whether they may be None."""
+
+    name: str
+    kind: Any
+    nullable: bool
+
+    def declaration(self) -> str:
+        """Return the column's part of CREATE TABLE."""
+        return (
+            f"{self.name} {_SQL_TYPES.get(self.kind, 'TEXT')}{'' if self.nullable else ' NOT NULL'}"
+        )
+
+    def encode(self, value: Any) -> Any:
+        """Return the value as SQLite stores it; integers are clipped to 64 bits."""
+        if value is None:
+            return None
+        if self.kind is str:
+            return storable(value)
+        if self.kind in (int, bool):
+            return min(int(value), _LARGEST_INTEGER)
+        if self.kind is float:
+            return float(value)
+        if self.kind == tuple[int, ...]:
+            return np.asarray(value, dtype="<i4").tobytes()
+        return json.dumps(value, default=str)
+
+    def decode(self, stored: Any) -> Any:
+        """Return the value of a stored cell; the inverse of `encode`."""
+        if stored is None or self.kind in (str, int, float):
+            return stored
+        if self.kind is bool:
+            return bool(stored)
+        if self.kind == tuple[int, ...]:
+            return tuple(np.frombuffer(stored, dtype="<i4").tolist())
+        value = json.loads(stored)
+        return tuple(value) if typing.get_origin(self.kind) is tuple else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table(Generic[T]):
+    """The table of a record class.
+
+    Attributes:
+        name: of the table.
+        record: the dataclass of its rows.
+        key: columns of the primary key; without any, the table has none.
+        references: column -> "table(column)" of its foreign key.
+        constraints: further SQL constraints.
+    """
+
+    name: str
+    record: type[T]
+    key: tuple[str, ...] = ()
+    references: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns in the order of the record's fields."""
+        return tuple(_columns(self.record))
+
+    def schema(self) -> str:
+        """Return the CREATE TABLE statement."""
+        lines = [column.declaration() for column in self.columns]
+        if self.key:
+            lines.append(f"PRIMARY KEY ({', '.join(self.key)})")
+        lines += [f"FOREIGN KEY ({one}) REFERENCES {to}" for one, to in self.references.items()]
+        return f"CREATE TABLE {self.name} ({', '.join([*lines, *self.constraints])}) STRICT;"
+
+    def insert(self, on_conflict: str = "fail") -> str:
+        """Return the INSERT statement; `on_conflict` is "fail", "ignore" or "update"."""
+        statement = f"INSERT INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"
+        if on_conflict == "ignore":
+            statement += " ON CONFLICT DO NOTHING"
+        if on_conflict == "update":
+            updates = ", ".join(f"{c.name} = excluded.{c.name}" for c in self.columns)
+            statement += f" ON CONFLICT ({', '.join(self.key)}) DO UPDATE SET {updates}"
+        return statement
+
+    def encode(self, record: T) -> tuple[Any, ...]:
+        """Return the row of a record."""
+        values = _leaves(record)
+        return tuple(c.encode(v) for c, v in zip(self.columns, values, strict=True))
+
+    def decode(self, row: sqlite3.Row) -> T:
+        """Return the record of a row."""
+        cells = (column.decode(row[column.name]) for column in self.columns)
+        return _build(self.record, cells)
+
+
+def _columns(record: type, prefix: str = "") -> Iterator[Column]:
+    hints = typing.get_type_hints(record)
+    for field in dataclasses.fields(record):
+        kind, name = hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(kind):
+            yield from _columns(typing.cast(type, kind), f"{name}_")
+            continue
+        nullable = isinstance(kind, types.UnionType)
+        if nullable:
+            (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
+        yield Column(name=name, kind=kind, nullable=nullable)
+
+
+def _leaves(record: Any) -> Iterator[Any]:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _build(record: type[T], cells: Iterator[Any]) -> T:
+    hints = typing.get_type_hints(record)
+    return record(
+        **{
+            field.name: _build(hints[field.name], cells)
+            if dataclasses.is_dataclass(hints[field.name])
+            else next(cells)
+            for field in dataclasses.fields(record)  # type: ignore[arg-type]
+        }
+    )
+
+
+RUN = Table(name="run", record=RunRecord)
+SETTING = Table(name="setting", record=Setting, key=("name",))
+CHECKPOINT = Table(name="checkpoint", record=Checkpoint, key=("name",))
+LINEAGE = Table(
+    name="lineage",
+    record=Lineage,
+    key=("iteration",),
+    references={"setting": "setting(name)", "checkpoint": "checkpoint(name)"},
+)
+PHASE = Table(name="phase", record=Phase, key=("iteration", "name"))
+PROMPT = Table(name="prompt", record=Prompt, key=("hash",))
+SAMPLE = Table(
+    name="sample",
+    record=Sample,
+    key=("purpose", "iteration", "number"),
+    references={"prompt": "prompt(hash)"},
+)
+VERDICT = Table(name="verdict", record=StoredVerdict, key=("source",))
+PROGRAM = Table(name="program", record=Program, key=("identity",))
+CANDIDATE = Table(
+    name="candidate",
+    record=Candidate,
+    key=("name",),
+    references={"identity": "program(identity)"},
+    constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program', 'control'))",),
+)
+APPLICATION = Table(
+    name="application",
+    record=Application,
+    key=("candidate", "setting"),
+    references={"candidate": "candidate(name)", "setting": "setting(name)"},
+)
+EVALUATION = Table(
+    name="evaluation",
+    record=Evaluation,
+    key=("candidate", "setting", "split"),
+    references={"candidate": "candidate(name)", "setting": "setting(name)"},
+)
+SCORE = Table(
+    name="score",
+    record=Score,
+    key=("candidate", "setting", "split", "outcome_problem_id"),
+    references={"candidate, setting, split": "evaluation(candidate, setting, split)"},
+)
+PAIR = Table(
+    name="pair",
+    record=StoredPair,
+    key=("iteration", "number"),
+    references={
+        f"{side}_{column}": table
+        for side in ("chosen", "rejected")
+        for column, table in (("identity", "program(identity)"), ("prompt", "prompt(hash)"))
+    },
+    constraints=("CHECK (chosen_identity <> rejected_identity)",),
+)
+TABLES: tuple[Table[Any], ...] = (
+    *(RUN, SETTING, CHECKPOINT, LINEAGE, PHASE, PROMPT, SAMPLE, VERDICT, PROGRAM, CANDIDATE),
+    *(APPLICATION, EVALUATION, SCORE, PAIR),
+)
