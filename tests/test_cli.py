@@ -188,7 +188,7 @@ def test_merge_with_an_algorithm_file(tmp_path):
         (["--rank", "2", "recipe", "out"], "--rank belongs to --run DIR"),
         (["--algorithm", "a.py", "out"], "--algorithm needs --base MODEL"),
         (["--algorithm", "a.py", "--base", "zoo:seed", "--expert", "x", "out"], "NAME=MODEL"),
-        (["--run", "nothing", "out"], "nothing: no run here"),
+        (["--run", "nothing", "out"], "nothing: not a run folder"),
     ],
 )
 def test_merge_rejects_incompatible_options(arguments, message):
@@ -344,4 +344,4 @@ class TestRunUserErrors:
         assert (tmp_path / "file").read_text() == "mine"
 
     def test_nothing_to_resume(self, tmp_path):
-        assert "no run here" in user_error("run", "--resume", tmp_path)
+        assert "not a run folder" in user_error("run", "--resume", tmp_path)

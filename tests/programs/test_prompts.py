@@ -9,7 +9,6 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.programs import prompts
-from sdjax.programs.families import HELD_OUT, families_of
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 DESCRIPTIONS = {
@@ -37,7 +36,6 @@ def test_full_names_every_expert_and_stays_short():
 def test_the_worked_example_is_a_valid_program():
     text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
     (source,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert not families_of(source) & HELD_OUT
     namespace: dict = {}
     exec(source, namespace)
     rng = np.random.default_rng(0)
