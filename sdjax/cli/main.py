@@ -14,12 +14,14 @@ from sdjax.cli.report import report
 from sdjax.cli.run import run
 from sdjax.cli.train import train
 from sdjax.cli.zoo import zoo_group
+from sdjax.core.logging import configure_logging
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sdjax")
 def main() -> None:
     """Language models that invent algorithms to improve language models."""
+    configure_logging()
 
 
 for command in (demo, run, report, merge, evaluate, check, train, zoo_group, methods):
