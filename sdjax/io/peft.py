@@ -17,7 +17,7 @@ import numpy as np
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.buffer_pool import Allocate, aligned_empty
-from sdjax.io.safetensors_reader import SafetensorsReader, read_json
+from sdjax.io.safetensors_reader import SafetensorsReader, TensorInfo, read_json
 from sdjax.io.safetensors_writer import write_safetensors
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, Adapter
@@ -50,6 +50,9 @@ class TensorReader(Protocol):
 
     def dtype(self, name: str) -> np.dtype:
         """Return the dtype of a tensor."""
+
+    def info(self, name: str) -> TensorInfo:
+        """Return the shape, dtype and offset of a tensor in the model's files."""
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
         """Read a tensor."""
@@ -208,6 +211,10 @@ class AdaptedReader:
     def dtype(self, name: str) -> np.dtype:
         """Return the dtype of a tensor in the model's files."""
         return self._model.dtype(name)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return the shape, dtype and offset of a tensor in the model's files."""
+        return self._model.info(name)
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
         """Read a tensor, as `SafetensorsReader.read` does."""

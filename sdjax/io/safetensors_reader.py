@@ -6,18 +6,34 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sdjax.core.errors import TransientError, UserError
 from sdjax.io.buffer_pool import Allocate, aligned_empty
-from sdjax.io.safetensors_writer import DTYPES, HF_DTYPES, INDEX, SINGLE, raw_bytes, read_offsets
+from sdjax.io.safetensors_writer import (
+    DTYPES,
+    HF_DTYPES,
+    INDEX,
+    SINGLE,
+    HeaderEntry,
+    raw_bytes,
+    read_header,
+)
 
 CONFIG = "config.json"
 # Bytes of memory-mapped files that may be resident in addition to the tensors read.
 MAX_MAPPED_BYTES = 2**24
+
+
+class TensorInfo(NamedTuple):
+    """A tensor in a file: its shape, its dtype and the offset of its first byte."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
 
 
 class SafetensorsReader:
@@ -42,7 +58,7 @@ class SafetensorsReader:
         self.folder = Path(folder)
         self._single = single
         self._open_files: dict[str, Any] = {}
-        self._offsets: dict[str, dict[str, int]] = {}
+        self._headers: dict[str, dict[str, HeaderEntry]] = {}
         self._mapped_bytes = 0
         self.file_of = self._locate()
 
@@ -58,17 +74,30 @@ class SafetensorsReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
-        return tuple(self.slice(name).get_shape())
+        return self.info(name).shape
 
     def dtype(self, name: str) -> np.dtype:
         """Return the stored dtype of a tensor. Raises UserError if it is not supported."""
-        stored = self.slice(name).get_dtype()
-        if stored not in DTYPES:
+        return self.info(name).dtype
+
+    def info(self, name: str) -> TensorInfo:
+        """Return the shape, dtype and offset of a tensor, from the header of its file.
+
+        Raises:
+            UserError: the tensor is not in its file, or its dtype is not supported.
+        """
+        file = self.file_of[name]
+        if file not in self._headers:
+            self._headers[file] = read_header(self.folder / file)
+        if name not in self._headers[file]:
+            raise self._not_in_file(name)
+        shape, code, offset = self._headers[file][name]
+        if code not in DTYPES:
             raise UserError(
-                f"{self.where(name)} is stored as {stored}, which is not supported; "
+                f"{self.where(name)} is stored as {code}, which is not supported; "
                 f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
             )
-        return DTYPES[stored]
+        return TensorInfo(shape, DTYPES[code], offset)
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
         """Read a tensor in its stored dtype (bfloat16 is that of ml_dtypes).
@@ -84,13 +113,11 @@ class SafetensorsReader:
             UserError: the file is truncated.
             TransientError: the file cannot be read.
         """
-        file = self.file_of[name]
-        array = allocate(self.shape(name), self.dtype(name))
-        if file not in self._offsets:
-            self._offsets[file] = read_offsets(self.folder / file)
-        remaining, offset = raw_bytes(array), self._offsets[file][name]
+        shape, dtype, offset = self.info(name)
+        array = allocate(shape, dtype)
+        remaining = raw_bytes(array)
         try:
-            with (self.folder / file).open("rb", buffering=0) as source:
+            with (self.folder / self.file_of[name]).open("rb", buffering=0) as source:
                 while remaining:
                     count = os.preadv(source.fileno(), [remaining], offset)
                     if not count:
@@ -127,10 +154,12 @@ class SafetensorsReader:
         try:
             return self.open(self.file_of[name]).get_slice(name)
         except SafetensorError:
-            raise UserError(
-                f"{self.where(name)} is not in this file though {INDEX} lists it; "
-                "copy the file again"
-            ) from None
+            raise self._not_in_file(name) from None
+
+    def _not_in_file(self, name: str) -> UserError:
+        return UserError(
+            f"{self.where(name)} is not in this file though {INDEX} lists it; copy the file again"
+        )
 
     def where(self, name: str) -> str:
         """Return the file and the tensor as the subject of an error message."""

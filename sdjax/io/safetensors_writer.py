@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -96,7 +96,10 @@ def encode_header(tensors: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end, offsets = 0, {}
-    for name, tensor in sorted(tensors.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize):
+    item_sizes = [np.dtype(tensor.dtype).itemsize for tensor in tensors.values()]
+    order = sorted(range(len(item_sizes)), key=lambda index: -item_sizes[index])
+    items = list(tensors.items())
+    for name, tensor in (items[index] for index in order):
         offsets[name], end = end, end + nbytes(tensor)
         header[name] = {
             "dtype": DTYPE_CODES[np.dtype(tensor.dtype)],
@@ -109,14 +112,24 @@ def encode_header(tensors: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
     return encoded, {name: len(encoded) + offset for name, offset in offsets.items()}
 
 
-def read_offsets(path: Path) -> dict[str, int]:
-    """Return the offset of each tensor's first byte in an intact safetensors file."""
+class HeaderEntry(NamedTuple):
+    """A tensor in a safetensors file: its shape, dtype code and first byte."""
+
+    shape: tuple[int, ...]
+    dtype_code: str
+    offset: int
+
+
+def read_header(path: Path) -> dict[str, HeaderEntry]:
+    """Return the tensors of an intact safetensors file, by name."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     return {
-        name: 8 + length + info["data_offsets"][0]
-        for name, info in header.items()
+        name: HeaderEntry(
+            tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
         if name != "__metadata__"
     }
 
