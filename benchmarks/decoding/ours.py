@@ -1,4 +1,4 @@
-"""sdjax's side of `compare.py`: one process a job, a line of JSON at the end."""
+"""sdjax's side of `compare.py`: one process per job, which prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdjax.decoding.decoder import Decoder  # noqa: E402
 from sdjax.io.hf_checkpoint import load_model  # noqa: E402
 from sdjax.io.tokenizer import load_tokenizer  # noqa: E402
 
-compiled: list[float] = []
+compile_seconds: list[float] = []
 
 
 def main() -> None:
@@ -30,17 +30,17 @@ def main() -> None:
 
     def listen(event: str, seconds: float, **_: object) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(seconds)
+            compile_seconds.append(seconds)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     print(json.dumps(JOBS[options.job](options.model, options.data)))
 
 
 class Clock:
-    """Seconds in each of a decoder's programs, waited for, compilation included."""
+    """Seconds spent in each of a decoder's compiled functions, including compilation."""
 
     def __init__(self, decoder: Decoder):
-        self.seconds = {"_begin": 0.0, "_admit": 0.0, "_advance": 0.0}
+        self.seconds = {"_prefill_prefix": 0.0, "_prefill": 0.0, "_decode_round": 0.0}
         for name in self.seconds:
             setattr(decoder, name, self._timed(name, getattr(decoder, name)))
 
@@ -58,23 +58,25 @@ def greedy(model: str, data: str) -> dict:
     config, params = load_model(model)
     prompts = chat(model, gsm8k(data)[:64])
     longest = -(-max(map(len, prompts)) // 16) * 16
-    settings = DecoderConfig(slots=32, prefill_batch=8, buckets=(longest,), max_new_tokens=128)
-    decoder = Decoder(config, settings, stop_token_ids=load_tokenizer(model).eos_ids)
-    found = decoder.decode(params, None, prompts)
-    programs = len(compiled)
-    backwards = decoder.decode(params, None, prompts[::-1])[::-1]
-    other = jax.tree.map(lambda leaf: leaf * 1.01, params)
-    before = len(compiled)
-    decoder.decode(other, None, prompts[:8])
+    sizes = DecoderConfig(slots=32, prefill_batch=8, buckets=(longest,), max_new_tokens=128)
+    decoder = Decoder(config, sizes, stop_token_ids=load_tokenizer(model).eos_ids)
+    completions = decoder.decode(params, None, prompts)
+    executables = len(compile_seconds)
+    reversed_batch = decoder.decode(params, None, prompts[::-1])[::-1]
+    scaled = jax.tree.map(lambda leaf: leaf * 1.01, params)
+    before = len(compile_seconds)
+    decoder.decode(scaled, None, prompts[:8])
     return {
-        "tokens": [list(one.tokens) for one in found],
-        "order matters to": sum(a != b for a, b in zip(found, backwards, strict=True)),
-        "programs compiled first": programs,
-        "programs compiled for other weights": len(compiled) - before,
-        "decoder programs": [
-            decoder._begin._cache_size(),
-            decoder._admit._cache_size(),
-            decoder._advance._cache_size(),
+        "tokens": [list(completion.tokens) for completion in completions],
+        "sequences that depend on the order": sum(
+            a != b for a, b in zip(completions, reversed_batch, strict=True)
+        ),
+        "executables compiled": executables,
+        "executables compiled for other weights": len(compile_seconds) - before,
+        "executables of the decoder": [
+            decoder._prefill_prefix._cache_size(),
+            decoder._prefill._cache_size(),
+            decoder._decode_round._cache_size(),
         ],
     }
 
@@ -82,8 +84,8 @@ def greedy(model: str, data: str) -> dict:
 def fixed(model: str, data: str) -> dict:
     config, params = load_model(model, dtype=np.float32)
     prompts = fixed_prompts()
-    settings = DecoderConfig(slots=32, prefill_batch=32, buckets=(140,), max_new_tokens=64)
-    decoder = Decoder(config, settings, stop_token_ids=())
+    sizes = DecoderConfig(slots=32, prefill_batch=32, buckets=(140,), max_new_tokens=64)
+    decoder = Decoder(config, sizes, stop_token_ids=())
     decoder.decode(params, None, prompts)
     clock = Clock(decoder)
     rows = []
@@ -92,38 +94,40 @@ def fixed(model: str, data: str) -> dict:
         decoder.decode(params, None, prompts)
         rows.append(
             {
-                "prefill": 32 * 140 / clock.seconds["_admit"],
-                "decode": 32 * 64 / clock.seconds["_advance"],
+                "prefill": 32 * 140 / clock.seconds["_prefill"],
+                "decode": 32 * 64 / clock.seconds["_decode_round"],
             }
         )
-    return {"rows": rows, "compilation": sum(compiled)}
+    return {"rows": rows, "compilation": sum(compile_seconds)}
 
 
 def evaluation(model: str, data: str) -> dict:
     config, params = load_model(model)
     tokenizer = load_tokenizer(model)
     prompts = chat(model, svamp(data)[:256])
-    settings = fit_decoder_config(config, prompts, 128)
-    decoder = Decoder(config, settings, stop_token_ids=tokenizer.eos_ids)
+    sizes = fit_decoder_config(config, prompts, 128)
+    decoder = Decoder(config, sizes, stop_token_ids=tokenizer.eos_ids)
     clock = Clock(decoder)
-    found = decoder.decode(params, None, prompts)
-    texts = [tokenizer.decode(one.tokens) for one in found]
-    whole, work = time.perf_counter() - START, decoder.work
+    completions = decoder.decode(params, None, prompts)
+    texts = [tokenizer.decode(completion.tokens) for completion in completions]
+    total, stats = time.perf_counter() - START, decoder.stats
     return {
-        "seconds": whole,
-        "mean output": float(np.mean([len(one.tokens) + one.stopped for one in found])),
+        "seconds": total,
+        "mean output": float(
+            np.mean([len(completion.tokens) + completion.stopped for completion in completions])
+        ),
         "characters": sum(map(len, texts)),
-        "slots": settings.slots,
-        "rows": settings.prefill_batch,
-        "prefix": len(settings.prefix),
-        "buckets": settings.buckets,
-        "occupancy": work.occupancy,
-        "steps": work.steps,
-        "prefill share": clock.seconds["_admit"] / whole,
-        "decoding share": clock.seconds["_advance"] / whole,
-        "padding share of prefill": 1 - work.prompt_tokens / work.padded_tokens,
-        "compilation share": sum(compiled) / whole,
-        "programs": len(compiled),
+        "slots": sizes.slots,
+        "prefill_batch": sizes.prefill_batch,
+        "prefix": len(sizes.prefix),
+        "buckets": sizes.buckets,
+        "occupancy": stats.occupancy,
+        "steps": stats.steps,
+        "prefill share": clock.seconds["_prefill"] / total,
+        "decoding share": clock.seconds["_decode_round"] / total,
+        "padding share of prefill": 1 - stats.prompt_tokens / stats.padded_tokens,
+        "compilation share": sum(compile_seconds) / total,
+        "executables": len(compile_seconds),
     }
 
 

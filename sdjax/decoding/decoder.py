@@ -1,49 +1,55 @@
-"""Batched decoding: a fixed number of slots, rounds that end early, and refill between rounds.
+"""Batched decoding with a fixed number of slots and continuous refilling.
 
-`begin` computes what all prompts begin with, `admit` computes a few prompts of one bucket and seats
-them in free slots, `share` seats further samples by copying the prompt's cache, and `advance` lets
-all slots produce until enough of them are free again. `admit` is compiled once a bucket, the others
-once. The weights are arguments of all, so that another model of the same shapes compiles nothing.
-
-Axes: B slots, R prompts computed at once, L prefix, P bucket (padded prompt length), M most new
-tokens, S cached positions.
+`prefill_prefix` computes the tokens that all prompts share, `prefill` computes a few prompts of one
+bucket and starts their sequences in free slots, `fork` starts further samples of a prompt by
+copying its cache, and `decode_round` generates tokens in all slots until enough of them are free
+again. `prefill` compiles once per bucket, the others once. The weights are arguments, so another
+model with the same shapes compiles nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int, Key
 
+from sdjax.core.errors import UserError
 from sdjax.decoding import steps
 from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.schedule import Assignment, Schedule
-from sdjax.decoding.state import Seats, State, empty_state, state_sharding
+from sdjax.decoding.state import DecodeState, NewSequences, init_state, state_sharding
 from sdjax.decoding.stopping import StopStrings
+from sdjax.io.tokenizer import Tokenizer
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
+from sdjax.models.types import Params
 
-# Between two looks at the text, where strings may end it.
-_STEPS_A_LOOK = 16
+# Steps between two searches for stop strings in the generated text.
+_STEPS_PER_STOP_CHECK = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What a model produced behind one prompt.
+    """Tokens that a model generated after one prompt.
 
     Attributes:
-        tokens: without the stop token; up to the one that completes a stop string.
-        stopped: whether a stop token or string ended it, rather than the limit.
-        logprobs: natural logarithms of the tokens' probabilities by the model's own distribution,
-            before temperature and the like; None where they were not asked for.
-        text: what the tokens say, without the stop string; None without stop strings.
-        failure: why the prompt could not be decoded, or None.
+        tokens: generated tokens, without the stop token, and up to the token that completes a stop
+            string.
+        stopped: whether a stop token or stop string ended the sequence, not the length limit.
+        logprobs: natural log-probabilities of the tokens under the model's own distribution, before
+            temperature and masking; None if not requested.
+        text: text of the tokens without the stop string; set by `Decoder.generate`, and by
+            `Decoder.decode` if it is given stop strings.
+        failure: reason why the prompt could not be decoded, or None.
     """
 
     tokens: tuple[int, ...] = ()
@@ -54,16 +60,16 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one call of `decode` computed.
+class DecodeStats:
+    """Amount of computation in one call of `Decoder.decode`.
 
     Attributes:
-        prompts: prompts computed; samples of one share it.
-        prompt_tokens: theirs, behind the prefix.
-        padded_tokens: the same with the padding of buckets and rows.
-        new_tokens: produced, stop tokens included.
-        steps: of all slots.
-        slot_steps: steps times slots.
+        prompts: number of prompts prefilled; samples of the same prompt share one prefill.
+        prompt_tokens: number of their tokens, without the prefix.
+        padded_tokens: the same including the padding of buckets and prefill batches.
+        new_tokens: number of generated tokens, including stop tokens.
+        steps: number of decode steps.
+        slot_steps: number of decode steps times number of slots.
     """
 
     prompts: int = 0
@@ -75,240 +81,355 @@ class Work:
 
     @property
     def occupancy(self) -> float:
-        """The share of slots that produced something, over all steps."""
+        """Fraction of slots that generated a token, averaged over all steps."""
         return self.new_tokens / max(1, self.slot_steps)
 
 
 class Decoder:
-    """Decodes prompts with any weights of one configuration.
+    """Generates text with any weights of one model config.
+
+    The compiled executables depend only on the shapes, so one decoder serves the seed model, its
+    experts and all merges of them. A sequence does not depend on the rest of the batch.
 
     Attributes:
-        work: what the last call of `decode` computed.
+        model_config: config of the models.
+        config: sizes that the decoder is compiled for.
+        tokenizer: tokenizer used by `generate`, or None.
+        compute_dtype: dtype of activations and KV cache.
+        stats: amount of computation in the last call of `decode` or `generate`.
+
+    Examples:
+        >>> import sdjax
+        >>> config, params = sdjax.load_model("zoo:seed")
+        >>> decoder = sdjax.Decoder(config, tokenizer=sdjax.load_tokenizer("zoo:seed"))
+        >>> (completion,) = decoder.generate(params, ["12+34="])
+        >>> completion.text
+        '46'
     """
 
     def __init__(
         self,
-        config: ModelConfig,
-        settings: DecoderConfig,
+        model_config: ModelConfig,
+        config: DecoderConfig | None = None,
         *,
+        tokenizer: Tokenizer | None = None,
         stop_token_ids: Sequence[int] | None = None,
-        compute_dtype: jnp.dtype = jnp.float32,
-        mesh: jax.sharding.Mesh | None = None,
+        compute_dtype: DTypeLike = jnp.float32,
+        mesh: Mesh | None = None,
     ):
-        """Compiles nothing yet.
+        """Create a decoder; compilation happens at first use.
 
         Args:
-            config: of the models to come.
-            settings: the compiled sizes.
-            stop_token_ids: the tokens that end a sequence; the configuration's end tokens by default.
-            compute_dtype: of activations and cache; the weights are cast once a call.
-            mesh: where to decode; the slots are spread over its `data` axis, the cache's heads
-                over `tensor`.
+            model_config: config of the models.
+            config: sizes to compile for; by default those of `DecoderConfig` with 8 slots.
+            tokenizer: tokenizer for `generate`; `decode` does not need one.
+            stop_token_ids: tokens that end a sequence; by default the tokenizer's, or without a
+                tokenizer those of the model config.
+            compute_dtype: dtype of activations and KV cache; weights are cast once per call.
+            mesh: devices to decode on; slots are sharded over the `data` axis, the heads of the
+                KV cache over `tensor`.
         """
+        if config is None:
+            config = DecoderConfig(slots=8, prefill_batch=8)
+        if stop_token_ids is None:
+            stop_token_ids = tokenizer.eos_ids if tokenizer else model_config.eos_token_ids
+        self.model_config = model_config
         self.config = config
-        self.settings = settings
-        self.work = Work()
-        stops = config.eos_token_ids if stop_token_ids is None else stop_token_ids
-        self.stops = jnp.asarray(stops, jnp.int32)
+        self.tokenizer = tokenizer
         self.compute_dtype = compute_dtype
-        # The newest token of a sequence needs no place in the cache.
-        longest = len(settings.prefix) + settings.buckets[-1]
-        self.cached = min(longest + settings.max_new_tokens - 1, config.max_seq_len)
-        spread, whole = None, None
+        self.stats = DecodeStats()
+        self._stop_token_ids = jnp.asarray(stop_token_ids, jnp.int32)
+        prefix_length = len(config.prefix)
+        # The newest token of a sequence is not in the cache.
+        self._cache_length = min(
+            prefix_length + config.buckets[-1] + config.max_new_tokens - 1,
+            model_config.max_seq_len,
+        )
+        sharding, replicated = None, None
         if mesh is not None:
-            spread = state_sharding(jax.eval_shape(partial(self._empty_state, True)), mesh)
-            # What the host reads is whole on every process.
-            whole = NamedSharding(mesh, PartitionSpec())
-
-        def compiled(function: Callable, *static: str, out: object = spread) -> Callable:
-            return jax.jit(
-                function, static_argnames=static, donate_argnames="state", out_shardings=out
-            )
-
-        self._begin = jax.jit(self._begun, static_argnums=0, out_shardings=spread)
-        prefix = len(settings.prefix)
-        self._admit = compiled(partial(steps.admit, config=config, prefix=prefix))
-        self._share = compiled(steps.share)
-        read = None if mesh is None else (spread, whole)
-        self._advance = compiled(partial(steps.advance, config=config), "top_k", out=read)
+            sharding = state_sharding(jax.eval_shape(partial(self._init_state, True)), mesh)
+            # Every process reads these arrays, so they must not be sharded.
+            replicated = NamedSharding(mesh, PartitionSpec())
+        jit = partial(jax.jit, donate_argnames="state")
+        self._prefill_prefix = jax.jit(
+            self._init_with_prefix, static_argnums=0, out_shardings=sharding
+        )
+        self._prefill = jit(
+            partial(steps.prefill, config=model_config, prefix_length=prefix_length),
+            out_shardings=sharding,
+        )
+        self._fork = jit(steps.fork, out_shardings=sharding)
+        self._decode_round = jit(
+            partial(steps.decode_round, config=model_config),
+            static_argnames="top_k",
+            out_shardings=None if mesh is None else (sharding, replicated),
+        )
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(compute_dtype), params))
+
+    def generate(
+        self,
+        params: Params,
+        prompts: Sequence[str],
+        *,
+        adapter: Adapter | None = None,
+        sampling: Sampling | None = None,
+        key: Key[Array, ""] | None = None,
+        stop: Sequence[str] = (),
+        logprobs: bool = False,
+    ) -> list[Completion]:
+        """Complete text prompts; the results have a `text` and are in the order of the prompts.
+
+        Args:
+            params: parameters of the model, in any float dtype.
+            prompts: texts, wrapped in the tokenizer's chat template if it has one.
+            adapter: LoRA adapter or None.
+            sampling: sampling parameters; greedy by default.
+            key: typed PRNG key for sampling; `jax.random.key(0)` by default.
+            stop: strings at which a text ends.
+            logprobs: whether to return log-probabilities.
+
+        Raises:
+            UserError: the decoder has no tokenizer, or a prompt is too long.
+
+        Examples:
+            >>> import jax, sdjax
+            >>> from sdjax.decoding.sampling import Sampling
+            >>> config, params = sdjax.load_model("zoo:seed")
+            >>> decoder = Decoder(config, tokenizer=sdjax.load_tokenizer("zoo:seed"))
+            >>> sampling = Sampling(temperature=0.8, top_p=0.95)
+            >>> samples = decoder.generate(
+            ...     params, ["7+8="] * 3, sampling=sampling, key=jax.random.key(1)
+            ... )
+            >>> len(samples)
+            3
+        """
+        if self.tokenizer is None:
+            raise UserError("generate needs a tokenizer: pass tokenizer=... to Decoder")
+        decode = self.tokenizer.decode
+        completions = self.decode(
+            params,
+            adapter,
+            [self.tokenizer.encode_prompt(prompt) for prompt in prompts],
+            sampling=sampling,
+            key=key,
+            stop_strings=StopStrings(strings=tuple(stop), decode=decode) if stop else None,
+            logprobs=logprobs,
+        )
+        for index, completion in enumerate(completions):
+            if completion.failure is not None:
+                raise UserError(f"generate: prompt {index}: {completion.failure}")
+        return [
+            completion
+            if completion.text is not None
+            else dataclasses.replace(completion, text=decode(completion.tokens))
+            for completion in completions
+        ]
 
     def decode(
         self,
-        params: dict,
+        params: Params,
         adapter: Adapter | None,
         prompts: Sequence[Sequence[int]],
         *,
         sampling: Sampling | None = None,
-        key: jax.Array | None = None,
-        numbers: Sequence[int] | None = None,
+        key: Key[Array, ""] | None = None,
+        sample_ids: Sequence[int] | None = None,
         stop_strings: StopStrings | None = None,
         logprobs: bool = False,
-        on_finished: Callable[[int, Completion], None] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
-        """Completes every prompt; in the order of the prompts.
+        """Complete prompts given as token ids; the results are in the order of the prompts.
 
-        What is drawn for a prompt depends on `key`, its number and the position alone. A prompt
-        that occurs several times is computed once, and each occurrence is a sample of its own. A
-        prompt that is empty, or longer than the largest bucket or the context, is a completion
-        with a `failure`. No sequence outgrows the context: behind a prompt as long as that comes
-        one token.
+        Sampled tokens depend only on `key`, the sample id and the position. A prompt that occurs
+        several times is prefilled once, and each occurrence is a separate sample. A prompt that is
+        empty, or longer than the largest bucket or the context, gives a completion with a
+        `failure`. Sequences never exceed the context: a prompt that fills it gets one new token.
 
         Args:
-            params: the weights, in any float dtype.
-            adapter: LoRA factors or None.
-            prompts: token lists.
-            sampling: greedy by default.
-            key: a typed PRNG key; needed where the sampling is not greedy.
-            numbers: of the prompts, to draw by; their indices by default.
-            stop_strings: end a sequence beside the stop tokens.
-            logprobs: whether to keep the tokens' log-probabilities.
-            on_finished: called with index and completion as soon as one is known.
+            params: parameters of the model, in any float dtype.
+            adapter: LoRA adapter or None.
+            prompts: token ids of each prompt.
+            sampling: sampling parameters; greedy by default.
+            key: typed PRNG key for sampling; `jax.random.key(0)` by default.
+            sample_ids: ids folded into the random keys; the indices of the prompts by default.
+            stop_strings: strings that end a sequence, in addition to the stop tokens.
+            logprobs: whether to return log-probabilities.
+            on_completion: called with index and completion as soon as a sequence is finished.
         """
         sampling = sampling or Sampling()
-        numbers = range(len(prompts)) if numbers is None else numbers
-        draws = {
+        round_args = {
             "key": jax.random.key(0) if key is None else key,
-            "numbers": sampling.numbers(),
+            "sampling_params": sampling.scalar_params(),
             "top_k": None if sampling.greedy else sampling.top_k,
+            "stop_token_ids": self._stop_token_ids,
         }
-        self.work = Work()
-        results: dict[int, Completion] = {}
+        sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
+        self.stats = DecodeStats()
+        completions: dict[int, Completion] = {}
         for index, completion in self._completions(
-            params, adapter, prompts, numbers, draws, stop_strings, logprobs
+            params, adapter, prompts, sample_ids, round_args, stop_strings, logprobs
         ):
-            results[index] = completion
-            if on_finished is not None:
-                on_finished(index, completion)
-        return [results[index] for index in range(len(prompts))]
+            completions[index] = completion
+            if on_completion is not None:
+                on_completion(index, completion)
+        return [completions[index] for index in range(len(prompts))]
 
     def _completions(
-        self, params, adapter, prompts, numbers, draws, stop_strings, logprobs
+        self,
+        params: Params,
+        adapter: Adapter | None,
+        prompts: Sequence[Sequence[int]],
+        sample_ids: Sequence[int],
+        round_args: Mapping[str, Any],
+        stop_strings: StopStrings | None,
+        logprobs: bool,
     ) -> Iterator[tuple[int, Completion]]:
-        """Index and completion of every prompt, as they become known."""
-        fitting = {}
+        """Yield the index and completion of every prompt, in the order in which they finish."""
+        suffixes = {}
         for index, prompt in enumerate(prompts):
             failure = self._failure(prompt)
             if failure is None:
-                fitting[index] = prompt[len(self.settings.prefix) :]
+                suffixes[index] = prompt[len(self.config.prefix) :]
             else:
                 yield index, Completion(failure=failure)
-        if not fitting:
+        if not suffixes:
             return
-        slots = self.settings.slots
-        schedule = Schedule(
-            fitting, self.settings.buckets, slots=slots, rows=self.settings.prefill_batch
-        )
+        slots, prefill_batch = self.config.slots, self.config.prefill_batch
+        schedule = Schedule(suffixes, self.config.buckets, slots=slots, prefill_batch=prefill_batch)
         if any(leaf.dtype != self.compute_dtype for leaf in jax.tree.leaves(params)):
             params = self._cast(params)
-        prefix = np.array(self.settings.prefix, np.int32)
-        state = self._begin(logprobs, params, adapter, prefix)
-        most_steps = np.int32(_STEPS_A_LOOK if stop_strings else np.iinfo(np.int32).max)
-        while schedule.busy:
-            for bucket, seated in schedule.fill():
+        prefix = np.array(self.config.prefix, np.int32)
+        state = self._prefill_prefix(logprobs, params, adapter, prefix)
+        max_steps = np.int32(_STEPS_PER_STOP_CHECK if stop_strings else np.iinfo(np.int32).max)
+        while schedule.has_unfinished:
+            for bucket, assignments in schedule.fill():
                 if bucket is None:
-                    seats = self._seats(seated, fitting, numbers, slots)
-                    sources = _column([one.source or 0 for one in seated], slots)
-                    state = self._share(state, seats=seats, sources=sources)
+                    new = self._new_sequences(assignments, suffixes, sample_ids, slots)
+                    source_slots = _padded([a.source_slot or 0 for a in assignments], slots)
+                    state = self._fork(state, new=new, source_slots=source_slots)
                 else:
-                    seats = self._seats(seated, fitting, numbers, self.settings.prefill_batch)
-                    tokens = self._tokens(seated, fitting, bucket)
-                    state = self._admit(params, adapter, state, tokens=tokens, seats=seats)
-            state, seen = self._advance(
+                    new = self._new_sequences(assignments, suffixes, sample_ids, prefill_batch)
+                    tokens = self._padded_prompts(assignments, suffixes, bucket)
+                    state = self._prefill(params, adapter, state, tokens=tokens, new=new)
+            state, outputs = self._decode_round(
                 params,
                 adapter,
                 state,
-                owned=np.array([index is not None for index in schedule.owner]),
-                enough=np.int32(slots - schedule.wanted),
-                most_steps=most_steps,
-                stops=self.stops,
-                **draws,
+                occupied=np.array([owner is not None for owner in schedule.owners]),
+                max_active=np.int32(slots - schedule.min_free_slots),
+                max_steps=max_steps,
+                **round_args,
             )
-            seen = jax.device_get(seen)
-            self._count(steps=int(seen["steps"]), slot_steps=int(seen["steps"]) * slots)
-            for slot, owner in enumerate(schedule.owner):
-                if owner is None or (seen["active"][slot] and not stop_strings):
+            outputs = jax.device_get(outputs)
+            self._add_stats(steps=int(outputs["steps"]), slot_steps=int(outputs["steps"]) * slots)
+            for slot, owner in enumerate(schedule.owners):
+                active = outputs["active"][slot]
+                if owner is None or (active and not stop_strings):
                     continue
-                completion = _completion(seen, slot, stop_strings)
-                if completion.stopped or not seen["active"][slot]:
+                completion = _completion(outputs, slot, stop_strings)
+                if completion.stopped or not active:
                     schedule.release(slot)
-                    self._count(new_tokens=int(seen["count"][slot] + seen["stopped"][slot]))
+                    new_tokens = outputs["num_tokens"][slot] + outputs["stopped"][slot]
+                    self._add_stats(new_tokens=int(new_tokens))
                     yield owner, completion
 
     def _failure(self, prompt: Sequence[int]) -> str | None:
-        prefix = self.settings.prefix
-        longest = min(len(prefix) + self.settings.buckets[-1], self.config.max_seq_len)
+        """Return the reason why a prompt cannot be decoded, or None."""
+        prefix, vocab_size = self.config.prefix, self.model_config.vocab_size
+        max_length = min(len(prefix) + self.config.buckets[-1], self.model_config.max_seq_len)
         if not len(prompt):
             return "the prompt is empty: a model needs at least one token"
         lowest, highest = min(prompt), max(prompt)
-        if lowest < 0 or highest >= self.config.vocab_size:
+        if lowest < 0 or highest >= vocab_size:
             return (
-                f"token {highest if lowest >= 0 else lowest} is none of the model's "
-                f"{self.config.vocab_size}: the tokenizer is another model's"
+                f"token {highest if lowest >= 0 else lowest} is outside the model's vocabulary of "
+                f"{vocab_size} tokens: the tokenizer belongs to another model"
             )
         if tuple(prompt[: len(prefix)]) != prefix or len(prompt) == len(prefix):
-            return "the prompt does not go on from the decoder's prefix"
-        if len(prompt) > longest:
-            return f"the prompt has {len(prompt)} tokens, of which at most {longest} fit"
+            return "the prompt does not extend the decoder's prefix"
+        if len(prompt) > max_length:
+            return f"the prompt has {len(prompt)} tokens, more than the maximum of {max_length}"
         return None
 
-    def _seats(self, seated: list[Assignment], prompts, numbers, size: int) -> Seats:
-        """The assignments as columns of `size`; missing rows go to slot number B, which is none.
+    def _new_sequences(
+        self,
+        assignments: Sequence[Assignment],
+        suffixes: Mapping[int, Sequence[int]],
+        sample_ids: Sequence[int],
+        size: int,
+    ) -> NewSequences:
+        """Return the assigned sequences as arrays, padded to `size` rows.
 
-        prompts: what follows the prefix.
+        Args:
+            assignments: sequences and their slots.
+            suffixes: sequence index -> tokens of its prompt after the prefix.
+            sample_ids: id of each sequence.
+            size: number of rows.
         """
-        own = [prompts[one.index] for one in seated]
-        prefix = len(self.settings.prefix)
-        most, room = self.settings.max_new_tokens, self.config.max_seq_len - prefix
-        return Seats(
-            slot=_column([one.slot for one in seated], size, missing=self.settings.slots),
-            last=_column([prompt[-1] for prompt in own], size),
-            position=_column([prefix + len(prompt) - 1 for prompt in own], size),
-            limit=_column([min(most, room + 1 - len(prompt)) for prompt in own], size),
-            example=_column([numbers[one.index] for one in seated], size),
+        prompts = [suffixes[assignment.index] for assignment in assignments]
+        prefix_length = len(self.config.prefix)
+        available = self.model_config.max_seq_len - prefix_length + 1
+        max_tokens = [
+            min(self.config.max_new_tokens, available - len(prompt)) for prompt in prompts
+        ]
+        return NewSequences(
+            slot=_padded([a.slot for a in assignments], size, fill=self.config.slots),
+            last_token=_padded([prompt[-1] for prompt in prompts], size),
+            position=_padded([prefix_length + len(prompt) - 1 for prompt in prompts], size),
+            max_tokens=_padded(max_tokens, size),
+            sample_id=_padded([sample_ids[a.index] for a in assignments], size),
         )
 
-    def _tokens(self, seated: list[Assignment], prompts, bucket: int) -> np.ndarray:
-        """The prompts of one admission, padded: [R, P]."""
-        tokens = np.zeros((self.settings.prefill_batch, bucket), np.int32)
-        for row, one in zip(tokens, seated, strict=False):
-            row[: len(prompts[one.index])] = prompts[one.index]
-        self._count(
-            prompts=len(seated),
-            prompt_tokens=sum(len(prompts[one.index]) for one in seated),
+    def _padded_prompts(
+        self, assignments: Sequence[Assignment], suffixes: Mapping[int, Sequence[int]], bucket: int
+    ) -> np.ndarray:
+        """Return the tokens of one prefill call, [prefill_batch bucket] int32."""
+        prompts = [suffixes[assignment.index] for assignment in assignments]
+        tokens = np.zeros((self.config.prefill_batch, bucket), np.int32)
+        for row, prompt in zip(tokens, prompts, strict=False):
+            row[: len(prompt)] = prompt
+        self._add_stats(
+            prompts=len(prompts),
+            prompt_tokens=sum(map(len, prompts)),
             padded_tokens=tokens.size,
         )
         return tokens
 
-    def _count(self, **more: int) -> None:
-        changed = {name: getattr(self.work, name) + value for name, value in more.items()}
-        self.work = dataclasses.replace(self.work, **changed)
+    def _add_stats(self, **increments: int) -> None:
+        totals = {name: getattr(self.stats, name) + n for name, n in increments.items()}
+        self.stats = dataclasses.replace(self.stats, **totals)
 
-    def _begun(
-        self, logprobs: bool, params: dict, adapter: Adapter | None, prefix: jax.Array
-    ) -> State:
-        state = self._empty_state(logprobs)
-        return steps.begin(params, adapter, state, prefix, config=self.config)
+    def _init_with_prefix(
+        self,
+        logprobs: bool,
+        params: Params,
+        adapter: Adapter | None,
+        prefix: Int[Array, " time"],
+    ) -> DecodeState:
+        state = self._init_state(logprobs)
+        return steps.prefill_prefix(params, adapter, state, prefix, config=self.model_config)
 
-    def _empty_state(self, logprobs: bool) -> State:
-        return empty_state(
-            self.config,
-            slots=self.settings.slots,
-            cached=self.cached,
-            max_new_tokens=self.settings.max_new_tokens,
+    def _init_state(self, logprobs: bool) -> DecodeState:
+        return init_state(
+            self.model_config,
+            slots=self.config.slots,
+            cache_length=self._cache_length,
+            max_new_tokens=self.config.max_new_tokens,
             dtype=self.compute_dtype,
             logprobs=logprobs,
         )
 
 
-def _completion(seen: dict, slot: int, stop_strings: StopStrings | None) -> Completion:
-    """What one slot has produced so far."""
-    count, stopped, text = int(seen["count"][slot]), bool(seen["stopped"][slot]), None
-    tokens = tuple(seen["produced"][slot, :count].tolist())
+def _completion(
+    outputs: Mapping[str, Any], slot: int, stop_strings: StopStrings | None
+) -> Completion:
+    """Return the completion of one slot so far."""
+    count, stopped, text = int(outputs["num_tokens"][slot]), bool(outputs["stopped"][slot]), None
+    tokens = tuple(outputs["tokens"][slot, :count].tolist())
     if stop_strings is not None:
-        count, text, cut = stop_strings.cut(tokens)
-        stopped |= cut
-    logprobs = seen["logprobs"]
+        count, text, truncated = stop_strings.truncate(tokens)
+        stopped |= truncated
+    logprobs = outputs["logprobs"]
     return Completion(
         tokens=tokens[:count],
         stopped=stopped,
@@ -317,7 +438,7 @@ def _completion(seen: dict, slot: int, stop_strings: StopStrings | None) -> Comp
     )
 
 
-def _column(values: Sequence[int], size: int, *, missing: int = 0) -> np.ndarray:
-    column = np.full(size, missing, np.int32)
+def _padded(values: Sequence[int], size: int, *, fill: int = 0) -> np.ndarray:
+    column = np.full(size, fill, np.int32)
     column[: len(values)] = values
     return column

@@ -1,8 +1,8 @@
-"""Which sequence stands in which slot: the host's side of decoding, without arrays.
+"""Assignment of sequences to slots: the host side of decoding, without arrays.
 
-A prompt is computed once, however many samples of it are asked for: its first sample's slot gets
-it from a row of an admission, the others copy it from a slot that holds it. A slot holds a prompt
-until another one is put there, since new tokens are written behind it.
+Each distinct prompt is prefilled once. Its first sample gets the slot that the prefill writes to;
+further samples fork a slot that holds the prompt. A slot holds its prompt until another prompt is
+written there, because new tokens are written after it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """A sequence gets a slot. `source` is a slot that holds its prompt, None if it is computed."""
+    """Assignment of one sequence to a slot.
+
+    Attributes:
+        index: index of the sequence.
+        slot: slot that it is assigned to.
+        source_slot: slot that holds its prompt, or None if the prompt must be prefilled.
+    """
 
     index: int
     slot: int
-    source: int | None
+    source_slot: int | None
 
 
 class Schedule:
-    """Hands out slots to the samples of prompts.
+    """Assigns slots to sequences, ordered by the bucket of their prompts.
 
-    Prompts are taken in the order of their buckets, and of the first sample in each.
+    Attributes:
+        owners: index of the sequence that occupies each slot, or None.
     """
 
     def __init__(
@@ -33,93 +40,96 @@ class Schedule:
         buckets: Sequence[int],
         *,
         slots: int,
-        rows: int,
+        prefill_batch: int,
     ):
-        """Nothing is seated yet.
+        """Start with all slots free.
 
         Args:
-            prompts: index of a sample to the tokens of its prompt, which fits into a bucket.
-            buckets: padded lengths, ascending.
-            slots: how many there are.
-            rows: the most prompts that are computed at once.
+            prompts: sequence index -> tokens of its prompt, which must fit into a bucket.
+            buckets: padded prompt lengths in ascending order.
+            slots: number of slots.
+            prefill_batch: maximum number of prompts per prefill call.
         """
-        self._slots, self._rows = slots, rows
+        self._slots, self._prefill_batch = slots, prefill_batch
         self._buckets = buckets
-        groups: dict[tuple[int, ...], deque[int]] = {}
+        indices: dict[tuple[int, ...], deque[int]] = {}
         for index, prompt in prompts.items():
-            groups.setdefault(tuple(prompt), deque()).append(index)
-        # Prompts that are in no slot yet, and samples of those that are in one.
-        self._new = deque(sorted(groups.items(), key=lambda group: self._bucket(group[0])))
-        self._held: dict[tuple[int, ...], deque[int]] = {}
-        self._holds: list[tuple[int, ...] | None] = [None] * slots
-        self.owner: list[int | None] = [None] * slots
+            indices.setdefault(tuple(prompt), deque()).append(index)
+        # Waiting sequences by prompt: prompts not prefilled yet, and prompts held by some slot.
+        self._new = deque(sorted(indices.items(), key=lambda item: self._bucket(item[0])))
+        self._forkable: dict[tuple[int, ...], deque[int]] = {}
+        self._held_prompts: list[tuple[int, ...] | None] = [None] * slots
+        self.owners: list[int | None] = [None] * slots
 
     @property
-    def busy(self) -> bool:
-        return bool(self._new or self._held or any(index is not None for index in self.owner))
+    def has_unfinished(self) -> bool:
+        """Whether any sequence is waiting or occupies a slot."""
+        return bool(self._new or self._forkable or any(index is not None for index in self.owners))
 
     @property
-    def wanted(self) -> int:
-        """How many slots are to be free before the next are filled.
+    def min_free_slots(self) -> int:
+        """Number of slots that must be free before a refill is worthwhile.
 
-        Computing prompts pays by the full admission, a copy at once; with none waiting the slots
-        run dry.
+        A prefill is efficient with a full batch, a fork at any time. When no sequence is waiting,
+        all slots finish.
         """
-        if self._held:
+        if self._forkable:
             return max(1, self._slots // 16)
-        return min(self._rows, len(self._new)) if self._new else self._slots
+        return min(self._prefill_batch, len(self._new)) if self._new else self._slots
 
     def fill(self) -> Iterator[tuple[int | None, list[Assignment]]]:
-        """Fills free slots: a bucket and at most `rows` prompts to compute, or None and copies."""
-        while free := [slot for slot, index in enumerate(self.owner) if index is None]:
-            if self._held:
-                yield None, self._copies(free)
+        """Fill the free slots.
+
+        Yields:
+            A bucket and the assignments of one prefill call, or None and the assignments of one
+            fork call.
+        """
+        while free := [slot for slot, index in enumerate(self.owners) if index is None]:
+            if self._forkable:
+                yield None, self._fork(free)
             elif self._new:
-                yield self._admission(free)
+                yield self._prefill(free)
             else:
                 return
 
     def release(self, slot: int) -> None:
-        """A sequence has ended."""
-        self.owner[slot] = None
+        """Mark a slot as free."""
+        self.owners[slot] = None
 
-    def _copies(self, free: list[int]) -> list[Assignment]:
-        sources = {prompt: self._holds.index(prompt) for prompt in self._held}
-        # A free slot that holds a prompt of waiting samples is theirs: it may be the only one.
-        free.sort(key=lambda slot: self._holds[slot] not in self._held)
-        seated = []
+    def _fork(self, free: list[int]) -> list[Assignment]:
+        sources = {prompt: self._held_prompts.index(prompt) for prompt in self._forkable}
+        # Free slots that hold a waiting prompt come first and keep it: they may be its only copy.
+        free.sort(key=lambda slot: self._held_prompts[slot] not in self._forkable)
+        assignments = []
         for slot in free:
-            if not self._held:
+            if not self._forkable:
                 break
-            own = self._holds[slot]
-            prompt = own if own in self._held else next(iter(self._held))
+            held = self._held_prompts[slot]
+            prompt = held if held in self._forkable else next(iter(self._forkable))
             assert prompt is not None
-            seated.append(
-                Assignment(index=self._held[prompt].popleft(), slot=slot, source=sources[prompt])
-            )
-            if not self._held[prompt]:
-                del self._held[prompt]
-            self._seat(seated[-1], prompt)
-        return seated
+            index = self._forkable[prompt].popleft()
+            if not self._forkable[prompt]:
+                del self._forkable[prompt]
+            assignments.append(Assignment(index=index, slot=slot, source_slot=sources[prompt]))
+            self._occupy(assignments[-1], prompt)
+        return assignments
 
-    def _admission(self, free: list[int]) -> tuple[int, list[Assignment]]:
+    def _prefill(self, free: list[int]) -> tuple[int, list[Assignment]]:
         bucket = self._bucket(self._new[0][0])
-        seated: list[Assignment] = []
-        while (
-            len(seated) < min(self._rows, len(free))
-            and self._new
-            and self._bucket(self._new[0][0]) == bucket
-        ):
-            prompt, samples = self._new.popleft()
-            seated.append(Assignment(index=samples.popleft(), slot=free[len(seated)], source=None))
-            self._seat(seated[-1], prompt)
-            if samples:
-                self._held[prompt] = samples
-        return bucket, seated
+        assignments: list[Assignment] = []
+        for slot in free[: self._prefill_batch]:
+            if not self._new or self._bucket(self._new[0][0]) != bucket:
+                break
+            prompt, indices = self._new.popleft()
+            assignments.append(Assignment(index=indices.popleft(), slot=slot, source_slot=None))
+            self._occupy(assignments[-1], prompt)
+            if indices:
+                self._forkable[prompt] = indices
+        return bucket, assignments
 
     def _bucket(self, prompt: Sequence[int]) -> int:
         return next(bucket for bucket in self._buckets if bucket >= len(prompt))
 
-    def _seat(self, seat: Assignment, prompt: tuple[int, ...]) -> None:
-        self.owner[seat.slot] = seat.index
-        self._holds[seat.slot] = prompt
+    def _occupy(self, assignment: Assignment, prompt: tuple[int, ...]) -> None:
+        self.owners[assignment.slot] = assignment.index
+        self._held_prompts[assignment.slot] = prompt

@@ -1,4 +1,4 @@
-"""Strings that end a text, wherever the tokens are cut."""
+"""Stop strings, which end a text independently of token boundaries."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from sdjax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StopStrings:
-    """Text from the first of these strings on is dropped.
+    """Strings that end a text; the text is truncated at the first of them.
 
     Attributes:
-        strings: any of them ends a text; none may be empty.
-        text_of: the text of tokens, such as `Tokenizer.decode`.
+        strings: stop strings, none of them empty.
+        decode: converts token ids to text, like `Tokenizer.decode`.
     """
 
     strings: tuple[str, ...]
-    text_of: Callable[[Sequence[int]], str]
+    decode: Callable[[Sequence[int]], str]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if "" in self.strings:
-            raise UserError("a stop string is empty; it would end every text at once")
+            raise UserError("stop strings must not be empty: an empty one ends every text at once")
 
-    def cut(self, tokens: Sequence[int]) -> tuple[int, str, bool]:
-        """How many tokens count, their text without the string, and whether there was one.
+    def truncate(self, tokens: Sequence[int]) -> tuple[int, str, bool]:
+        """Truncate a sequence at the first stop string.
 
-        The token that completes the string is the last one that counts.
+        Returns:
+            The number of tokens up to and including the one that completes the stop string, their
+            text without the stop string, and whether a stop string occurs.
         """
-        text = self.text_of(tokens)
-        if self._first(text) < 0:
+        text = self.decode(tokens)
+        if self._find(text) < 0:
             return len(tokens), text, False
         count = bisect.bisect_left(
-            range(len(tokens) + 1), True, key=lambda n: self._first(self.text_of(tokens[:n])) >= 0
+            range(len(tokens) + 1), True, key=lambda n: self._find(self.decode(tokens[:n])) >= 0
         )
-        text = self.text_of(tokens[:count])
-        return count, text[: self._first(text)], True
+        text = self.decode(tokens[:count])
+        return count, text[: self._find(text)], True
 
-    def _first(self, text: str) -> int:
+    def _find(self, text: str) -> int:
+        """Return the index of the first stop string, or -1."""
         return min((at for at in map(text.find, self.strings) if at >= 0), default=-1)

@@ -65,8 +65,8 @@ def evaluate(
 
         prompts = [one.tokens for one in problems]
         # Strings cost a look at the texts now and then: none where the task has none.
-        strings = StopStrings(strings=task.stop, text_of=tokenizer.decode) if task.stop else None
-        decoder.decode(params, None, prompts, stop_strings=strings, on_finished=grade)
+        strings = StopStrings(strings=task.stop, decode=tokenizer.decode) if task.stop else None
+        decoder.decode(params, None, prompts, stop_strings=strings, on_completion=grade)
         while grading:
             collect()
     return [outcomes[index] for index in range(len(problems))]

@@ -21,7 +21,7 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.params import param_specs
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
-from sdjax.models.types import Params
+from sdjax.models.types import AnyArray, Params
 
 
 class Transformer(nnx.Module):
@@ -39,10 +39,10 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "batch time"],
+        tokens: Int[AnyArray, "batch time"],
         *,
-        positions: Int[Array, "batch time"] | None = None,
-        segments: Int[Array, "batch time"] | None = None,
+        positions: Int[AnyArray, "batch time"] | None = None,
+        segments: Int[AnyArray, "batch time"] | None = None,
     ) -> Float[Array, "batch time vocab"]:
         """Return the float32 logits of the next token at each position.
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from sdjax.models.types import AnyArray
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear:
@@ -83,10 +85,11 @@ class Yarn:
         attention_factor = fields.get("attention_factor")
         if attention_factor is None:
             mscale, mscale_all_dim = fields.get("mscale"), fields.get("mscale_all_dim")
-            has_both = mscale and mscale_all_dim
-            attention_factor = _yarn_mscale(factor, mscale if has_both else 1.0)
-            if has_both:
+            if mscale and mscale_all_dim:
+                attention_factor = _yarn_mscale(factor, mscale)
                 attention_factor /= _yarn_mscale(factor, mscale_all_dim)
+            else:
+                attention_factor = _yarn_mscale(factor, 1.0)
         return cls(
             factor=factor,
             original_max_position_embeddings=original,
@@ -191,7 +194,7 @@ class Rope:
 
 
 def rotary_cos_sin(
-    positions: Int[Array, "batch time"], rope: Rope, *, head_dim: int, max_length: int
+    positions: Int[AnyArray, "batch time"], rope: Rope, *, head_dim: int, max_length: int
 ) -> CosSin:
     """Return the cosines and sines of the rotation angles, with a singleton axis for the heads."""
     angles = positions[..., None].astype(jnp.float32) * rope.frequencies(head_dim, max_length)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
 from sdjax.models.rope import CosSin, apply_rotary, rotary_cos_sin
-from sdjax.models.types import KVCache, Params
+from sdjax.models.types import AnyArray, KVCache, Params
 from sdjax.xla.matmul import matmul_transposed
 
 # Large and finite, so that rows without any allowed key (padding) stay finite.
@@ -24,11 +24,11 @@ RESIDUAL = "residual"
 def forward(
     params: Params,
     adapter: Adapter | None,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[AnyArray, "batch time"],
     *,
     config: ModelConfig,
-    positions: Int[Array, "batch time"],
-    segments: Int[Array, "batch time"] | None = None,
+    positions: Int[AnyArray, "batch time"],
+    segments: Int[AnyArray, "batch time"] | None = None,
     cache: KVCache | None = None,
     max_length: int | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
@@ -139,13 +139,13 @@ def rms_norm(
 
 
 def attention_mask(
-    query_positions: Int[Array, "batch time"],
-    key_positions: Int[Array, "#batch keys"],
-    segments: Int[Array, "batch time"] | None,
+    query_positions: Int[AnyArray, "batch time"],
+    key_positions: Int[AnyArray, "#batch keys"],
+    segments: Int[AnyArray, "batch time"] | None,
     window: int | None,
 ) -> Bool[Array, "batch time keys"]:
     """Return which keys each query may attend to."""
-    distance = query_positions[:, :, None] - key_positions[:, None, :]
+    distance = jnp.asarray(query_positions)[:, :, None] - key_positions[:, None, :]
     allowed = distance >= 0
     if window is not None:
         allowed &= distance < window
@@ -161,7 +161,7 @@ def _attention(
     lora_scale: float,
     cos_sin: CosSin,
     bias: Float[Array, "batch time keys"],
-    positions: Int[Array, "batch time"],
+    positions: Int[AnyArray, "batch time"],
     cache: dict[str, jax.Array] | None,
     config: ModelConfig,
 ) -> tuple[Float[Array, "batch time hidden"], dict[str, jax.Array]]:
@@ -204,7 +204,7 @@ def _update_cache(
     cache: dict[str, jax.Array],
     key: Float[Array, "batch kv_heads head_dim time"],
     value: Float[Array, "batch kv_heads time head_dim"],
-    positions: Int[Array, "batch time"],
+    positions: Int[AnyArray, "batch time"],
 ) -> tuple[
     Float[Array, "batch kv_heads head_dim keys"], Float[Array, "batch kv_heads keys head_dim"]
 ]:

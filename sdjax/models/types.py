@@ -20,6 +20,10 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
+
+# Arrays that may still be on the host.
+AnyArray: TypeAlias = jax.Array | np.ndarray
 
 # Nested dict of arrays: {"embed": ..., "layers": {"0": {"attn": {"q_proj": ...}, ...}}, ...}.
 # `param_specs` lists the paths, shapes and logical axes.

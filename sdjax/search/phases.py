@@ -103,8 +103,8 @@ def generate(
             [tokens] * len(missing),
             sampling=Sampling(temperature=temperature, top_p=context.config.generation.top_p),
             key=context.key(purpose, iteration),
-            numbers=missing,
-            on_finished=save,
+            sample_ids=missing,
+            on_completion=save,
         )
 
 

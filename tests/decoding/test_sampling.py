@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.decoding.sampling import Sampling, draw, keep_min_p, keep_top_k, keep_top_p
+from sdjax.decoding.sampling import Sampling, mask_min_p, mask_top_k, mask_top_p, sample_tokens
 
 torch = pytest.importorskip("torch", reason="needs torch, the reference of the parity tests")
 logits_process = pytest.importorskip("transformers.generation.logits_process")
@@ -16,27 +16,27 @@ def logits():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("mask", "warper"),
     [
         *(
-            (lambda x, k=k: keep_top_k(x, k), logits_process.TopKLogitsWarper(k))
+            (lambda x, k=k: mask_top_k(x, k), logits_process.TopKLogitsWarper(k))
             for k in (1, 7, 200)
         ),
         *(
-            (lambda x, p=p: keep_top_p(x, jnp.float32(p)), logits_process.TopPLogitsWarper(p))
+            (lambda x, p=p: mask_top_p(x, jnp.float32(p)), logits_process.TopPLogitsWarper(p))
             for p in (0.1, 0.5, 0.95)
         ),
         *(
-            (lambda x, p=p: keep_min_p(x, jnp.float32(p)), logits_process.MinPLogitsWarper(p))
+            (lambda x, p=p: mask_min_p(x, jnp.float32(p)), logits_process.MinPLogitsWarper(p))
             for p in (0.01, 0.2, 1.0)
         ),
     ],
 )
-def test_what_is_kept_is_what_transformers_keeps(logits, ours, theirs):
-    np.testing.assert_array_equal(ours(jnp.asarray(logits)), theirs(None, torch.tensor(logits)))
+def test_masks_equal_transformers(logits, mask, warper):
+    np.testing.assert_array_equal(mask(jnp.asarray(logits)), warper(None, torch.tensor(logits)))
 
 
-def test_all_together_in_transformers_order(logits):
+def test_combined_masks_equal_transformers(logits):
     sampling = Sampling(temperature=1.7, top_k=20, top_p=0.8, min_p=0.05)
     warpers = [
         logits_process.TemperatureLogitsWarper(1.7),
@@ -48,26 +48,30 @@ def test_all_together_in_transformers_order(logits):
     for warper in warpers:
         expected = warper(None, expected)
     keys = jax.random.split(jax.random.key(1), 16)
-    many = jax.vmap(lambda key: jax.random.split(key, 2000), out_axes=1)(keys)
-    drawn = jax.lax.map(
-        lambda each: draw(jnp.asarray(logits), each, top_k=20, **sampling.numbers()), many
+    all_keys = jax.vmap(lambda key: jax.random.split(key, 2000), out_axes=1)(keys)
+    tokens = jax.lax.map(
+        lambda keys: sample_tokens(jnp.asarray(logits), keys, top_k=20, **sampling.scalar_params()),
+        all_keys,
     )
-    shares = np.stack([np.bincount(column, minlength=200) for column in np.asarray(drawn).T]) / 2000
-    expected_shares = torch.softmax(expected, -1).numpy()
-    assert not shares[expected_shares == 0].any()
-    np.testing.assert_allclose(shares, expected_shares, atol=0.05)
+    counts = np.stack([np.bincount(column, minlength=200) for column in np.asarray(tokens).T])
+    expected_probs = torch.softmax(expected, -1).numpy()
+    assert not counts[expected_probs == 0].any()
+    np.testing.assert_allclose(counts / 2000, expected_probs, atol=0.05)
 
 
-def test_frequencies_follow_the_softmax_of_logits_over_temperature():
+def test_frequencies_follow_the_softmax_with_temperature():
     logits = jnp.array([0.0, 1.0, 2.0, -1.0])
     keys = jax.random.split(jax.random.key(0), 20_000)
-    drawn = draw(jnp.tile(logits, (20_000, 1)), keys, temperature=jnp.float32(1.5))
-    frequencies = np.bincount(np.asarray(drawn), minlength=4) / 20_000
+    tokens = sample_tokens(jnp.tile(logits, (20_000, 1)), keys, temperature=jnp.float32(1.5))
+    frequencies = np.bincount(np.asarray(tokens), minlength=4) / 20_000
     expected = np.exp(np.array([0.0, 1.0, 2.0, -1.0]) / 1.5)
     np.testing.assert_allclose(frequencies, expected / expected.sum(), atol=0.015)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"min_p": 2}])
-def test_wrong_settings_are_named(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        Sampling(**wrong)
+@pytest.mark.parametrize(
+    "invalid",
+    [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0}, {"min_p": 2}],
+)
+def test_invalid_parameters_raise_user_error(invalid):
+    with pytest.raises(UserError, match=next(iter(invalid))):
+        Sampling(**invalid)

@@ -41,7 +41,7 @@ def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
     assert [one for one in outcomes if one.problem_id != "long"] == alone
     assert not outcomes[3].strict
     assert not outcomes[3].flexible
-    assert "tokens, of which at most 32 fit" in outcomes[3].failure
+    assert "tokens, more than the maximum of 32" in outcomes[3].failure
     assert sorted(one.problem_id for one in told) == sorted(one.problem_id for one in outcomes)
 
 
