@@ -1,1 +1,1 @@
-"""Meshes, axis rules and multi-host set-up."""
+"""Device meshes, sharding rules and multi-host coordination."""

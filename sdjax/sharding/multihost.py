@@ -1,9 +1,9 @@
-"""One program over several processes: start, broadcast from the main process, exit together.
+"""Multi-host coordination: start, broadcast from the main process, coordinated exit.
 
-A TPU pod, or machines that name their coordinator. Every process takes the same decisions in the
-same order, since the compiled programs of all of them meet in collectives. Data that only the main
-process has reaches the others through `broadcast_from_main`; `exit_together` ends all processes if
-one of them fails, since the others would otherwise wait in a collective forever.
+For TPU pods and for machines with a named coordinator. All processes take the same decisions in the
+same order, since their executables meet in collectives. Data that only the main process has reaches
+the others through `broadcast_from_main`. `exit_together` ends all processes if one of them fails,
+since the others would otherwise wait in a collective forever.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ COORDINATOR = "SDJAX_COORDINATOR"
 PROCESS_COUNT = "SDJAX_PROCESS_COUNT"
 PROCESS_ID = "SDJAX_PROCESS_ID"
 
-# The coordinator is then found by JAX itself: from a Cloud TPU's metadata, Slurm or Open MPI.
+# JAX finds the coordinator itself, from Cloud TPU metadata, Slurm or Open MPI.
 AUTO = "auto"
-# What Kubernetes sets on the hosts of a TPU slice; elsewhere only the metadata server knows.
+# Set by Kubernetes on the hosts of a TPU slice.
 _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 
 
@@ -41,19 +41,24 @@ def start_distributed(
     process_id: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> bool:
-    """Joins this process to the others; call it before any other use of JAX.
+    """Join this process to the others; must precede any other use of JAX.
 
-    With a coordinator, by argument or by the variables SDJAX_COORDINATOR (host:port),
-    SDJAX_PROCESS_COUNT and SDJAX_PROCESS_ID, the processes meet there; on the CPU they then talk
-    through gloo. With the coordinator "auto" (as tpu/run.sh sets it), and on the hosts of a TPU
-    slice under Kubernetes, JAX finds the other processes itself. Otherwise, or when this process
-    has joined already, nothing happens.
+    If no coordinator is given, the environment variables SDJAX_COORDINATOR, SDJAX_PROCESS_COUNT
+    and SDJAX_PROCESS_ID apply. With the coordinator "auto" (set by tpu/run.sh), and on the hosts of
+    a TPU slice under Kubernetes, JAX finds the other processes itself. Without a coordinator, or if
+    this process has joined already, nothing happens. On the CPU, processes communicate with gloo.
+
+    Args:
+        coordinator: host:port of the coordinator, or "auto".
+        process_count: number of processes.
+        process_id: index of this process, from 0.
+        environment: environment variables; those of this process by default.
 
     Returns:
         Whether this process is one of several.
 
     Raises:
-        UserError: a part of the setting is missing or not a number, or the others do not come.
+        UserError: a setting is missing or invalid, or the other processes do not join.
     """
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
@@ -101,20 +106,23 @@ def _number(value: int | None, name: str, environment: Mapping[str, str]) -> int
         return int(text or "")
     except ValueError:
         raise UserError(
-            f"{name}={text!r}: a whole number is needed beside {COORDINATOR}; set it"
+            f"{name}={text!r}: must be set to a whole number if {COORDINATOR} is set"
         ) from None
 
 
-# Bytes that go over at once: a bounded buffer on the devices, and few shapes to compile for.
+# Bytes per broadcast: bounds the buffer on the devices and the number of shapes to compile.
 _CHUNK = 1 << 22
-_ENDING = "sdjax/ending"
+_EXIT_KEY = "sdjax/exit"
 _POLL_SECONDS = 1.0
-_WAIT_SECONDS = 10  # for the others to read why they end; one that is dead never does
-_FINISH_SECONDS = 3600  # the main process may have a report to write
+_EXIT_SECONDS = 10  # for all processes to read the exit message; a dead one never does
+_FINISH_SECONDS = 3600  # the main process may still write a report
 
 
 def broadcast_from_main(compute: Callable[[], bytes]) -> bytes:
-    """What `compute` returns on the main process, on every process; the others do not call it."""
+    """Return the result of `compute` on the main process to all processes.
+
+    The other processes do not call `compute`.
+    """
     if jax.process_count() == 1:
         return compute()
     data = np.frombuffer(compute(), np.uint8) if is_main_process() else np.zeros(0, np.uint8)
@@ -124,23 +132,23 @@ def broadcast_from_main(compute: Callable[[], bytes]) -> bytes:
     for start in range(0, size, _CHUNK):
         length = min(size - start, _CHUNK)
         part = np.zeros(1 << max(length - 1, 255).bit_length(), np.uint8)
-        mine = data[start : start + length]
-        part[: len(mine)] = mine
+        local = data[start : start + length]
+        part[: len(local)] = local
         parts.append(multihost_utils.broadcast_one_to_all(part)[:length].tobytes())
     return b"".join(parts)
 
 
 @contextlib.contextmanager
 def exit_together(describe: Callable[[BaseException], tuple[int, str]]) -> Iterator[None]:
-    """Whatever ends the block on one process ends all of them: one message, one exit status.
+    """End all processes if the block raises on one of them.
 
-    The first exception counts. The main process prints its message, then all exit without further
-    clean-up, since their main threads may be waiting in a collective. A process that is killed
-    says nothing: the others end by JAX's own means, when a collective or a heartbeat fails. Alone,
-    a process gets its exceptions as they are.
+    The first exception determines the exit status and the message, which the main process prints.
+    All processes then exit without cleanup, since their main threads may be waiting in a
+    collective. If a process is killed, the others end when JAX notices a failed collective or
+    heartbeat. With a single process, exceptions propagate as usual.
 
     Args:
-        describe: the exit status and the message of an exception.
+        describe: returns the exit status and the message of an exception.
     """
     if jax.process_count() == 1:
         yield
@@ -153,49 +161,49 @@ def exit_together(describe: Callable[[BaseException], tuple[int, str]]) -> Itera
         yield
         group.wait("sdjax/finished", _FINISH_SECONDS)
     except BaseException as error:
-        group.end(*describe(error))
+        group.exit(*describe(error))
     finished.set()
     watcher.join()
 
 
 class _Group:
-    """The processes, as they meet in JAX's coordination service, which needs no devices."""
+    """The processes as clients of JAX's coordination service, which needs no devices."""
 
     def __init__(self) -> None:
         from orbax.checkpoint import multihost
 
-        # Any, since JAX has no public type for it.
+        # JAX has no public type for it.
         self._client: Any = multihost.get_jax_distributed_client()
-        self._leaving = threading.Lock()
+        self._exiting = threading.Lock()
 
     def wait(self, name: str, seconds: int) -> None:
         self._client.wait_at_barrier(name, seconds * 1000)
 
     def watch(self, finished: threading.Event) -> None:
-        """Ends this process when another one has said why all of them end."""
+        """Exit once another process has published an exit message."""
         while not finished.wait(_POLL_SECONDS):
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nothing is said yet
-                self._leave(self._client.key_value_try_get(_ENDING))
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # not published yet
+                self._exit(self._client.key_value_try_get(_EXIT_KEY))
 
-    def end(self, status: int, message: str) -> None:
-        """Says why all processes end, unless another one has said so before, and ends."""
+    def exit(self, status: int, message: str) -> None:
+        """Publish the exit message, unless another process has published one, and exit."""
         ending = json.dumps([status, message])
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(_ENDING, ending)
+            self._client.key_value_set(_EXIT_KEY, ending)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            ending = self._client.blocking_key_value_get(_ENDING, _WAIT_SECONDS * 1000)
-        self._leave(ending)
+            ending = self._client.blocking_key_value_get(_EXIT_KEY, _EXIT_SECONDS * 1000)
+        self._exit(ending)
 
-    def _leave(self, ending: str) -> None:
-        # Never released: the main thread and the watcher may both come here.
-        self._leaving.acquire()
+    def _exit(self, ending: str) -> None:
+        # Never released: the main thread and the watcher may both get here.
+        self._exiting.acquire()
         status, message = json.loads(ending)
         if is_main_process():
             print(message, file=sys.stderr)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self.wait(_ENDING, _WAIT_SECONDS)
+            self.wait(_EXIT_KEY, _EXIT_SECONDS)
         sys.stdout.flush()
         sys.stderr.flush()
         if is_main_process():
-            time.sleep(1)  # JAX ends the others by force once the process of the service is gone
+            time.sleep(1)  # JAX kills the others when the process of the service ends
         os._exit(status)

@@ -1,13 +1,13 @@
-"""From logical axes of a parameter to axes of the mesh.
+"""Sharding rules: logical axes of parameters mapped to mesh axes.
 
-The projections are split over `tensor` on the side of their heads or of the MLP, and over `fsdp`
-on the side of the residual stream; `data` is for batches alone.
+Projections are split over `tensor` on the side of the heads or of the MLP, and over `fsdp` on the
+side of the residual stream. Only batches are split over `data`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -24,16 +24,6 @@ RULES: dict[str, str] = {
 }
 
 
-class Spec(Protocol):
-    """What the rules need of a parameter's specification (`sdjax.models.params.ParamSpec`)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def axes(self) -> tuple[str, ...]: ...
-
-
 def sharding_of(
     shape: tuple[int, ...],
     axes: tuple[str, ...],
@@ -41,11 +31,17 @@ def sharding_of(
     *,
     rules: Mapping[str, str] = RULES,
 ) -> NamedSharding:
-    """The sharding of one array whose dimensions have these logical axes.
+    """Return the sharding of one array.
 
-    A mesh axis is used only if the mesh has it, the dimension is divisible by it, and no earlier
-    dimension took it; the dimension is whole on every device otherwise. A vector (the scale of a
-    normalisation) is replicated: it costs nothing to keep and a collective to gather.
+    A dimension is split over its mesh axis if the mesh has that axis, its size divides the
+    dimension, and no earlier dimension uses it; otherwise it is replicated. Vectors (the scales of
+    norms) are replicated: they are small, and gathering them would cost a collective.
+
+    Args:
+        shape: shape of the array.
+        axes: logical axis of each dimension.
+        mesh: the mesh.
+        rules: logical axis to mesh axis.
     """
     if len(shape) < 2:
         return NamedSharding(mesh, PartitionSpec())
@@ -58,29 +54,26 @@ def sharding_of(
 
 
 def shardings(specs: Any, mesh: Mesh, *, rules: Mapping[str, str] = RULES) -> Any:
-    """The tree of shardings of a tree of specifications, of the same structure.
+    """Return the shardings of a tree of specifications, as a tree of the same structure.
 
-    `shardings(unflatten(param_specs(config)), mesh)` belongs to the parameters of a model.
+    `shardings(unflatten(param_specs(config)), mesh)` are the shardings of a model's parameters.
     """
-
-    def one(spec: Spec) -> NamedSharding:
-        return sharding_of(spec.shape, spec.axes, mesh, rules=rules)
-
-    return jax.tree.map(one, specs)
+    return jax.tree.map(lambda spec: sharding_of(spec.shape, spec.axes, mesh, rules=rules), specs)
 
 
 def replicated(tree: Any) -> NamedSharding | None:
-    """The sharding of an array that is whole on every device of the mesh that the tree is on.
+    """Return the replicated sharding on the mesh of a tree's arrays, or None without a mesh.
 
-    For what the host reads: a process cannot fetch what it has a part of. None off a mesh.
+    Results that the host reads must be replicated, since a process cannot fetch the shards of
+    other processes.
     """
-    found = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    meshes = (sharding.mesh for sharding in found if isinstance(sharding, NamedSharding))
+    leaf_shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    meshes = (item.mesh for item in leaf_shardings if isinstance(item, NamedSharding))
     return next((NamedSharding(mesh, PartitionSpec()) for mesh in meshes), None)
 
 
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
-    """The sharding of an array [batch, ...] over `data`, replicated where that does not divide."""
+    """Return the sharding of an array [batch, ...] over `data`; replicated if not divisible."""
     name = RULES["batch"]
     if name in mesh.shape and batch % mesh.shape[name] == 0:
         return NamedSharding(mesh, PartitionSpec(name))

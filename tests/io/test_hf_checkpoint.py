@@ -1,4 +1,4 @@
-"""Reading and writing model folders, and every way in which a folder can be wrong."""
+"""Model folders: reading, writing, and error messages for damaged ones."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def tiny(**changes) -> ModelConfig:
 
 
 def random_params(config, dtype):
-    """Parameters from NumPy: drawing them with JAX takes seconds of compilation."""
+    """Return random parameters from NumPy, since JAX would compile for seconds."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(
@@ -53,7 +53,7 @@ def folder(tmp_path):
 
 
 def rewrite(folder, change):
-    """Saves the weights again after `change` has edited the dict of them."""
+    """Apply `change` to the dict of stored weights and save them again."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -66,7 +66,7 @@ def edit_config(folder, **fields):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_round_trip_is_byte_for_byte(tmp_path, tied, dtype):
+def test_round_trip_is_byte_identical(tmp_path, tied, dtype):
     config = tiny(tie_embeddings=tied)
     params = random_params(config, dtype)
     write_model(tmp_path / "a", config, params)
@@ -81,7 +81,7 @@ def test_round_trip_is_byte_for_byte(tmp_path, tied, dtype):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_writes_the_bytes_of_the_reference_writer(tmp_path, folder):
+def test_written_bytes_equal_those_of_reference_writer(tmp_path, folder):
     stored = (folder / "model.safetensors").read_bytes()
     save_file(load_file(folder / "model.safetensors"), tmp_path / "reference")
     reference = (tmp_path / "reference").read_bytes()
@@ -89,7 +89,7 @@ def test_writes_the_bytes_of_the_reference_writer(tmp_path, folder):
     assert stored[-size:] == reference[-size:]
 
 
-def test_mixed_dtypes_stay_as_stored(tmp_path):
+def test_mixed_dtypes_are_preserved(tmp_path):
     config = tiny()
     params = random_params(config, jnp.bfloat16)
     params["final_norm"] = params["final_norm"].astype(jnp.float32)
@@ -100,7 +100,7 @@ def test_mixed_dtypes_stay_as_stored(tmp_path):
     assert json.loads((tmp_path / "m/config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_sharded_index_and_a_cast(tmp_path):
+def test_several_files_and_cast(tmp_path):
     config = tiny()
     params = random_params(config, jnp.bfloat16)
     write_model(tmp_path / "m", config, params, max_file_bytes=3000)
@@ -111,7 +111,7 @@ def test_sharded_index_and_a_cast(tmp_path):
         np.testing.assert_array_equal(leaf, flatten(params)[path].astype(jnp.float32))
 
 
-def test_only_the_paths_asked_for(folder):
+def test_load_selected_paths(folder):
     paths = {"layers/0/mlp/up_proj", "layers/1/mlp/down_proj"}
     _, read = load_model(folder, paths=paths)
     assert flatten(read).keys() == paths
@@ -119,7 +119,7 @@ def test_only_the_paths_asked_for(folder):
         load_model(folder, paths=["layers/7/mlp/up_proj"])
 
 
-def test_onto_a_mesh_by_the_rules(folder):
+def test_load_onto_mesh(folder):
     mesh = make_mesh({"tensor": 1})
     _, plain = load_model(folder)
     _, read = load_model(folder, mesh=mesh)
@@ -139,7 +139,7 @@ def test_assets_are_copied(tmp_path, folder):
     assert names == expected
 
 
-def test_refuses_a_folder_that_holds_something(folder):
+def test_write_to_non_empty_folder_raises_user_error(folder):
     config, params = load_model(folder)
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="exists and is not empty"):
@@ -149,7 +149,7 @@ def test_refuses_a_folder_that_holds_something(folder):
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, folder):
+def test_failed_write_leaves_no_files(tmp_path, folder):
     config, params = load_model(folder)
 
     class Broken:
@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, folder):
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-def test_an_empty_folder_may_be_written_to(tmp_path, folder):
+def test_write_to_empty_folder(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     write_model(tmp_path / "empty", *load_model(folder))
     assert load_model(tmp_path / "empty")[0] == load_model(folder)[0]
@@ -179,7 +179,7 @@ def test_an_empty_folder_may_be_written_to(tmp_path, folder):
         (lambda p: p.update(embed=p["embed"] * jnp.nan), "embed_tokens.weight contains NaN or inf"),
     ],
 )
-def test_a_tree_that_does_not_fit_is_not_written(tmp_path, params, message):
+def test_write_with_invalid_params_raises_user_error(tmp_path, params, message):
     config = tiny()
     tree = random_params(config, jnp.bfloat16)
     params(tree)
@@ -188,25 +188,25 @@ def test_a_tree_that_does_not_fit_is_not_written(tmp_path, params, message):
     assert not (tmp_path / "m").exists()
 
 
-def test_a_tied_model_may_store_its_output_matrix_again(tmp_path):
+def test_tied_model_may_store_identical_output_matrix(tmp_path):
     config = tiny(tie_embeddings=True)
     write_model(tmp_path / "m", config, random_params(config, jnp.bfloat16))
 
-    def store_again(tensors):
+    def store_identical(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
-    rewrite(tmp_path / "m", store_again)
+    rewrite(tmp_path / "m", store_identical)
     assert "lm_head" not in load_model(tmp_path / "m")[1]
 
-    def store_another(tensors):
+    def store_different(tensors):
         tensors["lm_head.weight"][-1, -1] += 1
 
-    rewrite(tmp_path / "m", store_another)
+    rewrite(tmp_path / "m", store_different)
     with pytest.raises(UserError, match=r"lm_head\.weight differs.*tie_word_embeddings"):
         load_model(tmp_path / "m")
 
 
-def test_old_rotary_buffers_are_passed_over(folder):
+def test_old_rotary_buffers_are_ignored(folder):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(folder, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
     assert flatten(load_model(folder)[1]).keys() == param_specs(tiny()).keys()
@@ -214,7 +214,7 @@ def test_old_rotary_buffers_are_passed_over(folder):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_is_an_error_that_names_the_tensor(tmp_path, dtype, number):
+def test_non_finite_weights_raise_user_error(tmp_path, dtype, number):
     config = tiny()
     params = random_params(config, dtype)
     largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
@@ -226,15 +226,15 @@ def test_a_number_that_is_not_finite_is_an_error_that_names_the_tensor(tmp_path,
     rewrite(tmp_path / "m", lambda tensors: tensors.update({name: broken}))
     with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight' contains NaN or inf"):
         load_model(tmp_path / "m")
-    # What is not read is not looked at.
+    # Tensors that are not read are not checked.
     load_model(tmp_path / "m", paths=["layers/1/mlp/up_proj"])
     params["layers"]["1"]["mlp"]["down_proj"] = jnp.asarray(broken)
     with pytest.raises(UserError, match=r"down_proj\.weight contains NaN or infinity"):
         write_model(tmp_path / "again", config, params)
 
 
-def test_reading_in_pieces_is_reading_at_once(folder, monkeypatch):
-    """Pieces of a few rows, and a file that is closed between them."""
+def test_reading_in_blocks_is_equivalent(folder, monkeypatch):
+    """Blocks of a few rows, with the file closed between them."""
     plain = SafetensorsReader(folder)
     monkeypatch.setattr("sdjax.io.safetensors_reader.MAX_MAPPED_BYTES", 100)
     small = SafetensorsReader(folder)
@@ -293,7 +293,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         ),
     ],
 )
-def test_a_damaged_folder_is_a_one_line_error(folder, damage, messages):
+def test_damaged_folder_raises_user_error(folder, damage, messages):
     damage(folder)
     with pytest.raises(UserError) as caught:
         load_model(folder)
@@ -304,7 +304,7 @@ def test_a_damaged_folder_is_a_one_line_error(folder, damage, messages):
         assert message in text
 
 
-def test_an_index_that_does_not_fit_its_files(tmp_path):
+def test_index_that_contradicts_files_raises_user_error(tmp_path):
     config = tiny()
     params = random_params(config, jnp.bfloat16)
     write_model(tmp_path / "m", config, params, max_file_bytes=3000)

@@ -1,4 +1,4 @@
-"""Peak memory of loading: two processes that keep half of a model each."""
+"""Peak memory of loading a model on two processes with half of it each."""
 
 import textwrap
 
@@ -38,8 +38,8 @@ CODE = """
 
 
 @pytest.mark.slow
-def test_a_process_holds_little_more_than_what_it_keeps(tmp_path, two_processes):
-    """The file is 1.7 times as large as the bound allows. Each process has half of the columns."""
+def test_peak_memory_is_close_to_size_of_shards(tmp_path, two_processes):
+    """The bound is below the size of the file, which is 1.7 times as large."""
     config = ModelConfig(
         family="llama",
         vocab_size=8192,

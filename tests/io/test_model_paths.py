@@ -1,4 +1,4 @@
-"""Names of models: folders, the zoo, and Hugging Face, which is not reached from here."""
+"""Model names: folders, the zoo, and a simulated Hugging Face Hub."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +14,17 @@ from sdjax.io.model_paths import locate, model_folder
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Answers in the place of Hugging Face, and keeps what was asked for."""
-    asked = {}
+    """Simulate the Hugging Face Hub and record the requests."""
+    request = {}
 
     def download(repository, *, revision, allow_patterns, ignore_patterns):
-        asked.update(repository=repository, revision=revision)
-        if isinstance(asked["answer"], Exception):
-            raise asked["answer"]
-        return str(asked["answer"])
+        request.update(repository=repository, revision=revision)
+        if isinstance(request["answer"], Exception):
+            raise request["answer"]
+        return str(request["answer"])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    return asked
+    return request
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def hub(monkeypatch):
         ("org/model@refs/pr/7", "org/model", "refs/pr/7"),
     ],
 )
-def test_a_name_on_hugging_face_is_fetched(hub, name, repository, revision):
+def test_hub_model_is_downloaded(hub, name, repository, revision):
     hub["answer"] = model_folder("zoo:seed")
     folder = model_folder(name)
     assert (hub["repository"], hub["revision"]) == (repository, revision)
@@ -42,14 +42,14 @@ def test_a_name_on_hugging_face_is_fetched(hub, name, repository, revision):
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~nouser/x", "a\nb", "a\0b"])
-def test_a_name_that_no_folder_can_have(tmp_path, name):
+def test_invalid_folder_name_raises_user_error(tmp_path, name):
     with pytest.raises(UserError, match="no such model folder") as caught:
         model_folder(name, relative_to=tmp_path)
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_that_name_goes_first(hub, tmp_path, monkeypatch):
+def test_existing_folder_takes_precedence_over_hub(hub, tmp_path, monkeypatch):
     (tmp_path / "org/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert model_folder("org/model") == Path("org/model")
@@ -71,7 +71,7 @@ def answer(kind):
         (OSError("disk full"), "disk full"),
     ],
 )
-def test_what_cannot_be_fetched_is_a_one_line_error(hub, failure, message):
+def test_failed_download_raises_user_error(hub, failure, message):
     hub["answer"] = failure
     with pytest.raises(UserError, match=message) as caught:
         model_folder("org/model@v2")
@@ -79,19 +79,19 @@ def test_what_cannot_be_fetched_is_a_one_line_error(hub, failure, message):
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_network_the_real_client_says_so():
+def test_download_without_network_raises_user_error():
     with pytest.raises(UserError, match="cannot be reached"):
         model_folder("no-such-owner/no-such-model")
 
 
 @pytest.mark.parametrize("name", ["/no/where", "./no/where", "a/b/c", "nowhere", "~/no-such"])
-def test_a_path_is_not_looked_for_on_hugging_face(hub, name):
+def test_paths_are_not_looked_up_on_hub(hub, name):
     with pytest.raises(UserError, match="no such model folder; give a Hugging Face folder"):
         model_folder(name)
     assert "repository" not in hub
 
 
-def test_an_adapter_is_named_behind_its_model(tmp_path, monkeypatch):
+def test_locate_model_with_adapter(tmp_path, monkeypatch):
     for name in ("here/a", "there/a", "here/b", "there/c", "here/a+b"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "there")

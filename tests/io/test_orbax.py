@@ -1,4 +1,4 @@
-"""The generator's checkpoints: what is kept, what comes back, and what damage does."""
+"""Generator checkpoints: retention, restoring, and damaged files."""
 
 import gc
 
@@ -28,8 +28,8 @@ CONFIG = ModelConfig(
 )
 
 
-# Orbax leaves coroutines behind, unawaited, when a file that it reads is damaged; Python tells of
-# them when it collects them, which is to be within the test.
+# Orbax leaves unawaited coroutines behind when a file is damaged. Python warns about them when it
+# collects them, which should happen within the test.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
@@ -43,7 +43,7 @@ def collect():
 
 
 def adapter(seed: int, rank: int = 4):
-    """An adapter whose factors are all different from zero."""
+    """Return an adapter with nonzero factors."""
     fresh = init_adapter(CONFIG, jax.random.key(seed), rank=rank, alpha=8)
     return jax.tree.map(lambda leaf: leaf + 0.1 * (seed + 1), fresh)
 
@@ -57,7 +57,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(leaf, expected_leaves[path])
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_save_and_restore(tmp_path):
     metadata = {"loop-iterations": [1, 2], "fingerprint": "abc", "share": 0.1}
     with GeneratorCheckpoints(tmp_path / "c") as checkpoints:
         checkpoints.save_adapter(3, adapter(0), score=0.5, metadata=metadata)
@@ -67,9 +67,9 @@ def test_what_is_saved_comes_back(tmp_path):
     assert_same(loaded, adapter(0))
 
 
-def test_the_newest_and_the_best_stay_also_across_processes(tmp_path):
+def test_newest_and_best_are_kept_across_restarts(tmp_path):
     for iteration, score in enumerate([0.2, 0.9, 0.1, 0.3, 0.4]):
-        # Each opens the folder anew, as a resumed run does.
+        # Opened again each time, as in a resumed run.
         with GeneratorCheckpoints(tmp_path, keep_latest=2) as checkpoints:
             checkpoints.save_adapter(iteration, adapter(iteration), score=score)
     with GeneratorCheckpoints(tmp_path) as checkpoints:
@@ -79,7 +79,7 @@ def test_the_newest_and_the_best_stay_also_across_processes(tmp_path):
             checkpoints.restore(2)
 
 
-def test_an_iteration_done_again_replaces_its_checkpoint(tmp_path):
+def test_repeated_iteration_replaces_its_checkpoint(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
         checkpoints.save_adapter(0, adapter(0), score=0.5)
         checkpoints.save_adapter(1, adapter(2), score=0.5)
@@ -89,7 +89,7 @@ def test_an_iteration_done_again_replaces_its_checkpoint(tmp_path):
         assert_same(checkpoints.restore_adapter()[0], adapter(2))
 
 
-def test_an_empty_folder(tmp_path):
+def test_restore_from_empty_folder_raises_user_error(tmp_path):
     with (
         GeneratorCheckpoints(tmp_path) as checkpoints,
         pytest.raises(UserError, match="no checkpoint; start from the beginning"),
@@ -97,7 +97,7 @@ def test_an_empty_folder(tmp_path):
         checkpoints.restore()
 
 
-def test_onto_the_shardings_of_another_adapter(tmp_path):
+def test_restore_with_shardings_of_reference(tmp_path):
     sharding = NamedSharding(make_mesh({"tensor": -1}), PartitionSpec())
     reference = jax.device_put(adapter(1), sharding)
     with GeneratorCheckpoints(tmp_path) as checkpoints:
@@ -109,12 +109,12 @@ def test_onto_the_shardings_of_another_adapter(tmp_path):
             checkpoints.restore_adapter(reference=adapter(1, rank=2))
 
 
-def test_every_file_cut_short_falls_back_or_still_comes_back_whole(tmp_path):
+def test_truncated_file_falls_back_to_earlier_checkpoint(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
         checkpoints.save_adapter(0, adapter(0), score=0.5)
         checkpoints.save_adapter(1, adapter(1), score=0.6)
     fell_back = set()
-    # Orbax merges the files of single processes into the others, and does not read them again.
+    # Orbax merges the files of each process into the others and does not read them again.
     files = [
         path
         for path in sorted((tmp_path / "1").rglob("*"))
@@ -135,7 +135,7 @@ def test_every_file_cut_short_falls_back_or_still_comes_back_whole(tmp_path):
     assert "metrics" in {path.name for path in files}
 
 
-def test_nothing_left_to_fall_back_on(tmp_path):
+def test_all_checkpoints_damaged_raises_user_error(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
         checkpoints.save_adapter(0, adapter(0), score=0.5)
         checkpoints.save_adapter(1, adapter(1), score=0.5)
@@ -150,10 +150,10 @@ def test_nothing_left_to_fall_back_on(tmp_path):
         checkpoints.restore()
 
 
-def test_a_run_killed_while_writing_leaves_the_earlier_checkpoint(tmp_path):
+def test_incomplete_checkpoint_is_ignored(tmp_path):
     with GeneratorCheckpoints(tmp_path) as checkpoints:
         checkpoints.save_adapter(0, adapter(0), score=0.5)
-    # What Orbax writes to before the rename that commits it.
+    # The folder that Orbax writes to before it commits by renaming.
     left = tmp_path / "1.orbax-checkpoint-tmp"
     (left / "factors").mkdir(parents=True)
     with GeneratorCheckpoints(tmp_path) as checkpoints:

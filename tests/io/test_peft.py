@@ -59,12 +59,12 @@ def adapted(tmp_path, tensors=None, dtype=np.float32, **settings):
         ({"alpha_pattern": {"layers.[0-3].self_attn.(q|k)_proj": 8}}, 4.0),
     ],
 )
-def test_the_product_is_added_with_its_scale(tmp_path, settings, scale):
+def test_lora_product_is_added_with_scale(tmp_path, settings, scale):
     got = adapted(tmp_path, **settings).read(f"{Q}.weight")
     np.testing.assert_allclose(got, MODEL[f"{Q}.weight"] + scale * B @ A, rtol=1e-5, atol=1e-6)
 
 
-def test_the_rest_is_the_models(tmp_path):
+def test_other_tensors_are_unchanged(tmp_path):
     folder = adapted(tmp_path)
     assert folder.names == tuple(sorted(MODEL))
     assert folder.shape(f"{HEAD}.weight") == (9, 4)
@@ -73,7 +73,7 @@ def test_the_rest_is_the_models(tmp_path):
     )
 
 
-def test_it_is_rounded_once_to_the_stored_dtype(tmp_path):
+def test_adapted_tensor_is_rounded_once_to_stored_dtype(tmp_path):
     folder = adapted(tmp_path, dtype=ml_dtypes.bfloat16)
     got = folder.read(f"{Q}.weight")
     stored = MODEL[f"{Q}.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -81,7 +81,7 @@ def test_it_is_rounded_once_to_the_stored_dtype(tmp_path):
     assert got.dtype == folder.dtype(f"{Q}.weight") == ml_dtypes.bfloat16
 
 
-def test_embeddings_and_whole_tensors(tmp_path):
+def test_embeddings_and_replaced_tensors(tmp_path):
     tensors = {
         f"{EMBED}.lora_embedding_A": EMBED_A,
         f"{EMBED}.lora_embedding_B": EMBED_B,
@@ -110,13 +110,13 @@ def test_embeddings_and_whole_tensors(tmp_path):
         ({f"{Q}.lora_magnitude_vector": A}, {}, "of a kind that is not supported"),
     ],
 )
-def test_what_is_no_adapter_of_the_model_is_refused(tmp_path, tensors, settings, message):
+def test_unsupported_adapter_raises_user_error(tmp_path, tensors, settings, message):
     with pytest.raises(UserError, match=message) as caught:
         adapted(tmp_path, tensors, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_is_a_part_of_the_whole(tmp_path):
+def test_read_box_equals_slice_of_read(tmp_path):
     tensors = {
         f"{Q}.lora_A.weight": A,
         f"{Q}.lora_B.weight": B,
@@ -130,8 +130,8 @@ def test_a_part_is_a_part_of_the_whole(tmp_path):
         np.testing.assert_allclose(folder.read_box(name, box), folder.read(name)[box], rtol=1e-6)
 
 
-def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
-    """On a mesh too, and the same as the factors that are folded in memory."""
+def test_merged_on_load_equals_merge_lora(tmp_path):
+    """Also on a mesh."""
     seed = model_folder("zoo:seed")
     config, params = load_model(seed, dtype=np.float32)
     fresh = init_adapter(config, jax.random.key(0), rank=2, alpha=6)
@@ -144,19 +144,19 @@ def test_a_model_is_read_with_its_adapter_folded_in_or_beside_it(tmp_path):
     assert folder == seed
     assert adapter is not None
     _, folded = load_model(seed, adapter=adapter, dtype=np.float32)
-    beside = read_adapter(adapter, config, model=seed)
-    expected = flatten(merge_lora(params, beside))
+    factors = read_adapter(adapter, config, model=seed)
+    expected = flatten(merge_lora(params, factors))
     for path, leaf in flatten(folded).items():
-        # Stored in bfloat16: rounded once more than in memory.
+        # Stored in bfloat16, so it is rounded once more than in memory.
         np.testing.assert_allclose(leaf, expected[path], rtol=2**-8, atol=1e-6)
     stored = flatten(load_model(seed)[1])
-    again = flatten(load_model(seed, adapter=adapter, mesh=make_mesh({"tensor": 1}))[1])
-    for path, leaf in again.items():
+    sharded = flatten(load_model(seed, adapter=adapter, mesh=make_mesh({"tensor": 1}))[1])
+    for path, leaf in sharded.items():
         assert leaf.dtype == stored[path].dtype
         np.testing.assert_array_equal(leaf.astype(np.float32), flatten(folded)[path])
 
 
-def test_a_change_of_another_shape_is_refused(tmp_path):
+def test_change_of_wrong_shape_raises_user_error(tmp_path):
     folder = adapted(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:5]})
     with pytest.raises(UserError, match=r"gives a change of shape \[5, 4\]"):
         folder.read(f"{Q}.weight")
@@ -180,7 +180,7 @@ def trained_adapter(**options):
     return jax.tree.map(lambda leaf: leaf + 0.1, fresh)
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_write_and_read_adapter(tmp_path):
     adapter = trained_adapter(target_modules=("attn.q_proj", "mlp.down_proj"))
     write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
     found = read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
@@ -193,7 +193,7 @@ def test_what_is_written_comes_back(tmp_path):
         write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
 
 
-def test_projections_of_different_ranks_are_written_as_peft_reads_them(tmp_path):
+def test_different_ranks_are_written_as_peft_reads_them(tmp_path):
     wide, narrow = (
         init_adapter(CONFIG, jax.random.key(0), rank=rank, alpha=2 * rank, target_modules=kinds)
         for rank, kinds in ((4, ("attn.q_proj",)), (2, ("attn.k_proj",)))
@@ -212,7 +212,7 @@ def test_projections_of_different_ranks_are_written_as_peft_reads_them(tmp_path)
         read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
 
 
-def test_an_adapter_of_another_model_is_refused(tmp_path):
+def test_adapter_of_another_model_raises_user_error(tmp_path):
     write_adapter(tmp_path / "a", CONFIG, trained_adapter(), base="org/model")
     shallow = dataclasses.replace(CONFIG, num_layers=1)
     with pytest.raises(UserError, match=r"adapts model\.layers\.1.*which other does not have"):

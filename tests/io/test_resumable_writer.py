@@ -19,7 +19,7 @@ def tensors():
     return out
 
 
-def begin(out, fingerprint="a", max_file_bytes=130):
+def open_writer(out, fingerprint="a", max_file_bytes=130):
     return ResumableFolder(out, tensors(), fingerprint=fingerprint, max_file_bytes=max_file_bytes)
 
 
@@ -39,8 +39,8 @@ def read(folder):
 
 
 @pytest.mark.parametrize("max_file_bytes", [10, 130, 10_000])
-def test_the_folder_appears_when_it_is_whole(tmp_path, max_file_bytes):
-    writer = begin(tmp_path / "out", max_file_bytes=max_file_bytes)
+def test_folder_appears_when_complete(tmp_path, max_file_bytes):
+    writer = open_writer(tmp_path / "out", max_file_bytes=max_file_bytes)
     assert not (tmp_path / "out").exists()
     complete(writer)
     got = read(tmp_path / "out")
@@ -58,65 +58,65 @@ def test_the_folder_appears_when_it_is_whole(tmp_path, max_file_bytes):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_interrupted_attempt_is_taken_up(tmp_path, monkeypatch):
-    writer = begin(tmp_path / "out")
+def test_interrupted_write_is_resumed(tmp_path, monkeypatch):
+    writer = open_writer(tmp_path / "out")
     for name in ("t0", "t1", "t2"):
         writer.write(name, tensors()[name])
     writer.close()
-    again = begin(tmp_path / "out")
-    assert again.done == {"t0", "t1", "t2"}
-    again.write("t3", tensors()["t3"])
-    again.close()
-    # After a restart of the machine only what was forced to disk counts: whole files of two.
+    resumed = open_writer(tmp_path / "out")
+    assert resumed.done == {"t0", "t1", "t2"}
+    resumed.write("t3", tensors()["t3"])
+    resumed.close()
+    # After a restart of the machine, only files flushed to disk count: two tensors per file.
     monkeypatch.setattr(resumable_writer, "_boot_id", lambda: "another")
-    last = begin(tmp_path / "out")
-    assert last.done == {"t0", "t1", "t2", "t3"}
-    last.write("t4", tensors()["t4"])
-    last.close()
+    restarted = open_writer(tmp_path / "out")
+    assert restarted.done == {"t0", "t1", "t2", "t3"}
+    restarted.write("t4", tensors()["t4"])
+    restarted.close()
     monkeypatch.setattr(resumable_writer, "_boot_id", lambda: "a third")
-    last = begin(tmp_path / "out")
-    assert last.done == {"t0", "t1", "t2", "t3"}
-    complete(last)
+    restarted = open_writer(tmp_path / "out")
+    assert restarted.done == {"t0", "t1", "t2", "t3"}
+    complete(restarted)
     got = read(tmp_path / "out")
     assert all(np.array_equal(got[name], x) for name, x in tensors().items())
 
 
-@pytest.mark.parametrize("other", [{"fingerprint": "b"}, {"max_file_bytes": 70}])
-def test_another_merge_begins_anew(tmp_path, other):
-    writer = begin(tmp_path / "out")
+@pytest.mark.parametrize("changes", [{"fingerprint": "b"}, {"max_file_bytes": 70}])
+def test_different_content_is_not_resumed(tmp_path, changes):
+    writer = open_writer(tmp_path / "out")
     writer.write("t0", tensors()["t0"])
     writer.close()
-    other = begin(tmp_path / "out", **other)
-    assert other.done == set()
-    complete(other)
+    restarted = open_writer(tmp_path / "out", **changes)
+    assert restarted.done == set()
+    complete(restarted)
 
 
-def test_a_journal_cut_short_counts_to_its_last_whole_line(tmp_path):
-    writer = begin(tmp_path / "out")
+def test_truncated_journal_is_read_up_to_last_complete_line(tmp_path):
+    writer = open_writer(tmp_path / "out")
     writer.write("t0", tensors()["t0"])
     writer.write("t1", tensors()["t1"])
     writer.close()
     journal = tmp_path / ".out.partial" / "journal"
     journal.write_text(journal.read_text()[:-20])
-    again = begin(tmp_path / "out")
-    assert "t0" in again.done
-    complete(again)
+    resumed = open_writer(tmp_path / "out")
+    assert "t0" in resumed.done
+    complete(resumed)
 
 
-def test_two_processes_do_not_write_one_folder(tmp_path):
-    writer = begin(tmp_path / "out")
+def test_concurrent_writer_raises_user_error(tmp_path):
+    writer = open_writer(tmp_path / "out")
     with pytest.raises(UserError, match="being written by another process"):
-        begin(tmp_path / "out")
+        open_writer(tmp_path / "out")
     writer.discard()
     writer.close()
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
-        begin(tmp_path / "out")
+        open_writer(tmp_path / "out")
 
 
-def test_a_place_that_cannot_be_taken_is_told_at_once(tmp_path, monkeypatch):
+def test_unusable_folder_raises_user_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "here").mkdir()
@@ -131,15 +131,15 @@ def test_a_place_that_cannot_be_taken_is_told_at_once(tmp_path, monkeypatch):
         250 * "a": r"\(File name too long\); name another",
     }.items():
         with pytest.raises(UserError, match=message):
-            begin(Path(out))
+            open_writer(Path(out))
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
     with pytest.raises(UserError, match="is a mount point"):
-        begin(tmp_path / "mounted")
+        open_writer(tmp_path / "mounted")
 
 
-def test_a_link_is_written_through_to_its_target(tmp_path):
+def test_symbolic_link_is_followed(tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    complete(begin(tmp_path / "link"))
+    complete(open_writer(tmp_path / "link"))
     assert (tmp_path / "link").is_symlink()
     assert read(tmp_path / "target").keys() == tensors().keys()

@@ -1,4 +1,4 @@
-"""The tokenizer equals AutoTokenizer, by its own light path and through transformers."""
+"""The tokenizer equals AutoTokenizer, with and without importing transformers."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """A byte-level BPE as the zoo's, saved by transformers."""
+    """A byte-level BPE like that of the zoo, saved by transformers."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()
@@ -95,12 +95,12 @@ def test_equal_to_transformers_with_special_tokens(folder):
         {"model_max_length": 4},
     ],
 )
-def test_equal_to_transformers_where_settings_change_the_file(folder, settings):
+def test_equal_to_transformers_with_modifying_settings(folder, settings):
     edit(folder / "tokenizer_config.json", **settings)
     assert_equal_to_transformers(folder)
 
 
-def test_truncation_and_padding_in_the_file_do_not_apply(folder):
+def test_truncation_and_padding_are_disabled(folder):
     saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
     saved.enable_truncation(3)
     saved.enable_padding(length=8)
@@ -127,7 +127,7 @@ def test_chat_template(folder):
     assert ours.render_chat(messages, add_generation_prompt=False) == "<s><user>hello"
 
 
-def test_a_prompt_has_one_start_token_with_a_chat_template_and_without(folder):
+def test_prompt_has_one_start_token_with_and_without_chat_template(folder):
     plain = load_tokenizer(folder)
     assert plain.as_prompt("hello") == "hello"
     assert plain.encode_prompt("hello") == plain.encode("hello", add_special=True)
@@ -141,13 +141,13 @@ def test_a_prompt_has_one_start_token_with_a_chat_template_and_without(folder):
     assert ids.count(chat.bos_id) == plain.encode_prompt("hello").count(plain.bos_id) == 1
 
 
-def test_a_template_that_refuses(folder):
+def test_template_error_raises_user_error(folder):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
     with pytest.raises(UserError, match=r"chat template rejects.*no system role"):
         load_tokenizer(folder).render_chat([{"role": "system", "content": "x"}])
 
 
-def test_the_light_path_does_not_import_transformers(folder):
+def test_tokenizer_json_is_read_without_transformers(folder):
     code = (
         "import sys; from sdjax.io.tokenizer import load_tokenizer;"
         f"print(load_tokenizer({str(folder)!r}).encode('Tom', add_special=True));"
@@ -165,7 +165,7 @@ def test_the_light_path_does_not_import_transformers(folder):
         (lambda f: edit(f / "tokenizer_config.json", tokenizer_class=None), None),
     ],
 )
-def test_damaged_files(folder, damage, message):
+def test_damaged_tokenizer_raises_user_error(folder, damage, message):
     damage(folder)
     if message is None:
         assert_equal_to_transformers(folder)
@@ -175,6 +175,6 @@ def test_damaged_files(folder, damage, message):
     assert "\n" not in str(caught.value)
 
 
-def test_no_folder(tmp_path):
+def test_missing_folder_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         load_tokenizer(tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Meshes on eight forced host devices, and a model on them."""
+"""Meshes, and a model on eight simulated devices."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ from sdjax.sharding.mesh import MeshConfig, make_mesh
         ({"tensor": 7}, "does not match 1 devices"),
     ],
 )
-def test_sizes_that_do_not_fit(sizes, message):
+def test_invalid_sizes_raise_user_error(sizes, message):
     with pytest.raises(UserError, match=message):
         make_mesh(sizes, devices=jax.devices()[:1])
 
@@ -33,10 +33,10 @@ def test_one_device():
     assert dict(mesh.shape) == {"data": 1, "tensor": 1}
 
 
-def test_a_model_on_eight_devices(tmp_path):
-    """A process of its own, since the number of host devices is fixed at JAX's start.
+def test_model_on_eight_devices(tmp_path):
+    """Runs in a subprocess, since the number of host devices is fixed when JAX starts.
 
-    Only the parts that a device keeps are read, each once, and the logits are those of one device.
+    Each device reads only its own shards, once; the logits are identical to those on one device.
     """
     code = """
         import sys
@@ -60,7 +60,8 @@ def test_a_model_on_eight_devices(tmp_path):
         config = ModelConfig(family="llama", vocab_size=64, hidden_size=16, intermediate_size=24,
                              num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=32)
         folder = sys.argv[1]
-        hf_checkpoint.write_model(folder, config, init_params(config, jax.random.key(0), jnp.float32))
+        params = init_params(config, jax.random.key(0), jnp.float32)
+        hf_checkpoint.write_model(folder, config, params)
 
         reads = []
         original = SafetensorsReader.read_box

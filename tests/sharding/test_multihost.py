@@ -1,4 +1,4 @@
-"""What several processes know together, and how they end together."""
+"""Broadcast from the main process and coordinated exit."""
 
 import textwrap
 
@@ -15,7 +15,7 @@ CODE = """
     from jax.experimental import multihost_utils
 
     def describe(error):
-        return 7, f"told: {error}"
+        return 7, f"failure: {error}"
 
     with exit_together(describe):
         main = jax.process_index() == 0
@@ -31,26 +31,26 @@ CODE = """
 """
 
 
-def test_alone_everything_is_as_it_is():
+def test_single_process_is_unaffected():
     assert broadcast_from_main(lambda: b"mine") == b"mine"
-    with pytest.raises(ValueError, match="as it is"), exit_together(lambda error: (7, "")):
-        raise ValueError("as it is")
+    with pytest.raises(ValueError, match="unaffected"), exit_together(lambda error: (7, "")):
+        raise ValueError("unaffected")
 
 
 @pytest.mark.parametrize(
     "failing", ["main", *(pytest.param(x, marks=pytest.mark.slow) for x in ("other", "both"))]
 )
-def test_one_that_fails_ends_all_and_the_main_process_says_why(two_processes, failing):
+def test_failure_ends_all_processes_with_one_message(two_processes, failing):
     processes = two_processes("-c", textwrap.dedent(CODE), failing)
     texts = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [7, 7], texts
-    assert f"told: {failing}" in texts[0][1].splitlines()
-    assert "told" not in texts[1][1]
+    assert f"failure: {failing}" in texts[0][1].splitlines()
+    assert "failure" not in texts[1][1]
     assert all("done" not in output for output, _ in texts)
 
 
 @pytest.mark.slow
-def test_without_a_failure_all_go_on(two_processes):
+def test_all_processes_continue_without_failure(two_processes):
     processes = two_processes("-c", textwrap.dedent(CODE), "none")
     texts = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts

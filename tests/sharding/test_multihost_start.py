@@ -1,4 +1,4 @@
-"""Joining several processes: the settings, and two real ones on the CPU."""
+"""Starting several processes: settings, and two real processes on the CPU."""
 
 import textwrap
 
@@ -9,7 +9,7 @@ from sdjax.core.errors import UserError
 from sdjax.sharding.multihost import is_main_process, start_distributed
 
 
-def test_alone_nothing_happens():
+def test_start_without_coordinator_does_nothing():
     assert start_distributed(environment={}) is False
     assert start_distributed(environment={"TPU_WORKER_HOSTNAMES": "localhost"}) is False
     assert not jax.distributed.is_initialized()
@@ -19,14 +19,14 @@ def test_alone_nothing_happens():
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"SDJAX_COORDINATOR": "a:1"}, "SDJAX_PROCESS_COUNT=None: a whole number"),
+        ({"SDJAX_COORDINATOR": "a:1"}, "SDJAX_PROCESS_COUNT=None: must be set to a whole"),
         (
             {"SDJAX_COORDINATOR": "a:1", "SDJAX_PROCESS_COUNT": "two"},
-            "SDJAX_PROCESS_COUNT='two': a whole number",
+            "SDJAX_PROCESS_COUNT='two': must be set to a whole",
         ),
         (
             {"SDJAX_COORDINATOR": "a:1", "SDJAX_PROCESS_COUNT": "2"},
-            "SDJAX_PROCESS_ID=None: a whole number",
+            "SDJAX_PROCESS_ID=None: must be set to a whole",
         ),
         (
             {"SDJAX_COORDINATOR": "a:1", "SDJAX_PROCESS_COUNT": "2", "SDJAX_PROCESS_ID": "2"},
@@ -38,15 +38,15 @@ def test_alone_nothing_happens():
         ),
     ],
 )
-def test_settings_that_do_not_fit(environment, message):
+def test_invalid_settings_raise_user_error(environment, message):
     with pytest.raises(UserError, match=message):
         start_distributed(environment=environment)
     assert not jax.distributed.is_initialized()
 
 
 @pytest.mark.slow
-def test_two_processes_read_compute_and_write_together(tmp_path, two_processes):
-    """Each process reads its own shards only; the logits and the written file are those of one."""
+def test_two_processes_load_compute_and_write(tmp_path, two_processes):
+    """Each process reads only its shards; results are identical to those of one process."""
     code = """
         import sys
         from sdjax.sharding.multihost import is_main_process, start_distributed

@@ -1,4 +1,4 @@
-"""Which mesh axis splits which dimension."""
+"""Sharding rules."""
 
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
@@ -27,21 +27,23 @@ def mesh(**sizes) -> AbstractMesh:
         ((64,), ("hidden",), {"fsdp": 2}, ()),
     ],
 )
-def test_a_dimension_is_split_where_it_divides(shape, axes, sizes, expected):
+def test_dimension_is_split_if_divisible(shape, axes, sizes, expected):
     assert sharding_of(shape, axes, mesh(**sizes)).spec == PartitionSpec(*expected)
 
 
-def test_own_rules():
-    found = sharding_of((8, 8), ("intermediate", "hidden"), mesh(tensor=4), rules={"hidden": "tensor"})
+def test_custom_rules():
+    found = sharding_of(
+        (8, 8), ("intermediate", "hidden"), mesh(tensor=4), rules={"hidden": "tensor"}
+    )
     assert found.spec == PartitionSpec(None, "tensor")
 
 
-def test_shapes_and_axes_must_agree():
+def test_shape_and_axes_of_different_length_raise_value_error():
     with pytest.raises(ValueError, match="zip"):
         sharding_of((8, 8), ("mlp",), mesh(tensor=4))
 
 
-def test_the_tree_of_a_model_follows_its_specification():
+def test_shardings_of_model_parameters():
     config = ModelConfig(
         family="llama",
         vocab_size=50,
@@ -56,7 +58,7 @@ def test_the_tree_of_a_model_follows_its_specification():
     found = flatten(shardings(unflatten(param_specs(config)), mesh(fsdp=2, tensor=4)))
     assert found.keys() == param_specs(config).keys()
     expected = {
-        "embed": (None, "fsdp"),  # 50 tokens do not divide by 4
+        "embed": (None, "fsdp"),  # 50 tokens are not divisible by 4
         "layers/1/attn/q_proj": ("tensor", "fsdp"),
         "layers/1/attn/k_proj": (None, "fsdp"),  # 1 head of size 2
         "layers/1/attn/o_proj": ("fsdp", "tensor"),
@@ -67,7 +69,7 @@ def test_the_tree_of_a_model_follows_its_specification():
         assert found[path].spec == PartitionSpec(*spec), path
 
 
-def test_batches_are_split_over_data():
+def test_batch_sharding():
     assert batch_sharding(mesh(data=2, tensor=2), 6).spec == PartitionSpec("data")
     assert batch_sharding(mesh(data=4), 6).spec == PartitionSpec()
     assert batch_sharding(mesh(tensor=2), 6).spec == PartitionSpec()
