@@ -1,9 +1,9 @@
-"""How long the sandbox takes to judge programs against the shapes of Mistral-7B's MLP.
+"""Time to judge candidates against the shapes of Mistral-7B's MLP.
 
     python benchmarks/sandbox/judge.py
 
-The peer is what the sandbox replaces: `exec` of the text in this very process, a trace of every
-shape and one run, compiled, on the same small tensors; no text rule, no confinement, no count.
+The baseline is an unconfined judge: it executes the source text in this process, traces it at every
+shape, and compiles and runs it once on the probe tensors, without text rules or cost estimates.
 """
 
 import argparse
@@ -17,16 +17,16 @@ import jax
 import numpy as np
 
 from sdjax.programs.grammar import sample_program
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.probe import probe
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 SHAPES = {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}
-CONTRACT = MergeSignature.of(
+SIGNATURE = MergeSignature.of(
     SLOTS,
     {
         f"layers/{layer}/mlp/{name}": (f"mlp.{name}", shape)
@@ -61,7 +61,7 @@ def row(name: str, seconds: list[float]) -> None:
 
 
 def programs(count: int, seed: int) -> list[str]:
-    """As the zoo's seed writes them: 60 to 110 tokens, one in nine faulty on purpose."""
+    """Sample candidates of the grammar: 60 to 110 tokens, one in nine faulty on purpose."""
     rng = np.random.default_rng(seed)
     return [sample_program(rng).text for _ in range(count)]
 
@@ -73,19 +73,19 @@ def rate(sandbox: Sandbox, sources: list[str], seen: dict[str, str]) -> tuple[fl
 
 
 def unconfined(source: str) -> None:
-    """The peer's side."""
+    """Judge one candidate as the baseline does."""
     namespace: dict = {}
     exec(source, namespace)
     function = namespace["merge_models"]
-    asked = {"depth": np.float32(0), "key": jax.random.key(0), "kind": "mlp.up_proj"}
+    inputs = {"depth": np.float32(0), "key": jax.random.key(0), "kind": "mlp.up_proj"}
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     for shape in set(SHAPES.values()):
         tensors = {slot: jax.ShapeDtypeStruct(shape, np.float32) for slot in SLOTS}
-        given = asked | {"base": tensors[SLOTS[0]]}
-        jax.make_jaxpr(lambda t, g=given: function(t, **{n: g[n] for n in names}))(tensors)
+        available = inputs | {"base": tensors[SLOTS[0]]}
+        jax.make_jaxpr(lambda t, a=available: function(t, **{n: a[n] for n in names}))(tensors)
     small = {slot: np.ones((112, 32), np.float32) for slot in SLOTS}
-    given = asked | {"base": small[SLOTS[0]]}
-    jax.block_until_ready(jax.jit(lambda t: function(t, **{n: given[n] for n in names}))(small))
+    available = inputs | {"base": small[SLOTS[0]]}
+    jax.block_until_ready(jax.jit(lambda t: function(t, **{n: available[n] for n in names}))(small))
 
 
 def measure_unconfined(sources: list[str]) -> float:
@@ -94,26 +94,26 @@ def measure_unconfined(sources: list[str]) -> float:
         try:
             unconfined(source)
         except Exception:
-            continue  # what is faulty on purpose
+            continue  # faulty on purpose
     return len(sources) / (time.perf_counter() - start)
 
 
 def parts(sources: list[str]) -> None:
-    """Where the processor's time goes, without processes: the worker's part, and the parent's."""
-    spent: dict[str, list[float]] = {"trace": [], "rebuild": [], "probe": []}
+    """Measure the worker's and the parent's steps in one process."""
+    spent: dict[str, list[float]] = {"trace": [], "verify": [], "probe": []}
     for number, source in enumerate(sources):
         try:
-            traced, ir = timed(trace_trusted, source, CONTRACT)
-            rebuilt, program = timed(verify_ir, ir, CONTRACT)
-            probed, _ = timed(probe, program, CONTRACT)
+            traced, ir = timed(trace_trusted, source, SIGNATURE)
+            verified, program = timed(verify_ir, ir, SIGNATURE)
+            probed, _ = timed(probe, program, SIGNATURE)
         except Refusal:
             continue
         if number >= len(sources) // 2:  # the first half warms up
-            for name, seconds in zip(spent, (traced, rebuilt, probed), strict=True):
+            for name, seconds in zip(spent, (traced, verified, probed), strict=True):
                 spent[name].append(seconds)
-    row("  of which in the worker: trace and encode", spent["trace"])
-    row("  of which in the parent: decode, trace again, count", spent["rebuild"])
-    row("  of which in the parent: probe, operation by operation", spent["probe"])
+    row("  worker: trace and encode", spent["trace"])
+    row("  parent: decode, trace, estimate cost", spent["verify"])
+    row("  parent: probe, operation by operation", spent["probe"])
 
 
 def main() -> None:
@@ -132,26 +132,24 @@ def main() -> None:
     )
     print(f"{model}, {os.cpu_count()} threads, Linux {platform.release()}; jax {jax.__version__},")
     print(
-        f"Python {platform.python_version()}; {len(CONTRACT.paths)} tensors of 3 kinds and 2 shapes"
+        f"Python {platform.python_version()}; {len(SIGNATURE.paths)} tensors of 3 kinds and 2 shapes"
     )
-    with Sandbox(CONTRACT, options.workers) as sandbox:
+    with Sandbox(SIGNATURE, options.workers) as sandbox:
         sandbox.judge(REFUSED)
-        row("a trivial refusal (import os)", [timed(sandbox.judge, REFUSED)[0] for _ in range(100)])
+        row("trivial refusal (import os)", [timed(sandbox.judge, REFUSED)[0] for _ in range(100)])
         seconds = [timed(sandbox.judge, TIES.format(0.5 + i / 100))[0] for i in range(40)]
-        print(
-            f"{'TIES, the first time (its operations are compiled)':58s} {1e3 * seconds[0]:8.1f} ms"
-        )
+        print(f"{'TIES, first time (compiles its operations)':58s} {1e3 * seconds[0]:8.1f} ms")
         row("TIES", seconds[1:])
         seen: dict[str, str] = {}
         cold, _ = rate(sandbox, programs(options.programs, seed=1), seen)
         warm, verdicts = rate(sandbox, programs(options.programs, seed=2), seen)
-        print(f"programs of the grammar, from a cold start {cold:24.1f} a second")
-        print(f"programs of the grammar, {options.workers} workers {warm:32.1f} a second")
+        print(f"candidates of the grammar, cold start {cold:29.1f} per second")
+        print(f"candidates of the grammar, {options.workers} workers {warm:30.1f} per second")
         print(f"  verdicts: {dict(verdicts)}")
     parts(programs(options.programs, seed=2))
-    peer = measure_unconfined(programs(options.programs // 4, seed=3))
-    print(f"the peer: no sandbox, in this process {peer:29.1f} a second")
-    print(f"ratio {warm / peer:.1f}")
+    baseline = measure_unconfined(programs(options.programs // 4, seed=3))
+    print(f"baseline: unconfined, in this process {baseline:29.1f} per second")
+    print(f"ratio {warm / baseline:.1f}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from fuzzing import JUNK, Judge, random_path, fuzz, mutated, small_signature
+from fuzzing import JUNK, Judge, fuzz, mutated, random_path, small_signature
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from catalogue import REFUSED, VALID
-from hostile import HOSTILE, DETECTABLE
+from hostile import DETECTABLE, HOSTILE
 
 from sdjax.sandbox.refusal import VERDICTS
 from sdjax.sandbox.sandbox import Sandbox
