@@ -106,6 +106,8 @@ class Encoder:
                 equation.invars[0].aval.shape, params["axis"], operands[0], equations, fresh
             )
         encoded = self._params(equation, depth)
+        if name == "sort" and len(operands) == 1:
+            encoded["is_stable"] = True  # of no effect; newer JAX leaves it out
         return self._append(name, operands, len(equation.outvars), encoded, equations, fresh)
 
     def _append(self, name, operands, outputs, params, equations, fresh) -> list[Atom]:

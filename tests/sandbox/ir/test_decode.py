@@ -1,6 +1,7 @@
 """The decoder against messages that no honest worker would write."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from catalogue import VALID, merge
 
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.hashes import canonical
+from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import verify_ir
@@ -289,3 +291,18 @@ def test_a_full_basis_costs_what_it_holds(signature):
         return verify_ir(trace_trusted(merge(body), signature), signature).cost
 
     assert cost(True) > 20 * cost(False)
+
+
+def test_an_unlisted_primitive_is_refused_by_name(signature):
+    message = json.loads(trace_trusted(VALID["linear"], signature))
+    first_block(message)["equations"][0][0] = "from_the_future"
+    assert "`from_the_future`" in refused(message, signature).message
+
+
+def test_a_primitive_that_the_running_jax_lacks_is_refused_with_its_versions(
+    signature, monkeypatch
+):
+    ir = trace_trusted(VALID["linear"], signature)
+    lacking = dataclasses.replace(ALLOWED["mul"], bind=None, since="0.99")
+    monkeypatch.setitem(ALLOWED, "mul", lacking)
+    assert "`mul` cannot be run here: JAX from 0.99" in refused(ir, signature).message

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import Primitive
 from catalogue import TIES, VALID, merge
 
 from sdjax.sandbox.ir.hashes import canonical, identity_of, structure_of
@@ -159,4 +160,15 @@ def test_callbacks_are_refused_even_when_the_text_rules_do_not_see_them(signatur
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(tau.shape, tau.dtype), tau)
 
     with pytest.raises(Refusal, match="`pure_callback` is not on the list"):
+        trace_trusted(merge_models, signature)
+
+
+def test_a_primitive_of_a_future_jax_is_refused_by_name(signature):
+    future = Primitive("from_the_future")
+    future.def_abstract_eval(lambda aval: aval)
+
+    def merge_models(task_vectors):
+        return future.bind(task_vectors["expert_1"])
+
+    with pytest.raises(Refusal, match="`from_the_future` is not on the list"):
         trace_trusted(merge_models, signature)
