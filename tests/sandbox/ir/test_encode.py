@@ -5,8 +5,8 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import Primitive
 from catalogue import TIES, VALID, merge
+from jax.extend.core import Primitive
 
 from sdjax.sandbox.ir.hashes import canonical, identity_of, structure_of
 from sdjax.sandbox.refusal import Refusal
