@@ -83,8 +83,9 @@ class ModelReader:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.specs = param_specs(self.config)
-        reader = SafetensorsReader(self.folder)
-        self._tensors = reader if adapter is None else AdaptedReader(reader, adapter)
+        self._tensors = (
+            SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
+        )
         self._check_names()
 
     def read(self, path: str, *, dtype: Any = None, mesh: Mesh | None = None) -> jax.Array:

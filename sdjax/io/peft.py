@@ -172,22 +172,22 @@ class PeftAdapter:
         return float(alpha) / (rank**0.5 if self._settings.get("use_rslora") else rank)
 
 
-class AdaptedReader:
+class AdaptedReader(SafetensorsReader):
     """Reads a model's tensors with an adapter merged in.
 
     An adapted tensor is W + scale * B @ A, computed in float32 and rounded once to W's dtype.
     """
 
-    def __init__(self, model: SafetensorsReader, adapter: Path):
-        """Open an adapter for a model.
+    def __init__(self, folder: str | Path, adapter: Path):
+        """Open a model folder and an adapter for it.
 
         Raises:
-            UserError: not a LoRA adapter, not supported, or for another model.
+            UserError: a damaged model, or an adapter that is not a LoRA adapter, not supported or
+                for another model.
         """
-        self.folder = model.folder
-        self._model = model
+        super().__init__(folder)
         self._adapter = PeftAdapter(adapter)
-        self._adapter.check(model.names, model.folder)
+        self._adapter.check(self.names, self.folder)
 
     @property
     def adapted(self) -> frozenset[str]:
@@ -199,27 +199,10 @@ class AdaptedReader:
         """The folders of the model and of the adapter."""
         return (self.folder, self._adapter.reader.folder)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All tensor names of the model."""
-        return self._model.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor."""
-        return self._model.shape(name)
-
-    def dtype(self, name: str) -> np.dtype:
-        """Return the dtype of a tensor in the model's files."""
-        return self._model.dtype(name)
-
-    def info(self, name: str) -> TensorInfo:
-        """Return the shape, dtype and offset of a tensor in the model's files."""
-        return self._model.info(name)
-
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
         """Read a tensor, as `SafetensorsReader.read` does."""
         if name not in self.adapted:
-            return self._model.read(name, allocate)
+            return super().read(name, allocate)
         array = allocate(self.shape(name), self.dtype(name))
         array[...] = self.read_box(name, (slice(None),) * array.ndim)
         return array
@@ -232,7 +215,7 @@ class AdaptedReader:
             self._check_shape(stored, adapter.reader.shape(stored), name)
             weights = adapter.reader.read_box(stored, box).astype(self.dtype(name))
         else:
-            weights = self._model.read_box(name, box)
+            weights = super().read_box(name, box)
         if name not in adapter.pairs:
             return weights
         pair = adapter.pairs[name]
@@ -248,7 +231,7 @@ class AdaptedReader:
     def where(self, name: str) -> str:
         """Return the file and the tensor as the subject of an error message."""
         adapter = f" with {self._adapter.reader.folder}" if name in self.adapted else ""
-        return self._model.where(name) + adapter
+        return super().where(name) + adapter
 
     def _check_shape(self, stored: str, shape: tuple[int, ...], name: str) -> None:
         if shape != self.shape(name):

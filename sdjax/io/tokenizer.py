@@ -142,12 +142,24 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
     plain = _plain_tokenizer(folder, settings)
     if plain is not None:
         token_id, vocab_size = plain.token_to_id, plain.get_vocab_size()
-        encode, decode = _plain_functions(plain)
+
+        def encode(text: str, add_special: bool) -> list[int]:
+            return plain.encode(text, add_special_tokens=add_special).ids
+
+        def decode(ids: list[int], skip_special: bool) -> str:
+            return plain.decode(ids, skip_special_tokens=skip_special)
+
     else:
         full = load_full_tokenizer(folder)
         vocab = full.get_vocab()
         token_id, vocab_size = vocab.get, len(vocab)
-        encode, decode = _full_functions(full)
+
+        def encode(text: str, add_special: bool) -> list[int]:
+            # Not verbose: the decoder handles texts longer than the context.
+            return list(full.encode(text, add_special_tokens=add_special, verbose=False))
+
+        def decode(ids: list[int], skip_special: bool) -> str:
+            return full.decode(ids, skip_special_tokens=skip_special)
 
     def special(name: str) -> int | None:
         text = _token_text(settings.get(name))
@@ -219,31 +231,6 @@ def _require_files(folder: Path) -> None:
             f"{folder}: no tokenizer; copy {TOKENIZER_FILE} and {TOKENIZER_CONFIG} next to its "
             "weights"
         )
-
-
-def _plain_functions(
-    plain: tokenizers.Tokenizer,
-) -> tuple[Callable[[str, bool], list[int]], Callable[[list[int], bool], str]]:
-    def encode(text: str, add_special: bool) -> list[int]:
-        return plain.encode(text, add_special_tokens=add_special).ids
-
-    def decode(ids: list[int], skip_special: bool) -> str:
-        return plain.decode(ids, skip_special_tokens=skip_special)
-
-    return encode, decode
-
-
-def _full_functions(
-    full: Any,
-) -> tuple[Callable[[str, bool], list[int]], Callable[[list[int], bool], str]]:
-    def encode(text: str, add_special: bool) -> list[int]:
-        # Not verbose: the decoder handles texts longer than the context.
-        return list(full.encode(text, add_special_tokens=add_special, verbose=False))
-
-    def decode(ids: list[int], skip_special: bool) -> str:
-        return full.decode(ids, skip_special_tokens=skip_special)
-
-    return encode, decode
 
 
 def load_full_tokenizer(folder: Path) -> Any:

@@ -13,7 +13,6 @@ from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import locate, model_folder
 from sdjax.io.peft import AdaptedReader, read_adapter, write_adapter
-from sdjax.io.safetensors_reader import SafetensorsReader
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import init_adapter, merge_lora
 from sdjax.models.tree import flatten, unflatten
@@ -46,7 +45,7 @@ def adapted(tmp_path, tensors=None, dtype=np.float32, **settings):
     save_file(prefixed, adapter / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **settings}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    return AdaptedReader(SafetensorsReader(model), adapter)
+    return AdaptedReader(model, adapter)
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,7 @@ def open_source_model(name: str, beside: Path) -> SourceModel:
     Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file.
     """
     folder, adapter = locate(name, relative_to=beside)
-    model = SafetensorsReader(folder)
-    tensors: TensorReader = model if adapter is None else AdaptedReader(model, adapter)
+    tensors = SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
