@@ -42,9 +42,13 @@ def test_staged_folder_appears_when_complete(tmp_path):
 
 
 def test_failed_staged_folder_leaves_no_files(tmp_path):
-    with pytest.raises(RuntimeError, match="failed"), staged_folder(tmp_path / "folder") as staged:
-        write_file(staged / "file", "content")
-        raise RuntimeError("failed")
+    def write():
+        with staged_folder(tmp_path / "folder") as staged:
+            write_file(staged / "file", "content")
+            raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 
