@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.io.hf_checkpoint import load_model, read_config
+from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.jsonl import read_jsonl
 from sdjax.io.peft import read_adapter, write_adapter
 from sdjax.io.tokenizer import load_tokenizer
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--adapter", type=Path)
     options = parser.parse_args()
-    config = read_config(options.model)
+    config = load_config(options.model)
     if options.kind == "adapter":
         adapter = init_adapter(config, jax.random.key(0), rank=16, alpha=32)
         write_adapter(options.adapter, config, adapter, base=str(options.model))

@@ -52,7 +52,7 @@ def check(
     allow_missing: tuple[str, ...],
 ) -> None:
     """Judge candidate FILES in the sandbox. The exit status is 1 if any is not admitted."""
-    from sdjax.io.hf_checkpoint import read_config
+    from sdjax.io.hf_checkpoint import load_config
     from sdjax.io.model_paths import model_folder
     from sdjax.merging.engine import default_slots
     from sdjax.models.params import kind_of, param_specs
@@ -60,7 +60,7 @@ def check(
 
     path = Path(model)
     folder = path.parent if path.name == "config.json" else model_folder(model)
-    specs = param_specs(read_config(folder))
+    specs = param_specs(load_config(folder))
     tensors = {path: (kind_of(path), spec.shape) for path, spec in specs.items()}
     signature = MergeSignature.of(default_slots(experts), tensors)
     text, status = check_files(

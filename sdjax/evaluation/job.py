@@ -20,7 +20,7 @@ from sdjax.evaluation.results import READINGS, Line, Results, failures
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome, Problem, Task, call_checked, problems_of
 from sdjax.evaluation.tasks.registry import find_task
-from sdjax.io.hf_checkpoint import load_model, read_config
+from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.model_paths import locate
 from sdjax.io.tokenizer import load_tokenizer
 
@@ -59,7 +59,7 @@ def evaluate_model(
     """
     folder, adapter = locate(model)
     folders = [folder, adapter] if adapter else [folder]
-    config, tokenizer = read_config(folder), load_tokenizer(folder)
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
     whole = 0 if split is None else None
     chosen = find_task(
         task, data=data, shots=shots, development=whole, allow_missing=tuple(allow_missing)

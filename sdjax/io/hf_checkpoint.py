@@ -81,7 +81,7 @@ class ModelReader:
                 supported or belongs to another model.
         """
         self.folder = Path(folder)
-        self.config = read_config(self.folder)
+        self.config = load_config(self.folder)
         self.specs = param_specs(self.config)
         self._tensors = (
             SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
@@ -174,13 +174,16 @@ class ModelReader:
             )
 
 
-def read_config(folder: str | Path) -> ModelConfig:
-    """Read the config of a model folder.
+def load_config(model: str | Path) -> ModelConfig:
+    """Load the config of a model.
+
+    Args:
+        model: a folder, or a name as in `load_model`.
 
     Raises:
-        UserError: no such folder, no config.json, not JSON, or an unsupported model.
+        UserError: no such model, no config.json, not JSON, or an unsupported model.
     """
-    folder = Path(folder)
+    folder = locate(model)[0] if isinstance(model, str) else model
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; give a folder with {CONFIG} and {SINGLE}")
     path = folder / CONFIG

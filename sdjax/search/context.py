@@ -20,8 +20,7 @@ from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.prompts import PromptedProblem, build_prompts
 from sdjax.evaluation.task import Task, problems_of
 from sdjax.evaluation.tasks.registry import find_task
-from sdjax.io.hf_checkpoint import load_model
-from sdjax.io.hf_checkpoint import read_config as read_model_config
+from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.model_paths import model_folder
 from sdjax.io.peft import read_adapter
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
@@ -269,7 +268,7 @@ def _read_expert(
     expert: ExpertConfig, seed: ModelConfig, paths: Sequence[str], mesh: Mesh | None
 ) -> Params:
     folder = model_folder(expert.model)
-    expert_specs, seed_specs = param_specs(read_model_config(folder)), param_specs(seed)
+    expert_specs, seed_specs = param_specs(load_config(folder)), param_specs(seed)
     for path in paths:
         if path not in expert_specs:
             raise UserError(

@@ -18,7 +18,7 @@ from sdjax.evaluation.evaluate import evaluate
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Outcome, Problem
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
-from sdjax.io.hf_checkpoint import load_model, read_config, write_model
+from sdjax.io.hf_checkpoint import load_config, load_model, write_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.training_programs import TrainingPrograms
@@ -98,7 +98,7 @@ def _part(report: Report, start: float, share: float, line: str, done: float) ->
 
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
     """Keeps the training programs and their identities beside the seed."""
-    signature = signature_for(read_config(seed), experts=len(SLOTS))
+    signature = signature_for(load_config(seed), experts=len(SLOTS))
     texts = training_programs(recipe.programs, recipe.seed)
 
     def identities() -> Iterator[int | None]:
@@ -112,7 +112,7 @@ def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> 
 
 def write_table(folder: Path) -> Path:
     """Writes the zoo's README: what each model is, and its test accuracy by kind."""
-    probe = Probe(load_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test")
+    probe = Probe(load_tokenizer(folder / "seed"), load_config(folder / "seed"), split="test")
     about = {"seed": "writes merge programs; misreads rare stories and forgets to carry"}
     about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}
     lines = [

@@ -9,7 +9,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.decoding.config import DecoderConfig
-from sdjax.io.hf_checkpoint import read_config
+from sdjax.io.hf_checkpoint import load_config
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
 from sdjax.io.training_programs import TrainingPrograms
@@ -43,7 +43,7 @@ def test_worked_examples_and_splits(sums):
 
 def test_generator_starts_from_an_adapter(small_config, tmp_path):
     folder = tmp_path / "warm"
-    model = read_config(zoo_models()["seed"])
+    model = load_config(zoo_models()["seed"])
     initial = init_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
     trained = jax.tree.map(lambda leaf: leaf + 0.1, initial)
     signature = name_of(signature_for(model, experts=3))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.io.hf_checkpoint import read_config
+from sdjax.io.hf_checkpoint import load_config
 from sdjax.io.model_paths import TRAINING_PROGRAMS, zoo_models
 from sdjax.io.tokenizer import load_tokenizer
 from sdjax.io.training_programs import (
@@ -60,9 +60,9 @@ def test_identities_are_those_of_a_search_over_the_model():
     """The zoo's seed ships with the identities of its own training programs."""
     texts = read_training_sources(SEED)
     assert len(texts) == 24_000
-    signature = signature_for(read_config(SEED), experts=3)
+    signature = signature_for(load_config(SEED), experts=3)
     known = read_training_identities(SEED, name_of(signature))
-    other = signature_for(read_config(SEED), experts=3, scope="attention")
+    other = signature_for(load_config(SEED), experts=3, scope="attention")
     assert read_training_identities(SEED, name_of(other)) is None
     found = [one for one in identities_of(texts[:2], signature) if one is not None]
     assert found

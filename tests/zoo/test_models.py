@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import paired_difference
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask
-from sdjax.io.hf_checkpoint import load_model, read_config
+from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
 from sdjax.io.tokenizer import load_tokenizer
 from sdjax.merging.engine import Merger
@@ -80,7 +80,7 @@ OWN = {
 def right():
     """Model to kind to whether each development problem of the kind is solved."""
     seed = model_folder("zoo:seed")
-    probe = Probe(load_tokenizer(seed), read_config(seed), split="development")
+    probe = Probe(load_tokenizer(seed), load_config(seed), split="development")
     kinds = np.array([problem.kind for problem in probe.problems])
 
     def by_kind(params):
