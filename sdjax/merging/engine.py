@@ -29,7 +29,6 @@ from jaxtyping import Array, Float
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
-from sdjax.merging.reductions import sums
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.merging.tensor_program import (
     TensorProgram,
@@ -38,6 +37,7 @@ from sdjax.merging.tensor_program import (
     task_vectors,
 )
 from sdjax.models.tree import flatten, unflatten
+from sdjax.xla.reductions import sums
 
 Tree = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from sdjax.merging.reductions import sum_min_max
+from sdjax.xla.reductions import sum_min_max
 
 RESULTS_PER_PASS = 36  # with more, a pass takes longer than the results save
 SAMPLE_SIZE = 2**12  # approximate; tensors up to this size are sorted instead

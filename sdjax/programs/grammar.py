@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdjax.programs.families import FAMILIES, HELD_OUT
-from sdjax.programs.grammar_reader import families_of_source as families_of
 from sdjax.programs.grammar_faults import break_program
 from sdjax.programs.grammar_pieces import (
     SCHEME_SHARES,
@@ -29,6 +28,7 @@ from sdjax.programs.grammar_pieces import (
     strength,
     weighted_sum,
 )
+from sdjax.programs.grammar_reader import families_of_source as families_of
 
 __all__ = ["FAMILIES", "HELD_OUT", "Program", "families_of", "sample_program"]
 

@@ -20,8 +20,8 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.params import kind_of, param_specs
 from sdjax.programs.grammar import sample_program
 from sdjax.programs.prompts import render
-from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.training.packing import behind_prefix

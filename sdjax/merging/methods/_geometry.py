@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
 from sdjax.merging.algorithm import Tensor
-from sdjax.merging.reductions import sums
+from sdjax.xla.reductions import sums
 
 
 def gram(vectors: Sequence[Tensor]) -> Float32[Array, "experts experts"]:

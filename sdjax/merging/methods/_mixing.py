@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
-from sdjax.merging.reductions import sums
+from sdjax.xla.reductions import sums
 
 Weights = Mapping[str, Float32[Array, ""]]
 Masks = Mapping[str, Bool[Array, "*shape"]]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.reductions import sums
+from sdjax.xla.reductions import sums
 
 FORMULA = "τ = N c / (1 + (N-1) c) · mean_j τ_j, c = mean over pairs of cos(τ_i, τ_j)"
 RECIPE = RecipeSchema(min_models=2)

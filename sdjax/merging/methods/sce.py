@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
 from sdjax.merging.methods._mixing import sign_agreement
-from sdjax.merging.reductions import count_true, reproducible_sum, sums
 from sdjax.merging.topk_threshold import kth_largest_magnitudes
+from sdjax.xla.reductions import count_true, reproducible_sum, sums
 
 FORMULA = (
     "τ = Σ_{j∈A} η_j s_j / Σ_{j∈A} η_j, s_j = τ_j where Var_j τ_j is in its top k, η_j ∝ |s_j|²"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.reductions import count_true, sum_min_max, sums
+from sdjax.xla.reductions import count_true, sum_min_max, sums
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (3, 5, 48), (1000,), (7, 13), (1,), ()])
