@@ -207,9 +207,9 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
         with checkpoints(disk, every=1) as kept:
             with pytest.raises(UserError, match="the disk is full") as caught:
                 train(config, weights, fresh_adapter, checkpoints=kept)
-            assert "free some space and start the same command again" in str(caught.value)
+            assert "free some space and run the same command again" in str(caught.value)
         shutil.copytree(disk, tmp_path / "roomy", ignore=shutil.ignore_patterns("*tmp*"))
-        assert "is whole" in str(caught.value)
+        assert "is intact" in str(caught.value)
         with checkpoints(tmp_path / "roomy", every=1) as kept:
             _, history = train(config, weights, fresh_adapter, checkpoints=kept)
         assert len(history) < 6

@@ -134,5 +134,5 @@ def test_the_end_token_is_the_tokenizers():
 
 
 def test_an_unknown_name_lists_the_zoo():
-    with pytest.raises(UserError, match=r"zoo:sed: no such model in the zoo; it has: .*seed"):
+    with pytest.raises(UserError, match=r"zoo:sed: no such model in the zoo; available: .*seed"):
         model_folder("zoo:sed")
