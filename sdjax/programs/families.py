@@ -110,11 +110,11 @@ def families_of(program: VerifiedProgram) -> frozenset[str]:
 
 
 def _traced(program: VerifiedProgram, convention: Any, block: Any) -> Any:
-    from sdjax.sandbox.verify.verified_program import run
+    from sdjax.sandbox.verify.interpreter import run_block
 
     limit = program.max_loop_iterations
     arguments = convention.avals(list(program.hyperparameters))
-    return jax.make_jaxpr(lambda *inputs: run(block, inputs, limit)[0])(*arguments)
+    return jax.make_jaxpr(lambda *inputs: run_block(block, inputs, limit)[0])(*arguments)
 
 
 class _Reader:
