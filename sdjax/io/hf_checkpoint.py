@@ -202,12 +202,6 @@ def load_model(
 ) -> tuple[ModelConfig, Params]:
     """Load a model.
 
-    >>> config, params = load_model("zoo:seed")
-    >>> params["embed"].shape == (config.vocab_size, config.hidden_size)
-    True
-    >>> sorted(params["layers"]["0"]["mlp"])
-    ['down_proj', 'gate_proj', 'up_proj']
-
     Args:
         model: a folder, OWNER/MODEL or OWNER/MODEL@REVISION on Hugging Face, or zoo:NAME; as a
             string also MODEL+ADAPTER with a PEFT adapter, which is merged into the weights.
@@ -223,6 +217,14 @@ def load_model(
 
     Raises:
         UserError: the model cannot be found, is damaged or not supported.
+
+    Examples:
+        >>> import sdjax
+        >>> config, params = sdjax.load_model("zoo:seed")
+        >>> params["embed"].shape == (config.vocab_size, config.hidden_size)
+        True
+        >>> sorted(params["layers"]["0"]["mlp"])
+        ['down_proj', 'gate_proj', 'up_proj']
     """
     folder = model
     if isinstance(model, str) and adapter is None:

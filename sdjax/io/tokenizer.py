@@ -124,15 +124,17 @@ class Tokenizer:
 def load_tokenizer(model: str | Path) -> Tokenizer:
     """Load the tokenizer of a model.
 
-    >>> tokenizer = load_tokenizer("zoo:seed")
-    >>> tokenizer.decode(tokenizer.encode("2 + 3", add_special=True))
-    '2 + 3'
-
     Args:
         model: a folder, or a name as in `sdjax.load_model`.
 
     Raises:
         UserError: there is no such model, or its tokenizer is missing or cannot be read.
+
+    Examples:
+        >>> import sdjax
+        >>> tokenizer = sdjax.load_tokenizer("zoo:seed")
+        >>> tokenizer.decode(tokenizer.encode("2 + 3", add_special=True))
+        '2 + 3'
     """
     folder = locate(model)[0] if isinstance(model, str) else model
     if not folder.is_dir():

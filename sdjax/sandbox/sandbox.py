@@ -32,23 +32,7 @@ class Sandbox:
 
     A candidate is Python source text that defines `merge_models(task_vectors, ...)`, which returns
     one tensor (float32, of the task vectors' shape), or `merge_trees(task_vectors, ...)`, which
-    returns a dict from tensor path to tensor. Use the sandbox as a context manager:
-
-    >>> from sdjax.sandbox.sandbox import Sandbox
-    >>> from sdjax.sandbox.signature import MergeSignature
-    >>> tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (16, 8))}
-    >>> signature = MergeSignature.of(("expert_1", "expert_2"), tensors)
-    >>> source = '''
-    ... def merge_models(task_vectors):
-    ...     return 0.5 * sum(task_vectors.values())
-    ... '''
-    >>> with Sandbox(signature, workers=1) as sandbox:
-    ...     verdict = sandbox.judge(source)
-    ...     refused = sandbox.judge("import os")
-    >>> verdict.verdict, verdict.program.requests
-    ('admitted', ())
-    >>> refused.message
-    'line 1: `import os` is not allowed'
+    returns a dict from tensor path to tensor. The sandbox is a context manager.
 
     `verdict.program` is callable with a dict from expert to task vector and can be traced by
     `jax.jit`.
@@ -57,6 +41,23 @@ class Sandbox:
         signature: Expert slots, tensors and limits that candidates are judged against.
         workers: Number of candidates that are traced at the same time.
         layers: Layers of confinement in force; empty until the sandbox is entered.
+
+    Examples:
+        >>> import sdjax
+        >>> from sdjax.sandbox.signature import MergeSignature
+        >>> tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", (16, 8))}
+        >>> signature = MergeSignature.of(("expert_1", "expert_2"), tensors)
+        >>> source = '''
+        ... def merge_models(task_vectors):
+        ...     return 0.5 * sum(task_vectors.values())
+        ... '''
+        >>> with sdjax.Sandbox(signature, workers=1) as sandbox:
+        ...     verdict = sandbox.judge(source)
+        ...     refused = sandbox.judge("import os")
+        >>> verdict.verdict, verdict.program.requests
+        ('admitted', ())
+        >>> refused.message
+        'line 1: `import os` is not allowed'
     """
 
     def __init__(
