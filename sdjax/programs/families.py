@@ -16,6 +16,9 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from sdjax.sandbox.ir.calling_convention import CallingConvention
+from sdjax.sandbox.ir.decode import Block
+from sdjax.sandbox.verify.interpreter import run_block
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 
 FAMILIES: dict[str, str] = {
@@ -109,9 +112,7 @@ def families_of(program: VerifiedProgram) -> frozenset[str]:
     return frozenset(reader.found)
 
 
-def _traced(program: VerifiedProgram, convention: Any, block: Any) -> Any:
-    from sdjax.sandbox.verify.interpreter import run_block
-
+def _traced(program: VerifiedProgram, convention: CallingConvention, block: Block) -> Any:
     limit = program.max_loop_iterations
     arguments = convention.avals(list(program.hyperparameters))
     return jax.make_jaxpr(lambda *inputs: run_block(block, inputs, limit)[0])(*arguments)
@@ -367,10 +368,9 @@ class _Reader:
         return self.scaled(value, -1.0) if negative else value
 
     def comparison(self, left: _Value, right: _Value, experts: frozenset[str]) -> _Value:
-        if "magnitude" in left.tags and "magnitude" in right.tags:
-            if left.sources and right.sources and not (left.scalar or right.scalar):
-                if left.sources != right.sources:
-                    self.found.add("max_magnitude")
+        if "magnitude" in left.tags & right.tags and not (left.scalar or right.scalar):
+            if left.sources and right.sources and left.sources != right.sources:
+                self.found.add("max_magnitude")
         else:
             for one, other in ((left, right), (right, left)):
                 if one.scalar or not one.sources:

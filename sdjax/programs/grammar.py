@@ -1,17 +1,17 @@
-"""A random generator of merge programs in the algorithm API.
+"""A grammar that samples random merge programs in the algorithm API.
 
-The zoo's seed learns from these programs to sample programs itself, so they are short (60 to 110
-tokens), keep to few naming schemes, and differ in structure, operations and constants. Some fail
-on purpose: a generator that never saw a failure could not be told from one that cannot fail.
-The families in `HELD_OUT` are never generated unless asked for; they serve to see whether a
-trained generator leaves what it was taught.
+The zoo's seed is trained on these programs, so they are short (60 to 110 tokens), use few naming
+schemes, and vary in structure, operations and constants. Some fail on purpose, since a search needs
+a generator that can fail. The families in `sdjax.programs.families.HELD_OUT` are excluded by
+default; they show whether a trained generator goes beyond its training programs.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from sdjax.programs.families import FAMILIES, HELD_OUT
 from sdjax.programs.grammar_faults import break_program
 from sdjax.programs.grammar_pieces import (
     SCHEME_SHARES,
@@ -28,33 +28,29 @@ from sdjax.programs.grammar_pieces import (
     strength,
     weighted_sum,
 )
-from sdjax.programs.grammar_reader import families_of_source as families_of
-
-__all__ = ["FAMILIES", "HELD_OUT", "Program", "families_of", "sample_program"]
 
 FAULT_SHARE = 0.11
-SHORTEST, LONGEST = 90, 345  # characters
+MIN_LENGTH, MAX_LENGTH = 90, 345  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
-    """One program. `families`: what it was built of (at least). `fails`: refused on purpose."""
+class RandomProgram:
+    """A random program; `fails` says that the sandbox must refuse it."""
 
     text: str
-    families: frozenset[str]
     fails: bool
 
 
 @dataclass
 class _Draft:
-    """A program while it is built: helper functions, requests, body lines, families."""
+    """A program under construction: helper functions, requested inputs, statements."""
 
     helpers: list[str]
     requests: list[str]
     body: list[str]
-    families: set[str]
 
     def text(self) -> str:
+        """Return the source text."""
         head = f"def merge_models({', '.join(['task_vectors', *self.requests])}):"
         parts = [*self.helpers, "\n".join([head, *(f"    {line}" for line in self.body)])]
         source = "\n\n".join(parts)
@@ -63,47 +59,46 @@ class _Draft:
 
 def sample_program(
     rng: np.random.Generator, *, slots: int = 3, allow_held_out: bool = False
-) -> Program:
-    """One random program over the experts `expert_1` to `expert_{slots}` (2 to 5 slots).
+) -> RandomProgram:
+    """Return a random program.
 
-    With `allow_held_out` the families in `HELD_OUT` are drawn too (about a third of the programs).
+    Args:
+        rng: source of randomness.
+        slots: number of experts, 2 to 5.
+        allow_held_out: whether about a third of the programs use the held-out families.
     """
     if not 2 <= slots <= 5:
         raise ValueError(f"slots must be between 2 and 5, not {slots}")
     while True:
         draft = _draft(rng, slots, allow_held_out)
         text = draft.text()
-        if SHORTEST <= len(text) <= LONGEST + 30 * (slots - 3):
+        if MIN_LENGTH <= len(text) <= MAX_LENGTH + 30 * (slots - 3):
             break
     if rng.random() < FAULT_SHARE:
-        broken = break_program(rng, text, slots)
-        kept = frozenset(draft.families) & families_of(broken, slots=slots)
-        return Program(text=broken, families=kept, fails=True)
-    return Program(text=text, families=frozenset(draft.families), fails=False)
+        return RandomProgram(text=break_program(rng, text, slots), fails=True)
+    return RandomProgram(text=text, fails=False)
 
 
 def _draft(rng: np.random.Generator, slots: int, allow_held_out: bool) -> _Draft:
     names = SCHEMES[int(rng.choice(len(SCHEMES), p=SCHEME_SHARES))]
-    draft = _Draft(helpers=[], requests=[], body=[], families=set())
+    draft = _Draft(helpers=[], requests=[], body=[])
     structures = (_lines, _helper, _loop, _comprehension, _stack, _inline)
     structure = structures[int(rng.choice(6, p=(0.48, 0.14, 0.13, 0.11, 0.06, 0.08)))]
     structure(rng, draft, names, slots, allow_held_out)
     return draft
 
 
-def _choose(rng: np.random.Generator, draft: _Draft, slots: int) -> list[int]:
-    """Which experts a program uses, in slot order."""
+def _choose(rng: np.random.Generator, slots: int) -> list[int]:
+    """Return the experts that a program uses, in slot order."""
     draw = rng.random()
     count = slots if draw < 0.52 else slots - 1 if draw < 0.93 or slots == 2 else 1
-    if count < slots:
-        draft.families.add("subset")
     return sorted(int(i) for i in rng.choice(slots, size=count, replace=False))
 
 
 def _load(
     rng: np.random.Generator, draft: _Draft, names: Names, used: list[int], slots: int
 ) -> list[str]:
-    """Bind the used experts to their names; a name always means the same slot."""
+    """Assign the used experts to their names; a name always stands for the same slot."""
     terms = [names.experts[i] for i in used]
     draw = rng.random()
     if len(used) == slots and draw < 0.4:
@@ -120,7 +115,7 @@ def _load(
 
 
 def _finish(rng: np.random.Generator, draft: _Draft, names: Names, result: str) -> None:
-    """Return `result`, at times after one more operation on the merged tensor."""
+    """Return `result`, sometimes after another operation on the merged tensor."""
     draw = rng.random()
     m = names.merged
     if draw >= 0.36:
@@ -133,14 +128,12 @@ def _finish(rng: np.random.Generator, draft: _Draft, names: Names, result: str) 
     elif draw < 0.24:
         draft.body.append(f"return {_base_relative(rng, draft, m)}")
     else:
-        family, shaper = draw_shaper(rng)
-        draft.families.add(family)
+        shaper = draw_shaper(rng)
         draft.body.append(f"return {shaper(rng, m)}")
 
 
 def _depth_ramp(rng: np.random.Generator, draft: _Draft, m: str) -> str:
     draft.requests.append("depth")
-    draft.families.add("depth_ramp")
     form = rng.random()
     if form < 0.45:
         sign = "+" if rng.random() < 0.6 else "-"
@@ -153,7 +146,6 @@ def _depth_ramp(rng: np.random.Generator, draft: _Draft, m: str) -> str:
 
 def _base_relative(rng: np.random.Generator, draft: _Draft, m: str) -> str:
     draft.requests.append("base")
-    draft.families.add("base_relative")
     form = rng.random()
     if form < 0.3:
         low = number(rng, 0.1, 0.7)
@@ -163,7 +155,6 @@ def _base_relative(rng: np.random.Generator, draft: _Draft, m: str) -> str:
         low = number(rng, 0.1, 0.7)
         return f"jnp.where(jnp.abs(base) > {k} * jnp.std(base), {m}, {low} * {m})"
     if form < 0.8:
-        draft.families.add("clip")
         k = number(rng, 0.1, 0.8)
         return f"jnp.clip({m}, -{k} * jnp.std(base), {k} * jnp.std(base))"
     k = number(rng, 0.1, 0.6)
@@ -173,27 +164,24 @@ def _base_relative(rng: np.random.Generator, draft: _Draft, m: str) -> str:
 def _lines(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """Statements: load, at times reshape some experts, combine, finish."""
-    used = _choose(rng, draft, slots)
+    """Statements: load the experts, sometimes transform them, combine them."""
+    used = _choose(rng, slots)
     terms = _load(rng, draft, names, used, slots)
     shaped = int(rng.choice(3, p=(0.58, 0.34, 0.08)))
     for i in sorted(rng.choice(len(terms), size=min(shaped, len(terms)), replace=False)):
-        family, shaper = draw_shaper(rng)
-        draft.families.add(family)
+        shaper = draw_shaper(rng)
         draft.body.append(f"{terms[i]} = {shaper(rng, terms[i])}")
     if shaped == 0 and len(terms) > 1 and rng.random() < 0.07:
         _depth_blend(rng, draft, terms)
         return
-    lines, result, families = draw_combiner(rng, allow_held_out)(rng, terms, names)
-    draft.families |= families
+    lines, result = draw_combiner(rng, allow_held_out)(rng, terms, names)
     draft.body += lines
     _finish(rng, draft, names, result)
 
 
 def _depth_blend(rng: np.random.Generator, draft: _Draft, terms: list[str]) -> None:
-    """Early layers follow one expert, late layers another."""
+    """Use one expert in early layers and another in late layers."""
     draft.requests.append("depth")
-    draft.families.add("depth_ramp")
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
     k = coefficients(rng, len(order))
     parts = [f"depth * {order[0]}", f"(1 - depth) * {order[1]}", *order[2:]]
@@ -203,32 +191,29 @@ def _depth_blend(rng: np.random.Generator, draft: _Draft, terms: list[str]) -> N
 def _helper(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """A helper function, applied to some or all experts."""
-    family, shaper = draw_shaper(rng)
+    """Apply a helper function to some or all experts."""
+    shaper = draw_shaper(rng)
     v, f = names.each, names.helper
-    draft.families.add(family)
     if rng.random() < 0.25:
         draft.helpers.append(f"{f} = lambda {v}: {shaper(rng, v)}")
     else:
         draft.helpers.append(f"def {f}({v}):\n    return {shaper(rng, v)}")
-    used = _choose(rng, draft, slots)
+    used = _choose(rng, slots)
     terms = _load(rng, draft, names, used, slots)
     wrapped = [t if rng.random() < 0.3 else f"{f}({t})" for t in terms]
     if wrapped == terms:
         wrapped[0] = f"{f}({terms[0]})"
     combiner = (weighted_sum, scaling, mean)[int(rng.choice(3, p=(0.6, 0.25, 0.15)))]
-    lines, result, families = combiner(rng, wrapped, names)
-    draft.families |= families
+    lines, result = combiner(rng, wrapped, names)
     draft.body += [*lines, f"return {result}"]
 
 
 def _values(rng: np.random.Generator, draft: _Draft, slots: int, all_share: float) -> str:
-    """An iterable over some experts."""
+    """Return an iterable over some or all experts."""
     if rng.random() < all_share:
         return "task_vectors.values()"
-    used = _choose(rng, draft, slots)
-    if len(used) == slots or len(used) == 1:
-        draft.families.discard("subset")
+    used = _choose(rng, slots)
+    if len(used) in (1, slots):
         return "task_vectors.values()"
     return "[" + ", ".join(f'task_vectors["expert_{i + 1}"]' for i in used) + "]"
 
@@ -240,7 +225,7 @@ def _count(values: str, slots: int) -> int:
 def _loop(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """A loop that adds up the experts, each perhaps reshaped, with own or equal coefficients."""
+    """Sum the experts in a loop, transformed or not, with equal or different coefficients."""
     v, m, w = names.each, names.merged, names.weights
     values = _values(rng, draft, slots, 0.7)
     count = _count(values, slots)
@@ -248,16 +233,13 @@ def _loop(
     if own:
         weights = ", ".join(coefficients(rng, count))
         head = f"for {w}, {v} in zip([{weights}], {values}):"
-        draft.families.add("weighted_sum")
         factor = w
     else:
         head = f"for {v} in {values}:"
         factor = literal(rng, strength(rng) / count)
-        draft.families.add("scaling")
     draft.body += [f"{m} = 0", head]
     if rng.random() < 0.6:
-        family, shaper = draw_shaper(rng)
-        draft.families.add(family)
+        shaper = draw_shaper(rng)
         draft.body.append(f"    {v} = {shaper(rng, v)}")
     step = f"{m} += {factor} * {v}" if rng.random() < 0.4 else f"{m} = {m} + {factor} * {v}"
     draft.body.append(f"    {step}")
@@ -267,18 +249,16 @@ def _loop(
 def _comprehension(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """A sum over a comprehension."""
+    """Sum the experts by a comprehension."""
     v, w, m = names.each, names.weights, names.merged
     form = rng.random()
     if form < 0.3:  # coefficients by the expert's name
-        used = _choose(rng, draft, slots)
+        used = _choose(rng, slots)
         if len(used) == 1:
-            draft.families.discard("subset")
             used = list(range(slots))
         own = coefficients(rng, len(used))
         pairs = ", ".join(f'"expert_{i + 1}": {c}' for i, c in zip(used, own, strict=True))
         draft.body.append(f"{w} = {{{pairs}}}")
-        draft.families.add("weighted_sum")
         _finish(rng, draft, names, f"sum({w}[k] * task_vectors[k] for k in {w})")
         return
     values = _values(rng, draft, slots, 0.7)
@@ -286,25 +266,21 @@ def _comprehension(
     if form < 0.55:
         weights = ", ".join(coefficients(rng, count))
         draft.body.append(f"{w} = [{weights}]")
-        draft.families.add("weighted_sum")
         _finish(rng, draft, names, f"sum(k * {v} for k, {v} in zip({w}, {values}))")
     elif form < 0.75:  # keep what agrees with the sign of the sum
-        draft.families |= {"sign_gate", "scaling"}
         draft.body.append(f"{m} = sum({values})")
         kept = (
             f"jnp.where({v} * {m} > 0, {v}, 0)" if rng.random() < 0.7 else f"{v} * ({v} * {m} > 0)"
         )
         k = literal(rng, strength(rng) / count)
         draft.body.append(f"return {k} * sum({kept} for {v} in {values})")
-    elif form < 0.87:  # coefficients that grow or fall with the norm
-        draft.families.add("norm_balance")
+    elif form < 0.87:  # coefficients proportional to the norm
         draft.body.append(f"{m} = sum(jnp.linalg.norm({v}) for {v} in {values})")
         k = literal(rng, strength(rng))
         term = f"jnp.linalg.norm({v}) * {v}"
         draft.body.append(f"return {k} * sum({term} for {v} in {values}) / {m}")
     else:
-        family, shaper = draw_shaper(rng)
-        draft.families |= {family, "scaling"}
+        shaper = draw_shaper(rng)
         k = literal(rng, strength(rng) / count)
         draft.body.append(f"return {k} * sum({shaper(rng, v)} for {v} in {values})")
 
@@ -312,7 +288,7 @@ def _comprehension(
 def _stack(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """The experts stacked along a new axis and reduced."""
+    """Stack the experts along a new axis and reduce it."""
     m, w = names.merged, names.weights
     values = _values(rng, draft, slots, 0.75)
     count = _count(values, slots)
@@ -322,13 +298,10 @@ def _stack(
     if form < 0.5:
         weights = ", ".join(coefficients(rng, count))
         draft.body.append(f"{w} = jnp.array([{weights}])")
-        draft.families.add("weighted_sum")
         result = f"jnp.tensordot({w}, {m}, axes=1)"
     elif form < 0.75:
-        draft.families |= {"mean", "scaling"}
         result = f"{literal(rng, strength(rng))} * jnp.mean({m}, axis=0)"
     else:
-        draft.families |= {"sign_gate"}
         draft.body.append(f"s = jnp.sign(jnp.sum({m}, axis=0))")
         k = literal(rng, strength(rng) / count)
         result = f"{k} * jnp.sum(jnp.where({m} * s > 0, {m}, 0), axis=0)"
@@ -338,12 +311,11 @@ def _stack(
 def _inline(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """One expression over the dict itself."""
-    used = _choose(rng, draft, slots)
+    """Write a single expression over the dict."""
+    used = _choose(rng, slots)
     terms = [f'task_vectors["expert_{i + 1}"]' for i in used]
     if rng.random() < 0.3:
         terms = [terms[int(i)] for i in rng.permutation(len(terms))]
     combiner = (weighted_sum, scaling, mean)[int(rng.choice(3, p=(0.7, 0.15, 0.15)))]
-    _, result, families = combiner(rng, terms, names)
-    draft.families |= families
+    _, result = combiner(rng, terms, names)
     _finish(rng, draft, names, result)

@@ -1,4 +1,6 @@
-"""Faults: programs that the sandbox must refuse, each made from a valid one by one edit."""
+"""Faulty programs that the sandbox must refuse, made from valid ones by one edit."""
+
+from __future__ import annotations
 
 import ast
 import re
@@ -12,7 +14,7 @@ _FORBIDDEN = ("import os", "import sys", "import subprocess", "import socket", "
 
 
 def _returned(text: str) -> tuple[str, str]:
-    """The text before the last `return` of `merge_models`, and the returned expression."""
+    """Return the text before the last `return`, and the returned expression."""
     at = text.rindex("return ")
     return text[:at], text[at + len("return ") :]
 
@@ -22,6 +24,7 @@ def _with_jnp(text: str) -> str:
 
 
 def wrong_shape(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Return a tensor of another shape."""
     before, value = _returned(text)
     wrapped = (
         f"jnp.sum({value})",
@@ -36,7 +39,7 @@ def wrong_shape(rng: np.random.Generator, text: str, slots: int) -> str | None:
 
 
 def undefined_name(rng: np.random.Generator, text: str, slots: int) -> str | None:
-    """Without one of its assignments, if then a name is read that nothing binds."""
+    """Remove an assignment to a name that is still read."""
     lines = text.split("\n")
     bound = [i for i, line in enumerate(lines) if re.match(r"    \w+ = ", line)]
     if not bound:
@@ -55,14 +58,16 @@ def undefined_name(rng: np.random.Generator, text: str, slots: int) -> str | Non
 
 
 def missing_expert(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Read an expert that does not exist."""
     if '"expert_' not in text or " in w" in text:
         return None
-    which = rng.choice(re.findall(r'"expert_\d"', text))
+    name = rng.choice(re.findall(r'"expert_\d"', text))
     wrong = (f'"expert_{slots + 1}"', '"expert_0"', '"base"')[int(rng.choice(3, p=(0.6, 0.2, 0.2)))]
-    return text.replace(which, wrong, 1)
+    return text.replace(name, wrong, 1)
 
 
 def not_finite(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Return values that are not finite."""
     before, value = _returned(text)
     wrapped = (
         f"jnp.log({value})",
@@ -75,11 +80,13 @@ def not_finite(rng: np.random.Generator, text: str, slots: int) -> str | None:
 
 
 def forbidden_import(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Import a forbidden module."""
     line = _FORBIDDEN[int(rng.integers(len(_FORBIDDEN)))]
     return f"{line}\n{text}" if text.startswith("import") else f"{line}\n\n{text}"
 
 
 def syntax_error(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Break the syntax."""
     form = rng.random()
     if form < 0.5:
         closing = [m.start() for m in re.finditer(r"[)\]]", text)]
@@ -92,12 +99,14 @@ def syntax_error(rng: np.random.Generator, text: str, slots: int) -> str | None:
 
 
 def branch_on_values(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Branch on the value of a tensor."""
     before, value = _returned(text)
     test = f'task_vectors["expert_{rng.integers(1, slots + 1)}"].mean() > 0'
     return f"{before}if {test}:\n        return {value}\n    return 0"
 
 
 def returns_nothing(rng: np.random.Generator, text: str, slots: int) -> str | None:
+    """Return nothing."""
     before, value = _returned(text)
     return f"{before}result = {value}"
 
@@ -115,7 +124,7 @@ FAULTS: tuple[tuple[float, Fault], ...] = (
 
 
 def break_program(rng: np.random.Generator, text: str, slots: int) -> str:
-    """`text` with one fault that makes the sandbox refuse it."""
+    """Return `text` with one fault that makes the sandbox refuse it."""
     shares = np.array([share for share, _ in FAULTS])
     while True:
         fault = FAULTS[int(rng.choice(len(FAULTS), p=shares / shares.sum()))][1]

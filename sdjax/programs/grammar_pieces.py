@@ -1,22 +1,32 @@
-"""The pieces random merge programs are built of: constants, names, expressions.
+"""Building blocks of random merge programs: constants, names, expressions.
 
-Every piece is a small rule that returns Python text in the algorithm API. A rule that defines a
-family (see `families.py`) is registered under that family's name. Constants have one or two
-decimals: longer ones would cost tokens and add nothing a merge could feel.
+Every block is a small function that returns Python text in the algorithm API. Constants have one or
+two decimals, since further digits would cost tokens without changing a merge noticeably.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """One naming scheme; a program keeps to one, since a tiny model cannot follow free names."""
+    """A naming scheme; each program uses one, since a tiny model cannot track free names.
+
+    Attributes:
+        experts: of the experts' tensors.
+        each: of the loop variable and of the helper's parameter.
+        merged: of the result.
+        helper: of the helper function.
+        weights: of coefficients.
+    """
 
     experts: tuple[str, ...]
-    each: str  # the loop variable and the helper's parameter
+    each: str
     merged: str
     helper: str
     weights: str
@@ -37,7 +47,7 @@ SCHEME_SHARES = (0.5, 0.25, 0.25)
 
 
 def number(rng: np.random.Generator, low: float, high: float) -> str:
-    """A literal in [low, high] with one or two decimals, never zero."""
+    """Return a random literal in [low, high] with one or two decimals, never zero."""
     digits = 1 if rng.random() < 0.5 and high - low >= 0.3 else 2
     value = round(float(rng.uniform(low, high)), digits)
     if value == 0.0:
@@ -46,7 +56,7 @@ def number(rng: np.random.Generator, low: float, high: float) -> str:
 
 
 def literal(rng: np.random.Generator, value: float) -> str:
-    """`value` rounded to one or two decimals, never zero."""
+    """Return `value` rounded to one or two decimals, never zero."""
     digits = 1 if rng.random() < 0.4 else 2
     rounded = round(value, digits)
     if rounded == 0.0:
@@ -55,24 +65,24 @@ def literal(rng: np.random.Generator, value: float) -> str:
 
 
 def strength(rng: np.random.Generator) -> float:
-    """The sum of a program's coefficients: about 1, between 0.3 and 2.5."""
+    """Return a random sum of a program's coefficients: about 1, between 0.3 and 2.5."""
     return float(np.clip(np.exp(rng.normal(0.05, 0.45)), 0.3, 2.5))
 
 
 def coefficients(rng: np.random.Generator, count: int) -> list[str]:
-    """Own coefficients for `count` experts; often one expert is played down or subtracted."""
+    """Return coefficients of `count` experts; often one of them is small or negative."""
     total = strength(rng)
     shares = rng.dirichlet([2.0] * count) * total
     if count > 1 and rng.random() < 0.35:
-        odd = int(rng.integers(count))
-        others = [i for i in range(count) if i != odd]
+        low = int(rng.integers(count))
+        others = [i for i in range(count) if i != low]
         shares[others] *= total / max(float(shares[others].sum()), 1e-3)
-        shares[odd] = rng.uniform(-0.5, 0.12)
+        shares[low] = rng.uniform(-0.5, 0.12)
     return [literal(rng, float(np.clip(share, -0.9, 2.0))) for share in shares]
 
 
 def linear(weights: Sequence[str], terms: Sequence[str]) -> str:
-    """`w1 * x1 + w2 * x2 ...`, a negative coefficient written as a subtraction."""
+    """Return `w1 * x1 + w2 * x2 ...`, with negative coefficients as subtractions."""
     text = f"{weights[0]} * {terms[0]}"
     for weight, term in zip(weights[1:], terms[1:], strict=True):
         sign, size = ("-", weight[1:]) if weight.startswith("-") else ("+", weight)
@@ -81,21 +91,23 @@ def linear(weights: Sequence[str], terms: Sequence[str]) -> str:
 
 
 def complement(constant: str) -> str:
-    """One minus a literal, with as many decimals."""
+    """Return one minus a literal, with the same number of decimals."""
     digits = len(constant.split(".")[1])
     return f"{1 - float(constant):.{digits}f}"
 
 
-# Shapers: an expression over one tensor's name, of that tensor's shape and about its size.
+# Shapers: expressions of one tensor, with its shape and about its size.
 
 
 def spread(rng: np.random.Generator, v: str) -> str:
+    """Return a measure of the size of a tensor's entries."""
     return f"jnp.std({v})" if rng.random() < 0.6 else f"jnp.mean(jnp.abs({v}))"
 
 
 def magnitude_trim(rng: np.random.Generator, v: str) -> str:
+    """Keep entries by a threshold on their magnitude."""
     form = rng.random()
-    if form < 0.15:  # drop the outliers instead of the small entries
+    if form < 0.15:  # drop outliers instead of small entries
         return f"jnp.where(jnp.abs({v}) < {number(rng, 1.2, 3.0)} * {spread(rng, v)}, {v}, 0)"
     threshold = f"jnp.abs({v}) > {number(rng, 0.2, 1.8)} * {spread(rng, v)}"
     if form < 0.65:
@@ -106,11 +118,13 @@ def magnitude_trim(rng: np.random.Generator, v: str) -> str:
 
 
 def clip(rng: np.random.Generator, v: str) -> str:
+    """Limit entries to a range."""
     k, s = number(rng, 0.4, 2.5), spread(rng, v)
     return f"jnp.clip({v}, -{k} * {s}, {k} * {s})"
 
 
 def row_mean(rng: np.random.Generator, v: str) -> str:
+    """Mix entries with their row or column mean."""
     axis = ("0", "1", "-1")[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
     mean = f"jnp.mean({v}, axis={axis}, keepdims=True)"
     form = rng.random()
@@ -123,6 +137,7 @@ def row_mean(rng: np.random.Generator, v: str) -> str:
 
 
 def saturation(rng: np.random.Generator, v: str) -> str:
+    """Apply tanh."""
     s = spread(rng, v)
     if rng.random() < 0.5:
         return f"{s} * jnp.tanh({v} / {s})"
@@ -131,78 +146,89 @@ def saturation(rng: np.random.Generator, v: str) -> str:
 
 
 def sign_only(rng: np.random.Generator, v: str) -> str:
+    """Replace entries by their sign."""
     if rng.random() < 0.4:
         return f"jnp.sign({v}) * {spread(rng, v)}"
     return f"{number(rng, 0.3, 1.3)} * jnp.sign({v}) * {spread(rng, v)}"
 
 
-def centre(rng: np.random.Generator, v: str) -> str:
+def center(rng: np.random.Generator, v: str) -> str:
+    """Subtract the mean."""
     return f"{v} - {number(rng, 0.5, 2.0)} * jnp.mean({v})"
 
 
 def soft_gate(rng: np.random.Generator, v: str) -> str:
+    """Weight entries by an exponential of their magnitude."""
     gate = f"jnp.exp(-{number(rng, 0.2, 1.5)} * jnp.abs({v}) / {spread(rng, v)})"
     return f"{v} * {gate}" if rng.random() < 0.4 else f"{v} * (1 - {gate})"
 
 
 def power(rng: np.random.Generator, v: str) -> str:
+    """Multiply entries by their magnitude."""
     text = f"{v} * jnp.abs({v}) / {spread(rng, v)}"
     return text if rng.random() < 0.4 else f"{number(rng, 0.4, 1.2)} * {text}"
 
 
+T = TypeVar("T")
 Shaper = Callable[[np.random.Generator, str], str]
-SHAPERS: dict[str, tuple[float, Shaper]] = {
-    "magnitude_trim": (2.6, magnitude_trim),
-    "clip": (1.6, clip),
-    "row_mean": (2.2, row_mean),
-    "saturation": (1.4, saturation),
-    "sign_only": (1.2, sign_only),
-    "centre": (0.7, centre),
-    "soft_gate": (1.2, soft_gate),
-    "power": (1.1, power),
-}
+SHAPERS: tuple[tuple[float, Shaper], ...] = (
+    (2.6, magnitude_trim),
+    (1.6, clip),
+    (2.2, row_mean),
+    (1.4, saturation),
+    (1.2, sign_only),
+    (0.7, center),
+    (1.2, soft_gate),
+    (1.1, power),
+)
 
 
-def draw_shaper(rng: np.random.Generator) -> tuple[str, Shaper]:
-    names = list(SHAPERS)
-    shares = np.array([SHAPERS[name][0] for name in names])
-    name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
-    return name, SHAPERS[name][1]
+def draw_shaper(rng: np.random.Generator) -> Shaper:
+    """Return a random shaper."""
+    return _draw(rng, SHAPERS)
 
 
-# Combiners: lines and a last expression over the experts' names.
+def _draw(rng: np.random.Generator, weighted: Sequence[tuple[float, T]]) -> T:
+    weights = np.array([weight for weight, _ in weighted])
+    return weighted[int(rng.choice(len(weighted), p=weights / weights.sum()))][1]
 
-Piece = tuple[list[str], str, set[str]]  # lines before, expression, families
+
+# Combiners: statements and a final expression over the experts' names.
+
+Piece = tuple[list[str], str]  # statements, expression
 
 
 def weighted_sum(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    families = {"weighted_sum"} if len(terms) > 1 else set()
-    return [], linear(coefficients(rng, len(terms)), terms), families
+    """Sum the experts with different coefficients."""
+    return [], linear(coefficients(rng, len(terms)), terms)
 
 
 def scaling(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Scale the sum of the experts."""
     k = literal(rng, strength(rng) / len(terms))
     if len(terms) == 1:
-        return [], f"{k} * {terms[0]}", set()
+        return [], f"{k} * {terms[0]}"
     if rng.random() < 0.25:
-        odd = int(rng.integers(1, len(terms)))
-        signs = ["-" if i == odd else "+" for i in range(1, len(terms))]
+        negative = int(rng.integers(1, len(terms)))
+        signs = ["-" if i == negative else "+" for i in range(1, len(terms))]
     else:
         signs = ["+"] * (len(terms) - 1)
     total = terms[0] + "".join(f" {s} {t}" for s, t in zip(signs, terms[1:], strict=True))
-    return [], f"{k} * ({total})", {"scaling"}
+    return [], f"{k} * ({total})"
 
 
 def mean(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Average the experts."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     total = f"({' + '.join(terms)}) / {len(terms)}"
     if rng.random() < 0.3:
-        return [], total, {"mean"}
-    return [], f"{literal(rng, strength(rng))} * {total}", {"mean", "scaling"}
+        return [], total
+    return [], f"{literal(rng, strength(rng))} * {total}"
 
 
 def interpolation(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Interpolate between the experts, one after the other."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -219,36 +245,39 @@ def interpolation(rng: np.random.Generator, terms: Sequence[str], names: Names) 
         for term in order[2:]:
             lines.append(f"{m} = {m} + {number(rng, -0.2, 0.8)} * ({term} - {m})")
     last = m if rng.random() < 0.3 else f"{literal(rng, strength(rng))} * {m}"
-    return lines, last, {"interpolation"}
+    return lines, last
 
 
 def norm_text(rng: np.random.Generator, v: str) -> str:
+    """Return the norm of a tensor."""
     return f"jnp.linalg.norm({v})" if rng.random() < 0.75 else f"jnp.sqrt(jnp.sum({v} * {v}))"
 
 
 def norm_balance(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Sum the experts with equal norms, or weighted by them."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     m, k = names.merged, coefficients(rng, len(terms))
     norm = "jnp.linalg.norm" if rng.random() < 0.7 else "jnp.std"
     form = rng.random()
-    if form < 0.35:  # the others brought to the first one's norm
+    if form < 0.35:  # the other experts scaled to the norm of the first
         first = terms[0]
         scaled = [first] + [f"{t} * n / {norm}({t})" for t in terms[1:]]
-        return [f"n = {norm}({first})"], linear(k, scaled), {"norm_balance", "weighted_sum"}
-    if form < 0.7:  # unit directions, brought back to one expert's size
+        return [f"n = {norm}({first})"], linear(k, scaled)
+    if form < 0.7:  # unit vectors, scaled to the norm of one expert
         units = [f"{t} / {norm}({t})" for t in terms]
         chosen = terms[int(rng.integers(len(terms)))]
         lines = [f"{m} = {linear(k, units)}"]
-        return lines, f"{m} * {norm}({chosen})", {"norm_balance", "weighted_sum"}
+        return lines, f"{m} * {norm}({chosen})"
     sizes = [f"n{i}" for i in range(1, len(terms) + 1)]
     lines = [f"{n} = {norm}({t})" for n, t in zip(sizes, terms, strict=True)]
     products = " + ".join(f"{n} * {t}" for n, t in zip(sizes, terms, strict=True))
     scale = literal(rng, strength(rng))
-    return lines, f"{scale} * ({products}) / ({' + '.join(sizes)})", {"norm_balance"}
+    return lines, f"{scale} * ({products}) / ({' + '.join(sizes)})"
 
 
 def sign_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Keep entries where two experts agree in sign."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -257,17 +286,16 @@ def sign_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> P
     inside = linear(coefficients(rng, 2), (p, q))
     outside = "0" if rng.random() < 0.4 else f"{number(rng, 0.1, 0.9)} * {(p, q)[rng.integers(2)]}"
     gated = f"jnp.where({agree}, {inside}, {outside})"
-    families = {"sign_gate", "weighted_sum"}
     if rest and rng.random() < 0.85:
         return (
             [f"{names.merged} = {gated}"],
             linear([number(rng, 0.6, 1.2), number(rng, -0.3, 0.8)], [names.merged, rest[0]]),
-            families,
         )
-    return [], gated, families | ({"subset"} if rest else set())
+    return [], gated
 
 
 def extremes(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Take the elementwise maximum or minimum of two experts."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -281,10 +309,11 @@ def extremes(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Pi
     parts += order[2:]
     while len(k) < len(parts):
         k.append(number(rng, -0.3, 0.7))
-    return [], linear(k, parts), {"extremes"}
+    return [], linear(k, parts)
 
 
 def cosine_weight(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Scale the sum by the cosine of two experts."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -293,30 +322,24 @@ def cosine_weight(rng: np.random.Generator, terms: Sequence[str], names: Names) 
     sign = "+" if rng.random() < 0.6 else "-"
     gate = f"({number(rng, 0.3, 1.2)} {sign} {number(rng, 0.2, 1.5)} * s)"
     k = coefficients(rng, len(order))
-    return [line], f"{gate} * ({linear(k, order)})", {"cosine_weight", "weighted_sum"}
+    return [line], f"{gate} * ({linear(k, order)})"
 
 
 def cross_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """One expert fades where another is large."""
+    """Attenuate one expert where another one is large."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
     p, q = order[:2]
     line = f"s = jnp.exp(-{number(rng, 0.2, 1.5)} * jnp.abs({p}) / {spread(rng, p)})"
-    return (
-        [line],
-        linear(coefficients(rng, len(order)), [p, f"s * {q}", *order[2:]]),
-        {
-            "soft_gate",
-            "weighted_sum",
-        },
-    )
+    return [line], linear(coefficients(rng, len(order)), [p, f"s * {q}", *order[2:]])
 
 
-# Held out of training.
+# Held out of the training programs.
 
 
 def max_magnitude(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Take the entry of larger magnitude."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -324,45 +347,37 @@ def max_magnitude(rng: np.random.Generator, terms: Sequence[str], names: Names) 
     lines = [f"{m} = jnp.where(jnp.abs({order[0]}) > jnp.abs({order[1]}), {order[0]}, {order[1]})"]
     for term in order[2:]:
         lines.append(f"{m} = jnp.where(jnp.abs({m}) > jnp.abs({term}), {m}, {term})")
-    return lines, f"{literal(rng, strength(rng))} * {m}", {"max_magnitude"}
+    return lines, f"{literal(rng, strength(rng))} * {m}"
 
 
 def projection_removal(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
+    """Remove the projection of one expert on another."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
     p, q = order[:2]
     line = f"r = {q} - jnp.sum({p} * {q}) / jnp.sum({p} * {p}) * {p}"
-    return (
-        [line],
-        linear(coefficients(rng, len(order)), [p, "r", *order[2:]]),
-        {
-            "projection_removal",
-            "weighted_sum",
-        },
-    )
+    return [line], linear(coefficients(rng, len(order)), [p, "r", *order[2:]])
 
 
 Combiner = Callable[[np.random.Generator, Sequence[str], Names], Piece]
-COMBINERS: dict[str, tuple[float, Combiner]] = {
-    "weighted_sum": (4.0, weighted_sum),
-    "scaling": (1.0, scaling),
-    "mean": (1.0, mean),
-    "interpolation": (1.2, interpolation),
-    "norm_balance": (1.4, norm_balance),
-    "sign_gate": (1.4, sign_gate),
-    "extremes": (1.0, extremes),
-    "cosine_weight": (0.7, cosine_weight),
-    "soft_gate": (0.7, cross_gate),
-}
-HELD_OUT_COMBINERS: dict[str, tuple[float, Combiner]] = {
-    "max_magnitude": (4.0, max_magnitude),
-    "projection_removal": (4.0, projection_removal),
-}
+COMBINERS: tuple[tuple[float, Combiner], ...] = (
+    (4.0, weighted_sum),
+    (1.0, scaling),
+    (1.0, mean),
+    (1.2, interpolation),
+    (1.4, norm_balance),
+    (1.4, sign_gate),
+    (1.0, extremes),
+    (0.7, cosine_weight),
+    (0.7, cross_gate),
+)
+HELD_OUT_COMBINERS: tuple[tuple[float, Combiner], ...] = (
+    (4.0, max_magnitude),
+    (4.0, projection_removal),
+)
 
 
 def draw_combiner(rng: np.random.Generator, allow_held_out: bool) -> Combiner:
-    table = COMBINERS | HELD_OUT_COMBINERS if allow_held_out else COMBINERS
-    names = list(table)
-    shares = np.array([table[name][0] for name in names])
-    return table[names[int(rng.choice(len(names), p=shares / shares.sum()))]][1]
+    """Return a random combiner."""
+    return _draw(rng, COMBINERS + HELD_OUT_COMBINERS if allow_held_out else COMBINERS)

@@ -1,5 +1,6 @@
-"""The grammar: valid, failing, distinct and spread as promised; families read from any source."""
+"""The grammar: validity, faults, variety; and the families of its programs."""
 
+import collections
 import functools
 
 import jax
@@ -7,21 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.programs.grammar import FAMILIES, HELD_OUT, Program, families_of, sample_program
+from sdjax.programs.families import FAMILIES, HELD_OUT, families_of
+from sdjax.programs.grammar import RandomProgram, sample_program
+from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verify.verified_program import verify_ir
+from sdjax.sandbox.worker.trace import trace_trusted
 
 SHAPE = (8, 6)
 FORBIDDEN = ("os", "sys", "subprocess", "socket", "torch")
 
 
 @functools.cache
-def samples(count: int = 5000, seed: int = 7, held_out: bool = False) -> tuple[Program, ...]:
+def samples(count: int = 5000, seed: int = 7, held_out: bool = False) -> tuple[RandomProgram, ...]:
     rng = np.random.default_rng(seed)
     return tuple(sample_program(rng, allow_held_out=held_out) for _ in range(count))
 
 
 @functools.cache
-def detected(count: int = 2000) -> tuple[tuple[Program, frozenset[str]], ...]:
-    return tuple((program, families_of(program.text)) for program in samples()[:count])
+def families_in(source: str, slots: int = 3) -> frozenset[str] | None:
+    """Return the families of a program; None if the sandbox refuses it."""
+    names = tuple(f"expert_{n + 1}" for n in range(slots))
+    signature = MergeSignature.of(names, {"layers/0/mlp/up_proj": ("mlp.up_proj", SHAPE)})
+    try:
+        return families_of(verify_ir(trace_trusted(source, signature), signature))
+    except Refusal:
+        return None
 
 
 @functools.cache
@@ -37,7 +49,7 @@ def inputs(slots: int = 3) -> tuple[dict, dict]:
 
 
 def run(text: str, slots: int = 3) -> np.ndarray | str:
-    """The merged array, or why the program is refused. Only for the grammar's own programs."""
+    """Return the merged tensor or the reason for refusal. Only for programs of the grammar."""
     if any(f"import {module}" in text for module in FORBIDDEN):
         return "forbidden import"
     vectors, extras = inputs(slots)
@@ -45,10 +57,10 @@ def run(text: str, slots: int = 3) -> np.ndarray | str:
         namespace: dict = {}
         exec(compile(text, "program", "exec"), namespace)
         function = namespace["merge_models"]
-        wanted = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+        requests = function.__code__.co_varnames[1 : function.__code__.co_argcount]
 
         def merged(vectors: dict, extras: dict) -> jax.Array:
-            return function(vectors, **{name: extras[name] for name in wanted})
+            return function(vectors, **{name: extras[name] for name in requests})
 
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (vectors, extras))
         traced = jax.make_jaxpr(merged)(*abstract)
@@ -62,11 +74,11 @@ def run(text: str, slots: int = 3) -> np.ndarray | str:
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[tuple[Program, np.ndarray | str]]:
+def outcomes() -> list[tuple[RandomProgram, np.ndarray | str]]:
     return [(program, run(program.text)) for program in samples()[:320]]
 
 
-def test_programs_do_what_they_promise(outcomes):
+def test_sound_programs_run_and_faulty_ones_fail(outcomes):
     sound = [result for program, result in outcomes if not program.fails]
     broken = [(program.text, result) for program, result in outcomes if program.fails]
     refused = [result for result in sound if isinstance(result, str)]
@@ -75,7 +87,7 @@ def test_programs_do_what_they_promise(outcomes):
     assert [text for text, result in broken if not isinstance(result, str)] == []
 
 
-def test_results_are_distinct_and_strengths_spread(outcomes):
+def test_results_are_distinct_and_vary_in_strength(outcomes):
     results = [r for program, r in outcomes if not program.fails and not isinstance(r, str)]
     same = {tuple(np.round(r.ravel() * 1e5).astype(int)) for r in results}
     assert len(same) >= 0.8 * len(results)
@@ -95,13 +107,13 @@ def test_texts_are_distinct_and_short():
     assert not any(text.endswith("\n") for text in texts)
 
 
-def test_import_only_where_used():
+def test_import_only_if_used():
     for program in samples():
         if not program.fails:
             assert program.text.startswith("import jax.numpy as jnp\n") == ("jnp." in program.text)
 
 
-def test_seed_decides():
+def test_same_seed_gives_the_same_programs():
     assert samples(50, 3) == samples.__wrapped__(50, 3)
     assert samples(50, 3) != samples(50, 4)
 
@@ -110,41 +122,29 @@ def test_share_of_failures():
     assert 0.09 <= np.mean([program.fails for program in samples()]) <= 0.13
 
 
-def test_detected_families_cover_the_labels():
-    for program, families in detected():
-        assert program.families <= families, program.text
-
-
 def test_every_training_family_occurs_and_held_out_ones_never():
-    found: dict[str, int] = {}
-    for _, families in detected():
-        for family in families:
-            found[family] = found.get(family, 0) + 1
-    assert not HELD_OUT & found.keys()
-    assert found.keys() == FAMILIES.keys() - HELD_OUT
-    assert min(found.values()) >= 20
-
-
-def test_rare_families_are_not_found_where_they_are_not():
-    exact = FAMILIES.keys() - {"weighted_sum", "scaling", "interpolation"}
-    for program, families in detected():
-        if not program.fails:
-            assert families & exact == program.families & exact, program.text
+    counts = collections.Counter(
+        family
+        for program in samples()[:800]
+        if not program.fails
+        for family in families_in(program.text) or ()
+    )
+    assert not HELD_OUT & counts.keys()
+    assert counts.keys() == FAMILIES.keys() - HELD_OUT
+    assert min(counts.values()) >= 5, counts
 
 
 def test_two_of_three_experts_and_low_weights_are_frequent():
-    sound = [program for program in samples() if not program.fails]
-    assert 0.25 <= np.mean(["subset" in program.families for program in sound]) <= 0.45
+    families = [families_in(program.text) for program in samples()[:800] if not program.fails]
+    assert 0.25 <= np.mean(["subset" in one for one in families if one is not None]) <= 0.45
 
 
 def test_held_out_families_on_request():
-    drawn = samples(500, 5, True)
+    drawn = [program for program in samples(500, 5, True) if not program.fails]
+    held_out = {program: (families_in(program.text) or frozenset()) & HELD_OUT for program in drawn}
     for family in HELD_OUT:
-        assert sum(family in program.families for program in drawn) >= 15
-    for program in drawn:
-        if not program.fails:
-            assert families_of(program.text) & HELD_OUT == program.families & HELD_OUT
-    chosen = [p for p in drawn if p.families & HELD_OUT and not p.fails][:20]
+        assert sum(family in families for families in held_out.values()) >= 15
+    chosen = [program for program, families in held_out.items() if families][:20]
     assert all(not isinstance(run(program.text), str) for program in chosen)
 
 
@@ -154,7 +154,8 @@ def test_other_numbers_of_slots(slots):
     for _ in range(20):
         program = sample_program(rng, slots=slots)
         assert isinstance(run(program.text, slots), str) == program.fails, program.text
-        assert program.families <= families_of(program.text, slots=slots)
+        if not program.fails:
+            assert families_in(program.text, slots) is not None, program.text
 
 
 def test_slots_out_of_range():
@@ -177,14 +178,14 @@ BODY = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n  
             "max_magnitude",
             "magnitude_trim",
         ),
-        ("return b - jnp.vdot(a, b) / jnp.vdot(a, a) * a", "projection_removal", "centre"),
+        ("return b - jnp.vdot(a, b) / jnp.vdot(a, a) * a", "projection_removal", "center"),
         (
             "p = jnp.sum(a * b)\n    n = jnp.sum(a * a)\n    return a + 0.5 * (b - p * a / n)",
             "projection_removal",
             "sign_gate",
         ),
         ("return a + jnp.sum(a * b) / jnp.sum(b * b) * b", "cosine_weight", "projection_removal"),
-        ("return a - 0.5 * jnp.mean(a)", "centre", "projection_removal"),
+        ("return a - 0.5 * jnp.mean(a)", "center", "projection_removal"),
         (
             "return jnp.where(jnp.abs(a) > jnp.quantile(jnp.abs(a), 0.8), a, 0)",
             "magnitude_trim",
@@ -203,32 +204,13 @@ BODY = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n  
         ("return sum(0.3 * v for v in task_vectors.values())", "scaling", "weighted_sum"),
         (
             "return sum(0.1 * i * v for i, (k, v) in enumerate(task_vectors.items()))",
-            "scaling",
+            "weighted_sum",
             "subset",
         ),
     ],
 )
-def test_families_of_foreign_programs(body, present, absent):
-    families = families_of(BODY + body)
+def test_families_of_other_programs(body, present, absent):
+    families = families_in("import jax.numpy as jnp\n\n" + BODY + body)
+    assert families is not None
     assert present in families
     assert absent not in families
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "",
-        "\0",
-        "def merge_models(",
-        "x = 1",
-        "def merge_models():\n    return f()",
-        "def merge_models(t):\n    return merge_models(t)",
-        "def merge_models(t):\n    return " + "(" * 150 + ")" * 150,
-        "def merge_models(t):\n    return " + "-" * 5000 + "1",
-        "class A:\n    pass\nasync def merge_models(t):\n    await t",
-        "def merge_models(t, *a, **k):\n    (x, *y), t[0].z = a\n    return [*y, {**k}][1:]",
-        "def merge_models(t):\n    try:\n        yield t\n    finally:\n        return (yield)",
-    ],
-)
-def test_families_of_anything(source):
-    assert families_of(source) == frozenset()
