@@ -1,9 +1,11 @@
-"""Where the program is in what a generator wrote."""
+"""Extraction of the program from a generated text."""
+
+from __future__ import annotations
 
 import re
 
-# An opening fence with an optional language, the text, and a closing fence or the end of it all
-# (a generation may stop at its token limit before it closes the fence).
+# An opening fence with an optional language, the code, and a closing fence or the end of the text
+# (generation may stop at the token limit before the fence is closed).
 _FENCED = re.compile(
     r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n]*\n"
     r"(?P<body>.*?)(?:^[ \t]*(?P=fence)[ \t]*$|\Z)",
@@ -14,10 +16,10 @@ _PYTHON = ("", "python", "py", "python3")
 
 
 def extract_program(text: str) -> str | None:
-    """The last fenced block, else the text from the first import, from, def or decorator line.
+    """Return the program in a generated text, or None if there is none.
 
-    Reasoning before the program is welcome in either form. A fenced block in another language
-    than Python is passed over. None where there is neither, or nothing but blanks inside.
+    It is the last fenced block of Python or without a language, or else the text from the first
+    import, definition or decorator on. Reasoning before the program is ignored.
     """
     text = text.replace("\r\n", "\n")
     blocks = [
@@ -30,7 +32,7 @@ def extract_program(text: str) -> str | None:
 
 
 def _tidy(program: str) -> str | None:
-    """Without blank ends and trailing blanks, so that equal programs are equal text."""
+    """Remove blank lines at both ends and trailing spaces; None if nothing is left."""
     lines = [line.rstrip() for line in program.strip("\n").split("\n")]
     program = "\n".join(lines).strip("\n")
     return program + "\n" if program.strip() else None

@@ -1,10 +1,12 @@
-"""The prompts from which a generator writes merge programs: versioned files in prompts/.
+"""Prompts from which a generator writes merge programs: the text files in prompts/.
 
-`short` is one comment line for generators that were trained on programs (the zoo). It ends without
-a newline: a trailing one would split the "newline and indent" tokens of a byte-level BPE, and a
-small model then writes nothing sensible. `full` describes the algorithm API and the experts and
-gives one worked example, for instruction-tuned generators.
+`short` is a single comment line, for generators that were trained on programs (the zoo). It has no
+trailing newline, which would split the "newline and indent" tokens of a byte-level BPE and make a
+small model write nonsense. `full` describes the algorithm API and the experts and contains a worked
+example, for instruction-tuned generators.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -18,14 +20,14 @@ _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def names() -> tuple[str, ...]:
-    """The prompts there are."""
+    """Return the names of the prompts."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
 
 
 @cache
 def _template(name: str) -> Template:
     if name not in names():
-        raise UserError(f'prompt "{name}" does not exist: use one of {", ".join(names())}')
+        raise UserError(f'prompt "{name}" does not exist; use one of {", ".join(names())}')
     return Template((FOLDER / f"{name}.txt").read_text(encoding="utf-8").rstrip("\n"))
 
 
@@ -36,24 +38,29 @@ def render(
     descriptions: Mapping[str, str],
     chat: Callable[[str], str] | None = None,
 ) -> str:
-    """The prompt `name` for these experts, without a trailing newline unless `chat` adds one.
+    """Return a prompt, without a trailing newline unless `chat` adds one.
 
-    slots: the experts' names in slot order ("expert_1", ...); descriptions: what each is good at,
-    by slot, used by prompts that list the experts; chat: turns the user's message into the
-    generator's chat format (its tokenizer's template, with the opening of the answer).
-    Raises UserError for an unknown prompt and for an expert without a description.
+    Args:
+        name: of the prompt.
+        slots: names of the experts in slot order.
+        descriptions: slot -> description of the expert, for prompts that list the experts.
+        chat: wraps the user's message in the generator's chat template.
+
+    Raises:
+        UserError: an unknown prompt, or an expert without a description.
     """
     template = _template(name)
-    wanted = template.get_identifiers()
+    identifiers = template.get_identifiers()
     values = {
         "count": _COUNTS[len(slots)] if len(slots) < len(_COUNTS) else str(len(slots)),
         "names": ", ".join(f'"{slot}"' for slot in slots),
     }
-    if "experts" in wanted:
+    if "experts" in identifiers:
         missing = [slot for slot in slots if not descriptions.get(slot, "").strip()]
         if missing:
             raise UserError(
-                f'prompt "{name}" lists the experts, but {missing[0]} has no description: add one'
+                f'prompt "{name}" lists the experts, but {missing[0]} has no description; '
+                f"add experts.{missing[0]}.description"
             )
         lines = (f"- {slot}: {' '.join(descriptions[slot].split())}" for slot in slots)
         values["experts"] = "\n".join(lines)

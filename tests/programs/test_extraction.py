@@ -1,4 +1,4 @@
-"""Programs are found in fenced, bare and unfinished generations."""
+"""Programs in fenced, bare and unfinished generations."""
 
 import pytest
 
@@ -24,12 +24,12 @@ PROGRAM = "import jax.numpy as jnp\n\ndef merge_models(task_vectors):\n    retur
         PROGRAM.replace("1.0", "1.0   "),
     ],
 )
-def test_the_program_is_found(text):
+def test_program_is_found(text):
     assert extract_program(text) == PROGRAM
 
 
 @pytest.mark.parametrize("start", ["from math import pi\n", "@jax.jit\n", "def f(x):\n"])
-def test_a_bare_program_begins_at_its_first_line(start):
+def test_bare_program_starts_at_its_first_line(start):
     assert extract_program("Sure:\n" + start + "    pass\n") == start + "    pass\n"
 
 
@@ -37,10 +37,10 @@ def test_a_bare_program_begins_at_its_first_line(start):
     "text",
     ["", "  \n", "I cannot write that.", "```python\n\n```", "definitely imported from elsewhere"],
 )
-def test_without_a_program_there_is_none(text):
+def test_text_without_a_program(text):
     assert extract_program(text) is None
 
 
-def test_prose_that_mentions_from_is_not_a_start():
+def test_prose_with_from_is_not_a_program():
     text = "from my point of view this is hard\n" + PROGRAM
     assert extract_program(text) == PROGRAM

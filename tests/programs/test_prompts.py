@@ -1,4 +1,4 @@
-"""Prompts: rendered text, errors, and a worked example that does what the prompt asks for."""
+"""Prompts: rendered text, errors, and the worked example."""
 
 import re
 
@@ -18,22 +18,22 @@ DESCRIPTIONS = {
 }
 
 
-def test_short_is_one_line_without_a_newline():
+def test_short_prompt_is_one_line():
     text = prompts.render("short", slots=SLOTS, descriptions={})
     assert text == "# merge three experts"
     assert prompts.render("short", slots=SLOTS[:2], descriptions={}) == "# merge two experts"
 
 
-def test_full_names_every_expert_and_stays_short():
+def test_full_prompt_lists_the_experts_and_is_short():
     text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
     assert all(f"- {slot}: {DESCRIPTIONS[slot]}" in text for slot in SLOTS)
     assert "$" not in text
     assert not text.endswith("\n")
-    # Words, punctuation marks and indents one by one: an upper bound for common tokenizers.
+    # One token per word, punctuation mark and indent: an upper bound for common tokenizers.
     assert len(re.findall(r"\w+|[^\w\s]|\n+ *", text)) <= 600
 
 
-def test_the_worked_example_is_a_valid_program():
+def test_worked_example_is_a_valid_program():
     text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
     (source,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     namespace: dict = {}
@@ -43,7 +43,7 @@ def test_the_worked_example_is_a_valid_program():
     merged = jax.jit(namespace["merge_models"])(vectors)
     assert (merged.shape, merged.dtype) == ((8, 6), jnp.float32)
     assert bool(jnp.isfinite(merged).all())
-    # Equal norms: doubling one expert must not turn the direction of the merge.
+    # Norms are equalized, so doubling one expert must not change the direction of the merge.
     vectors["expert_2"] = 2 * vectors["expert_2"]
     doubled = namespace["merge_models"](vectors)
     cosine = jnp.vdot(merged, doubled) / jnp.linalg.norm(merged) / jnp.linalg.norm(doubled)
@@ -57,13 +57,13 @@ def test_chat_wraps_the_message():
     assert text == "<user># merge three experts<assistant>\n"
 
 
-def test_description_is_kept_to_its_line():
+def test_description_is_one_line():
     described = DESCRIPTIONS | {"expert_2": "adds\n- expert_9: $count"}
     text = prompts.render("full", slots=SLOTS, descriptions=described)
     assert "- expert_2: adds - expert_9: $count\n" in text
 
 
-def test_errors_name_the_thing():
+def test_errors_name_the_prompt_or_expert():
     with pytest.raises(UserError, match=r'"long".*full, short'):
         prompts.render("long", slots=SLOTS, descriptions={})
     with pytest.raises(UserError, match="expert_2 has no description"):

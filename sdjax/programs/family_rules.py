@@ -1,0 +1,403 @@
+"""Rules that tell families of operations apart, applied to jaxprs by abstract interpretation.
+
+For every value the reader tracks on which experts it depends, a few tags (a magnitude, a sign, a
+dot product, ...), and its linear form over earlier tensors if it has one. The primitives at which
+such values meet determine the families.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+_COMPARISONS = {"gt", "lt", "ge", "le", "eq", "ne"}
+_SATURATING = {
+    "tanh": "saturation",
+    "exp": "soft_gate",
+    "exp2": "soft_gate",
+    "logistic": "soft_gate",
+}
+_SELECTED = {"magnitude", "sign", "norm", "dot", "mean"}  # tags that survive a selection
+# Operations whose result is of the same nature as their first operand.
+_TRANSPARENT = {
+    *("reshape", "transpose", "squeeze", "convert_element_type", "copy", "optimization_barrier"),
+    *("broadcast_in_dim", "expand_dims", "slice", "dynamic_slice", "rev", "stop_gradient"),
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """Abstract value of an array.
+
+    Attributes:
+        experts: inputs that it depends on: experts, "base" and "depth".
+        tags: see the rules below.
+        constant: its value if it is a constant scalar.
+        form: atom -> coefficient if it is a linear form; an atom is a tensor that is not one.
+        scalar: whether it has a single element.
+        parts: the values along the first axis of a stack.
+    """
+
+    experts: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    constant: float | None = None
+    form: dict[int, float] = field(default_factory=dict)
+    scalar: bool = False
+    parts: tuple[Value, ...] = ()
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The experts alone."""
+        return self.experts - {"base", "depth"}
+
+
+class FamilyReader:
+    """Interprets jaxprs and collects families.
+
+    Attributes:
+        found: families so far.
+        used: inputs that the results depend on.
+    """
+
+    def __init__(self) -> None:
+        """Start without families."""
+        self.found: set[str] = set()
+        self.used: set[str] = set()
+        self._atoms: list[Value] = []
+
+    def atom(self, experts: frozenset[str], *tags: str, scalar: bool = False) -> Value:
+        """Return a new value, an atom of linear forms unless it is a scalar."""
+        form = {} if scalar else {len(self._atoms): 1.0}
+        value = Value(experts=experts, tags=frozenset(tags), form=form, scalar=scalar)
+        self._atoms.append(value)
+        return value
+
+    def finish(self, outputs: Sequence[Value]) -> None:
+        """Record what the results are made of."""
+        for value in outputs:
+            self.classify(value)
+            self.used |= value.experts
+
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
+        """Return the values of a jaxpr's results."""
+        values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        values |= {v: _constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+
+        def read(atom: Any) -> Value:
+            return _constant(atom.val) if isinstance(atom, Literal) else values[atom]
+
+        for equation in jaxpr.eqns:
+            operands = [read(v) for v in equation.invars]
+            results = self.equation(equation, operands)
+            values |= dict(zip(equation.outvars, results, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def equation(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
+        """Return the results of an equation; control flow is followed into its jaxprs."""
+        params, name = equation.params, equation.primitive.name
+        if name == "cond":
+            index, *inputs = operands
+            branches = [self.run(b.jaxpr, b.consts, inputs) for b in params["branches"]]
+            return [self.merge([index, *results]) for results in zip(*branches, strict=True)]
+        if name == "while":
+            first, second = params["cond_nconsts"], params["body_nconsts"]
+            body, state = params["body_jaxpr"], operands[first + second :]
+            for _ in range(2):  # so that the carry has met what the body adds to it
+                results = self.run(
+                    body.jaxpr, body.consts, [*operands[first : first + second], *state]
+                )
+                state = [self.merge(pair) for pair in zip(state, results, strict=True)]
+            return state
+        if "jaxpr" in params:  # scan, jit
+            body = params["jaxpr"]
+            carries = len(equation.outvars) if name == "scan" else 0
+            results = self.run(body.jaxpr, body.consts, operands)
+            if carries:
+                start = len(operands) - len(body.jaxpr.invars)
+                merged = self.merge([*operands[start:], *results])
+                self.run(body.jaxpr, body.consts, [self.merge([o, merged]) for o in operands])
+            return results
+        result = self.primitive(equation, name, operands)
+        ranks = [getattr(v.aval, "ndim", 0) for v in (*equation.invars, equation.outvars[0])]
+        if any("stack" in v.tags for v in operands) and max(ranks) == ranks[-1]:
+            result = replace(result, tags=result.tags | {"stack"})
+        return [result] * len(equation.outvars)
+
+    def merge(self, values: Sequence[Value]) -> Value:
+        """Return a value that may be any of these."""
+        experts = frozenset[str]().union(*(v.experts for v in values))
+        tags = frozenset[str]().union(*(v.tags for v in values))
+        return self.atom(experts, *tags, scalar=all(v.scalar for v in values))
+
+    def classify(self, value: Value) -> None:
+        """Record the families of a linear form, once it is complete."""
+        terms = [(self._atoms[n], c) for n, c in value.form.items() if abs(c) > 1e-12]
+        for term, coefficient in terms:
+            if "centered" in term.tags:
+                self.found.add("center")
+            stacked = next((tag for tag in term.tags if tag.startswith("stack_sum:")), None)
+            if stacked and len(terms) == 1 and coefficient != 1:
+                count = float(stacked.partition(":")[2])
+                mean = math.isclose(coefficient * count, 1, rel_tol=1e-5)
+                self.found.add("mean" if mean else "scaling")
+        terms = [(term, c) for term, c in terms if term.sources]
+        if len({term.sources for term, _ in terms}) < 2:
+            return
+        if any("scaled" in term.tags for term, _ in terms):
+            self.found.add("norm_balance")
+        if any("projection" in term.tags and c < 0 for term, c in terms):
+            self.found.add("projection_removal")
+        coefficients = [c for _, c in terms]
+        if np.allclose(coefficients, coefficients[0], rtol=1e-5):
+            if math.isclose(coefficients[0] * len(terms), 1, rel_tol=1e-5):
+                self.found.add("mean")
+            elif coefficients[0] != 1:
+                self.found.add("scaling")
+        elif any(abs(c) != 1 for c in coefficients):
+            self.found.add("weighted_sum")
+            if math.isclose(sum(coefficients), 1, rel_tol=1e-5):
+                self.found.add("interpolation")
+
+    def primitive(self, equation: JaxprEqn, name: str, operands: list[Value]) -> Value:
+        """Return the result of a primitive that is not control flow."""
+        experts = frozenset[str]().union(*(v.experts for v in operands))
+        scalar = math.prod(getattr(equation.outvars[0].aval, "shape", ())) == 1
+        if operands and all(v.constant is not None for v in operands):
+            return _evaluated(name, [v.constant for v in operands], scalar)
+        first = operands[0] if operands else Value()
+        second = operands[1] if len(operands) > 1 else Value()
+        if name == "slice" and first.parts:
+            start, limit = equation.params["start_indices"][0], equation.params["limit_indices"][0]
+            return self.stack(first.parts[start:limit])
+        if name == "squeeze" and len(first.parts) == 1:
+            return first.parts[0]
+        if name in _TRANSPARENT:
+            shape = getattr(equation.outvars[0].aval, "shape", ())
+            spread = name == "broadcast_in_dim" and first.scalar and not scalar
+            return replace(first, scalar=first.scalar and (scalar or spread or not shape))
+        if name == "neg":
+            return self.scaled(first, -1.0)
+        if name in ("add", "sub", "add_any"):
+            return self.sum(first, second, -1.0 if name == "sub" else 1.0)
+        if name == "mul":
+            return self.product(equation, first, second, experts)
+        if name == "div":
+            return self.quotient(first, second, experts)
+        for operand in operands:
+            if name != "square" or "centered" not in operand.tags:  # a variance is not centering
+                self.classify(operand)
+        if name in ("abs", "square") or (name == "integer_pow" and equation.params["y"] % 2 == 0):
+            return self.atom(experts, "magnitude", scalar=first.scalar)
+        if name in ("sqrt", "rsqrt", "integer_pow", "pow", "log", "max_power"):
+            if "magnitude" in first.tags and first.sources and not first.scalar:
+                self.found.add("power")
+            return self.atom(experts, *first.tags, scalar=first.scalar)
+        if name == "sign":
+            return self.atom(experts, "sign", scalar=first.scalar)
+        if name in _SATURATING:
+            if first.sources and not first.scalar:
+                self.found.add(_SATURATING[name])
+            return self.atom(experts, "bounded", scalar=first.scalar)
+        if name in _COMPARISONS:
+            return self.comparison(first, second, experts)
+        if name in ("max", "min"):
+            return self.extreme(first, second, experts)
+        if name == "clamp":
+            if second.sources and not second.scalar:
+                self.found.add("clip")
+            return self.atom(experts, *operands[1].tags, scalar=operands[1].scalar)
+        if name == "select_n":
+            tags = frozenset[str]().union(*(v.tags for v in operands[1:])) & _SELECTED
+            return self.atom(experts, *tags, scalar=all(v.scalar for v in operands))
+        if name in ("stack", "concatenate"):
+            return self.stack(operands)
+        if name.startswith("reduce_") or name in ("argmax", "argmin"):
+            return self.reduction(equation, name, first, experts, scalar)
+        if name == "dot_general":
+            return self.contraction(first, second, experts, scalar)
+        if name in ("sort", "gather", "top_k"):
+            return self.atom(experts, *first.tags, scalar=scalar)
+        return self.atom(experts, scalar=scalar)
+
+    def stack(self, parts: Sequence[Value]) -> Value:
+        """Return values stacked along a new first axis."""
+        experts = frozenset[str]().union(*(v.experts for v in parts))
+        tags = frozenset[str]().union(*(v.tags for v in parts))
+        return replace(self.atom(experts, *tags, "stack"), parts=tuple(parts))
+
+    def scaled(self, value: Value, factor: float) -> Value:
+        """Return a value times a constant."""
+        return replace(value, form={n: c * factor for n, c in value.form.items()}, parts=())
+
+    def sum(self, left: Value, right: Value, sign: float) -> Value:
+        """Return a sum or difference."""
+        experts = left.experts | right.experts
+        for one, other in ((left, right), (right, left)):
+            if other.constant == 0:  # the start of an accumulator
+                return one if one is left else self.scaled(one, sign)
+        if left.scalar and right.scalar:
+            return Value(experts=experts, tags=left.tags | right.tags, scalar=True)
+        if not left.scalar and right.scalar and "mean" in right.tags and right.sources:
+            self.classify(left)
+            return self.atom(experts, "centered")
+        if left.scalar or right.scalar:  # the sum with an offset is not linear, but a new atom
+            tensor = right if left.scalar else left
+            self.classify(tensor)
+            return self.atom(experts, *tensor.tags & {"magnitude"})
+        form = dict(left.form)
+        for atom, coefficient in right.form.items():
+            form[atom] = form.get(atom, 0.0) + sign * coefficient
+        tags = (left.tags & right.tags) - {"magnitude", "scaled"}
+        return Value(experts=experts, tags=tags, form=form)
+
+    def product(
+        self, equation: JaxprEqn, left: Value, right: Value, experts: frozenset[str]
+    ) -> Value:
+        """Return an elementwise product."""
+        for one, other in ((left, right), (right, left)):
+            if one.constant is not None:
+                return self.scaled(other, one.constant)
+        if left.scalar and right.scalar:
+            same = equation.invars[0] is equation.invars[1]
+            tags = (left.tags | right.tags) | ({"norm"} if same else set())
+            return Value(experts=experts, tags=tags, scalar=True)
+        for one, other in ((left, right), (right, left)):
+            if one.scalar and not other.scalar:
+                return self.scaled_by(one, other, experts)
+        if equation.invars[0] is equation.invars[1]:
+            self.classify(left)
+            return self.atom(experts, "magnitude")
+        self.classify(left)
+        self.classify(right)
+        tags = left.tags | right.tags
+        if left.sources and left.sources == right.sources and "product" not in tags:
+            if "magnitude" in tags and not tags & {"mask", "sign", "bounded"}:
+                self.found.add("power")
+            return self.atom(experts, *tags & {"sign", "magnitude", "scaled"})
+        if "mask" in tags:
+            return self.atom(experts)
+        return self.atom(experts, "product")
+
+    def scaled_by(self, scalar: Value, tensor: Value, experts: frozenset[str]) -> Value:
+        """Return a tensor times a scalar that is not a constant."""
+        self.classify(tensor)
+        tags = {*tensor.tags & {"sign", "magnitude", "product"}}
+        if "dot" in scalar.tags:
+            self.found.add("cosine_weight")
+            tags.add("projection")
+        elif "norm" in scalar.tags and scalar.sources:
+            if "sign" in tensor.tags:
+                self.found.add("sign_only")
+            elif not tensor.tags & {"bounded", "sign"} and tensor.sources:
+                tags.add("scaled")
+        negative = all(c < 0 for c in tensor.form.values()) and bool(tensor.form)
+        value = self.atom(experts, *tags)
+        return self.scaled(value, -1.0) if negative else value
+
+    def quotient(self, left: Value, right: Value, experts: frozenset[str]) -> Value:
+        """Return an elementwise quotient."""
+        if right.constant:
+            return self.scaled(left, 1 / right.constant)
+        if left.scalar and right.scalar:
+            scalar_tags = left.tags | right.tags
+            if "dot" in scalar_tags:  # a cosine, or a projection's coefficient
+                scalar_tags -= {"norm"}
+            return Value(experts=experts, tags=scalar_tags, scalar=True)
+        self.classify(left)
+        tags = {*left.tags & {"sign", "magnitude", "product", "projection"}}
+        if right.scalar and "norm" in right.tags and left.sources and "sign" not in left.tags:
+            tags.add("scaled")
+        value = self.atom(experts, *tags)
+        negative = all(c < 0 for c in left.form.values()) and bool(left.form)
+        return self.scaled(value, -1.0) if negative else value
+
+    def comparison(self, left: Value, right: Value, experts: frozenset[str]) -> Value:
+        """Return the mask of a comparison."""
+        if "magnitude" in left.tags & right.tags and not (left.scalar or right.scalar):
+            if left.sources and right.sources and left.sources != right.sources:
+                self.found.add("max_magnitude")
+        else:
+            for one, other in ((left, right), (right, left)):
+                if one.scalar or not one.sources:
+                    continue
+                if "magnitude" in one.tags:
+                    self.found.add("magnitude_trim")
+                elif "base" not in one.experts | other.experts and (
+                    one.tags & {"product", "sign"} or other.constant == 0
+                ):
+                    self.found.add("sign_gate")
+        return self.atom(experts, "mask", scalar=left.scalar and right.scalar)
+
+    def extreme(self, left: Value, right: Value, experts: frozenset[str]) -> Value:
+        """Return an elementwise maximum or minimum."""
+        tensors = [v for v in (left, right) if v.sources and not v.scalar]
+        magnitudes = ["magnitude" in v.tags for v in tensors]
+        if len(tensors) == 2 and left.sources != right.sources:
+            self.found.add("max_magnitude" if all(magnitudes) else "extremes")
+        elif len(tensors) == 1:
+            self.found.add("magnitude_trim" if magnitudes[0] else "clip")
+        tags = left.tags | right.tags if left.scalar and right.scalar else left.tags & right.tags
+        if magnitudes and all(magnitudes):
+            tags |= {"magnitude"}
+        return self.atom(experts, *tags, scalar=left.scalar and right.scalar)
+
+    def reduction(
+        self, equation: JaxprEqn, name: str, value: Value, experts: frozenset[str], scalar: bool
+    ) -> Value:
+        """Return a reduction over axes."""
+        axes, shape = equation.params.get("axes", ()), getattr(equation.invars[0].aval, "shape", ())
+        if "stack" in value.tags and len(axes) == 1 and not scalar:
+            if name in ("reduce_max", "argmax") and "magnitude" in value.tags:
+                self.found.add("max_magnitude")
+            elif name in ("reduce_max", "reduce_min"):
+                self.found.add("extremes")
+            return self.atom(experts, f"stack_sum:{shape[axes[0]]}")
+        if scalar:
+            if "product" in value.tags:
+                return self.atom(experts, "dot", scalar=True)
+            if "magnitude" in value.tags:
+                return self.atom(experts, "norm", scalar=True)
+            return self.atom(experts, "mean", scalar=True)
+        if value.sources and len(axes) < len(shape):
+            self.found.add("row_mean")
+        return self.atom(experts, *value.tags & {"magnitude"})
+
+    def contraction(
+        self, left: Value, right: Value, experts: frozenset[str], scalar: bool
+    ) -> Value:
+        """Return a tensor contraction."""
+        if scalar:
+            same = left.sources == right.sources
+            return self.atom(experts, "norm" if same else "dot", scalar=True)
+        if left.constant is None and not left.experts and "stack" in right.tags:
+            self.found.add("weighted_sum")
+        return self.atom(experts)
+
+
+def _constant(value: Any) -> Value:
+    array = (
+        np.asarray(value) if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else None
+    )
+    if array is None or array.size != 1 or array.dtype.kind not in "biuf":
+        return Value(scalar=array is not None and array.size == 1)
+    return Value(constant=float(array.reshape(())), scalar=True)
+
+
+def _evaluated(name: str, values: Sequence[float | None], scalar: bool) -> Value:
+    """Return an operation on constants."""
+    one, other = (*values, None, None)[:2]
+    result = one
+    if one is not None and other is not None:
+        results = {"mul": one * other, "add": one + other, "sub": one - other}
+        if name == "div" and other:
+            results["div"] = one / other
+        result = results.get(name)
+    elif name not in _TRANSPARENT:
+        result = -one if name == "neg" and one is not None else None
+    return Value(constant=result, scalar=True)
