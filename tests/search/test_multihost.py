@@ -12,7 +12,7 @@ from sdjax.search.config import BaselinesConfig
 from sdjax.search.loop import run_search
 from sdjax.search.store import Store
 
-SDJAX = ("-c", "from sdjax.cli import main; main()")
+SDJAX = ("-c", "from sdjax.cli.main import main; main()")
 
 
 @pytest.fixture(scope="module")
