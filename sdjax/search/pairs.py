@@ -14,7 +14,7 @@ from pathlib import Path
 from sdjax.search.config import SelectionConfig
 from sdjax.search.ranking import rank_key
 from sdjax.search.store import Store
-from sdjax.search.types import ScoredSample
+from sdjax.search.types import Pair, ScoredSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,6 @@ class Selection:
 
     chosen: tuple[ScoredSample, ...]
     rejected: tuple[ScoredSample, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A preference pair."""
-
-    chosen: ScoredSample
-    rejected: ScoredSample
 
 
 def rank_samples(samples: Iterable[ScoredSample]) -> tuple[ScoredSample, ...]:

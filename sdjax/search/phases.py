@@ -27,7 +27,7 @@ from sdjax.sandbox.verdict import Verdict
 from sdjax.search.apply_candidate import apply_program
 from sdjax.search.context import RunContext
 from sdjax.search.multihost import judge_all
-from sdjax.search.pairs import Pair, make_pairs, select
+from sdjax.search.pairs import make_pairs, select
 from sdjax.search.ranking import NOT_JUDGED, complete_scores, is_admissible
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -35,6 +35,7 @@ from sdjax.search.types import (
     MAIN,
     SEARCH,
     Candidate,
+    Pair,
     Program,
     Sample,
     ScoredSample,

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,24 +28,7 @@ from sdjax.search.ranking import (
     DuplicateIndex,
     is_admissible,
 )
-from sdjax.search.tables import (
-    APPLICATION,
-    CANDIDATE,
-    CHECKPOINT,
-    EVALUATION,
-    LINEAGE,
-    PAIR,
-    PHASE,
-    PROGRAM,
-    PROMPT,
-    RUN,
-    SAMPLE,
-    SCORE,
-    SETTING,
-    TABLES,
-    VERDICT,
-    Table,
-)
+from sdjax.search.tables import TABLES
 from sdjax.search.types import (
     MAIN,
     SEARCH,
@@ -100,8 +84,9 @@ class Store:
             layers=tuple(layers),
             started_at=now(),
         )
-        schema = "\n".join(table.schema() for table in TABLES)
-        return cls(Database.create(Path(folder), schema, (RUN.insert(), RUN.encode(run))))
+        schema = "\n".join(table.schema() for table in TABLES.values())
+        table = TABLES[RunRecord]
+        return cls(Database.create(Path(folder), schema, (table.insert(), table.encode(run))))
 
     @classmethod
     def open(cls, folder: Path, *, write: bool = False) -> Store:
@@ -142,12 +127,12 @@ class Store:
         """The run's folder."""
         return self._database.folder
 
-    def _insert(self, table: Table[T], *records: T, on_conflict: str = "fail") -> None:
+    def _insert(self, *records: Any, on_conflict: str = "fail") -> None:
         with self._database.transaction() as connection:
-            rows = [table.encode(record) for record in records]
-            connection.executemany(table.insert(on_conflict), rows)
+            _execute_inserts(connection, records, on_conflict)
 
-    def _select(self, table: Table[T], rest: str = "ORDER BY rowid", *values: Any) -> list[T]:
+    def _select(self, record: type[T], rest: str = "ORDER BY rowid", *values: Any) -> list[T]:
+        table = TABLES[record]
         rows = self._database.read(f"SELECT * FROM {table.name} {rest}", values)
         return [table.decode(row) for row in rows]
 
@@ -155,7 +140,7 @@ class Store:
 
     def run(self) -> RunRecord:
         """Return the run's record."""
-        runs = self._select(RUN)
+        runs = self._select(RunRecord)
         if not runs:
             raise UserError(
                 f"{self._database.path}: its table run is empty; start again with another --out"
@@ -182,7 +167,7 @@ class Store:
 
     def save_setting(self, setting: Setting) -> None:
         """Save a setting. Raises ValueError if a different one has the same name."""
-        self._insert(SETTING, setting, on_conflict="ignore")
+        self._insert(setting, on_conflict="ignore")
         if setting not in self.settings():
             raise ValueError(
                 f"a different setting {setting.name!r} is already in {self._database.path}"
@@ -190,32 +175,32 @@ class Store:
 
     def settings(self) -> tuple[Setting, ...]:
         """Return the settings in the order in which they were saved."""
-        return tuple(self._select(SETTING))
+        return tuple(self._select(Setting))
 
     def save_lineage(self, lineage: Lineage) -> None:
         """Save the lineage of an iteration."""
-        self._insert(LINEAGE, lineage, on_conflict="update")
+        self._insert(lineage, on_conflict="update")
 
     def lineage(self) -> tuple[Lineage, ...]:
         """Return the lineage by iteration."""
-        return tuple(self._select(LINEAGE, "ORDER BY iteration"))
+        return tuple(self._select(Lineage, "ORDER BY iteration"))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Record a checkpoint whose files are complete."""
-        self._insert(CHECKPOINT, checkpoint, on_conflict="update")
+        self._insert(checkpoint, on_conflict="update")
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """Return the checkpoints by iteration."""
-        return tuple(self._select(CHECKPOINT, "ORDER BY iteration, name"))
+        return tuple(self._select(Checkpoint, "ORDER BY iteration, name"))
 
     def save_phase(self, iteration: int, name: str, seconds: float) -> None:
         """Record that a phase of an iteration is complete."""
         phase = Phase(iteration=iteration, name=name, seconds=seconds, finished_at=now())
-        self._insert(PHASE, phase, on_conflict="update")
+        self._insert(phase, on_conflict="update")
 
     def phases(self) -> dict[tuple[int, str], float]:
         """Return (iteration, phase) -> seconds, in the order of completion."""
-        phases = self._select(PHASE, "ORDER BY finished_at, rowid")
+        phases = self._select(Phase, "ORDER BY finished_at, rowid")
         return {(phase.iteration, phase.name): phase.seconds for phase in phases}
 
     # Samples and programs
@@ -223,16 +208,16 @@ class Store:
     def save_prompt(self, name: str, text: str) -> str:
         """Save a prompt and return its hash."""
         prompt = Prompt(hash=text_hash(text), name=name, text=text)
-        self._insert(PROMPT, prompt, on_conflict="ignore")
+        self._insert(prompt, on_conflict="ignore")
         return prompt.hash
 
     def prompts(self) -> dict[str, str]:
         """Return hash -> text."""
-        return {prompt.hash: prompt.text for prompt in self._select(PROMPT)}
+        return {prompt.hash: prompt.text for prompt in self._select(Prompt)}
 
     def save_samples(self, samples: Iterable[Sample]) -> None:
         """Save samples, all or none. Raises sqlite3.IntegrityError if one exists already."""
-        self._insert(SAMPLE, *samples)
+        self._insert(*samples)
 
     def sample_numbers(self, iteration: int, purpose: str = SEARCH) -> set[int]:
         """Return the numbers of an iteration's samples."""
@@ -244,27 +229,25 @@ class Store:
 
         The first verdict on a source and the first program of an identity are kept.
         """
-        with self._database.transaction() as connection:
-            connection.execute(VERDICT.insert("ignore"), VERDICT.encode(verdict))
-            if program is not None:
-                connection.execute(PROGRAM.insert("ignore"), PROGRAM.encode(program))
+        records = [verdict] if program is None else [verdict, program]
+        self._insert(*records, on_conflict="ignore")
 
     def verdict_of(self, source: str) -> StoredVerdict | None:
         """Return the verdict on a source text, or None if it was not judged yet."""
-        verdicts = self._select(VERDICT, "WHERE source = ?", storable(source))
+        verdicts = self._select(StoredVerdict, "WHERE source = ?", storable(source))
         return verdicts[0] if verdicts else None
 
     def verdicts(self) -> dict[str, StoredVerdict]:
         """Return source -> verdict."""
-        return {verdict.source: verdict for verdict in self._select(VERDICT)}
+        return {verdict.source: verdict for verdict in self._select(StoredVerdict)}
 
     def programs(self) -> dict[str, Program]:
         """Return identity -> program, in the order in which they were admitted."""
-        return {program.identity: program for program in self._select(PROGRAM)}
+        return {program.identity: program for program in self._select(Program)}
 
     def program(self, identity: str) -> Program:
         """Return the program with an identity. Raises KeyError if there is none."""
-        programs = self._select(PROGRAM, "WHERE identity = ?", identity)
+        programs = self._select(Program, "WHERE identity = ?", identity)
         if not programs:
             raise KeyError(identity)
         return programs[0]
@@ -281,9 +264,9 @@ class Store:
             for row in self._database.read("SELECT identity, fingerprint FROM program")
         }
         setting_of = {one.iteration: one.setting for one in self.lineage()}
-        applications = {(one.candidate, one.setting): one for one in self._select(APPLICATION)}
+        applications = {(one.candidate, one.setting): one for one in self._select(Application)}
         judged = []
-        samples = self._select(SAMPLE, "WHERE purpose = ? ORDER BY iteration, number", purpose)
+        samples = self._select(Sample, "WHERE purpose = ? ORDER BY iteration, number", purpose)
         for sample in samples:
             verdict = verdicts.get(sample.source or "")
             application = None
@@ -299,21 +282,21 @@ class Store:
 
     def save_candidate(self, candidate: Candidate) -> None:
         """Save a candidate, unless it is known."""
-        self._insert(CANDIDATE, candidate, on_conflict="ignore")
+        self._insert(candidate, on_conflict="ignore")
 
     def candidates(self) -> dict[str, Candidate]:
         """Return name -> candidate, in the order in which they were saved."""
-        return {candidate.name: candidate for candidate in self._select(CANDIDATE)}
+        return {candidate.name: candidate for candidate in self._select(Candidate)}
 
     def save_application(self, application: Application) -> None:
         """Save the result of applying a candidate; a change that is not finite is saved as 0."""
         change = application.change if math.isfinite(application.change) else 0.0
         application = dataclasses.replace(application, change=change)
-        self._insert(APPLICATION, application, on_conflict="update")
+        self._insert(application, on_conflict="update")
 
     def applications(self, setting: str = MAIN) -> dict[str, Application]:
         """Return candidate -> result of applying it in a setting."""
-        applications = self._select(APPLICATION, "WHERE setting = ?", setting)
+        applications = self._select(Application, "WHERE setting = ?", setting)
         return {application.candidate: application for application in applications}
 
     def save_scores(
@@ -344,16 +327,15 @@ class Store:
             row = connection.execute(f"SELECT complete FROM evaluation WHERE {where}", key)
             if (row.fetchone() or {"complete": False})["complete"]:
                 raise ValueError(f"{candidate} in {setting} on {split} is already scored")
-            evaluation = Evaluation(**key, complete=complete)
-            connection.execute(EVALUATION.insert("update"), EVALUATION.encode(evaluation))
-            rows = [SCORE.encode(Score(**key, outcome=outcome)) for outcome in outcomes]
-            connection.executemany(SCORE.insert(), rows)
+            _execute_inserts(connection, [Evaluation(**key, complete=complete)], "update")
+            scores = [Score(**key, outcome=outcome) for outcome in outcomes]
+            _execute_inserts(connection, scores)
 
     def outcomes(self, candidate: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
         """Return the outcomes of an evaluation by problem id; empty if there is none."""
         where = "WHERE candidate = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
         return tuple(
-            score.outcome for score in self._select(SCORE, where, candidate, setting, split)
+            score.outcome for score in self._select(Score, where, candidate, setting, split)
         )
 
     def summaries(self, split: str | None = None, setting: str | None = MAIN) -> list[Summary]:
@@ -377,18 +359,26 @@ class Store:
 
     def save_pairs(self, pairs: Iterable[StoredPair]) -> None:
         """Save an iteration's pairs, all or none. Raises sqlite3.IntegrityError if it has some."""
-        self._insert(PAIR, *pairs)
+        self._insert(*pairs)
 
     def pairs(self, iteration: int | None = None) -> list[StoredPair]:
         """Return the pairs of an iteration, or of all iterations, in order."""
         where = "WHERE ?1 IS NULL OR iteration = ?1 ORDER BY iteration, number"
-        return self._select(PAIR, where, iteration)
+        return self._select(StoredPair, where, iteration)
 
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:
     """Return a hash of a config's JSON form."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _execute_inserts(
+    connection: sqlite3.Connection, records: Iterable[Any], on_conflict: str = "fail"
+) -> None:
+    for record in records:
+        table = TABLES[type(record)]
+        connection.execute(table.insert(on_conflict), table.encode(record))
 
 
 def _status(

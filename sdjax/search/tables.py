@@ -167,62 +167,67 @@ def _build(record: type[T], cells: Iterator[Any]) -> T:
     )
 
 
-RUN = Table(name="run", record=RunRecord)
-SETTING = Table(name="setting", record=Setting, key=("name",))
-CHECKPOINT = Table(name="checkpoint", record=Checkpoint, key=("name",))
-LINEAGE = Table(
-    name="lineage",
-    record=Lineage,
-    key=("iteration",),
-    references={"setting": "setting(name)", "checkpoint": "checkpoint(name)"},
-)
-PHASE = Table(name="phase", record=Phase, key=("iteration", "name"))
-PROMPT = Table(name="prompt", record=Prompt, key=("hash",))
-SAMPLE = Table(
-    name="sample",
-    record=Sample,
-    key=("purpose", "iteration", "number"),
-    references={"prompt": "prompt(hash)"},
-)
-VERDICT = Table(name="verdict", record=StoredVerdict, key=("source",))
-PROGRAM = Table(name="program", record=Program, key=("identity",))
-CANDIDATE = Table(
-    name="candidate",
-    record=Candidate,
-    key=("name",),
-    references={"identity": "program(identity)"},
-    constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program', 'control'))",),
-)
-APPLICATION = Table(
-    name="application",
-    record=Application,
-    key=("candidate", "setting"),
-    references={"candidate": "candidate(name)", "setting": "setting(name)"},
-)
-EVALUATION = Table(
-    name="evaluation",
-    record=Evaluation,
-    key=("candidate", "setting", "split"),
-    references={"candidate": "candidate(name)", "setting": "setting(name)"},
-)
-SCORE = Table(
-    name="score",
-    record=Score,
-    key=("candidate", "setting", "split", "outcome_problem_id"),
-    references={"candidate, setting, split": "evaluation(candidate, setting, split)"},
-)
-PAIR = Table(
-    name="pair",
-    record=StoredPair,
-    key=("iteration", "number"),
-    references={
-        f"{side}_{column}": table
-        for side in ("chosen", "rejected")
-        for column, table in (("identity", "program(identity)"), ("prompt", "prompt(hash)"))
-    },
-    constraints=("CHECK (chosen_identity <> rejected_identity)",),
-)
-TABLES: tuple[Table[Any], ...] = (
-    *(RUN, SETTING, CHECKPOINT, LINEAGE, PHASE, PROMPT, SAMPLE, VERDICT, PROGRAM, CANDIDATE),
-    *(APPLICATION, EVALUATION, SCORE, PAIR),
-)
+_CANDIDATE = {"candidate": "candidate(name)", "setting": "setting(name)"}
+_EVALUATION = "candidate, setting, split"
+
+# Record class -> table.
+TABLES: dict[type, Table[Any]] = {
+    table.record: table
+    for table in (
+        Table(name="run", record=RunRecord),
+        Table(name="setting", record=Setting, key=("name",)),
+        Table(name="checkpoint", record=Checkpoint, key=("name",)),
+        Table(
+            name="lineage",
+            record=Lineage,
+            key=("iteration",),
+            references={"setting": "setting(name)", "checkpoint": "checkpoint(name)"},
+        ),
+        Table(name="phase", record=Phase, key=("iteration", "name")),
+        Table(name="prompt", record=Prompt, key=("hash",)),
+        Table(
+            name="sample",
+            record=Sample,
+            key=("purpose", "iteration", "number"),
+            references={"prompt": "prompt(hash)"},
+        ),
+        Table(name="verdict", record=StoredVerdict, key=("source",)),
+        Table(name="program", record=Program, key=("identity",)),
+        Table(
+            name="candidate",
+            record=Candidate,
+            key=("name",),
+            references={"identity": "program(identity)"},
+            constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program', 'control'))",),
+        ),
+        Table(
+            name="application",
+            record=Application,
+            key=("candidate", "setting"),
+            references=_CANDIDATE,
+        ),
+        Table(
+            name="evaluation",
+            record=Evaluation,
+            key=("candidate", "setting", "split"),
+            references=_CANDIDATE,
+        ),
+        Table(
+            name="score",
+            record=Score,
+            key=("candidate", "setting", "split", "outcome_problem_id"),
+            references={_EVALUATION: f"evaluation({_EVALUATION})"},
+        ),
+        Table(
+            name="pair",
+            record=StoredPair,
+            key=("iteration", "number"),
+            references={
+                f"{side}_{column}": table
+                for side in ("chosen", "rejected")
+                for column, table in (("identity", "program(identity)"), ("prompt", "prompt(hash)"))
+            },
+            constraints=("CHECK (chosen_identity <> rejected_identity)",),
+        ),
+    )
+}

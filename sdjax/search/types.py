@@ -316,10 +316,16 @@ class ScoredSample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredPair:
-    """A preference pair of an iteration."""
+class Pair:
+    """A preference pair."""
+
+    chosen: ScoredSample
+    rejected: ScoredSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPair(Pair):
+    """A preference pair with its place in an iteration."""
 
     iteration: int
     number: int
-    chosen: ScoredSample
-    rejected: ScoredSample
