@@ -43,4 +43,5 @@ def configure_logging(level: int = logging.INFO) -> None:
         handler = _StderrHandler()
         handler.setFormatter(logging.Formatter("sdjax: %(message)s"))
         _LOGGER.addHandler(handler)
+        _LOGGER.propagate = False  # other libraries add handlers to the root logger
     _LOGGER.setLevel(level)

@@ -8,7 +8,8 @@ such values meet determine the families.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,12 +17,23 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+# Bounds on the interpretation of hostile programs; results beyond them are incomplete.
+_MAX_STEPS = 20_000
+_MAX_TERMS = 64
+
 _COMPARISONS = {"gt", "lt", "ge", "le", "eq", "ne"}
 _SATURATING = {
     "tanh": "saturation",
     "exp": "soft_gate",
     "exp2": "soft_gate",
     "logistic": "soft_gate",
+}
+_ARITHMETIC: dict[str, Callable[..., float]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "neg": operator.neg,
 }
 _SELECTED = {"magnitude", "sign", "norm", "dot", "mean"}  # tags that survive a selection
 # Operations whose result is of the same nature as their first operand.
@@ -70,6 +82,7 @@ class FamilyReader:
         self.found: set[str] = set()
         self.used: set[str] = set()
         self._atoms: list[Value] = []
+        self._steps = 0
 
     def atom(self, experts: frozenset[str], *tags: str, scalar: bool = False) -> Value:
         """Return a new value, an atom of linear forms unless it is a scalar."""
@@ -98,31 +111,34 @@ class FamilyReader:
             values |= dict(zip(equation.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
+    def call(self, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
+        """Return the results of a jaxpr with or without constants."""
+        return self.run(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), operands)
+
     def equation(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         """Return the results of an equation; control flow is followed into its jaxprs."""
         params, name = equation.params, equation.primitive.name
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            return [self.merge(operands)] * len(equation.outvars)
         if name == "cond":
             index, *inputs = operands
-            branches = [self.run(b.jaxpr, b.consts, inputs) for b in params["branches"]]
+            branches = [self.call(branch, inputs) for branch in params["branches"]]
             return [self.merge([index, *results]) for results in zip(*branches, strict=True)]
         if name == "while":
-            first, second = params["cond_nconsts"], params["body_nconsts"]
-            body, state = params["body_jaxpr"], operands[first + second :]
-            for _ in range(2):  # so that the carry has met what the body adds to it
-                results = self.run(
-                    body.jaxpr, body.consts, [*operands[first : first + second], *state]
-                )
+            body, count = params["body_jaxpr"], len(equation.outvars)
+            state = operands[len(operands) - count :]
+            consts = operands[len(operands) - len(body.in_avals) : len(operands) - count]
+            for _ in range(2):  # the second time with what the body adds to the carry
+                results = self.call(body, [*consts, *state])
                 state = [self.merge(pair) for pair in zip(state, results, strict=True)]
             return state
-        if "jaxpr" in params:  # scan, jit
-            body = params["jaxpr"]
-            carries = len(equation.outvars) if name == "scan" else 0
-            results = self.run(body.jaxpr, body.consts, operands)
-            if carries:
-                start = len(operands) - len(body.jaxpr.invars)
-                merged = self.merge([*operands[start:], *results])
-                self.run(body.jaxpr, body.consts, [self.merge([o, merged]) for o in operands])
-            return results
+        if name == "scan":
+            carry = self.merge([*operands, *self.call(params["jaxpr"], operands)])
+            return self.call(params["jaxpr"], [self.merge([one, carry]) for one in operands])
+        body = params.get("jaxpr", params.get("call_jaxpr"))
+        if body is not None:
+            return self.call(body, operands)
         result = self.primitive(equation, name, operands)
         ranks = [getattr(v.aval, "ndim", 0) for v in (*equation.invars, equation.outvars[0])]
         if any("stack" in v.tags for v in operands) and max(ranks) == ranks[-1]:
@@ -168,8 +184,9 @@ class FamilyReader:
         """Return the result of a primitive that is not control flow."""
         experts = frozenset[str]().union(*(v.experts for v in operands))
         scalar = math.prod(getattr(equation.outvars[0].aval, "shape", ())) == 1
-        if operands and all(v.constant is not None for v in operands):
-            return _evaluated(name, [v.constant for v in operands], scalar)
+        constants = [v.constant for v in operands if v.constant is not None]
+        if scalar and operands and len(constants) == len(operands):
+            return _evaluated(name, constants)
         first = operands[0] if operands else Value()
         second = operands[1] if len(operands) > 1 else Value()
         if name == "slice" and first.parts:
@@ -254,6 +271,9 @@ class FamilyReader:
         for atom, coefficient in right.form.items():
             form[atom] = form.get(atom, 0.0) + sign * coefficient
         tags = (left.tags & right.tags) - {"magnitude", "scaled"}
+        if len(form) > _MAX_TERMS:
+            self.classify(Value(experts=experts, form=form))
+            return self.atom(experts, *tags)
         return Value(experts=experts, tags=tags, form=form)
 
     def product(
@@ -381,23 +401,17 @@ class FamilyReader:
 
 
 def _constant(value: Any) -> Value:
-    array = (
-        np.asarray(value) if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else None
-    )
-    if array is None or array.size != 1 or array.dtype.kind not in "biuf":
-        return Value(scalar=array is not None and array.size == 1)
-    return Value(constant=float(array.reshape(())), scalar=True)
+    dtype = jax.dtypes.result_type(value)
+    if np.size(value) != 1 or not jax.numpy.issubdtype(dtype, np.number) or dtype.kind == "c":
+        return Value(scalar=np.size(value) == 1)
+    return Value(constant=float(np.asarray(value).reshape(())), scalar=True)
 
 
-def _evaluated(name: str, values: Sequence[float | None], scalar: bool) -> Value:
-    """Return an operation on constants."""
-    one, other = (*values, None, None)[:2]
-    result = one
-    if one is not None and other is not None:
-        results = {"mul": one * other, "add": one + other, "sub": one - other}
-        if name == "div" and other:
-            results["div"] = one / other
-        result = results.get(name)
-    elif name not in _TRANSPARENT:
-        result = -one if name == "neg" and one is not None else None
-    return Value(constant=result, scalar=True)
+def _evaluated(name: str, values: Sequence[float]) -> Value:
+    """Return the result of a primitive on constants; unknown for rare primitives."""
+    constant = None
+    if name in _TRANSPARENT:
+        constant = values[0]
+    elif name in _ARITHMETIC and not (name == "div" and values[1] == 0):
+        constant = _ARITHMETIC[name](*values)
+    return Value(constant=constant, scalar=True)

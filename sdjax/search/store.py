@@ -14,8 +14,9 @@ import math
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
+
+from flax.traverse_util import flatten_dict
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
@@ -110,12 +111,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -152,7 +148,8 @@ class Store:
         stored = self.run()
         if config_fingerprint(config) == stored.fingerprint:
             return
-        new, old = _flatten(json.loads(json.dumps(config, default=str))), _flatten(stored.config)
+        new = flatten_dict(json.loads(json.dumps(config, default=str)), sep=".")
+        old = flatten_dict(dict(stored.config), sep=".")
         for key in sorted(new.keys() | old.keys()):
             if new.get(key) != old.get(key):
                 raise UserError(
@@ -404,12 +401,3 @@ def _status(
 def _judged(sample: Sample, status: str, rule: str, identity: str | None) -> JudgedSample:
     values = {one.name: getattr(sample, one.name) for one in dataclasses.fields(sample)}
     return JudgedSample(**values, status=status, rule=rule, identity=identity)
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

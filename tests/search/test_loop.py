@@ -96,6 +96,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from sdjax.search import loop, phases
+from sdjax.search.config import config_from
 from sdjax.search.store import Store
 
 def dies(function, call):
@@ -201,6 +202,7 @@ def test_without_pairs_the_generator_is_unchanged(small_config, tmp_path, monkey
 SCORES = """
 import dataclasses, json, sys
 from pathlib import Path
+from sdjax.search.config import config_from
 from sdjax.search.loop import run_search
 from sdjax.search.store import Store
 config = config_from(json.loads(sys.argv[1]), "test")
