@@ -1,17 +1,17 @@
 """Measure whether the generator learns: its first and last state, and an untrained control.
 
 For each random seed, this runs the config, runs a control with the same temperature schedule whose
-generator is never trained, and draws the same number of samples at temperature 1 from the first and
-the last generator. Scores are means over the samples that could be scored; a duplicate has its
-original's score. Two further columns count refused samples as 0 and as the seed's score. The rows of
-a run cover all its iterations. The table has means over the seeds with 95 % intervals of the
+generator is never trained, and draws the same number of samples at temperature 1 from the first
+and the last generator. Scores are means over the samples that could be scored; a duplicate has its
+original's score. Two further columns count refused samples as 0 and as the seed's score. The rows
+of a run cover all its iterations. The table has means over the seeds with 95 % intervals of the
 differences, paired by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 
 An interrupted measurement resumes. Programs that another run of the measurement has scored are not
-scored again. Seeds can be split between processes (`--only 0 2 4` and `--only 1 3`); the last one to
-finish prints the whole table.
+scored again. Seeds can be split between processes (`--only 0 2 4` and `--only 1 3`); the last
+process to finish prints the whole table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search
 from sdjax.search.phases import generate, judge, score_programs
 from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, SEARCH, program_candidate
+from sdjax.search.types import DEVELOPMENT, SEARCH, program_entry
 
 TEMPERATURE = 1.0
 MEASURES = (
@@ -134,20 +134,20 @@ def _probe(context: RunContext, store: Store, state: str, iteration: int, sample
 def _copy_scores(store: Store, iteration: int, purpose: str) -> None:
     """Copy the development outcomes of programs that other runs have scored."""
     missing = {
-        program_candidate(sample.identity or "")
+        program_entry(sample.identity or "")
         for sample in store.judged(iteration, purpose)
         if sample.novel
-    } - {summary.candidate for summary in store.summaries(DEVELOPMENT)}
+    } - {summary.entry for summary in store.summaries(DEVELOPMENT)}
     for database in sorted(store.folder.parent.glob(f"*/{DATABASE_FILE}")):
         if database.parent == store.folder:
             continue
         with Store.open(database.parent) as source:
             complete = {
-                summary.candidate for summary in source.summaries(DEVELOPMENT) if summary.complete
+                summary.entry for summary in source.summaries(DEVELOPMENT) if summary.complete
             }
-            candidates, applications = source.candidates(), source.applications()
+            entries, applications = source.entries(), source.applications()
             for name in sorted(missing & complete):
-                store.save_candidate(candidates[name])
+                store.save_entry(entries[name])
                 store.save_application(applications[name])
                 store.save_scores(name, DEVELOPMENT, source.outcomes(name, DEVELOPMENT))
             missing -= complete
@@ -159,7 +159,7 @@ def _measures(context: RunContext, store: Store, purpose: str) -> dict[str, floa
     programs = store.programs()
     admissible = [sample for sample in samples if sample.admissible]
     novel = [sample for sample in samples if sample.novel]
-    sample_scores = [scores.get(program_candidate(sample.identity or "")) for sample in admissible]
+    sample_scores = [scores.get(program_entry(sample.identity or "")) for sample in admissible]
     unseen = [programs[sample.identity or ""].in_training is False for sample in novel]
     scored = [score for score in sample_scores if score is not None]
     return {

@@ -29,11 +29,11 @@ from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
     TEST,
-    Candidate,
+    Entry,
     JudgedSample,
     Program,
     Summary,
-    program_candidate,
+    program_entry,
 )
 
 KINDS = ("seed", "expert", "method", "control", "program")
@@ -81,12 +81,12 @@ class IterationReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TestRow:
-    """One candidate on the test problems; differences are paired by problem.
+    """One entry on the test problems; differences are paired by problem.
 
     Attributes:
-        name: of the candidate.
-        kind: of the candidate.
-        development: development score; None if the candidate has none.
+        name: of the entry.
+        kind: of the entry.
+        development: development score; None if the entry has none.
         problems: number of test problems.
         strict: accuracy by the strict filter.
         flexible: accuracy by the flexible filter.
@@ -123,7 +123,7 @@ class ProgramReport:
 
     Attributes:
         rank: by development score, counted from 1.
-        name: of the candidate.
+        name: of the entry.
         program: with its source, which is untrusted and must be escaped.
         iteration: in which it first occurred.
         development: development score.
@@ -151,7 +151,7 @@ class ReportData:
         iterations: the iterations that have samples.
         references: reference lines of the plot of development scores.
         tables: setting -> final table, for the settings that were tested.
-        best_method: candidate name of the best human-designed method by development score.
+        best_method: entry name of the best human-designed method by development score.
         min_change: programs that change the seed less than this are flagged.
         best: the best programs.
         missing: sentences on what the run does not contain yet.
@@ -189,9 +189,9 @@ def read_report(store: Store) -> ReportData:
     )
 
 
-def display_name(candidate: str) -> str:
-    """Return a readable name of a candidate: "program 3fa9c1d0", "ties(density=0.4)"."""
-    kind, _, rest = candidate.partition(":")
+def display_name(entry: str) -> str:
+    """Return a readable name of an entry: "program 3fa9c1d0", "ties(density=0.4)"."""
+    kind, _, rest = entry.partition(":")
     if kind == "program":
         return f"program {rest[:8]}"
     return rest or kind.replace("_", " ")
@@ -200,30 +200,30 @@ def display_name(candidate: str) -> str:
 def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
     """Return the final table: the seed, then experts, methods, controls and programs.
 
-    Within a kind the order is by development score, by which candidates were selected, and never
+    Within a kind the order is by development score, by which entries were selected, and never
     by test score.
     """
-    candidates = store.candidates()
+    entries = store.entries()
     tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
     development = complete_scores(store, metric, setting=setting)
-    outcomes = {one.candidate: store.outcomes(one.candidate, TEST, setting) for one in tested}
-    seed = next((name for name in outcomes if candidates[name].kind == "seed"), None)
+    outcomes = {one.entry: store.outcomes(one.entry, TEST, setting) for one in tested}
+    seed = next((name for name in outcomes if entries[name].kind == "seed"), None)
     method = best_method(store, metric)
 
     def gain(name: str, reference: str | None, answer_filter: str) -> Interval | None:
         if reference not in outcomes or name == reference:
             return None
         correct, reference_correct = (
-            {outcome.problem_id: getattr(outcome, answer_filter) for outcome in outcomes[candidate]}
-            for candidate in (name, reference)
+            {outcome.problem_id: getattr(outcome, answer_filter) for outcome in outcomes[entry]}
+            for entry in (name, reference)
         )
         if correct.keys() != reference_correct.keys():
             return None
         return paired_by_key(correct, reference_correct)
 
     def row(summary: Summary) -> TestRow:
-        name = summary.candidate
-        kind = candidates[name].kind
+        name = summary.entry
+        kind = entries[name].kind
         return TestRow(
             name=name,
             kind=kind,
@@ -257,9 +257,9 @@ def _iterations(
             if not s.admissible and s.status != NOT_JUDGED
         )
         novel = [programs[s.identity] for s in samples if s.novel and s.identity in programs]
-        novel_scores = [scores.get(program_candidate(program.identity)) for program in novel]
+        novel_scores = [scores.get(program_entry(program.identity)) for program in novel]
         sample_scores = [
-            scores.get(program_candidate(s.identity or "")) for s in samples if s.admissible
+            scores.get(program_entry(s.identity or "")) for s in samples if s.admissible
         ]
         in_training = [p.in_training for p in novel if p.in_training is not None]
         reports.append(
@@ -285,23 +285,19 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _reference_lines(store: Store, scores: Mapping[str, float]) -> tuple[ReferenceLine, ...]:
     """Return the scores of the seed, the best expert and the best method of each grid."""
-    groups = [
-        (group, name)
-        for name, candidate in store.candidates().items()
-        for group in _groups(candidate)
-    ]
+    groups = [(group, name) for name, entry in store.entries().items() for group in _groups(entry)]
     best = best_by_group(groups, scores)
     return tuple(ReferenceLine(name=group, score=scores[name]) for group, name in best.items())
 
 
-def _groups(candidate: Candidate) -> list[str]:
-    match candidate.kind:
+def _groups(entry: Entry) -> list[str]:
+    match entry.kind:
         case "seed":
             return ["seed"]
         case "expert":
             return ["best expert"]
         case "method":
-            grids = candidate.detail.get("grids", [])
+            grids = entry.detail.get("grids", [])
             return [f"best method, {grid} grid" for grid in grids] or ["best method"]
     return []
 
@@ -321,8 +317,8 @@ def _best_programs(
     programs, applications = store.programs(), store.applications()
     tested = {row.name: row.strict.mean for row in rows}
     best = {
-        candidate.name: programs[candidate.identity or ""]
-        for candidate in ranked_programs(store, metric)[:top_k]
+        entry.name: programs[entry.identity or ""]
+        for entry in ranked_programs(store, metric)[:top_k]
     }
     nearest = _nearest(store, {name: program.source for name, program in best.items()})
     return tuple(

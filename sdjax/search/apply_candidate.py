@@ -22,7 +22,7 @@ from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import RunContext
-from sdjax.search.types import Application, Program, program_candidate
+from sdjax.search.types import Application, Program, program_entry
 
 
 def apply_program(
@@ -33,7 +33,7 @@ def apply_program(
     Returns:
         the result to store, and the merged model if the program remains admitted.
     """
-    name = program_candidate(program.identity)
+    name = program_entry(program.identity)
     verified = context.verified_program(program)
     algorithm = to_algorithm(verified, name=name)
     start = time.monotonic()
@@ -50,7 +50,7 @@ def apply_program(
         message = f"the array program cannot be run on the model ({type(error).__name__})"
         refusal = Refusal("refused", "ir", message)
     application = Application(
-        candidate=name,
+        entry=name,
         setting=setting,
         change=0.0 if merged is None else merged.change,
         seconds=time.monotonic() - start,

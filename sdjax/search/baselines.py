@@ -7,27 +7,27 @@ from typing import Any, Literal
 
 from sdjax.core.progress import progress_bar
 from sdjax.merging.methods.registry import algorithm
-from sdjax.search.config import RunConfig, method_candidate
+from sdjax.search.config import RunConfig, method_entry
 from sdjax.search.context import RunContext
 from sdjax.search.phases import is_scored, score
 from sdjax.search.ranking import best_by_group, complete_scores
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, Application, Candidate
+from sdjax.search.types import DEVELOPMENT, MAIN, Application, Entry
 
 GRIDS: tuple[Literal["paper", "fine"], ...] = ("paper", "fine")
 
 
-def expert_candidate(slot: str) -> str:
-    """Return the candidate name of an expert."""
+def expert_entry(slot: str) -> str:
+    """Return the entry name of an expert."""
     return f"expert:{slot}"
 
 
 def grid_methods(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return candidate -> method, hyperparameters and grids of every grid point."""
+    """Return entry -> method, hyperparameters and grids of every grid point."""
     methods: dict[str, dict[str, Any]] = {}
     for grid in GRIDS:
         for method, hyperparameters in config.baselines.combinations(grid):
-            name = method_candidate(method, hyperparameters)
+            name = method_entry(method, hyperparameters)
             detail = {"method": method, "hyperparameters": hyperparameters, "grids": []}
             methods.setdefault(name, detail)["grids"].append(grid)
     return methods
@@ -41,12 +41,12 @@ def check_methods(config: RunConfig) -> None:
 
 def score_baselines(context: RunContext, store: Store) -> None:
     """Score the seed, the experts and every grid point on the development problems."""
-    experts = [expert_candidate(slot) for slot in context.config.slots]
+    experts = [expert_entry(slot) for slot in context.config.slots]
     methods = grid_methods(context.config)
     kinds = {"seed": "seed"} | dict.fromkeys(experts, "expert") | dict.fromkeys(methods, "method")
     with progress_bar("baselines", len(kinds)) as advance:
         for name, kind in kinds.items():
-            store.save_candidate(Candidate(name=name, kind=kind, detail=methods.get(name, {})))
+            store.save_entry(Entry(name=name, kind=kind, detail=methods.get(name, {})))
             score_baseline(context, store, name, methods.get(name), DEVELOPMENT)
             advance()
 
@@ -64,7 +64,7 @@ def score_baseline(
     Args:
         context: of the run.
         store: of the run.
-        name: candidate name.
+        name: entry name.
         detail: method and hyperparameters; None for the seed and the experts.
         split: "development" or "test".
         setting: whose experts are merged.
@@ -75,7 +75,7 @@ def score_baseline(
         merged = context.merge(algorithm(detail["method"], **detail["hyperparameters"]), setting)
         verdict = "admitted" if merged.finite else "non-finite"
         store.save_application(
-            Application(candidate=name, setting=setting, verdict=verdict, change=merged.change)
+            Application(entry=name, setting=setting, verdict=verdict, change=merged.change)
         )
         if merged.finite:
             score(context, store, name, merged.params, split, setting)
@@ -88,7 +88,7 @@ def score_baseline(
 
 
 def tuned_methods(context: RunContext, store: Store) -> list[str]:
-    """Return the best candidate of each method on each grid, without repetitions."""
+    """Return the best entry of each method on each grid, without repetitions."""
     groups = [
         (f"{grid}: {detail['method']}", name)
         for name, detail in grid_methods(context.config).items()

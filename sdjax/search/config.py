@@ -266,7 +266,7 @@ def config_from(data: Mapping[str, Any], where: str) -> RunConfig:
     return dataclass_from(RunConfig, data, where)
 
 
-def method_candidate(method: str, hyperparameters: Mapping[str, Any]) -> str:
-    """Return the candidate name of a method, such as "method:ties(density=0.4,scale=0.6)"."""
+def method_entry(method: str, hyperparameters: Mapping[str, Any]) -> str:
+    """Return the entry name of a method, such as "method:ties(density=0.4,scale=0.6)"."""
     inside = ",".join(f"{name}={value}" for name, value in sorted(hyperparameters.items()))
     return f"method:{method}({inside})"

@@ -14,7 +14,7 @@ from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
     check_methods,
-    expert_candidate,
+    expert_entry,
     grid_methods,
     score_baseline,
     score_baselines,
@@ -161,7 +161,7 @@ def run_test(context: RunContext, store: Store) -> None:
     config = context.config
     programs = ranked_programs(store, config.task.metric)[: config.test.top_k]
     methods = grid_methods(config)
-    experts = [expert_candidate(slot) for slot in config.slots]
+    experts = [expert_entry(slot) for slot in config.slots]
     baselines = ["seed", *experts, *tuned_methods(context, store)]
     settings = [MAIN, *([TRANSFER] if config.transfer else [])]
     with progress_bar("test", len(settings) * (len(baselines) + len(programs))) as advance:

@@ -34,14 +34,14 @@ from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
     SEARCH,
-    Candidate,
+    Entry,
     Pair,
     Program,
     Sample,
     ScoredSample,
     StoredPair,
     StoredVerdict,
-    program_candidate,
+    program_entry,
 )
 from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
 from sdjax.training.packing import Example
@@ -178,14 +178,14 @@ def score_program(
     context: RunContext, store: Store, identity: str, split: str, setting: str = MAIN
 ) -> None:
     """Apply a verified program to the models of a setting and score the merged model."""
-    name = program_candidate(identity)
+    name = program_entry(identity)
     application = store.applications(setting).get(name)
     if application is not None and not application.admitted:
         return
     if is_scored(store, name, split, setting):
         return
     result, merged = apply_program(context, store.program(identity), setting)
-    store.save_candidate(Candidate(name=name, kind="program", identity=identity))
+    store.save_entry(Entry(name=name, kind="program", identity=identity))
     if application is None:
         store.save_application(result)
     if merged is not None:
@@ -195,44 +195,43 @@ def score_program(
 def score(
     context: RunContext,
     store: Store,
-    candidate: str,
+    entry: str,
     params: dict[str, Any],
     split: str,
     setting: str = MAIN,
 ) -> None:
-    """Decode and grade the problems of a split that have no outcome of this candidate.
+    """Decode and grade the problems of a split that have no outcome of this entry.
 
     Args:
         context: of the run.
         store: of the run.
-        candidate: name of a saved candidate.
-        params: of the candidate's model.
+        entry: name of a saved entry.
+        params: of the entry's model.
         split: "development" or "test".
-        setting: in which the candidate was applied.
+        setting: in which the entry was applied.
     """
-    if is_scored(store, candidate, split, setting):
+    if is_scored(store, entry, split, setting):
         return
-    done = {outcome.problem_id for outcome in store.outcomes(candidate, split, setting)}
+    done = {outcome.problem_id for outcome in store.outcomes(entry, split, setting)}
     problems = [one for one in context.problems[split] if one.problem.id not in done]
     unsaved: list[Outcome] = []
 
     def save(outcome: Outcome) -> None:
         unsaved.append(outcome)
         if len(unsaved) == _OUTCOMES_PER_COMMIT:
-            store.save_scores(candidate, split, unsaved, complete=False, setting=setting)
+            store.save_scores(entry, split, unsaved, complete=False, setting=setting)
             unsaved.clear()
 
     evaluate(
         context.eval_decoder, context.tokenizer, params, context.task, problems, on_outcome=save
     )
-    store.save_scores(candidate, split, unsaved, setting=setting)
+    store.save_scores(entry, split, unsaved, setting=setting)
 
 
-def is_scored(store: Store, candidate: str, split: str, setting: str = MAIN) -> bool:
-    """Return whether the evaluation of a candidate is complete."""
+def is_scored(store: Store, entry: str, split: str, setting: str = MAIN) -> bool:
+    """Return whether the evaluation of an entry is complete."""
     return any(
-        summary.candidate == candidate and summary.complete
-        for summary in store.summaries(split, setting)
+        summary.entry == entry and summary.complete for summary in store.summaries(split, setting)
     )
 
 
@@ -241,7 +240,7 @@ def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterato
     scores = complete_scores(store, context.config.task.metric)
     applications = store.applications()
     for sample in store.judged(iteration):
-        name = program_candidate(sample.identity or "")
+        name = program_entry(sample.identity or "")
         if sample.admissible and sample.identity is not None and name in scores:
             yield ScoredSample(
                 identity=sample.identity,

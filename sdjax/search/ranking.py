@@ -1,4 +1,4 @@
-"""The rules by which a run orders its candidates, shared by the loop, the report and the commands.
+"""The rules by which a run orders its entries, shared by the loop, the report and the commands.
 
 Every ranking is by descending score, with ties broken by name. The name of a discovered program
 ends with its identity, so ties between programs are broken by identity.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sdjax.search.store import Store
-    from sdjax.search.types import Candidate
+    from sdjax.search.types import Entry
 
 # Statuses of samples that are not verdicts of the sandbox.
 NO_PROGRAM, NOT_JUDGED = "no program", "not judged"
@@ -20,7 +20,7 @@ ADMISSIBLE = (ADMITTED, DUPLICATE)
 
 
 def rank_key(score: float, name: str) -> tuple[float, str]:
-    """Return the sort key of a candidate or program: best score first, ties by name."""
+    """Return the sort key of an entry or program: best score first, ties by name."""
     return (-score, name)
 
 
@@ -64,40 +64,40 @@ class DuplicateIndex:
 def complete_scores(
     store: Store, metric: str, *, split: str = "development", setting: str = "main"
 ) -> dict[str, float]:
-    """Return candidate -> accuracy for the candidates whose evaluation is complete.
+    """Return entry -> accuracy for the entries whose evaluation is complete.
 
     Args:
         store: of the run.
         metric: "strict" or "flexible".
         split: "development" or "test".
-        setting: the setting in which the candidates were scored.
+        setting: the setting in which the entries were scored.
     """
     return {
-        summary.candidate: getattr(summary, metric)
+        summary.entry: getattr(summary, metric)
         for summary in store.summaries(split, setting)
         if summary.complete
     }
 
 
-def ranked_programs(store: Store, metric: str) -> list[Candidate]:
+def ranked_programs(store: Store, metric: str) -> list[Entry]:
     """Return the discovered programs with a complete development score, best first."""
     scores = complete_scores(store, metric)
-    candidates = store.candidates()
-    return [candidates[name] for name in ranked(scores) if candidates[name].kind == "program"]
+    entries = store.entries()
+    return [entries[name] for name in ranked(scores) if entries[name].kind == "program"]
 
 
 def best_method(store: Store, metric: str) -> str | None:
     """Return the human-designed method with the best development score, or None without one."""
-    scores, candidates = complete_scores(store, metric), store.candidates()
-    return next((name for name in ranked(scores) if candidates[name].kind == "method"), None)
+    scores, entries = complete_scores(store, metric), store.entries()
+    return next((name for name in ranked(scores) if entries[name].kind == "method"), None)
 
 
 def best_by_group(groups: Iterable[tuple[str, str]], scores: Mapping[str, float]) -> dict[str, str]:
-    """Return the best scored candidate of each group.
+    """Return the best scored entry of each group.
 
     Args:
-        groups: (group, candidate) pairs; candidates without a score are ignored.
-        scores: candidate -> score.
+        groups: (group, entry) pairs; entries without a score are ignored.
+        scores: entry -> score.
     """
     best: dict[str, str] = {}
     for group, name in groups:

@@ -34,8 +34,8 @@ from sdjax.search.types import (
     MAIN,
     SEARCH,
     Application,
-    Candidate,
     Checkpoint,
+    Entry,
     Evaluation,
     JudgedSample,
     Lineage,
@@ -49,7 +49,7 @@ from sdjax.search.types import (
     StoredPair,
     StoredVerdict,
     Summary,
-    program_candidate,
+    program_entry,
     storable,
     text_hash,
 )
@@ -261,14 +261,14 @@ class Store:
             for row in self._database.read("SELECT identity, fingerprint FROM program")
         }
         setting_of = {one.iteration: one.setting for one in self.lineage()}
-        applications = {(one.candidate, one.setting): one for one in self._select(Application)}
+        applications = {(one.entry, one.setting): one for one in self._select(Application)}
         judged = []
         samples = self._select(Sample, "WHERE purpose = ? ORDER BY iteration, number", purpose)
         for sample in samples:
             verdict = verdicts.get(sample.source or "")
             application = None
             if verdict is not None and verdict.identity is not None:
-                name = program_candidate(verdict.identity)
+                name = program_entry(verdict.identity)
                 application = applications.get((name, setting_of.get(sample.iteration, MAIN)))
             status = _status(sample, verdict, application, duplicates, fingerprints)
             if iteration is None or sample.iteration == iteration:
@@ -277,38 +277,38 @@ class Store:
 
     # Scores and pairs
 
-    def save_candidate(self, candidate: Candidate) -> None:
-        """Save a candidate, unless it is known."""
-        self._insert(candidate, on_conflict="ignore")
+    def save_entry(self, entry: Entry) -> None:
+        """Save an entry, unless it is known."""
+        self._insert(entry, on_conflict="ignore")
 
-    def candidates(self) -> dict[str, Candidate]:
-        """Return name -> candidate, in the order in which they were saved."""
-        return {candidate.name: candidate for candidate in self._select(Candidate)}
+    def entries(self) -> dict[str, Entry]:
+        """Return name -> entry, in the order in which they were saved."""
+        return {entry.name: entry for entry in self._select(Entry)}
 
     def save_application(self, application: Application) -> None:
-        """Save the result of applying a candidate; a change that is not finite is saved as 0."""
+        """Save the result of applying an entry; a change that is not finite is saved as 0."""
         change = application.change if math.isfinite(application.change) else 0.0
         application = dataclasses.replace(application, change=change)
         self._insert(application, on_conflict="update")
 
     def applications(self, setting: str = MAIN) -> dict[str, Application]:
-        """Return candidate -> result of applying it in a setting."""
+        """Return entry -> result of applying it in a setting."""
         applications = self._select(Application, "WHERE setting = ?", setting)
-        return {application.candidate: application for application in applications}
+        return {application.entry: application for application in applications}
 
     def save_scores(
         self,
-        candidate: str,
+        entry: str,
         split: str,
         outcomes: Iterable[Outcome],
         *,
         complete: bool = True,
         setting: str = MAIN,
     ) -> None:
-        """Add outcomes of a candidate in a setting on a split, all or none.
+        """Add outcomes of an entry in a setting on a split, all or none.
 
         Args:
-            candidate: name of a saved candidate.
+            entry: name of a saved entry.
             split: "development" or "test".
             outcomes: of problems that have no outcome yet.
             complete: whether these are the last ones.
@@ -318,22 +318,20 @@ class Store:
             ValueError: the evaluation is already complete; test problems are scored once.
             sqlite3.IntegrityError: a problem has an outcome already.
         """
-        key = {"candidate": candidate, "setting": setting, "split": split}
+        key = {"entry": entry, "setting": setting, "split": split}
         where = " AND ".join(f"{name} = :{name}" for name in key)
         with self._database.transaction() as connection:
             row = connection.execute(f"SELECT complete FROM evaluation WHERE {where}", key)
             if (row.fetchone() or {"complete": False})["complete"]:
-                raise ValueError(f"{candidate} in {setting} on {split} is already scored")
+                raise ValueError(f"{entry} in {setting} on {split} is already scored")
             _execute_inserts(connection, [Evaluation(**key, complete=complete)], "update")
             scores = [Score(**key, outcome=outcome) for outcome in outcomes]
             _execute_inserts(connection, scores)
 
-    def outcomes(self, candidate: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
+    def outcomes(self, entry: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
         """Return the outcomes of an evaluation by problem id; empty if there is none."""
-        where = "WHERE candidate = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
-        return tuple(
-            score.outcome for score in self._select(Score, where, candidate, setting, split)
-        )
+        where = "WHERE entry = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
+        return tuple(score.outcome for score in self._select(Score, where, entry, setting, split))
 
     def summaries(self, split: str | None = None, setting: str | None = MAIN) -> list[Summary]:
         """Return the accuracies of the evaluations, in the order in which they were started.
@@ -344,9 +342,9 @@ class Store:
         """
         rows = self._database.read(
             """
-            SELECT candidate, setting, split, e.complete, count(*) AS problems,
+            SELECT entry, setting, split, e.complete, count(*) AS problems,
                    avg(outcome_strict) AS strict, avg(outcome_flexible) AS flexible
-            FROM evaluation e JOIN score USING (candidate, setting, split)
+            FROM evaluation e JOIN score USING (entry, setting, split)
             WHERE (?1 IS NULL OR split = ?1) AND (?2 IS NULL OR setting = ?2)
             GROUP BY e.rowid ORDER BY e.rowid
             """,

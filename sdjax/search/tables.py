@@ -19,8 +19,8 @@ import numpy as np
 
 from sdjax.search.types import (
     Application,
-    Candidate,
     Checkpoint,
+    Entry,
     Evaluation,
     Lineage,
     Phase,
@@ -167,8 +167,8 @@ def _build(record: type[T], cells: Iterator[Any]) -> T:
     )
 
 
-_CANDIDATE = {"candidate": "candidate(name)", "setting": "setting(name)"}
-_EVALUATION = "candidate, setting, split"
+_ENTRY = {"entry": "entry(name)", "setting": "setting(name)"}
+_EVALUATION = "entry, setting, split"
 
 # Record class -> table.
 TABLES: dict[type, Table[Any]] = {
@@ -194,8 +194,8 @@ TABLES: dict[type, Table[Any]] = {
         Table(name="verdict", record=StoredVerdict, key=("source",)),
         Table(name="program", record=Program, key=("identity",)),
         Table(
-            name="candidate",
-            record=Candidate,
+            name="entry",
+            record=Entry,
             key=("name",),
             references={"identity": "program(identity)"},
             constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program', 'control'))",),
@@ -203,19 +203,19 @@ TABLES: dict[type, Table[Any]] = {
         Table(
             name="application",
             record=Application,
-            key=("candidate", "setting"),
-            references=_CANDIDATE,
+            key=("entry", "setting"),
+            references=_ENTRY,
         ),
         Table(
             name="evaluation",
             record=Evaluation,
-            key=("candidate", "setting", "split"),
-            references=_CANDIDATE,
+            key=("entry", "setting", "split"),
+            references=_ENTRY,
         ),
         Table(
             name="score",
             record=Score,
-            key=("candidate", "setting", "split", "outcome_problem_id"),
+            key=("entry", "setting", "split", "outcome_problem_id"),
             references={_EVALUATION: f"evaluation({_EVALUATION})"},
         ),
         Table(

@@ -2,8 +2,8 @@
 
 Each record is one row of one table; `sdjax.search.store` derives the tables from these classes.
 
-A *candidate* is anything that is scored: the seed, an expert, a human-designed method, or a program
-that the run has discovered. A *setting* is what candidates are applied to: the seed model, the
+An *entry* is anything that is scored: the seed, an expert, a human-designed method, or a program
+that the run has discovered. A *setting* is what entries are applied to: the seed model, the
 model in each slot, the tensors in scope and the task. An ordinary search has the setting "main".
 """
 
@@ -34,8 +34,8 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(storable(text).encode()).hexdigest()[:32]
 
 
-def program_candidate(identity: str) -> str:
-    """Return the candidate name of a discovered program."""
+def program_entry(identity: str) -> str:
+    """Return the entry name of a discovered program."""
     return f"program:{identity}"
 
 
@@ -62,7 +62,7 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What candidates are applied to; `slots` maps each slot to its model."""
+    """What entries are applied to; `slots` maps each slot to its model."""
 
     name: str = MAIN
     seed: str
@@ -219,7 +219,7 @@ class Program:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Entry:
     """Anything that is scored.
 
     Attributes:
@@ -237,7 +237,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Application:
-    """The result of merging the models of a setting by a candidate.
+    """The result of merging the models of a setting by an entry.
 
     Attributes:
         verdict: "admitted", or the verdict that the real weights gave.
@@ -245,7 +245,7 @@ class Application:
         seconds: duration of the merge.
     """
 
-    candidate: str
+    entry: str
     setting: str = MAIN
     verdict: str = "admitted"
     rule: str = ""
@@ -261,9 +261,9 @@ class Application:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The scoring of a candidate in a setting on a split; no score is added once it is complete."""
+    """The scoring of an entry in a setting on a split; no score is added once it is complete."""
 
-    candidate: str
+    entry: str
     setting: str
     split: str
     complete: bool
@@ -273,7 +273,7 @@ class Evaluation:
 class Score:
     """The outcome of one problem of an evaluation."""
 
-    candidate: str
+    entry: str
     setting: str
     split: str
     outcome: Outcome
@@ -283,7 +283,7 @@ class Score:
 class Summary:
     """Accuracies of one evaluation; computed, not stored."""
 
-    candidate: str
+    entry: str
     setting: str
     split: str
     problems: int

@@ -12,8 +12,8 @@ from sdjax.search.pairs import make_pairs, select
 from sdjax.search.store import Store
 from sdjax.search.types import (
     Application,
-    Candidate,
     Checkpoint,
+    Entry,
     Lineage,
     Program,
     Sample,
@@ -21,7 +21,7 @@ from sdjax.search.types import (
     Setting,
     StoredPair,
     StoredVerdict,
-    program_candidate,
+    program_entry,
 )
 
 HOSTILE = (
@@ -48,7 +48,7 @@ def new_store(folder: Path, iterations: int = 3) -> Store:
 
 
 def outcomes(rng: random.Random, skill: float, count: int) -> list[Outcome]:
-    """Problems differ in difficulty, equally for all candidates, so that pairing matters."""
+    """Problems differ in difficulty, equally for all entries, so that pairing matters."""
     difficulty = random.Random(count)
     results = []
     for number in range(count):
@@ -61,18 +61,18 @@ def outcomes(rng: random.Random, skill: float, count: int) -> list[Outcome]:
 
 
 def add_baselines(store: Store, rng: random.Random) -> None:
-    candidates = [
-        (Candidate(name="seed", kind="seed"), 0.45),
-        (Candidate(name="expert_1", kind="expert"), 0.41),
-        (Candidate(name="expert_2", kind="expert"), 0.5),
+    entries = [
+        (Entry(name="seed", kind="seed"), 0.45),
+        (Entry(name="expert_1", kind="expert"), 0.41),
+        (Entry(name="expert_2", kind="expert"), 0.5),
     ]
     for scale, grids in ((0.2, ["paper", "fine"]), (0.4, ["paper", "fine"]), (0.7, ["fine"])):
         name = f"method:task_arithmetic(scale={scale})"
         detail = {"method": "task_arithmetic", "hyperparameters": {"scale": scale}, "grids": grids}
-        candidates.append((Candidate(name=name, kind="method", detail=detail), 0.45 + scale / 6))
-    for candidate, skill in candidates:
-        store.save_candidate(candidate)
-        store.save_scores(candidate.name, "development", outcomes(rng, skill, DEVELOPMENT_PROBLEMS))
+        entries.append((Entry(name=name, kind="method", detail=detail), 0.45 + scale / 6))
+    for entry, skill in entries:
+        store.save_entry(entry)
+        store.save_scores(entry.name, "development", outcomes(rng, skill, DEVELOPMENT_PROBLEMS))
 
 
 def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 64) -> None:
@@ -129,10 +129,10 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
         )
         verdict = StoredVerdict(source=source, verdict="admitted", identity=identity)
         store.save_verdict(verdict, program)
-        name = program_candidate(identity)
-        store.save_candidate(Candidate(name=name, kind="program", identity=identity))
+        name = program_entry(identity)
+        store.save_entry(Entry(name=name, kind="program", identity=identity))
         change = rng.uniform(0, 1.5)
-        store.save_application(Application(candidate=name, change=change))
+        store.save_application(Application(entry=name, change=change))
         skill = 0.9 if number == 3 else min(0.64, rng.gauss(0.38 + 0.04 * iteration, 0.09))
         results = outcomes(rng, skill, DEVELOPMENT_PROBLEMS)
         store.save_scores(name, "development", results)
@@ -165,7 +165,7 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
 
 
 def add_test(store: Store, rng: random.Random, setting: str = "main") -> None:
-    scores = {one.candidate: one.strict for one in store.summaries("development")}
+    scores = {one.entry: one.strict for one in store.summaries("development")}
     programs = sorted((n for n in scores if n.startswith("program")), key=lambda n: -scores[n])[:5]
     baselines = [name for name in scores if not name.startswith("program")]
     for name in baselines + programs:

@@ -6,7 +6,7 @@ from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
 from sdjax.report.data import display_name, read_report
 from sdjax.report.page import final_table
-from sdjax.search.types import Application, Candidate, program_candidate
+from sdjax.search.types import Application, Entry, program_entry
 
 
 def test_counts_and_reasons_of_the_samples(finished):
@@ -24,9 +24,9 @@ def test_counts_and_reasons_of_the_samples(finished):
 
 def test_duplicate_has_the_score_of_its_original(finished):
     (first, *_) = read_report(finished).iterations
-    scores = {one.candidate: one.strict for one in finished.summaries("development")}
+    scores = {one.entry: one.strict for one in finished.summaries("development")}
     original_scores = [
-        scores[program_candidate(s.identity)]
+        scores[program_entry(s.identity)]
         for s in finished.judged(1)
         if s.status in ("admitted", "duplicate")
     ]
@@ -78,7 +78,7 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
 def test_no_difference_between_different_problems(tmp_path, made_up):
     with made_up.new_store(tmp_path) as store:
         for name, problem in (("seed", "p1"), ("expert_1", "p2")):
-            store.save_candidate(Candidate(name=name, kind=name.split("_")[0]))
+            store.save_entry(Entry(name=name, kind=name.split("_")[0]))
             outcome = Outcome(problem_id=problem, output="", strict=True, flexible=True)
             store.save_scores(name, "test", [outcome])
         assert [row.strict_gain for row in read_report(store).tables["main"]] == [None, None]
@@ -100,7 +100,7 @@ def test_missing_results_are_listed(tmp_path, made_up):
 
 def test_incomplete_evaluation_is_ignored(tmp_path, made_up):
     with made_up.new_store(tmp_path) as store:
-        store.save_candidate(Candidate(name="seed", kind="seed"))
+        store.save_entry(Entry(name="seed", kind="seed"))
         outcome = Outcome(problem_id="p", output="", strict=True, flexible=True)
         store.save_scores("seed", "test", [outcome], complete=False)
         store.save_scores("seed", "development", [outcome], complete=False)
@@ -116,7 +116,7 @@ def test_program_refused_on_application_is_among_the_reasons(tmp_path, made_up):
         before = read_report(store).iterations[0]
         store.save_application(
             Application(
-                candidate=program_candidate(first),
+                entry=program_entry(first),
                 verdict="too costly",
                 rule="loop-iterations",
                 change=0.0,

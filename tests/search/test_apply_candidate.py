@@ -121,7 +121,7 @@ def test_verdict_of_the_weights_is_stored(context, programs, tmp_path):
         (application,) = store.applications().values()
         assert "NaN or infinite" in application.message
         score_program(context, store, program.identity, DEVELOPMENT)  # not applied again
-        assert store.applications() == {application.candidate: application}
+        assert store.applications() == {application.entry: application}
 
 
 def test_corrupt_training_programs_raise_one_line(small_config, tmp_path):

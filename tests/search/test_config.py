@@ -9,7 +9,7 @@ from sdjax.search.config import (
     CONFIG_FOLDER,
     config_from,
     find_config,
-    method_candidate,
+    method_entry,
     read_config,
 )
 
@@ -180,8 +180,8 @@ def test_number_of_training_steps():
     assert by_epochs.for_pairs(1).max_steps == 1
 
 
-def test_candidate_name_of_a_method():
-    assert method_candidate("ties", {"scale": 0.6, "density": 0.4}) == (
+def test_entry_name_of_a_method():
+    assert method_entry("ties", {"scale": 0.6, "density": 0.4}) == (
         "method:ties(density=0.4,scale=0.6)"
     )
-    assert method_candidate("linear", {}) == "method:linear()"
+    assert method_entry("linear", {}) == "method:linear()"

@@ -23,7 +23,7 @@ def results(folder):
         return {
             "samples": [(s.iteration, s.number, s.text, s.status) for s in store.judged()],
             "scores": {
-                (summary.candidate, summary.split): (summary.strict, summary.flexible)
+                (summary.entry, summary.split): (summary.strict, summary.flexible)
                 for summary in store.summaries(setting=None)
             },
             "pairs": [store.pairs(iteration) for iteration in (1, 2)],
@@ -44,12 +44,12 @@ def test_every_phase_saves_its_results(finished, small_config):
         assert len(samples) == small_config.iterations * small_config.generation.samples
         assert all(sample.status != "not judged" for sample in samples)
         novel = {f"program:{sample.identity}" for sample in samples if sample.novel}
-        scored = {s.candidate for s in store.summaries(DEVELOPMENT) if s.complete}
+        scored = {s.entry for s in store.summaries(DEVELOPMENT) if s.complete}
         assert novel
         assert novel <= scored
         assert {"seed", "expert:expert_1", "method:task_arithmetic(weight=0.2)"} <= scored
         assert [checkpoint.iteration for checkpoint in store.checkpoints()] == [1, 2]
-        tested = [s.candidate for s in store.summaries(TEST)]
+        tested = [s.entry for s in store.summaries(TEST)]
         assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
 
 
@@ -74,14 +74,14 @@ def test_interrupted_run_gives_the_same_result(
     scored = 0
     save_scores = Store.save_scores
 
-    def interrupted(store, candidate, split, outcomes, **options):
+    def interrupted(store, entry, split, outcomes, **options):
         nonlocal scored
-        scored += candidate.startswith("program:")
+        scored += entry.startswith("program:")
         if scored == program:
             outcomes = list(outcomes)
-            save_scores(store, candidate, split, outcomes[:10], complete=False)
+            save_scores(store, entry, split, outcomes[:10], complete=False)
             raise KeyboardInterrupt
-        save_scores(store, candidate, split, outcomes, **options)
+        save_scores(store, entry, split, outcomes, **options)
 
     folder = tmp_path / "run"
     monkeypatch.setattr(Store, "save_scores", interrupted)
@@ -209,7 +209,7 @@ config = config_from(json.loads(sys.argv[1]), "test")
 folder = Path(sys.argv[2])
 run_search(config, folder)
 with Store.open(folder) as store:
-    scores = {s.candidate: s.strict for s in store.summaries("development")}
+    scores = {s.entry: s.strict for s in store.summaries("development")}
     print(json.dumps([scores, [s.text for s in store.judged()]]))
 """
 

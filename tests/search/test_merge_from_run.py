@@ -15,12 +15,12 @@ from sdjax.search.merge_from_run import merge_discovered
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
-    Candidate,
+    Entry,
     Program,
     Sample,
     Setting,
     StoredVerdict,
-    program_candidate,
+    program_entry,
 )
 
 PROGRAM = """def merge_models(task_vectors):
@@ -61,8 +61,8 @@ def run(tmp_path):
             )
             program = Program(identity=verdict.identity, source=source, ir=verdict.ir)
             store.save_verdict(StoredVerdict.of(source, verdict), program)
-            name = program_candidate(verdict.identity)
-            store.save_candidate(Candidate(name=name, kind="program", identity=verdict.identity))
+            name = program_entry(verdict.identity)
+            store.save_entry(Entry(name=name, kind="program", identity=verdict.identity))
             outcomes = [
                 Outcome(problem_id=str(i), output="", strict=i < correct, flexible=i < correct)
                 for i in range(3)

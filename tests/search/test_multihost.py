@@ -59,7 +59,7 @@ def results(folder):
             "finished": store.run().finished_at is not None,
             "samples": [(s.iteration, s.number, s.text, s.status) for s in store.judged()],
             "scores": {
-                (summary.candidate, summary.split): (summary.strict, summary.flexible)
+                (summary.entry, summary.split): (summary.strict, summary.flexible)
                 for summary in store.summaries(setting=None)
             },
             "pairs": [store.pairs(iteration) for iteration in (1, 2)],

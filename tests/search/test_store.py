@@ -15,8 +15,8 @@ from sdjax.search.pairs import preferences_of_run
 from sdjax.search.store import Store
 from sdjax.search.types import (
     Application,
-    Candidate,
     Checkpoint,
+    Entry,
     Lineage,
     Program,
     Sample,
@@ -24,7 +24,7 @@ from sdjax.search.types import (
     Setting,
     StoredPair,
     StoredVerdict,
-    program_candidate,
+    program_entry,
 )
 
 CONFIG = {"seed": "zoo:seed", "generation": {"samples": 4}}
@@ -98,9 +98,9 @@ def test_sample_status_is_independent_of_the_order_of_verdicts(tmp_path):
         for source, identity in (("c", "C"), ("b", "B")):  # same outputs on the probes
             save_admitted(store, source, identity, fingerprint="f")
         store.save_verdict(refused("bad"))
-        store.save_candidate(Candidate(name="program:X", kind="program", identity="X"))
+        store.save_entry(Entry(name="program:X", kind="program", identity="X"))
         not_finite = Application(
-            candidate="program:X", verdict="non-finite", rule="weights", change=float("nan")
+            entry="program:X", verdict="non-finite", rule="weights", change=float("nan")
         )
         store.save_application(not_finite)
         assert store.applications() == {"program:X": dataclasses.replace(not_finite, change=0.0)}
@@ -150,7 +150,7 @@ def test_training_membership_and_families_of_programs(tmp_path):
 def test_complete_evaluation_accepts_no_more_scores(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
-        store.save_candidate(Candidate(name="seed", kind="seed"))
+        store.save_entry(Entry(name="seed", kind="seed"))
         store.save_scores("seed", "test", [outcome("p1", True)], complete=False)
         assert not store.summaries()[0].complete
         store.save_scores("seed", "test", [outcome("p2", False)])
@@ -162,12 +162,12 @@ def test_complete_evaluation_accepts_no_more_scores(tmp_path):
         assert store.outcomes("seed", "development") == ()
 
 
-def test_candidate_scored_in_several_settings(tmp_path):
+def test_entry_scored_in_several_settings(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
         transfer = Setting(name="transfer", seed="zoo:seed", slots={}, scope="mlp", task="sums")
         store.save_setting(transfer)
-        store.save_candidate(Candidate(name="seed", kind="seed"))
+        store.save_entry(Entry(name="seed", kind="seed"))
         store.save_scores("seed", "test", [outcome("p1", True)])
         store.save_scores("seed", "test", [outcome("p1", False)], setting="transfer")
         assert [one.strict for one in store.summaries("test", None)] == [1.0, 0.0]
@@ -294,14 +294,14 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_store import SETTING, create, outcome, sample, save_admitted
-from sdjax.search.types import Candidate
+from sdjax.search.types import Entry
 store = create(Path({folder!r}))
 store.save_setting(SETTING)
 prompt = store.save_prompt("short", "def")
 for n in range(10**6):
     store.save_samples([sample(n, str(n), prompt)])
     save_admitted(store, str(n), str(n))
-    store.save_candidate(Candidate(name=f"program:{{n}}", kind="program", identity=str(n)))
+    store.save_entry(Entry(name=f"program:{{n}}", kind="program", identity=str(n)))
     store.save_scores(f"program:{{n}}", "development", [outcome(str(i), True) for i in range(50)])
     print(n, flush=True)
 """
@@ -333,8 +333,8 @@ def test_commits_survive_sigkill(tmp_path):
         number = len(samples)
         store.save_samples([sample(number, "more", samples[0].prompt)])
         save_admitted(store, "more", "more")
-        name = program_candidate("more")
-        store.save_candidate(Candidate(name=name, kind="program", identity="more"))
+        name = program_entry("more")
+        store.save_entry(Entry(name=name, kind="program", identity="more"))
         store.save_scores(name, "development", [outcome("1", True)])
         assert len(store.judged()) == number + 1
 
