@@ -131,9 +131,8 @@ def main() -> None:
         platform.machine(),
     )
     print(f"{model}, {os.cpu_count()} threads, Linux {platform.release()}; jax {jax.__version__},")
-    print(
-        f"Python {platform.python_version()}; {len(SIGNATURE.paths)} tensors of 3 kinds and 2 shapes"
-    )
+    tensors = f"{len(SIGNATURE.paths)} tensors of 3 kinds and 2 shapes"
+    print(f"Python {platform.python_version()}; {tensors}")
     with Sandbox(SIGNATURE, options.workers) as sandbox:
         sandbox.judge(REFUSED)
         row("trivial refusal (import os)", [timed(sandbox.judge, REFUSED)[0] for _ in range(100)])

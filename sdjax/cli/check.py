@@ -82,18 +82,18 @@ def check_files(
     """Judge files in order; a file that equals an earlier one is reported as its duplicate.
 
     Args:
-        files: Source files of candidates.
-        signature: Merge signature to judge against.
-        as_json: Return one JSON object per line instead of a table.
-        show: Include the verified array programs in readable form.
-        workers: Number of files that are traced at the same time.
-        allow_missing: Layers of confinement that this machine may lack.
+        files: source files of candidates.
+        signature: merge signature to judge against.
+        as_json: return one JSON object per line instead of a table.
+        show: include the verified array programs in readable form.
+        workers: number of files that are traced at the same time.
+        allow_missing: layers of confinement that this machine may lack.
 
     Returns:
-        The report, and the exit status: 0 if every file is admitted, else 1.
+        the report, and the exit status: 0 if every file is admitted, else 1.
 
     Raises:
-        UserError: A file cannot be read, or a layer of confinement is missing.
+        UserError: a file cannot be read, or a layer of confinement is missing.
     """
     from sdjax.core.progress import progress_bar
     from sdjax.sandbox.ir.pretty_print import pretty_print

@@ -79,7 +79,7 @@ def prepare(argument: str) -> Callable[[bytes], bytes]:
     `{"equal": bool, "failed_imports": [module, ...]}`.
 
     Args:
-        argument: Unused.
+        argument: unused.
     """
     logging.disable(logging.CRITICAL)
     for name in _LAZY_SUBPACKAGES:

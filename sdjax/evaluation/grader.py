@@ -26,8 +26,8 @@ class Grader:
     """Compares answers to math problems, each pair in a new worker process. Thread-safe.
 
     Attributes:
-        limits: Limits of one comparison.
-        layers: Layers of confinement in force.
+        limits: limits of one comparison.
+        layers: layers of confinement in force.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Grader:
         """Start the workers.
 
         Args:
-            workers: Number of comparisons that can run at the same time.
-            limits: Limits of one comparison.
-            allow_missing: Layers of confinement that this machine may lack.
+            workers: number of comparisons that can run at the same time.
+            limits: limits of one comparison.
+            allow_missing: layers of confinement that this machine may lack.
 
         Raises:
-            UserError: This machine lacks any other layer.
+            UserError: this machine lacks any other layer.
         """
         self.layers = require_layers(allow_missing)
         self.limits = limits
@@ -53,11 +53,11 @@ class Grader:
         """Return whether math-verify considers two answers equal.
 
         Args:
-            gold: Correct answer, LaTeX without dollar signs.
-            answer: Answer to grade, LaTeX without dollar signs.
+            gold: correct answer, LaTeX without dollar signs.
+            answer: answer to grade, LaTeX without dollar signs.
 
         Raises:
-            NotGradedError: The worker ran out of time or memory, or crashed.
+            NotGradedError: the worker ran out of time or memory, or crashed.
         """
         request = json.dumps([gold, answer]).encode()
         reply = self._send(request)

@@ -27,8 +27,8 @@ class ForkServer:
     `limits.message_bytes` bytes. Call `confine.require_layers` before starting a server.
 
     Attributes:
-        pid: Process id of the warm process.
-        connections: One connection per worker, each ready for a request.
+        pid: process id of the warm process.
+        connections: one connection per worker, each ready for a request.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class ForkServer:
         """Start the server and wait until it is warm.
 
         Args:
-            job: Name of a module with a function `prepare(argument)` that returns the function
+            job: name of a module with a function `prepare(argument)` that returns the function
                 from request to reply.
-            argument: Passed to `prepare`.
-            limits: Limits of each request.
-            workers: Number of requests that can run at the same time.
-            allow_missing: Layers of confinement that a worker may run without.
+            argument: passed to `prepare`.
+            limits: limits of each request.
+            workers: number of requests that can run at the same time.
+            allow_missing: layers of confinement that a worker may run without.
 
         Raises:
-            UserError: The server did not start, usually because `job` cannot be imported.
+            UserError: the server did not start, usually because `job` cannot be imported.
         """
         pairs = [socket.socketpair() for _ in range(workers)]
         server_ends = [pair[1].fileno() for pair in pairs]

@@ -49,8 +49,8 @@ def confine(pipe: int, limits: WorkerLimits) -> tuple[str, ...]:
     everything it starts. All descriptors are closed except `pipe`, which is moved to number 3.
 
     Args:
-        pipe: Descriptor of the connection to the dispatcher.
-        limits: Limits for the `rlimits` layer.
+        pipe: descriptor of the connection to the dispatcher.
+        limits: limits for the `rlimits` layer.
     """
     os.setsid()
     if pipe != 3:
@@ -119,10 +119,10 @@ def require_layers(allow_missing: Collection[str] = ()) -> tuple[str, ...]:
     """Return the layers of confinement that are in force on this machine.
 
     Args:
-        allow_missing: Names of layers that the machine may lack.
+        allow_missing: names of layers that the machine may lack.
 
     Raises:
-        UserError: A layer is missing that `allow_missing` does not name, or `allow_missing` names
+        UserError: a layer is missing that `allow_missing` does not name, or `allow_missing` names
             an unknown layer.
     """
     if unknown := sorted(set(allow_missing) - set(LAYERS)):

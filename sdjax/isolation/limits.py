@@ -8,10 +8,10 @@ class WorkerLimits:
     """Resource limits of one worker, which processes one request.
 
     Attributes:
-        cpu_seconds: Processor time, enforced by the kernel (SIGXCPU).
-        wall_seconds: Wall-clock time, enforced by the dispatcher (SIGKILL).
-        address_space: Bytes of virtual memory.
-        message_bytes: Maximum size of the reply in bytes.
+        cpu_seconds: processor time, enforced by the kernel (SIGXCPU).
+        wall_seconds: wall-clock time, enforced by the dispatcher (SIGKILL).
+        address_space: bytes of virtual memory.
+        message_bytes: maximum size of the reply in bytes.
     """
 
     cpu_seconds: int = 4

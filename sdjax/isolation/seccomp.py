@@ -34,12 +34,12 @@ class Processor:
     """System calls of one architecture, grouped by how the filter answers them.
 
     Attributes:
-        audit: The architecture's AUDIT_ARCH number.
-        allowed: Calls that are always allowed.
-        without_exec: Calls that are allowed unless they request executable memory.
-        paths: Calls that fail with ENOENT.
-        killed: Calls that kill the process.
-        x32: Whether the architecture has the x32 ABI, whose calls kill the process.
+        audit: the architecture's AUDIT_ARCH number.
+        allowed: calls that are always allowed.
+        without_exec: calls that are allowed unless they request executable memory.
+        paths: calls that fail with ENOENT.
+        killed: calls that kill the process.
+        x32: whether the architecture has the x32 ABI, whose calls kill the process.
     """
 
     audit: int

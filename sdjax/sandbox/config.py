@@ -16,23 +16,23 @@ class Limits:
     Verdicts are the same on every machine, except those due to the two clocks and `address_space`.
 
     Attributes:
-        source_bytes: Size of the source text.
-        ir_bytes: Size of the IR that a worker sends.
-        constant_bytes: Size of all array constants of a candidate.
-        step_budget: Iterations of Python loops plus calls of Python functions in one trace.
-        equations: Weighted primitives of all array programs of a candidate (`primitives.weight`).
-        nesting: Depth of nested scan, while and cond.
-        max_expansion: Elements of one intermediate array, relative to the tensors of one expert;
+        source_bytes: size of the source text.
+        ir_bytes: size of the IR that a worker sends.
+        constant_bytes: size of all array constants of a candidate.
+        step_budget: iterations of Python loops plus calls of Python functions in one trace.
+        equations: weighted primitives of all array programs of a candidate (`primitives.weight`).
+        nesting: depth of nested scan, while and cond.
+        max_expansion: elements of one intermediate array, relative to the tensors of one expert;
             twice as many may be alive at once.
-        cost_per_element: Scalar operations per element of the tensors in scope.
-        max_loop_iterations: Iterations of one `while` loop.
-        max_total_iterations: Iterations of all loops of one array program, nested ones multiplied.
-        probe_elements: Larger tensors are probed at a reduced shape.
-        max_probe_elements: Elements per expert of a probe run at real shapes.
-        max_probe_cost: Scalar operations of one probe run, which cannot be interrupted.
-        cpu_seconds: Processor time of a worker per candidate.
-        wall_seconds: Wall-clock time of a worker per candidate.
-        address_space: Virtual memory of a worker in bytes.
+        cost_per_element: scalar operations per element of the tensors in scope.
+        max_loop_iterations: iterations of one `while` loop.
+        max_total_iterations: iterations of all loops of one array program, nested ones multiplied.
+        probe_elements: larger tensors are probed at a reduced shape.
+        max_probe_elements: elements per expert of a probe run at real shapes.
+        max_probe_cost: scalar operations of one probe run, which cannot be interrupted.
+        cpu_seconds: processor time of a worker per candidate.
+        wall_seconds: wall-clock time of a worker per candidate.
+        address_space: virtual memory of a worker in bytes.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {
@@ -73,8 +73,8 @@ class SandboxConfig(Limits):
     """The `sandbox` section of a run: limits and worker processes.
 
     Attributes:
-        workers: Number of candidates that are traced at the same time.
-        allow_missing: Layers of confinement that this machine may lack. The sandbox refuses to
+        workers: number of candidates that are traced at the same time.
+        allow_missing: layers of confinement that this machine may lack. The sandbox refuses to
             start if a layer is missing that is not named here.
     """
 

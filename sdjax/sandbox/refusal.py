@@ -18,9 +18,9 @@ class Refusal(Exception):
     """Raised when a candidate fails a check; becomes its verdict.
 
     Attributes:
-        verdict: One of `VERDICTS`.
-        rule: Name of the check that failed.
-        message: What is wrong, in one line.
+        verdict: one of `VERDICTS`.
+        rule: name of the check that failed.
+        message: what is wrong, in one line.
     """
 
     def __init__(self, verdict: str, rule: str, message: str):

@@ -38,9 +38,9 @@ class Sandbox:
     `jax.jit`.
 
     Attributes:
-        signature: Expert slots, tensors and limits that candidates are judged against.
-        workers: Number of candidates that are traced at the same time.
-        layers: Layers of confinement in force; empty until the sandbox is entered.
+        signature: expert slots, tensors and limits that candidates are judged against.
+        workers: number of candidates that are traced at the same time.
+        layers: layers of confinement in force; empty until the sandbox is entered.
 
     Examples:
         >>> import sdjax
@@ -66,9 +66,9 @@ class Sandbox:
         """Prepare a sandbox; entering it starts the workers.
 
         Args:
-            signature: Expert slots, tensors and limits that candidates are judged against.
-            workers: Number of candidates that are traced at the same time.
-            allow_missing: Layers of confinement that this machine may lack. Entering the sandbox
+            signature: expert slots, tensors and limits that candidates are judged against.
+            workers: number of candidates that are traced at the same time.
+            allow_missing: layers of confinement that this machine may lack. Entering the sandbox
                 raises UserError if any other layer is missing.
         """
         if workers < 1:
@@ -109,16 +109,16 @@ class Sandbox:
         """Judge candidates, `workers` of them at a time.
 
         Args:
-            sources: Source texts.
-            seen: Maps identities and fingerprints of earlier candidates to their names. Admitted
+            sources: source texts.
+            seen: maps identities and fingerprints of earlier candidates to their names. Admitted
                 candidates are added, so one mapping can serve a whole run.
-            names: Names to report in `Verdict.duplicate_of`; "#index" by default.
+            names: names to report in `Verdict.duplicate_of`; "#index" by default.
 
         Yields:
-            The index and the verdict of every source, in order.
+            the index and the verdict of every source, in order.
 
         Raises:
-            UserError: The sandbox has not been entered.
+            UserError: the sandbox has not been entered.
         """
         if not self._entered:
             raise UserError("the sandbox is not running: use it as `with Sandbox(...) as sandbox:`")

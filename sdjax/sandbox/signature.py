@@ -35,10 +35,10 @@ class MergeSignature:
     """Inputs of a merge algorithm, and the limits it must respect.
 
     Attributes:
-        slots: Names of the experts, in the order in which their tensors are passed.
-        tensors: Distinct tensor signatures in scope.
-        paths: Every tensor path in scope with its signature; empty if only `tensors` are known.
-        limits: Limits on a candidate.
+        slots: names of the experts, in the order in which their tensors are passed.
+        tensors: distinct tensor signatures in scope.
+        paths: every tensor path in scope with its signature; empty if only `tensors` are known.
+        limits: limits on a candidate.
     """
 
     slots: tuple[str, ...]
@@ -63,9 +63,9 @@ class MergeSignature:
         """Build the signature of a model.
 
         Args:
-            slots: Names of the experts.
-            tensors: Path -> (kind, shape) of the tensors in scope.
-            limits: Limits on a candidate. By default, the number of equations grows with the
+            slots: names of the experts.
+            tensors: path -> (kind, shape) of the tensors in scope.
+            limits: limits on a candidate. By default, the number of equations grows with the
                 number of distinct tensors and slots.
         """
         paths = tuple(

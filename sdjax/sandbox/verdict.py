@@ -12,20 +12,20 @@ class Verdict:
     """Result of judging one candidate, identical on every machine.
 
     Attributes:
-        verdict: One of `refusal.VERDICTS`.
-        rule: Name of the check that decided; empty if admitted.
-        message: Reason for the verdict, in one line; empty if admitted.
-        identity: Hash of the IR. Equal candidates have equal identities.
-        structure: Hash of the IR without the constants that can be tuned.
-        fingerprint: Hash of the rounded results on the probe tensors.
-        duplicate_of: Name of the earlier candidate that this one equals.
-        cost: Scalar operations over all tensors in scope, loop iterations included.
-        memory: Peak bytes alive at once in one array program.
-        requests: Optional inputs that the candidate reads: base, key, depth, kind.
+        verdict: one of `refusal.VERDICTS`.
+        rule: name of the check that decided; empty if admitted.
+        message: reason for the verdict, in one line; empty if admitted.
+        identity: hash of the IR. Equal candidates have equal identities.
+        structure: hash of the IR without the constants that can be tuned.
+        fingerprint: hash of the rounded results on the probe tensors.
+        duplicate_of: name of the earlier candidate that this one equals.
+        cost: scalar operations over all tensors in scope, loop iterations included.
+        memory: peak bytes alive at once in one array program.
+        requests: optional inputs that the candidate reads: base, key, depth, kind.
         form: "tensor" for merge_models, "tree" for merge_trees.
-        ir: Verified IR as JSON text; `verify_ir` turns it into a program again.
-        notes: Remarks on the results, such as "equals the seed".
-        program: The verified program if admitted or a duplicate. Not serialized.
+        ir: verified IR as JSON text; `verify_ir` turns it into a program again.
+        notes: remarks on the results, such as "equals the seed".
+        program: the verified program if admitted or a duplicate. Not serialized.
     """
 
     verdict: str

@@ -96,7 +96,7 @@ PROCESSES = {
         "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nsum(range(10**12))"
     ),
     "executable memory": "import mmap\nmmap.mmap(-1, 4096, prot=7)",
-    "a lock that nobody opens": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()",
+    "a deadlock": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()",
 }
 INTROSPECTION = {
     "subclasses": (

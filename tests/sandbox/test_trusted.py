@@ -1,6 +1,6 @@
 """The trusted side of the sandbox stays small and executes no source text.
 
-What it may import is a contract of import-linter in pyproject.toml.
+Contracts of import-linter in pyproject.toml restrict what it imports.
 """
 
 import ast

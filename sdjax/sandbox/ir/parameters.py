@@ -88,7 +88,7 @@ def decode_number(value: Any, dtype: np.dtype) -> np.generic:
     """Return the scalar of the given dtype; see `encode.encode_number` for the JSON form.
 
     Raises:
-        ValueError: The value has another type or is outside the range of an integer dtype.
+        ValueError: the value has another type or is outside the range of an integer dtype.
     """
     if dtype.kind == "b":
         return dtype.type(decode_bool(value))

@@ -101,15 +101,15 @@ class Entry:
     """One primitive of the allow-list.
 
     Attributes:
-        arity: Least and most number of operands.
-        bind: Applies the primitive to operands and decoded parameters; None if the running JAX
+        arity: least and most number of operands.
+        bind: applies the primitive to operands and decoded parameters; None if the running JAX
             cannot express it.
-        native: Whether the running JAX has the operation, rather than only its fallback.
-        params: The parameters in the IR, with their decoders.
-        fixed: The only legal value of each parameter that is not in the IR.
-        since: The first JAX version with this primitive.
-        until: The first JAX version without it, or None.
-        cost: Scalar operations, from input avals, output avals and parameters.
+        native: whether the running JAX has the operation, rather than only its fallback.
+        params: the parameters in the IR, with their decoders.
+        fixed: the only legal value of each parameter that is not in the IR.
+        since: the first JAX version with this primitive.
+        until: the first JAX version without it, or None.
+        cost: scalar operations, from input avals, output avals and parameters.
     """
 
     arity: tuple[int, int]
@@ -170,16 +170,16 @@ def _allow(
     """Add primitives to the list.
 
     Args:
-        names: Names separated by spaces.
-        arity: Number of operands, or (least, most).
-        cost: Scalar operations; one per output element by default.
-        fixed: Parameters with a single legal value. The primitive is bound with them.
-        supplied: Parameters that the worker ignores. The primitive is bound with them.
-        bind: A public function to call in place of the primitive (it sets `fixed` itself).
-        fallback: A function for a JAX that lacks the primitive.
-        since: The first JAX version with the primitive.
-        until: The first JAX version without it.
-        **params: The parameters in the IR.
+        names: names separated by spaces.
+        arity: number of operands, or (least, most).
+        cost: scalar operations; one per output element by default.
+        fixed: parameters with a single legal value. The primitive is bound with them.
+        supplied: parameters that the worker ignores. The primitive is bound with them.
+        bind: a public function to call in place of the primitive (it sets `fixed` itself).
+        fallback: a function for a JAX that lacks the primitive.
+        since: the first JAX version with the primitive.
+        until: the first JAX version without it.
+        **params: the parameters in the IR.
     """
     constants = {**(fixed or {}), **(supplied or {})}
     for name in names.split():

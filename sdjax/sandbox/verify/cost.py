@@ -25,9 +25,9 @@ class CostEstimate:
     """Cost of one jaxpr.
 
     Attributes:
-        cost: Scalar operations.
-        memory: Peak bytes alive at once, before XLA's fusion.
-        iterations: Total number of loop iterations.
+        cost: scalar operations.
+        memory: peak bytes alive at once, before XLA's fusion.
+        iterations: total number of loop iterations.
     """
 
     cost: int
@@ -39,12 +39,12 @@ def estimate_cost(jaxpr: Any, limits: Limits, *, max_elements: int) -> CostEstim
     """Estimate the cost of a jaxpr, open or closed.
 
     Args:
-        jaxpr: The jaxpr.
-        limits: Supplies the iteration limit of `while` loops.
-        max_elements: Maximum size of an intermediate array.
+        jaxpr: the jaxpr.
+        limits: supplies the iteration limit of `while` loops.
+        max_elements: maximum size of an intermediate array.
 
     Raises:
-        Refusal: An intermediate array is too large, or XLA would generate too much code.
+        Refusal: an intermediate array is too large, or XLA would generate too much code.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     check_codegen_size(jaxpr)

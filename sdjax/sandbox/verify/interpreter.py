@@ -38,10 +38,10 @@ def run_block(
     """Run the equations of a block in order.
 
     Args:
-        block: Decoded block.
-        inputs: One array per input of the block.
-        max_loop_iterations: Iterations after which a `while` loop is cut off.
-        bind: Function that applies one equation.
+        block: decoded block.
+        inputs: one array per input of the block.
+        max_loop_iterations: iterations after which a `while` loop is cut off.
+        bind: function that applies one equation.
     """
     values = list(inputs)
     exhausted = jnp.zeros((), bool) if block.loops else None

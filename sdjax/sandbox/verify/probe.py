@@ -26,8 +26,8 @@ class Findings:
     """Conclusions from the probe runs of one program.
 
     Attributes:
-        fingerprint: Hash of the rounded results.
-        notes: Remarks on the results, such as "equals the seed".
+        fingerprint: hash of the rounded results.
+        notes: remarks on the results, such as "equals the seed".
     """
 
     fingerprint: str
@@ -38,7 +38,7 @@ def probe(program: VerifiedProgram, signature: MergeSignature) -> Findings:
     """Run a program on its probe tensors.
 
     Raises:
-        Refusal: A result is not finite, or a loop does not end.
+        Refusal: a result is not finite, or a loop does not end.
     """
     runs = probe_runs(program)
     results = [execute_probe_run(program, run) for run in runs]
@@ -101,9 +101,9 @@ def _notes(
     """Return the note that applies to the results, if any.
 
     Args:
-        results: Results by run and leaf.
-        experts: Task vectors by run, slot and leaf.
-        slots: Names of the experts.
+        results: results by run and leaf.
+        experts: task vectors by run, slot and leaf.
+        slots: names of the experts.
     """
     merged = _flatten(results)
     task_vectors = [_flatten([run[i] for run in experts]) for i in range(len(slots))]

@@ -33,9 +33,9 @@ class ProbeInputs:
     """Probe tensors of one array program.
 
     Attributes:
-        task_vectors: One tensor or tree per slot.
-        base: Tensor or tree of the base model.
-        host: The task vectors as NumPy arrays, indexed by slot and leaf.
+        task_vectors: one tensor or tree per slot.
+        base: tensor or tree of the base model.
+        host: the task vectors as NumPy arrays, indexed by slot and leaf.
     """
 
     task_vectors: tuple[Any, ...]
@@ -48,10 +48,10 @@ class Operation:
     """An equation on operands of given shapes and dtypes, which programs can share.
 
     Attributes:
-        key: Primitive and parameters, or the equation itself for control flow.
-        types: Shape and dtype of each operand.
-        max_loop_iterations: Iterations after which a `while` loop is cut off.
-        equation: The equation.
+        key: primitive and parameters, or the equation itself for control flow.
+        types: shape and dtype of each operand.
+        max_loop_iterations: iterations after which a `while` loop is cut off.
+        equation: the equation.
     """
 
     key: Any
@@ -65,10 +65,10 @@ class ProbeRun:
     """One array program and the tensors to run it on.
 
     Attributes:
-        name: Name of the array program.
-        inputs: Probe tensors.
-        depth: Value of the depth input.
-        operations: Operations that all probe runs of the program have used so far.
+        name: name of the array program.
+        inputs: probe tensors.
+        depth: value of the depth input.
+        operations: operations that all probe runs of the program have used so far.
     """
 
     name: Any
@@ -97,15 +97,15 @@ def execute_probe_run(
     """Run a program on probe tensors.
 
     Args:
-        program: The program.
-        probe_run: What to run.
-        order: Permutation of the experts.
+        program: the program.
+        probe_run: what to run.
+        order: permutation of the experts.
 
     Returns:
-        The leaves of the result.
+        the leaves of the result.
 
     Raises:
-        Refusal: A result is not finite, a loop does not end, or JAX rejects an operation (only
+        Refusal: a result is not finite, a loop does not end, or JAX rejects an operation (only
             possible for forged IR).
     """
     with _on_host():

@@ -29,17 +29,17 @@ class VerifiedProgram:
     """A verified merge algorithm, callable like its source and traceable under `jax.jit`.
 
     Attributes:
-        identity: Hash of the IR. Equal programs have equal identities.
-        structure: Hash of the IR without the constants that can be tuned.
+        identity: hash of the IR. Equal programs have equal identities.
+        structure: hash of the IR without the constants that can be tuned.
         form: "tensor" if it merges one tensor per call, "tree" if it merges all at once.
-        requests: Optional inputs that it reads: base, key, depth, kind.
-        hyperparameters: Default values of its float hyperparameters.
-        cost: Scalar operations over all tensors in scope.
-        memory: Peak bytes alive at once in one array program.
-        max_memory: Bytes of temporary memory that a compiled array program may use.
-        programs: One array program per tensor shape, or per kind and shape.
-        probes: Names of the array programs to run on probe tensors.
-        max_loop_iterations: Iterations after which a `while` loop is cut off.
+        requests: optional inputs that it reads: base, key, depth, kind.
+        hyperparameters: default values of its float hyperparameters.
+        cost: scalar operations over all tensors in scope.
+        memory: peak bytes alive at once in one array program.
+        max_memory: bytes of temporary memory that a compiled array program may use.
+        programs: one array program per tensor shape, or per kind and shape.
+        probes: names of the array programs to run on probe tensors.
+        max_loop_iterations: iterations after which a `while` loop is cut off.
     """
 
     identity: str
@@ -58,12 +58,12 @@ class VerifiedProgram:
         """Return the merged task vector.
 
         Args:
-            task_vectors: Task vectors (float32), as a dict by slot or a sequence in slot order. For
+            task_vectors: task vectors (float32), as a dict by slot or a sequence in slot order. For
                 the tree form, each one is a dict from tensor path to tensor.
-            **inputs: Optional inputs and hyperparameters, as for `run`.
+            **inputs: optional inputs and hyperparameters, as for `run`.
 
         Returns:
-            The merged task vector (float32, the shape of the task vectors), all NaN if a `while`
+            the merged task vector (float32, the shape of the task vectors), all NaN if a `while`
             loop was cut off.
         """
         result, exhausted = self.run(task_vectors, **inputs)
@@ -85,20 +85,20 @@ class VerifiedProgram:
         """Run the program.
 
         Args:
-            task_vectors: See `__call__`.
-            base: Tensor of the base model, or a dict from path to tensor.
+            task_vectors: see `__call__`.
+            base: tensor of the base model, or a dict from path to tensor.
             key: PRNG key.
-            depth: Position of the layer in [0, 1], a float32 scalar.
-            kind: Kind of the tensor, such as "mlp.down_proj".
-            **hyperparameters: Values that replace the defaults.
+            depth: position of the layer in [0, 1], a float32 scalar.
+            kind: kind of the tensor, such as "mlp.down_proj".
+            **hyperparameters: values that replace the defaults.
 
         Returns:
-            The merged task vector, and a boolean scalar that says whether a `while` loop was cut
+            the merged task vector, and a boolean scalar that says whether a `while` loop was cut
             off (None if the program has no `while` loop).
 
         Raises:
-            ValueError: The program was not traced for these shapes.
-            TypeError: A hyperparameter is unknown.
+            ValueError: the program was not traced for these shapes.
+            TypeError: a hyperparameter is unknown.
         """
         if unknown := set(hyperparameters) - set(self.hyperparameters):
             raise TypeError(f"unknown hyperparameter: {', '.join(sorted(unknown))}")
@@ -132,10 +132,10 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
 
     Args:
         ir: IR as JSON text, untrusted.
-        signature: Expert slots, tensors and limits.
+        signature: expert slots, tensors and limits.
 
     Raises:
-        Refusal: The IR is malformed, does not fit the signature, or exceeds a limit.
+        Refusal: the IR is malformed, does not fit the signature, or exceeds a limit.
     """
     message = decode(ir, signature)
     limits = signature.limits

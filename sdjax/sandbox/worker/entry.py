@@ -14,7 +14,7 @@ def prepare(signature_json: str) -> Callable[[bytes], bytes]:
     Imports and traces what candidates commonly use, so that workers start with warm caches.
 
     Args:
-        signature_json: Result of `MergeSignature.to_json`.
+        signature_json: result of `MergeSignature.to_json`.
     """
     import jax
 

@@ -33,7 +33,7 @@ def trace_source(source: str, signature: MergeSignature) -> str:
     """Return the IR (JSON text) of an untrusted candidate. Call it in a worker only.
 
     Raises:
-        Refusal: The candidate breaks a rule, cannot be traced or exceeds a limit.
+        Refusal: the candidate breaks a rule, cannot be traced or exceeds a limit.
     """
     tree = rules.check_text(source, signature.limits.source_bytes)
     return _trace(_loader(tree, signature.limits.step_budget), rules.entry_point(tree), signature)
@@ -46,7 +46,7 @@ def trace_trusted(program: str | Callable, signature: MergeSignature) -> str:
     worker, without confinement.
 
     Raises:
-        Refusal: See `trace_source`.
+        Refusal: see `trace_source`.
     """
     if isinstance(program, str):
         return trace_source(program, signature)
@@ -88,8 +88,8 @@ class RequestedInputs:
     """Inputs that a candidate requests by the names of its parameters.
 
     Attributes:
-        requests: Optional inputs of the API: base, key, depth, kind.
-        floats: Default values of the float hyperparameters, which are traced.
+        requests: optional inputs of the API: base, key, depth, kind.
+        floats: default values of the float hyperparameters, which are traced.
     """
 
     requests: tuple[str, ...]
