@@ -43,7 +43,7 @@ def families_of(program: VerifiedProgram) -> frozenset[str]:
     reader = FamilyReader()
     slots: set[str] = set()
     for convention, block in program.programs.values():
-        count, leaves = len(convention.slots), convention.leaves
+        count, leaves = len(convention.slots), convention.num_leaves
         slots |= set(convention.slots)
         names = [slot for slot in (*convention.slots, "base") for _ in range(leaves)]
         names += ["", "depth"]  # the random key is not an operand of any family

@@ -1,1 +1,1 @@
-"""The IR of an array program: encoding, decoding and hashes."""
+"""The IR of array programs: allow-list, encoding, decoding and hashes."""

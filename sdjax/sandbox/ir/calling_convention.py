@@ -1,8 +1,8 @@
-"""The order in which a program's arguments cross the wire, agreed on by worker and parent.
+"""Order of the arguments of an array program, shared by worker and parent.
 
-One slot's tensors after the other, then the base's, then the key, the depth and the float
-hyperparameters in order of their names. All are always there, so that a program that asks for
-something and does not use it is the same as one that does not ask.
+The tensors of each slot come first, then those of the base, the key, the depth, and the float
+hyperparameters sorted by name. All of them are always present, so a candidate that requests an
+input without using it has the same IR as one that does not request it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,27 @@ REQUESTS = ("base", "key", "depth", "kind")
 
 @dataclass(frozen=True, kw_only=True)
 class CallingConvention:
-    """One array program: for a tensor (`paths` is None) or for a whole tree."""
+    """Arguments of one array program.
+
+    Attributes:
+        slots: names of the experts.
+        shapes: shape of each leaf of one expert.
+        paths: path of each leaf of a tree; None if the program merges one tensor.
+    """
 
     slots: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     paths: tuple[str, ...] | None = None
 
     @property
-    def leaves(self) -> int:
+    def num_leaves(self) -> int:
+        """Number of tensors per expert."""
         return len(self.shapes)
 
     def position(self, request: str) -> range:
-        """Where a request's inputs stand; hyperparameters begin where "depth" ends."""
-        start = len(self.slots) * self.leaves
-        key = start + self.leaves
+        """Return the argument positions of an optional input; hyperparameters follow "depth"."""
+        start = len(self.slots) * self.num_leaves
+        key = start + self.num_leaves
         return {
             "base": range(start, key),
             "key": range(key, key + 1),
@@ -42,21 +49,26 @@ class CallingConvention:
         }[request]
 
     def avals(self, hyperparameters: Sequence[str]) -> list[jax.ShapeDtypeStruct]:
+        """Return the shape and dtype of every argument."""
         tensors = [jax.ShapeDtypeStruct(shape, np.float32) for shape in self.shapes]
         scalar = jax.ShapeDtypeStruct((), np.float32)
         key = jax.ShapeDtypeStruct((), KEY_DTYPE)
         return [*tensors * (len(self.slots) + 1), key, scalar, *[scalar] * len(hyperparameters)]
 
     def unpack(self, inputs: Sequence[Any], hyperparameters: Sequence[str]) -> tuple[dict, dict]:
-        """(task_vectors, everything that may be asked for by name) from the flat arguments."""
-        parts = [
-            self._entry(inputs[i * self.leaves : (i + 1) * self.leaves])
-            for i in range(len(self.slots) + 1)
-        ]
-        key, depth, *values = inputs[len(parts) * self.leaves :]
-        asked = {"base": parts[-1], "key": key, "depth": depth}
-        task_vectors = dict(zip(self.slots, parts[:-1], strict=True))
-        return task_vectors, asked | dict(zip(hyperparameters, values, strict=True))
+        """Split the flat arguments.
+
+        Returns:
+            the task vectors by slot, and all inputs that a candidate may request by name.
+        """
+        n = self.num_leaves
+        *task_vectors, base = (
+            self.result(inputs[i * n : (i + 1) * n]) for i in range(len(self.slots) + 1)
+        )
+        key, depth, *values = inputs[(len(self.slots) + 1) * n :]
+        named = {"base": base, "key": key, "depth": depth}
+        by_slot = dict(zip(self.slots, task_vectors, strict=True))
+        return by_slot, named | dict(zip(hyperparameters, values, strict=True))
 
     def pack(
         self,
@@ -66,58 +78,68 @@ class CallingConvention:
         depth: Any,
         hyperparameters: Sequence[Any],
     ) -> list[Any]:
-        """The flat arguments; what is None stays None."""
+        """Return the flat arguments. Inputs that are None stay None."""
         if isinstance(task_vectors, Mapping):
             task_vectors = [task_vectors[slot] for slot in self.slots]
-        flat = [leaf for entry in task_vectors for leaf in self._flat(entry)]
-        bases = [None] * self.leaves if base is None else self._flat(base)
-        return [*flat, *bases, key, depth, *hyperparameters]
+        leaves = [leaf for tree in task_vectors for leaf in self._leaves(tree)]
+        bases = [None] * self.num_leaves if base is None else self._leaves(base)
+        return [*leaves, *bases, key, depth, *hyperparameters]
 
-    def result(self, outputs: Sequence[Any]) -> Any:
-        return self._entry(outputs)
-
-    def _entry(self, leaves: Sequence[Any]) -> Any:
+    def result(self, leaves: Sequence[Any]) -> Any:
+        """Return leaves as one tensor, or as a dict from path to tensor."""
         return leaves[0] if self.paths is None else dict(zip(self.paths, leaves, strict=True))
 
-    def _flat(self, entry: Any) -> list[Any]:
-        return [entry] if self.paths is None else [entry[path] for path in self.paths]
+    def _leaves(self, tree: Any) -> list[Any]:
+        return [tree] if self.paths is None else [tree[path] for path in self.paths]
 
 
-# A program's name on the wire: [kind or null, shape] for a tensor; a whole-tree program is
-# "scope" (the real shapes) or "probe" (reduced ones).
 @dataclass(frozen=True, kw_only=True)
 class TracePlan:
-    """Every array program of a message by name, in its order: those that it must hold, and those
-    that it may hold for the probe runs (a program may well fail at reduced shapes alone)."""
+    """Array programs to trace for a candidate, by name.
+
+    The name of an array program is (kind or None, shape) for one tensor. For a tree, it is "scope"
+    at the real shapes and "probe" at reduced shapes.
+
+    Attributes:
+        required: array programs that the IR must contain, in order.
+        optional: array programs for the probe runs. They may be absent, because a candidate may
+            fail at reduced shapes only.
+        probes: (name to probe, name to probe if that is absent).
+    """
 
     required: Mapping[Any, CallingConvention]
     optional: Mapping[Any, CallingConvention]
-    probes: tuple[tuple[Any, Any], ...]  # (name to probe, name to probe where that is missing)
+    probes: tuple[tuple[Any, Any], ...]
 
     @property
     def all(self) -> dict[Any, CallingConvention]:
+        """Required and optional array programs, in the order of the IR."""
         return {**self.required, **self.optional}
 
 
 def trace_plan(signature: MergeSignature, form: str, by_kind: bool) -> TracePlan:
-    """What to trace: a tree once, a tensor once per shape, or per kind and shape on request.
+    """Return what to trace: a tree once, tensors once per shape, or per kind and shape.
 
-    Probed is a tree once, else every kind once, else one shape for each number of axes.
+    A tree is probed once. Otherwise every kind and shape is probed if `by_kind`, else one shape per
+    number of axes.
     """
     if form == "tree":
-        probed = signature.probe_paths
-        small = {} if probed == signature.paths else {"probe": _tree(signature, probed)}
-        name = "probe" if small else "scope"
-        whole = {"scope": _tree(signature, signature.paths)}
-        return TracePlan(required=whole, optional=small, probes=((name, "scope"),))
-    elements = signature.limits.probe_elements
-    real = {(t.kind if by_kind else None, t.shape): t for t in signature.tensors}
-    required: dict[Any, CallingConvention] = {of: _tensor(signature, of[1]) for of in real}
+        reduced_paths = signature.probe_paths
+        is_small = reduced_paths == signature.paths
+        scope = {"scope": _tree(signature, signature.paths)}
+        probe = {} if is_small else {"probe": _tree(signature, reduced_paths)}
+        probed = "scope" if is_small else "probe"
+        return TracePlan(required=scope, optional=probe, probes=((probed, "scope"),))
+    max_elements = signature.limits.probe_elements
+    tensors = {(t.kind if by_kind else None, t.shape): t for t in signature.tensors}
+    required: dict[Any, CallingConvention] = {name: _tensor(signature, name[1]) for name in tensors}
     probes: dict[Any, tuple[Any, Any]] = {}
-    for of, tensor in real.items():
-        group = of if by_kind else len(tensor.shape)
-        probes.setdefault(group, ((of[0], tensor.reduced(elements).shape), of))
-    optional = {of: _tensor(signature, of[1]) for of, _ in probes.values() if of not in required}
+    for name, tensor in tensors.items():
+        group = name if by_kind else len(tensor.shape)
+        probes.setdefault(group, ((name[0], tensor.reduced(max_elements).shape), name))
+    optional = {
+        name: _tensor(signature, name[1]) for name, _ in probes.values() if name not in required
+    }
     return TracePlan(required=required, optional=optional, probes=tuple(probes.values()))
 
 
@@ -128,6 +150,6 @@ def _tensor(signature: MergeSignature, shape: tuple[int, ...]) -> CallingConvent
 def _tree(signature: MergeSignature, paths: Sequence[tuple[str, Any]]) -> CallingConvention:
     return CallingConvention(
         slots=signature.slots,
-        shapes=tuple(signature.shape for _, signature in paths),
+        shapes=tuple(tensor.shape for _, tensor in paths),
         paths=tuple(path for path, _ in paths),
     )

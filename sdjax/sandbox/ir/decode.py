@@ -1,8 +1,8 @@
-"""From an untrusted message to a checked program. Every field is hostile until it is decoded.
+"""Decode untrusted IR into checked data. Every field is hostile until it is decoded.
 
-Nothing here binds or runs anything: the result is plain frozen data in which every name is on the
-allow-list, every number has its type and range, and every variable is defined before it is used.
-Shapes and types of intermediates are left to JAX itself (rebuild.py).
+Decoding binds and runs nothing. In the result, every primitive is on the allow-list, every number
+has the right type and range, and every variable is defined before its use. JAX checks the shapes
+and dtypes of intermediates later (verify/verified_program.py).
 """
 
 import base64
@@ -23,68 +23,104 @@ from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW, weight
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 
-MOST_OUTPUTS = 4_096
-LONGEST_NAME = 100
+MAX_OUTPUTS = 4_096
+MAX_NAME_LENGTH = 100
 
-Atom = int | np.generic | np.ndarray  # a variable's number, a scalar, or a constant
+Atom = int | np.generic | np.ndarray  # number of a variable, scalar, or constant
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Equation:
+    """One application of a primitive.
+
+    Attributes:
+        name: name of the primitive.
+        operands: variables, scalars and constants.
+        outputs: number of results.
+        params: decoded parameters; sub-programs are Blocks.
+    """
+
     name: str
     operands: tuple[Atom, ...]
     outputs: int
-    params: dict[str, Any]  # decoded; sub-programs are Blocks
+    params: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
+    """An array program or a sub-program.
+
+    Attributes:
+        inputs: number of inputs, which are the first variables.
+        equations: equations; their results are the next variables.
+        outputs: results of the block.
+        loops: whether it contains a `while` loop, which may be cut off.
+    """
+
     inputs: int
     equations: tuple[Equation, ...]
     outputs: tuple[Atom, ...]
-    loops: bool  # holds a `while`, whose fuel may run out
+    loops: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Message:
+    """The decoded IR of one candidate.
+
+    Attributes:
+        form: "tensor" for merge_models, "tree" for merge_trees.
+        hyperparameters: default values of the float hyperparameters.
+        programs: array programs by their names in the trace plan.
+        by_kind: whether there is one array program per kind and shape rather than per shape.
+    """
+
     form: Literal["tensor", "tree"]
     hyperparameters: dict[str, float]
-    programs: dict[Any, tuple[CallingConvention, Block]]  # by the names of layout.plan
+    programs: dict[Any, tuple[CallingConvention, Block]]
     by_kind: bool
 
 
 def decode(ir: str, signature: MergeSignature) -> Message:
-    """The program in a message, or a Refusal; any surprise at all is a refusal."""
+    """Decode IR.
+
+    Raises:
+        Refusal: the IR departs from the format in any way.
+    """
     try:
         return _Decoder(signature).message(ir)
     except Refusal:
         raise
     except (Malformed, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         detail = str(error) if isinstance(error, Malformed) else type(error).__name__
-        raise Refusal("refused", "ir", f"the worker's message is not legal ({detail})") from None
+        raise Refusal("refused", "ir", f"the worker's IR is malformed ({detail})") from None
 
 
 class Malformed(ValueError):
-    """Where a message departs from the format."""
+    """The IR departs from the format; the message names what was expected."""
 
 
-def _expect(condition: bool, what: str) -> None:
+def _expect(condition: bool, expected: str) -> None:
     if not condition:
-        raise Malformed(what)
+        raise Malformed(f"expected {expected}")
 
 
 def _record(value: Any, *fields: str) -> list[Any]:
-    _expect(type(value) is dict and value.keys() == set(fields), "an object of certain fields")
+    _expect(
+        type(value) is dict and value.keys() == set(fields),
+        f"an object with the fields {', '.join(fields)}",
+    )
     return [value[field] for field in fields]
 
 
-def _count(value: Any, most: int) -> int:
-    _expect(type(value) is int and 0 <= value <= most, "a count within bounds")
+def _count(value: Any, limit: int) -> int:
+    _expect(type(value) is int and 0 <= value <= limit, f"an integer from 0 to {limit}")
     return value
 
 
-def _array(value: Any, most: int, what: str) -> list[Any]:
-    _expect(type(value) is list and len(value) <= most, what)
+def _array(value: Any, max_length: int, name: str) -> list[Any]:
+    _expect(
+        type(value) is list and len(value) <= max_length, f"a list of at most {max_length} {name}"
+    )
     return value
 
 
@@ -95,44 +131,53 @@ class _Decoder:
         self.equations = 0
 
     def message(self, ir: str) -> Message:
-        _expect(type(ir) is str and len(ir) <= self.limits.ir_bytes, "a message within size")
+        _expect(
+            type(ir) is str and len(ir) <= self.limits.ir_bytes,
+            f"a text of at most {self.limits.ir_bytes} bytes",
+        )
         data = json.loads(ir, parse_constant=_no_constant)
-        # No field twice, no space, no other spelling of a number: one program has one hash.
-        _expect(canonical(data) == ir, "the one way to write it")
+        # Without this, duplicate keys, spaces or other spellings would give a program many hashes.
+        _expect(canonical(data) == ir, "canonical JSON")
         version, form, floats, constants, programs = _record(
             data, "version", "form", "hyperparameters", "constants", "programs"
         )
-        _expect(version == IR_VERSION and type(version) is int, "the version")
-        _expect(form in ("tensor", "tree"), "the form")
+        _expect(version == IR_VERSION and type(version) is int, f"version {IR_VERSION}")
+        _expect(form in ("tensor", "tree"), "the form tensor or tree")
         hyperparameters = _hyperparameters(floats)
         self.constants = _constants(constants, self.limits)
         entries = [_record(p, "of", "block") for p in _array(programs, 4_096, "programs")]
         names = [_name(of) for of, _ in entries]
         by_kind = any(isinstance(n, tuple) and n[0] is not None for n in names)
-        _expect(form == "tensor" or bool(self.signature.paths), "paths for a tree")
+        _expect(
+            form == "tensor" or bool(self.signature.paths),
+            "a signature with paths, as the form is tree",
+        )
         plan = trace_plan(self.signature, form, by_kind)
         required, expected = plan.required, plan.all
-        _expect(names == [n for n in expected if n in names or n in required], "the programs")
+        _expect(
+            names == [n for n in expected if n in names or n in required],
+            "the array programs of the trace plan",
+        )
         decoded = {}
         for name, (_, block) in zip(names, entries, strict=True):
             convention = expected[name]
             inputs = len(convention.avals(list(hyperparameters)))
-            decoded[name] = convention, self.block(block, inputs, convention.leaves, 0)
+            decoded[name] = convention, self.block(block, inputs, convention.num_leaves, 0)
         return Message(
             form=form, hyperparameters=hyperparameters, programs=decoded, by_kind=by_kind
         )
 
     def block(self, value: Any, inputs: int, outputs: int | None, depth: int) -> Block:
-        _expect(depth <= self.limits.nesting, "nesting")
-        given, equations, results = _record(value, "inputs", "equations", "outputs")
-        _expect(type(given) is int and given == inputs, "the number of inputs")
+        _expect(depth <= self.limits.nesting, f"a nesting of at most {self.limits.nesting} levels")
+        num_inputs, equations, results = _record(value, "inputs", "equations", "outputs")
+        _expect(type(num_inputs) is int and num_inputs == inputs, f"{inputs} inputs")
         defined, decoded = inputs, []
         for item in _array(equations, self.limits.equations, "equations"):
             equation = self.equation(item, defined, depth)
             defined += equation.outputs
             decoded.append(equation)
-        atoms = self.atoms(results, defined, MOST_OUTPUTS)
-        _expect(outputs is None or len(atoms) == outputs, "the number of outputs")
+        atoms = self.atoms(results, defined, MAX_OUTPUTS)
+        _expect(outputs is None or len(atoms) == outputs, f"{outputs} outputs")
         return Block(
             inputs=inputs,
             equations=tuple(decoded),
@@ -141,24 +186,27 @@ class _Decoder:
         )
 
     def equation(self, value: Any, defined: int, depth: int) -> Equation:
-        _expect(type(value) is list and len(value) == 4, "an equation")
+        _expect(type(value) is list and len(value) == 4, "an equation with four fields")
         name, operands, outputs, params = value
-        _expect(type(name) is str, "a primitive's name")
+        _expect(type(name) is str, "the name of a primitive")
         self.equations += weight(name)
-        _expect(self.equations <= self.limits.equations, "equations")
-        atoms = self.atoms(operands, defined, MOST_OUTPUTS)
-        outputs = _count(outputs, MOST_OUTPUTS)
-        _expect(type(params) is dict, "parameters")
+        _expect(
+            self.equations <= self.limits.equations, f"at most {self.limits.equations} equations"
+        )
+        atoms = self.atoms(operands, defined, MAX_OUTPUTS)
+        outputs = _count(outputs, MAX_OUTPUTS)
+        _expect(type(params) is dict, "an object with parameters")
         if name in CONTROL_FLOW:
             decoded = getattr(self, name + "_")(params, len(atoms), outputs, depth + 1)
         else:
-            _expect(name in ALLOWED, f"`{name[:LONGEST_NAME]}` is not an allowed primitive")
+            _expect(name in ALLOWED, f"an allowed primitive, not `{name[:MAX_NAME_LENGTH]}`")
             entry = ALLOWED[name]
             if entry.bind is None:
-                have = f"JAX {entry.versions} has it, this is JAX {jax.__version__}"
-                raise Refusal("refused", "primitive", f"`{name}` cannot be run here: {have}")
-            _expect(entry.arity[0] <= len(atoms) <= entry.arity[1], "the number of operands")
-            _expect(params.keys() == entry.params.keys(), "the parameters")
+                message = f"`{name}` needs JAX {entry.versions}; this is JAX {jax.__version__}"
+                raise Refusal("refused", "primitive", message)
+            low, high = entry.arity
+            _expect(low <= len(atoms) <= high, f"{low} to {high} operands of `{name}`")
+            _expect(params.keys() == entry.params.keys(), f"the parameters of `{name}`")
             decoded = {key: read(params[key]) for key, read in entry.params.items()}
         return Equation(name=name, operands=atoms, outputs=outputs, params=decoded)
 
@@ -166,9 +214,9 @@ class _Decoder:
         length, reverse, consts, carry, body = _record(
             params, "length", "reverse", "consts", "carry", "body"
         )
-        _expect(type(reverse) is bool, "reverse")
+        _expect(type(reverse) is bool, "a boolean for reverse")
         consts, carry = _count(consts, operands), _count(carry, outputs)
-        _expect(consts + carry <= operands, "the operands of scan")
+        _expect(consts + carry <= operands, "the operands of a scan")
         return {
             "length": _count(length, MAX_DIMENSION),
             "reverse": reverse,
@@ -183,59 +231,65 @@ class _Decoder:
         )
         first, second = _count(first, operands), _count(second, operands)
         carry = operands - first - second
-        _expect(carry == outputs, "the operands of while")
-        decided = self.block(condition, first + carry, 1, depth)
-        # It is traced twice, so that conditions within conditions would double at every level.
-        _expect(not decided.loops, "a condition without a while loop")
+        _expect(carry == outputs, "the operands of a while loop")
+        condition_block = self.block(condition, first + carry, 1, depth)
+        # A condition is traced twice, so nested conditions would double the work at every level.
+        _expect(not condition_block.loops, "a condition without a while loop")
         return {
             "condition_consts": first,
             "body_consts": second,
-            "condition": decided,
+            "condition": condition_block,
             "body": self.block(body, second + carry, carry, depth),
         }
 
     def cond_(self, params: Any, operands: int, outputs: int, depth: int) -> dict[str, Any]:
         (branches,) = _record(params, "branches")
         branches = _array(branches, 64, "branches")
-        _expect(bool(branches) and operands >= 1, "branches and an index")
+        _expect(bool(branches) and operands >= 1, "at least one branch and an index")
         return {"branches": tuple(self.block(b, operands - 1, outputs, depth) for b in branches)}
 
-    def atoms(self, values: Any, defined: int, most: int) -> tuple[Atom, ...]:
-        return tuple(self.atom(v, defined) for v in _array(values, most, "operands"))
+    def atoms(self, values: Any, defined: int, max_length: int) -> tuple[Atom, ...]:
+        return tuple(self.atom(v, defined) for v in _array(values, max_length, "operands"))
 
     def atom(self, value: Any, defined: int) -> Atom:
         if type(value) is int:
-            _expect(0 <= value < defined, "a variable that is defined")
+            _expect(0 <= value < defined, "a variable that is already defined")
             return value
         _expect(type(value) is list and len(value) == 2, "an operand")
         kind, content = value
         if kind == "constant":
-            _expect(type(content) is int and 0 <= content < len(self.constants), "a constant")
+            _expect(
+                type(content) is int and 0 <= content < len(self.constants),
+                "the index of a constant",
+            )
             return self.constants[content]
-        _expect(type(kind) is str and kind in DTYPES, "a type that is on the list")
+        _expect(type(kind) is str and kind in DTYPES, "an allowed dtype")
         return decode_number(content, DTYPES[kind])
 
 
 def _no_constant(name: str) -> Any:
-    raise Malformed("a number that JSON does not have")
+    raise Malformed(f"expected a JSON number, not {name}")
 
 
 def _name(value: Any) -> Any:
-    """A program's name as layout.plan writes it."""
+    """Decode the name of an array program; see `TracePlan`."""
     if type(value) is str:
         return value
-    _expect(type(value) is list and len(value) == 2, "a program's name")
+    _expect(type(value) is list and len(value) == 2, "the name of an array program")
     kind, shape = value
-    _expect(kind is None or type(kind) is str, "a kind")
-    return kind, tuple(_count(n, MAX_DIMENSION) for n in _array(shape, MAX_RANK, "a shape"))
+    _expect(kind is None or type(kind) is str, "a kind or null")
+    return kind, tuple(_count(n, MAX_DIMENSION) for n in _array(shape, MAX_RANK, "axes"))
 
 
 def _hyperparameters(value: Any) -> dict[str, float]:
-    _expect(type(value) is dict and len(value) <= 64, "hyperparameters")
+    _expect(type(value) is dict and len(value) <= 64, "at most 64 hyperparameters")
     for name, default in value.items():
-        legal = name.isidentifier() and name not in REQUESTS and len(name) <= LONGEST_NAME
-        _expect(legal, "a hyperparameter's name")
-        _expect(type(default) is float and math.isfinite(default), "a hyperparameter's value")
+        is_valid = name.isidentifier() and name not in REQUESTS and len(name) <= MAX_NAME_LENGTH
+        _expect(is_valid, "a hyperparameter with a valid name")
+        _expect(
+            type(default) is float and math.isfinite(default),
+            "a hyperparameter with a finite float value",
+        )
     return value
 
 
@@ -243,19 +297,21 @@ def _constants(value: Any, limits: Limits) -> list[np.ndarray]:
     arrays, total = [], 0
     for item in _array(value, limits.equations, "constants"):
         kind, shape, text = _record(item, "type", "shape", "data")
-        _expect(type(kind) is str and kind in DTYPES, "a constant's type")
+        _expect(type(kind) is str and kind in DTYPES, "a constant of an allowed dtype")
         dtype = DTYPES[kind]
-        dims = tuple(_count(n, limits.constant_bytes) for n in _array(shape, MAX_RANK, "a shape"))
+        dims = tuple(_count(n, limits.constant_bytes) for n in _array(shape, MAX_RANK, "axes"))
         size = math.prod(dims) * dtype.itemsize
         total += size
-        _expect(total <= limits.constant_bytes, "constants within their size")
-        _expect(type(text) is str and len(text) <= size * 4 // 3 + 4, "a constant's data")
+        _expect(
+            total <= limits.constant_bytes, f"at most {limits.constant_bytes} bytes of constants"
+        )
+        _expect(type(text) is str and len(text) <= size * 4 // 3 + 4, "the data of a constant")
         try:
             data = base64.b64decode(text, validate=True)
         except binascii.Error:
-            raise Malformed("a constant's data") from None
-        _expect(len(data) == size, "a constant's data")
-        _expect(kind != "bool" or set(data) <= {0, 1}, "a constant's truth values")
+            raise Malformed("expected base64 data of a constant") from None
+        _expect(len(data) == size, f"{size} bytes of data of a constant")
+        _expect(kind != "bool" or set(data) <= {0, 1}, "booleans in a constant of dtype bool")
         arrays.append(np.frombuffer(data, dtype).reshape(dims))
     return arrays
 

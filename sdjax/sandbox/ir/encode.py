@@ -1,20 +1,21 @@
-"""From a jaxpr to its normal form on the wire; used by the worker and for trusted programs.
+"""Encode a jaxpr as IR in normal form.
 
 The normal form of an array program is a *block*:
 
     {"inputs": n, "equations": [[primitive, [atom…], outputs, params]…], "outputs": [atom…]}
 
-An atom is a variable's number (inputs first, then the results of the equations in order), or
-`[type, value]` for a scalar, or `["constant", i]` for an array of the message. Calls are inlined,
-conversions that change nothing are dropped, equations that no output needs are removed and the
-rest are renumbered, so that two programs that compute the same thing in the same order are the
-same text, whatever their variables, helpers and comments.
+An atom is the number of a variable (inputs first, then the results of the equations in order),
+`[type, value]` for a scalar, or `["constant", i]` for an array. Calls are inlined, conversions
+without effect are dropped, unused equations are removed and variables are renumbered. Hence two
+candidates that compute the same in the same order have the same IR, whatever their variable names,
+helper functions and comments.
 """
 
 import base64
 import enum
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,7 @@ from sdjax.sandbox.ir.parameters import DTYPES, KEY_IMPL, decode_number
 from sdjax.sandbox.ir.primitives import ALLOWED, weight
 from sdjax.sandbox.refusal import Refusal
 
-# Calls that are replaced by their body, with the parameter that holds it.
+# Calls that are replaced by their body -> parameter that holds the body.
 CALLS = {
     "jit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -38,10 +39,11 @@ CALLS = {
 IDENTITIES = ("copy", "stop_gradient", "optimization_barrier", "name")
 
 Atom = Any  # int | list
+EncodedEquation = tuple[str, list[Atom], list[int], dict[str, Any]]
 
 
 class Encoder:
-    """Encodes the blocks of one message; they share constants and the equation budget."""
+    """Encodes the blocks of one candidate, which share constants and the equation limit."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
@@ -51,17 +53,31 @@ class Encoder:
         self._equations = 0
 
     def block(self, closed: core.ClosedJaxpr, depth: int = 0) -> dict[str, Any]:
+        """Encode a jaxpr that is nested `depth` levels deep.
+
+        Raises:
+            Refusal: a primitive is not allowed, or a limit is exceeded.
+        """
         if depth > self.limits.nesting:
             limit = self.limits.nesting
-            raise Refusal("too costly", "nesting", f"loops and branches nest deeper than {limit}")
+            message = f"loops and branches are nested more than {limit} levels deep"
+            raise Refusal("too costly", "nesting", message)
         fresh = count(len(closed.jaxpr.invars))
-        equations: list[tuple[str, list[Atom], list[int], dict]] = []
+        equations: list[EncodedEquation] = []
         inputs = list(range(len(closed.jaxpr.invars)))
         outputs = self._inline(closed.jaxpr, closed.consts, inputs, equations, fresh, depth)
         return _prune(len(inputs), equations, outputs)
 
-    def _inline(self, jaxpr, consts, inputs, equations, fresh, depth) -> list[Atom]:
-        """Append the jaxpr's equations to `equations`; its outputs as atoms."""
+    def _inline(
+        self,
+        jaxpr: core.Jaxpr,
+        consts: Sequence[Any],
+        inputs: Sequence[Atom],
+        equations: list[EncodedEquation],
+        fresh: Iterator[int],
+        depth: int,
+    ) -> list[Atom]:
+        """Append the equations of a jaxpr to `equations` and return its outputs."""
         atoms: dict[Any, Atom] = dict(zip(jaxpr.invars, inputs, strict=True))
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
             atoms[variable] = self._constant(value)
@@ -77,7 +93,15 @@ class Encoder:
             atoms.update(zip(equation.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _equation(self, equation, operands, equations, fresh, depth) -> list[Atom]:
+    def _equation(
+        self,
+        equation: Any,
+        operands: list[Atom],
+        equations: list[EncodedEquation],
+        fresh: Iterator[int],
+        depth: int,
+    ) -> list[Atom]:
+        """Append one equation, or its replacement, to `equations` and return its results."""
         name, params = equation.primitive.name, equation.params
         if name in IDENTITIES:
             return operands
@@ -92,9 +116,9 @@ class Encoder:
         if name == "custom_linear_solve":
             skipped = sum(params["const_lengths"][:2])
             solve = params["jaxprs"].solve
-            taken = operands[skipped : skipped + params["const_lengths"].solve]
-            rest = operands[sum(params["const_lengths"]) :]
-            return self._inline(*_open(solve), taken + rest, equations, fresh, depth)
+            consts = operands[skipped : skipped + params["const_lengths"].solve]
+            vectors = operands[sum(params["const_lengths"]) :]
+            return self._inline(*_open(solve), consts + vectors, equations, fresh, depth)
         if name == "platform_index":
             return [["int32", _default_platform(params["platforms"])]]
         if name == "cond" and isinstance(operands[0], list) and operands[0][0] == "int32":
@@ -107,39 +131,54 @@ class Encoder:
             )
         encoded = self._params(equation, depth)
         if name == "sort" and len(operands) == 1:
-            encoded["is_stable"] = True  # of no effect; newer JAX leaves it out
+            encoded["is_stable"] = True  # without effect; newer JAX leaves it out
         return self._append(name, operands, len(equation.outvars), encoded, equations, fresh)
 
-    def _append(self, name, operands, outputs, params, equations, fresh) -> list[Atom]:
+    def _append(
+        self,
+        name: str,
+        operands: list[Atom],
+        outputs: int,
+        params: dict[str, Any],
+        equations: list[EncodedEquation],
+        fresh: Iterator[int],
+    ) -> list[Atom]:
         self._equations += weight(name)
         if self._equations > self.limits.equations:
             raise Refusal(
                 "too costly",
                 "equations",
                 f"the array program has more than {self.limits.equations} operations;"
-                " where a Python loop makes so many, use fewer steps or jax.lax.fori_loop",
+                " if a Python loop makes them, use fewer steps or jax.lax.fori_loop",
             )
         results = [next(fresh) for _ in range(outputs)]
         equations.append((name, operands, results, params))
         return list(results)
 
-    def _unstack(self, shape, axis, operand, equations, fresh) -> list[Atom]:
-        """Write `for row in x` as slices, which is how JAX before 0.12 traces it."""
+    def _unstack(
+        self,
+        shape: Sequence[int],
+        axis: int,
+        operand: Atom,
+        equations: list[EncodedEquation],
+        fresh: Iterator[int],
+    ) -> list[Atom]:
+        """Encode `unstack` as slices, as JAX before 0.12 traces `for row in x`."""
         results = []
         for index in range(shape[axis]):
             start, limit = [0] * len(shape), list(shape)
             start[axis], limit[axis] = index, index + 1
-            cut = {"start_indices": start, "limit_indices": limit, "strides": [1] * len(shape)}
-            (part,) = self._append("slice", [operand], 1, cut, equations, fresh)
-            results += self._append("squeeze", [part], 1, {"dimensions": [axis]}, equations, fresh)
+            bounds = {"start_indices": start, "limit_indices": limit, "strides": [1] * len(shape)}
+            (row,) = self._append("slice", [operand], 1, bounds, equations, fresh)
+            results += self._append("squeeze", [row], 1, {"dimensions": [axis]}, equations, fresh)
         return results
 
-    def _params(self, equation, depth: int) -> dict[str, Any]:
-        """The parameters in the IR's own form, whatever those of a loop are called in JAX."""
+    def _params(self, equation: Any, depth: int) -> dict[str, Any]:
+        """Return the parameters in the IR's own form, which does not depend on JAX's names."""
         name, params = equation.primitive.name, equation.params
         if name == "scan":
             body = _closed(params["jaxpr"])
-            # A scanned operand or a stacked result has one axis more than the body sees.
+            # A scanned operand or a stacked result has one more axis than inside the body.
             scanned = _count_longer(equation.invars, body.jaxpr.invars)
             stacked = _count_longer(equation.outvars, body.jaxpr.outvars)
             carry = len(equation.outvars) - stacked
@@ -155,7 +194,9 @@ class Encoder:
             carry = len(equation.outvars)
             block = self.block(condition, depth + 1)
             if _holds_while(block):
-                message = "the condition of a `while` loop holds another one; move it to the body"
+                message = (
+                    "the condition of a `while` loop contains another one; move it to the body"
+                )
                 raise Refusal("refused", "nesting", message)
             return {
                 "condition_consts": len(condition.jaxpr.invars) - carry,
@@ -168,24 +209,24 @@ class Encoder:
             return {"branches": branches}
         entry = ALLOWED.get(name)
         if entry is None:
-            raise Refusal(
-                "refused", "primitive", f"the operation `{name}` is not on the list of allowed ones"
-            )
+            raise Refusal("refused", "primitive", f"the operation `{name}` is not allowed")
         for key, value in entry.fixed.items():
-            if params.get(key, value) != value:  # a JAX without the parameter has one meaning
-                raise Refusal("refused", "primitive", f"`{name}` with {key} set is not allowed")
+            if params.get(key, value) != value:  # a JAX may lack the parameter
+                raise Refusal(
+                    "refused", "primitive", f"`{name}` with the option {key} is not allowed"
+                )
         try:
             return {key: _parameter(params[key]) for key in entry.params}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refusal("refused", "primitive", f"`{name}` with such options: {error}") from None
+            raise Refusal("refused", "primitive", f"`{name}` with these options: {error}") from None
 
     def _constant(self, value: Any, dtype: Any = None) -> Atom:
         if dtype is not None and dtype not in DTYPES.values():
-            raise Refusal("refused", "constant", "a constant has a type that is not allowed")
+            raise Refusal("refused", "constant", "a constant has a dtype that is not allowed")
         array = np.asarray(value, dtype)
         name = array.dtype.name
         if name not in DTYPES:
-            raise Refusal("refused", "constant", f"a constant of type {name} is not allowed")
+            raise Refusal("refused", "constant", f"a constant of dtype {name} is not allowed")
         if array.ndim == 0:
             return [name, encode_number(array.astype(np.float32) if name == "bfloat16" else array)]
         data = np.ascontiguousarray(array).tobytes()
@@ -202,7 +243,7 @@ class Encoder:
 
 
 def encode_number(value: Any) -> Any:
-    """A scalar as JSON: exact, and with the names "nan", "inf", "-inf" for what JSON lacks."""
+    """Return a scalar as JSON, exactly; "nan", "inf" and "-inf" are strings."""
     value = np.asarray(value)
     if value.dtype.kind == "b":
         return bool(value)
@@ -215,12 +256,12 @@ def encode_number(value: Any) -> Any:
 
 
 def _parameter(value: Any) -> Any:
-    """A primitive's parameter as JSON; the allow-list says how each of them is read."""
+    """Return a parameter of a primitive as JSON; the allow-list has the decoders."""
     if value is None or type(value) in (bool, str):
         return value
     if isinstance(value, enum.Enum):
         return value.name
-    if value is KEY_IMPL:
+    if KEY_IMPL is not None and value is KEY_IMPL:
         return value.name
     if hasattr(value, "_fields"):
         return {field: _parameter(getattr(value, field)) for field in value._fields}
@@ -229,7 +270,7 @@ def _parameter(value: Any) -> Any:
     if isinstance(value, (np.dtype, type)):
         name = np.dtype(value).name
         if name not in DTYPES:
-            raise ValueError(f"the type {name} is not allowed")
+            raise ValueError(f"the dtype {name} is not allowed")
         return name
     return encode_number(value)
 
@@ -244,7 +285,7 @@ def _dtype(literal: Any) -> Any:
 
 
 def _open(body: Any) -> tuple[Any, Any]:
-    """(jaxpr, constants) of an open or a closed jaxpr."""
+    """Return the jaxpr and the constants of an open or closed jaxpr."""
     return (body.jaxpr, body.consts) if hasattr(body, "consts") else (body, ())
 
 
@@ -253,15 +294,15 @@ def _closed(body: Any) -> core.ClosedJaxpr:
 
 
 def _default_platform(platforms: Any) -> int:
-    """The branch for "any other platform": the one that means the same everywhere."""
+    """Return the index of the branch for all other platforms, which is valid everywhere."""
     for index, names in enumerate(platforms):
         if names is None:
             return index
-    raise Refusal("refused", "primitive", "a computation that depends on the platform")
+    raise Refusal("refused", "primitive", "the computation depends on the platform")
 
 
 def _fold_conversion(equation: Any, operand: Atom) -> Atom | None:
-    """The operand itself where the type stays, the converted scalar where it is a literal."""
+    """Return the operand if the dtype is unchanged, the converted scalar if it is a literal."""
     source, target = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     if source == target:
         return operand
@@ -284,8 +325,8 @@ def _holds_while(block: dict[str, Any]) -> bool:
     )
 
 
-def _prune(inputs: int, equations: list, outputs: list[Atom]) -> dict[str, Any]:
-    """Drop what no output needs and number the variables in order."""
+def _prune(inputs: int, equations: list[EncodedEquation], outputs: list[Atom]) -> dict[str, Any]:
+    """Drop unused equations and renumber the variables."""
     live = {atom for atom in outputs if isinstance(atom, int)}
     kept = []
     for equation in reversed(equations):
@@ -293,11 +334,11 @@ def _prune(inputs: int, equations: list, outputs: list[Atom]) -> dict[str, Any]:
             kept.append(equation)
             live.update(atom for atom in equation[1] if isinstance(atom, int))
     numbers = {i: i for i in range(inputs)}
-    written = []
+    renumbered = []
     for name, operands, results, params in reversed(kept):
         atoms = [numbers[a] if isinstance(a, int) else a for a in operands]
-        written.append([name, atoms, len(results), params])
+        renumbered.append([name, atoms, len(results), params])
         for result in results:
             numbers[result] = len(numbers)
     final = [numbers[a] if isinstance(a, int) else a for a in outputs]
-    return {"inputs": inputs, "equations": written, "outputs": final}
+    return {"inputs": inputs, "equations": renumbered, "outputs": final}

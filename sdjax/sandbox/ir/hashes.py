@@ -1,25 +1,25 @@
-"""The two hashes of a message that has been decoded: what it is, and what it compiles to."""
+"""Hashes of IR: its identity, and its structure, which is the key of a compile cache."""
 
 import hashlib
 import json
 from typing import Any
 
-# A float literal that feeds only these may become an argument of a compiled program.
-LIFTED = ("add", "sub", "mul", "select_n")
+# Float literals that feed only these primitives can become arguments of a compiled program.
+LIFTABLE = ("add", "sub", "mul", "select_n")
 
 
 def canonical(message: Any) -> str:
-    """The one way to write a message."""
+    """Return the canonical JSON text of a message."""
     return json.dumps(message, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def identity_of(ir: str) -> str:
-    """The hash of the normal form: equal for programs that differ in text alone."""
+    """Hash the IR; candidates that differ only in source text have equal hashes."""
     return hashlib.sha256(ir.encode()).hexdigest()
 
 
 def structure_of(ir: str) -> str:
-    """The same with the liftable float literals blanked: the key of a compilation cache."""
+    """Hash the IR without the float literals that can be lifted."""
     message = json.loads(ir)
     message["hyperparameters"] = sorted(message["hyperparameters"])
     for program in message["programs"]:
@@ -38,8 +38,8 @@ def _lift(block: dict[str, Any]) -> dict[str, Any]:
             readers.setdefault(atom, set()).add("output")
     equations, number = [], block["inputs"]
     for name, operands, outputs, params in block["equations"]:
-        spread = name == "broadcast_in_dim" and readers.get(number, {""}) <= set(LIFTED)
-        if name in LIFTED or spread:
+        is_broadcast = name == "broadcast_in_dim" and readers.get(number, {""}) <= set(LIFTABLE)
+        if name in LIFTABLE or is_broadcast:
             operands = [
                 [a[0], None] if isinstance(a, list) and a[0] == "float32" else a for a in operands
             ]

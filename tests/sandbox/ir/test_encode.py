@@ -159,7 +159,7 @@ def test_callbacks_are_refused_even_when_the_text_rules_do_not_see_them(signatur
         tau = task_vectors["expert_1"]
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(tau.shape, tau.dtype), tau)
 
-    with pytest.raises(Refusal, match="`pure_callback` is not on the list"):
+    with pytest.raises(Refusal, match="`pure_callback` is not allowed"):
         trace_trusted(merge_models, signature)
 
 
@@ -170,5 +170,5 @@ def test_a_primitive_of_a_future_jax_is_refused_by_name(signature):
     def merge_models(task_vectors):
         return future.bind(task_vectors["expert_1"])
 
-    with pytest.raises(Refusal, match="`from_the_future` is not on the list"):
+    with pytest.raises(Refusal, match="`from_the_future` is not allowed"):
         trace_trusted(merge_models, signature)
