@@ -1,4 +1,4 @@
-"""Every allowed primitive in a few lines: (function, arguments) by the name of a group."""
+"""Functions that use every allowed primitive, with their arguments, by group."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-_draw = np.random.default_rng(0)
-X = jnp.asarray(_draw.standard_normal((6, 4)), jnp.float32)
-Y = jnp.asarray(_draw.standard_normal((6, 4)), jnp.float32)
-U = jnp.asarray(_draw.uniform(0.1, 0.9, (6, 4)), jnp.float32)
-N = jnp.asarray(_draw.integers(-9, 9, (6, 4)), jnp.int32)
-W = jnp.asarray(_draw.integers(0, 9, (6, 4)), jnp.uint32)
+_rng = np.random.default_rng(0)
+X = jnp.asarray(_rng.standard_normal((6, 4)), jnp.float32)
+Y = jnp.asarray(_rng.standard_normal((6, 4)), jnp.float32)
+U = jnp.asarray(_rng.uniform(0.1, 0.9, (6, 4)), jnp.float32)
+N = jnp.asarray(_rng.integers(-9, 9, (6, 4)), jnp.int32)
+W = jnp.asarray(_rng.integers(0, 9, (6, 4)), jnp.uint32)
 B = X > 0
 KEY = jax.random.key(7)
 
@@ -25,7 +25,7 @@ def _gram(x):
     return x.T @ x + jnp.eye(4)
 
 
-# name of the group: (function, arguments), covering the primitives named below it
+# Group -> (function, arguments).
 CASES = {
     "unary": _each(
         "neg sign floor ceil abs is_finite square exp exp2 expm1 sin cos tan tanh logistic cbrt"

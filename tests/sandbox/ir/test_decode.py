@@ -1,4 +1,4 @@
-"""The decoder against messages that no honest worker would write."""
+"""The decoder on forged and malformed IR."""
 
 import copy
 import dataclasses
@@ -54,7 +54,7 @@ def refused(message, signature) -> Refusal:
         "x" * (5 << 20),
     ],
 )
-def test_what_is_no_message_is_refused(ir, signature):
+def test_malformed_text_is_refused(ir, signature):
     assert refused(ir, signature).rule == "ir"
 
 
@@ -79,10 +79,10 @@ HOSTILE = {
     "a missing shape": lambda m: m["programs"].pop(),
     "a shape twice": lambda m: m["programs"].append(m["programs"][0]),
     "another shape": _set(("programs", 0, "of"), [None, [5, 5]]),
-    "a kind that is none": _set(("programs", 0, "of"), ["mlp.evil", [8, 16]]),
+    "an unknown kind": _set(("programs", 0, "of"), ["mlp.evil", [8, 16]]),
     "an unhashable name": _set(("programs", 0, "of"), [None, [[8], 16]]),
-    "a field too many": lambda m: m.update(extra=1),
-    "a hyperparameter of no name": _set(("hyperparameters",), {"a b": 1.0}),
+    "an extra field": lambda m: m.update(extra=1),
+    "a hyperparameter with an invalid name": _set(("hyperparameters",), {"a b": 1.0}),
     "a hyperparameter that is text": _set(("hyperparameters",), {"a": "1"}),
     "more inputs": _set((*BLOCK, "inputs"), 7),
     "inputs true": _set((*BLOCK, "inputs"), True),
@@ -94,24 +94,24 @@ HOSTILE = {
     "too many operands": _set((*FIRST, 1), [0] * 300),
     "an operand of another shape": _set((*BLOCK, "equations", 1, 1), [0, 1, 2, 3]),
     "an undefined variable": _set((*FIRST, 1), [10_000]),
-    "a variable of the future": _set((*FIRST, 1), [6]),
+    "a variable used before its definition": _set((*FIRST, 1), [6]),
     "a negative variable": _set((*FIRST, 1), [-1]),
     "a fractional variable": _set((*FIRST, 1), [0.0]),
     "a true variable": _set((*FIRST, 1), [True]),
-    "a literal of no type": _set((*FIRST, 1), [["object", 1]]),
+    "a literal of an unknown type": _set((*FIRST, 1), [["object", 1]]),
     "a literal that is text": _set((*FIRST, 1), [["float32", "1e5"]]),
     "a literal out of range": _set((*FIRST, 1), [["int8", 1000]]),
-    "a constant that is not there": _set((*FIRST, 1), [["constant", 5]]),
+    "a missing constant": _set((*FIRST, 1), [["constant", 5]]),
     "another number of results": _set((*FIRST, 2), 2),
     "no results": _set((*FIRST, 2), 0),
     "a huge number of results": _set((*FIRST, 2), 10**30),
-    "a parameter too many": _set((*FIRST, 3), {"effects": 1}),
+    "an extra parameter": _set((*FIRST, 3), {"effects": 1}),
     "parameters that are a list": _set((*FIRST, 3), []),
-    "an equation that is short": _set(FIRST, ["abs", [0], 1]),
+    "a short equation": _set(FIRST, ["abs", [0], 1]),
     "no outputs": _set((*BLOCK, "outputs"), []),
     "an output of another shape": _set((*BLOCK, "outputs"), [["float32", 0.0]]),
     "the key as the output": _set((*BLOCK, "outputs"), [4]),
-    "a nested block for a parameter": lambda m: m["programs"][0]["block"]["equations"][0][3].update(
+    "a nested block as a parameter": lambda m: m["programs"][0]["block"]["equations"][0][3].update(
         body=first_block(copy.deepcopy(m))
     ),
 }
@@ -183,8 +183,8 @@ def test_nesting_is_bounded(signature):
     assert "nesting" in refused(message, signature).message
 
 
-def test_a_condition_holds_no_loop(irs, signature):
-    """It is traced twice: without this rule eight levels take 256 times as long to verify."""
+def test_condition_with_a_loop_is_refused(irs, signature):
+    """A condition is traced twice, so eight levels would take 256 times as long to verify."""
     message = json.loads(irs["while"])
     for program in message["programs"]:
         loop = next(e for e in program["block"]["equations"] if e[0] == "while")
@@ -193,7 +193,7 @@ def test_a_condition_holds_no_loop(irs, signature):
     assert "condition" in refused(message, signature).message
 
 
-def test_equations_are_bounded_over_all_blocks(signature):
+def test_equation_limit_covers_all_blocks(signature):
     ir = trace_trusted(VALID["ties"], signature)
     tight = MergeSignature(
         slots=signature.slots, tensors=signature.tensors, limits=Limits(equations=40)
@@ -201,7 +201,7 @@ def test_equations_are_bounded_over_all_blocks(signature):
     assert "equations" in refused(ir, tight).message
 
 
-def test_shapes_that_explode_are_refused_before_anything_is_computed(signature):
+def test_huge_arrays_are_refused_before_they_are_computed(signature):
     message = json.loads(
         trace_trusted(merge("return task_vectors['expert_1'] + jnp.zeros(1)[0]"), signature)
     )
@@ -212,11 +212,11 @@ def test_shapes_that_explode_are_refused_before_anything_is_computed(signature):
     assert refused(message, signature).rule in ("elements", "ir")
 
 
-def test_a_message_is_written_in_one_way(irs, signature):
-    """Or one program had many hashes, and the later of two equal keys would count."""
+def test_ir_that_is_not_canonical_is_refused(irs, signature):
+    """Otherwise one program would have many hashes."""
     ir = irs["ties"]
     assert verify_ir(ir, signature)
-    for other in (
+    for variant in (
         ir + " ",
         ir.replace('"version":1', '"version":1,"version":1'),
         ir.replace('"version":1', '"version":2,"version":1'),
@@ -224,12 +224,12 @@ def test_a_message_is_written_in_one_way(irs, signature):
         ir.replace("0.699999988079071", "0.6999999880790710"),
         json.dumps(json.loads(ir)),
     ):
-        assert other != ir
-        assert "canonical" in refused(other, signature).message
+        assert variant != ir
+        assert "canonical" in refused(variant, signature).message
 
 
 @pytest.mark.parametrize("name", ["base", "key", "depth", "kind"])
-def test_a_hyperparameter_has_no_name_of_the_api(name, irs, signature):
+def test_hyperparameter_named_like_an_input_is_refused(name, irs, signature):
     message = json.loads(irs["ties"])
     message["hyperparameters"] = {name: 1.0}
     for program in message["programs"]:
@@ -238,7 +238,7 @@ def test_a_hyperparameter_has_no_name_of_the_api(name, irs, signature):
 
 
 def _renumber(block):
-    """One input more."""
+    """Add one input to a block."""
     first = block["inputs"]
     block["inputs"] += 1
     for equation in block["equations"]:
@@ -247,14 +247,14 @@ def _renumber(block):
 
 
 def _program(equations, output, signature):
-    """A message with these equations before the result `output`, at every shape."""
+    """Return a message with these equations and this output at every shape."""
     message = json.loads(trace_trusted(merge("return 1.5 * task_vectors['expert_1']"), signature))
     for program in message["programs"]:
         program["block"] |= {"equations": copy.deepcopy(equations), "outputs": [output]}
     return message
 
 
-# Inputs of the contract: three experts, the base, the key (4), the depth (5).
+# Inputs: three experts (0 to 2), the base (3), the key (4), the depth (5).
 @pytest.mark.parametrize(
     ("equations", "rule"),
     [
@@ -269,19 +269,19 @@ def _program(equations, output, signature):
         ([["cumsum", [0], 1, {"axis": 0, "reverse": False}]] * 301, "ir"),  # of 1,500 / 5
     ],
 )
-def test_numbers_that_a_shape_or_a_count_cannot_be(equations, rule, signature):
+def test_invalid_shapes_and_counts_are_refused(equations, rule, signature):
     assert refused(_program(equations, 0, signature), signature).rule == rule
 
 
-def test_a_loop_of_nothing_costs_its_rounds(signature):
+def test_empty_loop_costs_its_iterations(signature):
     body = {"inputs": 1, "equations": [], "outputs": [0]}
     loop = {"length": 10**6, "reverse": False, "consts": 0, "carry": 1, "body": body}
     message = _program([["scan", [["float32", 0.0]], 1, loop]], 0, signature)
     assert refused(message, signature).rule == "cost"
 
 
-def test_a_full_basis_costs_what_it_holds(signature):
-    """Of a tall thin matrix it is far larger than the matrix."""
+def test_full_basis_costs_its_size(signature):
+    """The full basis of a tall, thin matrix is far larger than the matrix."""
 
     def cost(full):
         body = f"""

@@ -1,4 +1,4 @@
-"""What two programs share when they say the same thing, and what sets them apart."""
+"""Hashes of equivalent and of different sources."""
 
 import json
 
@@ -48,7 +48,7 @@ SAME = {
         merge("return task_vectors['expert_1'] * 2"),
         merge("unused = jnp.sort(base)\nreturn task_vectors['expert_1'] * 2", "task_vectors, base"),
     ),
-    "an idle kind": (
+    "an unused kind": (
         merge("return task_vectors['expert_1'] * 2"),
         merge("name = 'the ' + kind\nreturn task_vectors['expert_1'] * 2", "task_vectors, kind"),
     ),
@@ -64,7 +64,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_programs_that_differ_in_text_alone_have_one_identity(hashes, name):
+def test_equivalent_sources_have_equal_hashes(hashes, name):
     first, second = SAME[name]
     assert first != second
     assert hashes(first) == hashes(second)
@@ -77,7 +77,7 @@ def test_programs_that_differ_in_text_alone_have_one_identity(hashes, name):
         ("tau, 0.0)", "tau, 0.25)"),
     ],
 )
-def test_liftable_constants_change_the_identity_and_keep_the_structure(hashes, old, new):
+def test_liftable_constants_change_only_the_identity(hashes, old, new):
     assert old in TIES
     (one, structure), (two, same) = hashes(TIES), hashes(TIES.replace(old, new))
     assert one != two
@@ -96,14 +96,14 @@ def test_liftable_constants_change_the_identity_and_keep_the_structure(hashes, o
         ("jnp.sort(x, axis=0)", "jnp.sort(x, axis=1)"),
     ],
 )
-def test_everything_else_changes_both(hashes, one, two):
+def test_other_changes_change_both_hashes(hashes, one, two):
     programs = [merge(f"x = task_vectors['expert_1']\nreturn {e}") for e in (one, two)]
     first, second = map(hashes, programs)
     assert first[0] != second[0]
     assert first[1] != second[1]
 
 
-def test_the_defaults_of_hyperparameters_are_part_of_the_identity(hashes):
+def test_defaults_of_hyperparameters_change_only_the_identity(hashes):
     source = VALID["hyperparameters"]
     (one, structure), (two, same) = hashes(source), hashes(source.replace("0.4", "0.5"))
     assert one != two
@@ -111,18 +111,18 @@ def test_the_defaults_of_hyperparameters_are_part_of_the_identity(hashes):
     assert hashes(source.replace("= 2", "= 3"))[1] != structure
 
 
-def test_constants_count(hashes):
+def test_array_constants_change_the_identity(hashes):
     source = VALID["top-level arrays"]
     assert hashes(source)[0] != hashes(source.replace("0.3]", "0.4]"))[0]
 
 
-def test_a_wire_is_already_in_its_only_form(signature):
+def test_ir_is_canonical(signature):
     for source in VALID.values():
         ir = trace_trusted(source, signature)
         assert ir == canonical(json.loads(ir))
 
 
-def test_functions_of_our_own_are_traced_by_the_same_path(signature):
+def test_trusted_functions_are_traced_like_sources(signature):
     def merge_models(task_vectors):
         return sum(0.3 * tau for tau in task_vectors.values())
 
@@ -130,12 +130,12 @@ def test_functions_of_our_own_are_traced_by_the_same_path(signature):
     assert trace_trusted(merge_models, signature) == text
 
 
-def test_tracing_is_the_same_with_a_backend_and_without(signature, sandbox):
+def test_tracing_is_the_same_with_and_without_a_backend(signature, sandbox):
     for name in ("ties", "dare", "svd", "tree", "top-level arrays"):
         assert sandbox.judge(VALID[name]).ir == trace_trusted(VALID[name], signature)
 
 
-def test_trusted_programs_are_refused_in_the_same_words(signature):
+def test_trusted_functions_are_refused_with_the_same_message(signature):
     def merge_models(task_vectors):
         jax.debug.print("x")
         return jnp.zeros(3)
@@ -145,7 +145,7 @@ def test_trusted_programs_are_refused_in_the_same_words(signature):
     assert refusal.value.verdict == "wrong signature"
 
 
-def test_side_effects_are_refused_even_when_the_text_rules_do_not_see_them(signature):
+def test_side_effects_are_refused_without_text_rules(signature):
     def merge_models(task_vectors):
         jax.debug.print("{}", task_vectors["expert_1"][0, 0])
         return task_vectors["expert_1"]
@@ -154,7 +154,7 @@ def test_side_effects_are_refused_even_when_the_text_rules_do_not_see_them(signa
         trace_trusted(merge_models, signature)
 
 
-def test_callbacks_are_refused_even_when_the_text_rules_do_not_see_them(signature):
+def test_callbacks_are_refused_without_text_rules(signature):
     def merge_models(task_vectors):
         tau = task_vectors["expert_1"]
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(tau.shape, tau.dtype), tau)

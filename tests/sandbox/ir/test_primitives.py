@@ -1,4 +1,4 @@
-"""Every allowed primitive, through JSON and back, against direct `jax.jit`, bit for bit."""
+"""Every allowed primitive, encoded and decoded, equals `jax.jit` bit for bit."""
 
 import json
 
@@ -16,15 +16,17 @@ from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
 from sdjax.sandbox.signature import MergeSignature, TensorSignature
 from sdjax.sandbox.verify.interpreter import run_block
 
-CONTRACT = MergeSignature(slots=("expert_1",), tensors=(TensorSignature(kind="mlp", shape=(6, 4)),))
+SIGNATURE = MergeSignature(
+    slots=("expert_1",), tensors=(TensorSignature(kind="mlp", shape=(6, 4)),)
+)
 
 
 def _through_json(function, arguments):
-    """(the names of the primitives on the wire, the rebuilt function)."""
+    """Return the names of the primitives in the IR, and the decoded function."""
     encoder = Encoder(Limits())
     closed = jax.make_jaxpr(lambda *xs: tuple(function(*xs)))(*arguments)
     block, constants = json.loads(json.dumps([encoder.block(closed), encoder.constants]))
-    decoder = _Decoder(CONTRACT)
+    decoder = _Decoder(SIGNATURE)
     decoder.constants = _constants(constants, Limits())
     decoded = decoder.block(block, len(arguments), None, 0)
     return set(_names(block)), lambda *xs: run_block(decoded, xs, 128)
@@ -39,7 +41,7 @@ def _names(block):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_rebuilt_program_equals_direct_jit_bit_for_bit(name):
+def test_verified_program_equals_jit_bit_for_bit(name):
     function, arguments = CASES[name]
     _, rebuilt = _through_json(function, arguments)
     outputs, exhausted = jax.jit(rebuilt)(*arguments)
@@ -51,7 +53,7 @@ def test_the_rebuilt_program_equals_direct_jit_bit_for_bit(name):
         assert np.array_equal(_bits(found), _bits(wanted))
 
 
-def test_every_primitive_that_jax_has_is_in_some_case():
+def test_cases_cover_every_primitive_of_this_jax():
     covered = set().union(*(_through_json(*case)[0] for case in CASES.values()))
     assert covered == {*(name for name, entry in ALLOWED.items() if entry.native), *CONTROL_FLOW}
 
@@ -77,7 +79,7 @@ def _bits(array):
 
 
 @pytest.mark.parametrize("value", [0.1, -0.0, 1e-45, 3.4e38, np.inf, -np.inf, np.nan])
-def test_scalars_cross_exactly(value):
+def test_scalars_are_encoded_exactly(value):
     scalar = np.float32(value)
     back = decode_number(
         json.loads(json.dumps(encode_number(scalar), allow_nan=False)), scalar.dtype
@@ -98,6 +100,6 @@ def test_scalars_cross_exactly(value):
         ([1], "complex64"),
     ],
 )
-def test_scalars_of_another_type_are_errors(value, dtype):
+def test_scalars_of_another_type_raise_value_error(value, dtype):
     with pytest.raises(ValueError, match=r"expected|range"):
         decode_number(value, np.dtype(dtype))
