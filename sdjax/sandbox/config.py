@@ -35,10 +35,7 @@ class Limits:
         address_space: virtual memory of a worker in bytes.
     """
 
-    RENAMED_KEYS: ClassVar[dict[str, str]] = {
-        "growth": "max_expansion",
-        "fuel": "max_loop_iterations",
-    }
+    RENAMED_KEYS: ClassVar = {"growth": "max_expansion", "fuel": "max_loop_iterations"}
 
     source_bytes: PositiveInt = 32_768
     ir_bytes: PositiveInt = 4 << 20

@@ -147,20 +147,13 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
         estimate = estimates[name] = estimate_cost(jaxpr, limits, max_elements=max_elements)
         allowed = 8 * max_elements  # two float32 arrays of the maximum size
         if estimate.memory > allowed:
-            raise Refusal(
-                "too costly",
-                "memory",
-                f"the program keeps {estimate.memory:.3g} bytes alive at once;"
-                f" the limit is {allowed:.3g}",
-            )
+            usage = f"the program keeps {estimate.memory:.3g} bytes alive at once"
+            raise Refusal("too costly", "memory", f"{usage}; the limit is {allowed:.3g}")
         max_memory = max(max_memory, allowed)
         if estimate.iterations > limits.max_total_iterations:
-            raise Refusal(
-                "too costly",
-                "loop-iterations",
-                f"the program's loops take {estimate.iterations:.3g} iterations in total;"
-                f" the limit is {limits.max_total_iterations:.3g}",
-            )
+            usage = f"the program's loops take {estimate.iterations:.3g} iterations in total"
+            message = f"{usage}; the limit is {limits.max_total_iterations:.3g}"
+            raise Refusal("too costly", "loop-iterations", message)
     probes = _probes(message, signature, estimates)
     return VerifiedProgram(
         identity=identity_of(ir),
@@ -220,19 +213,15 @@ def _probes(
         name = reduced if reduced in message.programs else real
         convention, _ = message.programs[name]
         if _elements(convention) > limits.max_probe_elements:
-            raise Refusal(
-                "wrong signature",
-                "probe",
-                "the program does not work at the smaller shapes of the probe tensors;"
-                " take sizes from the arguments' shapes, so that it works at any shape",
-            )
+            message = "the program does not work at the smaller shapes of the probe tensors"
+            hint = "take sizes from the arguments' shapes"
+            raise Refusal("wrong signature", "probe", f"{message}; {hint}")
         if estimates[name].cost > limits.max_probe_cost:
-            raise Refusal(
-                "too costly",
-                "probe",
-                f"the program takes {estimates[name].cost:.3g} scalar operations on small tensors;"
-                f" the limit is {limits.max_probe_cost:.3g}",
+            usage = (
+                f"the program takes {estimates[name].cost:.3g} scalar operations on small tensors"
             )
+            message = f"{usage}; the limit is {limits.max_probe_cost:.3g}"
+            raise Refusal("too costly", "probe", message)
         names.append(name)
     return tuple(names)
 
@@ -250,12 +239,8 @@ def _total_cost(
     elements = max(MIN_ELEMENTS, sum(tensor.size for tensor in scope))
     budget = signature.limits.cost_per_element * elements
     if cost > budget:
-        raise Refusal(
-            "too costly",
-            "cost",
-            f"the program takes {cost:.3g} scalar operations over the model, loop iterations"
-            f" included; the limit is {budget:.3g}",
-        )
+        usage = f"the program takes {cost:.3g} scalar operations over the model with all iterations"
+        raise Refusal("too costly", "cost", f"{usage}; the limit is {budget:.3g}")
     return cost
 
 
