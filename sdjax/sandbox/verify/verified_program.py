@@ -152,8 +152,8 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
         max_memory = max(max_memory, allowed)
         if estimate.iterations > limits.max_total_iterations:
             usage = f"the program's loops take {estimate.iterations:.3g} iterations in total"
-            message = f"{usage}; the limit is {limits.max_total_iterations:.3g}"
-            raise Refusal("too costly", "loop-iterations", message)
+            text = f"{usage}; the limit is {limits.max_total_iterations:.3g}"
+            raise Refusal("too costly", "loop-iterations", text)
     probes = _probes(message, signature, estimates)
     return VerifiedProgram(
         identity=identity_of(ir),
@@ -213,15 +213,15 @@ def _probes(
         name = reduced if reduced in message.programs else real
         convention, _ = message.programs[name]
         if _elements(convention) > limits.max_probe_elements:
-            message = "the program does not work at the smaller shapes of the probe tensors"
+            text = "the program does not work at the smaller shapes of the probe tensors"
             hint = "take sizes from the arguments' shapes"
-            raise Refusal("wrong signature", "probe", f"{message}; {hint}")
+            raise Refusal("wrong signature", "probe", f"{text}; {hint}")
         if estimates[name].cost > limits.max_probe_cost:
             usage = (
                 f"the program takes {estimates[name].cost:.3g} scalar operations on small tensors"
             )
-            message = f"{usage}; the limit is {limits.max_probe_cost:.3g}"
-            raise Refusal("too costly", "probe", message)
+            text = f"{usage}; the limit is {limits.max_probe_cost:.3g}"
+            raise Refusal("too costly", "probe", text)
         names.append(name)
     return tuple(names)
 
