@@ -49,7 +49,7 @@ class Value:
 
     Attributes:
         experts: inputs that it depends on: experts, "base" and "depth".
-        tags: see the rules below.
+        tags: properties such as "magnitude" or "norm"; see `FamilyReader.primitive`.
         constant: its value if it is a constant scalar.
         form: atom -> coefficient if it is a linear form; an atom is a tensor that is not one.
         scalar: whether it has a single element.
@@ -78,7 +78,7 @@ class FamilyReader:
     """
 
     def __init__(self) -> None:
-        """Start without families."""
+        """Create a reader that has found no family."""
         self.found: set[str] = set()
         self.used: set[str] = set()
         self._atoms: list[Value] = []

@@ -18,11 +18,11 @@ class Names:
     """A naming scheme; each program uses one, since a tiny model cannot track free names.
 
     Attributes:
-        experts: of the experts' tensors.
-        each: of the loop variable and of the helper's parameter.
-        merged: of the result.
-        helper: of the helper function.
-        weights: of coefficients.
+        experts: names of the experts' tensors.
+        each: name of the loop variable and of the helper's parameter.
+        merged: name of the result.
+        helper: name of the helper function.
+        weights: name of the coefficients.
     """
 
     experts: tuple[str, ...]

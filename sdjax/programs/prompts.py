@@ -41,7 +41,7 @@ def render(
     """Return a prompt, without a trailing newline unless `chat` adds one.
 
     Args:
-        name: of the prompt.
+        name: name of the prompt.
         slots: names of the experts in slot order.
         descriptions: slot -> description of the expert, for prompts that list the experts.
         chat: wraps the user's message in the generator's chat template.

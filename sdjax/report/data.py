@@ -45,7 +45,7 @@ class IterationReport:
 
     Attributes:
         iteration: counted from 1.
-        temperature: of sampling; None if it is not recorded.
+        temperature: sampling temperature; None if it is not recorded.
         samples: number of samples.
         counts: status -> number of samples.
         reasons: reason such as "refused: import of os" -> number of samples that it made
@@ -84,8 +84,8 @@ class TestRow:
     """One entry on the test problems; differences are paired by problem.
 
     Attributes:
-        name: of the entry.
-        kind: of the entry.
+        name: name of the entry.
+        kind: kind of the entry, such as "method".
         development: development score; None if the entry has none.
         problems: number of test problems.
         strict: accuracy by the strict filter.
@@ -123,12 +123,12 @@ class ProgramReport:
 
     Attributes:
         rank: by development score, counted from 1.
-        name: of the entry.
-        program: with its source, which is untrusted and must be escaped.
-        iteration: in which it first occurred.
+        name: name of the entry.
+        program: the stored program; its source is untrusted and must be escaped.
+        iteration: iteration in which it first occurred.
         development: development score.
         test: strict test accuracy, if it was tested.
-        change: see `sdjax.search.types.Application`.
+        change: how much it changes the seed; see `sdjax.search.types.Application`.
         nearest: most similar training program, if the generator's training programs are available.
     """
 
@@ -147,7 +147,7 @@ class ReportData:
     """A whole report.
 
     Attributes:
-        metric: of the run, "strict" or "flexible".
+        metric: metric of the run, "strict" or "flexible".
         iterations: the iterations that have samples.
         references: reference lines of the plot of development scores.
         tables: setting -> final table, for the settings that were tested.

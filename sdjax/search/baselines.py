@@ -62,12 +62,12 @@ def score_baseline(
     """Score one baseline on a split in a setting.
 
     Args:
-        context: of the run.
-        store: of the run.
+        context: the loaded run.
+        store: the run's store.
         name: entry name.
         detail: method and hyperparameters; None for the seed and the experts.
         split: "development" or "test".
-        setting: whose experts are merged.
+        setting: name of the setting to merge.
     """
     if is_scored(store, name, split, setting):
         return

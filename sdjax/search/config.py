@@ -62,7 +62,7 @@ class TaskConfig:
     """The task that models are scored on.
 
     Attributes:
-        name: of a task, the path of a .jsonl file of problems, or module:Class of a task.
+        name: name of a task, path of a .jsonl file of problems, or module:Class of a task.
         data: a file or folder with the task's problems; null reads them from the Hugging Face hub.
         development: number of development problems; null takes the task's default.
         test: number of test problems; null takes the task's default.
@@ -183,7 +183,7 @@ class RunConfig:
     """One run of the search.
 
     Attributes:
-        name: of the run, shown in its report.
+        name: the run's name, shown in its report.
         seed: the model to be improved; generators start from its weights.
         generator: PEFT adapter of the seed, written by `sdjax train` with `save: adapter`, with
             which the first generator starts; null starts from the seed itself.
@@ -255,8 +255,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the config of a run.
 
     Args:
-        path: see `find_config`.
-        overrides: see `sdjax.core.config.read_dataclass`.
+        path: a YAML file or the name of a shipped config; see `find_config`.
+        overrides: assignments such as "iterations=2".
     """
     return read_dataclass(RunConfig, find_config(path), overrides)
 

@@ -49,7 +49,7 @@ def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
     """Return the random key of one purpose, independent of all others.
 
     Args:
-        rng_seed: of the run.
+        rng_seed: seed of the run.
         purpose: name of the purpose, such as "merge".
         numbers: such as the iteration.
     """
@@ -64,19 +64,19 @@ class RunContext:
     """The loaded parts of a run. Only `verified`, a cache, changes during the run.
 
     Attributes:
-        config: of the run.
+        config: the run's config.
         model: architecture of the seed and the experts.
-        tokenizer: of the seed.
+        tokenizer: the seed's tokenizer.
         mesh: devices of the run; None on a single device.
         seed: parameters of the seed.
         experts: setting -> parameters in scope of each expert, in slot order.
         mergers: setting -> merger of the seed and the setting's experts.
-        task: that models are scored on.
+        task: the task that models are scored on.
         problems: split -> problems with their prompts.
         generator_decoder: samples programs.
         eval_decoder: solves problems.
-        signature: that programs are verified against.
-        prompt: of the generator.
+        signature: what programs are verified against.
+        prompt: the generator's prompt.
         initial_adapter: adapter with which the first generator starts, if the config names one.
         training_identities: sorted first 64 bits of the identities of the programs that the first
             generator was trained on; None if its folder does not list them.
@@ -131,7 +131,7 @@ class RunContext:
 
         Args:
             algorithm: to merge with.
-            setting: whose experts are merged.
+            setting: name of the setting to merge.
             max_memory: largest number of bytes that a compiled merge may need.
 
         Raises:

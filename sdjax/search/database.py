@@ -41,7 +41,7 @@ class Database:
         """Create the folder's database and open it for writing.
 
         Args:
-            folder: of the run.
+            folder: the run folder.
             schema: CREATE statements.
             first: statement and values that insert the first row.
 

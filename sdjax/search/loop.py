@@ -51,8 +51,8 @@ def run_search(config: RunConfig, folder: Path) -> None:
     Progress is logged, one line per iteration.
 
     Args:
-        config: of the run; for an existing run it must equal the run's own config.
-        folder: of the run; created if it does not exist.
+        config: the config of a new run, or exactly the config of the existing run.
+        folder: the run folder; created if it does not exist.
 
     Raises:
         UserError: a problem that the user can fix, such as a missing model. Results are kept.

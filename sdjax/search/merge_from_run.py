@@ -23,8 +23,8 @@ def merge_discovered(
     """Write the model that a discovered program makes, as the run has scored it.
 
     Args:
-        run: folder of the run.
-        rank: of the program by development score, counted from 1.
+        run: the run folder.
+        rank: rank of the program by development score, counted from 1.
         out: folder to write.
         on_tensor: called after each tensor.
 

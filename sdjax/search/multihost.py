@@ -61,7 +61,7 @@ def judge_all(
     """Yield (index, verdict, confinement layers) of each source in order, on every process.
 
     Args:
-        sandbox: of the main process; None on the others.
+        sandbox: the sandbox on the main process; None on the others.
         sources: source texts.
     """
     if jax.process_count() == 1:

@@ -63,9 +63,9 @@ def generate(
     """Sample the programs of an iteration from the generator.
 
     Args:
-        context: of the run.
-        store: of the run.
-        adapter: of the generator.
+        context: the loaded run.
+        store: the run's store.
+        adapter: the generator's adapter.
         iteration: number of the iteration.
         count: number of samples of the iteration.
         temperature: sampling temperature.
@@ -120,11 +120,11 @@ def judge(
     """Judge the distinct sources of an iteration that have no verdict yet.
 
     Args:
-        context: of the run.
-        store: of the run.
-        sandbox: of the main process; None on the others.
+        context: the loaded run.
+        store: the run's store.
+        sandbox: the sandbox on the main process; None on the others.
         iteration: number of the iteration.
-        purpose: of the samples.
+        purpose: "search", or the name of a measurement.
     """
     samples = store.judged(iteration, purpose)
     sources = list(dict.fromkeys(s.source for s in samples if s.source and s.status == NOT_JUDGED))
@@ -203,12 +203,12 @@ def score(
     """Decode and grade the problems of a split that have no outcome of this entry.
 
     Args:
-        context: of the run.
-        store: of the run.
+        context: the loaded run.
+        store: the run's store.
         entry: name of a saved entry.
-        params: of the entry's model.
+        params: parameters of the entry's model.
         split: "development" or "test".
-        setting: in which the entry was applied.
+        setting: name of the setting in which the entry was applied.
     """
     if is_scored(store, entry, split, setting):
         return

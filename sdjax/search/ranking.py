@@ -42,15 +42,15 @@ class DuplicateIndex:
     """
 
     def __init__(self) -> None:
-        """Start without programs."""
+        """Create an empty index."""
         self._originals: dict[tuple[str, str], str] = {}
 
     def add(self, identity: str, fingerprint: str | None) -> str | None:
         """Add a program and return the identity of its original, or None if the program is new.
 
         Args:
-            identity: of the program.
-            fingerprint: of its outputs on the probe tensors; None if it was not probed.
+            identity: the program's identity.
+            fingerprint: hash of its outputs on the probe tensors; None if it was not probed.
         """
         keys = [("identity", identity)]
         if fingerprint is not None:
@@ -67,10 +67,10 @@ def complete_scores(
     """Return entry -> accuracy for the entries whose evaluation is complete.
 
     Args:
-        store: of the run.
+        store: the run's store.
         metric: "strict" or "flexible".
         split: "development" or "test".
-        setting: the setting in which the entries were scored.
+        setting: name of the setting in which the entries were scored.
     """
     return {
         summary.entry: getattr(summary, metric)

@@ -310,7 +310,7 @@ class Store:
         Args:
             entry: name of a saved entry.
             split: "development" or "test".
-            outcomes: of problems that have no outcome yet.
+            outcomes: outcomes of problems that have none yet.
             complete: whether these are the last ones.
             setting: name of a saved setting.
 

@@ -86,7 +86,7 @@ class Table(Generic[T]):
     """The table of a record class.
 
     Attributes:
-        name: of the table.
+        name: table name.
         record: the dataclass of its rows.
         key: columns of the primary key; without any, the table has none.
         references: column -> "table(column)" of its foreign key.

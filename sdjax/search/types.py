@@ -118,7 +118,7 @@ class Sample:
 
     Attributes:
         purpose: "search", or the name of a measurement.
-        iteration: whose generator was sampled.
+        iteration: iteration whose generator was sampled.
         number: index within the purpose and iteration.
         prompt: hash of the prompt.
         text: the decoded completion.
@@ -147,7 +147,7 @@ class JudgedSample(Sample):
             the same identity or the same outputs on the probe tensors; "no program" if the text
             contains none; "not judged" before the sandbox has judged it.
         rule: the check that decided; empty for admissible samples.
-        identity: of the program; for a duplicate, of its original.
+        identity: identity of the program; for a duplicate, of its original.
     """
 
     status: str
@@ -225,8 +225,8 @@ class Entry:
     Attributes:
         name: such as "seed", "expert:expert_1", "method:ties(density=0.4)", "program:IDENTITY".
         kind: "seed", "expert", "method", "program" or "control".
-        identity: of a program; None for the other kinds.
-        detail: of a method: its name, hyperparameters and grids.
+        identity: identity of a program; None for other kinds.
+        detail: name, hyperparameters and grids of a method.
     """
 
     name: str
@@ -297,13 +297,13 @@ class ScoredSample:
     """An admissible sample with the development score of its program.
 
     Attributes:
-        identity: of the program.
+        identity: identity of the program.
         prompt: hash of the prompt that the sample was drawn from.
         text: the completion to train on.
         score: accuracy on the development problems.
-        change: see `Application`.
-        iteration: of the sample.
-        number: of the sample.
+        change: how much the program changes the seed; see `Application`.
+        iteration: iteration of the sample.
+        number: index of the sample within the iteration.
     """
 
     identity: str
