@@ -9,7 +9,8 @@ from sdjax.cli.check import check
 from sdjax.cli.demo import demo
 from sdjax.cli.eval import evaluate
 from sdjax.cli.group import Group
-from sdjax.cli.merge import merge, methods
+from sdjax.cli.merge import merge
+from sdjax.cli.methods import methods
 from sdjax.cli.report import report
 from sdjax.cli.run import run
 from sdjax.cli.train import train

@@ -1,14 +1,22 @@
-"""`sdjax merge` and `methods`."""
+"""`sdjax merge`: merge models on disk by a recipe, an algorithm file or a run's candidate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, examples
 from sdjax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sdjax.merging.recipe.from_algorithm import MergeModels
+    from sdjax.merging.recipe.pipeline import MergeResult, OnTensor
+    from sdjax.merging.scope import Scope
+    from sdjax.sandbox.config import Limits
+    from sdjax.sandbox.signature import MergeSignature
 
 
 @click.command(
@@ -19,13 +27,21 @@ from sdjax.core.errors import UserError
     ),
 )
 @click.argument("paths", nargs=-1, required=True, metavar="[RECIPE] OUT", type=ANY_PATH)
-@click.option("--seed", type=int, help="Of random methods; a run has its own. [default: 0]")
-@click.option("--algorithm", type=FILE_PATH, help="A program of the algorithm API, admitted first.")
-@click.option("--base", metavar="MODEL", help="With --algorithm: what task vectors start from.")
-@click.option("--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm.")
-@click.option("--scope", help="With --algorithm: which tensors. [default: mlp]")
-@click.option("--run", type=FOLDER_PATH, help="Applies a program that this run has discovered.")
-@click.option("--rank", type=click.IntRange(min=1), help="With --run: its place. [default: 1]")
+@click.option("--seed", type=int, help="Seed of random methods; a run uses its own. [default: 0]")
+@click.option(
+    "--algorithm",
+    type=FILE_PATH,
+    help="A Python file of the algorithm API, checked by the sandbox.",
+)
+@click.option("--base", metavar="MODEL", help="With --algorithm: the base model.")
+@click.option(
+    "--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm: an expert."
+)
+@click.option("--scope", help="With --algorithm: which tensors to merge. [default: mlp]")
+@click.option("--run", type=FOLDER_PATH, help="Use a program that this run has discovered.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="With --run: the program's rank. [default: 1]"
+)
 def merge(
     paths: tuple[Path, ...],
     seed: int | None,
@@ -36,104 +52,169 @@ def merge(
     run: Path | None,
     rank: int | None,
 ) -> None:
-    """Merge checkpoints into the model folder OUT, which appears when it is complete.
+    """Merge models into the folder OUT, which appears when it is complete.
 
-    RECIPE is mergekit's YAML. A merge that was interrupted goes on when it is called again.
+    RECIPE is mergekit's YAML. An interrupted merge resumes when it is called again.
     """
     if len(paths) != (2 if algorithm is None and run is None else 1):
-        raise UserError("merge takes RECIPE OUT, or --algorithm FILE or --run DIR with OUT alone")
+        raise UserError("merge takes RECIPE OUT, or OUT alone with --algorithm FILE or --run DIR")
     if algorithm is not None and run is not None:
         raise UserError("merge takes --algorithm or --run, not both")
     if algorithm is None and (base or experts or scope is not None):
-        raise UserError("--base, --expert and --scope belong to --algorithm FILE")
+        raise UserError("--base, --expert and --scope require --algorithm FILE")
     if rank is not None and run is None:
-        raise UserError("--rank belongs to --run DIR")
+        raise UserError("--rank requires --run DIR")
     if seed is not None and run is not None:
-        raise UserError("--seed does not go with --run DIR, which merges as the run has scored it")
+        raise UserError("--seed cannot be used with --run DIR, which uses the run's own seed")
+    if algorithm is not None and base is None:
+        raise UserError("--algorithm requires --base MODEL")
     from sdjax.core.progress import progress_bar
 
     with progress_bar("merge", None) as advance:
-        shown = 0
+        last = 0
 
-        def on_tensor(done: int, total: int, name: str) -> None:
-            nonlocal shown
-            advance(done - shown, description=f"merge {done} of {total} tensors")
-            shown = done
+        def on_tensor(done: int, total: int) -> None:
+            nonlocal last
+            advance(done - last, description=f"merge {done} of {total} tensors")
+            last = done
 
         out = paths[-1]
         if algorithm is not None:
-            from sdjax.programs.merge_from_source import merge_program
-
-            if base is None:
-                raise UserError("--algorithm needs --base MODEL")
-            named = _named_experts(experts)
-            written = merge_program(
-                algorithm,
-                base,
-                named,
-                out,
-                scope=scope or "mlp",
-                seed=seed or 0,
-                on_tensor=on_tensor,
+            models = _parse_experts(experts)
+            result = merge_algorithm_file(
+                algorithm, base or "", models, out, scope or "mlp", seed or 0, on_tensor
             )
         elif run is not None:
-            from sdjax.search.merge_from_run import merge_discovered
-
-            written = merge_discovered(run, rank or 1, out, on_tensor=on_tensor)
+            result = merge_discovered(run, rank or 1, out, on_tensor)
         else:
-            from sdjax.merging.methods.registry import methods as all_methods
             from sdjax.merging.recipe.pipeline import merge_recipe
 
-            written = merge_recipe(
-                paths[0], out, all_methods(), seed=seed or 0, on_tensor=on_tensor
+            result = merge_recipe(paths[0], out, seed=seed or 0, on_tensor=on_tensor)
+    for note in result.notes:
+        click.echo(f"sdjax: {note}", err=True)
+    resumed = f" ({result.resumed} from an earlier attempt)" if result.resumed else ""
+    click.echo(f"{result.folder}: {result.tensors} tensors{resumed}, {result.bytes / 1e6:,.1f} MB")
+
+
+def merge_algorithm_file(
+    file: Path,
+    base: str,
+    experts: Mapping[str, str],
+    out: Path,
+    scope: Scope = "mlp",
+    seed: int = 0,
+    on_tensor: OnTensor | None = None,
+) -> MergeResult:
+    """Merge experts into a base by a Python file of the algorithm API.
+
+    The file is never executed in this process; only what the sandbox has verified is.
+
+    Args:
+        file: defines `merge_models` or `merge_trees`.
+        base: the base model.
+        experts: name in `task_vectors` to model.
+        out: folder of the result.
+        scope: tensors to merge; all others are the base's.
+        seed: random seed.
+        on_tensor: called with (tensors done, all tensors) after each tensor.
+
+    Raises:
+        UserError: the program is refused (with the reason), or as in `merge_recipe`.
+    """
+    import jax
+
+    from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
+    from sdjax.merging.recipe.output_files import PROGRAM, Provenance
+    from sdjax.sandbox.algorithm import to_algorithm
+    from sdjax.sandbox.sandbox import Sandbox
+
+    try:
+        source = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); give a Python file") from error
+    if not experts:
+        raise UserError("--algorithm requires at least one --expert NAME=MODEL")
+    models = open_models(base, experts, Path.cwd())
+    with Sandbox(merge_signature(models, scope), workers=1) as sandbox:
+        verdict = sandbox.judge(source, name=file.name)
+    if not verdict.admitted:
+        raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
+    assert verdict.program is not None
+    return merge_algorithm(
+        to_algorithm(verdict.program, name=file.stem),
+        models,
+        scope,
+        out,
+        provenance=Provenance(method=file.name, file=PROGRAM, text=source),
+        key=jax.random.key(seed),
+        on_tensor=on_tensor,
+    )
+
+
+def merge_discovered(
+    run: Path, rank: int, out: Path, on_tensor: OnTensor | None = None
+) -> MergeResult:
+    """Write the model of a discovered program, exactly as the run has scored it.
+
+    Args:
+        run: folder of the run.
+        rank: rank of the program by development score, from 1.
+        out: folder of the result.
+        on_tensor: called with (tensors done, all tensors) after each tensor.
+
+    Raises:
+        UserError: there is no run, it has fewer scored programs, or as in `merge_recipe`.
+    """
+    from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
+    from sdjax.merging.recipe.output_files import PROGRAM, Provenance
+    from sdjax.sandbox.algorithm import to_algorithm
+    from sdjax.sandbox.verify.verified_program import verify_ir
+    from sdjax.search.config import config_from
+    from sdjax.search.context import run_key
+    from sdjax.search.ranking import ranked_programs
+    from sdjax.search.store import Store
+
+    with Store.open(run) as store:
+        config = config_from(store.run().config, str(run))
+        programs = ranked_programs(store, config.task.metric)
+        if not 1 <= rank <= len(programs):
+            raise UserError(
+                f"{run}: there is no program of rank {rank}, the run has {len(programs)} scored "
+                "programs; choose a lower --rank"
             )
-    _tell_merged(written)
+        program = store.program(programs[rank - 1].identity or "")
+    experts = {slot: config.experts[slot].model for slot in config.slots}
+    models = open_models(config.seed, experts, Path.cwd())
+    verified = verify_ir(program.ir, merge_signature(models, config.scope, config.sandbox))
+    return merge_algorithm(
+        to_algorithm(verified, name=f"program {program.identity[:12]}"),
+        models,
+        config.scope,
+        out,
+        provenance=Provenance(
+            method=f"the program of rank {rank} of {run}", file=PROGRAM, text=program.source
+        ),
+        key=run_key(config.rng_seed, "merge"),
+        on_tensor=on_tensor,
+    )
 
 
-def _named_experts(texts: Iterable[str]) -> dict[str, str]:
-    named: dict[str, str] = {}
+def merge_signature(
+    models: MergeModels, scope: Scope, limits: Limits | None = None
+) -> MergeSignature:
+    """Return the signature that a program for these models is checked against."""
+    from sdjax.sandbox.signature import MergeSignature
+
+    return MergeSignature.of(tuple(models.experts), models.tensors(scope), limits)
+
+
+def _parse_experts(texts: Iterable[str]) -> dict[str, str]:
+    experts: dict[str, str] = {}
     for text in texts:
         name, equals, model = text.partition("=")
         if not (name and equals and model):
             raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
-        if name in named:
-            raise UserError(f"--expert {text}: {name} is {named[name]} already; name each once")
-        named[name] = model
-    return named
-
-
-def _tell_merged(written) -> None:
-    for note in written.notes:
-        click.echo(f"sdjax: {note}", err=True)
-    went_on = f", {written.resumed} of them from before" if written.resumed else ""
-    click.echo(
-        f"{written.folder}: {written.tensors} tensors{went_on}, {written.bytes / 1e6:,.1f} MB"
-    )
-
-
-@click.command(epilog=examples("sdjax methods"))
-def methods() -> None:
-    """List the human-designed merge methods with parameters, defaults and mathematics."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sdjax.merging.methods.registry import methods as all_methods
-
-    table = Table("method", "parameters", "in a recipe", "mathematics", show_lines=True)
-    for method in all_methods().values():
-        schema, own, other = method.schema, [], []
-        for one in method.hyperparameters:
-            own.append(f"{one.name}{'*' if one.type == 'per_expert' else ''}={one.default}")
-            key = schema.recipe_key(one.name)
-            if one.name in schema.required:
-                other.append(f"{key} (needed)")
-            elif key != one.name or one.name in schema.defaults:
-                other.append(f"{key}={schema.defaults.get(one.name, one.default)}")
-        table.add_row(method.name, ", ".join(own), ", ".join(other), method.formula)
-    console = Console()
-    # A file or a pipe has no edge to fold a line at.
-    (console if console.is_terminal else Console(width=300)).print(table)
-    click.echo(
-        "* one number, or one for each expert. These are the names and defaults in Python and in a "
-        "search, which follow the papers; a recipe's follow mergekit where the next column says so."
-    )
+        if name in experts:
+            raise UserError(f"--expert {text}: {name} is already {experts[name]}; name each once")
+        experts[name] = model
+    return experts

@@ -51,8 +51,8 @@ class TensorReader(Protocol):
     def dtype(self, name: str) -> np.dtype:
         """Return the dtype of a tensor."""
 
-    def info(self, name: str) -> TensorInfo:
-        """Return the shape, dtype and offset of a tensor in the model's files."""
+    def infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
+        """Return the shape, dtype and offset of at least these tensors in the model's files."""
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
         """Read a tensor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ class SafetensorsReader:
         self._single = single
         self._open_files: dict[str, Any] = {}
         self._headers: dict[str, dict[str, HeaderEntry]] = {}
+        self._infos: dict[str, TensorInfo] = {}
         self._mapped_bytes = 0
         self.file_of = self._locate()
 
@@ -74,30 +76,34 @@ class SafetensorsReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
-        return self.info(name).shape
+        return self.infos([name])[name].shape
 
     def dtype(self, name: str) -> np.dtype:
         """Return the stored dtype of a tensor. Raises UserError if it is not supported."""
-        return self.info(name).dtype
+        return self.infos([name])[name].dtype
 
-    def info(self, name: str) -> TensorInfo:
-        """Return the shape, dtype and offset of a tensor, from the header of its file.
+    def infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
+        """Return the shape, dtype and offset of at least these tensors, from the files' headers.
 
         Raises:
-            UserError: the tensor is not in its file, or its dtype is not supported.
+            UserError: a tensor is not in its file, or its dtype is not supported.
         """
-        file = self.file_of[name]
-        if file not in self._headers:
-            self._headers[file] = read_header(self.folder / file)
-        if name not in self._headers[file]:
-            raise self._not_in_file(name)
-        shape, code, offset = self._headers[file][name]
-        if code not in DTYPES:
-            raise UserError(
-                f"{self.where(name)} is stored as {code}, which is not supported; "
-                f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
-            )
-        return TensorInfo(shape, DTYPES[code], offset)
+        for name in names:
+            if name in self._infos:
+                continue
+            file = self.file_of[name]
+            if file not in self._headers:
+                self._headers[file] = read_header(self.folder / file)
+            if name not in self._headers[file]:
+                raise self._not_in_file(name)
+            shape, code, offset = self._headers[file][name]
+            if code not in DTYPES:
+                raise UserError(
+                    f"{self.where(name)} is stored as {code}, which is not supported; "
+                    f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
+                )
+            self._infos[name] = TensorInfo(shape, DTYPES[code], offset)
+        return self._infos
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
         """Read a tensor in its stored dtype (bfloat16 is that of ml_dtypes).
@@ -113,7 +119,8 @@ class SafetensorsReader:
             UserError: the file is truncated.
             TransientError: the file cannot be read.
         """
-        shape, dtype, offset = self.info(name)
+        infos = self._infos if name in self._infos else self.infos([name])
+        shape, dtype, offset = infos[name]
         array = allocate(shape, dtype)
         remaining = raw_bytes(array)
         try:

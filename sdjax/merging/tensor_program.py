@@ -265,7 +265,7 @@ def _call_algorithm(
         raise
     except (jax.errors.ConcretizationTypeError, jax.errors.JAXTypeError) as error:
         raise UserError(
-            f"{algorithm.name} uses the value of an array in Python (if, while, int, float, range); "
+            f"{algorithm.name} uses an array's value in Python (if, while, int, float, range); "
             "it is unknown during compilation: write jnp.where(depth < 0.5, a, b) instead of "
             "`a if depth < 0.5 else b`"
         ) from error

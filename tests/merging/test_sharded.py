@@ -108,7 +108,13 @@ COLLECTIVES = textwrap.dedent(
         method = methods()[name]
         slots = ("a", "b", "c")[: method.schema.max_models]
         program = TensorProgram.of(
-            method.bind(), slots, leaf, (leaf,) * len(slots), path="x", num_layers=1, key=jax.random.key(0)
+            method.bind(),
+            slots,
+            leaf,
+            (leaf,) * len(slots),
+            path="x",
+            num_layers=1,
+            key=jax.random.key(0),
         )
         text = program.lower().compile(compiler_options=quick_options()).as_text()
         shapes = re.findall(r"= ([(].*?[)]|[^ ]+) all-reduce(?:-start)?[(]", text)

@@ -1,4 +1,4 @@
-"""What a merged model's folder has beside its weights: config, tokenizer, model card."""
+"""Files of a merged model other than its weights: config, tokenizer, model card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tokenizers
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import write_file
@@ -23,108 +22,158 @@ from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
 from sdjax.merging.recipe.plan import MergePlan
 from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import OUTPUT, SourceModel
+from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
 
-CARD = "README.md"
+MODEL_CARD = "README.md"
 RECIPE = "recipe.yaml"
 PROGRAM = "program.py"
-_GENERATION = "generation_config.json"
-# Lists of a config that have nothing to do with layers, even if there are as many.
-_NOT_BY_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
-# Beside tokenizer.json these say the same of the vocabulary, so that added tokens make them wrong.
+_GENERATION_CONFIG = "generation_config.json"
+# Lists in a config that are not per layer, even if they happen to have as many items.
+_NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
+# These repeat the vocabulary of tokenizer.json, so they are wrong once tokens are added.
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
-def write_config(
-    folder: Path,
-    plan: MergePlan,
-    tensors: Mapping[str, jax.ShapeDtypeStruct],
-    *,
-    vocabulary: int | None,
-) -> None:
-    """The template's config.json with what the merge has changed.
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made a model: name of the method, and the recipe or program with its file name."""
 
-    tensors: of the result. Its dtype is the one that most of the weights have.
+    method: str
+    file: str
+    text: str
+
+
+def write_config(
+    folder: Path, plan: MergePlan, tensors: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
+    """Write the template's config.json with the fields that the merge changes.
+
+    Args:
+        folder: folder of the result.
+        plan: the plan of the merge.
+        tensors: name to shape and dtype; the config gets the dtype of most weights.
     """
     template, fields = plan.template, dict(plan.template.config)
-    have = len(template.layers)
+    num_layers = len(template.layers)
     for key, value in fields.items():
-        if isinstance(value, list) and len(value) == have and key not in _NOT_BY_LAYER:
-            own = [(model.config.get(key, value), layer) for model, layer in plan.layers]
-            if all(isinstance(each, list) and layer < len(each) for each, layer in own):
-                fields[key] = [each[layer] for each, layer in own]
+        if isinstance(value, list) and len(value) == num_layers and key not in _NOT_PER_LAYER:
+            sources = [(model.config.get(key, value), layer) for model, layer in plan.layers]
+            if all(isinstance(items, list) and layer < len(items) for items, layer in sources):
+                fields[key] = [items[layer] for items, layer in sources]
     if fields.get("num_hidden_layers") is not None:
-        fields["num_hidden_layers"] += len(plan.layers) - have
+        fields["num_hidden_layers"] += len(plan.layers) - num_layers
     sizes: Counter[str] = Counter()
-    for one in tensors.values():
-        sizes[one.dtype.name] += one.size
+    for spec in tensors.values():
+        sizes[spec.dtype.name] += spec.size
     for key in [key for key in ("torch_dtype", "dtype") if key in fields] or ["dtype"]:
         fields[key] = sizes.most_common(1)[0][0]
-    if vocabulary is not None:
-        fields["vocab_size"] = vocabulary
+    if plan.tokenizer.vocabulary is not None:
+        fields["vocab_size"] = plan.tokenizer.vocabulary.size
     if "tie_word_embeddings" in fields:
         fields["tie_word_embeddings"] = OUTPUT not in tensors
     write_file(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
 def write_tokenizer(
-    folder: Path,
-    tokenizer: Path,
-    generation: Path,
-    *,
-    new: Mapping[str, tokenizers.AddedToken],
-    chat_template: str | None,
+    folder: Path, tokenizer: TokenizerPlan, template: Path, chat_template: str | None
 ) -> None:
-    """The files of a tokenizer, with new tokens and another chat template if they are given.
+    """Write the files of the tokenizer, and generation_config.json.
 
-    tokenizer, generation: the folders to copy the tokenizer's files and generation_config.json of.
+    Args:
+        folder: folder of the result.
+        tokenizer: the tokenizer to copy, and tokens to add to it.
+        template: folder to copy generation_config.json from.
+        chat_template: replaces the tokenizer's chat template.
     """
+    new_tokens = tokenizer.new_tokens
     for name in ASSETS:
-        source = (generation if name == _GENERATION else tokenizer) / name
-        if source.is_file() and not (new and name in _VOCABULARY_FILES):
+        source = (template if name == _GENERATION_CONFIG else tokenizer.folder) / name
+        if source.is_file() and not (new_tokens and name in _VOCABULARY_FILES):
             shutil.copyfile(source, folder / name)
-    if new:
-        write_extended(tokenizer, new, folder / TOKENIZER_FILE)
+    if new_tokens:
+        write_extended(tokenizer.folder, new_tokens, folder / TOKENIZER_FILE)
     if chat_template is not None:
-        settings = read_json(tokenizer / TOKENIZER_CONFIG)
+        settings = read_json(tokenizer.folder / TOKENIZER_CONFIG)
         if settings.pop("chat_template", None) is not None:
-            write_file(
-                folder / TOKENIZER_CONFIG, json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            )
+            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            write_file(folder / TOKENIZER_CONFIG, text)
         write_file(folder / CHAT_TEMPLATE, chat_template)
 
 
 def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str | None:
-    """The template that a recipe's ``chat_template`` stands for, None where there is none.
+    """Return the text of a recipe's `chat_template`, or None.
 
-    "auto" is the one that most models have, the first of them in a tie, and None if none has one;
-    a known name is ours of that name; anything else is the template itself. Raises UserError for a
-    name that is not known, and for what Jinja cannot parse.
+    "auto" is the template that most models have (the first one in a tie). Otherwise it is the name
+    of a built-in template, or a Jinja template.
+
+    Raises:
+        UserError: an unknown name, or invalid Jinja.
     """
     choice = recipe.chat_template
     if choice is None:
         return None
     if choice == "auto":
-        counted = Counter(filter(None, (_own_template(model.folder) for model in models)))
-        return counted.most_common(1)[0][0] if counted else None
+        counts = Counter(filter(None, (_read_chat_template(model.folder) for model in models)))
+        return counts.most_common(1)[0][0] if counts else None
     if choice in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[choice]
     if "{" not in choice:
         raise recipe.fail(
             "chat_template",
-            f"no chat_template {truncated_repr(choice)}; it must be auto, a Jinja template, or one "
-            f"of {', '.join(CHAT_TEMPLATES)}",
+            f"no chat_template {truncated_repr(choice)}; use auto, a Jinja template, or one of "
+            f"{', '.join(CHAT_TEMPLATES)}",
         )
-    import jinja2  # a fortieth of a second, which few recipes need
+    import jinja2  # takes 25 ms, and few recipes need it
 
     try:
         jinja2.Environment().parse(choice)
     except jinja2.TemplateError as error:
-        message = f"this chat_template is no Jinja template: {error.message}"
+        message = f"chat_template is not valid Jinja: {error.message}"
         raise recipe.fail("chat_template", message) from None
     return choice
 
 
-def _own_template(folder: Path) -> str | None:
+def write_model_card(
+    folder: Path,
+    name: str,
+    *,
+    provenance: Provenance,
+    models: Sequence[str],
+    notes: Sequence[str],
+) -> None:
+    """Write the model card, and the recipe or program unchanged.
+
+    Args:
+        folder: folder of the result.
+        name: title of the card.
+        provenance: what made the model.
+        models: names of the source models.
+        notes: remarks on the merge.
+    """
+    base_models = "\n".join(f"- {json.dumps(Path(model).name or model)}" for model in models)
+    listed = "\n".join(f"- `{model}`" for model in models)
+    remarks = "".join(f"\n{note}\n" for note in notes)
+    language = "python" if provenance.file.endswith(".py") else "yaml"
+    text = (
+        f"---\nbase_model:\n{base_models}\nlibrary_name: transformers\ntags:\n- merge\n- sdjax\n"
+        f"---\n# {name}\n\nMerged by sdjax with `{provenance.method}` from:\n\n"
+        f"{listed}\n{remarks}\n"
+        f"```{language}\n{provenance.text.rstrip()}\n```\n"
+    )
+    write_file(folder / MODEL_CARD, text)
+    write_file(folder / provenance.file, provenance.text)
+
+
+def file_stats(folder: Path) -> dict[str, Any]:
+    """Return the size and modification time of every file that a merge may read."""
+    return {
+        path.name: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".safetensors", ".json") or path.name in ASSETS
+    }
+
+
+def _read_chat_template(folder: Path) -> str | None:
     if (folder / CHAT_TEMPLATE).is_file():
         try:
             return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
@@ -132,43 +181,8 @@ def _own_template(folder: Path) -> str | None:
             raise UserError(
                 f"{folder / CHAT_TEMPLATE}: not UTF-8 ({error}); copy it again"
             ) from None
-    found = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
-    if isinstance(found, list):  # several, by name
-        named = [each for each in found if isinstance(each, dict)]
-        found = next((e.get("template") for e in named if e.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a model was made by: the method's name, and the recipe or program with its file name."""
-
-    method: str
-    file: str
-    text: str
-
-
-def write_model_card(
-    folder: Path, name: str, *, origin: Provenance, models: Sequence[str], notes: Sequence[str]
-) -> None:
-    """The model card, which says how the model was made, and the recipe or program as it was."""
-    sources = "\n".join(f"- {json.dumps(Path(one).name or one)}" for one in models)
-    listed = "\n".join(f"- `{one}`" for one in models)
-    told = "".join(f"\n{note}\n" for note in notes)
-    language = "python" if origin.file.endswith(".py") else "yaml"
-    text = (
-        f"---\nbase_model:\n{sources}\nlibrary_name: transformers\ntags:\n- merge\n- sdjax\n---\n"
-        f"# {name}\n\nMerged by sdjax with `{origin.method}` from:\n\n{listed}\n{told}\n"
-        f"```{language}\n{origin.text.rstrip()}\n```\n"
-    )
-    write_file(folder / CARD, text)
-    write_file(folder / origin.file, origin.text)
-
-
-def file_stats(folder: Path) -> dict[str, Any]:
-    """Size and age of all that is read of a folder, by which a merge knows its own inputs."""
-    return {
-        path.name: (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.iterdir())
-        if path.suffix in (".safetensors", ".json") or path.name in ASSETS
-    }
+    template = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
+    return template if isinstance(template, str) else None

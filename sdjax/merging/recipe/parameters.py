@@ -1,10 +1,10 @@
-"""Values of a recipe's parameters: one value, a gradient over layers, or filters by tensor.
+"""Parameters of a recipe: single values, gradients over layers, and values filtered by tensor.
 
-mergekit's rules. A list of values is a gradient: numbers are interpolated along the layers of a
-slice, true and false and words change from one to the next. A list of ``{value: ..., filter: ...}``
-is read from the top: the first entry counts whose filter is part of the tensor's name, or that has
-none. Levels are asked from the model's up to the recipe's, and a level whose filters all miss
-passes the question on.
+These are mergekit's rules. A list of values is a gradient: numbers are interpolated along the
+layers of a slice; booleans and strings switch from one to the next. A list of `{value: ..., filter:
+...}` is searched from the top: the first entry applies that has no filter or whose filter is part
+of the tensor's name. Parameters may be set for a model, a slice, a module and the whole recipe; the
+innermost level wins that has a value for the tensor.
 """
 
 from __future__ import annotations
@@ -15,120 +15,143 @@ from typing import Any
 
 from sdjax.core.errors import UserError, truncated_repr
 
-_LARGEST = 3.4e38  # in float32, which methods compute in
-_WORDS = {
-    "float": "number",
-    "share": "number from 0 to 1",
+_MAX_FLOAT32 = 3.4e38  # methods compute in float32
+_NO_MATCH = object()
+_TYPE_NAMES = {
+    "float": "a number",
+    "unit_interval": "a number from 0 to 1",
     "bool": "true or false",
-    "int": "whole number, 0 or more",
-    "str": "text",
+    "int": "an integer, 0 or more",
+    "str": "a string",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterValue:
-    """What a recipe says of one parameter, and on which line of which file."""
+    """The value of a parameter as written in a recipe.
+
+    Attributes:
+        key: the parameter.
+        value: a value, a gradient or a list of filtered values.
+        line: the line of the key.
+        path: the recipe.
+    """
 
     key: str
     value: Any
     line: int
     path: str
 
-    def at(self, tensor: str, place: float, kind: str, choices: Mapping[Any, str]) -> Any:
-        """The value for one tensor, or None where no filter matches.
-
-        tensor: its name in the checkpoint. place: of its layer within the slice, in [0, 1]. kind:
-        "float", "share" (a float in [0, 1]), "bool", "int" or "str". spellings: for "str", what it
-        may be and what that means; without any, it is any text.
-        Raises UserError, with the line, for a value of another kind.
-        """
-        return self._at(self.value, tensor, place, kind, choices)
-
-    def _at(
-        self, value: Any, tensor: str, place: float, kind: str, choices: Mapping[Any, str]
-    ) -> Any:
-        if isinstance(value, Mapping):
-            value = [value]
-        if not isinstance(value, list):
-            return self._checked(value, kind, choices)
-        if not value:
-            return None
-        if any(isinstance(entry, Mapping) for entry in value):
-            return self._filtered(value, tensor, place, kind, choices)
-        ends = [self._checked(entry, kind, choices) for entry in value]
-        scaled = place * (len(ends) - 1)
-        first = int(scaled)
-        if kind in ("bool", "str"):
-            return ends[first]
-        second = min(len(ends) - 1, first + 1)
-        between = (1 - (scaled - first)) * ends[first] + (scaled - first) * ends[second]
-        return self._checked(between, kind, choices)
-
-    def _filtered(
-        self, entries: list, tensor: str, place: float, kind: str, choices: Mapping[Any, str]
-    ) -> Any:
-        for entry in entries:
-            keys = set(entry) if isinstance(entry, Mapping) else {"value"}
-            if unknown := sorted(keys - {"value", "filter"}):
-                raise self.fail(f"unknown key {truncated_repr(unknown[0])}; allowed: value, filter")
-            if not isinstance(entry, Mapping) or "value" not in entry:
-                raise self.fail("a list of values with filters has `value` in every entry")
-            wanted = entry.get("filter")
-            if wanted in (None, "*") or str(wanted) in tensor:
-                return self._at(entry["value"], tensor, place, kind, choices)
-        return None
-
-    def _checked(self, value: Any, kind: str, choices: Mapping[Any, str]) -> Any:
-        if kind == "str" and not isinstance(value, list | Mapping) and value in choices:
-            return choices[value]
-        if kind == "str" and choices:
-            allowed = ", ".join(_written(word) for word in choices)
-            raise self.fail(f"expected one of {allowed}, found {_written(value)}")
-        if kind == "str" and isinstance(value, str):
-            return value
-        if kind == "bool" and (isinstance(value, bool) or value in (0, 1)):
-            return bool(value)
-        number = value
-        if isinstance(value, str):  # YAML takes 1e-5 for a word
-            try:
-                number = float(value)
-            except ValueError:
-                number = None
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            if kind == "float" and abs(number) <= _LARGEST:
-                return float(number)
-            if kind == "share" and 0 <= number <= 1:
-                return float(number)
-            if kind == "int" and 0 <= number <= _LARGEST and float(number).is_integer():
-                return int(number)
-        raise self.fail(f"expected {_WORDS[kind]}, found {_written(value)}")
-
     def fail(self, message: str) -> UserError:
+        """Return the error, with the file and the line."""
         return UserError(f"{self.path}, line {self.line}: {self.key}: {message}")
-
-
-def _written(value: Any) -> str:
-    """As YAML writes it."""
-    if value is None:
-        return "nothing"
-    return str(value).lower() if isinstance(value, bool) else truncated_repr(value)
 
 
 ParameterMap = Mapping[str, ParameterValue]
 
 
-def find(
-    levels: Sequence[ParameterMap],
-    key: str,
-    tensor: str,
-    place: float,
-    kind: str,
-    choices: Mapping[Any, str],
+@dataclass(frozen=True, kw_only=True)
+class ParameterType:
+    """The type of a parameter.
+
+    Attributes:
+        key: its key in a recipe.
+        name: "float", "unit_interval" (a float in [0, 1]), "bool", "int" or "str".
+        choices: for "str", the values that a recipe may have and what they mean; if empty, any
+            string is allowed.
+    """
+
+    key: str
+    name: str
+    choices: Mapping[Any, str]
+
+
+def resolve(
+    levels: Sequence[ParameterMap], parameter: ParameterType, tensor: str, position: float
 ) -> Any:
-    """The value of ``key`` at the first level that has one for this tensor, or None."""
+    """Return the value of a parameter for one tensor, or None if no level has one.
+
+    Args:
+        levels: the parameters of all levels, the innermost first.
+        parameter: the parameter.
+        tensor: the tensor's name in the checkpoint, for filters.
+        position: position of its layer within the slice, in [0, 1], for gradients.
+
+    Raises:
+        UserError: a value of another type; the message contains the line.
+    """
     for level in levels:
-        if key in level:
-            value = level[key].at(tensor, place, kind, choices)
-            if value is not None:
-                return value
+        if parameter.key not in level:
+            continue
+        entry = level[parameter.key]
+        value = entry.value
+        while isinstance(value, list | Mapping):
+            items = [value] if isinstance(value, Mapping) else value
+            if items and not any(isinstance(item, Mapping) for item in items):
+                return _interpolate(entry, parameter, items, position)
+            value = _first_match(entry, items, tensor)
+            if value is _NO_MATCH:
+                break
+        else:
+            return _checked(entry, parameter, value)
     return None
+
+
+def _first_match(entry: ParameterValue, items: Sequence[Any], tensor: str) -> Any:
+    """Return the value of the first item whose filter matches the tensor, or _NO_MATCH."""
+    for item in items:
+        keys = set(item) if isinstance(item, Mapping) else {"value"}
+        if unknown := sorted(keys - {"value", "filter"}):
+            raise entry.fail(f"unknown key {truncated_repr(unknown[0])}; allowed: value, filter")
+        if not isinstance(item, Mapping) or "value" not in item:
+            raise entry.fail("every entry of a list with filters must have the key 'value'")
+        pattern = item.get("filter")
+        if pattern in (None, "*") or str(pattern) in tensor:
+            return item["value"]
+    return _NO_MATCH
+
+
+def _interpolate(
+    entry: ParameterValue, parameter: ParameterType, items: Sequence[Any], position: float
+) -> Any:
+    values = [_checked(entry, parameter, item) for item in items]
+    scaled = position * (len(values) - 1)
+    first = int(scaled)
+    if parameter.name in ("bool", "str"):
+        return values[first]
+    second = min(len(values) - 1, first + 1)
+    fraction = scaled - first
+    return _checked(entry, parameter, (1 - fraction) * values[first] + fraction * values[second])
+
+
+def _checked(entry: ParameterValue, parameter: ParameterType, value: Any) -> Any:
+    name, choices = parameter.name, parameter.choices
+    if name == "str" and not isinstance(value, list | Mapping) and value in choices:
+        return choices[value]
+    if name == "str" and choices:
+        allowed = ", ".join(_as_yaml(choice) for choice in choices)
+        raise entry.fail(f"expected one of {allowed}, found {_as_yaml(value)}")
+    if name == "str" and isinstance(value, str):
+        return value
+    if name == "bool" and (isinstance(value, bool) or value in (0, 1)):
+        return bool(value)
+    number = value
+    if isinstance(value, str):  # a quoted number
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        if name == "float" and abs(number) <= _MAX_FLOAT32:
+            return float(number)
+        if name == "unit_interval" and 0 <= number <= 1:
+            return float(number)
+        if name == "int" and 0 <= number <= _MAX_FLOAT32 and float(number).is_integer():
+            return int(number)
+    raise entry.fail(f"expected {_TYPE_NAMES[name]}, found {_as_yaml(value)}")
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else truncated_repr(value)

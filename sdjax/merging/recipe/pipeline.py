@@ -1,15 +1,22 @@
-"""`sdjax merge`: a recipe or a plan carried out into a complete Hugging Face folder."""
+"""Carries out a merge from disk to disk, into a complete Hugging Face folder.
+
+While one tensor is merged, the next is read and the previous one is written. Memory holds a few
+tensors per model, in buffers that are reused. All programs are traced before the first tensor, so
+that an error in a method is reported at once; they are compiled in the background from then on.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -17,23 +24,41 @@ import numpy as np
 from sdjax import __version__
 from sdjax.core.errors import TransientError, UserError
 from sdjax.io.atomic_write import is_disk_full
+from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
-from sdjax.merging.method import Method
+from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
+from sdjax.merging.compile_cache import compile_for_single_use
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.output_files import RECIPE, Provenance
-from sdjax.merging.recipe.plan import MergePlan, MergeStep, plan_recipe
+from sdjax.merging.recipe.plan import MergePlan, MergeStep, plan_recipe, spread
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
-from sdjax.merging.recipe.stream import OnTensor, merge_steps, output_specs
-from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan, plan_tokenizer
+from sdjax.merging.recipe.tokenizer_plan import align_rows
+from sdjax.merging.tensor_program import TensorProgram
 
-MAX_FILE_BYTES = 5_000_000_000  # as transformers splits
+COMPILE_THREADS = 2
+QUEUE_SIZE = 1  # tensors that wait to be merged, and to be written
+# Tensors merged at a time on a single device: on a CPU, XLA divides only part of a program among
+# the cores. On several devices, two programs at once could deadlock in their collectives.
+MERGE_THREADS = 2
+
+OnTensor = Callable[[int, int], None]
+"""Called with (tensors done, all tensors) after each tensor."""
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeResult:
-    """The result: its folder, how many tensors it has, how many no expert had changed, how many
-    an interrupted attempt had left, its size, and what the user is to be told.
+    """A merge that was written to disk.
+
+    Attributes:
+        folder: the folder of the result.
+        tensors: number of tensors.
+        unchanged: number of tensors that no expert had changed.
+        resumed: number of tensors that an interrupted attempt had written.
+        bytes: size of all tensors.
+        notes: remarks for the user.
     """
 
     folder: Path
@@ -47,33 +72,38 @@ class MergeResult:
 def merge_recipe(
     recipe_path: Path | str,
     out: Path | str,
-    methods: Mapping[str, Method],
     *,
     seed: int = 0,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> MergeResult:
-    """Merge by a recipe (mergekit's YAML) into the folder ``out``.
+    """Merge by a recipe (mergekit's YAML).
 
-    ``out`` appears under its name only when it is complete; an interrupted merge goes on where it
-    stopped when it is called again. Paths in the recipe are relative to its folder, else to the
-    working directory. methods: by name. seed: for methods that draw random numbers; a tensor's key
-    comes from it and the tensor's path, as in ``sdjax.merging.engine``, so that streamed and in
-    memory are the same. on_tensor: called with (done, total, name) after each tensor.
+    The result appears under its name only when it is complete; an interrupted merge resumes when it
+    is called again. A tensor's random key depends on the seed and the tensor's path alone, so a
+    streamed merge gives the same result as one in memory.
 
-    Raises UserError for a bad recipe, a missing folder, tensors that do not match, a file cut
-    short, a result that is not finite, and an ``out`` that exists already.
+    Args:
+        recipe_path: the recipe; its paths are relative to its folder or the working directory.
+        out: folder of the result.
+        seed: random seed.
+        on_tensor: called with (tensors done, all tensors) after each tensor.
+        max_file_bytes: maximum size of a safetensors file.
+
+    Raises:
+        UserError: an invalid recipe, missing or damaged models, models that do not match, a result
+            that is not finite, or an `out` that exists.
     """
     recipe = read_recipe(Path(recipe_path))
-    opened = cache(lambda name: open_source_model(name, recipe.path.parent))
-    plan = plan_recipe(recipe, methods, opened)
+    open_model = cache(lambda name: open_source_model(name, recipe.path.parent))
+    key = jax.random.key(seed)
+    plan = plan_recipe(recipe, open_model, key)
     return write_merged(
         plan,
         Path(out),
-        origin=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text),
-        tokenizer=plan_tokenizer(plan.template, plan.models, recipe, opened),
+        provenance=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text),
         chat_template=output_files.resolve_chat_template(recipe, plan.models),
-        key=jax.random.key(seed) if plan.draws else None,
+        key=key,
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
     )
@@ -83,52 +113,53 @@ def write_merged(
     plan: MergePlan,
     out: Path,
     *,
-    origin: Provenance,
-    key: jax.Array | None,
-    tokenizer: TokenizerPlan | None = None,
+    provenance: Provenance,
+    key: jax.Array,
     chat_template: str | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> MergeResult:
-    """Carry out a plan; see ``merge_recipe``. key: of a plan that draws random numbers."""
-    if tokenizer is None:
-        tokenizer = TokenizerPlan(folder=plan.template.folder, new={}, vocabulary=None)
-    vocabulary = tokenizer.vocabulary
-    specs = output_specs(plan, vocabulary)
-    fingerprint = _fingerprint(plan, origin, key, chat_template, tokenizer.folder, specs)
-    with _writing(out):
+    """Carry out a plan.
+
+    Args:
+        plan: the plan.
+        out: folder of the result.
+        provenance: what is recorded in the model card.
+        key: the key of the plan.
+        chat_template: replaces the tokenizer's chat template.
+        on_tensor: called with (tensors done, all tensors) after each tensor.
+        max_file_bytes: maximum size of a safetensors file.
+
+    Raises:
+        UserError: as in `merge_recipe`.
+    """
+    specs = {step.name: step.spec for step in plan.steps}
+    fingerprint = _fingerprint(plan, provenance, key, chat_template)
+    with _disk_errors(out):
         writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
     resumed = len(writer.done)
+    notes = plan.tokenizer.notes
     try:
-        with _writing(out):
-            # What is small comes first: its files may be damaged, and tensors take long.
-            output_files.write_config(
-                writer.folder,
-                plan,
-                specs,
-                vocabulary=None if vocabulary is None else vocabulary.size,
-            )
+        with _disk_errors(out):
+            # Small files first: they may be damaged, and tensors take long.
+            output_files.write_config(writer.folder, plan, specs)
             output_files.write_tokenizer(
-                writer.folder,
-                tokenizer.folder,
-                plan.template.folder,
-                new=tokenizer.new,
-                chat_template=chat_template,
+                writer.folder, plan.tokenizer, plan.template.folder, chat_template
             )
             output_files.write_model_card(
                 writer.folder,
                 out.name,
-                origin=origin,
+                provenance=provenance,
                 models=[model.name for model in plan.models],
-                notes=tokenizer.notes,
+                notes=notes,
             )
-            unchanged = merge_steps(plan, vocabulary, writer, key, on_tensor)
+            unchanged = _write_tensors(plan, writer, on_tensor)
             size = writer.bytes
             writer.finish()
     except TransientError:
         raise
     except UserError:
-        writer.discard()  # trying again would end the same way
+        writer.discard()  # a second attempt would fail in the same way
         raise
     finally:
         writer.close()
@@ -138,57 +169,163 @@ def write_merged(
         unchanged=unchanged,
         resumed=resumed,
         bytes=size,
-        notes=tokenizer.notes,
+        notes=notes,
+    )
+
+
+def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor | None) -> int:
+    """Merge the tensors that are not written yet; return how many no expert has changed."""
+    steps = [step for step in plan.steps if step.name not in writer.done]
+    merge_threads = MERGE_THREADS if len(jax.devices()) == 1 else 1
+    pool = BufferPool()
+
+    def read(step: MergeStep) -> list[np.ndarray]:
+        if step.array is not None:
+            return [step.array]
+        with np.errstate(over="ignore"):
+            arrays = [ref.model.reader.read(ref.name, pool.acquire) for ref in step.sources]
+        if step.row_maps is None:
+            return arrays
+        aligned = align_rows(arrays, step.row_maps, step.spec.shape[0], step.fallback)
+        pool.release(arrays)
+        return aligned
+
+    def merge(step: MergeStep, arrays: list[np.ndarray]) -> tuple[MergeStep, np.ndarray, bool]:
+        # Bytes, since NumPy compares bfloat16 slowly; most arrays differ near the beginning.
+        views = [array.reshape(-1).view(np.uint8) for array in arrays]
+        unchanged = step.program is None or (
+            step.has_base
+            and all(array.dtype == arrays[0].dtype for array in arrays)
+            and all(np.array_equal(v[:n], views[0][:n]) for n in (4096, None) for v in views[1:])
+        )
+        if step.program is None or unchanged:
+            with np.errstate(over="ignore"):
+                new = arrays[0].astype(step.spec.dtype, copy=False)
+        else:
+            placed = [jax.device_put(array, spread(array.shape)) for array in arrays]
+            base, experts = (placed[0], placed[1:]) if step.has_base else (None, placed)
+            executable = executables[step.program.cache_key].result()
+            result, _ = executable(base, tuple(experts), *step.program.inputs, None)
+            new = np.asarray(result)
+        # Not part of the executable, which would store the result in float32 to measure it.
+        if not is_finite(new):
+            raise not_finite(step, arrays)
+        pool.release(array for array in arrays if array is not new)
+        return step, new, unchanged
+
+    def write(step: MergeStep, new: np.ndarray, unchanged: bool) -> bool:
+        writer.write(step.name, new)
+        pool.release([new])
+        return unchanged
+
+    num_unchanged, done = 0, len(plan.steps) - len(steps)
+    compiler = ThreadPoolExecutor(max_workers=COMPILE_THREADS)
+    try:
+        executables = _compile((step.program for step in steps if step.program), compiler)
+        arrays = _prefetch(read, ((step,) for step in steps), queue_size=QUEUE_SIZE)
+        merged = _prefetch(
+            merge,
+            zip(steps, arrays, strict=True),
+            threads=merge_threads,
+            queue_size=merge_threads - 1,
+        )
+        for unchanged in _prefetch(write, merged, queue_size=QUEUE_SIZE):
+            num_unchanged += unchanged
+            done += 1
+            if on_tensor is not None:
+                on_tensor(done, len(plan.steps))
+    finally:
+        compiler.shutdown(cancel_futures=True)
+    return num_unchanged
+
+
+def _compile(
+    programs: Iterable[TensorProgram], compiler: ThreadPoolExecutor
+) -> dict[tuple, Future[jax.stages.Compiled]]:
+    """Trace every distinct program and start its compilation; return cache key to executable."""
+    distinct = {program.cache_key: program for program in programs}
+    return {
+        cache_key: compiler.submit(compile_for_single_use, program.lower())
+        for cache_key, program in distinct.items()
+    }
+
+
+def not_finite(step: MergeStep, arrays: Sequence[np.ndarray]) -> UserError:
+    """Return the error for a result that is not finite, naming the model at fault, if any.
+
+    Args:
+        step: the step.
+        arrays: the values of its sources.
+    """
+    for ref, array in zip(step.sources, arrays, strict=True):
+        if not is_finite(array):
+            return UserError(
+                f"{ref.model.name}: the tensor {ref.name} contains NaN or infinity; copy the model "
+                "again, or leave it out"
+            )
+    name = "the merge" if step.algorithm is None else step.algorithm.name
+    return UserError(
+        f"{name}: the merged tensor {step.name} is not finite in {step.spec.dtype.name}"
     )
 
 
 @contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn an OSError into a TransientError that says how to resume."""
     try:
         yield
     except OSError as error:
-        remedy = "make room" if is_disk_full(error) else "mend that"
+        remedy = "free some space" if is_disk_full(error) else "fix that"
         raise TransientError(
-            f"{out}: cannot be written ({error.strerror}); {remedy} and call again, "
-            "it goes on where it stopped"
+            f"{out}: cannot be written ({error.strerror}); {remedy} and run the command again, "
+            "it resumes where it stopped"
         ) from None
 
 
 def _fingerprint(
-    plan: MergePlan,
-    origin: Provenance,
-    key: jax.Array | None,
-    chat_template: str | None,
-    tokenizer: Path,
-    specs: Mapping[str, jax.ShapeDtypeStruct],
+    plan: MergePlan, provenance: Provenance, key: jax.Array, chat_template: str | None
 ) -> str:
-    """What an interrupted merge must have in common with the one that goes on with it: all that a
-    tensor follows from.
-    """
-    places = {id(model): place for place, model in enumerate(plan.models)}
-
-    def told_of(step: MergeStep) -> dict[str, Any]:
-        algorithm = step.algorithm
-        return {
-            "tensor": (step.name, step.path, specs[step.name].shape, step.dtype.name),
-            "base": step.base is not None,
-            # Of a model that is merged in memory already there is no place.
-            "inputs": [(places.get(id(one.model)), one.name) for one in step.everything],
-            "algorithm": algorithm and (algorithm.identity, dict(algorithm.hyperparameters)),
-            "rows": (step.vocabulary, step.anchor),
-        }
-
-    told = {
+    """Return a hash of everything that determines the result; only the same merge is resumed."""
+    indices = {id(model): index for index, model in enumerate(plan.models)}
+    content = {
         "version": __version__,
-        "text": origin.text,
-        "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
+        "text": provenance.text,
+        "key": np.asarray(jax.random.key_data(key)).tolist() if plan.draws else None,
         "chat_template": chat_template,
         "models": [
-            (model.name, [output_files.file_stats(folder) for folder in model.tensors.folders])
+            (model.name, [output_files.file_stats(folder) for folder in model.reader.folders])
             for model in plan.models
         ],
         "slots": plan.slots,
-        "tokenizer": output_files.file_stats(tokenizer),
-        "steps": [told_of(step) for step in plan.steps],
+        "tokenizer": output_files.file_stats(plan.tokenizer.folder),
+        "steps": [
+            {
+                "tensor": (step.name, step.path, step.spec.shape, step.spec.dtype.name),
+                "base": step.has_base,
+                "sources": [(indices[id(ref.model)], ref.name) for ref in step.sources],
+                "algorithm": step.algorithm
+                and (step.algorithm.identity, dict(step.algorithm.hyperparameters)),
+                "rows": (step.row_maps is not None, step.fallback),
+                "merged": step.array is not None,
+            }
+            for step in plan.steps
+        ],
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _prefetch(
+    function: Callable[..., R], items: Iterable[tuple], *, threads: int = 1, queue_size: int
+) -> Iterator[R]:
+    """Yield function(*item) in order, computed in threads up to `queue_size` items ahead."""
+    pool = ThreadPoolExecutor(max_workers=threads)
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, *item))
+            if len(pending) > queue_size:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

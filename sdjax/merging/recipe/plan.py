@@ -1,24 +1,29 @@
-"""What a recipe comes to for given models: one step for each tensor of the result.
+"""The plan of a merge: one step per tensor of the result.
 
-A step knows its inputs and its algorithm, with the values that hold for this tensor. The meaning
-follows mergekit: see ``RecipeSchema`` (``method.py``) for how a method reads ``base_model`` and its
-parameters.
+A step knows its source tensors and its algorithm, with the hyperparameters that apply to this
+tensor. Recipes are interpreted as mergekit does; `RecipeSchema` describes how a method uses
+`base_model` and its parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.method import Hyperparameter, Method
-from sdjax.merging.recipe.parameters import ParameterMap, find
+from sdjax.merging.engine import default_slots
+from sdjax.merging.method import Method
+from sdjax.merging.methods.registry import methods
+from sdjax.merging.recipe.parameters import ParameterMap, ParameterType, resolve
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 from sdjax.merging.recipe.source_models import (
     EMBEDDING,
@@ -27,155 +32,134 @@ from sdjax.merging.recipe.source_models import (
     SourceModel,
     tensor_path,
 )
+from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan, VocabularyMap, plan_tokenizer
+from sdjax.merging.tensor_program import TensorProgram
+from sdjax.sharding.mesh import make_mesh
 
-_ALWAYS_IGNORED = ("int8_mask",)  # mergekit's way to save memory; no mask is stored here
+_IGNORED_PARAMETERS = ("int8_mask",)  # mergekit's way to save memory; no masks are stored here
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRef:
-    """A tensor of one model."""
+    """A tensor of a source model."""
 
     model: SourceModel
     name: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MergeStep:
     """One tensor of the result.
 
-    path: ours, which random keys and ``depth`` follow. dtype: in which it is written. base: what
-    task vectors are relative to, or None. algorithm: None where the first of ``everything`` is
-    taken as it is, as a tensor without elements always is.
-    vocabulary: whether the first axis is the vocabulary, so that rows are to be matched by token.
-    anchor: the place of the recipe's base among (base, *inputs), for the rows that some model
-    lacks.
+    Attributes:
+        name: its name in the result.
+        path: its path, which determines random keys, `depth` and `kind`.
+        spec: its shape and dtype.
+        sources: the tensors that are read: the base, if there is one, and the experts; or a single
+            tensor to copy.
+        has_base: whether the first source is a base that task vectors are relative to.
+        algorithm: the algorithm, or None to copy the source.
+        program: the merge to compile, with its inputs; None for the tree form or a copy.
+        row_maps: for vocabulary tensors that have to be aligned, each source's row per token.
+        fallback: index among the sources of the recipe's base, which fills in missing rows.
+        array: the values, if they have been merged in memory already.
     """
 
     name: str
     path: str
-    dtype: np.dtype
-    base: TensorRef | None
-    inputs: tuple[TensorRef, ...]
-    algorithm: Algorithm | None
-    vocabulary: bool = False
-    anchor: int | None = None
-
-    @property
-    def everything(self) -> tuple[TensorRef, ...]:
-        """The base, if there is one, and the inputs."""
-        return ((self.base,) if self.base else ()) + self.inputs
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        first = self.everything[0]
-        return first.model.tensors.shape(first.name)
+    spec: jax.ShapeDtypeStruct
+    sources: tuple[TensorRef, ...]
+    has_base: bool = False
+    algorithm: Algorithm | None = None
+    program: TensorProgram | None = None
+    row_maps: tuple[np.ndarray, ...] | None = None
+    fallback: int | None = None
+    array: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan:
-    """All steps in the order of the result's files; the model whose config and tokenizer it gets.
+    """A merge from disk to disk.
 
-    layers: for each layer of the result, the model and its layer that name the tensors, whose
-    config says of which kind it is. slots: the experts' names in the algorithms' dicts, or None for
-    expert_1 ... expert_k.
+    Attributes:
+        steps: the tensors, in the order of the result's files.
+        template: the model whose config and, by default, tokenizer the result gets.
+        layers: for each layer of the result, the model and the layer that name its tensors and
+            whose entry of a per-layer config it gets.
+        models: all source models.
+        tokenizer: the tokenizer of the result.
+        slots: names of the experts, or None for expert_1 ... expert_k.
     """
 
     steps: tuple[MergeStep, ...]
     template: SourceModel
     layers: tuple[tuple[SourceModel, int], ...]
+    models: tuple[SourceModel, ...]
+    tokenizer: TokenizerPlan
     slots: tuple[str, ...] | None = None
-    models: tuple[SourceModel, ...] = field(default=())
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers)
 
     @property
     def draws(self) -> bool:
-        """Whether random numbers are drawn."""
+        """Whether some algorithm draws random numbers."""
         return any("key" in step.algorithm.requests for step in self.steps if step.algorithm)
 
 
 def plan_recipe(
-    recipe: Recipe, methods: Mapping[str, Method], open_model: Callable[[str], SourceModel]
+    recipe: Recipe, open_model: Callable[[str], SourceModel], key: jax.Array
 ) -> MergePlan:
-    """Raises UserError for what the method does not take or lacks, and for models that do not fit
-    together.
+    """Plan the merge of a recipe.
+
+    Args:
+        recipe: the recipe.
+        open_model: opens a model by name.
+        key: typed PRNG key, for random methods.
+
+    Raises:
+        UserError: an unknown method, parameters that the method lacks or requires, or models that
+            do not match.
     """
-    if recipe.merge_method not in methods:
-        known = ", ".join(methods)
-        message = f"no merge_method {truncated_repr(recipe.merge_method)}; there are: {known}"
+    available = methods()
+    if recipe.merge_method not in available:
+        name = truncated_repr(recipe.merge_method)
+        message = f"no merge_method {name}; available: {', '.join(available)}"
         raise recipe.fail("merge_method", message)
-    method = methods[recipe.merge_method]
-    parts = [_Part(recipe, method, part, open_model) for part in recipe.slices]
-    first, last = parts[0], parts[-1]
-    names = list(first.outside(lambda name: name == EMBEDDING))
-    steps = [first.step(name, {}, 0.0) for name in names]
+    method = available[recipe.merge_method]
+    parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
+    num_layers = sum(part.num_layers for part in parts)
+    models = tuple(open_model(name) for name in recipe.models())
+    tokenizer = plan_tokenizer(models[0], models, recipe, open_model)
+    steps: list[MergeStep] = []
     layers: list[tuple[SourceModel, int]] = []
+    for name, sources in parts[0].outside_tensors():
+        if name == EMBEDDING:
+            steps.append(parts[0].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
     for part in parts:
         for index in range(part.num_layers):
-            place = index / (part.num_layers - 1) if part.num_layers > 1 else 1.0
-            steps += part.layer(index, len(layers), place)
+            position = index / (part.num_layers - 1) if part.num_layers > 1 else 1.0
+            for suffix, sources in part.layer_tensors(index):
+                name = f"{part.models[0].prefix}{len(layers)}{suffix}"
+                steps.append(part.step(name, sources, position, num_layers, None))
             layers.append((part.models[0], part.starts[0] + index))
-    steps += [last.step(name, {}, 0.0) for name in last.outside(lambda name: name != EMBEDDING)]
-    named = recipe.models()
+    for name, sources in parts[-1].outside_tensors():
+        if name != EMBEDDING:
+            steps.append(parts[-1].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
     return MergePlan(
         steps=tuple(steps),
-        template=open_model(named[0]),
+        template=models[0],
         layers=tuple(layers),
-        models=tuple(open_model(name) for name in named),
+        models=models,
+        tokenizer=tokenizer,
     )
 
 
-def plan_algorithm(
-    algorithm: Algorithm,
-    base: SourceModel,
-    experts: Mapping[str, SourceModel],
-    scope: Sequence[str],
-) -> MergePlan:
-    """An algorithm over the tensors of a base that are in scope; the others are the base's own.
+class _SlicePlanner:
+    """One slice of a recipe, with its models opened and compared.
 
-    scope: our paths. Raises UserError where an expert does not fit the base.
+    Attributes:
+        models: the models, the base that is subtracted first.
+        starts: first layer of each model.
+        num_layers: number of layers of the slice.
     """
-    wanted = set(scope)
-    steps = []
-    for name in _all_tensors(base):
-        inputs = tuple(TensorRef(model=expert, name=name) for expert in experts.values())
-        at = TensorRef(model=base, name=name)
-        merged = tensor_path(name) in wanted and math.prod(base.tensors.shape(name)) > 0
-        if merged:
-            for one in inputs:
-                if name not in one.model.tensors.names:
-                    raise _lacks(one.model, name, base)
-            _check_shapes((at, *inputs), vocabulary=False)
-        steps.append(
-            MergeStep(
-                name=name,
-                path=tensor_path(name),
-                dtype=base.tensors.dtype(name),
-                base=at if merged else None,
-                inputs=inputs if merged else (at,),
-                algorithm=algorithm if merged else None,
-            )
-        )
-    return MergePlan(
-        steps=tuple(steps),
-        template=base,
-        layers=tuple((base, layer) for layer in range(len(base.layers))),
-        slots=tuple(experts),
-        models=(base, *experts.values()),
-    )
-
-
-def _all_tensors(model: SourceModel) -> list[str]:
-    layers = [model.tensor(index, end) for index, ends in enumerate(model.layers) for end in ends]
-    return [*(n for n in model.outside if n == EMBEDDING), *layers] + [
-        name for name in model.outside if name != EMBEDDING
-    ]
-
-
-class _Part:
-    """One slice of a recipe, with its models opened and checked against each other."""
 
     def __init__(
         self,
@@ -183,223 +167,337 @@ class _Part:
         method: Method,
         part: Slice,
         open_model: Callable[[str], SourceModel],
+        key: jax.Array,
     ):
-        self.recipe, self.method, self.part = recipe, method, part
-        base, experts = self._divide()
-        self.sources = ([base] if base else []) + experts
-        self.has_base = base is not None
-        self._refuse_unknown()
-        self.models = [self._open(source, open_model) for source in self.sources]
-        self._named_base = part.base_model or recipe.base_model
-        ranges = [self._layers(s, m) for s, m in zip(self.sources, self.models, strict=True)]
+        self._recipe, self._method, self._slice, self._key = recipe, method, part, key
+        self._base_name = part.base_model or recipe.base_model
+        base, self._experts = self._split_base()
+        self._has_base = base is not None
+        sources = ([base] if base else []) + self._experts
+        self._check_parameters(sources)
+        self.models = [self._open(source, open_model) for source in sources]
+        ranges = [self._layer_range(s, m) for s, m in zip(sources, self.models, strict=True)]
         self.starts = [start for start, _ in ranges]
         lengths = [end - start for start, end in ranges]
         self.num_layers = lengths[0]
         if len(set(lengths)) > 1:
-            told = ", ".join(f"{m.name} has {n}" for m, n in zip(self.models, lengths, strict=True))
-            raise self.recipe.fail(part.line, f"all sources must have as many layers, but {told}")
+            counts = ", ".join(
+                f"{m.name} has {n}" for m, n in zip(self.models, lengths, strict=True)
+            )
+            raise recipe.fail(
+                part.line, f"all sources must have the same number of layers: {counts}"
+            )
         self._bound: dict[tuple, Algorithm] = {}
 
-    def outside(self, wanted: Callable[[str], bool]) -> list[str]:
-        """The names of the tensors outside the layers."""
+    def outside_tensors(self) -> Iterator[tuple[str, list[TensorRef]]]:
+        """Yield each tensor outside the layers: its name, and its source in every model."""
         reference = self.models[0]
         for model in self.models[1:]:
-            _check_names(reference, model, reference.outside, model.outside, OUTPUT)
-        names = dict.fromkeys(name for model in self.models for name in model.outside)
-        return [name for name in names if wanted(name)]
+            _check_names(reference, model, reference.outside, model.outside, optional=OUTPUT)
+        for name in dict.fromkeys(name for model in self.models for name in model.outside):
+            sources = [
+                # A model that ties the output matrix has only the embedding.
+                TensorRef(
+                    model=model,
+                    name=EMBEDDING if name == OUTPUT and OUTPUT not in model.outside else name,
+                )
+                for model in self.models
+            ]
+            yield name, sources
 
-    def layer(self, index: int, out: int, place: float) -> list[MergeStep]:
-        """The steps of one layer of the result."""
-        reference, start = self.models[0], self.starts[0]
-        ends = reference.layers[start + index]
+    def layer_tensors(self, index: int) -> Iterator[tuple[str, list[TensorRef]]]:
+        """Yield each tensor of a layer: the suffix of its name, and its source in every model."""
+        reference, start = self.models[0], self.starts[0] + index
+        suffixes = reference.layers[start]
         for model, first in zip(self.models[1:], self.starts[1:], strict=True):
-            theirs = [model.tensor(start + index, end) for end in model.layers[first + index]]
-            ours = [reference.tensor(start + index, end) for end in ends]
-            _check_names(reference, model, ours, theirs)
-        return [
-            self.step(
-                reference.tensor(out, end),
-                {
-                    i: model.tensor(first + index, end)
-                    for i, (model, first) in enumerate(zip(self.models, self.starts, strict=True))
-                },
-                place,
-            )
-            for end in ends
-        ]
+            # Both under the reference's layer number, for the error message.
+            own = [f"{model.prefix}{start}{suffix}" for suffix in model.layers[first + index]]
+            expected = [f"{reference.prefix}{start}{suffix}" for suffix in suffixes]
+            _check_names(reference, model, expected, own)
+        for suffix in suffixes:
+            sources = [
+                TensorRef(model=model, name=f"{model.prefix}{first + index}{suffix}")
+                for model, first in zip(self.models, self.starts, strict=True)
+            ]
+            yield suffix, sources
 
-    def step(self, name: str, names: Mapping[int, str], place: float) -> MergeStep:
-        """``names``: the tensor of each model by place, ``name`` itself where it is absent."""
-        found = []
-        for index, model in enumerate(self.models):
-            theirs = names.get(index, name)
-            if theirs == OUTPUT and OUTPUT not in model.outside:
-                theirs = EMBEDDING  # a model that ties the two
-            found.append(TensorRef(model=model, name=theirs))
-        vocabulary = name in VOCABULARY_TENSORS
-        _check_shapes(found, vocabulary)
-        base, inputs = (found[0], found[1:]) if self.has_base else (None, found)
-        anchors = [i for i, m in enumerate(self.models) if m.name == self._named_base]
-        wanted = self.recipe.out_dtype or self.recipe.dtype
-        stored = jnp.result_type(*(one.model.tensors.dtype(one.name) for one in found))
+    def step(
+        self,
+        name: str,
+        sources: list[TensorRef],
+        position: float,
+        num_layers: int,
+        vocabulary: VocabularyMap | None,
+    ) -> MergeStep:
+        """Return the step of one tensor.
+
+        Args:
+            name: its name in the result.
+            sources: the tensor in each model.
+            position: position of its layer within the slice, in [0, 1].
+            num_layers: number of layers of the result.
+            vocabulary: how rows are aligned, if the vocabularies differ.
+        """
+        infos = [ref.model.info[ref.name] for ref in sources]
+        fixed = slice(name in VOCABULARY_TENSORS, None)  # vocabularies may have different sizes
+        for ref, info in zip(sources, infos, strict=True):
+            if len(info.shape) != len(infos[0].shape) or info.shape[fixed] != infos[0].shape[fixed]:
+                raise _shape_error(ref, sources[0])
+        out_dtype = self._recipe.out_dtype or self._recipe.dtype
+        dtype = jnp.dtype(out_dtype) if out_dtype else jnp.result_type(*(i.dtype for i in infos))
+        shape, row_maps = infos[0].shape, None
+        if vocabulary is not None and name in VOCABULARY_TENSORS:
+            shape = (vocabulary.size, *shape[1:])
+            row_maps = tuple(vocabulary.rows[model.name] for model in self.models)
+        fallbacks = [i for i, model in enumerate(self.models) if model.name == self._base_name]
+        path, spec = tensor_path(name), jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+        algorithm = program = None
+        if math.prod(infos[0].shape) > 0:
+            algorithm = self._bind(name, sources, position)
+            dtypes = [info.dtype for info in infos]
+            if row_maps is not None:  # aligned in the common dtype
+                dtypes = [jnp.result_type(*dtypes)] * len(dtypes)
+            specs = [jax.ShapeDtypeStruct(shape, d, sharding=spread(shape)) for d in dtypes]
+            base, experts = (specs[0], specs[1:]) if self._has_base else (None, specs)
+            program = TensorProgram.of(
+                algorithm,
+                default_slots(len(experts)),
+                base,
+                tuple(experts),
+                path=path,
+                num_layers=num_layers,
+                key=self._key,
+                dtype=spec.dtype,
+            )
         return MergeStep(
             name=name,
-            path=tensor_path(name),
-            dtype=np.dtype(jnp.dtype(wanted) if wanted else stored),
-            base=base,
-            inputs=tuple(inputs),
-            algorithm=self._algorithm(name, [one.name for one in inputs], place)
-            if math.prod(found[0].model.tensors.shape(found[0].name))
-            else None,
-            vocabulary=vocabulary,
-            anchor=anchors[0] if anchors else None,
+            path=path,
+            spec=spec,
+            sources=tuple(sources),
+            has_base=self._has_base,
+            algorithm=algorithm,
+            program=program,
+            row_maps=row_maps,
+            fallback=fallbacks[0] if fallbacks else None,
         )
 
-    def _divide(self) -> tuple[Source | None, list[Source]]:
-        """The source that is subtracted, if one is, and the others in the method's order."""
-        schema, part = self.method.schema, self.part
-        name = part.base_model or self.recipe.base_model
+    def _bind(self, name: str, sources: Sequence[TensorRef], position: float) -> Algorithm:
+        """Return the method with the hyperparameters of one tensor."""
+        inputs = sources[self._has_base :]
+        schema, levels = self._method.schema, self._slice.levels
+        values: dict[str, Any] = {}
+        for parameter in self._method.hyperparameters:
+            per_expert = parameter.type == "per_expert"
+            type_name = "float" if per_expert else parameter.type
+            parameter_type = ParameterType(
+                key=schema.recipe_key(parameter.name),
+                name="unit_interval" if parameter.name in schema.unit_interval else type_name,
+                choices=schema.choices.get(parameter.name, {}),
+            )
+            if per_expert:
+                found = [
+                    resolve((source.parameters, *levels), parameter_type, ref.name, position)
+                    for source, ref in zip(self._experts, inputs, strict=True)
+                ]
+            else:
+                found = [resolve(levels, parameter_type, name, position)]
+            if None in found and parameter.name in schema.required:
+                source = self._experts[found.index(None)]
+                suffix = f" for {source.model}" if per_expert else ""
+                raise self._recipe.fail(
+                    source.line if per_expert else "merge_method",
+                    f"{self._method.name} needs the parameter {parameter_type.key!r}{suffix}",
+                )
+            default = schema.defaults.get(parameter.name, parameter.default)
+            found = [default if value is None else value for value in found]
+            values[parameter.name] = tuple(found) if per_expert else found[0]
+        traced = {p.name for p in self._method.hyperparameters if p.type in ("float", "per_expert")}
+        static = {key: value for key, value in values.items() if key not in traced}
+        cache_key = tuple(sorted(static.items()))
+        if cache_key not in self._bound:
+            self._bound[cache_key] = self._method.bind(**static)
+        return self._bound[cache_key].bind(**{key: values[key] for key in traced})
+
+    def _split_base(self) -> tuple[Source | None, list[Source]]:
+        """Return the source that is subtracted, or None, and the others in the method's order."""
+        schema, part, base_name = self._method.schema, self._slice, self._base_name
         sources = list(part.sources)
         seen: set[tuple] = set()
         for source in sources:
             if (source.model, source.layers) in seen:
-                raise self.recipe.fail(source.line, f"{source.model} stands here a second time")
+                raise self._recipe.fail(source.line, f"{source.model} is listed twice")
             seen.add((source.model, source.layers))
-        if name is None and schema.base in ("required", "first"):
-            raise self.recipe.fail("merge_method", f"{self.method.name} needs base_model")
-        named = [source for source in sources if source.model == name]
-        if name is not None and not named and self.recipe.whole:
-            line = self.recipe.lines.get("base_model", part.line)
-            named = [Source(model=name, layers=None, parameters={}, line=line)]
-            sources += named
-        if name is not None and not named and schema.base != "plain":
-            raise self.recipe.fail(
-                part.line, f"base_model {name} is not among the sources of this slice"
+        if base_name is None and schema.base in ("required", "first"):
+            raise self._recipe.fail("merge_method", f"{self._method.name} needs base_model")
+        bases = [source for source in sources if source.model == base_name]
+        if base_name is not None and not bases and self._recipe.whole_models:
+            line = self._recipe.lines.get("base_model", part.line)
+            bases = [Source(model=base_name, layers=None, parameters={}, line=line)]
+            sources += bases
+        if base_name is not None and not bases and schema.base != "plain":
+            raise self._recipe.fail(
+                part.line, f"base_model {base_name} is not among the sources of this slice"
             )
         base = None
-        if schema.base != "plain" and named:
-            sources.remove(named[0])
+        if schema.base != "plain" and bases:
+            sources.remove(bases[0])
             if schema.base == "first":
-                sources.insert(0, named[0])
+                sources.insert(0, bases[0])
             else:
-                base = named[0]
-        most = schema.max_models
-        if len(sources) < schema.min_models or (most is not None and len(sources) > most):
-            few = schema.min_models
-            bound = "exactly" if few == most else "at least" if len(sources) < few else "at most"
-            count = few if len(sources) < few or most is None else most
-            raise self.recipe.fail(
-                part.line,
-                f"{self.method.name} takes {bound} {count} model{'s' * (count > 1)}"
-                f"{' beside base_model' if base else ''}, not {len(sources)}",
-            )
+                base = bases[0]
+        self._check_count(len(sources), with_base=base is not None)
         return base, sources
+
+    def _check_count(self, count: int, *, with_base: bool) -> None:
+        low, high = self._method.schema.min_models, self._method.schema.max_models
+        if count >= low and (high is None or count <= high):
+            return
+        too_few = count < low
+        bound = "exactly" if low == high else "at least" if too_few else "at most"
+        limit = low if too_few or high is None else high
+        raise self._recipe.fail(
+            self._slice.line,
+            f"{self._method.name} takes {bound} {limit} model{'s' * (limit > 1)}"
+            f"{' in addition to base_model' if with_base else ''}, not {count}",
+        )
+
+    def _check_parameters(self, sources: Sequence[Source]) -> None:
+        """Raise UserError for parameters that the method does not have."""
+        schema, parameters = self._method.schema, self._method.hyperparameters
+        shared = {schema.recipe_key(p.name) for p in parameters}
+        per_model = {schema.recipe_key(p.name) for p in parameters if p.type == "per_expert"}
+        levels: list[tuple[ParameterMap, set[str], str]] = [
+            (source.parameters, per_model, "for a single model") for source in sources
+        ]
+        levels += [(level, shared, "for the whole merge") for level in self._slice.levels]
+        for level, allowed, scope in levels:
+            for key, value in level.items():
+                if key not in (*allowed, *schema.ignored, *_IGNORED_PARAMETERS):
+                    raise self._recipe.fail(
+                        value.line,
+                        f"{self._method.name} has no parameter {truncated_repr(key)} {scope}; "
+                        f"allowed: {', '.join(sorted(allowed)) or 'none'}",
+                    )
 
     def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:
         try:
             return open_model(source.model)
         except UserError as error:
-            raise self.recipe.fail(source.line, str(error)) from None
+            raise self._recipe.fail(source.line, str(error)) from None
 
-    def _layers(self, source: Source, model: SourceModel) -> tuple[int, int]:
-        have = len(model.layers)
-        start, end = source.layers or (0, have)
-        if end > have:
-            raise self.recipe.fail(source.line, f"{source.model} has {have} layers, not {end}")
+    def _layer_range(self, source: Source, model: SourceModel) -> tuple[int, int]:
+        num_layers = len(model.layers)
+        start, end = source.layers or (0, num_layers)
+        if end > num_layers:
+            raise self._recipe.fail(
+                source.line, f"{source.model} has {num_layers} layers, not {end}"
+            )
         return start, end
 
-    def _refuse_unknown(self) -> None:
-        schema = self.method.schema
-        ignored = {*schema.ignored, *_ALWAYS_IGNORED}
-        shared = {schema.recipe_key(p.name) for p in self.method.hyperparameters}
-        each = {
-            schema.recipe_key(p.name) for p in self.method.hyperparameters if p.type == "per_expert"
-        }
-        levels: list[tuple[ParameterMap, set[str], str]] = [
-            (source.parameters, each, "for one model") for source in self.sources
-        ]
-        levels += [(level, shared, "for the whole merge") for level in self.part.levels]
-        for level, allowed, where in levels:
-            for key, setting in level.items():
-                if key not in allowed | ignored:
-                    raise self.recipe.fail(
-                        setting.line,
-                        f"{self.method.name} has no parameter {truncated_repr(key)} {where}; "
-                        f"allowed: {', '.join(sorted(allowed)) or 'none'}",
-                    )
 
-    def _algorithm(self, name: str, inputs: Sequence[str], place: float) -> Algorithm:
-        """The method with the values for one tensor."""
-        experts = self.sources[1:] if self.has_base else self.sources
-        values: dict[str, Any] = {}
-        for parameter in self.method.hyperparameters:
-            if parameter.type == "per_expert":
-                values[parameter.name] = tuple(
-                    self._value(
-                        parameter, (source.parameters, *self.part.levels), theirs, place, source
-                    )
-                    for source, theirs in zip(experts, inputs, strict=True)
+def plan_algorithm(
+    algorithm: Algorithm,
+    base: SourceModel,
+    experts: Mapping[str, SourceModel],
+    scope: Sequence[str],
+    key: jax.Array,
+) -> MergePlan:
+    """Plan the merge of the tensors in scope by one algorithm; all others are the base's.
+
+    Args:
+        algorithm: the algorithm.
+        base: the base model, which is also the template of the result.
+        experts: slot to model.
+        scope: tensor paths.
+        key: typed PRNG key, if the algorithm is random.
+
+    Raises:
+        UserError: an expert lacks a tensor or has one of another shape.
+    """
+    in_scope, slots = set(scope), tuple(experts)
+    steps = []
+    for name in base.tensor_names():
+        info, path = base.info[name], tensor_path(name)
+        sources = [TensorRef(model=base, name=name)]
+        merged, program = path in in_scope and math.prod(info.shape) > 0, None
+        if merged:
+            for expert in experts.values():
+                if name not in expert.info:
+                    raise _missing_tensor(expert, name, base)
+                sources.append(TensorRef(model=expert, name=name))
+                if expert.info[name].shape != info.shape:
+                    raise _shape_error(sources[-1], sources[0])
+        if merged and algorithm.form == "tensor":
+            first, *others = (
+                jax.ShapeDtypeStruct(
+                    info.shape, ref.model.info[name].dtype, sharding=spread(info.shape)
                 )
-            else:
-                values[parameter.name] = self._value(parameter, self.part.levels, name, place)
-        traced = {p.name for p in self.method.hyperparameters if p.type in ("float", "per_expert")}
-        static = {key: value for key, value in values.items() if key not in traced}
-        signature = tuple(sorted(static.items()))
-        if signature not in self._bound:
-            self._bound[signature] = self.method.bind(**static)
-        return self._bound[signature].bind(**{key: values[key] for key in traced})
-
-    def _value(
-        self,
-        parameter: Hyperparameter,
-        levels: Sequence[ParameterMap],
-        tensor: str,
-        place: float,
-        source: Source | None = None,
-    ) -> Any:
-        schema = self.method.schema
-        key = schema.recipe_key(parameter.name)
-        kind = "float" if parameter.type == "per_expert" else parameter.type
-        if parameter.name in schema.unit_interval:
-            kind = "share"
-        found = find(levels, key, tensor, place, kind, schema.choices.get(parameter.name, {}))
-        if found is not None:
-            return found
-        if parameter.name in schema.required:
-            whose = f" for {source.model}" if source else ""
-            at = source.line if source else "merge_method"
-            raise self.recipe.fail(at, f"{self.method.name} needs the parameter {key!r}{whose}")
-        return schema.defaults.get(parameter.name, parameter.default)
+                for ref in sources
+            )
+            program = TensorProgram.of(
+                algorithm,
+                slots,
+                first,
+                tuple(others),
+                path=path,
+                num_layers=len(base.layers),
+                key=key,
+            )
+        steps.append(
+            MergeStep(
+                name=name,
+                path=path,
+                spec=jax.ShapeDtypeStruct(info.shape, info.dtype),
+                sources=tuple(sources),
+                has_base=merged,
+                algorithm=algorithm if merged else None,
+                program=program,
+            )
+        )
+    return MergePlan(
+        steps=tuple(steps),
+        template=base,
+        layers=tuple((base, layer) for layer in range(len(base.layers))),
+        models=(base, *experts.values()),
+        tokenizer=TokenizerPlan(folder=base.folder, new_tokens={}, vocabulary=None),
+        slots=slots,
+    )
 
 
 def _check_names(
     reference: SourceModel,
     model: SourceModel,
-    ours: Sequence[str],
-    theirs: Sequence[str],
-    tied: str = "",
+    expected: Sequence[str],
+    names: Sequence[str],
+    optional: str = "",
 ) -> None:
-    if missing := sorted(set(ours) - set(theirs) - {tied}):
-        raise _lacks(model, missing[0], reference)
-    if surplus := sorted(set(theirs) - set(ours) - {tied}):
-        raise UserError(
-            f"{model.folder} has tensor {surplus[0]}, which is not in {reference.folder}"
-        )
+    """Raise UserError unless a model has the expected tensors and no others."""
+    if missing := sorted(set(expected) - set(names) - {optional}):
+        raise _missing_tensor(model, missing[0], reference)
+    if extra := sorted(set(names) - set(expected) - {optional}):
+        raise UserError(f"{model.folder} has tensor {extra[0]}, which is not in {reference.folder}")
 
 
-def _lacks(model: SourceModel, name: str, reference: SourceModel) -> UserError:
+def _missing_tensor(model: SourceModel, name: str, reference: SourceModel) -> UserError:
     return UserError(f"{model.folder} lacks tensor {name}, which is in {reference.folder}")
 
 
-def _check_shapes(inputs: Sequence[TensorRef], vocabulary: bool) -> None:
-    """Of one tensor in all models; ``vocabulary``: the first axis may differ."""
-    skip = 1 if vocabulary else 0
-    first = inputs[0]
-    shape = first.model.tensors.shape(first.name)
-    for one in inputs[1:]:
-        other = one.model.tensors.shape(one.name)
-        if other[skip:] != shape[skip:] or len(other) != len(shape):
-            raise UserError(
-                f"tensor {one.name} has shape {list(other)} in {one.model.folder}, "
-                f"{list(shape)} in {first.model.folder}"
-            )
+def _shape_error(ref: TensorRef, reference: TensorRef) -> UserError:
+    shape, expected = (r.model.info[r.name].shape for r in (ref, reference))
+    return UserError(
+        f"tensor {ref.name} has shape {list(shape)} in {ref.model.folder}, "
+        f"{list(expected)} in {reference.model.folder}"
+    )
+
+
+@cache
+def spread(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """Return a sharding over all devices along the first axis that their number divides."""
+    devices = jax.devices()
+    if len(devices) == 1:
+        return SingleDeviceSharding(devices[0])
+    mesh = make_mesh({"fsdp": len(devices)})
+    for axis, size in enumerate(shape):
+        if size % len(devices) == 0:
+            return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+    return NamedSharding(mesh, PartitionSpec())

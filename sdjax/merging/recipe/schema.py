@@ -1,14 +1,14 @@
-"""Recipes: mergekit's YAML, read strictly into one form.
+"""Recipes: mergekit's YAML, parsed strictly into one form.
 
-However a recipe is written (``models``, ``slices``, or ``modules`` with either), it comes to a list
-of slices: layers of some models, merged into as many layers of the result. What is not supported
-yet is refused by name and line, as is any unknown key: a key that is silently ignored is a wrong
-merge. What a recipe means for a method and for given models is ``plan.py``'s business.
+Every way of writing a recipe (`models`, `slices`, or `modules` with either) yields a list of
+slices: layers of some models that are merged into as many layers of the result. Unsupported and
+unknown keys are errors with name and line, since a key that is silently ignored gives a wrong
+merge. `plan.py` applies a recipe to a method and to given models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +32,19 @@ _KEYS = (
     "tokenizer",
     "chat_template",
 )
-_LATER = ("merge_options", "name")
+_UNSUPPORTED_KEYS = ("merge_options", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Layers of one model: ``layers`` as [first, behind the last), all of them where it is None."""
+    """Layers of one model.
+
+    Attributes:
+        model: name of the model.
+        layers: half-open range of layers, or None for all of them.
+        parameters: parameters of this model.
+        line: line in the recipe.
+    """
 
     model: str
     layers: tuple[int, int] | None
@@ -47,9 +54,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Layers of the result: the sources are merged layer by layer. ``base_model`` may be its own.
+    """Layers of the result, merged layer by layer from the sources.
 
-    levels: the parameters that hold for every source, the nearest first.
+    Attributes:
+        sources: the models and their layers.
+        base_model: overrides the recipe's.
+        levels: parameters that apply to every source, the innermost level first.
+        line: line in the recipe.
     """
 
     sources: tuple[Source, ...]
@@ -60,7 +71,13 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerChoice:
-    """``source``: "base", "union" or a model. The vocabulary is filled up to a multiple."""
+    """Which tokenizer the result gets.
+
+    Attributes:
+        source: "base", "union" or a model.
+        line: line in the recipe.
+        pad_to_multiple_of: the number of embedding rows is padded to a multiple of it.
+    """
 
     source: str
     line: int
@@ -69,10 +86,21 @@ class TokenizerChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe as written, checked for its form.
+    """A parsed recipe.
 
-    lines: of its keys. whole: whether it names whole models, so that the base belongs to them even
-    if it is not named.
+    Attributes:
+        path: its file.
+        text: its text.
+        lines: line of each top-level key.
+        merge_method: name of the method.
+        base_model: name of the base, if any.
+        whole_models: whether it lists whole models, so that the base takes part even if it is not
+            listed.
+        slices: the slices, in the order of the result's layers.
+        dtype: dtype in which the result is stored, unless `out_dtype` is set.
+        out_dtype: dtype in which the result is stored.
+        tokenizer: choice of the tokenizer.
+        chat_template: "auto", a template's name or a Jinja template.
     """
 
     path: Path
@@ -80,7 +108,7 @@ class Recipe:
     lines: Mapping[str, int]
     merge_method: str
     base_model: str | None
-    whole: bool
+    whole_models: bool
     slices: tuple[Slice, ...]
     dtype: str | None
     out_dtype: str | None
@@ -88,77 +116,79 @@ class Recipe:
     chat_template: str | None
 
     def fail(self, at: str | int, message: str) -> UserError:
-        """The error, with the line; ``at``: a key of the recipe, or the line itself."""
+        """Return the error for a top-level key or a line number."""
         line = self.lines[at] if isinstance(at, str) else at
         return UserError(f"{self.path}, line {line}: {message}")
 
     def models(self) -> tuple[str, ...]:
-        """Every model that is named, once, the base first."""
-        named = [self.base_model] if self.base_model else []
-        named += [one for part in self.slices for one in _named(part)]
-        return tuple(dict.fromkeys(named))
-
-
-def _named(part: Slice) -> Iterable[str]:
-    if part.base_model:
-        yield part.base_model
-    for source in part.sources:
-        yield source.model
+        """Return the names of all models without duplicates, the base first."""
+        names = [self.base_model]
+        for part in self.slices:
+            names += [part.base_model, *(source.model for source in part.sources)]
+        return tuple(dict.fromkeys(name for name in names if name))
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe. Raises UserError that names the key and the line."""
+    """Parse a recipe.
+
+    Raises:
+        UserError: an invalid recipe; the message names the key and the line.
+    """
     document = _RecipeDocument.read(path)
-    top = document.mapping(document.root, "a recipe", allowed=_KEYS, unsupported=_LATER)
+    top = document.mapping(document.root, "a recipe", allowed=_KEYS, unsupported=_UNSUPPORTED_KEYS)
     if "merge_method" not in top:
         raise document.fail(None, "the key 'merge_method' is missing")
     contents = [key for key in _CONTENTS if key in top]
     if len(contents) != 1:
         found = " and ".join(contents) or "none of them"
-        raise document.fail(None, f"one of models, slices and modules must be there, not {found}")
+        raise document.fail(
+            None, f"exactly one of models, slices and modules is needed, found {found}"
+        )
     if "tokenizer" in top and "tokenizer_source" in top:
         raise document.fail(
-            top["tokenizer"], "tokenizer and tokenizer_source say the same; drop one"
+            top["tokenizer"], "tokenizer and tokenizer_source exclude each other; remove one"
         )
     parameters = document.parameters(top.get("parameters"))
-    whole, slices = document.contents(top, (parameters,))
+    whole_models, slices = document.contents(top, (parameters,))
+    chat_template = top.get("chat_template")
     return Recipe(
         path=path,
         text=document.text,
         lines={key: document.line(value) for key, value in top.items()},
         merge_method=document.string(top["merge_method"], "merge_method"),
         base_model=document.model(top["base_model"], "base_model") if "base_model" in top else None,
-        whole=whole,
+        whole_models=whole_models,
         slices=slices,
         dtype=document.dtype(top, "dtype"),
         out_dtype=document.dtype(top, "out_dtype"),
         tokenizer=document.tokenizer(top),
-        chat_template=document.string(top["chat_template"], "chat_template")
-        if "chat_template" in top
-        else None,
+        chat_template=None
+        if chat_template is None
+        else document.string(chat_template, "chat_template"),
     )
 
 
 class _RecipeDocument(YamlDocument):
-    """The parts of a recipe."""
+    """A recipe's YAML document."""
 
     def contents(
         self, keys: Mapping[str, yaml.Node], levels: tuple[ParameterMap, ...]
     ) -> tuple[bool, tuple[Slice, ...]]:
-        """(whether whole models are named, slices) of a recipe or a module."""
+        """Return whether whole models are listed, and the slices, of a recipe or a module."""
         if "modules" in keys:
             modules = self.entries(keys["modules"], "modules")
             for name, (line, _) in modules.items():
                 if name != "default":
                     raise self.fail(
-                        line, f"no module {truncated_repr(name)}; a language model has one: default"
+                        line,
+                        f"no module {truncated_repr(name)}; language models have only 'default'",
                     )
             if not modules:
-                raise self.fail(keys["modules"], "modules must have the entry default")
+                raise self.fail(keys["modules"], "modules must have the entry 'default'")
             allowed = ("models", "slices", "parameters")
             inside = self.mapping(modules["default"][1], "a module", allowed=allowed)
             if ("models" in inside) == ("slices" in inside):
-                raise self.fail(modules["default"][0], "a module has either models or slices")
+                raise self.fail(modules["default"][0], "a module needs either models or slices")
             return self.contents(inside, (self.parameters(inside.get("parameters")), *levels))
         if "models" in keys:
             node = keys["models"]
@@ -172,31 +202,35 @@ class _RecipeDocument(YamlDocument):
         return False, tuple(self.slice(item, levels) for item in items)
 
     def slice(self, node: yaml.Node, levels: tuple[ParameterMap, ...]) -> Slice:
+        """Return an entry of `slices`."""
         allowed = ("sources", "base_model", "parameters")
         keys = self.mapping(node, "a slice", allowed=allowed, unsupported=("residual_weight",))
         if "sources" not in keys:
             raise self.fail(node, "the key 'sources' is missing")
         items = self.items(keys["sources"], "sources must be a list of entries `- model: PATH`")
-        inner = ("model", "layer_range", "parameters")
+        base_model = keys.get("base_model")
         return Slice(
-            sources=tuple(self.source(item, "a source", inner) for item in items),
-            base_model=self.model(keys["base_model"], "base_model")
-            if "base_model" in keys
-            else None,
+            sources=tuple(
+                self.source(item, "a source", ("model", "layer_range", "parameters"))
+                for item in items
+            ),
+            base_model=None if base_model is None else self.model(base_model, "base_model"),
             levels=(self.parameters(keys.get("parameters")), *levels),
             line=self.line(node),
         )
 
-    def source(self, node: yaml.Node, what: str, allowed: tuple[str, ...]) -> Source:
-        keys = self.mapping(node, what, allowed=allowed)
+    def source(self, node: yaml.Node, name: str, allowed: tuple[str, ...]) -> Source:
+        """Return an entry of `models` or `sources`; all keys but `parameters` are required."""
+        keys = self.mapping(node, name, allowed=allowed)
         for key in allowed[:-1]:
             if key not in keys:
                 raise self.fail(node, f"the key {key!r} is missing")
         layers = None
         if "layer_range" in keys:
-            message = "layer_range must be two whole numbers, [first, behind the last]"
+            message = "layer_range must be two integers, [start, end), with start < end"
             ends = [
-                self.integer(n, "layer_range") for n in self.items(keys["layer_range"], message)
+                self.integer(item, "layer_range")
+                for item in self.items(keys["layer_range"], message)
             ]
             if len(ends) != 2 or ends[0] >= ends[1]:
                 raise self.fail(keys["layer_range"], message)
@@ -209,27 +243,31 @@ class _RecipeDocument(YamlDocument):
         )
 
     def model(self, node: yaml.Node, key: str) -> str:
-        """MODEL or MODEL+ADAPTER, which a mapping may give as ``model`` and ``lora``."""
-        if not isinstance(node, yaml.MappingNode):
-            return self.string(node, key)
-        unsupported = ("override_architecture",)
-        parts = self.mapping(node, key, allowed=("model", "lora"), unsupported=unsupported)
-        if "model" not in parts:
-            raise self.fail(node, f"{key} as a mapping must have the key 'model'")
-        return "+".join(self.place(parts[one], one) for one in ("model", "lora") if one in parts)
+        """Return MODEL or MODEL+ADAPTER, also from a mapping with `model` and `lora`."""
+        return self._joined(node, key, ("model", "lora"), "+", ("override_architecture",))
 
-    def place(self, node: yaml.Node, key: str) -> str:
-        """PATH or PATH@REVISION, which a mapping may give as ``path`` and ``revision``."""
+    def _joined(
+        self,
+        node: yaml.Node,
+        key: str,
+        names: tuple[str, str],
+        separator: str,
+        unsupported: tuple[str, ...] = (),
+    ) -> str:
+        """Return a string, or the values of a mapping's two keys joined by a separator."""
         if not isinstance(node, yaml.MappingNode):
             return self.string(node, key)
-        parts = self.mapping(node, key, allowed=("path", "revision"))
-        if "path" not in parts:
-            raise self.fail(node, f"{key} as a mapping must have the key 'path'")
-        return "@".join(
-            self.string(parts[one], one) for one in ("path", "revision") if one in parts
+        parts = self.mapping(node, key, allowed=names, unsupported=unsupported)
+        if names[0] not in parts:
+            raise self.fail(node, f"{key} as a mapping must have the key {names[0]!r}")
+        if names[0] == "path":
+            return separator.join(self.string(parts[n], n) for n in names if n in parts)
+        return separator.join(
+            self._joined(parts[n], n, ("path", "revision"), "@") for n in names if n in parts
         )
 
     def parameters(self, node: yaml.Node | None) -> dict[str, ParameterValue]:
+        """Return the entries of `parameters`, if there are any."""
         if node is None:
             return {}
         return {
@@ -238,6 +276,7 @@ class _RecipeDocument(YamlDocument):
         }
 
     def dtype(self, keys: Mapping[str, yaml.Node], key: str) -> str | None:
+        """Return the dtype of a key, or None."""
         if key not in keys:
             return None
         name = self.string(keys[key], key).removeprefix("torch.")
@@ -249,6 +288,7 @@ class _RecipeDocument(YamlDocument):
         return name
 
     def tokenizer(self, keys: Mapping[str, yaml.Node]) -> TokenizerChoice | None:
+        """Return the choice made by `tokenizer_source` or `tokenizer`, or None."""
         if "tokenizer_source" in keys:
             node = keys["tokenizer_source"]
             source = self.model(node, "tokenizer_source")

@@ -1,7 +1,7 @@
-"""The models of a recipe: where they lie, and what they are made of.
+"""Source models of a recipe: their folders, tensors and layers.
 
-A tensor's name is Hugging Face's: either within a layer (``model.layers.3.mlp.up_proj.weight``) or
-outside the layers. Nothing else about the family is assumed here.
+Tensors have Hugging Face's names, either within a layer (`model.layers.3.mlp.up_proj.weight`) or
+outside the layers. Nothing else is assumed about the model family.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import locate
-from sdjax.io.peft import AdaptedReader, TensorReader
-from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, read_json
+from sdjax.io.peft import AdaptedReader
+from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, TensorInfo, read_json
 from sdjax.models.families import FAMILIES, Family
 from sdjax.models.params import LAYER_TENSORS, OUTSIDE_TENSORS, layer_tensors
 
@@ -24,59 +24,84 @@ EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 VOCABULARY_TENSORS = (EMBEDDING, OUTPUT)  # their first axis is the vocabulary
 _LAYER = re.compile(r"(.*?\blayers\.)([0-9]{1,9})(\..+)")
-# Buffers that old checkpoints of the Llama family carry; they follow from the config.
+# Buffers in old checkpoints of the Llama family, which follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
-_IN_LAYER = {f".{hf_name}": name for name, (hf_name, _) in LAYER_TENSORS.items()}
-_OUTSIDE = {hf_name: name for name, (hf_name, _) in OUTSIDE_TENSORS.items()}
+_PATH_IN_LAYER = {f".{hf_name}": name for name, (hf_name, _) in LAYER_TENSORS.items()}
+_PATH_OUTSIDE = {hf_name: name for name, (hf_name, _) in OUTSIDE_TENSORS.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceModel:
-    """A model of a recipe.
+    """A model that is merged.
 
-    name: as the recipe has it. outside: the names of the tensors outside the layers; of a model
-    that ties its output matrix to its embedding, that matrix is not among them. layers: for each
-    layer, the ends of its tensors' names. prefix: what stands before the number of a layer.
+    Attributes:
+        name: its name in the recipe.
+        folder: its folder.
+        reader: reads its tensors, with an adapter merged into them if there is one.
+        info: shape and dtype of its tensors.
+        config: its config.json.
+        outside: names of the tensors outside the layers, without an output matrix that is tied to
+            the embedding.
+        layers: for each layer, the suffixes of its tensors' names.
+        prefix: what precedes the index of a layer in a name.
     """
 
     name: str
     folder: Path
-    tensors: TensorReader
+    reader: SafetensorsReader
+    info: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
     outside: tuple[str, ...]
     layers: tuple[tuple[str, ...], ...]
     prefix: str
 
-    def tensor(self, layer: int, end: str) -> str:
-        """The name of a tensor within a layer."""
-        return f"{self.prefix}{layer}{end}"
+    def tensor_names(self) -> list[str]:
+        """Return the names of all tensors: the embedding, the layers, everything else."""
+        in_layers = [
+            f"{self.prefix}{i}{end}" for i, suffixes in enumerate(self.layers) for end in suffixes
+        ]
+        embedding = [name for name in self.outside if name == EMBEDDING]
+        return [*embedding, *in_layers, *(name for name in self.outside if name != EMBEDDING)]
 
 
-def open_source_model(name: str, beside: Path) -> SourceModel:
-    """Open MODEL or MODEL+ADAPTER: a folder beside ``beside``, in the working directory, on
-    Hugging Face, or zoo:NAME. Raises UserError that names the folder or the file.
+def open_source_model(name: str, relative_to: Path) -> SourceModel:
+    """Open a model and check that it is complete.
+
+    Args:
+        name: MODEL or MODEL+ADAPTER: a folder, OWNER/NAME on Hugging Face, or zoo:NAME.
+        relative_to: folder that paths are relative to, before the working directory.
+
+    Raises:
+        UserError: a missing or damaged file, or a model that is not one complete stack of layers.
     """
-    folder, adapter = locate(name, relative_to=beside)
-    tensors = SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
+    folder, adapter = locate(name, relative_to=relative_to)
+    reader = SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
     family = FAMILIES.get(str(config.get("model_type")))
     defaults = family.defaults if family else {}
     tied = bool({**defaults, **config}.get("tie_word_embeddings"))
-    if tied and isinstance(tensors, AdaptedReader) and OUTPUT in tensors.adapted:
+    if tied and isinstance(reader, AdaptedReader) and OUTPUT in reader.adapted:
         raise UserError(
-            f"{adapter}: adapts {OUTPUT}, which {folder} ties to its embedding; merge it with peft"
+            f"{adapter}: adapts {OUTPUT}, which {folder} ties to its embedding; merge the adapter "
+            "with peft first"
         )
-    outside, layers, prefix = _structure(folder, tensors, tied)
-    _check_count(folder, config, len(layers))
+    names = [
+        name
+        for name in reader.names
+        if not (name.endswith(_IGNORED_SUFFIX) or (tied and name == OUTPUT))
+    ]
+    outside, layers, prefix = _split_by_layer(folder, names)
+    _check_num_layers(folder, config, len(layers))
     if family and family.architecture in (config.get("architectures") or ()):
-        _check_complete(folder, tensors, family, len(layers), tied)
+        _check_complete(folder, reader, family, len(layers), tied)
     return SourceModel(
         name=name,
         folder=folder,
-        tensors=tensors,
+        reader=reader,
+        info=reader.infos(names),
         config=config,
         outside=outside,
         layers=layers,
@@ -84,15 +109,14 @@ def open_source_model(name: str, beside: Path) -> SourceModel:
     )
 
 
-def _structure(
-    folder: Path, tensors: TensorReader, tied: bool
+def _split_by_layer(
+    folder: Path, names: list[str]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str]:
+    """Return the names outside the layers, the suffixes of each layer, and the prefix."""
     outside: list[str] = []
     layers: dict[int, list[str]] = {}
     prefixes: set[str] = set()
-    for name in tensors.names:
-        if name.endswith(_IGNORED_SUFFIX) or (tied and name == OUTPUT):
-            continue
+    for name in names:
         match = _LAYER.fullmatch(name)
         if match is None:
             outside.append(name)
@@ -100,7 +124,7 @@ def _structure(
             prefixes.add(match[1])
             layers.setdefault(int(match[2]), []).append(match[3])
     if len(prefixes) != 1:
-        raise UserError(f"{folder}: its tensors do not make up one stack of layers")
+        raise UserError(f"{folder}: its tensors are not a single stack of layers")
     prefix = prefixes.pop()
     for index in range(len(layers)):
         if index not in layers:
@@ -110,27 +134,27 @@ def _structure(
     return tuple(outside), tuple(tuple(sorted(layers[i])) for i in range(len(layers))), prefix
 
 
-def _check_count(folder: Path, config: Mapping[str, Any], count: int) -> None:
-    said = config.get("num_hidden_layers")
-    # Layers that predict further tokens stand behind the others and are not counted.
-    further = config.get("num_nextn_predict_layers")
-    wanted = (
-        (said, said + further) if isinstance(said, int) and isinstance(further, int) else (said,)
-    )
-    if said is not None and count not in wanted:
+def _check_num_layers(folder: Path, config: Mapping[str, Any], count: int) -> None:
+    expected = config.get("num_hidden_layers")
+    # Layers for multi-token prediction follow the others and are not counted.
+    extra = config.get("num_nextn_predict_layers")
+    allowed = [expected]
+    if isinstance(expected, int) and isinstance(extra, int):
+        allowed.append(expected + extra)
+    if expected is not None and count not in allowed:
         raise UserError(
-            f"{folder}: has {count} layers, {CONFIG} says num_hidden_layers {said!r}; copy "
-            f"the model again, or correct {CONFIG}"
+            f"{folder}: has {count} layers, but num_hidden_layers in {CONFIG} is {expected!r}; "
+            f"copy the model again, or correct {CONFIG}"
         )
 
 
 def _check_complete(
-    folder: Path, tensors: TensorReader, family: Family, count: int, tied: bool
+    folder: Path, reader: SafetensorsReader, family: Family, num_layers: int, tied: bool
 ) -> None:
-    needed = [hf for name, (hf, _) in OUTSIDE_TENSORS.items() if name != "lm_head" or not tied]
-    ends = [LAYER_TENSORS[name][0] for name in layer_tensors(family)]
-    needed += [f"model.layers.{layer}.{end}" for layer in range(count) for end in ends]
-    if missing := sorted(set(needed) - set(tensors.names)):
+    required = [hf for name, (hf, _) in OUTSIDE_TENSORS.items() if name != "lm_head" or not tied]
+    suffixes = [LAYER_TENSORS[name][0] for name in layer_tensors(family)]
+    required += [f"model.layers.{i}.{suffix}" for i in range(num_layers) for suffix in suffixes]
+    if missing := sorted(set(required) - set(reader.names)):
         raise UserError(
             f"{folder}: lacks tensor {missing[0]}, which every {family.architecture} has; "
             "copy the model again"
@@ -139,8 +163,8 @@ def _check_complete(
 
 @functools.cache
 def tensor_path(name: str) -> str:
-    """Our path of a tensor in Hugging Face's name; an unknown name is its own path."""
+    """Return the path of a tensor by its Hugging Face name; an unknown name is its own path."""
     match = _LAYER.fullmatch(name)
-    if match and match[1] == "model.layers." and match[3] in _IN_LAYER:
-        return f"layers/{match[2]}/{_IN_LAYER[match[3]]}"
-    return _OUTSIDE.get(name, name)
+    if match and match[1] == "model.layers." and match[3] in _PATH_IN_LAYER:
+        return f"layers/{match[2]}/{_PATH_IN_LAYER[match[3]]}"
+    return _PATH_OUTSIDE.get(name, name)

@@ -1,4 +1,11 @@
-"""Which tokenizer a merged model gets, and which rows belong to its tokens."""
+"""The tokenizer of a merged model, and how models with different vocabularies are aligned.
+
+The rows of an embedding and of an output matrix belong to tokens. A model that lacks a token of the
+result gets the row of the only model that has it, otherwise the base's row, otherwise the mean over
+the models that have it (mergekit's rule), so that a missing token does not create a task vector.
+
+Axes: v tokens of the result, d width of the embedding.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +13,46 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int32
 from tokenizers import AddedToken
 
 from sdjax.core.errors import UserError
 from sdjax.io.vocabulary import added_tokens, read_vocabulary
 from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import EMBEDDING, SourceModel
-from sdjax.merging.recipe.vocabulary import Vocabulary, changes_nothing, describe, match_tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VocabularyMap:
+    """How rows of the source models map to rows of the result.
+
+    Attributes:
+        tokens: token to id in the result's tokenizer.
+        rows: model to int32 [v], its row for each id, or -1.
+        size: number of rows of the result; rows beyond v are filled with the mean row.
+    """
+
+    tokens: Mapping[str, int]
+    rows: Mapping[str, np.ndarray]
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenizerPlan:
-    """The folder of the result's tokenizer, tokens to be added, and rows to match if any."""
+    """The tokenizer of a merged model.
+
+    Attributes:
+        folder: folder of the tokenizer to copy.
+        new_tokens: tokens to add to it.
+        vocabulary: how rows are aligned, or None if all models have the result's rows.
+        notes: remarks for the user.
+    """
 
     folder: Path
-    new: Mapping[str, AddedToken]
-    vocabulary: Vocabulary | None
+    new_tokens: Mapping[str, AddedToken]
+    vocabulary: VocabularyMap | None
     notes: tuple[str, ...] = ()
 
 
@@ -29,79 +60,186 @@ def plan_tokenizer(
     template: SourceModel,
     models: Sequence[SourceModel],
     recipe: Recipe,
-    opened: Callable[[str], SourceModel],
+    open_model: Callable[[str], SourceModel],
 ) -> TokenizerPlan:
-    """By a recipe's choice; without one the template's, and rows are matched only where the
-    vocabularies are of different size.
+    """Choose the tokenizer and align the vocabularies.
 
-    Raises UserError where a tokenizer that is needed cannot be read.
+    Without a choice in the recipe the result has the template's tokenizer, and rows are aligned
+    only if the vocabularies have different sizes.
+
+    Args:
+        template: the model whose config and tokenizer the result gets by default.
+        models: all models of the recipe.
+        recipe: the recipe.
+        open_model: opens a model by name.
+
+    Raises:
+        UserError: a required tokenizer cannot be read, or rows cannot be aligned.
     """
     choice = recipe.tokenizer
-    source, new = template, {}
+    source, new_tokens = template, {}
     if choice is not None and choice.source not in ("base", "union"):
         try:
-            source = opened(choice.source)
+            source = open_model(choice.source)
         except UserError as error:
-            message = f"the tokenizer's source is base, union or a model: {error}"
+            message = f"the tokenizer's source must be base, union or a model: {error}"
             raise recipe.fail(choice.line, message) from None
-    have = {
-        model.name: model.tensors.shape(EMBEDDING)[0]
-        for model in models
-        if EMBEDDING in model.outside
+    num_rows = {
+        model.name: model.info[EMBEDDING].shape[0] for model in models if EMBEDDING in model.outside
     }
-    if choice is None and len(set(have.values())) <= 1:
-        return TokenizerPlan(folder=template.folder, new={}, vocabulary=None)
+    if choice is None and len(set(num_rows.values())) <= 1:
+        return TokenizerPlan(folder=template.folder, new_tokens={}, vocabulary=None)
     try:
-        own = {model.name: read_vocabulary(model.folder) for model in models}
+        vocabularies = {model.name: read_vocabulary(model.folder) for model in models}
         tokens = dict(read_vocabulary(source.folder))
     except UserError as error:
         line = choice.line if choice is not None else recipe.slices[0].line
         raise recipe.fail(line, f"rows are matched by token: {error}") from None
     if choice is not None and choice.source == "union":
-        new = _new_tokens(models, own, tokens)
-        tokens |= {token: max(tokens.values()) + 1 + i for i, token in enumerate(new)}
+        new_tokens = _find_new_tokens(models, vocabularies, tokens)
+        tokens |= {token: max(tokens.values()) + 1 + i for i, token in enumerate(new_tokens)}
     multiple = 1 if choice is None else choice.pad_to_multiple_of
     for model in models:
-        if model.name not in have and (own[model.name] != tokens or multiple > 1):
+        if model.name not in num_rows and (vocabularies[model.name] != tokens or multiple > 1):
             assert choice is not None
             raise recipe.fail(
                 choice.line,
-                f"the rows of {model.name} cannot be matched by token, for it has no tensor "
-                f"{EMBEDDING}; leave the tokenizer's source out, or give all models one tokenizer",
+                f"the rows of {model.name} cannot be matched by token, since it has no tensor "
+                f"{EMBEDDING}; remove the tokenizer's source, or use models with one tokenizer",
             )
     vocabulary = match_tokens(
         tokens,
-        {name: (own[name], rows) for name, rows in have.items()},
-        size=have[template.name] if choice is None else None,
-        own_rows=template.name if choice is None else None,
+        {name: (vocabularies[name], rows) for name, rows in num_rows.items()},
+        size=num_rows[template.name] if choice is None else None,
+        identity_model=template.name if choice is None else None,
         multiple=multiple,
     )
-    notes = describe(vocabulary, models, own)
+    notes = _describe(vocabulary, models, vocabularies)
     if choice is None:
-        sizes = ", ".join(f"{name} {rows:,}" for name, rows in have.items())
-        notes = [
-            f"vocabularies of different size ({sizes}): the result has {template.name}'s; "
+        sizes = ", ".join(f"{name} {rows:,}" for name, rows in num_rows.items())
+        notes.insert(
+            0,
+            f"vocabularies of different size ({sizes}): the result has that of {template.name}; "
             "tokenizer_source: union keeps all tokens",
-            *notes,
-        ]
+        )
     return TokenizerPlan(
         folder=source.folder,
-        new=new,
-        vocabulary=None if changes_nothing(vocabulary, have) else vocabulary,
+        new_tokens=new_tokens,
+        vocabulary=None if is_identity(vocabulary, num_rows) else vocabulary,
         notes=tuple(notes),
     )
 
 
-def _new_tokens(
-    models: Sequence[SourceModel], own: Mapping[str, Mapping[str, int]], tokens: Mapping[str, int]
+def match_tokens(
+    tokens: Mapping[str, int],
+    models: Mapping[str, tuple[Mapping[str, int], int]],
+    *,
+    size: int | None = None,
+    identity_model: str | None = None,
+    multiple: int = 1,
+) -> VocabularyMap:
+    """Find each model's row for each token.
+
+    Args:
+        tokens: token to id in the result.
+        models: name to (token to id, number of rows of the embedding).
+        size: number of rows of the result before padding; by default as many as the ids need.
+        identity_model: a model whose rows are those of the result, with or without a token.
+        multiple: the number of rows is padded to a multiple of it.
+    """
+    count = max(tokens.values()) + 1 if size is None else size
+    rows = {}
+    for name, (ids, num_rows) in models.items():
+        row_of_id = np.full(count, -1, np.int32)
+        for token, index in tokens.items():
+            row = ids.get(token, -1)
+            if index < count and 0 <= row < num_rows:
+                row_of_id[index] = row
+        if name == identity_model:
+            row_of_id[: min(count, num_rows)] = np.arange(min(count, num_rows))
+        rows[name] = row_of_id
+    return VocabularyMap(tokens=tokens, rows=rows, size=-(-count // multiple) * multiple)
+
+
+def is_identity(vocabulary: VocabularyMap, num_rows: Mapping[str, int]) -> bool:
+    """Return whether every model already has the rows of the result, in the same order."""
+    return all(
+        vocabulary.size == num_rows[name] == len(rows)
+        and np.array_equal(rows, np.arange(len(rows)))
+        for name, rows in vocabulary.rows.items()
+    )
+
+
+def align_rows(
+    matrices: Sequence[Float[np.ndarray, "_ d"]],
+    rows: Sequence[Int32[np.ndarray, " v"]],
+    size: int,
+    fallback: int | None,
+) -> list[Float[np.ndarray, "size d"]]:
+    """Return each model's matrix with the rows of the result, in the common dtype.
+
+    Args:
+        matrices: [rows of the model, d] per model.
+        rows: the model's row for each token, or -1.
+        size: number of rows of the result.
+        fallback: index of the model whose rows fill in for missing ones, if it has them.
+    """
+    dtype = jnp.result_type(*(matrix.dtype for matrix in matrices))
+    present = np.stack([row_of_id >= 0 for row_of_id in rows])  # [model, v]
+    incomplete = np.flatnonzero(~present.all(axis=0))  # ids that some model lacks
+    fill = np.zeros((len(incomplete), matrices[0].shape[1]), np.float32)
+    donors = present[:, incomplete].astype(np.float32)
+    for matrix, row_of_id, weight in zip(matrices, rows, donors, strict=True):
+        donated = matrix[np.maximum(row_of_id[incomplete], 0)].astype(np.float32)
+        fill += weight[:, None] * donated
+    fill /= np.maximum(donors.sum(axis=0), 1)[:, None]
+    if fallback is not None:
+        has_row = present[fallback, incomplete]
+        fill[has_row] = matrices[fallback][rows[fallback][incomplete[has_row]]].astype(np.float32)
+    aligned = []
+    for matrix, row_of_id, has_row in zip(matrices, rows, present, strict=True):
+        out = np.empty((size, matrix.shape[1]), dtype)
+        out[: len(row_of_id)] = matrix[np.maximum(row_of_id, 0)].astype(dtype, copy=False)
+        absent = ~has_row[incomplete]
+        out[incomplete[absent]] = fill[absent].astype(dtype)
+        if size > len(row_of_id):
+            out[len(row_of_id) :] = out[: len(row_of_id)].mean(axis=0, dtype=np.float32)
+        aligned.append(out)
+    return aligned
+
+
+def _find_new_tokens(
+    models: Sequence[SourceModel],
+    vocabularies: Mapping[str, Mapping[str, int]],
+    tokens: Mapping[str, int],
 ) -> dict[str, AddedToken]:
-    """The tokens that the first tokenizer lacks: plain ones of all models, then added ones."""
-    plain: dict[str, AddedToken] = {}
+    """Return the tokens that the first tokenizer lacks: ordinary ones, then added ones."""
+    ordinary: dict[str, AddedToken] = {}
     added: dict[str, AddedToken] = {}
     for model in models:
-        theirs = added_tokens(model.folder)
-        added = {**theirs, **added}
-        for token, _ in sorted(own[model.name].items(), key=lambda item: item[1]):
-            if token not in theirs:
-                plain.setdefault(token, AddedToken(token, normalized=True))
-    return {token: value for token, value in {**plain, **added}.items() if token not in tokens}
+        model_added = added_tokens(model.folder)
+        added = {**model_added, **added}
+        for token, _ in sorted(vocabularies[model.name].items(), key=lambda item: item[1]):
+            if token not in model_added:
+                ordinary.setdefault(token, AddedToken(token, normalized=True))
+    return {token: value for token, value in {**ordinary, **added}.items() if token not in tokens}
+
+
+def _describe(
+    vocabulary: VocabularyMap,
+    models: Sequence[SourceModel],
+    vocabularies: Mapping[str, Mapping[str, int]],
+) -> list[str]:
+    """Return a note for each model whose tokens are not those of the result."""
+    notes = []
+    for model in models:
+        own = vocabularies[model.name]
+        dropped = len(own.keys() - vocabulary.tokens.keys())
+        lacking = len(vocabulary.tokens.keys() - own.keys())
+        if dropped or lacking:
+            notes.append(
+                f"{model.name}: {len(own):,} tokens, the result has {len(vocabulary.tokens):,}; "
+                f"merged by token: {dropped:,} are dropped, {lacking:,} are filled in from the "
+                "other models"
+            )
+    return notes

@@ -11,7 +11,6 @@ import pytest
 from safetensors import safe_open
 
 from sdjax.io.vocabulary import read_vocabulary
-from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.pipeline import merge_recipe
 
 HERE = Path(__file__).parent / "mergekit"
@@ -33,7 +32,7 @@ def among_the_models(monkeypatch):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_gives_mergekits_tensors(tmp_path, name):
-    merge_recipe(HERE / "recipes" / f"{name}.yaml", tmp_path / "out", methods())
+    merge_recipe(HERE / "recipes" / f"{name}.yaml", tmp_path / "out")
     got, _ = read(tmp_path / "out" / "model.safetensors")
     expected, facts = read(HERE / "references" / f"{name}.safetensors")
     base, _ = read(HERE / "models" / "base" / "model.safetensors")

@@ -1,12 +1,13 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.merging.methods.registry import methods
+from sdjax.io.safetensors_reader import TensorInfo
 from sdjax.merging.recipe.plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import SourceModel
@@ -36,13 +37,14 @@ def model(name):
         raise UserError("gone: no such folder")
     layers = (7 if name == "deep" else 2) * ((".mlp.up_proj.weight", ".self_attn.q_proj.weight"),)
     outside = ("model.embed_tokens.weight", "model.norm.weight")
-    tensors = SimpleNamespace(
-        names=(), shape=lambda _: (4, 4), dtype=lambda _: np.dtype(ml_dtypes.bfloat16)
-    )
+    info = {name: TensorInfo((4, 4), np.dtype(ml_dtypes.bfloat16), 0) for name in outside}
+    for index, suffixes in enumerate(layers):
+        info |= {f"model.layers.{index}{s}": info[outside[0]] for s in suffixes}
     return SourceModel(
         name=name,
         folder=Path(name),
-        tensors=tensors,
+        reader=SimpleNamespace(folders=()),
+        info=info,
         config={},
         outside=outside,
         layers=layers,
@@ -53,7 +55,7 @@ def model(name):
 def load(tmp_path, text):
     path = tmp_path / "r.yml"
     path.write_text(text)
-    return plan_recipe(read_recipe(path), methods(), model)
+    return plan_recipe(read_recipe(path), model, jax.random.key(0))
 
 
 def hyperparameters(plan, tensor="model.norm.weight"):
@@ -66,8 +68,8 @@ def test_ties_with_values_for_each_model(tmp_path):
     assert got.template.name == "base"
     assert len(got.steps) == 6
     for step in got.steps:
-        assert step.base.model.name == "base"
-        assert [one.model.name for one in step.inputs] == ["a", "b"]
+        assert step.sources[0].model.name == "base"
+        assert [ref.model.name for ref in step.sources[1:]] == ["a", "b"]
         assert step.algorithm.hyperparameters == {
             "weight": (0.5, 1.0),
             "density": (0.3, 1.0),  # mergekit's default, not the paper's
@@ -76,7 +78,7 @@ def test_ties_with_values_for_each_model(tmp_path):
             "elect": "weighted",
             "rescale": "none",
         }
-    assert {step.dtype.name for step in got.steps} == {"float32"}
+    assert {step.spec.dtype.name for step in got.steps} == {"float32"}
 
 
 @pytest.mark.parametrize(
@@ -103,13 +105,21 @@ def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
             "line 14: dtype must be one of bfloat16, float16, float32",
         ),
         ("  - model: b\n", "  - model: b\n    weight: 1\n", "line 9: unknown key 'weight'"),
-        ("      density", "      densty", "line 7: ties has no parameter 'densty' for one model"),
+        (
+            "      density",
+            "      densty",
+            "line 7: ties has no parameter 'densty' for a single model",
+        ),
         ("  lambda", "  lamda", "line 13: ties has no parameter 'lamda' for the whole merge"),
-        ("weight: 0.5", "weight: [0, x]", "line 6: weight: expected number, found 'x'"),
+        ("weight: 0.5", "weight: [0, x]", "line 6: weight: expected a number, found 'x'"),
         ("weight: 0.5", "weight: [{value: 1, fliter: x}]", "line 6: weight: unknown key 'fliter'"),
-        ("weight: 0.5", "weight: [{filter: x}]", "line 6: .*`value` in every entry"),
-        ("weight: 0.5", "weight: much", "line 6: weight: expected number, found 'much'"),
-        ("density: 0.3", "density: 1.3", "line 7: density: expected number from 0 to 1, found 1.3"),
+        ("weight: 0.5", "weight: [{filter: x}]", "line 6: .*must have the key 'value'"),
+        ("weight: 0.5", "weight: much", "line 6: weight: expected a number, found 'much'"),
+        (
+            "density: 0.3",
+            "density: 1.3",
+            "line 7: density: expected a number from 0 to 1, found 1.3",
+        ),
         (
             "      weight: 1\n",
             "      density: 1\n",
@@ -129,9 +139,9 @@ def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
         ("base_model: base\n", "", "line 1: ties needs base_model"),
         ("base_model: base\n", "base_model: gone\n", "line 2: gone: no such folder"),
         ("  - model: b", "  - model: gone", "line 8: gone: no such folder"),
-        ("ties", "tiez", "line 1: no merge_method 'tiez'; there are: linear"),
+        ("ties", "tiez", "line 1: no merge_method 'tiez'; available: linear"),
         ("merge_method: ties", "", "the key 'merge_method' is missing"),
-        ("dtype: b", "slices: []\ndtype: b", "one of models, slices and modules must be there"),
+        ("dtype: b", "slices: []\ndtype: b", "exactly one of models, slices and modules is needed"),
         ("dtype: b", "tokenizer: {tokens: {}}\ndtype: b", "line 14: 'tokens' is not supported yet"),
         ("dtype: b", "name: x\ndtype: b", "line 14: 'name' is not supported yet"),
         (
@@ -172,17 +182,25 @@ def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
         (
             "weight: 0.5",
             f"weight: {25 * '['}1{25 * ']'}",
-            r"line 6: weight: expected number, found \[{24}1\]",
+            r"line 6: weight: expected a number, found \[{24}1\]",
         ),
         (
             "weight: 0.5",
             f"weight: {300 * '['}1{300 * ']'}",
             "line 6: nested too deeply or too large",
         ),
-        ("weight: 0.5", f"weight: {500 * 'x'}", "line 6: weight: expected number, found 'x{58}…$"),
+        (
+            "weight: 0.5",
+            f"weight: {500 * 'x'}",
+            "line 6: weight: expected a number, found 'x{58}…$",
+        ),
         ("weight: 0.5", f"{500 * 'x'}: 1", "line 6: ties has no parameter 'x{58}… for"),
-        ("  - model: b", "  - model: a", "line 8: a stands here a second time"),
-        ("  - model: b", "  - model: deep", "all sources must have as many layers, .* deep has 7"),
+        ("  - model: b", "  - model: a", "line 8: a is listed twice"),
+        (
+            "  - model: b",
+            "  - model: deep",
+            "all sources must have the same number of layers: .* deep has 7",
+        ),
         ("dtype: bfloat16", "dtype: torch.float64", "line 14: dtype must be one of"),
         (
             "dtype: b",
@@ -238,7 +256,7 @@ def test_a_model_may_be_a_mapping(tmp_path):
     written = "{model: {path: org/a, revision: v2}, lora: {path: b}}"
     text = TIES.replace("- model: a", f"- model: {written}")
     (step, *_) = load(tmp_path, text.replace("- model: b", "- model: {model: b}")).steps
-    assert [one.model.name for one in step.inputs] == ["org/a@v2+b", "b"]
+    assert [ref.model.name for ref in step.sources[1:]] == ["org/a@v2+b", "b"]
 
 
 def test_slerp_needs_two_models_and_t(tmp_path):
@@ -247,8 +265,8 @@ def test_slerp_needs_two_models_and_t(tmp_path):
         load(tmp_path, text)
     got = load(tmp_path, text + "parameters: {t: 0.25}\n")
     step = got.steps[0]
-    assert step.base is None
-    assert [one.model.name for one in step.inputs] == ["a", "b"]  # base_model is where t is 0
+    assert not step.has_base
+    assert [one.model.name for one in step.sources] == ["a", "b"]  # base_model is where t is 0
     assert got.template.name == "a"
     with pytest.raises(UserError, match="slerp takes exactly 2 models, not 3"):
         load(tmp_path, text.replace("{model: b}", "{model: b}, {model: c}"))
@@ -278,24 +296,24 @@ parameters:
 
 def test_slices_stack_layers_and_take_the_nearest_parameter(tmp_path):
     got = load(tmp_path, SLICES.replace("[0.5, {value: 2}]", "[0.5, 2.5]"))
-    assert got.num_layers == 3
+    assert len(got.layers) == 3
     by_name = {step.name: step for step in got.steps}
     assert next(iter(by_name)) == "model.embed_tokens.weight"
     up = [by_name[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)]
-    assert [step.inputs[0].name for step in up] == [
+    assert [step.sources[1].name for step in up] == [
         "model.layers.3.mlp.up_proj.weight",
         "model.layers.4.mlp.up_proj.weight",
         "model.layers.1.mlp.up_proj.weight",
     ]
-    assert [step.base.model.name for step in up] == ["base", "base", "deep"]
+    assert [step.sources[0].model.name for step in up] == ["base", "base", "deep"]
     assert [step.path for step in up] == [f"layers/{i}/mlp/up_proj" for i in range(3)]
     values = [step.algorithm.hyperparameters for step in up]
     assert [one["weight"] for one in values] == [(0.5,), (2.5,), (3.0,)]
     assert [one["normalize"] for one in values] == [True, True, False]
     assert hyperparameters(got, "model.layers.2.self_attn.q_proj.weight")["weight"] == (0.0,)
     # The embedding belongs to the first slice, what follows the layers to the last.
-    assert by_name["model.embed_tokens.weight"].base.model.name == "base"
-    assert by_name["model.norm.weight"].base.model.name == "deep"
+    assert by_name["model.embed_tokens.weight"].sources[0].model.name == "base"
+    assert by_name["model.norm.weight"].sources[0].model.name == "deep"
 
 
 @pytest.mark.parametrize(
@@ -304,11 +322,15 @@ def test_slices_stack_layers_and_take_the_nearest_parameter(tmp_path):
         (
             "[0.5, {value: 2}]",
             "[0.5, {value: 2}]",
-            "line 8: weight: a list of values with filters has",
+            "line 8: weight: every entry of a list with filters must have",
         ),
-        ("layer_range: [3, 5]", "layer_range: [3, 6]", "line 4: all sources must have as many"),
+        (
+            "layer_range: [3, 5]",
+            "layer_range: [3, 6]",
+            "line 4: all sources must have the same number",
+        ),
         ("layer_range: [6, 7]", "layer_range: [6, 8]", "line 13: deep has 7 layers, not 8"),
-        ("layer_range: [6, 7]", "layer_range: [7, 6]", "line 13: layer_range must be two whole"),
+        ("layer_range: [6, 7]", "layer_range: [7, 6]", "line 13: layer_range must be two integers"),
         (", layer_range: [6, 7]", "", "line 13: the key 'layer_range' is missing"),
         ("base_model: deep", "base_model: c", "line 11: base_model c is not among the sources"),
         ("base_model: deep", "residual_weight: 1", "line 11: 'residual_weight' is not supported"),

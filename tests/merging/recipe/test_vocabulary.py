@@ -11,9 +11,8 @@ from safetensors.numpy import load_file, save_file
 from sdjax.core.errors import UserError
 from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.vocabulary import read_vocabulary
-from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.pipeline import merge_recipe
-from sdjax.merging.recipe.vocabulary import align, changes_nothing, match_tokens
+from sdjax.merging.recipe.tokenizer_plan import align_rows, is_identity, match_tokens
 
 MODELS = Path(__file__).parent / "mergekit" / "models"
 
@@ -25,9 +24,9 @@ def test_rows_are_matched_by_token():
     assert got.size == 4
     np.testing.assert_array_equal(got.rows["one"], [0, 1, -1])
     np.testing.assert_array_equal(got.rows["two"], [-1, 0, 1])
-    assert not changes_nothing(got, {"one": 2, "two": 2})
+    assert not is_identity(got, {"one": 2, "two": 2})
     same = match_tokens({"a": 0, "b": 1}, {"one": models["one"]})
-    assert changes_nothing(same, {"one": 2})
+    assert is_identity(same, {"one": 2})
 
 
 def test_rows_that_a_model_lacks_come_from_the_others():
@@ -36,12 +35,12 @@ def test_rows_that_a_model_lacks_come_from_the_others():
     three = np.array([[6.0, 8.0]], np.float32)
     # Tokens: of all; of one alone; of one and two; of nobody.
     rows = [np.array(x, np.int32) for x in ([0, 1, 1, -1], [0, -1, 1, -1], [0, -1, -1, -1])]
-    got = align([one, two, three], rows, 5, base=None)
+    got = align_rows([one, two, three], rows, 5, fallback=None)
     np.testing.assert_array_equal(got[0][:4], [[1, 1], [2, 2], [2, 2], [0, 0]])
     np.testing.assert_array_equal(got[1][:4], [[10, 10], [2, 2], [20, 20], [0, 0]])
     np.testing.assert_array_equal(got[2][:4], [[6, 8], [2, 2], [11, 11], [0, 0]])
     np.testing.assert_allclose(got[1][4], [8, 8])  # rows to fill up: the mean row
-    based = align([one, two, three], rows, 4, base=1)
+    based = align_rows([one, two, three], rows, 4, fallback=1)
     np.testing.assert_array_equal(based[2][2], [20, 20])
 
 
@@ -49,8 +48,8 @@ def test_the_common_dtype_holds_all():
     half = np.ones((2, 2), ml_dtypes.bfloat16)
     single = np.full((2, 2), 1 + 2**-20, np.float32)
     rows = [np.array([0, 1], np.int32)] * 2
-    assert [x.dtype for x in align([half, single], rows, 2, None)] == [np.float32] * 2
-    assert align([half, half], rows, 2, None)[0].dtype == ml_dtypes.bfloat16
+    assert [x.dtype for x in align_rows([half, single], rows, 2, None)] == [np.float32] * 2
+    assert align_rows([half, half], rows, 2, None)[0].dtype == ml_dtypes.bfloat16
 
 
 def test_vocabularies_of_different_size_merge_by_token_and_are_counted(tmp_path, monkeypatch):
@@ -60,12 +59,12 @@ def test_vocabularies_of_different_size_merge_by_token_and_are_counted(tmp_path,
         "merge_method: linear\nmodels:\n  - model: base\n    parameters: {weight: 1}\n"
         "  - model: wide\n    parameters: {weight: 3}\ndtype: float32\n"
     )
-    written = merge_recipe(recipe, tmp_path / "out", methods())
+    written = merge_recipe(recipe, tmp_path / "out")
     first, second = written.notes
     assert first.startswith("vocabularies of different size (base 11, wide 12): the result has")
     assert second == (
-        "wide: 12 tokens where the result has 11, merged by token: 2 of its own are dropped, 1 "
-        "that it lacks are filled in from the others"
+        "wide: 12 tokens, the result has 11; merged by token: 2 are dropped, 1 are filled in from "
+        "the other models"
     )
     assert read_vocabulary(tmp_path / "out") == read_vocabulary(MODELS / "base")
     name = "model.embed_tokens.weight"
@@ -91,14 +90,14 @@ def test_memory_that_was_read_into_is_given_back(tmp_path, monkeypatch):
             super().__init__()
             lenders.append(self)
 
-    monkeypatch.setattr("sdjax.merging.recipe.stream.BufferPool", Watched)
+    monkeypatch.setattr("sdjax.merging.recipe.pipeline.BufferPool", Watched)
     monkeypatch.chdir(MODELS)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "merge_method: linear\nmodels: [{model: base}, {model: wide}]\nparameters: {weight: 1}\n"
         "tokenizer_source: union\nbase_model: base\n"
     )
-    merge_recipe(recipe, tmp_path / "out", methods())
+    merge_recipe(recipe, tmp_path / "out")
     (lender,) = lenders
     assert lender.num_acquired == 0
 
@@ -113,7 +112,7 @@ def test_transformers_reads_the_tokenizer_that_is_written(tmp_path, monkeypatch,
         "merge_method: linear\nmodels: [{model: base}, {model: wide}]\nparameters: {weight: 1}\n"
         f"tokenizer_source: {source}\nbase_model: base\n"
     )
-    merge_recipe(recipe, tmp_path / "out", methods())
+    merge_recipe(recipe, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert len(tokenizer.get_vocab()) == size
     ids = tokenizer("a b <im> x", add_special_tokens=False)["input_ids"]
@@ -140,6 +139,6 @@ def test_rows_of_an_embedding_under_another_name_are_not_matched(tmp_path):
     text += "parameters: {{weight: 1}}\ntokenizer_source: {}\n"
     recipe.write_text(text.format("wide", "union"))
     with pytest.raises(UserError, match="line 4: the rows of base cannot be matched by token"):
-        merge_recipe(recipe, tmp_path / "out", methods())
+        merge_recipe(recipe, tmp_path / "out")
     recipe.write_text(text.format("math", "base"))  # of the same tokens
-    assert merge_recipe(recipe, tmp_path / "out", methods()).notes == ()
+    assert merge_recipe(recipe, tmp_path / "out").notes == ()

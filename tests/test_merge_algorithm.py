@@ -1,4 +1,4 @@
-"""`sdjax merge --algorithm`, over the zoo."""
+"""`sdjax merge --algorithm` with zoo models."""
 
 import shutil
 
@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from sdjax.cli.merge import merge_algorithm_file
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
 from sdjax.merging.recipe.output_files import Provenance
 from sdjax.models.tree import flatten
-from sdjax.programs.merge_from_source import apply, merge_program, open_models
 
 EXPERTS = {"expert_1": "zoo:reader", "expert_2": "zoo:calculator"}
 TENSOR = """import jax.numpy as jnp
@@ -37,18 +38,18 @@ def leaves(folder) -> dict[str, np.ndarray]:
 
 def merged(tmp_path, source, **options):
     (tmp_path / "mine.py").write_text(source)
-    merge_program(tmp_path / "mine.py", "zoo:seed", EXPERTS, tmp_path / "out", **options)
+    merge_algorithm_file(tmp_path / "mine.py", "zoo:seed", EXPERTS, tmp_path / "out", **options)
     seed = leaves(model_folder("zoo:seed"))
     vectors = [leaves(model_folder(name)) for name in EXPERTS.values()]
     return leaves(tmp_path / "out"), seed, [{p: v[p] - seed[p] for p in v} for v in vectors]
 
 
 def close(got, want):
-    # The zoo is stored in 16 bits.
+    # The zoo models are stored in bfloat16.
     np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-5)
 
 
-def test_a_program_is_applied_to_the_tensors_in_scope(tmp_path):
+def test_program_merges_the_tensors_in_scope(tmp_path):
     got, seed, (a, b) = merged(tmp_path, TENSOR)
     layers = 1 + max(int(p.split("/")[1]) for p in seed if p.startswith("layers/"))
     for path, at in seed.items():
@@ -62,7 +63,7 @@ def test_a_program_is_applied_to_the_tensors_in_scope(tmp_path):
     assert "```python" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_program_over_the_whole_tree(tmp_path):
+def test_program_in_the_tree_form(tmp_path):
     got, seed, (a, _) = merged(tmp_path, TREE, scope="*/mlp/down_proj")
     paths = [path for path in seed if path.endswith("down_proj")]
     total = np.sqrt(sum(np.sum(a[path].astype(np.float64) ** 2) for path in paths))
@@ -83,10 +84,10 @@ def test_a_program_over_the_whole_tree(tmp_path):
         ),
     ],
 )
-def test_what_is_not_admitted_writes_nothing(tmp_path, source, experts, message):
+def test_refused_program_writes_nothing(tmp_path, source, experts, message):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(UserError, match=message) as caught:
-        merge_program(tmp_path / "mine.py", "zoo:seed", experts, tmp_path / "out")
+        merge_algorithm_file(tmp_path / "mine.py", "zoo:seed", experts, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
@@ -100,15 +101,17 @@ def merge_trees(task_vectors):
 
 
 @pytest.mark.parametrize("function", [halves, merge_trees])
-def test_only_the_same_merge_goes_on_with_what_was_interrupted(tmp_path, function):
+def test_only_the_same_merge_is_resumed(tmp_path, function):
     def run(base, first, second, scope, on_tensor=None):
         models = open_models(base, {"expert_1": first, "expert_2": second}, tmp_path)
-        origin = Provenance(method="mine", file="program.py", text="the same")
+        provenance = Provenance(method="mine", file="program.py", text="the same")
         method = Algorithm.from_function(function)
         out, key = tmp_path / "out", jax.random.key(0)
-        return apply(method, models, scope, out, origin=origin, key=key, on_tensor=on_tensor)
+        return merge_algorithm(
+            method, models, scope, out, provenance=provenance, key=key, on_tensor=on_tensor
+        )
 
-    def stop(done, total, name):
+    def stop(done, total):
         if done == 12:
             raise KeyboardInterrupt
 

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from sdjax.cli.merge import merge_discovered, merge_signature
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
-from sdjax.programs.merge_from_source import open_models
+from sdjax.merging.recipe.from_algorithm import open_models
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config import read_config
 from sdjax.search.context import RunContext, run_key
-from sdjax.search.merge_from_run import merge_discovered
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
@@ -33,7 +33,7 @@ def run(tmp_path):
     """A run with two scored programs, the second better than the first."""
     config = read_config("configs/demo.yaml")
     experts = {slot: config.experts[slot].model for slot in config.slots}
-    signature = open_models(config.seed, experts, Path.cwd()).signature(config.scope)
+    signature = merge_signature(open_models(config.seed, experts, Path.cwd()), config.scope)
     sources = [PROGRAM, PROGRAM.replace("0.5", "0.6")]
     folder = tmp_path / "run"
     with (

@@ -1,0 +1,116 @@
+"""Merges from disk to disk by a single algorithm, such as a verified candidate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sdjax.io.safetensors_writer import is_finite
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.engine import merge
+from sdjax.merging.recipe.output_files import Provenance
+from sdjax.merging.recipe.pipeline import MergeResult, OnTensor, not_finite, write_merged
+from sdjax.merging.recipe.plan import MergePlan, plan_algorithm
+from sdjax.merging.recipe.source_models import SourceModel, open_source_model, tensor_path
+from sdjax.merging.scope import Scope, select_paths
+from sdjax.models.params import kind_of
+from sdjax.models.tree import flatten, unflatten
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MergeModels:
+    """A base and the experts of each slot."""
+
+    base: SourceModel
+    experts: Mapping[str, SourceModel]
+
+    def tensors(self, scope: Scope) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return path to (kind, shape) of the base's tensors in scope."""
+        shapes = {tensor_path(name): info.shape for name, info in self.base.info.items()}
+        return {path: (kind_of(path), shapes[path]) for path in select_paths(shapes, scope)}
+
+
+def open_models(base: str, experts: Mapping[str, str], relative_to: Path) -> MergeModels:
+    """Open a base and experts.
+
+    Args:
+        base: name of the base model.
+        experts: slot to name of the expert.
+        relative_to: folder that paths are relative to, before the working directory.
+
+    Raises:
+        UserError: a missing or damaged folder.
+    """
+    return MergeModels(
+        base=open_source_model(base, relative_to),
+        experts={slot: open_source_model(name, relative_to) for slot, name in experts.items()},
+    )
+
+
+def merge_algorithm(
+    algorithm: Algorithm,
+    models: MergeModels,
+    scope: Scope,
+    out: Path,
+    *,
+    provenance: Provenance,
+    key: jax.Array,
+    on_tensor: OnTensor | None = None,
+) -> MergeResult:
+    """Write the base with the algorithm's merged task vector added to the tensors in scope.
+
+    Args:
+        algorithm: an algorithm in either form.
+        models: the base and the experts.
+        scope: the tensors to merge; all others are the base's.
+        out: folder of the result.
+        provenance: what is recorded in the model card.
+        key: typed PRNG key.
+        on_tensor: called with (tensors done, all tensors) after each tensor.
+
+    Raises:
+        UserError: as in `merge_recipe`.
+    """
+    plan = plan_algorithm(algorithm, models.base, models.experts, tuple(models.tensors(scope)), key)
+    if algorithm.form == "tree":
+        plan = _merge_in_memory(algorithm, plan, models, key)
+    return write_merged(plan, out, provenance=provenance, key=key, on_tensor=on_tensor)
+
+
+def _merge_in_memory(
+    algorithm: Algorithm, plan: MergePlan, models: MergeModels, key: jax.Array
+) -> MergePlan:
+    """Run an algorithm in the tree form; return a plan that writes its result."""
+    merged = [step for step in plan.steps if step.algorithm is not None]
+
+    def read(model: SourceModel) -> dict:
+        return unflatten({step.path: model.reader.read(step.name) for step in merged})
+
+    result = merge(
+        read(models.base),
+        [read(expert) for expert in models.experts.values()],
+        algorithm,
+        slots=tuple(models.experts),
+        scope="all",
+        key=key,
+        num_layers=len(plan.layers),
+    )
+    params = flatten(result.params)
+    arrays = {step.name: np.asarray(params[step.path]) for step in merged}
+    for step in merged:
+        if not is_finite(arrays[step.name]):
+            raise not_finite(step, [ref.model.reader.read(ref.name) for ref in step.sources])
+    steps = (
+        dataclasses.replace(
+            step, sources=(), has_base=False, algorithm=None, array=arrays[step.name]
+        )
+        if step.algorithm is not None
+        else step
+        for step in plan.steps
+    )
+    return dataclasses.replace(plan, steps=tuple(steps))
