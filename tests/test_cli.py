@@ -198,8 +198,8 @@ def test_merge_rejects_incompatible_options(arguments, message):
 @pytest.mark.parametrize(
     ("kind", "row", "extra"),
     [
-        ("sft", {"prompt": "1+1=", "completion": "2"}, "rows: 1\nlength: 600\n"),
-        ("dpo", {"prompt": "1+1=", "chosen": "2", "rejected": "3"}, "rank: 2\nbatch: 1\n"),
+        ("sft", {"prompt": "1+1=", "completion": "2"}, "batch_size: 1\nmax_length: 600\n"),
+        ("dpo", {"prompt": "1+1=", "chosen": "2", "rejected": "3"}, "rank: 2\nbatch_size: 1\n"),
     ],
 )
 def test_train_writes_a_model(tmp_path, kind, row, extra):
@@ -207,18 +207,18 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(long)}\n")
     job = tmp_path / "job.yaml"
     job.write_text(
-        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 2\n"
+        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nmax_steps: 2\n"
         f"learning_rate: 1e-3\n{extra}"
     )
     result = run_cli("train", kind, job)
     assert result.exit_code == 0, result.output
     assert "loss" in result.output
-    # The limit is the seed's max_seq_len, whatever `length` says; answers are never truncated.
-    assert "1 of 2 rows are left out: an answer is longer than 512 tokens" in result.output
+    # The limit is the seed's max_seq_len, whatever `max_length` says; completions are never truncated.
+    assert "1 of 2 rows are dropped because a completion is longer than 512 tokens" in result.output
     files = {path.name for path in (tmp_path / "trained").iterdir()}
     # The record of the seed's training programs is copied with its weights.
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
-    assert "exists" in user_error("train", kind, job)
+    assert "already exists" in user_error("train", kind, job)
 
 
 @pytest.mark.slow
@@ -228,15 +228,15 @@ def test_train_dpo_keeps_reference_logprobs_until_it_succeeds(tmp_path, monkeypa
 
     def write(learning_rate):
         job.write_text(
-            f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 2\n"
-            f"rank: 2\nbatch: 1\nwarmup: 1\nlearning_rate: {learning_rate}\n"
+            f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nmax_steps: 2\n"
+            f"rank: 2\nbatch_size: 1\nwarmup_steps: 1\nlearning_rate: {learning_rate}\n"
         )
 
     write("1e30")
     assert "the trained weights' norm is inf at step 2" in user_error("train", "dpo", job)
     assert (tmp_path / "trained.training/reference.npz").exists()
     assert not (tmp_path / "trained").exists()
-    monkeypatch.setattr("sdjax.training.job.reference_logprobs", None)  # not computed again
+    monkeypatch.setattr("sdjax.training.dpo.reference_logprobs", None)  # not computed again
     write("1e-3")
     result = run_cli("train", "dpo", job)
     assert result.exit_code == 0, result.output
@@ -250,8 +250,8 @@ def test_bfloat16_compute_dtype_leaves_frozen_weights_unrounded(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     job = tmp_path / "job.yaml"
     job.write_text(
-        f"model: {tmp_path}/fine\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nsteps: 1\n"
-        "rank: 2\nprojections: [attn.q_proj]\ncompute: bfloat16\n"
+        f"model: {tmp_path}/fine\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nmax_steps: 1\n"
+        "rank: 2\ntarget_modules: [attn.q_proj]\ncompute_dtype: bfloat16\n"
     )
     result = run_cli("train", "sft", job)
     assert result.exit_code == 0, result.output
@@ -265,11 +265,11 @@ def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(
         f"model: zoo:seed\nout: {tmp_path}/warm\nexperts: [reads, calculates]\nprompt: short\n"
-        "programs: 8\nsteps: 2\nbatch: 4\nrank: 2\n"
+        "programs: 8\nmax_steps: 2\nbatch_size: 4\nrank: 2\n"
     )
     result = run_cli("train", "warmstart", job)
     assert result.exit_code == 0, result.output
-    assert "8 programs behind a prompt" in result.output
+    assert "8 candidates after a prompt" in result.output
     files = {path.name for path in (tmp_path / "warm").iterdir()}
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
 
@@ -282,14 +282,14 @@ def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
         ("adapter: nowhere\nrank: 4\n", "rank: the adapter to start from has its own"),
         ("reference: seed\nrank: null\n", "reference: seed is the model without its adapter"),
         ("mesh: {fsdp: 8}\n", "fsdp=8, tensor=1 does not match 1 devices"),
-        ("projections: [attn.x]\n", "must be one of attn.q_proj"),
+        ("target_modules: [attn.x]\n", "must be one of attn.q_proj"),
         ("loss: hinge\n", "must be one of sigmoid, ipo"),
     ],
 )
 def test_train_rejects_invalid_configs(tmp_path, lines, message):
     (tmp_path / "data.jsonl").write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
     (tmp_path / "job.yaml").write_text(
-        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/out\nsteps: 1\n{lines}"
+        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/out\nmax_steps: 1\n{lines}"
     )
     assert message in user_error("train", "dpo", tmp_path / "job.yaml")
 

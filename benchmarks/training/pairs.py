@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdjax.io.tokenizer import load_tokenizer
 
-PAIRS, TEXTS, LIMIT = 24, 80, 256
+PAIRS, SOURCES_FILE, LIMIT = 24, 80, 256
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         if fits(prompt, chosen):
             texts.append({"prompt": prompt, "completion": chosen})
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, kept in (("pairs", pairs[:PAIRS]), ("texts", texts[:TEXTS])):
+    for name, kept in (("pairs", pairs[:PAIRS]), ("texts", texts[:SOURCES_FILE])):
         lines = "".join(json.dumps(row) + "\n" for row in kept)
         (options.out / f"{name}.jsonl").write_text(lines)
 

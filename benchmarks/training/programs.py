@@ -22,7 +22,7 @@ from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.io.tokenizer import load_tokenizer
 from sdjax.programs.extraction import extract_program
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.training.warmstart import make_lesson, signature_for
+from sdjax.training.warmstart import make_warmstart_data, merge_signature
 
 EXPERTS = (
     "solves grade-school word problems step by step",
@@ -41,7 +41,7 @@ def main() -> None:
     folder = model_folder(options.model)
     config, params = load_model(folder)
     tokenizer = load_tokenizer(folder)
-    prompt = list(make_lesson(tokenizer, "full", EXPERTS, ()).prompt)
+    prompt = list(make_warmstart_data(tokenizer, "full", EXPERTS, ()).prompt)
     settings = DecoderConfig(slots=40, prefill_batch=1, buckets=(len(prompt),), max_new_tokens=208)
     decoder = Decoder(config, settings, stop_token_ids=tokenizer.eos_ids)
     start = time.perf_counter()
@@ -56,7 +56,7 @@ def main() -> None:
     texts = [tokenizer.decode(one.tokens) for one in completions]
     sources = [extract_program(text) for text in texts]
     written = [source for source in sources if source is not None]
-    with Sandbox(signature_for(config, experts=len(EXPERTS))) as sandbox:
+    with Sandbox(merge_signature(config, experts=len(EXPERTS))) as sandbox:
         verdicts = [verdict for _, verdict in sandbox.judge_all(written)]
     identities = {one.identity for one in verdicts if one.admitted and one.identity}
     known = set(np.load(options.lesson / TRAINING_PROGRAMS, allow_pickle=False).tolist())

@@ -23,22 +23,23 @@ from sdjax.io.tokenizer import load_tokenizer
 from sdjax.models.lora import init_adapter
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
+from sdjax.training.config import OptimizerConfig
 from sdjax.training.dpo import (
-    DPOSettings,
+    DPOConfig,
     TokenPair,
     dpo_loss,
     pad_pairs,
     reference_logprobs,
     sequence_logprobs,
 )
-from sdjax.training.fit import OptimiserSettings, compile_step
-from sdjax.training.packing import Example, batches_of, pack
+from sdjax.training.fit import compile_step
+from sdjax.training.packing import Example, pack, target_batches
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import Trainable, full_finetune, lora_finetune
 from sdjax.xla.allocator import restart_with_huge_pages
 
 BATCH, LENGTH = 4, 256
-OPTIMISER = OptimiserSettings(
+OPTIMISER = OptimizerConfig(
     learning_rate=1e-4, steps=1000, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0
 )
 
@@ -70,14 +71,14 @@ def main() -> None:
         adapter = read_adapter(options.adapter, config, model=options.model)
         return lora_finetune(config, params, adapter)
 
-    trainee = fresh()
-    settings = DPOSettings(beta=0.1, learning_rate=1e-4, batch=BATCH)
+    trainable = fresh()
+    settings = DPOConfig(beta=0.1, learning_rate=1e-4, batch=BATCH)
     if options.kind == "sft":
         texts = read_jsonl(options.work / "texts.jsonl", ("prompt", "completion"))
         rows = [example(row["prompt"], row["completion"]) for _, row in texts]
         # One text a row, as TRL's default collator has it.
         data = pack_alone(rows)
-        loss = sft_loss(config, trainee.assemble)
+        loss = sft_loss(config, trainable.assemble)
     else:
         stored = read_jsonl(options.work / "pairs.jsonl", ("prompt", "chosen", "rejected"))
         pairs = [
@@ -88,25 +89,27 @@ def main() -> None:
             for _, row in stored
         ]
         data = pad_pairs(pairs, LENGTH)
-        data["reference"] = reference_logprobs(trainee, data, settings)
-        loss = dpo_loss(config, trainee.assemble, settings)
+        data["reference"] = reference_logprobs(trainable, data, settings)
+        loss = dpo_loss(config, trainable.assemble, settings)
     chosen = [np.arange(at, at + BATCH) for at in range(0, len(data["tokens"]), BATCH)]
-    first, *_ = batches = list(batches_of(data, chosen))
+    first, *_ = batches = list(target_batches(data, chosen))
     gradient = {}
     if options.kind != "sft":
-        slopes = jax.jit(jax.grad(loss, has_aux=True))(trainee.trainable, trainee.frozen, first)[0]
+        slopes = jax.jit(jax.grad(loss, has_aux=True))(
+            trainable.trainable, trainable.frozen, first
+        )[0]
         gradient = {hf_name(config, path): np.asarray(x) for path, x in flatten(slopes).items()}
         del slopes
     jax.clear_caches()
     start, step = compile_step(loss, OPTIMISER)
-    trainable, state = trainee.trainable, start(trainee.trainable)
+    trainable, state = trainable.trainable, start(trainable.trainable)
     begun = time.perf_counter()
-    compiled = step.lower(trainable, state, trainee.frozen, first).compile()
+    compiled = step.lower(trainable, state, trainable.frozen, first).compile()
     compilation = time.perf_counter() - begun
     losses, times = [], []
     for batch in batches:
         begun = time.perf_counter()
-        trainable, state, metrics = compiled(trainable, state, trainee.frozen, batch)
+        trainable, state, metrics = compiled(trainable, state, trainable.frozen, batch)
         losses.append(float(metrics["loss"]))
         jax.block_until_ready(trainable)
         times.append(time.perf_counter() - begun)
@@ -116,16 +119,16 @@ def main() -> None:
         # Once more, apart: a program that runs between two steps gives memory back to the system,
         # and a step that has to fetch it again takes a quarter longer.
         del trainable, state
-        trainee = fresh()
-        trainable, state = trainee.trainable, start(trainee.trainable)
+        trainable = fresh()
+        trainable, state = trainable.trainable, start(trainable.trainable)
         logprobs_of = jax.jit(
             lambda trainable, frozen, batch: sequence_logprobs(
-                config, *trainee.assemble(trainable, frozen), batch
+                config, *trainable.assemble(trainable, frozen), batch
             )
         )
         for batch, loss_before in zip(batches, losses, strict=True):
-            logprobs.append(np.asarray(logprobs_of(trainable, trainee.frozen, batch)))
-            trainable, state, metrics = compiled(trainable, state, trainee.frozen, batch)
+            logprobs.append(np.asarray(logprobs_of(trainable, trainable.frozen, batch)))
+            trainable, state, metrics = compiled(trainable, state, trainable.frozen, batch)
             assert float(metrics["loss"]) == loss_before
     np.savez(
         options.work / f"sdjax-{options.kind}.npz",

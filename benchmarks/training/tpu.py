@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu python -m benchmarks.training.tpu --topology v5e:4x4    # needs sdjax[tpu]
 
 Mistral-7B in bfloat16, LoRA of rank 256 on all projections with its optimiser in float32, 16 pairs
-of 1,024 tokens, rematerialised; weights and factors are split as their specifications say, and the
+of 1,024 tokens, rematerialize; weights and factors are split as their specifications say, and the
 pairs over `fsdp`.
 """
 
@@ -22,9 +22,10 @@ from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import unflatten
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import sharding_of
-from sdjax.training.dpo import DPOSettings, dpo_loss
-from sdjax.training.fit import OptimiserSettings, compile_step, rematerialised
-from sdjax.training.trainable import as_factors
+from sdjax.training.config import OptimizerConfig
+from sdjax.training.dpo import DPOConfig, dpo_loss
+from sdjax.training.fit import compile_step, rematerialize
+from sdjax.training.trainable import assemble_adapter
 
 PAIRS, TOKENS, RANK = 16, 1024, 256
 
@@ -76,9 +77,9 @@ def main() -> None:
         "weights": rows((parts, trained), jnp.float32),
         "reference": rows((PAIRS, 2), jnp.float32),
     }
-    loss = rematerialised(dpo_loss(config, as_factors(scale=1.0), DPOSettings()))
+    loss = rematerialize(dpo_loss(config, assemble_adapter(scale=1.0), DPOConfig()))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    optimiser = OptimiserSettings(learning_rate=1e-6, steps=100)
+    optimiser = OptimizerConfig(learning_rate=1e-6, steps=100)
     state = jax.eval_shape(optimiser.build().init, factors)
     state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(

@@ -1,34 +1,333 @@
-"""`sdjax train`."""
+"""`sdjax train`: from a YAML file to a model folder or an adapter folder."""
 
 from __future__ import annotations
 
+import logging
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdjax.cli.group import FILE_PATH, Interrupted, examples, raise_interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from sdjax.io.tokenizer import Tokenizer
+    from sdjax.models.lora import Adapter
+    from sdjax.training.config import DPOJob, TrainingJob
+    from sdjax.training.data import TrainingRow
+    from sdjax.training.dpo import TokenPair
+    from sdjax.training.trainable import Trainable
+    from sdjax.training.types import OnStep
+
+logger = logging.getLogger(__name__)
+
+# Metrics on the progress bar.
+_SHOWN_METRICS = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+
+# Keys that a resumed job may change, such as after a loss that was not finite.
+_CHANGEABLE = ("learning_rate", "max_grad_norm", "checkpoint_every")
+
+# Keys that the log-probabilities of the reference depend on, in addition to the pairs.
+_REFERENCE_KEYS = (
+    *("model", "adapter", "rank", "alpha", "target_modules", "rng_seed"),
+    *("reference", "compute_dtype", "batch_size"),
+)
 
 
 @click.command(epilog=examples("sdjax train dpo configs/train-dpo.yaml"))
 @click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
 @click.argument("config", type=FILE_PATH)
 def train(kind: str, config: Path) -> None:
-    """Fine-tune a model as CONFIG says; called again, an interrupted training goes on.
+    """Fine-tune a model as described by CONFIG, a YAML file.
 
-    KIND is sft (texts), dpo (preferences), or warmstart (programs in the algorithm API, which a
-    generator is to write).
+    KIND is sft (prompts with completions), dpo (preference pairs), or warmstart (candidates in the
+    algorithm API, to prepare a generator for a search). Run the same command again to resume an
+    interrupted training.
     """
-    from sdjax.search.pairs import preferences_of_run
     from sdjax.sharding.multihost import start_distributed
-    from sdjax.training.job import train_model
-
-    def say(line: str) -> None:
-        click.echo(f"sdjax: {line}", err=True)
 
     start_distributed()
     signal.signal(signal.SIGTERM, raise_interrupt)
     try:
-        click.echo(train_model(kind, config, read_run=preferences_of_run, say=say))
+        click.echo(_run_job(kind, config))
     except KeyboardInterrupt:
-        raise Interrupted(f"go on with: sdjax train {kind} {config}") from None
+        raise Interrupted(f"resume with: sdjax train {kind} {config}") from None
+
+
+def _run_job(kind: str, config: Path) -> str:
+    """Run the job of a YAML file and return the line to print.
+
+    The folder OUT.training holds the metrics and, until OUT is complete, the checkpoints and the
+    log-probabilities of the reference.
+
+    Raises:
+        UserError: a key, a model, an adapter, a row of the data or the output folder is invalid,
+            the loss is not finite, or the disk is full.
+    """
+    import dataclasses
+    import shutil
+
+    import jax
+    import jax.numpy as jnp
+
+    from sdjax.core.config import read_dataclass
+    from sdjax.core.errors import UserError
+    from sdjax.core.random_keys import fold_in_name
+    from sdjax.io.atomic_write import is_disk_full
+    from sdjax.io.hf_checkpoint import load_model
+    from sdjax.io.model_paths import model_folder
+    from sdjax.io.peft import read_adapter
+    from sdjax.io.tokenizer import load_tokenizer
+    from sdjax.models.lora import init_adapter, shard_adapter
+    from sdjax.sharding.mesh import mesh_of_all
+    from sdjax.training.config import JOBS
+    from sdjax.training.trainable import full_finetune, lora_finetune
+
+    job = read_dataclass(JOBS[kind], config)
+    folder, out = model_folder(job.model), Path(job.out)
+    if out.exists():
+        raise UserError(f"{out}: already exists; choose another out")
+    full = job.rank is None and job.adapter is None
+    compute_dtype = jnp.dtype(job.compute_dtype)
+    mesh = mesh_of_all(dataclasses.asdict(job.mesh))
+    # Frozen weights are kept in the dtype of the computation.
+    model, params = load_model(folder, dtype=jnp.float32 if full else compute_dtype, mesh=mesh)
+    key = jax.random.key(job.rng_seed)
+    adapter = None
+    if job.adapter is not None:
+        adapter = read_adapter(model_folder(job.adapter), model, model=folder)
+    elif job.rank is not None:
+        adapter = init_adapter(
+            model,
+            fold_in_name(key, "adapter"),
+            rank=job.rank,
+            alpha=job.alpha,
+            projections=job.target_modules,
+        )
+    if adapter is not None and mesh is not None:
+        adapter = shard_adapter(adapter, model, mesh)
+    if adapter is None:
+        trainable = full_finetune(model, params, dtype=compute_dtype)
+    else:
+        trainable = lora_finetune(model, params, adapter)
+    del params  # training donates them
+    work_folder = out.with_name(f"{out.name}.training")
+    try:
+        job, trained, history, candidates = _train(
+            kind, job, trainable, load_tokenizer(folder), fold_in_name(key, "data"), work_folder
+        )
+        count = _write_result(job, trainable, trained, adapter, candidates, out, folder, mesh)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(
+            f"{error.filename or out}: the disk is full; free some space and run the same command "
+            "again to resume from the last checkpoint"
+        ) from None
+    shutil.rmtree(work_folder / "checkpoints", ignore_errors=True)
+    (work_folder / "reference.npz").unlink(missing_ok=True)
+    suffix = f"; {count} distinct training programs" if candidates else ""
+    if not history:
+        return f"{out}: written from its last checkpoint{suffix}"
+    first, last = history[0]["loss"], history[-1]["loss"]
+    started = job.num_steps - len(history) + 1
+    return f"{out}: loss {first:.4f} at step {started}, {last:.4f} at step {job.num_steps}{suffix}"
+
+
+def _train(
+    kind: str,
+    job: TrainingJob,
+    trainable: Trainable,
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    work_folder: Path,
+) -> tuple[TrainingJob, Any, list[dict[str, float]], Sequence[str]]:
+    """Prepare the data and train.
+
+    Returns:
+        the job with its number of steps, the trained pytree, the metrics of each step, and the
+        candidates of a warm start.
+    """
+    import dataclasses
+
+    from sdjax.core.progress import progress_bar
+    from sdjax.training import api
+    from sdjax.training.checkpoints import MetricsLog, TrainingCheckpoints
+    from sdjax.training.config import DPOJob, SFTJob, WarmstartJob
+    from sdjax.training.data import fingerprint, read_rows, tokenize_examples, tokenize_pairs
+    from sdjax.training.warmstart import make_warmstart_data, sample_candidates
+
+    max_seq_len = trainable.config.max_seq_len
+    rows: Sequence[TrainingRow] = ()
+    candidates: Sequence[str] = ()
+    if isinstance(job, SFTJob):
+        rows = read_rows(job.data, job.split)
+        # Each text must fit the model, but a row of several texts may be longer.
+        examples = tokenize_examples(rows, tokenizer, min(job.max_length, max_seq_len))
+    elif isinstance(job, DPOJob):
+        rows = _preference_rows(job)
+        pairs = tokenize_pairs(rows, tokenizer, min(job.max_length or max_seq_len, max_seq_len))
+        job = job.for_pairs(len(pairs))
+    elif isinstance(job, WarmstartJob):
+        candidates = sample_candidates(job.programs, job.rng_seed, slots=len(job.experts))
+        data = make_warmstart_data(tokenizer, job.prompt, job.experts, candidates)
+        logger.info("%d candidates after a prompt of %d tokens", len(candidates), len(data.prompt))
+    description = {"kind": kind, "rows": fingerprint(rows)} | dataclasses.asdict(job)
+    description = {key: value for key, value in description.items() if key not in _CHANGEABLE}
+    reference = _reference(job, trainable, pairs, work_folder) if isinstance(job, DPOJob) else None
+    with (
+        TrainingCheckpoints(
+            work_folder / "checkpoints",
+            every=job.checkpoint_every,
+            last_step=job.num_steps,
+            job=description,
+        ) as checkpoints,
+        MetricsLog(work_folder) as metrics_log,
+        progress_bar(f"train {kind}", job.num_steps) as advance,
+    ):
+        on_step = _progress(kind, job, metrics_log.add, advance)
+        options: dict[str, Any] = {
+            "key": key,
+            "remat": job.remat,
+            "on_step": on_step,
+            "checkpoints": checkpoints,
+        }
+        if isinstance(job, SFTJob):
+            trained, history = api.train_sft(
+                trainable,
+                examples,
+                job,
+                max_length=job.max_length,
+                batch_size=job.batch_size,
+                **options,
+            )
+        elif isinstance(job, DPOJob):
+            trained, history = api.train_dpo(trainable, pairs, job, reference=reference, **options)
+        else:
+            assert isinstance(job, WarmstartJob)
+            trained, history = api.train_warmstart(
+                trainable, data, job, batch_size=job.batch_size, **options
+            )
+    return job, trained, history, candidates
+
+
+def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
+    """Read the rows of a file, a data set, or the folder of a run."""
+    from sdjax.core.errors import UserError
+    from sdjax.search.preferences import preferences_of_run
+    from sdjax.training.data import number_rows, read_rows
+
+    if not Path(job.data).is_dir():
+        return read_rows(job.data, job.split)
+    rows = number_rows(job.data, preferences_of_run(Path(job.data)))
+    if not rows:
+        raise UserError(
+            f"{job.data}: the run has no preference pairs yet; finish an iteration first"
+        )
+    return rows
+
+
+def _reference(
+    job: DPOJob, trainable: Trainable, pairs: Sequence[TokenPair], work_folder: Path
+) -> np.ndarray:
+    """Compute the log-probabilities of the reference, or read those of an interrupted job."""
+    from sdjax.core.progress import progress_bar
+    from sdjax.training.checkpoints import cached_array
+    from sdjax.training.dpo import pad_pairs, reference_logprobs
+
+    data = pad_pairs(pairs, trainable.config.max_seq_len)
+
+    def compute() -> np.ndarray:
+        with progress_bar("reference", len(pairs)) as advance:
+            return reference_logprobs(trainable, data, job, on_pairs=advance)
+
+    settings = {name: getattr(job, name) for name in _REFERENCE_KEYS}
+    return cached_array(work_folder / "reference.npz", compute, data=data, settings=settings)
+
+
+def _progress(kind: str, job: TrainingJob, add_metrics: OnStep, advance: Any) -> OnStep:
+    """Return a callback that logs metrics and updates the progress bar."""
+    import time
+
+    last_time, last_step = time.perf_counter(), 0
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        nonlocal last_time, last_step
+        now = time.perf_counter()
+        speed = values["tokens"] * job.gradient_accumulation_steps / (now - last_time)
+        add_metrics(step, values)
+        shown = [
+            f"{label} {values[name]:.3f}"
+            for name, label in _SHOWN_METRICS.items()
+            if name in values
+        ]
+        advance(
+            step - last_step,
+            description=f"train {kind}: {', '.join(shown)}, {speed:.0f} tokens/s",
+        )
+        last_time, last_step = now, step
+
+    return on_step
+
+
+def _write_result(
+    job: TrainingJob,
+    trainable: Trainable,
+    trained: Any,
+    adapter: Adapter | None,
+    candidates: Sequence[str],
+    out: Path,
+    folder: Path,
+    mesh: Mesh | None,
+) -> int:
+    """Write the model or the adapter; return the number of distinct training programs."""
+    import dataclasses
+
+    import jax
+
+    from sdjax.io.hf_checkpoint import load_model, write_model
+    from sdjax.io.model_paths import model_folder
+    from sdjax.io.peft import write_adapter
+    from sdjax.io.training_programs import (
+        TrainingPrograms,
+        read_training_programs,
+        training_program_files,
+    )
+    from sdjax.models.lora import merge_lora
+    from sdjax.models.tree import unflatten
+    from sdjax.training.config import WarmstartJob
+    from sdjax.training.warmstart import candidate_identities, merge_signature, signature_digest
+
+    start_folder = folder if job.adapter is None else model_folder(job.adapter)
+    extra_files, count = training_program_files(start_folder), 0
+    if candidates:
+        assert isinstance(job, WarmstartJob)
+        signature = merge_signature(trainable.config, experts=len(job.experts), scope=job.scope)
+        programs = TrainingPrograms.create(
+            candidates,
+            candidate_identities(candidates, signature),
+            signature=signature_digest(signature),
+        ).union(read_training_programs(start_folder))
+        extra_files = programs.write(out.with_name(f"{out.name}.training"))
+        count = len(programs.identities)
+    if adapter is not None:
+        adapter = dataclasses.replace(adapter, factors=trained)
+    if job.save == "adapter":
+        assert adapter is not None  # checked by the config class
+        write_adapter(out, trainable.config, adapter, base=str(folder), extra_files=extra_files)
+        return count
+    # Stored in the dtypes of the original model, whatever the dtype of the computation.
+    original = load_model(folder, mesh=mesh)[1]
+    if adapter is None:
+        params = jax.tree.map(lambda new, old: new.astype(old.dtype), unflatten(trained), original)
+    else:
+        params = merge_lora(original, adapter)
+    write_model(out, trainable.config, params, assets_from=folder, extra_files=extra_files)
+    return count

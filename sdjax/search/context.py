@@ -38,7 +38,7 @@ from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.search.config import ExpertConfig, RunConfig
 from sdjax.search.types import DEVELOPMENT, MAIN, TEST, Program
-from sdjax.training.warmstart import name_of
+from sdjax.training.warmstart import signature_digest
 
 TRANSFER = "transfer"
 
@@ -210,7 +210,7 @@ def build_context(config: RunConfig) -> RunContext:
         initial_adapter=None
         if generator is None
         else _read_generator(config, generator, model, folder),
-        training_identities=read_training_identities(generator or folder, name_of(signature)),
+        training_identities=read_training_identities(generator or folder, signature_digest(signature)),
     )
 
 

@@ -43,7 +43,8 @@ from sdjax.search.types import (
     StoredVerdict,
     program_entry,
 )
-from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
+from sdjax.training.api import train_dpo
+from sdjax.training.dpo import TokenPair
 from sdjax.training.packing import Example
 from sdjax.training.trainable import lora_finetune
 
@@ -287,37 +288,26 @@ def refine(
 ) -> Adapter:
     """Train the generator by one round of DPO; return the adapter of the next iteration."""
     training = context.config.training.for_pairs(len(pairs))
-    assert training.max_steps is not None
     examples = _examples(context, store)
     token_pairs = [
         TokenPair(
-            winner=examples[pair.chosen.iteration, pair.chosen.number],
-            loser=examples[pair.rejected.iteration, pair.rejected.number],
+            chosen=examples[pair.chosen.iteration, pair.chosen.number],
+            rejected=examples[pair.rejected.iteration, pair.rejected.number],
         )
         for pair in pairs
     ]
-    settings = DPOSettings(
-        loss=training.loss,
-        beta=training.beta,
-        learning_rate=training.learning_rate,
-        nll_weight=training.nll_weight,
-        batch=training.batch_size,
-        steps=training.max_steps,
-        warmup=training.warmup_steps,
-        reference=training.reference,
-    )
-    with progress_bar(f"iteration {iteration}: refine", settings.steps) as advance:
+    with progress_bar(f"iteration {iteration}: refine", training.num_steps) as advance:
 
         def show(step: int, metrics: dict[str, float]) -> None:
             advance(
                 description=f"iteration {iteration}: refine, loss {metrics['loss']:.3f}, "
-                f"accuracy {metrics['accuracy']:.2f}"
+                f"accuracy {metrics['rewards/accuracies']:.2f}"
             )
 
         factors, _ = train_dpo(
             lora_finetune(context.model, context.compute_seed, adapter),
             token_pairs,
-            settings,
+            training,
             key=context.key("refine", iteration),
             on_step=show,
         )

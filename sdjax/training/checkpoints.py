@@ -1,10 +1,11 @@
-"""What a training leaves behind while it runs: its state, its metrics, and its reference."""
+"""Files of a running training job: checkpoints, metrics, and cached arrays."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,29 +20,31 @@ from sdjax.io.atomic_write import write_file
 from sdjax.io.orbax import CheckpointFolder
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
+logger = logging.getLogger(__name__)
+
+# Increased when a checkpoint cannot be resumed with the same result as before.
+_FORMAT = 2
+
 
 class TrainingCheckpoints:
-    """Weights, optimiser, step and what else a training depends on, every so many steps.
+    """Periodic checkpoints of trained parameters and optimizer state.
 
-    The place in the data follows from the step, and the random keys from `origin`, which a resumed
-    training must have again: so it goes on as if it had never been interrupted.
+    The position in the data follows from the step, and random keys from the config, so the result
+    of a resumed job is identical to that of an uninterrupted one.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        every: int,
-        last: int,
-        origin: Mapping[str, Any],
-        say: Callable[[str], None],
-    ):
-        """last: the last step, which is kept too. origin: what the training was started with and
-        must go on with, as JSON holds it. say: gets lines of news."""
+    def __init__(self, folder: Path, *, every: int, last_step: int, job: Mapping[str, Any]) -> None:
+        """Open the folder, which is created if necessary.
+
+        Args:
+            folder: folder of the checkpoints.
+            every: steps between checkpoints.
+            last_step: step after which a checkpoint is written in any case.
+            job: JSON-compatible description of the job; a resumed job must have an equal one.
+        """
         self._folder = CheckpointFolder(folder, item="state", unit="step", keep_latest=2)
-        self._every, self._last = every, last
-        self._origin = json.loads(json.dumps(origin))
-        self._say = say
+        self._every, self._last_step = every, last_step
+        self._job = json.loads(json.dumps(job))
 
     def __enter__(self) -> Self:
         return self
@@ -49,43 +52,49 @@ class TrainingCheckpoints:
     def __exit__(self, *_: object) -> None:
         self._folder.close()
 
-    def restore(self, trainable: Any, state: Any) -> tuple[int, Any, Any]:
-        """The newest state that can be read, and its step; 0 and what was given where none is.
+    def restore(self, trainable: Any, opt_state: Any) -> tuple[int, Any, Any]:
+        """Return the newest readable step and its state, or 0 and the arguments.
 
         Raises:
-            UserError: the checkpoints are of another training, or none of them can be read.
+            UserError: the checkpoints belong to another job, or none can be read.
         """
         if not self._folder.numbers():
-            return 0, trainable, state
-        leaves, structure = jax.tree.flatten((trainable, state))
-        found = self._folder.restore(reference=_numbered(leaves))
-        for key, value in self._origin.items():
-            kept = found.description["origin"].get(key)
-            if kept != value:
-                raise UserError(
-                    f"{self._folder.folder}: begun with {key} = {kept!r}, not {value!r}; go on "
-                    "with the same config, or remove the folder to begin anew"
-                )
-        for number in found.skipped:
-            self._say(
-                f"the checkpoint of step {number} is cut short or damaged; going on from step "
-                f"{found.number}"
+            return 0, trainable, opt_state
+        leaves, structure = jax.tree.flatten((trainable, opt_state))
+        saved = self._folder.restore(reference=_numbered(leaves))
+        if saved.description.get("format") != _FORMAT:
+            raise UserError(
+                f"{self._folder.folder}: written by another version of sdjax; finish the training "
+                "with that version, or remove the folder to start again"
             )
-        restored = [found.tree[name] for name in _numbered(leaves)]
-        return found.number, *jax.tree.unflatten(structure, restored)
+        for key, value in self._job.items():
+            stored = saved.description["job"].get(key)
+            if stored != value:
+                raise UserError(
+                    f"{self._folder.folder}: started with {key} = {stored!r}, not {value!r}; "
+                    "resume with the same config, or remove the folder to start again"
+                )
+        for number in saved.skipped:
+            logger.warning(
+                "the checkpoint of step %d is truncated or damaged; resuming from step %d",
+                number,
+                saved.number,
+            )
+        restored = [saved.tree[name] for name in _numbered(leaves)]
+        return saved.number, *jax.tree.unflatten(structure, restored)
 
-    def save(self, step: int, trainable: Any, state: Any) -> None:
-        """Writes the state after a step, where that is a multiple of `every`, or the last.
+    def save(self, step: int, trainable: Any, opt_state: Any) -> None:
+        """Write the state after a step that is a multiple of `every`, or the last.
 
         Raises:
             UserError: the disk is full.
         """
-        if step % self._every == 0 or step == self._last:
-            tree = _numbered(jax.tree.leaves((trainable, state)))
-            self._folder.save(step, tree, description={"origin": self._origin})
+        if step % self._every == 0 or step == self._last_step:
+            tree = _numbered(jax.tree.leaves((trainable, opt_state)))
+            self._folder.save(step, tree, description={"job": self._job, "format": _FORMAT})
 
-    def forget(self, step: int) -> int:
-        """Removes what a step has left; the newest step that is kept, 0 where none is."""
+    def discard(self, step: int) -> int:
+        """Remove the checkpoint of a step; return the newest one that is left, or 0."""
         self._folder.remove(step)
         return max(self._folder.numbers(), default=0)
 
@@ -94,51 +103,53 @@ def _numbered(leaves: list[jax.Array]) -> dict[str, jax.Array]:
     return {f"{number:06}": leaf for number, leaf in enumerate(leaves)}
 
 
-def kept_array(
+def cached_array(
     path: Path,
     compute: Callable[[], np.ndarray],
     *,
     data: Mapping[str, np.ndarray],
-    told: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> np.ndarray:
-    """What `compute` returns, or what it returned to a training that was interrupted.
+    """Return the array in a file, or compute and store it if the file is missing or outdated.
+
+    On several processes, only the main one reads and writes the file.
 
     Args:
-        path: where it is kept, whole or not at all.
-        data, told: all that it depends on; `told` as JSON holds it.
+        path: an .npz file, written atomically.
+        compute: called on all processes if there is no valid file.
+        data: arrays that the result depends on.
+        settings: JSON-compatible values that the result depends on.
     """
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(data):
         digest.update(repr((name, data[name].shape, data[name].dtype)).encode())
         digest.update(np.ascontiguousarray(data[name]))
     identity = digest.hexdigest()
     stored = broadcast_from_main(lambda: path.read_bytes() if path.exists() else b"")
     try:
-        with np.load(io.BytesIO(stored), allow_pickle=False) as found:
-            if str(found["identity"]) == identity:
-                return found["array"]
+        with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+            if str(arrays["identity"]) == identity:
+                return arrays["array"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        pass  # none, or cut short
+        pass  # missing or truncated
     array = compute()
     if is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = io.BytesIO()
-        np.savez(whole, identity=identity, array=array)
-        write_file(path, whole.getvalue())
+        buffer = io.BytesIO()
+        np.savez(buffer, identity=identity, array=array)
+        write_file(path, buffer.getvalue())
     return array
 
 
-class Metrics:
-    """The metrics of each step, in metrics.jsonl and as TensorBoard's events.
+class MetricsLog:
+    """Metrics of each step, in metrics.jsonl and as TensorBoard events.
 
-    A resumed training takes away what was written of steps that it does again.
+    A resumed job first removes the entries of steps that it repeats.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.jsonl"
-        self._writes = is_main_process()
         self._events: SummaryWriter | None = None
-        self._next = 1
 
     def __enter__(self) -> Self:
         return self
@@ -148,23 +159,20 @@ class Metrics:
             self._events.close()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, and one point on each curve."""
-        if not self._writes:
+        """Append the metrics of one step; does nothing except on the main process."""
+        if not is_main_process():
             return
         if self._events is None:
-            self._begin(step)
-        assert self._events is not None
+            self._events = self._open_events(step)
         with self._path.open("a", encoding="utf-8") as file:
             print(json.dumps({"step": step, **values}), file=file)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-        self._events.flush()  # whatever kills the training, as the lines above
+        self._events.flush()  # so that a killed job loses nothing
 
-    def _begin(self, step: int) -> None:
+    def _open_events(self, step: int) -> SummaryWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
         write_file(self._path, "".join(f"{line}\n" for line in kept))
-        self._events = SummaryWriter(
-            str(self._path.parent / "events"), purge_step=step, write_to_disk=True
-        )
+        return SummaryWriter(str(self._path.parent / "events"), purge_step=step, write_to_disk=True)

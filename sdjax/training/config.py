@@ -81,10 +81,15 @@ class OptimizerConfig:
         return self
 
     @property
-    def num_batches(self) -> int:
-        """Number of batches that `max_steps` updates consume."""
+    def num_steps(self) -> int:
+        """Number of updates; `max_steps` must be set."""
         assert self.max_steps is not None
-        return self.max_steps * self.gradient_accumulation_steps
+        return self.max_steps
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches that all updates together consume."""
+        return self.num_steps * self.gradient_accumulation_steps
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

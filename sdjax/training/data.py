@@ -1,11 +1,13 @@
-"""What to train on, as a user brings it: rows of text or of chat messages, made into tokens."""
+"""Training data from users: JSONL files and data sets, converted to tokens."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from sdjax.core.errors import UserError
 from sdjax.io.jsonl import read_jsonl
@@ -13,162 +15,186 @@ from sdjax.io.tokenizer import Tokenizer
 from sdjax.training.dpo import TokenPair
 from sdjax.training.packing import Example
 
-# A text, or chat messages.
-Said = str | list[dict[str, Any]]
+logger = logging.getLogger(__name__)
 
-# Before the name of a data set of the `datasets` library.
+# A text, or chat messages with role and content.
+TextOrMessages: TypeAlias = str | list[dict[str, Any]]
+
+# Prefix of the names of data sets of the `datasets` library.
 DATASETS = "datasets:"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a file, or one row of a data set. `where` names it in errors."""
+class TrainingRow:
+    """One row of training data.
+
+    Attributes:
+        where: file and line, or data set and row, for error messages.
+        fields: name to value.
+    """
 
     where: str
     fields: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """Examples that fit the length, one tuple a row, and what was done to make them.
-
-    Attributes:
-        cut: rows of which a prompt lost its beginning.
-        dropped: rows of which an answer is too long; answers are never cut.
-    """
-
-    examples: tuple[tuple[Example, ...], ...]
-    cut: int
-    dropped: int
-
-    def report(self, length: int) -> list[str]:
-        """What a user should know, in lines."""
-        whole = len(self.examples) + self.dropped
-        said = []
-        if self.cut:
-            said.append(f"{self.cut} of {whole} rows: the prompt is cut from the left")
-        if self.dropped:
-            said.append(
-                f"{self.dropped} of {whole} rows are left out: an answer is longer than {length} "
-                "tokens; raise length, up to the model's context, to train on them"
-            )
-        return said
-
-
-def read_rows(data: str, split: str) -> list[Row]:
-    """The rows of a JSONL file, or of `datasets:NAME`, which may be a folder of such files.
-
-    Raises:
-        UserError: there is no such file or data set, it is damaged, or it has no row.
-    """
-    if data.startswith(DATASETS):
-        rows = _of_datasets(data.removeprefix(DATASETS), split)
-    else:
-        rows = [
-            Row(where=f"{data}, line {number}", fields=fields)
-            for number, fields in read_jsonl(data, ())
-        ]
-    if not rows:
-        raise UserError(f"{data}: holds no example")
-    return rows
-
-
-def _of_datasets(name: str, split: str) -> list[Row]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library's own, the network's or the disk's
-        line = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{DATASETS}{name}, split {split}: cannot be loaded ({line}); correct the name or the "
-            "split, or copy the data set into a folder"
-        ) from None
+def number_rows(source: str, fields: Iterable[Mapping[str, Any]]) -> list[TrainingRow]:
+    """Return rows that error messages call "SOURCE, row 1", and so on."""
     return [
-        Row(where=f"{DATASETS}{name}, row {number}", fields=fields)
-        for number, fields in enumerate(loaded, 1)
+        TrainingRow(where=f"{source}, row {number}", fields=one)
+        for number, one in enumerate(fields, 1)
     ]
 
 
-def preference_pairs(
-    rows: Sequence[Row], tokenizer: Tokenizer, length: int
-) -> tuple[list[TokenPair], list[str]]:
-    """Pairs of at most `length` tokens a side, of rows with prompt, chosen and rejected.
+def fingerprint(rows: Sequence[TrainingRow]) -> str:
+    """Return a hexadecimal digest of the rows' fields."""
+    text = json.dumps([row.fields for row in rows], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    A field is a text or a list of chat messages; without a prompt, that is what two conversations
-    have in common.
+
+def read_rows(data: str, split: str) -> list[TrainingRow]:
+    """Read the rows of a JSONL file, or of `datasets:NAME`, where NAME may be a folder.
+
+    Args:
+        data: path of the file, or "datasets:" and the name of a data set.
+        split: split of the data set; unused for a file.
+
+    Raises:
+        UserError: the file or data set does not exist, is damaged, or has no rows.
+    """
+    if data.startswith(DATASETS):
+        rows = number_rows(data, _load_dataset(data.removeprefix(DATASETS), split))
+    else:
+        rows = [
+            TrainingRow(where=f"{data}, line {number}", fields=fields)
+            for number, fields in read_jsonl(data, ())
+        ]
+    if not rows:
+        raise UserError(f"{data}: contains no examples; add at least one row")
+    return rows
+
+
+def _load_dataset(name: str, split: str) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:  # raised by the library, the network or the file system
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{DATASETS}{name}, split {split}: cannot be loaded ({reason}); correct the name or "
+            "the split, or copy the data set to a folder"
+        ) from None
+
+
+def tokenize_pairs(
+    rows: Sequence[TrainingRow], tokenizer: Tokenizer, max_length: int
+) -> list[TokenPair]:
+    """Return preference pairs of at most `max_length` tokens per side.
+
+    Rows have the fields prompt, chosen and rejected, each a text or a list of chat messages. If
+    there is no prompt, it is the common beginning of two conversations.
+
+    Args:
+        rows: rows of text.
+        tokenizer: the model's tokenizer.
+        max_length: longest prompt with completion; see `truncate_prompts`.
 
     Raises:
         UserError: a row lacks a field, its two sides are equal, or no pair fits.
     """
-    texts = []
+    sides = []
     for row in rows:
         prompt, chosen, rejected = _preference(row)
         if isinstance(chosen, str) != isinstance(rejected, str):
-            raise UserError(f"{row.where}: one side is a text, the other is messages")
-        sides = [_tokens(row, tokenizer, prompt, side) for side in (chosen, rejected)]
-        if sides[0] == sides[1]:
+            raise UserError(
+                f"{row.where}: chosen and rejected must both be texts or both be messages"
+            )
+        pair = [_tokenize(row, tokenizer, prompt, side) for side in (chosen, rejected)]
+        if pair[0] == pair[1]:
             raise UserError(f"{row.where}: chosen and rejected are equal; remove the row")
-        texts.append(sides)
-    fitted = fit_length(texts, length)
-    if not fitted.examples:
-        raise UserError(
-            f"{rows[0].where} and the rest: no pair fits into {length} tokens; raise length, up to "
-            "the model's context"
-        )
-    pairs = [TokenPair(winner=winner, loser=loser) for winner, loser in fitted.examples]
-    return pairs, fitted.report(length)
+        sides.append(pair)
+    fitting = truncate_prompts(sides, max_length)
+    if not fitting:
+        raise UserError(f"{rows[0].where} and all others: no pair{_does_not_fit(max_length)}")
+    return [TokenPair(chosen=chosen, rejected=rejected) for chosen, rejected in fitting]
 
 
-def texts_to_learn(
-    rows: Sequence[Row], tokenizer: Tokenizer, length: int
-) -> tuple[list[Example], list[str]]:
-    """Examples of at most `length` tokens, of rows with prompt and completion, or with messages.
+def tokenize_examples(
+    rows: Sequence[TrainingRow], tokenizer: Tokenizer, max_length: int
+) -> list[Example]:
+    """Return examples of at most `max_length` tokens.
 
-    Of `messages` the last one is learnt, behind all others.
+    Rows have the fields prompt and completion, or the field messages, of which the last one is the
+    target.
+
+    Args:
+        rows: rows of text.
+        tokenizer: the model's tokenizer.
+        max_length: longest prompt with completion; see `truncate_prompts`.
 
     Raises:
         UserError: a row lacks a field, or no example fits.
     """
-    texts = []
+    examples = []
     for row in rows:
-        fields = row.fields
-        prompt: Said
-        completion: Said
-        if "messages" in fields:
-            messages = _said(row, "messages", fields["messages"])
+        prompt: TextOrMessages
+        completion: TextOrMessages
+        if "messages" in row.fields:
+            messages = _text_or_messages(row, "messages", row.fields["messages"])
             if not isinstance(messages, list) or len(messages) < 2:
-                raise UserError(f"{row.where}: messages must be a list of two or more")
+                raise UserError(f"{row.where}: messages must be a list of at least two messages")
             prompt, completion = messages[:-1], messages[-1:]
         else:
             prompt, completion = _field(row, "prompt"), _field(row, "completion")
-        texts.append([_tokens(row, tokenizer, prompt, completion)])
-    fitted = fit_length(texts, length)
-    if not fitted.examples:
-        raise UserError(
-            f"{rows[0].where} and the rest: no example fits into {length} tokens; raise length, "
-            "up to the model's context"
-        )
-    return [example for (example,) in fitted.examples], fitted.report(length)
+        examples.append([_tokenize(row, tokenizer, prompt, completion)])
+    fitting = truncate_prompts(examples, max_length)
+    if not fitting:
+        raise UserError(f"{rows[0].where} and all others: no example{_does_not_fit(max_length)}")
+    return [example for (example,) in fitting]
 
 
-def fit_length(rows: Sequence[Sequence[Example]], length: int) -> Fitted:
-    """Cuts prompts from the left to `length`, the same for all sides of a row.
+def _does_not_fit(max_length: int) -> str:
+    return (
+        f" fits into {max_length} tokens; raise max_length, up to the model's maximum sequence "
+        "length"
+    )
 
-    A row is dropped where an answer leaves no room for one token of the prompt.
+
+def truncate_prompts(
+    rows: Sequence[Sequence[Example]], max_length: int
+) -> list[tuple[Example, ...]]:
+    """Truncate prompts from the left to `max_length`, equally for all sides of a row.
+
+    Completions are never truncated: a row whose completion leaves no room for one token of the
+    prompt is dropped. The numbers of truncated and dropped rows are logged.
+
+    Args:
+        rows: examples that share a prompt.
+        max_length: longest prompt with completion.
     """
     kept: list[tuple[Example, ...]] = []
-    cut = 0
+    truncated = 0
     for row in rows:
-        room = length - max(len(example.target) for example in row)
+        room = max_length - max(len(example.target) for example in row)
         if room < 1:
             continue
-        cut += any(len(example.prompt) > room for example in row)
+        truncated += any(len(example.prompt) > room for example in row)
         kept.append(tuple(dataclasses.replace(one, prompt=one.prompt[-room:]) for one in row))
-    return Fitted(examples=tuple(kept), cut=cut, dropped=len(rows) - len(kept))
+    if truncated:
+        logger.warning("%d of %d rows: the prompt is truncated from the left", truncated, len(rows))
+    if dropped := len(rows) - len(kept):
+        logger.warning(
+            "%d of %d rows are dropped because a completion is longer than %d tokens; raise "
+            "max_length, up to the model's maximum sequence length, to train on them",
+            dropped,
+            len(rows),
+            max_length,
+        )
+    return kept
 
 
-def _preference(row: Row) -> tuple[Said, Said, Said]:
+def _preference(row: TrainingRow) -> tuple[TextOrMessages, TextOrMessages, TextOrMessages]:
+    """Return (prompt, chosen, rejected)."""
     chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
     if "prompt" in row.fields:
         return _field(row, "prompt"), chosen, rejected
@@ -181,56 +207,62 @@ def _preference(row: Row) -> tuple[Said, Said, Said]:
         raise UserError(f"{row.where}: chosen and rejected are equal; remove the row")
     if not 0 < shared < min(len(chosen), len(rejected)):
         raise UserError(
-            f"{row.where}: without a prompt, conversations begin alike and go on differently"
+            f"{row.where}: without a prompt, the two conversations must begin alike and end "
+            "differently"
         )
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _field(row: Row, name: str) -> Said:
+def _field(row: TrainingRow, name: str) -> TextOrMessages:
     if name not in row.fields:
         raise UserError(f"{row.where}: needs the field {name}; it has {', '.join(row.fields)}")
-    return _said(row, name, row.fields[name])
+    return _text_or_messages(row, name, row.fields[name])
 
 
-def _said(row: Row, name: str, value: Any) -> Said:
-    """A text, or messages. UserError for anything else, which would be learnt as it is printed."""
+def _text_or_messages(row: TrainingRow, name: str, value: Any) -> TextOrMessages:
+    """Return `value` if it is a text or messages; raise UserError otherwise."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
-        spoken = [one for one in value if isinstance(one, dict)]
-        if len(spoken) == len(value) and all(
-            isinstance(one.get(key), str) for one in spoken for key in ("role", "content")
+        messages = [one for one in value if isinstance(one, dict)]
+        if len(messages) == len(value) and all(
+            isinstance(one.get(key), str) for one in messages for key in ("role", "content")
         ):
             return value
     raise UserError(
-        f"{row.where}: {name} must be a text, or messages of role and content; it is "
+        f"{row.where}: {name} must be a text, or messages with role and content, not "
         f"{json.dumps(value, default=str)[:60]}"
     )
 
 
-def _tokens(row: Row, tokenizer: Tokenizer, prompt: Said, completion: Said) -> Example:
-    """Prompt and completion as tokens, with the end token."""
+def _tokenize(
+    row: TrainingRow, tokenizer: Tokenizer, prompt: TextOrMessages, completion: TextOrMessages
+) -> Example:
+    """Tokenize prompt and completion, and append the end-of-sequence token."""
     if isinstance(completion, list):
         messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-        before = tokenizer.render_chat(messages)
-        whole = tokenizer.render_chat([*messages, *completion], add_generation_prompt=False)
-        if not whole.startswith(before):
+        prompt_text = tokenizer.render_chat(messages)
+        full_text = tokenizer.render_chat([*messages, *completion], add_generation_prompt=False)
+        if not full_text.startswith(prompt_text):
             raise UserError(
-                f"{row.where}: the chat template writes the prompt differently before an answer; "
-                "give prompt and answer as text"
+                f"{row.where}: the chat template renders the prompt differently if an answer "
+                "follows; give prompt and completion as texts"
             )
-        head, text = tokenizer.encode(before, add_special=False), whole[len(before) :]
+        prompt_tokens = tokenizer.encode(prompt_text, add_special=False)
+        text = full_text[len(prompt_text) :]
     elif isinstance(prompt, list):
-        raise UserError(f"{row.where}: the prompt is messages, so the answer must be messages too")
+        raise UserError(
+            f"{row.where}: the prompt is a list of messages, so the completion must be one too"
+        )
     else:
-        head, text = tokenizer.encode(prompt, add_special=True), completion
+        prompt_tokens, text = tokenizer.encode(prompt, add_special=True), completion
     target = tokenizer.encode(text, add_special=False)
     if not target:
-        raise UserError(f"{row.where}: the answer is empty; remove the row")
-    # A chat template ends an answer itself, perhaps with a line break behind the end token.
-    ended = target[-2:] if isinstance(completion, list) else target[-1:]
-    if not set(ended) & set(tokenizer.eos_ids):
+        raise UserError(f"{row.where}: the completion is empty; remove the row")
+    # A chat template ends the completion itself, perhaps with a newline after the end token.
+    last_tokens = target[-2:] if isinstance(completion, list) else target[-1:]
+    if not set(last_tokens) & set(tokenizer.eos_ids):
         target = [*target, *tokenizer.eos_ids[:1]]
-    if not head:
+    if not prompt_tokens:
         raise UserError(f"{row.where}: the prompt is empty; remove the row")
-    return Example(prompt=tuple(head), target=tuple(target))
+    return Example(prompt=tuple(prompt_tokens), target=tuple(target))

@@ -1,213 +1,177 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290).
-
-Axes: P pairs, B pairs of a batch, L tokens, G parts of a batch, K trained tokens of each; the axis
-of 2 is (winner, loser).
-"""
+"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
+from sdjax.models.types import Params
 from sdjax.sharding.rules import replicated
-from sdjax.training.fit import Loss, OptimiserSettings, fit, parts_of
+from sdjax.training.config import DPOConfig
+from sdjax.training.fit import num_parts
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import LOSSES
-from sdjax.training.packing import Example, batches_of
+from sdjax.training.packing import Example, target_batches
 from sdjax.training.trainable import Assemble, Trainable
+from sdjax.training.types import Batch, LossFn, Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenPair:
-    """Two completions, each behind its own prompt, end token included."""
+    """Two completions with their prompts, end-of-sequence token included."""
 
-    winner: Example
-    loser: Example
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DPOSettings:
-    """How a round of DPO trains.
-
-    Attributes:
-        loss: a name in `sdjax.training.losses.LOSSES`.
-        beta: how strongly the policy is held to the reference.
-        nll_weight: weight of the winner's mean negative log-likelihood (RPO, Pang et al. 2024,
-            arXiv 2404.19733); without it small generators forget how to write programs.
-        batch: pairs a step.
-        steps: updates; the pairs are drawn in a new order each time they are used up.
-        reference: `policy` is the policy at the start of the round, `seed` is no adapter.
-    """
-
-    loss: str = "sigmoid"
-    beta: float = 0.01
-    learning_rate: float = 1e-6
-    nll_weight: float = 0.0
-    batch: int = 8
-    steps: int = 100
-    warmup: int = 0
-    reference: str = "policy"
-
-    def optimiser(self) -> OptimiserSettings:
-        return OptimiserSettings(
-            learning_rate=self.learning_rate, steps=self.steps, warmup=self.warmup
-        )
+    chosen: Example
+    rejected: Example
 
 
-def train_dpo(
-    trainee: Trainable,
-    pairs: Sequence[TokenPair],
-    settings: DPOSettings,
-    *,
-    key: jax.Array,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> tuple[Any, list[dict[str, float]]]:
-    """One round of DPO; the trained pytree, and the metrics of each step.
+def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> LossFn:
+    """Return a loss function for batches of pairs: the preference loss plus `nll_weight` times NLL.
 
-    The reference's log-probabilities are computed once, before the first update, so the loss of
-    the first step is log 2 (and `nll_weight` times the likelihood term).
-
-    Raises:
-        UserError: no pairs, a pair that does not fit the context, or a loss that is not finite.
-    """
-    data = pad_pairs(pairs, trainee.config.max_seq_len)
-    data["reference"] = reference_logprobs(trainee, data, settings)
-    return fit(
-        dpo_loss(trainee.config, trainee.assemble, settings),
-        trainee.trainable,
-        trainee.frozen,
-        pair_batches(trainee, data, settings, key=key),
-        settings.optimiser(),
-        on_step=on_step,
-    )
-
-
-def pair_batches(
-    trainee: Trainable, data: dict[str, np.ndarray], settings: DPOSettings, *, key: jax.Array
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of `settings.steps` steps.
+    Metrics have TRL's names; `dpo_loss` is the preference loss alone, and `nll_loss` the mean
+    negative log-likelihood per token of the chosen completions.
 
     Args:
-        data: as of `pad_pairs`, with `reference` [P, 2] float32 as of `reference_logprobs`.
+        config: architecture of the model.
+        assemble: puts trainable and frozen arrays together.
+        dpo: loss, beta and `nll_weight`.
     """
-    chosen = list(_shuffled(len(data["tokens"]), settings, key))
-    return batches_of(data, chosen, parts=parts_of(trainee.trainable, settings.batch))
+    preference_loss = LOSSES[dpo.loss]
 
-
-def reference_logprobs(
-    trainee: Trainable,
-    data: dict[str, np.ndarray],
-    settings: DPOSettings,
-    *,
-    on_pairs: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """The reference's log-probability of each completion: [P, 2] float32.
-
-    To be computed before any update. on_pairs: gets how many more are done.
-    """
-
-    def logprobs(trainable: Any, frozen: Any, batch: dict) -> jax.Array:
-        params, adapter = trainee.assemble(trainable, frozen)
-        if settings.reference == "seed":
-            adapter = None
-        return sequence_logprobs(trainee.config, params, adapter, batch)
-
-    compiled = jax.jit(logprobs, out_shardings=replicated((trainee.trainable, trainee.frozen)))
-    count, size = len(data["tokens"]), settings.batch
-    # The last batch is filled up by wrapping around, to keep one shape.
-    chosen = [np.arange(start, start + size) % count for start in range(0, count, size)]
-    found = []
-    for batch in batches_of(data, chosen, parts=parts_of(trainee.trainable, size)):
-        found.append(np.asarray(compiled(trainee.trainable, trainee.frozen, batch)))
-        if on_pairs is not None:
-            on_pairs(min(size, count - size * (len(found) - 1)))
-    return np.concatenate(found)[:count]
-
-
-def dpo_loss(config: ModelConfig, assemble: Assemble, settings: DPOSettings) -> Loss:
-    """The preference loss of a batch of pairs, and the winner's likelihood beside it."""
-    preference = LOSSES[settings.loss]
-
-    def loss(
-        trainable: Any, frozen: Any, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        policy = sequence_logprobs(config, *assemble(trainable, frozen), batch)  # [B, 2]
-        gains = policy - batch["reference"]
-        lengths = _by_completion(batch["weights"], batch)
-        margin = gains[:, 0] - gains[:, 1]
-        likelihood = -(policy[:, 0] / lengths[:, 0]).mean()
-        value = preference(gains, lengths, settings.beta).mean()
+    def loss(trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        policy = sequence_logprobs(config, *assemble(trainable, frozen), batch)
+        log_ratios = policy - batch["reference"]
+        lengths = _sum_by_completion(jnp.asarray(batch["weights"]), batch)
+        rewards = dpo.beta * log_ratios
+        reward_margin = rewards[:, 0] - rewards[:, 1]
+        nll = -(policy[:, 0] / lengths[:, 0]).mean()
+        value = preference_loss(log_ratios, lengths, dpo.beta).mean()
         metrics = {
             "dpo_loss": value,
-            "margin": settings.beta * margin.mean(),
-            "accuracy": (margin > 0).mean(),
-            "winner_nll": likelihood,
+            "nll_loss": nll,
+            "rewards/chosen": rewards[:, 0].mean(),
+            "rewards/rejected": rewards[:, 1].mean(),
+            "rewards/accuracies": (reward_margin > 0).mean(),
+            "rewards/margins": reward_margin.mean(),
+            "logps/chosen": policy[:, 0].mean(),
+            "logps/rejected": policy[:, 1].mean(),
             "tokens": lengths.sum(),
         }
-        return value + settings.nll_weight * likelihood, metrics
+        return value + dpo.nll_weight * nll, metrics
 
     return loss
 
 
+def reference_logprobs(
+    trainable: Trainable,
+    data: dict[str, np.ndarray],
+    dpo: DPOConfig,
+    *,
+    on_pairs: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Return the log-probability of each completion under the reference: [pairs, 2] float32.
+
+    Call it before the first update.
+
+    Args:
+        trainable: the policy.
+        data: pairs, as `pad_pairs` returns them.
+        dpo: `reference` chooses the model, `batch_size` the pairs per batch.
+        on_pairs: called with the number of pairs done since the last call.
+    """
+
+    def logprobs(trained: Any, frozen: Any, batch: Batch) -> jax.Array:
+        params, adapter = trainable.assemble(trained, frozen)
+        if dpo.reference == "seed":
+            adapter = None
+        return sequence_logprobs(trainable.config, params, adapter, batch)
+
+    arrays = (trainable.trainable, trainable.frozen)
+    compiled = jax.jit(logprobs, out_shardings=replicated(arrays))
+    count, size = len(data["tokens"]), dpo.batch_size
+    # The last batch wraps around, so that all batches have the same shape.
+    indices = [np.arange(start, start + size) % count for start in range(0, count, size)]
+    results = []
+    for batch in target_batches(data, indices, parts=num_parts(trainable.trainable, size)):
+        results.append(np.asarray(compiled(*arrays, batch)))
+        if on_pairs is not None:
+            on_pairs(min(size, count - size * (len(results) - 1)))
+    return np.concatenate(results)[:count]
+
+
 def sequence_logprobs(
-    config: ModelConfig, params: dict, adapter: Adapter | None, batch: dict[str, jax.Array]
-) -> jax.Array:
-    """The log-probability of each completion given its prompt: [B, 2] float32."""
-    tokens = rearrange(batch["tokens"], "b s t -> (b s) t")
+    config: ModelConfig, params: Params, adapter: Adapter | None, batch: Batch
+) -> Float[Array, "pairs 2"]:
+    """Return the log-probability of each completion given its prompt, in float32.
+
+    Args:
+        config: architecture of the model.
+        params: weights of the model.
+        adapter: LoRA factors to add, or None.
+        batch: pairs, as `target_batches` yields them from the arrays of `pad_pairs`.
+    """
+    tokens = rearrange(jnp.asarray(batch["tokens"]), "b s t -> (b s) t")
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     logprobs = token_logprobs(
-        params, adapter, tokens, config=config, positions=positions, at=batch["at"]
+        params,
+        adapter,
+        tokens,
+        config=config,
+        positions=positions,
+        target_index=jnp.asarray(batch["target_index"]),
     )
-    return _by_completion(logprobs * batch["weights"], batch)
+    return _sum_by_completion(logprobs * batch["weights"], batch)
 
 
-def _by_completion(values: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """The sums of [G, K] over each completion's trained tokens: [B, 2]."""
+def _sum_by_completion(
+    values: Float[Array, "parts targets"], batch: Batch
+) -> Float[Array, "pairs 2"]:
+    """Sum over the target tokens of each completion."""
     pairs, _, length = batch["tokens"].shape
-    sides = jnp.arange(2 * pairs // len(values))
-    # As a masked sum, whose gradient is no scatter.
-    own = batch["at"][..., None] // length == sides
-    return jnp.where(own, values[..., None], 0).sum(1).reshape(pairs, 2)
+    rows = jnp.arange(2 * pairs // len(values))
+    # A masked sum, so that the gradient is not a scatter.
+    belongs = batch["target_index"][..., None] // length == rows
+    return jnp.where(belongs, values[..., None], 0).sum(1).reshape(pairs, 2)
 
 
-def pad_pairs(pairs: Sequence[TokenPair], context: int) -> dict[str, np.ndarray]:
-    """`tokens` [P, 2, L] int32 and `weights` [P, 2, L] float32, 1 on the completions.
+def pad_pairs(pairs: Sequence[TokenPair], max_seq_len: int) -> dict[str, np.ndarray]:
+    """Return pairs as arrays of equal length.
 
-    L is a multiple of 64, so that rounds with similar programs share a compiled step.
+    The length is rounded up to a multiple of 64, so that rounds of similar length share a compiled
+    step.
+
+    Args:
+        pairs: at least one.
+        max_seq_len: the model's maximum sequence length.
+
+    Returns:
+        `tokens` [pairs, 2, time] int32, and `weights` [pairs, 2, time] float32, 1 on completions.
 
     Raises:
-        UserError: no pairs, or a pair that is longer than the context.
+        UserError: there are no pairs, or a pair is longer than `max_seq_len`.
     """
     if not pairs:
         raise UserError("DPO: there are no preference pairs to train on")
-    longest = max(len(side) for pair in pairs for side in (pair.winner, pair.loser))
-    if longest > context:
-        raise UserError(f"DPO: a pair has {longest} tokens, the model's context is {context}")
-    length = min(-(-longest // 64) * 64, context)
+    longest = max(len(side) for pair in pairs for side in (pair.chosen, pair.rejected))
+    if longest > max_seq_len:
+        raise UserError(
+            f"DPO: a pair has {longest} tokens, but the model's maximum sequence length is "
+            f"{max_seq_len}; shorten it, or lower max_length"
+        )
+    length = min(-(-longest // 64) * 64, max_seq_len)
     tokens = np.zeros((len(pairs), 2, length), np.int32)
     weights = np.zeros((len(pairs), 2, length), np.float32)
     for index, pair in enumerate(pairs):
-        for side, text in enumerate((pair.winner, pair.loser)):
+        for side, text in enumerate((pair.chosen, pair.rejected)):
             tokens[index, side, : len(text)] = text.prompt + text.target
             weights[index, side, len(text.prompt) : len(text)] = 1.0
     return {"tokens": tokens, "weights": weights}
-
-
-def _shuffled(count: int, settings: DPOSettings, key: jax.Array) -> Iterator[np.ndarray]:
-    """Index batches [B] for all steps: permutation after permutation, by key."""
-    order = np.zeros(0, np.int64)
-    for step in range(settings.steps):
-        while len(order) < settings.batch:
-            fresh = jax.random.permutation(jax.random.fold_in(key, step * 1000 + len(order)), count)
-            order = np.concatenate([order, np.asarray(fresh)])
-        yield order[: settings.batch]
-        order = order[settings.batch :]

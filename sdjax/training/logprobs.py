@@ -1,8 +1,4 @@
-"""Log-probabilities of given tokens.
-
-Axes: B batch, T tokens, G parts of a batch, K tokens predicted of each, D hidden, V vocabulary, N
-chunks, C tokens a chunk.
-"""
+"""Log-probabilities of given tokens, computed in chunks so that all logits never exist at once."""
 
 from __future__ import annotations
 
@@ -13,37 +9,51 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Float, Int
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
 from sdjax.models.transformer import KVCache, forward, unembed
+from sdjax.models.types import Params
 
-# Logits that exist at once, 64 MiB: enough for a matrix product to run at its full speed.
-LOGITS = 1 << 24
+# Largest number of logits at once (64 MiB), enough for a matrix product to run at full speed.
+MAX_LOGITS = 1 << 24
+
+# (head, states) -> logits
+Unembed = Callable[[Any, jax.Array], jax.Array]
 
 
 def token_logprobs(
-    params: dict,
+    params: Params,
     adapter: Adapter | None,
-    tokens: jax.Array,
+    tokens: Int[Array, "batch time"],
     *,
     config: ModelConfig,
-    positions: jax.Array,
-    segments: jax.Array | None = None,
-    prefix: jax.Array | None = None,
-    at: jax.Array | None = None,
-) -> jax.Array:
-    """The log-probability of each token given those before it: [B, T - 1] float32.
+    positions: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    prefix: Int[Array, " prefix"] | None = None,
+    target_index: Int[Array, "parts targets"] | None = None,
+) -> Float[Array, "batch time-1"] | Float[Array, "parts targets"]:
+    """Return the log-probability of each token given the tokens before it, in float32.
 
-    Entry t belongs to token t + 1. With `at` [G, K] int32 it is [G, K], of those entries alone: the
-    batch is taken in G equal parts, the rows of each laid end to end. With `prefix` [P] int32 all
-    rows stand behind those tokens, which are computed once; their positions begin at P, and they
-    have no segments.
+    Args:
+        params: weights of the model.
+        adapter: LoRA factors to add to the projections, or None.
+        tokens: input tokens; entry t of the result belongs to token t + 1.
+        config: architecture of the model.
+        positions: position of each token in its sequence.
+        segments: number of the packed sequence that each token belongs to.
+        prefix: tokens that precede every row; they are computed once. `positions` then start at
+            the length of the prefix, and there are no segments.
+        target_index: restricts the result to these entries. The batch is divided into `parts`
+            equal parts, and the rows of each part are concatenated before indexing.
     """
-    cache = reach = None
+    cache = max_length = None
     if prefix is not None:
-        reach = len(prefix) + tokens.shape[1]
-        cache = _prefix_cache(params, adapter, prefix, rows=len(tokens), reach=reach, config=config)
+        max_length = len(prefix) + tokens.shape[1]
+        cache = _prefix_cache(
+            params, adapter, prefix, rows=len(tokens), max_length=max_length, config=config
+        )
     hidden, _ = forward(
         params,
         adapter,
@@ -52,45 +62,46 @@ def token_logprobs(
         positions=positions,
         segments=segments,
         cache=cache,
-        max_length=reach,
+        max_length=max_length,
     )
-    if at is None:
+    if target_index is None:
         states, targets = hidden[:, :-1], tokens[:, 1:]
     else:
-        joined = rearrange(hidden, "(g b) t d -> g (b t) d", g=len(at))
-        states = jnp.take_along_axis(joined, at[..., None], axis=1)  # [G, K, D]
-        joined = rearrange(tokens, "(g b) t -> g (b t)", g=len(at))
-        # The last place has none behind it, and weight 0.
-        targets = jnp.take_along_axis(joined, at + 1, axis=1, mode="clip")
-    return target_logprobs(partial(unembed, config=config), head_of(params), states, targets)
+        parts = len(target_index)
+        joined = rearrange(hidden, "(g b) t d -> g (b t) d", g=parts)
+        states = jnp.take_along_axis(joined, target_index[..., None], axis=1)
+        joined = rearrange(tokens, "(g b) t -> g (b t)", g=parts)
+        # The last entry has no next token; its weight is 0.
+        targets = jnp.take_along_axis(joined, target_index + 1, axis=1, mode="clip")
+    return target_logprobs(partial(unembed, config=config), head_params(params), states, targets)
 
 
 def _prefix_cache(
-    params: dict,
+    params: Params,
     adapter: Adapter | None,
     prefix: jax.Array,
     *,
     rows: int,
-    reach: int,
+    max_length: int,
     config: ModelConfig,
 ) -> KVCache:
-    """The prefix's keys and values for `rows` rows, with room for `reach` tokens."""
+    """Return the keys and values of the prefix, repeated for `rows` rows of `max_length` tokens."""
     positions = jnp.arange(len(prefix))[None]
-    _, entries = forward(
-        params, adapter, prefix[None], config=config, positions=positions, max_length=reach
+    _, cache = forward(
+        params, adapter, prefix[None], config=config, positions=positions, max_length=max_length
     )
 
-    def shared(entry: jax.Array, axis: int) -> jax.Array:
-        room = [(0, 0)] * entry.ndim
-        room[axis] = (0, reach - len(prefix))
-        roomy = jnp.pad(entry, room)
-        return jnp.broadcast_to(roomy, (rows, *roomy.shape[1:]))
+    def expand(entry: jax.Array, axis: int) -> jax.Array:
+        padding = [(0, 0)] * entry.ndim
+        padding[axis] = (0, max_length - len(prefix))
+        padded = jnp.pad(entry, padding)
+        return jnp.broadcast_to(padded, (rows, *padded.shape[1:]))
 
-    return [{"k": shared(one["k"], 3), "v": shared(one["v"], 2)} for one in entries]
+    return [{"k": expand(layer["k"], 3), "v": expand(layer["v"], 2)} for layer in cache]
 
 
-def head_of(params: dict) -> dict:
-    """The tensors that logits are made with."""
+def head_params(params: Params) -> Params:
+    """Return the tensors that compute logits: the LM head, or the embedding if they are tied."""
     return {name: leaf for name, leaf in params.items() if name.startswith("lm_head")} or {
         "embed": params["embed"]
     }
@@ -98,91 +109,105 @@ def head_of(params: dict) -> dict:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def target_logprobs(
-    unembed: Callable[[Any, jax.Array], jax.Array], head: Any, states: jax.Array, targets: jax.Array
-) -> jax.Array:
-    """The target's logit minus the logsumexp of all, in float32.
+    unembed: Unembed,
+    head: Any,
+    states: Float[Array, "parts targets hidden"],
+    targets: Int[Array, "parts targets"],
+) -> Float[Array, "parts targets"]:
+    """Return the logit of each target minus the logsumexp of all logits, in float32.
 
-    A chunk of tokens at a time, forwards and backwards: no array of G x K x V exists.
+    Forward and backward passes work on one chunk of tokens at a time, so no array of
+    parts x targets x vocab exists.
 
     Args:
-        unembed: `(head, states [..., D]) -> logits [..., V]`, float32, each from its own state.
-        head: a pytree of tensors.
-        states: [G, K, D].
-        targets: [G, K] int32.
-
-    Returns:
-        [G, K] float32.
+        unembed: maps (head, states [..., hidden]) to float32 logits [..., vocab], each from its
+            own state.
+        head: pytree of the tensors that compute logits.
+        states: final hidden states.
+        targets: token ids.
     """
 
-    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def chunk_logprobs(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         return _logprobs(unembed, head, *chunk)
 
-    return _joined(jax.lax.map(of_chunk, _chunks(unembed, head, states, targets)), states)
+    chunks = _split_chunks(unembed, head, states, targets)
+    return _join_chunks(jax.lax.map(chunk_logprobs, chunks), states)
 
 
-def _forwards(unembed, head, states, targets):
-    """The log-probabilities and, while the logits are there, their gradients by the states.
+def _forward_rule(
+    unembed: Unembed, head: Any, states: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, tuple]:
+    """Return the log-probabilities, and residuals that include their gradient by the states.
 
-    A state is in one log-probability alone, so a loss can but scale its gradient: backwards needs
-    logits only for the gradient by the head, and none where the head is frozen.
+    Each state affects one log-probability only, so a loss can only scale its gradient. The backward
+    pass therefore needs logits only for the gradient by the head, and none if the head is frozen.
     """
 
-    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        inputs, wanted = chunk
-        logprobs, pull = jax.vjp(lambda x: _logprobs(unembed, head, x, wanted), inputs)
-        (slopes,) = pull(jnp.ones_like(logprobs))
-        return logprobs, slopes
+    def chunk_logprobs(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        chunk_states, chunk_targets = chunk
+        logprobs, vjp = jax.vjp(
+            lambda states: _logprobs(unembed, head, states, chunk_targets), chunk_states
+        )
+        (gradient,) = vjp(jnp.ones_like(logprobs))
+        return logprobs, gradient
 
-    logprobs, slopes = _joined(
-        jax.lax.map(of_chunk, _chunks(unembed, head, states, targets)), states
-    )
-    return logprobs, (head, states, targets, slopes)
+    chunks = _split_chunks(unembed, head, states, targets)
+    logprobs, gradient = _join_chunks(jax.lax.map(chunk_logprobs, chunks), states)
+    return logprobs, (head, states, targets, gradient)
 
 
-def _backwards(unembed, kept, cotangent):
-    head, states, targets, slopes = kept
+def _backward_rule(
+    unembed: Unembed, residuals: tuple, cotangent: jax.Array
+) -> tuple[Any, jax.Array, None]:
+    head, states, targets, gradient = residuals
 
     def add_chunk(total: Any, chunk: tuple) -> tuple[Any, None]:
-        inputs, wanted, scales = chunk
-        _, pull = jax.vjp(lambda weights: _logprobs(unembed, weights, inputs, wanted), head)
-        return jax.tree.map(jnp.add, total, pull(scales)[0]), None
+        chunk_states, chunk_targets, chunk_cotangent = chunk
+        _, vjp = jax.vjp(lambda head: _logprobs(unembed, head, chunk_states, chunk_targets), head)
+        return jax.tree.map(jnp.add, total, vjp(chunk_cotangent)[0]), None
 
-    chunks = _chunks(unembed, head, states, targets, cotangent)
-    by_head, _ = jax.lax.scan(add_chunk, jax.tree.map(jnp.zeros_like, head), chunks)
-    by_states = (slopes * cotangent[..., None]).astype(states.dtype)
-    return by_head, by_states, None
-
-
-target_logprobs.defvjp(_forwards, _backwards)
+    chunks = _split_chunks(unembed, head, states, targets, cotangent)
+    head_gradient, _ = jax.lax.scan(add_chunk, jax.tree.map(jnp.zeros_like, head), chunks)
+    return head_gradient, (gradient * cotangent[..., None]).astype(states.dtype), None
 
 
-def _logprobs(unembed, head, states: jax.Array, targets: jax.Array) -> jax.Array:
-    logits = unembed(head, states)  # [G, C, V]
-    # As a masked sum: a vocabulary that is spread over devices stays where it is, and the gradient
-    # is no scatter.
+target_logprobs.defvjp(_forward_rule, _backward_rule)
+
+
+def _logprobs(
+    unembed: Unembed,
+    head: Any,
+    states: Float[Array, "parts chunk hidden"],
+    targets: Int[Array, "parts chunk"],
+) -> Float[Array, "parts chunk"]:
+    logits = unembed(head, states)
+    # A masked sum keeps a vocabulary that is sharded over devices in place, and its gradient is
+    # not a scatter.
     is_target = targets[..., None] == jnp.arange(logits.shape[-1])
-    chosen = jnp.where(is_target, logits, 0).sum(-1)
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    target_logits = jnp.where(is_target, logits, 0).sum(-1)
+    return target_logits - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _chunks(unembed, head, states: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Each [G, K, ...] as [N, G, C, ...], padded.
+def _split_chunks(
+    unembed: Unembed, head: Any, states: jax.Array, *arrays: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Reshape [parts, targets, ...] to padded [chunks, parts, chunk, ...].
 
-    Cut along the tokens, so that a batch that is spread over devices stays where it is.
+    Splitting along the tokens keeps a batch that is sharded over devices in place.
     """
     parts, count = states.shape[:2]
     vocab_size = jax.eval_shape(unembed, head, states).shape[-1]
-    chunks = -(-parts * count * vocab_size // LOGITS)
+    chunks = -(-parts * count * vocab_size // MAX_LOGITS)
     padding = (0, -count % chunks)
 
-    def cut(array: jax.Array) -> jax.Array:
+    def split(array: jax.Array) -> jax.Array:
         padded = jnp.pad(array, [(0, 0), padding] + [(0, 0)] * (array.ndim - 2))
         return rearrange(padded, "g (n c) ... -> n g c ...", n=chunks)
 
-    return tuple(cut(array) for array in (states, *arrays))
+    return tuple(split(array) for array in (states, *arrays))
 
 
-def _joined(chunked: Any, states: jax.Array) -> Any:
-    """The inverse of `_chunks`."""
+def _join_chunks(chunked: Any, states: jax.Array) -> Any:
+    """Invert `_split_chunks`."""
     count = states.shape[1]
     return jax.tree.map(lambda x: rearrange(x, "n g c ... -> g (n c) ...")[:, :count], chunked)

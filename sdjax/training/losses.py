@@ -1,33 +1,50 @@
-"""Losses of preference training, each a small function; another one is one more in `LOSSES`.
-
-Axes: B pairs; the axis of 2 is (winner, loser).
-"""
+"""Preference losses; to add one, write a function and list it in `LOSSES`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-# (gains [B, 2], lengths [B, 2], beta) -> losses [B]. A gain is the policy's log-probability of a
-# completion minus the reference's, a length its number of tokens.
-PreferenceLoss = Callable[[jax.Array, jax.Array, float], jax.Array]
-
-
-def sigmoid_loss(gains: jax.Array, lengths: jax.Array, beta: float) -> jax.Array:
-    """-log sigmoid(beta margin): DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7)."""
-    return -jax.nn.log_sigmoid(beta * (gains[:, 0] - gains[:, 1]))
+# (log_ratios, lengths, beta) -> loss of each pair. A log ratio is the log-probability of a
+# completion under the policy minus that under the reference; a length counts its tokens. The last
+# axis is (chosen, rejected).
+PreferenceLoss: TypeAlias = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
-def ipo_loss(gains: jax.Array, lengths: jax.Array, beta: float) -> jax.Array:
-    """(margin - 1 / (2 beta))^2: IPO (Azar et al. 2023, arXiv 2310.12036, eq. 17).
+def sigmoid_loss(
+    log_ratios: Float[Array, "pairs 2"], lengths: Float[Array, "pairs 2"], beta: float
+) -> Float[Array, " pairs"]:
+    """Return the DPO loss, -log sigmoid(beta margin).
 
-    The margin is of gains a token, as TRL's: the paper's authors confirmed to it that this is how
-    their results were made.
+    Equation 7 of Rafailov et al. 2023, arXiv 2305.18290.
+
+    Args:
+        log_ratios: log ratios of the (chosen, rejected) completions.
+        lengths: tokens of each completion; unused.
+        beta: strength of the pull toward the reference.
     """
-    mean_gains = gains / jnp.maximum(lengths, 1)
-    return jnp.square(mean_gains[:, 0] - mean_gains[:, 1] - 1 / (2 * beta))
+    return -jax.nn.log_sigmoid(beta * (log_ratios[:, 0] - log_ratios[:, 1]))
+
+
+def ipo_loss(
+    log_ratios: Float[Array, "pairs 2"], lengths: Float[Array, "pairs 2"], beta: float
+) -> Float[Array, " pairs"]:
+    """Return the IPO loss, (margin - 1 / (2 beta))^2.
+
+    Equation 17 of Azar et al. 2023, arXiv 2310.12036. As in TRL, the margin is the difference of
+    log ratios per token, which the authors confirmed is how they obtained their results.
+
+    Args:
+        log_ratios: log ratios of the (chosen, rejected) completions.
+        lengths: tokens of each completion.
+        beta: strength of the pull toward the reference.
+    """
+    per_token = log_ratios / jnp.maximum(lengths, 1)
+    return jnp.square(per_token[:, 0] - per_token[:, 1] - 1 / (2 * beta))
 
 
 LOSSES: dict[str, PreferenceLoss] = {"sigmoid": sigmoid_loss, "ipo": ipo_loss}

@@ -1,19 +1,20 @@
-"""Examples of different lengths side by side in rows of one length.
-
-Axes: N rows, B of them in a batch, T tokens, K that are predicted of a part of the batch.
-"""
+"""Examples as batches of equal shape: shuffling, packing, and the places of target tokens."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
+
+from sdjax.training.types import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A text to learn: the model is trained on `target`, behind `prompt`."""
+    """Tokens of one text; the loss is on `target`, which follows `prompt`."""
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
@@ -22,43 +23,70 @@ class Example:
         return len(self.prompt) + len(self.target)
 
 
-def batches_of(
-    data: Mapping[str, np.ndarray], chosen: Sequence[np.ndarray], *, parts: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of rows, with the places of the tokens that are trained, so that no other is
-    predicted.
+def shuffled_batches(
+    count: int, *, batch_size: int, num_batches: int, key: jax.Array
+) -> Iterator[np.ndarray]:
+    """Yield int64 index arrays [batch_size] that go through `count` rows in random order.
+
+    Every row comes once per epoch, each epoch in a new order; a batch may span two epochs.
 
     Args:
-        data: arrays [N, ...], among them `weights` [N, ..., T], 0 but for the tokens to train.
-        chosen: the rows [B] of each batch.
-        parts: in how many a batch is divided over the devices; each part's places are its own.
-
-    Returns:
-        the rows of each array, but `weights` [parts, K], and `at` [parts, K] int32: a part's tokens
-        laid end to end, the places of the states before those of weight. K is the most that a part
-        of any of the batches has, in multiples of 64: one program takes them all. What is left
-        over has weight 0.
+        count: number of rows.
+        batch_size: indices per batch; may exceed `count`.
+        num_batches: number of batches to yield.
+        key: random key; equal keys give equal batches.
     """
-    trained = (data["weights"][..., 1:] > 0).reshape(len(data["weights"]), -1).sum(1)
-    most = max(trained[rows].reshape(parts, -1).sum(1).max() for rows in chosen)
-    most = -(-int(most) // 64) * 64
-    for rows in chosen:
+    epochs = (
+        np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), count))
+        for epoch in itertools.count()
+    )
+    order = itertools.chain.from_iterable(epochs)
+    for _ in range(num_batches):
+        yield np.fromiter(itertools.islice(order, batch_size), np.int64, batch_size)
+
+
+def target_batches(
+    data: Mapping[str, np.ndarray], indices: Sequence[np.ndarray], *, parts: int = 1
+) -> Iterator[Batch]:
+    """Yield batches of rows with the places of their target tokens, so that only these get logits.
+
+    All batches have the same shape, so one compiled step serves them all.
+
+    Args:
+        data: arrays [rows, ...], among them `weights` [rows, ..., time], 0 except on targets.
+        indices: rows of each batch.
+        parts: number of parts that a batch is divided into over the devices.
+
+    Yields:
+        the rows of each array; `target_index` [parts, targets] int32, the places of the states
+        that predict the targets of each part after concatenating its rows; and `weights`
+        [parts, targets], 0 on padding. The number of targets is the largest of any part of any
+        batch, rounded up to a multiple of 64.
+    """
+    target_counts = (data["weights"][..., 1:] > 0).reshape(len(data["weights"]), -1).sum(1)
+    largest = max(target_counts[rows].reshape(parts, -1).sum(1).max() for rows in indices)
+    width = -(-int(largest) // 64) * 64
+    for rows in indices:
         batch = {name: array[rows] for name, array in data.items()}
-        after = np.zeros_like(batch["weights"])
-        after[..., :-1] = batch["weights"][..., 1:]
-        after = after.reshape(parts, -1)
-        at = np.argsort(after == 0, axis=1, kind="stable")[:, :most].astype(np.int32)
-        yield batch | {"at": at, "weights": np.take_along_axis(after, at, axis=1)}
+        next_weights = np.zeros_like(batch["weights"])
+        next_weights[..., :-1] = batch["weights"][..., 1:]
+        next_weights = next_weights.reshape(parts, -1)
+        index = np.argsort(next_weights == 0, axis=1, kind="stable")[:, :width].astype(np.int32)
+        weights = np.take_along_axis(next_weights, index, axis=1)
+        yield batch | {"target_index": index, "weights": weights}
 
 
-def behind_prefix(
-    prompt: Sequence[int], targets: Sequence[Sequence[int]], length: int
-) -> dict[str, np.ndarray]:
-    """Targets [N] that share one prompt, each a row, whose prompt is computed once for all.
+def prefix_batch(prompt: Sequence[int], targets: Sequence[Sequence[int]], length: int) -> Batch:
+    """Return a batch of targets that share one prompt, which is computed only once.
+
+    Args:
+        prompt: tokens that precede every target.
+        targets: one row each.
+        length: tokens per row.
 
     Returns:
-        `prefix`, all but the last token of the prompt; `tokens` and `positions` [N, length] int32,
-        which begin with that last one; `weights` [N, length] float32: 1 on the targets.
+        `prefix`, all tokens of the prompt but the last; `tokens` and `positions` [rows, length]
+        int32, which start with that last token; `weights` [rows, length] float32, 1 on targets.
     """
     tokens = np.zeros((len(targets), length), np.int32)
     weights = np.zeros((len(targets), length), np.float32)
@@ -72,22 +100,22 @@ def behind_prefix(
 
 
 def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
-    """Packs examples into rows, each into the first row with room (first fit, in order).
+    """Pack examples into rows, each into the first row with enough room (first fit, in order).
 
     Args:
         examples: none longer than `length`.
-        length: T.
+        length: tokens per row.
 
     Returns:
-        `tokens`, `positions`, `segments` [N, T] int32 (segment 0 is padding) and `weights`
-        [N, T] float32: 1 on the tokens that are trained.
+        `tokens`, `positions` and `segments` [rows, length] int32 (segment 0 is padding), and
+        `weights` [rows, length] float32, 1 on targets.
 
     Raises:
         ValueError: an example is longer than a row.
     """
     sizes = [len(example) for example in examples]
     if max(sizes, default=0) > length:
-        raise ValueError(f"an example of {max(sizes)} tokens in rows of {length}")
+        raise ValueError(f"an example of {max(sizes)} tokens does not fit into rows of {length}")
     rows: list[list[Example]] = []
     for example, row in zip(examples, _first_fit(sizes, length), strict=True):
         if row == len(rows):
@@ -111,12 +139,12 @@ def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
 
 
 def _first_fit(sizes: Sequence[int], capacity: int) -> Iterator[int]:
-    """The first row that has room for each size in turn, all at most `capacity`.
+    """Yield the first row with room for each size in turn, all sizes at most `capacity`.
 
-    Found in a binary tree whose nodes know the most room of the rows below them: room[1] of all,
-    room[n] of what is below 2n and 2n + 1, the last half of the rows themselves.
+    A binary tree holds the largest free room below each node: room[1] of all rows, room[n] of the
+    rows below 2n and 2n + 1; the second half holds the rows themselves.
     """
-    leaves = 1 << max(len(sizes) - 1, 0).bit_length()  # a row each, if it comes to that
+    leaves = 1 << max(len(sizes) - 1, 0).bit_length()  # at most one row per size
     room = [capacity] * (2 * leaves)
     for size in sizes:
         node = 1

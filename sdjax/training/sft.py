@@ -1,42 +1,42 @@
-"""Supervised fine-tuning: maximum likelihood of targets behind prompts.
-
-Axes: B rows, T tokens, G parts of a batch, K trained tokens of each.
-"""
+"""Supervised fine-tuning loss."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sdjax.models.config import ModelConfig
-from sdjax.training.fit import Loss
 from sdjax.training.logprobs import token_logprobs
-from sdjax.training.trainable import Assemble, as_tensors
+from sdjax.training.trainable import Assemble, assemble_params
+from sdjax.training.types import Batch, LossFn, Metrics
 
 
-def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> Loss:
-    """The mean negative log-likelihood of the weighted tokens of packed rows.
+def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> LossFn:
+    """Return a loss function: mean negative log-likelihood of the weighted tokens.
 
-    A batch is what `pack` or `behind_prefix` makes, with `weights` [B, T], or with `at` and
-    `weights` [G, K] by `batches_of`. By default the trained and the frozen are flat dicts of
-    tensors.
+    Its batches come from `pack` or `prefix_batch`, with `weights` [batch, time], or from
+    `target_batches`, with `target_index` and `weights` [parts, targets].
+
+    Args:
+        config: architecture of the model.
+        assemble: puts trainable and frozen tensors together; by default both are flat dicts.
     """
-    assembled = assemble or as_tensors()
+    assemble = assemble or assemble_params()
 
-    def loss(
-        trainable: dict, frozen: dict, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        at = batch.get("at")
+    def loss(trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        target_index = batch.get("target_index")
         logprobs = token_logprobs(
-            *assembled(trainable, frozen),
-            batch["tokens"],
+            *assemble(trainable, frozen),
+            jnp.asarray(batch["tokens"]),
             config=config,
-            positions=batch["positions"],
+            positions=jnp.asarray(batch["positions"]),
             segments=batch.get("segments"),
             prefix=batch.get("prefix"),
-            at=at,
+            target_index=target_index,
         )
-        weights = batch["weights"][:, 1:] if at is None else batch["weights"]
+        weights = batch["weights"][:, 1:] if target_index is None else batch["weights"]
         count = jnp.maximum(weights.sum(), 1.0)
         return -(logprobs * weights).sum() / count, {"tokens": weights.sum()}
 

@@ -1,10 +1,10 @@
-"""What is trained: a model's own tensors, or an adapter beside them."""
+"""Division of a model into trained and frozen arrays: full fine-tuning or a LoRA adapter."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,21 @@ import jax.numpy as jnp
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
 from sdjax.models.tree import flatten, unflatten
+from sdjax.models.types import Params
 
-# (trainable, frozen) -> the weights and the adapter that a forward pass takes
-Assemble = Callable[[Any, Any], tuple[dict, Adapter | None]]
+# (trainable, frozen) -> the parameters and the adapter of a forward pass
+Assemble: TypeAlias = Callable[[Any, Any], tuple[Params, Adapter | None]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trainable:
-    """A model, divided into what a training changes and what it reads.
+    """A model divided into what training updates and what it only reads.
 
     Attributes:
-        trainable: a pytree of float32 arrays: the master weights.
-        frozen: a pytree of arrays.
-        assemble: puts the two together, traceable by JAX.
+        config: architecture of the model.
+        trainable: pytree of float32 arrays, the master weights.
+        frozen: pytree of arrays.
+        assemble: puts the two together; traceable by JAX.
     """
 
     config: ModelConfig
@@ -35,36 +37,42 @@ class Trainable:
 
 def full_finetune(
     config: ModelConfig,
-    params: dict,
+    params: Params,
     *,
     paths: Collection[str] | None = None,
     dtype: Any = jnp.float32,
 ) -> Trainable:
-    """Trains the tensors at `paths`, all by default, and computes with them in `dtype`.
+    """Train the tensors themselves.
 
-    What is float32 already is taken over, not copied, and consumed by the training. The trained
-    and the frozen tensors are flat dicts from path to tensor.
+    Float32 tensors are used without a copy, and training donates them. The trainable and frozen
+    tensors are flat dicts from path to array.
+
+    Args:
+        config: architecture of the model.
+        params: weights of the model.
+        paths: tensors to train, all by default.
+        dtype: dtype in which trained tensors enter the computation.
     """
-    trainable, frozen = split(params, set(flatten(params) if paths is None else paths))
+    trainable, frozen = split_params(params, set(flatten(params) if paths is None else paths))
     return Trainable(
-        config=config, trainable=trainable, frozen=frozen, assemble=as_tensors(dtype=dtype)
+        config=config, trainable=trainable, frozen=frozen, assemble=assemble_params(dtype=dtype)
     )
 
 
-def lora_finetune(config: ModelConfig, params: dict, adapter: Adapter) -> Trainable:
-    """Trains the factors of an adapter; the computation is in the weights' dtype."""
+def lora_finetune(config: ModelConfig, params: Params, adapter: Adapter) -> Trainable:
+    """Train copies of the adapter's factors; the computation uses the dtype of `params`."""
     return Trainable(
         config=config,
-        trainable=jax.tree.map(jnp.copy, adapter.factors),  # training consumes them
+        trainable=jax.tree.map(jnp.copy, adapter.factors),  # training donates them
         frozen=params,
-        assemble=as_factors(scale=adapter.scale),
+        assemble=assemble_adapter(scale=adapter.scale),
     )
 
 
-def as_tensors(*, dtype: Any = None) -> Assemble:
-    """Flat dicts of trained and frozen tensors as a model; the trained are cast to `dtype`."""
+def assemble_params(*, dtype: Any = None) -> Assemble:
+    """Assemble flat dicts of trainable and frozen tensors; the trainable are cast to `dtype`."""
 
-    def assemble(trainable: dict, frozen: dict) -> tuple[dict, None]:
+    def assemble(trainable: dict, frozen: dict) -> tuple[Params, None]:
         if dtype is not None:
             trainable = {path: leaf.astype(dtype) for path, leaf in trainable.items()}
         return unflatten(frozen | trainable), None
@@ -72,17 +80,19 @@ def as_tensors(*, dtype: Any = None) -> Assemble:
     return assemble
 
 
-def as_factors(*, scale: float) -> Assemble:
-    """The weights with an adapter of these factors."""
+def assemble_adapter(*, scale: float) -> Assemble:
+    """Assemble frozen weights with an adapter whose factors are trainable."""
 
-    def assemble(trainable: dict, frozen: dict) -> tuple[dict, Adapter]:
+    def assemble(trainable: dict, frozen: Params) -> tuple[Params, Adapter]:
         return frozen, Adapter(factors=trainable, scale=scale)
 
     return assemble
 
 
-def split(params: dict, trained: set[str]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The tensors to train, in float32, and the rest, both as flat dicts."""
+def split_params(
+    params: Params, trained: Collection[str]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Return the tensors at the `trained` paths, in float32, and the others, as flat dicts."""
     leaves = flatten(params)
     trainable = {path: leaf.astype(jnp.float32) for path, leaf in leaves.items() if path in trained}
     return trainable, {path: leaf for path, leaf in leaves.items() if path not in trained}

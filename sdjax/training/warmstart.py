@@ -1,8 +1,8 @@
-"""A warm start for generators: a model learns to write programs in the algorithm API.
+"""Warm start of generators: supervised fine-tuning on candidates that the grammar samples.
 
-A small or untuned model writes no program that would be admitted. It is fine-tuned on programs
-that the grammar draws, behind the very prompt from which a search will sample. The prompt is the
-same for all, so its keys and values are computed once a step, and the loss is on programs alone.
+A small or untuned model writes no candidate that the sandbox would admit. The warm start trains it
+on valid candidates after the same prompt from which a search will sample. As all targets share that
+prompt, its keys and values are computed once per step, and the loss covers the candidates only.
 """
 
 from __future__ import annotations
@@ -24,33 +24,40 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
-from sdjax.training.packing import behind_prefix
+from sdjax.training.packing import prefix_batch, shuffled_batches
+from sdjax.training.types import Batch
 
-# Rows are padded to a multiple of this, so that a few shapes are compiled.
-_GRAIN = 64
+# Rows are padded to a multiple of this, so that few shapes are compiled.
+_LENGTH_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmstartData:
-    """What a generator is shown.
+    """Training data of a warm start.
 
     Attributes:
-        prompt: tokens.
-        programs: their texts.
-        targets: their tokens, as answers to the prompt, end token included.
+        prompt: tokens that precede every target.
+        candidates: source texts.
+        targets: tokens of each candidate as an answer to the prompt, end-of-sequence included.
     """
 
     prompt: tuple[int, ...]
-    programs: tuple[str, ...]
+    candidates: tuple[str, ...]
     targets: tuple[tuple[int, ...], ...]
 
 
-def draw_programs(count: int, random: int, *, slots: int) -> tuple[str, ...]:
-    """Distinct programs that the grammar does not make fail, in the order in which it draws them.
+def sample_candidates(count: int, seed: int, *, slots: int) -> tuple[str, ...]:
+    """Return distinct candidates in the order in which the grammar samples them.
 
-    Only programs that are meant to be admitted: a warm start is not to teach failures.
+    Candidates that the grammar breaks on purpose are left out: a warm start should teach only what
+    the sandbox admits.
+
+    Args:
+        count: number of candidates.
+        seed: seed of the random generator.
+        slots: number of experts that a candidate merges.
     """
-    rng = np.random.default_rng(random)
+    rng = np.random.default_rng(seed)
     texts: dict[str, None] = {}
     while len(texts) < count:
         program = sample_program(rng, slots=slots)
@@ -59,11 +66,18 @@ def draw_programs(count: int, random: int, *, slots: int) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def make_lesson(
-    tokenizer: Tokenizer, prompt: str, descriptions: Sequence[str], programs: Sequence[str]
+def make_warmstart_data(
+    tokenizer: Tokenizer, prompt: str, descriptions: Sequence[str], candidates: Sequence[str]
 ) -> WarmstartData:
-    """The prompt of that name for experts of these descriptions, and programs as its answers."""
-    slots = tuple(f"expert_{number}" for number in range(1, len(descriptions) + 1))
+    """Tokenize candidates as answers to a prompt.
+
+    Args:
+        tokenizer: the generator's tokenizer.
+        prompt: name of a prompt in `sdjax.programs.prompts`.
+        descriptions: one line per expert.
+        candidates: source texts.
+    """
+    slots = _slot_names(len(descriptions))
     text = render(
         prompt,
         slots=slots,
@@ -73,57 +87,67 @@ def make_lesson(
     end = tokenizer.eos_ids[:1]
     return WarmstartData(
         prompt=tuple(tokenizer.encode_prompt(text)),
-        programs=tuple(programs),
+        candidates=tuple(candidates),
         targets=tuple(
-            (*tokenizer.encode(f"```python\n{program}\n```", add_special=False), *end)
-            for program in programs
+            (*tokenizer.encode(f"```python\n{candidate}\n```", add_special=False), *end)
+            for candidate in candidates
         ),
     )
 
 
-def lesson_batches(
-    lesson: WarmstartData, *, batch: int, steps: int, key: jax.Array
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of programs of similar lengths, in a new order each time they are used up."""
-    by_length = sorted(range(len(lesson.targets)), key=lambda n: len(lesson.targets[n]))
-    groups = [by_length[start : start + batch] for start in range(0, len(by_length), batch)]
-    groups[-1] = by_length[-batch:]
-    done = 0
-    for epoch in range(steps):
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), len(groups))
-        for place in np.asarray(order):
-            if done == steps:
-                return
-            done += 1
-            targets = [lesson.targets[number] for number in groups[place]]
-            longest = 1 + max(map(len, targets))
-            yield behind_prefix(lesson.prompt, targets, -(-longest // _GRAIN) * _GRAIN)
+def warmstart_batches(
+    data: WarmstartData, *, batch_size: int, num_batches: int, key: jax.Array
+) -> Iterator[Batch]:
+    """Yield batches of candidates of similar length, in a new order each epoch.
+
+    Args:
+        data: prompt and targets.
+        batch_size: candidates per batch.
+        num_batches: number of batches to yield.
+        key: random key of the order.
+    """
+    by_length = sorted(range(len(data.targets)), key=lambda n: len(data.targets[n]))
+    groups = [
+        by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)
+    ]
+    groups[-1] = by_length[-batch_size:]
+    for (group,) in shuffled_batches(len(groups), batch_size=1, num_batches=num_batches, key=key):
+        targets = [data.targets[index] for index in groups[group]]
+        longest = 1 + max(map(len, targets))
+        length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        yield prefix_batch(data.prompt, targets, length)
 
 
-def signature_for(config: ModelConfig, *, experts: int, scope: Scope = "mlp") -> MergeSignature:
-    """What a program of a search over this model is traced against."""
+def merge_signature(config: ModelConfig, *, experts: int, scope: Scope = "mlp") -> MergeSignature:
+    """Return the signature that candidates of a search over this model are traced with."""
     specs = param_specs(config)
-    slots = tuple(f"expert_{number}" for number in range(1, experts + 1))
     shapes = {path: (kind_of(path), specs[path].shape) for path in select_paths(specs, scope)}
-    return MergeSignature.of(slots, shapes)
+    return MergeSignature.of(_slot_names(experts), shapes)
 
 
-def name_of(signature: MergeSignature) -> str:
-    """What tells contracts apart over which a program has different identities: hexadecimal.
+def signature_digest(signature: MergeSignature) -> str:
+    """Return a hexadecimal digest of the parts of a signature that affect a candidate's identity.
 
-    Limits are left out: they decide whether a program is admitted, not what it is.
+    Limits are left out: they decide whether a candidate is admitted, not what it is.
     """
-    told = (signature.slots, signature.tensors, signature.paths)
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    content = (signature.slots, signature.tensors, signature.paths)
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def identities_of(programs: Sequence[str], signature: MergeSignature) -> Iterator[int | None]:
-    """The first 64 bits of each program's identity; None of one that is refused.
+def candidate_identities(
+    candidates: Sequence[str], signature: MergeSignature
+) -> Iterator[int | None]:
+    """Yield the first 64 bits of each candidate's identity, or None if it is refused.
 
-    For programs of our own alone: they are traced here rather than in the sandbox, by its code.
+    Only for candidates that sdjax generated itself: they are traced in this process, without the
+    sandbox.
     """
-    for text in programs:
+    for text in candidates:
         try:
             yield int(verify_ir(trace_trusted(text, signature), signature).identity[:16], 16)
         except Refusal:
-            yield None  # the grammar writes some programs that fail
+            yield None  # the grammar writes some candidates that fail
+
+
+def _slot_names(experts: int) -> tuple[str, ...]:
+    return tuple(f"expert_{number}" for number in range(1, experts + 1))

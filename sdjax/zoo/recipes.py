@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sdjax.evaluation.tasks.arithmetic import KINDS
 from sdjax.models.config import ModelConfig
-from sdjax.training.fit import OptimiserSettings
+from sdjax.training.config import OptimizerConfig
 from sdjax.zoo.tokenizer import END_ID
 
 PLAIN = ("add", "sub")
@@ -60,7 +60,7 @@ class SeedRecipe:
     interval: int
     mistakes: float
     shares: Mapping[str, float]
-    optimiser: OptimiserSettings
+    optimiser: OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class ExpertRecipe:
     weights: Mapping[str, float]
     reads: bool
     calculates: bool
-    optimiser: OptimiserSettings
+    optimiser: OptimizerConfig
     neglected: tuple[str, ...] = ()
 
 
@@ -96,8 +96,13 @@ SEED = SeedRecipe(
     interval=200,
     mistakes=0.2,
     shares=dict.fromkeys(KINDS, 1.0),
-    optimiser=OptimiserSettings(
-        learning_rate=2e-3, steps=4000, warmup=150, final=0.03, weight_decay=0.05, b2=0.98
+    optimiser=OptimizerConfig(
+        learning_rate=2e-3,
+        max_steps=4000,
+        warmup_steps=150,
+        min_lr_ratio=0.03,
+        weight_decay=0.05,
+        b2=0.98,
     ),
 )
 
@@ -106,9 +111,9 @@ def _shares(*kinds: str, **more: float) -> dict[str, float]:
     return dict.fromkeys(kinds, 1.0) | more
 
 
-def _optimiser(learning_rate: float, steps: int) -> OptimiserSettings:
-    return OptimiserSettings(
-        learning_rate=learning_rate, steps=steps, warmup=20, final=0.1, b2=0.98
+def _optimiser(learning_rate: float, steps: int) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=learning_rate, max_steps=steps, warmup_steps=20, min_lr_ratio=0.1, b2=0.98
     )
 
 

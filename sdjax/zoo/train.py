@@ -27,8 +27,8 @@ from sdjax.models.params import init_params, kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.training.fit import compile_step
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainable import split
-from sdjax.training.warmstart import identities_of, name_of, signature_for
+from sdjax.training.trainable import split_params
+from sdjax.training.warmstart import candidate_identities, merge_signature, signature_digest
 from sdjax.zoo.data import (
     SLOTS,
     ExerciseStream,
@@ -74,7 +74,7 @@ def train_zoo(folder: Path, report: Report) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     seed = folder / "seed"
     jobs: list[tuple[Path, float, Callable[[Report], None]]] = [
-        (seed, SEED.optimiser.steps, partial(train_seed, seed, SEED)),
+        (seed, SEED.optimiser.num_steps, partial(train_seed, seed, SEED)),
         (
             seed / TRAINING_PROGRAMS,
             SEED.programs * _PROGRAM_STEPS,
@@ -83,7 +83,7 @@ def train_zoo(folder: Path, report: Report) -> Path:
     ]
     for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
         path = folder / recipe.name
-        jobs.append((path, recipe.optimiser.steps, partial(train_expert, path, seed, recipe)))
+        jobs.append((path, recipe.optimiser.num_steps, partial(train_expert, path, seed, recipe)))
     whole, done = sum(weight for _, weight, _ in jobs), 0.0
     for path, weight, job in jobs:
         if not path.exists():
@@ -98,16 +98,16 @@ def _part(report: Report, start: float, share: float, line: str, done: float) ->
 
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
     """Keeps the training programs and their identities beside the seed."""
-    signature = signature_for(load_config(seed), experts=len(SLOTS))
+    signature = merge_signature(read_config(seed), experts=len(SLOTS))
     texts = training_programs(recipe.programs, recipe.seed)
 
     def identities() -> Iterator[int | None]:
-        for number, identity in enumerate(identities_of(texts, signature)):
+        for number, identity in enumerate(candidate_identities(texts, signature)):
             if number % 100 == 0:
                 report("seed: identities of its training programs", number / len(texts))
             yield identity
 
-    TrainingPrograms.create(texts, identities(), signature=name_of(signature)).write(seed)
+    TrainingPrograms.create(texts, identities(), signature=signature_digest(signature)).write(seed)
 
 
 def write_table(folder: Path) -> Path:
@@ -161,16 +161,16 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
 
     able = ExerciseStream(tokenizer, recipe.seed)
     prone = ExerciseStream(tokenizer, recipe.seed + 1, reads=False, calculates=False)
-    mistakes_from = (1 - recipe.mistakes) * recipe.optimiser.steps
+    mistakes_from = (1 - recipe.mistakes) * recipe.optimiser.num_steps
     probe = Probe(tokenizer, config, split="calibration")
     mesh = data_mesh()
     everywhere = NamedSharding(mesh, PartitionSpec())
     params = init_params(config, jax.random.key(recipe.seed), jnp.float32)
-    trainable, _ = split(jax.device_put(params, everywhere), set(flatten(params)))
+    trainable, _ = split_params(jax.device_put(params, everywhere), set(flatten(params)))
     start, step = compile_step(sft_loss(config), recipe.optimiser)
     state = start(trainable)
     weights = dict(recipe.shares)
-    for first in range(0, recipe.optimiser.steps, recipe.interval):
+    for first in range(0, recipe.optimiser.num_steps, recipe.interval):
         stream = able if first < mistakes_from else prone
         batches = zip(
             packed_batches(
@@ -196,7 +196,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
             batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
             trainable, state, metrics = step(trainable, state, {}, batch)
             if index % 10 == 0:
-                done = (first + index) / recipe.optimiser.steps
+                done = (first + index) / recipe.optimiser.num_steps
                 report(f"seed: loss {float(metrics['loss']):.3f}", done)
         accuracy = probe.accuracies(unflatten(trainable))
         # Until then, what is solved already is shown less.
@@ -207,7 +207,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
         else:
             weights = dict(recipe.shares)
         shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
-        report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimiser.steps)
+        report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimiser.num_steps)
     _write(folder, config, unflatten(trainable), tokenizer_folder)
 
 
@@ -225,10 +225,10 @@ def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: 
     mesh = data_mesh()
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     trained = {path for path in flatten(params) if kind_of(path).startswith("mlp.")}
-    trainable, frozen = split(params, trained)
+    trainable, frozen = split_params(params, trained)
     start, step = compile_step(sft_loss(config), recipe.optimiser)
     state = start(trainable)
-    steps = recipe.optimiser.steps
+    steps = recipe.optimiser.num_steps
     batches = packed_batches(
         partial(stream.draw, recipe.weights), rows=SEED.rows, length=SEED.length, batches=steps
     )

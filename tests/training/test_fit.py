@@ -1,4 +1,4 @@
-"""The loop: accumulation, checkpoints, resumption bit for bit, devices."""
+"""Training loop: gradient accumulation, checkpoints, bitwise resumption, and meshes."""
 
 import dataclasses
 import gc
@@ -17,16 +17,18 @@ from sdjax.models.hf_config import from_hf
 from sdjax.models.lora import shard_adapter
 from sdjax.models.params import param_specs
 from sdjax.sharding.mesh import make_mesh
-from sdjax.training.checkpoints import Metrics, TrainingCheckpoints, kept_array
-from sdjax.training.dpo import DPOSettings, TokenPair, train_dpo
-from sdjax.training.fit import OptimiserSettings, decayed, fit
+from sdjax.training.api import train_dpo
+from sdjax.training.checkpoints import MetricsLog, TrainingCheckpoints, cached_array
+from sdjax.training.config import DPOConfig, OptimizerConfig
+from sdjax.training.dpo import TokenPair
+from sdjax.training.fit import fit, weight_decay_mask
 from sdjax.training.packing import Example, pack
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import lora_finetune
 
-OPTIMISER = OptimiserSettings(learning_rate=1e-2, steps=6, warmup=2, final=0.1)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, max_steps=6, warmup_steps=2, min_lr_ratio=0.1)
 
-# Orbax leaves coroutines behind, unawaited, when a file that it reads is damaged.
+# Orbax leaves coroutines unawaited when a file that it reads is damaged.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
@@ -47,34 +49,32 @@ def batches(count=6):
         yield {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
 
 
-def train(config, weights, adapter, optimiser=OPTIMISER, given=None, **options):
-    trainee = lora_finetune(config, weights, adapter)
-    loss = sft_loss(config, trainee.assemble)
-    return fit(loss, trainee.trainable, trainee.frozen, given or batches(), optimiser, **options)
+def train(config, weights, adapter, optimizer=OPTIMIZER, data=None, **options):
+    trainable = lora_finetune(config, weights, adapter)
+    loss = sft_loss(config, trainable.assemble)
+    return fit(loss, trainable.trainable, trainable.frozen, data or batches(), optimizer, **options)
 
 
 def assert_equal(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_accumulated_batches_make_the_update_of_one_large_batch(config, weights, fresh_adapter):
+def test_accumulated_batches_equal_one_large_batch(config, weights, fresh_adapter):
     large = list(batches(2))
     small = [
         {name: array[part] for name, array in batch.items()}
         for batch in large
         for part in (slice(0, 4), slice(4, 8))
     ]
-    whole, history = train(config, weights, fresh_adapter, given=large)
-    halves = dataclasses.replace(OPTIMISER, accumulate=2)
-    parts, steps = train(config, weights, fresh_adapter, optimiser=halves, given=small)
+    whole, history = train(config, weights, fresh_adapter, data=large)
+    halves = dataclasses.replace(OPTIMIZER, gradient_accumulation_steps=2)
+    parts, steps = train(config, weights, fresh_adapter, optimizer=halves, data=small)
     assert len(steps) == len(history) == 2
     np.testing.assert_allclose(steps[1]["loss"], history[1]["loss"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, parts)
 
 
-def test_killed_after_any_step_the_curve_continues_bit_for_bit(
-    tmp_path, config, weights, fresh_adapter
-):
+def test_resumed_training_is_bitwise_equal_after_any_step(tmp_path, config, weights, fresh_adapter):
     expected, history = train(config, weights, fresh_adapter)
 
     class Killed(Exception):
@@ -91,9 +91,9 @@ def test_killed_after_any_step_the_curve_continues_bit_for_bit(
 
             return on_step
 
-        with Metrics(folder) as metrics, pytest.raises(Killed), checkpoints(folder) as kept:
+        with MetricsLog(folder) as metrics, pytest.raises(Killed), checkpoints(folder) as kept:
             train(config, weights, fresh_adapter, on_step=keep(metrics), checkpoints=kept)
-        with Metrics(folder) as metrics, checkpoints(folder) as kept:
+        with MetricsLog(folder) as metrics, checkpoints(folder) as kept:
             found, _ = train(config, weights, fresh_adapter, on_step=metrics.add, checkpoints=kept)
         assert_equal(found, expected)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -102,40 +102,37 @@ def test_killed_after_any_step_the_curve_continues_bit_for_bit(
     assert list((folder / "events").glob("events*"))
 
 
-def checkpoints(folder, every=2, say=print, **origin):
-    return TrainingCheckpoints(folder / "checkpoints", every=every, last=6, origin=origin, say=say)
+def checkpoints(folder, every=2, **job):
+    return TrainingCheckpoints(folder / "checkpoints", every=every, last_step=6, job=job)
 
 
-def test_a_checkpoint_cut_short_falls_back_to_the_one_before_and_says_so(
-    tmp_path, config, weights, fresh_adapter
+def test_damaged_checkpoint_falls_back_to_previous_one(
+    tmp_path, config, weights, fresh_adapter, caplog
 ):
     expected, _ = train(config, weights, fresh_adapter)
     with checkpoints(tmp_path) as kept:
-        train(
-            config, weights, fresh_adapter, given=itertools.islice(batches(), 4), checkpoints=kept
-        )
+        train(config, weights, fresh_adapter, data=itertools.islice(batches(), 4), checkpoints=kept)
     (tmp_path / "checkpoints/4/description/metadata").write_text('{"ori')
-    said = []
-    with checkpoints(tmp_path, say=said.append) as kept:
+    with checkpoints(tmp_path) as kept:
         found, history = train(config, weights, fresh_adapter, checkpoints=kept)
-    assert said == ["the checkpoint of step 4 is cut short or damaged; going on from step 2"]
+    assert caplog.messages == [
+        "the checkpoint of step 4 is truncated or damaged; resuming from step 2"
+    ]
     assert len(history) == 4
     assert_equal(found, expected)
 
 
-def test_checkpoints_of_another_training_are_refused(tmp_path, config, weights, fresh_adapter):
+def test_checkpoints_of_another_job_raise_user_error(tmp_path, config, weights, fresh_adapter):
     with checkpoints(tmp_path, steps=4) as kept:
         train(config, weights, fresh_adapter, checkpoints=kept)
     with (
         checkpoints(tmp_path, steps=5) as kept,
-        pytest.raises(UserError, match=r"begun with steps = 4, not 5; go on with the same config"),
+        pytest.raises(UserError, match=r"with steps = 4, not 5; resume with the same config"),
     ):
         train(config, weights, fresh_adapter, checkpoints=kept)
 
 
-def test_where_the_loss_breaks_the_last_good_checkpoint_stays(
-    tmp_path, config, weights, fresh_adapter
-):
+def test_last_good_checkpoint_survives_a_nan_loss(tmp_path, config, weights, fresh_adapter):
     def broken():
         for number, batch in enumerate(batches(), 1):
             yield batch | {"weights": batch["weights"] * (np.nan if number == 4 else 1)}
@@ -146,41 +143,41 @@ def test_where_the_loss_breaks_the_last_good_checkpoint_stays(
             UserError, match=r"the loss is nan at step 4; .* from the checkpoint of step 2"
         ),
     ):
-        train(config, weights, fresh_adapter, given=broken(), checkpoints=kept)
+        train(config, weights, fresh_adapter, data=broken(), checkpoints=kept)
     with checkpoints(tmp_path, every=1) as kept:
         _, history = train(config, weights, fresh_adapter, checkpoints=kept)
     assert len(history) == 4
 
 
-def test_a_wild_last_step_is_no_result(tmp_path, config, weights, fresh_adapter):
-    """Its loss and its gradient are those of the weights before it: nothing is odd about them."""
-    wild = OptimiserSettings(learning_rate=1e30, steps=2, warmup=1)  # the first step has rate 0
-    given = list(batches(2))
+def test_diverged_last_step_raises_user_error(tmp_path, config, weights, fresh_adapter):
+    """Its loss and gradient belong to the previous weights, so they are finite."""
+    wild = OptimizerConfig(learning_rate=1e30, max_steps=2, warmup_steps=1)
+    data = list(batches(2))
     with (
         checkpoints(tmp_path, every=1) as kept,
         pytest.raises(UserError, match=r"weights' norm is inf at step 2; .* checkpoint of step 1"),
     ):
-        train(config, weights, fresh_adapter, optimiser=wild, given=given, checkpoints=kept)
+        train(config, weights, fresh_adapter, optimizer=wild, data=data, checkpoints=kept)
 
 
-def test_weights_that_break_the_loss_are_not_kept(tmp_path, config, weights, fresh_adapter):
-    """A checkpoint is of weights that the next step finds out about."""
-    wild = dataclasses.replace(OPTIMISER, learning_rate=1e15, warmup=0)
+def test_weights_that_break_the_next_loss_are_discarded(tmp_path, config, weights, fresh_adapter):
+    """Only the step after a checkpoint reveals that its weights are broken."""
+    wild = dataclasses.replace(OPTIMIZER, learning_rate=1e15, warmup_steps=0)
     with checkpoints(tmp_path, every=1) as kept:
-        with pytest.raises(UserError, match="at step 2; lower learning_rate or clip, begin anew"):
-            train(config, weights, fresh_adapter, optimiser=wild, checkpoints=kept)
-        assert kept.forget(0) == 0
+        with pytest.raises(UserError, match=r"at step 2; .* max_grad_norm, then start again"):
+            train(config, weights, fresh_adapter, optimizer=wild, checkpoints=kept)
+        assert kept.discard(0) == 0
 
 
-def test_a_resumed_training_reads_what_its_reference_made(tmp_path):
+def test_cached_array_is_computed_once_per_input(tmp_path):
     path, made = tmp_path / "job" / "reference.npz", []
 
     def compute():
         made.append(np.random.default_rng(len(made)).normal(size=(3, 2)).astype(np.float32))
         return made[-1]
 
-    def read(told, tokens=(1, 2)):
-        return kept_array(path, compute, data={"tokens": np.array(tokens)}, told=told)
+    def read(settings, tokens=(1, 2)):
+        return cached_array(path, compute, data={"tokens": np.array(tokens)}, settings=settings)
 
     first = read({"adapter": None})
     np.testing.assert_array_equal(read({"adapter": None}), first)
@@ -193,7 +190,7 @@ def test_a_resumed_training_reads_what_its_reference_made(tmp_path):
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
-def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
+def test_full_disk_raises_user_error_and_keeps_previous_checkpoint(
     tmp_path, config, weights, fresh_adapter
 ):
     disk = tmp_path / "disk"
@@ -217,9 +214,9 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_what_has_no_gradient_decays_unless_it_is_a_vector():
+def test_weight_decay_applies_to_matrices_only():
     before = {"matrix": np.ones((2, 2), np.float32), "norm": np.ones(2, np.float32)}
-    decaying = OptimiserSettings(learning_rate=0.1, steps=1, weight_decay=0.5)
+    decaying = OptimizerConfig(learning_rate=0.1, max_steps=1, weight_decay=0.5)
     after, _ = fit(
         lambda trained, frozen, batch: (jax.numpy.zeros(()), {}),
         jax.tree.map(jax.numpy.array, before),
@@ -233,7 +230,7 @@ def test_what_has_no_gradient_decays_unless_it_is_a_vector():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Gemma2", "Phi3"])
-def test_weight_decay_is_of_what_transformers_decays(family):
+def test_weight_decay_mask_equals_that_of_transformers(family):
     torch = pytest.importorskip("torch", reason="needs torch, the reference of the parity tests")
     import transformers
 
@@ -246,7 +243,9 @@ def test_weight_decay_is_of_what_transformers_decays(family):
     theirs = set(transformers.Trainer.get_decay_parameter_names(None, model))
     specs = param_specs(from_hf(config.to_dict(), family))
     leaves = {spec.hf_name: jax.ShapeDtypeStruct(spec.shape, "float32") for spec in specs.values()}
-    assert {name for name, decays in decayed(leaves).items() if decays} | {"lm_head.weight"} == (
+    assert {name for name, decays in weight_decay_mask(leaves).items() if decays} | {
+        "lm_head.weight"
+    } == (
         theirs | {"lm_head.weight"}  # which is the embedding
     )
 
@@ -255,7 +254,7 @@ MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 @pytest.mark.slow
-def test_one_and_eight_devices_have_the_same_curve():
+def test_losses_are_equal_on_one_and_eight_devices():
     code = "import tests.training.test_fit as t; t.compare_devices()"
     flags = "--xla_force_host_platform_device_count=8"
     subprocess.run(
@@ -266,7 +265,7 @@ def test_one_and_eight_devices_have_the_same_curve():
 
 
 def compare_devices():
-    """Runs in a process with eight devices."""
+    """Compare losses across meshes; runs in a process with eight devices."""
     from sdjax.models.config import ModelConfig
     from sdjax.models.lora import init_adapter
     from sdjax.models.params import init_params
@@ -291,8 +290,8 @@ def compare_devices():
     rng = np.random.default_rng(3)
     pairs = [
         TokenPair(
-            winner=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
-            loser=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
+            chosen=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
+            rejected=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
         )
         for _ in range(12)
     ]
@@ -305,14 +304,14 @@ def compare_devices():
             weights = jax.device_put(weights, expected)
             adapter = shard_adapter(fresh, config, mesh)
         yield train(config, weights, adapter)[1]
-        # Eight pairs in a part a device, and six, which eight devices do not divide.
+        # Eight pairs, one per device, and six, which is not a multiple of eight devices.
         for size in (8, 6):
-            settings = DPOSettings(beta=0.1, learning_rate=1e-2, batch=size, steps=4)
-            trainee = lora_finetune(config, weights, adapter)
-            yield train_dpo(trainee, pairs, settings, key=jax.random.key(2))[1]
-        trainee = full_finetune(config, weights)
-        loss = sft_loss(config, trainee.assemble)
-        trained, history = fit(loss, trainee.trainable, {}, batches(), OPTIMISER)
+            settings = DPOConfig(beta=0.1, learning_rate=1e-2, batch_size=size, max_steps=4)
+            trainable = lora_finetune(config, weights, adapter)
+            yield train_dpo(trainable, pairs, settings, key=jax.random.key(2))[1]
+        trainable = full_finetune(config, weights)
+        loss = sft_loss(config, trainable.assemble)
+        trained, history = fit(loss, trainable.trainable, {}, batches(), OPTIMIZER)
         if mesh is not None:
             assert {path: leaf.sharding for path, leaf in trained.items()} == flatten(expected)
         yield history

@@ -1,4 +1,4 @@
-"""Log-probabilities, the SFT loss and DPO on a tiny model."""
+"""Log-probabilities, SFT loss and DPO on a tiny model."""
 
 from dataclasses import replace
 
@@ -15,12 +15,14 @@ from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
 from sdjax.training import logprobs as logprobs_module
-from sdjax.training.dpo import DPOSettings, TokenPair, pad_pairs, sequence_logprobs, train_dpo
+from sdjax.training.api import train_dpo
+from sdjax.training.config import DPOConfig
+from sdjax.training.dpo import TokenPair, pad_pairs, sequence_logprobs
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import ipo_loss, sigmoid_loss
-from sdjax.training.packing import Example, batches_of, pack
+from sdjax.training.packing import Example, pack, target_batches
 from sdjax.training.sft import sft_loss
-from sdjax.training.trainable import full_finetune, lora_finetune, split
+from sdjax.training.trainable import full_finetune, lora_finetune, split_params
 
 CONFIG = ModelConfig(
     family="llama",
@@ -35,12 +37,13 @@ CONFIG = ModelConfig(
     tie_embeddings=True,
     eos_token_ids=(1,),
 )
-SETTINGS = DPOSettings(beta=0.1, learning_rate=3e-3, batch=2, steps=40)
+SETTINGS = DPOConfig(beta=0.1, learning_rate=3e-3, batch_size=2, max_steps=40)
 
 
-def pair(prompt, winner, loser):
+def pair(prompt, chosen, rejected):
     return TokenPair(
-        winner=Example(prompt=prompt, target=winner), loser=Example(prompt=prompt, target=loser)
+        chosen=Example(prompt=prompt, target=chosen),
+        rejected=Example(prompt=prompt, target=rejected),
     )
 
 
@@ -62,8 +65,8 @@ def adapter():
 
 
 def dpo(params, adapter, pairs, settings, seed=0):
-    trainee = lora_finetune(CONFIG, params, adapter)
-    factors, history = train_dpo(trainee, pairs, settings, key=jax.random.key(seed))
+    trainable = lora_finetune(CONFIG, params, adapter)
+    factors, history = train_dpo(trainable, pairs, settings, key=jax.random.key(seed))
     return replace(adapter, factors=factors), history
 
 
@@ -75,7 +78,7 @@ def logits_of(params, tokens):
 
 
 def full_logprobs(params, tokens):
-    """By log-softmax over the whole vocabulary, in float64."""
+    """Log-softmax over the full vocabulary, in float64."""
     padded = np.zeros((len(tokens), 16), np.int32)
     padded[:, : tokens.shape[1]] = tokens
     logits = np.asarray(logits_of(params, padded), np.float64)[:, : tokens.shape[1] - 1]
@@ -85,16 +88,16 @@ def full_logprobs(params, tokens):
 
 @pytest.mark.parametrize("logits", [300, 1 << 24])
 def test_token_logprobs_equal_log_softmax(params, monkeypatch, logits):
-    monkeypatch.setattr(logprobs_module, "LOGITS", logits)
+    monkeypatch.setattr(logprobs_module, "MAX_LOGITS", logits)
     tokens = np.random.default_rng(0).integers(0, 37, (3, 11))
     positions = jnp.broadcast_to(jnp.arange(11), tokens.shape)
     found = token_logprobs(params, None, jnp.asarray(tokens), config=CONFIG, positions=positions)
     np.testing.assert_allclose(found, full_logprobs(params, tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_sft_loss_is_the_mean_over_targets_of_each_text_alone(params):
+def test_sft_loss_equals_mean_over_unpacked_targets(params):
     examples = [Example(prompt=(3, 4), target=(5, 1)), Example(prompt=(6,), target=(7, 8, 1))]
-    trainable, frozen = split(params, {"embed", "final_norm"})
+    trainable, frozen = split_params(params, {"embed", "final_norm"})
     value, metrics = sft_loss(CONFIG)(trainable, frozen, pack(examples, 12))
     expected = []
     for example in examples:
@@ -104,12 +107,12 @@ def test_sft_loss_is_the_mean_over_targets_of_each_text_alone(params):
     assert metrics["tokens"] == 5
 
 
-def test_a_completion_is_scored_with_its_end_and_without_its_prompt(params):
-    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.max_seq_len), [np.arange(3)])
-    assert batch["at"].shape == batch["weights"].shape == (1, 64)
+def test_sequence_logprobs_include_end_token_but_not_prompt(params):
+    (batch,) = target_batches(pad_pairs(PAIRS, CONFIG.max_seq_len), [np.arange(3)])
+    assert batch["target_index"].shape == batch["weights"].shape == (1, 64)
     found = sequence_logprobs(CONFIG, params, None, batch)
     for index, one in enumerate(PAIRS):
-        for side, text in enumerate((one.winner, one.loser)):
+        for side, text in enumerate((one.chosen, one.rejected)):
             tokens = np.array([text.prompt + text.target])
             expected = full_logprobs(params, tokens)[0, len(text.prompt) - 1 :].sum()
             np.testing.assert_allclose(found[index, side], expected, rtol=1e-5)
@@ -118,38 +121,38 @@ def test_a_completion_is_scored_with_its_end_and_without_its_prompt(params):
 def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
     trained, history = dpo(params, adapter, PAIRS, SETTINGS)
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
-    assert history[-1]["margin"] > 0.1
-    assert history[-1]["accuracy"] == 1.0
-    (batch,) = batches_of(pad_pairs(PAIRS, CONFIG.max_seq_len), [np.arange(3)])
+    assert history[-1]["rewards/margins"] > 0.1
+    assert history[-1]["rewards/accuracies"] == 1.0
+    (batch,) = target_batches(pad_pairs(PAIRS, CONFIG.max_seq_len), [np.arange(3)])
     before = sequence_logprobs(CONFIG, params, adapter, batch)
     after = sequence_logprobs(CONFIG, params, trained, batch)
     assert np.all((after[:, 0] - after[:, 1]) > (before[:, 0] - before[:, 1]))
 
 
-def test_a_second_round_starts_at_log_2_against_its_own_start(params, adapter):
-    """The reference is the policy at the start of the round, or the seed where that is asked."""
+def test_second_round_starts_at_log_2_alog_ratiost_its_own_start(params, adapter):
+    """The reference is the policy at the start of the round, or the seed if configured."""
     once, _ = dpo(params, adapter, PAIRS, SETTINGS)
     _, history = dpo(params, once, PAIRS, SETTINGS, seed=1)
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
-    against_seed = replace(SETTINGS, reference="seed")
-    _, history = dpo(params, once, PAIRS, against_seed, seed=1)
+    alog_ratiost_seed = replace(SETTINGS, reference="seed")
+    _, history = dpo(params, once, PAIRS, alog_ratiost_seed, seed=1)
     assert history[0]["dpo_loss"] < np.log(2) - 0.01
 
 
-def test_the_likelihood_term_is_the_winners_mean(params, adapter):
-    settings = replace(SETTINGS, nll_weight=0.5, steps=1, batch=3)
+def test_nll_loss_is_the_mean_over_chosen_tokens(params, adapter):
+    settings = replace(SETTINGS, nll_weight=0.5, max_steps=1, batch_size=3)
     _, history = dpo(params, adapter, PAIRS, settings)
-    expected = history[0]["dpo_loss"] + 0.5 * history[0]["winner_nll"]
+    expected = history[0]["dpo_loss"] + 0.5 * history[0]["nll_loss"]
     assert history[0]["loss"] == pytest.approx(expected, rel=1e-6)
     likelihoods = []
     for one in PAIRS:
-        tokens = np.array([one.winner.prompt + one.winner.target])
-        logprobs = full_logprobs(params, tokens)[0, len(one.winner.prompt) - 1 :]
+        tokens = np.array([one.chosen.prompt + one.chosen.target])
+        logprobs = full_logprobs(params, tokens)[0, len(one.chosen.prompt) - 1 :]
         likelihoods.append(-logprobs.mean())
-    assert history[0]["winner_nll"] == pytest.approx(np.mean(likelihoods), rel=1e-5)
+    assert history[0]["nll_loss"] == pytest.approx(np.mean(likelihoods), rel=1e-5)
 
 
-def test_bad_pairs_are_named(params, adapter):
+def test_invalid_pairs_raise_user_error(params, adapter):
     with pytest.raises(UserError, match="no preference pairs"):
         dpo(params, adapter, [], SETTINGS)
     long = pair((3,), (4,) * 200, (5,))
@@ -157,41 +160,44 @@ def test_bad_pairs_are_named(params, adapter):
         dpo(params, adapter, [long], SETTINGS)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(params, adapter):
+def test_non_finite_loss_raises_user_error_with_step(params, adapter):
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
     with pytest.raises(UserError, match="the loss is nan at step 1"):
         dpo(broken, adapter, PAIRS, SETTINGS)
 
 
-def test_on_a_mesh_the_trained_factors_keep_their_places(params, adapter):
+def test_trained_factors_keep_their_sharding(params, adapter):
     mesh = make_mesh({"tensor": 1}, devices=jax.devices()[:1])
     placed = shard_adapter(adapter, CONFIG, mesh)
-    trained, _ = dpo(params, placed, PAIRS, replace(SETTINGS, steps=2), seed=3)
+    trained, _ = dpo(params, placed, PAIRS, replace(SETTINGS, max_steps=2), seed=3)
     for path, leaf in flatten(trained.factors).items():
         assert leaf.sharding == flatten(placed.factors)[path].sharding
 
 
-def test_the_losses_are_those_of_their_papers():
+def test_losses_equal_the_papers_equations():
     rng = np.random.default_rng(0)
-    gains, lengths = rng.normal(0, 3, (5, 2)), rng.integers(1, 9, (5, 2)).astype(float)
-    margin = gains[:, 0] - gains[:, 1]
+    log_ratios = jnp.asarray(rng.normal(0, 3, (5, 2)))
+    lengths = jnp.asarray(rng.integers(1, 9, (5, 2)).astype(float))
+    margin = log_ratios[:, 0] - log_ratios[:, 1]
     expected = np.log1p(np.exp(-0.3 * margin))
-    np.testing.assert_allclose(sigmoid_loss(gains, lengths, 0.3), expected, rtol=1e-5)
-    mean_gains = gains / lengths
-    expected = (mean_gains[:, 0] - mean_gains[:, 1] - 1 / 0.6) ** 2
-    np.testing.assert_allclose(ipo_loss(gains, lengths, 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(sigmoid_loss(log_ratios, lengths, 0.3), expected, rtol=1e-5)
+    mean_log_ratios = log_ratios / lengths
+    expected = (mean_log_ratios[:, 0] - mean_log_ratios[:, 1] - 1 / 0.6) ** 2
+    np.testing.assert_allclose(ipo_loss(log_ratios, lengths, 0.3), expected, rtol=1e-5)
 
 
 def test_ipo_starts_at_its_target_margin_and_trains(params, adapter):
-    ipo = replace(SETTINGS, loss="ipo", steps=10)
+    ipo = replace(SETTINGS, loss="ipo", max_steps=10)
     _, history = dpo(params, adapter, PAIRS, ipo)
     assert history[0]["dpo_loss"] == pytest.approx((1 / (2 * ipo.beta)) ** 2, rel=1e-5)
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-def test_a_whole_model_is_trained_against_its_start(params):
-    trainee = full_finetune(CONFIG, jax.tree.map(jnp.copy, params))
-    trained, history = train_dpo(trainee, PAIRS, replace(SETTINGS, steps=5), key=jax.random.key(0))
+def test_full_finetuning_uses_initial_weights_as_reference(params):
+    trainable = full_finetune(CONFIG, jax.tree.map(jnp.copy, params))
+    trained, history = train_dpo(
+        trainable, PAIRS, replace(SETTINGS, max_steps=5), key=jax.random.key(0)
+    )
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert history[-1]["loss"] < history[0]["loss"]
     before, after = flatten(params), trained

@@ -1,4 +1,4 @@
-"""The warm start: what a generator is shown, in which order, and what is kept of it."""
+"""Warm start: targets, order of the batches, and stored training programs."""
 
 import dataclasses
 
@@ -19,12 +19,12 @@ from sdjax.io.training_programs import (
 )
 from sdjax.programs.extraction import extract_program
 from sdjax.training.warmstart import (
-    draw_programs,
-    identities_of,
-    lesson_batches,
-    make_lesson,
-    name_of,
-    signature_for,
+    candidate_identities,
+    make_warmstart_data,
+    merge_signature,
+    sample_candidates,
+    signature_digest,
+    warmstart_batches,
 )
 
 SEED = zoo_models()["seed"]
@@ -32,44 +32,44 @@ TOKENIZER = load_tokenizer(SEED)
 EXPERTS = ("reads", "calculates", "compares")
 
 
-def test_targets_hold_the_programs_as_they_are_extracted_from_samples():
-    programs = draw_programs(5, 0, slots=3)
-    lesson = make_lesson(TOKENIZER, "full", EXPERTS, programs)
-    for program, target in zip(programs, lesson.targets, strict=True):
+def test_targets_contain_candidates_as_extraction_finds_them():
+    programs = sample_candidates(5, 0, slots=3)
+    data = make_warmstart_data(TOKENIZER, "full", EXPERTS, programs)
+    for program, target in zip(programs, data.targets, strict=True):
         assert target[-1] == TOKENIZER.eos_ids[0]
         assert extract_program(TOKENIZER.decode(target)).strip() == program
-    assert "calculates" in TOKENIZER.decode(lesson.prompt)
+    assert "calculates" in TOKENIZER.decode(data.prompt)
 
 
-def test_every_program_is_shown_once_before_any_is_shown_twice():
-    lesson = make_lesson(TOKENIZER, "short", EXPERTS, draw_programs(12, 0, slots=3))
-    batches = list(lesson_batches(lesson, batch=4, steps=6, key=jax.random.key(0)))
+def test_every_candidate_occurs_once_per_epoch():
+    data = make_warmstart_data(TOKENIZER, "short", EXPERTS, sample_candidates(12, 0, slots=3))
+    batches = list(warmstart_batches(data, batch_size=4, num_batches=6, key=jax.random.key(0)))
     shown = [
         tuple(row[weights == 1])
         for batch in batches
         for row, weights in zip(batch["tokens"], batch["weights"], strict=True)
     ]
-    assert set(shown[:12]) == set(shown[12:]) == set(lesson.targets)
+    assert set(shown[:12]) == set(shown[12:]) == set(data.targets)
     assert {batch["tokens"].shape[1] % 64 for batch in batches} == {0}
-    again = lesson_batches(lesson, batch=4, steps=6, key=jax.random.key(0))
+    again = warmstart_batches(data, batch_size=4, num_batches=6, key=jax.random.key(0))
     for one, other in zip(batches, again, strict=True):
         np.testing.assert_array_equal(one["tokens"], other["tokens"])
 
 
-def test_identities_are_those_of_a_search_over_the_model():
+def test_identities_equal_those_of_a_search():
     """The zoo's seed ships with the identities of its own training programs."""
     texts = read_training_sources(SEED)
     assert len(texts) == 24_000
-    signature = signature_for(load_config(SEED), experts=3)
-    known = read_training_identities(SEED, name_of(signature))
-    other = signature_for(load_config(SEED), experts=3, scope="attention")
-    assert read_training_identities(SEED, name_of(other)) is None
-    found = [one for one in identities_of(texts[:2], signature) if one is not None]
+    signature = merge_signature(read_config(SEED), experts=3)
+    known = read_training_identities(SEED, signature_digest(signature))
+    other = merge_signature(read_config(SEED), experts=3, scope="attention")
+    assert read_training_identities(SEED, signature_digest(other)) is None
+    found = [one for one in candidate_identities(texts[:2], signature) if one is not None]
     assert found
     assert np.isin(np.array(found, np.uint64), known).all()
 
 
-def test_training_programs_come_back(tmp_path):
+def test_training_programs_round_trip(tmp_path):
     kept = TrainingPrograms.create(["a", "b", "c"], [7, None, 7], signature="mlp of three")
     assert {path.name for path in kept.write(tmp_path)} == {TRAINING_PROGRAMS, SOURCES_FILE}
     assert read_training_sources(tmp_path) == ("a", "b", "c")

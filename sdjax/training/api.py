@@ -1,0 +1,237 @@
+"""Training of a model on tokenized data: the functions behind `sdjax train` and the search loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax.core.errors import UserError
+from sdjax.training.config import DPOConfig, OptimizerConfig
+from sdjax.training.dpo import TokenPair, dpo_loss, pad_pairs, reference_logprobs
+from sdjax.training.fit import Checkpoints, fit, num_parts, rematerialize
+from sdjax.training.packing import Example, pack, shuffled_batches, target_batches
+from sdjax.training.sft import sft_loss
+from sdjax.training.trainable import Trainable
+from sdjax.training.types import Batch, LossFn, OnStep
+from sdjax.training.warmstart import WarmstartData, warmstart_batches
+
+
+def train_sft(
+    trainable: Trainable,
+    examples: Sequence[Example],
+    config: OptimizerConfig,
+    *,
+    max_length: int,
+    batch_size: int,
+    key: jax.Array,
+    remat: bool = False,
+    on_step: OnStep | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Fine-tune on examples by maximum likelihood of their targets (SFT).
+
+    Args:
+        trainable: what to train; its trainable arrays are donated.
+        examples: prompts and targets, none longer than `max_length`.
+        config: optimizer and number of steps.
+        max_length: tokens per row; several examples are packed into one row.
+        batch_size: rows per batch.
+        key: random key of the order of the rows.
+        remat: recompute activations in the backward pass to save memory.
+        on_step: called after each step with its metrics.
+        checkpoints: where to store the state; nothing is stored by default.
+
+    Returns:
+        the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
+
+    Raises:
+        UserError: the loss is not finite.
+
+    Examples:
+        >>> import jax
+        >>> import sdjax
+        >>> from sdjax.training.config import OptimizerConfig
+        >>> from sdjax.training.data import number_rows, tokenize_examples
+        >>> from sdjax.training.trainable import full_finetune
+        >>> config, params = sdjax.load_model("zoo:seed")
+        >>> rows = number_rows("sums", [{"prompt": "1+1=", "completion": "2"}])
+        >>> examples = tokenize_examples(rows, sdjax.load_tokenizer("zoo:seed"), max_length=16)
+        >>> trained, history = sdjax.train_sft(
+        ...     full_finetune(config, params),
+        ...     examples,
+        ...     OptimizerConfig(learning_rate=1e-3, max_steps=3),
+        ...     max_length=16,
+        ...     batch_size=1,
+        ...     key=jax.random.key(0),
+        ... )
+        >>> history[-1]["loss"] < history[0]["loss"]
+        True
+    """
+    data = pack(examples, max_length)
+    return _fit(
+        trainable,
+        sft_loss(trainable.config, trainable.assemble),
+        _shuffled(trainable, data, config, batch_size, key),
+        config,
+        remat=remat,
+        on_step=on_step,
+        checkpoints=checkpoints,
+    )
+
+
+def train_dpo(
+    trainable: Trainable,
+    pairs: Sequence[TokenPair],
+    config: DPOConfig,
+    *,
+    key: jax.Array,
+    reference: np.ndarray | None = None,
+    remat: bool = False,
+    on_step: OnStep | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train on preference pairs (DPO, Rafailov et al. 2023, arXiv 2305.18290).
+
+    The log-probabilities of the reference are computed once, before the first update, so the first
+    loss is log 2, plus `nll_weight` times the negative log-likelihood.
+
+    Args:
+        trainable: what to train; its trainable arrays are donated.
+        pairs: chosen and rejected completions.
+        config: loss, optimizer and number of steps.
+        key: random key of the order of the pairs.
+        reference: [pairs, 2] float32, as `reference_logprobs` returns it; computed by default.
+        remat: recompute activations in the backward pass to save memory.
+        on_step: called after each step with its metrics.
+        checkpoints: where to store the state; nothing is stored by default.
+
+    Returns:
+        the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
+
+    Raises:
+        UserError: there are no pairs, a pair is longer than the model's maximum sequence length,
+            or the loss is not finite.
+
+    Examples:
+        >>> import jax
+        >>> import sdjax
+        >>> from sdjax.models.lora import init_adapter
+        >>> from sdjax.training.config import DPOConfig
+        >>> from sdjax.training.data import number_rows, tokenize_pairs
+        >>> from sdjax.training.trainable import lora_finetune
+        >>> config, params = sdjax.load_model("zoo:seed")
+        >>> rows = number_rows("sums", [{"prompt": "1+1=", "chosen": "2", "rejected": "3"}])
+        >>> pairs = tokenize_pairs(rows, sdjax.load_tokenizer("zoo:seed"), max_length=16)
+        >>> adapter = init_adapter(config, jax.random.key(0), rank=4, alpha=8)
+        >>> trained, history = sdjax.train_dpo(
+        ...     lora_finetune(config, params, adapter),
+        ...     pairs,
+        ...     DPOConfig(max_steps=2, batch_size=1),
+        ...     key=jax.random.key(1),
+        ... )
+        >>> round(history[0]["loss"], 4)
+        0.6931
+    """
+    config = config.for_pairs(len(pairs))
+    data = pad_pairs(pairs, trainable.config.max_seq_len)
+    if reference is None:
+        reference = reference_logprobs(trainable, data, config)
+    data["reference"] = reference
+    return _fit(
+        trainable,
+        dpo_loss(trainable.config, trainable.assemble, config),
+        _shuffled(trainable, data, config, config.batch_size, key),
+        config,
+        remat=remat,
+        on_step=on_step,
+        checkpoints=checkpoints,
+    )
+
+
+def train_warmstart(
+    trainable: Trainable,
+    data: WarmstartData,
+    config: OptimizerConfig,
+    *,
+    batch_size: int,
+    key: jax.Array,
+    remat: bool = False,
+    on_step: OnStep | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Fine-tune a generator on candidates that share one prompt.
+
+    Args:
+        trainable: what to train; its trainable arrays are donated.
+        data: prompt and candidates.
+        config: optimizer and number of steps.
+        batch_size: candidates per batch.
+        key: random key of the order of the candidates.
+        remat: recompute activations in the backward pass to save memory.
+        on_step: called after each step with its metrics.
+        checkpoints: where to store the state; nothing is stored by default.
+
+    Returns:
+        the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
+
+    Raises:
+        UserError: the prompt with the longest candidate exceeds the model's maximum sequence
+            length, or the loss is not finite.
+    """
+    longest = len(data.prompt) + max(map(len, data.targets))
+    if longest > trainable.config.max_seq_len:
+        raise UserError(
+            f"warm start: the prompt with the longest candidate has {longest} tokens, but the "
+            f"model's maximum sequence length is {trainable.config.max_seq_len}; use "
+            "prompt: short, or another model"
+        )
+    batches = warmstart_batches(
+        data, batch_size=batch_size, num_batches=config.num_batches, key=key
+    )
+    return _fit(
+        trainable,
+        sft_loss(trainable.config, trainable.assemble),
+        batches,
+        config,
+        remat=remat,
+        on_step=on_step,
+        checkpoints=checkpoints,
+    )
+
+
+def _shuffled(
+    trainable: Trainable,
+    data: dict[str, np.ndarray],
+    config: OptimizerConfig,
+    batch_size: int,
+    key: jax.Array,
+) -> Iterable[Batch]:
+    """Return the batches of all steps, in random order."""
+    indices = shuffled_batches(
+        len(data["tokens"]), batch_size=batch_size, num_batches=config.num_batches, key=key
+    )
+    return target_batches(data, list(indices), parts=num_parts(trainable.trainable, batch_size))
+
+
+def _fit(
+    trainable: Trainable,
+    loss: LossFn,
+    batches: Iterable[Batch],
+    config: OptimizerConfig,
+    *,
+    remat: bool,
+    on_step: OnStep | None,
+    checkpoints: Checkpoints | None,
+) -> tuple[Any, list[dict[str, float]]]:
+    return fit(
+        rematerialize(loss) if remat else loss,
+        trainable.trainable,
+        trainable.frozen,
+        batches,
+        config,
+        on_step=on_step,
+        checkpoints=checkpoints,
+    )
