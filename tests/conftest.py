@@ -18,7 +18,7 @@ os.environ.setdefault(
 )
 
 # Shapes and dtypes in the signatures of these packages are checked while the tests run.
-TYPE_CHECKED: tuple[str, ...] = ("sdjax.models", "sdjax.decoding", "sdjax.xla")
+TYPE_CHECKED: tuple[str, ...] = ("sdjax.models", "sdjax.decoding", "sdjax.training")
 # An int is accepted as a float, as in PEP 484; the hook needs the name of an importable function.
 typechecker = types.ModuleType("sdjax_typechecker")
 typechecker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))

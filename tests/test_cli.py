@@ -207,13 +207,14 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(long)}\n")
     job = tmp_path / "job.yaml"
     job.write_text(
-        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nmax_steps: 2\n"
+        f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\n"
+        "max_steps: 2\n"
         f"learning_rate: 1e-3\n{extra}"
     )
     result = run_cli("train", kind, job)
     assert result.exit_code == 0, result.output
     assert "loss" in result.output
-    # The limit is the seed's max_seq_len, whatever `max_length` says; completions are never truncated.
+    # The limit is the seed's max_seq_len, whatever `max_length` says.
     assert "1 of 2 rows are dropped because a completion is longer than 512 tokens" in result.output
     files = {path.name for path in (tmp_path / "trained").iterdir()}
     # The record of the seed's training programs is copied with its weights.
@@ -228,7 +229,8 @@ def test_train_dpo_keeps_reference_logprobs_until_it_succeeds(tmp_path, monkeypa
 
     def write(learning_rate):
         job.write_text(
-            f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nmax_steps: 2\n"
+            f"model: zoo:seed\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\n"
+            "max_steps: 2\n"
             f"rank: 2\nbatch_size: 1\nwarmup_steps: 1\nlearning_rate: {learning_rate}\n"
         )
 
@@ -250,7 +252,8 @@ def test_bfloat16_compute_dtype_leaves_frozen_weights_unrounded(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
     job = tmp_path / "job.yaml"
     job.write_text(
-        f"model: {tmp_path}/fine\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\nmax_steps: 1\n"
+        f"model: {tmp_path}/fine\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\n"
+        "max_steps: 1\n"
         "rank: 2\ntarget_modules: [attn.q_proj]\ncompute_dtype: bfloat16\n"
     )
     result = run_cli("train", "sft", job)

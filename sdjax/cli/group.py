@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from sdjax.core.errors import UserError
+from sdjax.core.logging import configure_logging
 
 FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
 FILE_PATH = click.Path(path_type=Path, dir_okay=False)
@@ -33,6 +34,7 @@ class Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line; print errors and exit with their status."""
         signal.signal(signal.SIGTERM, raise_interrupt)
+        configure_logging()
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except (UserError, Interrupted, KeyboardInterrupt, click.Abort) as error:

@@ -86,7 +86,6 @@ def _run_job(kind: str, config: Path) -> str:
     from sdjax.io.peft import read_adapter
     from sdjax.io.tokenizer import load_tokenizer
     from sdjax.models.lora import init_adapter, shard_adapter
-    from sdjax.sharding.mesh import mesh_of_all
     from sdjax.training.config import JOBS
     from sdjax.training.trainable import full_finetune, lora_finetune
 
@@ -96,7 +95,7 @@ def _run_job(kind: str, config: Path) -> str:
         raise UserError(f"{out}: already exists; choose another out")
     full = job.rank is None and job.adapter is None
     compute_dtype = jnp.dtype(job.compute_dtype)
-    mesh = mesh_of_all(dataclasses.asdict(job.mesh))
+    mesh = job.mesh.make(default_axis="fsdp")
     # Frozen weights are kept in the dtype of the computation.
     model, params = load_model(folder, dtype=jnp.float32 if full else compute_dtype, mesh=mesh)
     key = jax.random.key(job.rng_seed)
@@ -109,7 +108,7 @@ def _run_job(kind: str, config: Path) -> str:
             fold_in_name(key, "adapter"),
             rank=job.rank,
             alpha=job.alpha,
-            projections=job.target_modules,
+            target_modules=job.target_modules,
         )
     if adapter is not None and mesh is not None:
         adapter = shard_adapter(adapter, model, mesh)
@@ -221,7 +220,7 @@ def _train(
 def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
     """Read the rows of a file, a data set, or the folder of a run."""
     from sdjax.core.errors import UserError
-    from sdjax.search.preferences import preferences_of_run
+    from sdjax.search.pairs import preferences_of_run
     from sdjax.training.data import number_rows, read_rows
 
     if not Path(job.data).is_dir():

@@ -9,7 +9,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ class TrainingCheckpoints:
         self._every, self._last_step = every, last_step
         self._job = json.loads(json.dumps(job))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TrainingCheckpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,7 +151,7 @@ class MetricsLog:
         self._path = folder / "metrics.jsonl"
         self._events: SummaryWriter | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from sdjax.core.config import (
@@ -20,6 +20,7 @@ from sdjax.core.config import (
 )
 from sdjax.models.lora import ALL_PROJECTIONS
 from sdjax.sharding.mesh import MeshConfig
+from sdjax.sharding.mesh import MeshConfig
 from sdjax.training.losses import LOSSES
 
 
@@ -31,6 +32,8 @@ def _one_of(names: Collection[str]) -> AfterValidator:
 
     return AfterValidator(check)
 
+
+_DPOConfig = TypeVar("_DPOConfig", bound="DPOConfig")
 
 Projection = Annotated[str, _one_of(ALL_PROJECTIONS)]
 LossName = Annotated[str, _one_of(LOSSES)]
@@ -73,7 +76,7 @@ class OptimizerConfig:
     gradient_accumulation_steps: PositiveInt = 1
 
     @model_validator(mode="after")
-    def _check_warmup(self) -> Self:
+    def _check_warmup(self) -> OptimizerConfig:
         if self.max_steps is not None and self.warmup_steps > self.max_steps:
             raise ValueError(
                 f"warmup_steps: {self.warmup_steps} is more than {self.max_steps} steps"
@@ -127,12 +130,12 @@ class DPOConfig(OptimizerConfig):
     alpha: PositiveFloat = 256.0
 
     @model_validator(mode="after")
-    def _check_length(self) -> Self:
+    def _check_length(self) -> DPOConfig:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give one of max_steps and epochs")
         return self
 
-    def for_pairs(self, count: int) -> Self:
+    def for_pairs(self: _DPOConfig, count: int) -> _DPOConfig:
         """Return the config for `count` pairs, with `epochs` converted to `max_steps`."""
         if self.epochs is None:
             return self
@@ -183,14 +186,14 @@ class TrainingJob(OptimizerConfig):
 
     @field_validator("rank", "alpha", "target_modules")
     @classmethod
-    def _check_new_adapter(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_new_adapter(cls, value: Any, info: Any) -> Any:
         """Reject explicit settings of a new adapter (validators do not see defaults)."""
         if value is not None and info.data.get("adapter") is not None:
             raise ValueError("the adapter to start from has its own; remove the key")
         return value
 
     @model_validator(mode="after")
-    def _check_save(self) -> Self:
+    def _check_save(self) -> TrainingJob:
         if self.save == "adapter" and self.rank is None and self.adapter is None:
             raise ValueError("save: adapter needs a rank, or an adapter to start from")
         return self
@@ -246,7 +249,7 @@ class DPOJob(DPOConfig, TrainingJob):
     alpha: PositiveFloat = 32.0
 
     @model_validator(mode="after")
-    def _check_reference(self) -> Self:
+    def _check_reference(self) -> DPOJob:
         if not self.enabled:
             raise ValueError("enabled: only a run has this key; remove it")
         if self.reference == "seed" and self.rank is None and self.adapter is None:

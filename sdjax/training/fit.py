@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from sdjax.training.types import Batch, LossFn, OnStep
 _ROW_AXES = ("data", "fsdp")
 
 
+@runtime_checkable
 class Checkpoints(Protocol):
     """Storage for the state of a training run; see `sdjax.training.checkpoints`."""
 

@@ -26,12 +26,13 @@ def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> LossFn:
     assemble = assemble or assemble_params()
 
     def loss(trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        batch = jax.tree.map(jnp.asarray, batch)
         target_index = batch.get("target_index")
         logprobs = token_logprobs(
             *assemble(trainable, frozen),
-            jnp.asarray(batch["tokens"]),
+            batch["tokens"],
             config=config,
-            positions=jnp.asarray(batch["positions"]),
+            positions=batch["positions"],
             segments=batch.get("segments"),
             prefix=batch.get("prefix"),
             target_index=target_index,

@@ -6,7 +6,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import zoo_models
-from sdjax.io.tokenizer import load_tokenizer
+from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.training.data import TrainingRow, read_rows, tokenize_examples, tokenize_pairs
 
 TOKENIZER = load_tokenizer(zoo_models()["seed"])
@@ -96,7 +96,10 @@ def test_empty_file_raises_user_error(tmp_path):
 
 
 def test_chat_messages_are_rendered_by_the_template(monkeypatch):
-    class Chatting:
+    class ChatTokenizer(Tokenizer):
+        def __init__(self):
+            pass
+
         eos_ids = (1,)
 
         def encode(self, text, *, add_special):
@@ -110,11 +113,11 @@ def test_chat_messages_are_rendered_by_the_template(monkeypatch):
     answers = [{"role": "assistant", "content": text} for text in ("yes", "no")]
     separate = {"prompt": [question], "chosen": answers[:1], "rejected": answers[1:]}
     joined = {"chosen": [question, answers[0]], "rejected": [question, answers[1]]}
-    pairs = tokenize_pairs(rows(separate, joined), Chatting(), 64)
+    pairs = tokenize_pairs(rows(separate, joined), ChatTokenizer(), 64)
     assert pairs[0] == pairs[1]
     assert "".join(map(chr, pairs[0].chosen.prompt)) == "u:hi\x01\na:"
     assert "".join(map(chr, pairs[0].rejected.target)) == "no\x01\n"
-    (example,) = tokenize_examples(rows({"messages": [question, answers[0]]}), Chatting(), 64)
+    (example,) = tokenize_examples(rows({"messages": [question, answers[0]]}), ChatTokenizer(), 64)
     assert example == pairs[0].chosen
 
 

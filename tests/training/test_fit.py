@@ -44,7 +44,9 @@ def collect():
 def batches(count=6):
     rng = np.random.default_rng(0)
     for _ in range(count):
-        texts = [Example(prompt=(3,), target=tuple(rng.integers(4, 48, 6))) for _ in range(8)]
+        texts = [
+            Example(prompt=(3,), target=tuple(rng.integers(4, 48, 6).tolist())) for _ in range(8)
+        ]
         packed = [pack([text], 8) for text in texts]
         yield {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
 
@@ -290,8 +292,12 @@ def compare_devices():
     rng = np.random.default_rng(3)
     pairs = [
         TokenPair(
-            chosen=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
-            rejected=Example(prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)))),
+            chosen=Example(
+                prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)).tolist())
+            ),
+            rejected=Example(
+                prompt=(3,), target=tuple(rng.integers(4, 60, rng.integers(1, 30)).tolist())
+            ),
         )
         for _ in range(12)
     ]

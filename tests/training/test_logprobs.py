@@ -50,7 +50,8 @@ def test_full_logits_never_exist_in_forward_or_backward_pass(
 def test_target_batches_give_the_same_loss_and_gradient(config, weights):
     rng = np.random.default_rng(0)
     examples = [
-        Example(prompt=(3, 4, 6), target=tuple(rng.integers(0, 48, size))) for size in (23, 2, 9, 3)
+        Example(prompt=(3, 4, 6), target=tuple(rng.integers(0, 48, size).tolist()))
+        for size in (23, 2, 9, 3)
     ]
     rows = pack(examples, 26)
     assert len(rows["tokens"]) == 2
