@@ -71,7 +71,6 @@ def _run_job(kind: str, config: Path) -> str:
         UserError: a key, a model, an adapter, a row of the data or the output folder is invalid,
             the loss is not finite, or the disk is full.
     """
-    import dataclasses
     import shutil
 
     import jax

@@ -20,7 +20,6 @@ from sdjax.core.config import (
 )
 from sdjax.models.lora import ALL_PROJECTIONS
 from sdjax.sharding.mesh import MeshConfig
-from sdjax.sharding.mesh import MeshConfig
 from sdjax.training.losses import LOSSES
 
 
