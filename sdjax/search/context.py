@@ -210,7 +210,9 @@ def build_context(config: RunConfig) -> RunContext:
         initial_adapter=None
         if generator is None
         else _read_generator(config, generator, model, folder),
-        training_identities=read_training_identities(generator or folder, signature_digest(signature)),
+        training_identities=read_training_identities(
+            generator or folder, signature_digest(signature)
+        ),
     )
 
 
