@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdjax.evaluation.prompts import plain
+from sdjax.evaluation.prompts import plain_prompt
 from sdjax.evaluation.results import read_results
 from sdjax.evaluation.tasks.registry import find_task
 
@@ -29,7 +29,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     for line in read_results(Path(options.results)):
-        tokens = tokenizer(plain(task, problems[line.id]), return_tensors="pt")
+        tokens = tokenizer(plain_prompt(task, problems[line.id]), return_tensors="pt")
         found = model.generate(
             **tokens,
             do_sample=False,

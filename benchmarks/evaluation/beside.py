@@ -8,8 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
-from sdjax.evaluation.prompts import plain
-from sdjax.evaluation.results import READINGS, read_results
+from sdjax.evaluation.prompts import plain_prompt
+from sdjax.evaluation.results import METRICS, read_results
 from sdjax.evaluation.tasks.registry import find_task
 
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 def prompts(name: str, data: str, theirs: list[str]) -> None:
     task = find_task(name, data=data, development=0)
-    ours = [plain(task, problem) for problem in task.problems("test")]
+    ours = [plain_prompt(task, problem) for problem in task.problems("test")]
     equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
     print(f"{name}: {equal} of {len(theirs)} prompts are equal")
 
@@ -39,7 +39,7 @@ def outputs(folder: Path, theirs: dict) -> None:
     both = sorted(lines.keys() & texts.keys(), key=int)
     same = [id for id in both if lines[id].output == texts[id]]
     print(f"{len(both)} problems, {len(same)} outputs equal")
-    for reading in READINGS:
+    for reading in METRICS:
         right = sum(getattr(lines[id], reading) for id in both)
         print(f"ours, {reading}: {right} right")
     for task, metrics in theirs["results"].items():

@@ -17,7 +17,7 @@ from importlib import metadata
 
 import numpy as np
 
-from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.statistics import paired_difference
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.methods.registry import algorithm
@@ -99,7 +99,7 @@ def merged_correct(context: RunContext, method: Algorithm) -> np.ndarray:
 def correct(context: RunContext, params: dict) -> np.ndarray:
     """Return whether each development problem is solved, by the strict filter."""
     problems = context.problems[DEVELOPMENT]
-    outcomes = evaluate(context.eval_decoder, context.tokenizer, params, context.task, problems)
+    outcomes = evaluate_problems(context.eval_decoder, context.tokenizer, params, context.task, problems)
     return np.array([outcome.strict for outcome in outcomes], float)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, Interrupted, examples
 from sdjax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sdjax.evaluation.api import Evaluation
 
 
 @click.command(
@@ -26,31 +30,37 @@ from sdjax.core.errors import UserError
     show_default=True,
     help="arithmetic, gsm8k, math, svamp, a JSONL file, or module:Class.",
 )
-@click.option("--data", type=ANY_PATH, help="The problems; the Hugging Face hub's otherwise.")
+@click.option(
+    "--data",
+    type=ANY_PATH,
+    help="File or folder with the problems; by default from the Hugging Face hub.",
+)
 @click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each problem.")
 @click.option(
     "--split",
     type=click.Choice(["development", "test", "all"]),
-    help="As a run divides the problems; by default all test problems.",
+    help="Split of the problems, as in a run; by default all test problems.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Scores the first so many problems.")
-@click.option("--chat", is_flag=True, help="Puts problems by the tokenizer's chat template.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="The longest answer.")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only this many problems.")
+@click.option("--chat", is_flag=True, help="Format prompts with the tokenizer's chat template.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
 @click.option(
-    "--out", type=FOLDER_PATH, help="Keeps results here; goes on where it was interrupted."
+    "--out",
+    type=FOLDER_PATH,
+    help="Store results in this folder; an interrupted evaluation resumes there.",
 )
 @click.option(
     "--compare",
     nargs=2,
     type=ANY_PATH,
     metavar="A B",
-    help="Compares two --out folders (or their results.jsonl) problem by problem.",
+    help="Compare two --out folders (or their results.jsonl) problem by problem.",
 )
 @click.option(
     "--allow-missing",
     multiple=True,
     metavar="LAYER",
-    help="Goes on where this machine lacks that layer of a grader's confinement.",
+    help="Run without this layer of the grader's confinement if this machine lacks it.",
 )
 @click.pass_context
 def evaluate(
@@ -59,24 +69,49 @@ def evaluate(
     task: str,
     out: Path | None,
     compare: tuple[Path, Path] | None,
-    **options,
+    **options: Any,
 ) -> None:
-    """Score MODEL (a folder, a name on Hugging Face, or zoo:NAME) on a task."""
+    """Evaluate MODEL (a folder, a name on Hugging Face, or zoo:NAME) on a task."""
     if compare is not None:
         for parameter in context.command.params:
             source = context.get_parameter_source(parameter.name or "")
             if source is ParameterSource.COMMANDLINE and parameter.name != "compare":
-                raise UserError(f"--compare takes two results and no {parameter.opts[0]}")
+                raise UserError(
+                    f"--compare takes two results and nothing else; remove {parameter.opts[0]}"
+                )
         from sdjax.evaluation.comparison import compare as compare_results
 
         click.echo(compare_results(*compare))
         return
     if model is None:
         raise UserError("eval needs a MODEL, or --compare A B")
-    from sdjax.evaluation.job import evaluate_model
+    from sdjax.evaluation import api
 
     try:
-        click.echo(evaluate_model(model, task, out=out, **options))
+        evaluation = api.evaluate(model, task, out=out, **options)
     except KeyboardInterrupt:
-        hint = "go on by the same command" if out else "with --out DIR it could go on"
+        hint = "run the same command to resume" if out else "with --out DIR it could be resumed"
         raise Interrupted(hint) from None
+    click.echo(_report(evaluation, chat=options["chat"]))
+
+
+def _report(evaluation: Evaluation, *, chat: bool) -> str:
+    """Return a table of accuracies by kind of problem, and the failures."""
+    from sdjax.evaluation.results import METRICS
+
+    kinds = evaluation.by_kind()
+    rows = (kinds if len(kinds) > 1 else {}) | {"all": evaluation}
+    width = max(map(len, rows))
+    table = []
+    for name, row in rows.items():
+        cells = []
+        for metric in METRICS:
+            interval = getattr(row, metric)
+            cells.append(f"{metric} {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+        table.append(f"{name:{width}s}  {'   '.join(cells)}")
+    failures = [
+        f"{count} counted as wrong: {reason}" for reason, count in evaluation.failures.items()
+    ]
+    count = len(evaluation.problems)
+    title = f"{evaluation.model} on {evaluation.task} ({count} problems{', chat' if chat else ''})"
+    return "\n".join([f"{title}, 95% intervals", *evaluation.notes, *table, *failures])

@@ -1,1 +1,1 @@
-"""Tasks, answer extraction and paired statistics."""
+"""Tasks, answer extraction, grading, and paired statistics."""

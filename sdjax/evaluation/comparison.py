@@ -1,4 +1,4 @@
-"""`sdjax eval --compare A B`: two evaluations of the same problems, paired problem by problem."""
+"""Paired comparison of two evaluations of the same problems."""
 
 from __future__ import annotations
 
@@ -8,48 +8,56 @@ import numpy as np
 from scipy import stats
 
 from sdjax.core.errors import UserError
-from sdjax.evaluation.results import READINGS, Line, read_results
+from sdjax.evaluation.results import METRICS, ProblemResult, read_results
 from sdjax.evaluation.statistics import accuracy_interval, paired_difference
 
 
 def compare(first: Path, second: Path) -> str:
-    """A table of both accuracies and their paired difference, B - A, with 95 % intervals.
+    """Return a table of both accuracies and their paired difference, B - A, with 95% intervals.
 
-    `p` is McNemar's exact test: the probability of so uneven a split of the problems that only one
-    of the two solves, if neither is better.
+    `p` is that of McNemar's exact test: the probability of an equally uneven split of the problems
+    that only one of the two solves, if neither is better.
+
+    Args:
+        first: A, a results file or its folder.
+        second: B, a results file or its folder.
 
     Raises:
-        UserError: no such file, no problem in common, or one that asks differently.
+        UserError: a file does not exist, or the two have no problem in common or ask it
+            differently.
     """
-    a, b = ({line.id: line for line in read_results(path)} for path in (first, second))
+    a, b = ({one.id: one for one in read_results(path)} for path in (first, second))
     ids = [id for id in a if id in b]
     if not ids:
-        raise UserError(f"{first} and {second}: have no problem in common")
+        raise UserError(f"{first} and {second}: no problem in common; compare the same task")
     for id in ids:
         if (a[id].question, a[id].answer) != (b[id].question, b[id].answer):
-            raise UserError(f"{first} and {second}: ask something else in problem {id}")
-    lines = [f"A {first}, B {second}: {len(ids)} problems in common, 95 % intervals"]
-    for name, own, other in (("A", a, b), ("B", b, a)):
-        if left := len(own.keys() - other.keys()):
-            lines.append(f"{left} problems of {name} are left out, as the other lacks them")
-    if prompts := sum(a[id].prompt_sha256 != b[id].prompt_sha256 for id in ids):
-        lines.append(f"{prompts} problems were put by another prompt")
-    for reading in READINGS:
-        lines.append(_row(reading, [a[id] for id in ids], [b[id] for id in ids]))
+            raise UserError(
+                f"{first} and {second}: problem {id} has a different question or answer; compare "
+                "results of the same data"
+            )
+    lines = [f"A {first}, B {second}: {len(ids)} problems in common, 95% intervals"]
+    for name, results, others in (("A", a, b), ("B", b, a)):
+        if unpaired := len(results.keys() - others.keys()):
+            lines.append(f"{unpaired} problems of {name} are left out because the other lacks them")
+    if different := sum(a[id].prompt_sha256 != b[id].prompt_sha256 for id in ids):
+        lines.append(f"{different} problems have different prompts")
+    for metric in METRICS:
+        lines.append(_compare_metric(metric, [a[id] for id in ids], [b[id] for id in ids]))
     return "\n".join(lines)
 
 
-def _row(reading: str, a: list[Line], b: list[Line]) -> str:
-    right = [[getattr(line, reading) for line in lines] for lines in (a, b)]
+def _compare_metric(metric: str, a: list[ProblemResult], b: list[ProblemResult]) -> str:
+    correct = [[getattr(one, metric) for one in results] for results in (a, b)]
     cells = []
-    for name, one in zip("AB", right, strict=True):
-        interval = accuracy_interval(one)
+    for name, values in zip("AB", correct, strict=True):
+        interval = accuracy_interval(values)
         cells.append(f"{name} {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
-    difference = paired_difference(right[1], right[0])
-    only_a, only_b = (int(np.greater(x, y).sum()) for x, y in (right, right[::-1]))
+    difference = paired_difference(correct[1], correct[0])
+    only_a, only_b = (int(np.greater(x, y).sum()) for x, y in (correct, correct[::-1]))
     p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return (
-        f"{reading:9s} {'  '.join(cells)}  B - A {difference.mean:+.3f} "
+        f"{metric:9s} {'  '.join(cells)}  B - A {difference.mean:+.3f} "
         f"[{difference.low:+.3f}, {difference.high:+.3f}]  "
         f"only A {only_a}, only B {only_b}, p {p:.3g}"
     )

@@ -1,8 +1,8 @@
-"""Where a task's problems come from: a JSONL file or folder of the user's, or the Hugging Face hub.
+"""Data sources of tasks: JSONL files of the user, or the Hugging Face hub.
 
---data gsm8k_test.jsonl    the test problems; worked examples are in gsm8k_train.jsonl beside it
---data FOLDER              holding test.jsonl and perhaps train.jsonl
-(nothing)                  the hub, through `datasets`, where there is a network
+--data gsm8k_test.jsonl    the test problems; gsm8k_train.jsonl next to it has worked examples
+--data FOLDER              contains test.jsonl and, optionally, train.jsonl
+(no --data)                the hub, through the `datasets` library; needs a network or its cache
 """
 
 from __future__ import annotations
@@ -19,22 +19,39 @@ TRAIN, TEST = "train", "test"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub:
-    """A data set of the hub. `configs`: its parts, which are joined in this order."""
+class HubDataset:
+    """A data set on the Hugging Face hub.
+
+    Attributes:
+        path: owner and name.
+        configs: configurations of the data set, concatenated in this order.
+    """
 
     path: str
     configs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row and where it stands, for messages."""
+class DataRow:
+    """One row of a data set.
+
+    Attributes:
+        values: field name to value.
+        where: file and line, or data set and row, for error messages.
+    """
 
     values: Mapping[str, Any]
     where: str
 
     def text(self, field: str) -> str:
-        """A field as a text; numbers that are whole without a point. UserError where it is none."""
+        """Return a field as text, with whole numbers written without a decimal point.
+
+        Args:
+            field: name of the field.
+
+        Raises:
+            UserError: the value is neither a non-empty text nor a number.
+        """
         value = self.values[field]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -44,34 +61,43 @@ class Row:
 
 
 def read_rows(
-    task: str, data: Path | None, hub: Hub | None, split: str, fields: Sequence[str]
-) -> list[Row]:
-    """The rows of the "test" or "train" split; none where a user's data have no train split.
+    task: str, data: Path | None, hub: HubDataset | None, split: str, fields: Sequence[str]
+) -> list[DataRow]:
+    """Return the rows of a split; none if the user's data has no train split.
+
+    Args:
+        task: name of the task, for error messages.
+        data: the user's file or folder, or None for the hub.
+        hub: data set on the hub, if the task has one.
+        split: "test" or "train".
+        fields: fields that every row must have.
 
     Raises:
-        UserError: no such file, one that holds nothing, a line that is not JSON or lacks a field,
-            or no network where there is no file.
+        UserError: the file does not exist, is empty or has an invalid line, or the hub cannot be
+            reached.
     """
     if data is None:
         if hub is None:
-            raise UserError(f"task {task}: needs a file; give it by --data PATH or task.data")
-        return _from_hub(task, hub, split, fields)
-    path = _file(data, split)
+            raise UserError(
+                f"task {task}: needs a file; give --data PATH, or task.data in a config"
+            )
+        return _read_hub(task, hub, split, fields)
+    path = _split_file(data, split)
     if path is None:
         if split == TRAIN:
             return []
-        raise UserError(f"{data}: no such file, and no folder with {TEST}.jsonl; give either")
+        raise UserError(f"{data}: no such file, and no folder that contains {TEST}.jsonl")
     rows = [
-        Row(values=values, where=f"{path}, line {number}")
+        DataRow(values=values, where=f"{path}, line {number}")
         for number, values in read_jsonl(path, fields)
     ]
     if not rows:
-        raise UserError(f"{path}: holds no problem; write one JSON object a line")
+        raise UserError(f"{path}: contains no problems; write one JSON object per line")
     return rows
 
 
-def _file(data: Path, split: str) -> Path | None:
-    """The user's file of a split."""
+def _split_file(data: Path, split: str) -> Path | None:
+    """Return the user's file of a split, if it exists."""
     data = data.expanduser()
     if data.is_dir():
         path = data / f"{split}.jsonl"
@@ -84,22 +110,24 @@ def _file(data: Path, split: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _from_hub(task: str, hub: Hub, split: str, fields: Sequence[str]) -> list[Row]:
+def _read_hub(task: str, hub: HubDataset, split: str, fields: Sequence[str]) -> list[DataRow]:
     import datasets
 
     rows = []
     for config in hub.configs:
         try:
             part = datasets.load_dataset(hub.path, config, split=split)
-        except Exception as error:  # whatever a network, a cache or a parser may raise
+        except Exception as error:  # raised by the network, the cache or a parser
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"task {task}: {hub.path} cannot be loaded from the Hugging Face hub ({reason}); "
-                "without a network give a file: --data PATH, or task.data of a configuration"
+                "without a network, give a file with --data PATH, or task.data in a config"
             ) from None
         for index, values in enumerate(part):
             where = f"{hub.path} ({config}, {split}), row {index}"
             if missing := [field for field in fields if field not in values]:
-                raise UserError(f"{where}: has no field {missing[0]}; it has: {', '.join(values)}")
-            rows.append(Row(values=values, where=where))
+                raise UserError(
+                    f"{where}: needs the field {missing[0]}; it has {', '.join(values)}"
+                )
+            rows.append(DataRow(values=values, where=where))
     return rows

@@ -1,7 +1,7 @@
-r"""Answers in texts: numbers as lm-evaluation-harness finds them, and LaTeX in boxes.
+r"""Extraction of answers from text: lm-evaluation-harness's filters, and boxed LaTeX.
 
-Every function takes hostile text and is linear in its length. Where a pattern of the harness is
-not, another way to the same result stands here.
+Outputs are untrusted, so every function runs in time linear in the length of its text. Where a
+pattern of the harness does not, an equivalent method is used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections import deque
 from decimal import Decimal, InvalidOperation
 
-# Of gsm8k.yaml (lm-evaluation-harness 0.4.13): the filters `strict-match` and `flexible-extract`.
+# The filters `strict-match` and `flexible-extract` of gsm8k.yaml (lm-evaluation-harness 0.4.13).
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
@@ -21,26 +21,29 @@ _BRACES = re.compile(
 )
 
 
-def number_behind_hashes(text: str) -> str | None:
-    """The harness's `strict-match`: the number behind the first `#### `."""
-    found = _STRICT.search(text)
-    return found[1] if found else None
+def strict_match(text: str) -> str | None:
+    """Return the number after the first `#### `, as the harness's filter `strict-match`."""
+    match = _STRICT.search(text)
+    return match[1] if match else None
 
 
-def last_number(text: str) -> str | None:
-    """The harness's `flexible-extract`: the last run of digits, points, commas and dollar signs."""
-    found = deque(_FLEXIBLE.finditer(text), maxlen=1)
-    return found[0][0] if found else None
+def flexible_extract(text: str) -> str | None:
+    """Return the last number, as the harness's filter `flexible-extract`.
+
+    A number is a run of digits, points, commas and dollar signs.
+    """
+    last = deque(_FLEXIBLE.finditer(text), maxlen=1)
+    return last[0][0] if last else None
 
 
-def comparable(text: str) -> str:
-    """What the harness's `exact_match` of GSM8K compares."""
+def normalize_number(text: str) -> str:
+    """Return the text that the harness compares in GSM8K's `exact_match`."""
     text = text.replace(",", "").replace("$", "").rsplit("#### ", 1)[-1]
     return re.sub(r"\.$", "", text).lower()
 
 
-def as_number(text: str) -> Decimal | None:
-    """A number with its commas, dollar signs and last point taken away; None where it is none."""
+def parse_number(text: str) -> Decimal | None:
+    """Parse a number, ignoring commas, dollar signs and a final point; None if it is not one."""
     plain = text.strip().replace(",", "").replace("$", "").rstrip(".")
     try:
         value = Decimal(plain)
@@ -50,11 +53,11 @@ def as_number(text: str) -> Decimal | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What is in the last `\boxed{…}` or `\fbox{…}` that is closed, braces matched.
+    r"""Return the content of the last closed `\boxed{…}` or `\fbox{…}`, or None.
 
-    `\{` and `\}` are no braces. `\boxed 7` without braces counts as well. None without any.
+    Braces are matched, except for `\{` and `\}`. `\boxed 7` without braces counts, too.
     """
-    opened: list[int | None] = []  # where the content of each open brace starts, if it is a box's
+    opened: list[int | None] = []  # start of the content of each open brace, None if not a box
     last, content = -1, None
     for token in _BRACES.finditer(text):
         if token["box"]:
@@ -71,15 +74,18 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer_sentence(text: str) -> str | None:
-    """The harness's `minerva_math`: between "Final Answer: The final answer is" and "I hope"."""
+    """Return the text between "Final Answer: The final answer is" and "I hope", or None.
+
+    This is the filter of the harness's `minerva_math`.
+    """
     for line in (text + "I hope it is correct.").split("\n"):
         _, _, rest = line.partition("Final Answer: The final answer is")
-        if found := re.search(". I hope it is correct.", rest):
-            return rest[: found.start()].strip()
+        if match := re.search(". I hope it is correct.", rest):
+            return rest[: match.start()].strip()
     return None
 
 
 def last_formula(text: str) -> str | None:
-    """What stands between the last two dollar signs of one line."""
-    found = re.findall(r"(?<!\\)\$((?:\\.|[^$\\\n])+)\$", text)
-    return found[-1].strip() if found else None
+    """Return the text between the last two dollar signs of one line, or None."""
+    formulas = re.findall(r"(?<!\\)\$((?:\\.|[^$\\\n])+)\$", text)
+    return formulas[-1].strip() if formulas else None

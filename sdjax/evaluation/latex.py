@@ -1,8 +1,8 @@
-r"""The usual normalisation of a final answer in LaTeX, after which equal answers are equal texts.
+r"""Normalization of final answers in LaTeX, after which equal answers are equal texts.
 
-The rules are those of Lewkowycz et al. 2022 (Minerva, arXiv 2206.14858, appendix D.1), which grew
-out of Hendrycks et al. 2021 (MATH), in the order and with the corrections that
-lm-evaluation-harness 0.4.13 (`minerva_math`) has. Tests compare with what that answers.
+The rules are those of Lewkowycz et al. 2022 (Minerva, arXiv 2206.14858, appendix D.1), based on
+Hendrycks et al. 2021 (MATH), in the order and with the corrections of lm-evaluation-harness 0.4.13
+(`minerva_math`). Tests compare the results with the harness's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = (
     *("sue", "points", "feet", "minutes", "digits", "cents", "degrees", "cm", "gm", "pounds"),
     *("meters", "meals", "edges", "students", "childrentickets", "multiples"),
 )
-# Around and between the units, in this order.
+# Removed in this order, the units among them.
 _REMOVED = (
     *_UNITS[:10],
     r"\ldots",
@@ -39,7 +39,7 @@ _COMMAND = re.compile(r"(\\[a-zA-Z]+)")
 _REWRITTEN = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # out of dollar signs, texts, bold face, overlines and boxes
+        # unwrap dollar signs, texts, bold face, overlines and boxes
         (r"(.*?)(\$)(.*?)(\$)(.*)", r"$\3$"),
         (r"(\\text\{)(.*?)(\})", r"\2"),
         (r"(\\textbf\{)(.*?)(\})", r"\2"),
@@ -52,19 +52,19 @@ _REWRITTEN = tuple(
     )
 )
 _THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+")
-# Longer answers are left alone: none is right, and some of the rules take the square of the length.
-_LONGEST = 2_000
+# Longer answers are left unchanged: none is correct, and some rules take quadratic time.
+_MAX_LENGTH = 2_000
 
 
-def normalise(answer: str) -> str:
-    """The normal form of a final answer."""
-    if len(answer) > _LONGEST:
+def normalize_latex(answer: str) -> str:
+    """Return the normal form of a final answer."""
+    if len(answer) > _MAX_LENGTH:
         return answer
     answer = _WORD.sub("", answer.rsplit("=", 1)[-1])
     for before, after in _REPLACED:
         answer = answer.replace(before, after)
     for removed in _REMOVED:
-        if removed.isalpha():  # a unit; "ft" is none in \left
+        if removed.isalpha():  # a unit, but not the "ft" in \left
             parts = _COMMAND.split(answer)
             parts[::2] = [part.replace(removed, "") for part in parts[::2]]
             answer = "".join(parts)

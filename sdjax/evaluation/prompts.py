@@ -1,8 +1,8 @@
-"""From a problem to the tokens that a model is given: worked examples, then the problem.
+"""Prompts of problems: worked examples followed by the problem.
 
-Both forms are lm-evaluation-harness's: as a text, an example is its prompt, a space and its
-solution, and examples are an empty line apart; as a conversation (its `--apply_chat_template`),
-every prompt is a user's message and every solution the model's.
+Both formats are those of lm-evaluation-harness. In plain text, an example is its prompt, a space
+and its solution, and examples are separated by an empty line. In a chat (`--apply_chat_template`
+there), every prompt is a user message and every solution an assistant message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from sdjax.io.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptedProblem:
-    """A problem as it is put to a model. `tokens` have the start token where the model has one."""
+    """A problem with its prompt.
+
+    Attributes:
+        problem: the problem.
+        text: the prompt as text.
+        tokens: the prompt as token ids, with the beginning-of-sequence token if the model has one.
+    """
 
     problem: Problem
     text: str
@@ -26,46 +32,56 @@ class PromptedProblem:
 
     @property
     def sha256(self) -> str:
-        """Of the text, in hexadecimal."""
+        """Hexadecimal hash of the text."""
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def build_prompts(
     task: Task, problems: Iterable[Problem], tokenizer: Tokenizer, *, chat: bool = False
 ) -> list[PromptedProblem]:
-    """Every problem with its prompt, plain or by the tokenizer's chat template.
+    """Build the prompt of every problem.
+
+    Args:
+        task: formats problems and examples.
+        problems: problems of the task.
+        tokenizer: the model's tokenizer.
+        chat: use the tokenizer's chat template.
 
     Raises:
-        UserError: `chat` with a tokenizer that has no chat template, a task without examples that
-            is to show some, or one that fails to pose a problem or to grade the first one's answer.
+        UserError: the tokenizer has no chat template, examples are missing, or the task fails to
+            format a problem or to grade the first one's own answer.
     """
-    found: list[PromptedProblem] = []
+    prompted: list[PromptedProblem] = []
     for problem in problems:
         try:
-            text = tokenizer.render_chat(messages(task, problem)) if chat else plain(task, problem)
+            text = (
+                tokenizer.render_chat(chat_messages(task, problem))
+                if chat
+                else plain_prompt(task, problem)
+            )
         except BrokenTaskError as error:
             raise UserError(f"{error} (problem {problem.id})") from error
-        if not found and (failure := grade_output(task, problem, _solution(problem)).failure):
+        if not prompted and (failure := grade_output(task, problem, _solution(problem)).failure):
             raise UserError(f"{failure} (problem {problem.id}, given its own answer)")
-        # A chat template writes the start token itself.
+        # A chat template contains the beginning-of-sequence token itself.
         tokens = tuple(tokenizer.encode(text, add_special=not chat))
-        found.append(PromptedProblem(problem=problem, text=text, tokens=tokens))
-    return found
+        prompted.append(PromptedProblem(problem=problem, text=text, tokens=tokens))
+    return prompted
 
 
-def plain(task: Task, problem: Problem) -> str:
-    """The prompt as a text to be completed."""
-    shown = [f"{_prompt(task, one)} {_solution(one)}\n\n" for one in _examples(task, problem)]
-    return "".join([*shown, _prompt(task, problem)])
+def plain_prompt(task: Task, problem: Problem) -> str:
+    """Return the prompt as a text to complete."""
+    examples = [f"{_prompt(task, one)} {_solution(one)}\n\n" for one in _examples(task, problem)]
+    return "".join([*examples, _prompt(task, problem)])
 
 
-def messages(task: Task, problem: Problem) -> list[dict[str, str]]:
-    """The prompt as a conversation that ends with the user's message."""
-    turns = []
+def chat_messages(task: Task, problem: Problem) -> list[dict[str, str]]:
+    """Return the prompt as chat messages, the last of which is the user's."""
+    messages = []
     for example in _examples(task, problem):
-        turns.append({"role": "user", "content": _prompt(task, example)})
-        turns.append({"role": "assistant", "content": _solution(example)})
-    return [*turns, {"role": "user", "content": _prompt(task, problem)}]
+        messages.append({"role": "user", "content": _prompt(task, example)})
+        messages.append({"role": "assistant", "content": _solution(example)})
+    return [*messages, {"role": "user", "content": _prompt(task, problem)}]
 
 
 def _prompt(task: Task, problem: Problem) -> str:

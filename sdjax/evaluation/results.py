@@ -1,10 +1,9 @@
-"""The folder of an evaluation: its settings, one line a problem, and the scores.
+"""Folder of an evaluation.
 
-settings.json   what decides the results; another evaluation may not go on in this folder
-results.jsonl   a line as soon as a problem is graded; whoever is interrupted, or killed, goes on
-                with the problems that have none
-scores.json     accuracies with 95 % intervals, once all problems are there
-eval.lock       held by the one process that writes here
+settings.json   what the results depend on; an evaluation with other settings is refused
+results.jsonl   one line per graded problem, from which an interrupted evaluation resumes
+scores.json     accuracies with 95% intervals, once all problems are graded
+eval.lock       held by the one process that writes the folder
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.prompts import PromptedProblem
@@ -27,12 +26,26 @@ from sdjax.io.lock import lock_folder
 from sdjax.io.safetensors_reader import read_json
 
 SETTINGS, RESULTS, SCORES, LOCK = "settings.json", "results.jsonl", "scores.json", "eval.lock"
-READINGS = ("strict", "flexible")
+METRICS = ("strict", "flexible")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-    """One problem of results.jsonl: what was asked (the prompt by its hash), and the outcome."""
+class ProblemResult:
+    """One line of results.jsonl: a problem and its outcome.
+
+    Attributes:
+        id: unique in the task.
+        kind: kind of the problem.
+        question: what is asked.
+        answer: the correct answer.
+        prompt_sha256: hexadecimal hash of the prompt.
+        output: what the model wrote.
+        strict_answer: answer that the strict metric extracted, if any.
+        flexible_answer: answer that the flexible metric extracted, if any.
+        strict: whether the strict answer is correct.
+        flexible: whether the flexible answer is correct.
+        failure: why the problem counts as wrong without having been graded.
+    """
 
     id: str
     kind: str
@@ -47,180 +60,206 @@ class Line:
     failure: str | None
 
     @classmethod
-    def of(cls, asked: PromptedProblem, outcome: Outcome) -> Line:
+    def create(cls, prompted: PromptedProblem, outcome: Outcome) -> ProblemResult:
+        """Combine a problem with its outcome."""
         fields = dataclasses.asdict(outcome)
         fields["id"] = fields.pop("problem_id")
-        problem = asked.problem
+        problem = prompted.problem
         return cls(
             kind=problem.kind,
             question=problem.question,
             answer=problem.answer,
-            prompt_sha256=asked.sha256,
+            prompt_sha256=prompted.sha256,
             **fields,
         )
 
+    def to_json(self) -> str:
+        """Return the line of results.jsonl."""
+        return json.dumps(dataclasses.asdict(self))
 
-class Results:
-    """The lines of an evaluation; in a folder, those that an interrupted one has left too.
+
+class ResultsFolder:
+    """Results of an evaluation, kept in memory and, if there is a folder, on disk.
 
     Attributes:
-        lines: what is known, by problem.
+        by_id: results by problem id, including those of an interrupted evaluation.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]):
-        """Raises UserError where the folder holds something else or other settings, or another
-        process is writing it."""
-        self.lines: dict[str, Line] = {}
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        """Open or create the folder.
+
+        Args:
+            folder: the folder, or None to keep results in memory only.
+            settings: what the results depend on.
+
+        Raises:
+            UserError: the folder contains something else or an evaluation with other settings, or
+                another process is writing it.
+        """
+        self.by_id: dict[str, ProblemResult] = {}
         self._folder = folder
         self._file: IO[str] | None = None
-        self._open = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         if folder is None:
             return
-        with contextlib.ExitStack() as opened, _writing(folder):
-            if not _ours(folder):
-                raise UserError(f"{folder}: is not empty and no evaluation; choose another --out")
+        with contextlib.ExitStack() as resources, _report_os_errors(folder):
+            if not _is_usable(folder):
+                raise UserError(
+                    f"{folder}: is not empty and not an evaluation; choose another --out"
+                )
             folder.mkdir(parents=True, exist_ok=True)
-            opened.callback(lock_folder(folder, LOCK).release)
+            resources.callback(lock_folder(folder, LOCK).release)
             if (folder / SETTINGS).is_file():
-                _check(folder, settings)
-                self.lines = {line.id: line for line in _read_torn(folder / RESULTS)}
-            _replace(folder / SETTINGS, [json.dumps(settings, indent=2)])
-            _replace(folder / RESULTS, map(_json, self.lines.values()))
-            self._file = opened.enter_context((folder / RESULTS).open("a", encoding="utf-8"))
-            self._open = opened.pop_all()
+                _check_settings(folder, settings)
+                self.by_id = {one.id: one for one in _read_truncated(folder / RESULTS)}
+            _write_lines(folder / SETTINGS, [json.dumps(settings, indent=2)])
+            _write_lines(folder / RESULTS, (one.to_json() for one in self.by_id.values()))
+            self._file = resources.enter_context((folder / RESULTS).open("a", encoding="utf-8"))
+            self._resources = resources.pop_all()
 
-    def __enter__(self) -> Results:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._resources.close()
 
-    def missing(self, asked: Sequence[PromptedProblem]) -> list[PromptedProblem]:
-        """The problems without a line. UserError where a line is of another prompt or answer."""
-        for one in asked:
-            line, problem = self.lines.get(one.problem.id), one.problem
-            if line is None:
+    def missing(self, prompted: Sequence[PromptedProblem]) -> list[PromptedProblem]:
+        """Return the problems without a result.
+
+        Raises:
+            UserError: a result is for another prompt, question or answer.
+        """
+        for one in prompted:
+            result, problem = self.by_id.get(one.problem.id), one.problem
+            if result is None:
                 continue
-            if line.prompt_sha256 != one.sha256:
+            if result.prompt_sha256 != one.sha256:
                 raise UserError(
-                    f"{self._folder}: its evaluation puts problem {line.id} by another prompt; "
-                    "keep data, shots and chat as they were, or choose another --out"
+                    f"{self._folder}: problem {result.id} has a different prompt there; use the "
+                    "same data, shots and chat, or choose another --out"
                 )
-            told = (line.kind, line.question, line.answer)
-            if told != (problem.kind, problem.question, problem.answer):
+            stored = (result.kind, result.question, result.answer)
+            if stored != (problem.kind, problem.question, problem.answer):
                 raise UserError(
-                    f"{self._folder}: its evaluation has another question, answer or kind of "
-                    f"problem {line.id}; keep the data as they were, or choose another --out"
+                    f"{self._folder}: problem {result.id} has a different question, answer or "
+                    "kind there; use the same data, or choose another --out"
                 )
-        return [one for one in asked if one.problem.id not in self.lines]
+        return [one for one in prompted if one.problem.id not in self.by_id]
 
-    def add(self, line: Line) -> None:
-        """Keeps one problem's line at once."""
-        self.lines[line.id] = line
+    def add(self, result: ProblemResult) -> None:
+        """Append the result of one problem."""
+        self.by_id[result.id] = result
         if self._folder is not None:
-            with _writing(self._folder):
-                print(_json(line), file=self._file, flush=True)
+            with _report_os_errors(self._folder):
+                print(result.to_json(), file=self._file, flush=True)
 
     def finish(self, order: Sequence[str]) -> None:
-        """Writes the lines in the order of the problems, those of earlier calls behind them."""
+        """Write the scores, and the results sorted by problem.
+
+        Args:
+            order: ids of this evaluation's problems; other results follow after them.
+        """
         if self._folder is None:
             return
-        rest = [id for id in self.lines if id not in set(order)]
-        lines = [self.lines[id] for id in (*order, *rest)]
-        with _writing(self._folder):
-            _replace(self._folder / RESULTS, map(_json, lines))
-            _replace(self._folder / SCORES, [json.dumps(scores(lines), indent=2)])
+        others = [id for id in self.by_id if id not in set(order)]
+        results = [self.by_id[id] for id in (*order, *others)]
+        with _report_os_errors(self._folder):
+            _write_lines(self._folder / RESULTS, (one.to_json() for one in results))
+            _write_lines(self._folder / SCORES, [json.dumps(summarize(results), indent=2)])
 
 
-def read_results(path: Path) -> list[Line]:
-    """The lines of a results file or of the folder that it is in. UserError where it is none."""
+def read_results(path: Path) -> list[ProblemResult]:
+    """Read a results file.
+
+    Args:
+        path: the file, or the folder that contains it.
+
+    Raises:
+        UserError: there is no such file, or it is not a results file.
+    """
     file = path / RESULTS if path.is_dir() else path
-    names = [field.name for field in dataclasses.fields(Line)]
+    names = [field.name for field in dataclasses.fields(ProblemResult)]
     rows = read_jsonl(file, names)
     if not rows:
-        raise UserError(f"{file}: holds no result")
-    return [_line({n: row[n] for n in names}, f"{file}, line {at}") for at, row in rows]
+        raise UserError(f"{file}: contains no results")
+    return [
+        _parse({name: row[name] for name in names}, f"{file}, line {number}")
+        for number, row in rows
+    ]
 
 
-def scores(lines: Sequence[Line]) -> dict[str, Any]:
-    """Accuracies by reading with their intervals, and how often what failed."""
-    found: dict[str, Any] = {"problems": len(lines)}
-    for reading in READINGS:
-        interval = accuracy_interval([getattr(line, reading) for line in lines])
-        found[reading] = dataclasses.asdict(interval)
-    return found | {"failures": failures(lines)}
+def summarize(results: Sequence[ProblemResult]) -> dict[str, Any]:
+    """Return the content of scores.json: accuracies with intervals, and failures."""
+    summary: dict[str, Any] = {"problems": len(results)}
+    for metric in METRICS:
+        interval = accuracy_interval([getattr(one, metric) for one in results])
+        summary[metric] = dataclasses.asdict(interval)
+    return summary | {"failures": count_failures(results)}
 
 
-def failures(lines: Sequence[Line]) -> dict[str, int]:
-    """Reason to the number of problems that count as wrong for it; a prompt's length left out."""
-    found: dict[str, int] = {}
-    for line in lines:
-        if line.failure is not None:
-            long = line.failure.startswith("the prompt has ")
-            reason = "the prompt is too long" if long else line.failure
-            found[reason] = found.get(reason, 0) + 1
-    return found
+def count_failures(results: Sequence[ProblemResult]) -> dict[str, int]:
+    """Return the number of failed problems by reason; too long prompts count as one reason."""
+    counts: dict[str, int] = {}
+    for one in results:
+        if one.failure is not None:
+            too_long = one.failure.startswith("the prompt has ")
+            reason = "the prompt is too long" if too_long else one.failure
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
 
 
-def _ours(folder: Path) -> bool:
-    """Whether an evaluation is in the folder, or may begin there."""
+def _is_usable(folder: Path) -> bool:
+    """Return whether the folder contains an evaluation, or can become one."""
     if not folder.is_dir():
         return not folder.exists()
-    first = {LOCK, partial_path(folder / SETTINGS).name}  # of one that was killed as it began
-    return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= first
+    # Left by an evaluation that was killed while it started.
+    leftovers = {LOCK, partial_path(folder / SETTINGS).name}
+    return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= leftovers
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _report_os_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); mend that, or choose another --out"
+            f"{folder}: cannot be written ({error.strerror}); fix that, or choose another --out"
         ) from None
 
 
-def _check(folder: Path, settings: Mapping[str, Any]) -> None:
-    kept = read_json(folder / SETTINGS)
-    for key in {**kept, **settings}:
-        if kept.get(key) != settings.get(key):
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    stored = read_json(folder / SETTINGS)
+    for key in {**stored, **settings}:
+        if stored.get(key) != settings.get(key):
             raise UserError(
-                f"{folder}: its evaluation has {key} = {kept.get(key)!r}, not "
+                f"{folder}: its evaluation has {key} = {stored.get(key)!r}, not "
                 f"{settings.get(key)!r}; choose another --out"
             )
 
 
-def _read_torn(path: Path) -> list[Line]:
-    """The lines of a file that may end in one that was cut short."""
-    whole = path.read_bytes() if path.exists() else b""
-    found = []
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+def _read_truncated(path: Path) -> list[ProblemResult]:
+    """Read a file whose last line may be incomplete."""
+    content = path.read_bytes() if path.exists() else b""
+    results = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         where = f"{path}, line {number}"
         try:
-            found.append(_line(json.loads(line), where))
+            results.append(_parse(json.loads(line), where))
         except (ValueError, RecursionError):
-            raise UserError(f"{where}: no result of an evaluation; remove the line") from None
-    return found
+            raise UserError(f"{where}: not a result of an evaluation; remove the line") from None
+    return results
 
 
-def _line(row: Any, where: str) -> Line:
-    """UserError for what is no line of results."""
-    wanted = typing.get_type_hints(Line)
-    if not isinstance(row, dict) or row.keys() != wanted.keys():
-        raise UserError(f"{where}: no result of an evaluation; remove the line")
-    for name, kind in wanted.items():
-        if not isinstance(row[name], kind):
-            raise UserError(f"{where}: {name} is {row[name]!r}; it must be {_words(kind)}")
-    return Line(**row)
+def _parse(row: Any, where: str) -> ProblemResult:
+    types = typing.get_type_hints(ProblemResult)
+    if not isinstance(row, dict) or row.keys() != types.keys():
+        raise UserError(f"{where}: not a result of an evaluation; remove the line")
+    for name, expected in types.items():
+        if not isinstance(row[name], expected):
+            label = {str: "text", bool: "true or false"}.get(expected, "text or null")
+            raise UserError(f"{where}: {name} must be {label}, not {row[name]!r}")
+    return ProblemResult(**row)
 
 
-def _words(kind: Any) -> str:
-    return {str: "text", bool: "true or false"}.get(kind, "text or null")
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     write_file(path, "".join(f"{line}\n" for line in lines))
-
-
-def _json(line: Line) -> str:
-    return json.dumps(dataclasses.asdict(line))

@@ -1,8 +1,11 @@
-"""How sure the numbers are: 95 % intervals of accuracies and of paired differences.
+"""95% confidence intervals of accuracies and of paired differences.
 
-Candidates answer the same problems, so their difference is taken problem by problem: what makes a
-problem hard for both drops out, and the interval is far narrower than two accuracies' would be.
+Candidates answer the same problems, so their differences are computed problem by problem. The
+difficulty of a problem then cancels out, and the interval is much narrower than those of two
+separate accuracies.
 """
+
+from __future__ import annotations
 
 import math
 import warnings
@@ -15,7 +18,13 @@ from scipy import stats
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean with the ends of its confidence interval; infinite where one value is too few."""
+    """Mean with its confidence interval, which is infinite if there is only one value.
+
+    Attributes:
+        mean: the estimate.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
 
     mean: float
     low: float
@@ -23,24 +32,41 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
+        """Whether the whole interval is above or below zero."""
         return self.low > 0 or self.high < 0
 
 
 def accuracy_interval(correct: Sequence[bool], confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of an accuracy (J. Am. Stat. Assoc. 22, 1927).
+    """Return Wilson's score interval of an accuracy (J. Am. Stat. Assoc. 22, 1927).
 
-    It stays within [0, 1] and has a width at 0 and at 1, unlike the textbook's normal interval.
-    Raises ValueError on no problems.
+    Unlike the normal approximation, it stays within [0, 1] and has a width at 0 and 1.
+
+    Args:
+        correct: one value per problem.
+        confidence: probability that the interval covers.
+
+    Raises:
+        ValueError: there are no values.
     """
     if len(correct) == 0:
         raise ValueError("an accuracy needs at least one problem")
-    right = int(np.sum(np.asarray(correct, dtype=bool)))
-    ends = stats.binomtest(right, len(correct)).proportion_ci(confidence, method="wilson")
-    return Interval(mean=right / len(correct), low=float(ends.low), high=float(ends.high))
+    successes = int(np.sum(np.asarray(correct, dtype=bool)))
+    interval = stats.binomtest(successes, len(correct)).proportion_ci(confidence, method="wilson")
+    return Interval(
+        mean=successes / len(correct), low=float(interval.low), high=float(interval.high)
+    )
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The t interval of a mean, as over seeds. Raises ValueError on no values."""
+    """Return the t interval of a mean.
+
+    Args:
+        values: one value per observation, such as a seed.
+        confidence: probability that the interval covers.
+
+    Raises:
+        ValueError: there are no values.
+    """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0:
         raise ValueError("a mean needs at least one value")
@@ -52,33 +78,48 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of a - b with the t interval of the paired differences, as of scipy's `ttest_rel`.
+    """Return the mean of a - b with the t interval of scipy's `ttest_rel`.
 
-    a, b: one value a problem (or a seed), in the same order. Where all differences are equal the
-    interval has no width. Raises ValueError on unequal lengths or no values.
+    If all differences are equal, the interval has zero width.
+
+    Args:
+        a: one value per problem or seed.
+        b: values of the same problems or seeds, in the same order.
+        confidence: probability that the interval covers.
+
+    Raises:
+        ValueError: the lengths differ, or there are no values.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.size == 0:
-        raise ValueError(f"pairs are needed, not {first.size} values and {second.size}")
+        raise ValueError(f"expected pairs, got {first.size} and {second.size} values")
     differences = first - second
     if first.size == 1 or np.ptp(differences) == 0:
         return mean_interval(differences.tolist(), confidence)
     with warnings.catch_warnings():
-        # scipy warns of lost precision where all but a few differences are equal, as ours are.
+        # scipy warns of lost precision if nearly all differences are equal, which is common here.
         warnings.simplefilter("ignore", RuntimeWarning)
-        ends = stats.ttest_rel(first, second).confidence_interval(confidence)
-    return Interval(mean=float(differences.mean()), low=float(ends.low), high=float(ends.high))
+        interval = stats.ttest_rel(first, second).confidence_interval(confidence)
+    return Interval(
+        mean=float(differences.mean()), low=float(interval.low), high=float(interval.high)
+    )
 
 
 def paired_by_key(
     a: Mapping[str, float], b: Mapping[str, float], confidence: float = 0.95
 ) -> Interval:
-    """`paired_difference` of two mappings from problem (or seed) to value.
+    """Return `paired_difference` of two mappings from problem or seed to value.
 
-    Raises ValueError where they are not of the same problems.
+    Args:
+        a: values by key.
+        b: values by the same keys.
+        confidence: probability that the interval covers.
+
+    Raises:
+        ValueError: the keys differ.
     """
     if a.keys() != b.keys():
-        odd = sorted(map(str, a.keys() ^ b.keys()))
-        raise ValueError(f"{len(odd)} problems have no counterpart, such as {odd[0]}")
+        unpaired = sorted(map(str, a.keys() ^ b.keys()))
+        raise ValueError(f"{len(unpaired)} problems are not in both, such as {unpaired[0]}")
     keys = list(a)
     return paired_difference([a[key] for key in keys], [b[key] for key in keys], confidence)

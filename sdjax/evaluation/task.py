@@ -1,7 +1,7 @@
-r"""What a task is: problems by split, a prompt, two ways to read an answer, and a grade.
+r"""The interface of a task: problems, prompts, answer extraction and grading.
 
-A task of your own is a class named by its import path, `--task mytasks:Riddles` or `task.name` of a
-run's configuration; the folder that the command is called in is searched too. This one is whole:
+A task of your own is a class given by its import path, as `--task mytasks:Riddles` or as
+`task.name` in a run's config. Modules in the current folder are found, too. A complete example:
 
     from sdjax.evaluation.task import Problem, Task
 
@@ -24,11 +24,11 @@ run's configuration; the folder that the command is called in is searched too. T
         def grade(self, extracted, problem):
             return extracted.strip(".!").lower() == problem.answer
 
-What a method raises, or gives of another type than told here, is a mistake that names the class,
-and the problem; while outputs are read and graded, it is a failure of that problem alone.
+If a method raises an exception or returns a value of the wrong type, the error message names the
+class and the problem. During extraction and grading, only that problem fails.
 
-A class that is made with keyword arguments named `development`, `test`, `shots` or `data` (fields
-of a dataclass) gets them from the command line or the configuration.
+If the class accepts keyword arguments named `development`, `test`, `shots` or `data` (such as
+fields of a dataclass), they are set from the command line or the config.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ from sdjax.core.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One problem, or a worked example.
+    """A problem, or a worked example.
 
     Attributes:
-        id: unique in its task over all splits; paired intervals pair by it.
-        kind: accuracies are told by kind.
-        question, answer: what is asked, and what is right.
-        solution: the answer with its working, as an example shows it; empty where there is none.
+        id: unique in the task across all splits; paired intervals match problems by it.
+        kind: accuracies are reported per kind.
+        question: what is asked.
+        answer: the correct answer.
+        solution: the answer with its derivation, as shown in a worked example; may be empty.
     """
 
     id: str
@@ -61,21 +62,29 @@ class Problem:
     answer: str
     solution: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, str):
-                raise TypeError(f"{field.name} of a problem is {value!r}, not a text")
+                raise TypeError(f"{field.name} of a problem must be a string, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a model wrote for one problem and whether each reading of it is right.
+    """Output of a model for one problem, graded by two metrics.
 
-    `strict` demands the format that the prompt showed; `flexible` takes the last thing that looks
-    like an answer. Their difference tells a model that cannot solve from one that cannot format.
-    `failure` says why a problem counts as wrong without having been solved wrongly: its prompt is
-    too long, or grading it was given up.
+    The difference between the metrics separates a model that cannot solve a problem from one that
+    cannot format its answer.
+
+    Attributes:
+        problem_id: id of the problem.
+        output: what the model wrote.
+        strict: whether the answer in the format of the prompt is correct.
+        flexible: whether the last text that looks like an answer is correct.
+        strict_answer: answer that the strict metric extracted, if any.
+        flexible_answer: answer that the flexible metric extracted, if any.
+        failure: why the problem counts as wrong without having been graded, such as a prompt that
+            is too long.
     """
 
     problem_id: str
@@ -88,20 +97,20 @@ class Outcome:
 
 
 class NotGradedError(Exception):
-    """Grading an answer was given up; the message says why. It counts as wrong."""
+    """Raised if an answer cannot be graded, with the reason; the answer counts as wrong."""
 
 
 class BrokenTaskError(UserError):
-    """A task's class raised something, or gave what is of another type than asked for."""
+    """Raised if a method of a task raises an exception or returns a value of the wrong type."""
 
 
 class Task(ABC):
-    """A task; one file each in `tasks/`. What is not abstract has a default to be replaced.
+    """Base class of tasks. Methods that are not abstract have defaults.
 
     Attributes:
-        name: how a configuration, results and tables call it.
-        stop: texts at the first of which an output ends.
-        max_new_tokens: what `sdjax eval` lets a model write; a run's configuration has its own.
+        name: name in configs, results and tables.
+        stop: strings at which an output ends.
+        max_new_tokens: longest answer in `sdjax eval`; a run has its own setting.
     """
 
     name: str
@@ -110,86 +119,105 @@ class Task(ABC):
 
     @abstractmethod
     def problems(self, split: str) -> list[Problem]:
-        """The problems of "development" or "test", always in the same order."""
+        """Return the problems of "development" or "test", always in the same order."""
 
     @abstractmethod
     def prompt(self, problem: Problem) -> str:
-        """The text that a model completes, or the user's message to it."""
+        """Return the text for the model to complete, or the user message to answer."""
 
     def examples(self, problem: Problem) -> Sequence[Problem]:
-        """Worked examples to show before a problem, the same in every evaluation."""
+        """Return the worked examples before a problem; the same ones in every evaluation."""
         return ()
 
     def notes(self) -> Sequence[str]:
-        """What a reader of the results is to know of the problems and examples, a line each."""
+        """Return what readers of the results should know about problems and examples."""
         return ()
 
     @abstractmethod
     def extract_strict(self, text: str) -> str | None:
-        """The answer where the asked-for format is kept, else None."""
+        """Return the answer if the output has the requested format, or None."""
 
     @abstractmethod
     def extract_flexible(self, text: str) -> str | None:
-        """The last thing that looks like an answer, or None."""
+        """Return the last text that looks like an answer, or None."""
 
     @abstractmethod
     def grade(self, extracted: str, problem: Problem) -> bool:
-        """Whether an extracted answer is right. May raise NotGradedError. Several threads call."""
+        """Return whether an extracted answer is correct; called from several threads.
+
+        Raises:
+            NotGradedError: the answer cannot be graded.
+        """
 
 
-def call_checked(task: Task, method: str, kinds: tuple[type, ...], *arguments: Any) -> Any:
-    """What a method of a task gives, which is of one of the kinds.
+def call_checked(task: Task, method: str, types: tuple[type, ...], *arguments: Any) -> Any:
+    """Call a method of a task and check the type of its result.
+
+    Args:
+        task: the task.
+        method: name of the method.
+        types: allowed types of the result.
+        *arguments: arguments of the method.
 
     Raises:
-        BrokenTaskError: it is not, or the method raised what is no NotGradedError or UserError.
+        BrokenTaskError: the result has another type, or the method raised something other than
+            NotGradedError or UserError.
     """
     where = _where(task, method)
     try:
-        found = getattr(task, method)(*arguments)
+        result = getattr(task, method)(*arguments)
     except (NotGradedError, UserError):
         raise
-    except Exception as error:  # whatever a user's class may raise
+    except Exception as error:  # user code may raise anything
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BrokenTaskError(f"{where} raised {line}") from error
-    if not isinstance(found, kinds):
-        wanted = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds))
-        raise BrokenTaskError(f"{where} gave {type(found).__name__}, not {wanted}")
-    return found
+    if not isinstance(result, types):
+        expected = " or ".join(dict.fromkeys(one.__name__ for one in types))
+        raise BrokenTaskError(f"{where} returned {type(result).__name__}, not {expected}")
+    return result
 
 
-def problems_of(task: Task, split: str) -> list[Problem]:
-    """A task's problems of a split. Raises BrokenTaskError where they are none."""
-    found = call_checked(task, "problems", (list, tuple), split)
-    for one in found:
+def read_problems(task: Task, split: str) -> list[Problem]:
+    """Return a task's problems of a split.
+
+    Args:
+        task: the task.
+        split: "development" or "test".
+
+    Raises:
+        BrokenTaskError: the task returned something else.
+    """
+    problems = call_checked(task, "problems", (list, tuple), split)
+    for one in problems:
         if not isinstance(one, Problem):
             where = _where(task, "problems")
-            raise BrokenTaskError(f"{where} holds {one!r:.60}, which is no Problem")
-    return list(found)
+            raise BrokenTaskError(f"{where} returned {one!r:.60}, which is not a Problem")
+    return list(problems)
 
 
 def grade_output(task: Task, problem: Problem, output: str) -> Outcome:
-    """Reads and grades one completion both ways; nothing extracted counts as wrong."""
+    """Extract and grade an answer with both metrics; without an answer, a metric is False."""
     text = truncate_at_stop(output, task.stop)
     answers: list[str | None] = []
-    right: list[bool] = []
+    correct: list[bool] = []
     failure = None
-    for reading in ("extract_strict", "extract_flexible"):
-        answer, verdict = None, False
+    for method in ("extract_strict", "extract_flexible"):
+        answer, is_correct = None, False
         try:
-            answer = call_checked(task, reading, (str, type(None)), text)
+            answer = call_checked(task, method, (str, type(None)), text)
             if answer in answers:
-                verdict = right[0]
+                is_correct = correct[0]
             elif answer is not None:
-                verdict = bool(call_checked(task, "grade", (bool, np.bool_), answer, problem))
+                is_correct = bool(call_checked(task, "grade", (bool, np.bool_), answer, problem))
         except (NotGradedError, BrokenTaskError) as error:
             failure = str(error)
         answers.append(answer)
-        right.append(verdict)
+        correct.append(is_correct)
     return Outcome(
         problem_id=problem.id,
         output=text,
-        strict=right[0],
-        flexible=right[1],
+        strict=correct[0],
+        flexible=correct[1],
         strict_answer=answers[0],
         flexible_answer=answers[1],
         failure=failure,
@@ -201,7 +229,7 @@ def _where(task: Task, method: str) -> str:
 
 
 def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of `stops`."""
+    """Return the text before the first of the stop strings."""
     for stop in stops:
         text = text.split(stop, 1)[0]
     return text

@@ -18,7 +18,7 @@ from sdjax.core.random_keys import fold_in_name
 from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.prompts import PromptedProblem, build_prompts
-from sdjax.evaluation.task import Task, problems_of
+from sdjax.evaluation.task import Task, read_problems
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.model_paths import model_folder
@@ -251,7 +251,7 @@ def _load_problems(
 ) -> Sequence[PromptedProblem]:
     """Return the problems of a split with the prompts that every model of the run gets."""
     problems = build_prompts(
-        task, problems_of(task, split), tokenizer, chat=config.task.prompt == "chat"
+        task, read_problems(task, split), tokenizer, chat=config.task.prompt == "chat"
     )
     if not problems:
         raise UserError(

@@ -17,7 +17,7 @@ from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
 from sdjax.decoding.decoder import Completion
 from sdjax.decoding.sampling import Sampling
-from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.task import Outcome
 from sdjax.models.lora import Adapter
 from sdjax.programs.extraction import extract_program
@@ -223,7 +223,7 @@ def score(
             store.save_scores(entry, split, unsaved, complete=False, setting=setting)
             unsaved.clear()
 
-    evaluate(
+    evaluate_problems(
         context.eval_decoder, context.tokenizer, params, context.task, problems, on_outcome=save
     )
     store.save_scores(entry, split, unsaved, setting=setting)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdjax.core.errors import UserError
 from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.decoder import Decoder
-from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Outcome, Problem
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
@@ -251,7 +251,7 @@ class Probe:
         self._decoder = Decoder(config, DECODER)
 
     def outcomes(self, params: dict) -> list[Outcome]:
-        return evaluate(self._decoder, self._tokenizer, params, self._task, self._prompted)
+        return evaluate_problems(self._decoder, self._tokenizer, params, self._task, self._prompted)
 
     def accuracies(self, params: dict) -> dict[str, float]:
         """Kind to the share of problems that are strictly right; `all` is the mean of all."""

@@ -6,7 +6,7 @@ import pytest
 
 from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.decoder import Decoder
-from sdjax.evaluation.evaluate import evaluate
+from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.arithmetic import ArithmeticTask
@@ -29,7 +29,7 @@ def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
     problems = task.problems("test")
     long = dataclasses.replace(problems[0], id="long", question="1+" * 100 + "1=")
     told = []
-    outcomes = evaluate(
+    outcomes = evaluate_problems(
         decoder,
         tokenizer,
         params,
@@ -37,7 +37,9 @@ def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
         build_prompts(task, [*problems[:3], long, *problems[3:]], tokenizer),
         on_outcome=told.append,
     )
-    alone = evaluate(decoder, tokenizer, params, task, build_prompts(task, problems, tokenizer))
+    alone = evaluate_problems(
+        decoder, tokenizer, params, task, build_prompts(task, problems, tokenizer)
+    )
     assert [one for one in outcomes if one.problem_id != "long"] == alone
     assert not outcomes[3].strict
     assert not outcomes[3].flexible
@@ -56,7 +58,7 @@ def test_what_a_task_raises_over_one_output_does_not_stop_the_rest(seed):
     told = []
     for task in (ArithmeticTask(test=6), Squeamish(test=6)):
         problems = build_prompts(task, task.problems("test"), tokenizer)
-        told.append(evaluate(decoder, tokenizer, params, task, problems))
+        told.append(evaluate_problems(decoder, tokenizer, params, task, problems))
     expected, found = told
     assert found[3].failure.endswith("Squeamish: grade raised ZeroDivisionError: mine")
     assert not found[3].strict

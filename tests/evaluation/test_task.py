@@ -13,7 +13,7 @@ from sdjax.evaluation.task import (
     Problem,
     Task,
     grade_output,
-    problems_of,
+    read_problems,
 )
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.model_paths import zoo_models
@@ -134,7 +134,7 @@ def test_problems_that_are_none_are_told(monkeypatch, problems, message):
     task = Sums()
     monkeypatch.setattr(task, "problems", problems)
     with pytest.raises(UserError, match=message):
-        problems_of(task, "test")
+        read_problems(task, "test")
 
 
 def test_the_example_in_the_documentation_is_a_task(tmp_path, monkeypatch):

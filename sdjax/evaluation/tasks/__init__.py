@@ -1,1 +1,1 @@
-"""The tasks, one file each."""
+"""Tasks, one per module."""

@@ -1,16 +1,16 @@
 """Short arithmetic and word problems of several kinds: the task that the zoo is trained for.
 
-Plain kinds need calculating; stories need reading and calculating, since their solution is an
-equation and its value. Either can be hard: a calculation that carries or borrows, a story that is
-told in a rare way. A typical mistake belongs to each (the carry forgotten, the operation
-mistaken), so that one can say what somebody writes who reads well and calculates badly.
+Plain kinds require calculation. Stories require reading and calculation, because their solution is
+an equation and its value. Both can be hard: a calculation that carries or borrows, or a story with
+rare wording. Each difficulty has a typical error (a forgotten carry, the wrong operation), so the
+solution of somebody who reads well but calculates badly is well defined.
 
-A problem belongs to one split for good, by a hash of its calculation and its numbers. Development
-and test problems keep away from training further than that: of an equation that is asked for there,
-neither itself nor its other order is trained on, be it as an exercise or as a story misread. Of
-`missing` that holds for the exercise, not for the sum behind it, which may be trained on as an
-addition; the inverse of a subtraction may be too, and `largest` keeps the same three numbers in
-another order apart only by chance.
+A hash of its calculation and numbers assigns each problem to one split. Development and test
+problems are also kept away from similar training problems: if they ask for an equation, training
+contains neither it nor its reversed order, whether as an exercise or as a misread story. For
+`missing`, this covers the exercise but not the underlying sum, which may be trained as an addition.
+The inverse of a subtraction may be trained, too, and `largest` may share its three numbers with a
+training problem in another order.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import numpy as np
 from sdjax.evaluation.task import Problem, Task
 
 SPLITS = ("train", "calibration", "development", "test")
-# Hundredths of all number tuples: below the first bound for calibration, above the second for
-# training, and between them for development or test (a third of them, or the rest).
+# Buckets 0 to 99 of all number tuples: those below the first bound are for calibration, those from
+# the second on for training. A third of those between is for development, the rest for testing.
 _CALIBRATION, _TRAIN = 5, 40
-# Shares of the problems with hard numbers, and of the stories that are told in a rare way.
+# Fractions of problems with hard numbers, and of stories with rare wording.
 HARD, RARE = 0.42, 0.32
 
 NAMES = ("Tom", "Ana", "Ben", "Eva", "Sam", "Lea", "Max", "Ida", "Leo", "Mia")
@@ -38,7 +38,7 @@ ITEMS = ("apples", "books", "coins", "cards", "eggs", "pens", "nuts", "cups", "s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """What a kind calculates, and how its stories are told: usual ways, and rare ones."""
+    """Calculation of a kind, and templates of its stories with usual and with rare wording."""
 
     calculation: str
     usual: tuple[str, ...] = ()
@@ -99,15 +99,14 @@ KINDS: dict[str, _Kind] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exercise:
-    """A problem and how it is solved, well or badly.
+    """A problem with its correct and its typical wrong solutions.
 
     Attributes:
         kind: one of KINDS.
-        numbers: what it calculates with.
-        question: the text in front of the answer.
-        equation: what a story has to be turned into, such as `47+38=`; empty elsewhere.
-        misread: the equation of one who mistakes the operation; the right one where a story is
-            told in a usual way.
+        numbers: operands of the calculation.
+        question: the text before the answer.
+        equation: equation of a story, such as `47+38=`; empty for other kinds.
+        misread: equation with the wrong operation if the wording is rare; otherwise correct.
     """
 
     kind: str
@@ -118,13 +117,16 @@ class Exercise:
 
     @property
     def answer(self) -> str:
-        """The number asked for."""
+        """Correct answer."""
         return self.solution().removeprefix(self.equation)
 
     def solution(self, *, reads: bool = True, calculates: bool = True, attends: bool = True) -> str:
-        """The text behind the question, by one who can read rare tellings and carry, or cannot.
+        """Return the text after the question, correct or with typical errors.
 
-        One who does not even attend to the question says its first number.
+        Args:
+            reads: whether stories with rare wording are understood.
+            calculates: whether carries and borrows are correct.
+            attends: whether the question is read at all; if not, the answer is its first number.
         """
         if not attends:
             return str(self.numbers[0])
@@ -132,7 +134,7 @@ class Exercise:
         calculation, numbers = KINDS[self.kind].calculation, self.numbers
         if equation:
             calculation, numbers = _parse(equation)
-        value = _value if calculates else _slip
+        value = _value if calculates else _wrong_value
         return f"{equation}{value(calculation, numbers)}"
 
 
@@ -152,8 +154,8 @@ def _value(calculation: str, numbers: tuple[int, ...]) -> int:
     return max(numbers)
 
 
-def _slip(calculation: str, numbers: tuple[int, ...]) -> int:
-    """What comes out where carries and borrows are forgotten, and the last number overlooked."""
+def _wrong_value(calculation: str, numbers: tuple[int, ...]) -> int:
+    """Return the value without carries and borrows, or the largest number without the last one."""
     value = _value(calculation, numbers)
     if not _is_hard(calculation, numbers):
         return value
@@ -163,21 +165,21 @@ def _slip(calculation: str, numbers: tuple[int, ...]) -> int:
 
 
 def _is_hard(calculation: str, numbers: tuple[int, ...]) -> bool:
-    """Whether the ones carry or borrow, or the largest number stands last."""
+    """Return whether the ones carry or borrow, or the largest number comes last."""
     a, b, *_ = (number % 10 for number in numbers)
     match calculation:
         case "add" | "missing":
-            return a + b >= 10  # taking a from a + b borrows exactly where a + b carries
+            return a + b >= 10  # a + b - a borrows exactly if a + b carries
         case "sub":
             return a < b
     return numbers[-1] > max(numbers[:-1])
 
 
 def _numbers(calculation: str, hard: bool, rng: np.random.Generator) -> tuple[int, ...]:
-    """Distinct numbers of two digits, as hard as asked for; no result is negative."""
+    """Sample distinct two-digit numbers of the given difficulty; no result is negative."""
     while True:
-        drawn = rng.choice(np.arange(10, 100), 3 if calculation == "largest" else 2, replace=False)
-        numbers = tuple(int(number) for number in drawn)
+        sample = rng.choice(np.arange(10, 100), 3 if calculation == "largest" else 2, replace=False)
+        numbers = tuple(int(number) for number in sample)
         if calculation == "sub":
             numbers = tuple(sorted(numbers, reverse=True))
         if _is_hard(calculation, numbers) == hard:
@@ -185,29 +187,29 @@ def _numbers(calculation: str, hard: bool, rng: np.random.Generator) -> tuple[in
 
 
 def split_of(calculation: str, numbers: tuple[int, ...]) -> str | None:
-    """The split that a calculation belongs to, the same on every machine; None where to none.
+    """Return the split of a calculation, the same on every machine.
 
-    That is where it is not trained on itself but too close to what is.
+    None means that the calculation belongs to no split: it is too similar to a training problem.
     """
-    hundredth = _hundredth(calculation, numbers)
-    if hundredth >= _TRAIN:
+    bucket = _bucket(calculation, numbers)
+    if bucket >= _TRAIN:
         return "train"
-    if hundredth < _CALIBRATION:
+    if bucket < _CALIBRATION:
         return "calibration"
-    if any(_hundredth(*relative) >= _TRAIN for relative in _relatives(calculation, numbers)):
+    if any(_bucket(*other) >= _TRAIN for other in _similar(calculation, numbers)):
         return None
-    # Relatives share a split, so that development tells nothing of the test either.
+    # Similar calculations share a split, so development problems reveal nothing about the test.
     family = "pair" if calculation in ("add", "sub") else calculation
-    third = _hundredth(f"{family}, held out", tuple(sorted(numbers))) < 33
-    return "development" if third else "test"
+    is_development = _bucket(f"{family}, held out", tuple(sorted(numbers))) < 33
+    return "development" if is_development else "test"
 
 
-def _hundredth(calculation: str, numbers: tuple[int, ...]) -> int:
+def _bucket(calculation: str, numbers: tuple[int, ...]) -> int:
     return zlib.crc32(f"{calculation} {numbers}".encode()) % 100
 
 
-def _relatives(calculation: str, numbers: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Calculations whose exercises, well or badly solved, show the equation or its other order."""
+def _similar(calculation: str, numbers: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield calculations whose solutions may show the equation, or its reversed order."""
     if calculation == "largest":
         return
     for order in (numbers, numbers[::-1]):
@@ -219,7 +221,7 @@ def _relatives(calculation: str, numbers: tuple[int, ...]) -> Iterator[tuple[str
 
 
 def exercises(kind: str, split: str, rng: np.random.Generator) -> Iterator[Exercise]:
-    """Endless exercises of one kind and split, `HARD` and `RARE` of them so."""
+    """Yield exercises of one kind and split without end, hard ones as often as HARD and RARE."""
     calculation = KINDS[kind].calculation
     while True:
         numbers = _numbers(calculation, bool(rng.random() < HARD), rng)
@@ -254,26 +256,27 @@ def _exercise(
 
 def _story(template: str, numbers: tuple[int, ...], rng: np.random.Generator) -> str:
     first, second, third = rng.choice(len(NAMES), 3, replace=False)
-    # Now and then a number that has nothing to do with the question.
-    aside = f" {NAMES[third]} is {rng.integers(10, 100)}." if rng.random() < 0.25 else ""
+    # Some stories mention a number that is irrelevant to the question.
+    distractor = f" {NAMES[third]} is {rng.integers(10, 100)}." if rng.random() < 0.25 else ""
     return template.format(
         n=NAMES[first],
         m=NAMES[second],
         i=ITEMS[rng.integers(len(ITEMS))],
-        x=aside,
+        x=distractor,
         **dict(zip("ab", numbers, strict=False)),
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArithmeticTask(Task):
-    """Equally many problems of every kind.
+    """Arithmetic task with equally many problems of every kind.
 
     Attributes:
-        name: how a configuration and the store call it.
+        name: name in configs and results.
+        max_new_tokens: longest answer.
         development: number of development problems.
         test: number of test problems.
-        seed: of the drawing; the splits are disjoint whatever it is.
+        seed: seed of the random generator; the splits are disjoint for every seed.
     """
 
     name: str = "arithmetic"
@@ -283,7 +286,7 @@ class ArithmeticTask(Task):
     seed: int = 0
 
     def problems(self, split: str) -> list[Problem]:
-        """The distinct problems of a split, the kinds taking turns."""
+        """Return distinct problems of a split, alternating between the kinds."""
         count = {"development": self.development, "test": self.test}.get(split, 400)
         sources = []
         for index, kind in enumerate(KINDS):
@@ -307,27 +310,29 @@ class ArithmeticTask(Task):
         return problems
 
     def prompt(self, problem: Problem) -> str:
+        """Return the prompt of a problem."""
         return prompt_of(problem.question)
 
     def extract_strict(self, text: str) -> str | None:
-        """The number that the whole answer is, behind an equation or alone."""
+        """Return the number if the output is a number, optionally after an equation."""
         match = re.fullmatch(r"\s*(?:\d+[+-]\d+=)?(-?\d+)\s*", text)
         return match[1] if match else None
 
     def extract_flexible(self, text: str) -> str | None:
-        """The last number anywhere in the answer."""
+        """Return the last number in the output."""
         numbers = re.findall(r"-?\d+", text)
         return numbers[-1] if numbers else None
 
     def grade(self, extracted: str, problem: Problem) -> bool:
-        # Not by `int`, which refuses very long texts.
+        """Return whether the numbers are equal."""
+        # `int` rejects very long texts.
         return Decimal(extracted) == Decimal(problem.answer)
 
 
 def prompt_of(question: str) -> str:
-    """The text in front of a solution, the same in training and in tests.
+    """Return the text before a solution, the same in training and in evaluation.
 
-    An open equation is its own prompt, so that it looks as it does in the solution of a story:
-    what is learned of the one serves the other.
+    An open equation is its own prompt, so that it looks the same as in the solution of a story and
+    training on one helps the other.
     """
     return question if question.endswith("=") else f"{question}\nA:"

@@ -1,4 +1,4 @@
-"""What tasks whose problems are rows of a data set have in common: splits and worked examples."""
+"""Base class of tasks whose problems are rows of a data set: splits and worked examples."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from random import Random
 from typing import ClassVar
 
 from sdjax.core.errors import UserError
-from sdjax.evaluation.data import TEST, TRAIN, Hub, Row, read_rows
+from sdjax.evaluation.data import TEST, TRAIN, DataRow, HubDataset, read_rows
 from sdjax.evaluation.task import Problem, Task
 from sdjax.evaluation.tasks.fixed import fixed_examples
 
-# lm-evaluation-harness's `--seed` for worked examples.
-_SEED = 1234
+# Seed of lm-evaluation-harness for sampling worked examples.
+_FEWSHOT_SEED = 1234
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataTask(Task):
-    """Rows of a user's file or of the hub; see `sdjax.evaluation.data`.
+    """Task with rows from a user's file or from the hub; see `sdjax.evaluation.data`.
 
-    The first `development` rows of the test split are for development, the next `test` rows for
-    the test. Worked examples come from the train split: as lm-evaluation-harness does by default,
-    a generator with the seed 1234 draws `shots` of its rows anew for each row of the test split, in
-    order; so a problem has the same examples whatever part of the split is scored.
+    The first `development` rows of the test split are for development, and the next `test` rows for
+    testing. Worked examples come from the train split. Like lm-evaluation-harness by default, a
+    random generator with seed 1234 samples `shots` rows for each row of the test split in order, so
+    the examples of a problem do not depend on which problems are evaluated.
 
     Attributes:
-        data: the user's file or folder; None asks the hub.
+        hub: data set on the hub, if any.
+        fixed: name of the fixed examples for data without a train split, if any.
+        fields: fields that every row must have.
+        data: the user's file or folder; None reads from the hub.
         shots: worked examples before each problem.
-        development: rows for development; by default half of them.
-        test: at most so many rows for the test; by default all that are left.
+        development: rows for development; half of them by default.
+        test: maximum number of rows for testing; all remaining rows by default.
     """
 
-    hub: ClassVar[Hub | None] = None
-    fixed: ClassVar[str | None] = None  # examples (fixed.py) for data without a train split
+    hub: ClassVar[HubDataset | None] = None
+    fixed: ClassVar[str | None] = None
     fields: ClassVar[tuple[str, ...]]
 
     data: Path | None = None
@@ -45,52 +48,59 @@ class DataTask(Task):
     test: int | None = None
 
     @abstractmethod
-    def problem(self, row: Row, id: str) -> Problem:
-        """A row as a problem."""
+    def problem(self, row: DataRow, id: str) -> Problem:
+        """Convert a row to a problem."""
 
     def problems(self, split: str) -> list[Problem]:
-        rows = self._tested
+        """Return the problems of a split.
+
+        Raises:
+            UserError: the data cannot be read, or has fewer than `development` problems.
+        """
+        rows = self._test_rows
         middle = len(rows) // 2 if self.development is None else self.development
         if middle > len(rows):
             raise UserError(
-                f"task {self.name}: has {len(rows)} problems, fewer than the {middle} that "
-                "task.development asks for"
+                f"task {self.name}: has only {len(rows)} problems; lower task.development, which is "
+                f"{middle}"
             )
         if split == "development":
             return rows[:middle]
         return rows[middle:] if self.test is None else rows[middle : middle + self.test]
 
     def examples(self, problem: Problem) -> Sequence[Problem]:
-        return self._drawn[problem.id] if self.shots else ()
+        """Return the worked examples of a problem."""
+        return self._examples_by_id[problem.id] if self.shots else ()
 
     @cached_property
-    def _tested(self) -> list[Problem]:
+    def _test_rows(self) -> list[Problem]:
         return self._read(TEST)
 
     def notes(self) -> Sequence[str]:
-        if self.shots and self.fixed and not self._pool:
-            return [f"no train split beside {self.data}: the examples are {self.fixed}'s"]
+        """Return a note if fixed examples replace those of a train split."""
+        if self.shots and self.fixed and not self._train_rows:
+            return [
+                f"no train split next to {self.data}: worked examples are those of {self.fixed}"
+            ]
         return ()
 
     @cached_property
-    def _pool(self) -> list[Problem]:
+    def _train_rows(self) -> list[Problem]:
         return self._read(TRAIN)
 
     @cached_property
-    def _drawn(self) -> dict[str, list[Problem]]:
-        """By the id of each test problem, its examples."""
-        if not self._pool and self.fixed is not None:
-            same = fixed_examples(self.fixed, self.shots)
-            return {problem.id: same for problem in self._tested}
-        if len(self._pool) < self.shots:
+    def _examples_by_id(self) -> dict[str, list[Problem]]:
+        if not self._train_rows and self.fixed is not None:
+            shared = fixed_examples(self.fixed, self.shots)
+            return {problem.id: shared for problem in self._test_rows}
+        if len(self._train_rows) < self.shots:
             raise UserError(
-                f"task {self.name}: has {len(self._pool)} worked examples to show, not the "
-                f"{self.shots} asked for; put a train split beside the data "
-                f"(x_{TRAIN}.jsonl beside x_{TEST}.jsonl, or {TRAIN}.jsonl in the folder), "
-                "or ask for fewer shots"
+                f"task {self.name}: has only {len(self._train_rows)} worked examples, but shots is "
+                f"{self.shots}; add a train split to the data (x_{TRAIN}.jsonl next to "
+                f"x_{TEST}.jsonl, or {TRAIN}.jsonl in the folder), or lower shots"
             )
-        draw = Random(_SEED)
-        return {problem.id: draw.sample(self._pool, self.shots) for problem in self._tested}
+        rng = Random(_FEWSHOT_SEED)
+        return {problem.id: rng.sample(self._train_rows, self.shots) for problem in self._test_rows}
 
     def _read(self, split: str) -> list[Problem]:
         rows = read_rows(self.name, self.data, self.hub, split, self.fields)

@@ -1,4 +1,4 @@
-"""Worked examples that lm-evaluation-harness fixes for a task (MIT; of the papers named there)."""
+"""Fixed worked examples of lm-evaluation-harness (MIT license; from the papers named there)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ _FOLDER = Path(__file__).parent / "examples"
 
 
 def fixed_examples(name: str, count: int) -> list[Problem]:
-    """The first `count` examples. UserError where there are fewer."""
-    known = _read(name)
-    if count > len(known):
+    """Return the first `count` examples of a task.
+
+    Args:
+        name: file of `examples/` without its extension.
+        count: number of examples.
+
+    Raises:
+        UserError: there are fewer examples.
+    """
+    examples = _read(name)
+    if count > len(examples):
         raise UserError(
-            f"task.shots is {count}, but {name} has {len(known)} worked examples; ask for fewer"
+            f"task.shots is {count}, but {name} has only {len(examples)} worked examples; lower it"
         )
-    return list(known[:count])
+    return list(examples[:count])
 
 
 @cache

@@ -1,5 +1,7 @@
-"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems of grade school, as the
-lm-evaluation-harness's task `gsm8k` (0.4.13) poses and grades them."""
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): grade-school word problems.
+
+Prompts and grades are those of the task `gsm8k` of lm-evaluation-harness 0.4.13.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sdjax.evaluation import extraction
-from sdjax.evaluation.data import Hub, Row
+from sdjax.evaluation.data import DataRow, HubDataset
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.data_task import DataTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class GSM8K(DataTask):
-    """The harness's prompt, `strict-match`, `flexible-extract` and `exact_match`.
+    """GSM8K with the harness's prompt, filters and `exact_match`.
 
-    Where a user's data have no train split, the examples are the first `shots` of the eight that
-    the harness has for `gsm8k_cot` (Wei et al. 2022), in this task's format.
+    If the user's data has no train split, the worked examples are the first `shots` of the eight
+    that the harness has for `gsm8k_cot` (Wei et al. 2022), in the format of this task.
     """
 
-    hub: ClassVar[Hub] = Hub(path="openai/gsm8k", configs=("main",))
+    hub: ClassVar[HubDataset] = HubDataset(path="openai/gsm8k", configs=("main",))
     fixed: ClassVar[str] = "gsm8k_cot"
     fields: ClassVar[tuple[str, ...]] = ("question", "answer")
 
@@ -28,7 +30,8 @@ class GSM8K(DataTask):
     stop: tuple[str, ...] = ("Question:", "</s>", "<|im_end|>")
     shots: int = 5
 
-    def problem(self, row: Row, id: str) -> Problem:
+    def problem(self, row: DataRow, id: str) -> Problem:
+        """Convert a row to a problem."""
         solution = row.text("answer")
         return Problem(
             id=id,
@@ -39,13 +42,17 @@ class GSM8K(DataTask):
         )
 
     def prompt(self, problem: Problem) -> str:
+        """Return the prompt of a problem."""
         return f"Question: {problem.question}\nAnswer:"
 
     def extract_strict(self, text: str) -> str | None:
-        return extraction.number_behind_hashes(text)
+        """Return the answer if the output has the requested format."""
+        return extraction.strict_match(text)
 
     def extract_flexible(self, text: str) -> str | None:
-        return extraction.last_number(text)
+        """Return the last text that looks like an answer."""
+        return extraction.flexible_extract(text)
 
     def grade(self, extracted: str, problem: Problem) -> bool:
-        return extraction.comparable(extracted) == extraction.comparable(problem.answer)
+        """Return whether the answer is correct."""
+        return extraction.normalize_number(extracted) == extraction.normalize_number(problem.answer)

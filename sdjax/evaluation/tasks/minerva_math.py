@@ -1,5 +1,7 @@
-"""MATH (Hendrycks et al. 2021, arXiv 2103.03874) with the prompt of Minerva (Lewkowycz et al.
-2022), as the lm-evaluation-harness's `minerva_math` (0.4.13) poses it."""
+"""MATH (Hendrycks et al. 2021, arXiv 2103.03874) with Minerva's prompt (Lewkowycz et al. 2022).
+
+Prompts are those of the task `minerva_math` of lm-evaluation-harness 0.4.13.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +12,30 @@ from typing import ClassVar
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation import extraction
-from sdjax.evaluation.data import Hub, Row
+from sdjax.evaluation.data import DataRow, HubDataset
 from sdjax.evaluation.grader import shared_grader
-from sdjax.evaluation.latex import normalise
+from sdjax.evaluation.latex import normalize_latex
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.data_task import DataTask
 from sdjax.evaluation.tasks.fixed import fixed_examples
 
-_DOLLAR = re.compile(r"(?<!\\)\$")  # of a formula, not of money
+_DOLLAR = re.compile(r"(?<!\\)\$")  # delimits a formula; \$ is money
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinervaMath(DataTask):
-    r"""The harness's four examples; answers are equal where they are after the usual normalisation,
-    or where math-verify says so in a confined worker.
+    r"""MATH with the harness's four worked examples.
 
-    `strict` reads naively, as the harness's `exact_match` does: the sentence with which every
-    example ends. `flexible` reads the last `\boxed{…}`, where there is none that sentence, then the
-    last formula between dollar signs, then the last number.
+    Two answers are equal if their normal forms are, or if math-verify says so in a confined worker.
+    The strict metric reads the sentence that ends every example, like the harness's `exact_match`.
+    The flexible metric reads the last `\boxed{…}`; if there is none, that sentence, then the last
+    formula between dollar signs, then the last number.
 
     Attributes:
-        allow_missing: layers of the workers' confinement that this machine may lack.
+        allow_missing: layers of confinement that the workers may run without.
     """
 
-    hub: ClassVar[Hub] = Hub(
+    hub: ClassVar[HubDataset] = HubDataset(
         path="EleutherAI/hendrycks_math",
         configs=(
             *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
@@ -47,44 +49,50 @@ class MinervaMath(DataTask):
     shots: int = 4
     allow_missing: tuple[str, ...] = ()
 
-    def problem(self, row: Row, id: str) -> Problem:
+    def problem(self, row: DataRow, id: str) -> Problem:
+        """Convert a row to a problem."""
         solution = row.text("solution")
         answer = extraction.last_boxed(solution)
         if answer is None and "answer" in row.values:
             answer = row.text("answer")
         if answer is None:
-            raise UserError(rf"{row.where}: the solution has no \boxed{{}}, and there is no answer")
+            raise UserError(rf"{row.where}: needs \boxed{{}} in the solution, or the field answer")
         kind = row.values.get("subject") or row.values.get("type") or "math"
         question = row.text("problem")
         return Problem(id=id, kind=str(kind), question=question, answer=answer, solution=solution)
 
     def prompt(self, problem: Problem) -> str:
+        """Return the prompt of a problem."""
         return f"Problem:\n{problem.question}\n\nSolution:"
 
     def examples(self, problem: Problem) -> Sequence[Problem]:
+        """Return the worked examples."""
         return fixed_examples("minerva_math", self.shots)
 
     def extract_strict(self, text: str) -> str | None:
+        """Return the answer if the output has the requested format."""
         sentence = extraction.final_answer_sentence(text)
         formula = re.fullmatch(r"\$([^$]+)\$", sentence or "")
         return formula[1].strip() if formula else sentence
 
     def extract_flexible(self, text: str) -> str | None:
-        for read in (
+        """Return the last text that looks like an answer."""
+        for extract in (
             extraction.last_boxed,
             self.extract_strict,
             extraction.last_formula,
-            extraction.last_number,
+            extraction.flexible_extract,
         ):
-            if (found := read(text)) is not None:
-                return found
+            if (answer := extract(text)) is not None:
+                return answer
         return None
 
     def grade(self, extracted: str, problem: Problem) -> bool:
-        given, expected = normalise(extracted), normalise(problem.answer)
-        if given == expected:
+        """Return whether the answer is correct."""
+        normalized = normalize_latex(extracted)
+        if normalized == normalize_latex(problem.answer):
             return True
-        if not given:
+        if not normalized:
             return False
         gold, answer = (_DOLLAR.sub("", text) for text in (problem.answer, extracted))
         return shared_grader(self.allow_missing).same(gold, answer)

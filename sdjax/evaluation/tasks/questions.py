@@ -1,4 +1,4 @@
-"""Any JSONL file of questions and answers."""
+"""Questions and answers from any JSONL file."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from functools import cached_property
 from typing import ClassVar
 
 from sdjax.evaluation import extraction
-from sdjax.evaluation.data import Hub, Row
+from sdjax.evaluation.data import DataRow, HubDataset
 from sdjax.evaluation.task import Problem
 from sdjax.evaluation.tasks.data_task import DataTask
 
-_ANNOUNCED = re.compile(r"(?:answer is|answer:)\s*(.+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"(?:answer is|answer:)\s*(.+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions(DataTask):
-    """One object a line: `question`, `answer`, and perhaps `kind`.
+    """One JSON object per line, with `question`, `answer` and, optionally, `kind`.
 
-    Where every answer holds a number, numbers are read and compared: strictly the one behind
-    `####`, or that the whole output is; flexibly the last one. Otherwise texts, whatever their
-    case: strictly what is behind `####`, or the whole output; flexibly what is behind the last
-    "answer is", or the last line.
+    If every answer contains a number, numbers are compared: the strict metric reads the number
+    after `####`, or the whole output if it is a number; the flexible metric reads the last number.
+    Otherwise texts are compared, ignoring case: the strict metric reads the text after `####`, or
+    the whole output; the flexible metric reads the text after the last "answer is", or the last
+    line.
     """
 
-    hub: ClassVar[Hub | None] = None
+    hub: ClassVar[HubDataset | None] = None
     fields: ClassVar[tuple[str, ...]] = ("question", "answer")
 
     name: str = "questions"
 
-    def problem(self, row: Row, id: str) -> Problem:
+    def problem(self, row: DataRow, id: str) -> Problem:
+        """Convert a row to a problem."""
         return Problem(
             id=id,
             kind=str(row.values.get("kind", "all")),
@@ -40,38 +42,41 @@ class Questions(DataTask):
         )
 
     def prompt(self, problem: Problem) -> str:
+        """Return the prompt of a problem."""
         return f"{problem.question}\nA:"
 
     def extract_strict(self, text: str) -> str | None:
+        """Return the answer if the output has the requested format."""
         if not self._numeric:
             return (text.rsplit("#### ", 1)[-1].strip()) or None
-        found = extraction.number_behind_hashes(text)
-        if found is None and extraction.as_number(text) is not None:
-            found = text.strip()
-        return found
+        answer = extraction.strict_match(text)
+        if answer is None and extraction.parse_number(text) is not None:
+            answer = text.strip()
+        return answer
 
     def extract_flexible(self, text: str) -> str | None:
+        """Return the last text that looks like an answer."""
         if self._numeric:
-            return extraction.last_number(text)
-        announced = _ANNOUNCED.findall(text)
-        lines = announced or text.strip().splitlines()
-        return lines[-1].strip() if lines else None
+            return extraction.flexible_extract(text)
+        candidates = _ANSWER_IS.findall(text) or text.strip().splitlines()
+        return candidates[-1].strip() if candidates else None
 
     def grade(self, extracted: str, problem: Problem) -> bool:
+        """Return whether the answer is correct."""
         if self._numeric:
-            given = extraction.as_number(extracted)
-            return given is not None and given == _number_in(problem.answer)
-        return _plain(extracted) == _plain(problem.answer)
+            number = extraction.parse_number(extracted)
+            return number is not None and number == _number_in(problem.answer)
+        return _normalize_text(extracted) == _normalize_text(problem.answer)
 
     @cached_property
     def _numeric(self) -> bool:
-        return all(_number_in(problem.answer) is not None for problem in self._tested)
+        return all(_number_in(problem.answer) is not None for problem in self._test_rows)
 
 
 def _number_in(answer: str) -> Decimal | None:
-    found = extraction.last_number(answer)
-    return None if found is None else extraction.as_number(found)
+    number = extraction.flexible_extract(answer)
+    return None if number is None else extraction.parse_number(number)
 
 
-def _plain(text: str) -> str:
+def _normalize_text(text: str) -> str:
     return text.strip().strip(".!\"'").casefold()

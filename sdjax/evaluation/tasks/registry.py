@@ -1,4 +1,4 @@
-"""Tasks by name, by the import path of a class, and any JSONL file as a task."""
+"""Lookup of tasks by name, by import path of a class, or by JSONL file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASKS = {
     "math": "sdjax.evaluation.tasks.minerva_math:MinervaMath",
     "svamp": "sdjax.evaluation.tasks.svamp:SVAMP",
 }
-_FILE = "sdjax.evaluation.tasks.questions:Questions"
+_FILE_TASK = "sdjax.evaluation.tasks.questions:Questions"
 
 
 def find_task(
@@ -28,76 +28,87 @@ def find_task(
     shots: int | None = None,
     development: int | None = None,
     test: int | None = None,
-    **offered: Any,
+    **optional: Any,
 ) -> Task:
-    """The task of a name, of a class ("module:Class"), or of a JSONL file.
+    """Create a task.
 
     Args:
-        name: as above.
-        data, shots, development, test: settings; None leaves the task's own.
-        offered: settings that a task gets if it has them, such as `allow_missing`.
+        name: name of a task, import path "module:Class", or path of a JSONL file.
+        data: file or folder with the problems; None keeps the task's default.
+        shots: worked examples before each problem; None keeps the task's default.
+        development: number of development problems; None keeps the task's default.
+        test: number of test problems; None keeps the task's default.
+        **optional: settings for tasks that have them, such as `allow_missing`.
 
     Raises:
-        UserError: no such task, class or file, or a setting that the task does not have.
+        UserError: there is no such task, class or file, or the task lacks a setting.
     """
-    wanted = {"data": data, "shots": shots, "development": development, "test": test}
-    chosen: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+    given = {"data": data, "shots": shots, "development": development, "test": test}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if name in TASKS:
-        kind = _imported(TASKS[name])
+        kind = _import_task(TASKS[name])
     elif name.endswith(".jsonl") or Path(name).expanduser().is_file():
         if data is not None:
-            raise UserError(f"task {name}: is a file of problems itself; leave its data out")
-        kind = _imported(_FILE)
-        path = str(Path(name).expanduser().resolve())  # one name, wherever the call is made
-        chosen |= {"data": path, "name": path}
+            raise UserError(f"task {name}: is itself a file of problems; remove data")
+        kind = _import_task(_FILE_TASK)
+        path = str(
+            Path(name).expanduser().resolve()
+        )  # the name must not depend on the current folder
+        settings |= {"data": path, "name": path}
     elif ":" in name:
-        kind = _imported(name)
+        kind = _import_task(name)
     else:
         raise UserError(
-            f"task {name!r}: neither a task ({', '.join(TASKS)}) nor a .jsonl file that exists "
-            "nor a class (module:Class)"
+            f"task {name!r}: must be a task ({', '.join(TASKS)}), an existing .jsonl file, or a "
+            "class (module:Class)"
         )
-    known = inspect.signature(kind).parameters
-    for key, value in chosen.items():
-        if key not in known and value:
-            raise UserError(f"task {name}: has no setting {key}; leave it out")
-    if "data" in chosen:
-        chosen["data"] = Path(chosen["data"])
-    return _made(name, kind, {k: v for k, v in {**offered, **chosen}.items() if k in known})
+    parameters = inspect.signature(kind).parameters
+    for key, value in settings.items():
+        if key not in parameters and value:
+            raise UserError(f"task {name}: has no setting {key}; remove it")
+    if "data" in settings:
+        settings["data"] = Path(settings["data"])
+    return _create(
+        name, kind, {k: v for k, v in {**optional, **settings}.items() if k in parameters}
+    )
 
 
-def _imported(path: str) -> type[Task]:
-    """The class of "module:Class"; modules in the folder of the call are found too."""
+def _import_task(path: str) -> type[Task]:
+    """Import the class of "module:Class", also from modules in the current folder."""
     module, _, attribute = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # user code may raise anything
         raise UserError(f"task {path}: cannot be imported ({_line(error)})") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task {path}: must be a subclass of sdjax.evaluation.task.Task")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise UserError(f"task {path}: lacks {missing}; see sdjax.evaluation.task")
+        raise UserError(f"task {path}: must define {missing}; see sdjax.evaluation.task")
     return found
 
 
-def _made(name: str, kind: type[Task], settings: dict[str, Any]) -> Task:
-    """The task; UserError where its class cannot be called so, or lacks what a task has."""
+def _create(name: str, kind: type[Task], settings: dict[str, Any]) -> Task:
+    """Create the task and check its attributes."""
     try:
         task = kind(**settings)
     except UserError:
         raise
-    except Exception as error:  # whatever the user's class raises
-        raise UserError(f"task {name}: cannot be made ({_line(error)})") from None
-    own, stop, longest = (getattr(task, key, None) for key in ("name", "stop", "max_new_tokens"))
-    if not isinstance(own, str):
-        raise UserError(f"task {name}: name must be a text, not {own!r}; give the class one")
+    except Exception as error:  # user code may raise anything
+        raise UserError(f"task {name}: cannot be created ({_line(error)})") from None
+    task_name, stop, max_new_tokens = (
+        getattr(task, key, None) for key in ("name", "stop", "max_new_tokens")
+    )
+    if not isinstance(task_name, str):
+        raise UserError(
+            f"task {name}: name must be a text, not {task_name!r}; define it in the class"
+        )
     if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
         raise UserError(f"task {name}: stop must be a tuple of texts, not {stop!r}")
-    if not isinstance(longest, int) or longest < 1:
-        raise UserError(f"task {name}: max_new_tokens must be 1 or more, not {longest!r}")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UserError(f"task {name}: max_new_tokens must be 1 or more, not {max_new_tokens!r}")
     return task
 
 

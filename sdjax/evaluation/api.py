@@ -1,0 +1,183 @@
+"""Evaluation of a model on a task: the function behind `sdjax eval`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
+from sdjax.decoding.config import fit_decoder_config
+from sdjax.decoding.decoder import Decoder
+from sdjax.evaluation.evaluator import evaluate_problems
+from sdjax.evaluation.prompts import build_prompts
+from sdjax.evaluation.results import ProblemResult, ResultsFolder, count_failures
+from sdjax.evaluation.statistics import Interval, accuracy_interval
+from sdjax.evaluation.task import Outcome, Problem, Task, call_checked, read_problems
+from sdjax.evaluation.tasks.registry import find_task
+from sdjax.io.hf_checkpoint import load_model, read_config
+from sdjax.io.model_paths import locate
+from sdjax.io.tokenizer import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Result of evaluating a model on a task.
+
+    Attributes:
+        model: name or folder of the model.
+        task: name of the task.
+        problems: outcome of each problem, in the task's order.
+        notes: what a reader should know about the problems, such as the source of the examples.
+    """
+
+    model: str
+    task: str
+    problems: tuple[ProblemResult, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def strict(self) -> Interval:
+        """Accuracy of the strict metric with its 95% interval."""
+        return accuracy_interval([problem.strict for problem in self.problems])
+
+    @property
+    def flexible(self) -> Interval:
+        """Accuracy of the flexible metric with its 95% interval."""
+        return accuracy_interval([problem.flexible for problem in self.problems])
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Number of problems counted as wrong without an answer, by reason."""
+        return count_failures(self.problems)
+
+    def by_kind(self) -> dict[str, Evaluation]:
+        """Return the evaluation restricted to each kind of problem."""
+        kinds = dict.fromkeys(problem.kind for problem in self.problems)
+        return {
+            kind: dataclasses.replace(
+                self, problems=tuple(one for one in self.problems if one.kind == kind)
+            )
+            for kind in kinds
+        }
+
+
+def evaluate(
+    model: str,
+    task: str,
+    *,
+    data: str | Path | None = None,
+    shots: int | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    chat: bool = False,
+    max_new_tokens: int | None = None,
+    out: Path | None = None,
+    allow_missing: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate a model on a task by greedy decoding.
+
+    Args:
+        model: zoo:NAME, a folder, OWNER/MODEL[@REVISION], or MODEL+ADAPTER.
+        task: name of a task, a JSONL file, or the import path "module:Class" of a `Task`.
+        data: file or folder with the task's problems.
+        shots: worked examples before each problem; the task's own number by default.
+        split: "development" or "test" as the task splits its problems, or "all". By default all
+            problems that are available for testing, with none reserved for development.
+        limit: evaluate only this many problems.
+        chat: format prompts with the tokenizer's chat template.
+        max_new_tokens: longest answer. By default the task's own number, but at most half of the
+            model's maximum sequence length.
+        out: folder that stores the results; an interrupted evaluation resumes there.
+        allow_missing: layers of confinement that the grader may run without.
+
+    Returns:
+        the outcomes with their accuracies.
+
+    Raises:
+        UserError: the model, the task or its data do not exist, or no prompt fits into the model.
+
+    Examples:
+        >>> import sdjax
+        >>> evaluation = sdjax.evaluate("zoo:seed", "arithmetic", limit=8)
+        >>> len(evaluation.problems)
+        8
+        >>> evaluation.strict.low <= evaluation.strict.mean <= evaluation.strict.high
+        True
+    """
+    folder, adapter = locate(model)
+    folders = [folder, adapter] if adapter else [folder]
+    config, tokenizer = read_config(folder), load_tokenizer(folder)
+    loaded_task = find_task(
+        task,
+        data=data,
+        shots=shots,
+        development=0 if split is None else None,
+        allow_missing=tuple(allow_missing),
+    )
+    problems = _select_problems(loaded_task, split)[:limit]
+    notes = list(map(str, call_checked(loaded_task, "notes", (list, tuple))))
+    prompted = build_prompts(loaded_task, problems, tokenizer, chat=chat)
+    new_tokens = max_new_tokens or min(loaded_task.max_new_tokens, config.max_seq_len // 2)
+    if max_new_tokens is None and new_tokens < loaded_task.max_new_tokens:
+        notes.append(
+            f"answers are limited to {new_tokens} tokens, half of the model's maximum sequence "
+            f"length, instead of the task's {loaded_task.max_new_tokens}; --max-new-tokens "
+            "changes this"
+        )
+    decoder_config = fit_decoder_config(config, [one.tokens for one in prompted], new_tokens)
+    settings = {
+        "model": "+".join(str(one.resolve()) for one in folders),
+        "weights": _fingerprint(*folders),
+        "task": loaded_task.name,
+        "max_new_tokens": new_tokens,
+    }
+    with ResultsFolder(out, settings) as results, progress_bar("eval", len(prompted)) as advance:
+        missing = results.missing(prompted)
+        advance(len(prompted) - len(missing))
+        by_id = {one.problem.id: one for one in missing}
+
+        def save(outcome: Outcome) -> None:
+            results.add(ProblemResult.create(by_id[outcome.problem_id], outcome))
+            advance()
+
+        if missing:
+            decoder = Decoder(
+                config,
+                decoder_config,
+                stop_token_ids=tokenizer.eos_ids,
+                compute_dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+            )
+            params = load_model(folder, adapter=adapter)[1]
+            evaluate_problems(decoder, tokenizer, params, loaded_task, missing, on_outcome=save)
+        results.finish([one.problem.id for one in prompted])
+        return Evaluation(
+            model=model,
+            task=loaded_task.name,
+            problems=tuple(results.by_id[one.problem.id] for one in prompted),
+            notes=tuple(notes),
+        )
+
+
+def _select_problems(task: Task, split: str | None) -> list[Problem]:
+    splits = ("development", "test") if split == "all" else (split or "test",)
+    problems = [problem for name in splits for problem in read_problems(task, name)]
+    if not problems:
+        raise UserError(f"task {task.name}: has no {split or 'test'} problems")
+    (id, count), *_ = Counter(problem.id for problem in problems).most_common(1)
+    if count > 1:
+        raise UserError(f"task {task.name}: {count} problems have the id {id!r}; make ids unique")
+    return problems
+
+
+def _fingerprint(*folders: Path) -> str:
+    """Return a digest of the files' names, sizes and modification times."""
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
