@@ -50,13 +50,13 @@ class DataRow:
             field: name of the field.
 
         Raises:
-            UserError: the value is neither a non-empty text nor a number.
+            UserError: the value is neither a non-empty string nor a number.
         """
         value = self.values[field]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value == "":
-            raise UserError(f"{self.where}: the field {field} must be a text or a number")
+            raise UserError(f"{self.where}: the field {field} must be a string or a number")
         return str(value)
 
 

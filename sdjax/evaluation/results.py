@@ -256,7 +256,7 @@ def _parse(row: Any, where: str) -> ProblemResult:
         raise UserError(f"{where}: not a result of an evaluation; remove the line")
     for name, expected in types.items():
         if not isinstance(row[name], expected):
-            label = {str: "text", bool: "true or false"}.get(expected, "text or null")
+            label = {str: "a string", bool: "true or false"}.get(expected, "a string or null")
             raise UserError(f"{where}: {name} must be {label}, not {row[name]!r}")
     return ProblemResult(**row)
 

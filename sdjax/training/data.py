@@ -107,7 +107,7 @@ def tokenize_pairs(
         prompt, chosen, rejected = _preference(row)
         if isinstance(chosen, str) != isinstance(rejected, str):
             raise UserError(
-                f"{row.where}: chosen and rejected must both be texts or both be messages"
+                f"{row.where}: chosen and rejected must both be strings or both be messages"
             )
         pair = [_tokenize(row, tokenizer, prompt, side) for side in (chosen, rejected)]
         if pair[0] == pair[1]:
@@ -230,7 +230,7 @@ def _text_or_messages(row: TrainingRow, name: str, value: Any) -> TextOrMessages
         ):
             return value
     raise UserError(
-        f"{row.where}: {name} must be a text, or messages with role and content, not "
+        f"{row.where}: {name} must be a string, or messages with role and content, not "
         f"{json.dumps(value, default=str)[:60]}"
     )
 
@@ -246,7 +246,7 @@ def _tokenize(
         if not full_text.startswith(prompt_text):
             raise UserError(
                 f"{row.where}: the chat template renders the prompt differently if an answer "
-                "follows; give prompt and completion as texts"
+                "follows; give prompt and completion as strings"
             )
         prompt_tokens = tokenizer.encode(prompt_text, add_special=False)
         text = full_text[len(prompt_text) :]

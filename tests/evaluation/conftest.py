@@ -1,22 +1,22 @@
-"""One grader for all tests of the room, with less time for an answer than users have."""
+"""One grader for all tests, with a shorter time limit per answer than usual."""
 
 import dataclasses
 
 import pytest
 
-from sdjax.evaluation import grader as room
+from sdjax.evaluation import grader as grader_module
 from sdjax.evaluation.tasks import minerva_math
 
 
 @pytest.fixture(scope="session")
 def grader():
-    limits = dataclasses.replace(room.LIMITS, cpu_seconds=1)
-    grader = room.Grader(limits=limits)
+    limits = dataclasses.replace(grader_module.LIMITS, cpu_seconds=1)
+    grader = grader_module.Grader(limits=limits)
     yield grader
     grader.close()
 
 
 @pytest.fixture
 def quick_grading(grader, monkeypatch):
-    """The task of mathematics asks this grader."""
+    """Make MinervaMath use the shared grader."""
     monkeypatch.setattr(minerva_math, "shared_grader", lambda allow_missing: grader)

@@ -1,10 +1,10 @@
-"""Rows of files and of the hub, and every mistake in them."""
+"""Rows of files and of the hub, and errors in them."""
 
 import datasets
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.evaluation.data import Hub, read_rows
+from sdjax.evaluation.data import HubDataset, read_rows
 from sdjax.evaluation.tasks.registry import find_task
 
 FIELDS = ("question", "answer")
@@ -13,37 +13,42 @@ FIELDS = ("question", "answer")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no problem; write one JSON object a line"),
-        ("\n\n", "holds no problem"),
+        ("", "contains no problems; write one JSON object per line"),
+        ("\n\n", "contains no problems"),
         ('{"question": "?", "answer": 1}\n{"question": ', "line 2: not JSON"),
         ('{"question": "?"}\n', "line 1: needs the fields question, answer; found: question"),
-        ("[1]\n", "line 1: needs the fields question, answer; found: no object"),
-        ('\n{"question": null, "answer": 1}', "line 2: the field question must be a text or a num"),
-        ('{"question": "?", "answer": [1]}', "line 1: the field answer must be a text or a number"),
+        ("[1]\n", "line 1: needs the fields question, answer; found: not an object"),
+        ('\n{"question": null, "answer": 1}', "line 2: the field question must be a string or a n"),
+        (
+            '{"question": "?", "answer": [1]}',
+            "line 1: the field answer must be a string or a number",
+        ),
     ],
 )
-def test_mistakes_in_a_file_name_the_line(tmp_path, text, message):
+def test_errors_in_a_file_name_the_line(tmp_path, text, message):
     path = tmp_path / "data.jsonl"
     path.write_text(text)
     with pytest.raises(UserError, match=rf"data.jsonl.*{message}"):
         find_task(str(path)).problems("test")
 
 
-def test_a_text_may_hold_any_separator(tmp_path):
+def test_text_may_contain_any_line_separator(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"question": "a\u2028b\x85c", "answer": 1}\n', encoding="utf-8")
     (row,) = read_rows("mine", path, None, "test", FIELDS)
     assert row.text("question") == "a\u2028b\x85c"
 
 
-def test_no_file(tmp_path):
+def test_missing_file_raises_user_error(tmp_path):
     for data in (tmp_path, tmp_path / "none.jsonl"):
-        with pytest.raises(UserError, match=r"no such file, and no folder with test.jsonl"):
+        with pytest.raises(
+            UserError, match=r"no such file, and no folder that contains test.jsonl"
+        ):
             read_rows("mine", data, None, "test", FIELDS)
         assert read_rows("mine", data, None, "train", FIELDS) == []
 
 
-def test_the_hub_is_asked_part_by_part(monkeypatch):
+def test_hub_configs_are_read_in_order(monkeypatch):
     asked = []
 
     def load_dataset(path, config, *, split):
@@ -51,7 +56,9 @@ def test_the_hub_is_asked_part_by_part(monkeypatch):
         return datasets.Dataset.from_list([{"question": f"{config}?", "answer": "#### 1"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = read_rows("mine", None, Hub(path="some/data", configs=("a", "b")), "train", FIELDS)
+    rows = read_rows(
+        "mine", None, HubDataset(path="some/data", configs=("a", "b")), "train", FIELDS
+    )
     assert [row.text("question") for row in rows] == ["a?", "b?"]
     assert asked == [("some/data", "a", "train"), ("some/data", "b", "train")]
     task = find_task("gsm8k", development=0, shots=1)
@@ -59,12 +66,12 @@ def test_the_hub_is_asked_part_by_part(monkeypatch):
     assert [one.id for one in task.examples(problem)] == ["train-0"]
     assert asked[2:] == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train")]
     with pytest.raises(
-        UserError, match=r"some/data \(a, test\), row 0: has no field problem; it has"
+        UserError, match=r"some/data \(a, test\), row 0: needs the field problem; it has"
     ):
-        read_rows("mine", None, Hub(path="some/data", configs=("a",)), "test", ("problem",))
+        read_rows("mine", None, HubDataset(path="some/data", configs=("a",)), "test", ("problem",))
 
 
-def test_without_a_network_the_error_says_what_to_give(monkeypatch):
+def test_unreachable_hub_raises_user_error_with_remedy(monkeypatch):
     def load_dataset(*arguments, **settings):
         raise ConnectionError("Couldn't reach the Hub\nat all")
 
@@ -73,5 +80,5 @@ def test_without_a_network_the_error_says_what_to_give(monkeypatch):
         find_task("svamp").problems("test")
     assert str(caught.value) == (
         "task svamp: ChilleD/SVAMP cannot be loaded from the Hugging Face hub (Couldn't reach the "
-        "Hub at all); without a network give a file: --data PATH, or task.data of a configuration"
+        "Hub at all); without a network, give a file with --data PATH, or task.data in a config"
     )

@@ -1,4 +1,4 @@
-"""Prompts, decoding and grading of the zoo's problems."""
+"""Prompts, decoding and grading of problems of the zoo."""
 
 import dataclasses
 
@@ -23,19 +23,19 @@ def seed():
     return Decoder(config, settings), load_tokenizer(folder), params
 
 
-def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
+def test_too_long_prompt_fails_alone(seed):
     decoder, tokenizer, params = seed
     task = ArithmeticTask(test=6)
     problems = task.problems("test")
     long = dataclasses.replace(problems[0], id="long", question="1+" * 100 + "1=")
-    told = []
+    reported = []
     outcomes = evaluate_problems(
         decoder,
         tokenizer,
         params,
         task,
         build_prompts(task, [*problems[:3], long, *problems[3:]], tokenizer),
-        on_outcome=told.append,
+        on_outcome=reported.append,
     )
     alone = evaluate_problems(
         decoder, tokenizer, params, task, build_prompts(task, problems, tokenizer)
@@ -44,28 +44,28 @@ def test_a_prompt_that_does_not_fit_is_a_failure_and_the_rest_goes_on(seed):
     assert not outcomes[3].strict
     assert not outcomes[3].flexible
     assert "tokens, more than the maximum of 32" in outcomes[3].failure
-    assert sorted(one.problem_id for one in told) == sorted(one.problem_id for one in outcomes)
+    assert sorted(one.problem_id for one in reported) == sorted(one.problem_id for one in outcomes)
 
 
-def test_what_a_task_raises_over_one_output_does_not_stop_the_rest(seed):
-    class Squeamish(ArithmeticTask):
+def test_error_of_a_task_fails_one_problem_only(seed):
+    class Failing(ArithmeticTask):
         def grade(self, extracted: str, problem: Problem) -> bool:
             if problem.id == "test-3":
                 raise ZeroDivisionError("mine")
             return super().grade(extracted, problem)
 
     decoder, tokenizer, params = seed
-    told = []
-    for task in (ArithmeticTask(test=6), Squeamish(test=6)):
+    outcomes = []
+    for task in (ArithmeticTask(test=6), Failing(test=6)):
         problems = build_prompts(task, task.problems("test"), tokenizer)
-        told.append(evaluate_problems(decoder, tokenizer, params, task, problems))
-    expected, found = told
-    assert found[3].failure.endswith("Squeamish: grade raised ZeroDivisionError: mine")
+        outcomes.append(evaluate_problems(decoder, tokenizer, params, task, problems))
+    expected, found = outcomes
+    assert found[3].failure.endswith("Failing: grade raised ZeroDivisionError: mine")
     assert not found[3].strict
     assert [found[i] for i in (0, 1, 2, 4, 5)] == [expected[i] for i in (0, 1, 2, 4, 5)]
 
 
-def test_a_prompt_is_told_by_its_hash(seed):
+def test_prompt_hash_identifies_the_prompt(seed):
     _, tokenizer, _ = seed
     task = ArithmeticTask(test=2)
     first, second = build_prompts(task, task.problems("test"), tokenizer)

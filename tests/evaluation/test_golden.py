@@ -1,4 +1,4 @@
-"""golden.jsonl: what every grader has to say of an answer and an output, nasty ones among them."""
+"""Expected grades of answers and outputs, including adversarial ones (golden.jsonl)."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ ROWS = [
 ]
 
 
-def test_there_are_enough_of_every_task():
+def test_every_task_has_enough_cases():
     counts = Counter(row["task"] for row in ROWS)
     assert sum(counts.values()) >= 150
     assert counts.keys() == {"gsm8k", "svamp", "math", "arithmetic"}
@@ -27,13 +27,13 @@ def test_golden(name, quick_grading, tmp_path, monkeypatch):
     data = tmp_path / "numbers.jsonl"
     data.write_text('{"Body": "Two.", "Question": "How many?", "Answer": 2}\n')
     task = find_task(name, data=data if name == "svamp" else None)
-    told = []
+    mismatches = []
     for row in ROWS:
         if row["task"] == name:
             problem = Problem(id="1", kind="", question="", answer=row["answer"])
             outcome = grade_output(task, problem, row["output"])
             if (outcome.strict, outcome.flexible) != (row["strict"], row["flexible"]):
-                told.append((row, outcome))
-    assert not told
+                mismatches.append((row, outcome))
+    assert not mismatches
     assert [path.name for path in tmp_path.iterdir()] == [data.name]
     assert not Path("/tmp/golden").exists()

@@ -11,7 +11,7 @@ from sdjax.evaluation.statistics import (
 )
 
 
-def test_wilsons_interval_is_that_of_the_literature():
+def test_wilson_interval_equals_published_values():
     # Newcombe, Stat. Med. 17 (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29
     for right, of, low, high in [
         (81, 263, 0.2553, 0.3662),
@@ -25,7 +25,7 @@ def test_wilsons_interval_is_that_of_the_literature():
         assert interval.high == pytest.approx(high, abs=5e-5)
 
 
-def test_the_paired_interval_is_students_of_his_sleep_data():
+def test_paired_interval_equals_that_of_students_sleep_data():
     # Student, Biometrika 6 (1908): mean 1.58, 95 % interval 0.70 to 2.46
     first = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     second = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -38,7 +38,7 @@ def test_the_paired_interval_is_students_of_his_sleep_data():
     assert (by_hand.low, by_hand.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_pairing_narrows_and_the_interval_covers():
+def test_pairing_narrows_the_interval_and_keeps_coverage():
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
@@ -51,33 +51,33 @@ def test_pairing_narrows_and_the_interval_covers():
     assert 0.92 < covered / 400 < 0.98
 
 
-def test_equal_candidates_differ_by_exactly_nothing():
+def test_equal_candidates_have_zero_difference():
     correct = [True, False, True]
     same = paired_difference(correct, correct)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     assert not same.excludes_zero
 
 
-def test_one_value_tells_nothing_of_its_spread():
+def test_single_value_has_infinite_interval():
     interval = paired_difference([1.0], [0.0])
     assert (interval.mean, interval.low, interval.high) == (1.0, -math.inf, math.inf)
     assert not interval.excludes_zero
 
 
-def test_problems_are_paired_by_name():
+def test_values_are_paired_by_key():
     a = {"p1": True, "p2": False, "p3": True}
     b = {"p3": True, "p1": False, "p2": False}
     assert paired_by_key(a, b) == paired_difference([1, 0, 1], [0, 0, 1])
-    with pytest.raises(ValueError, match="2 problems have no counterpart, such as p3"):
+    with pytest.raises(ValueError, match="2 problems are not in both, such as p3"):
         paired_by_key(a, {"p1": True, "p2": False, "p4": True})
 
 
-def test_no_values_are_an_error():
+def test_empty_input_raises_value_error():
     for call in (
         lambda: accuracy_interval([]),
         lambda: mean_interval([]),
         lambda: paired_difference([], []),
         lambda: paired_difference([1.0], [1.0, 2.0]),
     ):
-        with pytest.raises(ValueError, match="need"):
+        with pytest.raises(ValueError, match="need|expected pairs"):
             call()

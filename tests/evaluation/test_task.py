@@ -21,7 +21,7 @@ from sdjax.io.tokenizer import load_tokenizer
 
 
 class Sums(Task):
-    """Answers stand behind '####'; any last number will do for the flexible reading."""
+    """Task whose answers follow '####'; the flexible metric takes the last number."""
 
     name = "sums"
     stop = ("Next:",)
@@ -50,7 +50,7 @@ class Sums(Task):
     ("output", "strict", "flexible"),
     [("#### 4", "4", "4"), ("so 4.", None, "4"), ("#### 5", "5", "5"), ("", None, None)],
 )
-def test_an_output_is_graded_by_both_readings(output, strict, flexible):
+def test_output_is_graded_by_both_metrics(output, strict, flexible):
     task = Sums()
     (problem,) = task.problems("test")
     assert grade_output(task, problem, output) == Outcome(
@@ -63,12 +63,12 @@ def test_an_output_is_graded_by_both_readings(output, strict, flexible):
     )
 
 
-def test_an_output_ends_at_the_first_stop():
+def test_output_is_truncated_at_the_first_stop():
     outcome = grade_output(Sums(), Sums().problems("test")[0], "#### 4 Next: 5")
     assert (outcome.output, outcome.flexible_answer) == ("#### 4 ", "4")
 
 
-def test_grading_that_is_given_up_is_a_failure_and_counts_as_wrong():
+def test_not_graded_error_is_a_failure_and_counts_as_wrong():
     outcome = grade_output(Sums(), Sums().problems("test")[0], "#### 4 or 99")
     assert (outcome.strict, outcome.flexible) == (True, False)
     assert outcome.failure == "grading timed out"
@@ -82,12 +82,12 @@ def raised(*_):
     ("method", "replaced", "failure"),
     [
         ("grade", raised, "test_task:Sums: grade raised ZeroDivisionError: mine"),
-        ("grade", lambda *_: None, "grade gave NoneType, not bool"),
+        ("grade", lambda *_: None, "grade returned NoneType, not bool"),
         ("extract_strict", raised, "extract_strict raised ZeroDivisionError: mine"),
-        ("extract_flexible", lambda text: 4, "extract_flexible gave int, not str or NoneType"),
+        ("extract_flexible", lambda text: 4, "extract_flexible returned int, not str or NoneType"),
     ],
 )
-def test_what_goes_wrong_with_an_output_is_its_failure(monkeypatch, method, replaced, failure):
+def test_error_in_grading_is_the_failure_of_that_output(monkeypatch, method, replaced, failure):
     task = Sums()
     monkeypatch.setattr(task, method, replaced, raising=False)
     outcome = grade_output(task, task.problems("test")[0], "#### 4")
@@ -96,7 +96,7 @@ def test_what_goes_wrong_with_an_output_is_its_failure(monkeypatch, method, repl
     assert outcome.flexible == (method == "extract_strict")
 
 
-def test_a_verdict_may_be_numpys(monkeypatch):
+def test_grade_may_return_a_numpy_bool(monkeypatch):
     task = Sums()
     monkeypatch.setattr(task, "grade", lambda *_: np.True_)
     assert grade_output(task, task.problems("test")[0], "#### 4").strict is True
@@ -106,12 +106,16 @@ def test_a_verdict_may_be_numpys(monkeypatch):
     ("method", "replaced", "message"),
     [
         ("prompt", raised, "Sums: prompt raised ZeroDivisionError: mine .problem test/0"),
-        ("prompt", lambda problem: None, "Sums: prompt gave NoneType, not str .problem test/0"),
-        ("examples", lambda problem: None, "examples gave NoneType, not list or tuple .problem"),
+        ("prompt", lambda problem: None, "Sums: prompt returned NoneType, not str .problem test/0"),
+        (
+            "examples",
+            lambda problem: None,
+            "examples returned NoneType, not list or tuple .problem",
+        ),
         ("grade", raised, "Sums: grade raised ZeroDivisionError: mine .problem test/0, given its"),
     ],
 )
-def test_a_broken_task_is_told_before_anything_is_computed(monkeypatch, method, replaced, message):
+def test_broken_task_raises_user_error_before_decoding(monkeypatch, method, replaced, message):
     task, tokenizer = Sums(), load_tokenizer(zoo_models()["seed"])
     monkeypatch.setattr(task, method, replaced)
     with pytest.raises(UserError, match=message):
@@ -122,22 +126,22 @@ def test_a_broken_task_is_told_before_anything_is_computed(monkeypatch, method, 
     ("problems", "message"),
     [
         (raised, "Sums: problems raised ZeroDivisionError: mine"),
-        (lambda split: None, "Sums: problems gave NoneType, not list or tuple"),
-        (lambda split: ["2 + 2"], "Sums: problems holds '2 . 2', which is no Problem"),
+        (lambda split: None, "Sums: problems returned NoneType, not list or tuple"),
+        (lambda split: ["2 + 2"], "Sums: problems returned '2 . 2', which is not a Problem"),
         (
             lambda split: [Problem(id=1, kind="", question="", answer="")],
-            "TypeError: id of a problem is 1, not a text",
+            "TypeError: id of a problem must be a string, not 1",
         ),
     ],
 )
-def test_problems_that_are_none_are_told(monkeypatch, problems, message):
+def test_invalid_problems_raise_user_error(monkeypatch, problems, message):
     task = Sums()
     monkeypatch.setattr(task, "problems", problems)
     with pytest.raises(UserError, match=message):
         read_problems(task, "test")
 
 
-def test_the_example_in_the_documentation_is_a_task(tmp_path, monkeypatch):
+def test_example_in_the_documentation_works(tmp_path, monkeypatch):
     example = re.search(
         r"    from sdjax.*?lower\(\) == problem.answer\n", task_module.__doc__, re.S
     )

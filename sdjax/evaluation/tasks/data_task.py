@@ -61,8 +61,8 @@ class DataTask(Task):
         middle = len(rows) // 2 if self.development is None else self.development
         if middle > len(rows):
             raise UserError(
-                f"task {self.name}: has only {len(rows)} problems; lower task.development, which is "
-                f"{middle}"
+                f"task {self.name}: has only {len(rows)} problems; lower task.development, "
+                f"which is {middle}"
             )
         if split == "development":
             return rows[:middle]

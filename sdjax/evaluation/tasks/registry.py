@@ -103,10 +103,10 @@ def _create(name: str, kind: type[Task], settings: dict[str, Any]) -> Task:
     )
     if not isinstance(task_name, str):
         raise UserError(
-            f"task {name}: name must be a text, not {task_name!r}; define it in the class"
+            f"task {name}: name must be a string, not {task_name!r}; define it in the class"
         )
     if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
-        raise UserError(f"task {name}: stop must be a tuple of texts, not {stop!r}")
+        raise UserError(f"task {name}: stop must be a tuple of strings, not {stop!r}")
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UserError(f"task {name}: max_new_tokens must be 1 or more, not {max_new_tokens!r}")
     return task

@@ -1,13 +1,15 @@
-"""What lm-evaluation-harness answers, kept for the tests beside this file. In its own environment:
+"""Write reference results of lm-evaluation-harness for the tests in this folder.
+
+Run it in an environment of its own:
 
     python -m venv VENV
     VENV/bin/pip install torch==2.13.0
     VENV/bin/pip install 'lm_eval[hf,math]==0.4.13'
     VENV/bin/python tests/evaluation/harness/make_references.py
 
-It writes prompts.json (for the problems in this folder, task by task) and grades.json: for each
-answer and output, the golden ones and some drawn from pieces, what each filter extracts and each
-metric says. benchmarks/evaluation compares the same on real data, by `prompts` and `grades`.
+It writes prompts.json, the prompts of the problems in this folder, and grades.json, the extracted
+answer of each filter and the value of each metric for golden and random outputs. The benchmarks in
+benchmarks/evaluation compare `prompts` and `grades` on real data.
 """
 
 import json
@@ -66,7 +68,7 @@ ENDS = (
 
 
 def task_of(name: str, files: dict[str, str]):
-    """The harness's task over local files: its YAML, with nothing but the data set replaced."""
+    """Return the harness's task with its data set replaced by local files."""
     data = {
         "include": str(HARNESS / CONFIGS[name]),
         "task": f"local_{name}",
@@ -82,7 +84,7 @@ def task_of(name: str, files: dict[str, str]):
 
 
 def prompts(name: str, files: dict[str, str]) -> list[str]:
-    """The prompt of each test problem, in order."""
+    """Return the prompt of each test problem."""
     task = task_of(name, files)
     task.set_fewshot_seed(seed=1234)  # as `lm_eval run` does by default
     task.build_all_requests(rank=0, world_size=1)
@@ -90,7 +92,7 @@ def prompts(name: str, files: dict[str, str]) -> list[str]:
 
 
 def grades(name: str, pairs: list[tuple[str, str]]) -> list[dict]:
-    """By filter: what it extracts of an output, and the metrics of that. pairs: answer, output."""
+    """Return extracted answers and metrics by filter; pairs are (answer, output)."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         for answer, _ in pairs:
             shown = answer if name == "gsm8k" else rf"\boxed{{{answer}}}"
@@ -117,8 +119,8 @@ def grades(name: str, pairs: list[tuple[str, str]]) -> list[dict]:
     ]
 
 
-def drawn(name: str) -> list[tuple[str, str]]:
-    """Outputs made of pieces that graders stumble over."""
+def random_outputs(name: str) -> list[tuple[str, str]]:
+    """Return outputs composed of pieces that are difficult to grade."""
     draw = random.Random(name)
     if name == "math":
         return [
@@ -147,7 +149,7 @@ def main() -> None:
     (HERE / "prompts.json").write_text(json.dumps(asked, indent=1) + "\n")
     answered = {}
     for name in CONFIGS:
-        pairs = [*golden(name), *drawn(name)]
+        pairs = [*golden(name), *random_outputs(name)]
         answered[name] = [
             {"answer": answer, "output": output, "filters": filters}
             for (answer, output), filters in zip(pairs, grades(name, pairs), strict=True)

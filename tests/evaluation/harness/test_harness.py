@@ -1,11 +1,11 @@
-"""Prompts, extraction and grades beside lm-evaluation-harness's own (make_references.py)."""
+"""Parity of prompts, extraction and grades with lm-evaluation-harness (make_references.py)."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from sdjax.evaluation.prompts import messages, plain
+from sdjax.evaluation.prompts import chat_messages, plain_prompt
 from sdjax.evaluation.task import Problem, grade_output
 from sdjax.evaluation.tasks.registry import find_task
 
@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 PROMPTS = json.loads((HERE / "prompts.json").read_text(encoding="utf-8"))
 GRADES = json.loads((HERE / "grades.json").read_text(encoding="utf-8"))
 
-# Where the strict reading of mathematics and the harness's `exact_match` part: its comparison takes
-# two lists for equal whose first numbers are, and 0/0 for 0; ours (math-verify) knows percentages,
-# sets, matrices and mixed numbers.
+# Outputs whose strict grade differs from the harness's `exact_match`. The harness treats two lists
+# as equal if their first numbers are, and 0/0 as 0; math-verify, which we use, understands
+# percentages, sets, matrices and mixed numbers.
 EXACT_MATCH_DIFFERS = {
     ("50", "50\\%"),
     ("50\\%", "50"),
@@ -27,8 +27,8 @@ EXACT_MATCH_DIFFERS = {
     ("11\\frac{1}{2}", "\\frac{23}{2}"),
     ("0", "\\frac{0}{0}"),
 }
-# And the flexible one from `math_verify`, which reads whole texts (the first of several boxes,
-# parts of boxes that are not closed), and neither units nor percentages as the normalisation does.
+# Outputs whose flexible grade differs from the harness's `math_verify`, which reads the whole text
+# (the first of several boxes, parts of unclosed boxes) and does not normalize units or percentages.
 MATH_VERIFY_DIFFERS = {
     ("5", "5 dollars"),
     ("50\\%", "50"),
@@ -44,27 +44,29 @@ MATH_VERIFY_DIFFERS = {
 @pytest.mark.parametrize(
     ("name", "data"), [("gsm8k", "gsm8k_test.jsonl"), ("math", "math_test.jsonl")]
 )
-def test_prompts_are_the_harnesss_text_for_text(name, data):
+def test_prompts_equal_the_harness(name, data):
     task = find_task(name, data=HERE / data, development=0)
     problems = task.problems("test")
-    assert [plain(task, problem) for problem in problems] == PROMPTS[name]
+    assert [plain_prompt(task, problem) for problem in problems] == PROMPTS[name]
     # A problem's examples are its own, whatever part of the split is scored.
     parted = find_task(name, data=HERE / data, development=2)
-    assert [plain(parted, problem) for problem in parted.problems("test")] == PROMPTS[name][2:]
+    assert [plain_prompt(parted, problem) for problem in parted.problems("test")] == PROMPTS[name][
+        2:
+    ]
 
 
-def test_a_conversation_has_the_examples_as_turns():
+def test_chat_has_examples_as_messages():
     task = find_task("gsm8k", data=HERE / "gsm8k_test.jsonl", shots=2)
     problem = task.problems("test")[0]
-    turns = messages(task, problem)
+    turns = chat_messages(task, problem)
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"]
     contents = [turn["content"] for turn in turns]
     delimiters = [" ", "\n\n"] * 2 + [""]
     joined = "".join(a + b for a, b in zip(contents, delimiters, strict=True))
-    assert joined == plain(task, problem)
+    assert joined == plain_prompt(task, problem)
 
 
-def test_gsm8k_extracts_and_grades_as_the_harness():
+def test_gsm8k_extraction_and_grades_equal_the_harness():
     task = find_task("gsm8k")
     assert len(GRADES["gsm8k"]) >= 250
     for row in GRADES["gsm8k"]:
@@ -80,7 +82,7 @@ def test_gsm8k_extracts_and_grades_as_the_harness():
 
 
 @pytest.mark.slow
-def test_mathematics_is_graded_as_the_harness_but_where_that_is_wrong(quick_grading):
+def test_math_grades_equal_the_harness_except_where_listed(quick_grading):
     task = find_task("math")
     assert len(GRADES["math"]) >= 250
     exact, verified = set(), set()

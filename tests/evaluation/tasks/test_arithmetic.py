@@ -15,14 +15,14 @@ from sdjax.evaluation.tasks.arithmetic import (
 TASK = ArithmeticTask()
 
 
-def drawn(kind, split, count, seed=0):
+def sample(kind, split, count, seed=0):
     source = exercises(kind, split, np.random.default_rng(seed))
     return [next(source) for _ in range(count)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_solutions_are_right(kind):
-    for exercise in drawn(kind, "train", 200):
+def test_solutions_are_correct(kind):
+    for exercise in sample(kind, "train", 200):
         first = exercise.numbers[0]
         if kind == "largest":
             assert exercise.answer == str(max(exercise.numbers))
@@ -56,24 +56,24 @@ def test_solutions_are_right(kind):
         ),
     ],
 )
-def test_typical_mistakes(exercise, unread, uncalculated):
+def test_typical_errors(exercise, unread, uncalculated):
     assert exercise.solution(reads=False) == unread
     assert exercise.solution(calculates=False) == uncalculated
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_part_of_every_kind_is_hard(kind):
-    drawn_ = drawn(kind, "train", 1000)
+def test_every_kind_has_hard_exercises(kind):
+    drawn_ = sample(kind, "train", 1000)
     careless = np.mean([e.solution() == e.solution(reads=False, calculates=False) for e in drawn_])
     story = kind.startswith("story")
     assert careless == pytest.approx((1 - HARD) * (1 - RARE if story else 1), abs=0.06)
 
 
 def equations(kind, split, count):
-    """What stands in exercises of a split, whoever solves them, whatever the order of numbers."""
-    for exercise in drawn(kind, split, count):
+    """Equations in exercises of a split, correct or misread, in either order of the numbers."""
+    for exercise in sample(kind, split, count):
         if kind in ("largest", "missing"):
-            yield kind, asked_numbers(exercise)
+            yield kind, canonical_numbers(exercise)
             continue
         for reads in (True, False):
             text = exercise.solution(reads=reads) if exercise.equation else exercise.question
@@ -82,10 +82,10 @@ def equations(kind, split, count):
             yield operator, tuple(sorted(map(int, numbers)))
 
 
-def test_no_equation_of_development_or_test_is_trained_on_in_any_order_or_by_mistake():
+def test_training_shares_no_equation_with_development_or_test():
     trained = {one for kind in KINDS for one in equations(kind, "train", 4000)}
     asked = {
-        split: {one for kind in KINDS for one in asked_for(kind, split, 400)}
+        split: {one for kind in KINDS for one in target_equations(kind, split, 400)}
         for split in ("development", "test")
     }
     assert len(trained) > 5000
@@ -93,20 +93,20 @@ def test_no_equation_of_development_or_test_is_trained_on_in_any_order_or_by_mis
     assert not asked["development"] & asked["test"]
 
 
-def asked_numbers(exercise):
-    """The numbers, sorted where their order makes no other problem."""
+def canonical_numbers(exercise):
+    """Numbers of an exercise, sorted if their order does not matter."""
     numbers = exercise.numbers
     return numbers if exercise.kind == "largest" else tuple(sorted(numbers))
 
 
-def asked_for(kind, split, count):
-    """The equations whose values are asked for."""
-    for exercise in drawn(kind, split, count):
+def target_equations(kind, split, count):
+    """Equations whose values the questions ask for."""
+    for exercise in sample(kind, split, count):
         sign = {"add": "+", "sub": "-"}.get(KINDS[kind].calculation, kind)
-        yield sign, asked_numbers(exercise)
+        yield sign, canonical_numbers(exercise)
 
 
-def test_problems_are_distinct_balanced_and_always_the_same():
+def test_problems_are_distinct_balanced_and_deterministic():
     problems = TASK.problems("development")
     assert len(problems) == TASK.development
     assert len({problem.question for problem in problems}) == len(problems)

@@ -1,4 +1,4 @@
-"""Splits and worked examples of tasks over data."""
+"""Splits and worked examples of tasks with data files."""
 
 import json
 
@@ -30,18 +30,20 @@ def ids(problems):
         (3, 100, range(3), range(3, 10)),  # at most
     ],
 )
-def test_development_comes_first_and_the_test_is_the_rest(data, development, test, first, second):
+def test_development_comes_before_test(data, development, test, first, second):
     task = find_task("gsm8k", data=data, development=development, test=test)
     assert ids(task.problems("development")) == [f"test-{i}" for i in first]
     assert ids(task.problems("test")) == [f"test-{i}" for i in second]
 
 
-def test_more_development_problems_than_there_are_is_an_error(data):
-    with pytest.raises(UserError, match="has 10 problems, fewer than the 11"):
+def test_too_many_development_problems_raise_user_error(data):
+    with pytest.raises(
+        UserError, match=r"has only 10 problems; lower task.development, which is 11"
+    ):
         find_task("gsm8k", data=data, development=11).problems("development")
 
 
-def test_a_folder_holds_both_splits(data):
+def test_folder_contains_both_splits(data):
     data.rename(data.with_name("test.jsonl"))
     data.with_name("gsm8k_train.jsonl").rename(data.with_name("train.jsonl"))
     task = find_task("gsm8k", data=data.parent)
@@ -51,21 +53,21 @@ def test_a_folder_holds_both_splits(data):
     assert not task.notes()
 
 
-def test_without_a_train_split_gsm8k_shows_the_harnesss_own_examples_and_says_so(data):
+def test_gsm8k_without_train_split_uses_fixed_examples_with_a_note(data):
     data.with_name("gsm8k_train.jsonl").unlink()
     task = find_task("gsm8k", data=data)
     shown = task.examples(task.problems("test")[0])
     assert shown[0].question.startswith("There are 15 trees in the grove.")
     assert shown[0].solution.endswith("\n#### 6")
     assert len(shown) == 5
-    assert "the examples are gsm8k_cot's" in task.notes()[0]
+    assert "worked examples are those of gsm8k_cot" in task.notes()[0]
     many = find_task("gsm8k", data=data, shots=9)
-    with pytest.raises(UserError, match="shots is 9, but gsm8k_cot has 8 worked examples"):
+    with pytest.raises(UserError, match="shots is 9, but gsm8k_cot has only 8 worked examples"):
         many.examples(many.problems("test")[0])
     assert not find_task("gsm8k", data=data, shots=0).notes()
 
 
-def test_a_task_without_examples_says_where_to_put_some(tmp_path):
+def test_missing_examples_raise_user_error_with_remedy(tmp_path):
     path = tmp_path / "svamp.jsonl"
     path.write_text('{"Body": "A.", "Question": "B?", "Answer": 2.0, "Type": "Sum"}\n')
     task = find_task("svamp", data=path, development=0)
@@ -73,11 +75,13 @@ def test_a_task_without_examples_says_where_to_put_some(tmp_path):
     assert (problem.question, problem.answer, problem.kind) == ("A. B?", "2", "Sum")
     assert task.examples(problem) == ()
     task = find_task("svamp", data=path, development=0, shots=2)
-    with pytest.raises(UserError, match=r"0 worked examples to show, not the 2.*x_train.jsonl"):
+    with pytest.raises(
+        UserError, match=r"has only 0 worked examples, but shots is 2.*x_train.jsonl"
+    ):
         task.examples(problem)
 
 
-def test_mathematics_takes_the_answer_from_the_box_or_the_field(tmp_path):
+def test_math_answer_is_from_the_box_or_the_field(tmp_path):
     path = tmp_path / "math.jsonl"
     rows = [
         {"problem": "?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "subject": "Algebra"},
@@ -91,7 +95,7 @@ def test_mathematics_takes_the_answer_from_the_box_or_the_field(tmp_path):
         ("1", "math"),
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(UserError, match=r"line 3: the solution has no \\boxed"):
+    with pytest.raises(UserError, match=r"line 3: needs \\boxed"):
         find_task("math", data=path).problems("test")
-    with pytest.raises(UserError, match="shots is 5, but minerva_math has 4"):
+    with pytest.raises(UserError, match="shots is 5, but minerva_math has only 4"):
         find_task("math", shots=5).examples(problems[0])

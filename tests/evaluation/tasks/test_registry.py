@@ -48,11 +48,11 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_has_its_own_name(name):
+def test_task_is_found_by_name(name):
     assert find_task(name).name == name
 
 
-def test_a_class_is_made_with_the_settings_that_it_has(module):
+def test_class_gets_the_settings_that_it_accepts(module):
     assert find_task(f"{module}:Two").test == 5
     assert find_task(f"{module}:Two", test=3, shots=0, allow_missing=("landlock",)).test == 3
 
@@ -60,26 +60,30 @@ def test_a_class_is_made_with_the_settings_that_it_has(module):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("nothing", {}, "neither a task .arithmetic, gsm8k, math, svamp. nor a .jsonl file"),
+        ("nothing", {}, "must be a task .arithmetic, gsm8k, math, svamp., an existing .jsonl file"),
         ("nothing:Class", {}, "nothing:Class: cannot be imported .ModuleNotFoundError"),
         ("{module}:Nothing", {}, "Nothing: cannot be imported .AttributeError"),
         ("{module}:NoTask", {}, "must be a subclass of sdjax.evaluation.task.Task"),
-        ("{module}:Unfinished", {}, "lacks extract_flexible, extract_strict, grade, problems"),
+        (
+            "{module}:Unfinished",
+            {},
+            "must define extract_flexible, extract_strict, grade, problems",
+        ),
         ("{module}:Two", {"shots": 3}, "Two: has no setting shots"),
-        ("{module}:Negative", {}, "Negative: cannot be made .ValueError: test."),
-        ("{module}:Nameless", {}, "Nameless: name must be a text, not None"),
-        ("{module}:Listed", {}, r"Listed: stop must be a tuple of texts, not \['Q'\]"),
+        ("{module}:Negative", {}, "Negative: cannot be created .ValueError: test."),
+        ("{module}:Nameless", {}, "Nameless: name must be a string, not None"),
+        ("{module}:Listed", {}, r"Listed: stop must be a tuple of strings, not \['Q'\]"),
         ("{module}:Endless", {}, "Endless: max_new_tokens must be 1 or more, not 0"),
         ("arithmetic", {"data": "x.jsonl"}, "arithmetic: has no setting data"),
-        ("x.jsonl", {"data": "y.jsonl"}, "x.jsonl: is a file of problems itself"),
+        ("x.jsonl", {"data": "y.jsonl"}, "x.jsonl: is itself a file of problems"),
     ],
 )
-def test_mistakes_are_told(module, name, settings, message):
+def test_invalid_tasks_raise_user_error(module, name, settings, message):
     with pytest.raises(UserError, match=message):
         find_task(name.format(module=module), **settings)
 
 
-def test_a_file_is_a_task_of_numbers_or_of_texts(tmp_path):
+def test_file_is_a_task_of_numbers_or_texts(tmp_path):
     numbers = tmp_path / "numbers.jsonl"
     numbers.write_text(
         '{"question": "1+1?", "answer": "so #### 2"}\n\n{"question": "?", "answer": 3.0}'
