@@ -79,5 +79,5 @@ def test_empty_input_raises_value_error():
         lambda: paired_difference([], []),
         lambda: paired_difference([1.0], [1.0, 2.0]),
     ):
-        with pytest.raises(ValueError, match="need|expected pairs"):
+        with pytest.raises(ValueError, match=r"need|expected pairs"):
             call()
