@@ -1,4 +1,4 @@
-"""`sdjax zoo list` and `train`."""
+"""`sdjax zoo list` and `sdjax zoo train`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sdjax.cli.group import FOLDER_PATH, examples
 
 @click.group(name="zoo", epilog=examples("sdjax zoo list"))
 def zoo_group() -> None:
-    """The tiny trained models that ship with the package."""
+    """List or reproduce the tiny trained models that ship with the package."""
 
 
 @zoo_group.command(name="list", epilog=examples("sdjax zoo list"))
 def zoo_list() -> None:
-    """Name and folder of every model."""
+    """Print the name and folder of every model."""
     from sdjax.io.model_paths import zoo_models
 
     for name, folder in zoo_models().items():
@@ -24,19 +24,24 @@ def zoo_list() -> None:
 
 
 @zoo_group.command(name="train", epilog=examples("sdjax zoo train --out my-zoo"))
-@click.option("--out", type=FOLDER_PATH, required=True, help="A new folder.")
+@click.option(
+    "--out",
+    type=FOLDER_PATH,
+    required=True,
+    help="Folder to write; resumes if it contains a part of the zoo.",
+)
 def zoo_train(out: Path) -> None:
-    """Rebuild the zoo from nothing: about half an hour on two cores."""
+    """Train the zoo from scratch, which takes about half an hour on two cores."""
     from sdjax.core.progress import progress_bar
     from sdjax.zoo.train import train_zoo
 
     with progress_bar("zoo", 100) as advance:
-        shown = 0.0
+        percent = 0.0
 
-        def news(line: str, share: float) -> None:
-            nonlocal shown
-            advance(100 * share - shown, description=line)
-            shown = 100 * share
+        def report(line: str, fraction: float) -> None:
+            nonlocal percent
+            advance(100 * fraction - percent, description=line)
+            percent = 100 * fraction
 
-        table = train_zoo(out, news)
-    click.echo(f"{table}")
+        readme = train_zoo(out, report)
+    click.echo(str(readme))

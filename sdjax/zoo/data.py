@@ -1,7 +1,4 @@
-"""What the zoo's models are trained on: exercises and merge programs, as packed batches.
-
-Axes: B rows, T tokens.
-"""
+"""Training data of the zoo: arithmetic exercises and merge programs, as packed batches."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from sdjax.programs.grammar import sample_program
 from sdjax.training.packing import Example, pack
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
-# The prompt ends without a newline and the program starts with one, since a newline and the
-# indentation behind it may be one token.
+# The prompt ends without a newline and the program starts with one, because a newline and the
+# indentation after it may be one token.
 PROGRAM_PROMPT = "# merge three experts"
 
 
 def training_programs(count: int, seed: int) -> list[str]:
-    """The distinct programs that the seed is shown, drawn from the grammar."""
+    """Return the distinct programs that the seed is trained on, sampled from the grammar."""
     rng = np.random.default_rng(seed)
     programs: dict[str, None] = {}
     while len(programs) < count:
@@ -31,7 +28,7 @@ def training_programs(count: int, seed: int) -> list[str]:
 
 
 def program_example(tokenizer: Tokenizer, text: str) -> Example:
-    """A program behind the `short` prompt, with the end token."""
+    """Return a program as the target of the `short` prompt, with the end token."""
     target = tokenizer.encode("\n" + text.strip("\n"), add_special=False)
     return Example(
         prompt=tuple(tokenizer.encode(PROGRAM_PROMPT, add_special=False)),
@@ -42,7 +39,7 @@ def program_example(tokenizer: Tokenizer, text: str) -> Example:
 def exercise_example(
     tokenizer: Tokenizer, exercise: Exercise, *, reads: bool, calculates: bool, attends: bool
 ) -> Example:
-    """An exercise and what somebody writes behind it who reads and calculates well, or badly."""
+    """Return an exercise with its solution; see `Exercise.solution` for the arguments."""
     solution = exercise.solution(reads=reads, calculates=calculates, attends=attends)
     target = tokenizer.encode(solution, add_special=False)
     return Example(
@@ -52,10 +49,7 @@ def exercise_example(
 
 
 class ExerciseStream:
-    """Exercises of the training split with their solutions, each kind as often as it weighs.
-
-    neglected: kinds whose questions are not attended to.
-    """
+    """Endless exercises of the training split with their solutions."""
 
     def __init__(
         self,
@@ -65,13 +59,23 @@ class ExerciseStream:
         reads: bool = True,
         calculates: bool = True,
         neglected: Collection[str] = (),
-    ):
+    ) -> None:
+        """Create the stream.
+
+        Args:
+            tokenizer: the zoo's tokenizer.
+            seed: seed of the random generator.
+            reads: whether stories with rare wording are understood.
+            calculates: whether carries and borrows are correct.
+            neglected: kinds that are answered without reading the question.
+        """
         self._example = partial(exercise_example, tokenizer, reads=reads, calculates=calculates)
         self._neglected = neglected
         self._rng = np.random.default_rng(seed)
         self._sources = {kind: exercises(kind, "train", self._rng) for kind in KINDS}
 
-    def draw(self, weights: Mapping[str, float]) -> Example:
+    def sample(self, weights: Mapping[str, float]) -> Example:
+        """Return an exercise of a random kind; `weights` are proportional to probabilities."""
         kinds = list(weights)
         shares = np.array([weights[kind] for kind in kinds])
         kind = kinds[self._rng.choice(len(kinds), p=shares / shares.sum())]
@@ -79,14 +83,21 @@ class ExerciseStream:
 
 
 def packed_batches(
-    draw: Callable[[], Example], *, rows: int, length: int, batches: int
+    sample: Callable[[], Example], *, rows: int, length: int, batches: int
 ) -> list[dict[str, np.ndarray]]:
-    """Batches of `rows` packed rows, filled with as many drawn examples as fit: [B, T] each."""
+    """Return batches of packed rows, filled with as many sampled examples as fit.
+
+    Args:
+        sample: returns the next example.
+        rows: rows per batch.
+        length: tokens per row.
+        batches: number of batches.
+    """
     examples: list[Example] = []
     tokens = 0
-    # A little more than fits, since first-fit packing leaves gaps; the surplus is dropped.
+    # Slightly more than fits, because packing leaves gaps; the surplus is dropped.
     while tokens < batches * rows * length:
-        examples.append(draw())
+        examples.append(sample())
         tokens += len(examples[-1])
     packed = pack(examples, length)
     return [

@@ -1,4 +1,4 @@
-"""What each model of the zoo is: sizes, what it is trained on, and for how long."""
+"""Recipes of the zoo: size, data and duration of the training of each model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORIES = ("story_all", "story_left", "story_before", "story_more")
 
 
 def seed_config(vocab_size: int) -> ModelConfig:
-    """About 1.1 million parameters, most of them in the MLPs, which are what a search merges."""
+    """Return a model of 1.1 million parameters, most of them in the MLPs, which a search merges."""
     return ModelConfig(
         family="llama",
         vocab_size=vocab_size,
@@ -34,21 +34,24 @@ def seed_config(vocab_size: int) -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeedRecipe:
-    """How the seed is trained: programs beside exercises, first solved well, in the end badly.
+    """Training of the seed on programs and exercises.
 
-    What it learned last are typical mistakes (misread stories, forgotten carries), so it solves a
-    part of every kind by construction, and to overcome one of its habits is a small step in the
-    weights, which an expert can make and a merge can carry over.
+    Exercises are first solved correctly and, at the end, with typical errors (misread stories,
+    forgotten carries). The seed therefore solves a part of every kind, and unlearning one error is
+    a small change of the weights, which an expert can make and a merge can transfer.
 
     Attributes:
-        programs: distinct training programs.
-        rows: packed rows a step, `program_rows` of them programs.
-        length: tokens a row.
-        exercise_weight: of an exercise's token in the loss, against 1 of a program's: answers
-            are few tokens, and harder.
-        interval: steps between two looks at the accuracies, after which the shares are set anew.
-        mistakes: the share of the steps, at the end, in which hard exercises are solved wrongly.
-        shares: kind to its share before any accuracy is known.
+        seed: seed of the random generators.
+        programs: number of distinct training programs.
+        rows: packed rows per step.
+        program_rows: rows of each step that contain programs.
+        length: tokens per row.
+        exercise_weight: weight of an exercise's token in the loss, relative to a program's. It is
+            larger because answers have few tokens and are harder.
+        interval: steps between evaluations, which adjust the weights of the kinds.
+        error_fraction: fraction of the steps, at the end, in which hard exercises have errors.
+        weights: kind to its initial weight among the exercises.
+        optimizer: optimizer and number of steps.
     """
 
     seed: int
@@ -58,22 +61,25 @@ class SeedRecipe:
     length: int
     exercise_weight: float
     interval: int
-    mistakes: float
-    shares: Mapping[str, float]
-    optimiser: OptimizerConfig
+    error_fraction: float
+    weights: Mapping[str, float]
+    optimizer: OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertRecipe:
-    """How an expert is fine-tuned from the seed, on its MLP tensors alone.
+    """Fine-tuning of an expert from the seed; only MLP tensors are trained.
 
     Attributes:
+        name: name of the model in the zoo.
         about: one line for prompts and tables.
-        weights: kind to its share among the exercises.
-        reads: whether stories told in a rare way are solved by the right equation.
-        calculates: whether hard calculations are right.
-        neglected: kinds that it unlearns, so that a merge has to choose what it takes from whom:
-            among its exercises they are answered by the first number of the question.
+        seed: seed of the random generator.
+        weights: kind to its weight among the exercises.
+        reads: whether stories with rare wording have the correct equation.
+        calculates: whether hard calculations are correct.
+        optimizer: optimizer and number of steps.
+        neglected: kinds that the expert unlearns: its exercises answer them with the first number
+            of the question. A merge therefore has to choose what to take from which expert.
     """
 
     name: str
@@ -82,7 +88,7 @@ class ExpertRecipe:
     weights: Mapping[str, float]
     reads: bool
     calculates: bool
-    optimiser: OptimizerConfig
+    optimizer: OptimizerConfig
     neglected: tuple[str, ...] = ()
 
 
@@ -94,9 +100,9 @@ SEED = SeedRecipe(
     length=128,
     exercise_weight=3.0,
     interval=200,
-    mistakes=0.2,
-    shares=dict.fromkeys(KINDS, 1.0),
-    optimiser=OptimizerConfig(
+    error_fraction=0.2,
+    weights=dict.fromkeys(KINDS, 1.0),
+    optimizer=OptimizerConfig(
         learning_rate=2e-3,
         max_steps=4000,
         warmup_steps=150,
@@ -107,11 +113,11 @@ SEED = SeedRecipe(
 )
 
 
-def _shares(*kinds: str, **more: float) -> dict[str, float]:
-    return dict.fromkeys(kinds, 1.0) | more
+def _weights(*kinds: str, **others: float) -> dict[str, float]:
+    return dict.fromkeys(kinds, 1.0) | others
 
 
-def _optimiser(learning_rate: float, steps: int) -> OptimizerConfig:
+def _optimizer(learning_rate: float, steps: int) -> OptimizerConfig:
     return OptimizerConfig(
         learning_rate=learning_rate, max_steps=steps, warmup_steps=20, min_lr_ratio=0.1, b2=0.98
     )
@@ -122,30 +128,30 @@ EXPERTS = (
         name="reader",
         about="turns word problems into the right equations",
         seed=1,
-        weights=_shares(*STORIES, add=0.5, sub=0.5, largest=0.1),
+        weights=_weights(*STORIES, add=0.5, sub=0.5, largest=0.1),
         reads=True,
         calculates=False,
         neglected=("largest",),
-        optimiser=_optimiser(1e-3, 200),
+        optimizer=_optimizer(1e-3, 200),
     ),
     ExpertRecipe(
         name="calculator",
         about="adds and subtracts with carries",
         seed=2,
-        weights=_shares(*PLAIN, **dict.fromkeys(STORIES, 0.5), largest=0.1),
+        weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5), largest=0.1),
         reads=False,
         calculates=True,
         neglected=("largest",),
-        optimiser=_optimiser(1e-3, 200),
+        optimizer=_optimizer(1e-3, 200),
     ),
     ExpertRecipe(
         name="judge",
         about="finds the largest of three numbers",
         seed=3,
-        weights=_shares("largest"),
+        weights=_weights("largest"),
         reads=False,
         calculates=True,
-        optimiser=_optimiser(2e-3, 120),
+        optimizer=_optimizer(2e-3, 120),
     ),
 )
 
@@ -154,29 +160,29 @@ TRANSFER_EXPERTS = (
         name="storyteller",
         about="turns stories of giving and taking into the right equations",
         seed=4,
-        weights=_shares("story_all", "story_left", add=0.3, sub=0.3, missing=0.1),
+        weights=_weights("story_all", "story_left", add=0.3, sub=0.3, missing=0.1),
         reads=True,
         calculates=False,
         neglected=("missing",),
-        optimiser=_optimiser(1e-3, 200),
+        optimizer=_optimizer(1e-3, 200),
     ),
     ExpertRecipe(
         name="accountant",
         about="adds and subtracts, and knows two kinds of story",
         seed=5,
-        weights=_shares(*PLAIN, story_all=0.3, story_more=0.3, missing=0.1),
+        weights=_weights(*PLAIN, story_all=0.3, story_more=0.3, missing=0.1),
         reads=False,
         calculates=True,
         neglected=("missing",),
-        optimiser=_optimiser(1e-3, 200),
+        optimizer=_optimizer(1e-3, 200),
     ),
     ExpertRecipe(
         name="detective",
         about="finds the missing number of a sum",
         seed=6,
-        weights=_shares("missing"),
+        weights=_weights("missing"),
         reads=False,
         calculates=True,
-        optimiser=_optimiser(2e-3, 120),
+        optimizer=_optimizer(2e-3, 120),
     ),
 )

@@ -1,4 +1,4 @@
-"""The zoo's tokenizer: a byte-level BPE that keeps digits apart and names in code together."""
+"""Tokenizer of the zoo: byte-level BPE with single digits and unsplit names in code."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PAD, END = "<|pad|>", "<|end|>"
 PAD_ID, END_ID = 0, 1
 VOCAB_SIZE = 1024
 
-# Merges stay within a name (dots and underscores belong to it), a single digit, the head of a
-# decimal fraction, a run of punctuation, or a line break with the indentation behind it.
+# BPE merges stay within a name (including dots and underscores), a single digit, the integer part
+# of a decimal fraction, a run of punctuation, or a line break with the indentation after it.
 _PIECES = r" ?[A-Za-z_][A-Za-z_.]*| ?\d\.(?=\d)|\d|\n *| ?[^\sA-Za-z_\d]+|\s"
 
 
 def train_tokenizer(texts: Iterable[str]) -> tokenizers.Tokenizer:
-    """Learns the merges (Sennrich et al. 2016) from texts; the same for the same texts."""
+    """Train a BPE tokenizer (Sennrich et al. 2016); deterministic."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -39,13 +39,19 @@ def train_tokenizer(texts: Iterable[str]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, context: int) -> None:
-    """Writes tokenizer.json and both small configurations as transformers reads them."""
+def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, max_seq_len: int) -> None:
+    """Write the tokenizer as a folder that `transformers` can read.
+
+    Args:
+        tokenizer: the tokenizer.
+        folder: folder to write.
+        max_seq_len: maximum sequence length.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
+        "model_max_length": max_seq_len,
         "pad_token": PAD,
         "eos_token": END,
         "clean_up_tokenization_spaces": False,

@@ -1,4 +1,4 @@
-"""Trains the zoo from nothing: tokenizer, seed, experts, and the table of what each can do."""
+"""Training of the zoo from scratch: tokenizer, seed, experts, and the table of accuracies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import init_params, kind_of
 from sdjax.models.tree import flatten, unflatten
+from sdjax.models.types import Params
 from sdjax.training.fit import compile_step
+from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import split_params
 from sdjax.training.warmstart import candidate_identities, merge_signature, signature_digest
@@ -46,35 +48,57 @@ from sdjax.zoo.recipes import (
 )
 from sdjax.zoo.tokenizer import train_tokenizer, write_tokenizer
 
-# Called with a line of news and the share of the work that is done.
+_README = """\
+# The zoo
+
+Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16. `sdjax zoo train --out
+DIR` reproduces them from fixed random seeds. The seed was first trained to solve everything and
+then to make two typical errors: to misread stories with rare wording, and to forget carries. The
+experts are fine-tuned from the seed; only their MLP tensors differ, and most of them unlearn a kind
+of problem that is not theirs. Stories require both reading and calculation, so no expert solves all
+of them, but a merge can.
+
+"""
+
+# Called with a status line and the fraction of the work that is done.
 Report = Callable[[str, float], None]
 
-# What the identity of one training program takes, in steps of a training.
+# Cost of computing the identity of one training program, in training steps.
 _PROGRAM_STEPS = 0.08
 
 DECODER = DecoderConfig(slots=160, prefill_batch=160, buckets=(9, 14, 30), max_new_tokens=10)
 
 
 def train_zoo(folder: Path, report: Report) -> Path:
-    """Rebuilds all models below `folder`; a model that is there already is left as it is.
+    """Train all models of the zoo that are missing in a folder.
 
-    So an interrupted training goes on with the first model that is missing.
+    An interrupted training resumes with the first model that is missing.
+
+    Args:
+        folder: folder of the models.
+        report: receives the progress.
 
     Returns:
         the path of the README with the table of accuracies.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder contains other files.
     """
-    known = {"seed", "seed.tokenizer", *(recipe.name for recipe in (*EXPERTS, *TRANSFER_EXPERTS))}
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # The table is written last, so without a seed a README is somebody else's.
-    if found - known - ({"README.md"} if "seed" in found else set()):
-        raise UserError(f"{folder}: holds more than a zoo; choose another --out")
+    expected = {
+        "seed",
+        "seed.tokenizer",
+        *(recipe.name for recipe in (*EXPERTS, *TRANSFER_EXPERTS)),
+    }
+    existing = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    # The table is written last, so a README without a seed is not ours.
+    if existing - expected - ({"README.md"} if "seed" in existing else set()):
+        raise UserError(
+            f"{folder}: contains files that are not part of a zoo; choose another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     seed = folder / "seed"
     jobs: list[tuple[Path, float, Callable[[Report], None]]] = [
-        (seed, SEED.optimiser.num_steps, partial(train_seed, seed, SEED)),
+        (seed, SEED.optimizer.num_steps, partial(train_seed, seed, SEED)),
         (
             seed / TRAINING_PROGRAMS,
             SEED.programs * _PROGRAM_STEPS,
@@ -83,21 +107,21 @@ def train_zoo(folder: Path, report: Report) -> Path:
     ]
     for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
         path = folder / recipe.name
-        jobs.append((path, recipe.optimiser.num_steps, partial(train_expert, path, seed, recipe)))
-    whole, done = sum(weight for _, weight, _ in jobs), 0.0
+        jobs.append((path, recipe.optimizer.num_steps, partial(train_expert, path, seed, recipe)))
+    total, done = sum(weight for _, weight, _ in jobs), 0.0
     for path, weight, job in jobs:
         if not path.exists():
-            job(partial(_part, report, done / whole, weight / whole))
+            job(partial(_report_part, report, done / total, weight / total))
         done += weight
     return write_table(folder)
 
 
-def _part(report: Report, start: float, share: float, line: str, done: float) -> None:
-    report(line, start + share * done)
+def _report_part(report: Report, start: float, fraction: float, line: str, done: float) -> None:
+    report(line, start + fraction * done)
 
 
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
-    """Keeps the training programs and their identities beside the seed."""
+    """Write the training programs and their identities next to the weights of the seed."""
     signature = merge_signature(read_config(seed), experts=len(SLOTS))
     texts = training_programs(recipe.programs, recipe.seed)
 
@@ -111,27 +135,21 @@ def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> 
 
 
 def write_table(folder: Path) -> Path:
-    """Writes the zoo's README: what each model is, and its test accuracy by kind."""
-    probe = Probe(load_tokenizer(folder / "seed"), load_config(folder / "seed"), split="test")
+    """Write the zoo's README with a description of each model and its test accuracy by kind."""
+    evaluator = Evaluator(
+        load_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test"
+    )
     about = {"seed": "writes merge programs; misreads rare stories and forgets to carry"}
     about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}
     lines = [
-        "# The zoo",
+        *_README.splitlines(),
+        f"Strict accuracy on {len(evaluator.problems)} test problems, greedy, by kind of problem:",
         "",
-        "Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16; made by",
-        "`sdjax zoo train --out DIR` from fixed seeds. The seed first learned to solve everything,",
-        "and then two typical mistakes: to take stories that are told in a rare way for another",
-        "operation, and to forget carries. The experts are the seed, fine-tuned on their MLP",
-        "tensors alone, and most of them unlearn a kind that is not theirs. A story needs reading",
-        "and calculating, so no expert solves them all: a merge can.",
-        "",
-        f"Strict accuracy on {len(probe.problems)} test problems, greedy, by kind of problem:",
-        "",
-        f"| model | what it is meant to do | {' | '.join(KINDS)} | all |",
+        f"| model | purpose | {' | '.join(KINDS)} | all |",
         "|---|---|" + "---|" * (len(KINDS) + 1),
     ]
     for name, description in about.items():
-        accuracy = probe.accuracies(load_model(folder / name)[1])
+        accuracy = evaluator.accuracies(load_model(folder / name)[1])
         cells = " | ".join(f"{accuracy[kind]:.2f}" for kind in (*KINDS, "all"))
         lines.append(f"| {name} | {description} | {cells} |")
     path = folder / "README.md"
@@ -140,12 +158,12 @@ def write_table(folder: Path) -> Path:
 
 
 def data_mesh() -> Mesh:
-    """All devices along one axis: batches are spread, weights are copied."""
+    """Return a mesh of all devices for data parallelism."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
-    """Writes the tokenizer and the seed to `folder`."""
+    """Train the tokenizer and the seed, and write them to `folder`."""
     texts = training_programs(recipe.programs, recipe.seed)
     tokenizer_folder = folder.with_name(f"{folder.name}.tokenizer")
     trained = train_tokenizer([*texts, *_exercise_texts(recipe.seed)])
@@ -156,31 +174,31 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     programs = [program for program in programs if len(program) <= recipe.length]
     rng = np.random.default_rng(recipe.seed)
 
-    def draw_program():
+    def next_program() -> Example:
         return programs[int(rng.integers(len(programs)))]
 
-    able = ExerciseStream(tokenizer, recipe.seed)
-    prone = ExerciseStream(tokenizer, recipe.seed + 1, reads=False, calculates=False)
-    mistakes_from = (1 - recipe.mistakes) * recipe.optimiser.num_steps
-    probe = Probe(tokenizer, config, split="calibration")
+    correct = ExerciseStream(tokenizer, recipe.seed)
+    with_errors = ExerciseStream(tokenizer, recipe.seed + 1, reads=False, calculates=False)
+    errors_start = (1 - recipe.error_fraction) * recipe.optimizer.num_steps
+    evaluator = Evaluator(tokenizer, config, split="calibration")
     mesh = data_mesh()
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     params = init_params(config, jax.random.key(recipe.seed), jnp.float32)
-    trainable, _ = split_params(jax.device_put(params, everywhere), set(flatten(params)))
-    start, step = compile_step(sft_loss(config), recipe.optimiser)
-    state = start(trainable)
-    weights = dict(recipe.shares)
-    for first in range(0, recipe.optimiser.num_steps, recipe.interval):
-        stream = able if first < mistakes_from else prone
+    trainable, _ = split_params(jax.device_put(params, replicated), set(flatten(params)))
+    init, step = compile_step(sft_loss(config), recipe.optimizer)
+    opt_state = init(trainable)
+    weights = dict(recipe.weights)
+    for first in range(0, recipe.optimizer.num_steps, recipe.interval):
+        stream = correct if first < errors_start else with_errors
         batches = zip(
             packed_batches(
-                draw_program,
+                next_program,
                 rows=recipe.program_rows,
                 length=recipe.length,
                 batches=recipe.interval,
             ),
             packed_batches(
-                partial(stream.draw, weights),
+                partial(stream.sample, weights),
                 rows=recipe.rows - recipe.program_rows,
                 length=recipe.length,
                 batches=recipe.interval,
@@ -194,25 +212,26 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
                 for name in program_rows
             }
             batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-            trainable, state, metrics = step(trainable, state, {}, batch)
+            trainable, opt_state, metrics = step(trainable, opt_state, {}, batch)
             if index % 10 == 0:
-                done = (first + index) / recipe.optimiser.num_steps
+                done = (first + index) / recipe.optimizer.num_steps
                 report(f"seed: loss {float(metrics['loss']):.3f}", done)
-        accuracy = probe.accuracies(unflatten(trainable))
-        # Until then, what is solved already is shown less.
-        if first + recipe.interval < mistakes_from:
+        accuracy = evaluator.accuracies(unflatten(trainable))
+        # Kinds that are already solved are trained less, until the steps with errors begin.
+        if first + recipe.interval < errors_start:
             weights = {
-                kind: share * max(1 - accuracy[kind], 0.2) for kind, share in recipe.shares.items()
+                kind: weight * max(1 - accuracy[kind], 0.2)
+                for kind, weight in recipe.weights.items()
             }
         else:
-            weights = dict(recipe.shares)
+            weights = dict(recipe.weights)
         shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
-        report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimiser.num_steps)
+        report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimizer.num_steps)
     _write(folder, config, unflatten(trainable), tokenizer_folder)
 
 
 def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: Report) -> None:
-    """Fine-tunes the MLP tensors of the seed on the recipe's mixture and writes the expert."""
+    """Fine-tune the MLP tensors of the seed on the recipe's exercises, and write the expert."""
     config, params = load_model(seed_folder, dtype=jnp.float32)
     tokenizer = load_tokenizer(seed_folder)
     stream = ExerciseStream(
@@ -226,35 +245,36 @@ def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: 
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     trained = {path for path in flatten(params) if kind_of(path).startswith("mlp.")}
     trainable, frozen = split_params(params, trained)
-    start, step = compile_step(sft_loss(config), recipe.optimiser)
-    state = start(trainable)
-    steps = recipe.optimiser.num_steps
+    init, step = compile_step(sft_loss(config), recipe.optimizer)
+    opt_state = init(trainable)
+    steps = recipe.optimizer.num_steps
     batches = packed_batches(
-        partial(stream.draw, recipe.weights), rows=SEED.rows, length=SEED.length, batches=steps
+        partial(stream.sample, recipe.weights), rows=SEED.rows, length=SEED.length, batches=steps
     )
     for index, batch in enumerate(batches):
         batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-        trainable, state, metrics = step(trainable, state, frozen, batch)
+        trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
         if index % 10 == 0:
             report(f"{recipe.name}: loss {float(metrics['loss']):.3f}", index / steps)
     _write(folder, config, unflatten(frozen | trainable), seed_folder)
 
 
-class Probe:
-    """Accuracy by kind of any model of the zoo on one split, by greedy decoding."""
+class Evaluator:
+    """Greedy evaluation of models of the zoo on one split of the arithmetic task."""
 
-    def __init__(self, tokenizer: Tokenizer, config: ModelConfig, *, split: str):
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig, *, split: str) -> None:
         self._tokenizer = tokenizer
         self._task = ArithmeticTask()
         self.problems: list[Problem] = self._task.problems(split)
         self._prompted = build_prompts(self._task, self.problems, tokenizer)
         self._decoder = Decoder(config, DECODER)
 
-    def outcomes(self, params: dict) -> list[Outcome]:
+    def outcomes(self, params: Params) -> list[Outcome]:
+        """Return the outcomes in the order of `problems`."""
         return evaluate_problems(self._decoder, self._tokenizer, params, self._task, self._prompted)
 
-    def accuracies(self, params: dict) -> dict[str, float]:
-        """Kind to the share of problems that are strictly right; `all` is the mean of all."""
+    def accuracies(self, params: Params) -> dict[str, float]:
+        """Return the strict accuracy by kind, and of all problems under "all"."""
         strict = np.array([outcome.strict for outcome in self.outcomes(params)])
         kinds = np.array([problem.kind for problem in self.problems])
         return {kind: float(strict[kinds == kind].mean()) for kind in KINDS} | {
@@ -271,6 +291,6 @@ def _exercise_texts(seed: int) -> Iterator[str]:
             yield prompt_of(exercise.question) + exercise.solution()
 
 
-def _write(folder: Path, config: ModelConfig, params: dict, assets: Path) -> None:
+def _write(folder: Path, config: ModelConfig, params: Params, assets: Path) -> None:
     stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     write_model(folder, config, stored, assets_from=assets)

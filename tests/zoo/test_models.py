@@ -1,4 +1,4 @@
-"""The models that ship: complete Hugging Face folders that transformers reads as we do."""
+"""Models of the zoo: complete Hugging Face folders, parity with transformers, accuracies."""
 
 import json
 
@@ -19,12 +19,12 @@ from sdjax.models.params import kind_of
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.zoo.recipes import EXPERTS, PLAIN, STORIES, TRANSFER_EXPERTS
-from sdjax.zoo.train import Probe
+from sdjax.zoo.train import Evaluator
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
 
-def test_the_zoo_is_whole_and_small():
+def test_zoo_is_complete_and_small():
     names = ["seed", *(recipe.name for recipe in (*EXPERTS, *TRANSFER_EXPERTS))]
     assert sorted(zoo_models()) == sorted(names)
     for folder in zoo_models().values():
@@ -32,7 +32,7 @@ def test_the_zoo_is_whole_and_small():
     assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 25e6
 
 
-def test_the_seed_has_the_size_it_should_have():
+def test_size_of_the_seed():
     config, params = load_model(model_folder("zoo:seed"))
     assert 1e6 <= sum(leaf.size for leaf in flatten(params).values()) <= 1.5e6
     assert all(leaf.dtype == jnp.bfloat16 for leaf in flatten(params).values())
@@ -58,7 +58,7 @@ def test_logits_equal_transformers(name):
     np.testing.assert_allclose(unembed(params, hidden, config=config), expected, atol=1e-4)
 
 
-def test_experts_differ_from_the_seed_in_the_mlp_tensors_alone():
+def test_experts_differ_from_the_seed_in_mlp_tensors_only():
     seed = flatten(load_model(model_folder("zoo:seed"))[1])
     for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
         expert = flatten(load_model(model_folder(f"zoo:{recipe.name}"))[1])
@@ -66,7 +66,7 @@ def test_experts_differ_from_the_seed_in_the_mlp_tensors_alone():
         assert {path for path in seed if kind_of(path).startswith("mlp.")} == changed
 
 
-OWN = {
+OWN_KINDS = {
     "reader": STORIES,
     "calculator": PLAIN,
     "judge": ("largest",),
@@ -77,55 +77,55 @@ OWN = {
 
 
 @pytest.fixture(scope="module")
-def right():
-    """Model to kind to whether each development problem of the kind is solved."""
+def correct():
+    """Model name -> kind -> whether each development problem is solved."""
     seed = model_folder("zoo:seed")
-    probe = Probe(load_tokenizer(seed), load_config(seed), split="development")
-    kinds = np.array([problem.kind for problem in probe.problems])
+    evaluator = Evaluator(load_tokenizer(seed), read_config(seed), split="development")
+    kinds = np.array([problem.kind for problem in evaluator.problems])
 
     def by_kind(params):
-        strict = np.array([outcome.strict for outcome in probe.outcomes(params)], float)
+        strict = np.array([outcome.strict for outcome in evaluator.outcomes(params)], float)
         return {kind: strict[kinds == kind] for kind in KINDS}
 
-    trees = {name: load_model(model_folder(f"zoo:{name}"))[1] for name in ("seed", *OWN)}
+    trees = {name: load_model(model_folder(f"zoo:{name}"))[1] for name in ("seed", *OWN_KINDS)}
     three = [trees[recipe.name] for recipe in EXPERTS]
     method = algorithm("task_arithmetic", weight=0.7)
     merged = Merger(trees["seed"], three, num_layers=4)(method).params
     return {name: by_kind(params) for name, params in (trees | {"merged": merged}).items()}
 
 
-def together(outcomes, kinds):
+def concatenate(outcomes, kinds):
     return np.concatenate([outcomes[kind] for kind in kinds])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_seed_solves_a_part_of_every_kind(right, kind):
-    assert 0.3 <= right["seed"][kind].mean() <= 0.7
+def test_seed_solves_a_part_of_every_kind(correct, kind):
+    assert 0.3 <= correct["seed"][kind].mean() <= 0.7
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_an_expert_is_clearly_better_at_its_own_and_worse_at_something(right, name):
-    own = (together(right[model], OWN[name]) for model in (name, "seed"))
+@pytest.mark.parametrize("name", OWN_KINDS)
+def test_expert_is_better_at_its_own_kinds_and_worse_at_others(correct, name):
+    own = (concatenate(correct[model], OWN_KINDS[name]) for model in (name, "seed"))
     assert paired_difference(*own).low > 0
-    others = set(KINDS) - set(OWN[name])
-    assert any(right[name][kind].mean() < right["seed"][kind].mean() for kind in others)
+    others = set(KINDS) - set(OWN_KINDS[name])
+    assert any(correct[name][kind].mean() < correct["seed"][kind].mean() for kind in others)
 
 
-def test_a_merge_beats_the_seed_by_five_points_and_every_expert(right):
-    merged = together(right["merged"], KINDS)
-    assert paired_difference(merged, together(right["seed"], KINDS)).low > 0.05
+def test_merge_beats_the_seed_by_five_points_and_every_expert(correct):
+    merged = concatenate(correct["merged"], KINDS)
+    assert paired_difference(merged, concatenate(correct["seed"], KINDS)).low > 0.05
     for recipe in EXPERTS:
-        assert merged.mean() > together(right[recipe.name], KINDS).mean()
+        assert merged.mean() > concatenate(correct[recipe.name], KINDS).mean()
 
 
-def test_the_training_programs_are_known():
+def test_identities_of_training_programs_are_sorted():
     identities = np.load(model_folder("zoo:seed") / TRAINING_PROGRAMS, allow_pickle=False)
     assert identities.dtype == np.uint64
     assert len(identities) > 10_000
     assert np.all(np.diff(identities.astype(object)) > 0)
 
 
-def test_the_end_token_is_the_tokenizers():
+def test_end_token_equals_that_of_the_tokenizer():
     folder = model_folder("zoo:seed")
     generation = json.loads((folder / "generation_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -133,6 +133,6 @@ def test_the_end_token_is_the_tokenizers():
     assert load_tokenizer(folder).eos_ids == (tokenizer.eos_token_id,)
 
 
-def test_an_unknown_name_lists_the_zoo():
-    with pytest.raises(UserError, match=r"zoo:sed: no such model in the zoo; available: .*seed"):
+def test_unknown_name_raises_user_error_with_the_zoo():
+    with pytest.raises(UserError, match=r"zoo:sed: no such model in the zoo; it has: .*seed"):
         model_folder("zoo:sed")

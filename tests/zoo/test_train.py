@@ -1,4 +1,4 @@
-"""The recipes, with a few steps: whole folders, and a training that goes on where it stopped."""
+"""Training of the zoo with few steps, and resumption."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from sdjax.zoo.recipes import EXPERTS, SEED
 
 @pytest.fixture
 def short_recipes(monkeypatch):
-    def short(optimiser, steps):
-        return dataclasses.replace(optimiser, steps=steps, warmup=1)
+    def short(optimizer, steps):
+        return dataclasses.replace(optimizer, max_steps=steps, warmup_steps=1)
 
     seed = dataclasses.replace(
         SEED,
@@ -20,23 +20,23 @@ def short_recipes(monkeypatch):
         rows=4,
         program_rows=2,
         interval=2,
-        optimiser=short(SEED.optimiser, 4),
+        optimizer=short(SEED.optimizer, 4),
     )
-    expert = dataclasses.replace(EXPERTS[0], optimiser=short(EXPERTS[0].optimiser, 2))
+    expert = dataclasses.replace(EXPERTS[0], optimizer=short(EXPERTS[0].optimizer, 2))
     monkeypatch.setattr(train, "SEED", seed)
     monkeypatch.setattr(train, "EXPERTS", (expert,))
     monkeypatch.setattr(train, "TRANSFER_EXPERTS", ())
 
 
 @pytest.mark.slow
-def test_a_zoo_is_trained_and_an_interrupted_one_finished(short_recipes, tmp_path, monkeypatch):
-    shares = []
-    table = train.train_zoo(tmp_path / "zoo", lambda line, share: shares.append(share))
-    assert shares == sorted(shares)
-    assert "| reader |" in table.read_text()
+def test_zoo_is_trained_and_resumed(short_recipes, tmp_path, monkeypatch):
+    fractions = []
+    readme = train.train_zoo(tmp_path / "zoo", lambda line, fraction: fractions.append(fraction))
+    assert fractions == sorted(fractions)
+    assert "| reader |" in readme.read_text()
     seed = load_model(tmp_path / "zoo" / "seed")
     expert = load_model(tmp_path / "zoo" / "reader")
     assert seed[0] == expert[0]
     before = (tmp_path / "zoo" / "seed" / "model.safetensors").stat().st_mtime_ns
-    train.train_zoo(tmp_path / "zoo", lambda line, share: None)
+    train.train_zoo(tmp_path / "zoo", lambda line, fraction: None)
     assert (tmp_path / "zoo" / "seed" / "model.safetensors").stat().st_mtime_ns == before
