@@ -1,1 +1,1 @@
-"""Source text in, a verified array program out."""
+"""Judge untrusted candidates: from source text to a verified array program."""

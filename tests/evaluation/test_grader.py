@@ -1,4 +1,4 @@
-"""Answers compared in confined workers: right, bounded, and without a trace."""
+"""Answers compared in confined workers: correct, within limits, without side effects."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers_neither_hang_nor_run(name, grader, tmp_path):
+def test_hostile_answers_neither_hang_nor_execute(name, grader, tmp_path):
     canary = tmp_path / "canary"
     equal = False
     with contextlib.suppress(NotGradedError):
@@ -39,14 +39,14 @@ def test_hostile_answers_neither_hang_nor_run(name, grader, tmp_path):
     assert not canary.exists()
 
 
-def test_an_endless_comparison_is_told_from_a_wrong_one(grader):
+def test_endless_comparison_is_not_graded(grader):
     with pytest.raises(NotGradedError, match="grading timed out"):
         grader.same("1", HOSTILE["a tower"])
     assert not grader.same("1", "2")
 
 
-def test_workers_say_what_the_same_code_says_outside(grader):
-    """Nothing that comparing imports late is missing inside."""
+def test_workers_agree_with_the_same_code_outside(grader):
+    """Workers have all modules that the comparison imports lazily."""
     work = prepare("")
     pairs = [
         (r"\frac{x^2-1}{x-1}", "x+1"),
@@ -67,30 +67,30 @@ def test_workers_say_what_the_same_code_says_outside(grader):
         assert grader.same(gold, answer) == outside, (gold, answer)
 
 
-def test_several_threads_may_ask(grader):
-    found = {}
+def test_grader_is_thread_safe(grader):
+    results = {}
 
-    def ask(number):
-        found[number] = grader.same("0.5", rf"\frac{{{number}}}{{8}}")
+    def grade(number):
+        results[number] = grader.same("0.5", rf"\frac{{{number}}}{{8}}")
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=grade, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {number: number == 4 for number in range(6)}
+    assert results == {number: number == 4 for number in range(6)}
 
 
-def test_a_dispatcher_that_the_machine_kills_is_replaced_and_none_is_left():
+def test_killed_dispatcher_is_replaced_and_no_process_survives():
     grader = Grader(workers=1)
     server = grader._server.pid
     (dispatcher,) = children(server)
     os.kill(dispatcher, signal.SIGKILL)
     assert grader.same("0.5", r"\frac12")
     assert grader._server.pid != server
-    left = [grader._server.pid, *children(grader._server.pid)]
+    remaining = [grader._server.pid, *children(grader._server.pid)]
     grader.close()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in (server, dispatcher, *left))
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (server, dispatcher, *remaining))
 
 
 def children(pid):

@@ -37,7 +37,7 @@ def _expect(condition: bool, message: str) -> None:
 
 def decode_int(value: Any) -> int:
     """Return an integer of at most MAX_DIMENSION in magnitude."""
-    _expect(type(value) is int and abs(value) <= MAX_DIMENSION, "an integer is expected")
+    _expect(type(value) is int and abs(value) <= MAX_DIMENSION, "expected an integer")
     return value
 
 
@@ -49,7 +49,7 @@ def decode_bool(value: Any) -> bool:
 
 def decode_exponent(value: Any) -> int:
     """Return the exponent of `integer_pow`, at most 64 in magnitude."""
-    _expect(type(value) is int and abs(value) <= 64, "an integer from -64 to 64 is expected")
+    _expect(type(value) is int and abs(value) <= 64, "expected an integer from -64 to 64")
     return value
 
 
@@ -69,7 +69,7 @@ def decode_fill_value(value: Any) -> Any:
 def decode_precision(value: Any) -> Any:
     """Return the precision of a dot product: None, one `lax.Precision`, or one per operand."""
     if type(value) is list:
-        _expect(len(value) == 2, "two precisions are expected")
+        _expect(len(value) == 2, "expected two precisions")
         return tuple(decode_precision(item) for item in value)
     return None if value is None else member_of(lax.Precision)(value)
 
@@ -79,7 +79,7 @@ def decode_contraction(value: Any) -> Any:
     decoded = sequence_of(sequence_of(decode_ints, 2), 2)(value)
     _expect(
         len(decoded) == 2 and all(len(axes) == 2 for axes in decoded),
-        "dimension numbers are expected",
+        "expected dimension numbers",
     )
     return decoded
 
@@ -94,20 +94,22 @@ def decode_number(value: Any, dtype: np.dtype) -> np.generic:
         return dtype.type(decode_bool(value))
     if dtype.kind in "iu":
         bounds = np.iinfo(dtype)
-        _expect(type(value) is int and bounds.min <= value <= bounds.max, "integer out of range")
+        _expect(
+            type(value) is int and bounds.min <= value <= bounds.max, "expected an integer in range"
+        )
         return dtype.type(value)
     with np.errstate(over="ignore"):  # a value too large for the dtype becomes infinite
         if dtype.kind == "c":
-            _expect(type(value) is list and len(value) == 2, "a complex number is expected")
+            _expect(type(value) is list and len(value) == 2, "expected a complex number")
             return dtype.type(complex(*(_decode_real(part) for part in value)))
         return dtype.type(_decode_real(value))
 
 
 def _decode_real(value: Any) -> float:
     if type(value) is str:
-        _expect(value in ("nan", "inf", "-inf"), "a number is expected")
+        _expect(value in ("nan", "inf", "-inf"), "expected a number")
         return float(value)
-    _expect(type(value) in (int, float), "a number is expected")
+    _expect(type(value) in (int, float), "expected a number")
     return float(value)
 
 
@@ -118,7 +120,7 @@ def sequence_of(decode_item: ParameterDecoder, max_length: int = 64) -> Paramete
     """Return a decoder for a list of at most `max_length` items."""
 
     def decode(value: Any) -> tuple:
-        _expect(type(value) is list and len(value) <= max_length, "a short list is expected")
+        _expect(type(value) is list and len(value) <= max_length, "expected a short list")
         return tuple(decode_item(item) for item in value)
 
     return decode
@@ -133,7 +135,7 @@ def key_of(table: Mapping[str, Any]) -> ParameterDecoder:
     """Return a decoder that looks names up in a table."""
 
     def decode(value: Any) -> Any:
-        _expect(type(value) is str and value in table, "an unknown name")
+        _expect(type(value) is str and value in table, "expected a known name")
         return table[value]
 
     return decode
@@ -150,7 +152,7 @@ def dimension_numbers(kind: Any) -> ParameterDecoder:
     def decode(value: Any) -> Any:
         _expect(
             type(value) is dict and set(value) == set(kind._fields),
-            "dimension numbers are expected",
+            "expected dimension numbers",
         )
         return kind(**{name: decode_ints(axes) for name, axes in value.items()})
 

@@ -1,4 +1,4 @@
-"""The allow-list: every array primitive that may pass from the worker to the trusted parent.
+"""Allow-list of the array primitives that the parent accepts from a worker.
 
 Each entry gives the number of operands, the parameters and their decoders (encode.py writes them),
 the cost, how the parent binds the primitive, and the JAX versions that have it. A message cannot
@@ -6,7 +6,7 @@ name a primitive that is not listed. A parameter that is not listed is either `f
 refuses any other value) or ignored (`weak_type`, sharding hints); the parent supplies both itself.
 The comment above each group says why it is allowed.
 
-Left out on purpose: callbacks, FFI and custom calls (they leave the array world), collectives and
+Left out on purpose: callbacks, FFI and custom calls (they run code outside the array program), collectives and
 shardings (left to the merge engine), stateful generators (`rng_uniform`, `rng_bit_generator`: they
 differ between platforms), `random_gamma` and `conv_general_dilated` (slow on a CPU and of no use
 here).
@@ -128,7 +128,7 @@ class Entry:
 
 
 ALLOWED: dict[str, Entry] = {}
-CONTROL_FLOW = ("scan", "while", "cond")  # in forms of our own: see encode.py and decode.py
+CONTROL_FLOW = ("scan", "while", "cond")  # encoded in the IR's own form
 
 # XLA expands each of these to some fifty operations, and aborts on some ten thousand in a row.
 _EXPANDED = frozenset(
@@ -138,7 +138,7 @@ _EXPANDED = frozenset(
 _EXPANDED_WEIGHT = 5
 _SORT_WEIGHT = 20  # the compiler takes some 50 ms per sort of four operands, even inside a loop
 _MANY = 256
-_ATTRIBUTES = {"add_any": "add_jaxvals"}  # where JAX's attribute is not the primitive's name
+_ATTRIBUTES = {"add_any": "add_jaxvals"}  # primitives whose attribute in JAX has another name
 
 
 def weight(name: str) -> int:
@@ -214,7 +214,7 @@ _DEFAULT_ACCURACY = {"accuracy": None}
 _NO_SHARDING = {"sharding": None}
 _NO_OUT_SHARDING = {"out_sharding": None}
 
-# Arithmetic, comparison and logic, element by element: the bulk of merge algorithms.
+# Arithmetic, comparison and logic, elementwise: the bulk of merge algorithms.
 _allow("neg sign floor ceil abs not is_finite square real imag conj", 1)
 _allow("population_count clz", 1)
 _allow("add sub div rem max min and or xor atan2 nextafter complex", 2)
@@ -253,7 +253,7 @@ _allow("erf erf_inv lgamma digamma bessel_i0e bessel_i1e", 1, _per_output(20))
 _allow("erfc", 1, _per_output(20), fixed=_DEFAULT_ACCURACY, bind=lax.erfc)  # no accuracy in 0.10
 _allow("pow", 2, _per_output(20))
 _allow("polynomial", (2, _MANY), _horner, since="0.12", fallback=_evaluate_polynomial)
-# Shapes: to see a tensor as rows, columns, blocks or a stack of experts.
+# Shapes: view a tensor as rows, columns, blocks or a stack of experts.
 _allow(
     "broadcast_in_dim",
     1,

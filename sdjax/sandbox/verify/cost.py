@@ -17,7 +17,7 @@ from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.codegen_size import check_codegen_size
 
-ITERATION_COST = 1_000  # scalar operations charged per loop iteration, whatever its body does
+ITERATION_COST = 1_000  # scalar operations charged per loop iteration in addition to its body
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Text rules: checks of the syntax tree that give clear messages, to people and for training.
+"""Text rules: checks of the syntax tree that give clear messages to people and to the generator.
 
 They are not a security boundary. They run in the worker, as does everything that reads source text
 (a deeply nested source can crash `ast.parse` itself).

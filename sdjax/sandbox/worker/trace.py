@@ -159,7 +159,7 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
         with contextlib.suppress(Refusal):  # it may work only at the real shapes
             blocks[of] = _block(load, requested, of, convention, encoder)
     if by_kind:
-        blocks = _without_idle_kind(blocks, signature)
+        blocks = _without_unused_kind(blocks, signature)
     message = {
         "version": IR_VERSION,
         "form": form,
@@ -244,7 +244,7 @@ def _wrong(rule: str, message: str) -> Refusal:
     return Refusal("wrong signature", rule, message)
 
 
-def _without_idle_kind(blocks: dict, signature: MergeSignature) -> dict:
+def _without_unused_kind(blocks: dict, signature: MergeSignature) -> dict:
     """Drop the kind from the names if it changes nothing, as if it had not been requested."""
     by_shape: dict[tuple[int, ...], dict] = {}
     for (_, shape), block in blocks.items():
