@@ -21,7 +21,7 @@ from sdjax.evaluation.results import ProblemResult, ResultsFolder, count_failure
 from sdjax.evaluation.statistics import Interval, accuracy_interval
 from sdjax.evaluation.task import Outcome, Problem, Task, call_checked, read_problems
 from sdjax.evaluation.tasks.registry import find_task
-from sdjax.io.hf_checkpoint import load_model, read_config
+from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.model_paths import locate
 from sdjax.io.tokenizer import load_tokenizer
 
@@ -113,7 +113,7 @@ def evaluate(
     """
     folder, adapter = locate(model)
     folders = [folder, adapter] if adapter else [folder]
-    config, tokenizer = read_config(folder), load_tokenizer(folder)
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
     loaded_task = find_task(
         task,
         data=data,

@@ -122,7 +122,7 @@ def _report_part(report: Report, start: float, fraction: float, line: str, done:
 
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
     """Write the training programs and their identities next to the weights of the seed."""
-    signature = merge_signature(read_config(seed), experts=len(SLOTS))
+    signature = merge_signature(load_config(seed), experts=len(SLOTS))
     texts = training_programs(recipe.programs, recipe.seed)
 
     def identities() -> Iterator[int | None]:
@@ -137,7 +137,7 @@ def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> 
 def write_table(folder: Path) -> Path:
     """Write the zoo's README with a description of each model and its test accuracy by kind."""
     evaluator = Evaluator(
-        load_tokenizer(folder / "seed"), read_config(folder / "seed"), split="test"
+        load_tokenizer(folder / "seed"), load_config(folder / "seed"), split="test"
     )
     about = {"seed": "writes merge programs; misreads rare stories and forgets to carry"}
     about |= {recipe.name: recipe.about for recipe in (*EXPERTS, *TRANSFER_EXPERTS)}

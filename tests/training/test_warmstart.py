@@ -60,9 +60,9 @@ def test_identities_equal_those_of_a_search():
     """The zoo's seed ships with the identities of its own training programs."""
     texts = read_training_sources(SEED)
     assert len(texts) == 24_000
-    signature = merge_signature(read_config(SEED), experts=3)
+    signature = merge_signature(load_config(SEED), experts=3)
     known = read_training_identities(SEED, signature_digest(signature))
-    other = merge_signature(read_config(SEED), experts=3, scope="attention")
+    other = merge_signature(load_config(SEED), experts=3, scope="attention")
     assert read_training_identities(SEED, signature_digest(other)) is None
     found = [one for one in candidate_identities(texts[:2], signature) if one is not None]
     assert found

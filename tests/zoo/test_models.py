@@ -80,7 +80,7 @@ OWN_KINDS = {
 def correct():
     """Model name -> kind -> whether each development problem is solved."""
     seed = model_folder("zoo:seed")
-    evaluator = Evaluator(load_tokenizer(seed), read_config(seed), split="development")
+    evaluator = Evaluator(load_tokenizer(seed), load_config(seed), split="development")
     kinds = np.array([problem.kind for problem in evaluator.problems])
 
     def by_kind(params):
