@@ -9,7 +9,7 @@ from sdjax.core.progress import progress_bar
 from sdjax.merging.methods.registry import algorithm
 from sdjax.search.config import RunConfig, method_entry
 from sdjax.search.context import RunContext
-from sdjax.search.phases import is_scored, score
+from sdjax.search.phases import score
 from sdjax.search.ranking import best_by_group, complete_scores
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Application, Entry
@@ -69,7 +69,7 @@ def score_baseline(
         split: "development" or "test".
         setting: name of the setting to merge.
     """
-    if is_scored(store, name, split, setting):
+    if store.is_complete(name, split, setting):
         return
     if detail is not None:
         merged = context.merge(algorithm(detail["method"], **detail["hyperparameters"]), setting)

@@ -183,7 +183,7 @@ def score_program(
     application = store.applications(setting).get(name)
     if application is not None and not application.admitted:
         return
-    if is_scored(store, name, split, setting):
+    if store.is_complete(name, split, setting):
         return
     result, merged = apply_program(context, store.program(identity), setting)
     store.save_entry(Entry(name=name, kind="program", identity=identity))
@@ -211,7 +211,7 @@ def score(
         split: "development" or "test".
         setting: name of the setting in which the entry was applied.
     """
-    if is_scored(store, entry, split, setting):
+    if store.is_complete(entry, split, setting):
         return
     done = {outcome.problem_id for outcome in store.outcomes(entry, split, setting)}
     problems = [one for one in context.problems[split] if one.problem.id not in done]
@@ -227,13 +227,6 @@ def score(
         context.eval_decoder, context.tokenizer, params, context.task, problems, on_outcome=save
     )
     store.save_scores(entry, split, unsaved, setting=setting)
-
-
-def is_scored(store: Store, entry: str, split: str, setting: str = MAIN) -> bool:
-    """Return whether the evaluation of an entry is complete."""
-    return any(
-        summary.entry == entry and summary.complete for summary in store.summaries(split, setting)
-    )
 
 
 def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterator[ScoredSample]:

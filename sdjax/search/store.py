@@ -328,6 +328,11 @@ class Store:
             scores = [Score(**key, outcome=outcome) for outcome in outcomes]
             _execute_inserts(connection, scores)
 
+    def is_complete(self, entry: str, split: str, setting: str = MAIN) -> bool:
+        """Return whether an evaluation is complete."""
+        where = "WHERE entry = ? AND split = ? AND setting = ?"
+        return any(one.complete for one in self._select(Evaluation, where, entry, split, setting))
+
     def outcomes(self, entry: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
         """Return the outcomes of an evaluation by problem id; empty if there is none."""
         where = "WHERE entry = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
