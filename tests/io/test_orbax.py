@@ -10,22 +10,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.core.errors import UserError
 from sdjax.io.orbax import GeneratorCheckpoints
-from sdjax.models.config import ModelConfig
 from sdjax.models.lora import init_adapter
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
+from sdjax.testing import tiny_config
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    max_seq_len=32,
-)
+CONFIG = tiny_config()
 
 
 # Orbax leaves unawaited coroutines behind when a file is damaged. Python warns about them when it

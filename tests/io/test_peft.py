@@ -13,10 +13,10 @@ from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import locate, model_folder
 from sdjax.io.peft import AdaptedReader, read_adapter, write_adapter
-from sdjax.models.config import ModelConfig
 from sdjax.models.lora import init_adapter, merge_lora
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
+from sdjax.testing import tiny_config
 
 Q, HEAD, EMBED = "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens"
 RNG = np.random.default_rng(0)
@@ -161,16 +161,8 @@ def test_change_of_wrong_shape_raises_user_error(tmp_path):
         folder.read(f"{Q}.weight")
 
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=32,
-    hidden_size=8,
-    intermediate_size=12,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    max_seq_len=32,
+CONFIG = tiny_config(
+    vocab_size=32, hidden_size=8, intermediate_size=12, num_heads=2, num_kv_heads=1, head_dim=4
 )
 
 

@@ -13,6 +13,7 @@ from sdjax.core.errors import UserError
 from sdjax.merging.engine import MergedModel
 from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.models.tree import flatten
+from sdjax.testing import count_compilations
 
 SHAPES = {"mlp/up_proj": (12, 8), "mlp/down_proj": (8, 12), "attn/q_proj": (8, 8)}
 
@@ -31,16 +32,9 @@ def tree(seed, layers=2):
 
 @pytest.fixture
 def compiles():
-    """A list that grows by one for every program XLA compiles."""
-    seen = []
-
-    def listen(event, duration, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
+    """Number of executables that XLA has compiled during the test."""
+    with count_compilations() as compilations:
+        yield compilations
 
 
 def test_a_method_by_name_by_function_and_with_named_experts():
@@ -72,12 +66,12 @@ def test_a_method_by_name_by_function_and_with_named_experts():
 def test_a_sweep_of_a_hundred_coefficients_compiles_nothing_new(compiles):
     base, experts = tree(0), [tree(1), tree(2)]
     sdjax.merge(base, experts, "ties", density=0.5)
-    before = len(compiles)
+    before = compiles.count
     for step in range(100):
         sdjax.merge(base, experts, "ties", density=0.01 * (step + 1), scale=0.1 * step)
-    assert len(compiles) == before
+    assert compiles.count == before
     sdjax.merge(base, experts, "ties", elect="plain")  # a static one does: a program a shape
-    assert len(compiles) == before + 2
+    assert compiles.count == before + 2
 
 
 def test_a_function_that_is_defined_again_is_compiled_again(compiles):
@@ -89,9 +83,9 @@ def test_a_function_that_is_defined_again_is_compiled_again(compiles):
         exec(f"def merge_models(vectors): return {factor} * vectors['expert_1']", cell)
         counts = []
         for _ in range(2):
-            before = len(compiles)
+            before = compiles.count
             merged = sdjax.merge(base, [expert], cell["merge_models"], scope=path)
-            counts.append(len(compiles) - before)
+            counts.append(compiles.count - before)
             change = flatten(merged.params)[path] - flatten(base)[path]
             np.testing.assert_allclose(change, factor * delta, rtol=1e-4, atol=1e-5)
         assert counts[1] == 0
@@ -103,9 +97,9 @@ def test_eighty_layers_compile_what_eight_do(compiles):
         jax.clear_caches()
         base, expert = tree(0, layers), tree(1, layers)
         merger = sdjax.Merger(base, [expert], scope="all")
-        before = len(compiles)
+        before = compiles.count
         merger(algorithm("magmax"))
-        counts.append(len(compiles) - before)
+        counts.append(compiles.count - before)
     assert counts == [3, 3]  # one a shape
 
 

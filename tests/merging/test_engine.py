@@ -12,6 +12,7 @@ from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger, merge
 from sdjax.merging.tensor_program import tensor_key_data
 from sdjax.models.tree import flatten
+from sdjax.testing import count_compilations
 
 
 def weighted(task_vectors, weight: PerExpert = 1.0, scale: float = 1.0):
@@ -32,16 +33,9 @@ def reference(base, experts, combine):
 
 @pytest.fixture
 def backend_compiles():
-    """A list that grows by one for every program XLA compiles."""
-    seen = []
-
-    def listen(event, duration, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
+    """Number of executables that XLA has compiled during the test."""
+    with count_compilations() as compilations:
+        yield compilations
 
 
 def test_merge_adds_the_merged_task_vector_to_the_leaves_in_scope(base, experts):
@@ -67,16 +61,16 @@ def test_a_sweep_over_coefficients_and_new_experts_compile_nothing(
     merger(algorithm)
     assert cache.compiled == 2  # one a shape
     others = [make_tree(seed, near=base) for seed in (7, 8, 9)]
-    before = len(backend_compiles)
+    before = backend_compiles.count
     changes = [merger(algorithm.bind(scale=s)).change for s in (0.1, 0.2, 0.4)]
     assert changes[2] == pytest.approx(4 * changes[0], rel=1e-5)
     merger(algorithm.bind(weight=(1.0, 0.0, 2.0)))
     Merger(base, others, compile_cache=cache)(algorithm)
     Merger(base, experts, compile_cache=cache)(Algorithm.from_function(weighted, scale=3.0))
     assert cache.compiled == 2
-    assert len(backend_compiles) == before
+    assert backend_compiles.count == before
     merger(Algorithm.from_function(lambda task_vectors: task_vectors["expert_2"]))
-    assert len(backend_compiles) == before + 2  # the listener does count
+    assert backend_compiles.count == before + 2  # the listener does count
 
 
 def test_kind_costs_a_program_for_each_kind_and_branches(base, experts):

@@ -46,6 +46,7 @@ def test_model_on_eight_devices(tmp_path):
         from sdjax.io import hf_checkpoint
         from sdjax.io.safetensors_reader import SafetensorsReader
         from sdjax.models.config import ModelConfig
+        from sdjax.testing import tiny_config
         from sdjax.models.params import init_params, param_specs
         from sdjax.models.transformer import forward, unembed
         from sdjax.models.tree import flatten, unflatten
@@ -57,8 +58,7 @@ def test_model_on_eight_devices(tmp_path):
         assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}, mesh
         assert mesh.axis_types == (AxisType.Auto,) * 3
 
-        config = ModelConfig(family="llama", vocab_size=64, hidden_size=16, intermediate_size=24,
-                             num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=32)
+        config = tiny_config()
         folder = sys.argv[1]
         params = init_params(config, jax.random.key(0), jnp.float32)
         hf_checkpoint.write_model(folder, config, params)

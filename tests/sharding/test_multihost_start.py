@@ -81,20 +81,10 @@ def test_two_processes_load_compute_and_write(tmp_path, two_processes):
         assert first == second
     """
     from sdjax.io.hf_checkpoint import write_model
-    from sdjax.models.config import ModelConfig
     from sdjax.models.params import init_params
+    from sdjax.testing import tiny_config
 
-    config = ModelConfig(
-        family="llama",
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_seq_len=32,
-    )
+    config = tiny_config()
     params = init_params(config, jax.random.key(0), jax.numpy.float32)
     write_model(tmp_path / "model", config, params)
     processes = two_processes("-c", textwrap.dedent(code), tmp_path / "model")

@@ -3,10 +3,10 @@
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from sdjax.models.config import ModelConfig
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.rules import batch_sharding, sharding_of, shardings
+from sdjax.testing import tiny_config
 
 
 def mesh(**sizes) -> AbstractMesh:
@@ -44,13 +44,10 @@ def test_shape_and_axes_of_different_length_raise_value_error():
 
 
 def test_shardings_of_model_parameters():
-    config = ModelConfig(
-        family="llama",
+    config = tiny_config(
         vocab_size=50,
         hidden_size=32,
         intermediate_size=64,
-        num_layers=2,
-        num_heads=4,
         num_kv_heads=1,
         head_dim=2,
         max_seq_len=16,

@@ -4,25 +4,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sdjax.models.config import ModelConfig
 from sdjax.models.lora import init_adapter
 from sdjax.models.params import init_params
+from sdjax.testing import tiny_config
 
 
 @pytest.fixture(scope="session")
 def config():
-    return ModelConfig(
-        family="llama",
-        vocab_size=48,
-        hidden_size=16,
-        intermediate_size=24,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        max_seq_len=128,
-        tie_embeddings=True,
-        eos_token_ids=(1,),
+    return tiny_config(
+        vocab_size=48, num_heads=2, num_kv_heads=1, max_seq_len=128, tie_embeddings=True
     )
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.models.config import ModelConfig
 from sdjax.models.lora import init_adapter, shard_adapter
 from sdjax.models.params import init_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
+from sdjax.testing import tiny_config
 from sdjax.training import logprobs as logprobs_module
 from sdjax.training.api import train_dpo
 from sdjax.training.config import DPOConfig
@@ -24,18 +24,8 @@ from sdjax.training.packing import Example, pack, target_batches
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import full_finetune, lora_finetune, split_params
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=37,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    max_seq_len=128,
-    tie_embeddings=True,
-    eos_token_ids=(1,),
+CONFIG = tiny_config(
+    vocab_size=37, num_heads=2, num_kv_heads=1, max_seq_len=128, tie_embeddings=True
 )
 SETTINGS = DPOConfig(beta=0.1, learning_rate=3e-3, batch_size=2, max_steps=40)
 
