@@ -1,10 +1,10 @@
-"""Training by sdjax beside TRL: the same numbers, seconds a step, and peak memory.
+"""Training with sdjax and with TRL: parity, seconds per step, and peak memory.
 
-    python benchmarks/training/compare.py whole lora sft --model MODEL \\
-        --problems GSM8K_TRAIN.jsonl --theirs TRL_VENV/bin/python --work /tmp/tb
+    python benchmarks/training/compare.py full lora sft --model MODEL \\
+        --problems GSM8K_TRAIN.jsonl --trl-python TRL_VENV/bin/python --work /tmp/tb
 
-Makes the pairs and the first adapter, runs each side in a process of its own, turn by turn, and
-prints the tables of what WORK then holds. `--under` puts a command before each process.
+Creates the pairs and the initial adapter, runs the two sides alternately in separate processes, and
+prints tables of the results in WORK. `--under` is a command under which each process runs.
 """
 
 import argparse
@@ -21,17 +21,19 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-DPO_KINDS = ("whole", "lora")
+DPO_KINDS = ("full", "lora")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", metavar="whole|lora|sft", help="none: tables alone")
+    parser.add_argument(
+        "kinds", nargs="*", metavar="full|lora|sft", help="if empty, only print the tables"
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--problems", required=True, help="gsm8k_train.jsonl")
-    parser.add_argument("--theirs", required=True, help="python of a venv with TRL 1.16")
+    parser.add_argument("--trl-python", required=True, help="venv with TRL 1.16")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--under", default="", help="a command to run each process under")
+    parser.add_argument("--under", default="", help="command under which each process runs")
     options = parser.parse_args()
 
     def run(python: str, script: str, *arguments: object) -> None:
@@ -43,17 +45,17 @@ def main() -> None:
         }
         subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
 
-    places = ["--work", options.work, "--model", options.model]
+    common = ["--work", options.work, "--model", options.model]
     adapter = ["--adapter", options.work / "adapter"]
     if options.kinds:
         run(sys.executable, "pairs.py", options.problems, options.model, options.work)
     if "lora" in options.kinds:
         shutil.rmtree(options.work / "adapter", ignore_errors=True)
-        run(sys.executable, "sdjax_side.py", "adapter", *places, *adapter)
+        run(sys.executable, "sdjax_side.py", "adapter", *common, *adapter)
     for kind in options.kinds:
-        more = adapter if kind == "lora" else []
-        run(sys.executable, "sdjax_side.py", kind, *places, *more)
-        run(options.theirs, "trl_side.py", kind, *places, *more)
+        extra = adapter if kind == "lora" else []
+        run(sys.executable, "sdjax_side.py", kind, *common, *extra)
+        run(options.trl_python, "trl_side.py", kind, *common, *extra)
     tables(options.work)
 
 
@@ -64,7 +66,7 @@ def tables(work: Path) -> None:
         for name, version in json.loads(str(np.load(path)["versions"])).items()
     }
     print(f"{platform.machine()}, {os.cpu_count()} cores, {versions}\n")
-    if (work / "sdjax-whole.npz").exists() and (work / "sdjax-lora.npz").exists():
+    if (work / "sdjax-full.npz").exists() and (work / "sdjax-lora.npz").exists():
         preferences(work)
     if (work / "sdjax-sft.npz").exists():
         ours, theirs = (np.load(work / f"{side}-sft.npz")["losses"] for side in ("sdjax", "trl"))
@@ -73,14 +75,14 @@ def tables(work: Path) -> None:
 
 
 def preferences(work: Path) -> None:
-    print("| | asked | whole | LoRA rank 16 |")
+    print("| | target | full | LoRA rank 16 |")
     print("|---|---|---|---|")
     both = {
         kind: tuple(np.load(work / f"{side}-{kind}.npz") for side in ("sdjax", "trl"))
         for kind in DPO_KINDS
     }
     rows = {
-        "loss at step 1, from log 2": (
+        "loss at step 1, difference from log 2": (
             "1e-6",
             lambda a, b: f"{abs(a['losses'][0] - math.log(2)):.1e}",
         ),
@@ -92,29 +94,29 @@ def preferences(work: Path) -> None:
             "1e-4",
             lambda a, b: f"{np.max(np.abs(a['logprobs'] / b['logprobs'] - 1)):.1e}",
         ),
-        "loss at step 6, from log 2": (
+        "loss at step 6, difference from log 2": (
             "> 0.05",
             lambda a, b: f"{abs(a['losses'][-1] - math.log(2)):.3f}",
         ),
-        "loss at step 6, from TRL's": (
+        "loss at step 6, difference from TRL": (
             "1e-3",
             lambda a, b: f"{abs(a['losses'][-1] - b['losses'][-1]):.1e}",
         ),
-        "seconds a step, TRL": ("", lambda a, b: shard_adapter(b["times"])),
-        "seconds a step, sdjax": ("", lambda a, b: shard_adapter(a["times"])),
+        "seconds per step, TRL": ("", lambda a, b: spread(b["times"])),
+        "seconds per step, sdjax": ("", lambda a, b: spread(a["times"])),
         "ratio": ("≤ 0.6", lambda a, b: f"{median(a['times']) / median(b['times']):.2f}"),
         "compilation, s": ("", lambda a, b: f"{a['compilation']:.0f}"),
         "peak memory, TRL, GB": ("", lambda a, b: f"{b['memory'] / 1e9:.2f}"),
         "peak memory, sdjax, GB": ("≤ TRL's", lambda a, b: f"{a['memory'] / 1e9:.2f}"),
     }
-    for name, (asked, figure) in rows.items():
+    for name, (target, figure) in rows.items():
         cells = " | ".join(figure(*both[kind]) for kind in DPO_KINDS)
-        print(f"| {name} | {asked} | {cells} |")
+        print(f"| {name} | {target} | {cells} |")
     print()
 
 
 def gradient(ours, theirs) -> float:
-    """Relative norm of the difference; TRL's is behind the clipping of neither side."""
+    """Relative norm of the difference of the gradients before clipping."""
     difference = size = 0.0
     names = [name for name in theirs if name.startswith("gradient/")]
     assert set(names) == {name for name in ours if name.startswith("gradient/")}
@@ -125,11 +127,11 @@ def gradient(ours, theirs) -> float:
 
 
 def median(times: np.ndarray) -> float:
-    """Of the steps 2 to 6."""
+    """Median over steps 2 to 6."""
     return float(np.median(times[1:]))
 
 
-def shard_adapter(times: np.ndarray) -> str:
+def spread(times: np.ndarray) -> str:
     return f"{median(times):.2f} ({min(times[1:]):.2f} to {max(times[1:]):.2f})"
 
 

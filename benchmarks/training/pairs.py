@@ -1,7 +1,7 @@
-"""Preference pairs and texts of GSM8K: chosen is a problem's solution, rejected another's.
+"""Preference pairs and texts from GSM8K; the rejected completion is another problem's solution.
 
 `python benchmarks/training/pairs.py GSM8K_TRAIN.jsonl MODEL OUT` writes OUT/pairs.jsonl (prompt,
-chosen, rejected) and OUT/texts.jsonl (prompt, completion), none of more than 256 tokens.
+chosen, rejected) and OUT/texts.jsonl (prompt, completion), none longer than 256 tokens.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdjax.io.tokenizer import load_tokenizer
 
-PAIRS, SOURCES_FILE, LIMIT = 24, 80, 256
+NUM_PAIRS, NUM_TEXTS, MAX_LENGTH = 24, 80, 256
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.problems.read_text().splitlines()]
 
     def fits(prompt: str, completion: str) -> bool:
-        return len(tokenizer.encode(prompt + completion, add_special=True)) < LIMIT
+        return len(tokenizer.encode(prompt + completion, add_special=True)) < MAX_LENGTH
 
     pairs, texts = [], []
     for row, other in itertools.pairwise(rows):
@@ -35,7 +35,7 @@ def main() -> None:
         if fits(prompt, chosen):
             texts.append({"prompt": prompt, "completion": chosen})
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, kept in (("pairs", pairs[:PAIRS]), ("texts", texts[:SOURCES_FILE])):
+    for name, kept in (("pairs", pairs[:NUM_PAIRS]), ("texts", texts[:NUM_TEXTS])):
         lines = "".join(json.dumps(row) + "\n" for row in kept)
         (options.out / f"{name}.jsonl").write_text(lines)
 

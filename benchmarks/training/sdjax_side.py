@@ -1,9 +1,9 @@
-"""sdjax's side: six DPO steps, whole or LoRA, or twenty SFT steps, on what TRL's side gets.
+"""sdjax's side: six DPO steps, full or LoRA, or twenty SFT steps, on the same data as TRL.
 
-`python sdjax_side.py whole|lora|sft --work DIR --model MODEL [--adapter PEFT_FOLDER]` writes
+`python sdjax_side.py full|lora|sft --work DIR --model MODEL [--adapter PEFT_FOLDER]` writes
 DIR/sdjax-KIND.npz: losses, seconds and log-probabilities of each step, the first gradient, the
-seconds of compilation, and the peak of the process's memory in bytes. `adapter` in place of a kind
-writes a fresh adapter of rank 16 to the PEFT folder, from which both sides start.
+compilation time in seconds, and the peak memory of the process in bytes. `adapter` instead of a
+kind writes a new adapter of rank 16 to the PEFT folder, from which both sides start.
 """
 
 import argparse
@@ -23,9 +23,8 @@ from sdjax.io.tokenizer import load_tokenizer
 from sdjax.models.lora import init_adapter
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
-from sdjax.training.config import OptimizerConfig
+from sdjax.training.config import DPOConfig, OptimizerConfig
 from sdjax.training.dpo import (
-    DPOConfig,
     TokenPair,
     dpo_loss,
     pad_pairs,
@@ -39,14 +38,12 @@ from sdjax.training.trainable import Trainable, full_finetune, lora_finetune
 from sdjax.xla.allocator import restart_with_huge_pages
 
 BATCH, LENGTH = 4, 256
-OPTIMISER = OptimizerConfig(
-    learning_rate=1e-4, steps=1000, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0
-)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-4, max_steps=1000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["whole", "lora", "sft", "adapter"])
+    parser.add_argument("kind", choices=["full", "lora", "sft", "adapter"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--adapter", type=Path)
@@ -64,71 +61,71 @@ def main() -> None:
             target=(*tokenizer.encode(target, add_special=False), *tokenizer.eos_ids[:1]),
         )
 
-    def fresh() -> Trainable:
+    def load_trainable() -> Trainable:
         _, params = load_model(options.model, dtype=jnp.float32)
         if options.adapter is None:
             return full_finetune(config, params)
         adapter = read_adapter(options.adapter, config, model=options.model)
         return lora_finetune(config, params, adapter)
 
-    trainable = fresh()
-    settings = DPOConfig(beta=0.1, learning_rate=1e-4, batch=BATCH)
+    trainable = load_trainable()
+    settings = DPOConfig(beta=0.1, learning_rate=1e-4, batch_size=BATCH, max_steps=6)
     if options.kind == "sft":
         texts = read_jsonl(options.work / "texts.jsonl", ("prompt", "completion"))
         rows = [example(row["prompt"], row["completion"]) for _, row in texts]
-        # One text a row, as TRL's default collator has it.
-        data = pack_alone(rows)
+        # One text per row, as in TRL's default collator.
+        data = pack_separately(rows)
         loss = sft_loss(config, trainable.assemble)
     else:
         stored = read_jsonl(options.work / "pairs.jsonl", ("prompt", "chosen", "rejected"))
         pairs = [
             TokenPair(
-                winner=example(row["prompt"], row["chosen"]),
-                loser=example(row["prompt"], row["rejected"]),
+                chosen=example(row["prompt"], row["chosen"]),
+                rejected=example(row["prompt"], row["rejected"]),
             )
             for _, row in stored
         ]
         data = pad_pairs(pairs, LENGTH)
         data["reference"] = reference_logprobs(trainable, data, settings)
         loss = dpo_loss(config, trainable.assemble, settings)
-    chosen = [np.arange(at, at + BATCH) for at in range(0, len(data["tokens"]), BATCH)]
-    first, *_ = batches = list(target_batches(data, chosen))
+    indices = [np.arange(at, at + BATCH) for at in range(0, len(data["tokens"]), BATCH)]
+    first, *_ = batches = list(target_batches(data, indices))
     gradient = {}
     if options.kind != "sft":
-        slopes = jax.jit(jax.grad(loss, has_aux=True))(
+        gradients = jax.jit(jax.grad(loss, has_aux=True))(
             trainable.trainable, trainable.frozen, first
         )[0]
-        gradient = {hf_name(config, path): np.asarray(x) for path, x in flatten(slopes).items()}
-        del slopes
+        gradient = {hf_name(config, path): np.asarray(x) for path, x in flatten(gradients).items()}
+        del gradients
     jax.clear_caches()
-    start, step = compile_step(loss, OPTIMISER)
-    trainable, state = trainable.trainable, start(trainable.trainable)
-    begun = time.perf_counter()
-    compiled = step.lower(trainable, state, trainable.frozen, first).compile()
-    compilation = time.perf_counter() - begun
+    init, step = compile_step(loss, OPTIMIZER)
+    params, opt_state = trainable.trainable, init(trainable.trainable)
+    start = time.perf_counter()
+    compiled = step.lower(params, opt_state, trainable.frozen, first).compile()
+    compilation = time.perf_counter() - start
     losses, times = [], []
     for batch in batches:
-        begun = time.perf_counter()
-        trainable, state, metrics = compiled(trainable, state, trainable.frozen, batch)
+        start = time.perf_counter()
+        params, opt_state, metrics = compiled(params, opt_state, trainable.frozen, batch)
         losses.append(float(metrics["loss"]))
-        jax.block_until_ready(trainable)
-        times.append(time.perf_counter() - begun)
+        jax.block_until_ready(params)
+        times.append(time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     logprobs = []
     if options.kind != "sft":
-        # Once more, apart: a program that runs between two steps gives memory back to the system,
-        # and a step that has to fetch it again takes a quarter longer.
-        del trainable, state
-        trainable = fresh()
-        trainable, state = trainable.trainable, start(trainable.trainable)
-        logprobs_of = jax.jit(
-            lambda trainable, frozen, batch: sequence_logprobs(
-                config, *trainable.assemble(trainable, frozen), batch
+        # In a second pass: another executable between two steps returns memory to the system, and
+        # the next step takes a quarter longer to get it back.
+        del params, opt_state
+        trainable = load_trainable()
+        params, opt_state = trainable.trainable, init(trainable.trainable)
+        compute_logprobs = jax.jit(
+            lambda params, frozen, batch: sequence_logprobs(
+                config, *trainable.assemble(params, frozen), batch
             )
         )
         for batch, loss_before in zip(batches, losses, strict=True):
-            logprobs.append(np.asarray(logprobs_of(trainable, trainable.frozen, batch)))
-            trainable, state, metrics = compiled(trainable, state, trainable.frozen, batch)
+            logprobs.append(np.asarray(compute_logprobs(params, trainable.frozen, batch)))
+            params, opt_state, metrics = compiled(params, opt_state, trainable.frozen, batch)
             assert float(metrics["loss"]) == loss_before
     np.savez(
         options.work / f"sdjax-{options.kind}.npz",
@@ -144,13 +141,13 @@ def main() -> None:
     print(options.kind, "times", times, "losses", losses, "compilation", compilation)
 
 
-def pack_alone(rows: list[Example]) -> dict[str, np.ndarray]:
+def pack_separately(rows: list[Example]) -> dict[str, np.ndarray]:
     packed = [pack([row], LENGTH) for row in rows]
     return {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
 
 
 def hf_name(config, path: str) -> str:
-    """As in torch's named_parameters, with PEFT's prefix and suffix for factors of an adapter."""
+    """Return the name in torch's named_parameters, with PEFT's affixes for LoRA factors."""
     specs = param_specs(config)
     if path in specs:
         return specs[path].hf_name

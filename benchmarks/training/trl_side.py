@@ -1,6 +1,6 @@
-"""TRL's side: six DPO steps, whole or LoRA, or twenty SFT steps; run in a venv with TRL 1.16.
+"""TRL's side: six DPO steps, full or LoRA, or twenty SFT steps; run in a venv with TRL 1.16.
 
-`python trl_side.py whole|lora|sft --work DIR --model MODEL [--adapter PEFT_FOLDER]` writes
+`python trl_side.py full|lora|sft --work DIR --model MODEL [--adapter PEFT_FOLDER]` writes
 DIR/trl-KIND.npz: losses, seconds and log-probabilities of each step, the first gradient, and the
 peak of the process's memory in bytes.
 """
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 PEAK_RATE, BATCH, LENGTH = 1e-4, 4, 256
-# AdamW's constants, and plain gradient descent around it: both sides have these.
+# Settings that both sides share.
 COMMON = {
     "per_device_train_batch_size": BATCH,
     "learning_rate": PEAK_RATE,
@@ -43,8 +43,8 @@ COMMON = {
 }
 
 
-class Recorded:
-    """A trainer that keeps what is compared."""
+class RecordingTrainer:
+    """Trainer that records what is compared."""
 
     def start_record(self) -> None:
         self.losses, self.times, self.gradient, self.logprobs = [], [], {}, []
@@ -52,8 +52,8 @@ class Recorded:
     def training_step(self, *arguments, **options):
         start = time.perf_counter()
         if self.times:
-            self.times[-1] = start - self.begun
-        self.begun = start
+            self.times[-1] = start - self.start
+        self.start = start
         loss = super().training_step(*arguments, **options)
         self.losses.append(float(loss))
         self.times.append(0.0)
@@ -67,30 +67,30 @@ class Recorded:
 
     def train(self, *arguments, **options):
         result = super().train(*arguments, **options)
-        self.times[-1] = time.perf_counter() - self.begun
+        self.times[-1] = time.perf_counter() - self.start
         return result
 
 
-class RecordedDPO(Recorded, DPOTrainer):
+class RecordedDPO(RecordingTrainer, DPOTrainer):
     def _compute_loss(self, model, inputs, return_outputs):
-        kept = model.register_forward_hook(
-            lambda module, given, output: self.logprobs.append(
+        hook = model.register_forward_hook(
+            lambda module, inputs, output: self.logprobs.append(
                 output.log_probs.detach().sum(1).reshape(2, -1).T.numpy()
             )
         )
         try:
             return super()._compute_loss(model, inputs, return_outputs)
         finally:
-            kept.remove()
+            hook.remove()
 
 
-class RecordedSFT(Recorded, SFTTrainer):
+class RecordedSFT(RecordingTrainer, SFTTrainer):
     pass
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["whole", "lora", "sft"])
+    parser.add_argument("kind", choices=["full", "lora", "sft"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--adapter")
@@ -120,7 +120,7 @@ def main() -> None:
         trainer = RecordedDPO(
             model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
-    # The step that follows the reference's pass is measured alone.
+    # Measured without the pass of the reference.
     trainer.start_record()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trainer.train()

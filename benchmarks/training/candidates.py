@@ -1,9 +1,9 @@
-"""What a generator writes: 200 samples of a model by the `full` prompt, judged in the sandbox.
+"""Candidates that a generator writes: 200 samples for the `full` prompt, judged in the sandbox.
 
-    python benchmarks/training/programs.py MODEL --lesson WARM --out FILE.json
+    python benchmarks/training/candidates.py MODEL --warmstart WARM --out FILE.json
 
-MODEL is sampled at temperature 1.0; WARM is the folder that `sdjax train warmstart` has written,
-whose training programs the samples are compared with. Run it on the model before and after.
+MODEL is sampled at temperature 1.0. WARM is a folder written by `sdjax train warmstart`, with whose
+training programs the samples are compared. Run it on the model before and after the warm start.
 """
 
 import argparse
@@ -34,7 +34,7 @@ EXPERTS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--lesson", type=Path, required=True)
+    parser.add_argument("--warmstart", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=200)
     options = parser.parse_args()
@@ -55,22 +55,22 @@ def main() -> None:
     seconds = time.perf_counter() - start
     texts = [tokenizer.decode(one.tokens) for one in completions]
     sources = [extract_program(text) for text in texts]
-    written = [source for source in sources if source is not None]
+    candidates = [source for source in sources if source is not None]
     with Sandbox(merge_signature(config, experts=len(EXPERTS))) as sandbox:
-        verdicts = [verdict for _, verdict in sandbox.judge_all(written)]
+        verdicts = [verdict for _, verdict in sandbox.judge_all(candidates)]
     identities = {one.identity for one in verdicts if one.admitted and one.identity}
-    known = set(np.load(options.lesson / TRAINING_PROGRAMS, allow_pickle=False).tolist())
+    training = set(np.load(options.warmstart / TRAINING_PROGRAMS, allow_pickle=False).tolist())
     admissible = sum(one.verdict in ("admitted", "duplicate") for one in verdicts)
-    found = {
+    results = {
         "samples": len(texts),
-        "programs": len(written),
+        "candidates": len(candidates),
         "admissible": admissible,
         "identities": len(identities),
-        "not in training": sum(int(one[:16], 16) not in known for one in identities),
+        "not in training": sum(int(one[:16], 16) not in training for one in identities),
         "seconds": seconds,
     }
-    print(json.dumps(found))
-    options.out.write_text(json.dumps({"found": found, "texts": texts}, indent=1))
+    print(json.dumps(results))
+    options.out.write_text(json.dumps({"results": results, "texts": texts}, indent=1))
 
 
 if __name__ == "__main__":

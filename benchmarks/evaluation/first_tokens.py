@@ -1,9 +1,9 @@
-"""How transformers' own `generate` begins its answers, beside those that `sdjax eval --out` kept.
+"""First tokens of transformers' `generate`, compared with results of `sdjax eval --out`.
 
-    python benchmarks/evaluation/beginnings.py MODEL math math500.jsonl scores/model
+    python benchmarks/evaluation/first_tokens.py MODEL math math500.jsonl scores/model
 
-Greedy, float32, on the same prompts; "empty" is an answer that ends with its first token. The
-number is the gap of the two highest logits there.
+Greedy decoding in float32 of the same prompts. "empty" is an answer that ends with its first token.
+The number is the difference of the two highest logits at that token.
 """
 
 import argparse
@@ -30,19 +30,19 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     for line in read_results(Path(options.results)):
         tokens = tokenizer(plain_prompt(task, problems[line.id]), return_tensors="pt")
-        found = model.generate(
+        output = model.generate(
             **tokens,
             do_sample=False,
             max_new_tokens=TOKENS,
             output_scores=True,
             return_dict_in_generate=True,
         )
-        first, second = found.scores[0][0].topk(2).values.tolist()
-        new = found.sequences[0, tokens.input_ids.shape[1] :]
-        theirs = tokenizer.decode(new, skip_special_tokens=True)
-        same = line.output.startswith(theirs) and bool(line.output) == bool(theirs)
-        told = "same" if same else "other"
-        print(f"{line.id}: {told}, {theirs or 'empty'!r}, {first - second:.2f}", flush=True)
+        first, second = output.scores[0][0].topk(2).values.tolist()
+        new_tokens = output.sequences[0, tokens.input_ids.shape[1] :]
+        reference = tokenizer.decode(new_tokens, skip_special_tokens=True)
+        same = line.output.startswith(reference) and bool(line.output) == bool(reference)
+        label = "same" if same else "different"
+        print(f"{line.id}: {label}, {reference or 'empty'!r}, {first - second:.2f}", flush=True)
 
 
 if __name__ == "__main__":

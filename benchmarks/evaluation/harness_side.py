@@ -1,9 +1,9 @@
-"""lm-evaluation-harness on local files: prompts, or a whole evaluation by its `hf` model.
+"""lm-evaluation-harness on local files: prompts, or an evaluation with its `hf` model.
 
-In the harness's environment (tests/evaluation/harness/make_references.py says how it is made):
+Run it in the harness's environment (tests/evaluation/harness/make_references.py):
 
-    VENV/bin/python benchmarks/evaluation/theirs.py prompts gsm8k test.jsonl train.jsonl > FILE
-    VENV/bin/python benchmarks/evaluation/theirs.py run MODEL gsm8k test.jsonl train.jsonl \\
+    VENV/bin/python benchmarks/evaluation/harness_side.py prompts gsm8k test.jsonl train.jsonl > FILE
+    VENV/bin/python benchmarks/evaluation/harness_side.py run MODEL gsm8k test.jsonl train.jsonl \\
         --limit 32 > FILE
 """
 
@@ -32,7 +32,7 @@ def main() -> None:
     if options.what == "prompts":
         json.dump(prompts(name, files), sys.stdout)
         return
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": options.arguments[0], "dtype": "float32"},
         tasks=[task_of(name, files)],
@@ -42,10 +42,10 @@ def main() -> None:
     )
     samples = {
         f"{sample['filter']} {sample['doc_id']}": sample["resps"][0][0]
-        for rows in found["samples"].values()
+        for rows in results["samples"].values()
         for sample in rows
     }
-    json.dump({"results": found["results"], "outputs": samples}, sys.stdout, default=str)
+    json.dump({"results": results["results"], "outputs": samples}, sys.stdout, default=str)
 
 
 if __name__ == "__main__":
