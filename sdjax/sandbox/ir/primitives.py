@@ -6,10 +6,10 @@ name a primitive that is not listed. A parameter that is not listed is either `f
 refuses any other value) or ignored (`weak_type`, sharding hints); the parent supplies both itself.
 The comment above each group says why it is allowed.
 
-Left out on purpose: callbacks, FFI and custom calls (they run code outside the array program), collectives and
-shardings (left to the merge engine), stateful generators (`rng_uniform`, `rng_bit_generator`: they
-differ between platforms), `random_gamma` and `conv_general_dilated` (slow on a CPU and of no use
-here).
+Deliberately excluded: callbacks, FFI and custom calls (they run code outside the array program),
+collectives and shardings (left to the merge engine), stateful generators (`rng_uniform`,
+`rng_bit_generator`: they differ between platforms), `random_gamma` and `conv_general_dilated` (slow
+on a CPU and not useful here).
 
 One list serves every supported JAX. An operation that only a newer JAX has as a primitive carries
 its version in `since` and a `fallback` made of older operations, so that an older JAX verifies the
