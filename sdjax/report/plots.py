@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from sdjax.report.data import IterationReport, ReferenceLine, TestRow, display_name
+from sdjax.search.ranking import ADMISSIBLE, ADMITTED, is_admissible
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
 # Okabe and Ito's color-blind safe palette
@@ -144,11 +145,11 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
         reasons: dict[str, int] = {}
         for one in iterations:
             for status, count in one.counts.items():
-                if status not in ("admitted", "duplicate"):
+                if not is_admissible(status):
                     reasons[status] = reasons.get(status, 0) + count
-        statuses = ["admitted", "duplicate", *sorted(reasons, key=lambda s: (-reasons[s], s))]
+        statuses = [*ADMISSIBLE, *sorted(reasons, key=lambda s: (-reasons[s], s))]
         colors = [*SHARES, *(REFUSED[n % len(REFUSED)] for n in range(len(reasons)))]
-        names = {"admitted": "novel (admitted)", "duplicate": "duplicate"}
+        names = {ADMITTED: "novel (admitted)"}
         left = np.zeros(len(iterations))
         rows = np.arange(len(iterations))
         for status, color in zip(statuses, colors, strict=True):
