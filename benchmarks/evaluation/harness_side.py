@@ -2,7 +2,8 @@
 
 Run it in the harness's environment (tests/evaluation/harness/make_references.py):
 
-    VENV/bin/python benchmarks/evaluation/harness_side.py prompts gsm8k test.jsonl train.jsonl > FILE
+    VENV/bin/python benchmarks/evaluation/harness_side.py prompts gsm8k test.jsonl train.jsonl \\
+        > FILE
     VENV/bin/python benchmarks/evaluation/harness_side.py run MODEL gsm8k test.jsonl train.jsonl \\
         --limit 32 > FILE
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import math
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -140,7 +140,10 @@ class DPOConfig(OptimizerConfig):
             return self
         batch = self.batch_size * self.gradient_accumulation_steps
         steps = max(1, math.ceil(self.epochs * count / batch))
-        return dataclasses.replace(self, max_steps=steps, epochs=None)
+        config = copy.copy(self)  # `replace` would validate defaults as if the user had set them
+        object.__setattr__(config, "max_steps", steps)
+        object.__setattr__(config, "epochs", None)
+        return config
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

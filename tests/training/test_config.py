@@ -1,0 +1,43 @@
+"""Configs of training: number of steps, and combinations that are rejected."""
+
+import pytest
+from pydantic import ValidationError
+
+from sdjax.training.config import DPOConfig, DPOJob, OptimizerConfig, SFTJob
+
+JOB = {"model": "zoo:seed", "data": "pairs.jsonl", "out": "trained"}
+
+
+def test_epochs_become_steps():
+    config = DPOConfig(epochs=2, batch_size=8, gradient_accumulation_steps=2)
+    assert config.for_pairs(40).num_steps == 5
+    assert config.for_pairs(41).num_steps == 6
+    assert config.for_pairs(1).num_steps == 1
+    fixed = DPOConfig(max_steps=7)
+    assert fixed.for_pairs(40) is fixed
+
+
+def test_epochs_become_steps_of_a_job_with_an_adapter():
+    job = DPOJob(**JOB, adapter="trained-before", epochs=1).for_pairs(8)
+    assert (job.num_steps, job.epochs, job.adapter) == (2, None, "trained-before")
+
+
+def test_batches_include_accumulation():
+    assert OptimizerConfig(max_steps=3, gradient_accumulation_steps=4).num_batches == 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (DPOConfig, {}, "give one of max_steps and epochs"),
+        (DPOConfig, {"max_steps": 1, "epochs": 1.0}, "give one of max_steps and epochs"),
+        (OptimizerConfig, {"max_steps": 2, "warmup_steps": 3}, "warmup_steps: 3 is more than"),
+        (DPOConfig, {"max_steps": 1, "loss": "hinge"}, "must be one of sigmoid, ipo"),
+        (DPOJob, {**JOB, "max_steps": 1, "enabled": False}, "enabled: only a run has this key"),
+        (SFTJob, {**JOB, "max_steps": 1, "adapter": "a", "rank": 4}, "has its own; remove the key"),
+        (SFTJob, {**JOB, "max_steps": 1, "save": "adapter"}, "save: adapter needs a rank"),
+    ],
+)
+def test_invalid_combinations_are_rejected(kind, fields, message):
+    with pytest.raises(ValidationError, match=message):
+        kind(**fields)
