@@ -18,7 +18,21 @@ os.environ.setdefault(
 )
 
 # Shapes and dtypes in the signatures of these packages are checked while the tests run.
-TYPE_CHECKED: tuple[str, ...] = ("sdjax.models", "sdjax.decoding", "sdjax.training")
+# A method's `float` hyperparameters arrive as arrays, so of sdjax.merging these modules are checked.
+TYPE_CHECKED: tuple[str, ...] = (
+    "sdjax.models",
+    "sdjax.decoding",
+    "sdjax.training",
+    "sdjax.merging.methods._geometry",
+    "sdjax.merging.methods._mixing",
+    "sdjax.merging.methods._sparsify",
+    "sdjax.merging.random",
+    "sdjax.merging.ranks",
+    "sdjax.merging.recipe.tokenizer_plan",
+    "sdjax.merging.reductions",
+    "sdjax.merging.tensor_program",
+    "sdjax.merging.topk_threshold",
+)
 # An int is accepted as a float, as in PEP 484; the hook needs the name of an importable function.
 typechecker = types.ModuleType("sdjax_typechecker")
 typechecker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))

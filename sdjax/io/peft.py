@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.buffer_pool import Allocate, aligned_empty
-from sdjax.io.safetensors_reader import SafetensorsReader, TensorInfo, read_json
+from sdjax.io.safetensors_reader import SafetensorsReader, read_json
 from sdjax.io.safetensors_writer import write_safetensors
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, Adapter
@@ -30,32 +30,6 @@ _PREFIX = "base_model.model."
 # Suffixes of the tensor names of (A, B): of a linear layer, and of an embedding.
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
-
-
-class TensorReader(Protocol):
-    """Reads tensors by name, as `SafetensorsReader` does."""
-
-    folder: Path
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """All folders that are read."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All tensor names."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor."""
-
-    def dtype(self, name: str) -> np.dtype:
-        """Return the dtype of a tensor."""
-
-    def infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
-        """Return the shape, dtype and offset of at least these tensors in the model's files."""
-
-    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
-        """Read a tensor."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

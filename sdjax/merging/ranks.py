@@ -40,7 +40,7 @@ def rank_fraction(x: Float[Array, "*rows"]) -> Float32[Array, "*rows"]:
     count = x.shape[-1]
 
     # Binary search for all elements at once: how many of the row are not larger than this one.
-    def bisect(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def bisect(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) // 2
         at_middle = jnp.take_along_axis(ordered, jnp.minimum(middle, count - 1), axis=-1)

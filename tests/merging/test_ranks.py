@@ -7,7 +7,7 @@ from sdjax.merging.ranks import outranks, rank_fraction
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (37,), (5, 64), (2, 3, 17)])
-def test_rank_share_is_the_rank_by_two_argsorts(shape):
+def test_rank_fraction_equals_two_argsorts(shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     ranks = np.abs(x).argsort(axis=-1).argsort(axis=-1)
     expected = ranks / max(shape[-1] - 1, 1)
@@ -20,14 +20,14 @@ def test_equal_magnitudes_share_the_highest_rank():
 
 
 @pytest.mark.parametrize("shape", [(2,), (37,), (5, 64)])
-def test_outranks_compares_the_rank_share(shape):
+def test_outranks_compares_the_rank_fraction(shape):
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape).astype(np.float32)
-    # Half a rank off, so that rounding decides nothing.
-    places = rng.integers(-2, shape[-1] + 2, shape)
-    needed = ((places + 0.5) / (shape[-1] - 1)).astype(np.float32)
-    got = jax.jit(outranks)(x, needed)
-    np.testing.assert_array_equal(got, np.asarray(rank_fraction(x)) > needed)
+    # Half a rank off, so that rounding does not matter.
+    ranks = rng.integers(-2, shape[-1] + 2, shape)
+    threshold = ((ranks + 0.5) / (shape[-1] - 1)).astype(np.float32)
+    got = jax.jit(outranks)(x, threshold)
+    np.testing.assert_array_equal(got, np.asarray(rank_fraction(jnp.asarray(x))) > threshold)
 
 
 def test_outranks_at_the_ends():
