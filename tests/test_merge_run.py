@@ -86,6 +86,6 @@ def test_merge_by_rank(tmp_path, run):
         merge_discovered(tmp_path / "nothing", 1, tmp_path / "third")
 
 
-def test_merge_key_is_the_run_s():
+def test_merge_uses_the_key_of_the_run():
     context = SimpleNamespace(config=SimpleNamespace(rng_seed=3))
     assert run_key(3, "merge") == RunContext.key(context, "merge")

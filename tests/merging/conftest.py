@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.testing import count_compilations
+
 SHAPES = {"gate_proj": (6, 4), "up_proj": (6, 4), "down_proj": (4, 6)}
 
 
 def build_tree(seed, layers=3, dtype=jnp.float32, near=None, scale=1.0):
-    """A model-like tree of random leaves; with ``near``, that tree plus noise of size ``scale``."""
+    """Return a tree of random weights, or `near` plus noise of size `scale`."""
     rng = np.random.default_rng(seed)
     tree = {"embed": jnp.asarray(rng.standard_normal((5, 4)), dtype), "layers": {}}
     for layer in range(layers):
@@ -28,6 +30,13 @@ def build_tree(seed, layers=3, dtype=jnp.float32, near=None, scale=1.0):
 @pytest.fixture(name="make_tree")
 def make_tree_fixture():
     return build_tree
+
+
+@pytest.fixture
+def compilations():
+    """Count the executables that XLA compiles during the test."""
+    with count_compilations() as counter:
+        yield counter
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ def scaled(
     return scale * sum(weight[name] * vector for name, vector in task_vectors.items())
 
 
-def test_from_function_reads_requests_and_hyperparameters():
+def test_from_function_reads_inputs_and_hyperparameters():
     algorithm = Algorithm.from_function(scaled, scale=3)
     assert algorithm.form == "tensor"
     assert algorithm.requests == {"base", "depth"}
@@ -21,7 +21,7 @@ def test_from_function_reads_requests_and_hyperparameters():
     assert algorithm.static == {"fair": True}
 
 
-def test_merge_trees_is_the_tree_form():
+def test_merge_trees_has_the_tree_form():
     def merge_trees(task_vectors, base, key):
         return base
 
@@ -35,14 +35,14 @@ def test_merge_trees_is_the_tree_form():
         Algorithm.from_function(wrong)
 
 
-def test_identity_holds_static_values_and_not_traced_ones():
+def test_identity_contains_static_values_only():
     one = Algorithm.from_function(scaled)
     assert one.bind(scale=0.1, weight=(1, 2)).identity == one.identity
     assert Algorithm.from_function(scaled, scale=9).identity == one.identity
     assert one.bind(fair=False).identity != one.identity
 
 
-def test_closures_of_one_name_have_distinct_identities():
+def test_closures_with_one_name_have_distinct_identities():
     def make(factor):
         return lambda task_vectors: factor * task_vectors["expert_1"]
 
@@ -52,7 +52,7 @@ def test_closures_of_one_name_have_distinct_identities():
     assert identities[0] == identities[2]
 
 
-def test_a_function_that_is_defined_again_is_another():
+def test_redefined_function_has_a_new_identity():
     def define(factor):
         space = {"__name__": "notebook"}
         exec(f"def merge_models(task_vectors): return {factor}", space)
@@ -78,7 +78,7 @@ def test_per_expert_values_arrive_in_slot_order(value, expected):
     ("value", "message"),
     [((1, 2, 3), "3 values for 2 experts"), ({"a": 1, "c": 2}, "names a, c; the experts are a, b")],
 )
-def test_per_expert_values_that_do_not_fit_the_experts(value, message):
+def test_per_expert_values_that_do_not_match_the_experts(value, message):
     with pytest.raises(UserError, match=message):
         Algorithm.from_function(scaled, weight=value).hyperparameter_arrays(("a", "b"))
 
@@ -94,14 +94,14 @@ def test_per_expert_values_that_do_not_fit_the_experts(value, message):
         ({"fair": 1}, "'fair' must be true or false"),
     ],
 )
-def test_wrong_hyperparameters_are_named(hyperparameters, message):
+def test_invalid_hyperparameters_raise_user_error(hyperparameters, message):
     with pytest.raises(UserError, match=message):
         Algorithm.from_function(scaled, **hyperparameters)
     with pytest.raises(UserError, match=message):
         Algorithm.from_function(scaled).bind(**hyperparameters)
 
 
-def test_signatures_outside_the_api_are_refused():
+def test_invalid_signatures_raise_user_error():
     def no_default(task_vectors, ratio):
         return ratio
 

@@ -1,4 +1,4 @@
-"""`sdjax.merge`, for whoever has models in memory."""
+"""`sdjax.merge`: models in memory."""
 
 import subprocess
 import sys
@@ -13,7 +13,6 @@ from sdjax.core.errors import UserError
 from sdjax.merging.engine import MergedModel
 from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.models.tree import flatten
-from sdjax.testing import count_compilations
 
 SHAPES = {"mlp/up_proj": (12, 8), "mlp/down_proj": (8, 12), "attn/q_proj": (8, 8)}
 
@@ -30,14 +29,7 @@ def tree(seed, layers=2):
     return out
 
 
-@pytest.fixture
-def compiles():
-    """Number of executables that XLA has compiled during the test."""
-    with count_compilations() as compilations:
-        yield compilations
-
-
-def test_a_method_by_name_by_function_and_with_named_experts():
+def test_merge_takes_a_name_a_function_and_named_experts():
     base, a, b = tree(0), tree(1), tree(2)
     merged = sdjax.merge(base, [a, b], "task_arithmetic", weight=0.5)
     one, two, at, got = (flatten(x) for x in (a, b, base, merged.params))
@@ -63,18 +55,18 @@ def test_a_method_by_name_by_function_and_with_named_experts():
         sdjax.merge(base, [a], "ties", sclae=1.0)
 
 
-def test_a_sweep_of_a_hundred_coefficients_compiles_nothing_new(compiles):
+def test_sweep_over_100_coefficients_does_not_recompile(compilations):
     base, experts = tree(0), [tree(1), tree(2)]
     sdjax.merge(base, experts, "ties", density=0.5)
-    before = compiles.count
+    before = compilations.count
     for step in range(100):
         sdjax.merge(base, experts, "ties", density=0.01 * (step + 1), scale=0.1 * step)
-    assert compiles.count == before
-    sdjax.merge(base, experts, "ties", elect="plain")  # a static one does: a program a shape
-    assert compiles.count == before + 2
+    assert compilations.count == before
+    sdjax.merge(base, experts, "ties", elect="plain")  # a static one does: one executable per shape
+    assert compilations.count == before + 2
 
 
-def test_a_function_that_is_defined_again_is_compiled_again(compiles):
+def test_redefined_function_is_compiled_again(compilations):
     base, expert = tree(0), tree(1)
     path = "layers/0/mlp/up_proj"
     delta = flatten(expert)[path] - flatten(base)[path]
@@ -83,27 +75,27 @@ def test_a_function_that_is_defined_again_is_compiled_again(compiles):
         exec(f"def merge_models(vectors): return {factor} * vectors['expert_1']", cell)
         counts = []
         for _ in range(2):
-            before = compiles.count
+            before = compilations.count
             merged = sdjax.merge(base, [expert], cell["merge_models"], scope=path)
-            counts.append(compiles.count - before)
+            counts.append(compilations.count - before)
             change = flatten(merged.params)[path] - flatten(base)[path]
             np.testing.assert_allclose(change, factor * delta, rtol=1e-4, atol=1e-5)
         assert counts[1] == 0
 
 
-def test_eighty_layers_compile_what_eight_do(compiles):
+def test_80_layers_need_as_many_executables_as_8(compilations):
     counts = []
     for layers in (8, 80):
         jax.clear_caches()
         base, expert = tree(0, layers), tree(1, layers)
         merger = sdjax.Merger(base, [expert], scope="all")
-        before = compiles.count
+        before = compilations.count
         merger(algorithm("magmax"))
-        counts.append(compiles.count - before)
-    assert counts == [3, 3]  # one a shape
+        counts.append(compilations.count - before)
+    assert counts == [3, 3]  # one per shape
 
 
-def test_a_result_that_is_lent_gives_its_buffers():
+def test_donated_result_gives_its_buffers():
     base, experts = tree(0), [tree(1), tree(2)]
     merger = sdjax.Merger(base, experts)
     method = algorithm
@@ -123,7 +115,7 @@ def test_a_result_that_is_lent_gives_its_buffers():
         merger(method("magmax"), donate=first)
 
 
-def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
+def test_invalid_arguments_raise_user_error():
     base, expert = tree(0), tree(1)
     for experts in ({"embed": np.zeros(2), **expert}, {"math": 1.0}, [None]):
         with pytest.raises(UserError, match=r"must be a nested dict of arrays, not"):
@@ -162,7 +154,7 @@ def test_what_is_no_tree_no_key_and_no_earlier_result_is_refused():
 
 @pytest.mark.parametrize("name", sorted(methods()))
 @pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), (1,)])
-def test_every_method_takes_numbers_and_tensors_without_elements(name, shape):
+def test_every_method_accepts_scalars_and_empty_tensors(name, shape):
     rng = np.random.default_rng(0)
     base, *experts = ({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3))
     one, schema = methods()[name], methods()[name].schema
@@ -174,7 +166,7 @@ def test_every_method_takes_numbers_and_tensors_without_elements(name, shape):
     assert merged.finite
 
 
-def test_sdjax_itself_imports_without_jax():
+def test_import_sdjax_does_not_import_jax():
     code = (
         "import sys, sdjax; print('jax' in sys.modules); sdjax.merge; print('jax' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""How a program for one model is compiled follows from what it does."""
+"""Compile options depend on what a program computes."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def of_exponentials(x):
         (of_exponentials, SMALL, lambda: None),
     ],
 )
-def test_large_sums_and_functions_are_compiled_with_more_effort(
+def test_large_reductions_and_transcendentals_use_fusion_emitters(
     monkeypatch, function, shape, options
 ):
     given, expected = [], options()  # which compiles, so before `compile` is replaced
@@ -48,7 +48,7 @@ def test_large_sums_and_functions_are_compiled_with_more_effort(
 
 
 @pytest.mark.parametrize("function", [scaled, by_norm])
-def test_less_effort_gives_the_same_bits(function):
+def test_lean_options_give_the_same_bits(function):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(SMALL), jnp.bfloat16)
     lowered = jax.jit(function).lower(x)
     np.testing.assert_array_equal(compile_for_single_use(lowered)(x), lowered.compile()(x))

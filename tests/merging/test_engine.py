@@ -12,7 +12,6 @@ from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger, merge
 from sdjax.merging.tensor_program import tensor_key_data
 from sdjax.models.tree import flatten
-from sdjax.testing import count_compilations
 
 
 def weighted(task_vectors, weight: PerExpert = 1.0, scale: float = 1.0):
@@ -20,7 +19,7 @@ def weighted(task_vectors, weight: PerExpert = 1.0, scale: float = 1.0):
 
 
 def reference(base, experts, combine):
-    """Merged MLP leaves in float64: path to array."""
+    """Return path to (base, task vectors, merged task vector) of the MLP tensors, in float64."""
     leaves, others = flatten(base), [flatten(expert) for expert in experts]
     out = {}
     for path in leaves:
@@ -31,14 +30,7 @@ def reference(base, experts, combine):
     return out
 
 
-@pytest.fixture
-def backend_compiles():
-    """Number of executables that XLA has compiled during the test."""
-    with count_compilations() as compilations:
-        yield compilations
-
-
-def test_merge_adds_the_merged_task_vector_to_the_leaves_in_scope(base, experts):
+def test_merge_adds_the_merged_task_vector_in_scope(base, experts):
     merged = merge(base, experts, Algorithm.from_function(weighted, weight=(0.5, 0.2, -1.0)))
     expected = reference(base, experts, lambda _, v: 0.5 * v[0] + 0.2 * v[1] - v[2])
     got = flatten(merged.params)
@@ -52,28 +44,26 @@ def test_merge_adds_the_merged_task_vector_to_the_leaves_in_scope(base, experts)
     assert merged.change == pytest.approx(norm / np.mean(norms), rel=1e-5)
 
 
-def test_a_sweep_over_coefficients_and_new_experts_compile_nothing(
-    base, experts, make_tree, backend_compiles
-):
+def test_sweeps_and_new_experts_do_not_recompile(base, experts, make_tree, compilations):
     cache = CompileCache()
     algorithm = Algorithm.from_function(weighted)
     merger = Merger(base, experts, compile_cache=cache)
     merger(algorithm)
-    assert cache.compiled == 2  # one a shape
+    assert cache.compiled == 2  # one per shape
     others = [make_tree(seed, near=base) for seed in (7, 8, 9)]
-    before = backend_compiles.count
+    before = compilations.count
     changes = [merger(algorithm.bind(scale=s)).change for s in (0.1, 0.2, 0.4)]
     assert changes[2] == pytest.approx(4 * changes[0], rel=1e-5)
     merger(algorithm.bind(weight=(1.0, 0.0, 2.0)))
     Merger(base, others, compile_cache=cache)(algorithm)
     Merger(base, experts, compile_cache=cache)(Algorithm.from_function(weighted, scale=3.0))
     assert cache.compiled == 2
-    assert backend_compiles.count == before
+    assert compilations.count == before
     merger(Algorithm.from_function(lambda task_vectors: task_vectors["expert_2"]))
-    assert backend_compiles.count == before + 2  # the listener does count
+    assert compilations.count == before + 2  # shows that the listener counts
 
 
-def test_kind_costs_a_program_for_each_kind_and_branches(base, experts):
+def test_kind_needs_one_executable_per_kind(base, experts):
     def by_kind(task_vectors, kind):
         return task_vectors["expert_1"] * (2.0 if kind == "mlp.down_proj" else 0.0)
 
@@ -87,7 +77,7 @@ def test_kind_costs_a_program_for_each_kind_and_branches(base, experts):
         np.testing.assert_allclose(got[path], at + factor * vectors[0], rtol=1e-5, atol=1e-6)
 
 
-def test_depth_is_the_place_of_the_layer(base, experts):
+def test_depth_is_the_position_of_the_layer(base, experts):
     def by_depth(task_vectors, depth):
         return task_vectors["expert_1"] * 0 + depth
 
@@ -97,11 +87,11 @@ def test_depth_is_the_place_of_the_layer(base, experts):
     leaves = flatten(base)
     for path, depth in [("layers/0/mlp/up_proj", 0.0), ("layers/1/mlp/up_proj", 0.5)]:
         np.testing.assert_allclose(got[path] - leaves[path], depth, atol=1e-6)
-    # The experts' embeddings are not the base's here, so that the leaf is merged.
+    # The experts' embeddings differ from the base's here, so this tensor is merged too.
     np.testing.assert_allclose(got["embed"] - leaves["embed"], -1.0, atol=1e-6)
 
 
-def test_a_python_branch_on_depth_is_refused_with_the_way_to_write_it(base, experts):
+def test_python_branch_on_depth_raises_with_a_remedy(base, experts):
     def branching(task_vectors, depth):
         return task_vectors["expert_1"] if depth < 0.5 else task_vectors["expert_2"]
 
@@ -123,24 +113,24 @@ def test_a_python_branch_on_depth_is_refused_with_the_way_to_write_it(base, expe
         (lambda task_vectors: task_vectors["expert_1"] * 1j, "one real array"),
     ],
 )
-def test_a_wrong_result_is_told_in_one_line(base, experts, function, message):
+def test_invalid_result_raises_user_error_in_one_line(base, experts, function, message):
     with pytest.raises(UserError, match=message) as caught:
         merge(base, experts, Algorithm.from_function(function))
     assert "\n" not in str(caught.value)
 
 
-def test_arithmetic_is_float32_and_rounded_once(make_tree):
+def test_arithmetic_is_float32_with_one_rounding(make_tree):
     base = make_tree(0, dtype=jnp.bfloat16)
     experts = [make_tree(seed, near=base, dtype=jnp.bfloat16) for seed in (1, 2, 3)]
     got = flatten(merge(base, experts, Algorithm.from_function(weighted, weight=0.37)).params)
     for path, (at, _, vector) in reference(base, experts, lambda _, v: 0.37 * sum(v)).items():
         assert got[path].dtype == jnp.bfloat16
         once = jnp.asarray(at + vector, jnp.bfloat16)
-        # One rounding: equal but for a float32 error that crosses a rounding boundary.
+        # With one rounding, only float32 errors across a rounding boundary can make a difference.
         assert np.mean(np.asarray(got[path] != once)) < 0.05
 
 
-def test_a_leaf_no_expert_changed_stays_and_the_rest_does_not(base, experts):
+def test_unchanged_tensors_are_not_merged(base, experts):
     same = "layers/1/mlp/up_proj"
     for expert in experts:
         expert["layers"]["1"]["mlp"]["up_proj"] = base["layers"]["1"]["mlp"]["up_proj"]
@@ -159,7 +149,7 @@ def test_a_leaf_no_expert_changed_stays_and_the_rest_does_not(base, experts):
         np.testing.assert_allclose(got[other], leaves[other] + 1.0, rtol=1e-6)
 
 
-def test_experts_equal_to_the_base_change_nothing(base):
+def test_experts_equal_to_the_base_give_the_base(base):
     merged = merge(base, [base, base], Algorithm.from_function(weighted))
     assert merged.finite
     assert merged.change == 0.0
@@ -178,14 +168,14 @@ def test_non_finite_results_are_flagged(base, experts, bad):
     assert not np.isfinite(merged.change)
 
 
-def test_an_overflow_of_the_stored_type_is_not_finite(make_tree):
+def test_overflow_of_the_stored_dtype_is_not_finite(make_tree):
     base = make_tree(0, dtype=jnp.float16)
     experts = [make_tree(1, near=base, dtype=jnp.float16)]
     assert merge(base, experts, Algorithm.from_function(weighted)).finite
     assert not merge(base, experts, Algorithm.from_function(weighted, scale=1e5)).finite
 
 
-def test_tree_form_sees_all_tensors_and_equals_the_formula(base, experts):
+def test_tree_form_sees_all_tensors(base, experts):
     def merge_trees(task_vectors, base, strength: float = 1.0):
         total = sum(jnp.sum(leaf**2) for leaf in task_vectors["expert_2"].values())
         return {
@@ -217,7 +207,7 @@ def test_without_a_base_the_task_vectors_are_the_weights(experts):
         np.testing.assert_allclose(got[path], mean, rtol=1e-5, atol=1e-6)
 
 
-def test_keys_come_from_key_and_path_alone(base, experts, make_tree):
+def test_tensor_keys_depend_on_key_and_path_only(base, experts, make_tree):
     def noisy(task_vectors, key):
         return jax.random.normal(key, task_vectors["expert_1"].shape)
 
@@ -239,13 +229,13 @@ def test_keys_come_from_key_and_path_alone(base, experts, make_tree):
         merge(base, experts, algorithm)
 
 
-def test_the_hash_of_a_path_does_not_change():
-    # Stored results depend on it.
+def test_tensor_key_data_is_stable():
+    # Stored results depend on this hash.
     data = tensor_key_data(jax.random.key(0), "layers/0/mlp/up_proj")
     np.testing.assert_array_equal(data, np.array([2189619214, 3671122234], np.uint32))
 
 
-def test_programs_are_bounded_and_freed(base, experts):
+def test_executables_are_bounded_and_freed(base, experts):
     cache = CompileCache(capacity=4)
     merger = Merger(base, experts, compile_cache=cache)
     functions = []
@@ -263,7 +253,7 @@ def test_programs_are_bounded_and_freed(base, experts):
     assert functions[0]() is None
 
 
-def test_quick_programs_compute_the_same(base, experts):
+def test_quick_executables_give_the_same_result(base, experts):
     algorithm = Algorithm.from_function(weighted, weight=0.3)
     slow = flatten(merge(base, experts, algorithm).params)
     quick = flatten(merge(base, experts, algorithm, compile_cache=CompileCache(quick=True)).params)
@@ -271,7 +261,7 @@ def test_quick_programs_compute_the_same(base, experts):
         np.testing.assert_allclose(slow[path], quick[path], rtol=1e-6, atol=1e-6)
 
 
-def test_what_does_not_fit_is_named(base, experts):
+def test_mismatched_models_raise_user_error(base, experts):
     algorithm = Algorithm.from_function(weighted)
     experts[1]["layers"]["0"]["mlp"]["up_proj"] = jnp.zeros((4, 6))
     with pytest.raises(

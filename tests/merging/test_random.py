@@ -9,7 +9,7 @@ KEY = jax.random.key(7)
 
 
 def reference_bits(words, shape, stream):
-    """The same hash in Python integers."""
+    """Compute the same hash with Python integers."""
     mask = 2**32 - 1
 
     def mix(x):
@@ -26,7 +26,7 @@ def reference_bits(words, shape, stream):
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_bits_follow_the_hash_of_the_flat_index(impl):
+def test_bits_are_the_hash_of_the_flat_index(impl):
     key = jax.random.key(7, impl=impl)
     words = np.asarray(jax.random.key_data(key)).ravel()
     for shape, stream in [((5,), 0), ((3, 4), 2), ((2, 3, 4), 1)]:
@@ -35,11 +35,11 @@ def test_bits_follow_the_hash_of_the_flat_index(impl):
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
-def test_bernoulli_has_the_probability_and_no_structure(probability):
+def test_bernoulli_has_the_right_probability_and_no_structure(probability):
     draws = np.asarray(bernoulli(KEY, probability, (1024, 1024)), np.float64)
     deviation = np.sqrt(probability * (1 - probability))
     assert abs(draws.mean() - probability) < 5 * deviation / 1024
-    # Sums of rows and columns spread as independent draws do.
+    # Sums of rows and of columns have the variance of independent draws.
     for axis in (0, 1):
         assert draws.mean(axis=axis).std() == pytest.approx(deviation / 32, rel=0.12)
     centred = draws - probability
@@ -56,6 +56,6 @@ def test_streams_and_keys_are_independent():
             assert abs(r) < 5 / 512
 
 
-def test_bernoulli_at_the_ends():
+def test_bernoulli_at_0_and_1():
     assert not bernoulli(KEY, 0.0, (256, 256)).any()
     assert bernoulli(KEY, jnp.float32(1.0), (256, 256)).all()

@@ -30,7 +30,7 @@ def test_outranks_compares_the_rank_fraction(shape):
     np.testing.assert_array_equal(got, np.asarray(rank_fraction(jnp.asarray(x))) > threshold)
 
 
-def test_outranks_at_the_ends():
+def test_outranks_at_0_and_1():
     x = jnp.array([3.0, -1.0, 2.0])
     assert outranks(x, jnp.full(3, -0.1)).all()
     assert not outranks(x, jnp.full(3, 1.0)).any()

@@ -16,11 +16,11 @@ PATHS = ["embed", "layers/0/mlp/up_proj", "layers/1/mlp/up_proj", "layers/1/attn
         (["embed", "*/q_proj"], ["embed", "layers/1/attn/q_proj"]),
     ],
 )
-def test_select(scope, expected):
+def test_select_paths(scope, expected):
     assert list(select_paths(PATHS, scope)) == expected
 
 
-def test_a_pattern_without_a_match_is_an_error():
+def test_pattern_without_a_match_raises_user_error():
     with pytest.raises(UserError, match="scope '\\*/moe/\\*' matches no tensor"):
         select_paths(PATHS, ["*/mlp/*", "*/moe/*"])
     with pytest.raises(UserError, match="scope is empty"):

@@ -1,4 +1,4 @@
-"""Merging on 8 devices gives the numbers of one, and keeps the leaves where they were."""
+"""Merging on eight devices gives the result of one and keeps the shardings."""
 
 import os
 import subprocess
@@ -71,13 +71,13 @@ PROGRAM = textwrap.dedent(
         for path, leaf in got.items():
             assert leaf.sharding == NamedSharding(mesh, specs[path.split("/")[-1]]), method.name
             x, y = np.asarray(want[path], np.float32), np.asarray(leaf, np.float32)
-            # Sums in another order differ in float32, and a rounding may then go the other way.
+            # Float32 sums depend on the order, which may change a rounding.
             np.testing.assert_allclose(x, y, rtol=2**-7, atol=1e-6, err_msg=method.name)
             assert np.mean(x != y) < 0.02, (method.name, np.mean(x != y))
-            if method in random:  # the same elements are dropped, and nothing is summed
+            if method in random:  # the same elements are dropped, without a sum
                 np.testing.assert_array_equal(x, y, err_msg=method.name)
 
-    def told(function):
+    def message(function):
         try:
             function()
         except UserError as error:
@@ -85,8 +85,8 @@ PROGRAM = textwrap.dedent(
 
     linear = every[0]
     here, there = unflatten(base), unflatten(spread(base))
-    assert "are on different devices" in told(lambda: Merger(here, [there]))
-    assert "has a different sharding" in told(lambda: one(linear, donate=eight(linear)))
+    assert "are on different devices" in message(lambda: Merger(here, [there]))
+    assert "has a different sharding" in message(lambda: one(linear, donate=eight(linear)))
     print("same")
     """
 )
@@ -134,26 +134,26 @@ ELEMENTWISE = (
 BY_NORM = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")
 
 
-def test_elementwise_methods_need_no_collective_and_norms_only_scalars():
-    """As compiled for a matrix that is split over both axes of a mesh."""
-    told = dict(
+def test_elementwise_methods_need_no_collectives_and_norms_only_scalars():
+    """Counts collectives for a matrix that is sharded over both axes of a mesh."""
+    message = dict(
         line.split(" ", 1) for line in run(COLLECTIVES, *ELEMENTWISE, *BY_NORM).splitlines()
     )
-    assert told.keys() == {*ELEMENTWISE, *BY_NORM}
+    assert message.keys() == {*ELEMENTWISE, *BY_NORM}
     for name in ELEMENTWISE:
-        assert told[name] == "0  0", (name, told[name])
+        assert message[name] == "0  0", (name, message[name])
     for name in BY_NORM:
-        others, shapes, scalars = told[name].split(" ")
-        assert (others, shapes) == ("0", "f32[]"), (name, told[name])
+        others, shapes, scalars = message[name].split(" ")
+        assert (others, shapes) == ("0", "f32[]"), (name, message[name])
         assert int(scalars) <= 2 * 7, (name, scalars)  # of three experts: six products
 
 
-def test_eight_devices_give_the_numbers_of_one():
+def test_eight_devices_give_the_result_of_one():
     assert run(PROGRAM) == "same"
 
 
 def run(program, *arguments):
-    """What a program prints that has eight devices."""
+    """Run a script with eight devices and return what it prints."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

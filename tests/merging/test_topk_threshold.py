@@ -39,7 +39,7 @@ def test_kth_magnitude_of_special_values():
     ]
 
 
-def test_largest_keeps_the_share_and_all_that_tie():
+def test_topk_masks_keep_the_fraction_and_ties():
     x = jnp.array([[0.1, -4.0, 3.0, 2.0], [2.0, 1.0, -0.5, 0.0]])
     keep = largest_of
     np.testing.assert_array_equal(keep(x, 0.25), jnp.abs(x) >= 3)
@@ -52,7 +52,7 @@ def test_largest_keeps_the_share_and_all_that_tie():
 @pytest.mark.parametrize("shape", [(70_001,), (300, 301), (30, 40, 61)])
 @pytest.mark.parametrize("share", [1e-5, 0.007, 0.2, 0.5, 0.999])
 def test_kth_magnitude_of_large_tensors_is_exact(shape, share):
-    """Where a sample gives the first bracket."""
+    """Tensors that are large enough for a sample to give the first interval."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(shape) * np.exp(rng.standard_normal(shape))).astype(np.float32)
     k = max(1, int(share * x.size))
@@ -60,7 +60,7 @@ def test_kth_magnitude_of_large_tensors_is_exact(shape, share):
 
 
 @pytest.mark.parametrize("kind", ["sample misleads", "few values", "all equal", "all zero"])
-def test_kth_magnitude_where_the_sample_tells_nothing(kind):
+def test_kth_magnitude_with_a_misleading_sample(kind):
     rng = np.random.default_rng(1)
     x = rng.standard_normal((512, 512)).astype(np.float32)
     if kind == "sample misleads":
@@ -75,8 +75,8 @@ def test_kth_magnitude_where_the_sample_tells_nothing(kind):
 
 
 @pytest.mark.parametrize("bounds", [1, 2, 40])
-def test_several_places_of_several_vectors_at_once(bounds):
-    """What does not fit into one pass over the elements is counted in several."""
+def test_several_ranks_of_several_vectors_at_once(bounds):
+    """Bounds that do not fit into one pass over the elements are counted in several."""
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.standard_normal((3, 100, 120)), jnp.bfloat16).astype(jnp.float32)
     k = np.linspace(1, x.size, bounds).astype(np.int32)
@@ -84,7 +84,7 @@ def test_several_places_of_several_vectors_at_once(bounds):
     np.testing.assert_array_equal(found, np.sort(np.abs(x).ravel())[::-1][k - 1])
 
 
-def test_below_largest_passes_over_the_outliers():
+def test_magnitude_band_skips_the_outliers():
     x = jnp.array([0.1, -9.0, 3.0, 2.0, -7.0, 1.0, -0.5, 0.2, 5.0, 4.0])
     keep = below_largest_of
     magnitude = jnp.abs(x)
@@ -94,7 +94,7 @@ def test_below_largest_passes_over_the_outliers():
     assert keep(x, 1.0, 0.2).all()
 
 
-def test_each_vector_has_its_own_share():
+def test_each_vector_has_its_own_density():
     x = np.random.default_rng(2).standard_normal((3, 300, 301)).astype(np.float32)
     x[1] *= 1e-20
     shares = [0.1, 0.5, 0.0]
@@ -107,7 +107,7 @@ def test_each_vector_has_its_own_share():
         np.testing.assert_array_equal(mask, below_largest_of(vector, share, gamma))
 
 
-def test_small_changes_of_bfloat16_tie_and_all_that_tie_are_kept():
+def test_ties_of_small_bfloat16_changes_are_kept():
     rng = np.random.default_rng(0)
     base = jnp.asarray(0.02 * rng.standard_normal((576, 1536)), jnp.bfloat16)
     noise = rng.standard_normal(base.shape).astype(np.float32)

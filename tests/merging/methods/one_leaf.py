@@ -1,4 +1,4 @@
-"""What the tests of the methods share: task vectors, one leaf merged by the engine, comparison."""
+"""Helpers for the tests of methods: task vectors, a merge of one tensor, comparisons."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def vectors(count, seed=0):
 
 
 def run(name, given, base=None, **hyperparameters):
-    """The merged task vector: the engine's, on one leaf; the base is zero unless it is given."""
+    """Return the merged task vector of one tensor from the engine; the base is zero by default."""
 
     def tree(x):
         return {"layers": {"0": {"mlp": {"up_proj": jnp.asarray(x)}}}}
@@ -51,5 +51,5 @@ def wide(given):
 
 
 def leaf_key():
-    """The key that the engine gives a method for the one leaf."""
+    """Return the key that the engine passes to a method for this tensor."""
     return jax.random.wrap_key_data(jnp.asarray(tensor_key_data(KEY, PATH)))

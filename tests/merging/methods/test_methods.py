@@ -1,4 +1,4 @@
-"""Sums, elections and random drops against NumPy float64 references written from their papers."""
+"""Sums, sign elections and random drops against float64 references written from the papers."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def test_linear(weight):
     check(run("linear", vectors(3), weight=weight, normalize=False), expected)
 
 
-def test_linear_with_weights_that_cancel_stays_finite():
+def test_linear_with_canceling_weights_is_finite():
     v = wide(vectors(2))
     check(run("linear", vectors(2), weight=(1.0, -1.0)), v[0] - v[1])
 
@@ -33,7 +33,7 @@ def test_task_arithmetic():
 
 
 def trim(v, density):
-    """Top-k by sorting, as the paper says."""
+    """Trim by sorting, as in the paper."""
     k = int(density * v.size)
     keep = np.argsort(-np.abs(v), axis=None, kind="stable")[:k]
     out = np.zeros(v.size)
@@ -42,7 +42,7 @@ def trim(v, density):
 
 
 def disjoint_mean(given, ballots, weights, normalize=True):
-    """TIES' election and disjoint merge, element by element."""
+    """Elect signs and merge the agreeing elements one by one, as in TIES."""
     out = np.zeros(SHAPE)
     for at in np.ndindex(*SHAPE):
         sign = 1 if sum(b[at] for b in ballots) >= 0 else -1
@@ -72,7 +72,7 @@ def test_ties(elect, normalize):
         normalize=normalize,
     )
     check(got, expected)
-    # The two elections differ on this input, so that the parameter is tested at all.
+    # The two elections must differ on this input for the parameter to be tested.
     other = disjoint_mean(trimmed, trimmed if elect == "weighted" else weighted, weights, normalize)
     assert not np.allclose(0.7 * other, expected)
 
@@ -102,7 +102,7 @@ def test_dare(rescale):
     )
 
 
-def test_dare_that_drops_nothing_is_task_arithmetic():
+def test_dare_with_density_1_is_task_arithmetic():
     got = run("dare_linear", vectors(3), density=1.0)
     check(got, 0.4 * sum(wide(vectors(3))))
     assert not run("dare_linear", vectors(3), density=0.0).any()
@@ -118,7 +118,7 @@ def test_model_stock(filter_wise):
         c = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
         expected[r] = 3 * c / (1 + 2 * c) * np.mean([x[r] for x in rows], axis=0)
     got = run("model_stock", vectors(3), filter_wise=filter_wise)
-    # A row's cosine may be close to zero, so that its float32 error is larger.
+    # The cosine of a row may be close to zero, where its float32 error is larger.
     check(got, expected.reshape(SHAPE), rtol=1e-4 if filter_wise else 1e-5)
 
 
@@ -141,6 +141,6 @@ def test_self_developing_a():
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
-def test_wrong_options_are_named(name):
+def test_invalid_options_raise_user_error(name):
     with pytest.raises(UserError, match="elect must be one of weighted, plain, not 'x'"):
         run(name, vectors(2), elect="x")

@@ -33,7 +33,7 @@ NAMES = [
 ]
 
 
-def test_methods_describe_every_algorithm():
+def test_methods_lists_every_method():
     assert list(methods()) == NAMES
     ties = methods()["ties"]
     assert ties.summary.startswith("TIES: ")
@@ -51,7 +51,7 @@ def test_methods_describe_every_algorithm():
         assert "\n" not in method.formula
 
 
-def test_algorithms_are_distinct_and_traceable_for_any_number_of_dimensions():
+def test_methods_trace_for_any_number_of_dimensions():
     identities = {algorithm(name).identity for name in NAMES}
     assert len(identities) == len(NAMES)
     for method in methods().values():
@@ -68,12 +68,12 @@ def test_algorithms_are_distinct_and_traceable_for_any_number_of_dimensions():
             assert (out.shape, out.dtype) == (shape, np.float32)
 
 
-def test_an_unknown_method_is_named():
+def test_unknown_method_raises_user_error():
     with pytest.raises(UserError, match="no merge method 'tie'; available: linear"):
         algorithm("tie")
 
 
-def test_what_a_recipe_says_of_a_method_exists():
+def test_recipe_schemas_name_existing_hyperparameters():
     for method in methods().values():
         names, schema = {p.name for p in method.hyperparameters}, method.schema
         mentioned = {*schema.param_names, *schema.defaults, *schema.required, *schema.choices}

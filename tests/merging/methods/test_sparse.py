@@ -1,4 +1,4 @@
-"""Methods that select elements, and singular vectors, against NumPy float64 references."""
+"""Methods that select elements or singular vectors, against float64 references."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from sdjax.merging.random import uniform
 
 
 def mask_out(v, density, gamma):
-    """Breadcrumbs: sorted by magnitude, the top gamma dropped, then the share density kept."""
+    """Sort by magnitude, drop the fraction gamma, keep the fraction density below it."""
     kept, top = int(density * v.size), int(gamma * v.size)
     order = np.argsort(-np.abs(v), axis=None, kind="stable")
     start = min(top, v.size - kept)
@@ -63,7 +63,7 @@ def test_della(rescale):
     check(run("della", vectors(3), **settings), total / np.where(part == 0, 1, part))
 
 
-def test_della_keeps_the_density_and_prefers_the_large():
+def test_della_keeps_the_density_and_prefers_large_elements():
     (v,) = vectors(1)
     kept = run("della_linear", [v], weight=1.0, density=0.4, epsilon=0.3, rescale="none") != 0
     assert kept.mean() == pytest.approx(0.4, abs=0.06)
@@ -89,7 +89,7 @@ def test_sce(normalize, share):
     check(run("sce", vectors(3), select_topk=share, normalize=normalize), expected)
 
 
-def test_sce_of_equal_experts_selects_nothing_by_variance():
+def test_sce_of_equal_experts_selects_nothing():
     (v,) = vectors(1)
     assert not run("sce", [v, v], select_topk=0.5).any()
     check(run("sce", [v, v], select_topk=1.0), wide([v])[0])
@@ -97,7 +97,7 @@ def test_sce_of_equal_experts_selects_nothing_by_variance():
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])
 def test_arcee_fusion(size):
-    """A divergence is the square of a small change, which float32 loses in its plain form."""
+    """The divergence of a small change is its square, which the plain formula loses in float32."""
     rng = np.random.default_rng(3)
     base = rng.standard_normal(SHAPE).astype(np.float32)
     vector = np.float32(size) * vectors(1)[0]
@@ -123,7 +123,7 @@ def test_nearswap():
 
 
 def sparse(count):
-    """Task vectors with zeros, as reinforcement learning leaves them."""
+    """Return sparse task vectors, as reinforcement learning produces them."""
     rng = np.random.default_rng(7)
     return [np.where(rng.random(SHAPE) < 0.4, x, 0).astype(np.float32) for x in vectors(count)]
 
@@ -142,7 +142,7 @@ def test_ram_and_ramplus():
     check(run("ramplus_tl", sparse(3), r=0.3, alpha=0.9), sum(scaled))
 
 
-def test_ramplus_of_an_expert_that_changed_nothing():
+def test_ramplus_with_an_unchanged_expert():
     one = sparse(1)[0]
     both = [one, np.zeros_like(one)]
     np.testing.assert_array_equal(run("ramplus_tl", both, epsilon=0.0), run("ramplus_tl", both))
@@ -155,7 +155,7 @@ def test_passthrough():
 
 
 @pytest.mark.parametrize("name", ["passthrough", "nearswap", "arcee_fusion"])
-def test_a_wrong_number_of_experts_is_told(name):
+def test_wrong_number_of_experts_raises_user_error(name):
     with pytest.raises(UserError, match="exactly one expert"):
         run(name, vectors(2))
 
@@ -181,6 +181,6 @@ def test_iso_c():
 
 
 @pytest.mark.parametrize("name", ["tsv", "iso_c"])
-def test_what_is_no_matrix_is_averaged(name):
+def test_tensors_that_are_not_matrices_are_averaged(name):
     rows = [x[0] for x in vectors(3)]
     check(run(name, rows), sum(wide(rows)) / 3)

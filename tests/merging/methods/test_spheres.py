@@ -1,4 +1,4 @@
-"""Methods on spheres against NumPy float64 references."""
+"""Spherical methods against float64 references."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_slerp_of_two(t):
     check(run("slerp", vectors(2), t=t), slerp_weights(a, b, t))
 
 
-def test_slerp_of_three_goes_in_slot_order():
+def test_slerp_of_three_in_slot_order():
     a, b, c = wide(vectors(3))
     check(run("slerp", vectors(3)), slerp_weights(slerp_weights(a, b, 0.5), c, 1 / 3))
 
@@ -31,7 +31,7 @@ def test_slerp_of_parallel_tensors_is_linear():
 
 
 def arc_with_zero(a, t):
-    # No angle is defined against zero; as in mergekit the cosine counts as 0.
+    # The angle to zero is undefined; as in mergekit the cosine is taken as 0.
     return np.sin((1 - t) * np.pi / 2) * np.asarray(a, np.float64)
 
 
@@ -56,7 +56,7 @@ def test_nuslerp(settings, axis):
     check(run("nuslerp", vectors(2), weight=(0.3, 0.9), **settings), expected)
 
 
-def test_nuslerp_of_equal_tensors_and_of_weights_that_cancel():
+def test_nuslerp_of_equal_tensors_and_canceling_weights():
     a, b = vectors(2)
     check(run("nuslerp", [a, a], weight=(0.3, 0.9)), wide([a])[0])
     check(run("nuslerp", [a, b], weight=(1.0, -1.0)), slerp_weights(*wide([a, b]), 0.5))
@@ -65,7 +65,7 @@ def test_nuslerp_of_equal_tensors_and_of_weights_that_cancel():
 
 
 def multislerp(given, weights, normalize):
-    """With the step in the tangent space that the method leaves out."""
+    """Reference with the tangent-space step that the method omits."""
     flat = np.stack([x.ravel() for x in given])
     w = np.asarray(weights) / (np.sum(weights) if normalize else 1)
     lengths = np.linalg.norm(flat, axis=1)
@@ -86,7 +86,7 @@ def test_multislerp(normalize):
     check(run("multislerp", vectors(1)), wide(vectors(1))[0])
 
 
-def test_multislerp_of_opposites_is_their_average():
+def test_multislerp_of_opposite_tensors_is_their_average():
     (a,) = vectors(1)
     check(run("multislerp", [3 * a, -a]), wide([a])[0])
 
@@ -114,7 +114,7 @@ def test_karcher(count):
 
 
 def test_karcher_stops_after_max_iter():
-    # The iterates differ in the fourth digit here, so that the number of steps is seen.
+    # The iterates differ in the fourth digit here, which shows the number of steps.
     skew = [x * 1.0 for x in vectors(4)]
     skew[1] = skew[0] + 0.1 * skew[1]
     for steps in (0, 1):

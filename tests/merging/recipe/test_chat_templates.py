@@ -1,4 +1,4 @@
-"""The chat formats that a recipe may name: the text that mergekit 0.1.5's templates give.
+"""The built-in chat templates render the same text as those of mergekit 0.1.5.
 
 `mergekit/make_references.py` has made the conversations and what mergekit's templates make of them.
 """
@@ -28,7 +28,7 @@ def render(name, messages, add_generation_prompt):
     )
 
 
-def test_conversations_are_rendered_as_by_mergekit():
+def test_conversations_render_as_in_mergekit():
     references = json.loads(FILE.read_text())
     assert {one["name"] for one in references} == CHAT_TEMPLATES.keys()
     for one in references:
@@ -36,7 +36,7 @@ def test_conversations_are_rendered_as_by_mergekit():
         assert got == one["text"], one
 
 
-def test_mistral_refuses_roles_out_of_turn():
+def test_mistral_rejects_roles_that_do_not_alternate():
     question = {"role": "user", "content": "hi"}
     with pytest.raises(TemplateRuntimeError, match="must take turns"):
         render("mistral", [question, question], False)

@@ -14,7 +14,7 @@ from sdjax.io.vocabulary import read_vocabulary
 from sdjax.merging.recipe.pipeline import merge_recipe
 
 HERE = Path(__file__).parent / "mergekit"
-# Relative to the largest element of the merged delta, or of the tensor where there is no base.
+# Relative to the largest element of the merged delta, or of the tensor if there is no base.
 TOLERANCE = 1e-5
 RECIPES = sorted(path.stem for path in (HERE / "recipes").glob("*.yaml"))
 
@@ -31,7 +31,7 @@ def among_the_models(monkeypatch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_gives_mergekits_tensors(tmp_path, name):
+def test_recipe_matches_mergekit(tmp_path, name):
     merge_recipe(HERE / "recipes" / f"{name}.yaml", tmp_path / "out")
     got, _ = read(tmp_path / "out" / "model.safetensors")
     expected, facts = read(HERE / "references" / f"{name}.safetensors")
@@ -45,7 +45,7 @@ def test_a_recipe_gives_mergekits_tensors(tmp_path, name):
         at = base.get(tensor)
         relative = based and at is not None and at.shape == want.shape
         delta = want - at if relative else want
-        # Nothing is nearer in float32 than the next number.
+        # One float32 rounding step is always allowed.
         bound = TOLERANCE * np.abs(delta).max() + rounding * np.abs(want) + np.spacing(np.abs(want))
         assert np.all(np.abs(have - want) <= bound), (tensor, np.abs(have - want).max(), bound)
     facts = json.loads(facts)

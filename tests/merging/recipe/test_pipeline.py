@@ -31,7 +31,7 @@ SAME = "model.norm.weight"
 
 @pytest.fixture
 def models(tmp_path):
-    """A base and two experts, in bfloat16, as folders; the tensors by model."""
+    """Write a base and two experts in bfloat16; return their tensors by model."""
     rng = np.random.default_rng(0)
     base = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
     out = {}
@@ -143,7 +143,7 @@ def test_slerp_starts_at_the_base_model(tmp_path, models):
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
-def test_a_random_method_streamed_equals_the_one_in_memory(tmp_path, models, name):
+def test_streamed_random_merge_equals_one_in_memory(tmp_path, models, name):
     recipe = write(
         tmp_path,
         f"merge_method: {name}\nbase_model: base\nmodels:\n  - model: math\n  - model: code\n"
@@ -159,7 +159,7 @@ def test_a_random_method_streamed_equals_the_one_in_memory(tmp_path, models, nam
     method = algorithm(name, weight=0.7, density=0.6, **same)
     key = jax.random.key(3)
     expected = flatten(merge(trees[0], trees[1:], method, scope="all", key=key).params)
-    alone = "layers/1/mlp/up_proj"  # whatever else is merged, and when
+    alone = "layers/1/mlp/up_proj"  # independent of what else is merged
     one = flatten(merge(trees[0], trees[1:], method, scope=alone, key=key).params)
     np.testing.assert_array_equal(one[alone], expected[alone])
     for folder in ("out", "sharded"):
@@ -172,7 +172,7 @@ def test_a_random_method_streamed_equals_the_one_in_memory(tmp_path, models, nam
     )
 
 
-def test_shards_have_an_index_and_can_be_merged_again(tmp_path, models):
+def test_sharded_result_has_an_index_and_can_be_merged(tmp_path, models):
     merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "one")
     merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "many", max_file_bytes=200)
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
@@ -191,7 +191,7 @@ def rewrite(folder, tensors, **changes):
     save_file({**tensors, **changes}, folder / "model.safetensors")
 
 
-def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
+def test_invalid_models_raise_user_error_and_leave_no_files(tmp_path, models):
     recipe = write(tmp_path, TASK_ARITHMETIC)
     name = "model.layers.1.mlp.up_proj.weight"
 
@@ -223,7 +223,7 @@ def test_bad_models_are_named_and_nothing_is_left(tmp_path, models):
 
 @pytest.mark.parametrize("method", sorted(methods()))
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_no_method_hides_what_is_not_finite(method, value):
+def test_no_method_hides_non_finite_weights(method, value):
     rng = np.random.default_rng(0)
     base, good, bad = (rng.standard_normal((6, 8)).astype(np.float32) for _ in range(3))
     bad[1, 2] = value
@@ -259,7 +259,7 @@ FAMILY = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
         ),
     ],
 )
-def test_a_model_that_is_not_complete_is_refused(tmp_path, models, change, config, message):
+def test_incomplete_model_raises_user_error(tmp_path, models, change, config, message):
     more = {name: np.zeros(shape, np.float32) for name, shape in change.items()}
     for name in ("base", "math", "code"):
         rewrite(tmp_path / name, models[name], **more)
@@ -268,7 +268,7 @@ def test_a_model_that_is_not_complete_is_refused(tmp_path, models, change, confi
         merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
 
 
-def test_further_layers_are_kept_behind_those_that_the_config_counts(tmp_path, models):
+def test_multi_token_prediction_layers_are_kept(tmp_path, models):
     for name in ("base", "math", "code"):
         config = {"num_hidden_layers": 1, "num_nextn_predict_layers": 1}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
@@ -276,7 +276,7 @@ def test_further_layers_are_kept_behind_those_that_the_config_counts(tmp_path, m
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
 
 
-def test_an_adapter_on_a_tied_output_matrix_is_refused(tmp_path, models):
+def test_adapter_on_a_tied_output_matrix_raises_user_error(tmp_path, models):
     embedding = models["base"]["model.embed_tokens.weight"]
     rewrite(tmp_path / "base", models["base"], **{"lm_head.weight": embedding})
     (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": true}')
@@ -293,7 +293,7 @@ def test_an_adapter_on_a_tied_output_matrix_is_refused(tmp_path, models):
         merge_recipe(recipe, tmp_path / "out")
 
 
-def test_the_config_says_what_the_tensors_are(tmp_path, models):
+def test_config_has_the_dtype_of_the_tensors(tmp_path, models):
     rewrite(tmp_path / "math", {n: x.astype(np.float32) for n, x in models["math"].items()})
     for name in ("base", "math", "code"):
         (tmp_path / name / "config.json").write_text('{"torch_dtype": "bfloat16"}')
@@ -302,7 +302,7 @@ def test_the_config_says_what_the_tensors_are(tmp_path, models):
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"torch_dtype": "float32"}
 
 
-def test_what_the_config_says_of_each_layer_is_stacked_as_they_are(tmp_path, models):
+def test_per_layer_config_entries_are_stacked(tmp_path, models):
     fields = {"num_hidden_layers": 2, "layer_types": ["full", "sliding"], "eos_token_id": [7, 8]}
     (tmp_path / "base" / "config.json").write_text(json.dumps(fields))
     slices = "".join(
@@ -319,7 +319,7 @@ def test_what_the_config_says_of_each_layer_is_stacked_as_they_are(tmp_path, mod
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_is_written_is_finite_whether_it_was_merged_or_not(tmp_path, models):
+def test_non_finite_tensors_raise_user_error_merged_or_copied(tmp_path, models):
     large = {**models["base"], SAME: np.full(4, 1e30, ml_dtypes.bfloat16)}
     for name in ("base", "math", "code"):
         rewrite(tmp_path / name, large)
@@ -334,7 +334,7 @@ def test_what_is_written_is_finite_whether_it_was_merged_or_not(tmp_path, models
         merge_recipe(recipe, tmp_path / "nan")
 
 
-def test_an_output_that_exists_is_kept(tmp_path, models):
+def test_existing_output_is_kept(tmp_path, models):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
@@ -342,7 +342,7 @@ def test_an_output_that_exists_is_kept(tmp_path, models):
     assert (tmp_path / "out" / "mine").read_text() == "mine"
 
 
-def test_tensor_paths_are_ours():
+def test_tensor_path_maps_hugging_face_names():
     assert tensor_path("model.layers.12.self_attn.q_proj.weight") == "layers/12/attn/q_proj"
     assert tensor_path("model.layers.0.input_layernorm.weight") == "layers/0/input_norm"
     assert tensor_path("lm_head.weight") == "lm_head"
@@ -350,10 +350,10 @@ def test_tensor_paths_are_ours():
 
 
 class Stopped(Exception):
-    """As if the process had been killed."""
+    """Stands in for a killed process."""
 
 
-def test_an_interrupted_merge_goes_on(tmp_path, models):
+def test_interrupted_merge_resumes(tmp_path, models):
     recipe = write(tmp_path, TASK_ARITHMETIC)
     whole = merge_recipe(recipe, tmp_path / "whole")
 
@@ -373,7 +373,7 @@ def test_an_interrupted_merge_goes_on(tmp_path, models):
     assert all(np.array_equal(one[name], other[name]) for name in SHAPES)
 
 
-def test_without_room_it_ends_in_a_line_and_goes_on_later(tmp_path, models):
+def test_full_disk_raises_user_error_and_the_merge_resumes(tmp_path, models):
     recipe = write(tmp_path, TASK_ARITHMETIC)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
@@ -388,7 +388,7 @@ def test_without_room_it_ends_in_a_line_and_goes_on_later(tmp_path, models):
     assert merge_recipe(recipe, tmp_path / "out").tensors == 5
 
 
-def test_weights_that_cannot_be_read_now_keep_what_is_written(tmp_path, models, monkeypatch):
+def test_unreadable_weights_keep_what_is_written(tmp_path, models, monkeypatch):
     def away(*arguments):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -413,14 +413,14 @@ def test_weights_that_cannot_be_read_now_keep_what_is_written(tmp_path, models, 
         ("[{filter: mlp, valu: 0.3}]", "line 10: weight: unknown key 'valu'"),
     ],
 )
-def test_odd_values_are_told_in_one_line(tmp_path, models, value, message):
+def test_invalid_values_raise_user_error_in_one_line(tmp_path, models, value, message):
     text = TASK_ARITHMETIC.replace("{weight: -0.25}", f"\n      weight: {value}")
     with pytest.raises(UserError, match=message) as caught:
         merge_recipe(write(tmp_path, text), tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
-def test_another_recipe_does_not_go_on_with_it(tmp_path, models):
+def test_different_recipe_is_not_resumed(tmp_path, models):
     def stop(done, total):
         raise Stopped
 
@@ -431,7 +431,7 @@ def test_another_recipe_does_not_go_on_with_it(tmp_path, models):
 
 
 @pytest.mark.parametrize("file", ["merges.txt", "chat_template.jinja", "tokenizer.model"])
-def test_nor_does_it_go_on_when_a_file_that_is_copied_has_changed(tmp_path, models, file):
+def test_merge_with_a_changed_asset_is_not_resumed(tmp_path, models, file):
     def stop(done, total):
         raise Stopped
 
@@ -444,7 +444,7 @@ def test_nor_does_it_go_on_when_a_file_that_is_copied_has_changed(tmp_path, mode
     assert not (tmp_path / "out" / file).exists()
 
 
-def test_a_program_is_compiled_once_however_many_tensors_wait_for_it(tmp_path, models, monkeypatch):
+def test_each_distinct_program_is_compiled_once(tmp_path, models, monkeypatch):
     compiled = []
 
     def counted(lowered):
@@ -456,7 +456,7 @@ def test_a_program_is_compiled_once_however_many_tensors_wait_for_it(tmp_path, m
     assert len(compiled) == len(set(SHAPES.values()))
 
 
-def test_the_model_card_tells_how_it_was_made(tmp_path, models):
+def test_model_card_contains_the_recipe(tmp_path, models):
     merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "mine")
     card = (tmp_path / "mine" / "README.md").read_text()
     assert card.startswith('---\nbase_model:\n- "base"\n- "math"\n- "code"\n')
@@ -472,7 +472,7 @@ def test_the_model_card_tells_how_it_was_made(tmp_path, models):
         ('"{{ messages }}"', "{{ messages }}"),
     ],
 )
-def test_a_chat_template_is_named_found_or_given(tmp_path, models, choice, expected):
+def test_chat_template_by_name_by_vote_or_literal(tmp_path, models, choice, expected):
     for name in ("base", "math", "code"):
         template = "another" if name == "base" else "one way"
         settings = {"chat_template": template, "bos_token": "<s>"}
@@ -487,7 +487,7 @@ def test_a_chat_template_is_named_found_or_given(tmp_path, models, choice, expec
         merge_recipe(wrong, tmp_path / "other")
 
 
-def test_of_several_chat_templates_the_default_one_counts(tmp_path, models):
+def test_default_of_several_chat_templates_is_used(tmp_path, models):
     named = [{"name": "tools", "template": "other"}, {"name": "default", "template": "its own"}]
     settings = json.dumps({"chat_template": named})
     (tmp_path / "base" / "tokenizer_config.json").write_text(settings)
@@ -504,7 +504,7 @@ def test_of_several_chat_templates_the_default_one_counts(tmp_path, models):
         ("chat_template.jinja", b"\xff", "chat_template: auto", "chat_template.jinja: not UTF-8"),
     ],
 )
-def test_a_damaged_tokenizer_is_named_before_anything_is_merged(
+def test_damaged_tokenizer_raises_user_error_before_the_merge(
     tmp_path, models, file, text, choice, message
 ):
     tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": "u"}}
@@ -521,7 +521,7 @@ def test_a_damaged_tokenizer_is_named_before_anything_is_merged(
     assert len(str(caught.value)) < 500
 
 
-def test_damaged_settings_are_named_where_they_lie_and_before_any_tensor(tmp_path, models):
+def test_damaged_tokenizer_config_raises_user_error_before_the_merge(tmp_path, models):
     (tmp_path / "base" / "tokenizer_config.json").write_text("{")
     seen = []
     with pytest.raises(UserError, match=f"{tmp_path}/base/tokenizer_config.json: not valid JSON"):
@@ -534,7 +534,7 @@ def test_damaged_settings_are_named_where_they_lie_and_before_any_tensor(tmp_pat
 
 
 @pytest.mark.parametrize("method", ["slerp", "karcher"])
-def test_a_tensor_without_elements_stays_as_it_is(tmp_path, models, method):
+def test_empty_tensor_is_copied(tmp_path, models, method):
     empty = np.zeros((0, 4), np.float32)
     for name, tensors in models.items():
         rewrite(tmp_path / name, tensors, empty=empty)

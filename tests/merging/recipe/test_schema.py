@@ -32,7 +32,7 @@ out_dtype: float32
 
 
 def model(name):
-    """A model of two layers, without any file."""
+    """Return a model of two layers without files."""
     if name == "gone":
         raise UserError("gone: no such folder")
     layers = (7 if name == "deep" else 2) * ((".mlp.up_proj.weight", ".self_attn.q_proj.weight"),)
@@ -63,7 +63,7 @@ def hyperparameters(plan, tensor="model.norm.weight"):
     return step.algorithm.hyperparameters
 
 
-def test_ties_with_values_for_each_model(tmp_path):
+def test_ties_with_parameters_per_model(tmp_path):
     got = load(tmp_path, TIES)
     assert got.template.name == "base"
     assert len(got.steps) == 6
@@ -90,7 +90,7 @@ def test_ties_with_values_for_each_model(tmp_path):
         ("  rescale: true\n", "l1"),
     ],
 )
-def test_dare_rescales_as_mergekit_unless_told(tmp_path, parameters, rescale):
+def test_dare_rescales_as_mergekit_by_default(tmp_path, parameters, rescale):
     text = TIES.replace("ties", "dare_linear").replace("  normalize: false\n", parameters)
     assert hyperparameters(load(tmp_path, text))["rescale"] == rescale
 
@@ -223,7 +223,7 @@ def test_errors_name_the_key_and_the_line(tmp_path, old, new, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_merge_key_brings_what_is_not_written_out(tmp_path):
+def test_merge_key_fills_in_missing_keys(tmp_path):
     each = TIES.replace("parameters:\n      weight: 0.5", "parameters: &one\n      weight: 0.5")
     each = each.replace("      weight: 1\n", "      <<: *one\n      weight: 1\n")
     values = hyperparameters(load(tmp_path, each))
@@ -233,7 +233,7 @@ def test_a_merge_key_brings_what_is_not_written_out(tmp_path):
         load(tmp_path, each.replace("*one", "7"))
 
 
-def test_merge_keys_may_be_several_and_stand_under_an_alias(tmp_path):
+def test_merge_key_with_several_aliases(tmp_path):
     text = TIES.replace("parameters:\n      weight: 0.5", "parameters: &one\n      weight: 0.5")
     text = text.replace(
         "parameters:\n      weight: 1",
@@ -244,7 +244,7 @@ def test_merge_keys_may_be_several_and_stand_under_an_alias(tmp_path):
     assert values["density"] == (0.3, 0.3, 0.3)
 
 
-def test_aliases_of_aliases_are_counted_before_anything_is_made_of_them(tmp_path):
+def test_nested_aliases_are_limited(tmp_path):
     nest = "&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"
     for level in range(1, 9):
         nest = f"&a{level} [{nest}{f', *a{level - 1}' * 9}]"
@@ -252,7 +252,7 @@ def test_aliases_of_aliases_are_counted_before_anything_is_made_of_them(tmp_path
         load(tmp_path, TIES.replace("weight: 0.5", f"weight: {nest}"))
 
 
-def test_a_model_may_be_a_mapping(tmp_path):
+def test_model_as_a_mapping(tmp_path):
     written = "{model: {path: org/a, revision: v2}, lora: {path: b}}"
     text = TIES.replace("- model: a", f"- model: {written}")
     (step, *_) = load(tmp_path, text.replace("- model: b", "- model: {model: b}")).steps
@@ -294,7 +294,7 @@ parameters:
 """
 
 
-def test_slices_stack_layers_and_take_the_nearest_parameter(tmp_path):
+def test_slices_stack_layers_and_use_the_innermost_parameter(tmp_path):
     got = load(tmp_path, SLICES.replace("[0.5, {value: 2}]", "[0.5, 2.5]"))
     assert len(got.layers) == 3
     by_name = {step.name: step for step in got.steps}
@@ -311,7 +311,7 @@ def test_slices_stack_layers_and_take_the_nearest_parameter(tmp_path):
     assert [one["weight"] for one in values] == [(0.5,), (2.5,), (3.0,)]
     assert [one["normalize"] for one in values] == [True, True, False]
     assert hyperparameters(got, "model.layers.2.self_attn.q_proj.weight")["weight"] == (0.0,)
-    # The embedding belongs to the first slice, what follows the layers to the last.
+    # The embedding belongs to the first slice, the final norm to the last one.
     assert by_name["model.embed_tokens.weight"].sources[0].model.name == "base"
     assert by_name["model.norm.weight"].sources[0].model.name == "deep"
 
@@ -345,7 +345,7 @@ def test_errors_in_slices_name_the_line(tmp_path, old, new, message):
     assert "\n" not in str(caught.value)
 
 
-def test_modules_have_the_one_of_a_language_model(tmp_path):
+def test_modules_must_be_default(tmp_path):
     text = (
         "merge_method: linear\nmodules:\n  {}:\n    models: [{{model: a}}, {{model: b}}]\n"
         "    parameters: {{weight: 2}}\n"
@@ -355,7 +355,7 @@ def test_modules_have_the_one_of_a_language_model(tmp_path):
         load(tmp_path, text.format("vision"))
 
 
-def test_files_that_are_no_recipe(tmp_path):
+def test_files_that_are_not_recipes_raise_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_recipe(tmp_path / "none.yml")
     for text in ("", "- a\n", "just text"):

@@ -29,7 +29,7 @@ DOCUMENT = PACKAGE.parent / "docs" / "internals" / "merging.md"
 
 
 class SynchronousExecutor:
-    """Runs a call where it is submitted, so that callers are on the stack of the call."""
+    """Runs every call when it is submitted, so that its callers are on the stack."""
 
     def __init__(self, max_workers=None):
         pass
@@ -44,7 +44,7 @@ class SynchronousExecutor:
 
 
 def is_tensor(value):
-    """Whether a value is the tensor: its name, path, step, reference or values."""
+    """Return whether a value is the tensor: its name, path, step, reference or values."""
     if isinstance(value, str):
         return value in (NAME, PATH)
     if isinstance(value, MergeStep | TensorRef):
@@ -56,7 +56,7 @@ def is_tensor(value):
 
 
 def qualified(frame):
-    """The name of a function of sdjax, or None for other code and for comprehensions."""
+    """Return the name of a function of sdjax; None for other code and for comprehensions."""
     code = frame.f_code
     file = Path(code.co_filename)
     if not file.is_relative_to(PACKAGE) or re.search("<(genexpr|.*comp)>$", code.co_qualname):
@@ -65,8 +65,8 @@ def qualified(frame):
     return f"{module}.{code.co_qualname.replace('.<locals>', '')}"
 
 
-def test_a_tensor_passes_few_functions_from_the_command_to_the_disk(tmp_path, monkeypatch):
-    """Counts functions that receive the tensor as an argument, and all of their callers."""
+def test_tensor_passes_at_most_20_functions_from_command_to_disk(tmp_path, monkeypatch):
+    """Count the functions that receive the tensor as an argument, and all of their callers."""
     rng = np.random.default_rng(0)
     for model in ("base", "expert"):
         (tmp_path / model).mkdir()

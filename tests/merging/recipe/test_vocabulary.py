@@ -29,22 +29,22 @@ def test_rows_are_matched_by_token():
     assert is_identity(same, {"one": 2})
 
 
-def test_rows_that_a_model_lacks_come_from_the_others():
+def test_missing_rows_come_from_other_models():
     one = np.array([[1.0, 1.0], [2.0, 2.0]], np.float32)
     two = np.array([[10.0, 10.0], [20.0, 20.0]], np.float32)
     three = np.array([[6.0, 8.0]], np.float32)
-    # Tokens: of all; of one alone; of one and two; of nobody.
+    # Tokens that all models have, only the first, the first and the second, none.
     rows = [np.array(x, np.int32) for x in ([0, 1, 1, -1], [0, -1, 1, -1], [0, -1, -1, -1])]
     got = align_rows([one, two, three], rows, 5, fallback=None)
     np.testing.assert_array_equal(got[0][:4], [[1, 1], [2, 2], [2, 2], [0, 0]])
     np.testing.assert_array_equal(got[1][:4], [[10, 10], [2, 2], [20, 20], [0, 0]])
     np.testing.assert_array_equal(got[2][:4], [[6, 8], [2, 2], [11, 11], [0, 0]])
-    np.testing.assert_allclose(got[1][4], [8, 8])  # rows to fill up: the mean row
+    np.testing.assert_allclose(got[1][4], [8, 8])  # padding: the mean row
     based = align_rows([one, two, three], rows, 4, fallback=1)
     np.testing.assert_array_equal(based[2][2], [20, 20])
 
 
-def test_the_common_dtype_holds_all():
+def test_aligned_rows_have_the_common_dtype():
     half = np.ones((2, 2), ml_dtypes.bfloat16)
     single = np.full((2, 2), 1 + 2**-20, np.float32)
     rows = [np.array([0, 1], np.int32)] * 2
@@ -52,7 +52,7 @@ def test_the_common_dtype_holds_all():
     assert align_rows([half, half], rows, 2, None)[0].dtype == ml_dtypes.bfloat16
 
 
-def test_vocabularies_of_different_size_merge_by_token_and_are_counted(tmp_path, monkeypatch):
+def test_vocabularies_of_different_size_merge_by_token(tmp_path, monkeypatch):
     monkeypatch.chdir(MODELS)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
@@ -81,8 +81,8 @@ def test_vocabularies_of_different_size_merge_by_token_and_are_counted(tmp_path,
     assert config["vocab_size"] == 11
 
 
-def test_memory_that_was_read_into_is_given_back(tmp_path, monkeypatch):
-    """Of tensors whose rows are matched, too, which go on in memory of their own."""
+def test_read_buffers_are_released(tmp_path, monkeypatch):
+    """Also for tensors whose rows are aligned in new memory."""
     lenders = []
 
     class Watched(BufferPool):
@@ -103,7 +103,7 @@ def test_memory_that_was_read_into_is_given_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("source", "size"), [("base", 11), ("union", 13), ("wide", 12)])
-def test_transformers_reads_the_tokenizer_that_is_written(tmp_path, monkeypatch, source, size):
+def test_transformers_reads_the_merged_tokenizer(tmp_path, monkeypatch, source, size):
     from transformers import AutoTokenizer
 
     monkeypatch.chdir(MODELS)
@@ -122,7 +122,7 @@ def test_transformers_reads_the_tokenizer_that_is_written(tmp_path, monkeypatch,
     ] or (source == "base")
 
 
-def test_rows_of_an_embedding_under_another_name_are_not_matched(tmp_path):
+def test_embedding_of_unknown_name_cannot_be_aligned(tmp_path):
     for name in ("base", "wide", "math"):
         shutil.copytree(MODELS / name, tmp_path / name)
         file = tmp_path / name / "model.safetensors"
@@ -140,5 +140,5 @@ def test_rows_of_an_embedding_under_another_name_are_not_matched(tmp_path):
     recipe.write_text(text.format("wide", "union"))
     with pytest.raises(UserError, match="line 4: the rows of base cannot be matched by token"):
         merge_recipe(recipe, tmp_path / "out")
-    recipe.write_text(text.format("math", "base"))  # of the same tokens
+    recipe.write_text(text.format("math", "base"))  # the same tokens
     assert merge_recipe(recipe, tmp_path / "out").notes == ()
