@@ -1,11 +1,11 @@
-"""Gigabytes a second of merge methods in memory, beside the device's own copy bandwidth.
+"""Throughput of merge methods in memory, relative to the device's copy bandwidth.
 
     python benchmarks/merge_throughput.py --model 135m --methods task_arithmetic,ties --repeat 5
 
-Bytes are the least a merge can move: base and every expert read once, the result written once. The
-copy is a float32 array read and written once, into a fresh buffer (what a merge's result gets) and
-into a reused one. Compilation is reported apart. Needs no model: tensors are random, of the shapes
-of a Llama of that size (7b-layer: one layer of Mistral-7B), on whatever device JAX has.
+The number of bytes is the minimum of a merge: base and experts read once, the result written once.
+The copy reads and writes a float32 array once, into a fresh buffer (as a merge does) and into a
+reused one. Compilation is reported separately. Tensors are random, with the shapes of a Llama model
+of that size (7b-layer: one layer of Mistral-7B), on JAX's default device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.merging.random import uniform
 from sdjax.models.tree import unflatten
 
-# layers, hidden size, intermediate size, width of key and value heads together, vocabulary
+# Layers, hidden size, intermediate size, width of the key and value projections, vocabulary.
 MODELS = {
     "small": (4, 128, 512, 64, 1024),
     "135m": (30, 576, 1536, 192, 49152),
@@ -41,7 +41,7 @@ DEFAULT_METHODS = "linear,task_arithmetic,slerp,model_stock,dare_linear,ties,dar
 
 
 def shapes_of(model: str) -> dict[str, tuple[int, ...]]:
-    """Path to shape of every matrix of the model."""
+    """Return path to shape of every matrix of the model."""
     layers, hidden, inner, key_value, vocabulary = MODELS[model]
     out: dict[str, tuple[int, ...]] = {"embed": (vocabulary, hidden)} if vocabulary else {}
     for layer in range(layers):
@@ -59,7 +59,7 @@ def shapes_of(model: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_trees(model: str, experts: int, dtype: Any) -> list[dict]:
-    """A base and its experts, a twentieth of its size away."""
+    """Return a base and its experts, which differ by a twentieth of its magnitude."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], near: jax.Array | None) -> jax.Array:
         noise = 2 * uniform(key, shape) - 1
@@ -76,7 +76,7 @@ def random_trees(model: str, experts: int, dtype: Any) -> list[dict]:
 
 
 def timed(run: Callable[[], Any], repeat: int) -> list[float]:
-    """Seconds of each call, the result ready on the device."""
+    """Return the seconds of each call, until its result is ready on the device."""
     seconds = []
     for _ in range(repeat):
         start = time.perf_counter()
@@ -86,12 +86,12 @@ def timed(run: Callable[[], Any], repeat: int) -> list[float]:
 
 
 def merged_params(merger: Merger, method: Algorithm, key: jax.Array) -> dict:
-    """One merge."""
+    """Merge once."""
     return merger(method, key=key).params
 
 
 def copy_rates(megabytes: int, repeat: int) -> tuple[list[float], list[float]]:
-    """Gigabytes a second, read and written, into a fresh buffer and into a reused one."""
+    """Return GB/s, read and written, into a fresh buffer and into a reused one."""
     held = [jnp.ones((megabytes, 2**18), jnp.float32)]
     fresh = jax.jit(lambda x: x * 2)
     reused = jax.jit(lambda x: x * 0.5, donate_argnums=0)
@@ -108,19 +108,19 @@ def copy_rates(megabytes: int, repeat: int) -> tuple[list[float], list[float]]:
 
 
 def spread(rates: list[float]) -> str:
-    """Median and range of some rates."""
+    """Format the median and the range of some rates."""
     return f"{statistics.median(rates):7.2f} GB/s  ({min(rates):.2f} to {max(rates):.2f})"
 
 
 def machine() -> str:
-    """Processor, cores and JAX devices."""
+    """Return the processor, its cores and the JAX devices."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
-            found = [
+            names = [
                 line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
             ]
-        name = found[0] if found else name
+        name = names[0] if names else name
     device = jax.devices()[0]
     return f"{name}, {os.cpu_count()} cores; {len(jax.devices())} {device.device_kind} device(s)"
 
@@ -139,7 +139,7 @@ def main() -> None:
     names = options.methods.split(",")
     unknown = sorted(set(names) - set(methods()))
     if unknown:
-        parser.error(f"no method {unknown[0]!r}; there are: {', '.join(methods())}")
+        parser.error(f"no method {unknown[0]!r}; available: {', '.join(methods())}")
 
     print(machine())
     print(f"jax {jax.__version__}, numpy {np.__version__}, Python {platform.python_version()}")
@@ -155,12 +155,12 @@ def main() -> None:
     print(
         f"{options.model}: {len(merger.paths)} tensors, {size / 1e6:.1f}M elements in scope "
         f"{options.scope}, {options.experts} experts, {options.dtype}; at least "
-        f"{gigabytes:.3f} GB a merge; median of {options.repeat} and range"
+        f"{gigabytes:.3f} GB per merge; median of {options.repeat} and range"
     )
-    print(f"{'method':<18}{'compile':>9}{'merge':>9}   rate, and as a share of the fresh copy")
+    print(f"{'method':<18}{'compile':>9}{'merge':>9}   rate, relative to a fresh copy")
     for name in names:
         method, key = algorithm(name), jax.random.key(0)
-        compiled = merger.programs.compiled
+        compiled = merger.compile_cache.compiled
         run = functools.partial(merged_params, merger, method, key)
         (first,) = timed(run, 1)
         seconds = timed(run, options.repeat)
@@ -169,7 +169,7 @@ def main() -> None:
         print(
             f"{name:<18}{first - median:>7.2f} s{median:>7.3f} s {spread(rates)}"
             f"  {statistics.median(rates) / statistics.median(fresh):5.0%}"
-            f"  {merger.programs.compiled - compiled} programs",
+            f"  {merger.compile_cache.compiled - compiled} executables",
             flush=True,
         )
 

@@ -1,9 +1,9 @@
-"""Random bfloat16 Llama checkpoints to merge: a base and three variants of it.
+"""Write random bfloat16 Llama checkpoints for merging: a base and three variants.
 
     python benchmarks/merge/make_checkpoints.py --size 135m --out /tmp/merge
 
-The shapes are SmolLM2-135M's and TinyLlama-1.1B's. Each variant is the base and normal noise of a
-tenth of its size. 1b is written in shards of at most 1 GB.
+The shapes are those of SmolLM2-135M and TinyLlama-1.1B. Each variant is the base plus normal noise
+of a tenth of its magnitude. 1b is written in shards of at most 1 GB.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def main() -> None:
 
 
 def variant(base: dict, number: int) -> dict:
-    """The base and noise of a tenth of each tensor's size."""
+    """Return the base plus noise of a tenth of each tensor's root mean square."""
     key = jax.random.key(number)
     leaves = {}
     for index, (path, leaf) in enumerate(flatten(base).items()):
         noise = jax.random.normal(jax.random.fold_in(key, index), leaf.shape, jnp.float32)
-        wide = leaf.astype(jnp.float32)
-        leaves[path] = (wide + 0.1 * jnp.sqrt(jnp.mean(wide**2)) * noise).astype(leaf.dtype)
+        weights = leaf.astype(jnp.float32)
+        leaves[path] = (weights + 0.1 * jnp.sqrt(jnp.mean(weights**2)) * noise).astype(leaf.dtype)
     return unflatten(leaves)
 
 

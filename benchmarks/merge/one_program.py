@@ -1,10 +1,11 @@
-"""What a program nobody has seen costs before it merges: traced, verified, compiled.
+"""Time to judge and compile a program that has not been seen before.
 
     python benchmarks/merge/one_program.py
 
-A search writes thousands of programs and merges by most of them once. Each is judged by the sandbox
-for every tensor of a model of Mistral-7B's shapes (291 tensors at 32 layers) and compiled for each
-distinct one, without weights. The cost follows the distinct shapes, not the layers.
+A search generates thousands of programs and merges by most of them once. The sandbox judges each
+one for all tensors of a model with the shapes of Mistral-7B (291 tensors at 32 layers), and it is
+compiled once per distinct shape, without weights. The cost depends on the number of shapes, not of
+layers.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def shapes_of(layers: int) -> dict[str, tuple[int, ...]]:
 def seconds(
     source: str, shapes: dict[str, tuple[int, ...]], layers: int, sandbox: Sandbox
 ) -> list[float]:
-    """Of judging, tracing what was admitted, and compiling it."""
+    """Return the seconds to judge and to trace and compile, and the number of executables."""
     device = SingleDeviceSharding(jax.devices()[0])
     start = time.perf_counter()
     verdict = sandbox.judge(source)
@@ -83,9 +84,9 @@ def seconds(
                 algorithm, SLOTS, leaf, (leaf,) * 3, path=path, num_layers=layers, key=None
             )
         )
-    kept = CompileCache(quick=True)
-    kept.get(programs)
-    return [judged - start, time.perf_counter() - judged, float(kept.compiled)]
+    cache = CompileCache(quick=True)
+    cache.get(programs)
+    return [judged - start, time.perf_counter() - judged, float(cache.compiled)]
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, jax {jax.__version__}\n")
-    print("| program | layers | tensors | judged s | compiled s | programs | together s (range) |")
+    print("| program | layers | tensors | judge s | compile s | executables | total s (range) |")
     print("|---|---|---|---|---|---|---|")
     for layers in options.layers:
         shapes = shapes_of(layers)
@@ -103,19 +104,19 @@ def main() -> None:
         )
         with Sandbox(signature) as sandbox:
             for name, text in PROGRAMS.items():
-                # The first of a kind compiles the probe's operations; that is not counted.
+                # The first run also compiles the probe's operations and is not counted.
                 runs = [
                     seconds(text.replace("{number}", str(11 + number)), shapes, layers, sandbox)
                     for number in range(options.repeat + 1)
                 ][1:]
                 judged, compiled, count = (
-                    statistics.median(one) for one in zip(*runs, strict=True)
+                    statistics.median(column) for column in zip(*runs, strict=True)
                 )
-                whole = [run[0] + run[1] for run in runs]
+                totals = [run[0] + run[1] for run in runs]
                 print(
                     f"| {name} | {layers} | {len(shapes)} | {judged:.2f} | {compiled:.2f} "
-                    f"| {count:.0f} | {statistics.median(whole):.2f} "
-                    f"({min(whole):.2f} to {max(whole):.2f}) |",
+                    f"| {count:.0f} | {statistics.median(totals):.2f} "
+                    f"({min(totals):.2f} to {max(totals):.2f}) |",
                     flush=True,
                 )
 

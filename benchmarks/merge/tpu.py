@@ -1,11 +1,11 @@
-"""Merging as the TPU compiler sees it: bytes, temporary memory and collectives, without a TPU.
+"""Merge methods compiled for a TPU, without a TPU: bytes, temporary memory and collectives.
 
     JAX_PLATFORMS=cpu python -m benchmarks.merge.tpu --topology v5e:2x4     # needs sdjax[tpu]
 
-Every method is compiled for each matrix of a layer of Mistral-7B in bfloat16, split over the chips
-as `sdjax.sharding.rules` says. The least bytes: base and experts read once, the result written
-once. Methods that need a norm or a count read more than once, by their nature. tsv and iso_c are
-left out: their singular value decompositions take the compiler more memory than 24 GiB.
+Every method is compiled for each matrix of a layer of Mistral-7B in bfloat16, sharded over the
+chips by `sdjax.sharding.rules`. The minimum is to read base and experts once and to write the
+result once; methods that need a norm or a count have to read more than once. tsv and iso_c are
+omitted: to compile their singular value decompositions takes more than 24 GiB of memory.
 """
 
 from __future__ import annotations
@@ -40,21 +40,23 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x4")
     parser.add_argument("--tensor", type=int, default=4, help="size of the mesh's tensor axis")
     parser.add_argument("--experts", type=int, default=3)
-    every = [name for name in methods() if name not in SPECTRAL]
-    parser.add_argument("--methods", default=",".join(every))
+    names = [name for name in methods() if name not in SPECTRAL]
+    parser.add_argument("--methods", default=",".join(names))
     options = parser.parse_args()
     devices = tpu_devices(options.topology)
     mesh = make_mesh({"fsdp": -1, "tensor": options.tensor}, devices=devices)
     print(f"{options.topology}, {dict(mesh.shape)}, jax {jax.__version__}; a layer of Mistral-7B,")
-    print(f"bfloat16, {options.experts} experts (fewer where the method takes fewer)\n")
-    print("| method | bytes accessed / least | temporary MiB a chip | collectives | s to compile |")
+    print(f"bfloat16, {options.experts} experts (or fewer, if the method takes fewer)\n")
+    print(
+        "| method | bytes accessed / minimum | temporary MiB per chip | collectives | compile s |"
+    )
     print("|---|---|---|---|---|")
     for name in options.methods.split(","):
         print(row(methods()[name], mesh, options.experts), flush=True)
 
 
 def row(method: Method, mesh: jax.sharding.Mesh, experts: int) -> str:
-    least = accessed = 0.0
+    minimum = accessed = 0.0
     temporary, collectives = 0, Counter()
     start = time.perf_counter()
     for shape, axes, count in MATRICES.values():
@@ -73,16 +75,18 @@ def row(method: Method, mesh: jax.sharding.Mesh, experts: int) -> str:
             key=jax.random.key(0),
         )
         needs = ResourceUsage.of(program.lower().compile())
-        least += count * (needs.arguments + needs.outputs)
+        minimum += count * (needs.arguments + needs.outputs)
         accessed += count * needs.accessed
         temporary = max(temporary, needs.temporary)
         collectives += needs.collectives
-    told = Counter()
+    counts = Counter()
     for (operation, shapes), number in collectives.items():
-        told[f"{operation} {shapes}"] += number
-    listed = ", ".join(f"{number} {what}" for what, number in told.most_common(3)) or "none"
+        counts[f"{operation} {shapes}"] += number
+    listed = (
+        ", ".join(f"{number} {operation}" for operation, number in counts.most_common(3)) or "none"
+    )
     return (
-        f"| {method.name} | {accessed / least:.2f} | {temporary / 2**20:.1f} | {listed} "
+        f"| {method.name} | {accessed / minimum:.2f} | {temporary / 2**20:.1f} | {listed} "
         f"| {time.perf_counter() - start:.1f} |"
     )
 

@@ -1,13 +1,13 @@
-"""`sdjax merge` beside mergekit 0.1.5, whole processes: wall, user time and peak memory.
+"""Compare `sdjax merge` with mergekit 0.1.5: wall time, user time and peak memory of processes.
 
     python benchmarks/merge/make_checkpoints.py --size 135m --out /tmp/merge
     python benchmarks/merge/whole_process.py --models /tmp/merge/135m \
         --mergekit /tmp/mk/bin/mergekit-yaml --repeat 3
 
-Both merge the same folders by the same recipe, turn by turn, into a fresh folder that is deleted
-again. Nothing goes from one process to the next but the files in the system's memory, for both.
-The last row is sdjax's fixed cost: the same on a checkpoint of a hundred thousand parameters
-(`--size tiny`, beside the other), which is nearly all start and compilation.
+Both merge the same folders by the same recipe, alternately, into a new folder that is then deleted.
+Processes share nothing but the page cache. The last row is the fixed cost of sdjax: a merge of a
+checkpoint of 100,000 parameters (`--size tiny`, in the same folder), which is nearly all startup
+and compilation.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def recipe(
     base: bool = True,
     **parameters: Any,
 ) -> dict[str, Any]:
-    """A recipe as mergekit reads it; model names are folders beside one another."""
-    found: dict[str, Any] = {
+    """Return a recipe; model names are folders in one directory."""
+    result: dict[str, Any] = {
         "merge_method": method,
         "models": [{"model": name} | ({"parameters": each} if each else {}) for name in models],
         "dtype": "bfloat16",
     }
     if base:
-        found["base_model"] = "base"
+        result["base_model"] = "base"
     if parameters:
-        found["parameters"] = parameters
-    return found
+        result["parameters"] = parameters
+    return result
 
 
 RECIPES = {
@@ -79,8 +79,8 @@ RECIPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """One process. wall, user: seconds; peak: GiB of resident memory."""
+class Measurement:
+    """Measurements of a process: wall and user time in seconds, peak resident memory in GiB."""
 
     wall: float
     user: float
@@ -90,68 +90,74 @@ class Reading:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of its own environment")
+    parser.add_argument("--mergekit", type=Path, help="mergekit-yaml in its own environment")
     parser.add_argument("--methods", default=",".join(RECIPES))
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, help="where results go; by default beside models")
-    parser.add_argument("--best", action="store_true", help="the best reading, not the median")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder of the results; by default that of the models"
+    )
+    parser.add_argument(
+        "--best", action="store_true", help="report the best run instead of the median"
+    )
     options = parser.parse_args()
     scratch = options.scratch or options.models.absolute().parent
     choose = min if options.best else statistics.median
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("sdjax", "jax"))
     print(f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    told = "best" if options.best else "median"
-    print(f"{options.models}, results in {scratch}: {told} of {options.repeat};")
-    print("wall seconds (least to most), user, peak\n")
-    print("| method | mergekit s | user | GiB | sdjax s | user | GiB | times as fast | memory |")
+    statistic = "best" if options.best else "median"
+    print(f"{options.models}, results in {scratch}: {statistic} of {options.repeat};")
+    print("wall seconds (range), user seconds, peak memory\n")
+    print(
+        "| method | mergekit s | user s | GiB | sdjax s | user s | GiB | speedup | memory ratio |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
-    ours = [str(Path(sys.executable).with_name("sdjax")), "merge"]
-    theirs = options.mergekit and [str(options.mergekit.absolute())]
+    sdjax = [str(Path(sys.executable).with_name("sdjax")), "merge"]
+    mergekit = options.mergekit and [str(options.mergekit.absolute())]
     for method in options.methods.split(","):
-        readings: dict[str, list[Reading]] = {"theirs": [], "ours": []}
+        runs: dict[str, list[Measurement]] = {"mergekit": [], "sdjax": []}
         for _ in range(options.repeat):
-            if theirs:
-                readings["theirs"].append(measure(theirs, options.models, RECIPES[method], scratch))
-            readings["ours"].append(measure(ours, options.models, RECIPES[method], scratch))
-        print(row(method, readings["theirs"], readings["ours"], choose), flush=True)
+            if mergekit:
+                runs["mergekit"].append(measure(mergekit, options.models, RECIPES[method], scratch))
+            runs["sdjax"].append(measure(sdjax, options.models, RECIPES[method], scratch))
+        print(row(method, runs["mergekit"], runs["sdjax"], choose), flush=True)
     tiny = options.models.with_name("tiny")
     if tiny.is_dir():
-        fixed = [measure(ours, tiny, RECIPES["ties"], scratch) for _ in range(options.repeat)]
+        fixed = [measure(sdjax, tiny, RECIPES["ties"], scratch) for _ in range(options.repeat)]
         print(row("(fixed cost: ties on tiny)", [], fixed, choose))
 
 
-def row(method: str, theirs: list[Reading], ours: list[Reading], choose) -> str:
-    def cells(readings: list[Reading]) -> list[str]:
-        if not readings:
+def row(method: str, mergekit: list[Measurement], sdjax: list[Measurement], choose) -> str:
+    def cells(runs: list[Measurement]) -> list[str]:
+        if not runs:
             return ["", "", ""]
-        walls = [one.wall for one in readings]
+        walls = [run.wall for run in runs]
         return [
             f"{choose(walls):.1f} ({min(walls):.1f} to {max(walls):.1f})",
-            f"{choose([one.user for one in readings]):.1f}",
-            f"{choose([one.peak for one in readings]):.2f}",
+            f"{choose([run.user for run in runs]):.1f}",
+            f"{choose([run.peak for run in runs]):.2f}",
         ]
 
     ratios = ["", ""]
-    if theirs:
+    if mergekit:
         ratios = [
-            f"{choose([x.wall for x in theirs]) / choose([x.wall for x in ours]):.1f}",
-            f"{choose([x.peak for x in ours]) / choose([x.peak for x in theirs]):.2f}",
+            f"{choose([x.wall for x in mergekit]) / choose([x.wall for x in sdjax]):.1f}",
+            f"{choose([x.peak for x in sdjax]) / choose([x.peak for x in mergekit]):.2f}",
         ]
-    return f"| {' | '.join([method, *cells(theirs), *cells(ours), *ratios])} |"
+    return f"| {' | '.join([method, *cells(mergekit), *cells(sdjax), *ratios])} |"
 
 
-def measure(command: list[str], models: Path, recipe: dict[str, Any], beside: Path) -> Reading:
-    """Runs one merge; ends the benchmark where it fails."""
+def measure(command: list[str], models: Path, recipe: dict[str, Any], parent: Path) -> Measurement:
+    """Run a merge and measure it; exit if it fails."""
     models = models.absolute()
-    with tempfile.TemporaryDirectory(dir=beside) as scratch:
-        written = Path(scratch, "recipe.yaml")
-        written.write_text(yaml.safe_dump(placed(recipe, models)))
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:
+        recipe_path = Path(scratch, "recipe.yaml")
+        recipe_path.write_text(yaml.safe_dump(with_paths(recipe, models)))
         log = Path(scratch, "log")
         start = time.perf_counter()
         with log.open("wb") as output:
             pid = os.posix_spawn(
                 command[0],
-                [*command, str(written), str(Path(scratch, "out"))],
+                [*command, str(recipe_path), str(Path(scratch, "out"))],
                 os.environ
                 | {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
                 file_actions=[
@@ -164,15 +170,15 @@ def measure(command: list[str], models: Path, recipe: dict[str, Any], beside: Pa
         if status:
             raise SystemExit(f"{command[0]} failed: {log.read_text(errors='replace')[-2000:]}")
         shutil.rmtree(Path(scratch, "out"))
-    return Reading(wall=wall, user=usage.ru_utime, peak=usage.ru_maxrss / 2**20)
+    return Measurement(wall=wall, user=usage.ru_utime, peak=usage.ru_maxrss / 2**20)
 
 
-def placed(recipe: dict[str, Any], models: Path) -> dict[str, Any]:
-    """The recipe with the models' paths for their names."""
-    found = recipe | {
-        "models": [one | {"model": str(models / one["model"])} for one in recipe["models"]]
-    }
-    return found | ({"base_model": str(models / "base")} if "base_model" in recipe else {})
+def with_paths(recipe: dict[str, Any], models: Path) -> dict[str, Any]:
+    """Return the recipe with the models' paths instead of their names."""
+    entries = [entry | {"model": str(models / entry["model"])} for entry in recipe["models"]]
+    return (recipe | {"models": entries}) | (
+        {"base_model": str(models / "base")} if "base_model" in recipe else {}
+    )
 
 
 def cpu() -> str:

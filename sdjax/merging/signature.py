@@ -40,7 +40,7 @@ _EXPECTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmSignature:
-    """The parameters of an algorithm, apart from the task vectors.
+    """The parameters of an algorithm other than the task vectors.
 
     Attributes:
         requests: the optional inputs that it takes: "base", "key", "depth", "kind".

@@ -77,7 +77,7 @@ PROGRAM = textwrap.dedent(
             if method in random:  # the same elements are dropped, without a sum
                 np.testing.assert_array_equal(x, y, err_msg=method.name)
 
-    def message(function):
+    def error_of(function):
         try:
             function()
         except UserError as error:
@@ -85,8 +85,8 @@ PROGRAM = textwrap.dedent(
 
     linear = every[0]
     here, there = unflatten(base), unflatten(spread(base))
-    assert "are on different devices" in message(lambda: Merger(here, [there]))
-    assert "has a different sharding" in message(lambda: one(linear, donate=eight(linear)))
+    assert "are on different devices" in error_of(lambda: Merger(here, [there]))
+    assert "has a different sharding" in error_of(lambda: one(linear, donate=eight(linear)))
     print("same")
     """
 )
@@ -136,15 +136,15 @@ BY_NORM = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")
 
 def test_elementwise_methods_need_no_collectives_and_norms_only_scalars():
     """Counts collectives for a matrix that is sharded over both axes of a mesh."""
-    message = dict(
+    counts = dict(
         line.split(" ", 1) for line in run(COLLECTIVES, *ELEMENTWISE, *BY_NORM).splitlines()
     )
-    assert message.keys() == {*ELEMENTWISE, *BY_NORM}
+    assert counts.keys() == {*ELEMENTWISE, *BY_NORM}
     for name in ELEMENTWISE:
-        assert message[name] == "0  0", (name, message[name])
+        assert counts[name] == "0  0", (name, counts[name])
     for name in BY_NORM:
-        others, shapes, scalars = message[name].split(" ")
-        assert (others, shapes) == ("0", "f32[]"), (name, message[name])
+        others, shapes, scalars = counts[name].split(" ")
+        assert (others, shapes) == ("0", "f32[]"), (name, counts[name])
         assert int(scalars) <= 2 * 7, (name, scalars)  # of three experts: six products
 
 

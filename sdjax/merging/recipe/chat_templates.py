@@ -1,7 +1,7 @@
-"""Chat formats that a recipe may name instead of writing a template.
+"""Built-in chat templates that a recipe can select by name.
 
-Each gives the text that mergekit's template of the same name gives, as transformers renders it
-(blocks trimmed), odd line ends and indents included: see `tests/merging/test_chat_templates.py`.
+Each renders the same text as mergekit's template of that name does in transformers (with trimmed
+blocks), including its unusual line breaks and indentation; tests compare the two.
 """
 
 _CHATML = (
@@ -9,13 +9,13 @@ _CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# The last system message stands first, whether there is one or not; other turns have a heading.
+# The last system message, or an empty line, comes first; other turns have a heading.
 _ALPACA = (
     "{{ ((messages | selectattr('role', 'equalto', 'system') | list)[-1:] "
     "| map(attribute='content') | join) | trim ~ '\n\n' }}"
-    "{% set heads = {'user': 'Instruction', 'assistant': 'Response', 'user_context': 'Input'} %}"
-    "{% for m in messages %}{% if m['role'] in heads %}"
-    "### {{ heads[m['role']] ~ ':\n' ~ m['content'] | trim }}"
+    "{% set headings = {'user': 'Instruction', 'assistant': 'Response', 'user_context': 'Input'} %}"
+    "{% for m in messages %}{% if m['role'] in headings %}"
+    "### {{ headings[m['role']] ~ ':\n' ~ m['content'] | trim }}"
     "{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
     "{{ '### Response:\n' }}{% endif %}"
@@ -29,14 +29,14 @@ _LLAMA3 = (
     "{% endif %}"
 )
 
-# The format has no system turn: it is said before the first question.
+# The format has no system turn: the message is prepended to the first question.
 _MISTRAL = (
-    "{{ bos_token }}{% set said = messages[0]['role'] == 'system' %}"
-    "{% for m in messages[1 if said else 0:] %}"
+    "{{ bos_token }}{% set has_system = messages[0]['role'] == 'system' %}"
+    "{% for m in messages[1 if has_system else 0:] %}"
     "{% if m['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
-    "{{ raise_exception('after an optional system message, user and assistant must take turns') }}"
+    "{{ raise_exception('after an optional system message, user and assistant turns must alternate') }}"
     "{% elif m['role'] == 'user' %}"
-    " [INST] {% if said and loop.first %}{{ messages[0]['content'] ~ '\n\n' }}{% endif %}"
+    " [INST] {% if has_system and loop.first %}{{ messages[0]['content'] ~ '\n\n' }}{% endif %}"
     "{{ m['content'] }} [/INST]"
     "{% else %} {{ m['content'] ~ eos_token }}{% endif %}{% endfor %}"
 )
