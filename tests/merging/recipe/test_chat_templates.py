@@ -38,5 +38,5 @@ def test_conversations_render_as_in_mergekit():
 
 def test_mistral_rejects_roles_that_do_not_alternate():
     question = {"role": "user", "content": "hi"}
-    with pytest.raises(TemplateRuntimeError, match="must take turns"):
+    with pytest.raises(TemplateRuntimeError, match="turns must alternate"):
         render("mistral", [question, question], False)
