@@ -268,25 +268,14 @@ def test_losses_are_equal_on_one_and_eight_devices():
 
 def compare_devices():
     """Compare losses across meshes; runs in a process with eight devices."""
-    from sdjax.models.config import ModelConfig
     from sdjax.models.lora import init_adapter
     from sdjax.models.params import init_params
     from sdjax.models.tree import flatten, unflatten
     from sdjax.sharding.rules import shardings
+    from sdjax.testing import tiny_config
     from sdjax.training.trainable import full_finetune
 
-    config = ModelConfig(
-        family="llama",
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_seq_len=64,
-        eos_token_ids=(1,),
-    )
+    config = tiny_config(hidden_size=32, intermediate_size=64, max_seq_len=64)
     fresh = init_adapter(config, jax.random.key(1), rank=4, alpha=8)
 
     rng = np.random.default_rng(3)
