@@ -30,7 +30,8 @@ from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
 from sdjax.merging.compile_cache import compile_for_single_use
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.output_files import RECIPE, Provenance
-from sdjax.merging.recipe.plan import MergePlan, MergeStep, plan_recipe, spread
+from sdjax.merging.recipe.plan import MergePlan, MergeStep, spread
+from sdjax.merging.recipe.recipe_plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
 from sdjax.merging.recipe.tokenizer_plan import align_rows

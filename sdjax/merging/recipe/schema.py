@@ -3,7 +3,7 @@
 Every way of writing a recipe (`models`, `slices`, or `modules` with either) yields a list of
 slices: layers of some models that are merged into as many layers of the result. Unsupported and
 unknown keys are errors with name and line, since a key that is silently ignored gives a wrong
-merge. `plan.py` applies a recipe to a method and to given models.
+merge. `recipe_plan.py` applies a recipe to a method and to given models.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.io.safetensors_reader import TensorInfo
-from sdjax.merging.recipe.plan import plan_recipe
+from sdjax.merging.recipe.recipe_plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import SourceModel
 

@@ -1,0 +1,346 @@
+"""Plans the merge of a recipe, with mergekit's semantics.
+
+`RecipeSchema` describes how a method uses `base_model` and its parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.core.errors import UserError, truncated_repr
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.engine import default_slots
+from sdjax.merging.method import Method
+from sdjax.merging.methods.registry import methods
+from sdjax.merging.recipe.parameters import ParameterMap, ParameterType, resolve
+from sdjax.merging.recipe.plan import (
+    MergePlan,
+    MergeStep,
+    TensorRef,
+    missing_tensor,
+    shape_error,
+    spread,
+)
+from sdjax.merging.recipe.schema import Recipe, Slice, Source
+from sdjax.merging.recipe.source_models import (
+    EMBEDDING,
+    OUTPUT,
+    VOCABULARY_TENSORS,
+    SourceModel,
+    tensor_path,
+)
+from sdjax.merging.recipe.tokenizer_plan import VocabularyMap, plan_tokenizer
+from sdjax.merging.tensor_program import TensorProgram
+
+_IGNORED_PARAMETERS = ("int8_mask",)  # mergekit's way to save memory; no masks are stored here
+
+
+def plan_recipe(
+    recipe: Recipe, open_model: Callable[[str], SourceModel], key: jax.Array
+) -> MergePlan:
+    """Plan the merge of a recipe.
+
+    Args:
+        recipe: the recipe.
+        open_model: opens a model by name.
+        key: typed PRNG key, for random methods.
+
+    Raises:
+        UserError: an unknown method, parameters that the method lacks or requires, or models that
+            do not match.
+    """
+    available = methods()
+    if recipe.merge_method not in available:
+        name = truncated_repr(recipe.merge_method)
+        message = f"no merge_method {name}; available: {', '.join(available)}"
+        raise recipe.fail("merge_method", message)
+    method = available[recipe.merge_method]
+    parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
+    num_layers = sum(part.num_layers for part in parts)
+    models = tuple(open_model(name) for name in recipe.models())
+    tokenizer = plan_tokenizer(models[0], models, recipe, open_model)
+    steps: list[MergeStep] = []
+    layers: list[tuple[SourceModel, int]] = []
+    for name, sources in parts[0].outside_tensors():
+        if name == EMBEDDING:
+            steps.append(parts[0].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
+    for part in parts:
+        for index in range(part.num_layers):
+            position = index / (part.num_layers - 1) if part.num_layers > 1 else 1.0
+            for suffix, sources in part.layer_tensors(index):
+                name = f"{part.models[0].prefix}{len(layers)}{suffix}"
+                steps.append(part.step(name, sources, position, num_layers, None))
+            layers.append((part.models[0], part.starts[0] + index))
+    for name, sources in parts[-1].outside_tensors():
+        if name != EMBEDDING:
+            steps.append(parts[-1].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
+    return MergePlan(
+        steps=tuple(steps),
+        template=models[0],
+        layers=tuple(layers),
+        models=models,
+        tokenizer=tokenizer,
+    )
+
+
+class _SlicePlanner:
+    """One slice of a recipe, with its models opened and compared.
+
+    Attributes:
+        models: the models, the base that is subtracted first.
+        starts: first layer of each model.
+        num_layers: number of layers of the slice.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        part: Slice,
+        open_model: Callable[[str], SourceModel],
+        key: jax.Array,
+    ):
+        self._recipe, self._method, self._slice, self._key = recipe, method, part, key
+        self._base_name = part.base_model or recipe.base_model
+        base, self._experts = self._split_base()
+        self._has_base = base is not None
+        sources = ([base] if base else []) + self._experts
+        self._check_parameters(sources)
+        self.models = [self._open(source, open_model) for source in sources]
+        ranges = [self._layer_range(s, m) for s, m in zip(sources, self.models, strict=True)]
+        self.starts = [start for start, _ in ranges]
+        lengths = [end - start for start, end in ranges]
+        self.num_layers = lengths[0]
+        if len(set(lengths)) > 1:
+            counts = ", ".join(
+                f"{m.name} has {n}" for m, n in zip(self.models, lengths, strict=True)
+            )
+            raise recipe.fail(
+                part.line, f"all sources must have the same number of layers: {counts}"
+            )
+        self._bound: dict[tuple, Algorithm] = {}
+
+    def outside_tensors(self) -> Iterator[tuple[str, list[TensorRef]]]:
+        """Yield each tensor outside the layers: its name, and its source in every model."""
+        reference = self.models[0]
+        for model in self.models[1:]:
+            _check_names(reference, model, reference.outside, model.outside, optional=OUTPUT)
+        for name in dict.fromkeys(name for model in self.models for name in model.outside):
+            sources = [
+                # A model that ties the output matrix has only the embedding.
+                TensorRef(
+                    model=model,
+                    name=EMBEDDING if name == OUTPUT and OUTPUT not in model.outside else name,
+                )
+                for model in self.models
+            ]
+            yield name, sources
+
+    def layer_tensors(self, index: int) -> Iterator[tuple[str, list[TensorRef]]]:
+        """Yield each tensor of a layer: the suffix of its name, and its source in every model."""
+        reference, start = self.models[0], self.starts[0] + index
+        suffixes = reference.layers[start]
+        for model, first in zip(self.models[1:], self.starts[1:], strict=True):
+            # Both under the reference's layer number, for the error message.
+            own = [f"{model.prefix}{start}{suffix}" for suffix in model.layers[first + index]]
+            expected = [f"{reference.prefix}{start}{suffix}" for suffix in suffixes]
+            _check_names(reference, model, expected, own)
+        for suffix in suffixes:
+            sources = [
+                TensorRef(model=model, name=f"{model.prefix}{first + index}{suffix}")
+                for model, first in zip(self.models, self.starts, strict=True)
+            ]
+            yield suffix, sources
+
+    def step(
+        self,
+        name: str,
+        sources: list[TensorRef],
+        position: float,
+        num_layers: int,
+        vocabulary: VocabularyMap | None,
+    ) -> MergeStep:
+        """Return the step of one tensor.
+
+        Args:
+            name: its name in the result.
+            sources: the tensor in each model.
+            position: position of its layer within the slice, in [0, 1].
+            num_layers: number of layers of the result.
+            vocabulary: how rows are aligned, if the vocabularies differ.
+        """
+        infos = [ref.model.info[ref.name] for ref in sources]
+        fixed = slice(name in VOCABULARY_TENSORS, None)  # vocabularies may have different sizes
+        for ref, info in zip(sources, infos, strict=True):
+            if len(info.shape) != len(infos[0].shape) or info.shape[fixed] != infos[0].shape[fixed]:
+                raise shape_error(ref, sources[0])
+        out_dtype = self._recipe.out_dtype or self._recipe.dtype
+        dtype = jnp.dtype(out_dtype) if out_dtype else jnp.result_type(*(i.dtype for i in infos))
+        shape, row_maps = infos[0].shape, None
+        if vocabulary is not None and name in VOCABULARY_TENSORS:
+            shape = (vocabulary.size, *shape[1:])
+            row_maps = tuple(vocabulary.rows[model.name] for model in self.models)
+        fallbacks = [i for i, model in enumerate(self.models) if model.name == self._base_name]
+        path, spec = tensor_path(name), jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+        algorithm = program = None
+        if math.prod(infos[0].shape) > 0:
+            algorithm = self._bind(name, sources, position)
+            dtypes = [info.dtype for info in infos]
+            if row_maps is not None:  # aligned in the common dtype
+                dtypes = [jnp.result_type(*dtypes)] * len(dtypes)
+            specs = [jax.ShapeDtypeStruct(shape, d, sharding=spread(shape)) for d in dtypes]
+            base, experts = (specs[0], specs[1:]) if self._has_base else (None, specs)
+            program = TensorProgram.of(
+                algorithm,
+                default_slots(len(experts)),
+                base,
+                tuple(experts),
+                path=path,
+                num_layers=num_layers,
+                key=self._key,
+                dtype=spec.dtype,
+            )
+        return MergeStep(
+            name=name,
+            path=path,
+            spec=spec,
+            sources=tuple(sources),
+            has_base=self._has_base,
+            algorithm=algorithm,
+            program=program,
+            row_maps=row_maps,
+            fallback=fallbacks[0] if fallbacks else None,
+        )
+
+    def _bind(self, name: str, sources: Sequence[TensorRef], position: float) -> Algorithm:
+        """Return the method with the hyperparameters of one tensor."""
+        inputs = sources[self._has_base :]
+        schema, levels = self._method.schema, self._slice.levels
+        values: dict[str, Any] = {}
+        for parameter in self._method.hyperparameters:
+            per_expert = parameter.type == "per_expert"
+            type_name = "float" if per_expert else parameter.type
+            parameter_type = ParameterType(
+                key=schema.recipe_key(parameter.name),
+                name="unit_interval" if parameter.name in schema.unit_interval else type_name,
+                choices=schema.choices.get(parameter.name, {}),
+            )
+            if per_expert:
+                found = [
+                    resolve((source.parameters, *levels), parameter_type, ref.name, position)
+                    for source, ref in zip(self._experts, inputs, strict=True)
+                ]
+            else:
+                found = [resolve(levels, parameter_type, name, position)]
+            if None in found and parameter.name in schema.required:
+                source = self._experts[found.index(None)]
+                suffix = f" for {source.model}" if per_expert else ""
+                raise self._recipe.fail(
+                    source.line if per_expert else "merge_method",
+                    f"{self._method.name} needs the parameter {parameter_type.key!r}{suffix}",
+                )
+            default = schema.defaults.get(parameter.name, parameter.default)
+            found = [default if value is None else value for value in found]
+            values[parameter.name] = tuple(found) if per_expert else found[0]
+        traced = {p.name for p in self._method.hyperparameters if p.type in ("float", "per_expert")}
+        static = {key: value for key, value in values.items() if key not in traced}
+        cache_key = tuple(sorted(static.items()))
+        if cache_key not in self._bound:
+            self._bound[cache_key] = self._method.bind(**static)
+        return self._bound[cache_key].bind(**{key: values[key] for key in traced})
+
+    def _split_base(self) -> tuple[Source | None, list[Source]]:
+        """Return the source that is subtracted, or None, and the others in the method's order."""
+        schema, part, base_name = self._method.schema, self._slice, self._base_name
+        sources = list(part.sources)
+        seen: set[tuple] = set()
+        for source in sources:
+            if (source.model, source.layers) in seen:
+                raise self._recipe.fail(source.line, f"{source.model} is listed twice")
+            seen.add((source.model, source.layers))
+        if base_name is None and schema.base in ("required", "first"):
+            raise self._recipe.fail("merge_method", f"{self._method.name} needs base_model")
+        bases = [source for source in sources if source.model == base_name]
+        if base_name is not None and not bases and self._recipe.whole_models:
+            line = self._recipe.lines.get("base_model", part.line)
+            bases = [Source(model=base_name, layers=None, parameters={}, line=line)]
+            sources += bases
+        if base_name is not None and not bases and schema.base != "plain":
+            raise self._recipe.fail(
+                part.line, f"base_model {base_name} is not among the sources of this slice"
+            )
+        base = None
+        if schema.base != "plain" and bases:
+            sources.remove(bases[0])
+            if schema.base == "first":
+                sources.insert(0, bases[0])
+            else:
+                base = bases[0]
+        self._check_count(len(sources), with_base=base is not None)
+        return base, sources
+
+    def _check_count(self, count: int, *, with_base: bool) -> None:
+        low, high = self._method.schema.min_models, self._method.schema.max_models
+        if count >= low and (high is None or count <= high):
+            return
+        too_few = count < low
+        bound = "exactly" if low == high else "at least" if too_few else "at most"
+        limit = low if too_few or high is None else high
+        raise self._recipe.fail(
+            self._slice.line,
+            f"{self._method.name} takes {bound} {limit} model{'s' * (limit > 1)}"
+            f"{' in addition to base_model' if with_base else ''}, not {count}",
+        )
+
+    def _check_parameters(self, sources: Sequence[Source]) -> None:
+        """Raise UserError for parameters that the method does not have."""
+        schema, parameters = self._method.schema, self._method.hyperparameters
+        shared = {schema.recipe_key(p.name) for p in parameters}
+        per_model = {schema.recipe_key(p.name) for p in parameters if p.type == "per_expert"}
+        levels: list[tuple[ParameterMap, set[str], str]] = [
+            (source.parameters, per_model, "for a single model") for source in sources
+        ]
+        levels += [(level, shared, "for the whole merge") for level in self._slice.levels]
+        for level, allowed, scope in levels:
+            for key, value in level.items():
+                if key not in (*allowed, *schema.ignored, *_IGNORED_PARAMETERS):
+                    raise self._recipe.fail(
+                        value.line,
+                        f"{self._method.name} has no parameter {truncated_repr(key)} {scope}; "
+                        f"allowed: {', '.join(sorted(allowed)) or 'none'}",
+                    )
+
+    def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:
+        try:
+            return open_model(source.model)
+        except UserError as error:
+            raise self._recipe.fail(source.line, str(error)) from None
+
+    def _layer_range(self, source: Source, model: SourceModel) -> tuple[int, int]:
+        num_layers = len(model.layers)
+        start, end = source.layers or (0, num_layers)
+        if end > num_layers:
+            raise self._recipe.fail(
+                source.line, f"{source.model} has {num_layers} layers, not {end}"
+            )
+        return start, end
+
+
+def _check_names(
+    reference: SourceModel,
+    model: SourceModel,
+    expected: Sequence[str],
+    names: Sequence[str],
+    optional: str = "",
+) -> None:
+    """Raise UserError unless a model has the expected tensors and no others."""
+    if missing := sorted(set(expected) - set(names) - {optional}):
+        raise missing_tensor(model, missing[0], reference)
+    if extra := sorted(set(names) - set(expected) - {optional}):
+        raise UserError(f"{model.folder} has tensor {extra[0]}, which is not in {reference.folder}")
