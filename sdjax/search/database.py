@@ -78,7 +78,9 @@ class Database:
         """
         path = folder / DATABASE_FILE
         if not path.is_file():
-            raise UserError(f"{folder}: not a run folder ({DATABASE_FILE} is missing); give another one")
+            raise UserError(
+                f"{folder}: not a run folder ({DATABASE_FILE} is missing); give another folder"
+            )
         with contextlib.ExitStack() as stack:
             try:
                 lock = lock_folder(folder, LOCK_FILE) if write else None
