@@ -26,7 +26,7 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.params import init_params, kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
-from sdjax.training.fit import compile_step
+from sdjax.training.fit import compile_step, fit
 from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import split_params
@@ -225,8 +225,10 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
             }
         else:
             weights = dict(recipe.weights)
-        shown = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
-        report(f"seed, step {first + recipe.interval}: {shown}", first / recipe.optimizer.num_steps)
+        summary = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
+        report(
+            f"seed, step {first + recipe.interval}: {summary}", first / recipe.optimizer.num_steps
+        )
     _write(folder, config, unflatten(trainable), tokenizer_folder)
 
 
@@ -241,22 +243,22 @@ def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: 
         calculates=recipe.calculates,
         neglected=recipe.neglected,
     )
-    mesh = data_mesh()
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    trained = {path for path in flatten(params) if kind_of(path).startswith("mlp.")}
-    trainable, frozen = split_params(params, trained)
-    init, step = compile_step(sft_loss(config), recipe.optimizer)
-    opt_state = init(trainable)
+    params = jax.device_put(params, NamedSharding(data_mesh(), PartitionSpec()))
+    mlp_paths = [path for path in flatten(params) if kind_of(path).startswith("mlp.")]
+    trainable, frozen = split_params(params, mlp_paths)
     steps = recipe.optimizer.num_steps
     batches = packed_batches(
         partial(stream.sample, recipe.weights), rows=SEED.rows, length=SEED.length, batches=steps
     )
-    for index, batch in enumerate(batches):
-        batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-        trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
-        if index % 10 == 0:
-            report(f"{recipe.name}: loss {float(metrics['loss']):.3f}", index / steps)
-    _write(folder, config, unflatten(frozen | trainable), seed_folder)
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        if step % 10 == 1:
+            report(f"{recipe.name}: loss {metrics['loss']:.3f}", (step - 1) / steps)
+
+    trained, _ = fit(
+        sft_loss(config), trainable, frozen, batches, recipe.optimizer, on_step=on_step
+    )
+    _write(folder, config, unflatten(frozen | trained), seed_folder)
 
 
 class Evaluator:
