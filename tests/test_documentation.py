@@ -62,3 +62,13 @@ def test_readme_lists_every_command():
     for command in main.commands:
         assert f"`sdjax {command}" in text
         assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
+
+
+def test_contributing_describes_every_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", text, re.MULTILINE)
+    packages = {path.parent.name for path in (ROOT / "sdjax").glob("*/__init__.py")}
+    assert {name for name, _ in rows} | {"testing"} == packages
+    for name, files in rows:
+        for file in re.findall(r"`([^`]+)`", files):
+            assert (ROOT / "sdjax" / name / file).exists(), f"{name}/{file}"
