@@ -29,7 +29,7 @@ TYPE_CHECKED: tuple[str, ...] = (
     "sdjax.merging.random",
     "sdjax.merging.ranks",
     "sdjax.merging.recipe.tokenizer_plan",
-    "sdjax.merging.reductions",
+    "sdjax.xla.reductions",
     "sdjax.merging.tensor_program",
     "sdjax.merging.topk_threshold",
 )

@@ -105,7 +105,7 @@ def merge_algorithm_file(
     seed: int = 0,
     on_tensor: OnTensor | None = None,
 ) -> MergeResult:
-    """Merge experts into a base by a Python file of the algorithm API.
+    """Merge experts into a base with the algorithm in a Python file.
 
     The file is never executed in this process; only what the sandbox has verified is.
 

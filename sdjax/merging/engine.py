@@ -60,7 +60,7 @@ class MergedModel:
 
 
 class Merger:
-    """Merges the same base and experts repeatedly, as a search does.
+    """Merges the same base and experts many times, as a search does.
 
     The experts' norms, and which tensors no expert has changed, are computed once.
 
@@ -139,7 +139,7 @@ class Merger:
         donate: MergedModel | None = None,
         max_memory: int | None = None,
     ) -> MergedModel:
-        """Merge.
+        """Merge the models by an algorithm.
 
         Args:
             algorithm: the algorithm, in either form.
@@ -314,7 +314,7 @@ def _aligned_tensors(
 
 
 def flatten_arrays(tree: Any, name: str) -> dict[str, Any]:
-    """Return path to array.
+    """Flatten a tree into a dict from path to array.
 
     Args:
         tree: nested dict of arrays.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 
 def outranks(x: Float[Array, "*rows"], fraction: Float32[Array, "*rows"]) -> Bool[Array, "*rows"]:
-    """Return whether the rank fraction of each element is above the given one.
+    """Return where the rank fraction of an element exceeds `fraction`.
 
     Args:
         x: elements, ranked by magnitude within the last axis as in `rank_fraction`.

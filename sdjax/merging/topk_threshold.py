@@ -75,9 +75,9 @@ def topk_masks(
 def magnitude_band_masks(
     vectors: Sequence[Float[Array, "*shape"]], density: Fractions, gamma: Fractions
 ) -> list[Bool[Array, "*shape"]]:
-    """Return masks of floor(density * size) elements below the largest, in order of magnitude.
+    """Return masks of the floor(density * size) largest elements after skipping outliers.
 
-    The floor(gamma * size) largest elements are skipped, or fewer if not enough would remain.
+    The outliers are the floor(gamma * size) largest elements, or fewer if not enough would remain.
     Elements that tie with the smallest one skipped are skipped too; other ties are treated as in
     `topk_masks`.
 
@@ -114,7 +114,7 @@ def _stack(fractions: Fractions) -> Float32[Array, " n"]:
 def _find_bounds(
     bits: Sequence[Int32[Array, "*shape"]], k: Int32[Array, "n m"]
 ) -> Int32[Array, "n m"]:
-    """Return bounds that the k[i, j] largest elements of `bits[i]`, and their ties, reach."""
+    """Return the bounds that select the k[i, j] largest elements of `bits[i]` and their ties."""
     size = bits[0].size
     if size <= SAMPLE_SIZE:
         elements = jnp.stack([tensor.reshape(-1) for tensor in bits])

@@ -85,7 +85,7 @@ def keep_and_rescale(
 def changed_elements(
     vectors: TaskVectors, epsilon: Float32[Array, ""] | float
 ) -> tuple[TaskVectors, Masks, Tensor]:
-    """Return the changes larger than `epsilon`, their masks, and the number of experts with one.
+    """Return the changes larger than `epsilon`, their masks and the experts per element.
 
     Returns:
         Task vectors that are zero elsewhere; their masks; the number of experts that changed each

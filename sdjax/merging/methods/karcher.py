@@ -31,9 +31,7 @@ def merge_models(task_vectors: TaskVectors, max_iter: int = 10, tol: float = 1e-
     norms = jnp.sqrt(jnp.diagonal(products))  # [k]
     valid = norms > tol
     inverse = jnp.where(valid, 1.0 / jnp.where(valid, norms, 1.0), 0.0)
-    unit = (
-        products * inverse[:, None] * inverse[None, :]
-    )  # [k, l], inner products of the directions
+    unit = products * inverse[:, None] * inverse[None, :]  # [k, l], of the directions
     weights = valid / jnp.maximum(jnp.sum(valid), 1)  # [k]
 
     def norm_of(coefficients: jax.Array) -> jax.Array:

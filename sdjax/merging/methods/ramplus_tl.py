@@ -24,7 +24,7 @@ def merge_models(
     alpha: float = 0.2,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """Return shared changes averaged and unique changes amplified."""
+    """Average shared changes and amplify unique ones."""
     changes, masks, count = changed_elements(task_vectors, epsilon)
     merged = jnp.zeros_like(count)
     shared = count_true([mask & (count > 1) for mask in masks.values()])

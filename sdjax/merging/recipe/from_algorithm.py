@@ -24,13 +24,13 @@ from sdjax.models.tree import flatten, unflatten
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MergeModels:
-    """A base and the experts of each slot."""
+    """A base and the expert of each slot."""
 
     base: SourceModel
     experts: Mapping[str, SourceModel]
 
     def tensors(self, scope: Scope) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return path to (kind, shape) of the base's tensors in scope."""
+        """Return the kind and the shape of the base's tensors in scope, by path."""
         shapes = {tensor_path(name): info.shape for name, info in self.base.info.items()}
         return {path: (kind_of(path), shapes[path]) for path in select_paths(shapes, scope)}
 

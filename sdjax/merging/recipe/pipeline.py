@@ -78,7 +78,7 @@ def merge_recipe(
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> MergeResult:
-    """Merge by a recipe (mergekit's YAML).
+    """Merge models as described by a recipe (mergekit's YAML).
 
     The result appears under its name only when it is complete; an interrupted merge resumes when it
     is called again. A tensor's random key depends on the seed and the tensor's path alone, so a
@@ -120,7 +120,7 @@ def write_merged(
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> MergeResult:
-    """Carry out a plan.
+    """Write the model that a plan describes.
 
     Args:
         plan: the plan.
