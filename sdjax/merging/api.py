@@ -61,7 +61,7 @@ def merge(
         UserError: an unknown method or hyperparameter, models that do not match, a missing key, or
             an algorithm that does not trace.
 
-    Example:
+    Examples:
         >>> import sdjax
         >>> _, seed = sdjax.load_model("zoo:seed")
         >>> experts = [sdjax.load_model(f"zoo:{name}")[1] for name in ("reader", "accountant")]

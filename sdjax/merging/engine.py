@@ -64,7 +64,7 @@ class Merger:
 
     The experts' norms, and which tensors no expert has changed, are computed once.
 
-    Example:
+    Examples:
         >>> import sdjax
         >>> from sdjax.merging.methods.registry import algorithm
         >>> _, seed = sdjax.load_model("zoo:seed")
