@@ -18,7 +18,7 @@ os.environ.setdefault(
 )
 
 # Shapes and dtypes in the signatures of these packages are checked while the tests run.
-# A method's `float` hyperparameters arrive as arrays, so of sdjax.merging these modules are checked.
+# In sdjax.merging only some modules are: a method's `float` hyperparameters arrive as arrays.
 TYPE_CHECKED: tuple[str, ...] = (
     "sdjax.models",
     "sdjax.decoding",

@@ -99,7 +99,9 @@ def merged_correct(context: RunContext, method: Algorithm) -> np.ndarray:
 def correct(context: RunContext, params: dict) -> np.ndarray:
     """Return whether each development problem is solved, by the strict filter."""
     problems = context.problems[DEVELOPMENT]
-    outcomes = evaluate_problems(context.eval_decoder, context.tokenizer, params, context.task, problems)
+    outcomes = evaluate_problems(
+        context.eval_decoder, context.tokenizer, params, context.task, problems
+    )
     return np.array([outcome.strict for outcome in outcomes], float)
 
 
