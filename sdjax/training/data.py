@@ -199,7 +199,9 @@ def _preference(row: TrainingRow) -> tuple[TextOrMessages, TextOrMessages, TextO
     if "prompt" in row.fields:
         return _field(row, "prompt"), chosen, rejected
     if not isinstance(chosen, list) or not isinstance(rejected, list):
-        raise UserError(f"{row.where}: needs the field prompt")
+        raise UserError(
+            f"{row.where}: needs the field prompt, unless chosen and rejected are conversations"
+        )
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
