@@ -79,7 +79,7 @@ def merge_algorithm(
     plan = plan_algorithm(algorithm, models.base, models.experts, tuple(models.tensors(scope)), key)
     if algorithm.form == "tree":
         plan = _merge_in_memory(algorithm, plan, models, key)
-    return write_merged(plan, out, provenance=provenance, key=key, on_tensor=on_tensor)
+    return write_merged(plan, out, provenance=provenance, on_tensor=on_tensor)
 
 
 def _merge_in_memory(

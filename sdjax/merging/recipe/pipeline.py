@@ -97,14 +97,12 @@ def merge_recipe(
     """
     recipe = read_recipe(Path(recipe_path))
     open_model = cache(lambda name: open_source_model(name, recipe.path.parent))
-    key = jax.random.key(seed)
-    plan = plan_recipe(recipe, open_model, key)
+    plan = plan_recipe(recipe, open_model, seed)
     return write_merged(
         plan,
         Path(out),
         provenance=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text),
         chat_template=output_files.resolve_chat_template(recipe, plan.models),
-        key=key,
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
     )
@@ -115,7 +113,6 @@ def write_merged(
     out: Path,
     *,
     provenance: Provenance,
-    key: jax.Array,
     chat_template: str | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
@@ -126,7 +123,6 @@ def write_merged(
         plan: the plan.
         out: folder of the result.
         provenance: what is recorded in the model card.
-        key: the key of the plan.
         chat_template: replaces the tokenizer's chat template.
         on_tensor: called with (tensors done, all tensors) after each tensor.
         max_file_bytes: maximum size of a safetensors file.
@@ -135,7 +131,7 @@ def write_merged(
         UserError: as in `merge_recipe`.
     """
     specs = {step.name: step.spec for step in plan.steps}
-    fingerprint = _fingerprint(plan, provenance, key, chat_template)
+    fingerprint = _fingerprint(plan, provenance, chat_template)
     with _disk_errors(out):
         writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
     resumed = len(writer.done)
@@ -283,15 +279,13 @@ def _disk_errors(out: Path) -> Iterator[None]:
         ) from None
 
 
-def _fingerprint(
-    plan: MergePlan, provenance: Provenance, key: jax.Array, chat_template: str | None
-) -> str:
+def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | None) -> str:
     """Return a hash of everything that determines the result; only the same merge is resumed."""
     indices = {id(model): index for index, model in enumerate(plan.models)}
     content = {
         "version": __version__,
         "text": provenance.text,
-        "key": np.asarray(jax.random.key_data(key)).tolist() if plan.draws else None,
+        "key": None if plan.key is None else np.asarray(jax.random.key_data(plan.key)).tolist(),
         "chat_template": chat_template,
         "models": [
             (model.name, [output_files.file_stats(folder) for folder in model.reader.folders])

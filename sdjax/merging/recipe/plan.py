@@ -75,6 +75,7 @@ class MergePlan:
             whose entry of a per-layer config it gets.
         models: all source models.
         tokenizer: the tokenizer of the result.
+        key: typed PRNG key, or None if nothing is random.
         slots: names of the experts, or None for expert_1 ... expert_k.
     """
 
@@ -83,12 +84,8 @@ class MergePlan:
     layers: tuple[tuple[SourceModel, int], ...]
     models: tuple[SourceModel, ...]
     tokenizer: TokenizerPlan
+    key: jax.Array | None
     slots: tuple[str, ...] | None = None
-
-    @property
-    def draws(self) -> bool:
-        """Whether some algorithm draws random numbers."""
-        return any("key" in step.algorithm.requests for step in self.steps if step.algorithm)
 
 
 def plan_algorithm(
@@ -156,6 +153,7 @@ def plan_algorithm(
         layers=tuple((base, layer) for layer in range(len(base.layers))),
         models=(base, *experts.values()),
         tokenizer=TokenizerPlan(folder=base.folder, new_tokens={}, vocabulary=None),
+        key=key if "key" in algorithm.requests else None,
         slots=slots,
     )
 

@@ -42,14 +42,14 @@ _IGNORED_PARAMETERS = ("int8_mask",)  # mergekit's way to save memory; no masks 
 
 
 def plan_recipe(
-    recipe: Recipe, open_model: Callable[[str], SourceModel], key: jax.Array
+    recipe: Recipe, open_model: Callable[[str], SourceModel], seed: int = 0
 ) -> MergePlan:
     """Plan the merge of a recipe.
 
     Args:
         recipe: the recipe.
         open_model: opens a model by name.
-        key: typed PRNG key, for random methods.
+        seed: seed of random methods.
 
     Raises:
         UserError: an unknown method, parameters that the method lacks or requires, or models that
@@ -61,6 +61,8 @@ def plan_recipe(
         message = f"no merge_method {name}; available: {', '.join(available)}"
         raise recipe.fail("merge_method", message)
     method = available[recipe.merge_method]
+    # Only if needed, since creating a key compiles a program.
+    key = jax.random.key(seed) if "key" in method.bind().requests else None
     parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
     num_layers = sum(part.num_layers for part in parts)
     models = tuple(open_model(name) for name in recipe.models())
@@ -86,6 +88,7 @@ def plan_recipe(
         layers=tuple(layers),
         models=models,
         tokenizer=tokenizer,
+        key=key,
     )
 
 
@@ -104,7 +107,7 @@ class _SlicePlanner:
         method: Method,
         part: Slice,
         open_model: Callable[[str], SourceModel],
-        key: jax.Array,
+        key: jax.Array | None,
     ):
         self._recipe, self._method, self._slice, self._key = recipe, method, part, key
         self._base_name = part.base_model or recipe.base_model

@@ -1,7 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -55,7 +54,7 @@ def model(name):
 def load(tmp_path, text):
     path = tmp_path / "r.yml"
     path.write_text(text)
-    return plan_recipe(read_recipe(path), model, jax.random.key(0))
+    return plan_recipe(read_recipe(path), model)
 
 
 def hyperparameters(plan, tensor="model.norm.weight"):
