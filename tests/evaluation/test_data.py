@@ -49,10 +49,10 @@ def test_missing_file_raises_user_error(tmp_path):
 
 
 def test_hub_configs_are_read_in_order(monkeypatch):
-    asked = []
+    requests = []
 
     def load_dataset(path, config, *, split):
-        asked.append((path, config, split))
+        requests.append((path, config, split))
         return datasets.Dataset.from_list([{"question": f"{config}?", "answer": "#### 1"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -60,11 +60,11 @@ def test_hub_configs_are_read_in_order(monkeypatch):
         "mine", None, HubDataset(path="some/data", configs=("a", "b")), "train", FIELDS
     )
     assert [row.text("question") for row in rows] == ["a?", "b?"]
-    assert asked == [("some/data", "a", "train"), ("some/data", "b", "train")]
+    assert requests == [("some/data", "a", "train"), ("some/data", "b", "train")]
     task = find_task("gsm8k", development=0, shots=1)
     (problem,) = task.problems("test")
     assert [one.id for one in task.examples(problem)] == ["train-0"]
-    assert asked[2:] == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train")]
+    assert requests[2:] == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train")]
     with pytest.raises(
         UserError, match=r"some/data \(a, test\), row 0: needs the field problem; it has"
     ):

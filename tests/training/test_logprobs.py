@@ -78,10 +78,12 @@ def test_target_batches_have_equal_widths():
         found = list(target_batches(data, chosen, parts=parts))
         for batch, rows in zip(found, chosen, strict=True):
             assert batch["target_index"].shape == (parts, most)
-            behind = np.roll(batch["tokens"].reshape(parts, -1), -1, axis=1)
-            seen = np.take_along_axis(behind, batch["target_index"], 1)[batch["weights"] > 0]
+            next_tokens = np.roll(batch["tokens"].reshape(parts, -1), -1, axis=1)
+            target_tokens = np.take_along_axis(next_tokens, batch["target_index"], 1)[
+                batch["weights"] > 0
+            ]
             expected = [data["tokens"][row, 1 : trained[row] + 1] for row in rows]
-            assert seen.tolist() == np.concatenate(expected).tolist()
+            assert target_tokens.tolist() == np.concatenate(expected).tolist()
 
 
 @pytest.mark.parametrize("trained", ["whole", "adapter"])

@@ -142,11 +142,11 @@ def golden(name: str) -> list[tuple[str, str]]:
 
 def main() -> None:
     files = {split: str(HERE / f"gsm8k_{split}.jsonl") for split in ("test", "train")}
-    asked = {
+    prompts_by_task = {
         "gsm8k": prompts("gsm8k", files),
         "math": prompts("math", {"test": str(HERE / "math_test.jsonl")}),
     }
-    (HERE / "prompts.json").write_text(json.dumps(asked, indent=1) + "\n")
+    (HERE / "prompts.json").write_text(json.dumps(prompts_by_task, indent=1) + "\n")
     answered = {}
     for name in CONFIGS:
         pairs = [*golden(name), *random_outputs(name)]

@@ -84,13 +84,13 @@ def equations(kind, split, count):
 
 def test_training_shares_no_equation_with_development_or_test():
     trained = {one for kind in KINDS for one in equations(kind, "train", 4000)}
-    asked = {
+    held_out = {
         split: {one for kind in KINDS for one in target_equations(kind, split, 400)}
         for split in ("development", "test")
     }
     assert len(trained) > 5000
-    assert not trained & (asked["development"] | asked["test"])
-    assert not asked["development"] & asked["test"]
+    assert not trained & (held_out["development"] | held_out["test"])
+    assert not held_out["development"] & held_out["test"]
 
 
 def canonical_numbers(exercise):
