@@ -1,1 +1,1 @@
-"""Errors, configuration and progress: what every other package may import."""
+"""Errors, configuration, logging and progress bars, shared by all other packages."""

@@ -66,7 +66,7 @@ def read_dataclass(cls: type[T], path: str | Path, overrides: Sequence[str] = ()
 
 
 def dataclass_from(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    """Build a config from plain data, such as a stored run has.
+    """Build a config from plain data, such as that of a stored run.
 
     Args:
         cls: the config class.
@@ -97,7 +97,7 @@ def _validate(cls: type[T], data: Mapping[str, Any], where: Callable[[Location],
 def _resolve(cls: Any, raw: Location) -> tuple[Location, Any]:
     """Return (location, class of the innermost section) of a location in pydantic's terms.
 
-    Pydantic inserts the name of the branch after each union; the annotations tell where.
+    Pydantic inserts the name of the branch after each union; the annotations determine where.
     """
     location: list[str | int] = []
     section = annotation = cls
@@ -118,7 +118,7 @@ def _resolve(cls: Any, raw: Location) -> tuple[Location, Any]:
 
 
 def _branches(annotation: Any) -> list[Any]:
-    """The members of a union but None; a list of one item for any other annotation."""
+    """Return the members of a union except None, or a one-item list for any other annotation."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) not in (Union, types.UnionType):
@@ -127,7 +127,7 @@ def _branches(annotation: Any) -> list[Any]:
     return [branch for branch in inner if branch is not type(None)]
 
 
-# What a value must be, by pydantic's type of error.
+# What a value must be, keyed by pydantic's error type.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -148,7 +148,7 @@ _EXPECTED = {
 
 
 def _explain(errors: Sequence[Any], location: Location, section: Any) -> str:
-    """Explain the errors at one location: several are those of a union's branches."""
+    """Return a description of the errors at one location; a union has one error per branch."""
     key = ".".join(map(str, location))
     error = errors[0]
     match error["type"]:

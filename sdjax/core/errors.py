@@ -1,4 +1,4 @@
-"""The exceptions for user errors and for failures that may go away."""
+"""Exceptions for user errors and for transient failures."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def is_main_process() -> bool:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints to the current `sys.stderr`, which progress bars and tests replace."""
+    """Handler that prints to the current `sys.stderr`, which progress bars and tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_main_process():

@@ -22,7 +22,7 @@ Advance = Callable[..., None]
 
 @contextmanager
 def progress_bar(description: str, total: float | None) -> Iterator[Advance]:
-    """Show a progress bar; yields `advance(steps=1, description=None)`.
+    """Show a progress bar and yield `advance(steps=1, description=None)`.
 
     Args:
         description: text in front of the bar.

@@ -33,7 +33,7 @@ _SCALARS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars: no dates, and exponents without a decimal point are numbers."""
+    """Loader that reads dates as strings, and exponents without a decimal point as numbers."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -120,7 +120,7 @@ class YamlDocument:
         return UserError(f"{self.name}, line {line}: {message}")
 
     def entries(self, node: yaml.Node | None, name: str) -> dict[str, tuple[int, yaml.Node]]:
-        """Return key to (line of the key, value node), with merge keys (`<<`) resolved.
+        """Return a dict from key to (line of the key, value node), with merge keys resolved.
 
         Args:
             node: a mapping node; anything else raises UserError.
@@ -135,7 +135,7 @@ class YamlDocument:
                 raise self.fail(key, "a key must be a string")
             if key.value in own or (merged and key.tag == _MERGE):
                 raise self.fail(key, f"duplicate key {truncated_repr(key.value)}")
-            if key.tag == _MERGE:  # keys written out override those of `<<: *shared`
+            if key.tag == _MERGE:  # explicit keys override those of `<<: *shared`
                 merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
             else:
                 own[key.value] = self.line(key), value
@@ -150,7 +150,7 @@ class YamlDocument:
         allowed: Sequence[str],
         unsupported: Sequence[str] = (),
     ) -> dict[str, yaml.Node]:
-        """Return key to value node, without keys whose value is null.
+        """Return a dict from key to value node, without keys whose value is null.
 
         Args:
             node: a mapping node; anything else raises UserError.

@@ -18,7 +18,7 @@ from sdjax.models.config import ModelConfig
 
 # Choices of `fit_decoder_config`.
 _MAX_BUCKETS = 3
-_MAX_SLOTS = 32  # on two cores 64 multiply faster, but stay idle longer at the end
+_MAX_SLOTS = 32  # 64 multiply faster on two cores, but idle longer at the end
 _MIN_PREFIX = 16  # a shorter common prefix is not worth a separate computation
 _PREFILL_TOKENS = 8192  # per prefill call
 _PREFILLS_PER_FILL = 16  # prefill calls that fill all slots once
@@ -84,7 +84,7 @@ def fit_decoder_config(
     if not lengths.size:
         raise UserError(
             f"the shortest prompt has {min(map(len, prompts))} tokens, which with {max_new_tokens} "
-            f"new ones exceeds the model's context of {model_config.max_seq_len}; ask for fewer "
+            f"new ones exceeds the model's context of {model_config.max_seq_len}; lower "
             "--shots or --max-new-tokens"
         )
     count = min(_MAX_BUCKETS, lengths.size)

@@ -39,7 +39,7 @@ _STEPS_PER_STOP_CHECK = 16
 
 
 class Decoder:
-    """Generates text with any weights of one model config.
+    """Text generator for any weights of one model config.
 
     The compiled executables depend only on the shapes, so one decoder serves the seed model, its
     experts and all merges of them. A sequence does not depend on the rest of the batch.
@@ -130,7 +130,7 @@ class Decoder:
         stop: Sequence[str] = (),
         logprobs: bool = False,
     ) -> list[Completion]:
-        """Complete text prompts; the results have a `text` and are in the order of the prompts.
+        """Complete text prompts; the results include `text` and keep the order of the prompts.
 
         Args:
             params: parameters of the model, in any float dtype.
@@ -191,7 +191,7 @@ class Decoder:
         logprobs: bool = False,
         on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
-        """Complete prompts given as token ids; the results are in the order of the prompts.
+        """Complete prompts given as token ids; the results keep the order of the prompts.
 
         Sampled tokens depend only on `key`, the sample id and the position. A prompt that occurs
         several times is prefilled once, and each occurrence is a separate sample. A prompt that is

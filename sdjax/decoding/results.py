@@ -12,7 +12,8 @@ class Completion:
     Attributes:
         tokens: generated tokens, without the stop token, and up to the token that completes a stop
             string.
-        stopped: whether a stop token or stop string ended the sequence, not the length limit.
+        stopped: whether a stop token or stop string ended the sequence, rather than the length
+            limit.
         logprobs: natural log-probabilities of the tokens under the model's own distribution, before
             temperature and masking; None if not requested.
         text: text of the tokens without the stop string; set by `Decoder.generate`, and by

@@ -28,7 +28,7 @@ class Assignment:
 
 
 class Schedule:
-    """Assigns slots to sequences, ordered by the bucket of their prompts.
+    """Assignment of slots to sequences, ordered by the bucket of their prompts.
 
     Attributes:
         owners: index of the sequence that occupies each slot, or None.

@@ -40,7 +40,7 @@ class Score:
 
 
 class Scorer:
-    """Scores continuations with any weights of one model config; compiles once per bucket."""
+    """Scorer of continuations with any weights of one model config; compiles once per bucket."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Scorer:
         adapter: Adapter | None,
         texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     ) -> list[Score]:
-        """Score pairs of prompt and continuation, given as token ids; results are in their order.
+        """Score pairs of prompt and continuation, given as token ids, in order.
 
         A pair with an empty part, or longer than the largest bucket or the context, gives a score
         with a `failure`.

@@ -1,1 +1,1 @@
-"""Safetensors in and out, tokenizers and Orbax checkpoints."""
+"""Safetensors reading and writing, tokenizers and Orbax checkpoints."""

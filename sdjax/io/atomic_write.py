@@ -94,9 +94,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error means a full disk, an exceeded quota or a too large file.
+    """Return whether an error means a full disk, an exceeded quota or a file that is too large.
 
-    Libraries that wrap errors of the system are recognized by the text of the message.
+    System errors that a library has wrapped are recognized by the text of the message.
     """
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return True

@@ -60,7 +60,7 @@ _LM_HEAD = "lm_head.weight"
 
 
 class ModelReader:
-    """Reads the tensors of a model folder, whose names and headers are checked on construction.
+    """Reader of the tensors of a model folder, whose names and headers are checked on construction.
 
     Attributes:
         folder: the model's folder.
@@ -253,10 +253,10 @@ def write_model(
 ) -> None:
     """Write a model folder that transformers can load; it appears only when it is complete.
 
-    On several processes all of them call this, and the first one writes.
+    With several processes, all of them must call this; the first one writes.
 
     Args:
-        folder: must not exist, or be empty.
+        folder: must not exist, or must be empty.
         config: the model's config.
         params: nested dicts of arrays, written in their own dtypes.
         assets_from: a folder whose tokenizer files and generation_config.json are copied.
@@ -318,6 +318,6 @@ def _check_leaves(leaves: Mapping[str, Any], specs: Mapping[str, ParamSpec], fol
 
 
 def _enumerate(names: list[str]) -> str:
-    """The first names and how many more there are, so that the message stays one line."""
+    """Return the first names and the number of others, so that the message stays one line."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(name) for name in names[:3]) + more

@@ -15,13 +15,13 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def zoo_models() -> dict[str, Path]:
-    """Return name to folder of the models that ship with the package, the seed first."""
+    """Return a dict from name to folder of the models in the package, the seed first."""
     folders = sorted(path.parent for path in ZOO.glob("*/config.json"))
     return {path.name: path for path in sorted(folders, key=lambda p: (p.name != "seed", p.name))}
 
 
 def locate(name: str, *, relative_to: Path | None = None) -> tuple[Path, Path | None]:
-    """Return the folder of a model and that of its PEFT adapter or None.
+    """Return the folder of a model, and that of its PEFT adapter or None.
 
     Args:
         name: MODEL or MODEL+ADAPTER, both as in `model_folder`; an existing folder with `+` in its
@@ -40,7 +40,7 @@ def locate(name: str, *, relative_to: Path | None = None) -> tuple[Path, Path | 
 
 
 def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
-    """Return the folder of a model, which is downloaded if necessary.
+    """Return the folder of a model, downloading it if necessary.
 
     Args:
         name: `zoo:NAME`, a folder, or OWNER/MODEL or OWNER/MODEL@REVISION on Hugging Face. An

@@ -47,7 +47,7 @@ class Restored:
 class CheckpointFolder:
     """Numbered checkpoints of trees of one structure; a context manager.
 
-    On several processes all of them open it and make the same calls.
+    With several processes, all of them must open it and make the same calls.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class CheckpointFolder:
     ) -> None:
         """Write a checkpoint and return when it is complete on disk.
 
-        An existing checkpoint of the same number is replaced.
+        An existing checkpoint with the same number is replaced.
 
         Args:
             number: 0 or more.
@@ -145,8 +145,8 @@ class CheckpointFolder:
             intact = [other for other in self.numbers() if other != number]
             kept = f"that of {self._unit} {intact[-1]} is intact" if intact else "there is no other"
             raise UserError(
-                f"{self.folder}: the disk is full, the checkpoint of {self._unit} {number} was not "
-                f"written ({kept}); free some space and run the same command again"
+                f"{self.folder}: the disk is full, so the checkpoint of {self._unit} {number} was "
+                f"not written ({kept}); free some space and run the same command again"
             ) from None
         if not written:
             raise RuntimeError(f"Orbax did not write {self.folder / str(number)}")
@@ -227,8 +227,8 @@ class CheckpointFolder:
         saved = jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), shapes)
         if saved != jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), target):
             raise UserError(
-                f"{self.folder / str(number)}: the checkpoint has other projections, rank or "
-                "shapes than this training; use the config that it was trained with"
+                f"{self.folder / str(number)}: projections, rank or shapes differ from those "
+                "of this training; use the config that it was trained with"
             )
         return target
 
@@ -237,7 +237,7 @@ class GeneratorCheckpoints(CheckpointFolder):
     """Checkpoints of a run's generator: its adapter after each iteration, with a score."""
 
     def __init__(self, folder: str | Path, *, keep_latest: int = 2, keep_best: int = 1):
-        """Open or create a folder of checkpoints, of which the newest and the best are kept."""
+        """Open or create a folder that keeps the newest and the best checkpoints."""
         super().__init__(
             folder, item="factors", unit="iteration", keep_latest=keep_latest, keep_best=keep_best
         )

@@ -111,7 +111,7 @@ class PeftAdapter:
                 self._partner(stored, suffix_b, suffix_a)
                 return
         if "lora_" in name:
-            raise UserError(f"{self.reader.where(stored)} is of a kind that is not supported")
+            raise UserError(f"{self.reader.where(stored)} is not supported; merge it with peft")
         self.replacements[name.replace(".base_layer.", ".")] = stored
 
     def _partner(self, stored: str, suffix: str, partner_suffix: str) -> str:
@@ -147,7 +147,7 @@ class PeftAdapter:
 
 
 class AdaptedReader(SafetensorsReader):
-    """Reads a model's tensors with an adapter merged in.
+    """Reader of a model's tensors with an adapter merged in.
 
     An adapted tensor is W + scale * B @ A, computed in float32 and rounded once to W's dtype.
     """
@@ -225,10 +225,10 @@ def write_adapter(
 ) -> None:
     """Write an adapter that PEFT can load; the folder appears only when it is complete.
 
-    On several processes all of them call this, and the first one writes.
+    With several processes, all of them must call this; the first one writes.
 
     Args:
-        folder: must not exist, or be empty.
+        folder: must not exist, or must be empty.
         config: config of the model that the adapter is for.
         adapter: the LoRA factors.
         base: the model that the adapter is for, a folder or a name.
@@ -284,7 +284,7 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
 
     Raises:
         UserError: not a LoRA adapter, for another model, or not representable as an `Adapter`: it
-            changes other tensors than projections, or has several scales.
+            changes tensors other than projections, or has several scales.
     """
     stored = PeftAdapter(folder)
     specs = param_specs(config)

@@ -49,7 +49,7 @@ class ResumableFolder:
         """Resume the attempt with the same fingerprint and files, or start from the beginning.
 
         Args:
-            out: the folder, which must not exist or be empty.
+            out: the folder, which must not exist, or must be empty.
             tensors: name to anything with a shape and a dtype, in the order of the files.
             fingerprint: identifies the content, so that only the same content is resumed.
             max_file_bytes: size limit of a file.
@@ -121,7 +121,7 @@ class ResumableFolder:
         return sum(map(nbytes, self._tensors.values()))
 
     def _resume(self, digest: str) -> set[str]:
-        """Return the tensors written so far; clear the folder if they are of other content."""
+        """Return the tensors written so far; clear the folder if its content is different."""
         self._journal.seek(0)
         text = self._journal.read()
         if text and not text.endswith("\n"):

@@ -38,7 +38,7 @@ class TensorInfo(NamedTuple):
 
 
 class SafetensorsReader:
-    """Reads the tensors of a folder one at a time, by their names in the files.
+    """Reader of a folder's tensors, one at a time, by their names in the files.
 
     Attributes:
         folder: the folder of the files.

@@ -42,11 +42,11 @@ def nbytes(tensor: Any) -> int:
 
 
 def assign_files(tensors: Mapping[str, Any], max_file_bytes: int) -> dict[str, list[str]]:
-    """Return file name to the names of the tensors in it, in order, in as few files as fit.
+    """Return a dict from file name to the tensors in it, in order, in as few files as fit.
 
     Args:
         tensors: name to anything with a shape and a dtype.
-        max_file_bytes: size limit of a file; a larger tensor has a file of its own.
+        max_file_bytes: size limit of a file; a larger tensor gets its own file.
     """
     groups: list[list[str]] = [[]]
     size = 0
@@ -137,8 +137,8 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
 def write_safetensors(path: Path | None, tensors: Mapping[str, Any]) -> None:
     """Write a safetensors file with one tensor at a time in memory.
 
-    On several processes all of them call this, since sharded arrays are gathered; the processes
-    that pass no path write nothing.
+    With several processes, all of them must call this, since sharded arrays are gathered; the
+    processes that pass no path write nothing.
 
     Args:
         path: the file, or None.

@@ -43,7 +43,7 @@ _TOKEN_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "tekken.json")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
-    """A tokenizer.
+    """Tokenizer of a model folder.
 
     Attributes:
         folder: the folder that it was loaded from.
@@ -106,7 +106,8 @@ class Tokenizer:
         except TemplateError as error:
             line = " ".join(str(error).split())
             raise UserError(
-                f"{self.folder}: the chat template rejects these messages ({line}); correct either"
+                f"{self.folder}: the chat template rejects these messages ({line}); correct one"
+                " of them"
             ) from None
         return str(text)
 

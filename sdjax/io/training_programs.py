@@ -115,7 +115,7 @@ def read_training_programs(folder: Path) -> TrainingPrograms | None:
         reason = f"it contains {identities.dtype} {list(identities.shape)}"
     raise UserError(
         f"{path}: not a list of the programs that the model was trained on ({reason}); restore the "
-        "file, or remove it, and the report will not tell which programs are remembered"
+        "file, or remove it, and the report will not show which programs are remembered"
     )
 
 

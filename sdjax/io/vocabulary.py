@@ -1,4 +1,4 @@
-"""Vocabularies of model folders, and tokenizers extended by further tokens."""
+"""Vocabularies of model folders, and tokenizers with additional tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sdjax.io.tokenizer import TOKENIZER_FILE, load_full_tokenizer, read_tokeniz
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Return token to id, including added tokens. Raises UserError if there is no tokenizer."""
+    """Return a dict from token to id, with added tokens. Raises UserError without a tokenizer."""
     return _backend(folder).get_vocab(with_added_tokens=True)
 
 
 def added_tokens(folder: Path) -> dict[str, tokenizers.AddedToken]:
-    """Return text to added token of a folder's tokenizer, in order of id."""
+    """Return the added tokens of a folder's tokenizer by text, in order of id."""
     tokens = _backend(folder).get_added_tokens_decoder()
     return {token.content: token for _, token in sorted(tokens.items())}
 

@@ -1,4 +1,4 @@
-"""Run untrusted work in confined processes that can be killed.
+"""Confined processes for untrusted work, which can be killed.
 
-Knows nothing of the work itself: a job is a module name, its input and output are bytes.
+A job is given by a module name; its input and output are bytes.
 """

@@ -58,7 +58,8 @@ def confine(pipe: int, limits: WorkerLimits) -> tuple[str, ...]:
     sys.stdin = sys.stdout = sys.stderr = None  # `print` is silent
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         if descriptor != 3:
-            os.closerange(descriptor, descriptor + 1)  # the listing's own is already closed
+            # `close` would fail for the descriptor of the listing, which is closed already.
+            os.closerange(descriptor, descriptor + 1)
     missing = []
     for name, apply_layer in LAYERS.items():
         try:
@@ -122,7 +123,7 @@ def require_layers(allow_missing: Collection[str] = ()) -> tuple[str, ...]:
         allow_missing: names of layers that the machine may lack.
 
     Raises:
-        UserError: a layer is missing that `allow_missing` does not name, or `allow_missing` names
+        UserError: a layer that `allow_missing` does not name is missing, or `allow_missing` names
             an unknown layer.
     """
     if unknown := sorted(set(allow_missing) - set(LAYERS)):

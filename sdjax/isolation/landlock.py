@@ -1,7 +1,7 @@
 """Landlock: deny all file access, TCP ports, signals and abstract sockets.
 
-A second barrier behind seccomp, implemented by another part of the kernel: a ruleset that handles
-every access right that the kernel knows and grants none.
+A second barrier in addition to seccomp, implemented by another part of the kernel: a ruleset that
+handles every access right that the kernel knows and grants none.
 """
 
 import ctypes

@@ -86,7 +86,7 @@ def fork_worker(
     """Fork a child that confines itself and waits for a request.
 
     Returns:
-        the child's process id and the socket that leads to it.
+        the child's process id and the socket connected to it.
     """
     assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
     parent_end, child_end = socket.socketpair()

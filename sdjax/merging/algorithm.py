@@ -62,7 +62,7 @@ class Algorithm:
 
     Attributes:
         name: name in error messages and reports.
-        identity: algorithms of equal identity trace to the same computation; values of traced
+        identity: algorithms with the same identity trace to the same computation; values of traced
             hyperparameters are not part of it.
         form: "tensor" or "tree".
         function: the function of the algorithm API.
@@ -208,7 +208,8 @@ def _identity(
 ) -> str:
     qualified = f"{function.__module__}.{function.__qualname__}"
     # Closures share a name, as do functions that a notebook defines twice. Only the first function
-    # of a name keeps it unchanged: that of a module, whose identity must outlive the process.
+    # with a given name keeps it unchanged: that is the one in a module, whose identity must be the
+    # same in every process.
     if function not in _function_numbers:
         _function_numbers[function] = _functions_per_name[qualified]
         _functions_per_name[qualified] += 1

@@ -1,4 +1,4 @@
-"""Merging in memory: `sdjax.merge`."""
+"""In-memory merging: `sdjax.merge`."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def merge(
     an `sdjax.Merger`, which computes the experts' norms only once.
 
     Args:
-        base: nested dict of arrays that task vectors are relative to, or None if they are the
-            experts' own weights.
+        base: nested dict of arrays that task vectors are relative to, or None if the task vectors
+            are the experts' own weights.
         experts: trees in slot order (expert_1 ... expert_k), or by name. Tensors outside the scope
             may be missing.
         method: a method's name (see `sdjax methods`), a function of the algorithm API, or an
             `Algorithm`.
         scope: "mlp", "attention", "all", or glob patterns over tensor paths.
-        mesh: mesh to shard all tensors over by `sdjax.sharding.rules`; by default they stay where
-            they are.
+        mesh: mesh to shard all tensors over by `sdjax.sharding.rules`; by default they are not
+            moved.
         key: typed PRNG key, for random methods.
         donate: an earlier result whose buffers are donated to the new one.
         **hyperparameters: hyperparameters of the method.

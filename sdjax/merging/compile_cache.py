@@ -17,7 +17,7 @@ import jax
 
 from sdjax.xla.compiler_options import lean_options, quick_options
 
-# Number of elements from which dividing an operation among the cores pays off.
+# Number of elements above which splitting an operation across the cores pays off.
 LARGE = 2**22
 
 _REDUCTIONS = re.compile(r"stablehlo\.(reduce|while|sort|gather|dot_general)\b")
@@ -27,7 +27,7 @@ _TRANSCENDENTALS = re.compile(
 
 
 class MemoryLimitExceeded(Exception):
-    """An executable needs more temporary memory than its caller allows."""
+    """Raised when an executable needs more temporary memory than its caller allows."""
 
 
 class Lowerable(Protocol):
@@ -45,11 +45,11 @@ class Lowerable(Protocol):
 
 
 def compile_for_single_use(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compile for a merge from disk, where an executable runs a few times, next to another one.
+    """Compile for a merge from disk, in which an executable runs only a few times.
 
-    On a CPU, XLA's fusion emitters double the compile time. With them every operation is divided
-    among the cores, without them only elementwise ones, and functions such as exp are faster. They
-    are therefore used for large reductions and for such functions. Results equal those of
+    On a CPU, XLA's fusion emitters double the compile time. With them every operation is split
+    across the cores, not only elementwise ones, and functions such as exp are faster. They are
+    therefore used for large reductions and for such functions. Results equal those of
     `CompileCache` up to the last bit of float32.
     """
     text, shapes = lowered.as_text(), [x.shape for x in jax.tree.leaves(lowered.args_info)]
@@ -97,7 +97,7 @@ class CompileCache:
     def get(
         self, programs: Sequence[Lowerable], max_memory: int | None = None
     ) -> list[jax.stages.Compiled]:
-        """Return the executables of some computations; missing ones are compiled in parallel.
+        """Return the executables of these computations; compile missing ones in parallel.
 
         Args:
             programs: the computations.

@@ -1,4 +1,4 @@
-"""Applies an algorithm to the tensors of a model.
+"""Merge engine: applies an algorithm to the tensors of a model.
 
 For every tensor in scope::
 
@@ -60,7 +60,7 @@ class MergedModel:
 
 
 class Merger:
-    """Merges the same base and experts many times, as a search does.
+    """Repeated merges of the same base and experts, as in a search.
 
     The experts' norms, and which tensors no expert has changed, are computed once.
 

@@ -13,7 +13,7 @@ BaseRole = Literal["required", "optional", "first", "plain"]
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSchema:
-    """How a recipe (mergekit's YAML) is read for one method.
+    """Rules for reading a recipe (mergekit's YAML) for one method.
 
     Attributes:
         base: role of `base_model`. "required": task vectors are relative to it; "optional": the

@@ -1,6 +1,6 @@
 """Random numbers as a pure function of (key, stream, position in the tensor).
 
-On a CPU `jax.random.bernoulli` draws some 26 million numbers per second. Here every element hashes
+On a CPU `jax.random.bernoulli` draws about 26 million numbers per second. Here every element hashes
 its own flat index with the key: this is elementwise, so it fuses with the surrounding arithmetic,
 needs no communication under any sharding, and is independent of order and of the number of devices.
 

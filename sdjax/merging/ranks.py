@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 
 def outranks(x: Float[Array, "*rows"], fraction: Float32[Array, "*rows"]) -> Bool[Array, "*rows"]:
-    """Return where the rank fraction of an element exceeds `fraction`.
+    """Return a mask of the elements whose rank fraction exceeds `fraction`.
 
     Args:
         x: elements, ranked by magnitude within the last axis as in `rank_fraction`.
@@ -39,7 +39,7 @@ def rank_fraction(x: Float[Array, "*rows"]) -> Float32[Array, "*rows"]:
     bits, ordered = _magnitude_bits(x), _sorted_magnitude_bits(x)
     count = x.shape[-1]
 
-    # Binary search for all elements at once: how many of the row are not larger than this one.
+    # Binary search for all elements at once: count the elements of the row that are not larger.
     def bisect(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) // 2

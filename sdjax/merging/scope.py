@@ -21,7 +21,8 @@ def select_paths(paths: Iterable[str], scope: Scope) -> tuple[str, ...]:
             glob patterns over tensor paths (`layers/0/*`, `*/mlp/down_proj`; `*` also matches `/`).
 
     Raises:
-        UserError: a pattern matches nothing; a merge that changes nothing would score as the seed.
+        UserError: a pattern matches nothing; a merge that changes nothing would score the same as
+            the seed.
     """
     if not isinstance(scope, str | tuple | list) or not all(isinstance(p, str) for p in scope):
         raise UserError(f"scope must be mlp, attention, all or glob patterns, not {scope!r:.60}")

@@ -1,4 +1,4 @@
-"""Signatures of algorithms: which inputs a function takes and which hyperparameters it has."""
+"""Algorithm signatures: the inputs and hyperparameters of a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The computations that are compiled for a merge: one tensor, or the whole scope in the tree form.
+"""Computations that are compiled for a merge: one tensor, or the whole scope in the tree form.
 
 Everything that may change without recompilation is an argument: weights, numeric hyperparameters,
 depth and key. Arrays cross the jit boundary as tuples in slot order, since JAX sorts dicts by key,
@@ -232,7 +232,7 @@ def squared_norm_or_inf(
     new: Float[Array, "*shape"], merged: Float[Array, "*shape"]
 ) -> Float[Array, ""]:
     """Return the squared norm of the merged task vector; infinity if `new` is not finite."""
-    # A single reduction for both: each further one adds some 20 ms of compilation on a CPU.
+    # A single reduction for both: each further one adds about 20 ms of compilation on a CPU.
     return jnp.sum(jnp.where(jnp.isfinite(new), merged * merged, jnp.inf))
 
 

@@ -7,8 +7,8 @@ The bits of a non-negative float, read as an integer, have the same order as the
 largest magnitude is found among integers. A sorted sample of the tensor gives a first interval.
 Each pass counts at several probes inside the interval and then moves its bounds to the elements
 next to them (differences of bfloat16 numbers take few values, which many elements share), until
-exactly k elements reach a bound or the interval is empty. If the sample is misleading, some ten
-passes divide the bits from the outside in. The result is always exact.
+exactly k elements reach a bound or the interval is empty. If the sample is misleading, about ten
+passes narrow the full range of bits. The result is always exact.
 
 Axes: *shape the tensor's own, n tensors, m bounds per tensor, p probes per bound, s samples.
 """
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sdjax.xla.reductions import sum_min_max
 
-RESULTS_PER_PASS = 36  # with more, a pass takes longer than the results save
+RESULTS_PER_PASS = 36  # with more, a pass costs more time than it saves
 SAMPLE_SIZE = 2**12  # approximate; tensors up to this size are sorted instead
 
 _UNREACHED = 2**31 - 1  # a bound that no element reaches
@@ -98,7 +98,7 @@ def magnitude_band_masks(
 
 
 def _count(fraction: Float32[Array, " n"], size: int) -> Int32[Array, " n"]:
-    # In float32 a fraction such as 0.7 is slightly too small, which the floor must not see.
+    # In float32 a fraction such as 0.7 is slightly too small, which must not change the floor.
     count = jnp.floor(fraction * jnp.float32(size) * jnp.float32(1 + 2**-22))
     return jnp.minimum(count, jnp.float32(2**31 - 128)).astype(jnp.int32)
 
@@ -145,11 +145,11 @@ def _search(
     low: Int32[Array, "n m"],
     high: Int32[Array, "n m"],
 ) -> Int32[Array, "n m"]:
-    """Find the bounds by counting, all in one loop, since each loop adds to the compile time.
+    """Find all bounds by counting in a single loop, since each loop adds compile time.
 
     Args:
         bits: the tensors.
-        k: how many elements shall reach each bound.
+        k: number of elements that must reach each bound.
         low: lower ends of the first intervals; the result does not depend on them.
         high: upper ends of the first intervals.
     """

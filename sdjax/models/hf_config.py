@@ -235,7 +235,7 @@ def _first(*values: Any) -> Any:
 
 
 def _rope_fields(config: ModelConfig) -> dict[str, Any]:
-    """Return the fields for transformers 5 (`rope_parameters`) and for earlier versions."""
+    """Return the rope fields of both transformers 5 (`rope_parameters`) and earlier versions."""
     rope = _rope_dict(config.rope)
     fields: dict[str, Any] = {"rope_parameters": rope, "rope_theta": config.rope.theta}
     if config.local_rope is not None:

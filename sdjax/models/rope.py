@@ -104,7 +104,7 @@ class Yarn:
         rotary_dim = 2 * len(frequencies)
 
         def correction_dim(rotations: float) -> float:
-            """Return the dimension that makes so many rotations within the original context."""
+            """Return the dimension that makes this many rotations within the original context."""
             span = self.original_max_position_embeddings / (rotations * 2 * math.pi)
             return rotary_dim * math.log(span) / (2 * math.log(theta))
 

@@ -144,7 +144,7 @@ def attention_mask(
     segments: Int[AnyArray, "batch time"] | None,
     window: int | None,
 ) -> Bool[Array, "batch time keys"]:
-    """Return which keys each query may attend to."""
+    """Return the mask of the keys that each query may attend to."""
     distance = jnp.asarray(query_positions)[:, :, None] - key_positions[:, None, :]
     allowed = distance >= 0
     if window is not None:

@@ -1,1 +1,1 @@
-"""Judge untrusted candidates: from source text to a verified array program."""
+"""Sandbox for untrusted candidates: from source text to a verified array program."""

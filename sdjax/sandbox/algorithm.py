@@ -1,4 +1,4 @@
-"""Use a verified program as a merge algorithm."""
+"""Adapter from a verified program to a merge algorithm."""
 
 from sdjax.merging.algorithm import Algorithm
 from sdjax.sandbox.verify.verified_program import VerifiedProgram

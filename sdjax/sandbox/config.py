@@ -72,7 +72,7 @@ class SandboxConfig(Limits):
     Attributes:
         workers: number of candidates that are traced at the same time.
         allow_missing: layers of confinement that this machine may lack. The sandbox refuses to
-            start if a layer is missing that is not named here.
+            start if any other layer is missing.
     """
 
     workers: PositiveInt = 2

@@ -28,7 +28,7 @@ WORKER_VERDICTS = ("refused", "wrong signature", "too costly")  # verdicts that 
 
 
 class Sandbox:
-    """Judges candidates in confined worker processes.
+    """Sandbox that judges candidates in confined worker processes.
 
     A candidate is Python source text that defines `merge_models(task_vectors, ...)`, which returns
     one tensor (float32, of the task vectors' shape), or `merge_trees(task_vectors, ...)`, which
@@ -255,7 +255,7 @@ class _Task:
 
 
 def _parse_reply(data: bytes, wall_seconds: float) -> str | Refusal:
-    """Return the IR or the refusal in a dispatcher's answer, whose body is untrusted."""
+    """Return the IR or the refusal from a dispatcher's reply, whose body is untrusted."""
     status, body = data[:1], data[1:]
     if status == OUT_OF_TIME:
         message = f"tracing took more than {wall_seconds:g} s, twice"

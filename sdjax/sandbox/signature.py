@@ -12,7 +12,7 @@ from sdjax.sandbox.config import Limits
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class TensorSignature:
-    """What a candidate can observe of a tensor: its kind ("mlp.down_proj") and its shape."""
+    """Properties of a tensor that a candidate sees: its kind ("mlp.down_proj") and its shape."""
 
     kind: str
     shape: tuple[int, ...]

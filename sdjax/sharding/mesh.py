@@ -85,7 +85,7 @@ class MeshConfig:
         fsdp: size of the axis that splits parameters along the residual stream.
         tensor: size of the axis that splits parameters along heads and MLP.
 
-    A size of -1 stands for the remaining devices.
+    A size of -1 means all remaining devices.
     """
 
     data: AxisSize | None = None
@@ -93,7 +93,7 @@ class MeshConfig:
     tensor: AxisSize | None = None
 
     def make(self, *, default_axis: str) -> Mesh | None:
-        """Create the mesh over all devices; None for a single device.
+        """Create the mesh over all devices, or return None for a single device.
 
         Args:
             default_axis: the axis of the remaining devices, if the config sets neither its size

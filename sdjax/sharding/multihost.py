@@ -1,6 +1,6 @@
 """Multi-host coordination: start, broadcast from the main process, coordinated exit.
 
-For TPU pods and for machines with a named coordinator. All processes take the same decisions in the
+For TPU pods and for machines with a named coordinator. All processes make the same decisions in the
 same order, since their executables meet in collectives. Data that only the main process has reaches
 the others through `broadcast_from_main`. `exit_together` ends all processes if one of them fails,
 since the others would otherwise wait in a collective forever.

@@ -13,7 +13,7 @@ _TUNABLES = {"hugetlb": 1, "mmap_threshold": 2**32, "trim_threshold": 2**34, "ar
 
 
 def restart_with_huge_pages() -> None:
-    """Replace this process by one that allocates large arrays in huge pages, on Linux.
+    """Replace this process with one that allocates large arrays in huge pages, on Linux.
 
     Page faults take most of the system time of a large merge and a tenth of a training step. With
     pages of 2 MiB there are fewer of them. glibc reads its tunables only when a process starts. If
@@ -26,7 +26,7 @@ def restart_with_huge_pages() -> None:
 
 
 def collect_garbage_rarely() -> None:
-    """Raise the threshold of garbage collection, which takes a fifth of the time of imports.
+    """Raise the garbage-collection threshold; collection takes a fifth of the import time.
 
     Imports allocate hundreds of thousands of objects and hardly any garbage.
     """

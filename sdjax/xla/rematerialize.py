@@ -38,7 +38,7 @@ def rematerialize(function: Callable) -> Callable:
 
 
 class _Interpreter:
-    """Evaluates the equations of a jaxpr one by one."""
+    """Interpreter that evaluates the equations of a jaxpr one by one."""
 
     def __init__(self, closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> None:
         self._jaxpr = closed.jaxpr
@@ -117,12 +117,12 @@ class _Interpreter:
 
 
 def _inputs(equations: Sequence[core.JaxprEqn]) -> list[core.Var]:
-    """The distinct variables that the equations read and do not compute."""
+    """Return the distinct variables that the equations read and do not compute."""
     computed = {var for equation in equations for var in equation.outvars}
     read = _variables([var for equation in equations for var in equation.invars])
     return [var for var in read if var not in computed]
 
 
 def _variables(atoms: Sequence[core.Var | core.Literal]) -> list[core.Var]:
-    """The distinct variables among variables and literals."""
+    """Return the distinct variables among variables and literals."""
     return list(dict.fromkeys(atom for atom in atoms if not isinstance(atom, core.Literal)))

@@ -95,7 +95,7 @@ def test_restore_with_shardings_of_reference(tmp_path):
         loaded, _ = checkpoints.restore_adapter(reference=reference)
         assert_same(loaded, adapter(0))
         assert {leaf.sharding for leaf in jax.tree.leaves(loaded)} == {sharding}
-        with pytest.raises(UserError, match="other projections, rank or shapes"):
+        with pytest.raises(UserError, match="projections, rank or shapes differ"):
             checkpoints.restore_adapter(reference=adapter(1, rank=2))
 
 

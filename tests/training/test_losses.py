@@ -119,13 +119,13 @@ def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
     assert np.all((after[:, 0] - after[:, 1]) > (before[:, 0] - before[:, 1]))
 
 
-def test_second_round_starts_at_log_2_alog_ratiost_its_own_start(params, adapter):
+def test_second_round_starts_at_log_2_against_its_own_start(params, adapter):
     """The reference is the policy at the start of the round, or the seed if configured."""
     once, _ = dpo(params, adapter, PAIRS, SETTINGS)
     _, history = dpo(params, once, PAIRS, SETTINGS, seed=1)
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)
-    alog_ratiost_seed = replace(SETTINGS, reference="seed")
-    _, history = dpo(params, once, PAIRS, alog_ratiost_seed, seed=1)
+    against_seed = replace(SETTINGS, reference="seed")
+    _, history = dpo(params, once, PAIRS, against_seed, seed=1)
     assert history[0]["dpo_loss"] < np.log(2) - 0.01
 
 

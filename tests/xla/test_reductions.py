@@ -44,7 +44,7 @@ def test_integers_are_summed_and_compared_in_one_pass(shape):
 
 
 def test_what_several_sums_read_is_read_once():
-    """XLA count_true an operand's bytes once for each loop that reads it."""
+    """XLA counts an operand's bytes once for each loop that reads it."""
     vectors = [jnp.zeros((256, 512), jnp.float32)] * 3
 
     def products(a, b, c):

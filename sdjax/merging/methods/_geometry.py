@@ -38,7 +38,7 @@ def slerp_weights(
     t: Float32[Array, ""],
     linear: Bool[Array, "*angles"],
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the weights of both ends at position `t` of an arc; linear ones where `linear`."""
+    """Return the weights of both endpoints at position `t` on an arc; linear where `linear`."""
     angle = jnp.arccos(jnp.where(linear, 0.0, cosine))
     sine = jnp.sin(angle)
     return (

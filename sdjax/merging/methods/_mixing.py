@@ -45,7 +45,7 @@ def elected_sum(
     Args:
         vectors: the task vectors.
         weight: weight of each expert.
-        normalize: divide, per element, by the sum of the weights that took part.
+        normalize: divide, per element, by the sum of the participating weights.
         elect: the elected sign is that of sum_k w_k v_k ("weighted") or of sum_k v_k ("plain").
     """
     if elect not in ELECT:
@@ -70,7 +70,7 @@ def keep_and_rescale(
         masks: the elements to keep.
         kept: probability or fraction with which an element is kept: a scalar, or one per element.
         rescale: "density" divides by `kept`, which preserves the expectation; "l1" restores the sum
-            of magnitudes (mergekit's way); "none" does nothing.
+            of magnitudes (as in mergekit); "none" does nothing.
     """
     if rescale not in RESCALE:
         raise ValueError(f"rescale must be one of {', '.join(RESCALE)}, not {rescale!r}")
@@ -85,7 +85,7 @@ def keep_and_rescale(
 def changed_elements(
     vectors: TaskVectors, epsilon: Float32[Array, ""] | float
 ) -> tuple[TaskVectors, Masks, Tensor]:
-    """Return the changes larger than `epsilon`, their masks and the experts per element.
+    """Return the changes larger than `epsilon`, their masks and the expert counts.
 
     Returns:
         Task vectors that are zero elsewhere; their masks; the number of experts that changed each

@@ -53,8 +53,8 @@ def random_drop_by_rank(
     """Keep each element with a probability that grows with its rank in its row, and rescale.
 
     The probability is linear in the rank, from density - epsilon (smallest magnitude of the row) to
-    density + epsilon (largest), clipped to [0, 1]. A density of one or more keeps everything, one
-    of zero or less nothing.
+    density + epsilon (largest), clipped to [0, 1]. A density of one or more keeps everything; zero
+    or less keeps nothing.
     """
     masks: dict[str, jax.Array] = {}
     kept: dict[str, jax.Array] = {}

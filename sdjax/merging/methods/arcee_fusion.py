@@ -2,7 +2,7 @@
 
 Arcee AI's method, as implemented in mergekit; no paper. The importance of an element is the size of
 its change times the divergence KL(softmax(expert row) || softmax(base row)) of its row; elements at
-or above median + 1.5 (third quartile - first quartile) are taken. The selection is that of float64
+or above median + 1.5 (third quartile - first quartile) are taken. The selection matches float64
 arithmetic: mergekit's divergence cancels in float32 for small changes, and for tensors of more than
 a million elements its quartiles are those of a random sample.
 """
@@ -23,14 +23,14 @@ from sdjax.xla.reductions import reproducible_sum
 FORMULA = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"
 RECIPE = RecipeSchema(min_models=1, max_models=1)
 
-_SERIES_LIMIT = 0.25  # up to here the series are accurate to float32
+_SERIES_LIMIT = 0.25  # the series are accurate in float32 up to this value
 # Coefficients of (e^x - 1) / x and ((1 + r) log(1 + r) - r) / r^2, highest power first.
 _EXPM1 = np.array([1 / math.factorial(k) for k in range(8, 0, -1)], np.float32)
 _KL = np.array([(-1) ** k / (k * (k - 1)) for k in range(12, 1, -1)], np.float32)
 
 
 def merge_models(task_vectors: TaskVectors, base: Tensor) -> Tensor:
-    """Take the task vector's most important elements."""
+    """Return the task vector's most important elements."""
     if len(task_vectors) != 1:
         raise ValueError("arcee_fusion takes exactly one expert")
     (vector,) = task_vectors.values()
@@ -45,9 +45,10 @@ def merge_models(task_vectors: TaskVectors, base: Tensor) -> Tensor:
 def _divergence(base: Tensor, vector: Tensor, row: int | tuple[()]) -> jax.Array:
     """Return KL(p || q) per row, p = softmax(base + vector) + 1e-8 and q = softmax(base) + 1e-8.
 
-    For a small change the terms p log(p / q) cancel to its square, of which float32 would retain
-    two digits. Since p and q have the same sum, the divergence is the sum of q ((1 + r) log(1 + r)
-    - r) with r = p / q - 1, which has no negative terms; r is computed without cancellation.
+    For a small change the terms p log(p / q) cancel down to its square, and float32 would retain
+    only two digits. Since p and q have the same sum, the divergence is the sum of
+    q ((1 + r) log(1 + r) - r) with r = p / q - 1, which has no negative terms; computing r
+    involves no cancellation.
     """
     probs = jax.nn.softmax(base, axis=row)
     growth = _expm1(vector)

@@ -1,10 +1,10 @@
 """Model Breadcrumbs: drop the largest and the smallest elements, then scale and add.
 
-Davari, Belilovsky, "Model breadcrumbs: scaling multi-task model merging with sparse masks",
-arXiv 2312.06795. `gamma` is the fraction of largest magnitude that is dropped as outliers, and
-`density` the fraction that is kept below it (the paper's thresholds are 1 - gamma and
-1 - gamma - density: it keeps the elements between 85 % and 99.3 %). If both do not fit, fewer
-outliers are dropped, as in mergekit.
+Davari, Belilovsky, "Model breadcrumbs: scaling multi-task model merging with sparse masks", arXiv
+2312.06795. `gamma` is the fraction of largest magnitude that is dropped as outliers, and `density`
+the fraction that is kept below it (the paper's thresholds are 1 - gamma and 1 - gamma - density: it
+keeps the elements between 85% and 99.3%). If both do not fit, fewer outliers are dropped, as in
+mergekit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Model Stock: the average of the experts, pulled toward the base the more they disagree.
 
 Jang, Yun, Han, "Model Stock: all we need is just a few fine-tuned models", arXiv 2403.19522. The
-paper assumes one angle between all experts; as in mergekit it is estimated by the mean cosine over
-all pairs, and if the estimate is singular (the experts cancel) the base is kept. `filter_wise` uses
-one angle per row instead of one per tensor.
+paper assumes the same angle between all experts; as in mergekit it is estimated by the mean cosine
+over all pairs, and if the estimate is singular (the experts cancel) the base is kept. `filter_wise`
+uses one angle per row instead of one per tensor.
 """
 
 from __future__ import annotations

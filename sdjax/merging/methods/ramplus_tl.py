@@ -24,7 +24,7 @@ def merge_models(
     alpha: float = 0.2,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """Average shared changes and amplify unique ones."""
+    """Return the average of shared changes plus amplified unique changes."""
     changes, masks, count = changed_elements(task_vectors, epsilon)
     merged = jnp.zeros_like(count)
     shared = count_true([mask & (count > 1) for mask in masks.values()])

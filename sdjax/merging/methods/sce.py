@@ -1,9 +1,9 @@
 """SCE: select elements by variance, weight experts by energy, erase minority signs.
 
-Wan et al., "FuseChat: knowledge fusion of chat models", arXiv 2408.07990. Of the elements on which
-the experts differ, `select_topk` is the fraction with the largest variance over the experts that is
-selected (the paper: 10 %). An expert's weight is its share of the sum of squares of the selected
-elements. As in mergekit the sum is divided, per element, by the weights that took part;
+Wan et al., "FuseChat: knowledge fusion of chat models", arXiv 2408.07990. Among the elements on
+which the experts differ, the fraction `select_topk` with the largest variance over the experts is
+selected (10% in the paper). An expert's weight is its share of the sum of squares of the selected
+elements. As in mergekit the sum is divided, per element, by the sum of the participating weights;
 `normalize=False` gives the paper's form.
 """
 

@@ -1,8 +1,8 @@
 """Task arithmetic: scale the experts' task vectors and add them.
 
-Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089. The default 0.4 is the
-paper's advice if nothing can be tuned. `normalize` divides by the sum of the weights (mergekit's
-option).
+Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089. The default of 0.4 is what
+the paper recommends if nothing can be tuned. `normalize` divides by the sum of the weights
+(mergekit's option).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ RECIPE = RecipeSchema(param_names={"scale": "lambda"})
 
 
 def merge_models(task_vectors: TaskVectors, scale: float = 1.0, rank: int = 0) -> Tensor:
-    """Return the merge of the leading singular vectors."""
+    """Return the merged task vector, built from the leading singular vectors."""
     vectors = list(task_vectors.values())
     if vectors[0].ndim != 2:
         return scale * jnp.asarray(sum(vectors)) / len(vectors)

@@ -24,7 +24,7 @@ from sdjax.models.tree import flatten, unflatten
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MergeModels:
-    """A base and the expert of each slot."""
+    """Base model and the expert in each slot."""
 
     base: SourceModel
     experts: Mapping[str, SourceModel]
@@ -67,11 +67,11 @@ def merge_algorithm(
     Args:
         algorithm: an algorithm in either form.
         models: the base and the experts.
-        scope: the tensors to merge; all others are the base's.
+        scope: the tensors to merge; all others are copied from the base.
         out: folder of the result.
-        provenance: what is recorded in the model card.
+        provenance: recorded in the model card.
         key: typed PRNG key.
-        on_tensor: called with (tensors done, all tensors) after each tensor.
+        on_tensor: called with (tensors done, total) after each tensor.
 
     Raises:
         UserError: as in `merge_recipe`.

@@ -28,7 +28,7 @@ MODEL_CARD = "README.md"
 RECIPE = "recipe.yaml"
 PROGRAM = "program.py"
 _GENERATION_CONFIG = "generation_config.json"
-# Lists in a config that are not per layer, even if they happen to have as many items.
+# Config lists that are not per-layer, even if they happen to have one item per layer.
 _NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 # These repeat the vocabulary of tokenizer.json, so they are wrong once tokens are added.
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
@@ -36,7 +36,7 @@ _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_token
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What made a model: name of the method, and the recipe or program with its file name."""
+    """Origin of a model: the method's name, and the recipe or program with its file name."""
 
     method: str
     file: str
@@ -146,7 +146,7 @@ def write_model_card(
     Args:
         folder: folder of the result.
         name: title of the card.
-        provenance: what made the model.
+        provenance: origin of the model.
         models: names of the source models.
         notes: remarks on the merge.
     """

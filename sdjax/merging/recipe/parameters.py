@@ -2,9 +2,9 @@
 
 These are mergekit's rules. A list of values is a gradient: numbers are interpolated along the
 layers of a slice; booleans and strings switch from one to the next. A list of `{value: ..., filter:
-...}` is searched from the top: the first entry applies that has no filter or whose filter is part
-of the tensor's name. Parameters may be set for a model, a slice, a module and the whole recipe; the
-innermost level wins that has a value for the tensor.
+...}` is searched from the top: the first entry without a filter, or whose filter is part of the
+    tensor's name, applies. Parameters may be set for a model, a slice, a module and the whole
+    recipe; the innermost level that has a value for the tensor wins.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def resolve(
         position: position of its layer within the slice, in [0, 1], for gradients.
 
     Raises:
-        UserError: a value of another type; the message contains the line.
+        UserError: a value has the wrong type; the message contains the line.
     """
     for level in levels:
         if parameter.key not in level:

@@ -1,8 +1,8 @@
-"""Carries out a merge from disk to disk, into a complete Hugging Face folder.
+"""Merge from disk to disk, into a complete Hugging Face folder.
 
 While one tensor is merged, the next is read and the previous one is written. Memory holds a few
-tensors per model, in buffers that are reused. All programs are traced before the first tensor, so
-that an error in a method is reported at once; they are compiled in the background from then on.
+tensors per model, in buffers that are reused. All computations are traced before the first tensor,
+so that an error in a method is reported at once; they are compiled in the background from then on.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from sdjax.merging.recipe.tokenizer_plan import align_rows
 from sdjax.merging.tensor_program import TensorProgram
 
 COMPILE_THREADS = 2
-QUEUE_SIZE = 1  # tensors that wait to be merged, and to be written
-# Tensors merged at a time on a single device: on a CPU, XLA divides only part of a program among
-# the cores. On several devices, two programs at once could deadlock in their collectives.
+QUEUE_SIZE = 1  # tensors queued to be merged, and to be written
+# Tensors merged at a time on a single device: on a CPU, XLA runs only part of an executable on all
+# cores. On several devices, two executables at once could deadlock in their collectives.
 MERGE_THREADS = 2
 
 OnTensor = Callable[[int, int], None]
@@ -51,7 +51,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class MergeResult:
-    """A merge that was written to disk.
+    """Result of a merge to disk.
 
     Attributes:
         folder: the folder of the result.
@@ -88,7 +88,7 @@ def merge_recipe(
         recipe_path: the recipe; its paths are relative to its folder or the working directory.
         out: folder of the result.
         seed: random seed.
-        on_tensor: called with (tensors done, all tensors) after each tensor.
+        on_tensor: called with (tensors done, total) after each tensor.
         max_file_bytes: maximum size of a safetensors file.
 
     Raises:
@@ -122,9 +122,9 @@ def write_merged(
     Args:
         plan: the plan.
         out: folder of the result.
-        provenance: what is recorded in the model card.
+        provenance: recorded in the model card.
         chat_template: replaces the tokenizer's chat template.
-        on_tensor: called with (tensors done, all tensors) after each tensor.
+        on_tensor: called with (tensors done, total) after each tensor.
         max_file_bytes: maximum size of a safetensors file.
 
     Raises:
@@ -138,7 +138,7 @@ def write_merged(
     notes = plan.tokenizer.notes
     try:
         with _disk_errors(out):
-            # Small files first: they may be damaged, and tensors take long.
+            # Small files first: one may be damaged, and tensors take a long time.
             output_files.write_config(writer.folder, plan, specs)
             output_files.write_tokenizer(
                 writer.folder, plan.tokenizer, plan.template.folder, chat_template
@@ -171,7 +171,7 @@ def write_merged(
 
 
 def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor | None) -> int:
-    """Merge the tensors that are not written yet; return how many no expert has changed."""
+    """Merge the tensors that are not written yet; return the number that no expert has changed."""
     steps = [step for step in plan.steps if step.name not in writer.done]
     merge_threads = MERGE_THREADS if len(jax.devices()) == 1 else 1
     pool = BufferPool()
@@ -239,7 +239,7 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
 def _compile(
     programs: Iterable[TensorProgram], compiler: ThreadPoolExecutor
 ) -> dict[tuple, Future[jax.stages.Compiled]]:
-    """Trace every distinct program and start its compilation; return cache key to executable."""
+    """Trace every distinct computation and start compiling it; return cache key to executable."""
     distinct = {program.cache_key: program for program in programs}
     return {
         cache_key: compiler.submit(compile_for_single_use, program.lower())
@@ -275,7 +275,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
         remedy = "free some space" if is_disk_full(error) else "fix that"
         raise TransientError(
             f"{out}: cannot be written ({error.strerror}); {remedy} and run the command again, "
-            "it resumes where it stopped"
+            "which resumes the merge"
         ) from None
 
 

@@ -95,7 +95,7 @@ def plan_algorithm(
     scope: Sequence[str],
     key: jax.Array,
 ) -> MergePlan:
-    """Plan the merge of the tensors in scope by one algorithm; all others are the base's.
+    """Plan the merge of the tensors in scope by one algorithm; the others are copied from the base.
 
     Args:
         algorithm: the algorithm.
@@ -174,7 +174,7 @@ def shape_error(ref: TensorRef, reference: TensorRef) -> UserError:
 
 @cache
 def spread(shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """Return a sharding over all devices along the first axis that their number divides."""
+    """Return a sharding over all devices along the first axis divisible by their number."""
     devices = jax.devices()
     if len(devices) == 1:
         return SingleDeviceSharding(devices[0])

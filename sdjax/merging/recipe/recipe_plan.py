@@ -1,4 +1,4 @@
-"""Plans the merge of a recipe, with mergekit's semantics.
+"""Merge plans for recipes, with mergekit's semantics.
 
 `RecipeSchema` describes how a method uses `base_model` and its parameters.
 """
@@ -38,7 +38,7 @@ from sdjax.merging.recipe.source_models import (
 from sdjax.merging.recipe.tokenizer_plan import VocabularyMap, plan_tokenizer
 from sdjax.merging.tensor_program import TensorProgram
 
-_IGNORED_PARAMETERS = ("int8_mask",)  # mergekit's way to save memory; no masks are stored here
+_IGNORED_PARAMETERS = ("int8_mask",)  # saves memory in mergekit; no masks are stored here
 
 
 def plan_recipe(
@@ -52,8 +52,7 @@ def plan_recipe(
         seed: seed of random methods.
 
     Raises:
-        UserError: an unknown method, parameters that the method lacks or requires, or models that
-            do not match.
+        UserError: an unknown method, unknown or missing parameters, or models that do not match.
     """
     available = methods()
     if recipe.merge_method not in available:

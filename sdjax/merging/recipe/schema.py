@@ -2,8 +2,8 @@
 
 Every way of writing a recipe (`models`, `slices`, or `modules` with either) yields a list of
 slices: layers of some models that are merged into as many layers of the result. Unsupported and
-unknown keys are errors with name and line, since a key that is silently ignored gives a wrong
-merge. `recipe_plan.py` applies a recipe to a method and to given models.
+    unknown keys are errors with name and line, since a key that is silently ignored gives a wrong
+    merge. `recipe_plan.py` turns a recipe into a merge plan.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerChoice:
-    """Which tokenizer the result gets.
+    """Choice of the result's tokenizer.
 
     Attributes:
         source: "base", "union" or a model.

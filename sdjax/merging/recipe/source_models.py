@@ -1,6 +1,6 @@
 """Source models of a recipe: their folders, tensors and layers.
 
-Tensors have Hugging Face's names, either within a layer (`model.layers.3.mlp.up_proj.weight`) or
+Tensors have Hugging Face names, either within a layer (`model.layers.3.mlp.up_proj.weight`) or
 outside the layers. Nothing else is assumed about the model family.
 """
 
@@ -33,7 +33,7 @@ _PATH_OUTSIDE = {hf_name: name for name, (hf_name, _) in OUTSIDE_TENSORS.items()
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceModel:
-    """A model that is merged.
+    """One of the models to merge.
 
     Attributes:
         name: its name in the recipe.
@@ -41,10 +41,10 @@ class SourceModel:
         reader: reads its tensors, with an adapter merged into them if there is one.
         info: shape and dtype of its tensors.
         config: its config.json.
-        outside: names of the tensors outside the layers, without an output matrix that is tied to
+        outside: names of the tensors outside the layers, excluding an output matrix that is tied to
             the embedding.
         layers: for each layer, the suffixes of its tensors' names.
-        prefix: what precedes the index of a layer in a name.
+        prefix: the part of a tensor's name before the layer index.
     """
 
     name: str

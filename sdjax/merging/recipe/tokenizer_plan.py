@@ -26,7 +26,7 @@ from sdjax.merging.recipe.source_models import EMBEDDING, SourceModel
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VocabularyMap:
-    """How rows of the source models map to rows of the result.
+    """Mapping from rows of the source models to rows of the result.
 
     Attributes:
         tokens: token to id in the result's tokenizer.

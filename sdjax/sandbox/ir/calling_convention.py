@@ -118,7 +118,7 @@ class TracePlan:
 
 
 def trace_plan(signature: MergeSignature, form: str, by_kind: bool) -> TracePlan:
-    """Return what to trace: a tree once, tensors once per shape, or per kind and shape.
+    """Return the array programs to trace: one per tree, per shape, or per kind and shape.
 
     A tree is probed once. Otherwise every kind and shape is probed if `by_kind`, else one shape per
     number of axes.

@@ -1,4 +1,4 @@
-"""Decode untrusted IR into checked data. Every field is hostile until it is decoded.
+"""Decoder of untrusted IR. Every field is hostile until it is decoded.
 
 Decoding binds and runs nothing. In the result, every primitive is on the allow-list, every number
 has the right type and range, and every variable is defined before its use. JAX checks the shapes
@@ -96,7 +96,7 @@ def decode(ir: str, signature: MergeSignature) -> Message:
 
 
 class Malformed(ValueError):
-    """The IR departs from the format; the message names what was expected."""
+    """Raised when the IR departs from the format; the message says what was expected."""
 
 
 def _expect(condition: bool, expected: str) -> None:
@@ -136,7 +136,8 @@ class _Decoder:
             f"a text of at most {self.limits.ir_bytes} bytes",
         )
         data = json.loads(ir, parse_constant=_no_constant)
-        # Without this, duplicate keys, spaces or other spellings would give a program many hashes.
+        # Without this, duplicate keys, spaces or alternative spellings would give one program many
+        # hashes.
         _expect(canonical(data) == ir, "canonical JSON")
         version, form, floats, constants, programs = _record(
             data, "version", "form", "hyperparameters", "constants", "programs"

@@ -1,14 +1,14 @@
-"""Encode a jaxpr as IR in normal form.
+"""Encoder from a jaxpr to IR in normal form.
 
 The normal form of an array program is a *block*:
 
     {"inputs": n, "equations": [[primitive, [atom…], outputs, params]…], "outputs": [atom…]}
 
 An atom is the number of a variable (inputs first, then the results of the equations in order),
-`[type, value]` for a scalar, or `["constant", i]` for an array. Calls are inlined, conversions
-without effect are dropped, unused equations are removed and variables are renumbered. Hence two
-candidates that compute the same in the same order have the same IR, whatever their variable names,
-helper functions and comments.
+`[type, value]` for a scalar, or `["constant", i]` for an array. Calls are inlined, no-op
+conversions are dropped, unused equations are removed and variables are renumbered. Hence two
+candidates that compute the same thing in the same order have the same IR, whatever their variable
+names, helper functions and comments.
 """
 
 import base64
@@ -43,7 +43,7 @@ EncodedEquation = tuple[str, list[Atom], list[int], dict[str, Any]]
 
 
 class Encoder:
-    """Encodes the blocks of one candidate, which share constants and the equation limit."""
+    """Encoder of one candidate's blocks, which share constants and the equation limit."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
@@ -131,7 +131,7 @@ class Encoder:
             )
         encoded = self._params(equation, depth)
         if name == "sort" and len(operands) == 1:
-            encoded["is_stable"] = True  # without effect; newer JAX leaves it out
+            encoded["is_stable"] = True  # no-op; newer JAX omits it
         return self._append(name, operands, len(equation.outvars), encoded, equations, fresh)
 
     def _append(
@@ -211,7 +211,7 @@ class Encoder:
         if entry is None:
             raise Refusal("refused", "primitive", f"the operation `{name}` is not allowed")
         for key, value in entry.fixed.items():
-            if params.get(key, value) != value:  # a JAX may lack the parameter
+            if params.get(key, value) != value:  # some JAX versions lack the parameter
                 raise Refusal(
                     "refused", "primitive", f"`{name}` with the option {key} is not allowed"
                 )
@@ -294,7 +294,7 @@ def _closed(body: Any) -> core.ClosedJaxpr:
 
 
 def _default_platform(platforms: Any) -> int:
-    """Return the index of the branch for all other platforms, which is valid everywhere."""
+    """Return the index of the default branch, which is valid on every platform."""
     for index, names in enumerate(platforms):
         if names is None:
             return index

@@ -1,7 +1,7 @@
 """Decoders for the parameters of primitives: from JSON values to the values that JAX binds.
 
-Each decoder raises ValueError on a value that is not legal. The values come from an untrusted
-worker, so every decoder checks the exact type (`True` is not the integer 1) and the range.
+Each decoder raises ValueError on an invalid value. The values come from an untrusted worker, so
+every decoder checks the exact type (`True` is not the integer 1) and the range.
 """
 
 from collections.abc import Callable, Mapping
@@ -88,7 +88,7 @@ def decode_number(value: Any, dtype: np.dtype) -> np.generic:
     """Return the scalar of the given dtype; see `encode.encode_number` for the JSON form.
 
     Raises:
-        ValueError: the value has another type or is outside the range of an integer dtype.
+        ValueError: the value has the wrong type or is outside the range of an integer dtype.
     """
     if dtype.kind == "b":
         return dtype.type(decode_bool(value))
@@ -142,7 +142,7 @@ def key_of(table: Mapping[str, Any]) -> ParameterDecoder:
 
 
 def member_of(enumeration: Any) -> ParameterDecoder:
-    """Return a decoder from the name of an enumeration's member to the member."""
+    """Return a decoder from the name of an enum member to the member."""
     return key_of({member.name: member for member in enumeration})
 
 

@@ -10,7 +10,7 @@ from sdjax.sandbox.ir.decode import Atom, Block
 
 
 class DecodedPrograms(Protocol):
-    """Common part of `decode.Message` and `VerifiedProgram`."""
+    """Common interface of `decode.Message` and `VerifiedProgram`."""
 
     @property
     def hyperparameters(self) -> Mapping[str, float]:

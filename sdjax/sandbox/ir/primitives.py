@@ -101,7 +101,7 @@ class Entry:
     """One primitive of the allow-list.
 
     Attributes:
-        arity: least and most number of operands.
+        arity: minimum and maximum number of operands.
         bind: applies the primitive to operands and decoded parameters; None if the running JAX
             cannot express it.
         native: whether the running JAX has the operation, rather than only its fallback.
@@ -130,13 +130,13 @@ class Entry:
 ALLOWED: dict[str, Entry] = {}
 CONTROL_FLOW = ("scan", "while", "cond")  # encoded in the IR's own form
 
-# XLA expands each of these to some fifty operations, and aborts on some ten thousand in a row.
+# XLA expands each of these to about fifty operations, and aborts on about ten thousand in a row.
 _EXPANDED = frozenset(
     """integer_pow lgamma digamma erf_inv bessel_i0e bessel_i1e cumsum cumprod cummax cummin
     cumlogsumexp random_bits random_split random_fold_in threefry2x32 polynomial""".split()  # noqa: SIM905
 )
 _EXPANDED_WEIGHT = 5
-_SORT_WEIGHT = 20  # the compiler takes some 50 ms per sort of four operands, even inside a loop
+_SORT_WEIGHT = 20  # the compiler takes about 50 ms per sort of four operands, even inside a loop
 _MANY = 256
 _ATTRIBUTES = {"add_any": "add_jaxvals"}  # primitives whose attribute in JAX has another name
 
@@ -171,7 +171,7 @@ def _allow(
 
     Args:
         names: names separated by spaces.
-        arity: number of operands, or (least, most).
+        arity: number of operands, or (minimum, maximum).
         cost: scalar operations; one per output element by default.
         fixed: parameters with a single legal value. The primitive is bound with them.
         supplied: parameters that the worker ignores. The primitive is bound with them.

@@ -70,7 +70,7 @@ def estimate_cost(jaxpr: Any, limits: Limits, *, max_elements: int) -> CostEstim
 
 
 def _equation_cost(equation: Any, limits: Limits, max_elements: int) -> CostEstimate:
-    """Return the cost of one equation; its memory is that inside its sub-jaxprs."""
+    """Return the cost of one equation; `memory` counts only the arrays inside its sub-jaxprs."""
     name, params = equation.primitive.name, equation.params
 
     def of(body: Any) -> CostEstimate:

@@ -78,7 +78,7 @@ class ProbeRun:
 
 
 def probe_runs(program: VerifiedProgram) -> list[ProbeRun]:
-    """Return the runs: one per probed array program, at both ends of the depth if it is read."""
+    """Return the runs: one per probed array program, at depths 0 and 1 if it reads the depth."""
     runs: list[ProbeRun] = []
     operations: set[Operation] = set()
     depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]

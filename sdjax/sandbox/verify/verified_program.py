@@ -2,7 +2,7 @@
 
 `verify_ir` is the only gate. It decodes the IR, traces it over the tensors of the merge signature
 (so JAX itself checks every shape and dtype), and computes array sizes, memory and cost from its own
-jaxpr. No claim of the worker is trusted.
+jaxpr. Nothing that the worker claims is trusted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -206,7 +206,7 @@ def _probes(
     """Return the names of the array programs to probe.
 
     Probe runs cannot be interrupted, and a candidate may compute something else at the shapes of
-    the probe tensors, so their cost has a limit of its own.
+    the probe tensors, so their cost has its own limit.
     """
     limits, names = signature.limits, []
     for reduced, real in trace_plan(signature, message.form, message.by_kind).probes:

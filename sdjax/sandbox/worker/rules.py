@@ -47,7 +47,7 @@ def check_text(source: str, max_bytes: int) -> ast.Module:
     """Return the syntax tree of a candidate.
 
     Raises:
-        Refusal: a rule is violated; the message has the line.
+        Refusal: a rule is violated; the message contains the line number.
     """
     if len(source.encode("utf-8", "surrogatepass")) > max_bytes:
         raise Refusal("refused", "size", f"the source is longer than {max_bytes} bytes")

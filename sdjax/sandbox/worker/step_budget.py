@@ -1,7 +1,7 @@
 """Step budget: stops endless candidates at the same point on every machine.
 
 A step is one iteration of a loop or comprehension, or one call of a function that the candidate
-defines. Long computations without steps, such as `sum(range(10**12))`, are left to the clocks.
+defines. Long computations without steps, such as `sum(range(10**12))`, are limited by the clocks.
 """
 
 import ast

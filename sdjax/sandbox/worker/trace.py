@@ -1,4 +1,4 @@
-"""Trace a candidate over abstract tensors and encode the result as IR.
+"""Tracing of candidates over abstract tensors, to IR.
 
 Nothing is computed: `jax.make_jaxpr` calls the Python function with tracers. The module's code is
 executed inside every trace, so that top-level arrays are traced too and no state survives a trace.
@@ -42,8 +42,8 @@ def trace_source(source: str, signature: MergeSignature) -> str:
 def trace_trusted(program: str | Callable, signature: MergeSignature) -> str:
     """Return the IR of a trusted source text or function, traced in this process.
 
-    For source text from sdjax's own grammar and for human-designed methods. Same steps as in a
-    worker, without confinement.
+    For source text from sdjax's own grammar and for human-designed methods. Takes the same steps as
+    a worker, without confinement.
 
     Raises:
         Refusal: see `trace_source`.

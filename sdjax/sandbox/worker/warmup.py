@@ -146,7 +146,7 @@ def rare_functions() -> dict[str, Callable[..., Any]]:
 def warm_up(signature: MergeSignature) -> None:
     """Trace all sources and functions, without the equation limit of candidates.
 
-    A JAX that lacks or changes a primitive leaves that part of the caches cold and nothing else.
+    If JAX lacks or changes a primitive, only that part of the caches stays cold.
     """
     limits = dataclasses.replace(signature.limits, equations=2**31)
     signature = dataclasses.replace(signature, limits=limits)
@@ -154,7 +154,7 @@ def warm_up(signature: MergeSignature) -> None:
         with contextlib.suppress(Refusal):
             trace_source(source, signature)
     for function in rare_functions().values():
-        with contextlib.suppress(Exception):  # whatever a changed JAX raises
+        with contextlib.suppress(Exception):  # a different JAX version may raise anything
             jax.make_jaxpr(function)(*RARE_ARGUMENTS)
     _provoke_errors()
 
