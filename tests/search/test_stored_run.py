@@ -1,0 +1,44 @@
+"""A run made under the oldest supported JAX is read and used under every other one.
+
+`stored/jax-0.10.2/run.sqlite` is one iteration of 12 samples over the zoo (`small_config` with
+`iterations=1`), made under JAX 0.10.2.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sdjax.cli.merge import merge_discovered, merge_signature
+from sdjax.merging.recipe.from_algorithm import open_models
+from sdjax.sandbox.verify.verified_program import verify_ir
+from sdjax.search.config import config_from
+from sdjax.search.store import Store
+
+STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(STORED, folder)
+    return folder
+
+
+def test_stored_run_keeps_the_identities_of_its_programs(run):
+    with Store.open(run) as store:
+        config = config_from(store.run().config, str(run))
+        programs = store.programs()
+    experts = {slot: config.experts[slot].model for slot in config.slots}
+    models = open_models(config.seed, experts, Path.cwd())
+    signature = merge_signature(models, config.scope, config.sandbox)
+    assert len(programs) >= 8
+    for identity, program in programs.items():
+        assert verify_ir(program.ir, signature).identity == identity
+
+
+def test_best_program_of_a_stored_run_can_be_merged(run, tmp_path):
+    out = tmp_path / "merged"
+    merge_discovered(run, 1, out)
+    assert (out / "model.safetensors").stat().st_size > 1_000_000
