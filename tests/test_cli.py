@@ -215,7 +215,10 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     assert result.exit_code == 0, result.output
     assert "loss" in result.output
     # The limit is the seed's max_seq_len, whatever `max_length` says.
-    assert "1 of 2 rows are dropped because a completion is longer than 512 tokens" in result.output
+    assert (
+        "1 of 2 rows were dropped because a completion does not fit into 512 tokens"
+        in result.output
+    )
     files = {path.name for path in (tmp_path / "trained").iterdir()}
     # The record of the seed's training programs is copied with its weights.
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
@@ -280,7 +283,7 @@ def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("save: adapter\nrank: null\n", "save: adapter needs a rank"),
+        ("save: adapter\nrank: null\n", "save: adapter requires rank"),
         ("adapter: nowhere\n", "nowhere: no such model folder"),
         ("adapter: nowhere\nrank: 4\n", "rank: the adapter to start from has its own"),
         ("reference: seed\nrank: null\n", "reference: seed is the model without its adapter"),

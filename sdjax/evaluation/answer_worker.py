@@ -1,7 +1,7 @@
-"""Job of the grader's workers: compare two answers to a math problem.
+"""The grader's worker, which compares two answers to a math problem.
 
-Both answers are parsed by math-verify, whose parser and simplifier (SymPy) run code that an answer
-can influence, without limits on time or memory. Hence a comparison runs in a confined worker
+math-verify parses both answers. Its parser and simplifier (SymPy) run code that an answer can
+influence, with no limit on time or memory, so each comparison runs in a confined worker
 (isolation/server.py). The process that holds the weights never imports this module.
 """
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 _LIBRARIES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
-# Subpackages that SymPy imports lazily. They are imported early, as a worker cannot read files.
+# Subpackages that SymPy imports lazily. They are imported up front: a worker cannot read files.
 _LAZY_SUBPACKAGES = (
     *("assumptions", "calculus", "combinatorics", "concrete", "core", "discrete", "functions"),
     *("geometry", "integrals", "logic", "matrices", "ntheory", "polys", "series", "sets"),
@@ -58,16 +58,16 @@ _PAIRS = (
 
 
 class _FailedImports:
-    """Last finder on `sys.meta_path`: records modules that no other finder has found.
+    """The last finder on `sys.meta_path`, which records modules that no other finder has found.
 
-    math-verify would report the answers as different after a failed import.
+    Without it, math-verify would report the answers as different after a failed import.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Record a module of the libraries that could not be found."""
+        """Record a module that could not be found, if it belongs to one of the libraries."""
         if name.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names):
             self.names.append(name)
 

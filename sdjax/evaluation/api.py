@@ -1,4 +1,4 @@
-"""Evaluation of a model on a task: the function behind `sdjax eval`."""
+"""Python API of `sdjax eval`: evaluate a model on a task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Evaluation:
         model: name or folder of the model.
         task: name of the task.
         problems: outcome of each problem, in the task's order.
-        notes: what a reader should know about the problems, such as the source of the examples.
+        notes: remarks about the problems, such as the source of the worked examples.
     """
 
     model: str
@@ -54,11 +54,11 @@ class Evaluation:
 
     @property
     def failures(self) -> dict[str, int]:
-        """Number of problems counted as wrong without an answer, by reason."""
+        """Number of problems that were counted as wrong without being graded, by reason."""
         return count_failures(self.problems)
 
     def by_kind(self) -> dict[str, Evaluation]:
-        """Return the evaluation restricted to each kind of problem."""
+        """Return one evaluation per kind of problem."""
         kinds = dict.fromkeys(problem.kind for problem in self.problems)
         return {
             kind: dataclasses.replace(
@@ -87,13 +87,13 @@ def evaluate(
         model: zoo:NAME, a folder, OWNER/MODEL[@REVISION], or MODEL+ADAPTER.
         task: name of a task, a JSONL file, or the import path "module:Class" of a `Task`.
         data: file or folder with the task's problems.
-        shots: worked examples before each problem; the task's own number by default.
-        split: "development" or "test" as the task splits its problems, or "all". By default all
-            problems that are available for testing, with none reserved for development.
-        limit: evaluate only this many problems.
+        shots: number of worked examples before each problem; the task's default if None.
+        split: "development", "test" or "all". By default, all test problems, with none of them
+            reserved for development.
+        limit: evaluate at most this many problems.
         chat: format prompts with the tokenizer's chat template.
-        max_new_tokens: longest answer. By default the task's own number, but at most half of the
-            model's maximum sequence length.
+        max_new_tokens: maximum number of tokens per answer. Defaults to the task's own limit, but
+            at most half of the model's maximum sequence length.
         out: folder that stores the results; an interrupted evaluation resumes there.
         allow_missing: layers of confinement that the grader may run without.
 
@@ -128,8 +128,8 @@ def evaluate(
     if max_new_tokens is None and new_tokens < loaded_task.max_new_tokens:
         notes.append(
             f"answers are limited to {new_tokens} tokens, half of the model's maximum sequence "
-            f"length, instead of the task's {loaded_task.max_new_tokens}; --max-new-tokens "
-            "changes this"
+            f"length, instead of the task's {loaded_task.max_new_tokens}; use --max-new-tokens to "
+            "change this"
         )
     decoder_config = fit_decoder_config(config, [one.tokens for one in prompted], new_tokens)
     settings = {

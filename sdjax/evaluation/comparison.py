@@ -15,16 +15,15 @@ from sdjax.evaluation.statistics import accuracy_interval, paired_difference
 def compare(first: Path, second: Path) -> str:
     """Return a table of both accuracies and their paired difference, B - A, with 95% intervals.
 
-    `p` is that of McNemar's exact test: the probability of an equally uneven split of the problems
-    that only one of the two solves, if neither is better.
+    `p` is the p-value of McNemar's exact test on the problems that only one of the two solves.
 
     Args:
         first: A, a results file or its folder.
         second: B, a results file or its folder.
 
     Raises:
-        UserError: a file does not exist, or the two have no problem in common or ask it
-            differently.
+        UserError: a file does not exist, the two have no problem in common, or a common problem
+            has a different question or answer.
     """
     a, b = ({one.id: one for one in read_results(path)} for path in (first, second))
     ids = [id for id in a if id in b]
@@ -39,7 +38,7 @@ def compare(first: Path, second: Path) -> str:
     lines = [f"A {first}, B {second}: {len(ids)} problems in common, 95% intervals"]
     for name, results, others in (("A", a, b), ("B", b, a)):
         if unpaired := len(results.keys() - others.keys()):
-            lines.append(f"{unpaired} problems of {name} are left out because the other lacks them")
+            lines.append(f"{unpaired} problems of {name} are skipped: the other does not have them")
     if different := sum(a[id].prompt_sha256 != b[id].prompt_sha256 for id in ids):
         lines.append(f"{different} problems have different prompts")
     for metric in METRICS:

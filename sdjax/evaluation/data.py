@@ -1,4 +1,4 @@
-"""Data sources of tasks: JSONL files of the user, or the Hugging Face hub.
+"""Data sources of tasks: the user's JSONL files, or the Hugging Face Hub.
 
 --data gsm8k_test.jsonl    the test problems; gsm8k_train.jsonl next to it has worked examples
 --data FOLDER              contains test.jsonl and, optionally, train.jsonl
@@ -44,7 +44,7 @@ class DataRow:
     where: str
 
     def text(self, field: str) -> str:
-        """Return a field as text, with whole numbers written without a decimal point.
+        """Return a field as text; integral numbers have no decimal point.
 
         Args:
             field: name of the field.
@@ -63,7 +63,7 @@ class DataRow:
 def read_rows(
     task: str, data: Path | None, hub: HubDataset | None, split: str, fields: Sequence[str]
 ) -> list[DataRow]:
-    """Return the rows of a split; none if the user's data has no train split.
+    """Return the rows of a split, or an empty list if the user's data has no train split.
 
     Args:
         task: name of the task, for error messages.
@@ -79,14 +79,14 @@ def read_rows(
     if data is None:
         if hub is None:
             raise UserError(
-                f"task {task}: needs a file; give --data PATH, or task.data in a config"
+                f"task {task}: no data; pass --data PATH, or set task.data in the config"
             )
         return _read_hub(task, hub, split, fields)
     path = _split_file(data, split)
     if path is None:
         if split == TRAIN:
             return []
-        raise UserError(f"{data}: no such file, and no folder that contains {TEST}.jsonl")
+        raise UserError(f"{data}: not a file, and not a folder that contains {TEST}.jsonl")
     rows = [
         DataRow(values=values, where=f"{path}, line {number}")
         for number, values in read_jsonl(path, fields)
@@ -121,13 +121,13 @@ def _read_hub(task: str, hub: HubDataset, split: str, fields: Sequence[str]) -> 
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"task {task}: {hub.path} cannot be loaded from the Hugging Face hub ({reason}); "
-                "without a network, give a file with --data PATH, or task.data in a config"
+                "without a network, pass a file with --data PATH, or set task.data in the config"
             ) from None
         for index, values in enumerate(part):
             where = f"{hub.path} ({config}, {split}), row {index}"
             if missing := [field for field in fields if field not in values]:
                 raise UserError(
-                    f"{where}: needs the field {missing[0]}; it has {', '.join(values)}"
+                    f"{where}: missing field {missing[0]}; the fields are {', '.join(values)}"
                 )
             rows.append(DataRow(values=values, where=where))
     return rows

@@ -16,7 +16,7 @@ from sdjax.io.tokenizer import Tokenizer
 from sdjax.models.types import Params
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
-# Threads that grade during decoding, and outputs that may wait for them.
+# Number of threads that grade during decoding, and of outputs that may be queued for them.
 _GRADING_THREADS = 2
 _MAX_PENDING = 4
 
@@ -32,8 +32,8 @@ def evaluate_problems(
 ) -> list[Outcome]:
     """Decode greedily and grade every problem with both metrics.
 
-    A prompt that is too long for the decoder yields an outcome with a `failure`. On several
-    processes, only the main process grades, because a grade may depend on its clock.
+    A prompt that is too long for the decoder yields an outcome with a `failure`. With several
+    processes, only the main process grades, because a grade can depend on a timeout.
 
     Args:
         decoder: the model's decoder.

@@ -1,7 +1,7 @@
 r"""Extraction of answers from text: lm-evaluation-harness's filters, and boxed LaTeX.
 
-Outputs are untrusted, so every function runs in time linear in the length of its text. Where a
-pattern of the harness does not, an equivalent method is used.
+Outputs are untrusted, so every function runs in time linear in the length of its text. Patterns of
+the harness that do not are replaced by equivalent code.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _BRACES = re.compile(
 
 
 def strict_match(text: str) -> str | None:
-    """Return the number after the first `#### `, as the harness's filter `strict-match`."""
+    """Return the number after the first `#### `, like the harness's `strict-match` filter."""
     match = _STRICT.search(text)
     return match[1] if match else None
 
 
 def flexible_extract(text: str) -> str | None:
-    """Return the last number, as the harness's filter `flexible-extract`.
+    """Return the last number, like the harness's `flexible-extract` filter.
 
-    A number is a run of digits, points, commas and dollar signs.
+    A number is a run of digits, periods, commas and dollar signs.
     """
     last = deque(_FLEXIBLE.finditer(text), maxlen=1)
     return last[0][0] if last else None
 
 
 def normalize_number(text: str) -> str:
-    """Return the text that the harness compares in GSM8K's `exact_match`."""
+    """Normalize a number as the harness does for GSM8K's `exact_match`."""
     text = text.replace(",", "").replace("$", "").rsplit("#### ", 1)[-1]
     return re.sub(r"\.$", "", text).lower()
 
 
 def parse_number(text: str) -> Decimal | None:
-    """Parse a number, ignoring commas, dollar signs and a final point; None if it is not one."""
+    """Parse a number, ignoring commas, dollar signs and a final period; return None on failure."""
     plain = text.strip().replace(",", "").replace("$", "").rstrip(".")
     try:
         value = Decimal(plain)
@@ -55,7 +55,7 @@ def parse_number(text: str) -> Decimal | None:
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last closed `\boxed{…}` or `\fbox{…}`, or None.
 
-    Braces are matched, except for `\{` and `\}`. `\boxed 7` without braces counts, too.
+    Braces are matched, except for `\{` and `\}`. `\boxed 7` without braces also counts.
     """
     opened: list[int | None] = []  # start of the content of each open brace, None if not a box
     last, content = -1, None

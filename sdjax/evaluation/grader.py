@@ -1,4 +1,4 @@
-"""Compare answers to math problems in confined workers that can be killed."""
+"""Comparison of answers to math problems in confined workers that can be killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMITS = WorkerLimits(
 
 
 class Grader:
-    """Compares answers to math problems, each pair in a new worker process. Thread-safe.
+    """Thread-safe pool that compares answers to math problems, each pair in a new worker process.
 
     Attributes:
         limits: limits of one comparison.
@@ -41,7 +41,7 @@ class Grader:
             allow_missing: layers of confinement that this machine may lack.
 
         Raises:
-            UserError: this machine lacks any other layer.
+            UserError: this machine lacks a layer that is not in `allow_missing`.
         """
         self.layers = require_layers(allow_missing)
         self.limits = limits
@@ -88,7 +88,7 @@ class Grader:
             self._idle.put(connection)
 
     def _send(self, request: bytes) -> bytes:
-        """Return a worker's status and reply; empty if its server is killed repeatedly."""
+        """Return a worker's status and reply, or b"" if its server is killed repeatedly."""
         for _ in range(2):
             server, idle = self._server, self._idle
             connection = idle.get()
@@ -109,7 +109,7 @@ class Grader:
 
 @cache
 def shared_grader(allow_missing: tuple[str, ...] = ()) -> Grader:
-    """Return the grader of this process, which starts on first use and stops at exit.
+    """Return the grader of this process; it starts on first use and stops at exit.
 
     Its server inherits nothing from this process and exits if this process is killed.
     """

@@ -1,8 +1,8 @@
-r"""Normalization of final answers in LaTeX, after which equal answers are equal texts.
+r"""Normalization of final answers in LaTeX, so that equal answers become equal strings.
 
-The rules are those of Lewkowycz et al. 2022 (Minerva, arXiv 2206.14858, appendix D.1), based on
+The rules come from Lewkowycz et al. 2022 (Minerva, arXiv 2206.14858, appendix D.1), based on
 Hendrycks et al. 2021 (MATH), in the order and with the corrections of lm-evaluation-harness 0.4.13
-(`minerva_math`). Tests compare the results with the harness's.
+(`minerva_math`). The tests compare the results with the harness's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = (
     *("sue", "points", "feet", "minutes", "digits", "cents", "degrees", "cm", "gm", "pounds"),
     *("meters", "meals", "edges", "students", "childrentickets", "multiples"),
 )
-# Removed in this order, the units among them.
+# Removed in this order; some of them are units.
 _REMOVED = (
     *_UNITS[:10],
     r"\ldots",

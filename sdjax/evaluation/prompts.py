@@ -1,8 +1,8 @@
 """Prompts of problems: worked examples followed by the problem.
 
-Both formats are those of lm-evaluation-harness. In plain text, an example is its prompt, a space
-and its solution, and examples are separated by an empty line. In a chat (`--apply_chat_template`
-there), every prompt is a user message and every solution an assistant message.
+Both formats match lm-evaluation-harness. In plain text, an example is its prompt, a space and its
+solution, and examples are separated by an empty line. In a chat (the harness's
+`--apply_chat_template`), every prompt is a user message and every solution an assistant message.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def build_prompts(
         except BrokenTaskError as error:
             raise UserError(f"{error} (problem {problem.id})") from error
         if not prompted and (failure := grade_output(task, problem, _solution(problem)).failure):
-            raise UserError(f"{failure} (problem {problem.id}, given its own answer)")
+            raise UserError(f"{failure} (grading the correct answer of problem {problem.id})")
         # A chat template contains the beginning-of-sequence token itself.
         tokens = tuple(tokenizer.encode(text, add_special=not chat))
         prompted.append(PromptedProblem(problem=problem, text=text, tokens=tokens))
@@ -70,13 +70,13 @@ def build_prompts(
 
 
 def plain_prompt(task: Task, problem: Problem) -> str:
-    """Return the prompt as a text to complete."""
+    """Return the prompt as text to complete."""
     examples = [f"{_prompt(task, one)} {_solution(one)}\n\n" for one in _examples(task, problem)]
     return "".join([*examples, _prompt(task, problem)])
 
 
 def chat_messages(task: Task, problem: Problem) -> list[dict[str, str]]:
-    """Return the prompt as chat messages, the last of which is the user's."""
+    """Return the prompt as chat messages, ending with a user message."""
     messages = []
     for example in _examples(task, problem):
         messages.append({"role": "user", "content": _prompt(task, example)})

@@ -1,9 +1,9 @@
-"""Folder of an evaluation.
+"""The results folder of an evaluation.
 
-settings.json   what the results depend on; an evaluation with other settings is refused
-results.jsonl   one line per graded problem, from which an interrupted evaluation resumes
+settings.json   settings of the evaluation; resuming with different settings is an error
+results.jsonl   one line per graded problem; an interrupted evaluation resumes from it
 scores.json     accuracies with 95% intervals, once all problems are graded
-eval.lock       held by the one process that writes the folder
+eval.lock       lock file held by the process that writes to the folder
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ METRICS = ("strict", "flexible")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProblemResult:
-    """One line of results.jsonl: a problem and its outcome.
+    """A line of results.jsonl: a problem and its outcome.
 
     Attributes:
         id: unique in the task.
         kind: kind of the problem.
-        question: what is asked.
+        question: text of the question.
         answer: the correct answer.
         prompt_sha256: hexadecimal hash of the prompt.
-        output: what the model wrote.
+        output: the model's output.
         strict_answer: answer that the strict metric extracted, if any.
         flexible_answer: answer that the flexible metric extracted, if any.
         strict: whether the strict answer is correct.
         flexible: whether the flexible answer is correct.
-        failure: why the problem counts as wrong without having been graded.
+        failure: why the problem counts as wrong without being graded, if so.
     """
 
     id: str
@@ -90,11 +90,11 @@ class ResultsFolder:
 
         Args:
             folder: the folder, or None to keep results in memory only.
-            settings: what the results depend on.
+            settings: everything that the results depend on.
 
         Raises:
-            UserError: the folder contains something else or an evaluation with other settings, or
-                another process is writing it.
+            UserError: the folder contains something else or an evaluation with different settings,
+                or another process is writing to it.
         """
         self.by_id: dict[str, ProblemResult] = {}
         self._folder = folder
@@ -105,7 +105,7 @@ class ResultsFolder:
         with contextlib.ExitStack() as resources, _report_os_errors(folder):
             if not _is_usable(folder):
                 raise UserError(
-                    f"{folder}: is not empty and not an evaluation; choose another --out"
+                    f"{folder}: not empty, and not a results folder; choose another --out"
                 )
             folder.mkdir(parents=True, exist_ok=True)
             resources.callback(lock_folder(folder, LOCK).release)
@@ -127,7 +127,7 @@ class ResultsFolder:
         """Return the problems without a result.
 
         Raises:
-            UserError: a result is for another prompt, question or answer.
+            UserError: a stored result has a different prompt, question or answer.
         """
         for one in prompted:
             result, problem = self.by_id.get(one.problem.id), one.problem
@@ -135,14 +135,14 @@ class ResultsFolder:
                 continue
             if result.prompt_sha256 != one.sha256:
                 raise UserError(
-                    f"{self._folder}: problem {result.id} has a different prompt there; use the "
-                    "same data, shots and chat, or choose another --out"
+                    f"{self._folder}: the stored prompt of problem {result.id} is different; use "
+                    "the same data, shots and chat, or choose another --out"
                 )
             stored = (result.kind, result.question, result.answer)
             if stored != (problem.kind, problem.question, problem.answer):
                 raise UserError(
-                    f"{self._folder}: problem {result.id} has a different question, answer or "
-                    "kind there; use the same data, or choose another --out"
+                    f"{self._folder}: the stored question, answer or kind of problem {result.id} "
+                    "is different; use the same data, or choose another --out"
                 )
         return [one for one in prompted if one.problem.id not in self.by_id]
 
@@ -157,7 +157,7 @@ class ResultsFolder:
         """Write the scores, and the results sorted by problem.
 
         Args:
-            order: ids of this evaluation's problems; other results follow after them.
+            order: ids of this evaluation's problems; all other results come after them.
         """
         if self._folder is None:
             return
@@ -175,7 +175,7 @@ def read_results(path: Path) -> list[ProblemResult]:
         path: the file, or the folder that contains it.
 
     Raises:
-        UserError: there is no such file, or it is not a results file.
+        UserError: the file does not exist, or is not a results file.
     """
     file = path / RESULTS if path.is_dir() else path
     names = [field.name for field in dataclasses.fields(ProblemResult)]
@@ -198,7 +198,7 @@ def summarize(results: Sequence[ProblemResult]) -> dict[str, Any]:
 
 
 def count_failures(results: Sequence[ProblemResult]) -> dict[str, int]:
-    """Return the number of failed problems by reason; too long prompts count as one reason."""
+    """Return the number of failed problems by reason; all overlong prompts share one reason."""
     counts: dict[str, int] = {}
     for one in results:
         if one.failure is not None:
@@ -209,10 +209,10 @@ def count_failures(results: Sequence[ProblemResult]) -> dict[str, int]:
 
 
 def _is_usable(folder: Path) -> bool:
-    """Return whether the folder contains an evaluation, or can become one."""
+    """Return whether the folder is missing, empty, or contains an evaluation."""
     if not folder.is_dir():
         return not folder.exists()
-    # Left by an evaluation that was killed while it started.
+    # Files left by an evaluation that was killed during startup.
     leftovers = {LOCK, partial_path(folder / SETTINGS).name}
     return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= leftovers
 
@@ -232,7 +232,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     for key in {**stored, **settings}:
         if stored.get(key) != settings.get(key):
             raise UserError(
-                f"{folder}: its evaluation has {key} = {stored.get(key)!r}, not "
+                f"{folder}: contains an evaluation with {key} = {stored.get(key)!r}, not "
                 f"{settings.get(key)!r}; choose another --out"
             )
 
@@ -246,14 +246,14 @@ def _read_truncated(path: Path) -> list[ProblemResult]:
         try:
             results.append(_parse(json.loads(line), where))
         except (ValueError, RecursionError):
-            raise UserError(f"{where}: not a result of an evaluation; remove the line") from None
+            raise UserError(f"{where}: not an evaluation result; remove the line") from None
     return results
 
 
 def _parse(row: Any, where: str) -> ProblemResult:
     types = typing.get_type_hints(ProblemResult)
     if not isinstance(row, dict) or row.keys() != types.keys():
-        raise UserError(f"{where}: not a result of an evaluation; remove the line")
+        raise UserError(f"{where}: not an evaluation result; remove the line")
     for name, expected in types.items():
         if not isinstance(row[name], expected):
             label = {str: "a string", bool: "true or false"}.get(expected, "a string or null")

@@ -1,8 +1,8 @@
 """95% confidence intervals of accuracies and of paired differences.
 
-Candidates answer the same problems, so their differences are computed problem by problem. The
-difficulty of a problem then cancels out, and the interval is much narrower than those of two
-separate accuracies.
+Candidates answer the same problems, so differences are computed problem by problem. The difficulty
+of a problem then cancels out, and the interval is much narrower than the intervals of two separate
+accuracies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy import stats
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Mean with its confidence interval, which is infinite if there is only one value.
+    """A mean with its confidence interval, which is infinite for a single value.
 
     Attributes:
         mean: the estimate.
@@ -32,18 +32,18 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval is above or below zero."""
+        """Whether the interval lies entirely above or below zero."""
         return self.low > 0 or self.high < 0
 
 
 def accuracy_interval(correct: Sequence[bool], confidence: float = 0.95) -> Interval:
-    """Return Wilson's score interval of an accuracy (J. Am. Stat. Assoc. 22, 1927).
+    """Return the Wilson score interval of an accuracy (J. Am. Stat. Assoc. 22, 1927).
 
-    Unlike the normal approximation, it stays within [0, 1] and has a width at 0 and 1.
+    Unlike the normal approximation, it stays within [0, 1] and has nonzero width at 0 and 1.
 
     Args:
         correct: one value per problem.
-        confidence: probability that the interval covers.
+        confidence: coverage probability of the interval.
 
     Raises:
         ValueError: there are no values.
@@ -62,7 +62,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
     Args:
         values: one value per observation, such as a seed.
-        confidence: probability that the interval covers.
+        confidence: coverage probability of the interval.
 
     Raises:
         ValueError: there are no values.
@@ -85,7 +85,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     Args:
         a: one value per problem or seed.
         b: values of the same problems or seeds, in the same order.
-        confidence: probability that the interval covers.
+        confidence: coverage probability of the interval.
 
     Raises:
         ValueError: the lengths differ, or there are no values.
@@ -113,13 +113,13 @@ def paired_by_key(
     Args:
         a: values by key.
         b: values by the same keys.
-        confidence: probability that the interval covers.
+        confidence: coverage probability of the interval.
 
     Raises:
         ValueError: the keys differ.
     """
     if a.keys() != b.keys():
         unpaired = sorted(map(str, a.keys() ^ b.keys()))
-        raise ValueError(f"{len(unpaired)} problems are not in both, such as {unpaired[0]}")
+        raise ValueError(f"{len(unpaired)} keys are in only one mapping, such as {unpaired[0]}")
     keys = list(a)
     return paired_difference([a[key] for key in keys], [b[key] for key in keys], confidence)

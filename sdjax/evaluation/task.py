@@ -1,7 +1,7 @@
 r"""The interface of a task: problems, prompts, answer extraction and grading.
 
-A task of your own is a class given by its import path, as `--task mytasks:Riddles` or as
-`task.name` in a run's config. Modules in the current folder are found, too. A complete example:
+To use a task of your own, pass the import path of its class, as `--task mytasks:Riddles` or as
+`task.name` in a run's config. Modules in the current folder are also found. A complete example:
 
     from sdjax.evaluation.task import Problem, Task
 
@@ -49,9 +49,9 @@ class Problem:
     """A problem, or a worked example.
 
     Attributes:
-        id: unique in the task across all splits; paired intervals match problems by it.
-        kind: accuracies are reported per kind.
-        question: what is asked.
+        id: unique in the task across all splits; paired comparisons match problems by id.
+        kind: kind of the problem; accuracies are also reported per kind.
+        question: text of the question.
         answer: the correct answer.
         solution: the answer with its derivation, as shown in a worked example; may be empty.
     """
@@ -71,20 +71,20 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Output of a model for one problem, graded by two metrics.
+    """The model's output for one problem, graded by two metrics.
 
-    The difference between the metrics separates a model that cannot solve a problem from one that
-    cannot format its answer.
+    The difference between the metrics distinguishes a model that cannot solve a problem from one
+    that cannot format its answer.
 
     Attributes:
         problem_id: id of the problem.
-        output: what the model wrote.
-        strict: whether the answer in the format of the prompt is correct.
+        output: the model's output.
+        strict: whether the answer in the requested format is correct.
         flexible: whether the last text that looks like an answer is correct.
         strict_answer: answer that the strict metric extracted, if any.
         flexible_answer: answer that the flexible metric extracted, if any.
-        failure: why the problem counts as wrong without having been graded, such as a prompt that
-            is too long.
+        failure: why the problem counts as wrong without being graded, such as a prompt that is too
+            long; None if it was graded.
     """
 
     problem_id: str
@@ -97,11 +97,11 @@ class Outcome:
 
 
 class NotGradedError(Exception):
-    """Raised if an answer cannot be graded, with the reason; the answer counts as wrong."""
+    """An answer that cannot be graded, with the reason; it counts as wrong."""
 
 
 class BrokenTaskError(UserError):
-    """Raised if a method of a task raises an exception or returns a value of the wrong type."""
+    """A method of a task that raised an exception or returned a value of the wrong type."""
 
 
 class Task(ABC):
@@ -110,7 +110,7 @@ class Task(ABC):
     Attributes:
         name: name in configs, results and tables.
         stop: strings at which an output ends.
-        max_new_tokens: longest answer in `sdjax eval`; a run has its own setting.
+        max_new_tokens: maximum tokens per answer in `sdjax eval`; a run has its own setting.
     """
 
     name: str
@@ -130,12 +130,12 @@ class Task(ABC):
         return ()
 
     def notes(self) -> Sequence[str]:
-        """Return what readers of the results should know about problems and examples."""
+        """Return remarks about the problems and examples for readers of the results."""
         return ()
 
     @abstractmethod
     def extract_strict(self, text: str) -> str | None:
-        """Return the answer if the output has the requested format, or None."""
+        """Return the answer if the output has the requested format, else None."""
 
     @abstractmethod
     def extract_flexible(self, text: str) -> str | None:
@@ -143,7 +143,7 @@ class Task(ABC):
 
     @abstractmethod
     def grade(self, extracted: str, problem: Problem) -> bool:
-        """Return whether an extracted answer is correct; called from several threads.
+        """Return whether an extracted answer is correct; may be called from several threads.
 
         Raises:
             NotGradedError: the answer cannot be graded.
@@ -185,7 +185,7 @@ def read_problems(task: Task, split: str) -> list[Problem]:
         split: "development" or "test".
 
     Raises:
-        BrokenTaskError: the task returned something else.
+        BrokenTaskError: the task did not return a list of problems.
     """
     problems = call_checked(task, "problems", (list, tuple), split)
     for one in problems:
@@ -196,7 +196,7 @@ def read_problems(task: Task, split: str) -> list[Problem]:
 
 
 def grade_output(task: Task, problem: Problem, output: str) -> Outcome:
-    """Extract and grade an answer with both metrics; without an answer, a metric is False."""
+    """Extract and grade an answer with both metrics; a missing answer counts as wrong."""
     text = truncate_at_stop(output, task.stop)
     answers: list[str | None] = []
     correct: list[bool] = []
@@ -229,7 +229,7 @@ def _where(task: Task, method: str) -> str:
 
 
 def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Return the text before the first of the stop strings."""
+    """Return the text before the earliest stop string."""
     for stop in stops:
         text = text.split(stop, 1)[0]
     return text

@@ -1,4 +1,4 @@
-"""Training of a model on tokenized data: the functions behind `sdjax train` and the search loop."""
+"""Python API for training on tokenized data, used by `sdjax train` and the search loop."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def train_sft(
 
     Args:
         trainable: what to train; its trainable arrays are donated.
-        examples: prompts and targets, none longer than `max_length`.
+        examples: prompts and targets, each at most `max_length` tokens.
         config: optimizer and number of steps.
-        max_length: tokens per row; several examples are packed into one row.
+        max_length: tokens per row; a row packs several examples.
         batch_size: rows per batch.
-        key: random key of the order of the rows.
+        key: PRNG key for shuffling the rows.
         remat: recompute activations in the backward pass to save memory.
         on_step: called after each step with its metrics.
-        checkpoints: where to store the state; nothing is stored by default.
+        checkpoints: storage for the training state; nothing is stored by default.
 
     Returns:
         the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
@@ -95,18 +95,18 @@ def train_dpo(
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train on preference pairs (DPO, Rafailov et al. 2023, arXiv 2305.18290).
 
-    The log-probabilities of the reference are computed once, before the first update, so the first
-    loss is log 2, plus `nll_weight` times the negative log-likelihood.
+    The reference log-probabilities are computed once, before the first update. The first loss is
+    therefore log 2, plus `nll_weight` times the negative log-likelihood.
 
     Args:
         trainable: what to train; its trainable arrays are donated.
         pairs: chosen and rejected completions.
         config: loss, optimizer and number of steps.
-        key: random key of the order of the pairs.
-        reference: [pairs, 2] float32, as `reference_logprobs` returns it; computed by default.
+        key: PRNG key for shuffling the pairs.
+        reference: [pairs, 2] float32, the result of `reference_logprobs`; computed by default.
         remat: recompute activations in the backward pass to save memory.
         on_step: called after each step with its metrics.
-        checkpoints: where to store the state; nothing is stored by default.
+        checkpoints: storage for the training state; nothing is stored by default.
 
     Returns:
         the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
@@ -169,10 +169,10 @@ def train_warmstart(
         data: prompt and candidates.
         config: optimizer and number of steps.
         batch_size: candidates per batch.
-        key: random key of the order of the candidates.
+        key: PRNG key for shuffling the candidates.
         remat: recompute activations in the backward pass to save memory.
         on_step: called after each step with its metrics.
-        checkpoints: where to store the state; nothing is stored by default.
+        checkpoints: storage for the training state; nothing is stored by default.
 
     Returns:
         the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
@@ -185,8 +185,8 @@ def train_warmstart(
     if longest > trainable.config.max_seq_len:
         raise UserError(
             f"warm start: the prompt with the longest candidate has {longest} tokens, but the "
-            f"model's maximum sequence length is {trainable.config.max_seq_len}; use "
-            "prompt: short, or another model"
+            f"model's maximum sequence length is {trainable.config.max_seq_len}; set "
+            "prompt: short, or use another model"
         )
     batches = warmstart_batches(
         data, batch_size=batch_size, num_batches=config.num_batches, key=key
@@ -209,7 +209,7 @@ def _shuffled(
     batch_size: int,
     key: jax.Array,
 ) -> Iterable[Batch]:
-    """Return the batches of all steps, in random order."""
+    """Return shuffled batches for all steps."""
     indices = shuffled_batches(
         len(data["tokens"]), batch_size=batch_size, num_batches=config.num_batches, key=key
     )

@@ -1,4 +1,4 @@
-"""Files of a running training job: checkpoints, metrics, and cached arrays."""
+"""Files that a training job writes while running: checkpoints, metrics and cached arrays."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 logger = logging.getLogger(__name__)
 
-# Increased when a checkpoint cannot be resumed with the same result as before.
+# Incremented when older checkpoints can no longer be resumed with an identical result.
 _FORMAT = 2
 
 
 class TrainingCheckpoints:
     """Periodic checkpoints of trained parameters and optimizer state.
 
-    The position in the data follows from the step, and random keys from the config, so the result
-    of a resumed job is identical to that of an uninterrupted one.
+    The position in the data follows from the step, and PRNG keys follow from the config, so the
+    result of a resumed job is identical to that of an uninterrupted one.
     """
 
     def __init__(self, folder: Path, *, every: int, last_step: int, job: Mapping[str, Any]) -> None:
-        """Open the folder, which is created if necessary.
+        """Open the folder, creating it if necessary.
 
         Args:
             folder: folder of the checkpoints.
             every: steps between checkpoints.
-            last_step: step after which a checkpoint is written in any case.
-            job: JSON-compatible description of the job; a resumed job must have an equal one.
+            last_step: step after which a checkpoint is always written.
+            job: JSON-compatible description of the job; it must be the same when a job resumes.
         """
         self._folder = CheckpointFolder(folder, item="state", unit="step", keep_latest=2)
         self._every, self._last_step = every, last_step
@@ -64,15 +64,15 @@ class TrainingCheckpoints:
         saved = self._folder.restore(reference=_numbered(leaves))
         if saved.description.get("format") != _FORMAT:
             raise UserError(
-                f"{self._folder.folder}: written by another version of sdjax; finish the training "
-                "with that version, or remove the folder to start again"
+                f"{self._folder.folder}: written by another version of sdjax; finish training with "
+                "that version, or remove the folder to start over"
             )
         for key, value in self._job.items():
             stored = saved.description["job"].get(key)
             if stored != value:
                 raise UserError(
                     f"{self._folder.folder}: started with {key} = {stored!r}, not {value!r}; "
-                    "resume with the same config, or remove the folder to start again"
+                    "resume with the same config, or remove the folder to start over"
                 )
         for number in saved.skipped:
             logger.warning(
@@ -84,7 +84,7 @@ class TrainingCheckpoints:
         return saved.number, *jax.tree.unflatten(structure, restored)
 
     def save(self, step: int, trainable: Any, opt_state: Any) -> None:
-        """Write the state after a step that is a multiple of `every`, or the last.
+        """Write the state if the step is a multiple of `every` or the last step.
 
         Raises:
             UserError: the disk is full.
@@ -94,7 +94,7 @@ class TrainingCheckpoints:
             self._folder.save(step, tree, description={"job": self._job, "format": _FORMAT})
 
     def discard(self, step: int) -> int:
-        """Remove the checkpoint of a step; return the newest one that is left, or 0."""
+        """Remove the checkpoint of a step; return the newest remaining step, or 0."""
         self._folder.remove(step)
         return max(self._folder.numbers(), default=0)
 
@@ -112,7 +112,7 @@ def cached_array(
 ) -> np.ndarray:
     """Return the array in a file, or compute and store it if the file is missing or outdated.
 
-    On several processes, only the main one reads and writes the file.
+    With several processes, only the main one reads and writes the file.
 
     Args:
         path: an .npz file, written atomically.
@@ -142,9 +142,9 @@ def cached_array(
 
 
 class MetricsLog:
-    """Metrics of each step, in metrics.jsonl and as TensorBoard events.
+    """Log of the metrics of each step, in metrics.jsonl and as TensorBoard events.
 
-    A resumed job first removes the entries of steps that it repeats.
+    A resumed job first removes the entries of the steps that it will repeat.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -159,7 +159,7 @@ class MetricsLog:
             self._events.close()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the metrics of one step; does nothing except on the main process."""
+        """Append the metrics of one step; a no-op except on the main process."""
         if not is_main_process():
             return
         if self._events is None:

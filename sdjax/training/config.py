@@ -1,4 +1,4 @@
-"""Configuration of training: the keys of a job's YAML file and of a run's `training:` section."""
+"""Training config schema: a job's YAML file, and the `training:` section of a run's config."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: peak learning rate.
-        max_steps: number of updates, which is also the length of the schedule.
-        warmup_steps: updates during which the learning rate rises from zero to its peak.
+        max_steps: number of updates, and length of the learning rate schedule.
+        warmup_steps: number of updates over which the learning rate rises from zero to its peak.
         min_lr_ratio: final learning rate as a fraction of the peak; 1 keeps it constant.
         weight_decay: applied to matrices only; see `weight_decay_mask`.
         b1: decay rate of the first moment.
         b2: decay rate of the second moment.
         eps: added to the denominator of the update.
         max_grad_norm: gradients are clipped to this global norm.
-        gradient_accumulation_steps: batches whose mean gradient makes one update.
+        gradient_accumulation_steps: number of batches whose gradients are averaged per update.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {
@@ -78,7 +78,7 @@ class OptimizerConfig:
     def _check_warmup(self) -> OptimizerConfig:
         if self.max_steps is not None and self.warmup_steps > self.max_steps:
             raise ValueError(
-                f"warmup_steps: {self.warmup_steps} is more than {self.max_steps} steps"
+                f"warmup_steps: {self.warmup_steps} exceeds max_steps, {self.max_steps}"
             )
         return self
 
@@ -90,24 +90,24 @@ class OptimizerConfig:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches that all updates together consume."""
+        """Total number of batches consumed by all updates."""
         return self.num_steps * self.gradient_accumulation_steps
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DPOConfig(OptimizerConfig):
-    """One round of direct preference optimization: the `training:` section of a run.
+    """Config of one round of DPO: the `training:` section of a run.
 
     Attributes:
-        enabled: False keeps the generator of a run unchanged, as a control of equal budget.
+        enabled: False leaves the generator of a run unchanged, as a control with equal budget.
         loss: name in `sdjax.training.losses.LOSSES`.
         beta: strength of the pull toward the reference model.
         nll_weight: weight of the mean negative log-likelihood of the chosen completion (RPO, Pang
             et al. 2024, arXiv 2404.19733). Without it, small generators forget how to write
             programs.
-        reference: "policy" is the model at the start of the round, "seed" the model without its
+        reference: "policy" is the model at the start of the round; "seed" is the model without its
             adapter.
-        max_steps: number of updates; give either this or `epochs`.
+        max_steps: number of updates; set either this or `epochs`.
         epochs: passes over the pairs.
         batch_size: pairs per batch.
         rank: rank of the LoRA adapter.
@@ -131,7 +131,7 @@ class DPOConfig(OptimizerConfig):
     @model_validator(mode="after")
     def _check_length(self) -> DPOConfig:
         if (self.max_steps is None) == (self.epochs is None):
-            raise ValueError("give one of max_steps and epochs")
+            raise ValueError("set exactly one of max_steps and epochs")
         return self
 
     def for_pairs(self: _DPOConfig, count: int) -> _DPOConfig:
@@ -148,23 +148,23 @@ class DPOConfig(OptimizerConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingJob(OptimizerConfig):
-    """Keys that every kind of training job has.
+    """Config keys common to all training jobs.
 
     Attributes:
         model: a folder, a name on Hugging Face, or zoo:NAME.
         out: the folder to write, which must not exist.
         save: "model" writes all weights, with the adapter merged into them; "adapter" writes a
             PEFT adapter.
-        adapter: PEFT adapter to start from instead of a new one; it brings its own rank, alpha and
+        adapter: PEFT adapter to start from instead of a new one; it has its own rank, alpha and
             target modules.
-        rank: rank of a new LoRA adapter, which alone is trained; null trains all weights.
+        rank: rank of a new LoRA adapter; only the adapter is trained. null trains all weights.
         alpha: LoRA scaling of a new adapter; updates are scaled by alpha / rank.
-        target_modules: projections that get LoRA factors.
+        target_modules: projections that a new adapter applies to.
         compute_dtype: dtype of weights and activations; trained parameters are kept in float32.
         remat: recompute activations in the backward pass to save memory.
-        mesh: devices along each axis of the mesh.
+        mesh: number of devices along each axis of the mesh.
         checkpoint_every: steps between checkpoints.
-        rng_seed: seed of the new adapter and of the order of the data.
+        rng_seed: seed for initializing a new adapter and for shuffling the data.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = OptimizerConfig.RENAMED_KEYS | {
@@ -189,21 +189,21 @@ class TrainingJob(OptimizerConfig):
     @field_validator("rank", "alpha", "target_modules")
     @classmethod
     def _check_new_adapter(cls, value: Any, info: Any) -> Any:
-        """Reject explicit settings of a new adapter (validators do not see defaults)."""
+        """Reject explicit settings of a new adapter (validators are not called for defaults)."""
         if value is not None and info.data.get("adapter") is not None:
-            raise ValueError("the adapter to start from has its own; remove the key")
+            raise ValueError("set by the adapter to start from; remove the key")
         return value
 
     @model_validator(mode="after")
     def _check_save(self) -> TrainingJob:
         if self.save == "adapter" and self.rank is None and self.adapter is None:
-            raise ValueError("save: adapter needs a rank, or an adapter to start from")
+            raise ValueError("save: adapter requires rank, or an adapter to start from")
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SFTJob(TrainingJob):
-    """Supervised fine-tuning on rows with prompt and completion, or with messages.
+    """Config of supervised fine-tuning on rows with prompt and completion, or with messages.
 
     Attributes:
         data: a JSONL file, or datasets:NAME.
@@ -227,13 +227,13 @@ class SFTJob(TrainingJob):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DPOJob(DPOConfig, TrainingJob):
-    """Preference training on rows with prompt, chosen and rejected.
+    """Config of preference training on rows with prompt, chosen and rejected.
 
     Attributes:
         data: a JSONL file, datasets:NAME, or the folder of a run.
         split: split of a data set of the `datasets` library.
-        max_length: tokens per prompt with completion; longer prompts are truncated from the left.
-            The model's maximum sequence length by default.
+        max_length: maximum tokens of prompt plus completion; longer prompts are truncated from the
+            left. Defaults to the model's maximum sequence length.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = (
@@ -253,23 +253,23 @@ class DPOJob(DPOConfig, TrainingJob):
     @model_validator(mode="after")
     def _check_reference(self) -> DPOJob:
         if not self.enabled:
-            raise ValueError("enabled: only a run has this key; remove it")
+            raise ValueError("enabled: allowed only in a run's config; remove it")
         if self.reference == "seed" and self.rank is None and self.adapter is None:
-            raise ValueError("reference: seed is the model without its adapter, but there is none")
+            raise ValueError("reference: seed requires an adapter; use reference: policy")
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WarmstartJob(TrainingJob):
-    """Supervised fine-tuning on candidates that the grammar samples.
+    """Config of supervised fine-tuning on candidates sampled from the grammar.
 
     Attributes:
         experts: one-line description of each expert of the planned search.
-        prompt: name of the prompt from which that search will sample.
+        prompt: name of the prompt that the search will use.
         programs: number of distinct candidates to sample for training.
         batch_size: candidates per batch.
-        scope: tensors that the search will merge, as in its config. If it differs, reports cannot
-            tell which candidates the generator remembers.
+        scope: tensors to merge, as in the config of the search. If the two differ, reports cannot
+            show which candidates the generator memorized.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = TrainingJob.RENAMED_KEYS | {"batch": "batch_size"}

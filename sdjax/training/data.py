@@ -1,4 +1,4 @@
-"""Training data from users: JSONL files and data sets, converted to tokens."""
+"""Training data from the user: JSONL files and datasets, converted to tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sdjax.training.packing import Example
 
 logger = logging.getLogger(__name__)
 
-# A text, or chat messages with role and content.
+# A string, or chat messages with role and content.
 TextOrMessages: TypeAlias = str | list[dict[str, Any]]
 
-# Prefix of the names of data sets of the `datasets` library.
+# Prefix of names of datasets of the `datasets` library.
 DATASETS = "datasets:"
 
 
@@ -38,7 +38,7 @@ class TrainingRow:
 
 
 def number_rows(source: str, fields: Iterable[Mapping[str, Any]]) -> list[TrainingRow]:
-    """Return rows that error messages call "SOURCE, row 1", and so on."""
+    """Return rows with locations "SOURCE, row 1", "SOURCE, row 2", ... for error messages."""
     return [
         TrainingRow(where=f"{source}, row {number}", fields=one)
         for number, one in enumerate(fields, 1)
@@ -69,7 +69,7 @@ def read_rows(data: str, split: str) -> list[TrainingRow]:
             for number, fields in read_jsonl(data, ())
         ]
     if not rows:
-        raise UserError(f"{data}: contains no examples; add at least one row")
+        raise UserError(f"{data}: no examples; add at least one row")
     return rows
 
 
@@ -81,8 +81,8 @@ def _load_dataset(name: str, split: str) -> Iterable[dict[str, Any]]:
     except Exception as error:  # raised by the library, the network or the file system
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{DATASETS}{name}, split {split}: cannot be loaded ({reason}); correct the name or "
-            "the split, or copy the data set to a folder"
+            f"{DATASETS}{name}, split {split}: cannot be loaded ({reason}); check the name and the "
+            "split, or copy the dataset to a folder"
         ) from None
 
 
@@ -91,16 +91,16 @@ def tokenize_pairs(
 ) -> list[TokenPair]:
     """Return preference pairs of at most `max_length` tokens per side.
 
-    Rows have the fields prompt, chosen and rejected, each a text or a list of chat messages. If
-    there is no prompt, it is the common beginning of two conversations.
+    Rows have the fields prompt, chosen and rejected, each a string or a list of chat messages. The
+    prompt may be omitted if the other two are conversations; it is then their common prefix.
 
     Args:
-        rows: rows of text.
+        rows: rows of training data.
         tokenizer: the model's tokenizer.
-        max_length: longest prompt with completion; see `truncate_prompts`.
+        max_length: maximum tokens of prompt plus completion; see `truncate_prompts`.
 
     Raises:
-        UserError: a row lacks a field, its two sides are equal, or no pair fits.
+        UserError: a row lacks a field or has equal completions, or no pair fits.
     """
     sides = []
     for row in rows:
@@ -115,7 +115,7 @@ def tokenize_pairs(
         sides.append(pair)
     fitting = truncate_prompts(sides, max_length)
     if not fitting:
-        raise UserError(f"{rows[0].where} and all others: no pair{_does_not_fit(max_length)}")
+        raise UserError(f"{rows[0].where} and all other rows: no pair{_does_not_fit(max_length)}")
     return [TokenPair(chosen=chosen, rejected=rejected) for chosen, rejected in fitting]
 
 
@@ -124,13 +124,13 @@ def tokenize_examples(
 ) -> list[Example]:
     """Return examples of at most `max_length` tokens.
 
-    Rows have the fields prompt and completion, or the field messages, of which the last one is the
+    Rows have the fields prompt and completion, or the field messages, whose last message is the
     target.
 
     Args:
-        rows: rows of text.
+        rows: rows of training data.
         tokenizer: the model's tokenizer.
-        max_length: longest prompt with completion; see `truncate_prompts`.
+        max_length: maximum tokens of prompt plus completion; see `truncate_prompts`.
 
     Raises:
         UserError: a row lacks a field, or no example fits.
@@ -149,7 +149,9 @@ def tokenize_examples(
         examples.append([_tokenize(row, tokenizer, prompt, completion)])
     fitting = truncate_prompts(examples, max_length)
     if not fitting:
-        raise UserError(f"{rows[0].where} and all others: no example{_does_not_fit(max_length)}")
+        raise UserError(
+            f"{rows[0].where} and all other rows: no example{_does_not_fit(max_length)}"
+        )
     return [example for (example,) in fitting]
 
 
@@ -163,14 +165,14 @@ def _does_not_fit(max_length: int) -> str:
 def truncate_prompts(
     rows: Sequence[Sequence[Example]], max_length: int
 ) -> list[tuple[Example, ...]]:
-    """Truncate prompts from the left to `max_length`, equally for all sides of a row.
+    """Truncate prompts from the left to `max_length`, equally for all examples of a row.
 
-    Completions are never truncated: a row whose completion leaves no room for one token of the
-    prompt is dropped. The numbers of truncated and dropped rows are logged.
+    Completions are never truncated: a row is dropped if a completion leaves no room for a single
+    token of the prompt. The numbers of truncated and dropped rows are logged.
 
     Args:
-        rows: examples that share a prompt.
-        max_length: longest prompt with completion.
+        rows: groups of examples that share a prompt.
+        max_length: maximum tokens of prompt plus completion.
     """
     kept: list[tuple[Example, ...]] = []
     truncated = 0
@@ -181,11 +183,11 @@ def truncate_prompts(
         truncated += any(len(example.prompt) > room for example in row)
         kept.append(tuple(dataclasses.replace(one, prompt=one.prompt[-room:]) for one in row))
     if truncated:
-        logger.warning("%d of %d rows: the prompt is truncated from the left", truncated, len(rows))
+        logger.warning("%d of %d prompts were truncated from the left", truncated, len(rows))
     if dropped := len(rows) - len(kept):
         logger.warning(
-            "%d of %d rows are dropped because a completion is longer than %d tokens; raise "
-            "max_length, up to the model's maximum sequence length, to train on them",
+            "%d of %d rows were dropped because a completion does not fit into %d tokens; to train "
+            "on them, raise max_length, up to the model's maximum sequence length",
             dropped,
             len(rows),
             max_length,
@@ -200,7 +202,8 @@ def _preference(row: TrainingRow) -> tuple[TextOrMessages, TextOrMessages, TextO
         return _field(row, "prompt"), chosen, rejected
     if not isinstance(chosen, list) or not isinstance(rejected, list):
         raise UserError(
-            f"{row.where}: needs the field prompt, unless chosen and rejected are conversations"
+            f"{row.where}: missing field prompt; it is optional only if chosen and rejected are "
+            "conversations"
         )
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
@@ -209,20 +212,22 @@ def _preference(row: TrainingRow) -> tuple[TextOrMessages, TextOrMessages, TextO
         raise UserError(f"{row.where}: chosen and rejected are equal; remove the row")
     if not 0 < shared < min(len(chosen), len(rejected)):
         raise UserError(
-            f"{row.where}: without a prompt, the two conversations must begin alike and end "
-            "differently"
+            f"{row.where}: without a prompt, chosen and rejected must share their first messages "
+            "and differ in the rest"
         )
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 def _field(row: TrainingRow, name: str) -> TextOrMessages:
     if name not in row.fields:
-        raise UserError(f"{row.where}: needs the field {name}; it has {', '.join(row.fields)}")
+        raise UserError(
+            f"{row.where}: missing field {name}; the fields are {', '.join(row.fields)}"
+        )
     return _text_or_messages(row, name, row.fields[name])
 
 
 def _text_or_messages(row: TrainingRow, name: str, value: Any) -> TextOrMessages:
-    """Return `value` if it is a text or messages; raise UserError otherwise."""
+    """Return `value` if it is a string or messages; raise UserError otherwise."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
@@ -248,7 +253,7 @@ def _tokenize(
         if not full_text.startswith(prompt_text):
             raise UserError(
                 f"{row.where}: the chat template renders the prompt differently if an answer "
-                "follows; give prompt and completion as strings"
+                "follows; provide prompt and completion as strings"
             )
         prompt_tokens = tokenizer.encode(prompt_text, add_special=False)
         text = full_text[len(prompt_text) :]
@@ -261,7 +266,7 @@ def _tokenize(
     target = tokenizer.encode(text, add_special=False)
     if not target:
         raise UserError(f"{row.where}: the completion is empty; remove the row")
-    # A chat template ends the completion itself, perhaps with a newline after the end token.
+    # A chat template ends the completion itself, sometimes with a newline after the end token.
     last_tokens = target[-2:] if isinstance(completion, list) else target[-1:]
     if not set(last_tokens) & set(tokenizer.eos_ids):
         target = [*target, *tokenizer.eos_ids[:1]]

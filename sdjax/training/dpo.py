@@ -28,7 +28,7 @@ from sdjax.training.types import Batch, LossFn, Metrics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenPair:
-    """Two completions with their prompts, end-of-sequence token included."""
+    """A preference pair: two completions with their prompts, ending with end-of-sequence."""
 
     chosen: Example
     rejected: Example
@@ -37,12 +37,12 @@ class TokenPair:
 def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> LossFn:
     """Return a loss function for batches of pairs: the preference loss plus `nll_weight` times NLL.
 
-    Metrics have TRL's names; `dpo_loss` is the preference loss alone, and `nll_loss` the mean
+    Metrics have TRL's names; `dpo_loss` is the preference loss alone, and `nll_loss` is the mean
     negative log-likelihood per token of the chosen completions.
 
     Args:
         config: architecture of the model.
-        assemble: puts trainable and frozen arrays together.
+        assemble: combines trainable and frozen arrays into a model.
         dpo: loss, beta and `nll_weight`.
     """
     preference_loss = LOSSES[dpo.loss]
@@ -80,13 +80,13 @@ def reference_logprobs(
 ) -> np.ndarray:
     """Return the log-probability of each completion under the reference: [pairs, 2] float32.
 
-    Call it before the first update.
+    Must be called before the first update.
 
     Args:
         trainable: the policy.
-        data: pairs, as `pad_pairs` returns them.
-        dpo: `reference` chooses the model, `batch_size` the pairs per batch.
-        on_pairs: called with the number of pairs done since the last call.
+        data: pairs, in the form returned by `pad_pairs`.
+        dpo: config; `reference` selects the model, `batch_size` sets the pairs per batch.
+        on_pairs: called with the number of pairs finished since the last call.
     """
 
     def logprobs(trained: Any, frozen: Any, batch: Batch) -> jax.Array:
@@ -117,7 +117,7 @@ def sequence_logprobs(
         config: architecture of the model.
         params: weights of the model.
         adapter: LoRA factors to add, or None.
-        batch: pairs, as `target_batches` yields them from the arrays of `pad_pairs`.
+        batch: a batch that `target_batches` yields for the arrays of `pad_pairs`.
     """
     tokens = rearrange(jnp.asarray(batch["tokens"]), "b s t -> (b s) t")
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -144,13 +144,13 @@ def _sum_by_completion(
 
 
 def pad_pairs(pairs: Sequence[TokenPair], max_seq_len: int) -> dict[str, np.ndarray]:
-    """Return pairs as arrays of equal length.
+    """Return pairs as padded arrays.
 
     The length is rounded up to a multiple of 64, so that rounds of similar length share a compiled
     step.
 
     Args:
-        pairs: at least one.
+        pairs: at least one pair.
         max_seq_len: the model's maximum sequence length.
 
     Returns:
@@ -160,7 +160,7 @@ def pad_pairs(pairs: Sequence[TokenPair], max_seq_len: int) -> dict[str, np.ndar
         UserError: there are no pairs, or a pair is longer than `max_seq_len`.
     """
     if not pairs:
-        raise UserError("DPO: there are no preference pairs to train on")
+        raise UserError("DPO: no preference pairs to train on")
     longest = max(len(side) for pair in pairs for side in (pair.chosen, pair.rejected))
     if longest > max_seq_len:
         raise UserError(

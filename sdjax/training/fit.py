@@ -25,20 +25,20 @@ _ROW_AXES = ("data", "fsdp")
 
 @runtime_checkable
 class Checkpoints(Protocol):
-    """Storage for the state of a training run; see `sdjax.training.checkpoints`."""
+    """Storage for the training state; see `sdjax.training.checkpoints`."""
 
     def restore(self, trainable: Any, opt_state: Any) -> tuple[int, Any, Any]:
         """Return (finished steps, trainable, optimizer state), or 0 and the arguments."""
 
     def save(self, step: int, trainable: Any, opt_state: Any) -> None:
-        """Store the state after a step, if that step is due."""
+        """Store the state if a checkpoint is due at this step."""
 
     def discard(self, step: int) -> int:
-        """Remove the state after a step; return the newest step that is still stored, or 0."""
+        """Remove the checkpoint of a step; return the newest remaining step, or 0."""
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Return a linear warmup to the peak, then a cosine decay to `min_lr_ratio` of it."""
+    """Return a schedule with linear warmup to the peak and cosine decay to `min_lr_ratio` of it."""
     warmup = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
     decay = optax.cosine_decay_schedule(
         config.learning_rate,
@@ -49,7 +49,7 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return AdamW with gradient clipping, weight decay on matrices, and accumulation."""
+    """Return AdamW with clipping, weight decay on matrices, and gradient accumulation."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(
@@ -69,12 +69,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def weight_decay_mask(trainable: Any) -> Any:
-    """Return True for matrices and False for norms and biases, like Hugging Face's Trainer."""
+    """Return the weight-decay mask: matrices only, not norms or biases (as in HF's Trainer)."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, trainable)
 
 
 def rematerialize(loss: LossFn) -> LossFn:
-    """Return the same loss with less memory: only hidden states between layers are stored.
+    """Return the loss with activation checkpointing: only hidden states between layers are stored.
 
     The backward pass recomputes everything within a layer (Chen et al. 2016, arXiv 1604.06174).
     """
@@ -89,7 +89,7 @@ def compile_step(
     Args:
         loss: maps (trainable, frozen, batch) to a scalar and metrics.
         config: the update rule.
-        out_shardings: shardings of the step's results; chosen by the compiler by default.
+        out_shardings: shardings of the step's outputs; by default, the compiler chooses them.
 
     Returns:
         `init(trainable) -> opt_state`, and
@@ -125,25 +125,25 @@ def fit(
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Train until the batches are used up.
+    """Train until the batches are exhausted.
 
     Args:
         loss: maps (trainable, frozen, batch) to a scalar and metrics.
         trainable: pytree of float32 arrays; donated.
         frozen: pytree that the loss reads.
-        batches: pytrees of equal shapes, `gradient_accumulation_steps` per step. They must be the
-            same each time: batches of steps that a checkpoint covers are skipped.
+        batches: pytrees of equal shapes, `gradient_accumulation_steps` per step. They must be
+            deterministic: on resuming, the batches of finished steps are skipped.
         config: the update rule.
-        on_step: called after each step with the means of its metrics.
-        checkpoints: where to store the state; nothing is stored by default.
+        on_step: called after each step with its metrics, averaged over its batches.
+        checkpoints: storage for the training state; nothing is stored by default.
 
     Returns:
-        the trained pytree, and the metrics of each step done in this call. They include `loss`,
+        the trained pytree, and the metrics of each step executed by this call. They include `loss`,
         `learning_rate`, `grad_norm` and `param_norm` (after the update).
 
     Raises:
-        UserError: the loss, the gradient or the updated parameters are not finite, or too large to
-            be squared; the message names the step.
+        UserError: the loss or the norm of the gradient or of the updated parameters is not finite;
+            the message names the step.
     """
     accumulation = config.gradient_accumulation_steps
     schedule = learning_rate_schedule(config)
@@ -183,9 +183,7 @@ def _check_finite(metrics: Mapping[str, float], step: int, checkpoints: Checkpoi
         if not math.isfinite(metrics[name]):
             kept = 0 if checkpoints is None else checkpoints.discard(cause)
             restart = (
-                f"it then resumes from the checkpoint of step {kept}"
-                if kept
-                else "then start again from the beginning"
+                f"it then resumes from the checkpoint of step {kept}" if kept else "then start over"
             )
             raise UserError(
                 f"training: the {label} is {metrics[name]} at step {step}; lower learning_rate or "
@@ -203,7 +201,7 @@ def num_parts(trainable: Any, rows: int) -> int:
 
 
 def _shard_batch(batch: Batch, trainable: Any) -> Batch:
-    """Put a batch on the mesh of `trainable`, with its rows sharded over all axes but `tensor`."""
+    """Put a batch on the mesh of `trainable`, sharding its rows over all axes but `tensor`."""
     sharding = replicated(trainable)
     if sharding is None:
         return batch
@@ -219,7 +217,7 @@ def _shard_batch(batch: Batch, trainable: Any) -> Batch:
 
 
 def _shardings(tree: Any) -> Any:
-    """Return the shardings of leaves on a mesh, to which the next step's results are pinned."""
+    """Return the leaves' shardings, which are also the output shardings of each step."""
 
     def sharding(leaf: jax.Array) -> NamedSharding | None:
         return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, computed in chunks so that all logits never exist at once."""
+"""Log-probabilities of given tokens, computed in chunks so that the full logits never exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdjax.models.lora import Adapter
 from sdjax.models.transformer import KVCache, forward, unembed
 from sdjax.models.types import Params
 
-# Largest number of logits at once (64 MiB), enough for a matrix product to run at full speed.
+# Maximum number of logits per chunk (64 MiB); enough for a matrix product to run at full speed.
 MAX_LOGITS = 1 << 24
 
 # (head, states) -> logits
@@ -39,12 +39,12 @@ def token_logprobs(
     Args:
         params: weights of the model.
         adapter: LoRA factors to add to the projections, or None.
-        tokens: input tokens; entry t of the result belongs to token t + 1.
+        tokens: input tokens; entry t of the result is for token t + 1.
         config: architecture of the model.
         positions: position of each token in its sequence.
-        segments: number of the packed sequence that each token belongs to.
-        prefix: tokens that precede every row; they are computed once. `positions` then start at
-            the length of the prefix, and there are no segments.
+        segments: segment id of each token in a packed row.
+        prefix: tokens that precede every row; their keys and values are computed once. `positions`
+            must then start at the length of the prefix, and `segments` must be None.
         target_index: restricts the result to these entries. The batch is divided into `parts`
             equal parts, and the rows of each part are concatenated before indexing.
     """
@@ -120,8 +120,8 @@ def target_logprobs(
     parts x targets x vocab exists.
 
     Args:
-        unembed: maps (head, states [..., hidden]) to float32 logits [..., vocab], each from its
-            own state.
+        unembed: maps (head, states [..., hidden]) to float32 logits [..., vocab], independently
+            for each state.
         head: pytree of the tensors that compute logits.
         states: final hidden states.
         targets: token ids.
@@ -137,10 +137,10 @@ def target_logprobs(
 def _forward_rule(
     unembed: Unembed, head: Any, states: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    """Return the log-probabilities, and residuals that include their gradient by the states.
+    """Return the log-probabilities, and residuals that include their gradient w.r.t. the states.
 
-    Each state affects one log-probability only, so a loss can only scale its gradient. The backward
-    pass therefore needs logits only for the gradient by the head, and none if the head is frozen.
+    Each state affects only one log-probability, so a loss can only scale its gradient. The backward
+    pass therefore recomputes logits only for the gradient w.r.t. the head; none if it is frozen.
     """
 
     def chunk_logprobs(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -181,8 +181,7 @@ def _logprobs(
     targets: Int[Array, "parts chunk"],
 ) -> Float[Array, "parts chunk"]:
     logits = unembed(head, states)
-    # A masked sum keeps a vocabulary that is sharded over devices in place, and its gradient is
-    # not a scatter.
+    # A masked sum does not gather a sharded vocabulary, and its gradient is not a scatter.
     is_target = targets[..., None] == jnp.arange(logits.shape[-1])
     target_logits = jnp.where(is_target, logits, 0).sum(-1)
     return target_logits - jax.nn.logsumexp(logits, axis=-1)
@@ -193,7 +192,7 @@ def _split_chunks(
 ) -> tuple[jax.Array, ...]:
     """Reshape [parts, targets, ...] to padded [chunks, parts, chunk, ...].
 
-    Splitting along the tokens keeps a batch that is sharded over devices in place.
+    Splitting along the token axis does not reshard a batch that is sharded over devices.
     """
     parts, count = states.shape[:2]
     vocab_size = jax.eval_shape(unembed, head, states).shape[-1]

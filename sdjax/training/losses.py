@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # (log_ratios, lengths, beta) -> loss of each pair. A log ratio is the log-probability of a
-# completion under the policy minus that under the reference; a length counts its tokens. The last
-# axis is (chosen, rejected).
+# completion under the policy minus that under the reference; a length is its number of tokens. The
+# last axis is (chosen, rejected).
 PreferenceLoss: TypeAlias = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
@@ -24,7 +24,7 @@ def sigmoid_loss(
 
     Args:
         log_ratios: log ratios of the (chosen, rejected) completions.
-        lengths: tokens of each completion; unused.
+        lengths: number of tokens in each completion; unused.
         beta: strength of the pull toward the reference.
     """
     return -jax.nn.log_sigmoid(beta * (log_ratios[:, 0] - log_ratios[:, 1]))
@@ -36,11 +36,11 @@ def ipo_loss(
     """Return the IPO loss, (margin - 1 / (2 beta))^2.
 
     Equation 17 of Azar et al. 2023, arXiv 2310.12036. As in TRL, the margin is the difference of
-    log ratios per token, which the authors confirmed is how they obtained their results.
+    log ratios per token; the authors confirmed that they normalized by length, too.
 
     Args:
         log_ratios: log ratios of the (chosen, rejected) completions.
-        lengths: tokens of each completion.
+        lengths: number of tokens in each completion.
         beta: strength of the pull toward the reference.
     """
     per_token = log_ratios / jnp.maximum(lengths, 1)

@@ -1,4 +1,4 @@
-"""Examples as batches of equal shape: shuffling, packing, and the places of target tokens."""
+"""Batches of equal shape from examples: shuffling, packing, and indices of target tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdjax.training.types import Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """Tokens of one text; the loss is on `target`, which follows `prompt`."""
+    """A training example: tokens of a prompt and of the target, which alone has a loss."""
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
@@ -26,15 +26,15 @@ class Example:
 def shuffled_batches(
     count: int, *, batch_size: int, num_batches: int, key: jax.Array
 ) -> Iterator[np.ndarray]:
-    """Yield int64 index arrays [batch_size] that go through `count` rows in random order.
+    """Yield int64 index arrays [batch_size] that visit `count` rows in random order.
 
-    Every row comes once per epoch, each epoch in a new order; a batch may span two epochs.
+    Every epoch visits each row once, in a new order; a batch may span two epochs.
 
     Args:
         count: number of rows.
         batch_size: indices per batch; may exceed `count`.
         num_batches: number of batches to yield.
-        key: random key; equal keys give equal batches.
+        key: PRNG key; equal keys give equal batches.
     """
     epochs = (
         np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), count))
@@ -48,20 +48,21 @@ def shuffled_batches(
 def target_batches(
     data: Mapping[str, np.ndarray], indices: Sequence[np.ndarray], *, parts: int = 1
 ) -> Iterator[Batch]:
-    """Yield batches of rows with the places of their target tokens, so that only these get logits.
+    """Yield batches with indices of their target tokens, so that logits are computed only there.
 
-    All batches have the same shape, so one compiled step serves them all.
+    All batches have the same shape, so they share one compiled step.
 
     Args:
-        data: arrays [rows, ...], among them `weights` [rows, ..., time], 0 except on targets.
+        data: arrays [rows, ...], including `weights` [rows, ..., time], which is 0 except on
+            targets.
         indices: rows of each batch.
-        parts: number of parts that a batch is divided into over the devices.
+        parts: number of parts into which a batch is divided over the devices.
 
     Yields:
-        the rows of each array; `target_index` [parts, targets] int32, the places of the states
+        the rows of each array; `target_index` [parts, targets] int32, the indices of the states
         that predict the targets of each part after concatenating its rows; and `weights`
-        [parts, targets], 0 on padding. The number of targets is the largest of any part of any
-        batch, rounded up to a multiple of 64.
+        [parts, targets], 0 on padding. The number of targets is the maximum over all parts of all
+        batches, rounded up to a multiple of 64.
     """
     target_counts = (data["weights"][..., 1:] > 0).reshape(len(data["weights"]), -1).sum(1)
     largest = max(target_counts[rows].reshape(parts, -1).sum(1).max() for rows in indices)
@@ -77,11 +78,11 @@ def target_batches(
 
 
 def prefix_batch(prompt: Sequence[int], targets: Sequence[Sequence[int]], length: int) -> Batch:
-    """Return a batch of targets that share one prompt, which is computed only once.
+    """Return a batch of targets that share one prompt, whose keys and values are computed once.
 
     Args:
         prompt: tokens that precede every target.
-        targets: one row each.
+        targets: tokens of each row.
         length: tokens per row.
 
     Returns:
@@ -103,7 +104,7 @@ def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
     """Pack examples into rows, each into the first row with enough room (first fit, in order).
 
     Args:
-        examples: none longer than `length`.
+        examples: examples of at most `length` tokens.
         length: tokens per row.
 
     Returns:
@@ -139,10 +140,10 @@ def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
 
 
 def _first_fit(sizes: Sequence[int], capacity: int) -> Iterator[int]:
-    """Yield the first row with room for each size in turn, all sizes at most `capacity`.
+    """Yield, for each size in turn, the first row with enough room (sizes are <= `capacity`).
 
-    A binary tree holds the largest free room below each node: room[1] of all rows, room[n] of the
-    rows below 2n and 2n + 1; the second half holds the rows themselves.
+    `room` is a segment tree: room[n] is the largest free room in the subtree of node n, whose
+    children are 2n and 2n + 1. The second half of the array are the rows.
     """
     leaves = 1 << max(len(sizes) - 1, 0).bit_length()  # at most one row per size
     room = [capacity] * (2 * leaves)

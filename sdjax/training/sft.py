@@ -16,12 +16,12 @@ from sdjax.training.types import Batch, LossFn, Metrics
 def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> LossFn:
     """Return a loss function: mean negative log-likelihood of the weighted tokens.
 
-    Its batches come from `pack` or `prefix_batch`, with `weights` [batch, time], or from
+    It accepts batches of `pack` or `prefix_batch`, with `weights` [batch, time], and batches of
     `target_batches`, with `target_index` and `weights` [parts, targets].
 
     Args:
         config: architecture of the model.
-        assemble: puts trainable and frozen tensors together; by default both are flat dicts.
+        assemble: combines trainable and frozen tensors; by default both are flat dicts.
     """
     assemble = assemble or assemble_params()
 

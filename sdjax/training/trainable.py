@@ -1,4 +1,4 @@
-"""Division of a model into trained and frozen arrays: full fine-tuning or a LoRA adapter."""
+"""Models split into trainable and frozen arrays: full fine-tuning or a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Assemble: TypeAlias = Callable[[Any, Any], tuple[Params, Adapter | None]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trainable:
-    """A model divided into what training updates and what it only reads.
+    """A model split into trainable and frozen arrays.
 
     Attributes:
         config: architecture of the model.
         trainable: pytree of float32 arrays, the master weights.
         frozen: pytree of arrays.
-        assemble: puts the two together; traceable by JAX.
+        assemble: combines the two; traceable by JAX.
     """
 
     config: ModelConfig
@@ -42,16 +42,16 @@ def full_finetune(
     paths: Collection[str] | None = None,
     dtype: Any = jnp.float32,
 ) -> Trainable:
-    """Train the tensors themselves.
+    """Return a trainable whose parameters are trained directly.
 
-    Float32 tensors are used without a copy, and training donates them. The trainable and frozen
-    tensors are flat dicts from path to array.
+    Float32 tensors are not copied, and training donates them. The trainable and frozen tensors are
+    flat dicts from path to array.
 
     Args:
         config: architecture of the model.
         params: weights of the model.
         paths: tensors to train, all by default.
-        dtype: dtype in which trained tensors enter the computation.
+        dtype: dtype that trained tensors are cast to in the forward pass.
     """
     trainable, frozen = split_params(params, set(flatten(params) if paths is None else paths))
     return Trainable(
@@ -60,7 +60,7 @@ def full_finetune(
 
 
 def lora_finetune(config: ModelConfig, params: Params, adapter: Adapter) -> Trainable:
-    """Train copies of the adapter's factors; the computation uses the dtype of `params`."""
+    """Return a trainable with copies of the adapter's factors; compute uses the `params` dtype."""
     return Trainable(
         config=config,
         trainable=jax.tree.map(jnp.copy, adapter.factors),  # training donates them
@@ -70,7 +70,7 @@ def lora_finetune(config: ModelConfig, params: Params, adapter: Adapter) -> Trai
 
 
 def assemble_params(*, dtype: Any = None) -> Assemble:
-    """Assemble flat dicts of trainable and frozen tensors; the trainable are cast to `dtype`."""
+    """Return a function that joins flat dicts of frozen and trainable tensors, cast to `dtype`."""
 
     def assemble(trainable: dict, frozen: dict) -> tuple[Params, None]:
         if dtype is not None:
@@ -81,7 +81,7 @@ def assemble_params(*, dtype: Any = None) -> Assemble:
 
 
 def assemble_adapter(*, scale: float) -> Assemble:
-    """Assemble frozen weights with an adapter whose factors are trainable."""
+    """Return a function that combines frozen weights with an adapter of trainable factors."""
 
     def assemble(trainable: dict, frozen: Params) -> tuple[Params, Adapter]:
         return frozen, Adapter(factors=trainable, scale=scale)
@@ -92,7 +92,7 @@ def assemble_adapter(*, scale: float) -> Assemble:
 def split_params(
     params: Params, trained: Collection[str]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Return the tensors at the `trained` paths, in float32, and the others, as flat dicts."""
+    """Return two flat dicts: the tensors at the `trained` paths, in float32, and all others."""
     leaves = flatten(params)
     trainable = {path: leaf.astype(jnp.float32) for path, leaf in leaves.items() if path in trained}
     return trainable, {path: leaf for path, leaf in leaves.items() if path not in trained}

@@ -1,4 +1,4 @@
-"""Named types of training, and the axis names used in its jaxtyping annotations.
+"""Type aliases for training, and the axis names in its jaxtyping annotations.
 
 | axis | size |
 |---|---|
@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 
 import jax
 
-# Name to array: "tokens", "weights", and what else a loss reads.
+# Name to array: "tokens", "weights", and other inputs of a loss.
 Batch: TypeAlias = dict[str, Any]
 
-# Scalars of one step, as JAX computes them.
+# Scalar JAX arrays of one step.
 Metrics: TypeAlias = dict[str, jax.Array]
 
 # (trainable, frozen, batch) -> (loss, metrics)

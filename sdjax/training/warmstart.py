@@ -1,8 +1,8 @@
-"""Warm start of generators: supervised fine-tuning on candidates that the grammar samples.
+"""Warm start of generators: supervised fine-tuning on candidates sampled from the grammar.
 
-A small or untuned model writes no candidate that the sandbox would admit. The warm start trains it
-on valid candidates after the same prompt from which a search will sample. As all targets share that
-prompt, its keys and values are computed once per step, and the loss covers the candidates only.
+A small or untuned model never writes a candidate that the sandbox admits. The warm start trains it
+on valid candidates, as completions of the prompt that the search will use. All targets share that
+prompt, so its keys and values are computed once per step. Only the candidates have a loss.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.training.packing import prefix_batch, shuffled_batches
 from sdjax.training.types import Batch
 
-# Rows are padded to a multiple of this, so that few shapes are compiled.
+# Rows are padded to a multiple of this to limit the number of compiled shapes.
 _LENGTH_MULTIPLE = 64
 
 
@@ -37,8 +37,8 @@ class WarmstartData:
 
     Attributes:
         prompt: tokens that precede every target.
-        candidates: source texts.
-        targets: tokens of each candidate as an answer to the prompt, end-of-sequence included.
+        candidates: source code of each candidate.
+        targets: tokens of each candidate as a completion, including end-of-sequence.
     """
 
     prompt: tuple[int, ...]
@@ -47,15 +47,15 @@ class WarmstartData:
 
 
 def sample_candidates(count: int, seed: int, *, slots: int) -> tuple[str, ...]:
-    """Return distinct candidates in the order in which the grammar samples them.
+    """Sample distinct candidates from the grammar and return them in sampling order.
 
-    Candidates that the grammar breaks on purpose are left out: a warm start should teach only what
-    the sandbox admits.
+    Intentionally broken candidates are skipped: a warm start should teach only candidates that the
+    sandbox admits.
 
     Args:
         count: number of candidates.
         seed: seed of the random generator.
-        slots: number of experts that a candidate merges.
+        slots: number of experts to merge.
     """
     rng = np.random.default_rng(seed)
     texts: dict[str, None] = {}
@@ -69,13 +69,13 @@ def sample_candidates(count: int, seed: int, *, slots: int) -> tuple[str, ...]:
 def make_warmstart_data(
     tokenizer: Tokenizer, prompt: str, descriptions: Sequence[str], candidates: Sequence[str]
 ) -> WarmstartData:
-    """Tokenize candidates as answers to a prompt.
+    """Tokenize candidates as completions of a prompt.
 
     Args:
         tokenizer: the generator's tokenizer.
         prompt: name of a prompt in `sdjax.programs.prompts`.
         descriptions: one line per expert.
-        candidates: source texts.
+        candidates: source code of each candidate.
     """
     slots = _slot_names(len(descriptions))
     text = render(
@@ -104,7 +104,7 @@ def warmstart_batches(
         data: prompt and targets.
         batch_size: candidates per batch.
         num_batches: number of batches to yield.
-        key: random key of the order.
+        key: PRNG key for shuffling.
     """
     by_length = sorted(range(len(data.targets)), key=lambda n: len(data.targets[n]))
     groups = [
@@ -119,7 +119,7 @@ def warmstart_batches(
 
 
 def merge_signature(config: ModelConfig, *, experts: int, scope: Scope = "mlp") -> MergeSignature:
-    """Return the signature that candidates of a search over this model are traced with."""
+    """Return the merge signature for tracing candidates of a search over this model."""
     specs = param_specs(config)
     shapes = {path: (kind_of(path), specs[path].shape) for path in select_paths(specs, scope)}
     return MergeSignature.of(_slot_names(experts), shapes)
@@ -128,7 +128,7 @@ def merge_signature(config: ModelConfig, *, experts: int, scope: Scope = "mlp") 
 def signature_digest(signature: MergeSignature) -> str:
     """Return a hexadecimal digest of the parts of a signature that affect a candidate's identity.
 
-    Limits are left out: they decide whether a candidate is admitted, not what it is.
+    Limits are excluded: they affect whether a candidate is admitted, but not its identity.
     """
     content = (signature.slots, signature.tensors, signature.paths)
     return hashlib.sha256(repr(content).encode()).hexdigest()
@@ -139,14 +139,14 @@ def candidate_identities(
 ) -> Iterator[int | None]:
     """Yield the first 64 bits of each candidate's identity, or None if it is refused.
 
-    Only for candidates that sdjax generated itself: they are traced in this process, without the
-    sandbox.
+    Only for candidates that sdjax generated itself, because they are traced in this process,
+    outside the sandbox.
     """
     for text in candidates:
         try:
             yield int(verify_ir(trace_trusted(text, signature), signature).identity[:16], 16)
         except Refusal:
-            yield None  # the grammar writes some candidates that fail
+            yield None  # some candidates of the grammar fail on purpose
 
 
 def _slot_names(experts: int) -> tuple[str, ...]:

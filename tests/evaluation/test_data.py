@@ -42,7 +42,7 @@ def test_text_may_contain_any_line_separator(tmp_path):
 def test_missing_file_raises_user_error(tmp_path):
     for data in (tmp_path, tmp_path / "none.jsonl"):
         with pytest.raises(
-            UserError, match=r"no such file, and no folder that contains test.jsonl"
+            UserError, match=r"not a file, and not a folder that contains test.jsonl"
         ):
             read_rows("mine", data, None, "test", FIELDS)
         assert read_rows("mine", data, None, "train", FIELDS) == []
@@ -66,7 +66,7 @@ def test_hub_configs_are_read_in_order(monkeypatch):
     assert [one.id for one in task.examples(problem)] == ["train-0"]
     assert requests[2:] == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train")]
     with pytest.raises(
-        UserError, match=r"some/data \(a, test\), row 0: needs the field problem; it has"
+        UserError, match=r"some/data \(a, test\), row 0: missing field problem; the fields are"
     ):
         read_rows("mine", None, HubDataset(path="some/data", configs=("a",)), "test", ("problem",))
 

@@ -104,9 +104,11 @@ def test_full_disk_raises_user_error(scored, tmp_path, monkeypatch):
 def test_other_settings_raise_user_error(scored, tmp_path):
     assert "has model = " in user_error("eval", "zoo:reader", "--limit", 12, "--out", scored)
     line = user_error("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
-    assert "has max_new_tokens = 64, not 9; choose another --out" in line
+    assert "max_new_tokens = 64, not 9; choose another --out" in line
     (tmp_path / "mine.txt").write_text("mine")
-    assert "is not empty and not an evaluation" in user_error("eval", "zoo:seed", "--out", tmp_path)
+    assert "not empty, and not a results folder" in user_error(
+        "eval", "zoo:seed", "--out", tmp_path
+    )
 
 
 def test_other_prompt_raises_user_error(tmp_path, monkeypatch):
@@ -117,7 +119,7 @@ def test_other_prompt_raises_user_error(tmp_path, monkeypatch):
     assert run_cli("eval", "zoo:seed", "--task", path.name, "--out", out).exit_code == 0
     path.write_text('{"question": "1+2=", "answer": 3}\n')
     line = user_error("eval", "zoo:seed", "--task", path, "--out", out)
-    assert "problem test-0 has a different prompt" in line
+    assert "the stored prompt of problem test-0 is different" in line
 
 
 def test_other_answer_raises_user_error(tmp_path):
@@ -127,15 +129,15 @@ def test_other_answer_raises_user_error(tmp_path):
     assert run_cli("eval", "zoo:seed", "--task", path, "--out", out).exit_code == 0
     path.write_text('{"question": "1+1=", "answer": 3}\n')
     line = user_error("eval", "zoo:seed", "--task", path, "--out", out)
-    assert "problem test-0 has a different question, answer or kind" in line
+    assert "the stored question, answer or kind of problem test-0 is different" in line
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("results.jsonl", "{}\n", "line 1: not a result of an evaluation"),
-        ("results.jsonl", "[1\n", "line 1: not a result of an evaluation"),
-        ("results.jsonl", b"\xff\n", "line 1: not a result of an evaluation"),
+        ("results.jsonl", "{}\n", "line 1: not an evaluation result"),
+        ("results.jsonl", "[1\n", "line 1: not an evaluation result"),
+        ("results.jsonl", b"\xff\n", "line 1: not an evaluation result"),
         ("settings.json", "{", "not valid JSON"),
         ("settings.json", "[]", "not valid JSON"),
     ],
@@ -184,7 +186,7 @@ def test_results_are_compared_problem_by_problem(scored, tmp_path):
     assert result.exit_code == 0, result.output
     head, left, strict, flexible = result.output.strip().splitlines()
     assert "11 problems in common" in head
-    assert left.startswith("1 problems of A are left out")
+    assert left.startswith("1 problems of A are skipped")
     gained = sum(line["id"] != "test-11" for line in wrong[:2])
     assert f"B - A {gained / 11:+.3f}" in strict
     assert f"only A 0, only B {gained}, p {0.5 ** (gained - 1):.3g}" in strict

@@ -68,7 +68,7 @@ def test_values_are_paired_by_key():
     a = {"p1": True, "p2": False, "p3": True}
     b = {"p3": True, "p1": False, "p2": False}
     assert paired_by_key(a, b) == paired_difference([1, 0, 1], [0, 0, 1])
-    with pytest.raises(ValueError, match="2 problems are not in both, such as p3"):
+    with pytest.raises(ValueError, match="2 keys are in only one mapping, such as p3"):
         paired_by_key(a, {"p1": True, "p2": False, "p4": True})
 
 

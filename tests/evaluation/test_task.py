@@ -112,7 +112,7 @@ def test_grade_may_return_a_numpy_bool(monkeypatch):
             lambda problem: None,
             "examples returned NoneType, not list or tuple .problem",
         ),
-        ("grade", raised, "Sums: grade raised ZeroDivisionError: mine .problem test/0, given its"),
+        ("grade", raised, "Sums: grade raised ZeroDivisionError: mine .grading the correct answer"),
     ],
 )
 def test_broken_task_raises_user_error_before_decoding(monkeypatch, method, replaced, message):

@@ -93,7 +93,7 @@ def test_overrides_at_every_depth():
         ("generation.temperature=.inf", "must be a finite number"),
         ("training.enabled=1", "training.enabled: must be true or false, not 1"),
         ("training.reference=sed", "training.reference: must be 'policy' or 'seed', not \"sed\""),
-        ("training.epochs=2", "training: give one of max_steps and epochs"),
+        ("training.epochs=2", "training: set exactly one of max_steps and epochs"),
         ("scope=3", "scope: must be a string or a list, not 3"),
         ("baselines.fine.ties.density=[]", "baselines.fine.ties.density: must not be empty"),
         ("evaluation.buckets=[64, 32]", "must be distinct and ascending"),

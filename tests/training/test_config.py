@@ -29,13 +29,17 @@ def test_batches_include_accumulation():
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (DPOConfig, {}, "give one of max_steps and epochs"),
-        (DPOConfig, {"max_steps": 1, "epochs": 1.0}, "give one of max_steps and epochs"),
-        (OptimizerConfig, {"max_steps": 2, "warmup_steps": 3}, "warmup_steps: 3 is more than"),
+        (DPOConfig, {}, "set exactly one of max_steps and epochs"),
+        (DPOConfig, {"max_steps": 1, "epochs": 1.0}, "set exactly one of max_steps and epochs"),
+        (OptimizerConfig, {"max_steps": 2, "warmup_steps": 3}, "warmup_steps: 3 exceeds max_steps"),
         (DPOConfig, {"max_steps": 1, "loss": "hinge"}, "must be one of sigmoid, ipo"),
-        (DPOJob, {**JOB, "max_steps": 1, "enabled": False}, "enabled: only a run has this key"),
-        (SFTJob, {**JOB, "max_steps": 1, "adapter": "a", "rank": 4}, "has its own; remove the key"),
-        (SFTJob, {**JOB, "max_steps": 1, "save": "adapter"}, "save: adapter needs a rank"),
+        (DPOJob, {**JOB, "max_steps": 1, "enabled": False}, "enabled: allowed only in a run"),
+        (
+            SFTJob,
+            {**JOB, "max_steps": 1, "adapter": "a", "rank": 4},
+            "set by the adapter to start from",
+        ),
+        (SFTJob, {**JOB, "max_steps": 1, "save": "adapter"}, "save: adapter requires rank"),
     ],
 )
 def test_invalid_combinations_are_rejected(kind, fields, message):

@@ -39,9 +39,9 @@ def test_prompts_are_truncated_from_the_left_and_completions_never(caplog):
     whole = TOKENIZER.encode(long["prompt"], add_special=True)
     assert pairs[0].chosen.prompt == tuple(whole[-len(pairs[0].chosen.prompt) :])
     assert caplog.messages == [
-        "1 of 3 rows: the prompt is truncated from the left",
-        "1 of 3 rows are dropped because a completion is longer than 40 tokens; raise max_length, "
-        "up to the model's maximum sequence length, to train on them",
+        "1 of 3 prompts were truncated from the left",
+        "1 of 3 rows were dropped because a completion does not fit into 40 tokens; to train on "
+        "them, raise max_length, up to the model's maximum sequence length",
     ]
 
 
@@ -52,8 +52,11 @@ TURN = {"role": "user", "content": "hi"}
     ("row", "message"),
     [
         (preference(rejected="2"), "line 1: chosen and rejected are equal"),
-        ({"prompt": "a", "chosen": "b"}, "line 1: needs the field rejected; it has prompt, chosen"),
-        ({"chosen": "a", "rejected": "b"}, "line 1: needs the field prompt"),
+        (
+            {"prompt": "a", "chosen": "b"},
+            "line 1: missing field rejected; the fields are prompt, chosen",
+        ),
+        ({"chosen": "a", "rejected": "b"}, "line 1: missing field prompt"),
         (preference(chosen="1" * 99, rejected="2" * 99), "no pair fits into 64 tokens"),
         (preference(prompt=""), "line 1: the prompt is empty"),
         (preference(chosen=""), "line 1: the completion is empty"),
@@ -65,7 +68,7 @@ TURN = {"role": "user", "content": "hi"}
             preference(prompt=[TURN]),
             "prompt is a list of messages, so the completion",
         ),
-        ({"chosen": [TURN], "rejected": [TURN, TURN]}, "begin alike and end differently"),
+        ({"chosen": [TURN], "rejected": [TURN, TURN]}, "must share their first messages"),
         ({"chosen": [TURN, TURN], "rejected": [TURN, TURN]}, "chosen and rejected are equal"),
     ],
 )
@@ -91,7 +94,7 @@ def test_invalid_messages_raise_user_error(messages):
 
 def test_empty_file_raises_user_error(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="contains no examples"):
+    with pytest.raises(UserError, match="no examples"):
         read_rows(str(tmp_path / "pairs.jsonl"), "train")
 
 

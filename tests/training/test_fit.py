@@ -166,7 +166,7 @@ def test_weights_that_break_the_next_loss_are_discarded(tmp_path, config, weight
     """Only the step after a checkpoint reveals that its weights are broken."""
     wild = dataclasses.replace(OPTIMIZER, learning_rate=1e15, warmup_steps=0)
     with checkpoints(tmp_path, every=1) as kept:
-        with pytest.raises(UserError, match=r"at step 2; .* max_grad_norm, then start again"):
+        with pytest.raises(UserError, match=r"at step 2; .* max_grad_norm, then start over"):
             train(config, weights, fresh_adapter, optimizer=wild, checkpoints=kept)
         assert kept.discard(0) == 0
 

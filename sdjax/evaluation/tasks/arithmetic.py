@@ -1,16 +1,15 @@
 """Short arithmetic and word problems of several kinds: the task that the zoo is trained for.
 
 Plain kinds require calculation. Stories require reading and calculation, because their solution is
-an equation and its value. Both can be hard: a calculation that carries or borrows, or a story with
+an equation and its value. Each can be hard: a calculation with a carry or borrow, or a story with
 rare wording. Each difficulty has a typical error (a forgotten carry, the wrong operation), so the
-solution of somebody who reads well but calculates badly is well defined.
+solutions of a model that reads well but calculates badly are well defined.
 
-A hash of its calculation and numbers assigns each problem to one split. Development and test
-problems are also kept away from similar training problems: if they ask for an equation, training
-contains neither it nor its reversed order, whether as an exercise or as a misread story. For
-`missing`, this covers the exercise but not the underlying sum, which may be trained as an addition.
-The inverse of a subtraction may be trained, too, and `largest` may share its three numbers with a
-training problem in another order.
+Each problem is assigned to one split by a hash of its calculation and numbers. To keep training
+data out of development and test, an equation that those ask for does not occur in training in
+either order of its operands, as an exercise or as a misread story. There are three exceptions:
+the sum underlying a `missing` exercise may be trained as an addition, the inverse of a subtraction
+may be trained, and `largest` may share its three numbers with a training problem in another order.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ import numpy as np
 from sdjax.evaluation.task import Problem, Task
 
 SPLITS = ("train", "calibration", "development", "test")
-# Buckets 0 to 99 of all number tuples: those below the first bound are for calibration, those from
-# the second on for training. A third of those between is for development, the rest for testing.
+# Number tuples are hashed to buckets 0 to 99. Buckets below the first bound are for calibration,
+# those from the second bound on for training. A third of the rest is for development, the others
+# are for testing.
 _CALIBRATION, _TRAIN = 5, 40
 # Fractions of problems with hard numbers, and of stories with rare wording.
 HARD, RARE = 0.42, 0.32
@@ -38,7 +38,7 @@ ITEMS = ("apples", "books", "coins", "cards", "eggs", "pens", "nuts", "cups", "s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """Calculation of a kind, and templates of its stories with usual and with rare wording."""
+    """A kind of problem: its calculation, and story templates with common and rare wording."""
 
     calculation: str
     usual: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Exercise:
         Args:
             reads: whether stories with rare wording are understood.
             calculates: whether carries and borrows are correct.
-            attends: whether the question is read at all; if not, the answer is its first number.
+            attends: whether the question is read at all; if not, the answer is the first number.
         """
         if not attends:
             return str(self.numbers[0])
@@ -155,7 +155,7 @@ def _value(calculation: str, numbers: tuple[int, ...]) -> int:
 
 
 def _wrong_value(calculation: str, numbers: tuple[int, ...]) -> int:
-    """Return the value without carries and borrows, or the largest number without the last one."""
+    """Return the value that ignores carries and borrows, or the largest number but the last."""
     value = _value(calculation, numbers)
     if not _is_hard(calculation, numbers):
         return value
@@ -165,7 +165,7 @@ def _wrong_value(calculation: str, numbers: tuple[int, ...]) -> int:
 
 
 def _is_hard(calculation: str, numbers: tuple[int, ...]) -> bool:
-    """Return whether the ones carry or borrow, or the largest number comes last."""
+    """Return whether the ones digits carry or borrow, or the largest number comes last."""
     a, b, *_ = (number % 10 for number in numbers)
     match calculation:
         case "add" | "missing":
@@ -187,9 +187,9 @@ def _numbers(calculation: str, hard: bool, rng: np.random.Generator) -> tuple[in
 
 
 def split_of(calculation: str, numbers: tuple[int, ...]) -> str | None:
-    """Return the split of a calculation, the same on every machine.
+    """Return the split of a calculation, or None if it is too similar to a training problem.
 
-    None means that the calculation belongs to no split: it is too similar to a training problem.
+    The result is the same on every machine.
     """
     bucket = _bucket(calculation, numbers)
     if bucket >= _TRAIN:
@@ -221,7 +221,7 @@ def _similar(calculation: str, numbers: tuple[int, ...]) -> Iterator[tuple[str, 
 
 
 def exercises(kind: str, split: str, rng: np.random.Generator) -> Iterator[Exercise]:
-    """Yield exercises of one kind and split without end, hard ones as often as HARD and RARE."""
+    """Yield exercises of one kind and split forever, in the proportions of HARD and RARE."""
     calculation = KINDS[kind].calculation
     while True:
         numbers = _numbers(calculation, bool(rng.random() < HARD), rng)
@@ -273,7 +273,7 @@ class ArithmeticTask(Task):
 
     Attributes:
         name: name in configs and results.
-        max_new_tokens: longest answer.
+        max_new_tokens: maximum tokens per answer.
         development: number of development problems.
         test: number of test problems.
         seed: seed of the random generator; the splits are disjoint for every seed.
@@ -286,7 +286,7 @@ class ArithmeticTask(Task):
     seed: int = 0
 
     def problems(self, split: str) -> list[Problem]:
-        """Return distinct problems of a split, alternating between the kinds."""
+        """Return distinct problems of a split, cycling through the kinds."""
         count = {"development": self.development, "test": self.test}.get(split, 400)
         sources = []
         for index, kind in enumerate(KINDS):
@@ -325,14 +325,14 @@ class ArithmeticTask(Task):
 
     def grade(self, extracted: str, problem: Problem) -> bool:
         """Return whether the numbers are equal."""
-        # `int` rejects very long texts.
+        # `int` rejects very long strings.
         return Decimal(extracted) == Decimal(problem.answer)
 
 
 def prompt_of(question: str) -> str:
     """Return the text before a solution, the same in training and in evaluation.
 
-    An open equation is its own prompt, so that it looks the same as in the solution of a story and
+    An open equation is its own prompt. It then looks the same as in the solution of a story, so
     training on one helps the other.
     """
     return question if question.endswith("=") else f"{question}\nA:"

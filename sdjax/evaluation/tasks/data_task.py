@@ -21,10 +21,10 @@ _FEWSHOT_SEED = 1234
 
 @dataclass(frozen=True, kw_only=True)
 class DataTask(Task):
-    """Task with rows from a user's file or from the hub; see `sdjax.evaluation.data`.
+    """A task whose rows come from the user's file or the hub; see `sdjax.evaluation.data`.
 
     The first `development` rows of the test split are for development, and the next `test` rows for
-    testing. Worked examples come from the train split. Like lm-evaluation-harness by default, a
+    testing. Worked examples come from the train split. As in lm-evaluation-harness by default, a
     random generator with seed 1234 samples `shots` rows for each row of the test split in order, so
     the examples of a problem do not depend on which problems are evaluated.
 
@@ -33,8 +33,8 @@ class DataTask(Task):
         fixed: name of the fixed examples for data without a train split, if any.
         fields: fields that every row must have.
         data: the user's file or folder; None reads from the hub.
-        shots: worked examples before each problem.
-        development: rows for development; half of them by default.
+        shots: number of worked examples before each problem.
+        development: number of rows for development; half of all rows by default.
         test: maximum number of rows for testing; all remaining rows by default.
     """
 
@@ -61,8 +61,8 @@ class DataTask(Task):
         middle = len(rows) // 2 if self.development is None else self.development
         if middle > len(rows):
             raise UserError(
-                f"task {self.name}: has only {len(rows)} problems; lower task.development, "
-                f"which is {middle}"
+                f"task {self.name}: only {len(rows)} problems, but task.development is {middle}; "
+                "lower it"
             )
         if split == "development":
             return rows[:middle]
@@ -77,10 +77,10 @@ class DataTask(Task):
         return self._read(TEST)
 
     def notes(self) -> Sequence[str]:
-        """Return a note if fixed examples replace those of a train split."""
+        """Return a note if fixed worked examples replace a missing train split."""
         if self.shots and self.fixed and not self._train_rows:
             return [
-                f"no train split next to {self.data}: worked examples are those of {self.fixed}"
+                f"no train split next to {self.data}: using the worked examples of {self.fixed}"
             ]
         return ()
 
@@ -95,7 +95,7 @@ class DataTask(Task):
             return {problem.id: shared for problem in self._test_rows}
         if len(self._train_rows) < self.shots:
             raise UserError(
-                f"task {self.name}: has only {len(self._train_rows)} worked examples, but shots is "
+                f"task {self.name}: only {len(self._train_rows)} worked examples, but shots is "
                 f"{self.shots}; add a train split to the data (x_{TRAIN}.jsonl next to "
                 f"x_{TEST}.jsonl, or {TRAIN}.jsonl in the folder), or lower shots"
             )

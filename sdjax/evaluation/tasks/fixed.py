@@ -1,4 +1,4 @@
-"""Fixed worked examples of lm-evaluation-harness (MIT license; from the papers named there)."""
+"""Fixed worked examples from lm-evaluation-harness (MIT license), which cites the papers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ def fixed_examples(name: str, count: int) -> list[Problem]:
     """Return the first `count` examples of a task.
 
     Args:
-        name: file of `examples/` without its extension.
+        name: name of a file in `examples/`, without its extension.
         count: number of examples.
 
     Raises:
-        UserError: there are fewer examples.
+        UserError: `count` exceeds the number of examples.
     """
     examples = _read(name)
     if count > len(examples):
         raise UserError(
-            f"task.shots is {count}, but {name} has only {len(examples)} worked examples; lower it"
+            f"task.shots is {count}, but {name} has only {len(examples)} worked examples; lower "
+            "task.shots"
         )
     return list(examples[:count])
 

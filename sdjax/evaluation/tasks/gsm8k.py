@@ -1,6 +1,6 @@
 """GSM8K (Cobbe et al. 2021, arXiv 2110.14168): grade-school word problems.
 
-Prompts and grades are those of the task `gsm8k` of lm-evaluation-harness 0.4.13.
+Prompts and grades match the task `gsm8k` of lm-evaluation-harness 0.4.13.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sdjax.evaluation.tasks.data_task import DataTask
 class GSM8K(DataTask):
     """GSM8K with the harness's prompt, filters and `exact_match`.
 
-    If the user's data has no train split, the worked examples are the first `shots` of the eight
-    that the harness has for `gsm8k_cot` (Wei et al. 2022), in the format of this task.
+    If the user's data has no train split, the worked examples are the first `shots` of the
+    harness's eight examples for `gsm8k_cot` (Wei et al. 2022), in the format of this task.
     """
 
     hub: ClassVar[HubDataset] = HubDataset(path="openai/gsm8k", configs=("main",))

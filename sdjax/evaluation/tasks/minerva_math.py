@@ -1,6 +1,6 @@
 """MATH (Hendrycks et al. 2021, arXiv 2103.03874) with Minerva's prompt (Lewkowycz et al. 2022).
 
-Prompts are those of the task `minerva_math` of lm-evaluation-harness 0.4.13.
+Prompts match the task `minerva_math` of lm-evaluation-harness 0.4.13.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _DOLLAR = re.compile(r"(?<!\\)\$")  # delimits a formula; \$ is money
 class MinervaMath(DataTask):
     r"""MATH with the harness's four worked examples.
 
-    Two answers are equal if their normal forms are, or if math-verify says so in a confined worker.
+    Two answers are equal if their normal forms are equal, or if math-verify in a confined worker
+    considers them equal.
     The strict metric reads the sentence that ends every example, like the harness's `exact_match`.
     The flexible metric reads the last `\boxed{…}`; if there is none, that sentence, then the last
     formula between dollar signs, then the last number.
@@ -56,7 +57,9 @@ class MinervaMath(DataTask):
         if answer is None and "answer" in row.values:
             answer = row.text("answer")
         if answer is None:
-            raise UserError(rf"{row.where}: needs \boxed{{}} in the solution, or the field answer")
+            raise UserError(
+                rf"{row.where}: no \boxed{{}} in the solution; add one, or add a field answer"
+            )
         kind = row.values.get("subject") or row.values.get("type") or "math"
         question = row.text("problem")
         return Problem(id=id, kind=str(kind), question=question, answer=answer, solution=solution)

@@ -1,4 +1,4 @@
-"""Questions and answers from any JSONL file."""
+"""Task of question-answer pairs from a JSONL file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ANSWER_IS = re.compile(r"(?:answer is|answer:)\s*(.+)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Questions(DataTask):
-    """One JSON object per line, with `question`, `answer` and, optionally, `kind`.
+    """Task from JSON objects with `question`, `answer` and, optionally, `kind`, one per line.
 
     If every answer contains a number, numbers are compared: the strict metric reads the number
-    after `####`, or the whole output if it is a number; the flexible metric reads the last number.
-    Otherwise texts are compared, ignoring case: the strict metric reads the text after `####`, or
-    the whole output; the flexible metric reads the text after the last "answer is", or the last
+    after `####`, or the entire output if it is a number; the flexible metric reads the last number.
+    Otherwise strings are compared, ignoring case: the strict metric reads the text after `####`, or
+    the entire output; the flexible metric reads the text after the last "answer is", or the last
     line.
     """
 

@@ -41,7 +41,7 @@ def find_task(
         **optional: settings for tasks that have them, such as `allow_missing`.
 
     Raises:
-        UserError: there is no such task, class or file, or the task lacks a setting.
+        UserError: the task, class or file does not exist, or the task does not have a setting.
     """
     given = {"data": data, "shots": shots, "development": development, "test": test}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -49,7 +49,7 @@ def find_task(
         kind = _import_task(TASKS[name])
     elif name.endswith(".jsonl") or Path(name).expanduser().is_file():
         if data is not None:
-            raise UserError(f"task {name}: is itself a file of problems; remove data")
+            raise UserError(f"task {name}: already a file of problems; remove data")
         kind = _import_task(_FILE_TASK)
         path = str(
             Path(name).expanduser().resolve()
@@ -59,13 +59,13 @@ def find_task(
         kind = _import_task(name)
     else:
         raise UserError(
-            f"task {name!r}: must be a task ({', '.join(TASKS)}), an existing .jsonl file, or a "
+            f"unknown task {name!r}: use one of {', '.join(TASKS)}, an existing .jsonl file, or a "
             "class (module:Class)"
         )
     parameters = inspect.signature(kind).parameters
     for key, value in settings.items():
         if key not in parameters and value:
-            raise UserError(f"task {name}: has no setting {key}; remove it")
+            raise UserError(f"task {name}: unknown setting {key}; remove it")
     if "data" in settings:
         settings["data"] = Path(settings["data"])
     return _create(
@@ -74,7 +74,7 @@ def find_task(
 
 
 def _import_task(path: str) -> type[Task]:
-    """Import the class of "module:Class", also from modules in the current folder."""
+    """Import the class "module:Class"; modules in the current folder are also found."""
     module, _, attribute = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -83,10 +83,10 @@ def _import_task(path: str) -> type[Task]:
     except Exception as error:  # user code may raise anything
         raise UserError(f"task {path}: cannot be imported ({_line(error)})") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise UserError(f"task {path}: must be a subclass of sdjax.evaluation.task.Task")
+        raise UserError(f"task {path}: not a subclass of sdjax.evaluation.task.Task")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise UserError(f"task {path}: must define {missing}; see sdjax.evaluation.task")
+        raise UserError(f"task {path}: does not define {missing}; see sdjax.evaluation.task")
     return found
 
 

@@ -12,7 +12,7 @@ from sdjax.evaluation.tasks.questions import Questions
 
 @dataclass(frozen=True, kw_only=True)
 class SVAMP(Questions):
-    """SVAMP with the prompt of GSM8K; the kind of a problem is its `Type` in the data."""
+    """SVAMP with GSM8K's prompt; the kind of a problem is its `Type` in the data."""
 
     hub: ClassVar[HubDataset] = HubDataset(path="ChilleD/SVAMP", configs=("default",))
     fields: ClassVar[tuple[str, ...]] = ("Body", "Question", "Answer")

@@ -60,22 +60,22 @@ def test_class_gets_the_settings_that_it_accepts(module):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("nothing", {}, "must be a task .arithmetic, gsm8k, math, svamp., an existing .jsonl file"),
+        ("nothing", {}, "use one of arithmetic, gsm8k, math, svamp, an existing .jsonl file"),
         ("nothing:Class", {}, "nothing:Class: cannot be imported .ModuleNotFoundError"),
         ("{module}:Nothing", {}, "Nothing: cannot be imported .AttributeError"),
-        ("{module}:NoTask", {}, "must be a subclass of sdjax.evaluation.task.Task"),
+        ("{module}:NoTask", {}, "not a subclass of sdjax.evaluation.task.Task"),
         (
             "{module}:Unfinished",
             {},
-            "must define extract_flexible, extract_strict, grade, problems",
+            "does not define extract_flexible, extract_strict, grade, problems",
         ),
-        ("{module}:Two", {"shots": 3}, "Two: has no setting shots"),
+        ("{module}:Two", {"shots": 3}, "Two: unknown setting shots"),
         ("{module}:Negative", {}, "Negative: cannot be created .ValueError: test."),
         ("{module}:Nameless", {}, "Nameless: name must be a string, not None"),
         ("{module}:Listed", {}, r"Listed: stop must be a tuple of strings, not \['Q'\]"),
         ("{module}:Endless", {}, "Endless: max_new_tokens must be 1 or more, not 0"),
-        ("arithmetic", {"data": "x.jsonl"}, "arithmetic: has no setting data"),
-        ("x.jsonl", {"data": "y.jsonl"}, "x.jsonl: is itself a file of problems"),
+        ("arithmetic", {"data": "x.jsonl"}, "arithmetic: unknown setting data"),
+        ("x.jsonl", {"data": "y.jsonl"}, "x.jsonl: already a file of problems"),
     ],
 )
 def test_invalid_tasks_raise_user_error(module, name, settings, message):
