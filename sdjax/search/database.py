@@ -187,8 +187,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, write: bool) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version < VERSION:
         raise UserError(
-            f"{path}: written by sdjax 0.1; use the run with `pip install sdjax==0.1.0`, "
-            "or start it again with another --out"
+            f"{path}: written by sdjax 0.1, whose runs this version cannot read; use sdjax 0.1 for "
+            "this run, or start it again with another --out"
         )
     if version > VERSION:
         raise UserError(

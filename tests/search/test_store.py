@@ -267,7 +267,7 @@ def test_missing_newer_or_foreign_database_raises_user_error(tmp_path):
     connection = sqlite3.connect(tmp_path / "run.sqlite")
     connection.execute("PRAGMA user_version = 2")
     connection.close()
-    with pytest.raises(UserError, match=r"written by sdjax 0\.1.*pip install sdjax==0\.1\.0"):
+    with pytest.raises(UserError, match=r"written by sdjax 0\.1.*use sdjax 0\.1"):
         Store.open(tmp_path)
     (tmp_path / "run.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match="cannot be read"):
