@@ -1,4 +1,4 @@
-"""Every command as a user calls it, and the user errors it reports."""
+"""Commands as a user calls them, and the user errors they report."""
 
 import json
 import shutil
@@ -214,7 +214,7 @@ def test_train_writes_a_model(tmp_path, kind, row, extra):
     result = run_cli("train", kind, job)
     assert result.exit_code == 0, result.output
     assert "loss" in result.output
-    # The limit is the seed's max_seq_len, whatever `max_length` says.
+    # The limit is the seed's max_seq_len, regardless of `max_length`.
     assert (
         "1 of 2 rows were dropped because a completion does not fit into 512 tokens"
         in result.output
@@ -308,7 +308,7 @@ def test_train_rejects_an_unknown_key(tmp_path):
 class TestRunUserErrors:
     """User errors of `sdjax run`."""
 
-    def test_no_such_config(self, tmp_path):
+    def test_missing_config(self, tmp_path):
         assert "demo" in user_error("run", "nothing.yaml", "--out", tmp_path / "run")
 
     def test_unknown_key(self, tmp_path):

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public API."""
+"""Examples in the docstrings of the public API."""
 
 import doctest
 import sys

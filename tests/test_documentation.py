@@ -1,4 +1,4 @@
-"""README and the documentation site: the Python blocks run, links and file names exist."""
+"""README and documentation site: Python blocks that run, links and file names that exist."""
 
 import re
 from pathlib import Path

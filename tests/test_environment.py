@@ -1,4 +1,4 @@
-"""The environment has what the other tests would silently skip without."""
+"""Dependencies without which other tests would be skipped silently."""
 
 import importlib.util
 import os
@@ -8,5 +8,5 @@ import pytest
 
 @pytest.mark.skipif("SDJAX_NO_TORCH" in os.environ, reason="SDJAX_NO_TORCH is set")
 def test_torch_is_installed():
-    """Or the parity tests are skipped; `make test-newest` sets SDJAX_NO_TORCH."""
+    """Check for torch, without which parity tests are skipped, unless SDJAX_NO_TORCH is set."""
     assert importlib.util.find_spec("torch")

@@ -1,4 +1,4 @@
-"""The notebooks in examples/ run from start to end."""
+"""Execution of the notebooks in examples/ from start to end."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Package borders: the import contracts of pyproject.toml hold, inside functions too."""
+"""Package boundaries: the import contracts in pyproject.toml, also inside functions."""
 
 from pathlib import Path
 

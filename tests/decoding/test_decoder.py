@@ -1,4 +1,4 @@
-"""Generated sequences are independent of the batch, the slots and the schedule."""
+"""Independence of generated sequences from the batch, the slots and the schedule."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_greedy_decoding_equals_decoding_without_cache(params, decoder, prompts)
 
 
 def test_some_sequences_stop_and_some_reach_the_limit(params, decoder, prompts):
-    """Check that the other tests exercise refilling at all."""
+    """Check that the other tests exercise refilling."""
     stopped = [completion.stopped for completion in decoder.decode(params, None, prompts)]
     assert any(stopped)
     assert not all(stopped)
@@ -85,7 +85,7 @@ def test_sequence_is_independent_of_the_batch(params, decoder, prompts, temperat
 
 
 def test_prefix_is_computed_once_and_does_not_change_results(params, decoder, prompts):
-    """Sequences after a prefix are bit-equal in any batch, as without a prefix."""
+    """Check that sequences after a prefix are bit-identical in any batch."""
     prefix = tuple(prompts[0][:7])
     prefixed = [[*prefix, *prompt[:8]] for prompt in prompts]
     prefix_decoder = Decoder(CONFIG, replace(SIZES, buckets=(4, 8), prefix=prefix))
@@ -113,8 +113,8 @@ def test_samples_of_one_prompt_differ(params, decoder, prompts):
     assert len({completion.tokens for completion in completions}) > 4
 
 
-def test_other_weights_compile_nothing(params, prompts):
-    """One executable per bucket and two more, whatever the weights."""
+def test_new_weights_do_not_recompile(params, prompts):
+    """Check for one executable per bucket plus two more, for any weights."""
     decoder = Decoder(CONFIG, SIZES)
     decoder.decode(params, None, prompts)
     functions = (decoder._prefill_prefix, decoder._prefill, decoder._decode_round)
@@ -171,7 +171,7 @@ def test_prompt_as_long_as_the_context_gets_one_token(params, decoder):
 
 
 def test_samples_of_a_prompt_share_its_prefill(params, decoder, prompts):
-    """Each sample equals the sample decoded separately."""
+    """Check that each sample equals the one decoded separately."""
     sampling, key = Sampling(temperature=1.2), jax.random.key(9)
     repeated = [prompts[index] for index in (0, 1, 0, 2, 1, 0, 0, 0, 2, 0, 1)]
     completions = decoder.decode(params, None, repeated, sampling=sampling, key=key)
@@ -184,7 +184,7 @@ def test_samples_of_a_prompt_share_its_prefill(params, decoder, prompts):
 
 
 def test_logprobs_are_those_of_the_model(params, decoder, prompts):
-    """Log-probabilities are the log-softmax of the logits, independently of the temperature."""
+    """Check that log-probabilities equal the log-softmax of the logits at any temperature."""
     sampling = Sampling(temperature=0.7, top_k=5)
     (completion,) = decoder.decode(params, None, [prompts[2]], sampling=sampling, logprobs=True)
     tokens = jnp.asarray([*prompts[2], *completion.tokens])[None]
@@ -203,7 +203,7 @@ def to_letters(tokens):
 
 
 def test_stop_string_truncates_the_text(params, prompts):
-    """The tokens up to the stop string do not depend on when it is found."""
+    """Check that the tokens do not depend on when the stop string is found."""
     decoder = Decoder(CONFIG, replace(SIZES, max_new_tokens=40), stop_token_ids=())
     untruncated = decoder.decode(params, None, prompts)
     strings = (to_letters(untruncated[0].tokens[5:7]), to_letters(untruncated[1].tokens[30:32]))

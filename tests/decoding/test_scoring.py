@@ -1,4 +1,4 @@
-"""Scores equal the log-probabilities that the decoder computes token by token."""
+"""Agreement of scores with the log-probabilities that the decoder computes token by token."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def test_other_continuation_is_less_likely_and_not_greedy(params, scorer):
     assert score.logprobs[0] <= greedy_score.logprobs[0]
 
 
-def test_other_weights_compile_nothing(params):
+def test_new_weights_do_not_recompile(params):
     scorer = Scorer(CONFIG, batch_size=2, buckets=(8, 16))
     texts = [(prompt, [5, 6, 7]) for prompt in PROMPTS]
     for scale in (1.0, 0.9, 1.1):

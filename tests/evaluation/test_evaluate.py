@@ -23,7 +23,7 @@ def seed():
     return Decoder(config, settings), load_tokenizer(folder), params
 
 
-def test_too_long_prompt_fails_alone(seed):
+def test_too_long_prompt_does_not_affect_others(seed):
     decoder, tokenizer, params = seed
     task = ArithmeticTask(test=6)
     problems = task.problems("test")

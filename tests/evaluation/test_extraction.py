@@ -1,4 +1,4 @@
-"""Extraction in linear time that must equal lm-evaluation-harness's regular expressions."""
+"""Linear-time extraction, which must equal lm-evaluation-harness's regular expressions."""
 
 import random
 import re
@@ -28,6 +28,6 @@ def test_extraction_equals_regular_expressions():
 
 
 def test_long_texts_take_linear_time():
-    """The regular expressions take quadratic time, which would be minutes here."""
+    """Check texts for which quadratic regular expressions would take minutes."""
     assert final_answer_sentence(PREFIX * 100_000) is None
     assert normalize_number("7 " * 1_000_000).startswith("7 7")

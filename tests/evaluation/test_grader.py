@@ -1,4 +1,4 @@
-"""Answers compared in confined workers: correct, within limits, without side effects."""
+"""Comparison of answers in confined workers: correct, within limits, without side effects."""
 
 import contextlib
 import json
@@ -45,8 +45,8 @@ def test_endless_comparison_is_not_graded(grader):
     assert not grader.same("1", "2")
 
 
-def test_workers_agree_with_the_same_code_outside(grader):
-    """Workers have all modules that the comparison imports lazily."""
+def test_workers_agree_with_code_outside_the_sandbox(grader):
+    """Check that workers have all modules that the comparison imports lazily."""
     work = prepare("")
     pairs = [
         (r"\frac{x^2-1}{x-1}", "x+1"),

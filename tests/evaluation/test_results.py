@@ -101,7 +101,7 @@ def test_full_disk_raises_user_error(scored, tmp_path, monkeypatch):
             kept.add(results.read_results(scored)[0])
 
 
-def test_other_settings_raise_user_error(scored, tmp_path):
+def test_different_settings_raise_user_error(scored, tmp_path):
     assert "has model = " in user_error("eval", "zoo:reader", "--limit", 12, "--out", scored)
     line = user_error("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
     assert "max_new_tokens = 64, not 9; choose another --out" in line
@@ -111,7 +111,7 @@ def test_other_settings_raise_user_error(scored, tmp_path):
     )
 
 
-def test_other_prompt_raises_user_error(tmp_path, monkeypatch):
+def test_different_prompt_raises_user_error(tmp_path, monkeypatch):
     path, out = tmp_path / "sums.jsonl", tmp_path / "out"
     path.write_text('{"question": "1+1=", "answer": 2}\n')
     assert run_cli("eval", "zoo:seed", "--task", path, "--out", out).exit_code == 0
@@ -122,8 +122,8 @@ def test_other_prompt_raises_user_error(tmp_path, monkeypatch):
     assert "the stored prompt of problem test-0 is different" in line
 
 
-def test_other_answer_raises_user_error(tmp_path):
-    """A grade is valid only for the answer that it was compared with."""
+def test_different_answer_raises_user_error(tmp_path):
+    """Check that a grade is valid only for the answer that it was compared with."""
     path, out = tmp_path / "sums.jsonl", tmp_path / "out"
     path.write_text('{"question": "1+1=", "answer": 2}\n')
     assert run_cli("eval", "zoo:seed", "--task", path, "--out", out).exit_code == 0
@@ -149,7 +149,7 @@ def test_damaged_folder_raises_user_error(scored, tmp_path, file, text, message)
     assert message in user_error("eval", "zoo:seed", "--limit", 12, "--out", folder)
 
 
-def test_comparison_rejects_values_of_other_types(scored, tmp_path):
+def test_comparison_rejects_values_of_wrong_types(scored, tmp_path):
     damaged = rows(scored)
     damaged[1]["strict"] = 5
     path = tmp_path / "results.jsonl"

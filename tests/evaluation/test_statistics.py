@@ -25,8 +25,8 @@ def test_wilson_interval_equals_published_values():
         assert interval.high == pytest.approx(high, abs=5e-5)
 
 
-def test_paired_interval_equals_that_of_students_sleep_data():
-    # Student, Biometrika 6 (1908): mean 1.58, 95 % interval 0.70 to 2.46
+def test_paired_interval_matches_students_sleep_data():
+    # Student, Biometrika 6 (1908): mean 1.58, 95% interval 0.70 to 2.46
     first = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     second = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     interval = paired_difference(first, second)

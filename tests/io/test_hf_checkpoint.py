@@ -210,7 +210,7 @@ def test_non_finite_weights_raise_user_error(tmp_path, dtype, number):
 
 
 def test_reading_in_blocks_is_equivalent(folder, monkeypatch):
-    """Blocks of a few rows, with the file closed between them."""
+    """Read blocks of a few rows, with the file closed between them."""
     plain = SafetensorsReader(folder)
     monkeypatch.setattr("sdjax.io.safetensors_reader.MAX_MAPPED_BYTES", 100)
     small = SafetensorsReader(folder)

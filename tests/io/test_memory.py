@@ -39,7 +39,7 @@ CODE = """
 
 @pytest.mark.slow
 def test_peak_memory_is_close_to_size_of_shards(tmp_path, two_processes):
-    """The bound is below the size of the file, which is 1.7 times as large."""
+    """Check that the peak stays below the size of the file."""
     config = ModelConfig(
         family="llama",
         vocab_size=8192,

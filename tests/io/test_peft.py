@@ -130,7 +130,7 @@ def test_read_box_equals_slice_of_read(tmp_path):
 
 
 def test_merged_on_load_equals_merge_lora(tmp_path):
-    """Also on a mesh."""
+    """Check both a single device and a mesh."""
     seed = model_folder("zoo:seed")
     config, params = load_model(seed, dtype=np.float32)
     fresh = init_adapter(config, jax.random.key(0), rank=2, alpha=6)

@@ -1,4 +1,4 @@
-"""The tokenizer equals AutoTokenizer, with and without importing transformers."""
+"""Agreement of the tokenizer with AutoTokenizer, with and without importing transformers."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """A byte-level BPE like that of the zoo, saved by transformers."""
+    """Return the folder of a byte-level BPE tokenizer like the zoo's, saved by transformers."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Start fork servers whose job is `jobs.py` of this folder."""
+"""Fixtures for fork servers whose job is `jobs.py` in this folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A job for fork servers: each request names one behavior of a worker."""
+"""Job for fork servers: each request names one behavior of a worker."""
 
 import os
 import threading

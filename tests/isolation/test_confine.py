@@ -49,7 +49,7 @@ except UserError as error:
 
 @pytest.fixture(scope="module")
 def worker(start_server):
-    """The /proc entry of a worker that is processing a request."""
+    """Yield the /proc entry of a worker that is processing a request."""
     server = start_server()
     server.connections[0].send_bytes(b"wait")
     deadline = time.monotonic() + 10
@@ -145,7 +145,7 @@ def test_missing_layer_is_refused_by_name_unless_allowed(layer):
 
 
 def test_worker_that_lacks_a_layer_exits_before_it_reads_the_request(start_server):
-    """The worker checks its own layers, whatever `require_layers` found."""
+    """Check that the worker verifies its own layers, regardless of `require_layers`."""
     for allow_missing, reply in (((), DIED), (("landlock",), DONE + b"request")):
         server = start_server(allow_missing=allow_missing, boot=_WITHOUT_LANDLOCK)
         server.connections[0].send_bytes(b"request")

@@ -66,7 +66,7 @@ def test_executable_memory_is_refused(machine):
 
 
 @pytest.mark.parametrize("machine", PROCESSORS)
-def test_foreign_calling_conventions_kill(machine):
+def test_foreign_calling_conventions_kill_the_worker(machine):
     for audit in (0, 0x40000003, 0x40000028, *(p.audit for p in PROCESSORS.values())):
         if audit != PROCESSORS[machine].audit:
             assert action_for(machine, PROCESSORS[machine].allowed["read"], audit=audit) == KILL

@@ -1,4 +1,4 @@
-"""Fork servers return replies and report how a worker ended."""
+"""Replies of fork servers, and their reports of how a worker exited."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ def ask(start_server, limits):
     ],
     ids=["echo", "largest", "empty", "spin", "wait", "exit", "open", "allocate", "flood"],
 )
-def test_status_tells_how_a_worker_ended(ask, request_, reply):
+def test_status_reports_how_a_worker_exited(ask, request_, reply):
     assert ask(request_) == reply
     assert ask(b"next") == DONE + b"next"
 

@@ -42,7 +42,7 @@ def test_identity_contains_static_values_only():
     assert one.bind(fair=False).identity != one.identity
 
 
-def test_closures_with_one_name_have_distinct_identities():
+def test_closures_with_the_same_name_have_distinct_identities():
     def make(factor):
         return lambda task_vectors: factor * task_vectors["expert_1"]
 
@@ -111,7 +111,7 @@ def test_invalid_signatures_raise_user_error():
     def bare_float(task_vectors, ratio=0.5):
         return ratio
 
-    def odd(task_vectors, ratio: list = ()):
+    def unsupported_annotation(task_vectors, ratio: list = ()):
         return ratio
 
     def nothing():
@@ -121,7 +121,7 @@ def test_invalid_signatures_raise_user_error():
         (no_default, "'ratio' is neither an input"),
         (variadic, "'rest' must be an ordinary"),
         (bare_float, "annotate hyperparameter 'ratio'"),
-        (odd, "'ratio' must be annotated"),
+        (unsupported_annotation, "'ratio' must be annotated"),
         (nothing, "first parameter must be task_vectors"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""`sdjax.merge`: models in memory."""
+"""In-memory merging with `sdjax.merge`."""
 
 import subprocess
 import sys
@@ -38,10 +38,10 @@ def test_merge_takes_a_name_a_function_and_named_experts():
         np.testing.assert_allclose(got[path], want, rtol=1e-5, atol=1e-6)
     assert merged.finite
 
-    def mine(task_vectors, strength: float = 1.0):
+    def scaled_math(task_vectors, strength: float = 1.0):
         return strength * task_vectors["math"]
 
-    named = sdjax.merge(base, {"math": a, "code": b}, mine, scope="all", strength=0.25)
+    named = sdjax.merge(base, {"math": a, "code": b}, scaled_math, scope="all", strength=0.25)
     for path, leaf in flatten(named.params).items():
         want = at[path] + 0.25 * (one[path] - at[path])
         np.testing.assert_allclose(leaf, want, rtol=1e-5, atol=1e-6)
@@ -95,7 +95,7 @@ def test_80_layers_need_as_many_executables_as_8(compilations):
     assert counts == [3, 3]  # one per shape
 
 
-def test_donated_result_gives_its_buffers():
+def test_donated_result_gives_up_its_buffers():
     base, experts = tree(0), [tree(1), tree(2)]
     merger = sdjax.Merger(base, experts)
     method = algorithm

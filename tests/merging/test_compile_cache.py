@@ -1,4 +1,4 @@
-"""Compile options depend on what a program computes."""
+"""Choice of compile options by the computation."""
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +38,15 @@ def of_exponentials(x):
 def test_large_reductions_and_transcendentals_use_fusion_emitters(
     monkeypatch, function, shape, options
 ):
-    given, expected = [], options()  # which compiles, so before `compile` is replaced
+    compiled_with, expected = [], options()  # which compiles, so before `compile` is replaced
     monkeypatch.setattr(
-        jax.stages.Lowered, "compile", lambda _, compiler_options: given.append(compiler_options)
+        jax.stages.Lowered,
+        "compile",
+        lambda _, compiler_options: compiled_with.append(compiler_options),
     )
     monkeypatch.setattr(compile_cache.jax, "default_backend", lambda: "cpu")
     compile_for_single_use(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
-    assert given == [expected]
+    assert compiled_with == [expected]
 
 
 @pytest.mark.parametrize("function", [scaled, by_norm])

@@ -1,4 +1,4 @@
-"""Merging on eight devices gives the result of one and keeps the shardings."""
+"""Merging on eight devices: the result of one device, with shardings preserved."""
 
 import os
 import subprocess
@@ -135,7 +135,7 @@ BY_NORM = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")
 
 
 def test_elementwise_methods_need_no_collectives_and_norms_only_scalars():
-    """Counts collectives for a matrix that is sharded over both axes of a mesh."""
+    """Count the collectives for a matrix that is sharded over both axes of a mesh."""
     counts = dict(
         line.split(" ", 1) for line in run(COLLECTIVES, *ELEMENTWISE, *BY_NORM).splitlines()
     )
@@ -148,7 +148,7 @@ def test_elementwise_methods_need_no_collectives_and_norms_only_scalars():
         assert int(scalars) <= 2 * 7, (name, scalars)  # of three experts: six products
 
 
-def test_eight_devices_give_the_result_of_one():
+def test_eight_devices_match_one_device():
     assert run(PROGRAM) == "same"
 
 

@@ -52,7 +52,7 @@ def test_topk_masks_keep_the_fraction_and_ties():
 @pytest.mark.parametrize("shape", [(70_001,), (300, 301), (30, 40, 61)])
 @pytest.mark.parametrize("share", [1e-5, 0.007, 0.2, 0.5, 0.999])
 def test_kth_magnitude_of_large_tensors_is_exact(shape, share):
-    """Tensors that are large enough for a sample to give the first interval."""
+    """Check tensors that are large enough for a sample to give the first interval."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(shape) * np.exp(rng.standard_normal(shape))).astype(np.float32)
     k = max(1, int(share * x.size))
@@ -76,7 +76,7 @@ def test_kth_magnitude_with_a_misleading_sample(kind):
 
 @pytest.mark.parametrize("bounds", [1, 2, 40])
 def test_several_ranks_of_several_vectors_at_once(bounds):
-    """Bounds that do not fit into one pass over the elements are counted in several."""
+    """Check bounds that need several passes over the elements."""
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.standard_normal((3, 100, 120)), jnp.bfloat16).astype(jnp.float32)
     k = np.linspace(1, x.size, bounds).astype(np.int32)

@@ -173,7 +173,7 @@ def test_unsupported_config_raises_one_line_error(name, changes, message):
 
 
 def test_round_trip_preserves_every_field():
-    """A field that from_hf or to_hf omits would be reset to its default."""
+    """Check that no field is reset to its default because from_hf or to_hf omits it."""
     config = ModelConfig(
         family="gemma2",
         vocab_size=64,

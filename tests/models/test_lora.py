@@ -1,4 +1,4 @@
-"""LoRA adapters: a new one leaves the model unchanged, and merging equals applying."""
+"""LoRA adapters: initialization as the identity, and equality of merging and applying."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""NNX modules share arrays with the parameter tree, give equal logits and can be trained."""
+"""NNX modules: arrays shared with the parameter tree, equal logits, and training."""
 
 import jax
 import jax.numpy as jnp

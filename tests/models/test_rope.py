@@ -1,4 +1,4 @@
-"""Rotary frequencies equal transformers', for the settings of public checkpoints."""
+"""Parity of rotary frequencies with transformers, for the settings of public checkpoints."""
 
 import copy
 

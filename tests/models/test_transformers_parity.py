@@ -1,4 +1,4 @@
-"""Logits equal transformers' within 1e-4 in float32, on tiny random models of every family."""
+"""Parity of logits with transformers (1e-4 in float32), on tiny random models of every family."""
 
 import copy
 import functools
@@ -150,7 +150,7 @@ def our_logits(config, params, ids, positions=None, *, segments=None, cache=None
 
 
 def test_logits_with_left_and_right_padding(model):
-    """Left padding is a segment of its own, with positions counted from the start of the text.
+    """Check left padding as a separate segment, with positions counted from the text's start.
 
     Right padding is never attended to.
     """
@@ -171,7 +171,7 @@ def test_logits_with_left_and_right_padding(model):
 
 
 def test_decoding_after_prefill(model):
-    """Rows with different prompt lengths are decoded one token at a time into one cache."""
+    """Decode rows with different prompt lengths into one cache, one token at a time."""
     theirs, config, params = model
     ids = tokens(3)
     expected = logits_of(theirs, ids)
@@ -198,7 +198,7 @@ def test_decoding_after_prefill(model):
 
 
 def test_written_bfloat16_models_equal_transformers_bit_for_bit(model, tmp_path):
-    """Our folder has the same bits as theirs, and transformers reads it as the same model."""
+    """Check that our folder has the same bits, and that transformers reads the same model."""
     theirs, config, _ = model
     # A copy, because converting the model in place would also round its rotary frequencies.
     rounded = copy.deepcopy(theirs).to(torch.bfloat16)

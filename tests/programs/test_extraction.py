@@ -1,4 +1,4 @@
-"""Programs in fenced, bare and unfinished generations."""
+"""Extraction of programs from fenced, bare and unfinished generations."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Families are read from any verified program."""
+"""Families of arbitrary verified programs."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A small synthetic run in any state: the fixture `made_up`."""
+"""Fixture `made_up`: a small synthetic run in any state."""
 
 import random
 from pathlib import Path
@@ -48,7 +48,7 @@ def new_store(folder: Path, iterations: int = 3) -> Store:
 
 
 def outcomes(rng: random.Random, skill: float, count: int) -> list[Outcome]:
-    """Problems differ in difficulty, equally for all entries, so that pairing matters."""
+    """Return outcomes whose difficulty depends on the problem, so that pairing matters."""
     difficulty = random.Random(count)
     results = []
     for number in range(count):

@@ -53,11 +53,11 @@ def test_final_table_is_paired_with_the_seed_by_problem(finished):
     assert rows[0].strict_gain is None
     programs = [row.development for row in rows if row.kind == "program"]
     assert programs == sorted(programs, reverse=True)
-    mine, seed = (
+    best, seed = (
         {o.problem_id: o.flexible for o in finished.outcomes(name, "test")}
         for name in (rows[-1].name, "seed")
     )
-    assert rows[-1].flexible_gain == paired_by_key(mine, seed)
+    assert rows[-1].flexible_gain == paired_by_key(best, seed)
     assert rows[-1].strict.mean <= rows[-1].flexible.mean
 
 
@@ -67,11 +67,11 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
     methods = {row.name: row.development for row in rows if row.kind == "method"}
     assert report.best_method == max(methods, key=methods.get)
     assert {row.kind for row in rows if row.method_gain is not None} == {"program"}
-    mine, method = (
+    best, method = (
         {o.problem_id: o.strict for o in finished.outcomes(name, "test")}
         for name in (rows[-1].name, report.best_method)
     )
-    assert rows[-1].method_gain == paired_by_key(mine, method)
+    assert rows[-1].method_gain == paired_by_key(best, method)
     assert f"against {display_name(report.best_method)}: " in str(final_table(finished).caption)
 
 

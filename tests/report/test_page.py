@@ -11,7 +11,7 @@ from sdjax.search.store import Store
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects elements, attributes and the text inside <pre>."""
+    """Parser that collects elements, attributes and the text inside <pre>."""
 
     def __init__(self):
         super().__init__()

@@ -125,11 +125,11 @@ def _replacement(node: Any, others: Sequence[Any], draw: random.Random) -> Any:
 
 
 class Hang(BaseException):
-    """An input took longer than SECONDS. Not an Exception, so that it is never caught."""
+    """Raised when an input takes longer than SECONDS. Not an Exception, so never caught."""
 
 
 class Judge:
-    """Verifies messages as the parent does and counts the outcomes."""
+    """Verifier of messages, as in the parent, that counts the outcomes."""
 
     def __init__(self, signature: Any):
         self.signature, self.outcomes, self.admitted = signature, Counter[str](), 0

@@ -92,7 +92,7 @@ def _sdjax(*arguments, **environment):
 
 
 def test_command(tmp_path):
-    """The exit status is 0 if all are admitted, 1 if one is not, 2 on a user error."""
+    """Check the exit status: 0 if all are admitted, 1 if one is not, 2 on a user error."""
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(TIES)
     bad.write_text("import os\n")

@@ -1,4 +1,4 @@
-"""A thousand candidates, a third of which crash or hang their worker."""
+"""Endurance test: a thousand candidates, a third of them crashing or hanging their worker."""
 
 from collections import Counter
 from pathlib import Path

@@ -21,7 +21,7 @@ from sdjax.sandbox.signature import MergeSignature
 
 @pytest.fixture(scope="module")
 def verdicts(sandbox):
-    """Verdicts on the whole catalogue by name."""
+    """Return the verdicts on the whole catalogue by name."""
     sources = [*VALID.values(), *(source for _, source, _, _ in REFUSED)]
     names = [*VALID, *(name for name, *_ in REFUSED)]
     found = {names[index]: verdict for index, verdict in sandbox.judge_all(sources)}
@@ -49,7 +49,7 @@ def test_invalid_candidates_are_refused_with_a_reason(verdicts, name, expected, 
         assert leak not in verdict.message
 
 
-def test_message_on_a_branch_suggests_where(verdicts):
+def test_message_on_a_branch_suggests_jnp_where(verdicts):
     message = verdicts["branch on depth"].message
     assert message.startswith("line 4: ")  # two imports, the def, the `if`
     assert "jnp.where(depth < 0.5, a, b)" in message

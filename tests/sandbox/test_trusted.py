@@ -1,6 +1,6 @@
-"""The trusted side of the sandbox stays small and executes no source text.
+"""Size of the trusted side of the sandbox, which must not execute source text.
 
-Contracts of import-linter in pyproject.toml restrict what it imports.
+The import-linter contracts in pyproject.toml restrict its imports.
 """
 
 import ast

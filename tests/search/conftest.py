@@ -1,4 +1,4 @@
-"""A minimal search on the zoo."""
+"""Fixtures for a minimal search on the zoo."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def small_config() -> RunConfig:
 
 @pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
-    """Share compiled programs between the runs of these tests."""
+    """Share executables between the runs of these tests."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     yield

@@ -1,4 +1,4 @@
-"""What only the model's weights reveal becomes a stored verdict."""
+"""Stored verdicts on faults that only the model's weights reveal."""
 
 import dataclasses
 import shutil

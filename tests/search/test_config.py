@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 RUN_CONFIGS = [file.name for file in CONFIGS.glob("*.yaml") if not file.name.startswith("train-")]
 
 
-def test_config_of_the_paper_has_its_settings():
+def test_paper_config_has_the_settings_of_the_paper():
     config = read_config(CONFIGS / "paper-mistral-7b.yaml")
     assert (config.generation.samples, config.iterations, config.test.top_k) == (3000, 3, 15)
     assert [round(config.generation.temperature_at(t), 3) for t in (1, 2, 3)] == [1.2, 1.0, 0.857]
@@ -108,7 +108,7 @@ def test_overrides_at_every_depth():
         ("rng_seed=[", "not valid YAML"),
     ],
 )
-def test_wrong_override_error_says_what_is_allowed(override, message):
+def test_invalid_override_error_says_what_is_allowed(override, message):
     with pytest.raises(UserError, match=message) as caught:
         read_config("demo", [override])
     text = str(caught.value)
@@ -145,7 +145,7 @@ def test_wrong_override_error_says_what_is_allowed(override, message):
         ("rng_seed: 0", "rng_seed: [", r"mine.yaml, line \d+: not valid YAML"),
     ],
 )
-def test_wrong_file_error_has_its_line(tmp_path, old, new, message):
+def test_invalid_file_error_names_the_line(tmp_path, old, new, message):
     text = (CONFIGS / "demo.yaml").read_text()
     assert old in text
     path = tmp_path / "mine.yaml"

@@ -1,4 +1,4 @@
-"""Loading the models, the task and the prompts of a run."""
+"""Loading of a run's models, task and prompts."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A small search on the zoo: its results, and that it can be interrupted."""
+"""Small search on the zoo: its results, and interruptions."""
 
 import dataclasses
 import json
@@ -191,7 +191,7 @@ def test_control_is_never_trained(small_config, tmp_path):
 
 
 def test_without_pairs_the_generator_is_unchanged(small_config, tmp_path, monkeypatch):
-    """The run continues with the same generator."""
+    """Check that the run continues with the same generator."""
     monkeypatch.setattr(phases, "make_pairs", lambda *args, **options: ())
     config = dataclasses.replace(small_config, iterations=1)
     run_search(config, tmp_path / "run")
@@ -225,7 +225,7 @@ def scores_on(devices: int, config, folder: Path):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_eight_devices_give_the_scores_of_one(small_config, tmp_path):
+def test_eight_devices_match_the_scores_of_one_device(small_config, tmp_path):
     alone = dataclasses.replace(small_config, iterations=1)
     mesh = dataclasses.replace(small_config.mesh, data=2, tensor=4)
     scores, texts = scores_on(8, dataclasses.replace(alone, mesh=mesh), tmp_path / "eight")

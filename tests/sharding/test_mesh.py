@@ -34,7 +34,7 @@ def test_one_device():
 
 
 def test_model_on_eight_devices(tmp_path):
-    """Runs in a subprocess, since the number of host devices is fixed when JAX starts.
+    """Run in a subprocess, since the number of host devices is fixed when JAX starts.
 
     Each device reads only its own shards, once; the logits are identical to those on one device.
     """

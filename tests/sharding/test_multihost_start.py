@@ -46,7 +46,7 @@ def test_invalid_settings_raise_user_error(environment, message):
 
 @pytest.mark.slow
 def test_two_processes_load_compute_and_write(tmp_path, two_processes):
-    """Each process reads only its shards; results are identical to those of one process."""
+    """Check that each process reads only its shards and results equal those of one process."""
     code = """
         import sys
         from sdjax.sharding.multihost import is_main_process, start_distributed

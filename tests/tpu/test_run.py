@@ -1,4 +1,4 @@
-"""The launch script without a TPU: the commands it runs, and their quoting."""
+"""Launch script without a TPU: the commands it runs, and their quoting."""
 
 import os
 import shlex
@@ -55,7 +55,7 @@ def test_arguments_are_quoted_for_the_workers():
 
 
 def test_dry_run_prints_the_commands_that_run(tmp_path):
-    """Replaces gcloud with a script that records its arguments."""
+    """Replace gcloud with a script that records its arguments."""
     record = tmp_path / "record"
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(f'#!/bin/bash\nprintf "%q " "$@" >> {record}\necho >> {record}\n')

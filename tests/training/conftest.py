@@ -1,4 +1,4 @@
-"""A tiny model for the tests of training."""
+"""Tiny model for the training tests."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Configs of training: number of steps, and combinations that are rejected."""
+"""Training configs: number of steps, and combinations that are rejected."""
 
 import pytest
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ def test_epochs_become_steps():
     assert fixed.for_pairs(40) is fixed
 
 
-def test_epochs_become_steps_of_a_job_with_an_adapter():
+def test_epochs_become_steps_with_an_adapter():
     job = DPOJob(**JOB, adapter="trained-before", epochs=1).for_pairs(8)
     assert (job.num_steps, job.epochs, job.adapter) == (2, None, "trained-before")
 

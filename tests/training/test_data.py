@@ -77,7 +77,7 @@ def test_invalid_rows_raise_user_error(row, message):
         tokenize_pairs(rows(row), TOKENIZER, 64)
 
 
-def test_completion_that_contains_the_end_token_gets_another():
+def test_completion_containing_the_end_token_gets_another():
     end = TOKENIZER.decode(TOKENIZER.eos_ids[:1], skip_special=False)
     (example,) = tokenize_examples(
         rows({"prompt": "1+1=", "completion": f"2{end}3"}), TOKENIZER, 64

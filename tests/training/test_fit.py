@@ -152,7 +152,7 @@ def test_last_good_checkpoint_survives_a_nan_loss(tmp_path, config, weights, fre
 
 
 def test_diverged_last_step_raises_user_error(tmp_path, config, weights, fresh_adapter):
-    """Its loss and gradient belong to the previous weights, so they are finite."""
+    """Check a last step whose loss and gradient are finite, as they belong to the old weights."""
     wild = OptimizerConfig(learning_rate=1e30, max_steps=2, warmup_steps=1)
     data = list(batches(2))
     with (
@@ -163,7 +163,7 @@ def test_diverged_last_step_raises_user_error(tmp_path, config, weights, fresh_a
 
 
 def test_weights_that_break_the_next_loss_are_discarded(tmp_path, config, weights, fresh_adapter):
-    """Only the step after a checkpoint reveals that its weights are broken."""
+    """Check weights that only the step after their checkpoint reveals as broken."""
     wild = dataclasses.replace(OPTIMIZER, learning_rate=1e15, warmup_steps=0)
     with checkpoints(tmp_path, every=1) as kept:
         with pytest.raises(UserError, match=r"at step 2; .* max_grad_norm, then start over"):

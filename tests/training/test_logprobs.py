@@ -15,7 +15,7 @@ B, T, V = 4, 64, 48
 
 
 def shapes_in(jaxpr):
-    """Shapes of all values of a jaxpr, nested jaxprs included."""
+    """Return the shapes of all values of a jaxpr, including nested jaxprs."""
     for equation in jaxpr.eqns:
         yield from (tuple(out.aval.shape) for out in equation.outvars)
         for value in equation.params.values():

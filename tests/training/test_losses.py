@@ -120,7 +120,7 @@ def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
 
 
 def test_second_round_starts_at_log_2_against_its_own_start(params, adapter):
-    """The reference is the policy at the start of the round, or the seed if configured."""
+    """Check the reference: the policy at the start of the round, or the seed if configured."""
     once, _ = dpo(params, adapter, PAIRS, SETTINGS)
     _, history = dpo(params, once, PAIRS, SETTINGS, seed=1)
     assert history[0]["dpo_loss"] == pytest.approx(np.log(2), abs=1e-6)

@@ -57,7 +57,7 @@ def test_every_candidate_occurs_once_per_epoch():
 
 
 def test_identities_equal_those_of_a_search():
-    """The zoo's seed ships with the identities of its own training programs."""
+    """Check the identities of the training programs that ship with the zoo's seed."""
     texts = read_training_sources(SEED)
     assert len(texts) == 24_000
     signature = merge_signature(load_config(SEED), experts=3)

@@ -1,4 +1,4 @@
-"""Compile options are used only if the installed XLA has them."""
+"""Compile options, limited to those that the installed XLA supports."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from sdjax.xla.compiler_options import lean_options, quick_options
 
 
 @pytest.mark.parametrize("options", [lean_options, quick_options])
-def test_the_installed_xla_compiles_with_the_options(options):
+def test_installed_xla_compiles_with_the_options(options):
     compiled = jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options())
     assert compiled(1.0) == 2
 
@@ -19,7 +19,7 @@ def test_quick_options_include_the_lean_ones():
     assert quick_options()["xla_backend_optimization_level"] == "0"
 
 
-def test_an_option_that_xla_lacks_is_left_out(monkeypatch):
+def test_option_missing_from_xla_is_left_out(monkeypatch):
     lacking = {"xla_cpu_no_such_option": True, "xla_backend_optimization_level": "0"}
     monkeypatch.setattr(compiler_options, "_LEAN", lacking)
     assert lean_options() == {"xla_backend_optimization_level": "0"}

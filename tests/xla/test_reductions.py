@@ -7,7 +7,7 @@ from sdjax.xla.reductions import count_true, sum_min_max, sums
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (3, 5, 48), (1000,), (7, 13), (1,), ()])
-def test_several_sums_are_as_exact_as_one(shape):
+def test_several_sums_are_as_accurate_as_one(shape):
     rng = np.random.default_rng(0)
     terms = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(3)]
     found = jax.jit(sums)(terms)
@@ -43,8 +43,8 @@ def test_integers_are_summed_and_compared_in_one_pass(shape):
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_what_several_sums_read_is_read_once():
-    """XLA counts an operand's bytes once for each loop that reads it."""
+def test_several_sums_read_their_input_once():
+    """Check the bytes accessed: XLA counts an operand once for each loop that reads it."""
     vectors = [jnp.zeros((256, 512), jnp.float32)] * 3
 
     def products(a, b, c):

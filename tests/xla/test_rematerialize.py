@@ -1,4 +1,4 @@
-"""Rematerialized loops are bit-identical and store nothing of the size of a tensor."""
+"""Rematerialized loops: bit-identical results, and no stored value the size of a tensor."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def of_products(base, experts):
 
 
 def looped(base, experts):
-    """A loop whose carry contains its input and a counter."""
+    """Run a loop whose carry contains its input and a counter."""
     start = task_vectors(base, experts)[0]
     return jax.lax.while_loop(
         lambda state: state[1] < 3, lambda state: (state[0] * 0.5 + base, state[1] + 1), (start, 0)

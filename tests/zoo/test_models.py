@@ -1,4 +1,4 @@
-"""Models of the zoo: complete Hugging Face folders, parity with transformers, accuracies."""
+"""Zoo models: complete Hugging Face folders, parity with transformers, accuracies."""
 
 import json
 
@@ -99,7 +99,7 @@ def concatenate(outcomes, kinds):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_seed_solves_a_part_of_every_kind(correct, kind):
+def test_seed_solves_some_of_every_kind(correct, kind):
     assert 0.3 <= correct["seed"][kind].mean() <= 0.7
 
 

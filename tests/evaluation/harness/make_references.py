@@ -1,6 +1,6 @@
-"""Write reference results of lm-evaluation-harness for the tests in this folder.
+"""Reference results of lm-evaluation-harness for the tests in this folder.
 
-Run it in an environment of its own:
+Run it in a separate environment:
 
     python -m venv VENV
     VENV/bin/pip install torch==2.13.0

@@ -48,7 +48,7 @@ def test_prompts_equal_the_harness(name, data):
     task = find_task(name, data=HERE / data, development=0)
     problems = task.problems("test")
     assert [plain_prompt(task, problem) for problem in problems] == PROMPTS[name]
-    # A problem's examples are its own, whatever part of the split is scored.
+    # A problem's examples do not depend on the part of the split that is scored.
     parted = find_task(name, data=HERE / data, development=2)
     assert [plain_prompt(parted, problem) for problem in parted.problems("test")] == PROMPTS[name][
         2:

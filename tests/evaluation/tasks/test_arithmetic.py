@@ -70,7 +70,7 @@ def test_every_kind_has_hard_exercises(kind):
 
 
 def equations(kind, split, count):
-    """Equations in exercises of a split, correct or misread, in either order of the numbers."""
+    """Return a split's equations, correct or misread, in either order of the numbers."""
     for exercise in sample(kind, split, count):
         if kind in ("largest", "missing"):
             yield kind, canonical_numbers(exercise)
@@ -94,13 +94,13 @@ def test_training_shares_no_equation_with_development_or_test():
 
 
 def canonical_numbers(exercise):
-    """Numbers of an exercise, sorted if their order does not matter."""
+    """Return the numbers of an exercise, sorted if their order does not matter."""
     numbers = exercise.numbers
     return numbers if exercise.kind == "largest" else tuple(sorted(numbers))
 
 
 def target_equations(kind, split, count):
-    """Equations whose values the questions ask for."""
+    """Return the equations whose values the questions ask for."""
     for exercise in sample(kind, split, count):
         sign = {"add": "+", "sub": "-"}.get(KINDS[kind].calculation, kind)
         yield sign, canonical_numbers(exercise)

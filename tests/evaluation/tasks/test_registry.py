@@ -52,7 +52,7 @@ def test_task_is_found_by_name(name):
     assert find_task(name).name == name
 
 
-def test_class_gets_the_settings_that_it_accepts(module):
+def test_class_receives_the_settings_it_accepts(module):
     assert find_task(f"{module}:Two").test == 5
     assert find_task(f"{module}:Two", test=3, shots=0, allow_missing=("landlock",)).test == 3
 

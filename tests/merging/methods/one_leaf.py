@@ -1,4 +1,4 @@
-"""Helpers for the tests of methods: task vectors, a merge of one tensor, comparisons."""
+"""Helpers for method tests: task vectors, merging a single tensor, comparisons."""
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,16 @@ def vectors(count, seed=0):
     ]
 
 
-def run(name, given, base=None, **hyperparameters):
+def run(name, task_vectors, base=None, **hyperparameters):
     """Return the merged task vector of one tensor from the engine; the base is zero by default."""
 
     def tree(x):
         return {"layers": {"0": {"mlp": {"up_proj": jnp.asarray(x)}}}}
 
-    base = np.zeros(given[0].shape, np.float32) if base is None else base
+    base = np.zeros(task_vectors[0].shape, np.float32) if base is None else base
     merged = merge(
         tree(base),
-        [tree(base + x) for x in given],
+        [tree(base + x) for x in task_vectors],
         algorithm(name, **hyperparameters),
         key=KEY,
         compile_cache=CompileCache(quick=True),
@@ -46,8 +46,8 @@ def check(got, expected, rtol=1e-5):
     np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
 
 
-def wide(given):
-    return [np.asarray(x, np.float64) for x in given]
+def as_float64(task_vectors):
+    return [np.asarray(x, np.float64) for x in task_vectors]
 
 
 def leaf_key():

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from one_leaf import SHAPE, check, leaf_key, run, vectors, wide
+from one_leaf import SHAPE, as_float64, check, leaf_key, run, vectors
 
 from sdjax.core.errors import UserError
 from sdjax.merging.random import bernoulli
@@ -12,19 +12,19 @@ from sdjax.merging.random import bernoulli
 
 @pytest.mark.parametrize("weight", [1.0, (0.2, 0.5, 0.9)])
 def test_linear(weight):
-    v, w = wide(vectors(3)), np.broadcast_to(weight, 3)
+    v, w = as_float64(vectors(3)), np.broadcast_to(weight, 3)
     expected = sum(a * x for a, x in zip(w, v, strict=True))
     check(run("linear", vectors(3), weight=weight), expected / w.sum())
     check(run("linear", vectors(3), weight=weight, normalize=False), expected)
 
 
 def test_linear_with_canceling_weights_is_finite():
-    v = wide(vectors(2))
+    v = as_float64(vectors(2))
     check(run("linear", vectors(2), weight=(1.0, -1.0)), v[0] - v[1])
 
 
 def test_task_arithmetic():
-    v = wide(vectors(3))
+    v = as_float64(vectors(3))
     check(run("task_arithmetic", vectors(3)), 0.4 * sum(v))
     got = run("task_arithmetic", vectors(3), weight=(0.1, -0.2, 0.7), scale=1.5)
     check(got, 1.5 * (0.1 * v[0] - 0.2 * v[1] + 0.7 * v[2]))
@@ -41,14 +41,14 @@ def trim(v, density):
     return out.reshape(v.shape)
 
 
-def disjoint_mean(given, ballots, weights, normalize=True):
+def disjoint_mean(task_vectors, ballots, weights, normalize=True):
     """Elect signs and merge the agreeing elements one by one, as in TIES."""
     out = np.zeros(SHAPE)
     for at in np.ndindex(*SHAPE):
         sign = 1 if sum(b[at] for b in ballots) >= 0 else -1
         agree = [j for j, b in enumerate(ballots) if np.sign(b[at]) == sign]
         if agree:
-            out[at] = sum(weights[j] * given[j][at] for j in agree)
+            out[at] = sum(weights[j] * task_vectors[j][at] for j in agree)
             out[at] /= sum(weights[j] for j in agree) if normalize else 1
     return out
 
@@ -57,7 +57,7 @@ def disjoint_mean(given, ballots, weights, normalize=True):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_ties(elect, normalize):
     weights, density = (0.3, 1.0, 0.6), (0.2, 0.5, 1.0)
-    trimmed = [trim(v, d) for v, d in zip(wide(vectors(3)), density, strict=True)]
+    trimmed = [trim(v, d) for v, d in zip(as_float64(vectors(3)), density, strict=True)]
     weighted = [w * t for w, t in zip(weights, trimmed, strict=True)]
     expected = 0.7 * disjoint_mean(
         trimmed, weighted if elect == "weighted" else trimmed, weights, normalize
@@ -77,9 +77,9 @@ def test_ties(elect, normalize):
     assert not np.allclose(0.7 * other, expected)
 
 
-def dropped(given, densities, rescale):
+def dropped(task_vectors, densities, rescale):
     out = []
-    for stream, (v, density) in enumerate(zip(given, densities, strict=True)):
+    for stream, (v, density) in enumerate(zip(task_vectors, densities, strict=True)):
         kept = v * np.asarray(bernoulli(leaf_key(), density, SHAPE, stream))
         factor = {"density": 1 / density, "none": 1.0, "l1": np.abs(v).sum() / np.abs(kept).sum()}
         out.append(kept * factor[rescale])
@@ -89,7 +89,7 @@ def dropped(given, densities, rescale):
 @pytest.mark.parametrize("rescale", ["density", "l1", "none"])
 def test_dare(rescale):
     weights, densities = (0.5, 0.3, 0.8), (0.3, 0.6, 0.9)
-    d = dropped(wide(vectors(3)), densities, rescale)
+    d = dropped(as_float64(vectors(3)), densities, rescale)
     shares = [np.mean(x != 0) for x in d]
     np.testing.assert_allclose(shares, densities, atol=0.06)
     settings = {"weight": weights, "density": densities, "rescale": rescale}
@@ -104,13 +104,13 @@ def test_dare(rescale):
 
 def test_dare_with_density_1_is_task_arithmetic():
     got = run("dare_linear", vectors(3), density=1.0)
-    check(got, 0.4 * sum(wide(vectors(3))))
+    check(got, 0.4 * sum(as_float64(vectors(3))))
     assert not run("dare_linear", vectors(3), density=0.0).any()
 
 
 @pytest.mark.parametrize("filter_wise", [False, True])
 def test_model_stock(filter_wise):
-    v = wide(vectors(3))
+    v = as_float64(vectors(3))
     rows = [x if filter_wise else x.reshape(1, -1) for x in v]
     expected = np.zeros_like(rows[0])
     for r in range(len(rows[0])):
@@ -128,14 +128,14 @@ def test_model_stock_needs_two_experts():
 
 
 def test_magmax():
-    v = np.stack(wide(vectors(3)))
+    v = np.stack(as_float64(vectors(3)))
     expected = np.take_along_axis(v, np.abs(v).argmax(0)[None], axis=0)[0]
     check(run("magmax", vectors(3), scale=0.5), 0.5 * expected)
 
 
 def test_self_developing_a():
     merged = np.zeros(SHAPE)
-    for v in wide(vectors(3)):
+    for v in as_float64(vectors(3)):
         merged = 0.5 * merged + 0.5 * v.mean(axis=1)[:, None]
     check(run("self_developing_a", vectors(3)), merged)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from one_leaf import SHAPE, check, leaf_key, run, vectors, wide
+from one_leaf import SHAPE, as_float64, check, leaf_key, run, vectors
 
 from sdjax.core.errors import UserError
 from sdjax.merging.random import uniform
@@ -21,7 +21,7 @@ def mask_out(v, density, gamma):
 
 def test_breadcrumbs():
     weights, densities, gammas = (0.5, 0.3, 0.8), (0.3, 0.6, 0.97), (0.01, 0.1, 0.1)
-    kept = [mask_out(*x) for x in zip(wide(vectors(3)), densities, gammas, strict=True)]
+    kept = [mask_out(*x) for x in zip(as_float64(vectors(3)), densities, gammas, strict=True)]
     settings = {"weight": weights, "density": densities, "gamma": gammas}
     expected = sum(w * x for w, x in zip(weights, kept, strict=True))
     check(run("breadcrumbs", vectors(3), **settings, scale=0.5), 0.5 * expected)
@@ -33,9 +33,11 @@ def test_breadcrumbs():
     assert not np.allclose(expected, agreeing)
 
 
-def della(given, densities, epsilons, rescale):
+def della(task_vectors, densities, epsilons, rescale):
     out = []
-    for stream, (v, density, epsilon) in enumerate(zip(given, densities, epsilons, strict=True)):
+    for stream, (v, density, epsilon) in enumerate(
+        zip(task_vectors, densities, epsilons, strict=True)
+    ):
         ranks = np.abs(v).argsort(axis=1).argsort(axis=1)
         keep = density - epsilon + 2 * epsilon * ranks / (v.shape[1] - 1)
         kept = np.where(np.asarray(uniform(leaf_key(), SHAPE, stream)) < keep, v, 0)
@@ -47,7 +49,7 @@ def della(given, densities, epsilons, rescale):
 @pytest.mark.parametrize("rescale", ["density", "l1", "none"])
 def test_della(rescale):
     weights, densities, epsilons = (0.5, 0.3, 0.8), (0.3, 0.6, 0.9), (0.15, 0.05, 0.09)
-    kept = della(wide(vectors(3)), densities, epsilons, rescale)
+    kept = della(as_float64(vectors(3)), densities, epsilons, rescale)
     settings = {
         "weight": weights,
         "density": densities,
@@ -69,17 +71,17 @@ def test_della_keeps_the_density_and_prefers_large_elements():
     assert kept.mean() == pytest.approx(0.4, abs=0.06)
     half = np.median(np.abs(v), axis=1, keepdims=True)
     assert kept[np.abs(v) >= half].mean() > kept[np.abs(v) < half].mean() + 0.2
-    check(run("della_linear", [v], weight=1.0, density=1.0), wide([v])[0])
+    check(run("della_linear", [v], weight=1.0, density=1.0), as_float64([v])[0])
     assert not run("della_linear", [v], weight=1.0, density=0.0).any()
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_sce(normalize, share):
-    given = np.stack(wide(vectors(3)))
-    variance = given.var(axis=0)
+    task_vectors = np.stack(as_float64(vectors(3)))
+    variance = task_vectors.var(axis=0)
     count = int(share * np.count_nonzero(variance))
-    chosen = given * (variance >= np.sort(variance.ravel())[-count])
+    chosen = task_vectors * (variance >= np.sort(variance.ravel())[-count])
     weights = (chosen**2).mean(axis=(1, 2))
     weights = (weights / weights.sum())[:, None, None]
     agrees = np.sign(chosen) == np.where(chosen.sum(axis=0) >= 0, 1, -1)
@@ -92,16 +94,16 @@ def test_sce(normalize, share):
 def test_sce_of_equal_experts_selects_nothing():
     (v,) = vectors(1)
     assert not run("sce", [v, v], select_topk=0.5).any()
-    check(run("sce", [v, v], select_topk=1.0), wide([v])[0])
+    check(run("sce", [v, v], select_topk=1.0), as_float64([v])[0])
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])
 def test_arcee_fusion(size):
-    """The divergence of a small change is its square, which the plain formula loses in float32."""
+    """Check small changes, whose divergence the plain formula loses in float32."""
     rng = np.random.default_rng(3)
     base = rng.standard_normal(SHAPE).astype(np.float32)
     vector = np.float32(size) * vectors(1)[0]
-    (v,) = wide([base + vector - base])
+    (v,) = as_float64([base + vector - base])
 
     def softmax(x):
         e = np.exp(x - x.max(axis=1, keepdims=True))
@@ -117,7 +119,7 @@ def test_arcee_fusion(size):
 
 
 def test_nearswap():
-    (v,) = wide(vectors(1))
+    (v,) = as_float64(vectors(1))
     expected = np.clip(0.7 / np.maximum(np.abs(v), 1e-6), 0, 1) * v
     check(run("nearswap", vectors(1), t=0.7), expected)
 
@@ -129,13 +131,13 @@ def sparse(count):
 
 
 def test_ram_and_ramplus():
-    given = np.stack(wide(sparse(3)))
-    count = (np.abs(given) > 1e-5).sum(axis=0)
-    check(run("ram", sparse(3)), given.sum(axis=0) / np.maximum(count, 1))
+    task_vectors = np.stack(as_float64(sparse(3)))
+    count = (np.abs(task_vectors) > 1e-5).sum(axis=0)
+    check(run("ram", sparse(3)), task_vectors.sum(axis=0) / np.maximum(count, 1))
     scaled = []
-    for v in given:
-        mine = np.abs(v) > 1e-5
-        ratio = (mine & (count > 1)).sum() / (mine & (count == 1)).sum()
+    for v in task_vectors:
+        changed = np.abs(v) > 1e-5
+        ratio = (changed & (count > 1)).sum() / (changed & (count == 1)).sum()
         scaled.append(
             np.where(count == 1, (1 + 0.3 * min(ratio, 0.9)) * v, v / np.maximum(count, 1))
         )
@@ -150,8 +152,8 @@ def test_ramplus_with_an_unchanged_expert():
 
 def test_passthrough():
     (v,) = vectors(1)
-    check(run("passthrough", [v]), wide([v])[0])
-    check(run("passthrough", [v], scale=0.5), 0.5 * wide([v])[0])
+    check(run("passthrough", [v]), as_float64([v])[0])
+    check(run("passthrough", [v], scale=0.5), 0.5 * as_float64([v])[0])
 
 
 @pytest.mark.parametrize("name", ["passthrough", "nearswap", "arcee_fusion"])
@@ -168,7 +170,7 @@ def orthonormal(x):
 @pytest.mark.parametrize("rank", [0, 4])
 def test_tsv(rank):
     kept = rank or min(SHAPE) // 3
-    parts = [np.linalg.svd(v, full_matrices=False) for v in wide(vectors(3))]
+    parts = [np.linalg.svd(v, full_matrices=False) for v in as_float64(vectors(3))]
     left = orthonormal(np.concatenate([u[:, :kept] for u, _, _ in parts], axis=1))
     right = orthonormal(np.concatenate([vt[:kept].T for _, _, vt in parts], axis=1))
     values = np.concatenate([s[:kept] for _, s, _ in parts])
@@ -176,11 +178,11 @@ def test_tsv(rank):
 
 
 def test_iso_c():
-    u, s, vt = np.linalg.svd(sum(wide(vectors(3))), full_matrices=False)
+    u, s, vt = np.linalg.svd(sum(as_float64(vectors(3))), full_matrices=False)
     check(run("iso_c", vectors(3), scale=0.7), 0.7 * s.mean() * u @ vt, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tsv", "iso_c"])
 def test_tensors_that_are_not_matrices_are_averaged(name):
     rows = [x[0] for x in vectors(3)]
-    check(run(name, rows), sum(wide(rows)) / 3)
+    check(run(name, rows), sum(as_float64(rows)) / 3)

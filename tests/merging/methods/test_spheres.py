@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from one_leaf import SHAPE, check, run, vectors, wide
+from one_leaf import SHAPE, as_float64, check, run, vectors
 
 from sdjax.core.errors import UserError
 
@@ -15,12 +15,12 @@ def slerp_weights(a, b, t):
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_slerp_of_two(t):
-    a, b = wide(vectors(2))
+    a, b = as_float64(vectors(2))
     check(run("slerp", vectors(2), t=t), slerp_weights(a, b, t))
 
 
 def test_slerp_of_three_in_slot_order():
-    a, b, c = wide(vectors(3))
+    a, b, c = as_float64(vectors(3))
     check(run("slerp", vectors(3)), slerp_weights(slerp_weights(a, b, 0.5), c, 1 / 3))
 
 
@@ -44,7 +44,7 @@ def arc_with_zero(a, t):
     ],
 )
 def test_nuslerp(settings, axis):
-    a, b = wide(vectors(2))
+    a, b = as_float64(vectors(2))
     t = 0.9 / (0.3 + 0.9)
     if axis is None:
         expected = slerp_weights(a, b, t)
@@ -58,15 +58,15 @@ def test_nuslerp(settings, axis):
 
 def test_nuslerp_of_equal_tensors_and_canceling_weights():
     a, b = vectors(2)
-    check(run("nuslerp", [a, a], weight=(0.3, 0.9)), wide([a])[0])
-    check(run("nuslerp", [a, b], weight=(1.0, -1.0)), slerp_weights(*wide([a, b]), 0.5))
+    check(run("nuslerp", [a, a], weight=(0.3, 0.9)), as_float64([a])[0])
+    check(run("nuslerp", [a, b], weight=(1.0, -1.0)), slerp_weights(*as_float64([a, b]), 0.5))
     with pytest.raises(UserError, match="exactly two experts"):
         run("nuslerp", vectors(3))
 
 
-def multislerp(given, weights, normalize):
+def multislerp(task_vectors, weights, normalize):
     """Reference with the tangent-space step that the method omits."""
-    flat = np.stack([x.ravel() for x in given])
+    flat = np.stack([x.ravel() for x in task_vectors])
     w = np.asarray(weights) / (np.sum(weights) if normalize else 1)
     lengths = np.linalg.norm(flat, axis=1)
     units = flat / lengths[:, None]
@@ -82,17 +82,17 @@ def multislerp(given, weights, normalize):
 def test_multislerp(normalize):
     weights = (0.2, 0.5, 0.9)
     got = run("multislerp", vectors(3), weight=weights, normalize=normalize)
-    check(got, multislerp(wide(vectors(3)), weights, normalize))
-    check(run("multislerp", vectors(1)), wide(vectors(1))[0])
+    check(got, multislerp(as_float64(vectors(3)), weights, normalize))
+    check(run("multislerp", vectors(1)), as_float64(vectors(1))[0])
 
 
 def test_multislerp_of_opposite_tensors_is_their_average():
     (a,) = vectors(1)
-    check(run("multislerp", [3 * a, -a]), wide([a])[0])
+    check(run("multislerp", [3 * a, -a]), as_float64([a])[0])
 
 
-def karcher(given, iterations=100):
-    flat = np.stack([x.ravel() for x in given])
+def karcher(task_vectors, iterations=100):
+    flat = np.stack([x.ravel() for x in task_vectors])
     lengths = np.linalg.norm(flat, axis=1)
     units = flat / lengths[:, None]
     mean = units.mean(axis=0)
@@ -110,7 +110,7 @@ def karcher(given, iterations=100):
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_karcher(count):
-    check(run("karcher", vectors(count), max_iter=100), karcher(wide(vectors(count))))
+    check(run("karcher", vectors(count), max_iter=100), karcher(as_float64(vectors(count))))
 
 
 def test_karcher_stops_after_max_iter():
@@ -119,13 +119,13 @@ def test_karcher_stops_after_max_iter():
     skew[1] = skew[0] + 0.1 * skew[1]
     for steps in (0, 1):
         got = run("karcher", skew, max_iter=steps)
-        check(got, karcher(wide(skew), iterations=steps))
-    assert not np.allclose(karcher(wide(skew), 0), karcher(wide(skew), 1), rtol=1e-4)
+        check(got, karcher(as_float64(skew), iterations=steps))
+    assert not np.allclose(karcher(as_float64(skew), 0), karcher(as_float64(skew), 1), rtol=1e-4)
 
 
 def test_karcher_of_special_tensors():
     a, b = vectors(2)
-    check(run("karcher", [a, 0 * a, 0 * b]), wide([a])[0] / 3)  # no direction, but a length
-    check(run("karcher", [a, -a]), wide([a])[0])  # no mean: the first expert's direction
-    check(run("karcher", [a, 2 * a]), 1.5 * wide([a])[0])
-    check(run("karcher", [a]), wide([a])[0])
+    check(run("karcher", [a, 0 * a, 0 * b]), as_float64([a])[0] / 3)  # no direction, but a length
+    check(run("karcher", [a, -a]), as_float64([a])[0])  # no mean: the first expert's direction
+    check(run("karcher", [a, 2 * a]), 1.5 * as_float64([a])[0])
+    check(run("karcher", [a]), as_float64([a])[0])

@@ -1,6 +1,6 @@
-"""The built-in chat templates render the same text as those of mergekit 0.1.5.
+"""Parity of the built-in chat templates with those of mergekit 0.1.5.
 
-`mergekit/make_references.py` has made the conversations and what mergekit's templates make of them.
+`mergekit/make_references.py` generated the conversations and their rendered text.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Recipes merged here and by mergekit 0.1.5: the same tensors, config and vocabulary.
+"""Parity with mergekit 0.1.5 on recipes: the same tensors, config and vocabulary.
 
-`mergekit/make_references.py` makes the models and what mergekit makes of them; it says how.
+`mergekit/make_references.py` generates the models and mergekit's results.
 """
 
 import json

@@ -195,7 +195,7 @@ def test_invalid_models_raise_user_error_and_leave_no_files(tmp_path, models):
     recipe = write(tmp_path, TASK_ARITHMETIC)
     name = "model.layers.1.mlp.up_proj.weight"
 
-    def refused(message):
+    def check_refused(message):
         with pytest.raises(UserError, match=message) as caught:
             merge_recipe(recipe, tmp_path / "out")
         assert "\n" not in str(caught.value)
@@ -203,22 +203,22 @@ def test_invalid_models_raise_user_error_and_leave_no_files(tmp_path, models):
         assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
     rewrite(tmp_path / "code", models["code"], **{name: np.zeros((4, 6), np.float32)})
-    refused(rf"tensor {name} has shape \[4, 6\] in .*code, \[6, 4\] in .*base")
+    check_refused(rf"tensor {name} has shape \[4, 6\] in .*code, \[6, 4\] in .*base")
     rewrite(tmp_path / "code", {n: x for n, x in models["code"].items() if n != name})
-    refused(f"code lacks tensor {name}, which is in .*base")
+    check_refused(f"code lacks tensor {name}, which is in .*base")
     rewrite(tmp_path / "code", models["code"], extra=np.zeros(3, np.float32))
-    refused("code has tensor extra, which is not in .*base")
+    check_refused("code has tensor extra, which is not in .*base")
     broken = models["code"][name].copy()
     broken[0, 0] = np.nan
     rewrite(tmp_path / "code", models["code"], **{name: broken})
-    refused(f"code: the tensor {name} contains NaN or infinity; copy the model again")
+    check_refused(f"code: the tensor {name} contains NaN or infinity; copy the model again")
     file = tmp_path / "code" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
-    refused("code/model.safetensors: truncated or not a safetensors file")
+    check_refused("code/model.safetensors: truncated or not a safetensors file")
     file.unlink()
-    refused("code: no weights; model.safetensors")
+    check_refused("code: no weights; model.safetensors")
     shutil.rmtree(tmp_path / "code")
-    refused(f"code: no such model folder in {tmp_path}")
+    check_refused(f"code: no such model folder in {tmp_path}")
 
 
 @pytest.mark.parametrize("method", sorted(methods()))
@@ -319,7 +319,7 @@ def test_per_layer_config_entries_are_stacked(tmp_path, models):
 
 
 @pytest.mark.filterwarnings("error")
-def test_non_finite_tensors_raise_user_error_merged_or_copied(tmp_path, models):
+def test_merged_or_copied_non_finite_tensors_raise_user_error(tmp_path, models):
     large = {**models["base"], SAME: np.full(4, 1e30, ml_dtypes.bfloat16)}
     for name in ("base", "math", "code"):
         rewrite(tmp_path / name, large)
@@ -350,12 +350,12 @@ def test_tensor_path_maps_hugging_face_names():
 
 
 class Stopped(Exception):
-    """Stands in for a killed process."""
+    """Raised in place of killing the process."""
 
 
 def test_interrupted_merge_resumes(tmp_path, models):
     recipe = write(tmp_path, TASK_ARITHMETIC)
-    whole = merge_recipe(recipe, tmp_path / "whole")
+    uninterrupted = merge_recipe(recipe, tmp_path / "whole")
 
     def stop(done, total):
         if done == 3:
@@ -368,7 +368,8 @@ def test_interrupted_merge_resumes(tmp_path, models):
     written = merge_recipe(recipe, tmp_path / "out", on_tensor=lambda *x: again.append(x))
     assert written.resumed >= 3
     assert again == [(done, 5) for done in range(written.resumed + 1, 6)]
-    assert (whole.tensors, whole.resumed, whole.bytes) == (5, 0, written.bytes)
+    assert (uninterrupted.tensors, uninterrupted.resumed) == (5, 0)
+    assert uninterrupted.bytes == written.bytes
     one, other = read(tmp_path / "whole"), read(tmp_path / "out")
     assert all(np.array_equal(one[name], other[name]) for name in SHAPES)
 
@@ -388,12 +389,12 @@ def test_full_disk_raises_user_error_and_the_merge_resumes(tmp_path, models):
     assert merge_recipe(recipe, tmp_path / "out").tensors == 5
 
 
-def test_unreadable_weights_keep_what_is_written(tmp_path, models, monkeypatch):
-    def away(*arguments):
+def test_unreadable_weights_keep_the_written_tensors(tmp_path, models, monkeypatch):
+    def raise_io_error(*arguments):
         raise OSError(errno.EIO, "Input/output error")
 
     def stop(done, total):
-        monkeypatch.setattr(os, "preadv", away)
+        monkeypatch.setattr(os, "preadv", raise_io_error)
 
     monkeypatch.setattr("sdjax.merging.recipe.pipeline.QUEUE_SIZE", 0)
     recipe = write(tmp_path, TASK_ARITHMETIC)
@@ -472,7 +473,7 @@ def test_model_card_contains_the_recipe(tmp_path, models):
         ('"{{ messages }}"', "{{ messages }}"),
     ],
 )
-def test_chat_template_by_name_by_vote_or_literal(tmp_path, models, choice, expected):
+def test_chat_template_by_name_majority_or_literal(tmp_path, models, choice, expected):
     for name in ("base", "math", "code"):
         template = "another" if name == "base" else "one way"
         settings = {"chat_template": template, "bos_token": "<s>"}
@@ -528,7 +529,7 @@ def test_damaged_tokenizer_config_raises_user_error_before_the_merge(tmp_path, m
         merge_recipe(
             write(tmp_path, TASK_ARITHMETIC + "chat_template: chatml\n"),
             tmp_path / "out",
-            on_tensor=lambda *told: seen.append(told),
+            on_tensor=lambda *progress: seen.append(progress),
         )
     assert not seen
 

@@ -1,4 +1,4 @@
-"""The path of one tensor through `sdjax merge` stays short (docs/internals/merging.md lists it)."""
+"""Length of a tensor's path through `sdjax merge` (docs/internals/merging.md lists it)."""
 
 import json
 import re
@@ -29,7 +29,7 @@ DOCUMENT = PACKAGE.parent / "docs" / "internals" / "merging.md"
 
 
 class SynchronousExecutor:
-    """Runs every call when it is submitted, so that its callers are on the stack."""
+    """Executor that runs each call when it is submitted, so that its callers are on the stack."""
 
     def __init__(self, max_workers=None):
         pass

@@ -82,7 +82,7 @@ def test_vocabularies_of_different_size_merge_by_token(tmp_path, monkeypatch):
 
 
 def test_read_buffers_are_released(tmp_path, monkeypatch):
-    """Also for tensors whose rows are aligned in new memory."""
+    """Check also tensors whose rows are aligned in new memory."""
     lenders = []
 
     class Watched(BufferPool):

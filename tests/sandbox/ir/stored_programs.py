@@ -48,7 +48,7 @@ PROGRAMS = {
 
 
 def result_of(ir: str) -> np.ndarray:
-    """The program's result for one tensor on fixed inputs."""
+    """Return the program's result for one tensor on fixed inputs."""
     rng = np.random.default_rng(0)
     arrays = rng.standard_normal((4, *SHAPE)).astype(np.float32)
     program = verify_ir(ir, SIGNATURE)
@@ -61,7 +61,7 @@ def result_of(ir: str) -> np.ndarray:
 
 
 def store(ir: str) -> dict[str, str]:
-    """One entry of a file."""
+    """Return one entry of a file."""
     program = verify_ir(ir, SIGNATURE)
     return {
         "ir": ir,

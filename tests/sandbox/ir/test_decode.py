@@ -184,7 +184,7 @@ def test_nesting_is_bounded(signature):
 
 
 def test_condition_with_a_loop_is_refused(irs, signature):
-    """A condition is traced twice, so eight levels would take 256 times as long to verify."""
+    """Check nested conditions: each is traced twice, so 8 levels would take 256 times as long."""
     message = json.loads(irs["while"])
     for program in message["programs"]:
         loop = next(e for e in program["block"]["equations"] if e[0] == "while")
@@ -213,7 +213,7 @@ def test_huge_arrays_are_refused_before_they_are_computed(signature):
 
 
 def test_ir_that_is_not_canonical_is_refused(irs, signature):
-    """Otherwise one program would have many hashes."""
+    """Check that one program cannot have several hashes."""
     ir = irs["ties"]
     assert verify_ir(ir, signature)
     for variant in (
@@ -281,7 +281,7 @@ def test_empty_loop_costs_its_iterations(signature):
 
 
 def test_full_basis_costs_its_size(signature):
-    """The full basis of a tall, thin matrix is far larger than the matrix."""
+    """Check a tall, thin matrix, whose full basis is far larger than the matrix."""
 
     def cost(full):
         body = f"""
@@ -293,13 +293,13 @@ def test_full_basis_costs_its_size(signature):
     assert cost(True) > 20 * cost(False)
 
 
-def test_an_unlisted_primitive_is_refused_by_name(signature):
+def test_unlisted_primitive_is_refused_by_name(signature):
     message = json.loads(trace_trusted(VALID["linear"], signature))
     first_block(message)["equations"][0][0] = "from_the_future"
     assert "`from_the_future`" in refused(message, signature).message
 
 
-def test_a_primitive_that_the_running_jax_lacks_is_refused_with_its_versions(
+def test_primitive_missing_from_the_running_jax_is_refused_with_its_versions(
     signature, monkeypatch
 ):
     ir = trace_trusted(VALID["linear"], signature)

@@ -163,7 +163,7 @@ def test_callbacks_are_refused_without_text_rules(signature):
         trace_trusted(merge_models, signature)
 
 
-def test_a_primitive_of_a_future_jax_is_refused_by_name(signature):
+def test_primitive_of_a_future_jax_is_refused_by_name(signature):
     future = Primitive("from_the_future")
     future.def_abstract_eval(lambda aval: aval)
 

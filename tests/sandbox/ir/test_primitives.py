@@ -1,4 +1,4 @@
-"""Every allowed primitive, encoded and decoded, equals `jax.jit` bit for bit."""
+"""Bit-exact agreement of every allowed primitive, encoded and decoded, with `jax.jit`."""
 
 import json
 

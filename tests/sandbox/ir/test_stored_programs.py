@@ -1,4 +1,4 @@
-"""A program stored under one supported JAX version is the same program under another."""
+"""Stability of stored programs across the supported JAX versions."""
 
 import base64
 import importlib.util
@@ -29,7 +29,7 @@ def test_both_ends_of_the_supported_range_are_stored():
 
 
 @pytest.mark.parametrize(("version", "name"), CASES)
-def test_a_stored_program_keeps_its_identity(version, name):
+def test_stored_program_keeps_its_identity(version, name):
     entry = STORED[version][name]
     program = verify_ir(entry["ir"], stored_programs.SIGNATURE)
     assert program.identity == entry["identity"]
@@ -37,7 +37,7 @@ def test_a_stored_program_keeps_its_identity(version, name):
 
 
 @pytest.mark.parametrize(("version", "name"), CASES)
-def test_a_stored_program_keeps_its_result(version, name):
+def test_stored_program_keeps_its_result(version, name):
     entry = STORED[version][name]
     data = base64.b64decode(entry["result"])
     expected = np.frombuffer(data, np.float32).reshape(stored_programs.SHAPE)
@@ -46,7 +46,7 @@ def test_a_stored_program_keeps_its_result(version, name):
 
 
 @pytest.mark.parametrize("name", stored_programs.PROGRAMS)
-def test_a_source_is_traced_to_the_stored_program(name):
+def test_source_is_traced_to_the_stored_program(name):
     traced = trace_trusted(stored_programs.PROGRAMS[name], stored_programs.SIGNATURE)
     for version, programs in STORED.items():
         if version == f"jax-{jax.__version__}" or name not in TRACED_DIFFERENTLY:

@@ -15,7 +15,7 @@ from sdjax.sandbox.worker.trace import trace_trusted
 
 @pytest.fixture(scope="module")
 def large():
-    """Tensors that are probed at reduced shapes."""
+    """Return a signature whose tensors are probed at reduced shapes."""
     return MergeSignature.of(
         ("expert_1", "expert_2"),
         {"layers/0/mlp/up_proj": ("mlp.up_proj", (512, 128)), "final_norm": ("final_norm", (128,))},
@@ -91,7 +91,7 @@ def test_probe_tensors_contain_zeros(signature):
 
 
 @pytest.mark.parametrize("bits", [-1, 0, 1 << 39])
-def test_errors_of_xla_are_refusals(bits, signature):
+def test_xla_errors_are_refusals(bits, signature):
     body = "return jax.lax.reduce_precision(task_vectors['expert_1'], 8, 7)"
     message = json.loads(trace_trusted(merge(body), signature))
     for program in message["programs"]:
@@ -102,7 +102,7 @@ def test_errors_of_xla_are_refusals(bits, signature):
 
 
 def test_number_of_different_operations_is_limited(signature):
-    """Each operation is compiled separately; 600 of them took half a minute and 1 GB."""
+    """Check the limit: operations are compiled separately, and 600 took half a minute and 1 GB."""
     body = """
     x = task_vectors["expert_1"]
     for n in range(MANY):
@@ -127,7 +127,7 @@ def test_number_of_different_operations_is_limited(signature):
     ],
 )
 def test_program_that_is_expensive_at_probe_shapes_is_refused(body, rule, large):
-    """A probe runs in the parent and cannot be interrupted."""
+    """Check the cost limit, since a probe runs in the parent and cannot be interrupted."""
     lines = "fori_loop, x = jax.lax.fori_loop, task_vectors['expert_1']"
     source = merge(f"{lines}\nreturn {body} if x.ndim == 2 and x.size <= 4096 else x")
     with pytest.raises(Refusal) as refused:

@@ -1,4 +1,4 @@
-"""Verified programs compute the same as their source; their costs are limited."""
+"""Verified programs: agreement with their source, and limits on their costs."""
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +201,7 @@ def test_memory_is_the_peak_of_live_arrays(signature):
 
 
 def test_constants_are_not_folded_at_compile_time(tensors, signature):
-    """Folding a sort of the largest allowed constant takes 18 s."""
+    """Check a sort of the largest allowed constant, which takes 18 s to fold."""
     source = source_of(
         "x = task_vectors['expert_1']\n"
         "return x + jnp.sort(jnp.asarray(np.linspace(1.0, 0.0, 16, dtype=np.float32)))[0]",
@@ -222,7 +222,7 @@ def test_hyperparameter_may_be_named_self(tensors, signature):
     "other", ["x[::-1]", "jnp.roll(x, 1, 0)", "jnp.concatenate([x[1:], x[:1]])"]
 )
 def test_exponential_code_size_is_refused(other, signature):
-    """Each step doubles the code that fusion emits; 20 steps take XLA a minute."""
+    """Check a program whose code doubles at each step: 20 steps take XLA a minute."""
     body = "x = task_vectors['expert_1']\nfor _ in range({}):\n    x = 0.5 * (x + {})\nreturn x"
     verify_ir(trace_trusted(source_of(body.format(8, other)), signature), signature)
     with pytest.raises(Refusal) as refusal:

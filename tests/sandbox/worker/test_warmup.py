@@ -1,4 +1,4 @@
-"""The warm-up covers every allowed primitive."""
+"""Coverage of the allowed primitives by the warm-up."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def test_every_allowed_primitive_is_traced_before_the_first_fork(signature):
     assert {name for block in blocks for name in _names(block)} == {*present, *CONTROL_FLOW}
 
 
-def test_warmup_survives_a_primitive_that_jax_lacks(signature, monkeypatch):
+def test_warmup_survives_a_primitive_missing_from_jax(signature, monkeypatch):
     monkeypatch.delattr(jax.lax, "cummax")
     monkeypatch.delattr(jax.lax, "while_loop")
     monkeypatch.delitem(ALLOWED, "sort")
@@ -45,7 +45,7 @@ def test_warmup_survives_a_primitive_that_jax_lacks(signature, monkeypatch):
 
 
 def test_equation_limit_grows_with_the_kinds_of_tensors():
-    """Each kind is traced separately, so the limit grows with the number of kinds."""
+    """Check the limit for several kinds, since each is traced separately."""
     tensors = {f"layers/0/{n}": (f"kind {n}", (6, 4 + n)) for n in range(14)}
     signature = MergeSignature.of(("a", "b", "c"), tensors)
     warm_up(signature)

@@ -1,11 +1,11 @@
-"""Makes the models here and what mergekit 0.1.5 merges them to; the tests compare with the files.
+"""Generator of the models here and of the results of mergekit 0.1.5 that the tests compare with.
 
     python -m venv /tmp/mk && /tmp/mk/bin/pip install torch==2.13.0 && \
         /tmp/mk/bin/pip install mergekit==0.1.5
     CUDA_VISIBLE_DEVICES= /tmp/mk/bin/python tests/merging/recipe/mergekit/make_references.py
 
-Every `recipes/NAME.yaml` is merged to `references/NAME.safetensors`. What mergekit's chat templates
-make of some conversations is in `references/chat_templates.json`. The models are random Llamas of a
+Every `recipes/NAME.yaml` is merged to `references/NAME.safetensors`. The conversations rendered by
+mergekit's chat templates are in `references/chat_templates.json`. The models are random Llamas of a
 few thousand float32 parameters: `base`, three fine-tunes of it (`math`, `code`, `chat`), an adapter
 for it (`adapter`), a fine-tune with other tokens (`wide`), and a pair with one matrix for embedding
 and output (`tied`, `tied_math`).
@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 HERE = Path(__file__).parent
 HIDDEN, INNER, LAYERS, VOCABULARY, KEY_VALUE = 8, 12, 3, 11, 4
 TOKENS = ["<s>", "</s>", "<unk>", *"abcdefgh"]
-WIDE_TOKENS = ["<s>", "</s>", "<unk>", "b", "a", *"cdefg", "<im>", "x"]  # no h, two new, two turned
+WIDE_TOKENS = ["<s>", "</s>", "<unk>", "b", "a", *"cdefg", "<im>", "x"]  # no h, 2 new, 2 swapped
 
 
 def shapes(vocabulary: int, tied: bool) -> dict[str, tuple[int, ...]]:
@@ -125,7 +125,8 @@ def make_models() -> None:
     common = {name: draw(x.shape, 0.1) for name, x in base.items()}
     for name, scale in [("math", 0.1), ("code", 0.2), ("chat", 0.15)]:
         tuned = {n: x + common[n] + draw(x.shape, scale) for n, x in base.items()}
-        # As training leaves it: a third of the elements as they were, and in two a whole norm.
+        # As after training: a third of the elements are unchanged, and so is one norm in two
+        # models.
         for n, x in base.items():
             tuned[n] = np.where(rng.random(x.shape) < 0.33, x, tuned[n])
         if name != "chat":
@@ -204,7 +205,7 @@ def merge(recipe: Path) -> None:
 
 
 def render_chats() -> None:
-    """Conversations by mergekit's own chat templates, as transformers renders them."""
+    """Return conversations rendered by transformers with mergekit's own chat templates."""
     from importlib.resources import files
 
     from jinja2 import Environment
