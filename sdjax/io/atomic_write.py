@@ -77,10 +77,10 @@ def resolve_new_folder(folder: Path) -> Path:
     """
     target = Path(os.path.realpath(folder))
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; remove it or name another folder")
+        raise UserError(f"{folder}: exists and is not empty; remove it or choose another folder")
     if target == Path.cwd() or target.is_mount():
         kind = "a mount point" if target.is_mount() else "the working directory"
-        raise UserError(f"{folder}: is {kind}, which cannot be replaced; name a folder inside it")
+        raise UserError(f"{folder}: is {kind}, which cannot be replaced; choose a folder inside it")
     return target
 
 

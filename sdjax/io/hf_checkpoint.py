@@ -234,7 +234,7 @@ def load_model(
     def size(path: str) -> int:
         return math.prod(reader.specs[path].shape) if path in reader.specs else 0
 
-    # Largest first: the peak of memory while a tensor is read does not add to all the others.
+    # Largest first, so that its memory peak while reading does not add to all other tensors.
     order = sorted(
         reader.specs if paths is None else set(paths), key=lambda path: (-size(path), path)
     )

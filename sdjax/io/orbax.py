@@ -45,7 +45,7 @@ class Restored:
 
 
 class CheckpointFolder:
-    """Numbered checkpoints of trees of one structure; a context manager.
+    """Numbered checkpoints of trees with the same structure; a context manager.
 
     With several processes, all of them must open it and make the same calls.
     """

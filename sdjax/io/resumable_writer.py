@@ -66,7 +66,7 @@ class ResumableFolder:
             if is_disk_full(error):
                 raise
             raise UserError(
-                f"{out}: the folder cannot be created ({error.strerror}); name another"
+                f"{out}: the folder cannot be created ({error.strerror}); choose another"
             ) from None
         self._tensors = tensors
         self._files = assign_files(tensors, max_file_bytes)

@@ -44,11 +44,11 @@ Tree = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class MergedModel:
-    """The result of a merge in memory.
+    """Result of an in-memory merge.
 
     Attributes:
         params: the base's tree with the tensors in scope replaced; all others are the base's own
-            arrays. Without a base, the tensors in scope alone.
+            arrays. Without a base, only the tensors in scope.
         finite: whether every merged tensor is finite after rounding.
         change: ||merged task vector|| / mean_j ||task_vector_j||, Euclidean norms over the scope;
             0.0 if every task vector is zero, not finite if the merged one is not.
@@ -111,7 +111,9 @@ class Merger:
             raise UserError("a merge needs at least one expert")
         self.slots = tuple(slots) if slots is not None else default_slots(len(experts))
         if len(set(self.slots)) != len(experts):
-            raise UserError(f"{len(experts)} experts need as many distinct names: {self.slots}")
+            raise UserError(
+                f"{len(experts)} experts need {len(experts)} distinct names, not {self.slots}"
+            )
         self.compile_cache = compile_cache if compile_cache is not None else CompileCache()
         self._base = None if base is None else flatten_arrays(base, "the base")
         flat_experts = [
@@ -289,7 +291,7 @@ def _aligned_tensors(
     experts: Sequence[Mapping[str, Any]],
     slots: Sequence[str],
 ) -> tuple[jax.Array | None, tuple[jax.Array, ...]]:
-    """Return (base or None, experts) of one path, checked to have the same shape and devices."""
+    """Return (base or None, experts) at one path; check that shapes and devices match."""
     reference = (experts[0] if base is None else base)[path]
     for slot, expert in zip(slots, experts, strict=True):
         if path not in expert:

@@ -16,7 +16,7 @@ from sdjax.core.errors import UserError
 
 Tensor = Float32[Array, "*shape"]
 TaskVectors = dict[str, Tensor]
-"""Expert name to task vector, all of one shape."""
+"""Expert name to task vector, all of the same shape."""
 
 Form = Literal["tensor", "tree"]
 TracedType = Literal["float", "per_expert"]

@@ -76,7 +76,7 @@ class TensorProgram:
             algorithm: an algorithm in the tensor form.
             slots: the experts' names.
             base: the base model's tensor, or None if the task vectors are the experts' weights.
-            experts: the experts' tensors, all of one shape.
+            experts: the experts' tensors, all of the same shape.
             path: the tensor's path, which determines its kind, depth and key.
             num_layers: number of layers of the merged model, for `depth`.
             key: typed PRNG key of the merge; required if the algorithm requests one.
@@ -162,7 +162,7 @@ class TreeProgram:
             algorithm: an algorithm in the tree form.
             slots: the experts' names.
             tensors: path to (base or None, experts). The algorithm sees all of them.
-            changed: paths of the tensors that are replaced; the others are kept as they are.
+            changed: paths of the tensors that are replaced; the others are kept unchanged.
             key: typed PRNG key; required if the algorithm requests one.
         """
         paths = tuple(tensors)

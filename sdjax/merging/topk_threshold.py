@@ -59,7 +59,7 @@ def topk_masks(
     density that is slightly too small in float32 gives the same count as in float64.
 
     Args:
-        vectors: n tensors of one shape.
+        vectors: n tensors of the same shape.
         density: fraction to keep, per tensor: 1 or more keeps everything, 0 or less nothing.
     """
     bits, fractions = [_magnitude_bits(vector) for vector in vectors], _stack(density)
@@ -82,7 +82,7 @@ def magnitude_band_masks(
     `topk_masks`.
 
     Args:
-        vectors: n tensors of one shape.
+        vectors: n tensors of the same shape.
         density: fraction to keep, per tensor; 1 or more keeps everything.
         gamma: fraction of largest magnitude to skip, per tensor.
     """
@@ -122,7 +122,7 @@ def _find_bounds(
     sample = jnp.stack([_sample(tensor) for tensor in bits])
     fraction = jnp.clip(k.astype(jnp.float32) / size, 0.0, 1.0)
     expected = fraction * sample.shape[1]
-    # Three standard deviations of the binomial, and one element for the ends.
+    # Three standard deviations of the binomial, plus one element at the ends.
     margin = 3.0 * jnp.sqrt(expected * (1.0 - fraction)) + 1.0
     ends = jnp.concatenate([jnp.floor(expected - margin), jnp.ceil(expected + margin)], axis=1)
     high, low = jnp.split(_sorted_kth(sample, ends.astype(jnp.int32)), 2, axis=1)

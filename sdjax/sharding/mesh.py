@@ -51,13 +51,13 @@ def make_mesh(
     if sum(size == -1 for size in sizes.values()) > 1 or any(
         size < 1 and size != -1 for size in sizes.values()
     ):
-        raise UserError(f"mesh: {listed}: sizes are 1 or more, and one of them may be -1")
+        raise UserError(f"mesh: {listed}: every size must be 1 or more; one of them may be -1")
     known = math.prod(size for size in sizes.values() if size != -1)
     resolved = {axis: count // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(resolved.values()) != count:
         raise UserError(
             f"mesh: {listed} does not match {count} devices; "
-            "the product of the sizes must be that number, or one of them -1"
+            "make the product of the sizes that number, or set one size to -1"
         )
     names = tuple(axis for axis in AXES if axis in resolved)
     shape = tuple(resolved[axis] for axis in names)

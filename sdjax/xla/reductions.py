@@ -25,7 +25,7 @@ _MAX_DEVICES = 8  # along a column; more would split runs
 
 
 def sums(terms: Sequence[Float32[Array, "*shape"]]) -> list[Float32[Array, ""]]:
-    """Return the sum of each term, all of one shape.
+    """Return the sum of each term, all of the same shape.
 
     On a mesh of up to eight devices only scalars are communicated.
     """
@@ -38,7 +38,7 @@ def sums(terms: Sequence[Float32[Array, "*shape"]]) -> list[Float32[Array, ""]]:
 
 
 def count_true(masks: Sequence[Bool[Array, "*shape"]]) -> list[Int32[Array, ""]]:
-    """Return the number of true elements of each mask, all of one shape."""
+    """Return the number of true elements of each mask, all of the same shape."""
     return list(sum_min_max([mask.astype(jnp.int32) for mask in masks])[0])
 
 
@@ -47,7 +47,7 @@ def sum_min_max(
     min_terms: Sequence[Int32[Array, "*shape"]] = (),
     max_terms: Sequence[Int32[Array, "*shape"]] = (),
 ) -> tuple[Sequence[Int32[Array, ""]], Sequence[Int32[Array, ""]], Sequence[Int32[Array, ""]]]:
-    """Return the sums, minima and maxima of integer terms of one shape, in one pass.
+    """Return the sums, minima and maxima of integer terms of the same shape, in one pass.
 
     The order of integer additions does not matter, so whole rows are runs here; on a mesh at most
     one number per row is communicated.
@@ -85,7 +85,7 @@ def _reduce(
     """Reduce all terms in one pass.
 
     Args:
-        terms: arrays of one shape.
+        terms: arrays of the same shape.
         axes: the axes to reduce.
         reducers: (binary function, neutral element) of each term.
     """

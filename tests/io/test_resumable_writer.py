@@ -123,12 +123,12 @@ def test_unusable_folder_raises_user_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     for out, message in {
         ".": "is the working directory",
-        "/proc/none": r"the folder cannot be created \(No such file or directory\); name another",
-        "../file/out": r"\((Not a directory|File exists)\); name another",
+        "/proc/none": r"the folder cannot be created \(No such file or directory\); choose another",
+        "../file/out": r"\((Not a directory|File exists)\); choose another",
         "../file": "exists and is not empty",
         "../loop": "exists and is not empty",
-        300 * "a": r"\(File name too long\); name another",
-        250 * "a": r"\(File name too long\); name another",
+        300 * "a": r"\(File name too long\); choose another",
+        250 * "a": r"\(File name too long\); choose another",
     }.items():
         with pytest.raises(UserError, match=message):
             open_writer(Path(out))

@@ -13,13 +13,13 @@ from sdjax.isolation.server import DIED, DONE, OUT_OF_CPU, OUT_OF_TIME, TOO_LONG
 
 @pytest.fixture(scope="module")
 def ask(start_server, limits):
-    patient = dataclasses.replace(limits, cpu_seconds=1)
-    hasty = dataclasses.replace(limits, wall_seconds=1.0)
-    (default,) = start_server(patient).connections
-    (impatient,) = start_server(hasty).connections
+    cpu_limits = dataclasses.replace(limits, cpu_seconds=1)
+    wall_limits = dataclasses.replace(limits, wall_seconds=1.0)
+    (default,) = start_server(cpu_limits).connections
+    (wall_limited,) = start_server(wall_limits).connections
 
     def send(request: bytes) -> bytes:
-        connection = impatient if request == b"wait" else default
+        connection = wall_limited if request == b"wait" else default
         connection.send_bytes(request)
         return connection.recv_bytes(limits.message_bytes + 1)
 

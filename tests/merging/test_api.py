@@ -158,9 +158,14 @@ def test_every_method_accepts_scalars_and_empty_tensors(name, shape):
     rng = np.random.default_rng(0)
     base, *experts = ({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3))
     one, schema = methods()[name], methods()[name].schema
-    given = {"t": 0.5} if "t" in schema.required else {}
+    hyperparameters = {"t": 0.5} if "t" in schema.required else {}
     merged = sdjax.merge(
-        base, experts[: schema.max_models], one.name, scope="all", key=jax.random.key(0), **given
+        base,
+        experts[: schema.max_models],
+        one.name,
+        scope="all",
+        key=jax.random.key(0),
+        **hyperparameters,
     )
     assert merged.params["x"].shape == shape
     assert merged.finite

@@ -42,8 +42,8 @@ def test_bernoulli_has_the_right_probability_and_no_structure(probability):
     # Sums of rows and of columns have the variance of independent draws.
     for axis in (0, 1):
         assert draws.mean(axis=axis).std() == pytest.approx(deviation / 32, rel=0.12)
-    centred = draws - probability
-    for lagged in (centred[:, 1:] * centred[:, :-1], centred[1:] * centred[:-1]):
+    centered = draws - probability
+    for lagged in (centered[:, 1:] * centered[:, :-1], centered[1:] * centered[:-1]):
         assert abs(lagged.mean()) < 5 * deviation**2 / 1024
 
 

@@ -22,13 +22,13 @@ def report(finished):
 
 def test_figures_are_well_formed_and_deterministic(report):
     rows = report.tables["main"]
-    drawers = {
+    draw_functions = {
         "scores": lambda: score_distributions(report.iterations, report.references, "strict"),
         "shares": lambda: sample_shares(report.iterations),
         "gains": lambda: gains(rows),
         "against": lambda: development_against_test(rows, "strict"),
     }
-    for name, draw in drawers.items():
+    for name, draw in draw_functions.items():
         text = svg(draw(), name)
         assert ElementTree.fromstring(text).get("aria-label") == name
         assert text == svg(draw(), name)

@@ -25,13 +25,13 @@ BAD = {
 def test_no_process_survives_a_thousand_candidates(signature, monkeypatch):
     monkeypatch.setattr("sdjax.isolation.client._BOOT", NO_RULES)
     limits = Limits(cpu_seconds=1, wall_seconds=1.5)
-    hasty = MergeSignature(slots=signature.slots, tensors=signature.tensors, limits=limits)
+    short_limits = MergeSignature(slots=signature.slots, tensors=signature.tensors, limits=limits)
     bad = list(BAD.values())
     sources = [
         bad[(i // 3) % len(bad)] + VALID["linear"] if i % 3 == 0 else f"# {i}\n" + VALID["linear"]
         for i in range(1_000)
     ]
-    with Sandbox(hasty, workers=2) as sandbox:
+    with Sandbox(short_limits, workers=2) as sandbox:
         found = [verdict for _, verdict in sandbox.judge_all(sources)]
         server = sandbox._server.pid
         assert len(_below(server)) == 2  # the dispatchers

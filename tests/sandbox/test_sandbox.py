@@ -132,8 +132,8 @@ def test_sandbox_recovers_from_killed_workers(signature):
 def test_wall_clock_timeout_is_retried_and_reported(signature):
     endless, plain = REFUSED[-1][1], "import os"
     limits = Limits(wall_seconds=0.5)
-    hasty = MergeSignature(slots=signature.slots, tensors=signature.tensors, limits=limits)
-    with Sandbox(hasty, workers=2) as sandbox:
+    short_limits = MergeSignature(slots=signature.slots, tensors=signature.tensors, limits=limits)
+    with Sandbox(short_limits, workers=2) as sandbox:
         started = time.monotonic()
         found = [v for _, v in sandbox.judge_all([endless, plain, endless])]
         assert [v.verdict for v in found] == ["timed out", "refused", "timed out"]

@@ -19,7 +19,7 @@ from sdjax.sharding.mesh import MeshConfig, make_mesh
         ({}, "no axis given"),
         ({"data": 3, "tensor": -1}, "does not match 1 devices"),
         ({"data": -1, "tensor": -1}, "one of them may be -1"),
-        ({"data": 0}, "sizes are 1 or more"),
+        ({"data": 0}, "every size must be 1 or more"),
         ({"tensor": 7}, "does not match 1 devices"),
     ],
 )

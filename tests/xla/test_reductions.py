@@ -39,8 +39,8 @@ def test_integers_are_summed_and_compared_in_one_pass(shape):
         [numbers.min()],
         [2 * numbers.max(), -numbers.min()],
     )
-    for got, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for got, reference in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, reference)
 
 
 def test_several_sums_read_their_input_once():

@@ -17,7 +17,7 @@ Masks = Mapping[str, Bool[Array, "*shape"]]
 
 RESCALE = ("density", "l1", "none")
 ELECT = ("weighted", "plain")
-# Value in a recipe to value of the hyperparameter.
+# Value in a recipe -> value of the hyperparameter.
 RESCALE_CHOICES: dict[Any, str] = {True: "l1", False: "none", **{name: name for name in RESCALE}}
 ELECT_CHOICES = {name: name for name in ELECT}
 
@@ -50,7 +50,7 @@ def elected_sum(
     """
     if elect not in ELECT:
         raise ValueError(f"elect must be one of {', '.join(ELECT)}, not {elect!r}")
-    # A negative weight flips an expert's sign, in the weighted election and in the sum alike.
+    # A negative weight flips an expert's sign, in both the weighted election and the sum.
     terms = {name: weight[name] * vector for name, vector in vectors.items()}
     agrees = sign_agreement(terms if elect == "weighted" else vectors)
     total = sum(jnp.where(agrees[name], terms[name], 0.0) for name in vectors)

@@ -60,7 +60,7 @@ def plan_recipe(
         message = f"no merge_method {name}; available: {', '.join(available)}"
         raise recipe.fail("merge_method", message)
     method = available[recipe.merge_method]
-    # Only if needed, since creating a key compiles a program.
+    # Only if needed, since creating a key compiles an executable.
     key = jax.random.key(seed) if "key" in method.bind().requests else None
     parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
     num_layers = sum(part.num_layers for part in parts)

@@ -1,7 +1,7 @@
 """Recipes: mergekit's YAML, parsed strictly into one form.
 
 Every way of writing a recipe (`models`, `slices`, or `modules` with either) yields a list of
-slices: layers of some models that are merged into as many layers of the result. Unsupported and
+slices: layers of some models, merged into the same number of layers of the result. Unsupported and
     unknown keys are errors with name and line, since a key that is silently ignored gives a wrong
     merge. `recipe_plan.py` turns a recipe into a merge plan.
 """
@@ -146,7 +146,7 @@ def read_recipe(path: Path) -> Recipe:
         )
     if "tokenizer" in top and "tokenizer_source" in top:
         raise document.fail(
-            top["tokenizer"], "tokenizer and tokenizer_source exclude each other; remove one"
+            top["tokenizer"], "tokenizer and tokenizer_source are mutually exclusive; remove one"
         )
     parameters = document.parameters(top.get("parameters"))
     whole_models, slices = document.contents(top, (parameters,))

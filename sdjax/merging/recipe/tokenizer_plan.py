@@ -119,7 +119,7 @@ def plan_tokenizer(
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in num_rows.items())
         notes.insert(
             0,
-            f"vocabularies of different size ({sizes}): the result has that of {template.name}; "
+            f"the vocabulary sizes differ ({sizes}): the result has that of {template.name}; "
             "tokenizer_source: union keeps all tokens",
         )
     return TokenizerPlan(
@@ -143,9 +143,9 @@ def match_tokens(
     Args:
         tokens: token to id in the result.
         models: name to (token to id, number of rows of the embedding).
-        size: number of rows of the result before padding; by default as many as the ids need.
-        identity_model: a model whose rows are those of the result, with or without a token.
-        multiple: the number of rows is padded to a multiple of it.
+        size: number of rows of the result before padding; by default the highest id plus one.
+        identity_model: a model whose row i becomes row i of the result, even without a token.
+        multiple: the number of rows is padded to a multiple of this.
     """
     count = max(tokens.values()) + 1 if size is None else size
     rows = {}

@@ -306,12 +306,14 @@ def _constants(value: Any, limits: Limits) -> list[np.ndarray]:
         _expect(
             total <= limits.constant_bytes, f"at most {limits.constant_bytes} bytes of constants"
         )
-        _expect(type(text) is str and len(text) <= size * 4 // 3 + 4, "the data of a constant")
+        _expect(
+            type(text) is str and len(text) <= size * 4 // 3 + 4, "constant data of bounded size"
+        )
         try:
             data = base64.b64decode(text, validate=True)
         except binascii.Error:
-            raise Malformed("expected base64 data of a constant") from None
-        _expect(len(data) == size, f"{size} bytes of data of a constant")
+            raise Malformed("expected constant data in base64") from None
+        _expect(len(data) == size, f"{size} bytes of constant data")
         _expect(kind != "bool" or set(data) <= {0, 1}, "booleans in a constant of dtype bool")
         arrays.append(np.frombuffer(data, dtype).reshape(dims))
     return arrays

@@ -149,7 +149,7 @@ class Encoder:
                 "too costly",
                 "equations",
                 f"the array program has more than {self.limits.equations} operations;"
-                " if a Python loop makes them, use fewer steps or jax.lax.fori_loop",
+                " if a Python loop creates them, use fewer steps or jax.lax.fori_loop",
             )
         results = [next(fresh) for _ in range(outputs)]
         equations.append((name, operands, results, params))

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-# Float literals that feed only these primitives can become arguments of a compiled program.
+# Float literals that feed only these primitives can become arguments of an executable.
 LIFTABLE = ("add", "sub", "mul", "select_n")
 
 

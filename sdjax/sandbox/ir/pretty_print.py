@@ -56,9 +56,9 @@ def _block(block: Block, inputs: list[str], indent: str, verb: str) -> list[str]
         call = f"{equation.name}({', '.join([*operands, *options])})"
         lines.append(f"{indent}{', '.join(fresh)} = {call}")
         for key, body in inner.items():
-            given = [f"x{i}" for i in range(body.inputs)]
-            lines.append(f"{indent}  {key} of {', '.join(given)}:")
-            lines += _block(body, given, indent + "    ", "yield")
+            arguments = [f"x{i}" for i in range(body.inputs)]
+            lines.append(f"{indent}  {key} of {', '.join(arguments)}:")
+            lines += _block(body, arguments, indent + "    ", "yield")
         values += fresh
     outputs = ", ".join(_atom(a, values) for a in block.outputs)
     return [*lines, f"{indent}{verb} {outputs}"]

@@ -49,18 +49,18 @@ def test_prompts_equal_the_harness(name, data):
     problems = task.problems("test")
     assert [plain_prompt(task, problem) for problem in problems] == PROMPTS[name]
     # A problem's examples do not depend on the part of the split that is scored.
-    parted = find_task(name, data=HERE / data, development=2)
-    assert [plain_prompt(parted, problem) for problem in parted.problems("test")] == PROMPTS[name][
-        2:
-    ]
+    split_task = find_task(name, data=HERE / data, development=2)
+    assert [
+        plain_prompt(split_task, problem) for problem in split_task.problems("test")
+    ] == PROMPTS[name][2:]
 
 
 def test_chat_has_examples_as_messages():
     task = find_task("gsm8k", data=HERE / "gsm8k_test.jsonl", shots=2)
     problem = task.problems("test")[0]
-    turns = chat_messages(task, problem)
-    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"]
-    contents = [turn["content"] for turn in turns]
+    messages = chat_messages(task, problem)
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
+    contents = [message["content"] for message in messages]
     delimiters = [" ", "\n\n"] * 2 + [""]
     joined = "".join(a + b for a, b in zip(contents, delimiters, strict=True))
     assert joined == plain_prompt(task, problem)

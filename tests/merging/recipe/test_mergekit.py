@@ -40,14 +40,14 @@ def test_recipe_matches_mergekit(tmp_path, name):
     based = "base_model: base" in (HERE / "recipes" / f"{name}.yaml").read_text()
     rounding = 2.0**-8 if name == "task_arithmetic_normalized" else 0.0  # written in bfloat16
     for tensor, want in expected.items():
-        have = np.asarray(got[tensor], np.float64)
-        assert have.shape == want.shape, tensor
+        actual = np.asarray(got[tensor], np.float64)
+        assert actual.shape == want.shape, tensor
         at = base.get(tensor)
         relative = based and at is not None and at.shape == want.shape
         delta = want - at if relative else want
         # One float32 rounding step is always allowed.
         bound = TOLERANCE * np.abs(delta).max() + rounding * np.abs(want) + np.spacing(np.abs(want))
-        assert np.all(np.abs(have - want) <= bound), (tensor, np.abs(have - want).max(), bound)
+        assert np.all(np.abs(actual - want) <= bound), (tensor, np.abs(actual - want).max(), bound)
     facts = json.loads(facts)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == facts["num_hidden_layers"]

@@ -61,7 +61,7 @@ def test_vocabularies_of_different_size_merge_by_token(tmp_path, monkeypatch):
     )
     written = merge_recipe(recipe, tmp_path / "out")
     first, second = written.notes
-    assert first.startswith("vocabularies of different size (base 11, wide 12): the result has")
+    assert first.startswith("the vocabulary sizes differ (base 11, wide 12): the result has")
     assert second == (
         "wide: 12 tokens, the result has 11; merged by token: 2 are dropped, 1 are filled in from "
         "the other models"
@@ -83,12 +83,12 @@ def test_vocabularies_of_different_size_merge_by_token(tmp_path, monkeypatch):
 
 def test_read_buffers_are_released(tmp_path, monkeypatch):
     """Check also tensors whose rows are aligned in new memory."""
-    lenders = []
+    pools = []
 
     class Watched(BufferPool):
         def __init__(self):
             super().__init__()
-            lenders.append(self)
+            pools.append(self)
 
     monkeypatch.setattr("sdjax.merging.recipe.pipeline.BufferPool", Watched)
     monkeypatch.chdir(MODELS)
@@ -98,8 +98,8 @@ def test_read_buffers_are_released(tmp_path, monkeypatch):
         "tokenizer_source: union\nbase_model: base\n"
     )
     merge_recipe(recipe, tmp_path / "out")
-    (lender,) = lenders
-    assert lender.num_acquired == 0
+    (pool,) = pools
+    assert pool.num_acquired == 0
 
 
 @pytest.mark.parametrize(("source", "size"), [("base", 11), ("union", 13), ("wide", 12)])

@@ -48,9 +48,9 @@ def test_verified_program_equals_jit_bit_for_bit(name):
     assert exhausted is None or not exhausted
     expected = jax.jit(function)(*arguments)
     assert len(outputs) == len(expected)
-    for found, wanted in zip(outputs, expected, strict=True):
-        assert found.dtype == wanted.dtype
-        assert np.array_equal(_bits(found), _bits(wanted))
+    for found, reference in zip(outputs, expected, strict=True):
+        assert found.dtype == reference.dtype
+        assert np.array_equal(_bits(found), _bits(reference))
 
 
 def test_cases_cover_every_primitive_of_this_jax():

@@ -211,7 +211,7 @@ def render_chats() -> None:
     from jinja2 import Environment
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    says = {"user": "hi \n", "assistant": " yo", "system": " be kind\n", "user_context": "see "}
+    contents = {"user": "hi \n", "assistant": " yo", "system": " be kind\n", "user_context": "see "}
     out = []
     for name in ("alpaca", "chatml", "exaone", "llama3", "mistral"):
         source = files("mergekit._data.chat_templates").joinpath(f"{name}.jinja").read_text()
@@ -220,11 +220,11 @@ def render_chats() -> None:
             if name == "mistral" and "c" in letters:
                 continue  # it refuses other roles
             roles = {"u": "user", "a": "assistant", "s": "system", "c": "user_context"}
-            messages = [{"role": roles[x], "content": says[roles[x]]} for x in letters]
+            messages = [{"role": roles[x], "content": contents[roles[x]]} for x in letters]
             for prompt in (False, True):
-                given = {"messages": messages, "add_generation_prompt": prompt}
-                text = template.render(bos_token="<s>", eos_token="</s>", **given)
-                out.append({"name": name, **given, "text": text})
+                variables = {"messages": messages, "add_generation_prompt": prompt}
+                text = template.render(bos_token="<s>", eos_token="</s>", **variables)
+                out.append({"name": name, **variables, "text": text})
     text = json.dumps(out, indent=1) + "\n"
     (HERE / "references" / "chat_templates.json").write_text(text)
 
