@@ -1,5 +1,6 @@
 """Shared test setup: CPU only, no network, and little optimization for faster compilation."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -38,6 +39,17 @@ typechecker = types.ModuleType("sdjax_typechecker")
 typechecker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[typechecker.__name__] = typechecker
 install_import_hook(TYPE_CHECKED, "sdjax_typechecker.check")
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    """Undo what a command or a worker's job configured in this process."""
+    yield
+    logging.disable(logging.NOTSET)
+    logger = logging.getLogger("sdjax")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
