@@ -306,9 +306,7 @@ def _constants(value: Any, limits: Limits) -> list[np.ndarray]:
         _expect(
             total <= limits.constant_bytes, f"at most {limits.constant_bytes} bytes of constants"
         )
-        _expect(
-            type(text) is str and len(text) <= size * 4 // 3 + 4, "constant data of bounded size"
-        )
+        _expect(type(text) is str and len(text) <= size * 4 // 3 + 4, "valid constant data")
         try:
             data = base64.b64decode(text, validate=True)
         except binascii.Error:
