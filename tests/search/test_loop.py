@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.search import phases
+from sdjax.sandbox import sandbox
+from sdjax.sandbox.verify.verified_program import verify_ir
+from sdjax.search import context, phases
 from sdjax.search.loop import run_search
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, TEST
@@ -31,10 +33,33 @@ def results(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(small_config, tmp_path_factory):
+def verified():
+    """The IR of every verification in the run of `finished`, by the module that asked for it."""
+    return {sandbox: [], context: []}
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, tmp_path_factory, verified):
     folder = tmp_path_factory.mktemp("run") / "whole"
-    run_search(small_config, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, calls in verified.items():
+
+            def recorded(ir, signature, calls=calls):
+                calls.append(ir)
+                return verify_ir(ir, signature)
+
+            patch.setattr(module, "verify_ir", recorded)
+        run_search(small_config, folder)
     return folder
+
+
+def test_each_source_is_decoded_and_verified_once(finished, verified):
+    with Store.open(finished) as store:
+        sources = {sample.source for sample in store.judged() if sample.source}
+        programs = {program.ir for program in store.programs().values()}
+    assert programs <= set(verified[sandbox])
+    assert len(verified[sandbox]) <= len(sources)
+    assert not verified[context]
 
 
 def test_every_phase_saves_its_results(finished, small_config):
