@@ -1,4 +1,4 @@
-"""`sdjax check`: judge candidate files in the sandbox, without any weights."""
+"""`sdjax check`: judge candidate files in the sandbox, without weights."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def check_files(
     workers: int = 2,
     allow_missing: Collection[str] = (),
 ) -> tuple[str, int]:
-    """Judge files in order; a file that equals an earlier one is reported as its duplicate.
+    """Judge files in order; a file with the same identity as an earlier one is a duplicate.
 
     Args:
         files: source files of candidates.
         signature: merge signature to judge against.
         as_json: return one JSON object per line instead of a table.
-        show: include the verified array programs in readable form.
-        workers: number of files that are traced at the same time.
+        show: also pretty-print the verified array programs.
+        workers: number of files to trace concurrently.
         allow_missing: layers of confinement that this machine may lack.
 
     Returns:
@@ -132,7 +132,7 @@ def _read(file: Path, max_bytes: int) -> str:
         with file.open("rb") as source:
             return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give a Python file") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}); pass a Python file") from None
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:

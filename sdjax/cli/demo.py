@@ -17,5 +17,5 @@ from sdjax.cli.run import overrides_option, start_run
 )
 @overrides_option
 def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
-    """Run the whole search on the tiny models that ship with the package."""
+    """Run a complete search on the tiny models that ship with the package."""
     start_run("demo", out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}", overrides)

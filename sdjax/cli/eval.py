@@ -1,4 +1,4 @@
-"""`sdjax eval`."""
+"""`sdjax eval`: evaluate a model on a task, or compare two evaluations."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=ANY_PATH,
-    help="File or folder with the problems; by default from the Hugging Face hub.",
+    help="File or folder with the problems.  [default: the Hugging Face Hub]",
 )
-@click.option("--shots", type=click.IntRange(min=0), help="Worked examples before each problem.")
+@click.option("--shots", type=click.IntRange(min=0), help="Number of worked examples.")
 @click.option(
     "--split",
     type=click.Choice(["development", "test", "all"]),
-    help="Split of the problems, as in a run; by default all test problems.",
+    help="Split of the problems, as in a run.  [default: all test problems]",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Evaluate only this many problems.")
+@click.option("--limit", type=click.IntRange(min=1), help="Evaluate at most this many problems.")
 @click.option("--chat", is_flag=True, help="Format prompts with the tokenizer's chat template.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Maximum tokens per answer.")
 @click.option(
     "--out",
     type=FOLDER_PATH,
@@ -76,21 +76,19 @@ def evaluate(
         for parameter in context.command.params:
             source = context.get_parameter_source(parameter.name or "")
             if source is ParameterSource.COMMANDLINE and parameter.name != "compare":
-                raise UserError(
-                    f"--compare takes two results and nothing else; remove {parameter.opts[0]}"
-                )
+                raise UserError(f"--compare cannot be combined with {parameter.opts[0]}; remove it")
         from sdjax.evaluation.comparison import compare as compare_results
 
         click.echo(compare_results(*compare))
         return
     if model is None:
-        raise UserError("eval needs a MODEL, or --compare A B")
+        raise UserError("eval requires MODEL, or --compare A B")
     from sdjax.evaluation import api
 
     try:
         evaluation = api.evaluate(model, task, out=out, **options)
     except KeyboardInterrupt:
-        hint = "run the same command to resume" if out else "with --out DIR it could be resumed"
+        hint = "run the same command to resume" if out else "use --out DIR to make it resumable"
         raise Interrupted(hint) from None
     click.echo(_report(evaluation, chat=options["chat"]))
 

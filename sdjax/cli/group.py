@@ -1,4 +1,4 @@
-"""What all commands share: argument types and exit statuses."""
+"""Code shared by all commands: argument types and exit statuses."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ ANY_PATH = click.Path(path_type=Path)
 
 
 class Interrupted(click.ClickException):
-    """A command was stopped by Ctrl-C or SIGTERM; the message says how to resume it."""
+    """A command interrupted by Ctrl-C or SIGTERM; the message says how to resume it."""
 
     exit_code = 130
 
     def format_message(self) -> str:
-        """Return the message that is printed."""
+        """Return the message to print."""
         return f"interrupted; {self.message}"
 
 
 class Group(click.Group):
-    """A command group that exits with 2 on a user error (one line), with 130 if interrupted."""
+    """A command group that exits with 2 on a user error (one line) and with 130 on an interrupt."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line; print errors and exit with their status."""
+        """Run the command; print an error, if any, and exit with its status."""
         signal.signal(signal.SIGTERM, raise_interrupt)
         configure_logging()
         try:
@@ -63,5 +63,5 @@ def raise_interrupt(signum: int, frame: object) -> NoReturn:
 
 
 def examples(*commands: str) -> str:
-    """Return the epilog of a command's `--help`: example calls, one per line."""
+    """Return the epilog of a command's `--help`: example command lines."""
     return "\b\nExample:\n" + "\n".join(f"  {command}" for command in commands)

@@ -1,4 +1,4 @@
-"""The command line."""
+"""The `sdjax` command, which has one subcommand per file of this package."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 @click.option(
     "--algorithm",
     type=FILE_PATH,
-    help="A Python file of the algorithm API, checked by the sandbox.",
+    help="A Python file in the algorithm API; the sandbox checks it.",
 )
 @click.option("--base", metavar="MODEL", help="With --algorithm: the base model.")
 @click.option(
     "--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm: an expert."
 )
 @click.option("--scope", help="With --algorithm: which tensors to merge. [default: mlp]")
-@click.option("--run", type=FOLDER_PATH, help="Use a program that this run has discovered.")
+@click.option("--run", type=FOLDER_PATH, help="Use a program discovered by this run.")
 @click.option(
     "--rank", type=click.IntRange(min=1), help="With --run: the program's rank. [default: 1]"
 )
@@ -52,9 +52,10 @@ def merge(
     run: Path | None,
     rank: int | None,
 ) -> None:
-    """Merge models into the folder OUT, which appears when it is complete.
+    """Merge models into the folder OUT, which appears only when it is complete.
 
-    RECIPE is mergekit's YAML. An interrupted merge resumes when it is called again.
+    RECIPE is a YAML file in mergekit's format. Run the same command again to resume an interrupted
+    merge.
     """
     if len(paths) != (2 if algorithm is None and run is None else 1):
         raise UserError("merge takes RECIPE OUT, or OUT alone with --algorithm FILE or --run DIR")
@@ -107,19 +108,20 @@ def merge_algorithm_file(
 ) -> MergeResult:
     """Merge experts into a base with the algorithm in a Python file.
 
-    The file is never executed in this process; only what the sandbox has verified is.
+    The file itself is never executed in this process, only the array programs that the sandbox has
+    verified.
 
     Args:
-        file: defines `merge_models` or `merge_trees`.
+        file: Python file that defines `merge_models` or `merge_trees`.
         base: the base model.
-        experts: name in `task_vectors` to model.
+        experts: mapping from name in `task_vectors` to model.
         out: folder of the result.
-        scope: tensors to merge; all others are the base's.
+        scope: tensors to merge; all others are copied from the base.
         seed: random seed.
-        on_tensor: called with (tensors done, all tensors) after each tensor.
+        on_tensor: called with (finished tensors, total tensors) after each tensor.
 
     Raises:
-        UserError: the program is refused (with the reason), or as in `merge_recipe`.
+        UserError: the program is refused (the message says why), or see `merge_recipe`.
     """
     import jax
 
@@ -131,7 +133,7 @@ def merge_algorithm_file(
     try:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give a Python file") from error
+        raise UserError(f"{file}: cannot be read ({error}); pass a Python file") from error
     if not experts:
         raise UserError("--algorithm requires at least one --expert NAME=MODEL")
     models = open_models(base, experts, Path.cwd())
@@ -154,16 +156,16 @@ def merge_algorithm_file(
 def merge_discovered(
     run: Path, rank: int, out: Path, on_tensor: OnTensor | None = None
 ) -> MergeResult:
-    """Write the model of a discovered program, exactly as the run has scored it.
+    """Write the merged model of a discovered program, identical to the one that the run scored.
 
     Args:
         run: folder of the run.
-        rank: rank of the program by development score, from 1.
+        rank: rank of the program by development score; 1 is the best.
         out: folder of the result.
-        on_tensor: called with (tensors done, all tensors) after each tensor.
+        on_tensor: called with (finished tensors, total tensors) after each tensor.
 
     Raises:
-        UserError: there is no run, it has fewer scored programs, or as in `merge_recipe`.
+        UserError: the run does not exist or has fewer scored programs, or see `merge_recipe`.
     """
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
     from sdjax.merging.recipe.output_files import PROGRAM, Provenance
@@ -179,8 +181,8 @@ def merge_discovered(
         programs = ranked_programs(store, config.task.metric)
         if not 1 <= rank <= len(programs):
             raise UserError(
-                f"{run}: there is no program of rank {rank}, the run has {len(programs)} scored "
-                "programs; choose a lower --rank"
+                f"{run}: no program of rank {rank}: the run has {len(programs)} scored programs; "
+                "lower --rank"
             )
         program = store.program(programs[rank - 1].identity or "")
     experts = {slot: config.experts[slot].model for slot in config.slots}
@@ -202,7 +204,7 @@ def merge_discovered(
 def merge_signature(
     models: MergeModels, scope: Scope, limits: Limits | None = None
 ) -> MergeSignature:
-    """Return the signature that a program for these models is checked against."""
+    """Return the merge signature of these models."""
     from sdjax.sandbox.signature import MergeSignature
 
     return MergeSignature.of(tuple(models.experts), models.tensors(scope), limits)
@@ -215,6 +217,6 @@ def _parse_experts(texts: Iterable[str]) -> dict[str, str]:
         if not (name and equals and model):
             raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
         if name in experts:
-            raise UserError(f"--expert {text}: {name} is already {experts[name]}; name each once")
+            raise UserError(f"--expert {text}: duplicate name; {name} is already {experts[name]}")
         experts[name] = model
     return experts

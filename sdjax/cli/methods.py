@@ -29,9 +29,9 @@ def methods() -> None:
                 in_recipe.append(f"{key}={schema.defaults.get(name, default)}")
         table.add_row(method.name, ", ".join(hyperparameters), ", ".join(in_recipe), method.formula)
     console = Console()
-    # Output to a file or a pipe is not wrapped.
+    # Do not wrap output to a file or a pipe.
     (console if console.is_terminal else Console(width=300)).print(table)
     click.echo(
-        "* one number, or one per expert. Names and defaults are those of Python and of a search, "
-        "which follow the papers; in a recipe they follow mergekit, as the third column shows."
+        "* a number, or one per expert. Names and defaults in Python and in a search follow the "
+        "papers (second column); in a recipe they follow mergekit (third column)."
     )

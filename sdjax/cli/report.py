@@ -12,7 +12,7 @@ from sdjax.cli.group import FOLDER_PATH, examples
 @click.command(epilog=examples("sdjax report runs/first"))
 @click.argument("folder", type=FOLDER_PATH)
 def report(folder: Path) -> None:
-    """Write the report of a run, finished or not, and print its tables."""
+    """Write the report of a finished or unfinished run, and print its tables."""
     print_report(folder)
 
 

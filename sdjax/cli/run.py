@@ -47,7 +47,7 @@ def run(
             )
         resume_run(resume)
     elif config is None or out is None:
-        raise UserError("run needs CONFIG and --out DIR, or --resume DIR")
+        raise UserError("run requires CONFIG and --out DIR, or --resume DIR")
     else:
         start_run(config, out, overrides)
 
@@ -61,7 +61,7 @@ def start_run(config: str, out: Path, overrides: tuple[str, ...]) -> None:
         run_config = read_config(config, overrides)
         if is_main_process() and out.exists() and any(out.iterdir()):
             raise UserError(
-                f"{out}: is not empty; choose another --out or resume its run with --resume {out}"
+                f"{out}: not empty; choose another --out, or resume its run with --resume {out}"
             )
         _search(run_config, out)
 

@@ -1,4 +1,4 @@
-"""`sdjax train`: from a YAML file to a model folder or an adapter folder."""
+"""`sdjax train`: fine-tune a model and write a model folder or an adapter folder."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 # Metrics on the progress bar.
 _SHOWN_METRICS = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
-# Keys that a resumed job may change, such as after a loss that was not finite.
+# Keys that may change when a job is resumed, for example after the loss became NaN.
 _CHANGEABLE = ("learning_rate", "max_grad_norm", "checkpoint_every")
 
-# Keys that the log-probabilities of the reference depend on, in addition to the pairs.
+# Keys that the reference log-probabilities depend on, in addition to the pairs.
 _REFERENCE_KEYS = (
     *("model", "adapter", "rank", "alpha", "target_modules", "rng_seed"),
     *("reference", "compute_dtype", "batch_size"),
@@ -45,7 +45,7 @@ _REFERENCE_KEYS = (
 @click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
 @click.argument("config", type=FILE_PATH)
 def train(kind: str, config: Path) -> None:
-    """Fine-tune a model as described by CONFIG, a YAML file.
+    """Fine-tune a model as specified by CONFIG, a YAML file.
 
     KIND is sft (prompts with completions), dpo (preference pairs), or warmstart (candidates in the
     algorithm API, to prepare a generator for a search). Run the same command again to resume an
@@ -62,10 +62,10 @@ def train(kind: str, config: Path) -> None:
 
 
 def _run_job(kind: str, config: Path) -> str:
-    """Run the job of a YAML file and return the line to print.
+    """Run a training job and return a one-line summary.
 
-    The folder OUT.training holds the metrics and, until OUT is complete, the checkpoints and the
-    log-probabilities of the reference.
+    The folder OUT.training contains the metrics and, until OUT is complete, the checkpoints and the
+    reference log-probabilities.
 
     Raises:
         UserError: a key, a model, an adapter, a row of the data or the output folder is invalid,
@@ -95,7 +95,7 @@ def _run_job(kind: str, config: Path) -> str:
     full = job.rank is None and job.adapter is None
     compute_dtype = jnp.dtype(job.compute_dtype)
     mesh = job.mesh.make(default_axis="fsdp")
-    # Frozen weights are kept in the dtype of the computation.
+    # Frozen weights are stored in the compute dtype.
     model, params = load_model(folder, dtype=jnp.float32 if full else compute_dtype, mesh=mesh)
     key = jax.random.key(job.rng_seed)
     adapter = None
@@ -167,7 +167,7 @@ def _train(
     candidates: Sequence[str] = ()
     if isinstance(job, SFTJob):
         rows = read_rows(job.data, job.split)
-        # Each text must fit the model, but a row of several texts may be longer.
+        # Each example must fit the model, but a row that packs several may be longer.
         examples = tokenize_examples(rows, tokenizer, min(job.max_length, max_seq_len))
     elif isinstance(job, DPOJob):
         rows = _preference_rows(job)
@@ -176,7 +176,7 @@ def _train(
     elif isinstance(job, WarmstartJob):
         candidates = sample_candidates(job.programs, job.rng_seed, slots=len(job.experts))
         data = make_warmstart_data(tokenizer, job.prompt, job.experts, candidates)
-        logger.info("%d candidates after a prompt of %d tokens", len(candidates), len(data.prompt))
+        logger.info("%d candidates, prompt of %d tokens", len(candidates), len(data.prompt))
     description = {"kind": kind, "rows": fingerprint(rows)} | dataclasses.asdict(job)
     description = {key: value for key, value in description.items() if key not in _CHANGEABLE}
     reference = _reference(job, trainable, pairs, work_folder) if isinstance(job, DPOJob) else None
@@ -217,7 +217,7 @@ def _train(
 
 
 def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
-    """Read the rows of a file, a data set, or the folder of a run."""
+    """Read rows from a file, a dataset, or a run folder."""
     from sdjax.core.errors import UserError
     from sdjax.search.pairs import preferences_of_run
     from sdjax.training.data import number_rows, read_rows
@@ -227,7 +227,7 @@ def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
     rows = number_rows(job.data, preferences_of_run(Path(job.data)))
     if not rows:
         raise UserError(
-            f"{job.data}: the run has no preference pairs yet; finish an iteration first"
+            f"{job.data}: the run has no preference pairs yet; complete an iteration first"
         )
     return rows
 
@@ -235,7 +235,7 @@ def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
 def _reference(
     job: DPOJob, trainable: Trainable, pairs: Sequence[TokenPair], work_folder: Path
 ) -> np.ndarray:
-    """Compute the log-probabilities of the reference, or read those of an interrupted job."""
+    """Return the reference log-probabilities, cached for when the job is resumed."""
     from sdjax.core.progress import progress_bar
     from sdjax.training.checkpoints import cached_array
     from sdjax.training.dpo import pad_pairs, reference_logprobs
@@ -321,7 +321,7 @@ def _write_result(
         assert adapter is not None  # checked by the config class
         write_adapter(out, trainable.config, adapter, base=str(folder), extra_files=extra_files)
         return count
-    # Stored in the dtypes of the original model, whatever the dtype of the computation.
+    # Stored in the dtypes of the original model, regardless of the compute dtype.
     original = load_model(folder, mesh=mesh)[1]
     if adapter is None:
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), unflatten(trained), original)

@@ -11,7 +11,7 @@ from sdjax.cli.group import FOLDER_PATH, examples
 
 @click.group(name="zoo", epilog=examples("sdjax zoo list"))
 def zoo_group() -> None:
-    """List or reproduce the tiny trained models that ship with the package."""
+    """List or retrain the tiny models that ship with the package."""
 
 
 @zoo_group.command(name="list", epilog=examples("sdjax zoo list"))
@@ -28,7 +28,7 @@ def zoo_list() -> None:
     "--out",
     type=FOLDER_PATH,
     required=True,
-    help="Folder to write; resumes if it contains a part of the zoo.",
+    help="Folder to write; resumes if the folder contains part of the zoo.",
 )
 def zoo_train(out: Path) -> None:
     """Train the zoo from scratch, which takes about half an hour on two cores."""

@@ -20,11 +20,11 @@ TRAIN, TEST = "train", "test"
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset:
-    """A data set on the Hugging Face hub.
+    """A dataset on the Hugging Face Hub.
 
     Attributes:
         path: owner and name.
-        configs: configurations of the data set, concatenated in this order.
+        configs: configurations of the dataset, concatenated in this order.
     """
 
     path: str
@@ -33,11 +33,11 @@ class HubDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRow:
-    """One row of a data set.
+    """One row of a dataset.
 
     Attributes:
         values: field name to value.
-        where: file and line, or data set and row, for error messages.
+        where: file and line, or dataset and row, for error messages.
     """
 
     values: Mapping[str, Any]
@@ -68,7 +68,7 @@ def read_rows(
     Args:
         task: name of the task, for error messages.
         data: the user's file or folder, or None for the hub.
-        hub: data set on the hub, if the task has one.
+        hub: dataset on the hub, if the task has one.
         split: "test" or "train".
         fields: fields that every row must have.
 
@@ -120,7 +120,7 @@ def _read_hub(task: str, hub: HubDataset, split: str, fields: Sequence[str]) -> 
         except Exception as error:  # raised by the network, the cache or a parser
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"task {task}: {hub.path} cannot be loaded from the Hugging Face hub ({reason}); "
+                f"task {task}: {hub.path} cannot be loaded from the Hugging Face Hub ({reason}); "
                 "without a network, pass a file with --data PATH, or set task.data in the config"
             ) from None
         for index, values in enumerate(part):

@@ -1,4 +1,4 @@
-"""JSONL files, the format of data sets that a user provides."""
+"""JSONL files, the format of datasets that a user provides."""
 
 from __future__ import annotations
 

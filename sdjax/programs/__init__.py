@@ -1,1 +1,1 @@
-"""Prompts, program extraction and the grammar of random programs."""
+"""Prompts for candidates, their extraction from text, and the grammar of random programs."""

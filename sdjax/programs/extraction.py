@@ -1,11 +1,11 @@
-"""Extraction of the program from a generated text."""
+"""Extraction of programs from generated text."""
 
 from __future__ import annotations
 
 import re
 
 # An opening fence with an optional language, the code, and a closing fence or the end of the text
-# (generation may stop at the token limit before the fence is closed).
+# (generation may hit the token limit before the closing fence).
 _FENCED = re.compile(
     r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n]*\n"
     r"(?P<body>.*?)(?:^[ \t]*(?P=fence)[ \t]*$|\Z)",
@@ -16,10 +16,10 @@ _PYTHON = ("", "python", "py", "python3")
 
 
 def extract_program(text: str) -> str | None:
-    """Return the program in a generated text, or None if there is none.
+    """Return the program in generated text, or None if there is none.
 
-    It is the last fenced block of Python or without a language, or else the text from the first
-    import, definition or decorator on. Reasoning before the program is ignored.
+    The program is the last fenced block that is marked as Python or has no language. Without such a
+    block, it starts at the first import, definition or decorator. Reasoning before it is ignored.
     """
     text = text.replace("\r\n", "\n")
     blocks = [
@@ -32,7 +32,7 @@ def extract_program(text: str) -> str | None:
 
 
 def _tidy(program: str) -> str | None:
-    """Remove blank lines at both ends and trailing spaces; None if nothing is left."""
+    """Remove outer blank lines and trailing spaces; return None if nothing is left."""
     lines = [line.rstrip() for line in program.strip("\n").split("\n")]
     program = "\n".join(lines).strip("\n")
     return program + "\n" if program.strip() else None

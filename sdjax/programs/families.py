@@ -1,4 +1,4 @@
-"""Families of operations that a merge program uses, read from its verified IR."""
+"""Families of operations in merge programs, determined from their verified IR."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAMILIES: dict[str, str] = {
     "depth_ramp": "the layer's depth",
     "base_relative": "the seed's tensor",
     "max_magnitude": "the larger of two magnitudes, elementwise (held out of training)",
-    "projection_removal": "a tensor minus its projection on an expert (held out of training)",
+    "projection_removal": "a tensor minus its projection onto an expert (held out of training)",
 }
 HELD_OUT: frozenset[str] = frozenset({"max_magnitude", "projection_removal"})
 
@@ -46,7 +46,7 @@ def families_of(program: VerifiedProgram) -> frozenset[str]:
         count, leaves = len(convention.slots), convention.num_leaves
         slots |= set(convention.slots)
         names = [slot for slot in (*convention.slots, "base") for _ in range(leaves)]
-        names += ["", "depth"]  # the random key is not an operand of any family
+        names += ["", "depth"]  # the PRNG key is not an operand of any family
         names += [""] * len(program.hyperparameters)
         jaxpr = _traced(program, convention, block)
         inputs = [

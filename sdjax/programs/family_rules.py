@@ -1,8 +1,8 @@
-"""Rules that tell families of operations apart, applied to jaxprs by abstract interpretation.
+"""Classification of a program's operations into families, by abstract interpretation of jaxprs.
 
-For every value the reader tracks on which experts it depends, a few tags (a magnitude, a sign, a
-dot product, ...), and its linear form over earlier tensors if it has one. The primitives at which
-such values meet determine the families.
+For every value, the reader tracks the experts it depends on, a few tags (magnitude, sign, dot
+product, ...), and its linear form over earlier tensors, if it has one. The primitives that combine
+such values determine the families.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-# Bounds on the interpretation of hostile programs; results beyond them are incomplete.
+# Limits on the interpretation of hostile programs; beyond them, the result is incomplete.
 _MAX_STEPS = 20_000
 _MAX_TERMS = 64
 
@@ -36,7 +36,7 @@ _ARITHMETIC: dict[str, Callable[..., float]] = {
     "neg": operator.neg,
 }
 _SELECTED = {"magnitude", "sign", "norm", "dot", "mean"}  # tags that survive a selection
-# Operations whose result is of the same nature as their first operand.
+# Operations whose result has the same tags as their first operand.
 _TRANSPARENT = {
     *("reshape", "transpose", "squeeze", "convert_element_type", "copy", "optimization_barrier"),
     *("broadcast_in_dim", "expand_dims", "slice", "dynamic_slice", "rev", "stop_gradient"),
@@ -48,12 +48,13 @@ class Value:
     """Abstract value of an array.
 
     Attributes:
-        experts: inputs that it depends on: experts, "base" and "depth".
+        experts: inputs that the array depends on: experts, "base" and "depth".
         tags: properties such as "magnitude" or "norm"; see `FamilyReader.primitive`.
-        constant: its value if it is a constant scalar.
-        form: atom -> coefficient if it is a linear form; an atom is a tensor that is not one.
-        scalar: whether it has a single element.
-        parts: the values along the first axis of a stack.
+        constant: value of a constant scalar, else None.
+        form: mapping from atom to coefficient if the array is a linear form, else None. Atoms are
+            tensors that are not linear forms themselves.
+        scalar: whether the array has a single element.
+        parts: values along the first axis of a stack.
     """
 
     experts: frozenset[str] = frozenset()
@@ -65,40 +66,40 @@ class Value:
 
     @property
     def sources(self) -> frozenset[str]:
-        """The experts alone."""
+        """The inputs that are experts."""
         return self.experts - {"base", "depth"}
 
 
 class FamilyReader:
-    """Interprets jaxprs and collects families.
+    """Abstract interpreter of jaxprs that collects families.
 
     Attributes:
-        found: families so far.
+        found: families found so far.
         used: inputs that the results depend on.
     """
 
     def __init__(self) -> None:
-        """Create a reader that has found no family."""
+        """Create a reader with no families found."""
         self.found: set[str] = set()
         self.used: set[str] = set()
         self._atoms: list[Value] = []
         self._steps = 0
 
     def atom(self, experts: frozenset[str], *tags: str, scalar: bool = False) -> Value:
-        """Return a new value, an atom of linear forms unless it is a scalar."""
+        """Return a new value; unless it is a scalar, it becomes an atom of linear forms."""
         form = {} if scalar else {len(self._atoms): 1.0}
         value = Value(experts=experts, tags=frozenset(tags), form=form, scalar=scalar)
         self._atoms.append(value)
         return value
 
     def finish(self, outputs: Sequence[Value]) -> None:
-        """Record what the results are made of."""
+        """Record the families of the final results and the inputs they depend on."""
         for value in outputs:
             self.classify(value)
             self.used |= value.experts
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
-        """Return the values of a jaxpr's results."""
+        """Interpret a jaxpr and return its result values."""
         values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         values |= {v: _constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
 
@@ -112,11 +113,11 @@ class FamilyReader:
         return [read(v) for v in jaxpr.outvars]
 
     def call(self, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
-        """Return the results of a jaxpr with or without constants."""
+        """Interpret an open or closed jaxpr and return its result values."""
         return self.run(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), operands)
 
     def equation(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
-        """Return the results of an equation; control flow is followed into its jaxprs."""
+        """Interpret an equation, including the jaxprs of control flow, and return its results."""
         params, name = equation.params, equation.primitive.name
         self._steps += 1
         if self._steps > _MAX_STEPS:
@@ -129,7 +130,7 @@ class FamilyReader:
             body, count = params["body_jaxpr"], len(equation.outvars)
             state = operands[len(operands) - count :]
             consts = operands[len(operands) - len(body.in_avals) : len(operands) - count]
-            for _ in range(2):  # the second time with what the body adds to the carry
+            for _ in range(2):  # the second pass sees what the body adds to the carry
                 results = self.call(body, [*consts, *state])
                 state = [self.merge(pair) for pair in zip(state, results, strict=True)]
             return state
@@ -146,13 +147,13 @@ class FamilyReader:
         return [result] * len(equation.outvars)
 
     def merge(self, values: Sequence[Value]) -> Value:
-        """Return a value that may be any of these."""
+        """Return the join of values, which may be any of them."""
         experts = frozenset[str]().union(*(v.experts for v in values))
         tags = frozenset[str]().union(*(v.tags for v in values))
         return self.atom(experts, *tags, scalar=all(v.scalar for v in values))
 
     def classify(self, value: Value) -> None:
-        """Record the families of a linear form, once it is complete."""
+        """Record the families of a complete linear form."""
         terms = [(self._atoms[n], c) for n, c in value.form.items() if abs(c) > 1e-12]
         for term, coefficient in terms:
             if "centered" in term.tags:
@@ -181,7 +182,7 @@ class FamilyReader:
                 self.found.add("interpolation")
 
     def primitive(self, equation: JaxprEqn, name: str, operands: list[Value]) -> Value:
-        """Return the result of a primitive that is not control flow."""
+        """Return the result of a primitive other than control flow."""
         experts = frozenset[str]().union(*(v.experts for v in operands))
         scalar = math.prod(getattr(equation.outvars[0].aval, "shape", ())) == 1
         constants = [v.constant for v in operands if v.constant is not None]
@@ -249,7 +250,7 @@ class FamilyReader:
         return replace(self.atom(experts, *tags, "stack"), parts=tuple(parts))
 
     def scaled(self, value: Value, factor: float) -> Value:
-        """Return a value times a constant."""
+        """Return a value multiplied by a constant."""
         return replace(value, form={n: c * factor for n, c in value.form.items()}, parts=())
 
     def sum(self, left: Value, right: Value, sign: float) -> Value:
@@ -305,7 +306,7 @@ class FamilyReader:
         return self.atom(experts, "product")
 
     def scaled_by(self, scalar: Value, tensor: Value, experts: frozenset[str]) -> Value:
-        """Return a tensor times a scalar that is not a constant."""
+        """Return a tensor multiplied by a non-constant scalar."""
         self.classify(tensor)
         tags = {*tensor.tags & {"sign", "magnitude", "product"}}
         if "dot" in scalar.tags:
@@ -408,7 +409,7 @@ def _constant(value: Any) -> Value:
 
 
 def _evaluated(name: str, values: Sequence[float]) -> Value:
-    """Return the result of a primitive on constants; unknown for rare primitives."""
+    """Return the result of a primitive on constants, without a value for rare primitives."""
     constant = None
     if name in _TRANSPARENT:
         constant = values[0]

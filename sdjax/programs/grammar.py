@@ -1,9 +1,9 @@
 """A grammar that samples random merge programs in the algorithm API.
 
 The zoo's seed is trained on these programs, so they are short (60 to 110 tokens), use few naming
-schemes, and vary in structure, operations and constants. Some fail on purpose, since a search needs
-a generator that can fail. The families in `sdjax.programs.families.HELD_OUT` are excluded by
-default; they show whether a trained generator goes beyond its training programs.
+schemes, and vary in structure, operations and constants. Some are broken on purpose, because a
+search needs a generator that can fail. The families in `sdjax.programs.families.HELD_OUT` are
+excluded by default; they show whether a trained generator goes beyond its training programs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MIN_LENGTH, MAX_LENGTH = 90, 345  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class RandomProgram:
-    """A random program; `fails` says that the sandbox must refuse it."""
+    """A random program, and whether it is broken, so that the sandbox must refuse it."""
 
     text: str
     fails: bool
@@ -50,7 +50,7 @@ class _Draft:
     body: list[str]
 
     def text(self) -> str:
-        """Return the source text."""
+        """Return the source code."""
         head = f"def merge_models({', '.join(['task_vectors', *self.requests])}):"
         parts = [*self.helpers, "\n".join([head, *(f"    {line}" for line in self.body)])]
         source = "\n\n".join(parts)
@@ -60,12 +60,12 @@ class _Draft:
 def sample_program(
     rng: np.random.Generator, *, slots: int = 3, allow_held_out: bool = False
 ) -> RandomProgram:
-    """Return a random program.
+    """Sample a random program.
 
     Args:
-        rng: source of randomness.
+        rng: random generator.
         slots: number of experts, 2 to 5.
-        allow_held_out: whether about a third of the programs use the held-out families.
+        allow_held_out: whether to use the held-out families, in about a third of the programs.
     """
     if not 2 <= slots <= 5:
         raise ValueError(f"slots must be between 2 and 5, not {slots}")
@@ -89,7 +89,7 @@ def _draft(rng: np.random.Generator, slots: int, allow_held_out: bool) -> _Draft
 
 
 def _choose(rng: np.random.Generator, slots: int) -> list[int]:
-    """Return the experts that a program uses, in slot order."""
+    """Sample the experts that a program uses; return them in slot order."""
     draw = rng.random()
     count = slots if draw < 0.52 else slots - 1 if draw < 0.93 or slots == 2 else 1
     return sorted(int(i) for i in rng.choice(slots, size=count, replace=False))
@@ -98,7 +98,7 @@ def _choose(rng: np.random.Generator, slots: int) -> list[int]:
 def _load(
     rng: np.random.Generator, draft: _Draft, names: Names, used: list[int], slots: int
 ) -> list[str]:
-    """Assign the used experts to their names; a name always stands for the same slot."""
+    """Assign the used experts to variables; a variable name always refers to the same slot."""
     terms = [names.experts[i] for i in used]
     draw = rng.random()
     if len(used) == slots and draw < 0.4:
@@ -115,7 +115,7 @@ def _load(
 
 
 def _finish(rng: np.random.Generator, draft: _Draft, names: Names, result: str) -> None:
-    """Return `result`, sometimes after another operation on the merged tensor."""
+    """Add a statement that returns `result`, sometimes after one more operation on it."""
     draw = rng.random()
     m = names.merged
     if draw >= 0.36:
@@ -164,7 +164,7 @@ def _base_relative(rng: np.random.Generator, draft: _Draft, m: str) -> str:
 def _lines(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """Statements: load the experts, sometimes transform them, combine them."""
+    """Write statements that load the experts, sometimes transform them, and combine them."""
     used = _choose(rng, slots)
     terms = _load(rng, draft, names, used, slots)
     shaped = int(rng.choice(3, p=(0.58, 0.34, 0.08)))
@@ -249,10 +249,10 @@ def _loop(
 def _comprehension(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """Sum the experts by a comprehension."""
+    """Sum the experts in a comprehension."""
     v, w, m = names.each, names.weights, names.merged
     form = rng.random()
-    if form < 0.3:  # coefficients by the expert's name
+    if form < 0.3:  # coefficients in a dict keyed by expert
         used = _choose(rng, slots)
         if len(used) == 1:
             used = list(range(slots))
@@ -311,7 +311,7 @@ def _stack(
 def _inline(
     rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
 ) -> None:
-    """Write a single expression over the dict."""
+    """Write a single expression over the dict of task vectors."""
     used = _choose(rng, slots)
     terms = [f'task_vectors["expert_{i + 1}"]' for i in used]
     if rng.random() < 0.3:

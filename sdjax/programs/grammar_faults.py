@@ -1,4 +1,4 @@
-"""Faulty programs that the sandbox must refuse, made from valid ones by one edit."""
+"""Edits that break a valid program so that the sandbox must refuse it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _with_jnp(text: str) -> str:
 
 
 def wrong_shape(rng: np.random.Generator, text: str, slots: int) -> str | None:
-    """Return a tensor of another shape."""
+    """Make the program return a tensor of a different shape."""
     before, value = _returned(text)
     wrapped = (
         f"jnp.sum({value})",
@@ -39,7 +39,7 @@ def wrong_shape(rng: np.random.Generator, text: str, slots: int) -> str | None:
 
 
 def undefined_name(rng: np.random.Generator, text: str, slots: int) -> str | None:
-    """Remove an assignment to a name that is still read."""
+    """Remove the assignment of a name that is used later."""
     lines = text.split("\n")
     bound = [i for i, line in enumerate(lines) if re.match(r"    \w+ = ", line)]
     if not bound:
@@ -67,7 +67,7 @@ def missing_expert(rng: np.random.Generator, text: str, slots: int) -> str | Non
 
 
 def not_finite(rng: np.random.Generator, text: str, slots: int) -> str | None:
-    """Return values that are not finite."""
+    """Make the program return values that are not finite."""
     before, value = _returned(text)
     wrapped = (
         f"jnp.log({value})",
@@ -86,7 +86,7 @@ def forbidden_import(rng: np.random.Generator, text: str, slots: int) -> str | N
 
 
 def syntax_error(rng: np.random.Generator, text: str, slots: int) -> str | None:
-    """Break the syntax."""
+    """Introduce a syntax error."""
     form = rng.random()
     if form < 0.5:
         closing = [m.start() for m in re.finditer(r"[)\]]", text)]
@@ -106,7 +106,7 @@ def branch_on_values(rng: np.random.Generator, text: str, slots: int) -> str | N
 
 
 def returns_nothing(rng: np.random.Generator, text: str, slots: int) -> str | None:
-    """Return nothing."""
+    """Make the program return nothing."""
     before, value = _returned(text)
     return f"{before}result = {value}"
 
@@ -124,7 +124,7 @@ FAULTS: tuple[tuple[float, Fault], ...] = (
 
 
 def break_program(rng: np.random.Generator, text: str, slots: int) -> str:
-    """Return `text` with one fault that makes the sandbox refuse it."""
+    """Return `text` with one random edit that makes the sandbox refuse it."""
     shares = np.array([share for share, _ in FAULTS])
     while True:
         fault = FAULTS[int(rng.choice(len(FAULTS), p=shares / shares.sum()))][1]

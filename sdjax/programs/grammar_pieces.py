@@ -1,7 +1,7 @@
 """Building blocks of random merge programs: constants, names, expressions.
 
-Every block is a small function that returns Python text in the algorithm API. Constants have one or
-two decimals, since further digits would cost tokens without changing a merge noticeably.
+Every block is a small function that returns Python code in the algorithm API. Constants have one or
+two decimals; more digits would cost tokens without noticeably changing a merge.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """A naming scheme; each program uses one, since a tiny model cannot track free names.
+    """A naming scheme. Each program uses one, because a tiny model cannot track arbitrary names.
 
     Attributes:
         experts: names of the experts' tensors.
-        each: name of the loop variable and of the helper's parameter.
+        each: name of the loop variable, and of the parameter of the helper function.
         merged: name of the result.
         helper: name of the helper function.
         weights: name of the coefficients.
@@ -65,12 +65,12 @@ def literal(rng: np.random.Generator, value: float) -> str:
 
 
 def strength(rng: np.random.Generator) -> float:
-    """Return a random sum of a program's coefficients: about 1, between 0.3 and 2.5."""
+    """Sample the sum of a program's coefficients: about 1, between 0.3 and 2.5."""
     return float(np.clip(np.exp(rng.normal(0.05, 0.45)), 0.3, 2.5))
 
 
 def coefficients(rng: np.random.Generator, count: int) -> list[str]:
-    """Return coefficients of `count` experts; often one of them is small or negative."""
+    """Sample coefficients of `count` experts; often one of them is small or negative."""
     total = strength(rng)
     shares = rng.dirichlet([2.0] * count) * total
     if count > 1 and rng.random() < 0.35:
@@ -91,21 +91,21 @@ def linear(weights: Sequence[str], terms: Sequence[str]) -> str:
 
 
 def complement(constant: str) -> str:
-    """Return one minus a literal, with the same number of decimals."""
+    """Return 1 minus a literal, with the same number of decimals."""
     digits = len(constant.split(".")[1])
     return f"{1 - float(constant):.{digits}f}"
 
 
-# Shapers: expressions of one tensor, with its shape and about its size.
+# Shapers: expressions of one tensor that keep its shape and roughly its magnitude.
 
 
 def spread(rng: np.random.Generator, v: str) -> str:
-    """Return a measure of the size of a tensor's entries."""
+    """Return an expression for the typical magnitude of a tensor's entries."""
     return f"jnp.std({v})" if rng.random() < 0.6 else f"jnp.mean(jnp.abs({v}))"
 
 
 def magnitude_trim(rng: np.random.Generator, v: str) -> str:
-    """Keep entries by a threshold on their magnitude."""
+    """Keep entries on one side of a magnitude threshold."""
     form = rng.random()
     if form < 0.15:  # drop outliers instead of small entries
         return f"jnp.where(jnp.abs({v}) < {number(rng, 1.2, 3.0)} * {spread(rng, v)}, {v}, 0)"
@@ -118,7 +118,7 @@ def magnitude_trim(rng: np.random.Generator, v: str) -> str:
 
 
 def clip(rng: np.random.Generator, v: str) -> str:
-    """Limit entries to a range."""
+    """Clip entries to a range."""
     k, s = number(rng, 0.4, 2.5), spread(rng, v)
     return f"jnp.clip({v}, -{k} * {s}, {k} * {s})"
 
@@ -146,7 +146,7 @@ def saturation(rng: np.random.Generator, v: str) -> str:
 
 
 def sign_only(rng: np.random.Generator, v: str) -> str:
-    """Replace entries by their sign."""
+    """Replace entries with their sign, times one magnitude."""
     if rng.random() < 0.4:
         return f"jnp.sign({v}) * {spread(rng, v)}"
     return f"{number(rng, 0.3, 1.3)} * jnp.sign({v}) * {spread(rng, v)}"
@@ -199,7 +199,7 @@ Piece = tuple[list[str], str]  # statements, expression
 
 
 def weighted_sum(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Sum the experts with different coefficients."""
+    """Add the experts with different coefficients."""
     return [], linear(coefficients(rng, len(terms)), terms)
 
 
@@ -228,7 +228,7 @@ def mean(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
 
 
 def interpolation(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Interpolate between the experts, one after the other."""
+    """Interpolate between the experts, one at a time."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -249,12 +249,12 @@ def interpolation(rng: np.random.Generator, terms: Sequence[str], names: Names) 
 
 
 def norm_text(rng: np.random.Generator, v: str) -> str:
-    """Return the norm of a tensor."""
+    """Return an expression for the norm of a tensor."""
     return f"jnp.linalg.norm({v})" if rng.random() < 0.75 else f"jnp.sqrt(jnp.sum({v} * {v}))"
 
 
 def norm_balance(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Sum the experts with equal norms, or weighted by them."""
+    """Add the experts after equalizing their norms, or weighted by their norms."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     m, k = names.merged, coefficients(rng, len(terms))
@@ -277,7 +277,7 @@ def norm_balance(rng: np.random.Generator, terms: Sequence[str], names: Names) -
 
 
 def sign_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Keep entries where two experts agree in sign."""
+    """Select entries where the signs of two experts agree."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -313,7 +313,7 @@ def extremes(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Pi
 
 
 def cosine_weight(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Scale the sum by the cosine of two experts."""
+    """Scale the sum by the cosine similarity of two experts."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -326,7 +326,7 @@ def cosine_weight(rng: np.random.Generator, terms: Sequence[str], names: Names) 
 
 
 def cross_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Attenuate one expert where another one is large."""
+    """Attenuate one expert where another is large."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -335,11 +335,11 @@ def cross_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> 
     return [line], linear(coefficients(rng, len(order)), [p, f"s * {q}", *order[2:]])
 
 
-# Held out of the training programs.
+# Combiners that are held out of the training programs.
 
 
 def max_magnitude(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Take the entry of larger magnitude."""
+    """Take the entries with the largest magnitude."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
@@ -351,7 +351,7 @@ def max_magnitude(rng: np.random.Generator, terms: Sequence[str], names: Names) 
 
 
 def projection_removal(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
-    """Remove the projection of one expert on another."""
+    """Remove the projection of one expert onto another."""
     if len(terms) == 1:
         return weighted_sum(rng, terms, names)
     order = [terms[int(i)] for i in rng.permutation(len(terms))]

@@ -1,9 +1,9 @@
-"""Prompts from which a generator writes merge programs: the text files in prompts/.
+"""Prompts for generators of merge programs: the text files in prompts/.
 
 `short` is a single comment line, for generators that were trained on programs (the zoo). It has no
-trailing newline, which would split the "newline and indent" tokens of a byte-level BPE and make a
-small model write nonsense. `full` describes the algorithm API and the experts and contains a worked
-example, for instruction-tuned generators.
+trailing newline, because that would split the "newline and indent" tokens of a byte-level BPE and
+make a small model write nonsense. `full` describes the algorithm API and the experts and contains a
+worked example, for instruction-tuned generators.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def names() -> tuple[str, ...]:
 @cache
 def _template(name: str) -> Template:
     if name not in names():
-        raise UserError(f'prompt "{name}" does not exist; use one of {", ".join(names())}')
+        raise UserError(f'unknown prompt "{name}"; use one of {", ".join(names())}')
     return Template((FOLDER / f"{name}.txt").read_text(encoding="utf-8").rstrip("\n"))
 
 
@@ -43,8 +43,8 @@ def render(
     Args:
         name: name of the prompt.
         slots: names of the experts in slot order.
-        descriptions: slot -> description of the expert, for prompts that list the experts.
-        chat: wraps the user's message in the generator's chat template.
+        descriptions: mapping from slot to description, for prompts that list the experts.
+        chat: function that wraps a user message in the generator's chat template.
 
     Raises:
         UserError: an unknown prompt, or an expert without a description.

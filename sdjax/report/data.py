@@ -1,6 +1,6 @@
-"""The data of a report, read from a run's store: frozen dataclasses for plots, page and terminal.
+"""Data of a report, read from a run's store: frozen dataclasses for plots, page and terminal.
 
-The run need not be finished; whatever the store does not contain yet is empty.
+The run may be unfinished; parts that the store does not contain yet are empty.
 """
 
 from __future__ import annotations
@@ -41,19 +41,21 @@ KINDS = ("seed", "expert", "method", "control", "program")
 
 @dataclass(frozen=True, kw_only=True)
 class IterationReport:
-    """The samples of one iteration.
+    """Statistics of the samples of one iteration.
 
     Attributes:
-        iteration: counted from 1.
+        iteration: number of the iteration, starting at 1.
         temperature: sampling temperature; None if it is not recorded.
         samples: number of samples.
-        counts: status -> number of samples.
-        reasons: reason such as "refused: import of os" -> number of samples that it made
-            inadmissible, most frequent first.
+        counts: number of samples by status.
+        reasons: number of inadmissible samples by reason, such as "refused: import of os", most
+            frequent first.
         scores: development scores of the distinct programs that first occurred here.
-        sample_mean: mean score of all admissible samples; a duplicate has its original's score.
-        unseen: share of the novel programs that the generator was not trained on; None if unknown.
-        held_out: held-out family -> number of novel programs that use it.
+        sample_mean: mean score of all admissible samples; a duplicate has the score of its
+            original.
+        unseen: fraction of the novel programs that the generator was not trained on; None if
+            unknown.
+        held_out: number of novel programs by held-out family.
         pairs: number of preference pairs.
     """
 
@@ -81,7 +83,7 @@ class IterationReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TestRow:
-    """One entry on the test problems; differences are paired by problem.
+    """Test results of one entry; differences are paired by problem.
 
     Attributes:
         name: name of the entry.
@@ -122,13 +124,13 @@ class ProgramReport:
     """One of the best programs.
 
     Attributes:
-        rank: by development score, counted from 1.
+        rank: rank by development score, starting at 1.
         name: name of the entry.
         program: the stored program; its source is untrusted and must be escaped.
         iteration: iteration in which it first occurred.
         development: development score.
-        test: strict test accuracy, if it was tested.
-        change: how much it changes the seed; see `sdjax.search.types.Application`.
+        test: strict test accuracy; None if the program was not tested.
+        change: size of its change to the seed; see `sdjax.search.types.Application`.
         nearest: most similar training program, if the generator's training programs are available.
     """
 
@@ -144,17 +146,17 @@ class ProgramReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """A whole report.
+    """All data of a report.
 
     Attributes:
         metric: metric of the run, "strict" or "flexible".
         iterations: the iterations that have samples.
         references: reference lines of the plot of development scores.
-        tables: setting -> final table, for the settings that were tested.
+        tables: final table of each setting that was tested.
         best_method: entry name of the best human-designed method by development score.
-        min_change: programs that change the seed less than this are flagged.
+        min_change: programs that change the seed by less than this are flagged.
         best: the best programs.
-        missing: sentences on what the run does not contain yet.
+        missing: sentences about results that do not exist yet.
     """
 
     metric: str
@@ -168,7 +170,7 @@ class ReportData:
 
 
 def read_report(store: Store) -> ReportData:
-    """Read everything that a report shows from a run's store."""
+    """Read all data of a report from a run's store."""
     config = store.run().config
     metric = config.get("task", {}).get("metric", "strict")
     scores = complete_scores(store, metric)
@@ -190,7 +192,7 @@ def read_report(store: Store) -> ReportData:
 
 
 def display_name(entry: str) -> str:
-    """Return a readable name of an entry: "program 3fa9c1d0", "ties(density=0.4)"."""
+    """Return a readable name of an entry, such as "program 3fa9c1d0" or "ties(density=0.4)"."""
     kind, _, rest = entry.partition(":")
     if kind == "program":
         return f"program {rest[:8]}"
@@ -200,8 +202,7 @@ def display_name(entry: str) -> str:
 def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
     """Return the final table: the seed, then experts, methods, controls and programs.
 
-    Within a kind the order is by development score, by which entries were selected, and never
-    by test score.
+    Rows of one kind are ordered by development score, as in the selection, never by test score.
     """
     entries = store.entries()
     tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
@@ -353,19 +354,19 @@ def _missing(
     iterations: Sequence[IterationReport],
     tables: Mapping[str, Sequence[TestRow]],
 ) -> tuple[str, ...]:
-    """Return sentences on results that a reader may look for and that do not exist yet."""
+    """Return sentences about results that a reader may expect but that do not exist yet."""
     sentences = []
     if store.run().finished_at is None:
-        sentences.append("The run is not finished; these are its results so far.")
+        sentences.append("The run is unfinished; these are the results so far.")
     if not iterations:
         sentences.append("No program has been sampled yet.")
     elif total is not None and len(iterations) < total:
         sentences.append(f"{len(iterations)} of {total} iterations have started.")
     waiting = sum(one.counts.get(NOT_JUDGED, 0) for one in iterations)
     if waiting:
-        sentences.append(f"{waiting} samples are not judged yet.")
+        sentences.append(f"{waiting} samples have not been judged yet.")
     if not tables:
         sentences.append("Nothing has been scored on the test problems yet.")
     elif not any(row.kind == "seed" for rows in tables.values() for row in rows):
-        sentences.append("The seed has not been tested, so there are no differences from it.")
+        sentences.append("The seed has not been tested, so differences from it are not shown.")
     return tuple(sentences)

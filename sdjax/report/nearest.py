@@ -1,4 +1,4 @@
-"""The training program whose text is most similar to a discovered program."""
+"""Search for the training program that is most similar to a discovered program."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """A training program and its similarity, from 0 to 1 (same tokens)."""
+    """A training program and its similarity, from 0 to 1 (identical tokens)."""
 
     text: str
     similarity: float
 
 
 def nearest_texts(sources: Mapping[str, str], training: Sequence[str]) -> dict[str, Nearest]:
-    """Return the most similar training text of each source.
+    """Return the most similar training program of each source.
 
-    Similarity is the Jaccard index of the sets of three consecutive tokens, without comments.
+    Similarity is the Jaccard index of the sets of token trigrams, without comments.
 
     Args:
-        sources: name -> source text.
-        training: texts of the training programs.
+        sources: source code by name.
+        training: source code of the training programs.
     """
     training_runs = [_runs(text) for text in training]
     nearest = {}

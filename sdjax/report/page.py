@@ -1,8 +1,8 @@
 """The report of a run as one self-contained HTML page, and its final table for the terminal.
 
-Programs, messages and names are untrusted text: the template escapes everything, the page's
-content security policy forbids scripts and requests, and characters that would reorder or hide
-text are shown as codes.
+Programs, messages and names are untrusted: the template escapes all text, the page's content
+security policy forbids scripts and requests, and characters that would reorder or hide text are
+shown as codes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from sdjax.search.store import Store
 from sdjax.search.types import MAIN
 
 TEMPLATE = Path(__file__).with_name("report.html")
-MAX_LENGTH = 20_000  # characters of one text that are shown
+MAX_LENGTH = 20_000  # longer strings are truncated to this many characters
 
 
 def write_report(store: Store, out_path: Path) -> Path:
-    """Write the page of a run, finished or not, atomically; return its path."""
+    """Write the page of a finished or unfinished run atomically; return its path."""
     out_path = Path(out_path)
     write_file(out_path, render(store))
     return out_path
@@ -71,7 +71,7 @@ def render(store: Store) -> str:
 
 
 def final_table(store: Store, setting: str = MAIN) -> Table:
-    """Return the final table of a setting; its caption says which results are missing."""
+    """Return the final table of a setting; its caption lists missing results."""
     report = read_report(store)
     table = Table(
         title=Text(f"Test accuracy (%), setting {setting}"),
@@ -109,14 +109,14 @@ def visible(text: str) -> str:
 
 
 def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
-    """Return a sentence on the gain of the best program over the best human-designed method."""
+    """Return a sentence about the gain of the best program over the best human-designed method."""
     best = report.best[0].name if report.best else None
     gain = next((row.method_gain for row in rows if row.name == best), None)
     if gain is None or best is None or report.best_method is None:
         return []
     mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
     return [
-        f"The best program, {display_name(best)}, against {display_name(report.best_method)}: "
+        f"The best program, {display_name(best)}, vs. {display_name(report.best_method)}: "
         f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] {report.metric}"
     ]
 

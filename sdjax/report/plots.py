@@ -1,4 +1,4 @@
-"""The figures of the report, as SVG text."""
+"""The figures of the report, as SVG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLORS = {
 }
 LINES = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 SHARES = ("#0072B2", "#8EC1E3")
-REMOVED_METADATA = ("Creator", "Date", "Format", "Type")  # SVG metadata with a time and a URL
+REMOVED_METADATA = ("Creator", "Date", "Format", "Type")  # includes a timestamp and a URL
 REFUSED = ("#D55E00", "#E69F00", "#F0C75E", "#CC79A7", "#9B7FB8", "#B0B7BF", "#7D8791")
 
 STYLE: dict[Any, Any] = {
@@ -60,7 +60,7 @@ def score_distributions(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axes = figure.add_subplot()
-        rng = np.random.default_rng(0)  # for the jitter only
+        rng = np.random.default_rng(0)  # only for the jitter
         for place, one in enumerate(iterations, 1):
             scores = 100 * np.asarray(one.scores)
             if scores.size > 1:
@@ -116,7 +116,7 @@ def score_distributions(
 
 
 def _line_labels(axes: Axes, references: Sequence[ReferenceLine]) -> None:
-    """Label the reference lines at the right edge, moved apart if they would overlap."""
+    """Label the reference lines at the right edge, shifting labels that would overlap."""
     low, high = axes.get_ylim()
     step = (high - low) * 0.05
     order = sorted(range(len(references)), key=lambda n: references[n].score)
@@ -138,7 +138,7 @@ def _line_labels(axes: Axes, references: Sequence[ReferenceLine]) -> None:
 
 
 def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
-    """Plot the shares of novel, duplicate and inadmissible samples of each iteration."""
+    """Plot the fractions of novel, duplicate and inadmissible samples in each iteration."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.9 + 0.5 * len(iterations)), layout="constrained")
         axes = figure.add_subplot()
@@ -189,7 +189,7 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
 
 
 def gains(rows: Sequence[TestRow]) -> Figure:
-    """Differences from the seed on the test problems, with 95 % paired intervals."""
+    """Plot differences from the seed on the test problems, with 95% paired intervals."""
     rows = [row for row in rows if row.strict_gain is not None]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.3 + 0.42 * len(rows)), layout="constrained")
@@ -258,11 +258,11 @@ def development_against_test(rows: Sequence[TestRow], metric: str) -> Figure:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Return a figure as an <svg> element; the same data give the same text.
+    """Return a figure as an <svg> element; equal figures give equal strings.
 
     Args:
-        figure: to draw.
-        name: label for screen readers; also makes the ids of the page's figures distinct.
+        figure: figure to render.
+        name: label for screen readers; also makes element ids unique within the page.
     """
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):

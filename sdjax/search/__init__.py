@@ -1,1 +1,1 @@
-"""Preference pairs, the loop, its store and its controls."""
+"""The search loop, its store, baselines and preference pairs."""

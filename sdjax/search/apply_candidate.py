@@ -1,8 +1,8 @@
-"""Apply a verified program to real weights.
+"""Application of a verified program to real weights.
 
-The probe tensors are small and few. What only the model's weights reveal becomes a verdict in the
-sandbox's terms: "non-finite", or "too costly" by loop iterations or by memory of the compiled
-merge.
+The sandbox probes a program with a few small tensors. Failures that only occur on the model's
+weights become one of the sandbox's verdicts: "non-finite", or "too costly" because of loop
+iterations or of the memory of the compiled merge.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sdjax.search.types import Application, Program, program_entry
 def apply_program(
     context: RunContext, program: Program, setting: str
 ) -> tuple[Application, MergedModel | None]:
-    """Merge the models of a setting by a program.
+    """Merge the models of a setting with a program.
 
     Returns:
-        the result to store, and the merged model if the program remains admitted.
+        the result to store, and the merged model if the program is still admitted, else None.
     """
     name = program_entry(program.identity)
     verified = context.verified_program(program)
@@ -43,11 +43,11 @@ def apply_program(
         if not merged.finite:
             refusal = _why_not_finite(context, algorithm, verified, setting)
     except MemoryLimitExceeded:
-        message = "the compiled merge needs more memory than the limit"
+        message = "the compiled merge exceeds the memory limit"
         refusal = Refusal("too costly", "memory", message)
-    # JAX may reject shapes and devices that were not probed; any other exception is our bug.
+    # JAX may reject shapes and devices that were not probed; any other exception is a bug in sdjax.
     except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        message = f"the array program cannot be run on the model ({type(error).__name__})"
+        message = f"the array program fails on the model ({type(error).__name__})"
         refusal = Refusal("refused", "ir", message)
     application = Application(
         entry=name,
@@ -66,7 +66,7 @@ def apply_program(
 def _why_not_finite(
     context: RunContext, algorithm: Algorithm, verified: VerifiedProgram, setting: str
 ) -> Refusal:
-    """Return the reason for NaNs, which also mark a loop that reached its iteration limit."""
+    """Return the reason for NaNs, which also mark a loop that hit its iteration limit."""
     if any(block.loops for _, block in verified.programs.values()):
         check = dataclasses.replace(
             algorithm,
@@ -75,7 +75,7 @@ def _why_not_finite(
         )
         if not context.merge(check, setting).finite:
             limit = verified.max_loop_iterations
-            message = f"a `while` loop did not end within {limit} iterations on the model"
+            message = f"a `while` loop did not finish within {limit} iterations on the model"
             return Refusal("too costly", "loop-iterations", message)
     message = (
         "the merged weights contain NaN or infinite values; guard divisions, logarithms and roots"
@@ -84,7 +84,7 @@ def _why_not_finite(
 
 
 def _loop_limit_check(verified: VerifiedProgram) -> Any:
-    """Return a merge function whose result is zero if all loops end within the limit, else NaN."""
+    """Return a merge function that returns 0 if all loops finish within the limit, else NaN."""
 
     def merge_models(task_vectors: Any, **arguments: Any) -> Any:
         result, exhausted = verified.run(task_vectors, **arguments)

@@ -1,4 +1,4 @@
-"""What discovered programs must beat: the seed, the experts, and tuned human-designed methods."""
+"""Baselines for discovered programs: the seed, the experts, and tuned human-designed methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def expert_entry(slot: str) -> str:
 
 
 def grid_methods(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return entry -> method, hyperparameters and grids of every grid point."""
+    """Return a mapping from entry name to method, hyperparameters and grids of each grid point."""
     methods: dict[str, dict[str, Any]] = {}
     for grid in GRIDS:
         for method, hyperparameters in config.baselines.combinations(grid):
@@ -59,7 +59,7 @@ def score_baseline(
     split: str,
     setting: str = MAIN,
 ) -> None:
-    """Score one baseline on a split in a setting.
+    """Score one baseline on a split.
 
     Args:
         context: the loaded run.
@@ -67,7 +67,7 @@ def score_baseline(
         name: entry name.
         detail: method and hyperparameters; None for the seed and the experts.
         split: "development" or "test".
-        setting: name of the setting to merge.
+        setting: name of the setting whose models are merged.
     """
     if store.is_complete(name, split, setting):
         return
@@ -88,7 +88,7 @@ def score_baseline(
 
 
 def tuned_methods(context: RunContext, store: Store) -> list[str]:
-    """Return the best entry of each method on each grid, without repetitions."""
+    """Return the best entry of each method on each grid, without duplicates."""
     groups = [
         (f"{grid}: {detail['method']}", name)
         for name, detail in grid_methods(context.config).items()

@@ -1,6 +1,6 @@
-"""Configuration of a run: the schema of its YAML file, one frozen dataclass per section.
+"""Run config schema: one frozen dataclass per section of the YAML file.
 
-Defaults are the project's own. The paper's settings are in configs/paper-mistral-7b.yaml.
+Defaults are sdjax's own; configs/paper-mistral-7b.yaml has the paper's settings.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ Grid = dict[str, dict[str, Annotated[tuple[Hyperparameter, ...], Field(min_lengt
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExpertConfig:
-    """One expert.
+    """Config of one expert.
 
     Attributes:
-        model: "zoo:NAME", a folder, or the Hugging Face name of a model on this machine.
+        model: "zoo:NAME", a folder, or the Hugging Face name of a downloaded model.
         description: one line about the expert, for the generator's prompt.
     """
 
@@ -59,16 +59,16 @@ class ExpertConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskConfig:
-    """The task that models are scored on.
+    """Config of the task that models are scored on.
 
     Attributes:
         name: name of a task, path of a .jsonl file of problems, or module:Class of a task.
-        data: a file or folder with the task's problems; null reads them from the Hugging Face hub.
-        development: number of development problems; null takes the task's default.
-        test: number of test problems; null takes the task's default.
-        shots: number of worked examples before each problem; null takes the task's default.
-        prompt: whether problems are prompted as plain text or through the chat template.
-        metric: the answer filter whose accuracy ranks the programs.
+        data: a file or folder with the task's problems; null reads them from the Hugging Face Hub.
+        development: number of development problems; null uses the task's default.
+        test: number of test problems; null uses the task's default.
+        shots: number of worked examples before each problem; null uses the task's default.
+        prompt: format of prompts, plain text or the chat template.
+        metric: answer filter whose accuracy is the score of a program.
     """
 
     name: NonEmptyStr
@@ -82,15 +82,15 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerationConfig:
-    """How programs are sampled from the generator.
+    """Config of sampling programs from the generator.
 
     Attributes:
         prompt: name of a file in sdjax/programs/prompts, without its extension.
         samples: number of samples per iteration.
         temperature: sampling temperature of the first iteration.
-        slope: iteration t samples at temperature / (1 + slope * (t - 1)).
+        slope: decay of the temperature; iteration t uses temperature / (1 + slope * (t - 1)).
         top_p: nucleus sampling threshold.
-        decoding: sizes of the generator's decoder.
+        decoding: config of the generator's decoder.
     """
 
     prompt: NonEmptyStr = "full"
@@ -101,22 +101,22 @@ class GenerationConfig:
     decoding: DecoderConfig = Field(default_factory=DecoderConfig)
 
     def temperature_at(self, iteration: int) -> float:
-        """Return the temperature of an iteration, counted from 1."""
+        """Return the sampling temperature of an iteration (1-based)."""
         return self.temperature / (1 + self.slope * (iteration - 1))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SelectionConfig:
-    """How preference pairs are made of scored programs.
+    """Config of making preference pairs from scored programs.
 
     Attributes:
-        chosen_percent: share of the distinct scored programs on the chosen side, the best ones.
-        rejected_percent: share on the rejected side, the worst ones.
-        elites: best programs of each earlier iteration that join the chosen side.
-        min_gap: smallest difference of scores within a pair.
-        min_change: smallest change of the seed (see `sdjax.search.types.Application`) that a
-            chosen program must make.
-        max_pairs: more pairs than this are subsampled; null keeps all.
+        chosen_percent: percentage of the distinct scored programs to choose, best first.
+        rejected_percent: percentage of the distinct scored programs to reject, worst first.
+        elites: number of best programs of each earlier iteration that are also chosen.
+        min_gap: minimum difference of the scores within a pair.
+        min_change: minimum change to the seed (see `sdjax.search.types.Application`) that a chosen
+            program must make.
+        max_pairs: maximum number of pairs, above which they are subsampled; null keeps all.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {
@@ -143,13 +143,13 @@ class SelectionConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BaselinesConfig:
-    """Human-designed methods to compare with, tuned on the development problems.
+    """Config of the human-designed methods to compare with, tuned on the development problems.
 
-    A grid maps methods to hyperparameters to values; every combination is scored. A method without
-    hyperparameters ({}) is scored once, with its defaults.
+    A grid maps each method to its hyperparameters and their values; every combination is scored. A
+    method without hyperparameters ({}) is scored once, with its defaults.
 
     Attributes:
-        paper: the grid of the paper.
+        paper: the paper's grid.
         fine: a finer grid.
     """
 
@@ -157,7 +157,7 @@ class BaselinesConfig:
     fine: Grid = Field(default_factory=dict)
 
     def combinations(self, grid: Literal["paper", "fine"]) -> list[tuple[str, dict[str, Any]]]:
-        """Return (method, hyperparameters) of each point of a grid, in the order of the file."""
+        """Return (method, hyperparameters) for each point of a grid, in the order of the file."""
         return [
             (method, dict(zip(axes, values, strict=True)))
             for method, axes in getattr(self, grid).items()
@@ -167,10 +167,10 @@ class BaselinesConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TestConfig:
-    """The final test.
+    """Config of the final test.
 
     Attributes:
-        top_k: number of programs, by development score, that are scored on the test problems.
+        top_k: number of best programs by development score to score on the test problems.
     """
 
     __test__ = False  # pytest would collect a class named Test…
@@ -180,18 +180,18 @@ class TestConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """One run of the search.
+    """Config of a search run.
 
     Attributes:
         name: the run's name, shown in its report.
-        seed: the model to be improved; generators start from its weights.
-        generator: PEFT adapter of the seed, written by `sdjax train` with `save: adapter`, with
-            which the first generator starts; null starts from the seed itself.
-        experts: slot -> expert; the slots are expert_1, expert_2, …
-        transfer: experts on which the best programs are tested again; empty skips that.
+        seed: the model to improve; generators start from its weights.
+        generator: PEFT adapter for the seed that the first generator starts from, written by
+            `sdjax train` with `save: adapter`; null starts from the seed itself.
+        experts: mapping from slot (expert_1, expert_2, …) to expert.
+        transfer: experts on which the best programs are tested again; skipped if empty.
         scope: mlp, attention, all, or glob patterns over tensor paths.
         iterations: number of iterations.
-        rng_seed: seed of all random numbers of the run.
+        rng_seed: seed for all random numbers of the run.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"random": "rng_seed"}
@@ -229,17 +229,17 @@ class RunConfig:
         return tuple(f"expert_{n + 1}" for n in range(len(self.experts)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the config as plain data; `config_from` is the inverse."""
+        """Return the config as JSON-compatible data; the inverse of `config_from`."""
         return asdict(self)
 
 
 def find_config(path: str | Path) -> Path:
-    """Return the file at `path`, or the shipped config of that name.
+    """Return the config file at `path`, or the shipped config with that name.
 
     "configs/demo.yaml" and "demo" work from any folder.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
     path = Path(path)
     if path.is_file():
@@ -248,7 +248,7 @@ def find_config(path: str | Path) -> Path:
     if path.parent in (Path("."), Path("configs")) and shipped.is_file():
         return shipped
     names = ", ".join(sorted(file.stem for file in CONFIG_FOLDER.glob("*.yaml")))
-    raise UserError(f"{path}: config not found; give a YAML file or a shipped config: {names}")
+    raise UserError(f"{path}: config not found; pass a YAML file or a shipped config: {names}")
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -262,7 +262,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def config_from(data: Mapping[str, Any], where: str) -> RunConfig:
-    """Return the config of plain data, such as a store contains; `where` starts error messages."""
+    """Parse a config from JSON-compatible data; error messages start with `where`."""
     return dataclass_from(RunConfig, data, where)
 
 

@@ -1,4 +1,4 @@
-"""Everything that a run works with, loaded once: models, task, decoders, mergers, signature."""
+"""The loaded parts of a run: models, task, decoders, mergers, merge signature."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ Params = dict[str, Any]
 
 
 def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
-    """Return the random key of one purpose, independent of all others.
+    """Return the PRNG key of one purpose, independent of all others.
 
     Args:
         rng_seed: seed of the run.
         purpose: name of the purpose, such as "merge".
-        numbers: such as the iteration.
+        numbers: numbers to fold in, such as the iteration.
     """
     key = fold_in_name(jax.random.key(rng_seed), purpose)
     for number in numbers:
@@ -69,18 +69,18 @@ class RunContext:
         tokenizer: the seed's tokenizer.
         mesh: devices of the run; None on a single device.
         seed: parameters of the seed.
-        experts: setting -> parameters in scope of each expert, in slot order.
-        mergers: setting -> merger of the seed and the setting's experts.
+        experts: for each setting, the parameters in scope of each expert, in slot order.
+        mergers: for each setting, the merger of the seed and the experts.
         task: the task that models are scored on.
-        problems: split -> problems with their prompts.
-        generator_decoder: samples programs.
-        eval_decoder: solves problems.
-        signature: what programs are verified against.
+        problems: for each split, the problems with their prompts.
+        generator_decoder: decoder that samples programs.
+        eval_decoder: decoder that solves problems.
+        signature: merge signature that programs are verified against.
         prompt: the generator's prompt.
-        initial_adapter: adapter with which the first generator starts, if the config names one.
-        training_identities: sorted first 64 bits of the identities of the programs that the first
-            generator was trained on; None if its folder does not list them.
-        verified: identity -> verified program, as far as this process has verified it.
+        initial_adapter: adapter of the first generator, if the config specifies one.
+        training_identities: first 64 bits of the identities of the programs that the first
+            generator was trained on, sorted; None if its folder does not list them.
+        verified: verified programs by identity, for programs that this process has verified.
     """
 
     config: RunConfig
@@ -101,17 +101,17 @@ class RunContext:
     verified: dict[str, VerifiedProgram] = dataclasses.field(default_factory=dict)
 
     def key(self, purpose: str, *numbers: int) -> jax.Array:
-        """Return the random key of one purpose; see `run_key`."""
+        """Return the PRNG key of one purpose; see `run_key`."""
         return run_key(self.config.rng_seed, purpose, *numbers)
 
     @cached_property
     def compute_seed(self) -> Params:
-        """The seed's parameters in the dtype that training computes in."""
+        """The seed's parameters in the compute dtype of training."""
         dtype = self.generator_decoder.compute_dtype
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self.seed)
 
     def new_adapter(self) -> Adapter:
-        """Return the adapter of the first generator."""
+        """Return the initial adapter of the first generator."""
         training = self.config.training
         adapter = self.initial_adapter or init_adapter(
             self.model, self.key("adapter"), rank=training.rank, alpha=training.alpha
@@ -119,7 +119,7 @@ class RunContext:
         return adapter if self.mesh is None else shard_adapter(adapter, self.model, self.mesh)
 
     def verified_program(self, program: Program) -> VerifiedProgram:
-        """Return the verified program of a stored one; it is verified only on first use."""
+        """Return the verified form of a stored program, verifying it on first use."""
         if program.identity not in self.verified:
             self.verified[program.identity] = verify_ir(program.ir, self.signature)
         return self.verified[program.identity]
@@ -130,17 +130,17 @@ class RunContext:
         """Add the algorithm's merged task vector to the seed's tensors in scope.
 
         Args:
-            algorithm: to merge with.
-            setting: name of the setting to merge.
-            max_memory: largest number of bytes that a compiled merge may need.
+            algorithm: algorithm to merge with.
+            setting: name of the setting whose experts are merged.
+            max_memory: maximum memory of a compiled merge in bytes.
 
         Raises:
-            MemoryLimitExceeded: a compiled merge needs more than `max_memory` bytes.
+            MemoryLimitExceeded: a compiled merge requires more than `max_memory` bytes.
         """
         return self.mergers[setting](algorithm, key=self.key("merge"), max_memory=max_memory)
 
     def with_expert(self, index: int, setting: str = MAIN) -> Params:
-        """Return the seed's parameters with one expert's tensors in scope."""
+        """Return the seed's parameters with the tensors in scope replaced by an expert's."""
 
         def merge_models(task_vectors: Mapping[str, jax.Array]) -> jax.Array:
             return list(task_vectors.values())[index]
@@ -156,12 +156,12 @@ class RunContext:
 
 
 def build_context(config: RunConfig) -> RunContext:
-    """Load everything that the config names and check that it fits together.
+    """Load everything that the config refers to and check that it is consistent.
 
     Raises:
-        UserError: a missing folder, a damaged file, an expert whose tensors do not match the
-            seed's, a generator for another model or of another rank, or a mesh that does not match
-            the devices.
+        UserError: a folder is missing, a file is damaged, the tensors of an expert do not match the
+            seed's, the generator is for another model or has another rank, or the mesh does not
+            match the devices.
     """
     task = _load_task(config)
     mesh = config.mesh.make(default_axis="tensor")
@@ -175,7 +175,7 @@ def build_context(config: RunConfig) -> RunContext:
         setting: [_read_expert(named[slot], model, paths, mesh) for slot in config.slots]
         for setting, named in settings.items()
     }
-    # Each program runs only a few times, so fast compilation matters more than fast execution.
+    # Each program runs only a few times, so compilation time matters more than execution time.
     compile_cache = CompileCache(quick=True)
     mergers = {
         setting: Merger(
@@ -229,8 +229,8 @@ def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
     largest = config.generation.decoding.buckets[-1]
     if length > largest:
         raise UserError(
-            f"generation.decoding.buckets: the prompt {name!r} has {length} tokens, more than the "
-            f"largest bucket ({largest}); add a bucket of {length} or more"
+            f"generation.decoding.buckets: the prompt {name!r} has {length} tokens, but the "
+            f"largest bucket is {largest}; add a bucket of at least {length}"
         )
     return prompt
 
@@ -249,19 +249,19 @@ def _load_task(config: RunConfig) -> Task:
 def _load_problems(
     task: Task, split: str, config: RunConfig, tokenizer: Tokenizer
 ) -> Sequence[PromptedProblem]:
-    """Return the problems of a split with the prompts that every model of the run gets."""
+    """Return the problems of a split with their prompts, which are the same for every model."""
     problems = build_prompts(
         task, read_problems(task, split), tokenizer, chat=config.task.prompt == "chat"
     )
     if not problems:
         raise UserError(
-            f"task {task.name}: there are no {split} problems; check task.development and task.test"
+            f"task {task.name}: no {split} problems; check task.development and task.test"
         )
     largest = config.evaluation.buckets[-1]
     if all(len(problem.tokens) > largest for problem in problems):
         raise UserError(
-            f"task {task.name}: every {split} prompt is longer than the largest of "
-            f"evaluation.buckets ({largest}); add a larger bucket"
+            f"task {task.name}: every {split} prompt exceeds the largest bucket in "
+            f"evaluation.buckets, {largest}; add a larger bucket"
         )
     return problems
 
@@ -279,8 +279,8 @@ def _read_expert(
             )
         if expert_specs[path].shape != seed_specs[path].shape:
             raise UserError(
-                f"{folder}: tensor {path} has shape {expert_specs[path].shape}, the seed's has "
-                f"{seed_specs[path].shape}; experts must be fine-tunes of the seed"
+                f"{folder}: tensor {path} has shape {expert_specs[path].shape}, not "
+                f"{seed_specs[path].shape} as in the seed; experts must be fine-tunes of the seed"
             )
     return load_model(folder, paths=paths, mesh=mesh)[1]
 
@@ -304,9 +304,9 @@ def _build_decoder(
     length = config.buckets[-1] + config.max_new_tokens
     if length > model.max_seq_len:
         raise UserError(
-            f"decoding: the largest bucket and max_new_tokens sum to {length} tokens, more than "
-            f"the model's {model.max_seq_len}; lower one of them"
+            f"decoding: the largest bucket plus max_new_tokens is {length} tokens, but the model's "
+            f"maximum sequence length is {model.max_seq_len}; lower one of them"
         )
-    # bfloat16 is slower than float32 on the CPU; accelerators compute in the stored dtype.
+    # On CPUs, bfloat16 is slower than float32; accelerators compute in the stored dtype.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return Decoder(model, config, stop_token_ids=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)

@@ -1,8 +1,7 @@
 """The SQLite file of a run: created atomically, checked when it is opened, with a single writer.
 
-The file uses WAL with synchronous=NORMAL: a killed process loses nothing that was committed. A
-power failure may lose the last commits, which a resumed run computes again, but cannot corrupt the
-file.
+The file uses WAL with synchronous=NORMAL. If the process is killed, no commit is lost. A power
+failure may lose the last commits, which a resumed run recomputes, but cannot corrupt the file.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from sdjax.io.lock import lock_folder
 
 DATABASE_FILE = "run.sqlite"
 LOCK_FILE = "run.lock"
-VERSION = 3  # of the tables; 2 is sdjax 0.1
+VERSION = 3  # schema version; sdjax 0.1 used 2
 
 
 class Database:
     """A connection to a run's database; a writer also holds the folder's lock."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock: FileLock | None) -> None:
-        """Wrap an open connection; use `create`, `open` or `mirror` instead."""
+        """Wrap an open connection; call `create`, `open` or `mirror` instead."""
         self.folder = folder
         self.path = folder / DATABASE_FILE
         self._connection = connection
@@ -43,7 +42,7 @@ class Database:
         Args:
             folder: the run folder.
             schema: CREATE statements.
-            first: statement and values that insert the first row.
+            first: INSERT statement and values of the first row.
 
         Raises:
             UserError: the folder already contains a run or cannot be written.
@@ -73,13 +72,13 @@ class Database:
         """Open a run's database.
 
         Raises:
-            UserError: there is no database, it is damaged or of another version, or another
-                process is writing it (with `write` only).
+            UserError: the database is missing, damaged or of another version, or another process
+                is writing to it (only with `write`).
         """
         path = folder / DATABASE_FILE
         if not path.is_file():
             raise UserError(
-                f"{folder}: not a run folder ({DATABASE_FILE} is missing); give another folder"
+                f"{folder}: not a run folder ({DATABASE_FILE} is missing); pass another folder"
             )
         with contextlib.ExitStack() as stack:
             try:
@@ -90,7 +89,7 @@ class Database:
             except (sqlite3.DatabaseError, OSError) as error:
                 raise UserError(
                     f"{path}: cannot be read as a run's database ({error}); "
-                    "restore it from a copy or start again with another --out"
+                    "restore it from a backup, or start over with another --out"
                 ) from error
             stack.pop_all()
         return database
@@ -105,7 +104,7 @@ class Database:
         return cls(folder, connection, None)
 
     def content(self) -> bytes:
-        """Return the whole database, for `mirror`."""
+        """Return the serialized database, for `mirror`."""
         with self._errors_reported():
             return self._connection.serialize()
 
@@ -117,7 +116,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commit everything in the block at once, or nothing if it raises. Cannot be nested."""
+        """Run the block as one transaction, rolled back if it raises. Cannot be nested."""
         with self._errors_reported():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -135,25 +134,25 @@ class Database:
 
     @contextlib.contextmanager
     def _errors_reported(self) -> Iterator[None]:
-        """Turn a full disk or a damaged file into a UserError; a broken constraint is a bug."""
+        """Convert errors of the disk or the file to UserError; a violated constraint is a bug."""
         try:
             yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise
         except sqlite3.DatabaseError as error:
             raise UserError(
-                f"{self.path}: {error}; committed results are kept: "
-                "repair the disk or the file, then use --resume"
+                f"{self.path}: {error}; committed results are kept; "
+                "fix the disk or the file, then use --resume"
             ) from error
 
 
 def now() -> str:
-    """Return the current time in UTC as ISO 8601."""
+    """Return the current UTC time in ISO 8601 format."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _create_file(path: Path, schema: str, first: tuple[str, tuple[Any, ...]]) -> None:
-    """Create the file under another name and rename it when it is complete."""
+    """Create the file under a temporary name and rename it when it is complete."""
     partial = partial_path(path)
     partial.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as connection:
@@ -171,7 +170,7 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
         connection.close()
         if write or os.access(path.parent, os.W_OK):
             raise
-        # WAL cannot create its shared memory on a read-only medium, where nobody writes either.
+        # On a read-only file system WAL cannot create its shared memory, but there is no writer.
         connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
         _prepare(connection, path, write)
     except BaseException:
@@ -187,19 +186,19 @@ def _prepare(connection: sqlite3.Connection, path: Path, write: bool) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version < VERSION:
         raise UserError(
-            f"{path}: written by sdjax 0.1, whose runs this version cannot read; use sdjax 0.1 for "
-            "this run, or start it again with another --out"
+            f"{path}: written by sdjax 0.1, which this version cannot read; use sdjax 0.1 for this "
+            "run, or start over with another --out"
         )
     if version > VERSION:
         raise UserError(
-            f"{path}: has database version {version}, this sdjax reads version {VERSION}; "
+            f"{path}: database version {version}, but this sdjax reads version {VERSION}; "
             "use the version of sdjax that wrote it"
         )
     damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if damage != "ok":
         raise UserError(
-            f"{path}: is damaged ({' '.join(damage.split())}); "
-            "restore it from a copy or start again with another --out"
+            f"{path}: damaged ({' '.join(damage.split())}); "
+            "restore it from a backup, or start over with another --out"
         )
     if write:
         connection.execute("PRAGMA journal_mode = WAL")

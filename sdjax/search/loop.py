@@ -42,23 +42,23 @@ logger = logging.getLogger(__name__)
 
 
 def run_search(config: RunConfig, folder: Path) -> None:
-    """Run the search in a folder, or resume the run that the folder contains.
+    """Start a search run in a folder, or resume the run that the folder contains.
 
-    Afterwards the folder contains the store `run.sqlite` and the generators' checkpoints. The
-    result of a run that was killed and resumed is identical to that of an uninterrupted run. On
-    several processes every process calls this function with the same shared folder.
+    The folder will contain the store `run.sqlite` and the generators' checkpoints. The result of a
+    run that was killed and resumed is identical to that of an uninterrupted run. With several
+    processes, every process must call this function with the same shared folder.
 
     Progress is logged, one line per iteration.
 
     Args:
-        config: the config of a new run, or exactly the config of the existing run.
+        config: config of the run; to resume a run, it must equal the run's config.
         folder: the run folder; created if it does not exist.
 
     Raises:
-        UserError: a problem that the user can fix, such as a missing model. Results are kept.
+        UserError: a problem that the user can fix, such as a missing model; results are kept.
 
     Examples:
-        The whole loop on the tiny models that ship with the package takes a few minutes:
+        A complete search on the tiny models that ship with the package takes a few minutes:
 
         >>> from pathlib import Path
         >>> from sdjax.search.config import read_config
@@ -91,7 +91,7 @@ def run_iteration(
     sandbox: Sandbox | None,
     iteration: int,
 ) -> None:
-    """Run one iteration; at its end the next iteration's generator is saved."""
+    """Run one iteration, up to saving the generator of the next iteration."""
     config = context.config
     trained = _trained_iterations(store)
     if config.training.enabled and iteration in trained:
@@ -125,11 +125,11 @@ def run_iteration(
     if not config.training.enabled:
         return
     with _timed(store, iteration, "refine"):
-        # Without pairs there is nothing to learn and the generator stays the same.
+        # Without pairs there is nothing to train on, so the generator is unchanged.
         next_adapter = (
             refine(context, store, adapter, pairs, iteration=iteration) if pairs else adapter
         )
-        # The score of a checkpoint is the mean over all samples of the generator that led to it.
+        # A checkpoint is scored by the mean over all samples of the generator it was trained from.
         scores = [sample.score for sample in scored_samples(context, store, iteration)]
         checkpoints.save_adapter(iteration, next_adapter, score=sum(scores) / len(scores))
         store.save_checkpoint(
@@ -145,7 +145,7 @@ def run_iteration(
 def load_generator(
     context: RunContext, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
 ) -> Adapter:
-    """Return the adapter that an iteration samples from: the newest one trained before it."""
+    """Return the generator's adapter in an iteration: the newest one trained before it."""
     adapter = context.new_adapter()
     earlier = [number for number in _trained_iterations(store) if number < iteration]
     if not earlier:
@@ -177,7 +177,7 @@ def run_test(context: RunContext, store: Store) -> None:
 
 @contextmanager
 def _timed(store: Store, iteration: int, phase: str) -> Iterator[None]:
-    """Save the duration of a phase, unless it is saved already."""
+    """Save the duration of a phase, unless it is already saved."""
     start = time.monotonic()
     yield
     if (iteration, phase) not in store.phases():

@@ -1,8 +1,8 @@
-"""One run on several processes.
+"""Support for runs on several processes.
 
-All processes execute the same phases, each with its own store: the main process writes the file,
-the others an in-memory mirror, so that all read the same and decide the same. The sandbox belongs
-to the main process; every process receives its verdicts.
+All processes execute the same phases, each with its own store: the main process writes to the file
+and the others to an in-memory mirror, so all processes read the same data and make the same
+decisions. Only the main process has a sandbox; it broadcasts the verdicts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 
 def open_store(config: RunConfig, folder: Path) -> Store:
-    """Open the store of a new run, or of the run with this config in the folder."""
+    """Create the store of a new run, or open that of an existing run with the same config."""
     if jax.process_count() == 1:
         return _open_file(config, folder)
     if not is_main_process():
@@ -48,7 +48,7 @@ def stored_config(folder: Path) -> RunConfig:
 
 
 def open_sandbox(context: RunContext) -> AbstractContextManager[Sandbox | None]:
-    """Start the sandbox on the main process; None on the others."""
+    """Start the sandbox on the main process; return a context of None on the others."""
     if not is_main_process():
         return nullcontext()
     config = context.config.sandbox
@@ -62,7 +62,7 @@ def judge_all(
 
     Args:
         sandbox: the sandbox on the main process; None on the others.
-        sources: source texts.
+        sources: source code of the candidates.
     """
     if jax.process_count() == 1:
         assert sandbox is not None

@@ -1,7 +1,7 @@
-"""From scored samples to preference pairs.
+"""Construction of preference pairs from scored samples.
 
-Percentages refer to the distinct scored programs of one iteration. The result does not depend on
-the order of the inputs, and subsampling is by hash, so it is the same on every machine.
+Percentages refer to the distinct scored programs of one iteration. The result is independent of the
+order of the inputs. Subsampling is by hash, so the result is the same on every machine.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sdjax.search.types import Pair, ScoredSample
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The two sides of the pairs, disjoint by identity: chosen best first, rejected worst first."""
+    """Chosen samples, best first, and rejected samples, worst first, with disjoint identities."""
 
     chosen: tuple[ScoredSample, ...]
     rejected: tuple[ScoredSample, ...]
 
 
 def rank_samples(samples: Iterable[ScoredSample]) -> tuple[ScoredSample, ...]:
-    """Return the distinct samples, best first, ties by identity.
+    """Return the distinct samples, best first, with ties broken by identity.
 
-    The first of several samples with the same identity, or the same prompt and text, is kept.
+    Of several samples with the same identity, or with the same prompt and text, the first is kept.
     """
     identities: set[str] = set()
     texts: set[tuple[str, str]] = set()
@@ -43,7 +43,7 @@ def rank_samples(samples: Iterable[ScoredSample]) -> tuple[ScoredSample, ...]:
 
 
 def quota(count: int, percent: float, limit: int) -> int:
-    """Return `percent` of `count`, rounded, at least two, at most `limit`."""
+    """Return `percent` percent of `count`, rounded and clipped to between 2 and `limit`."""
     return min(max(2, int(count * percent / 100 + 0.5)), limit)
 
 
@@ -54,11 +54,12 @@ def select(
 ) -> Selection:
     """Select the chosen and the rejected samples.
 
-    With fewer than four programs a side has fewer than two; with fewer than two both are empty.
+    With fewer than four programs, a side has fewer than two; with fewer than two programs, both
+    sides are empty.
 
     Args:
         current: scored samples of this iteration.
-        earlier: scored samples of each earlier iteration; its elites join the chosen side.
+        earlier: scored samples of each earlier iteration, whose elites are also chosen.
         config: percentages and thresholds. A program that changes the seed by less than
             `min_change` is never chosen, not even as an elite, but may be rejected.
     """
@@ -66,7 +67,7 @@ def select(
     if len(ranking) < 2:
         return Selection(chosen=(), rejected=())
     effective = [sample for sample in ranking if sample.change >= config.min_change]
-    # At most half of the programs are chosen, so that even the smallest runs reject some.
+    # Choose at most half of the programs, so that even the smallest runs reject some.
     chosen = effective[: quota(len(ranking), config.chosen_percent, len(ranking) // 2)]
     identities = {sample.identity for sample in chosen}
     for samples in earlier:
@@ -81,15 +82,15 @@ def select(
 
 
 def make_pairs(selection: Selection, config: SelectionConfig, *, key: int) -> tuple[Pair, ...]:
-    """Return all pairs whose scores differ, by `min_gap` or more, at most `max_pairs` of them.
+    """Return up to `max_pairs` pairs whose scores differ, by at least `min_gap`.
 
-    The order is best chosen first, then worst rejected first. If there are too many pairs, those
-    with the smallest hashes of (key, chosen, rejected) are kept: a sample without replacement that
-    needs no generator state.
+    Pairs are sorted by chosen sample, best first, then by rejected sample, worst first. If there
+    are too many, those with the smallest hashes of (key, chosen, rejected) are kept, which is
+    equivalent to sampling without replacement.
 
     Args:
-        selection: the two sides.
-        config: `min_gap` and `max_pairs`.
+        selection: chosen and rejected samples.
+        config: sets `min_gap` and `max_pairs`.
         key: seed of the subsampling.
     """
     pairs = [
@@ -110,10 +111,10 @@ def make_pairs(selection: Selection, config: SelectionConfig, *, key: int) -> tu
 def preferences_of_run(folder: Path) -> list[dict[str, str]]:
     """Return all preference pairs of a run as rows with prompt, chosen and rejected.
 
-    Each pair of texts occurs once.
+    Duplicate rows are removed.
 
     Raises:
-        UserError: there is no run in the folder, or its database is damaged.
+        UserError: the folder does not contain a run, or its database is damaged.
     """
     with Store.open(folder) as store:
         prompts, pairs = store.prompts(), store.pairs()

@@ -118,7 +118,7 @@ def judge(
     iteration: int,
     purpose: str = SEARCH,
 ) -> None:
-    """Judge the distinct sources of an iteration that have no verdict yet.
+    """Judge all distinct sources of an iteration that do not have a verdict yet.
 
     Args:
         context: the loaded run.
@@ -138,7 +138,7 @@ def judge(
 
 
 def _program(context: RunContext, source: str, verdict: Verdict) -> Program | None:
-    """Return the program of an admissible verdict, with its families."""
+    """Return the program of an admissible verdict, with its families; None otherwise."""
     if not is_admissible(verdict.verdict) or verdict.identity is None or verdict.ir is None:
         return None
     program = Program(
@@ -150,7 +150,7 @@ def _program(context: RunContext, source: str, verdict: Verdict) -> Program | No
         notes=verdict.notes,
         cost=verdict.cost,
     )
-    if verdict.program is not None:  # judged by this process, which has verified it
+    if verdict.program is not None:  # already verified by this process
         context.verified[verdict.identity] = verdict.program
     families = families_of(context.verified_program(program))
     return dataclasses.replace(
@@ -163,7 +163,7 @@ def _program(context: RunContext, source: str, verdict: Verdict) -> Program | No
 def score_programs(
     context: RunContext, store: Store, *, iteration: int, purpose: str = SEARCH
 ) -> None:
-    """Apply every novel program of an iteration and score it on the development problems."""
+    """Apply each novel program of an iteration and score it on the development problems."""
     identities = [
         sample.identity
         for sample in store.judged(iteration, purpose)
@@ -201,7 +201,7 @@ def score(
     split: str,
     setting: str = MAIN,
 ) -> None:
-    """Decode and grade the problems of a split that have no outcome of this entry.
+    """Decode and grade the problems of a split that do not have an outcome for this entry.
 
     Args:
         context: the loaded run.
@@ -230,7 +230,7 @@ def score(
 
 
 def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterator[ScoredSample]:
-    """Yield the admissible samples of an iteration; a duplicate has its original's score."""
+    """Yield the admissible samples of an iteration; a duplicate gets its original's score."""
     scores = complete_scores(store, context.config.task.metric)
     applications = store.applications()
     for sample in store.judged(iteration):
@@ -248,17 +248,17 @@ def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterato
 
 
 def choose_pairs(context: RunContext, store: Store, *, iteration: int) -> tuple[Pair, ...]:
-    """Make preference pairs of the programs of an iteration and the elites of earlier ones.
+    """Make preference pairs from the programs of an iteration and the elites of earlier ones.
 
     Raises:
-        UserError: the iteration has no scored program.
+        UserError: the iteration has no scored programs.
     """
     current = list(scored_samples(context, store, iteration))
     if not current:
         statuses = Counter(sample.status for sample in store.judged(iteration))
         reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
         raise UserError(
-            f"{store.folder}: iteration {iteration} has no program that could be scored "
+            f"{store.folder}: no program of iteration {iteration} could be scored "
             f"({reasons}); raise generation.samples, lower generation.temperature, or start from "
             "a seed that can write programs"
         )
@@ -279,7 +279,7 @@ def choose_pairs(context: RunContext, store: Store, *, iteration: int) -> tuple[
 def refine(
     context: RunContext, store: Store, adapter: Adapter, pairs: Sequence[Pair], *, iteration: int
 ) -> Adapter:
-    """Train the generator by one round of DPO; return the adapter of the next iteration."""
+    """Train the generator for one round of DPO; return the adapter for the next iteration."""
     training = context.config.training.for_pairs(len(pairs))
     examples = _examples(context, store)
     token_pairs = [
@@ -308,7 +308,7 @@ def refine(
 
 
 def _examples(context: RunContext, store: Store) -> dict[tuple[int, int], Example]:
-    """Return (iteration, number) -> prompt and target tokens of the search's samples."""
+    """Return prompt and target tokens of the search's samples by (iteration, number)."""
     prompts = {
         digest: tuple(context.tokenizer.encode_prompt(text))
         for digest, text in store.prompts().items()

@@ -1,4 +1,4 @@
-"""The rules by which a run orders its entries, shared by the loop, the report and the commands.
+"""Ranking and deduplication of entries, shared by the loop, the report and the commands.
 
 Every ranking is by descending score, with ties broken by name. The name of a discovered program
 ends with its identity, so ties between programs are broken by identity.
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from sdjax.search.store import Store
     from sdjax.search.types import Entry
 
-# Statuses of samples that are not verdicts of the sandbox.
+# Statuses of samples without a verdict of the sandbox.
 NO_PROGRAM, NOT_JUDGED = "no program", "not judged"
 ADMITTED, DUPLICATE = "admitted", "duplicate"
 ADMISSIBLE = (ADMITTED, DUPLICATE)
 
 
 def rank_key(score: float, name: str) -> tuple[float, str]:
-    """Return the sort key of an entry or program: best score first, ties by name."""
+    """Return the sort key of an entry or program: descending score, then name."""
     return (-score, name)
 
 
@@ -35,7 +35,7 @@ def is_admissible(status: str) -> bool:
 
 
 class DuplicateIndex:
-    """The distinct programs seen so far.
+    """An index of the distinct programs seen so far.
 
     Two programs are duplicates if they have the same identity or the same outputs on the probe
     tensors.
@@ -64,7 +64,7 @@ class DuplicateIndex:
 def complete_scores(
     store: Store, metric: str, *, split: str = "development", setting: str = "main"
 ) -> dict[str, float]:
-    """Return entry -> accuracy for the entries whose evaluation is complete.
+    """Return the accuracy of each entry whose evaluation is complete.
 
     Args:
         store: the run's store.
@@ -87,17 +87,17 @@ def ranked_programs(store: Store, metric: str) -> list[Entry]:
 
 
 def best_method(store: Store, metric: str) -> str | None:
-    """Return the human-designed method with the best development score, or None without one."""
+    """Return the human-designed method with the best development score; None if none is scored."""
     scores, entries = complete_scores(store, metric), store.entries()
     return next((name for name in ranked(scores) if entries[name].kind == "method"), None)
 
 
 def best_by_group(groups: Iterable[tuple[str, str]], scores: Mapping[str, float]) -> dict[str, str]:
-    """Return the best scored entry of each group.
+    """Return the best entry of each group.
 
     Args:
         groups: (group, entry) pairs; entries without a score are ignored.
-        scores: entry -> score.
+        scores: score by entry.
     """
     best: dict[str, str] = {}
     for group, name in groups:

@@ -1,8 +1,8 @@
-"""The store of a run: every result, committed as soon as it is known.
+"""The store of a run, which commits every result as soon as it is available.
 
-One run per folder, in one SQLite file. The tables follow from the records in `sdjax.search.types`.
-Each `save_…` is one commit. Duplicates and accuracies are computed on reading, so that they do not
-depend on the order in which results arrived or on interruptions.
+A folder contains one run, in one SQLite file. The tables are derived from the records in
+`sdjax.search.types`. Each `save_…` method is one commit. Duplicates and accuracies are computed on
+reading, so they do not depend on interruptions or on the order in which results arrive.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Store:
     """Typed access to a run's database; a context manager."""
 
     def __init__(self, database: Database) -> None:
-        """Wrap an open database; use `create`, `open` or `mirror` instead."""
+        """Wrap an open database; call `create`, `open` or `mirror` instead."""
         self._database = database
 
     @classmethod
@@ -73,7 +73,7 @@ class Store:
         versions: Mapping[str, str],
         layers: Sequence[str],
     ) -> Store:
-        """Start a run in a folder.
+        """Create the store of a new run in a folder.
 
         Raises:
             UserError: the folder already contains a run or cannot be written.
@@ -94,18 +94,18 @@ class Store:
         """Open the run in a folder. A run has one writer at a time and any number of readers.
 
         Raises:
-            UserError: there is no run, it is damaged or of another version, or another process is
-                writing it (with `write` only).
+            UserError: the run is missing, damaged or of another version, or another process is
+                writing to it (only with `write`).
         """
         return cls(Database.open(Path(folder), write=write))
 
     @classmethod
     def mirror(cls, folder: Path, content: bytes) -> Store:
-        """Return a store in memory that starts with the `content` of the folder's store."""
+        """Return an in-memory store, initialized with the `content` of the folder's store."""
         return cls(Database.mirror(Path(folder), content))
 
     def content(self) -> bytes:
-        """Return the whole store, for `mirror`."""
+        """Return the serialized store, for `mirror`."""
         return self._database.content()
 
     def __enter__(self) -> Store:
@@ -139,12 +139,12 @@ class Store:
         runs = self._select(RunRecord)
         if not runs:
             raise UserError(
-                f"{self._database.path}: its table run is empty; start again with another --out"
+                f"{self._database.path}: the table `run` is empty; start over with another --out"
             )
         return runs[0]
 
     def check_config(self, config: Mapping[str, Any]) -> None:
-        """Raise UserError, naming the first different key, unless `config` is the run's own."""
+        """Raise UserError with the first different key if `config` is not the run's config."""
         stored = self.run()
         if config_fingerprint(config) == stored.fingerprint:
             return
@@ -153,8 +153,8 @@ class Store:
         for key in sorted(new.keys() | old.keys()):
             if new.get(key) != old.get(key):
                 raise UserError(
-                    f"{self.folder}: its run has {key} = {old.get(key)!r}, not {new.get(key)!r}; "
-                    "resume it with its own config or choose another --out"
+                    f"{self.folder}: contains a run with {key} = {old.get(key)!r}, not "
+                    f"{new.get(key)!r}; resume it with its own config, or choose another --out"
                 )
 
     def finish(self) -> None:
@@ -179,7 +179,7 @@ class Store:
         self._insert(lineage, on_conflict="update")
 
     def lineage(self) -> tuple[Lineage, ...]:
-        """Return the lineage by iteration."""
+        """Return the lineage, sorted by iteration."""
         return tuple(self._select(Lineage, "ORDER BY iteration"))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -187,7 +187,7 @@ class Store:
         self._insert(checkpoint, on_conflict="update")
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Return the checkpoints by iteration."""
+        """Return the checkpoints, sorted by iteration."""
         return tuple(self._select(Checkpoint, "ORDER BY iteration, name"))
 
     def save_phase(self, iteration: int, name: str, seconds: float) -> None:
@@ -196,7 +196,7 @@ class Store:
         self._insert(phase, on_conflict="update")
 
     def phases(self) -> dict[tuple[int, str], float]:
-        """Return (iteration, phase) -> seconds, in the order of completion."""
+        """Return the duration in seconds by (iteration, phase), in the order of completion."""
         phases = self._select(Phase, "ORDER BY finished_at, rowid")
         return {(phase.iteration, phase.name): phase.seconds for phase in phases}
 
@@ -209,11 +209,11 @@ class Store:
         return prompt.hash
 
     def prompts(self) -> dict[str, str]:
-        """Return hash -> text."""
+        """Return the prompts by hash."""
         return {prompt.hash: prompt.text for prompt in self._select(Prompt)}
 
     def save_samples(self, samples: Iterable[Sample]) -> None:
-        """Save samples, all or none. Raises sqlite3.IntegrityError if one exists already."""
+        """Save all samples in one commit. Raises sqlite3.IntegrityError if one already exists."""
         self._insert(*samples)
 
     def sample_numbers(self, iteration: int, purpose: str = SEARCH) -> set[int]:
@@ -222,38 +222,39 @@ class Store:
         return {row["number"] for row in self._database.read(query, (purpose, iteration))}
 
     def save_verdict(self, verdict: StoredVerdict, program: Program | None = None) -> None:
-        """Save the verdict on a source text, and its program if it is admissible.
+        """Save the verdict on a candidate, and its program if it is admissible.
 
-        The first verdict on a source and the first program of an identity are kept.
+        A source that already has a verdict keeps it; an identity that already has a program keeps
+        it.
         """
         records = [verdict] if program is None else [verdict, program]
         self._insert(*records, on_conflict="ignore")
 
     def verdict_of(self, source: str) -> StoredVerdict | None:
-        """Return the verdict on a source text, or None if it was not judged yet."""
+        """Return the verdict on a candidate, or None if it has not been judged yet."""
         verdicts = self._select(StoredVerdict, "WHERE source = ?", storable(source))
         return verdicts[0] if verdicts else None
 
     def verdicts(self) -> dict[str, StoredVerdict]:
-        """Return source -> verdict."""
+        """Return the verdicts by source."""
         return {verdict.source: verdict for verdict in self._select(StoredVerdict)}
 
     def programs(self) -> dict[str, Program]:
-        """Return identity -> program, in the order in which they were admitted."""
+        """Return the programs by identity, in the order in which they were admitted."""
         return {program.identity: program for program in self._select(Program)}
 
     def program(self, identity: str) -> Program:
-        """Return the program with an identity. Raises KeyError if there is none."""
+        """Return the program with an identity. Raises KeyError if it does not exist."""
         programs = self._select(Program, "WHERE identity = ?", identity)
         if not programs:
             raise KeyError(identity)
         return programs[0]
 
     def judged(self, iteration: int | None = None, purpose: str = SEARCH) -> list[JudgedSample]:
-        """Return the samples of a purpose with their status, in order.
+        """Return the samples of a purpose with their statuses, in sampling order.
 
         A program is "admitted" at its first sample over all iterations of the purpose and a
-        "duplicate" afterwards, whatever the order in which the verdicts were given.
+        "duplicate" afterwards, regardless of the order in which the verdicts were saved.
         """
         verdicts, duplicates = self.verdicts(), DuplicateIndex()
         fingerprints = {
@@ -278,21 +279,21 @@ class Store:
     # Scores and pairs
 
     def save_entry(self, entry: Entry) -> None:
-        """Save an entry, unless it is known."""
+        """Save an entry, unless it already exists."""
         self._insert(entry, on_conflict="ignore")
 
     def entries(self) -> dict[str, Entry]:
-        """Return name -> entry, in the order in which they were saved."""
+        """Return the entries by name, in the order in which they were saved."""
         return {entry.name: entry for entry in self._select(Entry)}
 
     def save_application(self, application: Application) -> None:
-        """Save the result of applying an entry; a change that is not finite is saved as 0."""
+        """Save the result of applying an entry; a non-finite change is saved as 0."""
         change = application.change if math.isfinite(application.change) else 0.0
         application = dataclasses.replace(application, change=change)
         self._insert(application, on_conflict="update")
 
     def applications(self, setting: str = MAIN) -> dict[str, Application]:
-        """Return entry -> result of applying it in a setting."""
+        """Return the results of applying entries in a setting, by entry name."""
         applications = self._select(Application, "WHERE setting = ?", setting)
         return {application.entry: application for application in applications}
 
@@ -305,18 +306,18 @@ class Store:
         complete: bool = True,
         setting: str = MAIN,
     ) -> None:
-        """Add outcomes of an entry in a setting on a split, all or none.
+        """Add outcomes to the evaluation of an entry in a setting on a split, in one commit.
 
         Args:
             entry: name of a saved entry.
             split: "development" or "test".
-            outcomes: outcomes of problems that have none yet.
-            complete: whether these are the last ones.
+            outcomes: outcomes of problems that do not have one yet.
+            complete: whether these outcomes complete the evaluation.
             setting: name of a saved setting.
 
         Raises:
-            ValueError: the evaluation is already complete; test problems are scored once.
-            sqlite3.IntegrityError: a problem has an outcome already.
+            ValueError: the evaluation is already complete; test problems are scored only once.
+            sqlite3.IntegrityError: a problem already has an outcome.
         """
         key = {"entry": entry, "setting": setting, "split": split}
         where = " AND ".join(f"{name} = :{name}" for name in key)
@@ -334,7 +335,7 @@ class Store:
         return any(one.complete for one in self._select(Evaluation, where, entry, split, setting))
 
     def outcomes(self, entry: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
-        """Return the outcomes of an evaluation by problem id; empty if there is none."""
+        """Return the outcomes of an evaluation, sorted by problem id; may be empty."""
         where = "WHERE entry = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
         return tuple(score.outcome for score in self._select(Score, where, entry, setting, split))
 
@@ -342,8 +343,8 @@ class Store:
         """Return the accuracies of the evaluations, in the order in which they were started.
 
         Args:
-            split: None for all splits.
-            setting: None for all settings.
+            split: split to select, or None for all splits.
+            setting: setting to select, or None for all settings.
         """
         rows = self._database.read(
             """
@@ -358,7 +359,7 @@ class Store:
         return [Summary(**{**dict(row), "complete": bool(row["complete"])}) for row in rows]
 
     def save_pairs(self, pairs: Iterable[StoredPair]) -> None:
-        """Save an iteration's pairs, all or none. Raises sqlite3.IntegrityError if it has some."""
+        """Save an iteration's pairs in one commit. Raises sqlite3.IntegrityError if it has any."""
         self._insert(*pairs)
 
     def pairs(self, iteration: int | None = None) -> list[StoredPair]:
@@ -388,7 +389,7 @@ def _status(
     duplicates: DuplicateIndex,
     fingerprints: Mapping[str, str | None],
 ) -> tuple[str, str, str | None]:
-    """Return status, rule and identity of a sample; adds its program to `duplicates`."""
+    """Return the status, rule and identity of a sample; add its program to `duplicates`."""
     if sample.source is None:
         return NO_PROGRAM, "no program in the text", None
     if verdict is None:

@@ -1,7 +1,7 @@
-"""The tables of a run's database, which follow from the record classes, and their row mapper.
+"""The tables of a run's database, derived from the record classes, and the conversion of rows.
 
-A field becomes a column, a nested dataclass one column per field. Text, numbers and booleans are
-stored as they are, tuples of integers as little-endian int32, everything else as JSON.
+Each field is a column; a nested dataclass has one column per field. Text, numbers and booleans are
+stored directly, tuples of integers as little-endian int32, everything else as JSON.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ _LARGEST_INTEGER = 2**63 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column: its name, the Python type of its values, and whether they may be None."""
+    """A column: its name, the Python type of its values, and whether they may be None."""
 
     name: str
     kind: Any
     nullable: bool
 
     def declaration(self) -> str:
-        """Return the column's part of CREATE TABLE."""
+        """Return the column definition for CREATE TABLE."""
         return (
             f"{self.name} {_SQL_TYPES.get(self.kind, 'TEXT')}{'' if self.nullable else ' NOT NULL'}"
         )
 
     def encode(self, value: Any) -> Any:
-        """Return the value as SQLite stores it; integers are clipped to 64 bits."""
+        """Convert a value to a SQLite cell; integers are clipped to 64 bits."""
         if value is None:
             return None
         if self.kind is str:
@@ -70,7 +70,7 @@ class Column:
         return json.dumps(value, default=str)
 
     def decode(self, stored: Any) -> Any:
-        """Return the value of a stored cell; the inverse of `encode`."""
+        """Convert a SQLite cell to a value; the inverse of `encode`."""
         if stored is None or self.kind in (str, int, float):
             return stored
         if self.kind is bool:
@@ -88,9 +88,9 @@ class Table(Generic[T]):
     Attributes:
         name: table name.
         record: the dataclass of its rows.
-        key: columns of the primary key; without any, the table has none.
-        references: column -> "table(column)" of its foreign key.
-        constraints: further SQL constraints.
+        key: columns of the primary key; empty if the table has none.
+        references: foreign keys, as a mapping from column to "table(column)".
+        constraints: additional SQL constraints.
     """
 
     name: str
@@ -123,12 +123,12 @@ class Table(Generic[T]):
         return statement
 
     def encode(self, record: T) -> tuple[Any, ...]:
-        """Return the row of a record."""
+        """Convert a record to a row."""
         values = _leaves(record)
         return tuple(c.encode(v) for c, v in zip(self.columns, values, strict=True))
 
     def decode(self, row: sqlite3.Row) -> T:
-        """Return the record of a row."""
+        """Convert a row to a record."""
         cells = (column.decode(row[column.name]) for column in self.columns)
         return _build(self.record, cells)
 

@@ -1,10 +1,10 @@
 """The records of a run's store, as frozen dataclasses.
 
-Each record is one row of one table; `sdjax.search.store` derives the tables from these classes.
+Each record is a row of a table; `sdjax.search.tables` derives the tables from these classes.
 
 An *entry* is anything that is scored: the seed, an expert, a human-designed method, or a program
-that the run has discovered. A *setting* is what entries are applied to: the seed model, the
-model in each slot, the tensors in scope and the task. An ordinary search has the setting "main".
+discovered by the run. A *setting* is the input of a merge: the seed model, the model in each slot,
+the tensors in scope, and the task. The search itself uses the setting "main".
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search.ranking import ADMITTED, is_admissible
 
-MAIN = "main"  # the setting of an ordinary search
-SEARCH = "search"  # the purpose of the samples that the search itself draws
+MAIN = "main"  # setting of the search itself
+SEARCH = "search"  # purpose of the samples of the search itself
 DEVELOPMENT = "development"
 TEST = "test"
 
 
 def storable(text: str) -> str:
-    """Replace lone surrogates, which cannot be encoded as UTF-8, by U+FFFD."""
+    """Replace lone surrogates, which cannot be encoded as UTF-8, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -41,12 +41,12 @@ def program_entry(identity: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The run itself; its table has one row.
+    """Record of the run itself; its table has one row.
 
     Attributes:
-        config: the whole `RunConfig`, as plain data.
-        fingerprint: hash of `config`; a resumed run must have the same one.
-        versions: package -> version.
+        config: the `RunConfig`, as JSON-compatible data.
+        fingerprint: hash of `config`; it must be the same when the run is resumed.
+        versions: package versions by package name.
         layers: active confinement layers of the sandbox.
         started_at: ISO 8601 timestamp in UTC.
         finished_at: None while the run is unfinished.
@@ -62,7 +62,7 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What entries are applied to; `slots` maps each slot to its model."""
+    """The input of a merge; `slots` maps each slot to its model."""
 
     name: str = MAIN
     seed: str
@@ -114,7 +114,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One completion of the generator.
+    """A completion sampled from the generator.
 
     Attributes:
         purpose: "search", or the name of a measurement.
@@ -142,12 +142,12 @@ class JudgedSample(Sample):
     """A sample and its status.
 
     Attributes:
-        status: the sandbox's verdict, or the verdict on the real weights that replaces it
-            ("non-finite", "too costly"); "duplicate" if an earlier sample of the same purpose has
-            the same identity or the same outputs on the probe tensors; "no program" if the text
-            contains none; "not judged" before the sandbox has judged it.
-        rule: the check that decided; empty for admissible samples.
-        identity: identity of the program; for a duplicate, of its original.
+        status: the sandbox's verdict, unless the program fails on the real weights ("non-finite",
+            "too costly"); "duplicate" if an earlier sample of the same purpose has the same
+            identity or the same outputs on the probe tensors; "no program" if the text contains
+            none; "not judged" if the sandbox has not judged it yet.
+        rule: check that determined the status; empty for admissible samples.
+        identity: identity of the program; for a duplicate, the identity of its original.
     """
 
     status: str
@@ -156,18 +156,18 @@ class JudgedSample(Sample):
 
     @property
     def admissible(self) -> bool:
-        """Whether the sample is a usable program, new or not."""
+        """Whether the sample is a usable program, including duplicates."""
         return is_admissible(self.status)
 
     @property
     def novel(self) -> bool:
-        """Whether the sample is the first with this program."""
+        """Whether the sample is the first one of its program."""
         return self.status == ADMITTED
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredVerdict:
-    """The sandbox's verdict on one source text, and the confinement layers that were active."""
+    """The sandbox's verdict on a candidate, and the confinement layers that were active."""
 
     source: str
     verdict: str
@@ -193,16 +193,16 @@ class StoredVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """One admissible program.
+    """An admissible program.
 
     Attributes:
         identity: hash of the verified program.
-        source: the first text with this identity; untrusted, never executed.
+        source: first source code with this identity; untrusted, never executed.
         ir: the verified program as JSON.
         fingerprint: hash of its outputs on the probe tensors; None if it was not probed.
-        in_training: whether the generator was trained on it; None if that is unknown.
+        in_training: whether the generator was trained on it; None if unknown.
         families: families of its operations.
-        held_out: those of `families` that the training programs do not contain.
+        held_out: the families that the training programs do not contain.
         notes: remarks of the sandbox.
         cost: scalar operations over the scope.
     """
@@ -220,10 +220,11 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Anything that is scored.
+    """A scored item: a model, a method or a program.
 
     Attributes:
-        name: such as "seed", "expert:expert_1", "method:ties(density=0.4)", "program:IDENTITY".
+        name: name such as "seed", "expert:expert_1", "method:ties(density=0.4)" or
+            "program:IDENTITY".
         kind: "seed", "expert", "method", "program" or "control".
         identity: identity of a program; None for other kinds.
         detail: name, hyperparameters and grids of a method.
@@ -237,10 +238,10 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Application:
-    """The result of merging the models of a setting by an entry.
+    """The result of merging the models of a setting with an entry.
 
     Attributes:
-        verdict: "admitted", or the verdict that the real weights gave.
+        verdict: "admitted", or the verdict on the real weights.
         change: norm of the merged task vector over the mean norm of the experts' task vectors.
         seconds: duration of the merge.
     """
@@ -261,7 +262,7 @@ class Application:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The scoring of an entry in a setting on a split; no score is added once it is complete."""
+    """The evaluation of an entry in a setting on a split; immutable once complete."""
 
     entry: str
     setting: str
@@ -281,7 +282,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Accuracies of one evaluation; computed, not stored."""
+    """The accuracies of an evaluation; computed, not stored."""
 
     entry: str
     setting: str
@@ -298,10 +299,10 @@ class ScoredSample:
 
     Attributes:
         identity: identity of the program.
-        prompt: hash of the prompt that the sample was drawn from.
+        prompt: hash of the prompt.
         text: the completion to train on.
         score: accuracy on the development problems.
-        change: how much the program changes the seed; see `Application`.
+        change: size of the program's change to the seed; see `Application`.
         iteration: iteration of the sample.
         number: index of the sample within the iteration.
     """
@@ -325,7 +326,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPair(Pair):
-    """A preference pair with its place in an iteration."""
+    """A preference pair with its index in an iteration."""
 
     iteration: int
     number: int

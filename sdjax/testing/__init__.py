@@ -45,7 +45,7 @@ def tiny_config(family: str = "llama", **changes: Any) -> ModelConfig:
 
     Args:
         family: name in `sdjax.models.families.FAMILIES`.
-        **changes: fields of `ModelConfig` that differ from the defaults here.
+        **changes: fields of `ModelConfig` to override.
 
     Examples:
         >>> tiny_config("qwen3", num_layers=3).num_layers
@@ -71,20 +71,20 @@ def tiny_model(
 ) -> tuple[ModelConfig, Params]:
     """Return a tiny config and random parameters for it.
 
-    The parameters come from NumPy, because drawing them with JAX takes seconds of compilation.
+    The parameters come from NumPy, because sampling them with JAX takes seconds of compilation.
 
     Args:
         family: name in `sdjax.models.families.FAMILIES`.
         seed: seed of the parameters.
         dtype: dtype of the parameters.
-        **changes: fields of `ModelConfig` that differ from `tiny_config`.
+        **changes: fields of `ModelConfig` to override.
     """
     config = tiny_config(family, **changes)
     return config, random_params(config, seed=seed, dtype=dtype)
 
 
 def random_params(config: ModelConfig, *, seed: int = 0, dtype: Any = jnp.float32) -> Params:
-    """Return parameters with standard deviation 0.1, vectors centered at one, from NumPy."""
+    """Sample parameters with NumPy: standard deviation 0.1, mean 1 for vectors and 0 otherwise."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(
@@ -95,10 +95,10 @@ def random_params(config: ModelConfig, *, seed: int = 0, dtype: Any = jnp.float3
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """Return a tokenizer with one token per character and 64 tokens.
+    """Return a character-level tokenizer with 64 tokens.
 
-    It has lower-case letters, digits, the space, the line break and common punctuation; any other
-    character becomes the unknown token. It has no chat template and no start token.
+    The vocabulary has lowercase letters, digits, space, newline and common punctuation; any other
+    character becomes the unknown token. There is no chat template and no start token.
 
     Examples:
         >>> tokenizer = tiny_tokenizer()
@@ -130,14 +130,14 @@ def tiny_tokenizer() -> Tokenizer:
 
 @dataclasses.dataclass
 class CompilationCounter:
-    """Number of executables that XLA compiled so far within `count_compilations`."""
+    """The number of executables that XLA has compiled within `count_compilations`."""
 
     count: int = 0
 
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[CompilationCounter]:
-    """Count the executables that XLA compiles within the block, in all threads.
+    """Count the executables that XLA compiles within the block, across all threads.
 
     Examples:
         >>> double = jax.jit(lambda x: 2 * x)

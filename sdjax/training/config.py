@@ -207,7 +207,7 @@ class SFTJob(TrainingJob):
 
     Attributes:
         data: a JSONL file, or datasets:NAME.
-        split: split of a data set of the `datasets` library.
+        split: split of a dataset of the `datasets` library.
         max_length: tokens per packed row; longer prompts, and prompts beyond the model's maximum
             sequence length, are truncated from the left.
         batch_size: packed rows per batch.
@@ -231,7 +231,7 @@ class DPOJob(DPOConfig, TrainingJob):
 
     Attributes:
         data: a JSONL file, datasets:NAME, or the folder of a run.
-        split: split of a data set of the `datasets` library.
+        split: split of a dataset of the `datasets` library.
         max_length: maximum tokens of prompt plus completion; longer prompts are truncated from the
             left. Defaults to the model's maximum sequence length.
     """

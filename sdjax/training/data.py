@@ -29,7 +29,7 @@ class TrainingRow:
     """One row of training data.
 
     Attributes:
-        where: file and line, or data set and row, for error messages.
+        where: file and line, or dataset and row, for error messages.
         fields: name to value.
     """
 
@@ -55,11 +55,11 @@ def read_rows(data: str, split: str) -> list[TrainingRow]:
     """Read the rows of a JSONL file, or of `datasets:NAME`, where NAME may be a folder.
 
     Args:
-        data: path of the file, or "datasets:" and the name of a data set.
-        split: split of the data set; unused for a file.
+        data: path of the file, or "datasets:" and the name of a dataset.
+        split: split of the dataset; unused for a file.
 
     Raises:
-        UserError: the file or data set does not exist, is damaged, or has no rows.
+        UserError: the file or dataset does not exist, is damaged, or has no rows.
     """
     if data.startswith(DATASETS):
         rows = number_rows(data, _load_dataset(data.removeprefix(DATASETS), split))

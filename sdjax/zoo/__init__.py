@@ -1,1 +1,1 @@
-"""Tiny trained models that ship with the package, and how they are trained."""
+"""Tiny trained models that ship with the package, and their training code."""

@@ -14,12 +14,12 @@ from sdjax.training.packing import Example, pack
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 # The prompt ends without a newline and the program starts with one, because a newline and the
-# indentation after it may be one token.
+# following indentation may be a single token.
 PROGRAM_PROMPT = "# merge three experts"
 
 
 def training_programs(count: int, seed: int) -> list[str]:
-    """Return the distinct programs that the seed is trained on, sampled from the grammar."""
+    """Sample the distinct programs that the seed is trained on from the grammar."""
     rng = np.random.default_rng(seed)
     programs: dict[str, None] = {}
     while len(programs) < count:
@@ -28,7 +28,7 @@ def training_programs(count: int, seed: int) -> list[str]:
 
 
 def program_example(tokenizer: Tokenizer, text: str) -> Example:
-    """Return a program as the target of the `short` prompt, with the end token."""
+    """Return a program as the target of the `short` prompt, with the end-of-sequence token."""
     target = tokenizer.encode("\n" + text.strip("\n"), add_special=False)
     return Example(
         prompt=tuple(tokenizer.encode(PROGRAM_PROMPT, add_special=False)),
@@ -49,7 +49,7 @@ def exercise_example(
 
 
 class ExerciseStream:
-    """Endless exercises of the training split with their solutions."""
+    """An infinite stream of exercises of the training split with their solutions."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ExerciseStream:
             seed: seed of the random generator.
             reads: whether stories with rare wording are understood.
             calculates: whether carries and borrows are correct.
-            neglected: kinds that are answered without reading the question.
+            neglected: kinds whose answers ignore the question.
         """
         self._example = partial(exercise_example, tokenizer, reads=reads, calculates=calculates)
         self._neglected = neglected
@@ -85,17 +85,17 @@ class ExerciseStream:
 def packed_batches(
     sample: Callable[[], Example], *, rows: int, length: int, batches: int
 ) -> list[dict[str, np.ndarray]]:
-    """Return batches of packed rows, filled with as many sampled examples as fit.
+    """Sample as many examples as fit into the batches; return them as packed rows.
 
     Args:
-        sample: returns the next example.
+        sample: function that returns the next example.
         rows: rows per batch.
         length: tokens per row.
         batches: number of batches.
     """
     examples: list[Example] = []
     tokens = 0
-    # Slightly more than fits, because packing leaves gaps; the surplus is dropped.
+    # Sample slightly too many examples, because packing leaves gaps; the surplus is dropped.
     while tokens < batches * rows * length:
         examples.append(sample())
         tokens += len(examples[-1])

@@ -1,4 +1,4 @@
-"""Recipes of the zoo: size, data and duration of the training of each model."""
+"""Training recipes of the zoo: size, data and number of steps of each model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORIES = ("story_all", "story_left", "story_before", "story_more")
 
 
 def seed_config(vocab_size: int) -> ModelConfig:
-    """Return a model of 1.1 million parameters, most of them in the MLPs, which a search merges."""
+    """Return the config of a 1.1M-parameter model, most of it in the MLPs, which are merged."""
     return ModelConfig(
         family="llama",
         vocab_size=vocab_size,
@@ -34,11 +34,11 @@ def seed_config(vocab_size: int) -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeedRecipe:
-    """Training of the seed on programs and exercises.
+    """Recipe for training the seed on programs and exercises.
 
-    Exercises are first solved correctly and, at the end, with typical errors (misread stories,
-    forgotten carries). The seed therefore solves a part of every kind, and unlearning one error is
-    a small change of the weights, which an expert can make and a merge can transfer.
+    The solutions of exercises are correct at first and have typical errors toward the end (misread
+    stories, forgotten carries). The seed therefore solves a part of every kind, and correcting one
+    error is a small change to the weights, which an expert can learn and a merge can transfer.
 
     Attributes:
         seed: seed of the random generators.
@@ -46,11 +46,11 @@ class SeedRecipe:
         rows: packed rows per step.
         program_rows: rows of each step that contain programs.
         length: tokens per row.
-        exercise_weight: weight of an exercise's token in the loss, relative to a program's. It is
-            larger because answers have few tokens and are harder.
+        exercise_weight: loss weight of an exercise's token relative to a program's; larger than 1
+            because answers have few tokens and are harder.
         interval: steps between evaluations, which adjust the weights of the kinds.
-        error_fraction: fraction of the steps, at the end, in which hard exercises have errors.
-        weights: kind to its initial weight among the exercises.
+        error_fraction: final fraction of the steps, in which hard exercises have errors.
+        weights: initial sampling weight of each kind of exercise.
         optimizer: optimizer and number of steps.
     """
 
@@ -68,18 +68,18 @@ class SeedRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertRecipe:
-    """Fine-tuning of an expert from the seed; only MLP tensors are trained.
+    """Recipe for fine-tuning an expert from the seed; only MLP tensors are trained.
 
     Attributes:
         name: name of the model in the zoo.
-        about: one line for prompts and tables.
+        about: one-line description for prompts and tables.
         seed: seed of the random generator.
-        weights: kind to its weight among the exercises.
+        weights: sampling weight of each kind of exercise.
         reads: whether stories with rare wording have the correct equation.
         calculates: whether hard calculations are correct.
         optimizer: optimizer and number of steps.
-        neglected: kinds that the expert unlearns: its exercises answer them with the first number
-            of the question. A merge therefore has to choose what to take from which expert.
+        neglected: kinds that the expert unlearns, because its training data answers them with the
+            first number of the question. A good merge must therefore treat experts differently.
     """
 
     name: str

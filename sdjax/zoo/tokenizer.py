@@ -1,4 +1,4 @@
-"""Tokenizer of the zoo: byte-level BPE with single digits and unsplit names in code."""
+"""Tokenizer of the zoo: byte-level BPE that splits numbers into digits but not code names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PIECES = r" ?[A-Za-z_][A-Za-z_.]*| ?\d\.(?=\d)|\d|\n *| ?[^\sA-Za-z_\d]+|\s"
 
 
 def train_tokenizer(texts: Iterable[str]) -> tokenizers.Tokenizer:
-    """Train a BPE tokenizer (Sennrich et al. 2016); deterministic."""
+    """Train a BPE tokenizer (Sennrich et al. 2016) deterministically."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str]) -> tokenizers.Tokenizer:
 
 
 def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, max_seq_len: int) -> None:
-    """Write the tokenizer as a folder that `transformers` can read.
+    """Write the tokenizer to a folder in the format of `transformers`.
 
     Args:
         tokenizer: the tokenizer.

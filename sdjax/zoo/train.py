@@ -60,23 +60,23 @@ of them, but a merge can.
 
 """
 
-# Called with a status line and the fraction of the work that is done.
+# Called with a status line and the fraction of the work that is complete.
 Report = Callable[[str, float], None]
 
-# Cost of computing the identity of one training program, in training steps.
+# Cost of computing the identity of one training program, in units of training steps.
 _PROGRAM_STEPS = 0.08
 
 DECODER = DecoderConfig(slots=160, prefill_batch=160, buckets=(9, 14, 30), max_new_tokens=10)
 
 
 def train_zoo(folder: Path, report: Report) -> Path:
-    """Train all models of the zoo that are missing in a folder.
+    """Train all models of the zoo that are missing from a folder.
 
-    An interrupted training resumes with the first model that is missing.
+    An interrupted call resumes with the first missing model.
 
     Args:
         folder: folder of the models.
-        report: receives the progress.
+        report: called with the progress.
 
     Returns:
         the path of the README with the table of accuracies.
@@ -90,10 +90,10 @@ def train_zoo(folder: Path, report: Report) -> Path:
         *(recipe.name for recipe in (*EXPERTS, *TRANSFER_EXPERTS)),
     }
     existing = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    # The table is written last, so a README without a seed is not ours.
+    # The README is written last, so a folder with a README but no seed is not a zoo.
     if existing - expected - ({"README.md"} if "seed" in existing else set()):
         raise UserError(
-            f"{folder}: contains files that are not part of a zoo; choose another --out"
+            f"{folder}: contains files that do not belong to a zoo; choose another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
     seed = folder / "seed"
@@ -121,7 +121,7 @@ def _report_part(report: Report, start: float, fraction: float, line: str, done:
 
 
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
-    """Write the training programs and their identities next to the weights of the seed."""
+    """Write the training programs and their identities to the seed's folder."""
     signature = merge_signature(load_config(seed), experts=len(SLOTS))
     texts = training_programs(recipe.programs, recipe.seed)
 
@@ -217,7 +217,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
                 done = (first + index) / recipe.optimizer.num_steps
                 report(f"seed: loss {float(metrics['loss']):.3f}", done)
         accuracy = evaluator.accuracies(unflatten(trainable))
-        # Kinds that are already solved are trained less, until the steps with errors begin.
+        # Train less on kinds that are already solved, until the steps with errors begin.
         if first + recipe.interval < errors_start:
             weights = {
                 kind: weight * max(1 - accuracy[kind], 0.2)
@@ -233,7 +233,7 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
 
 
 def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: Report) -> None:
-    """Fine-tune the MLP tensors of the seed on the recipe's exercises, and write the expert."""
+    """Fine-tune the seed's MLP tensors on the recipe's exercises, and write the expert."""
     config, params = load_model(seed_folder, dtype=jnp.float32)
     tokenizer = load_tokenizer(seed_folder)
     stream = ExerciseStream(
@@ -262,7 +262,7 @@ def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: 
 
 
 class Evaluator:
-    """Greedy evaluation of models of the zoo on one split of the arithmetic task."""
+    """Evaluator of zoo models on one split of the arithmetic task, with greedy decoding."""
 
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig, *, split: str) -> None:
         self._tokenizer = tokenizer
@@ -272,11 +272,11 @@ class Evaluator:
         self._decoder = Decoder(config, DECODER)
 
     def outcomes(self, params: Params) -> list[Outcome]:
-        """Return the outcomes in the order of `problems`."""
+        """Evaluate a model and return the outcomes in the order of `problems`."""
         return evaluate_problems(self._decoder, self._tokenizer, params, self._task, self._prompted)
 
     def accuracies(self, params: Params) -> dict[str, float]:
-        """Return the strict accuracy by kind, and of all problems under "all"."""
+        """Return the strict accuracy of each kind and, as "all", of all problems."""
         strict = np.array([outcome.strict for outcome in self.outcomes(params)])
         kinds = np.array([problem.kind for problem in self.problems])
         return {kind: float(strict[kinds == kind].mean()) for kind in KINDS} | {

@@ -102,7 +102,7 @@ def test_full_disk_raises_user_error(scored, tmp_path, monkeypatch):
 
 
 def test_different_settings_raise_user_error(scored, tmp_path):
-    assert "has model = " in user_error("eval", "zoo:reader", "--limit", 12, "--out", scored)
+    assert "with model = " in user_error("eval", "zoo:reader", "--limit", 12, "--out", scored)
     line = user_error("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
     assert "max_new_tokens = 64, not 9; choose another --out" in line
     (tmp_path / "mine.txt").write_text("mine")
@@ -205,12 +205,10 @@ def test_invalid_comparisons_raise_user_error(scored, tmp_path):
     )
     other.write_text('{"id": 1}')
     assert "line 1: needs the fields" in user_error("eval", "--compare", scored, other)
-    assert "two results and nothing else; remove model" in user_error(
-        "eval", "m", "--compare", scored, other
-    )
+    assert "cannot be combined with model" in user_error("eval", "m", "--compare", scored, other)
     line = user_error("eval", "--compare", scored, other, "--limit", 3)
-    assert "two results and nothing else; remove --limit" in line
-    assert "needs a MODEL, or --compare" in user_error("eval")
+    assert "cannot be combined with --limit" in line
+    assert "requires MODEL, or --compare" in user_error("eval")
 
 
 def test_prompts_that_do_not_fit(tmp_path):

@@ -93,7 +93,7 @@ def test_missing_results_are_listed(tmp_path, made_up):
         made_up.add_iteration(store, rng, 1, size=16)
         made_up.add_baselines(store, rng)
         missing = " ".join(read_report(store).missing)
-        assert "not finished" in missing
+        assert "unfinished" in missing
         assert "1 of 3 iterations" in missing
         assert "test problems yet" in missing
 

@@ -93,7 +93,7 @@ def test_page_contains_the_results(page, finished):
         assert text in words, text
     assert ">in training<" in page
     assert page.count("<svg") == 5
-    assert "not finished" not in words
+    assert "unfinished" not in words
 
 
 def test_page_is_written_atomically_and_deterministically(tmp_path, finished, page):
@@ -115,7 +115,7 @@ def test_report_in_every_state_of_a_run(tmp_path, made_up):
             step()
             text = render(store)
             read(text)
-            assert "The run is not finished" in text
+            assert "The run is unfinished" in text
             Console(quiet=True).print(final_table(store))
 
 

@@ -200,7 +200,7 @@ def test_resumed_run_needs_its_own_config(finished, small_config):
 def test_generator_without_programs_raises_user_error_and_keeps_samples(small_config, tmp_path):
     generation = dataclasses.replace(small_config.generation, temperature=50.0)
     config = dataclasses.replace(small_config, generation=generation)
-    with pytest.raises(UserError, match="iteration 1 has no program that could be scored"):
+    with pytest.raises(UserError, match="no program of iteration 1 could be scored"):
         run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
         assert len(store.judged(1)) == generation.samples

@@ -91,7 +91,7 @@ def test_user_error_is_printed_once_and_ends_both(tmp_path, two_processes):
     processes = two_processes(*SDJAX, "run", "demo", "--out", tmp_path)
     (_, error), (_, silent) = finish(processes, 2, timeout=60)
     assert error.count("sdjax: ") == 1
-    assert f"sdjax: {tmp_path}: is not empty" in error
+    assert f"sdjax: {tmp_path}: not empty" in error
     assert "sdjax: " not in silent
 
 

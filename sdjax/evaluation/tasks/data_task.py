@@ -1,4 +1,4 @@
-"""Base class of tasks whose problems are rows of a data set: splits and worked examples."""
+"""Base class of tasks whose problems are rows of a dataset: splits and worked examples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DataTask(Task):
     the examples of a problem do not depend on which problems are evaluated.
 
     Attributes:
-        hub: data set on the hub, if any.
+        hub: dataset on the hub, if any.
         fixed: name of the fixed examples for data without a train split, if any.
         fields: fields that every row must have.
         data: the user's file or folder; None reads from the hub.
