@@ -1,11 +1,11 @@
-"""Throughput of merge methods in memory, relative to the device's copy bandwidth.
+"""Measure in-memory throughput of merge methods relative to the device's copy bandwidth.
 
     python benchmarks/merge_throughput.py --model 135m --methods task_arithmetic,ties --repeat 5
 
-The number of bytes is the minimum of a merge: base and experts read once, the result written once.
-The copy reads and writes a float32 array once, into a fresh buffer (as a merge does) and into a
-reused one. Compilation is reported separately. Tensors are random, with the shapes of a Llama model
-of that size (7b-layer: one layer of Mistral-7B), on JAX's default device.
+The number of bytes is the minimum for a merge: one read of base and experts, one write of the
+result. The copy reads and writes a float32 array once, into a fresh buffer (like a merge) and into
+a reused one. Compilation is reported separately. Tensors are random, with the shapes of a Llama
+model of the given size (7b-layer: one layer of Mistral-7B), on JAX's default device.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DEFAULT_METHODS = "linear,task_arithmetic,slerp,model_stock,dare_linear,ties,dar
 
 
 def shapes_of(model: str) -> dict[str, tuple[int, ...]]:
-    """Return path to shape of every matrix of the model."""
+    """Return the shape of every matrix of the model by path."""
     layers, hidden, inner, key_value, vocabulary = MODELS[model]
     out: dict[str, tuple[int, ...]] = {"embed": (vocabulary, hidden)} if vocabulary else {}
     for layer in range(layers):
@@ -59,7 +59,7 @@ def shapes_of(model: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_trees(model: str, experts: int, dtype: Any) -> list[dict]:
-    """Return a base and its experts, which differ by a twentieth of its magnitude."""
+    """Return a base and its experts, which differ from it by 5% of its magnitude."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], near: jax.Array | None) -> jax.Array:
         noise = 2 * uniform(key, shape) - 1
@@ -76,7 +76,7 @@ def random_trees(model: str, experts: int, dtype: Any) -> list[dict]:
 
 
 def timed(run: Callable[[], Any], repeat: int) -> list[float]:
-    """Return the seconds of each call, until its result is ready on the device."""
+    """Return the seconds that each call takes until its result is ready on the device."""
     seconds = []
     for _ in range(repeat):
         start = time.perf_counter()
@@ -91,7 +91,7 @@ def merged_params(merger: Merger, method: Algorithm, key: jax.Array) -> dict:
 
 
 def copy_rates(megabytes: int, repeat: int) -> tuple[list[float], list[float]]:
-    """Return GB/s, read and written, into a fresh buffer and into a reused one."""
+    """Return the copy bandwidth in GB/s (reads plus writes) for a fresh and for a reused buffer."""
     held = [jnp.ones((megabytes, 2**18), jnp.float32)]
     fresh = jax.jit(lambda x: x * 2)
     reused = jax.jit(lambda x: x * 0.5, donate_argnums=0)
@@ -108,12 +108,12 @@ def copy_rates(megabytes: int, repeat: int) -> tuple[list[float], list[float]]:
 
 
 def spread(rates: list[float]) -> str:
-    """Format the median and the range of some rates."""
+    """Format the median and the range of rates."""
     return f"{statistics.median(rates):7.2f} GB/s  ({min(rates):.2f} to {max(rates):.2f})"
 
 
 def machine() -> str:
-    """Return the processor, its cores and the JAX devices."""
+    """Return a description of the processor, its cores and the JAX devices."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
@@ -139,7 +139,7 @@ def main() -> None:
     names = options.methods.split(",")
     unknown = sorted(set(names) - set(methods()))
     if unknown:
-        parser.error(f"no method {unknown[0]!r}; available: {', '.join(methods())}")
+        parser.error(f"unknown method {unknown[0]!r}; use one of {', '.join(methods())}")
 
     print(machine())
     print(f"jax {jax.__version__}, numpy {np.__version__}, Python {platform.python_version()}")

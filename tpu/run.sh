@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Start one `sdjax run` on every worker of a TPU slice:
 #   tpu/run.sh [--dry-run] NAME ZONE CONFIG --out DIR [more options of `sdjax run`]
-# NAME is the TPU VM (or the node of a queued resource); CONFIG is a path in this checkout or on the
-# workers; DIR must be on storage that all workers share. PROJECT defaults to gcloud's project.
+# NAME is the TPU VM (or the node of a queued resource). CONFIG is a path in this checkout or on the
+# workers. DIR must be on storage shared by all workers. PROJECT defaults to gcloud's project.
 set -euo pipefail
 
 dry=

@@ -1,11 +1,11 @@
-"""Decoding compared with transformers: equal tokens, throughput, and time of an evaluation.
+"""Compare decoding with transformers: equality of tokens, throughput, and evaluation time.
 
     python benchmarks/real_model.py --out /tmp/smollm2            (in the venv described there)
     python benchmarks/decoding/compare.py greedy fixed evaluation --model /tmp/smollm2 \
         --data DATA --theirs /tmp/smol/bin/python
 
-The two sides run in separate processes, alternating, on two threads in float32. DATA is a folder
-with gsm8k_test.jsonl and svamp.jsonl. `--under` is a command that runs each process.
+The two sides run alternately in separate processes, on two threads in float32. DATA is a folder
+with gsm8k_test.jsonl and svamp.jsonl. `--under` is a wrapper command for each process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--theirs", required=True, help="Python interpreter of a venv with torch")
-    parser.add_argument("--under", default="", help="command that runs each process")
+    parser.add_argument("--under", default="", help="wrapper command for each process")
     options = parser.parse_args()
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     names = ("torch", "transformers")
@@ -106,7 +106,7 @@ def evaluation(ours, theirs) -> None:
             theirs("evaluation", "--batch", batch, "--part", number, PARTS)
             for number in range(PARTS)
         ]
-        # The start of a process counts once, because the parts only limit the time per process.
+        # Startup counts once: the run is split into parts only to limit the time per process.
         seconds = min(part["start"] for part in parts) + sum(part["generate"] for part in parts)
         produced, steps = (sum(part[name] for part in parts) for name in ("produced", "steps"))
         occupancy = f"mean output {produced / 256:.1f}, occupancy {produced / steps:.2f}"

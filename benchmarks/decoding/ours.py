@@ -1,4 +1,4 @@
-"""sdjax's side of `compare.py`: one process per job, which prints one line of JSON."""
+"""The sdjax side of `compare.py`: runs one job and prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 class Clock:
-    """Seconds spent in each of a decoder's compiled functions, including compilation."""
+    """Clock of the seconds spent in each compiled function of a decoder, including compilation."""
 
     def __init__(self, decoder: Decoder):
         self.seconds = {"_prefill_prefix": 0.0, "_prefill": 0.0, "_decode_round": 0.0}

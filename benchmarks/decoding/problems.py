@@ -18,7 +18,7 @@ def svamp(data: str) -> list[str]:
 
 
 def chat(model: str, questions: list[str]) -> list[list[int]]:
-    """Return the questions in the model's chat template as token ids."""
+    """Format questions with the model's chat template and return token ids."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -1,4 +1,4 @@
-"""transformers' side of `compare.py`: one process per job, which prints one line of JSON."""
+"""The transformers side of `compare.py`: runs one job and prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def generate(model, prompts: list[list[int]], **settings):
-    """Run transformers' `generate`: greedy, with padding on the left."""
+    """Run transformers' `generate` greedily, with left padding."""
     pad = model.generation_config.pad_token_id
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])

@@ -1,10 +1,10 @@
-"""Memory, collectives and bytes per step of decoding on a TPU, compiled without a TPU.
+"""Measure memory, collectives and bytes per step of decoding compiled for a TPU, without a TPU.
 
     JAX_PLATFORMS=cpu python -m benchmarks.decoding.tpu --topology v5e:2x4     # needs sdjax[tpu]
 
 The decoding loop (`steps.decode_round`) of Mistral-7B in bfloat16: greedy, 64 sequences, 2,048
-cached tokens, tensor parallelism over all chips. The minimum traffic per step is to read the
-weights and the cache once.
+cached tokens, tensor parallelism over all chips. The minimum traffic per step is one read of the
+weights and the cache.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         f"{options.topology}, tensor {len(devices)}, jax {jax.__version__}; "
         f"{options.layers} layers, {options.slots} sequences, {options.cached} cached; "
         f"compiled in {seconds:.0f} s\n"
-        f"memory per chip {usage.peak / GB:.2f} GB, of which temporary {usage.temporary / GB:.3f}\n"
+        f"memory per chip {usage.peak / GB:.2f} GB, temporary {usage.temporary / GB:.3f} GB\n"
         f"minimum {minimum / GB:.3f} GB: weights {weights / GB:.3f}, cache {cache / GB:.3f}\n"
         f"bytes accessed according to XLA: {usage.accessed / GB:.3f} GB, "
         f"{usage.accessed / minimum:.2f} times the minimum"
@@ -62,7 +62,7 @@ def main() -> None:
     def role(source: str | None, size: int) -> str:
         if source is not None and source.startswith("params"):
             return "weights"
-        return "whole caches" if size >= entry else "other"
+        return "entire caches" if size >= entry else "other"
 
     print("\n| traffic, GB | per step | relative to the minimum | per call |\n|---|---|---|---|")
     step, call = (
@@ -96,7 +96,7 @@ def mistral(layers: int) -> ModelConfig:
 def lowered(
     config: ModelConfig, mesh: jax.sharding.Mesh, slots: int, cached: int
 ) -> tuple[jax.stages.Lowered, int, int]:
-    """Return the lowered loop, and the bytes of weights and cache per chip."""
+    """Return the lowered loop, and the bytes per chip of the weights and of the cache."""
 
     def sharded_shape(shape, sharding, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -144,7 +144,7 @@ def lowered(
 
 
 def _bytes(tree) -> int:
-    """Return the bytes of a tree's leaves on one device."""
+    """Return the bytes that a pytree's leaves take on one device."""
     leaves = jax.tree.leaves(tree)
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves

@@ -1,4 +1,4 @@
-"""Compare prompts and outputs with those of lm-evaluation-harness (harness_side.py).
+"""Compare prompts and outputs with lm-evaluation-harness's (see harness_side.py).
 
 python benchmarks/evaluation/compare.py prompts gsm8k gsm8k_test.jsonl HARNESS.json
 python benchmarks/evaluation/compare.py outputs scores/model HARNESS.json

@@ -1,9 +1,9 @@
-"""First tokens of transformers' `generate`, compared with results of `sdjax eval --out`.
+"""Compare the first tokens of transformers' `generate` with results of `sdjax eval --out`.
 
     python benchmarks/evaluation/first_tokens.py MODEL math math500.jsonl scores/model
 
-Greedy decoding in float32 of the same prompts. "empty" is an answer that ends with its first token.
-The number is the difference of the two highest logits at that token.
+Both decode the same prompts greedily in float32. "empty" is an answer that ends with its first
+token. The number is the gap between the two highest logits at that token.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""lm-evaluation-harness on local files: prompts, or an evaluation with its `hf` model.
+"""Run lm-evaluation-harness on local files: build prompts, or evaluate with its `hf` model.
 
-Run it in the harness's environment (tests/evaluation/harness/make_references.py):
+Run it in the harness's environment (see tests/evaluation/harness/make_references.py):
 
     VENV/bin/python benchmarks/evaluation/harness_side.py prompts gsm8k test.jsonl train.jsonl \\
         > FILE

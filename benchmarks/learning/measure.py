@@ -1,17 +1,17 @@
-"""Measure whether the generator learns: its first and last state, and an untrained control.
+"""Measure whether the generator learns: the first and last generators, and an untrained control.
 
-For each random seed, this runs the config, runs a control with the same temperature schedule whose
-generator is never trained, and draws the same number of samples at temperature 1 from the first
+For each random seed, this script runs the config and a control with the same temperature schedule
+and an untrained generator. It then draws the same number of samples at temperature 1 from the first
 and the last generator. Scores are means over the samples that could be scored; a duplicate has its
-original's score. Two further columns count refused samples as 0 and as the seed's score. The rows
-of a run cover all its iterations. The table has means over the seeds with 95 % intervals of the
+original's score. Two more columns count refused samples as 0 and as the seed's score. The rows of a
+run cover all its iterations. The table has means over the seeds with 95% intervals of the
 differences, paired by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 
-An interrupted measurement resumes. Programs that another run of the measurement has scored are not
-scored again. Seeds can be split between processes (`--only 0 2 4` and `--only 1 3`); the last
-process to finish prints the whole table.
+An interrupted measurement resumes. Programs that were scored by another run of the measurement are
+not scored again. Seeds can be split between processes (`--only 0 2 4` and `--only 1 3`); the last
+process to finish prints the complete table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MEASURES = (
 )
 SEED_SCORE = 0.512  # the demo's seed on the development problems
 
-# Generator or run -> measure -> value.
+# Values by generator or run, then by measure.
 Row = dict[str, dict[str, float]]
 
 
@@ -132,7 +132,7 @@ def _probe(context: RunContext, store: Store, state: str, iteration: int, sample
 
 
 def _copy_scores(store: Store, iteration: int, purpose: str) -> None:
-    """Copy the development outcomes of programs that other runs have scored."""
+    """Copy the development outcomes of programs that other runs have already scored."""
     missing = {
         program_entry(sample.identity or "")
         for sample in store.judged(iteration, purpose)

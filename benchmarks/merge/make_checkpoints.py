@@ -2,8 +2,8 @@
 
     python benchmarks/merge/make_checkpoints.py --size 135m --out /tmp/merge
 
-The shapes are those of SmolLM2-135M and TinyLlama-1.1B. Each variant is the base plus normal noise
-of a tenth of its magnitude. 1b is written in shards of at most 1 GB.
+The shapes match SmolLM2-135M and TinyLlama-1.1B. Each variant is the base plus Gaussian noise with
+a tenth of its magnitude. The 1b size is written in shards of at most 1 GB.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def variant(base: dict, number: int) -> dict:
-    """Return the base plus noise of a tenth of each tensor's root mean square."""
+    """Return the base plus noise with a tenth of each tensor's root mean square."""
     key = jax.random.key(number)
     leaves = {}
     for index, (path, leaf) in enumerate(flatten(base).items()):

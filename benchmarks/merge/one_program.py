@@ -1,11 +1,11 @@
-"""Time to judge and compile a program that has not been seen before.
+"""Measure the time to judge and compile a new program.
 
     python benchmarks/merge/one_program.py
 
-A search generates thousands of programs and merges by most of them once. The sandbox judges each
-one for all tensors of a model with the shapes of Mistral-7B (291 tensors at 32 layers), and it is
-compiled once per distinct shape, without weights. The cost depends on the number of shapes, not of
-layers.
+A search generates thousands of programs and uses most of them for a single merge. The sandbox
+judges each program for all tensors of a model with the shapes of Mistral-7B (291 tensors at 32
+layers). The program is then compiled once per distinct shape, without weights. The cost depends on
+the number of distinct shapes, not of layers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LAYER = {
     "post_norm": (HIDDEN,),
 }
 OUTSIDE = {"embed": (VOCABULARY, HIDDEN), "lm_head": (VOCABULARY, HIDDEN), "norm": (HIDDEN,)}
-# One constant differs from run to run, so that nothing is known of a program beforehand.
+# One constant differs between runs, so that no cache contains a program.
 PROGRAMS = {
     "weighted sum": """import jax.numpy as jnp
 
@@ -68,7 +68,7 @@ def shapes_of(layers: int) -> dict[str, tuple[int, ...]]:
 def seconds(
     source: str, shapes: dict[str, tuple[int, ...]], layers: int, sandbox: Sandbox
 ) -> list[float]:
-    """Return the seconds to judge and to trace and compile, and the number of executables."""
+    """Return the seconds to judge, the seconds to compile, and the number of executables."""
     device = SingleDeviceSharding(jax.devices()[0])
     start = time.perf_counter()
     verdict = sandbox.judge(source)
@@ -104,7 +104,7 @@ def main() -> None:
         )
         with Sandbox(signature) as sandbox:
             for name, text in PROGRAMS.items():
-                # The first run also compiles the probe's operations and is not counted.
+                # The first run also compiles the probe's operations, so it is not counted.
                 runs = [
                     seconds(text.replace("{number}", str(11 + number)), shapes, layers, sandbox)
                     for number in range(options.repeat + 1)

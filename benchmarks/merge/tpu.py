@@ -1,11 +1,11 @@
-"""Merge methods compiled for a TPU, without a TPU: bytes, temporary memory and collectives.
+"""Measure bytes, memory and collectives of merge methods compiled for a TPU, without a TPU.
 
     JAX_PLATFORMS=cpu python -m benchmarks.merge.tpu --topology v5e:2x4     # needs sdjax[tpu]
 
 Every method is compiled for each matrix of a layer of Mistral-7B in bfloat16, sharded over the
-chips by `sdjax.sharding.rules`. The minimum is to read base and experts once and to write the
-result once; methods that need a norm or a count have to read more than once. tsv and iso_c are
-omitted: to compile their singular value decompositions takes more than 24 GiB of memory.
+chips by `sdjax.sharding.rules`. The minimum is one read of base and experts and one write of the
+result; methods that need a norm or a count must read more than once. tsv and iso_c are omitted
+because compiling their singular value decompositions takes more than 24 GiB of memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sdjax.sharding.rules import sharding_of
 
 SPECTRAL = ("tsv", "iso_c")
 HIDDEN, INNER, KEY_VALUE = 4096, 14336, 1024
-# Shape, logical axes, and how many of them a layer has.
+# Shape, logical axes, and number of such matrices per layer.
 MATRICES = {
     "q_proj, o_proj": ((HIDDEN, HIDDEN), ("heads", "embed"), 2),
     "k_proj, v_proj": ((KEY_VALUE, HIDDEN), ("kv_heads", "embed"), 2),

@@ -1,12 +1,12 @@
-"""Compare `sdjax merge` with mergekit 0.1.5: wall time, user time and peak memory of processes.
+"""Compare processes of `sdjax merge` and mergekit 0.1.5: wall time, user time and peak memory.
 
     python benchmarks/merge/make_checkpoints.py --size 135m --out /tmp/merge
     python benchmarks/merge/whole_process.py --models /tmp/merge/135m \
         --mergekit /tmp/mk/bin/mergekit-yaml --repeat 3
 
-Both merge the same folders by the same recipe, alternately, into a new folder that is then deleted.
-Processes share nothing but the page cache. The last row is the fixed cost of sdjax: a merge of a
-checkpoint of 100,000 parameters (`--size tiny`, in the same folder), which is nearly all startup
+The two run alternately, merging the same models with the same recipe into a new folder that is then
+deleted. Processes share only the page cache. The last row is the fixed cost of sdjax: merging
+checkpoints of 100,000 parameters (`--size tiny`, in the same folder), which is nearly all startup
 and compilation.
 """
 
@@ -39,7 +39,7 @@ def recipe(
     base: bool = True,
     **parameters: Any,
 ) -> dict[str, Any]:
-    """Return a recipe; model names are folders in one directory."""
+    """Return a recipe; models are names of folders in one directory."""
     result: dict[str, Any] = {
         "merge_method": method,
         "models": [{"model": name} | ({"parameters": each} if each else {}) for name in models],
@@ -80,7 +80,7 @@ RECIPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Measurements of a process: wall and user time in seconds, peak resident memory in GiB."""
+    """Wall and user time of a process in seconds, and peak resident memory in GiB."""
 
     wall: float
     user: float
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(RECIPES))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument(
-        "--scratch", type=Path, help="folder of the results; by default that of the models"
+        "--scratch", type=Path, help="output folder; defaults to the models' folder"
     )
     parser.add_argument(
         "--best", action="store_true", help="report the best run instead of the median"
@@ -174,7 +174,7 @@ def measure(command: list[str], models: Path, recipe: dict[str, Any], parent: Pa
 
 
 def with_paths(recipe: dict[str, Any], models: Path) -> dict[str, Any]:
-    """Return the recipe with the models' paths instead of their names."""
+    """Return the recipe with model names replaced by paths."""
     entries = [entry | {"model": str(models / entry["model"])} for entry in recipe["models"]]
     return (recipe | {"models": entries}) | (
         {"base_model": str(models / "base")} if "base_model" in recipe else {}

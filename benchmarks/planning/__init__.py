@@ -1,1 +1,1 @@
-"""Compile-only measurements: what a program needs on an accelerator that is not present."""
+"""Compile-only measurements of executables for an accelerator that is not present."""

@@ -1,6 +1,6 @@
-"""Devices of a TPU that is not present, and the resources of programs compiled for them.
+"""Devices of a TPU that is not present, and the resource usage of executables for them.
 
-libtpu's compiler runs on any Linux machine. It offers the devices of a named topology, for which
+libtpu's compiler runs on any Linux machine. It provides the devices of a named topology, for which
 `jax.jit(...).lower(...).compile()` works as usual. The executable reports its memory per chip, the
 bytes that it accesses and its collectives.
 """
@@ -26,16 +26,16 @@ _SHAPE = re.compile(r"[a-z][a-z0-9]*\[[0-9,]*\]")
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceUsage:
-    """What one call of an executable uses on each chip.
+    """Resource usage per chip of one call of an executable.
 
     Attributes:
         arguments: Bytes of the arguments.
         outputs: Bytes of the results, including those that reuse the buffer of an argument.
         aliased: Bytes of the results that reuse the buffer of an argument.
         temporary: Bytes in addition to arguments and results.
-        accessed: Bytes read and written by all operations, as XLA counts them.
-        operations: Floating-point operations, as XLA counts them (the body of a loop once).
-        collectives: How often each (operation, shapes of its results) occurs in the executable.
+        accessed: Bytes read and written by all operations, as counted by XLA.
+        operations: Floating-point operations, as counted by XLA (loop bodies once).
+        collectives: Number of occurrences of each (operation, result shapes) in the executable.
     """
 
     arguments: int
@@ -48,7 +48,7 @@ class ResourceUsage:
 
     @property
     def peak(self) -> int:
-        """Bytes of a chip's memory while the executable runs."""
+        """Bytes of a chip's memory that are in use while the executable runs."""
         return self.arguments + self.outputs - self.aliased + self.temporary
 
     @classmethod
@@ -77,7 +77,7 @@ def collectives(hlo: str) -> Counter[tuple[str, str]]:
 
 
 def tpu_devices(topology: str) -> Sequence[jax.Device]:
-    """Return the devices of a TPU topology such as "v5e:2x4", to compile for.
+    """Return the devices of a TPU topology such as "v5e:2x4" as compilation targets.
 
     Raises:
         UserError: libtpu is missing or does not know the topology.

@@ -1,8 +1,8 @@
-"""Memory traffic of an executable: the bytes that each operation reads and writes, by memory.
+"""Memory traffic of an executable: bytes read and written by each operation, per memory.
 
 XLA's own count ("bytes accessed") adds reads of the chip's main memory to reads of the on-chip
-memory, into which the compiler first copies most arrays, and counts an update in place as a read
-and a write of the whole array. This module counts them separately.
+memory, into which the compiler first copies most arrays. It also counts an in-place update as a
+read and a write of the entire array. This module counts them separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INDEX = re.compile(r"index=(\d+)")
 _WHILE = re.compile(r" while\(%([\w.\-]+)\), condition=%[\w.\-]+, body=%([\w.\-]+)")
 _ON_CHIP = "S(1)"  # the memory space in a layout
-# These move no bytes: the result is the operand.
+# Operations that move no bytes, because the result aliases the operand.
 _ALIASES = {
     *("bitcast", "get-tuple-element", "tuple", "copy-done", "slice-done", "optimization-barrier")
 }
@@ -34,8 +34,8 @@ class Transfer:
 
     Attributes:
         written: Whether the bytes are written rather than read.
-        on_chip: Whether they are in on-chip memory rather than in the chip's main memory.
-        source: The argument of the executable that is read, or None.
+        on_chip: Whether the bytes are in on-chip memory rather than the chip's main memory.
+        source: The executable's argument that is read, or None.
         size: Number of bytes.
     """
 
@@ -77,11 +77,11 @@ def sum_by_role(
 
 
 class _Computation:
-    """One computation of an HLO text.
+    """A parsed HLO computation.
 
     Attributes:
         transfers: The transfers of its instructions.
-        sources: The argument of the executable that each instruction passes on, by name.
+        sources: The executable's argument that each instruction passes on, by instruction name.
         operands: The names of each instruction's operands.
     """
 
@@ -90,7 +90,7 @@ class _Computation:
 
         Args:
             lines: The instructions, one per line.
-            carry_sources: For a loop body, the argument behind each element of its parameter.
+            carry_sources: For a loop body, the argument that each element of its carry comes from.
         """
         self.transfers: list[Transfer] = []
         self.sources: dict[str, str | None] = {}
@@ -125,7 +125,7 @@ class _Computation:
         elif opcode in _ALIASES | _WITHOUT_TRAFFIC or opcode.endswith("-done"):
             return
         elif op_name and op_name[1].endswith("/scatter") and arrays == self._arrays[operands[0]]:
-            # In place: only the update is read and written.
+            # In-place update: only the updated elements are read and written.
             size = sum(size for size, _ in self._arrays[operands[-1]])
             self._add_transfer(False, None, size, self._arrays[operands[-1]][0][1])
             self._add_transfer(True, None, size, arrays[0][1])
@@ -141,7 +141,7 @@ class _Computation:
 
 
 def _computation_lines(hlo: str, header: str) -> list[str]:
-    """Return the lines of the computation whose header begins with the given text."""
+    """Return the lines of the computation whose header starts with `header`."""
     begin = hlo.index(f"\n{header}")
     return hlo[begin : hlo.index("\n}", begin)].splitlines()[2:]
 

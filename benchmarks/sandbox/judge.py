@@ -1,9 +1,10 @@
-"""Time to judge candidates against the shapes of Mistral-7B's MLP.
+"""Measure the time to judge candidates for the shapes of Mistral-7B's MLP.
 
     python benchmarks/sandbox/judge.py
 
-The baseline is an unconfined judge: it executes the source text in this process, traces it at every
-shape, and compiles and runs it once on the probe tensors, without text rules or cost estimates.
+The baseline is an unconfined judge: it executes the source code in this process, traces it for
+every shape, and compiles and runs it once on the probe tensors, without source rules or cost
+estimates.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def row(name: str, seconds: list[float]) -> None:
 
 
 def programs(count: int, seed: int) -> list[str]:
-    """Sample candidates of the grammar: 60 to 110 tokens, one in nine faulty on purpose."""
+    """Sample candidates from the grammar: 60 to 110 tokens, one in nine broken on purpose."""
     rng = np.random.default_rng(seed)
     return [sample_program(rng).text for _ in range(count)]
 
@@ -94,12 +95,12 @@ def measure_unconfined(sources: list[str]) -> float:
         try:
             unconfined(source)
         except Exception:
-            continue  # faulty on purpose
+            continue  # broken on purpose
     return len(sources) / (time.perf_counter() - start)
 
 
 def parts(sources: list[str]) -> None:
-    """Measure the worker's and the parent's steps in one process."""
+    """Measure the steps of the worker and of the parent in a single process."""
     spent: dict[str, list[float]] = {"trace": [], "verify": [], "probe": []}
     for number, source in enumerate(sources):
         try:
@@ -108,7 +109,7 @@ def parts(sources: list[str]) -> None:
             probed, _ = timed(probe, program, SIGNATURE)
         except Refusal:
             continue
-        if number >= len(sources) // 2:  # the first half warms up
+        if number >= len(sources) // 2:  # the first half is a warm-up
             for name, seconds in zip(spent, (traced, verified, probed), strict=True):
                 spent[name].append(seconds)
     row("  worker: trace and encode", spent["trace"])

@@ -1,9 +1,10 @@
-"""Candidates that a generator writes: 200 samples for the `full` prompt, judged in the sandbox.
+"""Sample 200 candidates from a generator with the `full` prompt and judge them in the sandbox.
 
     python benchmarks/training/candidates.py MODEL --warmstart WARM --out FILE.json
 
-MODEL is sampled at temperature 1.0. WARM is a folder written by `sdjax train warmstart`, with whose
-training programs the samples are compared. Run it on the model before and after the warm start.
+MODEL is sampled at temperature 1.0. WARM is a folder written by `sdjax train warmstart`; the
+samples are compared with its training programs. Run this on the model before and after the warm
+start.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Training with sdjax and with TRL: parity, seconds per step, and peak memory.
+"""Compare training with sdjax and with TRL: parity, seconds per step, and peak memory.
 
     python benchmarks/training/compare.py full lora sft --model MODEL \\
         --problems GSM8K_TRAIN.jsonl --trl-python TRL_VENV/bin/python --work /tmp/tb
 
-Creates the pairs and the initial adapter, runs the two sides alternately in separate processes, and
-prints tables of the results in WORK. `--under` is a command under which each process runs.
+The script creates the pairs and the initial adapter, runs the two sides alternately in separate
+processes, and prints tables of the results in WORK. `--under` is a wrapper command for each
+process.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--problems", required=True, help="gsm8k_train.jsonl")
     parser.add_argument("--trl-python", required=True, help="venv with TRL 1.16")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--under", default="", help="command under which each process runs")
+    parser.add_argument("--under", default="", help="wrapper command for each process")
     options = parser.parse_args()
 
     def run(python: str, script: str, *arguments: object) -> None:
@@ -116,7 +117,7 @@ def preferences(work: Path) -> None:
 
 
 def gradient(ours, theirs) -> float:
-    """Relative norm of the difference of the gradients before clipping."""
+    """Return the relative norm of the difference of the unclipped gradients."""
     difference = size = 0.0
     names = [name for name in theirs if name.startswith("gradient/")]
     assert set(names) == {name for name in ours if name.startswith("gradient/")}
@@ -127,7 +128,7 @@ def gradient(ours, theirs) -> float:
 
 
 def median(times: np.ndarray) -> float:
-    """Median over steps 2 to 6."""
+    """Return the median over steps 2 to 6."""
     return float(np.median(times[1:]))
 
 

@@ -1,7 +1,8 @@
-"""Preference pairs and texts from GSM8K; the rejected completion is another problem's solution.
+"""Make preference pairs and SFT examples from GSM8K.
 
 `python benchmarks/training/pairs.py GSM8K_TRAIN.jsonl MODEL OUT` writes OUT/pairs.jsonl (prompt,
-chosen, rejected) and OUT/texts.jsonl (prompt, completion), none longer than 256 tokens.
+chosen, rejected) and OUT/texts.jsonl (prompt, completion), each at most 256 tokens long. The
+rejected completion is the solution of another problem.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""sdjax's side: six DPO steps, full or LoRA, or twenty SFT steps, on the same data as TRL.
+"""The sdjax side of `compare.py`: six DPO steps, full or LoRA, or twenty SFT steps.
 
 `python sdjax_side.py full|lora|sft --work DIR --model MODEL [--adapter PEFT_FOLDER]` writes
 DIR/sdjax-KIND.npz: losses, seconds and log-probabilities of each step, the first gradient, the
-compilation time in seconds, and the peak memory of the process in bytes. `adapter` instead of a
-kind writes a new adapter of rank 16 to the PEFT folder, from which both sides start.
+compilation time in seconds, and the peak memory of the process in bytes. The kind `adapter` writes
+a new adapter of rank 16 to the PEFT folder; both sides start from it.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
     if options.kind == "sft":
         texts = read_jsonl(options.work / "texts.jsonl", ("prompt", "completion"))
         rows = [example(row["prompt"], row["completion"]) for _, row in texts]
-        # One text per row, as in TRL's default collator.
+        # One example per row, as in TRL's default collator.
         data = pack_separately(rows)
         loss = sft_loss(config, trainable.assemble)
     else:
@@ -113,8 +113,8 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     logprobs = []
     if options.kind != "sft":
-        # In a second pass: another executable between two steps returns memory to the system, and
-        # the next step takes a quarter longer to get it back.
+        # In a second pass, because running another executable between steps returns memory to the
+        # system, and the next step then takes 25% longer to allocate it again.
         del params, opt_state
         trainable = load_trainable()
         params, opt_state = trainable.trainable, init(trainable.trainable)
@@ -147,7 +147,7 @@ def pack_separately(rows: list[Example]) -> dict[str, np.ndarray]:
 
 
 def hf_name(config, path: str) -> str:
-    """Return the name in torch's named_parameters, with PEFT's affixes for LoRA factors."""
+    """Return the name in torch's `named_parameters`; LoRA factors have PEFT's prefix and suffix."""
     specs = param_specs(config)
     if path in specs:
         return specs[path].hf_name

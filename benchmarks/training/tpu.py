@@ -1,10 +1,10 @@
-"""DPO step compiled for a TPU, without a TPU: memory per chip and collectives.
+"""Measure memory per chip and collectives of a DPO step compiled for a TPU, without a TPU.
 
     JAX_PLATFORMS=cpu python -m benchmarks.training.tpu --topology v5e:4x4    # needs sdjax[tpu]
 
-Mistral-7B in bfloat16, LoRA of rank 256 on all projections with its optimizer in float32, 16 pairs
-of 1,024 tokens, rematerialized. Weights and factors are sharded by their specifications, and the
-pairs over `fsdp`.
+The step trains Mistral-7B in bfloat16 with a rank-256 LoRA on all projections, float32 optimizer
+state, 16 pairs of 1,024 tokens, and rematerialization. Weights and factors are sharded by their
+specs, and the pairs over `fsdp`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def shard_like(opt_state, factors):
-    """Return the optimizer state with each moment sharded like its factor."""
+    """Shard each moment of the optimizer state like its factor."""
     references = jax.tree.leaves(factors)
     leaves, structure = jax.tree.flatten(opt_state)
     moments = [leaf for leaf in leaves if leaf.ndim]

@@ -1,8 +1,8 @@
-"""TRL's side: six DPO steps, full or LoRA, or twenty SFT steps; run in a venv with TRL 1.16.
+"""The TRL side of `compare.py`: six DPO steps, full or LoRA, or twenty SFT steps (TRL 1.16).
 
 `python trl_side.py full|lora|sft --work DIR --model MODEL [--adapter PEFT_FOLDER]` writes
 DIR/trl-KIND.npz: losses, seconds and log-probabilities of each step, the first gradient, and the
-peak of the process's memory in bytes.
+peak memory of the process in bytes.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 PEAK_RATE, BATCH, LENGTH = 1e-4, 4, 256
-# Settings that both sides share.
+# Settings shared by both sides.
 COMMON = {
     "per_device_train_batch_size": BATCH,
     "learning_rate": PEAK_RATE,
@@ -44,7 +44,7 @@ COMMON = {
 
 
 class RecordingTrainer:
-    """Trainer that records what is compared."""
+    """Mixin that records losses, times, log-probabilities and gradients."""
 
     def start_record(self) -> None:
         self.losses, self.times, self.gradient, self.logprobs = [], [], {}, []
@@ -120,7 +120,7 @@ def main() -> None:
         trainer = RecordedDPO(
             model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
-    # Measured without the pass of the reference.
+    # The pass over the reference is not included.
     trainer.start_record()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trainer.train()

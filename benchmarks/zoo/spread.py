@@ -1,9 +1,9 @@
 """Measure how much the choice of program matters on the zoo.
 
-Draws programs from the grammar that the seed was trained on, applies them to the demo's experts and
-scores the merged models on the development problems. For comparison it scores the seed, the
-experts, task arithmetic at several coefficients, and a hand-made combination that is known to work
-well: reader and calculator in full with a third of the judge.
+The script samples programs from the grammar that the seed was trained on, applies them to the
+demo's experts and scores the merged models on the development problems. For comparison, it also
+scores the seed, the experts, task arithmetic with several coefficients, and hand-picked weights
+that work well: 1.0 for the first two experts and 0.3 for the third.
 
     python benchmarks/zoo/spread.py --programs 100
 """
@@ -82,7 +82,7 @@ def random_programs(context: RunContext, options: argparse.Namespace):
             ir = trace_trusted(text, context.signature)
             program = verify_ir(ir, context.signature)
         except Refusal:
-            continue  # some programs of the grammar fail on purpose
+            continue  # some programs of the grammar are broken on purpose
         done += 1
         yield merged_correct(context, to_algorithm(program, name=f"program {done}"))
 
