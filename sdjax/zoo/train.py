@@ -55,8 +55,8 @@ Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16. `sd
 DIR` reproduces them from fixed random seeds. The seed was first trained to solve all problems and
 then to make two typical errors: misreading stories with rare wording, and forgetting carries. The
 experts are fine-tuned from the seed. Only their MLP tensors differ, and most of them unlearn a kind
-of problem outside their specialty. Stories require both reading and calculation, so no expert solves
-all of them, but a merge can.
+of problem outside their specialty. Stories require both reading and calculation, so no expert
+solves all of them, but a merge can.
 
 """
 

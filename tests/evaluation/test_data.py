@@ -79,6 +79,6 @@ def test_unreachable_hub_raises_user_error_with_remedy(monkeypatch):
     with pytest.raises(UserError) as caught:
         find_task("svamp").problems("test")
     assert str(caught.value) == (
-        "task svamp: ChilleD/SVAMP cannot be loaded from the Hugging Face hub (Couldn't reach the "
+        "task svamp: ChilleD/SVAMP cannot be loaded from the Hugging Face Hub (Couldn't reach the "
         "Hub at all); without a network, give a file with --data PATH, or task.data in a config"
     )
