@@ -285,8 +285,8 @@ def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
     [
         ("save: adapter\nrank: null\n", "save: adapter requires rank"),
         ("adapter: nowhere\n", "nowhere: no such model folder"),
-        ("adapter: nowhere\nrank: 4\n", "rank: the adapter to start from has its own"),
-        ("reference: seed\nrank: null\n", "reference: seed is the model without its adapter"),
+        ("adapter: nowhere\nrank: 4\n", "rank: set by the adapter to start from"),
+        ("reference: seed\nrank: null\n", "reference: seed requires an adapter"),
         ("mesh: {fsdp: 8}\n", "fsdp=8, tensor=1 does not match 1 devices"),
         ("target_modules: [attn.x]\n", "must be one of attn.q_proj"),
         ("loss: hinge\n", "must be one of sigmoid, ipo"),

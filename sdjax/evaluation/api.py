@@ -169,7 +169,7 @@ def _select_problems(task: Task, split: str | None) -> list[Problem]:
     splits = ("development", "test") if split == "all" else (split or "test",)
     problems = [problem for name in splits for problem in read_problems(task, name)]
     if not problems:
-        raise UserError(f"task {task.name}: has no {split or 'test'} problems")
+        raise UserError(f"task {task.name} has no {split or 'test'} problems")
     (id, count), *_ = Counter(problem.id for problem in problems).most_common(1)
     if count > 1:
         raise UserError(f"task {task.name}: {count} problems have the id {id!r}; make ids unique")

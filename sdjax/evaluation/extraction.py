@@ -1,7 +1,7 @@
 r"""Extraction of answers from text: lm-evaluation-harness's filters, and boxed LaTeX.
 
-Outputs are untrusted, so every function runs in time linear in the length of its text. Patterns of
-the harness that do not are replaced by equivalent code.
+Outputs are untrusted, so every function runs in linear time. Regular expressions of the harness that
+take longer are replaced with equivalent code.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ class SeedRecipe:
         exercise_weight: loss weight of an exercise's token relative to a program's; larger than 1
             because answers have few tokens and are harder.
         interval: steps between evaluations, which adjust the weights of the kinds.
-        error_fraction: final fraction of the steps, in which hard exercises have errors.
+        error_fraction: fraction of the steps, at the end of training, in which solutions of hard
+            exercises have errors.
         weights: initial sampling weight of each kind of exercise.
         optimizer: optimizer and number of steps.
     """

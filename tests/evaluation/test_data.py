@@ -80,5 +80,6 @@ def test_unreachable_hub_raises_user_error_with_remedy(monkeypatch):
         find_task("svamp").problems("test")
     assert str(caught.value) == (
         "task svamp: ChilleD/SVAMP cannot be loaded from the Hugging Face Hub (Couldn't reach the "
-        "Hub at all); without a network, give a file with --data PATH, or task.data in a config"
+        "Hub at all); without a network, pass a file with --data PATH, or set task.data in the "
+        "config"
     )

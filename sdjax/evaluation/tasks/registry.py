@@ -43,8 +43,8 @@ def find_task(
     Raises:
         UserError: the task, class or file does not exist, or the task does not have a setting.
     """
-    given = {"data": data, "shots": shots, "development": development, "test": test}
-    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    options = {"data": data, "shots": shots, "development": development, "test": test}
+    settings: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if name in TASKS:
         kind = _import_task(TASKS[name])
     elif name.endswith(".jsonl") or Path(name).expanduser().is_file():
