@@ -54,20 +54,20 @@ def main() -> None:
         key=jax.random.key(0),
     )
     seconds = time.perf_counter() - start
-    texts = [tokenizer.decode(one.tokens) for one in completions]
+    texts = [tokenizer.decode(completion.tokens) for completion in completions]
     sources = [extract_program(text) for text in texts]
     candidates = [source for source in sources if source is not None]
     with Sandbox(merge_signature(config, experts=len(EXPERTS))) as sandbox:
         verdicts = [verdict for _, verdict in sandbox.judge_all(candidates)]
-    identities = {one.identity for one in verdicts if one.admitted and one.identity}
+    identities = {verdict.identity for verdict in verdicts if verdict.admitted and verdict.identity}
     training = set(np.load(options.warmstart / TRAINING_PROGRAMS, allow_pickle=False).tolist())
-    admissible = sum(one.verdict in ("admitted", "duplicate") for one in verdicts)
+    admissible = sum(verdict.verdict in ("admitted", "duplicate") for verdict in verdicts)
     results = {
         "samples": len(texts),
         "candidates": len(candidates),
         "admissible": admissible,
         "identities": len(identities),
-        "not in training": sum(int(one[:16], 16) not in training for one in identities),
+        "not in training": sum(int(identity[:16], 16) not in training for identity in identities),
         "seconds": seconds,
     }
     print(json.dumps(results))

@@ -30,7 +30,7 @@ def main() -> None:
     pairs, texts = [], []
     for row, other in itertools.pairwise(rows):
         prompt = f"Question: {row['question']}\nAnswer:"
-        chosen, rejected = (f" {one['answer']}" for one in (row, other))
+        chosen, rejected = (f" {problem['answer']}" for problem in (row, other))
         if fits(prompt, chosen) and fits(prompt, rejected):
             pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         if fits(prompt, chosen):

@@ -143,7 +143,7 @@ def main() -> None:
 
 def pack_separately(rows: list[Example]) -> dict[str, np.ndarray]:
     packed = [pack([row], LENGTH) for row in rows]
-    return {name: np.concatenate([one[name] for one in packed]) for name in packed[0]}
+    return {name: np.concatenate([arrays[name] for arrays in packed]) for name in packed[0]}
 
 
 def hf_name(config, path: str) -> str:

@@ -62,7 +62,7 @@ class Evaluation:
         kinds = dict.fromkeys(problem.kind for problem in self.problems)
         return {
             kind: dataclasses.replace(
-                self, problems=tuple(one for one in self.problems if one.kind == kind)
+                self, problems=tuple(problem for problem in self.problems if problem.kind == kind)
             )
             for kind in kinds
         }
@@ -131,9 +131,9 @@ def evaluate(
             f"length, instead of the task's {loaded_task.max_new_tokens}; use --max-new-tokens to "
             "change this"
         )
-    decoder_config = fit_decoder_config(config, [one.tokens for one in prompted], new_tokens)
+    decoder_config = fit_decoder_config(config, [prompt.tokens for prompt in prompted], new_tokens)
     settings = {
-        "model": "+".join(str(one.resolve()) for one in folders),
+        "model": "+".join(str(path.resolve()) for path in folders),
         "weights": _fingerprint(*folders),
         "task": loaded_task.name,
         "max_new_tokens": new_tokens,
@@ -141,7 +141,7 @@ def evaluate(
     with ResultsFolder(out, settings) as results, progress_bar("eval", len(prompted)) as advance:
         missing = results.missing(prompted)
         advance(len(prompted) - len(missing))
-        by_id = {one.problem.id: one for one in missing}
+        by_id = {item.problem.id: item for item in missing}
 
         def save(outcome: Outcome) -> None:
             results.add(ProblemResult.create(by_id[outcome.problem_id], outcome))
@@ -156,11 +156,11 @@ def evaluate(
             )
             params = load_model(folder, adapter=adapter)[1]
             evaluate_problems(decoder, tokenizer, params, loaded_task, missing, on_outcome=save)
-        results.finish([one.problem.id for one in prompted])
+        results.finish([item.problem.id for item in prompted])
         return Evaluation(
             model=model,
             task=loaded_task.name,
-            problems=tuple(results.by_id[one.problem.id] for one in prompted),
+            problems=tuple(results.by_id[item.problem.id] for item in prompted),
             notes=tuple(notes),
         )
 

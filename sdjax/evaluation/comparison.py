@@ -25,7 +25,7 @@ def compare(first: Path, second: Path) -> str:
         UserError: a file does not exist, the two have no problem in common, or a common problem
             has a different question or answer.
     """
-    a, b = ({one.id: one for one in read_results(path)} for path in (first, second))
+    a, b = ({result.id: result for result in read_results(path)} for path in (first, second))
     ids = [id for id in a if id in b]
     if not ids:
         raise UserError(f"{first} and {second}: no problem in common; compare the same task")
@@ -47,7 +47,7 @@ def compare(first: Path, second: Path) -> str:
 
 
 def _compare_metric(metric: str, a: list[ProblemResult], b: list[ProblemResult]) -> str:
-    correct = [[getattr(one, metric) for one in results] for results in (a, b)]
+    correct = [[getattr(result, metric) for result in results] for results in (a, b)]
     cells = []
     for name, values in zip("AB", correct, strict=True):
         interval = accuracy_interval(values)

@@ -75,7 +75,7 @@ def evaluate_problems(
             if len(pending) > _MAX_PENDING:
                 collect()
 
-        prompts = [one.tokens for one in problems]
+        prompts = [problem.tokens for problem in problems]
         # Stop strings cost periodic decoding to text, so none are passed if the task has none.
         stop = StopStrings(strings=task.stop, decode=tokenizer.decode) if task.stop else None
         decoder.decode(params, None, prompts, stop_strings=stop, on_completion=submit)

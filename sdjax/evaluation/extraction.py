@@ -1,6 +1,6 @@
 r"""Extraction of answers from text: lm-evaluation-harness's filters, and boxed LaTeX.
 
-Outputs are untrusted, so every function runs in linear time. Regular expressions of the harness that
+Outputs are untrusted, so every function runs in linear time. The harness's regular expressions that
 take longer are replaced with equivalent code.
 """
 

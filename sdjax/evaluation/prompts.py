@@ -71,7 +71,9 @@ def build_prompts(
 
 def plain_prompt(task: Task, problem: Problem) -> str:
     """Return the prompt as text to complete."""
-    examples = [f"{_prompt(task, one)} {_solution(one)}\n\n" for one in _examples(task, problem)]
+    examples = [
+        f"{_prompt(task, example)} {_solution(example)}\n\n" for example in _examples(task, problem)
+    ]
     return "".join([*examples, _prompt(task, problem)])
 
 

@@ -111,9 +111,9 @@ class ResultsFolder:
             resources.callback(lock_folder(folder, LOCK).release)
             if (folder / SETTINGS).is_file():
                 _check_settings(folder, settings)
-                self.by_id = {one.id: one for one in _read_truncated(folder / RESULTS)}
+                self.by_id = {result.id: result for result in _read_truncated(folder / RESULTS)}
             _write_lines(folder / SETTINGS, [json.dumps(settings, indent=2)])
-            _write_lines(folder / RESULTS, (one.to_json() for one in self.by_id.values()))
+            _write_lines(folder / RESULTS, (result.to_json() for result in self.by_id.values()))
             self._file = resources.enter_context((folder / RESULTS).open("a", encoding="utf-8"))
             self._resources = resources.pop_all()
 
@@ -129,11 +129,11 @@ class ResultsFolder:
         Raises:
             UserError: a stored result has a different prompt, question or answer.
         """
-        for one in prompted:
-            result, problem = self.by_id.get(one.problem.id), one.problem
+        for item in prompted:
+            result, problem = self.by_id.get(item.problem.id), item.problem
             if result is None:
                 continue
-            if result.prompt_sha256 != one.sha256:
+            if result.prompt_sha256 != item.sha256:
                 raise UserError(
                     f"{self._folder}: the stored prompt of problem {result.id} is different; use "
                     "the same data, shots and chat, or choose another --out"
@@ -144,7 +144,7 @@ class ResultsFolder:
                     f"{self._folder}: the stored question, answer or kind of problem {result.id} "
                     "is different; use the same data, or choose another --out"
                 )
-        return [one for one in prompted if one.problem.id not in self.by_id]
+        return [item for item in prompted if item.problem.id not in self.by_id]
 
     def add(self, result: ProblemResult) -> None:
         """Append the result of one problem."""
@@ -164,7 +164,7 @@ class ResultsFolder:
         others = [id for id in self.by_id if id not in set(order)]
         results = [self.by_id[id] for id in (*order, *others)]
         with _report_os_errors(self._folder):
-            _write_lines(self._folder / RESULTS, (one.to_json() for one in results))
+            _write_lines(self._folder / RESULTS, (result.to_json() for result in results))
             _write_lines(self._folder / SCORES, [json.dumps(summarize(results), indent=2)])
 
 
@@ -192,7 +192,7 @@ def summarize(results: Sequence[ProblemResult]) -> dict[str, Any]:
     """Return the content of scores.json: accuracies with intervals, and failures."""
     summary: dict[str, Any] = {"problems": len(results)}
     for metric in METRICS:
-        interval = accuracy_interval([getattr(one, metric) for one in results])
+        interval = accuracy_interval([getattr(result, metric) for result in results])
         summary[metric] = dataclasses.asdict(interval)
     return summary | {"failures": count_failures(results)}
 
@@ -200,10 +200,10 @@ def summarize(results: Sequence[ProblemResult]) -> dict[str, Any]:
 def count_failures(results: Sequence[ProblemResult]) -> dict[str, int]:
     """Return the number of failed problems by reason; all overlong prompts share one reason."""
     counts: dict[str, int] = {}
-    for one in results:
-        if one.failure is not None:
-            too_long = one.failure.startswith("the prompt has ")
-            reason = "the prompt is too long" if too_long else one.failure
+    for result in results:
+        if result.failure is not None:
+            too_long = result.failure.startswith("the prompt has ")
+            reason = "the prompt is too long" if too_long else result.failure
             counts[reason] = counts.get(reason, 0) + 1
     return counts
 

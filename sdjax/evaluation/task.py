@@ -172,7 +172,7 @@ def call_checked(task: Task, method: str, types: tuple[type, ...], *arguments: A
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BrokenTaskError(f"{where} raised {line}") from error
     if not isinstance(result, types):
-        expected = " or ".join(dict.fromkeys(one.__name__ for one in types))
+        expected = " or ".join(dict.fromkeys(kind.__name__ for kind in types))
         raise BrokenTaskError(f"{where} returned {type(result).__name__}, not {expected}")
     return result
 
@@ -188,10 +188,10 @@ def read_problems(task: Task, split: str) -> list[Problem]:
         BrokenTaskError: the task did not return a list of problems.
     """
     problems = call_checked(task, "problems", (list, tuple), split)
-    for one in problems:
-        if not isinstance(one, Problem):
+    for problem in problems:
+        if not isinstance(problem, Problem):
             where = _where(task, "problems")
-            raise BrokenTaskError(f"{where} returned {one!r:.60}, which is not a Problem")
+            raise BrokenTaskError(f"{where} returned {problem!r:.60}, which is not a Problem")
     return list(problems)
 
 

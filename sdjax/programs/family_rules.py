@@ -136,7 +136,9 @@ class FamilyReader:
             return state
         if name == "scan":
             carry = self.merge([*operands, *self.call(params["jaxpr"], operands)])
-            return self.call(params["jaxpr"], [self.merge([one, carry]) for one in operands])
+            return self.call(
+                params["jaxpr"], [self.merge([operand, carry]) for operand in operands]
+            )
         body = params.get("jaxpr", params.get("call_jaxpr"))
         if body is not None:
             return self.call(body, operands)

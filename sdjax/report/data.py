@@ -207,7 +207,7 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
     entries = store.entries()
     tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
     development = complete_scores(store, metric, setting=setting)
-    outcomes = {one.entry: store.outcomes(one.entry, TEST, setting) for one in tested}
+    outcomes = {summary.entry: store.outcomes(summary.entry, TEST, setting) for summary in tested}
     seed = next((name for name in outcomes if entries[name].kind == "seed"), None)
     method = best_method(store, metric)
 
@@ -362,7 +362,7 @@ def _missing(
         sentences.append("No program has been sampled yet.")
     elif total is not None and len(iterations) < total:
         sentences.append(f"{len(iterations)} of {total} iterations have started.")
-    waiting = sum(one.counts.get(NOT_JUDGED, 0) for one in iterations)
+    waiting = sum(iteration.counts.get(NOT_JUDGED, 0) for iteration in iterations)
     if waiting:
         sentences.append(f"{waiting} samples have not been judged yet.")
     if not tables:

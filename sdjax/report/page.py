@@ -128,7 +128,7 @@ def _code(character: str) -> str:
 def _figures(report: ReportData) -> dict:
     rows = report.tables.get(MAIN, ())
     iterations, metric = report.iterations, report.metric
-    scored = any(one.scores for one in iterations)
+    scored = any(iteration.scores for iteration in iterations)
     compared = [row for row in rows if row.development is not None]
     return {
         "distributions": svg(
@@ -153,8 +153,8 @@ def _figures(report: ReportData) -> dict:
 def _reasons(report: ReportData) -> list[str]:
     """Return the reasons for inadmissible samples, most frequent first."""
     total: dict[str, int] = {}
-    for one in report.iterations:
-        for reason, count in one.reasons.items():
+    for iteration in report.iterations:
+        for reason, count in iteration.reasons.items():
             total[reason] = total.get(reason, 0) + count
     return sorted(total, key=lambda reason: (-total[reason], reason))
 

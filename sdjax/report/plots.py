@@ -61,8 +61,8 @@ def score_distributions(
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axes = figure.add_subplot()
         rng = np.random.default_rng(0)  # only for the jitter
-        for place, one in enumerate(iterations, 1):
-            scores = 100 * np.asarray(one.scores)
+        for place, iteration in enumerate(iterations, 1):
+            scores = 100 * np.asarray(iteration.scores)
             if scores.size > 1:
                 axes.boxplot(
                     [scores],
@@ -86,10 +86,10 @@ def score_distributions(
                 linewidths=0,
                 zorder=3,
             )
-            if one.sample_mean is not None:
+            if iteration.sample_mean is not None:
                 axes.scatter(
                     [place + 0.34],
-                    [100 * one.sample_mean],
+                    [100 * iteration.sample_mean],
                     marker="D",
                     s=42,
                     color="#D55E00",
@@ -102,9 +102,9 @@ def score_distributions(
             )
         _line_labels(axes, references)
         names = [
-            f"iteration {one.iteration}\n{len(one.scores)} programs"
-            + (f"\nT = {one.temperature:.2f}" if one.temperature is not None else "")
-            for one in iterations
+            f"iteration {iteration.iteration}\n{len(iteration.scores)} programs"
+            + (f"\nT = {iteration.temperature:.2f}" if iteration.temperature is not None else "")
+            for iteration in iterations
         ]
         axes.set_xticks(range(1, len(iterations) + 1), names)
         axes.set_xlim(0.4, len(iterations) + 0.6)
@@ -143,8 +143,8 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
         figure = Figure(figsize=(9, 1.9 + 0.5 * len(iterations)), layout="constrained")
         axes = figure.add_subplot()
         reasons: dict[str, int] = {}
-        for one in iterations:
-            for status, count in one.counts.items():
+        for iteration in iterations:
+            for status, count in iteration.counts.items():
                 if not is_admissible(status):
                     reasons[status] = reasons.get(status, 0) + count
         statuses = [*ADMISSIBLE, *sorted(reasons, key=lambda s: (-reasons[s], s))]
@@ -153,8 +153,8 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
         left = np.zeros(len(iterations))
         rows = np.arange(len(iterations))
         for status, color in zip(statuses, colors, strict=True):
-            counts = np.array([one.counts.get(status, 0) for one in iterations])
-            width = 100 * counts / np.array([one.samples for one in iterations])
+            counts = np.array([iteration.counts.get(status, 0) for iteration in iterations])
+            width = 100 * counts / np.array([iteration.samples for iteration in iterations])
             axes.barh(
                 rows,
                 width,
@@ -177,7 +177,7 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
                         fontsize=9,
                     )
             left += width
-        axes.set_yticks(rows, [f"iteration {one.iteration}" for one in iterations])
+        axes.set_yticks(rows, [f"iteration {iteration.iteration}" for iteration in iterations])
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of samples (%)")

@@ -71,7 +71,9 @@ def select(
     chosen = effective[: quota(len(ranking), config.chosen_percent, len(ranking) // 2)]
     identities = {sample.identity for sample in chosen}
     for samples in earlier:
-        effective = [one for one in rank_samples(samples) if one.change >= config.min_change]
+        effective = [
+            sample for sample in rank_samples(samples) if sample.change >= config.min_change
+        ]
         elites = effective[: config.elites]
         chosen += [elite for elite in elites if elite.identity not in identities]
         identities |= {elite.identity for elite in elites}

@@ -214,7 +214,7 @@ def score(
     if store.is_complete(entry, split, setting):
         return
     done = {outcome.problem_id for outcome in store.outcomes(entry, split, setting)}
-    problems = [one for one in context.problems[split] if one.problem.id not in done]
+    problems = [item for item in context.problems[split] if item.problem.id not in done]
     unsaved: list[Outcome] = []
 
     def save(outcome: Outcome) -> None:

@@ -261,8 +261,11 @@ class Store:
             row["identity"]: row["fingerprint"]
             for row in self._database.read("SELECT identity, fingerprint FROM program")
         }
-        setting_of = {one.iteration: one.setting for one in self.lineage()}
-        applications = {(one.entry, one.setting): one for one in self._select(Application)}
+        setting_of = {generator.iteration: generator.setting for generator in self.lineage()}
+        applications = {
+            (application.entry, application.setting): application
+            for application in self._select(Application)
+        }
         judged = []
         samples = self._select(Sample, "WHERE purpose = ? ORDER BY iteration, number", purpose)
         for sample in samples:
@@ -332,7 +335,10 @@ class Store:
     def is_complete(self, entry: str, split: str, setting: str = MAIN) -> bool:
         """Return whether an evaluation is complete."""
         where = "WHERE entry = ? AND split = ? AND setting = ?"
-        return any(one.complete for one in self._select(Evaluation, where, entry, split, setting))
+        return any(
+            evaluation.complete
+            for evaluation in self._select(Evaluation, where, entry, split, setting)
+        )
 
     def outcomes(self, entry: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
         """Return the outcomes of an evaluation, sorted by problem id; may be empty."""
@@ -403,5 +409,5 @@ def _status(
 
 
 def _judged(sample: Sample, status: str, rule: str, identity: str | None) -> JudgedSample:
-    values = {one.name: getattr(sample, one.name) for one in dataclasses.fields(sample)}
+    values = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
     return JudgedSample(**values, status=status, rule=rule, identity=identity)

@@ -109,7 +109,9 @@ class Table(Generic[T]):
         lines = [column.declaration() for column in self.columns]
         if self.key:
             lines.append(f"PRIMARY KEY ({', '.join(self.key)})")
-        lines += [f"FOREIGN KEY ({one}) REFERENCES {to}" for one, to in self.references.items()]
+        lines += [
+            f"FOREIGN KEY ({column}) REFERENCES {to}" for column, to in self.references.items()
+        ]
         return f"CREATE TABLE {self.name} ({', '.join([*lines, *self.constraints])}) STRICT;"
 
     def insert(self, on_conflict: str = "fail") -> str:
@@ -142,7 +144,7 @@ def _columns(record: type, prefix: str = "") -> Iterator[Column]:
             continue
         nullable = isinstance(kind, types.UnionType)
         if nullable:
-            (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
+            (kind,) = (option for option in typing.get_args(kind) if option is not types.NoneType)
         yield Column(name=name, kind=kind, nullable=nullable)
 
 

@@ -40,8 +40,8 @@ class TrainingRow:
 def number_rows(source: str, fields: Iterable[Mapping[str, Any]]) -> list[TrainingRow]:
     """Return rows with locations "SOURCE, row 1", "SOURCE, row 2", ... for error messages."""
     return [
-        TrainingRow(where=f"{source}, row {number}", fields=one)
-        for number, one in enumerate(fields, 1)
+        TrainingRow(where=f"{source}, row {number}", fields=row)
+        for number, row in enumerate(fields, 1)
     ]
 
 
@@ -181,7 +181,9 @@ def truncate_prompts(
         if room < 1:
             continue
         truncated += any(len(example.prompt) > room for example in row)
-        kept.append(tuple(dataclasses.replace(one, prompt=one.prompt[-room:]) for one in row))
+        kept.append(
+            tuple(dataclasses.replace(example, prompt=example.prompt[-room:]) for example in row)
+        )
     if truncated:
         logger.warning("%d of %d prompts were truncated from the left", truncated, len(rows))
     if dropped := len(rows) - len(kept):
@@ -231,9 +233,9 @@ def _text_or_messages(row: TrainingRow, name: str, value: Any) -> TextOrMessages
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
-        messages = [one for one in value if isinstance(one, dict)]
+        messages = [message for message in value if isinstance(message, dict)]
         if len(messages) == len(value) and all(
-            isinstance(one.get(key), str) for one in messages for key in ("role", "content")
+            isinstance(message.get(key), str) for message in messages for key in ("role", "content")
         ):
             return value
     raise UserError(
