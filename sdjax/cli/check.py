@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     "--allow-missing",
     multiple=True,
     metavar="LAYER",
-    help="Run even if this machine lacks the given layer of confinement. Repeatable.",
+    help="Run even if this machine lacks this layer of confinement. Repeatable.",
 )
 def check(
     files: tuple[Path, ...],

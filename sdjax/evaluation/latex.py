@@ -39,7 +39,7 @@ _COMMAND = re.compile(r"(\\[a-zA-Z]+)")
 _REWRITTEN = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # unwrap dollar signs, texts, bold face, overlines and boxes
+        # unwrap dollar signs, \text, boldface, overlines and boxes
         (r"(.*?)(\$)(.*?)(\$)(.*)", r"$\3$"),
         (r"(\\text\{)(.*?)(\})", r"\2"),
         (r"(\\textbf\{)(.*?)(\})", r"\2"),

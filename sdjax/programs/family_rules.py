@@ -149,7 +149,7 @@ class FamilyReader:
         return [result] * len(equation.outvars)
 
     def merge(self, values: Sequence[Value]) -> Value:
-        """Return the join of values, which may be any of them."""
+        """Return the join of values: a value that may be any of them."""
         experts = frozenset[str]().union(*(v.experts for v in values))
         tags = frozenset[str]().union(*(v.tags for v in values))
         return self.atom(experts, *tags, scalar=all(v.scalar for v in values))

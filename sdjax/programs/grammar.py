@@ -267,7 +267,7 @@ def _comprehension(
         weights = ", ".join(coefficients(rng, count))
         draft.body.append(f"{w} = [{weights}]")
         _finish(rng, draft, names, f"sum(k * {v} for k, {v} in zip({w}, {values}))")
-    elif form < 0.75:  # keep what agrees with the sign of the sum
+    elif form < 0.75:  # keep entries whose sign agrees with the sum's
         draft.body.append(f"{m} = sum({values})")
         kept = (
             f"jnp.where({v} * {m} > 0, {v}, 0)" if rng.random() < 0.7 else f"{v} * ({v} * {m} > 0)"

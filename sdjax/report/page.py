@@ -138,7 +138,7 @@ def _figures(report: ReportData) -> dict:
         if scored
         else None,
         "shares": svg(sample_shares(iterations), "status of the samples") if iterations else None,
-        "against": svg(development_against_test(compared, metric), "development against test")
+        "against": svg(development_against_test(compared, metric), "development vs. test")
         if compared
         else None,
         "gain_figures": {

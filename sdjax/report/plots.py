@@ -180,7 +180,7 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
         axes.set_yticks(rows, [f"iteration {iteration.iteration}" for iteration in iterations])
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
-        axes.set_xlabel("share of samples (%)")
+        axes.set_xlabel("fraction of samples (%)")
         axes.grid(visible=False)
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=9

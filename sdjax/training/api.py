@@ -34,7 +34,7 @@ def train_sft(
     """Fine-tune on examples by maximum likelihood of their targets (SFT).
 
     Args:
-        trainable: what to train; its trainable arrays are donated.
+        trainable: model to train; its trainable arrays are donated.
         examples: prompts and targets, each at most `max_length` tokens.
         config: optimizer and number of steps.
         max_length: tokens per row; a row packs several examples.
@@ -99,7 +99,7 @@ def train_dpo(
     therefore log 2, plus `nll_weight` times the negative log-likelihood.
 
     Args:
-        trainable: what to train; its trainable arrays are donated.
+        trainable: model to train; its trainable arrays are donated.
         pairs: chosen and rejected completions.
         config: loss, optimizer and number of steps.
         key: PRNG key for shuffling the pairs.
@@ -165,7 +165,7 @@ def train_warmstart(
     """Fine-tune a generator on candidates that share one prompt.
 
     Args:
-        trainable: what to train; its trainable arrays are donated.
+        trainable: model to train; its trainable arrays are donated.
         data: prompt and candidates.
         config: optimizer and number of steps.
         batch_size: candidates per batch.

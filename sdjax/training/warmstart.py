@@ -58,12 +58,12 @@ def sample_candidates(count: int, seed: int, *, slots: int) -> tuple[str, ...]:
         slots: number of experts to merge.
     """
     rng = np.random.default_rng(seed)
-    texts: dict[str, None] = {}
-    while len(texts) < count:
+    candidates: dict[str, None] = {}
+    while len(candidates) < count:
         program = sample_program(rng, slots=slots)
         if not program.fails:
-            texts[program.text.strip("\n")] = None
-    return tuple(texts)
+            candidates[program.text.strip("\n")] = None
+    return tuple(candidates)
 
 
 def make_warmstart_data(

@@ -123,15 +123,17 @@ def _report_part(report: Report, start: float, fraction: float, line: str, done:
 def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
     """Write the training programs and their identities to the seed's folder."""
     signature = merge_signature(load_config(seed), experts=len(SLOTS))
-    texts = training_programs(recipe.programs, recipe.seed)
+    sources = training_programs(recipe.programs, recipe.seed)
 
     def identities() -> Iterator[int | None]:
-        for number, identity in enumerate(candidate_identities(texts, signature)):
+        for number, identity in enumerate(candidate_identities(sources, signature)):
             if number % 100 == 0:
-                report("seed: identities of its training programs", number / len(texts))
+                report("seed: identities of its training programs", number / len(sources))
             yield identity
 
-    TrainingPrograms.create(texts, identities(), signature=signature_digest(signature)).write(seed)
+    TrainingPrograms.create(sources, identities(), signature=signature_digest(signature)).write(
+        seed
+    )
 
 
 def write_table(folder: Path) -> Path:
@@ -164,13 +166,13 @@ def data_mesh() -> Mesh:
 
 def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     """Train the tokenizer and the seed, and write them to `folder`."""
-    texts = training_programs(recipe.programs, recipe.seed)
+    sources = training_programs(recipe.programs, recipe.seed)
     tokenizer_folder = folder.with_name(f"{folder.name}.tokenizer")
-    trained = train_tokenizer([*texts, *_exercise_texts(recipe.seed)])
+    trained = train_tokenizer([*sources, *_exercise_texts(recipe.seed)])
     config = seed_config(-(-trained.get_vocab_size() // 64) * 64)
     write_tokenizer(trained, tokenizer_folder, config.max_seq_len)
     tokenizer = load_tokenizer(tokenizer_folder)
-    programs = [program_example(tokenizer, text) for text in texts]
+    programs = [program_example(tokenizer, source) for source in sources]
     programs = [program for program in programs if len(program) <= recipe.length]
     rng = np.random.default_rng(recipe.seed)
 

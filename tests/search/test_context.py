@@ -66,7 +66,7 @@ def with_task(config, **changes):
 def test_unusable_prompts_raise_user_error_before_the_run(sums):
     with pytest.raises(UserError, match="no chat template"):
         build_context(with_task(sums, prompt="chat"))
-    with pytest.raises(UserError, match="there are no test problems"):
+    with pytest.raises(UserError, match="no test problems"):
         build_context(with_task(sums, development=6))
     small = DecoderConfig(slots=4, prefill_batch=4, buckets=(8,), max_new_tokens=8)
     with pytest.raises(UserError, match=r"every development prompt exceeds .* 8"):
