@@ -118,7 +118,8 @@ class PeftAdapter:
         partner = stored.removesuffix(suffix) + partner_suffix
         if partner not in self.reader.file_of:
             raise UserError(
-                f"{self.reader.where(stored)} lacks its partner {partner}; copy the folder again"
+                f"{self.reader.where(stored)} has no matching tensor {partner}; "
+                "copy the folder again"
             )
         return partner
 
@@ -127,8 +128,8 @@ class PeftAdapter:
         two_dimensional = len(shape_a) == len(shape_b) == 2
         if not two_dimensional or shape_a[0] != shape_b[1] or not shape_a[0]:
             raise UserError(
-                f"{self.reader.where(a)} has shape {list(shape_a)} and its partner has shape "
-                f"{list(shape_b)}, which cannot be multiplied; copy the folder again"
+                f"{self.reader.where(a)} has shape {list(shape_a)} but {b} has shape "
+                f"{list(shape_b)}, so they cannot be multiplied; copy the folder again"
             )
         return shape_a[0]
 

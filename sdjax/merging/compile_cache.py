@@ -1,7 +1,7 @@
 """Compiled merges and the cache that keeps them.
 
-A search compiles thousands of merges and uses most of them once. They are therefore compiled ahead
-of time and referenced only from this cache: evicting an entry frees its executable.
+A search compiles thousands of merges and uses most of them only once. They are therefore compiled
+ahead of time and referenced only from this cache: evicting an entry frees its executable.
 """
 
 from __future__ import annotations

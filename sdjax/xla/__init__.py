@@ -1,1 +1,1 @@
-"""Workarounds for XLA, glibc and Python, each with what it works around."""
+"""Workarounds for slow or missing behavior of XLA, glibc and Python, each with its reason."""

@@ -183,7 +183,7 @@ def test_samples_of_a_prompt_share_its_prefill(params, decoder, prompts):
         assert separate == completions[index]
 
 
-def test_logprobs_are_those_of_the_model(params, decoder, prompts):
+def test_logprobs_equal_those_of_the_model(params, decoder, prompts):
     """Check that log-probabilities equal the log-softmax of the logits at any temperature."""
     sampling = Sampling(temperature=0.7, top_k=5)
     (completion,) = decoder.decode(params, None, [prompts[2]], sampling=sampling, logprobs=True)

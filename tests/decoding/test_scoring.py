@@ -45,7 +45,7 @@ def test_scores_equal_the_log_probabilities_of_decoding(params, scorer):
         assert score.total == pytest.approx(sum(completion.logprobs), abs=1e-3)
 
 
-def test_other_continuation_is_less_likely_and_not_greedy(params, scorer):
+def test_different_continuation_is_less_likely_and_not_greedy(params, scorer):
     (score,) = scorer.score(params, None, [([3, 4, 5], [7, 8, 7])])
     decoder = Decoder(
         CONFIG, DecoderConfig(slots=1, prefill_batch=1, buckets=(8,), max_new_tokens=3)

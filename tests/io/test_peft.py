@@ -97,8 +97,8 @@ def test_embeddings_and_replaced_tensors(tmp_path):
     [
         (None, {"peft_type": "IA3"}, "not a LoRA adapter"),
         (None, {"use_dora": True}, "use_dora is not supported"),
-        ({f"{Q}.lora_A.weight": A}, {}, "lacks its partner"),
-        ({f"{Q}.lora_B.weight": B}, {}, "lacks its partner"),
+        ({f"{Q}.lora_A.weight": A}, {}, "has no matching tensor"),
+        ({f"{Q}.lora_B.weight": B}, {}, "has no matching tensor"),
         ({}, {}, "contains no adapter weights"),
         ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:, :1]}, {}, "cannot be multiplied"),
         ({f"{Q}.lora_A.weight": A[:0], f"{Q}.lora_B.weight": B[:, :0]}, {}, "cannot be multiplied"),

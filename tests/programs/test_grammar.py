@@ -209,7 +209,7 @@ BODY = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n  
         ),
     ],
 )
-def test_families_of_other_programs(body, present, absent):
+def test_families_of_programs_outside_the_grammar(body, present, absent):
     families = families_in("import jax.numpy as jnp\n\n" + BODY + body)
     assert families is not None
     assert present in families

@@ -124,7 +124,7 @@ def test_verdict_of_the_weights_is_stored(context, programs, tmp_path):
         assert store.applications() == {application.entry: application}
 
 
-def test_corrupt_training_programs_raise_one_line(small_config, tmp_path):
+def test_corrupt_training_programs_raise_one_line_error(small_config, tmp_path):
     seed = tmp_path / "seed"
     shutil.copytree(model_folder(small_config.seed), seed)
     config = dataclasses.replace(small_config, seed=str(seed))

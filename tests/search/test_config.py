@@ -154,7 +154,7 @@ def test_invalid_file_error_names_the_line(tmp_path, old, new, message):
         read_config(path)
 
 
-def test_error_line_is_that_of_the_key(tmp_path):
+def test_error_names_the_line_of_the_key(tmp_path):
     text = (CONFIGS / "demo.yaml").read_text()
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("beta: 0.1", "beta: none"))

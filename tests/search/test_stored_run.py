@@ -1,4 +1,4 @@
-"""A run made under the oldest supported JAX is read and used under every other one.
+"""Compatibility of a run made under the oldest supported JAX version with all others.
 
 `stored/jax-0.10.2/run.sqlite` is one iteration of 12 samples over the zoo (`small_config` with
 `iterations=1`), made under JAX 0.10.2.

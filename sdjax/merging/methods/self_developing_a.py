@@ -4,9 +4,9 @@ Ishibashi, Yano, Oyamada, "Can large language models invent algorithms to improv
 arXiv 2410.15639. For each expert in order, the merged task vector is halved and half the row mean
 of the expert's task vector, broadcast over the row, is added.
 
-The authors published the equation but no code. Two choices are therefore ours: the sum starts at
-zero, and a row is one output feature (the mean runs over the last axis of [out, in]). `rate` is the
-paper's one half.
+The authors published the equation but no code. Two choices are ours: the sum starts at zero, and a
+row is one output feature (the mean runs over the last axis of [out, in]). `rate` is the paper's one
+half.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class Encoder:
             )
         encoded = self._params(equation, depth)
         if name == "sort" and len(operands) == 1:
-            encoded["is_stable"] = True  # no-op; newer JAX omits it
+            encoded["is_stable"] = True  # no-op; newer JAX versions omit it
         return self._append(name, operands, len(equation.outvars), encoded, equations, fresh)
 
     def _append(

@@ -11,11 +11,11 @@ collectives and shardings (left to the merge engine), stateful generators (`rng_
 `rng_bit_generator`: they differ between platforms), `random_gamma` and `conv_general_dilated` (slow
 on a CPU and not useful here).
 
-One list serves every supported JAX. An operation that only a newer JAX has as a primitive carries
-its version in `since` and a `fallback` made of older operations, so that an older JAX verifies the
-stored programs of a newer one. encode.py rewrites `unstack`, scan, while and cond to forms of our
-own, which do not depend on JAX's parameters. A primitive that is missing from the running JAX and
-has no fallback is refused by name; it never prevents the sandbox from starting.
+One list serves all supported JAX versions. An operation that is a primitive only in newer versions
+carries its version in `since` and a `fallback` made of older operations, so that older versions can
+verify stored programs from newer ones. encode.py rewrites `unstack`, scan, while and cond to forms
+of our own, which do not depend on JAX's parameters. A primitive that is missing from the running
+JAX version and has no fallback is refused by name; it never prevents the sandbox from starting.
 
 Primitives come from `jax.extend.core.primitives` and `jax.lax`, both public.
 """
@@ -102,9 +102,9 @@ class Entry:
 
     Attributes:
         arity: minimum and maximum number of operands.
-        bind: applies the primitive to operands and decoded parameters; None if the running JAX
+        bind: applies the primitive to operands and decoded parameters; None if this JAX version
             cannot express it.
-        native: whether the running JAX has the operation, rather than only its fallback.
+        native: whether this JAX version has the operation, rather than only its fallback.
         params: the parameters in the IR, with their decoders.
         fixed: the only legal value of each parameter that is not in the IR.
         since: the first JAX version with this primitive.
@@ -149,7 +149,7 @@ def weight(name: str) -> int:
 
 
 def find_primitive(name: str) -> Any | None:
-    """Return JAX's public primitive of that name, or None if the running JAX has none."""
+    """Return JAX's public primitive of that name, or None if this version has none."""
     attribute = _ATTRIBUTES.get(name, name.replace("-", "_")) + "_p"
     return getattr(jax_primitives, attribute, None) or getattr(lax, attribute, None)
 
@@ -176,7 +176,7 @@ def _allow(
         fixed: parameters with a single legal value. The primitive is bound with them.
         supplied: parameters that the worker ignores. The primitive is bound with them.
         bind: a public function to call in place of the primitive (it sets `fixed` itself).
-        fallback: a function for a JAX that lacks the primitive.
+        fallback: a function for JAX versions that lack the primitive.
         since: the first JAX version with the primitive.
         until: the first JAX version without it.
         **params: the parameters in the IR.

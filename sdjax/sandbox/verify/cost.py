@@ -108,7 +108,7 @@ def _repeated(body: CostEstimate, count: int) -> CostEstimate:
 
 def _check_size(aval: Any, name: str, max_elements: int) -> None:
     if min(aval.shape, default=0) < 0:  # only possible in forged IR
-        raise Refusal("refused", "ir", f"`{name}` makes an array with a negative axis")
+        raise Refusal("refused", "ir", f"`{name}` makes an array with a negative dimension")
     # The length of each axis counts too, even if the array is empty.
     elements = max(math.prod(aval.shape), *aval.shape, 0)
     if elements > max_elements:

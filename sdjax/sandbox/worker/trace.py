@@ -1,4 +1,4 @@
-"""Tracing of candidates over abstract tensors, to IR.
+"""Tracer that converts candidates to IR by calling them on abstract tensors.
 
 Nothing is computed: `jax.make_jaxpr` calls the Python function with tracers. The module's code is
 executed inside every trace, so that top-level arrays are traced too and no state survives a trace.

@@ -1,6 +1,6 @@
 """Programs as the supported JAX versions store them: `stored/jax-VERSION.json`.
 
-    python tests/sandbox/ir/stored_programs.py     # writes the file of the running JAX
+    python tests/sandbox/ir/stored_programs.py     # writes the file of the running JAX version
 
 Each file holds, by name, a program's IR, its identity and structure, and its result (float32 in
 base64) for one tensor of the signature on fixed inputs.

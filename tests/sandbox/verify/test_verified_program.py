@@ -92,7 +92,7 @@ def test_tree_form_equals_the_source(signature):
         np.testing.assert_allclose(found[path], expected[path], rtol=1e-6)
 
 
-def test_other_shapes_raise_value_error(signature):
+def test_wrong_shapes_raise_value_error(signature):
     program = verify_ir(trace_trusted(VALID["linear"], signature), signature)
     with pytest.raises(ValueError, match=r"not traced for tensors of \(3, 3\)"):
         program({slot: jnp.ones((3, 3)) for slot in signature.slots})
