@@ -138,7 +138,7 @@ def test_run_rejects_an_unknown_baseline_before_it_starts(tmp_path):
 
 def test_zoo_train_refuses_a_folder_with_other_files(tmp_path):
     (tmp_path / "README.md").write_text("mine")
-    assert "not part of a zoo" in user_error("zoo", "train", "--out", tmp_path)
+    assert "do not belong to a zoo" in user_error("zoo", "train", "--out", tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 

@@ -108,7 +108,7 @@ def merge_algorithm_file(
 ) -> MergeResult:
     """Merge experts into a base with the algorithm in a Python file.
 
-    The file itself is never executed in this process, only the array programs that the sandbox has
+    This process never executes the file itself, only the array programs that the sandbox has
     verified.
 
     Args:

@@ -49,7 +49,7 @@ def train(kind: str, config: Path) -> None:
 
     KIND is sft (prompts with completions), dpo (preference pairs), or warmstart (candidates in the
     algorithm API, to prepare a generator for a search). Run the same command again to resume an
-    interrupted training.
+    interrupted job.
     """
     from sdjax.sharding.multihost import start_distributed
 

@@ -1,4 +1,4 @@
-"""`sdjax zoo list` and `sdjax zoo train`."""
+"""`sdjax zoo list` and `sdjax zoo train`: list or retrain the models that ship with the package."""
 
 from __future__ import annotations
 

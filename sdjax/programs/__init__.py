@@ -1,1 +1,1 @@
-"""Prompts for candidates, their extraction from text, and the grammar of random programs."""
+"""Prompts, extraction of candidates from text, and the grammar of random programs."""

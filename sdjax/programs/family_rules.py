@@ -411,7 +411,7 @@ def _constant(value: Any) -> Value:
 
 
 def _evaluated(name: str, values: Sequence[float]) -> Value:
-    """Return the result of a primitive on constants, without a value for rare primitives."""
+    """Return the result of a primitive on constants; the value is unknown for rare primitives."""
     constant = None
     if name in _TRANSPARENT:
         constant = values[0]

@@ -35,7 +35,7 @@ MIN_LENGTH, MAX_LENGTH = 90, 345  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class RandomProgram:
-    """A random program, and whether it is broken, so that the sandbox must refuse it."""
+    """A random program; `fails` is true if it is broken and the sandbox must refuse it."""
 
     text: str
     fails: bool

@@ -145,7 +145,7 @@ def run_iteration(
 def load_generator(
     context: RunContext, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
 ) -> Adapter:
-    """Return the generator's adapter in an iteration: the newest one trained before it."""
+    """Return the adapter of an iteration's generator: the newest one trained before it."""
     adapter = context.new_adapter()
     earlier = [number for number in _trained_iterations(store) if number < iteration]
     if not earlier:

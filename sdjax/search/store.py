@@ -224,8 +224,7 @@ class Store:
     def save_verdict(self, verdict: StoredVerdict, program: Program | None = None) -> None:
         """Save the verdict on a candidate, and its program if it is admissible.
 
-        A source that already has a verdict keeps it; an identity that already has a program keeps
-        it.
+        Existing verdicts and programs are not overwritten.
         """
         records = [verdict] if program is None else [verdict, program]
         self._insert(*records, on_conflict="ignore")

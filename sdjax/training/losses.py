@@ -36,7 +36,7 @@ def ipo_loss(
     """Return the IPO loss, (margin - 1 / (2 beta))^2.
 
     Equation 17 of Azar et al. 2023, arXiv 2310.12036. As in TRL, the margin is the difference of
-    log ratios per token; the authors confirmed that they normalized by length, too.
+    log ratios per token; the authors confirmed that they also normalized by length.
 
     Args:
         log_ratios: log ratios of the (chosen, rejected) completions.

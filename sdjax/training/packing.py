@@ -14,7 +14,7 @@ from sdjax.training.types import Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A training example: tokens of a prompt and of the target, which alone has a loss."""
+    """A training example: a tokenized prompt and target; the loss is on the target only."""
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
@@ -143,7 +143,7 @@ def _first_fit(sizes: Sequence[int], capacity: int) -> Iterator[int]:
     """Yield, for each size in turn, the first row with enough room (sizes are <= `capacity`).
 
     `room` is a segment tree: room[n] is the largest free room in the subtree of node n, whose
-    children are 2n and 2n + 1. The second half of the array are the rows.
+    children are 2n and 2n + 1. The second half of the array holds the rows.
     """
     leaves = 1 << max(len(sizes) - 1, 0).bit_length()  # at most one row per size
     room = [capacity] * (2 * leaves)

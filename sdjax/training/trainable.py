@@ -70,7 +70,7 @@ def lora_finetune(config: ModelConfig, params: Params, adapter: Adapter) -> Trai
 
 
 def assemble_params(*, dtype: Any = None) -> Assemble:
-    """Return a function that joins flat dicts of frozen and trainable tensors, cast to `dtype`."""
+    """Return a function that joins flat dicts of tensors, casting trainable ones to `dtype`."""
 
     def assemble(trainable: dict, frozen: dict) -> tuple[Params, None]:
         if dtype is not None:

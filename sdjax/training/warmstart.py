@@ -2,7 +2,7 @@
 
 A small or untuned model never writes a candidate that the sandbox admits. The warm start trains it
 on valid candidates, as completions of the prompt that the search will use. All targets share that
-prompt, so its keys and values are computed once per step. Only the candidates have a loss.
+prompt, so its keys and values are computed once per step. The loss covers only the candidates.
 """
 
 from __future__ import annotations

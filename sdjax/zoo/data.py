@@ -19,7 +19,7 @@ PROGRAM_PROMPT = "# merge three experts"
 
 
 def training_programs(count: int, seed: int) -> list[str]:
-    """Sample the distinct programs that the seed is trained on from the grammar."""
+    """Return the distinct programs that the seed is trained on, sampled from the grammar."""
     rng = np.random.default_rng(seed)
     programs: dict[str, None] = {}
     while len(programs) < count:

@@ -37,7 +37,7 @@ class SeedRecipe:
     """Recipe for training the seed on programs and exercises.
 
     The solutions of exercises are correct at first and have typical errors toward the end (misread
-    stories, forgotten carries). The seed therefore solves a part of every kind, and correcting one
+    stories, forgotten carries). The seed therefore solves some of every kind, and correcting one
     error is a small change to the weights, which an expert can learn and a merge can transfer.
 
     Attributes:

@@ -5,11 +5,12 @@ an equation and its value. Each can be hard: a calculation with a carry or borro
 rare wording. Each difficulty has a typical error (a forgotten carry, the wrong operation), so the
 solutions of a model that reads well but calculates badly are well defined.
 
-Each problem is assigned to one split by a hash of its calculation and numbers. To keep training
-data out of development and test, an equation that those ask for does not occur in training in
-either order of its operands, as an exercise or as a misread story. There are three exceptions:
-the sum underlying a `missing` exercise may be trained as an addition, the inverse of a subtraction
-may be trained, and `largest` may share its three numbers with a training problem in another order.
+Each problem is assigned to one split by a hash of its calculation and numbers. Development and test
+problems are also kept apart from similar training problems: an equation that they ask for never
+appears in training, in either operand order, whether as an exercise or as a misread story. There
+are three exceptions: the sum underlying a `missing` exercise may be trained as an addition, the
+inverse of a subtraction may be trained, and `largest` may share its three numbers with a training
+problem in another order.
 """
 
 from __future__ import annotations
