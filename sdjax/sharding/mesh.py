@@ -1,10 +1,10 @@
-"""The mesh of devices that a job runs on.
+"""The device mesh of a job.
 
-| axis | what is split over it |
+| axis | what is sharded over it |
 |---|---|
 | data | batches |
-| fsdp | parameters, on the side of the residual stream |
-| tensor | parameters, on the side of the attention heads or of the MLP |
+| fsdp | parameters, along the residual stream dimension |
+| tensor | parameters, along the attention heads or the MLP's hidden dimension |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RAM: add what a single expert has changed, average what several have changed.
+"""RAM: sum of changes made by a single expert, and average of changes made by several experts.
 
 "Reinforced Agent Merging", arXiv 2601.13572. A change counts if its magnitude exceeds `epsilon`.
 """

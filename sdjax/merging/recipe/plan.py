@@ -66,13 +66,13 @@ class MergeStep:
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan:
-    """A merge from disk to disk.
+    """Plan of a merge from disk to disk.
 
     Attributes:
-        steps: the tensors, in the order of the result's files.
-        template: the model whose config and, by default, tokenizer the result gets.
-        layers: for each layer of the result, the model and the layer that name its tensors and
-            whose entry of a per-layer config it gets.
+        steps: one step per tensor, in the order of the result's files.
+        template: source of the result's config and, by default, of its tokenizer.
+        layers: for each layer of the result, its template: a source model and a layer number, from
+            which it takes tensor names and per-layer config entries.
         models: all source models.
         tokenizer: the tokenizer of the result.
         key: typed PRNG key, or None if nothing is random.
