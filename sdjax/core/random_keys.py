@@ -10,11 +10,11 @@ import jax
 def fold_in_name(key: jax.Array, name: str) -> jax.Array:
     """Return `key` with the full text of `name` folded in.
 
-    The first four bytes of the name's SHA-256 are folded in, so that names that begin alike give
-    independent keys. The result is the same in every process and version of Python.
+    The first four bytes of the name's SHA-256 are folded in, so that names with a common prefix
+    give independent keys. The result is the same in every process and version of Python.
 
     Args:
-        key: typed PRNG key, as `jax.random.key` returns it.
+        key: typed PRNG key, such as `jax.random.key(0)`.
         name: purpose of the new key, such as "generation" or "layers/0/mlp/up_proj".
 
     Examples:

@@ -1,4 +1,4 @@
-"""Folders of numbered Orbax checkpoints: a pytree of arrays and a JSON description each.
+"""Folders of numbered Orbax checkpoints, each a pytree of arrays and a JSON description.
 
 Each checkpoint is committed by a rename, so a killed process leaves the earlier ones intact.
 Damaged checkpoints are skipped and reported.
@@ -279,7 +279,7 @@ class GeneratorCheckpoints(CheckpointFolder):
 
 
 def _remove_damaged_scores(folder: Path) -> None:
-    """Remove scores that cannot be parsed, since Orbax rejects the whole folder for one of them.
+    """Remove unreadable scores, since a single one makes Orbax reject the whole folder.
 
     A checkpoint without a score can be restored.
     """

@@ -1,4 +1,4 @@
-"""PEFT LoRA adapters: read, written, or merged into a model's weights as those are read."""
+"""PEFT LoRA adapters: read, written, or merged into a model's weights while reading them."""
 
 from __future__ import annotations
 

@@ -106,10 +106,10 @@ class SafetensorsReader:
         return self._infos
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
-        """Read a tensor in its stored dtype (bfloat16 is that of ml_dtypes).
+        """Read a tensor in its stored dtype (ml_dtypes provides bfloat16).
 
-        The file is read rather than memory-mapped: each page of a mapped file costs a fault and
-        stays in memory.
+        The file is read rather than memory-mapped, because each page of a mapped file causes a page
+        fault and stays in memory.
 
         Args:
             name: the tensor.

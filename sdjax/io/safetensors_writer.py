@@ -71,7 +71,7 @@ def write_index(
 
     Args:
         folder: where the files are.
-        files: as `assign_files` returns them.
+        files: result of `assign_files`.
         tensors: name to anything with a shape and a dtype.
     """
     if len(files) > 1:

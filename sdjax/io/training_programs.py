@@ -42,7 +42,7 @@ class TrainingPrograms:
     def create(
         cls, sources: Sequence[str], identities: Iterable[int | None], *, signature: str
     ) -> Self:
-        """Create from sources and their identities, which are None for rejected programs."""
+        """Create an instance from sources and identities; rejected programs have identity None."""
         distinct = sorted({identity for identity in identities if identity is not None})
         array = np.array(distinct, np.uint64)
         return cls(sources=tuple(sources), identities=array, signature=signature)

@@ -35,7 +35,7 @@ class Lowerable(Protocol):
 
     @property
     def cache_key(self) -> tuple:
-        """Return the key: computations of equal key share an executable."""
+        """Return the key: computations with the same key share an executable."""
         ...
 
     @property

@@ -40,13 +40,13 @@ def tensor_key_data(key: jax.Array, path: str) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorProgram:
-    """The merge of one tensor: what to compile, and the inputs that go with the weights.
+    """Merge of one tensor: the computation to compile, and its inputs besides the weights.
 
     The executable's arguments are (base, experts, *inputs, donated). It returns the new tensor and
     the scalar `statistic` of it, or None.
 
     Attributes:
-        cache_key: programs of equal cache key share an executable.
+        cache_key: programs with the same cache key share an executable.
         lower: traces and lowers the merge.
         inputs: hyperparameter arrays, depth and key data of this tensor.
     """
@@ -131,13 +131,13 @@ class TensorProgram:
 
 @dataclass(frozen=True, kw_only=True)
 class TreeProgram:
-    """The merge of the whole scope by an algorithm in the tree form.
+    """Merge of the whole scope by an algorithm in the tree form.
 
     The executable's arguments are (bases, experts, *inputs); it returns the new tensors and the
     squared norm of the merged task vector (see `squared_norm_or_inf`).
 
     Attributes:
-        cache_key: programs of equal cache key share an executable.
+        cache_key: programs with the same cache key share an executable.
         lower: traces and lowers the merge.
         inputs: hyperparameter arrays and key data.
     """

@@ -217,7 +217,7 @@ def _probes(
 ) -> Int32[Array, "n m {count}"]:
     """Return ascending probes, strictly inside the interval unless it is empty.
 
-    The first and the last are next to the bounds: these are elements, often with many ties.
+    The first and the last probe are next to the bounds, which are elements, often with ties.
     """
     first, last = low + 1, high - 1
     index = jnp.arange(count, dtype=jnp.int32)

@@ -60,7 +60,7 @@ def init_adapter(
         key: typed PRNG key.
         rank: rank of the factors.
         alpha: the product of the factors is scaled by alpha / rank.
-        target_modules: kinds of projections to adapt, as `kind_of` returns them.
+        target_modules: kinds of projections to adapt, as returned by `kind_of`.
     """
     factors = {}
     for index, (path, spec) in enumerate(param_specs(config).items()):

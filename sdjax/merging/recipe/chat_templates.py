@@ -1,7 +1,7 @@
 """Built-in chat templates that a recipe can select by name.
 
-Each renders the same text as mergekit's template of that name does in transformers (with trimmed
-blocks), including its unusual line breaks and indentation; tests compare the two.
+Each renders the same text as mergekit's template of the same name does in transformers (with
+trimmed blocks), including its unusual line breaks and indentation; tests compare the two.
 """
 
 _CHATML = (

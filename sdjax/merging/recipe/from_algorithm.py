@@ -1,4 +1,4 @@
-"""Merges from disk to disk by a single algorithm, such as a verified candidate."""
+"""Disk-to-disk merges by a single algorithm, such as a verified candidate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merge from disk to disk, into a complete Hugging Face folder.
+"""Disk-to-disk merge into a complete Hugging Face folder.
 
 While one tensor is merged, the next is read and the previous one is written. Memory holds a few
 tensors per model, in buffers that are reused. All computations are traced before the first tensor,

@@ -105,7 +105,7 @@ def plan_algorithm(
         key: typed PRNG key, if the algorithm is random.
 
     Raises:
-        UserError: an expert lacks a tensor or has one of another shape.
+        UserError: an expert lacks a tensor or has one with a different shape.
     """
     in_scope, slots = set(scope), tuple(experts)
     steps = []

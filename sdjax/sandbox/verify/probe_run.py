@@ -1,8 +1,8 @@
 """Runs of a verified program on small fixed tensors, the first time that it computes anything.
 
 A program runs operation by operation on the host's CPU. Compiling it as a whole would take longer
-than running it, and compiled operations are reused by later candidates. The number of operations
-that are kept, and that one program may have, is bounded: each takes 20 ms to compile and 200 kB.
+than running it, and compiled operations are reused by later candidates. The number of operations,
+both cached and per program, is bounded: each takes 20 ms to compile and 200 kB of memory.
 """
 
 import functools
