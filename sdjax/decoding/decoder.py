@@ -195,7 +195,7 @@ class Decoder:
 
         Sampled tokens depend only on `key`, the sample id and the position. A prompt that occurs
         several times is prefilled once, and each occurrence is a separate sample. A prompt that is
-        empty, or longer than the largest bucket or the context, gives a completion with a
+        empty, or longer than the largest bucket or the context, yields a completion with a
         `failure`. Sequences never exceed the context: a prompt that fills it gets one new token.
 
         Args:

@@ -82,7 +82,7 @@ class Scorer:
     ) -> list[Score]:
         """Score pairs of prompt and continuation, given as token ids, in order.
 
-        A pair with an empty part, or longer than the largest bucket or the context, gives a score
+        A pair with an empty part, or longer than the largest bucket or the context, yields a score
         with a `failure`.
         """
         max_length = min(self.buckets[-1], self.config.max_seq_len)

@@ -211,7 +211,7 @@ class AdaptedReader(SafetensorsReader):
     def _check_shape(self, stored: str, shape: tuple[int, ...], name: str) -> None:
         if shape != self.shape(name):
             raise UserError(
-                f"{self._adapter.reader.where(stored)} gives a change of shape {list(shape)}, but "
+                f"{self._adapter.reader.where(stored)} has an update of shape {list(shape)}, but "
                 f"{name} has shape {list(self.shape(name))}; use the model that it was trained for"
             )
 
@@ -308,7 +308,7 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
         shape, expected = (b.shape[0], a.shape[1]), specs[paths[name]].shape
         if shape != expected:
             raise UserError(
-                f"{stored.reader.where(pair.a)} gives a change of shape {list(shape)}, but {name} "
+                f"{stored.reader.where(pair.a)} has an update of shape {list(shape)}, but {name} "
                 f"has shape {list(expected)}; use the model that it was trained for"
             )
         factors[f"{paths[name]}/a"], factors[f"{paths[name]}/b"] = jnp.asarray(a), jnp.asarray(b)

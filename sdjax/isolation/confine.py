@@ -134,9 +134,9 @@ def require_layers(allow_missing: Collection[str] = ()) -> tuple[str, ...]:
     if refused := [name for name in missing if name not in allow_missing]:
         flags = " ".join(f"--allow-missing {name}" for name in refused)
         raise UserError(
-            f"confinement lacks {', '.join(refused)} on this machine ({platform.system()} "
-            f"{platform.release()}, {platform.machine()}); to run without it, pass {flags} or set "
-            "sandbox.allow_missing in the run's configuration"
+            f"confinement layers unavailable: {', '.join(refused)} ({platform.system()} "
+            f"{platform.release()}, {platform.machine()}); to run without them, pass {flags} or "
+            "set sandbox.allow_missing in the run's configuration"
         )
     return (*ALWAYS, *(name for name in LAYERS if name not in missing))
 

@@ -4,11 +4,11 @@ On a CPU, XLA sorts a few million float32 per second, and on a mesh it gathers t
 Counting how many elements reach a bound runs at memory speed and communicates little.
 
 The bits of a non-negative float, read as an integer, have the same order as the floats, so the k-th
-largest magnitude is found among integers. A sorted sample of the tensor gives a first interval.
-Each pass counts at several probes inside the interval and then moves its bounds to the elements
-next to them (differences of bfloat16 numbers take few values, which many elements share), until
-exactly k elements reach a bound or the interval is empty. If the sample is misleading, about ten
-passes narrow the full range of bits. The result is always exact.
+largest magnitude is found among integers. A sorted sample of the tensor provides an initial
+interval. Each pass counts at several probes inside the interval and then moves its bounds to the
+elements next to them (differences of bfloat16 numbers take few values, which many elements share),
+until exactly k elements reach a bound or the interval is empty. If the sample is misleading, about
+ten passes narrow the full range of bits. The result is always exact.
 
 Axes: *shape the tensor's own, n tensors, m bounds per tensor, p probes per bound, s samples.
 """

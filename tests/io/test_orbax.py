@@ -115,7 +115,7 @@ def test_truncated_file_falls_back_to_earlier_checkpoint(tmp_path):
         path.write_bytes(whole[: len(whole) // 2])
         with GeneratorCheckpoints(tmp_path) as checkpoints:
             loaded, found = checkpoints.restore_adapter()
-        path.parent.mkdir(exist_ok=True)  # a damaged score is taken away
+        path.parent.mkdir(exist_ok=True)  # a damaged score is removed
         path.write_bytes(whole)
         assert found.skipped == ((1,) if found.number == 0 else ())
         assert_same(loaded, adapter(found.number))

@@ -157,7 +157,7 @@ def test_merged_on_load_equals_merge_lora(tmp_path):
 
 def test_change_of_wrong_shape_raises_user_error(tmp_path):
     folder = adapted(tmp_path, {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:5]})
-    with pytest.raises(UserError, match=r"gives a change of shape \[5, 4\]"):
+    with pytest.raises(UserError, match=r"has an update of shape \[5, 4\]"):
         folder.read(f"{Q}.weight")
 
 

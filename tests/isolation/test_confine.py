@@ -136,7 +136,7 @@ def test_every_layer_is_tested_for_absence():
 @pytest.mark.parametrize("layer", REQUIRED_CALLS)
 def test_missing_layer_is_refused_by_name_unless_allowed(layer):
     refusal = _layers_without(layer, [])
-    assert refusal.startswith(f"refused: confinement lacks {layer} on this machine (Linux ")
+    assert refusal.startswith(f"refused: confinement layers unavailable: {layer} (Linux ")
     assert f"--allow-missing {layer} or set sandbox.allow_missing" in refusal
     assert "\n" not in refusal
     others = [name for name in LAYERS if name != layer]

@@ -31,7 +31,7 @@ def of_exponentials(x):
         (scaled, SMALL, lean_options),
         (scaled, WIDE, lean_options),
         (by_norm, SMALL, lean_options),
-        (by_norm, WIDE, lambda: None),  # the sum is divided among the cores
+        (by_norm, WIDE, lambda: None),  # the sum is split across the cores
         (of_exponentials, SMALL, lambda: None),
     ],
 )

@@ -71,7 +71,7 @@ def test_kind_needs_one_executable_per_kind(base, experts):
     got = flatten(
         merge(base, experts, Algorithm.from_function(by_kind), compile_cache=cache).params
     )
-    assert cache.compiled == 3  # gate_proj and up_proj have one shape but two kinds
+    assert cache.compiled == 3  # gate_proj and up_proj share a shape but not a kind
     for path, (at, vectors, _) in reference(base, experts, lambda *_: None).items():
         factor = 2.0 if path.endswith("down_proj") else 0.0
         np.testing.assert_allclose(got[path], at + factor * vectors[0], rtol=1e-5, atol=1e-6)

@@ -138,7 +138,7 @@ def test_wall_clock_timeout_is_retried_and_reported(signature):
         found = [v for _, v in sandbox.judge_all([endless, plain, endless])]
         assert [v.verdict for v in found] == ["timed out", "refused", "timed out"]
         assert {v.rule for v in found[::2]} == {"wall-clock"}
-        # Both at the same time, then each of them again alone.
+        # Both at the same time, then each again on its own.
         assert time.monotonic() - started > 3 * 0.5 - 0.1
         assert _grandchildren(sandbox) == []
 

@@ -4,7 +4,7 @@ Wan et al., "FuseChat: knowledge fusion of chat models", arXiv 2408.07990. Among
 which the experts differ, the fraction `select_topk` with the largest variance over the experts is
 selected (10% in the paper). An expert's weight is its share of the sum of squares of the selected
 elements. As in mergekit the sum is divided, per element, by the sum of the participating weights;
-`normalize=False` gives the paper's form.
+`normalize=False` is the paper's form.
 """
 
 from __future__ import annotations

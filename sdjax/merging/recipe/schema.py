@@ -2,7 +2,7 @@
 
 Every way of writing a recipe (`models`, `slices`, or `modules` with either) yields a list of
 slices: layers of some models, merged into the same number of layers of the result. Unsupported and
-    unknown keys are errors with name and line, since a key that is silently ignored gives a wrong
+    unknown keys are errors with name and line, since silently ignoring a key would produce a wrong
     merge. `recipe_plan.py` turns a recipe into a merge plan.
 """
 

@@ -124,7 +124,7 @@ def _split_by_layer(
             prefixes.add(match[1])
             layers.setdefault(int(match[2]), []).append(match[3])
     if len(prefixes) != 1:
-        raise UserError(f"{folder}: its tensors are not a single stack of layers")
+        raise UserError(f"{folder}: its tensors do not form a single stack of layers")
     prefix = prefixes.pop()
     for index in range(len(layers)):
         if index not in layers:

@@ -1,6 +1,6 @@
 """Allow-list of the array primitives that the parent accepts from a worker.
 
-Each entry gives the number of operands, the parameters and their decoders (encode.py writes them),
+Each entry lists the number of operands, the parameters and their decoders (encode.py writes them),
 the cost, how the parent binds the primitive, and the JAX versions that have it. A message cannot
 name a primitive that is not listed. A parameter that is not listed is either `fixed` (the worker
 refuses any other value) or ignored (`weak_type`, sharding hints); the parent supplies both itself.

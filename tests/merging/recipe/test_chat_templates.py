@@ -18,7 +18,7 @@ def render(name, messages, add_generation_prompt):
     def raise_exception(message):
         raise TemplateRuntimeError(message)
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True)  # as transformers has it
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)  # as in transformers
     environment.globals["raise_exception"] = raise_exception
     return environment.from_string(CHAT_TEMPLATES[name]).render(
         messages=messages,

@@ -20,7 +20,7 @@ _spec.loader.exec_module(stored_programs)
 
 STORED = {path.stem: json.loads(path.read_text()) for path in stored_programs.FILES}
 CASES = [(version, name) for version, programs in STORED.items() for name in programs]
-# JAX 0.12 traces these to other operations than 0.10.2.
+# JAX 0.12 traces these to different operations than 0.10.2.
 TRACED_DIFFERENTLY = {"top-level arrays", "rows", "log2", "polyval", "derivative of arctanh"}
 
 
