@@ -72,7 +72,7 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
         for name in (rows[-1].name, report.best_method)
     )
     assert rows[-1].method_gain == paired_by_key(best, method)
-    assert f"against {display_name(report.best_method)}: " in str(final_table(finished).caption)
+    assert f"vs. {display_name(report.best_method)}: " in str(final_table(finished).caption)
 
 
 def test_no_difference_between_different_problems(tmp_path, made_up):
