@@ -2,7 +2,7 @@
 
     python benchmarks/real_model.py --out /tmp/smollm2            (in the venv described there)
     python benchmarks/decoding/compare.py greedy fixed evaluation --model /tmp/smollm2 \
-        --data DATA --theirs /tmp/smol/bin/python
+        --data DATA --transformers-python /tmp/smol/bin/python
 
 The two sides run alternately in separate processes, on two threads in float32. DATA is a folder
 with gsm8k_test.jsonl and svamp.jsonl. `--under` is a wrapper command for each process.
@@ -32,14 +32,16 @@ def main() -> None:
     parser.add_argument("jobs", nargs="+", choices=("greedy", "fixed", "evaluation"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--theirs", required=True, help="Python interpreter of a venv with torch")
+    parser.add_argument(
+        "--transformers-python", required=True, help="Python interpreter of a venv with torch"
+    )
     parser.add_argument("--under", default="", help="wrapper command for each process")
     options = parser.parse_args()
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     names = ("torch", "transformers")
     code = f"from importlib.metadata import version; print([(n, version(n)) for n in {names}])"
     versions = subprocess.run(
-        [options.theirs, "-c", code], capture_output=True, text=True, check=True
+        [options.transformers_python, "-c", code], capture_output=True, text=True, check=True
     )
     print(f"{machine}, jax {version('jax')}, {versions.stdout.strip()}", flush=True)
 
@@ -56,19 +58,19 @@ def main() -> None:
         )
         return json.loads(process.stdout.splitlines()[-1])
 
-    def ours(job: str) -> dict:
-        return run(sys.executable, "ours", job)
+    def run_sdjax(job: str) -> dict:
+        return run(sys.executable, "sdjax_side", job)
 
-    def theirs(job: str, *arguments: object) -> dict:
-        return run(options.theirs, "theirs", job, *arguments)
+    def run_transformers(job: str, *arguments: object) -> dict:
+        return run(options.transformers_python, "transformers_side", job, *arguments)
 
     reports = {"greedy": greedy, "fixed": fixed, "evaluation": evaluation}
     for job in options.jobs:
-        reports[job](ours, theirs)
+        reports[job](run_sdjax, run_transformers)
 
 
-def greedy(ours, theirs) -> None:
-    result, expected = ours("greedy"), theirs("greedy")
+def greedy(run_sdjax, run_transformers) -> None:
+    result, expected = run_sdjax("greedy"), run_transformers("greedy")
     differing, unexplained = [], 0
     for index, (a, b) in enumerate(zip(result.pop("tokens"), expected["tokens"], strict=True)):
         b = b[: b.index(expected["stop"])] if expected["stop"] in b else b
@@ -83,10 +85,13 @@ def greedy(ours, theirs) -> None:
     print(f"  {unexplained} of them not at a near-tie; {result}", flush=True)
 
 
-def fixed(ours, theirs) -> None:
+def fixed(run_sdjax, run_transformers) -> None:
     print("batch 32, 140-token prompts, 64 new tokens: tokens per second, median [min, max]")
     medians = {}
-    for name, rows in (("sdjax", ours("fixed")["rows"]), ("transformers", theirs("fixed")["rows"])):
+    for name, rows in (
+        ("sdjax", run_sdjax("fixed")["rows"]),
+        ("transformers", run_transformers("fixed")["rows"]),
+    ):
         for what in ("prefill", "decode"):
             values = sorted(row[what] for row in rows)
             medians[name, what] = statistics.median(values)
@@ -97,13 +102,13 @@ def fixed(ours, theirs) -> None:
         print(f"  {what}: {ratio:.2f} times", flush=True)
 
 
-def evaluation(ours, theirs) -> None:
-    result = ours("evaluation")
+def evaluation(run_sdjax, run_transformers) -> None:
+    result = run_sdjax("evaluation")
     print(f"256 SVAMP problems, chat, at most 128 tokens; sdjax: {json.dumps(result)}", flush=True)
     best = float("inf")
     for batch in BATCHES:
         parts = [
-            theirs("evaluation", "--batch", batch, "--part", number, PARTS)
+            run_transformers("evaluation", "--batch", batch, "--part", number, PARTS)
             for number in range(PARTS)
         ]
         # Startup counts once: the run is split into parts only to limit the time per process.
