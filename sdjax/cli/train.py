@@ -91,7 +91,7 @@ def _run_job(kind: str, config: Path) -> str:
     job = read_dataclass(JOBS[kind], config)
     folder, out = model_folder(job.model), Path(job.out)
     if out.exists():
-        raise UserError(f"{out}: already exists; choose another out")
+        raise UserError(f"{out}: already exists; set `out` to a new folder")
     full = job.rank is None and job.adapter is None
     compute_dtype = jnp.dtype(job.compute_dtype)
     mesh = job.mesh.make(default_axis="fsdp")

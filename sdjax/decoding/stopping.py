@@ -23,7 +23,9 @@ class StopStrings:
 
     def __post_init__(self) -> None:
         if "" in self.strings:
-            raise UserError("stop strings must not be empty: an empty one ends every text at once")
+            raise UserError(
+                "stop strings must not be empty: an empty one would end every text immediately"
+            )
 
     def truncate(self, tokens: Sequence[int]) -> tuple[int, str, bool]:
         """Truncate a sequence at the first stop string.

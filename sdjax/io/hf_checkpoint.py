@@ -1,7 +1,8 @@
 """Models as Hugging Face folders: config.json and safetensors, one file or a sharded index.
 
 Weights are read tensor by tensor and, on a mesh, shard by shard: each process reads only the bytes
-of its own devices and holds little more than it keeps. They are written tensor by tensor too.
+of its own devices, so peak memory is little more than the result. Weights are also written tensor
+by tensor.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class ModelReader:
             self._check_tied()
         elif unexpected:
             raise UserError(
-                f"{self.folder}: in the weights but not in the model that {CONFIG} describes: "
+                f"{self.folder}: tensors that the model in {CONFIG} does not have: "
                 f"{_enumerate(unexpected)}; correct {CONFIG}, or remove them"
             )
 
@@ -301,18 +302,18 @@ def _check_leaves(leaves: Mapping[str, Any], specs: Mapping[str, ParamSpec], fol
     if missing or unexpected:
         problem = "missing parameters" if missing else "unexpected parameters"
         raise UserError(
-            f"{folder}: not written, {problem}: {_enumerate(missing or unexpected)}; pass the "
-            "whole parameter tree of this config"
+            f"{folder}: not written because of {problem}: {_enumerate(missing or unexpected)}; "
+            "pass the complete parameter tree of this config"
         )
     for path, leaf in leaves.items():
         if tuple(leaf.shape) != specs[path].shape:
             raise UserError(
-                f"{folder}: not written, {path} has shape {list(leaf.shape)}, "
+                f"{folder}: not written: {path} has shape {list(leaf.shape)}, "
                 f"not {list(specs[path].shape)}; pass parameters that belong to this config"
             )
         if np.dtype(leaf.dtype) not in DTYPE_CODES:
             raise UserError(
-                f"{folder}: not written, {path} is {leaf.dtype}; "
+                f"{folder}: not written: {path} is {leaf.dtype}; "
                 f"cast it to one of {', '.join(sorted(HF_DTYPES.values()))}"
             )
 

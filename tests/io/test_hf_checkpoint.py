@@ -247,7 +247,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         (lambda f: rewrite(f, lambda t: t.pop(DOWN)), [repr(DOWN), "missing from the weights: "]),
         (
             lambda f: rewrite(f, lambda t: t.update(odd=np.ones(3, np.float32))),
-            ["in the weights but not in the model that config.json describes: 'odd'"],
+            ["tensors that the model in config.json does not have: 'odd'"],
         ),
         (
             lambda f: rewrite(f, lambda t: t.update({DOWN: t[DOWN].T.copy()})),

@@ -1,4 +1,4 @@
-"""Fixed worked examples from lm-evaluation-harness (MIT license), which cites the papers."""
+"""Fixed worked examples from lm-evaluation-harness (MIT license), which names their papers."""
 
 from __future__ import annotations
 

@@ -27,10 +27,9 @@ class MinervaMath(DataTask):
     r"""MATH with the harness's four worked examples.
 
     Two answers are equal if their normal forms are equal, or if math-verify in a confined worker
-    considers them equal.
-    The strict metric reads the sentence that ends every example, like the harness's `exact_match`.
-    The flexible metric reads the last `\boxed{…}`; if there is none, that sentence, then the last
-    formula between dollar signs, then the last number.
+    considers them equal. The strict metric reads the sentence that ends every example, like the
+    harness's `exact_match`. The flexible metric reads the last `\boxed{…}`; without one, that
+    sentence, then the last formula between dollar signs, then the last number.
 
     Attributes:
         allow_missing: layers of confinement that the workers may run without.

@@ -18,7 +18,7 @@ from sdjax.merging.topk_threshold import magnitude_band_masks, topk_masks
 
 
 def trim(vectors: TaskVectors, density: PerExpert, rescale: str) -> TaskVectors:
-    """Keep the fraction `density` of largest magnitude of each tensor."""
+    """Keep the elements of largest magnitude, a fraction `density` of each tensor."""
     masks = topk_masks(list(vectors.values()), [density[name] for name in vectors])
     return keep_and_rescale(vectors, dict(zip(vectors, masks, strict=True)), density, rescale)
 
@@ -26,7 +26,7 @@ def trim(vectors: TaskVectors, density: PerExpert, rescale: str) -> TaskVectors:
 def trim_both_ends(
     vectors: TaskVectors, density: PerExpert, gamma: PerExpert, rescale: str
 ) -> TaskVectors:
-    """Drop the fraction `gamma` of largest magnitude and keep the fraction `density` below it."""
+    """Drop the fraction `gamma` of largest elements and keep the fraction `density` below them."""
     fractions = ([fraction[name] for name in vectors] for fraction in (density, gamma))
     masks = magnitude_band_masks(list(vectors.values()), *fractions)
     return keep_and_rescale(vectors, dict(zip(vectors, masks, strict=True)), density, rescale)

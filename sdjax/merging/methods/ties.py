@@ -1,7 +1,7 @@
 """TIES: trim each task vector, elect a sign per element, average the elements that agree.
 
 Yadav et al., "TIES-Merging: resolving interference when merging models", arXiv 2306.01708. Trimming
-keeps the fraction `density` of largest magnitude in each tensor (20% in the paper).
+keeps the elements of largest magnitude, a fraction `density` of each tensor (20% in the paper).
 
 As in mergekit, signs are elected on the weighted task vectors and the mean is weighted;
 `elect="plain"` elects on the task vectors themselves, which is the paper's form if the weights are

@@ -2,8 +2,8 @@
 
 Every way of writing a recipe (`models`, `slices`, or `modules` with either) yields a list of
 slices: layers of some models, merged into the same number of layers of the result. Unsupported and
-    unknown keys are errors with name and line, since silently ignoring a key would produce a wrong
-    merge. `recipe_plan.py` turns a recipe into a merge plan.
+unknown keys raise errors with name and line, because silently ignoring a key would produce a wrong
+merge. `recipe_plan.py` turns a recipe into a merge plan.
 """
 
 from __future__ import annotations
