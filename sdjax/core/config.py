@@ -95,7 +95,7 @@ def _validate(cls: type[T], data: Mapping[str, Any], where: Callable[[Location],
 
 
 def _resolve(cls: Any, raw: Location) -> tuple[Location, Any]:
-    """Return (location, class of the innermost section) of a location in pydantic's terms.
+    """Return (location, class of the innermost section) for a pydantic error location.
 
     Pydantic inserts the name of the branch after each union; the annotations determine where.
     """

@@ -106,8 +106,8 @@ class Tokenizer:
         except TemplateError as error:
             line = " ".join(str(error).split())
             raise UserError(
-                f"{self.folder}: the chat template rejects these messages ({line}); correct one"
-                " of them"
+                f"{self.folder}: the chat template rejects these messages ({line}); "
+                "fix the template or the messages"
             ) from None
         return str(text)
 

@@ -91,8 +91,8 @@ def read_signature(function: Callable[..., Any], name: str, form: Form) -> Algor
             )
         elif parameter.default is inspect.Parameter.empty:
             raise UserError(
-                f"{name}: parameter {key!r} is neither an input ({', '.join(sorted(allowed))}) "
-                "nor has a default; give it a default to make it a hyperparameter"
+                f"{name}: parameter {key!r} is not an input ({', '.join(sorted(allowed))}) and "
+                "has no default; add a default to make it a hyperparameter"
             )
         else:
             types[key] = _hyperparameter_type(name, parameter)

@@ -118,7 +118,7 @@ def test_invalid_signatures_raise_user_error():
         return jnp.zeros(())
 
     for function, message in [
-        (no_default, "'ratio' is neither an input"),
+        (no_default, "'ratio' is not an input"),
         (variadic, "'rest' must be an ordinary"),
         (bare_float, "annotate hyperparameter 'ratio'"),
         (unsupported_annotation, "'ratio' must be annotated"),
