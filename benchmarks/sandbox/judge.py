@@ -21,6 +21,7 @@ from sdjax.programs.grammar import sample_program
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verdict import DuplicateIndex
 from sdjax.sandbox.verify.probe import probe
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
@@ -67,7 +68,7 @@ def programs(count: int, seed: int) -> list[str]:
     return [sample_program(rng).text for _ in range(count)]
 
 
-def rate(sandbox: Sandbox, sources: list[str], seen: dict[str, str]) -> tuple[float, Counter]:
+def rate(sandbox: Sandbox, sources: list[str], seen: DuplicateIndex) -> tuple[float, Counter]:
     start = time.perf_counter()
     verdicts = Counter(v.verdict for _, v in sandbox.judge_all(sources, seen=seen))
     return len(sources) / (time.perf_counter() - start), verdicts
@@ -140,7 +141,7 @@ def main() -> None:
         seconds = [timed(sandbox.judge, TIES.format(0.5 + i / 100))[0] for i in range(40)]
         print(f"{'TIES, first time (compiles its operations)':58s} {1e3 * seconds[0]:8.1f} ms")
         row("TIES", seconds[1:])
-        seen: dict[str, str] = {}
+        seen = DuplicateIndex()
         cold, _ = rate(sandbox, programs(options.programs, seed=1), seen)
         warm, verdicts = rate(sandbox, programs(options.programs, seed=2), seen)
         print(f"candidates of the grammar, cold start {cold:29.1f} per second")

@@ -23,6 +23,7 @@ from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.io.tokenizer import load_tokenizer
 from sdjax.programs.extraction import extract_program
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.verdict import is_admissible
 from sdjax.training.warmstart import make_warmstart_data, merge_signature
 
 EXPERTS = (
@@ -61,7 +62,7 @@ def main() -> None:
         verdicts = [verdict for _, verdict in sandbox.judge_all(candidates)]
     identities = {verdict.identity for verdict in verdicts if verdict.admitted and verdict.identity}
     training = set(np.load(options.warmstart / TRAINING_PROGRAMS, allow_pickle=False).tolist())
-    admissible = sum(verdict.verdict in ("admitted", "duplicate") for verdict in verdicts)
+    admissible = sum(is_admissible(verdict.verdict) for verdict in verdicts)
     results = {
         "samples": len(texts),
         "candidates": len(candidates),

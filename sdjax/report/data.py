@@ -15,19 +15,18 @@ from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_k
 from sdjax.io.model_paths import model_folder
 from sdjax.io.training_programs import read_training_sources
 from sdjax.report.nearest import Nearest, nearest_texts
+from sdjax.sandbox.verdict import ADMITTED, is_admissible
 from sdjax.search.ranking import (
-    ADMITTED,
-    NOT_JUDGED,
     best_by_group,
     best_method,
     complete_scores,
-    is_admissible,
     rank_key,
     ranked_programs,
 )
 from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
+    NOT_JUDGED,
     TEST,
     Entry,
     JudgedSample,

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from sdjax.report.data import IterationReport, ReferenceLine, TestRow, display_name
-from sdjax.search.ranking import ADMISSIBLE, ADMITTED, is_admissible
+from sdjax.sandbox.verdict import ADMISSIBLE, ADMITTED, is_admissible
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
 # Okabe and Ito's color-blind safe palette

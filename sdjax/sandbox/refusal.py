@@ -2,15 +2,8 @@
 
 import re
 
-VERDICTS = (
-    "admitted",
-    "refused",
-    "timed out",
-    "too costly",
-    "wrong signature",
-    "non-finite",
-    "duplicate",
-)
+NON_FINITE = "non-finite"
+REFUSALS = ("refused", "timed out", "too costly", "wrong signature", NON_FINITE)
 MESSAGE_LENGTH = 500
 
 
@@ -18,13 +11,13 @@ class Refusal(Exception):
     """Raised when a candidate fails a check; becomes its verdict.
 
     Attributes:
-        verdict: one of `VERDICTS`.
+        verdict: one of `REFUSALS`.
         rule: name of the check that failed.
         message: what is wrong, in one line.
     """
 
     def __init__(self, verdict: str, rule: str, message: str):
-        assert verdict in VERDICTS
+        assert verdict in REFUSALS
         super().__init__(message)
         self.verdict, self.rule, self.message = verdict, rule, sanitize(message)
 

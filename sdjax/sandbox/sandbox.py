@@ -8,7 +8,7 @@ same in every run.
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -19,7 +19,7 @@ from sdjax.isolation.confine import require_layers
 from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME, TOO_LONG
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verdict import Verdict
+from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, Verdict
 from sdjax.sandbox.verify.probe import probe
 from sdjax.sandbox.verify.verified_program import verify_ir
 
@@ -92,9 +92,7 @@ class Sandbox:
         self._entered = False
         self._stop()
 
-    def judge(
-        self, source: str, seen: MutableMapping[str, str] | None = None, name: str = "#0"
-    ) -> Verdict:
+    def judge(self, source: str, seen: DuplicateIndex | None = None, name: str = "#0") -> Verdict:
         """Judge one candidate. See `judge_all`."""
         ((_, verdict),) = self.judge_all([source], seen=seen, names=[name])
         return verdict
@@ -103,15 +101,15 @@ class Sandbox:
         self,
         sources: Iterable[str],
         *,
-        seen: MutableMapping[str, str] | None = None,
+        seen: DuplicateIndex | None = None,
         names: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, Verdict]]:
         """Judge candidates, `workers` of them at a time.
 
         Args:
             sources: source texts.
-            seen: maps identities and fingerprints of earlier candidates to their names. Admitted
-                candidates are added, so one mapping can serve a whole run.
+            seen: index of earlier candidates. Admitted candidates are added, so one index can
+                serve a whole run.
             names: names to report in `Verdict.duplicate_of`; "#index" by default.
 
         Yields:
@@ -124,7 +122,7 @@ class Sandbox:
             raise UserError("the sandbox is not running: use it as `with Sandbox(...) as sandbox:`")
         if self._server is None:  # the previous iteration was abandoned
             self._start()
-        seen = {} if seen is None else seen
+        seen = DuplicateIndex() if seen is None else seen
         pending = enumerate(sources)
         replies: dict[int, str | Refusal] = {}
         next_index, count = 0, None  # count: number of sources once it is known
@@ -148,9 +146,7 @@ class Sandbox:
 
     # --- verdicts ---
 
-    def _conclude(
-        self, reply: "str | Refusal", seen: MutableMapping[str, str], name: str
-    ) -> Verdict:
+    def _conclude(self, reply: "str | Refusal", seen: DuplicateIndex, name: str) -> Verdict:
         """Verify, probe and compare the IR that a worker sent."""
         if isinstance(reply, Refusal):
             return _refused(reply)
@@ -167,17 +163,15 @@ class Sandbox:
                 "ir": reply,
                 "program": program,
             }
-            if original := seen.get(program.identity):
+            if original := seen.find(program.identity):
                 return _duplicate(original, "the same array program", fields)
             findings = probe(program, self.signature)
         except Refusal as refusal:
             return replace(_refused(refusal), **fields | {"ir": None, "program": None})
         fields |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
-        if original := seen.get(findings.fingerprint):
-            seen[program.identity] = original
+        if original := seen.add(program.identity, findings.fingerprint, name):
             return _duplicate(original, "the same results on the probe tensors", fields)
-        seen[program.identity] = seen[findings.fingerprint] = name
-        return Verdict(verdict="admitted", **fields)
+        return Verdict(verdict=ADMITTED, **fields)
 
     # --- workers ---
 
@@ -288,8 +282,8 @@ def _refused(refusal: Refusal) -> Verdict:
 
 def _duplicate(original: str, reason: str, fields: dict[str, Any]) -> Verdict:
     return Verdict(
-        verdict="duplicate",
-        rule="duplicate",
+        verdict=DUPLICATE,
+        rule=DUPLICATE,
         message=f"equals {original}: {reason}",
         duplicate_of=original,
         **fields,

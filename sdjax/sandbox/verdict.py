@@ -1,10 +1,55 @@
-"""Result of judging one candidate."""
+"""Result of judging one candidate, and the rules that every other module shares.
+
+These are the statuses of a candidate, which of them are admissible, and what a duplicate is.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sdjax.sandbox.refusal import REFUSALS
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
+
+ADMITTED, DUPLICATE = "admitted", "duplicate"
+ADMISSIBLE = (ADMITTED, DUPLICATE)
+VERDICTS = (*ADMISSIBLE, *REFUSALS)
+
+
+def is_admissible(status: str) -> bool:
+    """Return whether a candidate of this status counts as a usable program."""
+    return status in ADMISSIBLE
+
+
+class DuplicateIndex:
+    """An index of the distinct programs seen so far, by name.
+
+    Two programs are duplicates if they have the same identity or the same results on the probe
+    tensors.
+    """
+
+    def __init__(self) -> None:
+        """Create an empty index."""
+        self._originals: dict[tuple[str, str], str] = {}
+
+    def find(self, identity: str) -> str | None:
+        """Return the name of the original of an identity, or None if the identity is new."""
+        return self._originals.get(("identity", identity))
+
+    def add(self, identity: str, fingerprint: str | None, name: str) -> str | None:
+        """Add a program and return the name of its original, or None if the program is new.
+
+        Args:
+            identity: the program's identity.
+            fingerprint: hash of its results on the probe tensors; None if it was not probed.
+            name: name of the program, reported as the original of later duplicates.
+        """
+        keys = [("identity", identity)]
+        if fingerprint is not None:
+            keys.append(("fingerprint", fingerprint))
+        original = next((self._originals[key] for key in keys if key in self._originals), None)
+        for key in keys:
+            self._originals.setdefault(key, original or name)
+        return original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +57,7 @@ class Verdict:
     """Result of judging one candidate, identical on every machine.
 
     Attributes:
-        verdict: one of `refusal.VERDICTS`.
+        verdict: one of `VERDICTS`.
         rule: name of the check that decided; empty if admitted.
         message: reason for the verdict, in one line; empty if admitted.
         identity: hash of the IR. Equal candidates have equal identities.
@@ -46,7 +91,7 @@ class Verdict:
     @property
     def admitted(self) -> bool:
         """Whether the candidate was admitted."""
-        return self.verdict == "admitted"
+        return self.verdict == ADMITTED
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields but `program`, in JSON-compatible form."""

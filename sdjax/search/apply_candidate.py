@@ -19,7 +19,7 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.merging.engine import MergedModel
 from sdjax.sandbox.algorithm import to_algorithm
-from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import RunContext
 from sdjax.search.types import Application, Program, program_entry
@@ -80,7 +80,7 @@ def _why_not_finite(
     message = (
         "the merged weights contain NaN or infinite values; guard divisions, logarithms and roots"
     )
-    return Refusal("non-finite", "weights", message)
+    return Refusal(NON_FINITE, "weights", message)
 
 
 def _loop_limit_check(verified: VerifiedProgram) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from sdjax.core.progress import progress_bar
 from sdjax.merging.methods.registry import algorithm
+from sdjax.sandbox.refusal import NON_FINITE
+from sdjax.sandbox.verdict import ADMITTED
 from sdjax.search.config import RunConfig, method_entry
 from sdjax.search.context import RunContext
 from sdjax.search.phases import score
@@ -73,7 +75,7 @@ def score_baseline(
         return
     if detail is not None:
         merged = context.merge(algorithm(detail["method"], **detail["hyperparameters"]), setting)
-        verdict = "admitted" if merged.finite else "non-finite"
+        verdict = ADMITTED if merged.finite else NON_FINITE
         store.save_application(
             Application(entry=name, setting=setting, verdict=verdict, change=merged.change)
         )

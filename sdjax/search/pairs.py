@@ -26,20 +26,14 @@ class Selection:
 
 
 def rank_samples(samples: Iterable[ScoredSample]) -> tuple[ScoredSample, ...]:
-    """Return the distinct samples, best first, with ties broken by identity.
+    """Return the first sample of each program, best first, with ties broken by identity.
 
-    Of several samples with the same identity, or with the same prompt and text, the first is kept.
+    A duplicate has its original's identity, see `JudgedSample`.
     """
-    identities: set[str] = set()
-    texts: set[tuple[str, str]] = set()
-    distinct = []
+    first: dict[str, ScoredSample] = {}
     for sample in sorted(samples, key=lambda s: (s.iteration, s.number, s.identity, s.text)):
-        if sample.identity in identities or (sample.prompt, sample.text) in texts:
-            continue
-        identities.add(sample.identity)
-        texts.add((sample.prompt, sample.text))
-        distinct.append(sample)
-    return tuple(sorted(distinct, key=lambda s: rank_key(s.score, s.identity)))
+        first.setdefault(sample.identity, sample)
+    return tuple(sorted(first.values(), key=lambda s: rank_key(s.score, s.identity)))
 
 
 def quota(count: int, percent: float, limit: int) -> int:
@@ -100,7 +94,6 @@ def make_pairs(selection: Selection, config: SelectionConfig, *, key: int) -> tu
         for chosen in selection.chosen
         for rejected in selection.rejected
         if chosen.identity != rejected.identity
-        and chosen.text != rejected.text
         and chosen.score > rejected.score
         and chosen.score - rejected.score >= config.min_gap - 1e-9  # scores are ratios of counts
     ]

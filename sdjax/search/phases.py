@@ -23,16 +23,17 @@ from sdjax.models.lora import Adapter
 from sdjax.programs.extraction import extract_program
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.sandbox.verdict import Verdict
+from sdjax.sandbox.verdict import Verdict, is_admissible
 from sdjax.search.apply_candidate import apply_program
 from sdjax.search.context import RunContext
 from sdjax.search.multihost import judge_all
 from sdjax.search.pairs import make_pairs, select
-from sdjax.search.ranking import NOT_JUDGED, complete_scores, is_admissible
+from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
+    NOT_JUDGED,
     SEARCH,
     Entry,
     Pair,

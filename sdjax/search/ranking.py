@@ -1,4 +1,4 @@
-"""Ranking and deduplication of entries, shared by the loop, the report and the commands.
+"""Ranking of entries, shared by the loop, the report and the commands.
 
 Every ranking is by descending score, with ties broken by name. The name of a discovered program
 ends with its identity, so ties between programs are broken by identity.
@@ -7,16 +7,9 @@ ends with its identity, so ties between programs are broken by identity.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sdjax.search.store import Store
-    from sdjax.search.types import Entry
-
-# Statuses of samples without a verdict of the sandbox.
-NO_PROGRAM, NOT_JUDGED = "no program", "not judged"
-ADMITTED, DUPLICATE = "admitted", "duplicate"
-ADMISSIBLE = (ADMITTED, DUPLICATE)
+from sdjax.search.store import Store
+from sdjax.search.types import Entry
 
 
 def rank_key(score: float, name: str) -> tuple[float, str]:
@@ -27,38 +20,6 @@ def rank_key(score: float, name: str) -> tuple[float, str]:
 def ranked(scores: Mapping[str, float]) -> list[str]:
     """Return the names in `scores`, best first."""
     return sorted(scores, key=lambda name: rank_key(scores[name], name))
-
-
-def is_admissible(status: str) -> bool:
-    """Return whether a sample of this status counts as a usable program."""
-    return status in ADMISSIBLE
-
-
-class DuplicateIndex:
-    """An index of the distinct programs seen so far.
-
-    Two programs are duplicates if they have the same identity or the same outputs on the probe
-    tensors.
-    """
-
-    def __init__(self) -> None:
-        """Create an empty index."""
-        self._originals: dict[tuple[str, str], str] = {}
-
-    def add(self, identity: str, fingerprint: str | None) -> str | None:
-        """Add a program and return the identity of its original, or None if the program is new.
-
-        Args:
-            identity: the program's identity.
-            fingerprint: hash of its outputs on the probe tensors; None if it was not probed.
-        """
-        keys = [("identity", identity)]
-        if fingerprint is not None:
-            keys.append(("outputs", fingerprint))
-        original = next((self._originals[key] for key in keys if key in self._originals), None)
-        for key in keys:
-            self._originals.setdefault(key, original or identity)
-        return original
 
 
 def complete_scores(

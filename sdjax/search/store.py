@@ -20,18 +20,13 @@ from flax.traverse_util import flatten_dict
 
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
+from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
 from sdjax.search.database import Database, now
-from sdjax.search.ranking import (
-    ADMITTED,
-    DUPLICATE,
-    NO_PROGRAM,
-    NOT_JUDGED,
-    DuplicateIndex,
-    is_admissible,
-)
 from sdjax.search.tables import TABLES
 from sdjax.search.types import (
     MAIN,
+    NO_PROGRAM,
+    NOT_JUDGED,
     SEARCH,
     Application,
     Checkpoint,
@@ -403,7 +398,8 @@ def _status(
         return verdict.verdict, verdict.rule, None
     if application is not None and not application.admitted:
         return application.verdict, application.rule, None
-    original = duplicates.add(verdict.identity, fingerprints.get(verdict.identity))
+    fingerprint = fingerprints.get(verdict.identity)
+    original = duplicates.add(verdict.identity, fingerprint, verdict.identity)
     return (DUPLICATE, "", original) if original else (ADMITTED, "", verdict.identity)
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sdjax.evaluation.task import Outcome
-from sdjax.sandbox.verdict import Verdict
-from sdjax.search.ranking import ADMITTED, is_admissible
+from sdjax.sandbox.verdict import ADMITTED, Verdict, is_admissible
 
 MAIN = "main"  # setting of the search itself
 SEARCH = "search"  # purpose of the samples of the search itself
 DEVELOPMENT = "development"
 TEST = "test"
+NO_PROGRAM, NOT_JUDGED = "no program", "not judged"  # statuses of samples without a verdict
 
 
 def storable(text: str) -> str:
@@ -248,7 +248,7 @@ class Application:
 
     entry: str
     setting: str = MAIN
-    verdict: str = "admitted"
+    verdict: str = ADMITTED
     rule: str = ""
     message: str = ""
     change: float

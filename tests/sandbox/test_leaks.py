@@ -16,8 +16,8 @@ import pytest
 from catalogue import REFUSED, VALID
 from hostile import DETECTABLE, HOSTILE
 
-from sdjax.sandbox.refusal import VERDICTS
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.verdict import VERDICTS
 
 # Boot code of a server without text rules and with all builtins.
 NO_RULES = (

@@ -14,9 +14,10 @@ from catalogue import REFUSED, TIES, VALID, merge
 
 from sdjax.core.errors import UserError
 from sdjax.sandbox.config import Limits
-from sdjax.sandbox.refusal import MESSAGE_LENGTH, VERDICTS, Refusal
+from sdjax.sandbox.refusal import MESSAGE_LENGTH, Refusal
 from sdjax.sandbox.sandbox import Sandbox, _parse_reply
 from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verdict import VERDICTS, DuplicateIndex
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_duplicates_name_the_original(sandbox):
     commuted = merge("return sum(t * 0.25 for t in task_vectors.values())")
     plain = merge("return sum(0.25 * t for t in task_vectors.values())")
     sources = [TIES, plain, renamed, "import os", commuted, TIES.replace("0.7", "0.71")]
-    seen = {}
+    seen = DuplicateIndex()
     names = [f"sample {i}" for i in range(6)]
     found = [v for _, v in sandbox.judge_all(sources, seen=seen, names=names)]
     assert [v.verdict for v in found] == [

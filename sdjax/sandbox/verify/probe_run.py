@@ -18,7 +18,7 @@ import numpy as np
 from sdjax.sandbox.ir.calling_convention import CallingConvention
 from sdjax.sandbox.ir.decode import Equation
 from sdjax.sandbox.ir.primitives import CONTROL_FLOW
-from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.interpreter import bind_equation, run_block
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.xla.compiler_options import quick_options
@@ -141,7 +141,7 @@ def _execute(
         if not np.isfinite(leaf).all():
             fraction = float(np.mean(~np.isfinite(leaf)))
             raise Refusal(
-                "non-finite",
+                NON_FINITE,
                 "non-finite",
                 f"{fraction:.2g} of the result is NaN or infinite on probe tensors, which contain"
                 " zeros as real task vectors do; guard divisions, logarithms and roots",
