@@ -203,7 +203,7 @@ class _Decoder:
             _expect(name in ALLOWED, f"an allowed primitive, not `{name[:MAX_NAME_LENGTH]}`")
             entry = ALLOWED[name]
             if entry.bind is None:
-                message = f"`{name}` needs JAX {entry.versions}; this is JAX {jax.__version__}"
+                message = f"JAX {jax.__version__} has no `{name}`; JAX {entry.since} has it"
                 raise Refusal("refused", "primitive", message)
             low, high = entry.arity
             _expect(low <= len(atoms) <= high, f"{low} to {high} operands of `{name}`")

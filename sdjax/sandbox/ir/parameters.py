@@ -71,7 +71,7 @@ def decode_precision(value: Any) -> Any:
     if type(value) is list:
         _expect(len(value) == 2, "expected two precisions")
         return tuple(decode_precision(item) for item in value)
-    return None if value is None else member_of(lax.Precision)(value)
+    return None if value is None else member_of("Precision")(value)
 
 
 def decode_contraction(value: Any) -> Any:
@@ -141,17 +141,21 @@ def key_of(table: Mapping[str, Any]) -> ParameterDecoder:
     return decode
 
 
-def member_of(enumeration: Any) -> ParameterDecoder:
-    """Return a decoder from the name of an enum member to the member."""
-    return key_of({member.name: member for member in enumeration})
+def member_of(name: str) -> ParameterDecoder:
+    """Return a decoder from member names of an enum in `jax.lax` to its members.
+
+    If this JAX version has no such enum, the decoder accepts nothing.
+    """
+    return key_of({member.name: member for member in getattr(lax, name, ())})
 
 
-def dimension_numbers(kind: Any) -> ParameterDecoder:
-    """Return a decoder for a named tuple of integer tuples, such as GatherDimensionNumbers."""
+def dimension_numbers(name: str) -> ParameterDecoder:
+    """Return a decoder for a named tuple of integer tuples in `jax.lax`, if this version has it."""
+    kind: Any = getattr(lax, name, None)
 
     def decode(value: Any) -> Any:
         _expect(
-            type(value) is dict and set(value) == set(kind._fields),
+            kind is not None and type(value) is dict and set(value) == set(kind._fields),
             "expected dimension numbers",
         )
         return kind(**{name: decode_ints(axes) for name, axes in value.items()})

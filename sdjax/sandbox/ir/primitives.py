@@ -108,7 +108,6 @@ class Entry:
         params: the parameters in the IR, with their decoders.
         fixed: the only legal value of each parameter that is not in the IR.
         since: the first JAX version with this primitive.
-        until: the first JAX version without it, or None.
         cost: scalar operations, from input avals, output avals and parameters.
     """
 
@@ -118,13 +117,7 @@ class Entry:
     params: Mapping[str, ParameterDecoder] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     since: str = OLDEST
-    until: str | None = None
     cost: CostFunction = field(default=_per_output(1))
-
-    @property
-    def versions(self) -> str:
-        """The JAX versions that have the primitive, for error messages."""
-        return f"from {self.since}" + (f" and before {self.until}" if self.until else "")
 
 
 ALLOWED: dict[str, Entry] = {}
@@ -161,10 +154,9 @@ def _allow(
     *,
     fixed: Mapping[str, Any] | None = None,
     supplied: Mapping[str, Any] | None = None,
-    bind: Callable[..., Any] | None = None,
+    bind: Callable[..., Any] | str | None = None,
     fallback: Callable[..., Any] | None = None,
     since: str = OLDEST,
-    until: str | None = None,
     **params: ParameterDecoder,
 ) -> None:
     """Add primitives to the list.
@@ -175,16 +167,16 @@ def _allow(
         cost: scalar operations; one per output element by default.
         fixed: parameters with a single legal value. The primitive is bound with them.
         supplied: parameters that the worker ignores. The primitive is bound with them.
-        bind: a public function to call in place of the primitive (it sets `fixed` itself).
+        bind: a function to call in place of the primitive, or its name in `jax.lax`. It sets
+            `fixed` itself.
         fallback: a function for JAX versions that lack the primitive.
         since: the first JAX version with the primitive.
-        until: the first JAX version without it.
         **params: the parameters in the IR.
     """
     constants = {**(fixed or {}), **(supplied or {})}
     for name in names.split():
-        function = bind
-        if function is None and (primitive := find_primitive(name)) is not None:
+        function = getattr(lax, bind, None) if isinstance(bind, str) else bind
+        if bind is None and (primitive := find_primitive(name)) is not None:
             function = functools.partial(primitive.bind, **constants)
         ALLOWED[name] = Entry(
             arity=arity if isinstance(arity, tuple) else (arity, arity),
@@ -193,7 +185,6 @@ def _allow(
             params=params,
             fixed=fixed or {},
             since=since,
-            until=until,
             cost=cost or _per_output(1),
         )
 
@@ -224,7 +215,7 @@ _allow("mul", 2, fixed={"out_dtype": None})
 _allow("add_any", 2)
 _allow("clamp", 3)
 _allow("select_n", (2, _MANY))
-_allow("round", 1, rounding_method=member_of(lax.RoundingMethod))
+_allow("round", 1, rounding_method=member_of("RoundingMethod"))
 _allow("integer_pow", 1, _per_output(8), y=decode_exponent)  # becomes a chain of products
 _allow("reduce_precision", 1, exponent_bits=decode_int, mantissa_bits=decode_int)
 _allow(
@@ -250,7 +241,7 @@ _allow("log2", 1, _per_output(10), fixed=_DEFAULT_ACCURACY, since="0.12", fallba
 _allow("sqrt rsqrt cbrt", 1, _per_output(4), fixed=_DEFAULT_ACCURACY)
 _allow("asin acos atan sinh cosh asinh acosh atanh", 1, _per_output(10))
 _allow("erf erf_inv lgamma digamma bessel_i0e bessel_i1e", 1, _per_output(20))
-_allow("erfc", 1, _per_output(20), fixed=_DEFAULT_ACCURACY, bind=lax.erfc)  # no accuracy in 0.10
+_allow("erfc", 1, _per_output(20), fixed=_DEFAULT_ACCURACY, bind="erfc")  # no accuracy in 0.10
 _allow("pow", 2, _per_output(20))
 _allow("polynomial", (2, _MANY), _horner, since="0.12", fallback=_evaluate_polynomial)
 # Shapes: view a tensor as rows, columns, blocks or a stack of experts.
@@ -282,11 +273,11 @@ _allow("dynamic_update_slice", (2, 2 + MAX_RANK))
 _allow(
     "gather",
     2,
-    dimension_numbers=dimension_numbers(lax.GatherDimensionNumbers),
+    dimension_numbers=dimension_numbers("GatherDimensionNumbers"),
     slice_sizes=decode_ints,
     unique_indices=decode_bool,
     indices_are_sorted=decode_bool,
-    mode=member_of(lax.GatherScatterMode),
+    mode=member_of("GatherScatterMode"),
     fill_value=optional(decode_fill_value),
 )
 for _name in ("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max"):
@@ -294,11 +285,11 @@ for _name in ("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_m
         _name if _name == "scatter" else _name.replace("_", "-"),
         3,
         _per_input,
-        bind=getattr(lax, _name),  # the public function builds the jaxpr of the update itself
-        dimension_numbers=dimension_numbers(lax.ScatterDimensionNumbers),
+        bind=_name,  # the public function builds the jaxpr of the update itself
+        dimension_numbers=dimension_numbers("ScatterDimensionNumbers"),
         indices_are_sorted=decode_bool,
         unique_indices=decode_bool,
-        mode=member_of(lax.GatherScatterMode),
+        mode=member_of("GatherScatterMode"),
     )
 # Statistics over a tensor: norms, means, ranks, quantiles, thresholds, running sums.
 _allow("reduce_sum", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints)
@@ -314,9 +305,7 @@ _allow(
 )
 _allow("sort", (1, 4), _n_log_n, dimension=decode_int, is_stable=decode_bool, num_keys=decode_int)
 # JAX before 0.12 has no `is_stable` here and keeps the order of equal elements.
-_allow(
-    "top_k", 1, _n_log_n, fixed={"is_stable": True}, bind=lax.top_k, k=decode_int, axis=decode_int
-)
+_allow("top_k", 1, _n_log_n, fixed={"is_stable": True}, bind="top_k", k=decode_int, axis=decode_int)
 # Linear algebra: similarities, projections, low-rank parts.
 _allow(
     "dot_general",
@@ -358,11 +347,11 @@ _allow(
     conjugate_a=decode_bool,
     unit_diagonal=decode_bool,
 )
-_allow("fft", 1, _n_log_n, fft_type=member_of(lax.FftType), fft_lengths=decode_ints)
+_allow("fft", 1, _n_log_n, fft_type=member_of("FftType"), fft_lengths=decode_ints)
 # Random numbers from keys alone (threefry): the same on every platform.
 _allow("random_seed", 1, impl=decode_key_impl)
 _allow("random_wrap", 1, bind=_wrap_key, impl=decode_key_impl)
-_allow("random_unwrap", 1, bind=jax.random.key_data)
+_allow("random_unwrap", 1, bind=lambda keys: jax.random.key_data(keys))
 _allow("random_bits", 1, _per_output(100), bit_width=decode_bit_width, shape=decode_ints)
 _allow("random_split", 1, _per_output(100), shape=decode_ints)
 _allow("random_fold_in", 2, _per_output(100))

@@ -1,6 +1,8 @@
 """Bit-exact agreement of every allowed primitive, encoded and decoded, with `jax.jit`."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +73,39 @@ def test_newer_primitives_run_on_every_supported_jax(name, operands, expected):
     coefficients = [jnp.float32(c) for c in (1, -2, 3)] if name == "polynomial" else []
     result = ALLOWED[name].bind(x, *coefficients)
     np.testing.assert_allclose(result, expected(np.asarray(x)), rtol=1e-6)
+
+
+# Builds the table without each name of JAX that it looks up, and then without any of them.
+_WITHOUT_NAMES = """
+import importlib, inspect, re
+import jax
+from jax.extend.core import primitives as jax_primitives
+from sdjax.sandbox.ir import parameters, primitives
+
+NEEDED = ("erfc", "top_k", "scatter_sub", "FftType", "RoundingMethod")
+quoted = {*re.findall(r'"(\\w+)"', inspect.getsource(primitives)), "Precision"}
+names = [name for name in dir(jax.lax) if name in quoted or name.endswith("_p")]
+assert set(names) >= set(NEEDED)
+names += [name for name in dir(jax_primitives) if name.endswith("_p")]
+listed = list(primitives.ALLOWED)
+for removed in (*([name] for name in names), names):
+    kept = []
+    for home in (jax.lax, jax_primitives):
+        for name in removed:
+            if hasattr(home, name):
+                kept.append((home, name, getattr(home, name)))
+                delattr(home, name)
+    importlib.reload(parameters)
+    table = importlib.reload(primitives).ALLOWED
+    assert list(table) == listed
+    assert all(table[name].bind is None for name in {"erfc", "top_k"} & set(removed))
+    for home, name, value in kept:
+        setattr(home, name, value)
+"""
+
+
+def test_table_is_built_without_any_name_of_jax():
+    subprocess.run([sys.executable, "-c", _WITHOUT_NAMES], check=True, timeout=120)
 
 
 def _bits(array):
