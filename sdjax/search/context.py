@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter, shard_adapter
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten
+from sdjax.models.types import Params
 from sdjax.programs.prompts import render
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
@@ -41,8 +41,6 @@ from sdjax.search.types import DEVELOPMENT, MAIN, TEST, Program
 from sdjax.training.warmstart import signature_digest
 
 TRANSFER = "transfer"
-
-Params = dict[str, Any]
 
 
 def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:

@@ -39,8 +39,8 @@ from sdjax.search.types import (
     Prompt,
     RunRecord,
     Sample,
-    Score,
     Setting,
+    StoredOutcome,
     StoredPair,
     StoredVerdict,
     Summary,
@@ -323,7 +323,7 @@ class Store:
             if (row.fetchone() or {"complete": False})["complete"]:
                 raise ValueError(f"{entry} in {setting} on {split} is already scored")
             _execute_inserts(connection, [Evaluation(**key, complete=complete)], "update")
-            scores = [Score(**key, outcome=outcome) for outcome in outcomes]
+            scores = [StoredOutcome(**key, outcome=outcome) for outcome in outcomes]
             _execute_inserts(connection, scores)
 
     def is_complete(self, entry: str, split: str, setting: str = MAIN) -> bool:
@@ -337,7 +337,9 @@ class Store:
     def outcomes(self, entry: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
         """Return the outcomes of an evaluation, sorted by problem id; may be empty."""
         where = "WHERE entry = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
-        return tuple(score.outcome for score in self._select(Score, where, entry, setting, split))
+        return tuple(
+            score.outcome for score in self._select(StoredOutcome, where, entry, setting, split)
+        )
 
     def summaries(self, split: str | None = None, setting: str | None = MAIN) -> list[Summary]:
         """Return the accuracies of the evaluations, in the order in which they were started.

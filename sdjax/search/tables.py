@@ -28,8 +28,8 @@ from sdjax.search.types import (
     Prompt,
     RunRecord,
     Sample,
-    Score,
     Setting,
+    StoredOutcome,
     StoredPair,
     StoredVerdict,
     storable,
@@ -216,7 +216,7 @@ TABLES: dict[type, Table[Any]] = {
         ),
         Table(
             name="score",
-            record=Score,
+            record=StoredOutcome,
             key=("entry", "setting", "split", "outcome_problem_id"),
             references={_EVALUATION: f"evaluation({_EVALUATION})"},
         ),

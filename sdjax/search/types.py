@@ -271,7 +271,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class StoredOutcome:
     """The outcome of one problem of an evaluation."""
 
     entry: str

@@ -97,7 +97,7 @@ OLDEST = "0.10.2"  # the oldest JAX that sdjax supports
 
 
 @dataclass(frozen=True)
-class Entry:
+class AllowedPrimitive:
     """One primitive of the allow-list.
 
     Attributes:
@@ -120,7 +120,7 @@ class Entry:
     cost: CostFunction = field(default=_per_output(1))
 
 
-ALLOWED: dict[str, Entry] = {}
+ALLOWED: dict[str, AllowedPrimitive] = {}
 CONTROL_FLOW = ("scan", "while", "cond")  # encoded in the IR's own form
 
 # XLA expands each of these to about fifty operations, and aborts on about ten thousand in a row.
@@ -178,7 +178,7 @@ def _allow(
         function = getattr(lax, bind, None) if isinstance(bind, str) else bind
         if bind is None and (primitive := find_primitive(name)) is not None:
             function = functools.partial(primitive.bind, **constants)
-        ALLOWED[name] = Entry(
+        ALLOWED[name] = AllowedPrimitive(
             arity=arity if isinstance(arity, tuple) else (arity, arity),
             bind=function or fallback,
             native=function is not None,
