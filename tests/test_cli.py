@@ -241,7 +241,7 @@ def test_train_dpo_keeps_reference_logprobs_until_it_succeeds(tmp_path, monkeypa
     assert "the trained weights' norm is inf at step 2" in user_error("train", "dpo", job)
     assert (tmp_path / "trained.training/reference.npz").exists()
     assert not (tmp_path / "trained").exists()
-    monkeypatch.setattr("sdjax.training.dpo.reference_logprobs", None)  # not computed again
+    monkeypatch.setattr("sdjax.training.api.reference_logprobs", None)  # not computed again
     write("1e-3")
     result = run_cli("train", "dpo", job)
     assert result.exit_code == 0, result.output

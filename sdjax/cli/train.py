@@ -15,21 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import jax
-    import numpy as np
     from jax.sharding import Mesh
 
     from sdjax.io.tokenizer import Tokenizer
     from sdjax.models.lora import Adapter
     from sdjax.training.config import DPOJob, TrainingJob
     from sdjax.training.data import TrainingRow
-    from sdjax.training.dpo import TokenPair
     from sdjax.training.trainable import Trainable
-    from sdjax.training.types import OnStep
 
 logger = logging.getLogger(__name__)
-
-# Metrics on the progress bar.
-_SHOWN_METRICS = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 # Keys that may change when a job is resumed, for example after the loss became NaN.
 _CHANGEABLE = ("learning_rate", "max_grad_norm", "checkpoint_every")
@@ -118,7 +112,7 @@ def _run_job(kind: str, config: Path) -> str:
     del params  # training donates them
     work_folder = out.with_name(f"{out.name}.training")
     try:
-        job, trained, history, candidates = _train(
+        trained, losses, candidates = _train(
             kind, job, trainable, load_tokenizer(folder), fold_in_name(key, "data"), work_folder
         )
         count = _write_result(job, trainable, trained, adapter, candidates, out, folder, mesh)
@@ -132,11 +126,11 @@ def _run_job(kind: str, config: Path) -> str:
     shutil.rmtree(work_folder / "checkpoints", ignore_errors=True)
     (work_folder / "reference.npz").unlink(missing_ok=True)
     suffix = f"; {count} distinct training programs" if candidates else ""
-    if not history:
+    if not losses:
         return f"{out}: written from its last checkpoint{suffix}"
-    first, last = history[0]["loss"], history[-1]["loss"]
-    started = job.num_steps - len(history) + 1
-    return f"{out}: loss {first:.4f} at step {started}, {last:.4f} at step {job.num_steps}{suffix}"
+    first, last = min(losses), max(losses)
+    change = f"loss {losses[first]:.4f} at step {first}, {losses[last]:.4f} at step {last}"
+    return f"{out}: {change}{suffix}"
 
 
 def _train(
@@ -146,18 +140,18 @@ def _train(
     tokenizer: Tokenizer,
     key: jax.Array,
     work_folder: Path,
-) -> tuple[TrainingJob, Any, list[dict[str, float]], Sequence[str]]:
+) -> tuple[Any, dict[int, float], Sequence[str]]:
     """Prepare the data and train.
 
     Returns:
-        the job with its number of steps, the trained pytree, the metrics of each step, and the
-        candidates of a warm start.
+        the trained pytree, the loss of each step that this call executed, and the candidates of a
+        warm start.
     """
     import dataclasses
+    from functools import partial
 
-    from sdjax.core.progress import progress_bar
     from sdjax.training import api
-    from sdjax.training.checkpoints import MetricsLog, TrainingCheckpoints
+    from sdjax.training.checkpoints import MetricsLog, TrainingCheckpoints, cached_array
     from sdjax.training.config import DPOJob, SFTJob, WarmstartJob
     from sdjax.training.data import fingerprint, read_rows, tokenize_examples, tokenize_pairs
     from sdjax.training.warmstart import make_warmstart_data, sample_candidates
@@ -172,33 +166,35 @@ def _train(
     elif isinstance(job, DPOJob):
         rows = _preference_rows(job)
         pairs = tokenize_pairs(rows, tokenizer, min(job.max_length or max_seq_len, max_seq_len))
-        job = job.for_pairs(len(pairs))
     elif isinstance(job, WarmstartJob):
         candidates = sample_candidates(job.programs, job.rng_seed, slots=len(job.experts))
         data = make_warmstart_data(tokenizer, job.prompt, job.experts, candidates)
         logger.info("%d candidates, prompt of %d tokens", len(candidates), len(data.prompt))
     description = {"kind": kind, "rows": fingerprint(rows)} | dataclasses.asdict(job)
     description = {key: value for key, value in description.items() if key not in _CHANGEABLE}
-    reference = _reference(job, trainable, pairs, work_folder) if isinstance(job, DPOJob) else None
+    losses: dict[int, float] = {}
     with (
         TrainingCheckpoints(
             work_folder / "checkpoints",
             every=job.checkpoint_every,
-            last_step=job.num_steps,
             job=description,
         ) as checkpoints,
         MetricsLog(work_folder) as metrics_log,
-        progress_bar(f"train {kind}", job.num_steps) as advance,
     ):
-        on_step = _progress(kind, job, metrics_log.add, advance)
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            metrics_log.add(step, metrics)
+            losses[step] = metrics["loss"]
+
         options: dict[str, Any] = {
             "key": key,
             "remat": job.remat,
+            "title": f"train {kind}",
             "on_step": on_step,
             "checkpoints": checkpoints,
         }
         if isinstance(job, SFTJob):
-            trained, history = api.train_sft(
+            trained, _ = api.train_sft(
                 trainable,
                 examples,
                 job,
@@ -207,13 +203,15 @@ def _train(
                 **options,
             )
         elif isinstance(job, DPOJob):
-            trained, history = api.train_dpo(trainable, pairs, job, reference=reference, **options)
+            settings = {name: getattr(job, name) for name in _REFERENCE_KEYS}
+            cache = partial(cached_array, work_folder / "reference.npz", settings)
+            trained, _ = api.train_dpo(trainable, pairs, job, reference_cache=cache, **options)
         else:
             assert isinstance(job, WarmstartJob)
-            trained, history = api.train_warmstart(
+            trained, _ = api.train_warmstart(
                 trainable, data, job, batch_size=job.batch_size, **options
             )
-    return job, trained, history, candidates
+    return trained, losses, candidates
 
 
 def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
@@ -230,49 +228,6 @@ def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
             f"{job.data}: the run has no preference pairs yet; complete an iteration first"
         )
     return rows
-
-
-def _reference(
-    job: DPOJob, trainable: Trainable, pairs: Sequence[TokenPair], work_folder: Path
-) -> np.ndarray:
-    """Return the reference log-probabilities, cached for when the job is resumed."""
-    from sdjax.core.progress import progress_bar
-    from sdjax.training.checkpoints import cached_array
-    from sdjax.training.dpo import pad_pairs, reference_logprobs
-
-    data = pad_pairs(pairs, trainable.config.max_seq_len)
-
-    def compute() -> np.ndarray:
-        with progress_bar("reference", len(pairs)) as advance:
-            return reference_logprobs(trainable, data, job, on_pairs=advance)
-
-    settings = {name: getattr(job, name) for name in _REFERENCE_KEYS}
-    return cached_array(work_folder / "reference.npz", compute, data=data, settings=settings)
-
-
-def _progress(kind: str, job: TrainingJob, add_metrics: OnStep, advance: Any) -> OnStep:
-    """Return a callback that logs metrics and updates the progress bar."""
-    import time
-
-    last_time, last_step = time.perf_counter(), 0
-
-    def on_step(step: int, values: dict[str, float]) -> None:
-        nonlocal last_time, last_step
-        now = time.perf_counter()
-        speed = values["tokens"] * job.gradient_accumulation_steps / (now - last_time)
-        add_metrics(step, values)
-        shown = [
-            f"{label} {values[name]:.3f}"
-            for name, label in _SHOWN_METRICS.items()
-            if name in values
-        ]
-        advance(
-            step - last_step,
-            description=f"train {kind}: {', '.join(shown)}, {speed:.0f} tokens/s",
-        )
-        last_time, last_step = now, step
-
-    return on_step
 
 
 def _write_result(

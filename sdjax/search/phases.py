@@ -281,7 +281,6 @@ def refine(
     context: RunContext, store: Store, adapter: Adapter, pairs: Sequence[Pair], *, iteration: int
 ) -> Adapter:
     """Train the generator for one round of DPO; return the adapter for the next iteration."""
-    training = context.config.training.for_pairs(len(pairs))
     examples = _examples(context, store)
     token_pairs = [
         TokenPair(
@@ -290,21 +289,13 @@ def refine(
         )
         for pair in pairs
     ]
-    with progress_bar(f"iteration {iteration}: refine", training.num_steps) as advance:
-
-        def show(step: int, metrics: dict[str, float]) -> None:
-            advance(
-                description=f"iteration {iteration}: refine, loss {metrics['loss']:.3f}, "
-                f"accuracy {metrics['rewards/accuracies']:.2f}"
-            )
-
-        factors, _ = train_dpo(
-            lora_finetune(context.model, context.compute_seed, adapter),
-            token_pairs,
-            training,
-            key=context.key("refine", iteration),
-            on_step=show,
-        )
+    factors, _ = train_dpo(
+        lora_finetune(context.model, context.compute_seed, adapter),
+        token_pairs,
+        context.config.training,
+        key=context.key("refine", iteration),
+        title=f"iteration {iteration}: refine",
+    )
     return dataclasses.replace(adapter, factors=factors)
 
 

@@ -15,7 +15,7 @@ from sdjax.training.fit import Checkpoints, fit, num_parts, rematerialize
 from sdjax.training.packing import Example, pack, shuffled_batches, target_batches
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import Trainable
-from sdjax.training.types import Batch, LossFn, OnStep
+from sdjax.training.types import ArrayCache, Batch, LossFn, OnStep
 from sdjax.training.warmstart import WarmstartData, warmstart_batches
 
 
@@ -28,6 +28,7 @@ def train_sft(
     batch_size: int,
     key: jax.Array,
     remat: bool = False,
+    title: str = "train",
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -41,6 +42,7 @@ def train_sft(
         batch_size: rows per batch.
         key: PRNG key for shuffling the rows.
         remat: recompute activations in the backward pass to save memory.
+        title: text in front of the progress bar.
         on_step: called after each step with its metrics.
         checkpoints: storage for the training state; nothing is stored by default.
 
@@ -77,6 +79,7 @@ def train_sft(
         _shuffled(trainable, data, config, batch_size, key),
         config,
         remat=remat,
+        title=title,
         on_step=on_step,
         checkpoints=checkpoints,
     )
@@ -88,8 +91,9 @@ def train_dpo(
     config: DPOConfig,
     *,
     key: jax.Array,
-    reference: np.ndarray | None = None,
+    reference_cache: ArrayCache | None = None,
     remat: bool = False,
+    title: str = "train",
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -101,10 +105,12 @@ def train_dpo(
     Args:
         trainable: model to train; its trainable arrays are donated.
         pairs: chosen and rejected completions.
-        config: loss, optimizer and number of steps.
+        config: loss, optimizer and number of steps; `epochs` are converted to steps.
         key: PRNG key for shuffling the pairs.
-        reference: [pairs, 2] float32, the result of `reference_logprobs`; computed by default.
+        reference_cache: storage for the reference log-probabilities, such as `cached_array` of
+            `sdjax.training.checkpoints` with its first two arguments; nothing is stored by default.
         remat: recompute activations in the backward pass to save memory.
+        title: text in front of the progress bar.
         on_step: called after each step with its metrics.
         checkpoints: storage for the training state; nothing is stored by default.
 
@@ -137,15 +143,21 @@ def train_dpo(
     """
     config = config.for_pairs(len(pairs))
     data = pad_pairs(pairs, trainable.config.max_seq_len)
-    if reference is None:
-        reference = reference_logprobs(trainable, data, config)
-    data["reference"] = reference
+
+    def compute_reference() -> np.ndarray:
+        return reference_logprobs(trainable, data, config)
+
+    if reference_cache is None:
+        data["reference"] = compute_reference()
+    else:
+        data["reference"] = reference_cache(compute_reference, data)
     return _fit(
         trainable,
         dpo_loss(trainable.config, trainable.assemble, config),
         _shuffled(trainable, data, config, config.batch_size, key),
         config,
         remat=remat,
+        title=title,
         on_step=on_step,
         checkpoints=checkpoints,
     )
@@ -159,6 +171,7 @@ def train_warmstart(
     batch_size: int,
     key: jax.Array,
     remat: bool = False,
+    title: str = "train",
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -171,6 +184,7 @@ def train_warmstart(
         batch_size: candidates per batch.
         key: PRNG key for shuffling the candidates.
         remat: recompute activations in the backward pass to save memory.
+        title: text in front of the progress bar.
         on_step: called after each step with its metrics.
         checkpoints: storage for the training state; nothing is stored by default.
 
@@ -197,6 +211,7 @@ def train_warmstart(
         batches,
         config,
         remat=remat,
+        title=title,
         on_step=on_step,
         checkpoints=checkpoints,
     )
@@ -223,6 +238,7 @@ def _fit(
     config: OptimizerConfig,
     *,
     remat: bool,
+    title: str,
     on_step: OnStep | None,
     checkpoints: Checkpoints | None,
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -232,6 +248,7 @@ def _fit(
         trainable.frozen,
         batches,
         config,
+        title=title,
         on_step=on_step,
         checkpoints=checkpoints,
     )

@@ -33,17 +33,16 @@ class TrainingCheckpoints:
     result of a resumed job is identical to that of an uninterrupted one.
     """
 
-    def __init__(self, folder: Path, *, every: int, last_step: int, job: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, *, every: int, job: Mapping[str, Any]) -> None:
         """Open the folder, creating it if necessary.
 
         Args:
             folder: folder of the checkpoints.
             every: steps between checkpoints.
-            last_step: step after which a checkpoint is always written.
             job: JSON-compatible description of the job; it must be the same when a job resumes.
         """
         self._folder = CheckpointFolder(folder, item="state", unit="step", keep_latest=2)
-        self._every, self._last_step = every, last_step
+        self._every = every
         self._job = json.loads(json.dumps(job))
 
     def __enter__(self) -> TrainingCheckpoints:
@@ -83,13 +82,13 @@ class TrainingCheckpoints:
         restored = [saved.tree[name] for name in _numbered(leaves)]
         return saved.number, *jax.tree.unflatten(structure, restored)
 
-    def save(self, step: int, trainable: Any, opt_state: Any) -> None:
+    def save(self, step: int, trainable: Any, opt_state: Any, *, last: bool) -> None:
         """Write the state if the step is a multiple of `every` or the last step.
 
         Raises:
             UserError: the disk is full.
         """
-        if step % self._every == 0 or step == self._last_step:
+        if step % self._every == 0 or last:
             tree = _numbered(jax.tree.leaves((trainable, opt_state)))
             self._folder.save(step, tree, description={"job": self._job, "format": _FORMAT})
 
@@ -105,10 +104,9 @@ def _numbered(leaves: list[jax.Array]) -> dict[str, jax.Array]:
 
 def cached_array(
     path: Path,
-    compute: Callable[[], np.ndarray],
-    *,
-    data: Mapping[str, np.ndarray],
     settings: Mapping[str, Any],
+    compute: Callable[[], np.ndarray],
+    data: Mapping[str, np.ndarray],
 ) -> np.ndarray:
     """Return the array in a file, or compute and store it if the file is missing or outdated.
 
@@ -116,9 +114,9 @@ def cached_array(
 
     Args:
         path: an .npz file, written atomically.
+        settings: JSON-compatible values that the result depends on.
         compute: called on all processes if there is no valid file.
         data: arrays that the result depends on.
-        settings: JSON-compatible values that the result depends on.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(data):

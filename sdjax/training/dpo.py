@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter
 from sdjax.models.types import Params
@@ -72,11 +73,7 @@ def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> LossFn:
 
 
 def reference_logprobs(
-    trainable: Trainable,
-    data: dict[str, np.ndarray],
-    dpo: DPOConfig,
-    *,
-    on_pairs: Callable[[int], None] | None = None,
+    trainable: Trainable, data: dict[str, np.ndarray], dpo: DPOConfig
 ) -> np.ndarray:
     """Return the log-probability of each completion under the reference: [pairs, 2] float32.
 
@@ -86,7 +83,6 @@ def reference_logprobs(
         trainable: the policy.
         data: pairs, in the form returned by `pad_pairs`.
         dpo: config; `reference` selects the model, `batch_size` sets the pairs per batch.
-        on_pairs: called with the number of pairs finished since the last call.
     """
 
     def logprobs(trained: Any, frozen: Any, batch: Batch) -> jax.Array:
@@ -101,10 +97,10 @@ def reference_logprobs(
     # The last batch wraps around, so that all batches have the same shape.
     indices = [np.arange(start, start + size) % count for start in range(0, count, size)]
     results = []
-    for batch in target_batches(data, indices, parts=num_parts(trainable.trainable, size)):
-        results.append(np.asarray(compiled(*arrays, batch)))
-        if on_pairs is not None:
-            on_pairs(min(size, count - size * (len(results) - 1)))
+    with progress_bar("reference", len(indices)) as advance:
+        for batch in target_batches(data, indices, parts=num_parts(trainable.trainable, size)):
+            results.append(np.asarray(compiled(*arrays, batch)))
+            advance()
     return np.concatenate(results)[:count]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
 from sdjax.models.transformer import RESIDUAL
 from sdjax.sharding.rules import replicated
 from sdjax.training.config import OptimizerConfig
@@ -21,6 +23,9 @@ from sdjax.training.types import Batch, LossFn, OnStep
 
 # Mesh axes over which the rows of a batch are sharded.
 _ROW_AXES = ("data", "fsdp")
+
+# Metrics on the progress bar, with their labels.
+_SHOWN_METRICS = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
 @runtime_checkable
@@ -30,8 +35,8 @@ class Checkpoints(Protocol):
     def restore(self, trainable: Any, opt_state: Any) -> tuple[int, Any, Any]:
         """Return (finished steps, trainable, optimizer state), or 0 and the arguments."""
 
-    def save(self, step: int, trainable: Any, opt_state: Any) -> None:
-        """Store the state if a checkpoint is due at this step."""
+    def save(self, step: int, trainable: Any, opt_state: Any, *, last: bool) -> None:
+        """Store the state if a checkpoint is due at this step, or if the step is the last one."""
 
     def discard(self, step: int) -> int:
         """Remove the checkpoint of a step; return the newest remaining step, or 0."""
@@ -122,6 +127,7 @@ def fit(
     batches: Iterable[Batch],
     config: OptimizerConfig,
     *,
+    title: str = "train",
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -134,6 +140,7 @@ def fit(
         batches: pytrees of equal shapes, `gradient_accumulation_steps` per step. They must be
             deterministic: on resuming, the batches of finished steps are skipped.
         config: the update rule.
+        title: text in front of the progress bar.
         on_step: called after each step with its metrics, averaged over its batches.
         checkpoints: storage for the training state; nothing is stored by default.
 
@@ -154,22 +161,35 @@ def fit(
     _, step = compile_step(loss, config, out_shardings=out_shardings)
     history: list[dict[str, float]] = []
     remaining = itertools.islice(batches, done * accumulation, None)
-    for number in itertools.count(done + 1):
-        parts = []
-        for batch in itertools.islice(remaining, accumulation):
-            batch = _shard_batch(batch, trainable)
-            trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
-            parts.append(jax.device_get(metrics))
-        if not parts:
-            return trainable, history
-        values = {name: float(sum(part[name] for part in parts)) / len(parts) for name in parts[0]}
-        values["learning_rate"] = float(schedule(number - 1))
-        _check_finite(values, number, checkpoints)
-        history.append(values)
-        if on_step is not None:
-            on_step(number, values)
-        if checkpoints is not None:
-            checkpoints.save(number, trainable, opt_state)
+    with progress_bar(title, config.num_steps) as advance:
+        advance(done)
+        for number in itertools.count(done + 1):
+            start, parts = time.perf_counter(), []
+            for batch in itertools.islice(remaining, accumulation):
+                batch = _shard_batch(batch, trainable)
+                trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
+                parts.append(jax.device_get(metrics))
+            if not parts:
+                return trainable, history
+            values = {
+                name: float(sum(part[name] for part in parts)) / len(parts) for name in parts[0]
+            }
+            values["learning_rate"] = float(schedule(number - 1))
+            _check_finite(values, number, checkpoints)
+            history.append(values)
+            if on_step is not None:
+                on_step(number, values)
+            if checkpoints is not None:
+                checkpoints.save(number, trainable, opt_state, last=number == config.num_steps)
+            shown = [
+                f"{label} {values[name]:.3f}"
+                for name, label in _SHOWN_METRICS.items()
+                if name in values
+            ]
+            if "tokens" in values:
+                speed = values["tokens"] * len(parts) / (time.perf_counter() - start)
+                shown.append(f"{speed:.0f} tokens/s")
+            advance(description=f"{title}: {', '.join(shown)}")
     raise AssertionError("unreachable")
 
 

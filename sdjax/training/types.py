@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 # Name to array: "tokens", "weights", and other inputs of a loss.
 Batch: TypeAlias = dict[str, Any]
@@ -30,3 +31,6 @@ LossFn: TypeAlias = Callable[[Any, Any, Batch], tuple[jax.Array, Metrics]]
 
 # Called with the number of finished steps and the metrics of the last one.
 OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
+
+# (compute, data) -> the result of `compute`, which depends on the arrays of `data`
+ArrayCache: TypeAlias = Callable[[Callable[[], np.ndarray], dict[str, np.ndarray]], np.ndarray]

@@ -140,8 +140,8 @@ if where == "generating":
     Store.save_samples = dies(Store.save_samples, 3)
 if where == "refining":
     train = phases.train_dpo
-    phases.train_dpo = lambda *arguments, on_step, **options: train(
-        *arguments, on_step=dies(on_step, 1), **options)
+    phases.train_dpo = lambda *arguments, **options: train(
+        *arguments, on_step=dies(lambda *_: None, 1), **options)
 if where == "checkpointing":  # its files are complete, but not recorded in the store
     saves = loop.GeneratorCheckpoints
     saves.save_adapter = dies(saves.save_adapter, 1)

@@ -105,7 +105,7 @@ def test_resumed_training_is_bitwise_equal_after_any_step(tmp_path, config, weig
 
 
 def checkpoints(folder, every=2, **job):
-    return TrainingCheckpoints(folder / "checkpoints", every=every, last_step=6, job=job)
+    return TrainingCheckpoints(folder / "checkpoints", every=every, job=job)
 
 
 def test_damaged_checkpoint_falls_back_to_previous_one(
@@ -179,7 +179,7 @@ def test_cached_array_is_computed_once_per_input(tmp_path):
         return made[-1]
 
     def read(settings, tokens=(1, 2)):
-        return cached_array(path, compute, data={"tokens": np.array(tokens)}, settings=settings)
+        return cached_array(path, settings, compute, {"tokens": np.array(tokens)})
 
     first = read({"adapter": None})
     np.testing.assert_array_equal(read({"adapter": None}), first)
