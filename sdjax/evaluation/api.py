@@ -8,9 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
 from sdjax.decoding.config import fit_decoder_config
@@ -148,12 +145,7 @@ def evaluate(
             advance()
 
         if missing:
-            decoder = Decoder(
-                config,
-                decoder_config,
-                stop_token_ids=tokenizer.eos_ids,
-                compute_dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
-            )
+            decoder = Decoder(config, decoder_config, stop_token_ids=tokenizer.eos_ids)
             params = load_model(folder, adapter=adapter)[1]
             evaluate_problems(decoder, tokenizer, params, loaded_task, missing, on_outcome=save)
         results.finish([item.problem.id for item in prompted])

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -305,6 +304,4 @@ def _build_decoder(
             f"decoding: the largest bucket plus max_new_tokens is {length} tokens, but the model's "
             f"maximum sequence length is {model.max_seq_len}; lower one of them"
         )
-    # On CPUs, bfloat16 is slower than float32; accelerators compute in the stored dtype.
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return Decoder(model, config, stop_token_ids=tokenizer.eos_ids, compute_dtype=dtype, mesh=mesh)
+    return Decoder(model, config, stop_token_ids=tokenizer.eos_ids, mesh=mesh)

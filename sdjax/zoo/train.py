@@ -271,7 +271,7 @@ class Evaluator:
         self._task = ArithmeticTask()
         self.problems: list[Problem] = self._task.problems(split)
         self._prompted = build_prompts(self._task, self.problems, tokenizer)
-        self._decoder = Decoder(config, DECODER)
+        self._decoder = Decoder(config, DECODER, compute_dtype=jnp.float32)
 
     def outcomes(self, params: Params) -> list[Outcome]:
         """Evaluate a model and return the outcomes in the order of `problems`."""
