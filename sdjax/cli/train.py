@@ -255,8 +255,9 @@ def _write_result(
     )
     from sdjax.models.lora import merge_lora
     from sdjax.models.tree import unflatten
+    from sdjax.sandbox.trusted_identities import candidate_identities
     from sdjax.training.config import WarmstartJob
-    from sdjax.training.warmstart import candidate_identities, merge_signature, signature_digest
+    from sdjax.training.warmstart import merge_signature, signature_digest
 
     start_folder = folder if job.adapter is None else model_folder(job.adapter)
     extra_files, count = training_program_files(start_folder), 0

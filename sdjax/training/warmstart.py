@@ -20,10 +20,7 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.params import kind_of, param_specs
 from sdjax.programs.grammar import sample_program
 from sdjax.programs.prompts import render
-from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verify.verified_program import verify_ir
-from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.training.packing import prefix_batch, shuffled_batches
 from sdjax.training.types import Batch
 
@@ -132,21 +129,6 @@ def signature_digest(signature: MergeSignature) -> str:
     """
     content = (signature.slots, signature.tensors, signature.paths)
     return hashlib.sha256(repr(content).encode()).hexdigest()
-
-
-def candidate_identities(
-    candidates: Sequence[str], signature: MergeSignature
-) -> Iterator[int | None]:
-    """Yield the first 64 bits of each candidate's identity, or None if it is refused.
-
-    Only for candidates that sdjax generated itself, because they are traced in this process,
-    outside the sandbox.
-    """
-    for text in candidates:
-        try:
-            yield int(verify_ir(trace_trusted(text, signature), signature).identity[:16], 16)
-        except Refusal:
-            yield None  # some candidates of the grammar fail on purpose
 
 
 def _slot_names(experts: int) -> tuple[str, ...]:

@@ -26,11 +26,12 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.params import init_params, kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
+from sdjax.sandbox.trusted_identities import candidate_identities
 from sdjax.training.fit import compile_step, fit
 from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import split_params
-from sdjax.training.warmstart import candidate_identities, merge_signature, signature_digest
+from sdjax.training.warmstart import merge_signature, signature_digest
 from sdjax.zoo.data import (
     SLOTS,
     ExerciseStream,

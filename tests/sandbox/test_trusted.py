@@ -5,11 +5,13 @@ The import-linter contracts in pyproject.toml restrict its imports.
 
 import ast
 import io
+import re
 import tokenize
 from pathlib import Path
 
 import sdjax
 from sdjax.isolation.confine import ALWAYS, LAYERS
+from sdjax.sandbox.worker import rules
 
 PACKAGE = Path(sdjax.__file__).parent
 SANDBOX = PACKAGE / "sandbox"
@@ -30,12 +32,15 @@ def lines_of_code(file: Path) -> int:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in {*silent, tokenize.ENDMARKER}:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
-            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    for node in _documented(ast.parse(text)):
+        lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return len(lines)
+
+
+def _documented(tree: ast.Module) -> list[ast.Module | ast.ClassDef | ast.FunctionDef]:
+    """Return the module, classes and functions whose body starts with a docstring."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    return [n for n in ast.walk(tree) if isinstance(n, kinds) and ast.get_docstring(n)]
 
 
 def test_trusted_side_is_small_enough_to_audit():
@@ -56,6 +61,28 @@ def test_trusted_side_does_not_execute_source_text():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"exec", "eval", "compile", "__import__"}
+
+
+def test_workers_and_isolation_import_no_module_of_sdjax_by_name():
+    """Check what the import contracts cannot see: modules of sdjax named by strings."""
+    lines, names = set(), set()
+    for file in (*sorted((SANDBOX / "worker").glob("*.py")), *ISOLATION):
+        text = file.read_text()
+        assert not re.search(r"\b(runpy|pkgutil|find_spec|exec_module|sys\.modules)\b", text)
+        lines |= {(file.name, line.strip()) for line in text.split("\n") if "importlib." in line}
+        assert "from importlib" not in text
+        tree = ast.parse(text)
+        docstrings = [getattr(node.body[0], "value", None) for node in _documented(tree)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node not in docstrings:
+                names |= set(re.findall(r"sdjax[\w.]*", str(node.value)))
+    # The modules that candidates may import, and the job of the server's owner.
+    assert lines == {
+        ("entry.py", "importlib.import_module(module)"),
+        ("server.py", "work = importlib.import_module(job).prepare(argument)"),
+    }
+    assert not any(name.startswith("sdjax") for name in rules.IMPORTS)
+    assert names == {"sdjax.isolation.confine", "sdjax.isolation.server"}  # what a server starts
 
 
 if __name__ == "__main__":

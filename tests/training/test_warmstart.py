@@ -18,8 +18,8 @@ from sdjax.io.training_programs import (
     read_training_sources,
 )
 from sdjax.programs.extraction import extract_program
+from sdjax.sandbox.trusted_identities import candidate_identities
 from sdjax.training.warmstart import (
-    candidate_identities,
     make_warmstart_data,
     merge_signature,
     sample_candidates,
