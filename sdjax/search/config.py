@@ -30,7 +30,7 @@ from sdjax.core.errors import UserError
 from sdjax.decoding.config import DecoderConfig
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.sharding.mesh import MeshConfig
-from sdjax.training.config import DPOConfig
+from sdjax.training.config import RunTrainingConfig
 
 CONFIG_FOLDER = Path(sdjax.__file__).parent / "configs"
 
@@ -206,7 +206,7 @@ class RunConfig:
     task: TaskConfig
     generation: GenerationConfig
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
-    training: DPOConfig
+    training: RunTrainingConfig
     evaluation: DecoderConfig = Field(default_factory=DecoderConfig)
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     baselines: BaselinesConfig = Field(default_factory=BaselinesConfig)

@@ -96,10 +96,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DPOConfig(OptimizerConfig):
-    """Config of one round of DPO: the `training:` section of a run.
+    """Config of one round of DPO.
 
     Attributes:
-        enabled: False leaves the generator of a run unchanged, as a control with equal budget.
         loss: name in `sdjax.training.losses.LOSSES`.
         beta: strength of the pull toward the reference model.
         nll_weight: weight of the mean negative log-likelihood of the chosen completion (RPO, Pang
@@ -110,13 +109,10 @@ class DPOConfig(OptimizerConfig):
         max_steps: number of updates; set either this or `epochs`.
         epochs: passes over the pairs.
         batch_size: pairs per batch.
-        rank: rank of the LoRA adapter.
-        alpha: LoRA scaling; updates are scaled by alpha / rank.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = OptimizerConfig.RENAMED_KEYS | {"batch": "batch_size"}
 
-    enabled: bool = True
     loss: LossName = "sigmoid"
     beta: PositiveFloat = 0.01
     nll_weight: NonNegativeFloat = 0.0
@@ -125,8 +121,6 @@ class DPOConfig(OptimizerConfig):
     max_steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
     batch_size: PositiveInt = 8
-    rank: PositiveInt = 256
-    alpha: PositiveFloat = 256.0
 
     @model_validator(mode="after")
     def _check_length(self) -> DPOConfig:
@@ -144,6 +138,21 @@ class DPOConfig(OptimizerConfig):
         object.__setattr__(config, "max_steps", steps)
         object.__setattr__(config, "epochs", None)
         return config
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunTrainingConfig(DPOConfig):
+    """The `training:` section of a run.
+
+    Attributes:
+        enabled: False leaves the generator unchanged, as a control with equal budget.
+        rank: rank of the LoRA adapter.
+        alpha: LoRA scaling; updates are scaled by alpha / rank.
+    """
+
+    enabled: bool = True
+    rank: PositiveInt = 256
+    alpha: PositiveFloat = 256.0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -247,13 +256,10 @@ class DPOJob(DPOConfig, TrainingJob):
     learning_rate: PositiveFloat = 1e-5
     beta: PositiveFloat = 0.1
     batch_size: PositiveInt = 4
-    rank: PositiveInt | None = 16  # type: ignore[assignment]
-    alpha: PositiveFloat = 32.0
+    rank: PositiveInt | None = 16
 
     @model_validator(mode="after")
     def _check_reference(self) -> DPOJob:
-        if not self.enabled:
-            raise ValueError("enabled: allowed only in a run's config; remove it")
         if self.reference == "seed" and self.rank is None and self.adapter is None:
             raise ValueError("reference: seed requires an adapter; use reference: policy")
         return self
