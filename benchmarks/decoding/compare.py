@@ -1,6 +1,6 @@
 """Compare decoding with transformers: equality of tokens, throughput, and evaluation time.
 
-    python benchmarks/real_model.py --out /tmp/smollm2            (in the venv described there)
+    PYTHONPATH=. python benchmarks/real_model.py --out /tmp/smollm2 (in the venv described there)
     python benchmarks/decoding/compare.py greedy fixed evaluation --model /tmp/smollm2 \
         --data DATA --transformers-python /tmp/smol/bin/python
 

@@ -62,11 +62,15 @@ def partial_path(path: Path) -> Path:
 
 
 def commit(partial: Path, path: Path) -> None:
-    """Rename a complete file or folder, whose files are on disk, to its final name."""
+    """Rename a complete file, which is on disk, or a complete folder to its final name.
+
+    The files of a folder are flushed first, because libraries write some of them without fsync.
+    """
     if partial.is_dir():
-        sync_folder(partial)
+        for entry in (*partial.rglob("*"), partial):
+            flush(entry)
     os.replace(partial, path)
-    sync_folder(path.parent)
+    flush(path.parent)
 
 
 def resolve_new_folder(folder: Path) -> Path:
@@ -84,9 +88,9 @@ def resolve_new_folder(folder: Path) -> Path:
     return target
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

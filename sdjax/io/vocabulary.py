@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
+from sdjax.io.atomic_write import write_file
 from sdjax.io.tokenizer import TOKENIZER_FILE, load_full_tokenizer, read_tokenizer_json
 
 
@@ -36,7 +37,7 @@ def write_extended(
     """
     backend = _backend(folder)
     backend.add_tokens(list(new.values()))
-    backend.save(str(out))
+    write_file(out, backend.to_str(pretty=True))
     return backend.get_vocab(with_added_tokens=True)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from sdjax.io.atomic_write import write_file
+
 PAD, END = "<|pad|>", "<|end|>"
 PAD_ID, END_ID = 0, 1
 VOCAB_SIZE = 1024
@@ -48,7 +50,7 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, max_seq_len: 
         max_seq_len: maximum sequence length.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_file(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
@@ -61,4 +63,4 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, max_seq_len: 
         "tokenizer_config.json": settings,
         "generation_config.json": generation,
     }.items():
-        (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_file(folder / name, json.dumps(fields, indent=2) + "\n")

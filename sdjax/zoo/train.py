@@ -18,6 +18,7 @@ from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Outcome, Problem
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
+from sdjax.io.atomic_write import write_file
 from sdjax.io.hf_checkpoint import load_config, load_model, write_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
@@ -156,7 +157,7 @@ def write_table(folder: Path) -> Path:
         cells = " | ".join(f"{accuracy[kind]:.2f}" for kind in (*KINDS, "all"))
         lines.append(f"| {name} | {description} | {cells} |")
     path = folder / "README.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def write_tokenizer(
     for name in ASSETS:
         source = (template if name == _GENERATION_CONFIG else tokenizer.folder) / name
         if source.is_file() and not (new_tokens and name in _VOCABULARY_FILES):
-            shutil.copyfile(source, folder / name)
+            write_file(folder / name, source.read_bytes())
     if new_tokens:
         write_extended(tokenizer.folder, new_tokens, folder / TOKENIZER_FILE)
     if chat_template is not None:
