@@ -80,7 +80,7 @@ def test_merge_by_rank(tmp_path, run):
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("best", "second")
     )
     assert best != second
-    with pytest.raises(UserError, match="no program of rank 3, the run has 2 scored programs"):
+    with pytest.raises(UserError, match="no program of rank 3: the run has 2 scored programs"):
         merge_discovered(run, 3, tmp_path / "third")
     with pytest.raises(UserError, match="not a run folder"):
         merge_discovered(tmp_path / "nothing", 1, tmp_path / "third")
