@@ -57,7 +57,8 @@ def init_adapter(
 
     Args:
         config: config of the model to adapt.
-        key: typed PRNG key.
+        key: typed PRNG key; a parameter's position in `param_specs` is folded in, so that its
+            factor does not depend on `target_modules`.
         rank: rank of the factors.
         alpha: the product of the factors is scaled by alpha / rank.
         target_modules: kinds of projections to adapt, as returned by `kind_of`.

@@ -166,7 +166,8 @@ def init_params(config: ModelConfig, key: Key[Array, ""], dtype: DTypeLike) -> P
 
     Args:
         config: config of the model.
-        key: typed PRNG key.
+        key: typed PRNG key; a parameter's position in `param_specs` is folded in, so that another
+            number of layers changes the values of all later parameters.
         dtype: dtype of the parameters.
     """
     leaves = {}
