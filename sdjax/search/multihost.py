@@ -60,6 +60,8 @@ def judge_all(
 ) -> Iterator[tuple[int, Verdict, tuple[str, ...]]]:
     """Yield (index, verdict, confinement layers) of each source in order, on every process.
 
+    Only the main process yields verdicts with a program, which it need not verify again.
+
     Args:
         sandbox: the sandbox on the main process; None on the others.
         sources: source code of the candidates.
@@ -69,15 +71,17 @@ def judge_all(
         yield from ((n, verdict, sandbox.layers) for n, verdict in sandbox.judge_all(sources))
         return
     verdicts = iter(()) if sandbox is None else sandbox.judge_all(sources)
+    local: Verdict | None = None
 
     def judge_next() -> bytes:
+        nonlocal local
         assert sandbox is not None  # only the main process calls this
-        _, verdict = next(verdicts)
-        return json.dumps([verdict.to_dict(), sandbox.layers]).encode()
+        _, local = next(verdicts)
+        return json.dumps([local.to_dict(), sandbox.layers]).encode()
 
     for index in range(len(sources)):
         data, layers = json.loads(broadcast_from_main(judge_next))
-        yield index, Verdict.from_dict(data), tuple(layers)
+        yield index, local or Verdict.from_dict(data), tuple(layers)
 
 
 def _open_file(config: RunConfig, folder: Path) -> Store:

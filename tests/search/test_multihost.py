@@ -4,10 +4,13 @@ import dataclasses
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from sdjax.decoding.config import DecoderConfig
+from sdjax.sandbox.verdict import Verdict
+from sdjax.search import multihost
 from sdjax.search.config import BaselinesConfig
 from sdjax.search.loop import run_search
 from sdjax.search.store import Store
@@ -84,6 +87,30 @@ def test_two_processes_give_the_results_of_one(quick_config, tmp_path, two_proce
     assert "report" not in second_output + second_log
     assert "merge_models" in (tmp_path / "two" / "report.html").read_text()
     assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+def test_main_process_yields_the_verdicts_of_its_sandbox(monkeypatch):
+    """Check that it does not lose the verified program, and that the others get equal verdicts."""
+    messages = []
+
+    def send(compute):
+        messages.append(compute())
+        return messages[-1]
+
+    verdicts = [
+        Verdict(verdict="admitted", identity="a", ir="{}", notes=("note",), program=object()),
+        Verdict(verdict="refused", rule="syntax", message="line 1: invalid syntax"),
+    ]
+    sandbox = SimpleNamespace(layers=("seccomp",), judge_all=lambda sources: enumerate(verdicts))
+    monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost, "broadcast_from_main", send)
+    on_main = list(multihost.judge_all(sandbox, ["first", "second"]))
+    assert [index for index, _, _ in on_main] == [0, 1]
+    assert all(found is own for (_, found, _), own in zip(on_main, verdicts, strict=True))
+    monkeypatch.setattr(multihost, "broadcast_from_main", lambda compute: messages.pop(0))
+    on_other = list(multihost.judge_all(None, ["first", "second"]))
+    assert on_other == on_main  # `program` is not compared
+    assert all(verdict.program is None for _, verdict, _ in on_other)
 
 
 def test_user_error_is_printed_once_and_ends_both(tmp_path, two_processes):
