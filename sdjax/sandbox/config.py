@@ -13,7 +13,8 @@ from sdjax.isolation.limits import WorkerLimits
 class Limits:
     """Limits on one candidate.
 
-    Verdicts are the same on every machine, except those due to the two clocks and `address_space`.
+    Verdicts are the same on every machine under one version of JAX, except those due to the two
+    clocks and `address_space`.
 
     Attributes:
         source_bytes: size of the source text.

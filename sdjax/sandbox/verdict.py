@@ -54,7 +54,9 @@ class DuplicateIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Result of judging one candidate, identical on every machine.
+    """Result of judging one candidate, identical on every machine under one version of JAX.
+
+    For a few programs, cost and memory differ between versions of JAX.
 
     Attributes:
         verdict: one of `VERDICTS`.
