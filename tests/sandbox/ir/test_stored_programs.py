@@ -47,7 +47,10 @@ def test_stored_program_keeps_its_result(version, name):
 
 @pytest.mark.parametrize("name", stored_programs.PROGRAMS)
 def test_source_is_traced_to_the_stored_program(name):
+    running = f"jax-{jax.__version__}"
+    comparable = [v for v in STORED if v == running or name not in TRACED_DIFFERENTLY]
+    if not comparable:
+        pytest.skip(f"no stored programs of {running}; stored_programs.py writes them")
     traced = trace_trusted(stored_programs.PROGRAMS[name], stored_programs.SIGNATURE)
-    for version, programs in STORED.items():
-        if version == f"jax-{jax.__version__}" or name not in TRACED_DIFFERENTLY:
-            assert traced == programs[name]["ir"], version
+    for version in comparable:
+        assert traced == STORED[version][name]["ir"], version
