@@ -140,7 +140,7 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
         "verdict": verdict.verdict,
         "rule": verdict.rule,
         "message": verdict.message,
-        "hash": verdict.identity,
+        "identity": verdict.identity,
         "structure": verdict.structure,
         "cost": verdict.cost,
         "memory": verdict.memory,
@@ -155,7 +155,7 @@ def _table(verdicts: Sequence[tuple[str, Verdict]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("file", "verdict", "cost", "hash", "message")
+    table = Table("file", "verdict", "cost", "identity", "message")
     for name, verdict in verdicts:
         cost = "" if verdict.cost is None else f"{verdict.cost:.3g}"
         message = verdict.message or ", ".join(verdict.notes)

@@ -69,6 +69,11 @@ def merge(
         raise UserError("--seed cannot be used with --run DIR, which uses the run's own seed")
     if algorithm is not None and base is None:
         raise UserError("--algorithm requires --base MODEL")
+    if len(paths) == 2 and paths[0].suffix == ".py":
+        raise UserError(
+            f"{paths[0]}: a Python file is not a recipe; use --algorithm {paths[0]} --base MODEL "
+            "--expert NAME=MODEL OUT"
+        )
     from sdjax.core.progress import progress_bar
 
     with progress_bar("merge", None) as advance:

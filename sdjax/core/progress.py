@@ -1,7 +1,11 @@
-"""Progress bars on stderr, shown only on a terminal and only by the main process."""
+"""Progress bars on stderr: on a terminal, by the main process, if INFO messages are logged.
+
+The command line enables INFO messages; the library alone draws nothing.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,7 +40,8 @@ def progress_bar(description: str, total: float | None) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    disabled = not (console.is_terminal and is_main_process())
+    enabled = logging.getLogger("sdjax").isEnabledFor(logging.INFO)
+    disabled = not (enabled and console.is_terminal and is_main_process())
     with Progress(*columns, console=console, disable=disabled) as progress:
         task = progress.add_task(description, total=total)
 

@@ -136,7 +136,8 @@ class Decoder:
         """Complete text prompts; the results include `text` and keep the order of the prompts.
 
         Args:
-            params: parameters of the model, in any float dtype.
+            params: nested dict of the model's parameters ([out, in] matrices, see
+                `sdjax.models.params`), in any float dtype.
             prompts: texts, wrapped in the tokenizer's chat template if it has one.
             adapter: LoRA adapter or None.
             sampling: sampling parameters; greedy by default.
@@ -144,8 +145,13 @@ class Decoder:
             stop: strings at which a text ends.
             logprobs: whether to return log-probabilities.
 
+        Returns:
+            one completion per prompt: its text, and its [new tokens] token ids and, on request,
+            float32 log-probabilities.
+
         Raises:
-            UserError: the decoder has no tokenizer, or a prompt is too long.
+            UserError: the decoder has no tokenizer, a prompt is too long, or an argument is not of
+                the kind described above.
 
         Examples:
             >>> import jax, sdjax
@@ -159,6 +165,13 @@ class Decoder:
             >>> len(samples)
             3
         """
+        if isinstance(prompts, str):
+            raise UserError("generate: prompts must be a list of texts; pass [prompt]")
+        if not isinstance(params, Mapping):
+            raise UserError(
+                f"generate: params must be a nested dict of arrays, not {type(params).__name__}; "
+                "of a merge, pass merged.params"
+            )
         if self.tokenizer is None:
             raise UserError("generate needs a tokenizer: pass tokenizer=... to Decoder")
         decode = self.tokenizer.decode
@@ -211,6 +224,10 @@ class Decoder:
             stop_strings: strings that end a sequence, in addition to the stop tokens.
             logprobs: whether to return log-probabilities.
             on_completion: called with index and completion as soon as a sequence is finished.
+
+        Returns:
+            one completion per prompt, with [new tokens] token ids and, on request, float32
+            log-probabilities of the same length.
         """
         sampling = sampling or Sampling()
         round_args = {

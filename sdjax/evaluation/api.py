@@ -75,7 +75,7 @@ def evaluate(
     limit: int | None = None,
     chat: bool = False,
     max_new_tokens: int | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     allow_missing: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a model on a task by greedy decoding.
@@ -108,6 +108,12 @@ def evaluate(
         >>> evaluation.strict.low <= evaluation.strict.mean <= evaluation.strict.high
         True
     """
+    if not isinstance(model, str):
+        raise UserError(
+            f"evaluate: model must be a name or a folder's path, not {type(model).__name__}; write "
+            "parameters to a folder first (sdjax.io.hf_checkpoint.write_model)"
+        )
+    out = None if out is None else Path(out)
     folder, adapter = locate(model)
     folders = [folder, adapter] if adapter else [folder]
     config, tokenizer = load_config(folder), load_tokenizer(folder)

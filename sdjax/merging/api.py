@@ -40,10 +40,10 @@ def merge(
     an `sdjax.Merger`, which computes the experts' norms only once.
 
     Args:
-        base: nested dict of arrays that task vectors are relative to, or None if the task vectors
-            are the experts' own weights.
-        experts: trees in slot order (expert_1 ... expert_k), or by name. Tensors outside the scope
-            may be missing.
+        base: nested dict of float arrays that task vectors are relative to (matrices as [out, in]),
+            or None if the task vectors are the experts' own weights.
+        experts: trees of the same shapes, in slot order (expert_1 ... expert_k), or by name.
+            Tensors outside the scope may be missing.
         method: a method's name (see `sdjax methods`), a function of the algorithm API, or an
             `Algorithm`.
         scope: "mlp", "attention", "all", or glob patterns over tensor paths.
@@ -54,8 +54,8 @@ def merge(
         **hyperparameters: hyperparameters of the method.
 
     Returns:
-        The merged parameters (each tensor in the shape and dtype of the base's), whether they are
-        finite, and the size of the change.
+        The merged parameters (each tensor in the shape and dtype of the base's; without a base, the
+        tensors in scope alone), whether they are finite, and the size of the change.
 
     Raises:
         UserError: an unknown method or hyperparameter, models that do not match, a missing key, or

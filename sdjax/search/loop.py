@@ -20,7 +20,7 @@ from sdjax.search.baselines import (
     score_baselines,
     tuned_methods,
 )
-from sdjax.search.config import RunConfig
+from sdjax.search.config import RunConfig, read_config
 from sdjax.search.context import TRANSFER, RunContext, build_context
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.phases import (
@@ -41,7 +41,7 @@ GENERATORS_FOLDER = "generators"
 logger = logging.getLogger(__name__)
 
 
-def run_search(config: RunConfig, folder: Path) -> None:
+def run_search(config: RunConfig | str | Path, folder: str | Path) -> None:
     """Start a search run in a folder, or resume the run that the folder contains.
 
     The folder will contain the store `run.sqlite` and the generators' checkpoints. The result of a
@@ -51,7 +51,8 @@ def run_search(config: RunConfig, folder: Path) -> None:
     Progress is logged, one line per iteration.
 
     Args:
-        config: config of the run; to resume a run, it must equal the run's config.
+        config: config of the run, or the path or shipped name of a YAML file; to resume a run, it
+            must equal the run's config.
         folder: the run folder; created if it does not exist.
 
     Raises:
@@ -60,13 +61,15 @@ def run_search(config: RunConfig, folder: Path) -> None:
     Examples:
         A complete search on the tiny models that ship with the package takes a few minutes:
 
-        >>> from pathlib import Path
         >>> from sdjax.search.config import read_config
         >>> config = read_config("demo", ["iterations=1", "generation.samples=32"])
         >>> config.slots
         ('expert_1', 'expert_2', 'expert_3')
-        >>> run_search(config, Path("runs/first"))  # doctest: +SKIP
+        >>> run_search(config, "runs/first")  # doctest: +SKIP
     """
+    if not isinstance(config, RunConfig):
+        config = read_config(config)
+    folder = Path(folder)
     check_methods(config)
     context = build_context(config)
     with open_store(config, folder) as store:
@@ -189,7 +192,9 @@ def _baseline_summary(context: RunContext, store: Store) -> str:
     scores = complete_scores(store, metric)
     best = best_method(store, metric)
     summary = f"baselines: seed {scores['seed']:.3f}"
-    return summary if best is None else f"{summary}, best method {best} {scores[best]:.3f}"
+    if best is None:
+        return summary
+    return f"{summary}, best method {best.removeprefix('method:')} {scores[best]:.3f}"
 
 
 def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str:

@@ -32,11 +32,11 @@ def test_json_has_one_object_per_file(files, signature):
     assert [row["file"] for row in rows] == [str(f) for f in files]
     assert [r["verdict"] for r in rows] == ["admitted", "duplicate", "refused", "refused"]
     assert rows[0]["rule"] == ""
-    assert len(rows[0]["hash"]) == 64
+    assert len(rows[0]["identity"]) == 64
     assert rows[0]["cost"] > 0
     assert rows[1]["duplicate_of"] == str(files[0])
     assert rows[2]["rule"] == "import"
-    assert rows[2]["hash"] is None
+    assert rows[2]["identity"] is None
     assert rows[3]["rule"] == "encoding"
 
 
@@ -100,7 +100,7 @@ def test_command(tmp_path):
     assert done.returncode == 1, done.stderr
     rows = [json.loads(line) for line in done.stdout.strip().split("\n")]
     assert [r["verdict"] for r in rows] == ["admitted", "refused"]
-    assert {"file", "verdict", "rule", "message", "hash", "cost"} <= rows[0].keys()
+    assert {"file", "verdict", "rule", "message", "identity", "cost"} <= rows[0].keys()
     assert "seccomp" in rows[0]["layers"]
     done = _sdjax(str(good), "--model", str(ZOO / "seed" / "config.json"))
     assert done.returncode == 0, done.stderr
