@@ -6,20 +6,12 @@ filling the page.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
-Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
-
-ALIGNMENT = 64  # bytes, as XLA requires on the CPU
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Allocate an array that `jax.device_put` does not copy on the CPU."""
-    return _shaped(_raw(shape, dtype), shape, dtype)
+from sdjax.xla.alignment import aligned_view, unaligned_size
 
 
 class BufferPool:
@@ -37,7 +29,7 @@ class BufferPool:
 
     def acquire(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Return an aligned array, in the smallest free buffer that fits or in a new one."""
-        size = math.prod(shape) * dtype.itemsize + ALIGNMENT
+        size = unaligned_size(shape, dtype)
         with self._lock:
             # A vector must not occupy the buffer of a matrix, which the next matrix would need.
             fitting = [
@@ -46,21 +38,12 @@ class BufferPool:
             if fitting:
                 raw = self._free.pop(min(fitting, key=lambda index: self._free[index].size))
             else:
-                raw = _raw(shape, dtype)
+                raw = np.empty(size, np.uint8)
             self._acquired[id(raw)] = raw
-        return _shaped(raw, shape, dtype)
+        return aligned_view(raw, shape, dtype)
 
     def release(self, arrays: Iterable[np.ndarray]) -> None:
         """Make the buffers of arrays available again; arrays from elsewhere are ignored."""
         with self._lock:
             raws = [self._acquired.pop(id(array.base), None) for array in arrays]
             self._free += [raw for raw in raws if raw is not None]
-
-
-def _raw(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return np.empty(math.prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8)
-
-
-def _shaped(raw: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)

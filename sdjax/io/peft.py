@@ -16,13 +16,13 @@ import numpy as np
 
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
-from sdjax.io.buffer_pool import Allocate, aligned_empty
 from sdjax.io.safetensors_reader import SafetensorsReader, read_json
 from sdjax.io.safetensors_writer import write_safetensors
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, Adapter
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
+from sdjax.xla.alignment import Allocate, aligned_empty
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -13,7 +13,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sdjax.core.errors import TransientError, UserError
-from sdjax.io.buffer_pool import Allocate, aligned_empty
 from sdjax.io.safetensors_writer import (
     DTYPES,
     HF_DTYPES,
@@ -23,6 +22,7 @@ from sdjax.io.safetensors_writer import (
     raw_bytes,
     read_header,
 )
+from sdjax.xla.alignment import Allocate, aligned_empty
 
 CONFIG = "config.json"
 # Bytes of memory-mapped files that may be resident in addition to the tensors read.

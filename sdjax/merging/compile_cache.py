@@ -6,8 +6,6 @@ ahead of time and referenced only from this cache: evicting an entry frees its e
 
 from __future__ import annotations
 
-import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +13,7 @@ from typing import Protocol
 
 import jax
 
-from sdjax.xla.compiler_options import lean_options, quick_options
-
-# Number of elements above which splitting an operation across the cores pays off.
-LARGE = 2**22
-
-_REDUCTIONS = re.compile(r"stablehlo\.(reduce|while|sort|gather|dot_general)\b")
-_TRANSCENDENTALS = re.compile(
-    r"(stablehlo|chlo)\.(exp|log|sin|cos|tan|tanh|pow|atan|a?sinh?|a?cosh?|erf)\w* .*tensor<\d+x\d"
-)
+from sdjax.xla.compiler_options import quick_options
 
 
 class MemoryLimitExceeded(Exception):
@@ -42,21 +32,6 @@ class Lowerable(Protocol):
     def lower(self) -> Callable[[], jax.stages.Lowered]:
         """Return the function that traces and lowers the computation."""
         ...
-
-
-def compile_for_single_use(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compile for a merge from disk, in which an executable runs only a few times.
-
-    On a CPU, XLA's fusion emitters double the compile time. With them every operation is split
-    across the cores, not only elementwise ones, and functions such as exp are faster. They are
-    therefore used for large reductions and for such functions. Results equal those of
-    `CompileCache` up to the last bit of float32.
-    """
-    text, shapes = lowered.as_text(), [x.shape for x in jax.tree.leaves(lowered.args_info)]
-    large = max(map(math.prod, shapes), default=0) >= LARGE
-    emitters = (large and _REDUCTIONS.search(text)) or _TRANSCENDENTALS.search(text)
-    lean = jax.default_backend() == "cpu" and not emitters
-    return lowered.compile(compiler_options=lean_options() if lean else None)
 
 
 class CompileCache:
@@ -95,24 +70,25 @@ class CompileCache:
         self._executables.clear()
 
     def get(
-        self, programs: Sequence[Lowerable], max_memory: int | None = None
+        self, computations: Sequence[Lowerable], max_memory: int | None = None
     ) -> list[jax.stages.Compiled]:
         """Return the executables of these computations; compile missing ones in parallel.
 
         Args:
-            programs: the computations.
+            computations: the computations.
             max_memory: limit on each executable's temporary memory per device, in bytes.
 
         Raises:
             MemoryLimitExceeded: an executable needs more memory.
         """
-        missing = {p.cache_key: p for p in programs if p.cache_key not in self._executables}
+        missing = {c.cache_key: c for c in computations if c.cache_key not in self._executables}
         # Tracing holds the interpreter lock; compilation does not.
-        lowered = [program.lower() for program in missing.values()]
+        lowered = [computation.lower() for computation in missing.values()]
         new = dict(zip(missing, self._compile(lowered), strict=True))
         self.compiled += len(new)
         found = {
-            p.cache_key: new.get(p.cache_key) or self._executables[p.cache_key] for p in programs
+            c.cache_key: new.get(c.cache_key) or self._executables[c.cache_key]
+            for c in computations
         }
         for key, executable in found.items():
             self._executables[key] = executable
@@ -121,16 +97,16 @@ class CompileCache:
             self._executables.popitem(last=False)
         if max_memory is not None and any(_temp_memory(e) > max_memory for e in found.values()):
             raise MemoryLimitExceeded
-        return [found[program.cache_key] for program in programs]
+        return [found[computation.cache_key] for computation in computations]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:
         options = quick_options() if self.quick and jax.default_backend() == "cpu" else None
 
-        def compile_one(program: jax.stages.Lowered) -> jax.stages.Compiled:
-            return program.compile(compiler_options=options)
+        def compile_one(one: jax.stages.Lowered) -> jax.stages.Compiled:
+            return one.compile(compiler_options=options)
 
         if len(lowered) < 2:
-            return [compile_one(program) for program in lowered]
+            return [compile_one(one) for one in lowered]
         with ThreadPoolExecutor(max_workers=min(4, len(lowered))) as pool:
             return list(pool.map(compile_one, lowered))
 

@@ -1,7 +1,8 @@
 import jax
 import numpy as np
 
-from sdjax.io.buffer_pool import ALIGNMENT, BufferPool, aligned_empty
+from sdjax.io.buffer_pool import BufferPool
+from sdjax.xla.alignment import ALIGNMENT, aligned_empty
 
 F32 = np.dtype(np.float32)
 

@@ -27,7 +27,6 @@ from sdjax.io.atomic_write import is_disk_full
 from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
-from sdjax.merging.compile_cache import compile_for_single_use
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.output_files import RECIPE, Provenance
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, spread
@@ -36,6 +35,7 @@ from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
 from sdjax.merging.recipe.tokenizer_plan import align_rows
 from sdjax.merging.tensor_program import TensorProgram
+from sdjax.xla.compiler_options import compile_for_single_use
 
 COMPILE_THREADS = 2
 QUEUE_SIZE = 1  # tensors queued to be merged, and to be written

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging import compile_cache
-from sdjax.merging.compile_cache import LARGE, compile_for_single_use
-from sdjax.xla.compiler_options import lean_options
+from sdjax.xla import compiler_options
+from sdjax.xla.compiler_options import LARGE, compile_for_single_use, lean_options
 
 SMALL = (8, 128)
 WIDE = (LARGE // 128, 128)
@@ -44,7 +43,7 @@ def test_large_reductions_and_transcendentals_use_fusion_emitters(
         "compile",
         lambda _, compiler_options: compiled_with.append(compiler_options),
     )
-    monkeypatch.setattr(compile_cache.jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(compiler_options.jax, "default_backend", lambda: "cpu")
     compile_for_single_use(jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.bfloat16)))
     assert compiled_with == [expected]
 
