@@ -46,23 +46,21 @@ def run(tmp_path):
         prompt = store.save_prompt("short", "def\n")
         for number, (source, correct) in enumerate(zip(sources, (1, 2), strict=True)):
             verdict = sandbox.judge(source)
-            store.save_samples(
-                [
-                    Sample(
-                        iteration=1,
-                        number=number,
-                        prompt=prompt,
-                        text=source,
-                        tokens=(1,),
-                        stopped=True,
-                        source=source,
-                    )
-                ]
+            store.save(
+                Sample(
+                    iteration=1,
+                    number=number,
+                    prompt=prompt,
+                    text=source,
+                    tokens=(1,),
+                    stopped=True,
+                    source=source,
+                )
             )
             program = Program(identity=verdict.identity, source=source, ir=verdict.ir)
-            store.save_verdict(StoredVerdict.of(source, verdict), program)
+            store.save(StoredVerdict.of(source, verdict), program)
             name = program_entry(verdict.identity)
-            store.save_entry(Entry(name=name, kind="program", identity=verdict.identity))
+            store.save(Entry(name=name, kind="program", identity=verdict.identity))
             outcomes = [
                 Outcome(problem_id=str(i), output="", strict=i < correct, flexible=i < correct)
                 for i in range(3)

@@ -37,7 +37,7 @@ from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search
 from sdjax.search.phases import generate, judge, score_programs
 from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, SEARCH, program_entry
+from sdjax.search.types import DEVELOPMENT, MAIN, SEARCH, Application, Entry, Program, program_entry
 
 TEMPERATURE = 1.0
 MEASURES = (
@@ -145,10 +145,10 @@ def _copy_scores(store: Store, iteration: int, purpose: str) -> None:
             complete = {
                 summary.entry for summary in source.summaries(DEVELOPMENT) if summary.complete
             }
-            entries, applications = source.entries(), source.applications()
+            entries, applications = source.by_key(Entry), source.by_key(Application, setting=MAIN)
             for name in sorted(missing & complete):
-                store.save_entry(entries[name])
-                store.save_application(applications[name])
+                store.save(entries[name])
+                store.save(applications[name])
                 store.save_scores(name, DEVELOPMENT, source.outcomes(name, DEVELOPMENT))
             missing -= complete
 
@@ -156,7 +156,7 @@ def _copy_scores(store: Store, iteration: int, purpose: str) -> None:
 def _measures(context: RunContext, store: Store, purpose: str) -> dict[str, float]:
     samples = store.judged(purpose=purpose)
     scores = complete_scores(store, context.config.task.metric)
-    programs = store.programs()
+    programs = store.by_key(Program)
     admissible = [sample for sample in samples if sample.admissible]
     novel = [sample for sample in samples if sample.novel]
     sample_scores = [scores.get(program_entry(sample.identity or "")) for sample in admissible]

@@ -22,8 +22,9 @@ def print_report(folder: Path) -> None:
 
     from sdjax.report import final_table, write_report
     from sdjax.search.store import Store
+    from sdjax.search.types import Setting
 
     with Store.open(folder) as store:
-        for setting in store.settings():
+        for setting in store.select(Setting):
             Console().print(final_table(store, setting.name))
         click.echo(f"report: {write_report(store, folder / 'report.html')}")

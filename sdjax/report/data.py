@@ -28,9 +28,13 @@ from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
     TEST,
+    Application,
     Entry,
     JudgedSample,
+    Lineage,
     Program,
+    Setting,
+    StoredPair,
     Summary,
     program_entry,
 )
@@ -173,7 +177,9 @@ def read_report(store: Store) -> ReportData:
     config = store.run().config
     metric = config.get("task", {}).get("metric", "strict")
     scores = complete_scores(store, metric)
-    tables = {setting.name: final_rows(store, setting.name, metric) for setting in store.settings()}
+    tables = {
+        setting.name: final_rows(store, setting.name, metric) for setting in store.select(Setting)
+    }
     tables = {setting: rows for setting, rows in tables.items() if rows}
     judged = store.judged()
     iterations = _iterations(store, judged, scores)
@@ -203,7 +209,7 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
 
     Rows of one kind are ordered by development score, as in the selection, never by test score.
     """
-    entries = store.entries()
+    entries = store.by_key(Entry)
     tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
     development = complete_scores(store, metric, setting=setting)
     outcomes = {summary.entry: store.outcomes(summary.entry, TEST, setting) for summary in tested}
@@ -244,8 +250,8 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
 def _iterations(
     store: Store, judged: Sequence[JudgedSample], scores: Mapping[str, float]
 ) -> tuple[IterationReport, ...]:
-    programs = store.programs()
-    temperatures = {lineage.iteration: lineage.temperature for lineage in store.lineage()}
+    programs = store.by_key(Program)
+    temperatures = {lineage.iteration: lineage.temperature for lineage in store.select(Lineage)}
     by_iteration = defaultdict(list)
     for sample in judged:
         by_iteration[sample.iteration].append(sample)
@@ -273,7 +279,7 @@ def _iterations(
                 sample_mean=_mean([score for score in sample_scores if score is not None]),
                 unseen=1 - fmean(in_training) if in_training else None,
                 held_out=dict(Counter(f for p in novel for f in p.held_out or ())),
-                pairs=len(store.pairs(iteration)),
+                pairs=len(store.select(StoredPair, iteration=iteration)),
             )
         )
     return tuple(reports)
@@ -285,7 +291,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _reference_lines(store: Store, scores: Mapping[str, float]) -> tuple[ReferenceLine, ...]:
     """Return the scores of the seed, the best expert and the best method of each grid."""
-    groups = [(group, name) for name, entry in store.entries().items() for group in _groups(entry)]
+    groups = [
+        (group, name) for name, entry in store.by_key(Entry).items() for group in _groups(entry)
+    ]
     best = best_by_group(groups, scores)
     return tuple(ReferenceLine(name=group, score=scores[name]) for group, name in best.items())
 
@@ -314,7 +322,7 @@ def _best_programs(
     for sample in judged:
         if sample.novel:
             first_iteration.setdefault(sample.identity, sample.iteration)
-    programs, applications = store.programs(), store.applications()
+    programs, applications = store.by_key(Program), store.by_key(Application, setting=MAIN)
     tested = {row.name: row.strict.mean for row in rows}
     best = {
         entry.name: programs[entry.identity or ""]

@@ -29,7 +29,7 @@ from sdjax.report.plots import (
     svg,
 )
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN
+from sdjax.search.types import MAIN, Checkpoint, Lineage, Setting
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MAX_LENGTH = 20_000  # longer strings are truncated to this many characters
@@ -58,10 +58,10 @@ def render(store: Store) -> str:
         name=run.config.get("name", "sdjax run"),
         run=run,
         report=report,
-        settings=store.settings(),
-        lineage=store.lineage(),
+        settings=store.select(Setting),
+        lineage=store.select(Lineage),
         phases=store.phases(),
-        checkpoints=store.checkpoints(),
+        checkpoints=store.select(Checkpoint),
         reasons=_reasons(report),
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
         display_name=display_name,

@@ -48,7 +48,7 @@ def score_baselines(context: RunContext, store: Store) -> None:
     kinds = {"seed": "seed"} | dict.fromkeys(experts, "expert") | dict.fromkeys(methods, "method")
     with progress_bar("baselines", len(kinds)) as advance:
         for name, kind in kinds.items():
-            store.save_entry(Entry(name=name, kind=kind, detail=methods.get(name, {})))
+            store.save(Entry(name=name, kind=kind, detail=methods.get(name, {})))
             score_baseline(context, store, name, methods.get(name), DEVELOPMENT)
             advance()
 
@@ -76,9 +76,7 @@ def score_baseline(
     if detail is not None:
         merged = context.merge(algorithm(detail["method"], **detail["hyperparameters"]), setting)
         verdict = ADMITTED if merged.finite else NON_FINITE
-        store.save_application(
-            Application(entry=name, setting=setting, verdict=verdict, change=merged.change)
-        )
+        store.save(Application(entry=name, setting=setting, verdict=verdict, change=merged.change))
         if merged.finite:
             score(context, store, name, merged.params, split, setting)
     elif name == "seed":

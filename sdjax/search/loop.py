@@ -101,9 +101,9 @@ def run_iteration(
         return
     adapter = load_generator(context, store, checkpoints, iteration)
     temperature = config.generation.temperature_at(iteration)
-    if iteration not in {lineage.iteration for lineage in store.lineage()}:
+    if iteration not in {lineage.iteration for lineage in store.select(Lineage)}:
         parent = max((number for number in trained if number < iteration), default=None)
-        store.save_lineage(
+        store.save(
             Lineage(
                 iteration=iteration,
                 generator=config.generator or config.seed,
@@ -135,7 +135,7 @@ def run_iteration(
         # A checkpoint is scored by the mean over all samples of the generator it was trained from.
         scores = [sample.score for sample in scored_samples(context, store, iteration)]
         checkpoints.save_adapter(iteration, next_adapter, score=sum(scores) / len(scores))
-        store.save_checkpoint(
+        store.save(
             Checkpoint(
                 name=_checkpoint_name(iteration),
                 iteration=iteration,
@@ -210,7 +210,7 @@ def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str
 
 def _save_settings(context: RunContext, store: Store) -> None:
     config = context.config
-    if store.settings():
+    if store.select(Setting):
         return
     for name, experts in {MAIN: config.experts, TRANSFER: config.transfer}.items():
         if experts:
@@ -226,7 +226,7 @@ def _save_settings(context: RunContext, store: Store) -> None:
 
 
 def _trained_iterations(store: Store) -> set[int]:
-    return {checkpoint.iteration for checkpoint in store.checkpoints()}
+    return {checkpoint.iteration for checkpoint in store.select(Checkpoint)}
 
 
 def _checkpoint_name(iteration: int) -> str:

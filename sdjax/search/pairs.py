@@ -14,7 +14,7 @@ from pathlib import Path
 from sdjax.search.config import SelectionConfig
 from sdjax.search.ranking import rank_key
 from sdjax.search.store import Store
-from sdjax.search.types import Pair, ScoredSample
+from sdjax.search.types import Pair, ScoredSample, StoredPair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def preferences_of_run(folder: Path) -> list[dict[str, str]]:
         UserError: the folder does not contain a run, or its database is damaged.
     """
     with Store.open(folder) as store:
-        prompts, pairs = store.prompts(), store.pairs()
+        prompts, pairs = store.prompts(), store.select(StoredPair)
     rows = {
         (pair.chosen.prompt, pair.chosen.text, pair.rejected.text): {
             "prompt": prompts[pair.chosen.prompt],

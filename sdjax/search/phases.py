@@ -35,6 +35,7 @@ from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
     SEARCH,
+    Application,
     Entry,
     Pair,
     Program,
@@ -97,7 +98,7 @@ def generate(
                 stopped=completion.stopped,
                 source=extract_program(text),
             )
-            store.save_samples([sample])
+            store.save(sample)
             advance()
 
         context.generator_decoder.decode(
@@ -134,7 +135,8 @@ def judge(
         for index, verdict, layers in judge_all(sandbox, sources):
             source = sources[index]
             stored = StoredVerdict.of(source, verdict, layers)
-            store.save_verdict(stored, _program(context, source, verdict))
+            program = _program(context, source, verdict)
+            store.save(stored, *([program] if program is not None else []))
             advance()
 
 
@@ -181,15 +183,15 @@ def score_program(
 ) -> None:
     """Apply a verified program to the models of a setting and score the merged model."""
     name = program_entry(identity)
-    application = store.applications(setting).get(name)
+    application = store.by_key(Application, setting=setting).get(name)
     if application is not None and not application.admitted:
         return
     if store.is_complete(name, split, setting):
         return
     result, merged = apply_program(context, store.program(identity), setting)
-    store.save_entry(Entry(name=name, kind="program", identity=identity))
+    store.save(Entry(name=name, kind="program", identity=identity))
     if application is None:
-        store.save_application(result)
+        store.save(result)
     if merged is not None:
         score(context, store, name, merged.params, split, setting)
 
@@ -233,7 +235,7 @@ def score(
 def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterator[ScoredSample]:
     """Yield the admissible samples of an iteration; a duplicate gets its original's score."""
     scores = complete_scores(store, context.config.task.metric)
-    applications = store.applications()
+    applications = store.by_key(Application, setting=MAIN)
     for sample in store.judged(iteration):
         name = program_entry(sample.identity or "")
         if sample.admissible and sample.identity is not None and name in scores:
@@ -267,12 +269,14 @@ def choose_pairs(context: RunContext, store: Store, *, iteration: int) -> tuple[
     config = context.config.selection
     key = int(jax.random.randint(context.key("pairs", iteration), (), 0, 2**31 - 1))
     pairs = make_pairs(select(current, earlier, config), config, key=key)
-    if not store.pairs(iteration):
-        store.save_pairs(
-            StoredPair(
-                iteration=iteration, number=number, chosen=pair.chosen, rejected=pair.rejected
+    if not store.select(StoredPair, iteration=iteration):
+        store.save(
+            *(
+                StoredPair(
+                    iteration=iteration, number=number, chosen=pair.chosen, rejected=pair.rejected
+                )
+                for number, pair in enumerate(pairs)
             )
-            for number, pair in enumerate(pairs)
         )
     return pairs
 

@@ -43,13 +43,13 @@ def complete_scores(
 def ranked_programs(store: Store, metric: str) -> list[Entry]:
     """Return the discovered programs with a complete development score, best first."""
     scores = complete_scores(store, metric)
-    entries = store.entries()
+    entries = store.by_key(Entry)
     return [entries[name] for name in ranked(scores) if entries[name].kind == "program"]
 
 
 def best_method(store: Store, metric: str) -> str | None:
     """Return the human-designed method with the best development score; None if none is scored."""
-    scores, entries = complete_scores(store, metric), store.entries()
+    scores, entries = complete_scores(store, metric), store.by_key(Entry)
     return next((name for name in ranked(scores) if entries[name].kind == "method"), None)
 
 

@@ -1,7 +1,7 @@
 """The store of a run, which commits every result as soon as it is available.
 
 A folder contains one run, in one SQLite file. The tables are derived from the records in
-`sdjax.search.types`. Each `save_…` method is one commit. Duplicates and accuracies are computed on
+`sdjax.search.types`. Each save is one commit. Duplicates and accuracies are computed on
 reading, so they do not depend on interruptions or on the order in which results arrive.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +27,6 @@ from sdjax.search.types import (
     NOT_JUDGED,
     SEARCH,
     Application,
-    Checkpoint,
-    Entry,
     Evaluation,
     JudgedSample,
     Lineage,
@@ -41,11 +37,9 @@ from sdjax.search.types import (
     Sample,
     Setting,
     StoredOutcome,
-    StoredPair,
     StoredVerdict,
     Summary,
     program_entry,
-    storable,
     text_hash,
 )
 
@@ -82,7 +76,7 @@ class Store:
         )
         schema = "\n".join(table.schema() for table in TABLES.values())
         table = TABLES[RunRecord]
-        return cls(Database.create(Path(folder), schema, (table.insert(), table.encode(run))))
+        return cls(Database.create(Path(folder), schema, (table.insert, table.encode(run))))
 
     @classmethod
     def open(cls, folder: Path, *, write: bool = False) -> Store:
@@ -118,20 +112,34 @@ class Store:
         """The run's folder."""
         return self._database.folder
 
-    def _insert(self, *records: Any, on_conflict: str = "fail") -> None:
-        with self._database.transaction() as connection:
-            _execute_inserts(connection, records, on_conflict)
+    def save(self, *records: Any) -> None:
+        """Save records in one commit.
 
-    def _select(self, record: type[T], rest: str = "ORDER BY rowid", *values: Any) -> list[T]:
+        A record whose key exists is an error, ignored, or an update; see `Table.on_conflict`.
+
+        Raises:
+            sqlite3.IntegrityError: a record already exists, or refers to one that does not.
+        """
+        with self._database.transaction() as connection:
+            for record in records:
+                table = TABLES[type(record)]
+                connection.execute(table.insert, table.encode(record))
+
+    def select(self, record: type[T], **where: Any) -> tuple[T, ...]:
+        """Return the records of a class whose columns equal `where`, in `Table.order`."""
         table = TABLES[record]
-        rows = self._database.read(f"SELECT * FROM {table.name} {rest}", values)
-        return [table.decode(row) for row in rows]
+        return tuple(table.decode(row) for row in self._database.read(*table.select(**where)))
+
+    def by_key(self, record: type[T], **where: Any) -> dict[str, T]:
+        """Return the selected records by the first column of their key."""
+        key = TABLES[record].key[0]
+        return {getattr(row, key): row for row in self.select(record, **where)}
 
     # The run
 
     def run(self) -> RunRecord:
         """Return the run's record."""
-        runs = self._select(RunRecord)
+        runs = self.select(RunRecord)
         if not runs:
             raise UserError(
                 f"{self._database.path}: the table `run` is empty; start over with another --out"
@@ -159,90 +167,40 @@ class Store:
 
     def save_setting(self, setting: Setting) -> None:
         """Save a setting. Raises ValueError if a different one has the same name."""
-        self._insert(setting, on_conflict="ignore")
-        if setting not in self.settings():
+        self.save(setting)
+        if setting not in self.select(Setting):
             raise ValueError(
                 f"a different setting {setting.name!r} is already in {self._database.path}"
             )
 
-    def settings(self) -> tuple[Setting, ...]:
-        """Return the settings in the order in which they were saved."""
-        return tuple(self._select(Setting))
-
-    def save_lineage(self, lineage: Lineage) -> None:
-        """Save the lineage of an iteration."""
-        self._insert(lineage, on_conflict="update")
-
-    def lineage(self) -> tuple[Lineage, ...]:
-        """Return the lineage, sorted by iteration."""
-        return tuple(self._select(Lineage, "ORDER BY iteration"))
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Record a checkpoint whose files are complete."""
-        self._insert(checkpoint, on_conflict="update")
-
-    def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Return the checkpoints, sorted by iteration."""
-        return tuple(self._select(Checkpoint, "ORDER BY iteration, name"))
-
     def save_phase(self, iteration: int, name: str, seconds: float) -> None:
         """Record that a phase of an iteration is complete."""
-        phase = Phase(iteration=iteration, name=name, seconds=seconds, finished_at=now())
-        self._insert(phase, on_conflict="update")
+        self.save(Phase(iteration=iteration, name=name, seconds=seconds, finished_at=now()))
 
     def phases(self) -> dict[tuple[int, str], float]:
         """Return the duration in seconds by (iteration, phase), in the order of completion."""
-        phases = self._select(Phase, "ORDER BY finished_at, rowid")
-        return {(phase.iteration, phase.name): phase.seconds for phase in phases}
+        return {(phase.iteration, phase.name): phase.seconds for phase in self.select(Phase)}
 
     # Samples and programs
 
     def save_prompt(self, name: str, text: str) -> str:
         """Save a prompt and return its hash."""
         prompt = Prompt(hash=text_hash(text), name=name, text=text)
-        self._insert(prompt, on_conflict="ignore")
+        self.save(prompt)
         return prompt.hash
 
     def prompts(self) -> dict[str, str]:
         """Return the prompts by hash."""
-        return {prompt.hash: prompt.text for prompt in self._select(Prompt)}
-
-    def save_samples(self, samples: Iterable[Sample]) -> None:
-        """Save all samples in one commit. Raises sqlite3.IntegrityError if one already exists."""
-        self._insert(*samples)
+        return {prompt.hash: prompt.text for prompt in self.select(Prompt)}
 
     def sample_numbers(self, iteration: int, purpose: str = SEARCH) -> set[int]:
         """Return the numbers of an iteration's samples."""
         query = "SELECT number FROM sample WHERE purpose = ? AND iteration = ?"
         return {row["number"] for row in self._database.read(query, (purpose, iteration))}
 
-    def save_verdict(self, verdict: StoredVerdict, program: Program | None = None) -> None:
-        """Save the verdict on a candidate, and its program if it is admissible.
-
-        Existing verdicts and programs are not overwritten.
-        """
-        records = [verdict] if program is None else [verdict, program]
-        self._insert(*records, on_conflict="ignore")
-
-    def verdict_of(self, source: str) -> StoredVerdict | None:
-        """Return the verdict on a candidate, or None if it has not been judged yet."""
-        verdicts = self._select(StoredVerdict, "WHERE source = ?", storable(source))
-        return verdicts[0] if verdicts else None
-
-    def verdicts(self) -> dict[str, StoredVerdict]:
-        """Return the verdicts by source."""
-        return {verdict.source: verdict for verdict in self._select(StoredVerdict)}
-
-    def programs(self) -> dict[str, Program]:
-        """Return the programs by identity, in the order in which they were admitted."""
-        return {program.identity: program for program in self._select(Program)}
-
     def program(self, identity: str) -> Program:
         """Return the program with an identity. Raises KeyError if it does not exist."""
-        programs = self._select(Program, "WHERE identity = ?", identity)
-        if not programs:
-            raise KeyError(identity)
-        return programs[0]
+        return self.by_key(Program, identity=identity)[identity]
 
     def judged(self, iteration: int | None = None, purpose: str = SEARCH) -> list[JudgedSample]:
         """Return the samples of a purpose with their statuses, in sampling order.
@@ -250,19 +208,18 @@ class Store:
         A program is "admitted" at its first sample over all iterations of the purpose and a
         "duplicate" afterwards, regardless of the order in which the verdicts were saved.
         """
-        verdicts, duplicates = self.verdicts(), DuplicateIndex()
+        verdicts, duplicates = self.by_key(StoredVerdict), DuplicateIndex()
         fingerprints = {
             row["identity"]: row["fingerprint"]
             for row in self._database.read("SELECT identity, fingerprint FROM program")
         }
-        setting_of = {generator.iteration: generator.setting for generator in self.lineage()}
+        setting_of = {generator.iteration: generator.setting for generator in self.select(Lineage)}
         applications = {
             (application.entry, application.setting): application
-            for application in self._select(Application)
+            for application in self.select(Application)
         }
         judged = []
-        samples = self._select(Sample, "WHERE purpose = ? ORDER BY iteration, number", purpose)
-        for sample in samples:
+        for sample in self.select(Sample, purpose=purpose):
             verdict = verdicts.get(sample.source or "")
             application = None
             if verdict is not None and verdict.identity is not None:
@@ -274,25 +231,6 @@ class Store:
         return judged
 
     # Scores and pairs
-
-    def save_entry(self, entry: Entry) -> None:
-        """Save an entry, unless it already exists."""
-        self._insert(entry, on_conflict="ignore")
-
-    def entries(self) -> dict[str, Entry]:
-        """Return the entries by name, in the order in which they were saved."""
-        return {entry.name: entry for entry in self._select(Entry)}
-
-    def save_application(self, application: Application) -> None:
-        """Save the result of applying an entry; a non-finite change is saved as 0."""
-        change = application.change if math.isfinite(application.change) else 0.0
-        application = dataclasses.replace(application, change=change)
-        self._insert(application, on_conflict="update")
-
-    def applications(self, setting: str = MAIN) -> dict[str, Application]:
-        """Return the results of applying entries in a setting, by entry name."""
-        applications = self._select(Application, "WHERE setting = ?", setting)
-        return {application.entry: application for application in applications}
 
     def save_scores(
         self,
@@ -316,30 +254,21 @@ class Store:
             ValueError: the evaluation is already complete; test problems are scored only once.
             sqlite3.IntegrityError: a problem already has an outcome.
         """
+        if self.is_complete(entry, split, setting):
+            raise ValueError(f"{entry} in {setting} on {split} is already scored")
         key = {"entry": entry, "setting": setting, "split": split}
-        where = " AND ".join(f"{name} = :{name}" for name in key)
-        with self._database.transaction() as connection:
-            row = connection.execute(f"SELECT complete FROM evaluation WHERE {where}", key)
-            if (row.fetchone() or {"complete": False})["complete"]:
-                raise ValueError(f"{entry} in {setting} on {split} is already scored")
-            _execute_inserts(connection, [Evaluation(**key, complete=complete)], "update")
-            scores = [StoredOutcome(**key, outcome=outcome) for outcome in outcomes]
-            _execute_inserts(connection, scores)
+        scores = (StoredOutcome(**key, outcome=outcome) for outcome in outcomes)
+        self.save(Evaluation(**key, complete=complete), *scores)
 
     def is_complete(self, entry: str, split: str, setting: str = MAIN) -> bool:
         """Return whether an evaluation is complete."""
-        where = "WHERE entry = ? AND split = ? AND setting = ?"
-        return any(
-            evaluation.complete
-            for evaluation in self._select(Evaluation, where, entry, split, setting)
-        )
+        evaluations = self.select(Evaluation, entry=entry, split=split, setting=setting)
+        return any(evaluation.complete for evaluation in evaluations)
 
     def outcomes(self, entry: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
         """Return the outcomes of an evaluation, sorted by problem id; may be empty."""
-        where = "WHERE entry = ? AND setting = ? AND split = ? ORDER BY outcome_problem_id"
-        return tuple(
-            score.outcome for score in self._select(StoredOutcome, where, entry, setting, split)
-        )
+        stored = self.select(StoredOutcome, entry=entry, split=split, setting=setting)
+        return tuple(score.outcome for score in stored)
 
     def summaries(self, split: str | None = None, setting: str | None = MAIN) -> list[Summary]:
         """Return the accuracies of the evaluations, in the order in which they were started.
@@ -360,28 +289,11 @@ class Store:
         )
         return [Summary(**{**dict(row), "complete": bool(row["complete"])}) for row in rows]
 
-    def save_pairs(self, pairs: Iterable[StoredPair]) -> None:
-        """Save an iteration's pairs in one commit. Raises sqlite3.IntegrityError if it has any."""
-        self._insert(*pairs)
-
-    def pairs(self, iteration: int | None = None) -> list[StoredPair]:
-        """Return the pairs of an iteration, or of all iterations, in order."""
-        where = "WHERE ?1 IS NULL OR iteration = ?1 ORDER BY iteration, number"
-        return self._select(StoredPair, where, iteration)
-
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:
     """Return a hash of a config's JSON form."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _execute_inserts(
-    connection: sqlite3.Connection, records: Iterable[Any], on_conflict: str = "fail"
-) -> None:
-    for record in records:
-        table = TABLES[type(record)]
-        connection.execute(table.insert(on_conflict), table.encode(record))
 
 
 def _status(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sqlite3
 import types
 import typing
@@ -56,7 +57,10 @@ class Column:
         )
 
     def encode(self, value: Any) -> Any:
-        """Convert a value to a SQLite cell; integers are clipped to 64 bits."""
+        """Convert a value to a SQLite cell.
+
+        Integers are clipped to 64 bits; NaN and infinity become 0.
+        """
         if value is None:
             return None
         if self.kind is str:
@@ -64,7 +68,7 @@ class Column:
         if self.kind in (int, bool):
             return min(int(value), _LARGEST_INTEGER)
         if self.kind is float:
-            return float(value)
+            return float(value) if math.isfinite(value) else 0.0
         if self.kind == tuple[int, ...]:
             return np.asarray(value, dtype="<i4").tobytes()
         return json.dumps(value, default=str)
@@ -89,6 +93,8 @@ class Table(Generic[T]):
         name: table name.
         record: the dataclass of its rows.
         key: columns of the primary key; empty if the table has none.
+        order: columns by which rows are read; by default, the order in which they were saved.
+        on_conflict: what saving a row with an existing key does: "fail", "ignore" or "update".
         references: foreign keys, as a mapping from column to "table(column)".
         constraints: additional SQL constraints.
     """
@@ -96,6 +102,8 @@ class Table(Generic[T]):
     name: str
     record: type[T]
     key: tuple[str, ...] = ()
+    order: str = "rowid"
+    on_conflict: str = "fail"
     references: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constraints: tuple[str, ...] = ()
 
@@ -114,15 +122,23 @@ class Table(Generic[T]):
         ]
         return f"CREATE TABLE {self.name} ({', '.join([*lines, *self.constraints])}) STRICT;"
 
-    def insert(self, on_conflict: str = "fail") -> str:
-        """Return the INSERT statement; `on_conflict` is "fail", "ignore" or "update"."""
+    @cached_property
+    def insert(self) -> str:
+        """The INSERT statement."""
         statement = f"INSERT INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"
-        if on_conflict == "ignore":
+        if self.on_conflict == "ignore":
             statement += " ON CONFLICT DO NOTHING"
-        if on_conflict == "update":
+        if self.on_conflict == "update":
             updates = ", ".join(f"{c.name} = excluded.{c.name}" for c in self.columns)
             statement += f" ON CONFLICT ({', '.join(self.key)}) DO UPDATE SET {updates}"
         return statement
+
+    def select(self, **where: Any) -> tuple[str, tuple[Any, ...]]:
+        """Return the SELECT statement of the rows whose columns equal `where`, and its values."""
+        columns = {column.name: column for column in self.columns}
+        condition = " AND ".join(f"{name} = ?" for name in where) or "TRUE"
+        values = tuple(columns[name].encode(value) for name, value in where.items())
+        return f"SELECT * FROM {self.name} WHERE {condition} ORDER BY {self.order}", values
 
     def encode(self, record: T) -> tuple[Any, ...]:
         """Convert a record to a row."""
@@ -177,28 +193,44 @@ TABLES: dict[type, Table[Any]] = {
     table.record: table
     for table in (
         Table(name="run", record=RunRecord),
-        Table(name="setting", record=Setting, key=("name",)),
-        Table(name="checkpoint", record=Checkpoint, key=("name",)),
+        Table(name="setting", record=Setting, key=("name",), on_conflict="ignore"),
+        Table(
+            name="checkpoint",
+            record=Checkpoint,
+            key=("name",),
+            order="iteration, name",
+            on_conflict="update",
+        ),
         Table(
             name="lineage",
             record=Lineage,
             key=("iteration",),
+            order="iteration",
+            on_conflict="update",
             references={"setting": "setting(name)", "checkpoint": "checkpoint(name)"},
         ),
-        Table(name="phase", record=Phase, key=("iteration", "name")),
-        Table(name="prompt", record=Prompt, key=("hash",)),
+        Table(
+            name="phase",
+            record=Phase,
+            key=("iteration", "name"),
+            order="finished_at, rowid",
+            on_conflict="update",
+        ),
+        Table(name="prompt", record=Prompt, key=("hash",), on_conflict="ignore"),
         Table(
             name="sample",
             record=Sample,
             key=("purpose", "iteration", "number"),
+            order="iteration, number",
             references={"prompt": "prompt(hash)"},
         ),
-        Table(name="verdict", record=StoredVerdict, key=("source",)),
-        Table(name="program", record=Program, key=("identity",)),
+        Table(name="verdict", record=StoredVerdict, key=("source",), on_conflict="ignore"),
+        Table(name="program", record=Program, key=("identity",), on_conflict="ignore"),
         Table(
             name="entry",
             record=Entry,
             key=("name",),
+            on_conflict="ignore",
             references={"identity": "program(identity)"},
             constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program', 'control'))",),
         ),
@@ -206,24 +238,28 @@ TABLES: dict[type, Table[Any]] = {
             name="application",
             record=Application,
             key=("entry", "setting"),
+            on_conflict="update",
             references=_ENTRY,
         ),
         Table(
             name="evaluation",
             record=Evaluation,
             key=("entry", "setting", "split"),
+            on_conflict="update",
             references=_ENTRY,
         ),
         Table(
             name="score",
             record=StoredOutcome,
             key=("entry", "setting", "split", "outcome_problem_id"),
+            order="outcome_problem_id",
             references={_EVALUATION: f"evaluation({_EVALUATION})"},
         ),
         Table(
             name="pair",
             record=StoredPair,
             key=("iteration", "number"),
+            order="iteration, number",
             references={
                 f"{side}_{column}": table
                 for side in ("chosen", "rejected")

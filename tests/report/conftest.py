@@ -71,13 +71,13 @@ def add_baselines(store: Store, rng: random.Random) -> None:
         detail = {"method": "task_arithmetic", "hyperparameters": {"scale": scale}, "grids": grids}
         entries.append((Entry(name=name, kind="method", detail=detail), 0.45 + scale / 6))
     for entry, skill in entries:
-        store.save_entry(entry)
+        store.save(entry)
         store.save_scores(entry.name, "development", outcomes(rng, skill, DEVELOPMENT_PROBLEMS))
 
 
 def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 64) -> None:
     prompt = store.save_prompt("short", "def merge_models(task_vectors):\n")
-    store.save_lineage(
+    store.save(
         Lineage(
             iteration=iteration, generator="zoo:seed", temperature=1.2 / (1 + 0.2 * (iteration - 1))
         )
@@ -95,26 +95,22 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
             kind = "new"
         if kind == "again" and scored:
             source = rng.choice(scored).text
-        store.save_samples(
-            [
-                Sample(
-                    iteration=iteration,
-                    number=number,
-                    prompt=prompt,
-                    text=source,
-                    tokens=(1, 2),
-                    stopped=True,
-                    source=None if kind == "nothing" else source,
-                )
-            ]
+        store.save(
+            Sample(
+                iteration=iteration,
+                number=number,
+                prompt=prompt,
+                text=source,
+                tokens=(1, 2),
+                stopped=True,
+                source=None if kind == "nothing" else source,
+            )
         )
         if kind == "nothing" or (kind == "again" and scored):
             continue
         if kind not in ("new", "again"):
             rule = rng.choice(["import", "attribute", "syntax"]) if kind == "refused" else "shape"
-            store.save_verdict(
-                StoredVerdict(source=source, verdict=kind, rule=rule, message=HOSTILE[:400])
-            )
+            store.save(StoredVerdict(source=source, verdict=kind, rule=rule, message=HOSTILE[:400]))
             continue
         notes = ("scales expert_2", HOSTILE) if number == 3 else ()
         program = Program(
@@ -128,11 +124,11 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
             cost=123456,
         )
         verdict = StoredVerdict(source=source, verdict="admitted", identity=identity)
-        store.save_verdict(verdict, program)
+        store.save(verdict, program)
         name = program_entry(identity)
-        store.save_entry(Entry(name=name, kind="program", identity=identity))
+        store.save(Entry(name=name, kind="program", identity=identity))
         change = rng.uniform(0, 1.5)
-        store.save_application(Application(entry=name, change=change))
+        store.save(Application(entry=name, change=change))
         skill = 0.9 if number == 3 else min(0.64, rng.gauss(0.38 + 0.04 * iteration, 0.09))
         results = outcomes(rng, skill, DEVELOPMENT_PROBLEMS)
         store.save_scores(name, "development", results)
@@ -148,13 +144,15 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
             )
         )
     config = SelectionConfig(chosen_percent=20, rejected_percent=20)
-    store.save_pairs(
-        StoredPair(iteration=iteration, number=n, chosen=pair.chosen, rejected=pair.rejected)
-        for n, pair in enumerate(make_pairs(select(scored, [], config), config, key=0))
+    store.save(
+        *(
+            StoredPair(iteration=iteration, number=n, chosen=pair.chosen, rejected=pair.rejected)
+            for n, pair in enumerate(make_pairs(select(scored, [], config), config, key=0))
+        )
     )
     store.save_phase(iteration, "generate", 12.5)
     store.save_phase(iteration, "score", 40.25)
-    store.save_checkpoint(
+    store.save(
         Checkpoint(
             name=f"generator-{iteration}",
             iteration=iteration,

@@ -6,7 +6,7 @@ from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
 from sdjax.report.data import display_name, read_report
 from sdjax.report.page import final_table
-from sdjax.search.types import Application, Entry, program_entry
+from sdjax.search.types import Application, Entry, StoredPair, program_entry
 
 
 def test_counts_and_reasons_of_the_samples(finished):
@@ -19,7 +19,7 @@ def test_counts_and_reasons_of_the_samples(finished):
         assert any(reason.startswith("refused: ") for reason in one.reasons)
         assert one.reasons["no program: no program in the text"] > 0
         assert 0 < one.unseen < 1
-        assert one.pairs == len(finished.pairs(one.iteration)) > 0
+        assert one.pairs == len(finished.select(StoredPair, iteration=one.iteration)) > 0
 
 
 def test_duplicate_has_the_score_of_its_original(finished):
@@ -78,7 +78,7 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
 def test_no_difference_between_different_problems(tmp_path, made_up):
     with made_up.new_store(tmp_path) as store:
         for name, problem in (("seed", "p1"), ("expert_1", "p2")):
-            store.save_entry(Entry(name=name, kind=name.split("_")[0]))
+            store.save(Entry(name=name, kind=name.split("_")[0]))
             outcome = Outcome(problem_id=problem, output="", strict=True, flexible=True)
             store.save_scores(name, "test", [outcome])
         assert [row.strict_gain for row in read_report(store).tables["main"]] == [None, None]
@@ -100,7 +100,7 @@ def test_missing_results_are_listed(tmp_path, made_up):
 
 def test_incomplete_evaluation_is_ignored(tmp_path, made_up):
     with made_up.new_store(tmp_path) as store:
-        store.save_entry(Entry(name="seed", kind="seed"))
+        store.save(Entry(name="seed", kind="seed"))
         outcome = Outcome(problem_id="p", output="", strict=True, flexible=True)
         store.save_scores("seed", "test", [outcome], complete=False)
         store.save_scores("seed", "development", [outcome], complete=False)
@@ -114,7 +114,7 @@ def test_program_refused_on_application_is_among_the_reasons(tmp_path, made_up):
         made_up.add_iteration(store, random.Random(0), 1, size=8)
         (first, *_) = [s.identity for s in store.judged() if s.novel]
         before = read_report(store).iterations[0]
-        store.save_application(
+        store.save(
             Application(
                 entry=program_entry(first),
                 verdict="too costly",

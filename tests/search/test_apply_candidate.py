@@ -15,7 +15,15 @@ from sdjax.search.apply_candidate import apply_program
 from sdjax.search.context import build_context
 from sdjax.search.phases import score_program
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, Program, Sample, Setting, StoredVerdict
+from sdjax.search.types import (
+    DEVELOPMENT,
+    MAIN,
+    Application,
+    Program,
+    Sample,
+    Setting,
+    StoredVerdict,
+)
 
 # Programs are probed at the first and the last depth; these misbehave only in between.
 PROGRAM = """
@@ -110,18 +118,18 @@ def test_verdict_of_the_weights_is_stored(context, programs, tmp_path):
                 stopped=True,
                 source=source,
             )
-            store.save_samples([sample])
+            store.save(sample)
         store.save_setting(Setting(seed="zoo:seed", slots={}, scope="mlp", task="sums"))
         verdict = StoredVerdict(source=source, verdict="admitted", identity=program.identity)
-        store.save_verdict(verdict, program)
+        store.save(verdict, program)
         assert [one.status for one in store.judged()] == ["admitted", "duplicate"]
         score_program(context, store, program.identity, DEVELOPMENT)
         assert [(one.status, one.rule) for one in store.judged()] == [("non-finite", "weights")] * 2
         assert store.summaries(DEVELOPMENT) == []
-        (application,) = store.applications().values()
+        (application,) = store.by_key(Application, setting=MAIN).values()
         assert "NaN or infinite" in application.message
         score_program(context, store, program.identity, DEVELOPMENT)  # not applied again
-        assert store.applications() == {application.entry: application}
+        assert store.by_key(Application, setting=MAIN) == {application.entry: application}
 
 
 def test_corrupt_training_programs_raise_one_line_error(small_config, tmp_path):

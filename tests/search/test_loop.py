@@ -16,7 +16,7 @@ from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search import context, phases
 from sdjax.search.loop import run_search
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, TEST
+from sdjax.search.types import DEVELOPMENT, TEST, Checkpoint, Program, StoredPair
 
 
 def results(folder):
@@ -28,7 +28,7 @@ def results(folder):
                 (summary.entry, summary.split): (summary.strict, summary.flexible)
                 for summary in store.summaries(setting=None)
             },
-            "pairs": [store.pairs(iteration) for iteration in (1, 2)],
+            "pairs": [store.select(StoredPair, iteration=iteration) for iteration in (1, 2)],
         }
 
 
@@ -56,7 +56,7 @@ def finished(small_config, tmp_path_factory, verified):
 def test_each_source_is_decoded_and_verified_once(finished, verified):
     with Store.open(finished) as store:
         sources = {sample.source for sample in store.judged() if sample.source}
-        programs = {program.ir for program in store.programs().values()}
+        programs = {program.ir for program in store.by_key(Program).values()}
     assert programs <= set(verified[sandbox])
     assert len(verified[sandbox]) <= len(sources)
     assert not verified[context]
@@ -73,14 +73,14 @@ def test_every_phase_saves_its_results(finished, small_config):
         assert novel
         assert novel <= scored
         assert {"seed", "expert:expert_1", "method:task_arithmetic(weight=0.2)"} <= scored
-        assert [checkpoint.iteration for checkpoint in store.checkpoints()] == [1, 2]
+        assert [checkpoint.iteration for checkpoint in store.select(Checkpoint)] == [1, 2]
         tested = [s.entry for s in store.summaries(TEST)]
         assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
 
 
 def test_training_membership_of_programs_is_known(finished):
     with Store.open(finished) as store:
-        programs = store.programs().values()
+        programs = store.by_key(Program).values()
         assert all(program.in_training is not None for program in programs)
         assert all(program.families is not None for program in programs)
 
@@ -123,11 +123,12 @@ from pathlib import Path
 from sdjax.search import loop, phases
 from sdjax.search.config import config_from
 from sdjax.search.store import Store
+from sdjax.search.types import Sample
 
-def dies(function, call):
-    # Kill the process after this call of the function.
+def dies(function, call, kind=object):
+    # Kill the process after this call of the function with a last argument of this kind.
     def counted(*arguments, **options):
-        counted.calls += 1
+        counted.calls += isinstance(arguments[-1], kind)
         result = function(*arguments, **options)
         if counted.calls == call:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -137,7 +138,7 @@ def dies(function, call):
 
 where = sys.argv[3]
 if where == "generating":
-    Store.save_samples = dies(Store.save_samples, 3)
+    Store.save = dies(Store.save, 3, Sample)
 if where == "refining":
     train = phases.train_dpo
     phases.train_dpo = lambda *arguments, **options: train(
@@ -158,8 +159,8 @@ def test_killed_run_gives_the_same_result(finished, small_config, tmp_path, wher
     assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
     with Store.open(folder) as store:
         assert len(store.sample_numbers(1)) == (3 if where == "generating" else 8)
-        assert bool(store.pairs(1)) == (where != "generating")
-        assert store.checkpoints() == ()
+        assert bool(store.select(StoredPair, iteration=1)) == (where != "generating")
+        assert store.select(Checkpoint) == ()
     run_search(small_config, folder)
     assert results(folder) == results(finished)
 
@@ -211,7 +212,7 @@ def test_control_is_never_trained(small_config, tmp_path):
     config = dataclasses.replace(small_config, training=training)
     run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
-        assert store.checkpoints() == ()
+        assert store.select(Checkpoint) == ()
         assert {sample.iteration for sample in store.judged()} == {1, 2}
 
 
@@ -221,7 +222,7 @@ def test_without_pairs_the_generator_is_unchanged(small_config, tmp_path, monkey
     config = dataclasses.replace(small_config, iterations=1)
     run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
-        assert store.checkpoints()[0].detail == {"pairs": 0}
+        assert store.select(Checkpoint)[0].detail == {"pairs": 0}
 
 
 SCORES = """

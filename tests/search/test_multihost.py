@@ -14,6 +14,7 @@ from sdjax.search import multihost
 from sdjax.search.config import BaselinesConfig
 from sdjax.search.loop import run_search
 from sdjax.search.store import Store
+from sdjax.search.types import Checkpoint, StoredPair
 
 SDJAX = ("-c", "from sdjax.cli.main import main; main()")
 
@@ -65,8 +66,8 @@ def results(folder):
                 (summary.entry, summary.split): (summary.strict, summary.flexible)
                 for summary in store.summaries(setting=None)
             },
-            "pairs": [store.pairs(iteration) for iteration in (1, 2)],
-            "checkpoints": [checkpoint.name for checkpoint in store.checkpoints()],
+            "pairs": [store.select(StoredPair, iteration=iteration) for iteration in (1, 2)],
+            "checkpoints": [checkpoint.name for checkpoint in store.select(Checkpoint)],
         }
 
 

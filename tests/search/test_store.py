@@ -14,6 +14,7 @@ from sdjax.evaluation.task import Outcome
 from sdjax.search.pairs import preferences_of_run
 from sdjax.search.store import Store
 from sdjax.search.types import (
+    MAIN,
     Application,
     Checkpoint,
     Entry,
@@ -38,7 +39,7 @@ def create(folder: Path) -> Store:
 def save_admitted(store: Store, source: str, identity: str, layers=(), **fields) -> None:
     """Save an admissible program; `fields` are those of the program."""
     verdict = StoredVerdict(source=source, verdict="admitted", identity=identity, layers=layers)
-    store.save_verdict(verdict, Program(identity=identity, source=source, **fields))
+    store.save(verdict, Program(identity=identity, source=source, **fields))
 
 
 def refused(source: str) -> StoredVerdict:
@@ -64,13 +65,9 @@ def outcome(problem: str, correct: bool) -> Outcome:
 def test_store_round_trip(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
-        store.save_checkpoint(
-            Checkpoint(name="g1", iteration=1, path="checkpoints/1", detail={"steps": 3})
-        )
-        store.save_lineage(Lineage(iteration=1, generator="zoo:seed", temperature=1.2))
-        store.save_lineage(
-            Lineage(iteration=2, generator="zoo:seed", checkpoint="g1", temperature=1.0)
-        )
+        store.save(Checkpoint(name="g1", iteration=1, path="checkpoints/1", detail={"steps": 3}))
+        store.save(Lineage(iteration=1, generator="zoo:seed", temperature=1.2))
+        store.save(Lineage(iteration=2, generator="zoo:seed", checkpoint="g1", temperature=1.0))
         store.save_phase(1, "generate", 2.5)
         prompt = store.save_prompt("short", "def\n")
         assert store.save_prompt("short", "def\n") == prompt
@@ -79,9 +76,9 @@ def test_store_round_trip(tmp_path):
         assert run.config == CONFIG
         assert run.layers == ("rlimits",)
         assert run.finished_at is None
-        assert store.settings() == (SETTING,)
-        assert [one.checkpoint for one in store.lineage()] == [None, "g1"]
-        assert store.checkpoints()[0].detail == {"steps": 3}
+        assert store.select(Setting) == (SETTING,)
+        assert [one.checkpoint for one in store.select(Lineage)] == [None, "g1"]
+        assert store.select(Checkpoint)[0].detail == {"steps": 3}
         assert store.phases() == {(1, "generate"): 2.5}
         assert store.prompts() == {prompt: "def\n"}
 
@@ -91,19 +88,21 @@ def test_sample_status_is_independent_of_the_order_of_verdicts(tmp_path):
         store.save_setting(SETTING)
         prompt = store.save_prompt("short", "def\n")
         sources = ["a", "bad", "a ", None, "b", "late", "nan", "c"]
-        store.save_samples(sample(n, source, prompt) for n, source in enumerate(sources))
-        store.save_samples([sample(0, "b", prompt, iteration=2)])
+        store.save(*(sample(n, source, prompt) for n, source in enumerate(sources)))
+        store.save(sample(0, "b", prompt, iteration=2))
         for source, identity in (("nan", "X"), ("a ", "A"), ("a", "A")):
             save_admitted(store, source, identity, layers=("seccomp",))
         for source, identity in (("c", "C"), ("b", "B")):  # same outputs on the probes
             save_admitted(store, source, identity, fingerprint="f")
-        store.save_verdict(refused("bad"))
-        store.save_entry(Entry(name="program:X", kind="program", identity="X"))
+        store.save(refused("bad"))
+        store.save(Entry(name="program:X", kind="program", identity="X"))
         not_finite = Application(
             entry="program:X", verdict="non-finite", rule="weights", change=float("nan")
         )
-        store.save_application(not_finite)
-        assert store.applications() == {"program:X": dataclasses.replace(not_finite, change=0.0)}
+        store.save(not_finite)
+        assert store.by_key(Application, setting=MAIN) == {
+            "program:X": dataclasses.replace(not_finite, change=0.0)
+        }
         judged = store.judged()
         assert [one.status for one in judged] == [
             "admitted",
@@ -120,19 +119,19 @@ def test_sample_status_is_independent_of_the_order_of_verdicts(tmp_path):
         assert (judged[1].rule, judged[6].rule) == ("import", "weights")
         assert judged[0].tokens == (1, 70000, 0)
         assert [one.status for one in store.judged(2)] == ["duplicate"]
-        assert store.verdict_of("a").layers == ("seccomp",)
-        assert store.verdict_of("never") is None
+        assert store.by_key(StoredVerdict)["a"].layers == ("seccomp",)
+        assert store.by_key(StoredVerdict).get("never") is None
         assert store.sample_numbers(1) == set(range(8))
 
 
 def test_first_verdict_on_a_source_is_kept(tmp_path):
     with create(tmp_path) as store:
         save_admitted(store, "a", "A", ir="{}", cost=2**70, notes=("scales expert_1",))
-        store.save_verdict(refused("a"))
-        assert store.verdict_of("a").verdict == "admitted"
+        store.save(refused("a"))
+        assert store.by_key(StoredVerdict)["a"].verdict == "admitted"
         assert store.program("A").cost == 2**63 - 1
         assert store.program("A").ir == "{}"
-        assert store.programs()["A"].notes == ("scales expert_1",)
+        assert store.by_key(Program)["A"].notes == ("scales expert_1",)
         with pytest.raises(KeyError):
             store.program("B")
 
@@ -150,7 +149,7 @@ def test_training_membership_and_families_of_programs(tmp_path):
 def test_complete_evaluation_accepts_no_more_scores(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
-        store.save_entry(Entry(name="seed", kind="seed"))
+        store.save(Entry(name="seed", kind="seed"))
         store.save_scores("seed", "test", [outcome("p1", True)], complete=False)
         assert not store.summaries()[0].complete
         store.save_scores("seed", "test", [outcome("p2", False)])
@@ -167,7 +166,7 @@ def test_entry_scored_in_several_settings(tmp_path):
         store.save_setting(SETTING)
         transfer = Setting(name="transfer", seed="zoo:seed", slots={}, scope="mlp", task="sums")
         store.save_setting(transfer)
-        store.save_entry(Entry(name="seed", kind="seed"))
+        store.save(Entry(name="seed", kind="seed"))
         store.save_scores("seed", "test", [outcome("p1", True)])
         store.save_scores("seed", "test", [outcome("p1", False)], setting="transfer")
         assert [one.strict for one in store.summaries("test", None)] == [1.0, 0.0]
@@ -195,16 +194,16 @@ def test_pairs_round_trip_in_order(tmp_path):
             StoredPair(iteration=iteration, number=0, chosen=scored[0], rejected=scored[1])
             for iteration in (1, 2)
         )
-        store.save_pairs([first])
-        assert store.pairs(1) == [first]
+        store.save(first)
+        assert store.select(StoredPair, iteration=1) == (first,)
         assert first.chosen.prompt == prompt
         with pytest.raises(sqlite3.IntegrityError):
-            store.save_pairs([first])
+            store.save(first)
         same = dataclasses.replace(first, number=1, rejected=first.chosen)
         with pytest.raises(sqlite3.IntegrityError):
-            store.save_pairs([same])
-        store.save_pairs([second])
-        assert [pair.iteration for pair in store.pairs()] == [1, 2]
+            store.save(same)
+        store.save(second)
+        assert [pair.iteration for pair in store.select(StoredPair)] == [1, 2]
         (text,) = store.prompts().values()
     assert preferences_of_run(tmp_path) == [{"prompt": text, "chosen": "A", "rejected": "B"}]
 
@@ -213,7 +212,7 @@ def test_failed_write_is_rolled_back(tmp_path):
     with create(tmp_path) as store:
         prompt = store.save_prompt("short", "def\n")
         with pytest.raises(sqlite3.IntegrityError):
-            store.save_samples([sample(1, "a", prompt), sample(2, "b", "no such prompt")])
+            store.save(sample(1, "a", prompt), sample(2, "b", "no such prompt"))
         assert store.sample_numbers(1) == set()
 
 
@@ -221,8 +220,8 @@ def test_text_with_surrogates_is_stored(tmp_path):
     with create(tmp_path) as store:
         prompt = store.save_prompt("short", "def\n")
         hostile = "x\ud800\x00'; DROP TABLE sample; --"
-        store.save_samples([sample(0, hostile, prompt)])
-        store.save_verdict(refused(hostile))
+        store.save(sample(0, hostile, prompt))
+        store.save(refused(hostile))
         (one,) = store.judged()
         assert one.text == hostile.replace("\ud800", "\ufffd")
         assert one.source == one.text
@@ -277,7 +276,7 @@ def test_missing_newer_or_foreign_database_raises_user_error(tmp_path):
 def test_damaged_database_raises_user_error(tmp_path):
     with create(tmp_path) as store:
         prompt = store.save_prompt("short", "def\n")
-        store.save_samples(sample(n, "a" * 500, prompt) for n in range(200))
+        store.save(*(sample(n, "a" * 500, prompt) for n in range(200)))
     path = tmp_path / "run.sqlite"
     data = bytearray(path.read_bytes())
     data[len(data) // 2 :] = os.urandom(len(data) - len(data) // 2)
@@ -299,9 +298,9 @@ store = create(Path({folder!r}))
 store.save_setting(SETTING)
 prompt = store.save_prompt("short", "def")
 for n in range(10**6):
-    store.save_samples([sample(n, str(n), prompt)])
+    store.save(sample(n, str(n), prompt))
     save_admitted(store, str(n), str(n))
-    store.save_entry(Entry(name=f"program:{{n}}", kind="program", identity=str(n)))
+    store.save(Entry(name=f"program:{{n}}", kind="program", identity=str(n)))
     store.save_scores(f"program:{{n}}", "development", [outcome(str(i), True) for i in range(50)])
     print(n, flush=True)
 """
@@ -331,10 +330,10 @@ def test_commits_survive_sigkill(tmp_path):
         assert all(one.complete for one in scored)
         # the run can be resumed
         number = len(samples)
-        store.save_samples([sample(number, "more", samples[0].prompt)])
+        store.save(sample(number, "more", samples[0].prompt))
         save_admitted(store, "more", "more")
         name = program_entry("more")
-        store.save_entry(Entry(name=name, kind="program", identity="more"))
+        store.save(Entry(name=name, kind="program", identity="more"))
         store.save_scores(name, "development", [outcome("1", True)])
         assert len(store.judged()) == number + 1
 
@@ -349,13 +348,13 @@ def test_mirror_is_an_independent_copy(tmp_path):
     with create(tmp_path) as store:
         store.save_setting(SETTING)
         prompt = store.save_prompt("short", "write")
-        store.save_samples([sample(0, "a", prompt)])
+        store.save(sample(0, "a", prompt))
         with Store.mirror(tmp_path, store.content()) as mirror:
             assert mirror.run() == store.run()
-            assert mirror.settings() == (SETTING,)
+            assert mirror.select(Setting) == (SETTING,)
             assert mirror.judged() == store.judged()
-            mirror.save_samples([sample(1, "b", prompt)])
+            mirror.save(sample(1, "b", prompt))
             assert mirror.sample_numbers(1) == {0, 1}
             with pytest.raises(sqlite3.IntegrityError):
-                mirror.save_samples([sample(2, "c", "no such prompt")])
+                mirror.save(sample(2, "c", "no such prompt"))
         assert store.sample_numbers(1) == {0}

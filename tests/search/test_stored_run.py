@@ -14,6 +14,7 @@ from sdjax.merging.recipe.from_algorithm import open_models
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
 from sdjax.search.store import Store
+from sdjax.search.types import Program
 
 STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
 
@@ -29,7 +30,7 @@ def run(tmp_path):
 def test_stored_run_keeps_the_identities_of_its_programs(run):
     with Store.open(run) as store:
         config = config_from(store.run().config, str(run))
-        programs = store.programs()
+        programs = store.by_key(Program)
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
     signature = merge_signature(models, config.scope, config.sandbox)
