@@ -191,7 +191,16 @@ class RunConfig:
         transfer: experts on which the best programs are tested again; skipped if empty.
         scope: mlp, attention, all, or glob patterns over tensor paths.
         iterations: number of iterations.
+        task: problems that merged models are scored on, and the metric.
+        generation: how candidates are sampled from the generator.
+        selection: how preference pairs are made from scored programs.
+        training: how the generator is trained on the pairs.
+        evaluation: decoding of the answers to the task's problems.
+        sandbox: workers and confinement of the sandbox that judges candidates.
+        baselines: hyperparameter grids of the human-designed methods.
+        test: the final evaluation on the test problems.
         rng_seed: seed for all random numbers of the run.
+        mesh: device mesh over which models are sharded.
     """
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = {"random": "rng_seed"}
