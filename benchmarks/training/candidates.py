@@ -21,7 +21,7 @@ from sdjax.decoding.sampling import Sampling
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.io.tokenizer import load_tokenizer
-from sdjax.programs.extraction import extract_program
+from sdjax.programs.extraction import extract_source
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import is_admissible
 from sdjax.training.warmstart import make_warmstart_data, merge_signature
@@ -56,7 +56,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     texts = [tokenizer.decode(completion.tokens) for completion in completions]
-    sources = [extract_program(text) for text in texts]
+    sources = [extract_source(text) for text in texts]
     candidates = [source for source in sources if source is not None]
     with Sandbox(merge_signature(config, experts=len(EXPERTS))) as sandbox:
         verdicts = [verdict for _, verdict in sandbox.judge_all(candidates)]

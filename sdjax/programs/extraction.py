@@ -1,4 +1,4 @@
-"""Extraction of programs from generated text."""
+"""Extraction of candidates' source code from generated text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _START = re.compile(r"^(?:import\s|from\s+[\w.]+\s+import\b|def\s+\w+\s*\(|@\w)"
 _PYTHON = ("", "python", "py", "python3")
 
 
-def extract_program(text: str) -> str | None:
-    """Return the program in generated text, or None if there is none.
+def extract_source(text: str) -> str | None:
+    """Return the source code in generated text, or None if there is none.
 
-    The program is the last fenced block that is marked as Python or has no language. Without such a
+    The source is the last fenced block that is marked as Python or has no language. Without such a
     block, it starts at the first import, definition or decorator. Reasoning before it is ignored.
     """
     text = text.replace("\r\n", "\n")
@@ -31,8 +31,8 @@ def extract_program(text: str) -> str | None:
     return _tidy(text[start.start() :]) if start else None
 
 
-def _tidy(program: str) -> str | None:
+def _tidy(source: str) -> str | None:
     """Remove outer blank lines and trailing spaces; return None if nothing is left."""
-    lines = [line.rstrip() for line in program.strip("\n").split("\n")]
-    program = "\n".join(lines).strip("\n")
-    return program + "\n" if program.strip() else None
+    lines = [line.rstrip() for line in source.strip("\n").split("\n")]
+    source = "\n".join(lines).strip("\n")
+    return source + "\n" if source.strip() else None

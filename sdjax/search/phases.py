@@ -20,7 +20,7 @@ from sdjax.decoding.sampling import Sampling
 from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.task import Outcome
 from sdjax.models.lora import Adapter
-from sdjax.programs.extraction import extract_program
+from sdjax.programs.extraction import extract_source
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict, is_admissible
@@ -96,7 +96,7 @@ def generate(
                 text=text,
                 tokens=completion.tokens,
                 stopped=completion.stopped,
-                source=extract_program(text),
+                source=extract_source(text),
             )
             store.save(sample)
             advance()

@@ -124,7 +124,7 @@ class Sample:
         text: the decoded completion.
         tokens: the sampled tokens.
         stopped: whether the completion ended with a stop token rather than at the token limit.
-        source: the program extracted from `text`; None if there is none.
+        source: the candidate's source code, extracted from `text`; None if there is none.
     """
 
     purpose: str = SEARCH
@@ -241,7 +241,11 @@ class Application:
     """The result of merging the models of a setting with an entry.
 
     Attributes:
+        entry: name of the entry.
+        setting: name of the setting whose models are merged.
         verdict: "admitted", or the verdict on the real weights.
+        rule: check that the merge failed; empty if admitted.
+        message: reason for the verdict, in one line; empty if admitted.
         change: norm of the merged task vector over the mean norm of the experts' task vectors.
         seconds: duration of the merge.
     """

@@ -1,8 +1,8 @@
-"""Extraction of programs from fenced, bare and unfinished generations."""
+"""Extraction of source code from fenced, bare and unfinished generations."""
 
 import pytest
 
-from sdjax.programs.extraction import extract_program
+from sdjax.programs.extraction import extract_source
 
 PROGRAM = "import jax.numpy as jnp\n\ndef merge_models(task_vectors):\n    return 1.0\n"
 
@@ -24,23 +24,23 @@ PROGRAM = "import jax.numpy as jnp\n\ndef merge_models(task_vectors):\n    retur
         PROGRAM.replace("1.0", "1.0   "),
     ],
 )
-def test_program_is_found(text):
-    assert extract_program(text) == PROGRAM
+def test_source_is_found(text):
+    assert extract_source(text) == PROGRAM
 
 
 @pytest.mark.parametrize("start", ["from math import pi\n", "@jax.jit\n", "def f(x):\n"])
-def test_bare_program_starts_at_its_first_line(start):
-    assert extract_program("Sure:\n" + start + "    pass\n") == start + "    pass\n"
+def test_bare_source_starts_at_its_first_line(start):
+    assert extract_source("Sure:\n" + start + "    pass\n") == start + "    pass\n"
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "  \n", "I cannot write that.", "```python\n\n```", "definitely imported from elsewhere"],
 )
-def test_text_without_a_program(text):
-    assert extract_program(text) is None
+def test_text_without_source(text):
+    assert extract_source(text) is None
 
 
-def test_prose_with_from_is_not_a_program():
+def test_prose_with_from_is_not_source():
     text = "from my point of view this is hard\n" + PROGRAM
-    assert extract_program(text) == PROGRAM
+    assert extract_source(text) == PROGRAM

@@ -17,7 +17,7 @@ from sdjax.io.training_programs import (
     read_training_identities,
     read_training_sources,
 )
-from sdjax.programs.extraction import extract_program
+from sdjax.programs.extraction import extract_source
 from sdjax.sandbox.trusted_identities import candidate_identities
 from sdjax.training.warmstart import (
     make_warmstart_data,
@@ -37,7 +37,7 @@ def test_targets_contain_candidates_as_extraction_finds_them():
     data = make_warmstart_data(TOKENIZER, "full", EXPERTS, programs)
     for program, target in zip(programs, data.targets, strict=True):
         assert target[-1] == TOKENIZER.eos_ids[0]
-        assert extract_program(TOKENIZER.decode(target)).strip() == program
+        assert extract_source(TOKENIZER.decode(target)).strip() == program
     assert "calculates" in TOKENIZER.decode(data.prompt)
 
 
