@@ -13,6 +13,7 @@ import pytest
 from catalogue import REFUSED, TIES, VALID, merge
 
 from sdjax.core.errors import UserError
+from sdjax.isolation.confine import ALWAYS, LAYERS
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.refusal import MESSAGE_LENGTH, Refusal
 from sdjax.sandbox.sandbox import Sandbox, _parse_reply
@@ -179,6 +180,29 @@ def test_all_processes_exit_if_the_parent_is_killed(signature, tmp_path):
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in pids)
+
+
+def test_sandbox_reports_its_layers(sandbox):
+    assert sandbox.layers == (*ALWAYS, *LAYERS)
+
+
+# Boot code of a server that runs on a machine without Landlock.
+_WITHOUT_LANDLOCK = (
+    "import sys; sys.path[:0] = {paths!r}\n"
+    "from sdjax.isolation import confine\n"
+    "def missing(limits): raise OSError\n"
+    "confine.LAYERS['landlock'] = missing\n"
+    "from sdjax.isolation.server import main; main(*{args})"
+)
+
+
+def test_worker_that_lacks_a_layer_refuses_its_candidate(signature, monkeypatch):
+    monkeypatch.setattr("sdjax.isolation.client._BOOT", _WITHOUT_LANDLOCK)
+    with Sandbox(signature, workers=1) as sandbox:
+        verdict = sandbox.judge(VALID["linear"])
+        assert (verdict.verdict, verdict.rule) == ("refused", "worker")
+    with Sandbox(signature, workers=1, allow_missing=["landlock"]) as sandbox:
+        assert sandbox.judge(VALID["linear"]).admitted
 
 
 def test_sandbox_that_is_not_entered_raises_user_error(signature):
