@@ -31,7 +31,6 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
-    "JAX_PLATFORMS": "cpu",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
 }
@@ -153,7 +152,8 @@ def _missing() -> list[str]:
 
 def survey() -> None:
     """Confine this process and write the missing layers to standard output as JSON."""
-    missing = confine(1, WorkerLimits())
+    limits = WorkerLimits(cpu_seconds=4, wall_seconds=60, address_space=2 << 30, message_bytes=0)
+    missing = confine(1, limits)
     os.write(3, json.dumps(missing).encode())
     os._exit(0)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLimits:
-    """Resource limits of one worker, which processes one request.
+    """Resource limits of one worker, which processes one request. Each job sets its own.
 
     Attributes:
         cpu_seconds: processor time, enforced by the kernel (SIGXCPU).
@@ -14,7 +14,7 @@ class WorkerLimits:
         message_bytes: maximum size of the reply in bytes.
     """
 
-    cpu_seconds: int = 4
-    wall_seconds: float = 12.0
-    address_space: int = 2 << 30
-    message_bytes: int = 4 << 20
+    cpu_seconds: int
+    wall_seconds: float
+    address_space: int
+    message_bytes: int

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from collections.abc import Callable
 
 from sdjax.sandbox.refusal import Refusal
@@ -16,12 +17,13 @@ def prepare(signature_json: str) -> Callable[[bytes], bytes]:
     Args:
         signature_json: result of `MergeSignature.to_json`.
     """
+    # Tracing needs no backend, and a backend's threads would not survive a fork.
+    os.environ["JAX_PLATFORMS"] = "none"
     import jax
 
     from sdjax.sandbox.worker import rules, warmup
 
     signature = MergeSignature.from_json(signature_json)
-    # Tracing needs no backend, and a backend's threads would not survive a fork.
     jax.config.update("jax_platforms", "none")
     jax.config.update("jax_traceback_filtering", "off")
     for module in sorted(rules.IMPORTS):
