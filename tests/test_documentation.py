@@ -1,5 +1,6 @@
 """README and documentation site: Python blocks that run, links and file names that exist."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from sdjax.cli.main import main
+from sdjax.search import config as search_config
+from sdjax.training.config import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -62,6 +65,20 @@ def test_readme_lists_every_command():
     for command in main.commands:
         assert f"`sdjax {command}" in text
         assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
+
+
+def test_config_page_lists_every_section():
+    page = (ROOT / "docs" / "config.md").read_text()
+    sections = {search_config.RunConfig, search_config.ExpertConfig, *JOBS.values()}
+    pending = list(sections)
+    while pending:
+        for field in dataclasses.fields(pending.pop()):
+            section = getattr(search_config, str(field.type), None)
+            if dataclasses.is_dataclass(section) and section not in sections:
+                sections.add(section)
+                pending.append(section)
+    for section in sections:
+        assert f"::: {section.__module__}.{section.__qualname__}\n" in page
 
 
 def test_contributing_describes_every_package():

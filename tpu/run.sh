@@ -25,11 +25,12 @@ call() {  # run a command, or print it quoted for the shell
 }
 on_workers() { call gcloud compute tpus tpu-vm ssh "${target[@]}" --command="$1"; }
 
-# Copy the checkout as one archive, without its history, run folders and virtual environment.
+# Copy the checkout as one archive, without its history, virtual environments, run folders and the
+# documentation site.
 archive=$(mktemp -u -t sdjax-XXXXXX.tar.gz)
 trap 'rm -f "$archive"' EXIT
 [[ $dry ]] && archive=/tmp/sdjax.tar.gz
-call tar -C "$root" --exclude-vcs --exclude=.venv --exclude=runs -czf "$archive" .
+call tar -C "$root" --exclude-vcs --exclude='./.venv*' --exclude=./runs --exclude=./site -czf "$archive" .
 call gcloud compute tpus tpu-vm scp "$archive" "$name":sdjax.tar.gz --zone="$zone" \
   ${PROJECT:+--project="$PROJECT"} --worker=all
 

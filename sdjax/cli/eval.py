@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=ANY_PATH,
-    help="File or folder with the problems.  [default: the Hugging Face Hub]",
+    help="File or folder with the problems.  [default of gsm8k, math, svamp: Hugging Face Hub]",
 )
 @click.option("--shots", type=click.IntRange(min=0), help="Number of worked examples.")
 @click.option(

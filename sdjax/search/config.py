@@ -43,7 +43,7 @@ class ExpertConfig:
     """Config of one expert.
 
     Attributes:
-        model: "zoo:NAME", a folder, or the Hugging Face name of a downloaded model.
+        model: "zoo:NAME", a folder, or OWNER/MODEL on Hugging Face, downloaded if necessary.
         description: one line about the expert, for the generator's prompt.
     """
 
@@ -63,7 +63,8 @@ class TaskConfig:
 
     Attributes:
         name: name of a task, path of a .jsonl file of problems, or module:Class of a task.
-        data: a file or folder with the task's problems; null reads them from the Hugging Face Hub.
+        data: a file or folder with the task's problems; null reads those of gsm8k, math and svamp
+            from the Hugging Face Hub.
         development: number of development problems; null uses the task's default.
         test: number of test problems; null uses the task's default.
         shots: number of worked examples before each problem; null uses the task's default.
@@ -196,7 +197,7 @@ class RunConfig:
         selection: how preference pairs are made from scored programs.
         training: how the generator is trained on the pairs.
         evaluation: decoding of the answers to the task's problems.
-        sandbox: workers and confinement of the sandbox that judges candidates.
+        sandbox: limits on candidates, and the workers and confinement of the sandbox.
         baselines: hyperparameter grids of the human-designed methods.
         test: the final evaluation on the test problems.
         rng_seed: seed for all random numbers of the run.

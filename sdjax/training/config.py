@@ -99,7 +99,7 @@ class DPOConfig(OptimizerConfig):
     """Config of one round of DPO.
 
     Attributes:
-        loss: name in `sdjax.training.losses.LOSSES`.
+        loss: sigmoid (DPO) or ipo.
         beta: strength of the pull toward the reference model.
         nll_weight: weight of the mean negative log-likelihood of the chosen completion (RPO, Pang
             et al. 2024, arXiv 2404.19733). Without it, small generators forget how to write
@@ -168,7 +168,8 @@ class TrainingJob(OptimizerConfig):
             target modules.
         rank: rank of a new LoRA adapter; only the adapter is trained. null trains all weights.
         alpha: LoRA scaling of a new adapter; updates are scaled by alpha / rank.
-        target_modules: projections that a new adapter applies to.
+        target_modules: projections that a new adapter applies to, such as [attn.q_proj]; all by
+            default.
         compute_dtype: dtype of weights and activations; trained parameters are kept in float32.
         remat: recompute activations in the backward pass to save memory.
         mesh: number of devices along each axis of the mesh.
