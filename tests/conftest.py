@@ -19,7 +19,8 @@ os.environ.setdefault(
 )
 
 # Shapes and dtypes in the signatures of these packages are checked while the tests run.
-# In sdjax.merging only some modules are: a method's `float` hyperparameters arrive as arrays.
+# In sdjax.merging only some modules are: a method's `float` hyperparameters arrive as arrays, and
+# `engine.merge` reports wrong arguments as user errors itself.
 TYPE_CHECKED: tuple[str, ...] = (
     "sdjax.models",
     "sdjax.decoding",
@@ -30,6 +31,8 @@ TYPE_CHECKED: tuple[str, ...] = (
     "sdjax.merging.random",
     "sdjax.merging.ranks",
     "sdjax.merging.recipe.tokenizer_plan",
+    "sdjax.merging.signature",
+    "sdjax.xla.matmul",
     "sdjax.xla.reductions",
     "sdjax.merging.tensor_program",
     "sdjax.merging.topk_threshold",

@@ -1,10 +1,10 @@
 """Parameters of a recipe: single values, gradients over layers, and values filtered by tensor.
 
 The rules are mergekit's. A list of values is a gradient: numbers are interpolated along the layers
-of a slice; booleans and strings switch from one to the next. A list of `{value: ..., filter:
-...}` is searched from the top: the first entry without a filter, or whose filter is part of the
-    tensor's name, applies. Parameters may be set for a model, a slice, a module and the whole
-    recipe; the innermost level that has a value for the tensor wins.
+of a slice; booleans and strings switch from one to the next. A list of entries with `value` and
+`filter` is searched from the top: the first entry without a filter, or whose filter is part of the
+tensor's name, applies. Parameters may be set for a model, a slice, a module and the whole recipe;
+the innermost level that has a value for the tensor wins.
 """
 
 from __future__ import annotations
