@@ -31,7 +31,7 @@ PROGRAM = textwrap.dedent(
                 leaves[path] = jnp.asarray(at + 0.1 * rng.standard_normal(shape), jnp.bfloat16)
         return leaves
 
-    def spread(leaves):
+    def shard(leaves):
         return {
             path: jax.device_put(leaf, NamedSharding(mesh, specs[path.split("/")[-1]]))
             for path, leaf in leaves.items()
@@ -52,7 +52,7 @@ PROGRAM = textwrap.dedent(
     one = Merger(unflatten(base), [unflatten(e) for e in experts], compile_cache=quick)
     quick = CompileCache(quick=True)
     eight = Merger(
-        unflatten(spread(base)), [unflatten(spread(e)) for e in experts], compile_cache=quick
+        unflatten(shard(base)), [unflatten(shard(e)) for e in experts], compile_cache=quick
     )
     names = ("ties", "slerp", "model_stock", "karcher", "multislerp", "sce", "breadcrumbs")
     every = [algorithm(name) for name in names]
@@ -84,7 +84,7 @@ PROGRAM = textwrap.dedent(
             return str(error)
 
     linear = every[0]
-    here, there = unflatten(base), unflatten(spread(base))
+    here, there = unflatten(base), unflatten(shard(base))
     assert "are on different devices" in error_of(lambda: Merger(here, [there]))
     assert "has a different sharding" in error_of(lambda: one(linear, donate=eight(linear)))
     print("same")

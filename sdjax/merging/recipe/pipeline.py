@@ -29,7 +29,7 @@ from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.output_files import RECIPE, Provenance
-from sdjax.merging.recipe.plan import MergePlan, MergeStep, spread
+from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
 from sdjax.merging.recipe.recipe_plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
@@ -199,7 +199,7 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
             with np.errstate(over="ignore"):
                 new = arrays[0].astype(step.spec.dtype, copy=False)
         else:
-            placed = [jax.device_put(array, spread(array.shape)) for array in arrays]
+            placed = [jax.device_put(array, tensor_sharding(array.shape)) for array in arrays]
             base, experts = (placed[0], placed[1:]) if step.has_base else (None, placed)
             executable = executables[step.program.cache_key].result()
             result, _ = executable(base, tuple(experts), *step.program.inputs, None)

@@ -123,7 +123,7 @@ def plan_algorithm(
         if merged and algorithm.form == "tensor":
             first, *others = (
                 jax.ShapeDtypeStruct(
-                    info.shape, ref.model.info[name].dtype, sharding=spread(info.shape)
+                    info.shape, ref.model.info[name].dtype, sharding=tensor_sharding(info.shape)
                 )
                 for ref in sources
             )
@@ -173,7 +173,7 @@ def shape_error(ref: TensorRef, reference: TensorRef) -> UserError:
 
 
 @cache
-def spread(shape: tuple[int, ...]) -> jax.sharding.Sharding:
+def tensor_sharding(shape: tuple[int, ...]) -> jax.sharding.Sharding:
     """Return a sharding over all devices along the first axis divisible by their number."""
     devices = jax.devices()
     if len(devices) == 1:

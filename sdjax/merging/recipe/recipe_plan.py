@@ -25,7 +25,7 @@ from sdjax.merging.recipe.plan import (
     TensorRef,
     missing_tensor,
     shape_error,
-    spread,
+    tensor_sharding,
 )
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 from sdjax.merging.recipe.source_models import (
@@ -196,7 +196,9 @@ class _SlicePlanner:
             dtypes = [info.dtype for info in infos]
             if row_maps is not None:  # aligned in the common dtype
                 dtypes = [jnp.result_type(*dtypes)] * len(dtypes)
-            specs = [jax.ShapeDtypeStruct(shape, d, sharding=spread(shape)) for d in dtypes]
+            specs = [
+                jax.ShapeDtypeStruct(shape, d, sharding=tensor_sharding(shape)) for d in dtypes
+            ]
             base, experts = (specs[0], specs[1:]) if self._has_base else (None, specs)
             program = TensorProgram.of(
                 algorithm,

@@ -45,8 +45,8 @@ def _names(block):
 @pytest.mark.parametrize("name", CASES)
 def test_verified_program_equals_jit_bit_for_bit(name):
     function, arguments = CASES[name]
-    _, rebuilt = _through_json(function, arguments)
-    outputs, exhausted = jax.jit(rebuilt)(*arguments)
+    _, decoded = _through_json(function, arguments)
+    outputs, exhausted = jax.jit(decoded)(*arguments)
     assert exhausted is None or not exhausted
     expected = jax.jit(function)(*arguments)
     assert len(outputs) == len(expected)
