@@ -5,6 +5,8 @@ bucket and starts their sequences in free slots, `fork` starts further samples o
 copying its cache, and `decode_round` generates tokens in all slots until enough of them are free
 again. `prefill` compiles once per bucket, the others once. The weights are arguments, so another
 model with the same shapes compiles nothing.
+
+Axes: see `sdjax.models.types`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Each `mask_*` function sets the logits of excluded tokens to minus infinity. Applied in the order of
 `Sampling` (temperature, top-k, top-p, min-p), they equal transformers' logits warpers, except that
 tokens tied at the top-p threshold are all kept.
+
+Axes: see `sdjax.models.types`.
 """
 
 from __future__ import annotations

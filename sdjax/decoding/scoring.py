@@ -1,4 +1,7 @@
-"""Log-probabilities of given continuations."""
+"""Log-probabilities of given continuations.
+
+Axes: see `sdjax.models.types`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""State of a decoder's slots between compiled calls."""
+"""State of a decoder's slots between compiled calls.
+
+Axes: stop token ids that end a sequence; the others as in `sdjax.models.types`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Step functions that a decoder compiles: pure functions of the weights and the slots' state."""
+"""Step functions that a decoder compiles: pure functions of the weights and the slots' state.
+
+Axes: stop token ids that end a sequence; the others as in `sdjax.models.types`.
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ other experts and sweeps over coefficients do not recompile.
 Each executable also computes `squared_norm_or_inf` of its result, for `MergedModel.finite` and
 `MergedModel.change`. On a mesh that is one scalar all-reduce, the only collective of an elementwise
 method.
+
+Axes: *shape the tensor's own, experts their number.
 """
 
 from __future__ import annotations

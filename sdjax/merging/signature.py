@@ -1,4 +1,7 @@
-"""Algorithm signatures: the inputs and hyperparameters of a function."""
+"""Algorithm signatures: the inputs and hyperparameters of a function.
+
+Axes: *shape the tensor's own.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Everything that may change without recompilation is an argument: weights, numeric hyperparameters,
 depth and key. Arrays cross the jit boundary as tuples in slot order, since JAX sorts dicts by key,
 and output shardings are pinned to those of the base.
+
+Axes: *shape the tensor's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ."""
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ.
+
+Axes: see `sdjax.models.types`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Flax NNX modules that share their arrays with sdjax's parameter trees.
 
+Axes: see `sdjax.models.types`.
+
 Examples:
     >>> import jax.numpy as jnp
     >>> import sdjax

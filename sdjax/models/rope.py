@@ -2,6 +2,8 @@
 
 The fields of the scaling types have the names of Hugging Face's `rope_parameters`. Frequencies are
 constants of an executable; NumPy computes them in float32, in transformers' order of operations.
+
+Axes: see `sdjax.models.types`.
 """
 
 from __future__ import annotations

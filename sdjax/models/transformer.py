@@ -1,4 +1,7 @@
-"""Decoder-only transformer as a pure function of its parameters."""
+"""Decoder-only transformer as a pure function of its parameters.
+
+Axes: see `sdjax.models.types`.
+"""
 
 from __future__ import annotations
 

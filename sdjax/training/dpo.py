@@ -1,4 +1,7 @@
-"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290)."""
+"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290).
+
+Axes: see `sdjax.training.types`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Log-probabilities of given tokens, computed in chunks so that the full logits never exist."""
+"""Log-probabilities of given tokens, computed in chunks so that the full logits never exist.
+
+Axes: see `sdjax.training.types`.
+"""
 
 from __future__ import annotations
 

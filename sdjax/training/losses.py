@@ -1,4 +1,7 @@
-"""Preference losses; to add one, write a function and list it in `LOSSES`."""
+"""Preference losses; to add one, write a function and list it in `LOSSES`.
+
+Axes: see `sdjax.training.types`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Matrix product with few rows, for which XLA's CPU backend picks a slow order."""
+"""Matrix product with few rows, for which XLA's CPU backend picks a slow order.
+
+Axes: rows tokens, in and out the widths of the projection.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 The spherical methods return a weighted sum of the task vectors whose weights follow from their
 inner products alone. The tensors are therefore read once for the products and once for the sum, and
 on a mesh only scalars are communicated.
+
+Axes: rows, columns a matrix's, experts their number, *angles any shape.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Building blocks of several methods: weighted sums, sign election, rescaling, changed elements."""
+"""Building blocks of several methods: weighted sums, sign election, rescaling, changed elements.
+
+Axes: *shape the tensor's own.
+"""
 
 from __future__ import annotations
 
