@@ -9,7 +9,7 @@ from sdjax.sandbox.config import Limits
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 
-sys.path.insert(0, str(Path(__file__).parent))  # makes `catalogue` importable
+sys.path.insert(0, str(Path(__file__).parent))  # makes `catalogue` and `refused` importable
 
 SHAPES = {"gate_proj": (16, 8), "up_proj": (16, 8), "down_proj": (8, 16)}
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from catalogue import REFUSED, VALID
+from catalogue import VALID
 from hostile import DETECTABLE, HOSTILE
+from refused import REFUSED
 
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import VERDICTS

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from catalogue import REFUSED, TIES, VALID, merge
+from catalogue import TIES, VALID, merge
+from refused import REFUSED
 
 from sdjax.core.errors import UserError
 from sdjax.isolation.confine import ALWAYS, LAYERS
