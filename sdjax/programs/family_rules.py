@@ -8,66 +8,24 @@ such values determine the families.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from sdjax.programs.family_values import TRANSPARENT, Value, constant_value, evaluated, union
+from sdjax.sandbox.ir.primitives import ALLOWED
+
 # Limits on the interpretation of hostile programs; beyond them, the result is incomplete.
 _MAX_STEPS = 20_000
 _MAX_TERMS = 64
 
 _COMPARISONS = {"gt", "lt", "ge", "le", "eq", "ne"}
-_SATURATING = {
-    "tanh": "saturation",
-    "exp": "soft_gate",
-    "exp2": "soft_gate",
-    "logistic": "soft_gate",
-}
-_ARITHMETIC: dict[str, Callable[..., float]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "neg": operator.neg,
-}
+_SATURATING = {"tanh": "saturation"} | dict.fromkeys(("exp", "exp2", "logistic"), "soft_gate")
 _SELECTED = {"magnitude", "sign", "norm", "dot", "mean"}  # tags that survive a selection
-# Operations whose result has the same tags as their first operand.
-_TRANSPARENT = {
-    *("reshape", "transpose", "squeeze", "convert_element_type", "copy", "optimization_barrier"),
-    *("broadcast_in_dim", "expand_dims", "slice", "dynamic_slice", "rev", "stop_gradient"),
-}
-
-
-@dataclass(frozen=True)
-class Value:
-    """Abstract value of an array.
-
-    Attributes:
-        experts: inputs that the array depends on: experts, "base" and "depth".
-        tags: properties such as "magnitude" or "norm"; see `FamilyReader.primitive`.
-        constant: value of a constant scalar, else None.
-        form: mapping from atom to coefficient if the array is a linear form, else None. Atoms are
-            tensors that are not linear forms themselves.
-        scalar: whether the array has a single element.
-        parts: values along the first axis of a stack.
-    """
-
-    experts: frozenset[str] = frozenset()
-    tags: frozenset[str] = frozenset()
-    constant: float | None = None
-    form: dict[int, float] = field(default_factory=dict)
-    scalar: bool = False
-    parts: tuple[Value, ...] = ()
-
-    @property
-    def sources(self) -> frozenset[str]:
-        """The inputs that are experts."""
-        return self.experts - {"base", "depth"}
 
 
 class FamilyReader:
@@ -83,6 +41,7 @@ class FamilyReader:
         self.found: set[str] = set()
         self.used: set[str] = set()
         self._atoms: list[Value] = []
+        self._terms: dict[frozenset[tuple[int, float]], Value] = {}
         self._steps = 0
 
     def atom(self, experts: frozenset[str], *tags: str, scalar: bool = False) -> Value:
@@ -101,10 +60,10 @@ class FamilyReader:
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
         """Interpret a jaxpr and return its result values."""
         values: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
-        values |= {v: _constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+        values |= {v: constant_value(c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
 
         def read(atom: Any) -> Value:
-            return _constant(atom.val) if isinstance(atom, Literal) else values[atom]
+            return constant_value(atom.val) if isinstance(atom, Literal) else values[atom]
 
         for equation in jaxpr.eqns:
             operands = [read(v) for v in equation.invars]
@@ -139,6 +98,10 @@ class FamilyReader:
             return self.call(
                 params["jaxpr"], [self.merge([operand, carry]) for operand in operands]
             )
+        if name in ALLOWED and (fallback := ALLOWED[name].fallback) is not None:
+            # Only newer JAX versions have this primitive; the families must not depend on that.
+            expansion = jax.make_jaxpr(fallback)(*(v.aval for v in equation.invars))
+            return self.call(expansion, operands)
         body = params.get("jaxpr", params.get("call_jaxpr"))
         if body is not None:
             return self.call(body, operands)
@@ -150,46 +113,42 @@ class FamilyReader:
 
     def merge(self, values: Sequence[Value]) -> Value:
         """Return the join of values: a value that may be any of them."""
-        experts = frozenset[str]().union(*(v.experts for v in values))
-        tags = frozenset[str]().union(*(v.tags for v in values))
-        return self.atom(experts, *tags, scalar=all(v.scalar for v in values))
+        joined = union(values)
+        return self.atom(joined.experts, *joined.tags, scalar=joined.scalar)
 
     def classify(self, value: Value) -> None:
         """Record the families of a complete linear form."""
-        terms = [(self._atoms[n], c) for n, c in value.form.items() if abs(c) > 1e-12]
-        for term, coefficient in terms:
-            if "centered" in term.tags:
-                self.found.add("center")
-            stacked = next((tag for tag in term.tags if tag.startswith("stack_sum:")), None)
-            if stacked and len(terms) == 1 and coefficient != 1:
-                count = float(stacked.partition(":")[2])
-                mean = math.isclose(coefficient * count, 1, rel_tol=1e-5)
-                self.found.add("mean" if mean else "scaling")
-        terms = [(term, c) for term, c in terms if term.sources]
-        if len({term.sources for term, _ in terms}) < 2:
+        terms = [(n, self._atoms[n], c) for n, c in value.form.items() if abs(c) > 1e-12]
+        if any("centered" in term.tags for _, term, _ in terms):
+            self.found.add("center")
+        # An expert's own terms count once. The row means of a sum of experts are no further expert.
+        coefficients: dict[frozenset[str] | int, float] = {}
+        for n, term, c in terms:
+            if len(term.sources) == 1:
+                coefficients.setdefault(term.sources, c)
+            elif term.sources and "row" not in term.tags:
+                coefficients[n] = c
+        if len(coefficients) < 2:
             return
-        if any("scaled" in term.tags for term, _ in terms):
+        if any("scaled" in term.tags for _, term, _ in terms):
             self.found.add("norm_balance")
-        if any("projection" in term.tags and c < 0 for term, c in terms):
+        if any("projection" in term.tags and c < 0 for _, term, c in terms):
             self.found.add("projection_removal")
-        coefficients = [c for _, c in terms]
-        if np.allclose(coefficients, coefficients[0], rtol=1e-5):
-            if math.isclose(coefficients[0] * len(terms), 1, rel_tol=1e-5):
-                self.found.add("mean")
-            elif coefficients[0] != 1:
-                self.found.add("scaling")
-        elif any(abs(c) != 1 for c in coefficients):
-            self.found.add("weighted_sum")
-            if math.isclose(sum(coefficients), 1, rel_tol=1e-5):
-                self.found.add("interpolation")
+        factors = list(coefficients.values())
+        if "multiple" in value.tags or all(abs(c) == 1 for c in factors):
+            return
+        equal = np.allclose(factors, factors[0], rtol=1e-5)
+        self.found.add("scaling" if equal else "weighted_sum")
+        if math.isclose(sum(factors), 1, rel_tol=1e-5):
+            self.found.add("interpolation")
 
     def primitive(self, equation: JaxprEqn, name: str, operands: list[Value]) -> Value:
         """Return the result of a primitive other than control flow."""
-        experts = frozenset[str]().union(*(v.experts for v in operands))
+        experts = union(operands).experts
         scalar = math.prod(getattr(equation.outvars[0].aval, "shape", ())) == 1
         constants = [v.constant for v in operands if v.constant is not None]
         if scalar and operands and len(constants) == len(operands):
-            return _evaluated(name, constants)
+            return evaluated(name, constants)
         first = operands[0] if operands else Value()
         second = operands[1] if len(operands) > 1 else Value()
         if name == "slice" and first.parts:
@@ -197,7 +156,7 @@ class FamilyReader:
             return self.stack(first.parts[start:limit])
         if name == "squeeze" and len(first.parts) == 1:
             return first.parts[0]
-        if name in _TRANSPARENT:
+        if name in TRANSPARENT:
             shape = getattr(equation.outvars[0].aval, "shape", ())
             spread = name == "broadcast_in_dim" and first.scalar and not scalar
             return replace(first, scalar=first.scalar and (scalar or spread or not shape))
@@ -233,7 +192,7 @@ class FamilyReader:
                 self.found.add("clip")
             return self.atom(experts, *operands[1].tags, scalar=operands[1].scalar)
         if name == "select_n":
-            tags = frozenset[str]().union(*(v.tags for v in operands[1:])) & _SELECTED
+            tags = union(operands[1:]).tags & _SELECTED
             return self.atom(experts, *tags, scalar=all(v.scalar for v in operands))
         if name in ("stack", "concatenate"):
             return self.stack(operands)
@@ -247,13 +206,28 @@ class FamilyReader:
 
     def stack(self, parts: Sequence[Value]) -> Value:
         """Return values stacked along a new first axis."""
-        experts = frozenset[str]().union(*(v.experts for v in parts))
-        tags = frozenset[str]().union(*(v.tags for v in parts))
-        return replace(self.atom(experts, *tags, "stack"), parts=tuple(parts))
+        joined = union(parts)
+        return replace(self.atom(joined.experts, *joined.tags, "stack"), parts=tuple(parts))
 
-    def scaled(self, value: Value, factor: float) -> Value:
-        """Return a value multiplied by a constant."""
+    def scaled(self, value: Value, factor: float, family: str | None = None) -> Value:
+        """Return a value times a constant; of several experts at once, this is a `family`."""
+        value = self.term(value)
+        several = len(value.sources) > 1 and not value.scalar and "row" not in value.tags
+        if family and several:
+            self.classify(value)
+            self.found.add(family)
+            value = replace(value, tags=value.tags | {"multiple"})
         return replace(value, form={n: c * factor for n, c in value.form.items()}, parts=())
+
+    def term(self, value: Value) -> Value:
+        """Return a linear form of a single expert as one atom, the same for equal forms."""
+        if len(value.sources) != 1 or len(value.form) < 2:
+            return value
+        key = frozenset(value.form.items())
+        if key not in self._terms:
+            tags = union([self._atoms[n] for n in value.form]).tags
+            self._terms[key] = self.atom(value.experts, *tags - {"row"})
+        return self._terms[key]
 
     def sum(self, left: Value, right: Value, sign: float) -> Value:
         """Return a sum or difference."""
@@ -270,10 +244,12 @@ class FamilyReader:
             tensor = right if left.scalar else left
             self.classify(tensor)
             return self.atom(experts, *tensor.tags & {"magnitude"})
+        if left.sources != right.sources:
+            left, right = self.term(left), self.term(right)
         form = dict(left.form)
         for atom, coefficient in right.form.items():
             form[atom] = form.get(atom, 0.0) + sign * coefficient
-        tags = (left.tags & right.tags) - {"magnitude", "scaled"}
+        tags = (left.tags & right.tags) - {"magnitude", "scaled", "multiple", "row"}
         if len(form) > _MAX_TERMS:
             self.classify(Value(experts=experts, form=form))
             return self.atom(experts, *tags)
@@ -285,7 +261,7 @@ class FamilyReader:
         """Return an elementwise product."""
         for one, other in ((left, right), (right, left)):
             if one.constant is not None:
-                return self.scaled(other, one.constant)
+                return self.scaled(other, one.constant, "scaling")
         if left.scalar and right.scalar:
             same = equation.invars[0] is equation.invars[1]
             tags = (left.tags | right.tags) | ({"norm"} if same else set())
@@ -302,31 +278,37 @@ class FamilyReader:
         if left.sources and left.sources == right.sources and "product" not in tags:
             if "magnitude" in tags and not tags & {"mask", "sign", "bounded"}:
                 self.found.add("power")
-            return self.atom(experts, *tags & {"sign", "magnitude", "scaled"})
+                tags = (left.tags & right.tags) | {"powered"}
+            return self.atom(experts, *tags & {"sign", "magnitude", "scaled", "powered"})
         if "mask" in tags:
             return self.atom(experts)
+        if "stack" in tags and not (left.experts and right.experts):
+            return self.atom(experts, "weights")
         return self.atom(experts, "product")
 
     def scaled_by(self, scalar: Value, tensor: Value, experts: frozenset[str]) -> Value:
         """Return a tensor multiplied by a non-constant scalar."""
         self.classify(tensor)
-        tags = {*tensor.tags & {"sign", "magnitude", "product"}}
+        tags = {*tensor.tags & {"sign", "magnitude", "powered", "product"}}
         if "dot" in scalar.tags:
             self.found.add("cosine_weight")
             tags.add("projection")
         elif "norm" in scalar.tags and scalar.sources:
             if "sign" in tensor.tags:
                 self.found.add("sign_only")
+                tags -= {"sign"}
             elif not tensor.tags & {"bounded", "sign"} and tensor.sources:
                 tags.add("scaled")
-        negative = all(c < 0 for c in tensor.form.values()) and bool(tensor.form)
-        value = self.atom(experts, *tags)
-        return self.scaled(value, -1.0) if negative else value
+        return self.multiple(tensor, experts, tags)
 
     def quotient(self, left: Value, right: Value, experts: frozenset[str]) -> Value:
         """Return an elementwise quotient."""
         if right.constant:
-            return self.scaled(left, 1 / right.constant)
+            count = len(left.sources) if len(left.form) > 1 or "stack_sum" in left.tags else 0
+            family = "mean" if right.constant == count else "scaling"
+            return self.scaled(left, 1 / right.constant, family)
+        if "weights" in left.tags and not right.experts:  # jnp.average
+            self.found.add("mean")
         if left.scalar and right.scalar:
             scalar_tags = left.tags | right.tags
             if "dot" in scalar_tags:  # a cosine, or a projection's coefficient
@@ -334,11 +316,23 @@ class FamilyReader:
             return Value(experts=experts, tags=scalar_tags, scalar=True)
         self.classify(left)
         tags = {*left.tags & {"sign", "magnitude", "product", "projection"}}
-        if right.scalar and "norm" in right.tags and left.sources and "sign" not in left.tags:
+        if (
+            right.scalar
+            and "norm" in right.tags
+            and left.sources
+            and not left.tags & {"sign", "magnitude", "powered"}
+        ):
             tags.add("scaled")
+        return self.multiple(left, experts, tags)
+
+    def multiple(self, tensor: Value, experts: frozenset[str], tags: Iterable[str]) -> Value:
+        """Return a tensor times a scalar: an atom with the coefficient of a single tensor."""
+        factors = list(tensor.form.values()) or [1.0]
+        factor = -1.0 if all(factor < 0 for factor in factors) else 1.0
+        if len(factors) == 1 and "sign" not in tensor.tags:  # signs have no scale of their own
+            factor = factors[0]
         value = self.atom(experts, *tags)
-        negative = all(c < 0 for c in left.form.values()) and bool(left.form)
-        return self.scaled(value, -1.0) if negative else value
+        return replace(value, form=dict.fromkeys(value.form, factor))
 
     def comparison(self, left: Value, right: Value, experts: frozenset[str]) -> Value:
         """Return the mask of a comparison."""
@@ -380,7 +374,9 @@ class FamilyReader:
                 self.found.add("max_magnitude")
             elif name in ("reduce_max", "reduce_min"):
                 self.found.add("extremes")
-            return self.atom(experts, f"stack_sum:{shape[axes[0]]}")
+            if name == "reduce_sum" and "weights" in value.tags:
+                self.found.add("weighted_sum")
+            return self.atom(experts, "stack_sum", *value.tags & {"weights"})
         if scalar:
             if "product" in value.tags:
                 return self.atom(experts, "dot", scalar=True)
@@ -389,7 +385,7 @@ class FamilyReader:
             return self.atom(experts, "mean", scalar=True)
         if value.sources and len(axes) < len(shape):
             self.found.add("row_mean")
-        return self.atom(experts, *value.tags & {"magnitude"})
+        return self.atom(experts, "row", *value.tags & {"magnitude"})
 
     def contraction(
         self, left: Value, right: Value, experts: frozenset[str], scalar: bool
@@ -401,20 +397,3 @@ class FamilyReader:
         if left.constant is None and not left.experts and "stack" in right.tags:
             self.found.add("weighted_sum")
         return self.atom(experts)
-
-
-def _constant(value: Any) -> Value:
-    dtype = jax.dtypes.result_type(value)
-    if np.size(value) != 1 or not jax.numpy.issubdtype(dtype, np.number) or dtype.kind == "c":
-        return Value(scalar=np.size(value) == 1)
-    return Value(constant=float(np.asarray(value).reshape(())), scalar=True)
-
-
-def _evaluated(name: str, values: Sequence[float]) -> Value:
-    """Return the result of a primitive on constants; the value is unknown for rare primitives."""
-    constant = None
-    if name in _TRANSPARENT:
-        constant = values[0]
-    elif name in _ARITHMETIC and not (name == "div" and values[1] == 0):
-        constant = _ARITHMETIC[name](*values)
-    return Value(constant=constant, scalar=True)

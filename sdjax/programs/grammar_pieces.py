@@ -171,6 +171,7 @@ def power(rng: np.random.Generator, v: str) -> str:
 
 T = TypeVar("T")
 Shaper = Callable[[np.random.Generator, str], str]
+# Weights and shapers; each shaper has the name of its family (see families.py).
 SHAPERS: tuple[tuple[float, Shaper], ...] = (
     (2.6, magnitude_trim),
     (1.6, clip),
@@ -183,9 +184,10 @@ SHAPERS: tuple[tuple[float, Shaper], ...] = (
 )
 
 
-def draw_shaper(rng: np.random.Generator) -> Shaper:
-    """Return a random shaper."""
-    return _draw(rng, SHAPERS)
+def draw_shaper(rng: np.random.Generator) -> tuple[str, Shaper]:
+    """Return a random shaper, preceded by its family."""
+    shaper = _draw(rng, SHAPERS)
+    return shaper.__name__, shaper
 
 
 def _draw(rng: np.random.Generator, weighted: Sequence[tuple[float, T]]) -> T:
@@ -195,26 +197,27 @@ def _draw(rng: np.random.Generator, weighted: Sequence[tuple[float, T]]) -> T:
 
 # Combiners: statements and a final expression over the experts' names.
 
-Piece = tuple[list[str], str]  # statements, expression
+Piece = tuple[list[str], str, set[str]]  # statements, expression, families
 
 
 def weighted_sum(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
     """Add the experts with different coefficients."""
-    return [], linear(coefficients(rng, len(terms)), terms)
+    families = {"weighted_sum"} if len(terms) > 1 else set()
+    return [], linear(coefficients(rng, len(terms)), terms), families
 
 
 def scaling(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
     """Scale the sum of the experts."""
     k = literal(rng, strength(rng) / len(terms))
     if len(terms) == 1:
-        return [], f"{k} * {terms[0]}"
+        return [], f"{k} * {terms[0]}", set()
     if rng.random() < 0.25:
         negative = int(rng.integers(1, len(terms)))
         signs = ["-" if i == negative else "+" for i in range(1, len(terms))]
     else:
         signs = ["+"] * (len(terms) - 1)
     total = terms[0] + "".join(f" {s} {t}" for s, t in zip(signs, terms[1:], strict=True))
-    return [], f"{k} * ({total})"
+    return [], f"{k} * ({total})", {"scaling"}
 
 
 def mean(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -223,8 +226,8 @@ def mean(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
         return weighted_sum(rng, terms, names)
     total = f"({' + '.join(terms)}) / {len(terms)}"
     if rng.random() < 0.3:
-        return [], total
-    return [], f"{literal(rng, strength(rng))} * {total}"
+        return [], total, {"mean"}
+    return [], f"{literal(rng, strength(rng))} * {total}", {"mean", "scaling"}
 
 
 def interpolation(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -245,7 +248,7 @@ def interpolation(rng: np.random.Generator, terms: Sequence[str], names: Names) 
         for term in order[2:]:
             lines.append(f"{m} = {m} + {number(rng, -0.2, 0.8)} * ({term} - {m})")
     last = m if rng.random() < 0.3 else f"{literal(rng, strength(rng))} * {m}"
-    return lines, last
+    return lines, last, {"interpolation"}
 
 
 def norm_text(rng: np.random.Generator, v: str) -> str:
@@ -263,17 +266,17 @@ def norm_balance(rng: np.random.Generator, terms: Sequence[str], names: Names) -
     if form < 0.35:  # the other experts scaled to the norm of the first
         first = terms[0]
         scaled = [first] + [f"{t} * n / {norm}({t})" for t in terms[1:]]
-        return [f"n = {norm}({first})"], linear(k, scaled)
+        return [f"n = {norm}({first})"], linear(k, scaled), {"norm_balance", "weighted_sum"}
     if form < 0.7:  # unit vectors, scaled to the norm of one expert
         units = [f"{t} / {norm}({t})" for t in terms]
         chosen = terms[int(rng.integers(len(terms)))]
         lines = [f"{m} = {linear(k, units)}"]
-        return lines, f"{m} * {norm}({chosen})"
+        return lines, f"{m} * {norm}({chosen})", {"norm_balance", "weighted_sum"}
     sizes = [f"n{i}" for i in range(1, len(terms) + 1)]
     lines = [f"{n} = {norm}({t})" for n, t in zip(sizes, terms, strict=True)]
     products = " + ".join(f"{n} * {t}" for n, t in zip(sizes, terms, strict=True))
     scale = literal(rng, strength(rng))
-    return lines, f"{scale} * ({products}) / ({' + '.join(sizes)})"
+    return lines, f"{scale} * ({products}) / ({' + '.join(sizes)})", {"norm_balance"}
 
 
 def sign_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -286,12 +289,12 @@ def sign_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> P
     inside = linear(coefficients(rng, 2), (p, q))
     outside = "0" if rng.random() < 0.4 else f"{number(rng, 0.1, 0.9)} * {(p, q)[rng.integers(2)]}"
     gated = f"jnp.where({agree}, {inside}, {outside})"
+    lines, result, unused = [], gated, rest
     if rest and rng.random() < 0.85:
-        return (
-            [f"{names.merged} = {gated}"],
-            linear([number(rng, 0.6, 1.2), number(rng, -0.3, 0.8)], [names.merged, rest[0]]),
-        )
-    return [], gated
+        lines, unused = [f"{names.merged} = {gated}"], rest[1:]
+        outer = [number(rng, 0.6, 1.2), number(rng, -0.3, 0.8)]
+        result = linear(outer, [names.merged, rest[0]])
+    return lines, result, {"sign_gate", "weighted_sum"} | ({"subset"} if unused else set())
 
 
 def extremes(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -309,7 +312,7 @@ def extremes(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Pi
     parts += order[2:]
     while len(k) < len(parts):
         k.append(number(rng, -0.3, 0.7))
-    return [], linear(k, parts)
+    return [], linear(k, parts), {"extremes"}
 
 
 def cosine_weight(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -322,7 +325,7 @@ def cosine_weight(rng: np.random.Generator, terms: Sequence[str], names: Names) 
     sign = "+" if rng.random() < 0.6 else "-"
     gate = f"({number(rng, 0.3, 1.2)} {sign} {number(rng, 0.2, 1.5)} * s)"
     k = coefficients(rng, len(order))
-    return [line], f"{gate} * ({linear(k, order)})"
+    return [line], f"{gate} * ({linear(k, order)})", {"cosine_weight", "weighted_sum"}
 
 
 def cross_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -332,7 +335,8 @@ def cross_gate(rng: np.random.Generator, terms: Sequence[str], names: Names) -> 
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
     p, q = order[:2]
     line = f"s = jnp.exp(-{number(rng, 0.2, 1.5)} * jnp.abs({p}) / {spread(rng, p)})"
-    return [line], linear(coefficients(rng, len(order)), [p, f"s * {q}", *order[2:]])
+    result = linear(coefficients(rng, len(order)), [p, f"s * {q}", *order[2:]])
+    return [line], result, {"soft_gate", "weighted_sum"}
 
 
 # Combiners that are held out of the training programs.
@@ -347,7 +351,7 @@ def max_magnitude(rng: np.random.Generator, terms: Sequence[str], names: Names) 
     lines = [f"{m} = jnp.where(jnp.abs({order[0]}) > jnp.abs({order[1]}), {order[0]}, {order[1]})"]
     for term in order[2:]:
         lines.append(f"{m} = jnp.where(jnp.abs({m}) > jnp.abs({term}), {m}, {term})")
-    return lines, f"{literal(rng, strength(rng))} * {m}"
+    return lines, f"{literal(rng, strength(rng))} * {m}", {"max_magnitude"}
 
 
 def projection_removal(rng: np.random.Generator, terms: Sequence[str], names: Names) -> Piece:
@@ -357,7 +361,8 @@ def projection_removal(rng: np.random.Generator, terms: Sequence[str], names: Na
     order = [terms[int(i)] for i in rng.permutation(len(terms))]
     p, q = order[:2]
     line = f"r = {q} - jnp.sum({p} * {q}) / jnp.sum({p} * {p}) * {p}"
-    return [line], linear(coefficients(rng, len(order)), [p, "r", *order[2:]])
+    result = linear(coefficients(rng, len(order)), [p, "r", *order[2:]])
+    return [line], result, {"projection_removal", "weighted_sum"}
 
 
 Combiner = Callable[[np.random.Generator, Sequence[str], Names], Piece]

@@ -1,15 +1,31 @@
 """Families of arbitrary verified programs."""
 
+import json
 import runpy
 from pathlib import Path
 
 import jax
 import pytest
 
-from sdjax.programs.families import FAMILIES
+from sdjax.programs.families import FAMILIES, families_of
 from sdjax.programs.family_rules import FamilyReader
+from sdjax.sandbox.verify.verified_program import verify_ir
 
-CASES = runpy.run_path(str(Path(__file__).parents[1] / "sandbox" / "primitive_cases.py"))["CASES"]
+SANDBOX_TESTS = Path(__file__).parents[1] / "sandbox"
+CASES = runpy.run_path(str(SANDBOX_TESTS / "primitive_cases.py"))["CASES"]
+STORED = runpy.run_path(str(SANDBOX_TESTS / "ir" / "stored_programs.py"))
+# The families of the stored programs, the same for all JAX versions that wrote or read them.
+STORED_FAMILIES = json.loads(Path(__file__).with_name("stored_families.json").read_text())
+
+
+@pytest.mark.parametrize("path", STORED["FILES"], ids=lambda path: path.stem)
+def test_families_do_not_depend_on_the_jax_version(path):
+    programs = {name: entry["ir"] for name, entry in json.loads(path.read_text()).items()}
+    families = {
+        name: sorted(families_of(verify_ir(ir, STORED["SIGNATURE"])))
+        for name, ir in programs.items()
+    }
+    assert families == STORED_FAMILIES
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,5 @@
 """The grammar: validity, faults, variety; and the families of its programs."""
 
-import collections
 import functools
 
 import jax
@@ -34,6 +33,15 @@ def families_in(source: str, slots: int = 3) -> frozenset[str] | None:
         return families_of(verify_ir(trace_trusted(source, signature), signature))
     except Refusal:
         return None
+
+
+@functools.cache
+def detected(count: int = 2000) -> tuple[tuple[RandomProgram, frozenset[str]], ...]:
+    """Return the sound programs among the first samples, with the families read from their IR."""
+    sound = [program for program in samples()[:count] if not program.fails]
+    found = [(program, families_in(program.text)) for program in sound]
+    assert all(families is not None for _, families in found)
+    return tuple((program, families) for program, families in found if families is not None)
 
 
 @functools.cache
@@ -122,29 +130,56 @@ def test_share_of_failures():
     assert 0.09 <= np.mean([program.fails for program in samples()]) <= 0.13
 
 
+def missing_labels(program: RandomProgram, families: frozenset[str]) -> frozenset[str]:
+    """Return the labels that are not found, except for what the IR cannot tell.
+
+    A "weighted_sum" whose coefficients happen to be equal, `0.2 * a + 0.2 * b`, has the same IR as
+    a loop that adds `0.2 * v`, which is "scaling".
+    """
+    missing = program.families - families
+    return missing - {"weighted_sum"} if "scaling" in families else missing
+
+
+def test_detected_families_cover_the_labels():
+    for program, families in detected():
+        assert not missing_labels(program, families), program.text
+    assert sum(not program.families <= families for program, families in detected()) <= 5
+
+
 def test_every_training_family_occurs_and_held_out_ones_never():
-    counts = collections.Counter(
-        family
-        for program in samples()[:800]
-        if not program.fails
-        for family in families_in(program.text) or ()
-    )
+    counts: dict[str, int] = {}
+    for _, families in detected():
+        for family in families:
+            counts[family] = counts.get(family, 0) + 1
     assert not HELD_OUT & counts.keys()
     assert counts.keys() == FAMILIES.keys() - HELD_OUT
-    assert min(counts.values()) >= 5, counts
+    assert min(counts.values()) >= 20, counts
+
+
+def test_rare_families_are_not_found_where_they_are_not():
+    exact = FAMILIES.keys() - {"weighted_sum", "scaling", "interpolation"}
+    for program, families in detected():
+        assert families & exact == program.families & exact, program.text
 
 
 def test_two_of_three_experts_and_low_weights_are_frequent():
-    families = [families_in(program.text) for program in samples()[:800] if not program.fails]
-    assert 0.25 <= np.mean(["subset" in one for one in families if one is not None]) <= 0.45
+    sound = [program for program in samples() if not program.fails]
+    assert 0.25 <= np.mean(["subset" in program.families for program in sound]) <= 0.45
+
+
+def test_broken_programs_have_no_families():
+    assert not any(program.families for program in samples() if program.fails)
 
 
 def test_held_out_families_on_request():
     drawn = [program for program in samples(500, 5, True) if not program.fails]
-    held_out = {program: (families_in(program.text) or frozenset()) & HELD_OUT for program in drawn}
     for family in HELD_OUT:
-        assert sum(family in families for families in held_out.values()) >= 15
-    chosen = [program for program, families in held_out.items() if families][:20]
+        assert sum(family in program.families for program in drawn) >= 15
+    for program in drawn:
+        families = families_in(program.text)
+        assert families is not None
+        assert families & HELD_OUT == program.families & HELD_OUT, program.text
+    chosen = [program for program in drawn if program.families & HELD_OUT][:20]
     assert all(not isinstance(run(program.text), str) for program in chosen)
 
 
@@ -155,7 +190,9 @@ def test_other_numbers_of_slots(slots):
         program = sample_program(rng, slots=slots)
         assert isinstance(run(program.text, slots), str) == program.fails, program.text
         if not program.fails:
-            assert families_in(program.text, slots) is not None, program.text
+            families = families_in(program.text, slots)
+            assert families is not None
+            assert not missing_labels(program, families), program.text
 
 
 def test_slots_out_of_range():
@@ -203,9 +240,24 @@ BODY = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n  
         ("return 0.4 * a + 0.2 * c", "subset", "scaling"),
         ("return sum(0.3 * v for v in task_vectors.values())", "scaling", "weighted_sum"),
         (
+            # The IR has one coefficient per expert, and the first is zero.
             "return sum(0.1 * i * v for i, (k, v) in enumerate(task_vectors.items()))",
             "weighted_sum",
             "subset",
+        ),
+        ("b = b + jnp.mean(b, 0)\n    return 0.3 * (a + b + c)", "scaling", "weighted_sum"),
+        ("return a / 2 + (b + 0.5 * jnp.tanh(b)) / 2", "interpolation", "weighted_sum"),
+        ("return (a + b - 0.4 * jnp.mean(b, 0) + c) / 3", "mean", "weighted_sum"),
+        ("return (a + b) / 2 + 0.1 * c", "mean", "interpolation"),
+        (
+            "return jnp.average(jnp.stack([a, b, c]), 0, weights=jnp.array([0.2, 0.3, 0.5]))",
+            "mean",
+            "subset",
+        ),
+        (
+            "return jnp.average(jnp.stack([a, b, c]), 0, weights=jnp.array([0.2, 0.3, 0.5]))",
+            "weighted_sum",
+            "norm_balance",
         ),
     ],
 )

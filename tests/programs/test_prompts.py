@@ -9,6 +9,10 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.programs import prompts
+from sdjax.programs.families import HELD_OUT, families_of
+from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verify.verified_program import verify_ir
+from sdjax.sandbox.worker.trace import trace_trusted
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
 DESCRIPTIONS = {
@@ -36,6 +40,10 @@ def test_full_prompt_lists_the_experts_and_is_short():
 def test_worked_example_is_a_valid_program():
     text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
     (source,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    signature = MergeSignature.of(SLOTS, {"layers/0/mlp/up_proj": ("mlp.up_proj", (8, 6))})
+    families = families_of(verify_ir(trace_trusted(source, signature), signature))
+    assert "norm_balance" in families
+    assert not families & HELD_OUT
     namespace: dict = {}
     exec(source, namespace)
     rng = np.random.default_rng(0)

@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as jax_primitives
 
@@ -108,6 +107,7 @@ class AllowedPrimitive:
         params: the parameters in the IR, with their decoders.
         fixed: the only legal value of each parameter that is not in the IR.
         since: the first JAX version with this primitive.
+        fallback: the same function in older operations, for JAX versions that lack the primitive.
         cost: scalar operations, from input avals, output avals and parameters.
     """
 
@@ -117,6 +117,7 @@ class AllowedPrimitive:
     params: Mapping[str, ParameterDecoder] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     since: str = OLDEST
+    fallback: Callable[..., Any] | None = None
     cost: CostFunction = field(default=_per_output(1))
 
 
@@ -185,6 +186,7 @@ def _allow(
             params=params,
             fixed=fixed or {},
             since=since,
+            fallback=fallback,
             cost=cost or _per_output(1),
         )
 
@@ -237,7 +239,14 @@ _allow(
     _per_output(10),
     fixed=_DEFAULT_ACCURACY,
 )
-_allow("log2", 1, _per_output(10), fixed=_DEFAULT_ACCURACY, since="0.12", fallback=jnp.log2)
+_allow(
+    "log2",
+    1,
+    _per_output(10),
+    fixed=_DEFAULT_ACCURACY,
+    since="0.12",
+    fallback=lambda x: lax.log(x) / math.log(2),
+)
 _allow("sqrt rsqrt cbrt", 1, _per_output(4), fixed=_DEFAULT_ACCURACY)
 _allow("asin acos atan sinh cosh asinh acosh atanh", 1, _per_output(10))
 _allow("erf erf_inv lgamma digamma bessel_i0e bessel_i1e", 1, _per_output(20))
