@@ -55,21 +55,6 @@ class CallingConvention:
         key = jax.ShapeDtypeStruct((), KEY_DTYPE)
         return [*tensors * (len(self.slots) + 1), key, scalar, *[scalar] * len(hyperparameters)]
 
-    def unpack(self, inputs: Sequence[Any], hyperparameters: Sequence[str]) -> tuple[dict, dict]:
-        """Split the flat arguments.
-
-        Returns:
-            the task vectors by slot, and all inputs that a candidate may request by name.
-        """
-        n = self.num_leaves
-        *task_vectors, base = (
-            self.result(inputs[i * n : (i + 1) * n]) for i in range(len(self.slots) + 1)
-        )
-        key, depth, *values = inputs[(len(self.slots) + 1) * n :]
-        named = {"base": base, "key": key, "depth": depth}
-        by_slot = dict(zip(self.slots, task_vectors, strict=True))
-        return by_slot, named | dict(zip(hyperparameters, values, strict=True))
-
     def pack(
         self,
         task_vectors: Mapping[str, Any] | Sequence[Any],

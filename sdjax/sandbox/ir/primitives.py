@@ -210,11 +210,10 @@ _NO_OUT_SHARDING = {"out_sharding": None}
 # Arithmetic, comparison and logic, elementwise: the bulk of merge algorithms.
 _allow("neg sign floor ceil abs not is_finite square real imag conj", 1)
 _allow("population_count clz", 1)
-_allow("add sub div rem max min and or xor atan2 nextafter complex", 2)
+_allow("add add_any sub div rem max min and or xor atan2 nextafter complex", 2)
 _allow("eq ne lt le gt ge eq_to lt_to le_to", 2)
 _allow("shift_left shift_right_logical shift_right_arithmetic", 2)
 _allow("mul", 2, fixed={"out_dtype": None})
-_allow("add_any", 2)
 _allow("clamp", 3)
 _allow("select_n", (2, _MANY))
 _allow("round", 1, rounding_method=member_of("RoundingMethod"))
@@ -225,13 +224,7 @@ _allow(
 )
 _allow("bitcast_convert_type", 1, new_dtype=decode_dtype)
 # The derivative of tanh and of the inverse functions; (1 + x)(1 - x) is exact near one.
-_allow(
-    "one_minus_square",
-    1,
-    _per_output(3),
-    since="0.12",
-    fallback=lambda x: (1 + x) * (1 - x),
-)
+_allow("one_minus_square", 1, _per_output(3), since="0.12", fallback=lambda x: (1 + x) * (1 - x))
 # Smooth functions and the special functions of scores, gates, normal quantiles and entropies.
 _allow(
     "exp exp2 log log1p expm1 sin cos tan tanh logistic",
@@ -301,8 +294,9 @@ for _name in ("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_m
         mode=member_of("GatherScatterMode"),
     )
 # Statistics over a tensor: norms, means, ranks, quantiles, thresholds, running sums.
-_allow("reduce_sum", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints)
-_allow("reduce_max reduce_min", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints)
+_allow(
+    "reduce_sum reduce_max reduce_min", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints
+)
 _allow("reduce_prod reduce_and reduce_or reduce_xor", 1, _per_input, axes=decode_ints)
 _allow("argmax argmin", 1, _per_input, axes=decode_ints, index_dtype=decode_dtype)
 _allow(

@@ -9,7 +9,7 @@ import builtins
 import contextlib
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,7 +197,7 @@ def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, convention: Callin
     names = tuple(requested.floats)
 
     def call(*inputs: Any) -> tuple:
-        task_vectors, available = convention.unpack(inputs, names)
+        task_vectors, available = _unpack(convention, inputs, names)
         available["kind"] = of[0]
         keywords = {name: available[name] for name in (*requested.requests, *names)}
         return tuple(_checked(load()(task_vectors, **keywords), convention))
@@ -205,6 +205,24 @@ def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, convention: Callin
     # Matrix products in full float32 on every platform, as in the merge engine.
     with jax.default_matmul_precision("highest"):
         return jax.make_jaxpr(call)(*convention.avals(names))
+
+
+def _unpack(
+    convention: CallingConvention, inputs: Sequence[Any], hyperparameters: Sequence[str]
+) -> tuple[dict, dict]:
+    """Split the flat arguments; the inverse of `CallingConvention.pack`.
+
+    Returns:
+        the task vectors by slot, and all inputs that a candidate may request by name.
+    """
+    n, slots = convention.num_leaves, convention.slots
+    *task_vectors, base = (
+        convention.result(inputs[i * n : (i + 1) * n]) for i in range(len(slots) + 1)
+    )
+    key, depth, *values = inputs[(len(slots) + 1) * n :]
+    named = {"base": base, "key": key, "depth": depth}
+    by_slot = dict(zip(slots, task_vectors, strict=True))
+    return by_slot, named | dict(zip(hyperparameters, values, strict=True))
 
 
 def _checked(result: Any, convention: CallingConvention) -> list[jax.Array]:
