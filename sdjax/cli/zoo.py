@@ -32,16 +32,6 @@ def zoo_list() -> None:
 )
 def zoo_train(out: Path) -> None:
     """Train the zoo from scratch, which takes about half an hour on two cores."""
-    from sdjax.core.progress import progress_bar
     from sdjax.zoo.train import train_zoo
 
-    with progress_bar("zoo", 100) as advance:
-        percent = 0.0
-
-        def report(line: str, fraction: float) -> None:
-            nonlocal percent
-            advance(100 * fraction - percent, description=line)
-            percent = 100 * fraction
-
-        readme = train_zoo(out, report)
-    click.echo(str(readme))
+    click.echo(str(train_zoo(out)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
 from sdjax.decoding.config import DecoderConfig
 from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.evaluator import evaluate_problems
@@ -50,6 +52,8 @@ from sdjax.zoo.recipes import (
 )
 from sdjax.zoo.tokenizer import train_tokenizer, write_tokenizer
 
+logger = logging.getLogger(__name__)
+
 _README = """\
 # The zoo
 
@@ -62,23 +66,16 @@ solves all of them, but a merge can.
 
 """
 
-# Called with a status line and the fraction of the work that is complete.
-Report = Callable[[str, float], None]
-
-# Cost of computing the identity of one training program, in units of training steps.
-_PROGRAM_STEPS = 0.08
-
 DECODER = DecoderConfig(slots=160, prefill_batch=160, buckets=(9, 14, 30), max_new_tokens=10)
 
 
-def train_zoo(folder: Path, report: Report) -> Path:
+def train_zoo(folder: Path) -> Path:
     """Train all models of the zoo that are missing from a folder.
 
     An interrupted call resumes with the first missing model.
 
     Args:
         folder: folder of the models.
-        report: called with the progress.
 
     Returns:
         the path of the README with the table of accuracies.
@@ -99,43 +96,36 @@ def train_zoo(folder: Path, report: Report) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     seed = folder / "seed"
-    jobs: list[tuple[Path, float, Callable[[Report], None]]] = [
-        (seed, SEED.optimizer.num_steps, partial(train_seed, seed, SEED)),
-        (
-            seed / TRAINING_PROGRAMS,
-            SEED.programs * _PROGRAM_STEPS,
-            partial(save_training_identities, seed, SEED),
-        ),
-    ]
+    jobs: dict[Path, Callable[[], None]] = {
+        seed: partial(train_seed, seed, SEED),
+        seed / TRAINING_PROGRAMS: partial(save_training_identities, seed, SEED),
+    }
     for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
         path = folder / recipe.name
-        jobs.append((path, recipe.optimizer.num_steps, partial(train_expert, path, seed, recipe)))
-    total, done = sum(weight for _, weight, _ in jobs), 0.0
-    for path, weight, job in jobs:
+        jobs[path] = partial(train_expert, path, seed, recipe)
+    for path, job in jobs.items():
         if not path.exists():
-            job(partial(_report_part, report, done / total, weight / total))
-        done += weight
+            job()
     return write_table(folder)
 
 
-def _report_part(report: Report, start: float, fraction: float, line: str, done: float) -> None:
-    report(line, start + fraction * done)
-
-
-def save_training_identities(seed: Path, recipe: SeedRecipe, report: Report) -> None:
+def save_training_identities(seed: Path, recipe: SeedRecipe) -> None:
     """Write the training programs and their identities to the seed's folder."""
     signature = merge_signature(load_config(seed), experts=len(SLOTS))
     sources = training_programs(recipe.programs, recipe.seed)
 
-    def identities() -> Iterator[int | None]:
-        for number, identity in enumerate(candidate_identities(sources, signature)):
-            if number % 100 == 0:
-                report("seed: identities of its training programs", number / len(sources))
-            yield identity
+    with progress_bar("seed: identities of its training programs", len(sources)) as advance:
 
-    TrainingPrograms.create(sources, identities(), signature=signature_digest(signature)).write(
-        seed
-    )
+        def identities() -> Iterator[int | None]:
+            for identity in candidate_identities(sources, signature):
+                yield identity
+                advance()
+
+        programs = TrainingPrograms.create(
+            sources, identities(), signature=signature_digest(signature)
+        )
+    programs.write(seed)
+    logger.info("seed: identities of %d training programs", len(sources))
 
 
 def write_table(folder: Path) -> Path:
@@ -166,7 +156,7 @@ def data_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
+def train_seed(folder: Path, recipe: SeedRecipe) -> None:
     """Train the tokenizer and the seed, and write them to `folder`."""
     sources = training_programs(recipe.programs, recipe.seed)
     tokenizer_folder = folder.with_name(f"{folder.name}.tokenizer")
@@ -183,7 +173,8 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
 
     correct = ExerciseStream(tokenizer, recipe.seed)
     with_errors = ExerciseStream(tokenizer, recipe.seed + 1, reads=False, calculates=False)
-    errors_start = (1 - recipe.error_fraction) * recipe.optimizer.num_steps
+    num_steps = recipe.optimizer.num_steps
+    errors_start = (1 - recipe.error_fraction) * num_steps
     evaluator = Evaluator(tokenizer, config, split="calibration")
     mesh = data_mesh()
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -192,51 +183,50 @@ def train_seed(folder: Path, recipe: SeedRecipe, report: Report) -> None:
     init, step = compile_step(sft_loss(config), recipe.optimizer)
     opt_state = init(trainable)
     weights = dict(recipe.weights)
-    for first in range(0, recipe.optimizer.num_steps, recipe.interval):
-        stream = correct if first < errors_start else with_errors
-        batches = zip(
-            packed_batches(
-                next_program,
-                rows=recipe.program_rows,
-                length=recipe.length,
-                batches=recipe.interval,
-            ),
-            packed_batches(
-                partial(stream.sample, weights),
-                rows=recipe.rows - recipe.program_rows,
-                length=recipe.length,
-                batches=recipe.interval,
-            ),
-            strict=True,
-        )
-        for index, (program_rows, exercise_rows) in enumerate(batches):
-            exercise_rows["weights"] *= recipe.exercise_weight
-            batch = {
-                name: np.concatenate([program_rows[name], exercise_rows[name]])
-                for name in program_rows
-            }
-            batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-            trainable, opt_state, metrics = step(trainable, opt_state, {}, batch)
-            if index % 10 == 0:
-                done = (first + index) / recipe.optimizer.num_steps
-                report(f"seed: loss {float(metrics['loss']):.3f}", done)
-        accuracy = evaluator.accuracies(unflatten(trainable))
-        # Train less on kinds that are already solved, until the steps with errors begin.
-        if first + recipe.interval < errors_start:
-            weights = {
-                kind: weight * max(1 - accuracy[kind], 0.2)
-                for kind, weight in recipe.weights.items()
-            }
-        else:
-            weights = dict(recipe.weights)
-        summary = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
-        report(
-            f"seed, step {first + recipe.interval}: {summary}", first / recipe.optimizer.num_steps
-        )
+    # Not `fit`: the batches of an interval depend on the accuracy after the previous one.
+    with progress_bar("seed", num_steps) as advance:
+        for first in range(0, num_steps, recipe.interval):
+            stream = correct if first < errors_start else with_errors
+            batches = zip(
+                packed_batches(
+                    next_program,
+                    rows=recipe.program_rows,
+                    length=recipe.length,
+                    batches=recipe.interval,
+                ),
+                packed_batches(
+                    partial(stream.sample, weights),
+                    rows=recipe.rows - recipe.program_rows,
+                    length=recipe.length,
+                    batches=recipe.interval,
+                ),
+                strict=True,
+            )
+            for index, (program_rows, exercise_rows) in enumerate(batches):
+                exercise_rows["weights"] *= recipe.exercise_weight
+                batch = {
+                    name: np.concatenate([program_rows[name], exercise_rows[name]])
+                    for name in program_rows
+                }
+                batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+                trainable, opt_state, metrics = step(trainable, opt_state, {}, batch)
+                loss = f"seed: loss {float(metrics['loss']):.3f}" if index % 10 == 0 else None
+                advance(description=loss)
+            accuracy = evaluator.accuracies(unflatten(trainable))
+            # Train less on kinds that are already solved, until the steps with errors begin.
+            if first + recipe.interval < errors_start:
+                weights = {
+                    kind: weight * max(1 - accuracy[kind], 0.2)
+                    for kind, weight in recipe.weights.items()
+                }
+            else:
+                weights = dict(recipe.weights)
+            summary = " ".join(f"{kind} {accuracy[kind]:.2f}" for kind in KINDS)
+            logger.info("seed, step %d of %d: %s", first + recipe.interval, num_steps, summary)
     _write(folder, config, unflatten(trainable), tokenizer_folder)
 
 
-def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: Report) -> None:
+def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe) -> None:
     """Fine-tune the seed's MLP tensors on the recipe's exercises, and write the expert."""
     config, params = load_model(seed_folder, dtype=jnp.float32)
     tokenizer = load_tokenizer(seed_folder)
@@ -250,18 +240,16 @@ def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe, report: 
     params = jax.device_put(params, NamedSharding(data_mesh(), PartitionSpec()))
     mlp_paths = [path for path in flatten(params) if kind_of(path).startswith("mlp.")]
     trainable, frozen = split_params(params, mlp_paths)
-    steps = recipe.optimizer.num_steps
     batches = packed_batches(
-        partial(stream.sample, recipe.weights), rows=SEED.rows, length=SEED.length, batches=steps
+        partial(stream.sample, recipe.weights),
+        rows=SEED.rows,
+        length=SEED.length,
+        batches=recipe.optimizer.num_steps,
     )
-
-    def on_step(step: int, metrics: dict[str, float]) -> None:
-        if step % 10 == 1:
-            report(f"{recipe.name}: loss {metrics['loss']:.3f}", (step - 1) / steps)
-
-    trained, _ = fit(
-        sft_loss(config), trainable, frozen, batches, recipe.optimizer, on_step=on_step
+    trained, history = fit(
+        sft_loss(config), trainable, frozen, batches, recipe.optimizer, title=recipe.name
     )
+    logger.info("%s: loss %.3f after %d steps", recipe.name, history[-1]["loss"], len(history))
     _write(folder, config, unflatten(frozen | trained), seed_folder)
 
 
