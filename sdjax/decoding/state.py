@@ -1,6 +1,6 @@
 """State of a decoder's slots between compiled calls.
 
-Axes: stop token ids that end a sequence; the others as in `sdjax.models.types`.
+Axes: stop (token ids that end a sequence); the others are in `sdjax.models.types`.
 """
 
 from __future__ import annotations

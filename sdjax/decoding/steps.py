@@ -1,6 +1,6 @@
 """Step functions that a decoder compiles: pure functions of the weights and the slots' state.
 
-Axes: stop token ids that end a sequence; the others as in `sdjax.models.types`.
+Axes: stop (token ids that end a sequence); the others are in `sdjax.models.types`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Each executable also computes `squared_norm_or_inf` of its result, for `MergedMo
 `MergedModel.change`. On a mesh that is one scalar all-reduce, the only collective of an elementwise
 method.
 
-Axes: *shape the tensor's own, experts their number.
+Axes: *shape (of the tensor), experts.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ needs no communication under any sharding, and is independent of order and of th
 The mixer is the 32-bit finalizer "lowbias32" (Chris Wellons, "Prospecting for Hash Functions",
 2018), applied twice with different words of the key.
 
-Axes: *shape the tensor's own.
+Axes: *shape (the shape of the tensor).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Ranking by two argsorts carries indices through both. Here a row is sorted once, as integers and
 without indices, and each element is compared with the value at the rank in question.
 
-Axes: n the last axis (the row), over which ranks are taken; a vector is a single row.
+Axes: n (the last axis, over which ranks are taken; a vector is a single row).
 """
 
 from __future__ import annotations

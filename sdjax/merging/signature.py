@@ -1,6 +1,6 @@
 """Algorithm signatures: the inputs and hyperparameters of a function.
 
-Axes: *shape the tensor's own.
+Axes: *shape (the shape of the tensor).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Everything that may change without recompilation is an argument: weights, numeri
 depth and key. Arrays cross the jit boundary as tuples in slot order, since JAX sorts dicts by key,
 and output shardings are pinned to those of the base.
 
-Axes: *shape the tensor's own.
+Axes: *shape (the shape of the tensor).
 """
 
 from __future__ import annotations

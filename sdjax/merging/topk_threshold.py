@@ -10,7 +10,7 @@ elements next to them (differences of bfloat16 numbers take few values, which ma
 until exactly k elements reach a bound or the interval is empty. If the sample is misleading, about
 ten passes narrow the full range of bits. The result is always exact.
 
-Axes: *shape the tensor's own, n tensors, m bounds per tensor, p probes per bound, s samples.
+Axes: *shape (of the tensor), n (tensors), m (bounds per tensor), p (probes per bound), s (samples).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Matrix product with few rows, for which XLA's CPU backend picks a slow order.
 
-Axes: rows tokens, in and out the widths of the projection.
+Axes: rows (tokens), in and out (widths of the projection).
 """
 
 from __future__ import annotations

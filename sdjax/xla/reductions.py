@@ -5,7 +5,7 @@ products of three task vectors read the weights six times. A reduction with seve
 loop. Short runs within a column are reduced in this way (rows are the lanes of a TPU and would have
 to be moved), and the few numbers that remain by plain sums.
 
-Axes: n terms; *shape the tensor's own.
+Axes: n (terms), *shape (of a term).
 """
 
 from __future__ import annotations

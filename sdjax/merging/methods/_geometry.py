@@ -4,7 +4,7 @@ The spherical methods return a weighted sum of the task vectors whose weights fo
 inner products alone. The tensors are therefore read once for the products and once for the sum, and
 on a mesh only scalars are communicated.
 
-Axes: rows, columns a matrix's, experts their number, *angles any shape.
+Axes: rows and columns (of a matrix), experts, *angles (any shape).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Building blocks of several methods: weighted sums, sign election, rescaling, changed elements.
 
-Axes: *shape the tensor's own.
+Axes: *shape (the shape of the tensor).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Trimming is shared by TIES and Breadcrumbs. Random dropping is shared by DARE (the same probability
 for every element) and DELLA (a probability that grows with the rank of the magnitude).
 
-Axes: *shape the tensor's own.
+Axes: *shape (the shape of the tensor).
 """
 
 from __future__ import annotations

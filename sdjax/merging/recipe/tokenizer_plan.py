@@ -4,7 +4,7 @@ The rows of an embedding and of an output matrix belong to tokens. A model that 
 result gets the row of the only model that has it, otherwise the base's row, otherwise the mean over
 the models that have it (mergekit's rule), so that a missing token does not create a task vector.
 
-Axes: v tokens of the result, d width of the embedding.
+Axes: v (tokens of the result), d (width of the embedding).
 """
 
 from __future__ import annotations
