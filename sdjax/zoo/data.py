@@ -87,7 +87,7 @@ def packed_batches(
 ) -> list[dict[str, np.ndarray]]:
     """Sample as many examples as fit into the batches; return them as packed rows.
 
-    `training.packing.target_batches` needs a finite data set, but these samples are drawn endlessly.
+    `training.packing.target_batches` needs a finite dataset, but these samples never end.
 
     Args:
         sample: function that returns the next example.
