@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdjax.programs.grammar import sample_program
+from sdjax.programs.grammar import sample_candidate
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
@@ -65,7 +65,7 @@ def row(name: str, seconds: list[float]) -> None:
 def programs(count: int, seed: int) -> list[str]:
     """Sample candidates from the grammar: 60 to 110 tokens, one in nine broken on purpose."""
     rng = np.random.default_rng(seed)
-    return [sample_program(rng).text for _ in range(count)]
+    return [sample_candidate(rng).text for _ in range(count)]
 
 
 def rate(sandbox: Sandbox, sources: list[str], seen: DuplicateIndex) -> tuple[float, Counter]:

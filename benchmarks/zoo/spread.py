@@ -21,7 +21,7 @@ from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.statistics import paired_difference
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.methods.registry import algorithm
-from sdjax.programs.grammar import sample_program
+from sdjax.programs.grammar import sample_candidate
 from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
@@ -77,7 +77,7 @@ def random_programs(context: RunContext, options: argparse.Namespace):
     rng = np.random.default_rng(options.seed)
     done = 0
     while done < options.programs:
-        text = sample_program(rng).text
+        text = sample_candidate(rng).text
         try:
             ir = trace_trusted(text, context.signature)
             program = verify_ir(ir, context.signature)

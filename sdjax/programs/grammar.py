@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdjax.programs.grammar_faults import break_program
+from sdjax.programs.grammar_faults import break_source
 from sdjax.programs.grammar_pieces import (
     SCHEME_SHARES,
     SCHEMES,
@@ -34,8 +34,8 @@ MIN_LENGTH, MAX_LENGTH = 90, 345  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomProgram:
-    """A random program.
+class RandomCandidate:
+    """A random candidate.
 
     Attributes:
         text: source code.
@@ -50,7 +50,7 @@ class RandomProgram:
 
 @dataclass
 class _Draft:
-    """A program under construction: helper functions, requested inputs, statements, families."""
+    """A candidate under construction: helper functions, requested inputs, statements, families."""
 
     helpers: list[str]
     requests: list[str]
@@ -65,15 +65,15 @@ class _Draft:
         return f"import jax.numpy as jnp\n\n{source}" if "jnp." in source else source
 
 
-def sample_program(
+def sample_candidate(
     rng: np.random.Generator, *, slots: int = 3, allow_held_out: bool = False
-) -> RandomProgram:
-    """Sample a random program.
+) -> RandomCandidate:
+    """Sample the source of a random merge program.
 
     Args:
         rng: random generator.
         slots: number of experts, 2 to 5.
-        allow_held_out: whether to use the held-out families, in about a third of the programs.
+        allow_held_out: whether to use the held-out families, in about a third of the candidates.
     """
     if not 2 <= slots <= 5:
         raise ValueError(f"slots must be between 2 and 5, not {slots}")
@@ -83,9 +83,9 @@ def sample_program(
         if MIN_LENGTH <= len(text) <= MAX_LENGTH + 30 * (slots - 3):
             break
     if rng.random() < FAULT_SHARE:
-        text = break_program(rng, text, slots)
-        return RandomProgram(text=text, families=frozenset(), fails=True)
-    return RandomProgram(text=text, families=frozenset(draft.families), fails=False)
+        text = break_source(rng, text, slots)
+        return RandomCandidate(text=text, families=frozenset(), fails=True)
+    return RandomCandidate(text=text, families=frozenset(draft.families), fails=False)
 
 
 def _draft(rng: np.random.Generator, slots: int, allow_held_out: bool) -> _Draft:

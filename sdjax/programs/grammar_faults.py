@@ -123,7 +123,7 @@ FAULTS: tuple[tuple[float, Fault], ...] = (
 )
 
 
-def break_program(rng: np.random.Generator, text: str, slots: int) -> str:
+def break_source(rng: np.random.Generator, text: str, slots: int) -> str:
     """Return `text` with one random edit that makes the sandbox refuse it."""
     shares = np.array([share for share, _ in FAULTS])
     while True:

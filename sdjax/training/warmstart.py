@@ -18,7 +18,7 @@ from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import kind_of, param_specs
-from sdjax.programs.grammar import sample_program
+from sdjax.programs.grammar import sample_candidate
 from sdjax.programs.prompts import render
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.training.packing import prefix_batch, shuffled_batches
@@ -57,9 +57,9 @@ def sample_candidates(count: int, seed: int, *, slots: int) -> tuple[str, ...]:
     rng = np.random.default_rng(seed)
     candidates: dict[str, None] = {}
     while len(candidates) < count:
-        program = sample_program(rng, slots=slots)
-        if not program.fails:
-            candidates[program.text.strip("\n")] = None
+        candidate = sample_candidate(rng, slots=slots)
+        if not candidate.fails:
+            candidates[candidate.text.strip("\n")] = None
     return tuple(candidates)
 
 

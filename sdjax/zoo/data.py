@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.evaluation.tasks.arithmetic import KINDS, Exercise, exercises, prompt_of
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.programs.grammar import sample_program
+from sdjax.programs.grammar import sample_candidate
 from sdjax.training.packing import Example, pack
 
 SLOTS = ("expert_1", "expert_2", "expert_3")
@@ -23,7 +23,7 @@ def training_programs(count: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     programs: dict[str, None] = {}
     while len(programs) < count:
-        programs[sample_program(rng).text] = None
+        programs[sample_candidate(rng).text] = None
     return list(programs)
 
 

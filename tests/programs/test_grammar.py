@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdjax.programs.families import FAMILIES, HELD_OUT, families_of
-from sdjax.programs.grammar import RandomProgram, sample_program
+from sdjax.programs.grammar import RandomCandidate, sample_candidate
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import verify_ir
@@ -19,9 +19,11 @@ FORBIDDEN = ("os", "sys", "subprocess", "socket", "torch")
 
 
 @functools.cache
-def samples(count: int = 5000, seed: int = 7, held_out: bool = False) -> tuple[RandomProgram, ...]:
+def samples(
+    count: int = 5000, seed: int = 7, held_out: bool = False
+) -> tuple[RandomCandidate, ...]:
     rng = np.random.default_rng(seed)
-    return tuple(sample_program(rng, allow_held_out=held_out) for _ in range(count))
+    return tuple(sample_candidate(rng, allow_held_out=held_out) for _ in range(count))
 
 
 @functools.cache
@@ -36,7 +38,7 @@ def families_in(source: str, slots: int = 3) -> frozenset[str] | None:
 
 
 @functools.cache
-def detected(count: int = 2000) -> tuple[tuple[RandomProgram, frozenset[str]], ...]:
+def detected(count: int = 2000) -> tuple[tuple[RandomCandidate, frozenset[str]], ...]:
     """Return the sound programs among the first samples, with the families read from their IR."""
     sound = [program for program in samples()[:count] if not program.fails]
     found = [(program, families_in(program.text)) for program in sound]
@@ -82,7 +84,7 @@ def run(text: str, slots: int = 3) -> np.ndarray | str:
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[tuple[RandomProgram, np.ndarray | str]]:
+def outcomes() -> list[tuple[RandomCandidate, np.ndarray | str]]:
     return [(program, run(program.text)) for program in samples()[:320]]
 
 
@@ -130,7 +132,7 @@ def test_share_of_failures():
     assert 0.09 <= np.mean([program.fails for program in samples()]) <= 0.13
 
 
-def missing_labels(program: RandomProgram, families: frozenset[str]) -> frozenset[str]:
+def missing_labels(program: RandomCandidate, families: frozenset[str]) -> frozenset[str]:
     """Return the labels that are not found, except for what the IR cannot tell.
 
     A "weighted_sum" whose coefficients happen to be equal, `0.2 * a + 0.2 * b`, has the same IR as
@@ -187,7 +189,7 @@ def test_held_out_families_on_request():
 def test_other_numbers_of_slots(slots):
     rng = np.random.default_rng(1)
     for _ in range(20):
-        program = sample_program(rng, slots=slots)
+        program = sample_candidate(rng, slots=slots)
         assert isinstance(run(program.text, slots), str) == program.fails, program.text
         if not program.fails:
             families = families_in(program.text, slots)
@@ -197,7 +199,7 @@ def test_other_numbers_of_slots(slots):
 
 def test_slots_out_of_range():
     with pytest.raises(ValueError, match="between 2 and 5, not 1"):
-        sample_program(np.random.default_rng(0), slots=1)
+        sample_candidate(np.random.default_rng(0), slots=1)
 
 
 BODY = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n    "
