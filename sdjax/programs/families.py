@@ -15,9 +15,9 @@ from sdjax.sandbox.verify.verified_program import VerifiedProgram
 FAMILIES: dict[str, str] = {
     "weighted_sum": "a sum of experts with different constant coefficients",
     "subset": "the result does not depend on every expert",
-    "mean": "the mean of experts",
+    "mean": "a sum of experts, divided by their number",
     "scaling": "a sum of experts, all times the same constant",
-    "interpolation": "a sum of experts with different coefficients that sum to one",
+    "interpolation": "a sum of experts with separate coefficients that sum to one",
     "norm_balance": "experts that are added after being scaled by norms or spreads",
     "sign_gate": "entries selected by their sign or by the agreement of signs",
     "magnitude_trim": "entries selected by a threshold on their magnitude",

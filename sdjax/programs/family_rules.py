@@ -26,6 +26,7 @@ _MAX_TERMS = 64
 _COMPARISONS = {"gt", "lt", "ge", "le", "eq", "ne"}
 _SATURATING = {"tanh": "saturation"} | dict.fromkeys(("exp", "exp2", "logistic"), "soft_gate")
 _SELECTED = {"magnitude", "sign", "norm", "dot", "mean"}  # tags that survive a selection
+_ADDED = {"scaled", "projection", "centered"}  # tags of a sum if any of its terms has them
 
 
 class FamilyReader:
@@ -225,8 +226,8 @@ class FamilyReader:
             return value
         key = frozenset(value.form.items())
         if key not in self._terms:
-            tags = union([self._atoms[n] for n in value.form]).tags
-            self._terms[key] = self.atom(value.experts, *tags - {"row"})
+            tags = union([self._atoms[n] for n in value.form]).tags & _ADDED
+            self._terms[key] = self.atom(value.experts, *tags | value.tags)
         return self._terms[key]
 
     def sum(self, left: Value, right: Value, sign: float) -> Value:
