@@ -29,7 +29,7 @@ from sdjax.core.config import (
 from sdjax.core.errors import UserError
 from sdjax.decoding.config import DecoderConfig
 from sdjax.sandbox.config import SandboxConfig
-from sdjax.sharding.mesh import MeshConfig
+from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
 
 CONFIG_FOLDER = Path(sdjax.__file__).parent / "configs"

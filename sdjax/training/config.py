@@ -19,7 +19,7 @@ from sdjax.core.config import (
     PositiveInt,
 )
 from sdjax.models.lora import ALL_PROJECTIONS
-from sdjax.sharding.mesh import MeshConfig
+from sdjax.sharding.config import MeshConfig
 from sdjax.training.losses import LOSSES
 
 

@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.sharding.mesh import MeshConfig, make_mesh
+from sdjax.sharding.config import MeshConfig
+from sdjax.sharding.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,8 @@ def test_model_on_eight_devices(tmp_path):
         from sdjax.models.params import init_params, param_specs
         from sdjax.models.transformer import forward, unembed
         from sdjax.models.tree import flatten, unflatten
-        from sdjax.sharding.mesh import MeshConfig, make_mesh
+        from sdjax.sharding.config import MeshConfig
+        from sdjax.sharding.mesh import make_mesh
         from sdjax.sharding.rules import shardings
 
         assert dict(make_mesh().shape) == {"tensor": 8}
