@@ -1,7 +1,7 @@
 """XLA compile options for the CPU backend, limited to those that the installed XLA supports.
 
-XLA drops options between releases and refuses to compile with an unknown one, so each option is
-tried once on a trivial function before it is used.
+XLA drops options between releases and refuses to compile with an unknown one, so options are
+tried once on a trivial function before they are used.
 """
 
 import functools
@@ -61,15 +61,18 @@ def compile_for_single_use(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def _supported(options: Mapping[str, str | bool]) -> CompilerOptions:
-    return {name: value for name, value in options.items() if _is_supported(name, value)}
+    names = tuple(options.items())
+    if _is_supported(names):  # one trial for all of them, which succeeds on most versions
+        return dict(options)
+    return {name: value for name, value in names if _is_supported(((name, value),))}
 
 
 @functools.cache
-def _is_supported(name: str, value: str | bool) -> bool:
-    """Return whether the CPU compiler accepts an option; this takes about 20 ms per option."""
+def _is_supported(options: tuple[tuple[str, str | bool], ...]) -> bool:
+    """Return whether the CPU compiler accepts these options; a trial takes about 20 ms."""
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
+            jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
     except RuntimeError:  # "No such compile option", or a process without a CPU backend
         return False
     return True
