@@ -163,15 +163,18 @@ def _create_file(path: Path, schema: str, first: tuple[str, tuple[Any, ...]]) ->
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
     uri = path.resolve().as_uri()
-    connection = sqlite3.connect(f"{uri}?mode={'rw' if write else 'ro'}", uri=True)
     try:
-        _prepare(connection, path, write)
+        return _open_uri(f"{uri}?mode={'rw' if write else 'ro'}", path, write)
     except sqlite3.OperationalError:
-        connection.close()
         if write or os.access(path.parent, os.W_OK):
             raise
         # On a read-only file system WAL cannot create its shared memory, but there is no writer.
-        connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
+        return _open_uri(f"{uri}?mode=ro&immutable=1", path, write)
+
+
+def _open_uri(uri: str, path: Path, write: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True)
+    try:
         _prepare(connection, path, write)
     except BaseException:
         connection.close()
