@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -23,3 +25,15 @@ def truncated_repr(value: Any, max_chars: int = 60) -> str:
     """Return the `repr` of a value for an error message, cut to `max_chars` characters."""
     text = repr(value)
     return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Return "did you mean X? " for the allowed name that is closest to `name`, or "".
+
+    Args:
+        name: a name that is not allowed, such as a misspelled key or method.
+        allowed: the allowed names.
+    """
+    by_lower_case = {other.lower(): other for other in allowed}
+    similar = difflib.get_close_matches(name.lower(), by_lower_case, 1)
+    return f"did you mean {by_lower_case[similar[0]]}? " if similar else ""
