@@ -2,22 +2,23 @@
 
 A config class is a `pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)`, and
 its instances are the settings themselves: a section of the file is the object that the code uses.
-Errors name the file, the line, the key, and what is allowed there.
+Errors name the file, the line, the key, and what is allowed there; `errors_at` does the same for
+values that only later code can check.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
 import json
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, did_you_mean
 from sdjax.core.yaml import YamlDocument
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -34,7 +35,47 @@ Location = tuple[str | int, ...]
 T = TypeVar("T")
 
 
-def read_dataclass(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+class ConfigOrigin:
+    """Places of a config's values: lines of a file, and options of the command line."""
+
+    def __init__(self, name: str, document: YamlDocument | None = None) -> None:
+        """Create the origin.
+
+        Args:
+            name: name of the file or of the stored run, for error messages.
+            document: the parsed file, for line numbers.
+        """
+        self.name = name
+        self._document = document
+        self._options: dict[Location, str] = {}
+
+    def add_option(self, location: Location, option: str) -> None:
+        """Note that an option, such as "--set iterations=5", sets a key."""
+        self._options[location] = option
+
+    def place(self, location: Location) -> tuple[str, str]:
+        """Return the file or the options that set a key, and its line such as "line 3", or ""."""
+        for key, option in self._options.items():
+            depth = min(len(key), len(location))
+            if depth and location[:depth] == key[:depth]:
+                return option, ""
+        if not location and self._options:
+            return f"{self.name} with {' '.join(self._options.values())}", ""
+        line = None if self._document is None else self._document.line_at(location)
+        return self.name, "" if line is None else f"line {line}"
+
+    def where(self, location: Location) -> str:
+        """Return the place of a key in one string, such as "run.yaml, line 3"."""
+        return ", ".join(filter(None, self.place(location)))
+
+
+def read_dataclass(
+    cls: type[T],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    options: Mapping[str, str] | None = None,
+) -> T:
     """Read a config file.
 
     Args:
@@ -42,6 +83,7 @@ def read_dataclass(cls: type[T], path: str | Path, overrides: Sequence[str] = ()
             version 0.1 to their new names, for the error message.
         path: a YAML file.
         overrides: assignments such as "generation.samples=64"; the values are YAML.
+        options: top-level keys that options of the same name set, such as out by --out.
 
     Raises:
         UserError: an unreadable file, an unknown or missing key, or an invalid value.
@@ -50,19 +92,13 @@ def read_dataclass(cls: type[T], path: str | Path, overrides: Sequence[str] = ()
     data = None if document.root is None else document.value(document.root)
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping of keys to values")
-    overridden = {_apply_override(data, override): override for override in overrides}
-
-    def where(location: Location) -> str:
-        for key, override in overridden.items():
-            depth = min(len(key), len(location))
-            if depth and location[:depth] == key[:depth]:
-                return f"--set {override}"
-        if not location and overridden:
-            return f"{path} with --set {' --set '.join(overridden.values())}"
-        line = document.line_at(location)
-        return str(path) if line is None else f"{path}, line {line}"
-
-    return _validate(cls, data, where)
+    origin = ConfigOrigin(str(path), document)
+    for override in overrides:
+        origin.add_option(_apply_override(data, override), f"--set {override}")
+    for key, value in (options or {}).items():
+        data[key] = value
+        origin.add_option((key,), f"--{key} {value}")
+    return _validate(cls, data, origin)
 
 
 def dataclass_from(cls: type[T], data: Mapping[str, Any], where: str) -> T:
@@ -76,22 +112,74 @@ def dataclass_from(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     Raises:
         UserError: an unknown or missing key, or an invalid value.
     """
-    return _validate(cls, data, lambda location: where)
+    return _validate(cls, data, ConfigOrigin(where))
 
 
-def _validate(cls: type[T], data: Mapping[str, Any], where: Callable[[Location], str]) -> T:
+@contextlib.contextmanager
+def errors_at(config: object, key: str) -> Iterator[None]:
+    """Start the user errors of a block with the file, line and name of the key that caused them.
+
+    For values that only later code can check, such as the name of a model:
+
+        with errors_at(config, "experts.expert_1.model"):
+            folder = model_folder(config.experts["expert_1"].model)
+
+    Args:
+        config: a config from `read_dataclass` or `dataclass_from`; the errors of any other config
+            name only the key.
+        key: the key, with dots between the levels.
+    """
+    try:
+        yield
+    except UserError as error:
+        location = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+        origin = getattr(config, _ORIGIN, None)
+        where = "" if origin is None else f"{origin.where(location)}: "
+        raise type(error)(f"{where}{key}: {error}") from error
+
+
+# Attribute of a config that holds its `ConfigOrigin`. Not a field: equal configs may come from
+# different files, and a copy by `dataclasses.replace` comes from none.
+_ORIGIN = "_origin"
+
+
+def _validate(cls: type[T], data: Mapping[str, Any], origin: ConfigOrigin) -> T:
     # From JSON, since strict validation of Python data rejects a list for a tuple.
     text = json.dumps(data)
     try:
-        return TypeAdapter(cls).validate_json(text)
+        config = TypeAdapter(cls).validate_json(text)
     except ValidationError as error:
         found = [(_resolve(cls, item["loc"]), item) for item in error.errors()]
+    else:
+        object.__setattr__(config, _ORIGIN, origin)
+        return config
+    unknown = [place for place, item in found if item["type"] == "unexpected_keyword_argument"]
+    renamed = [place for place in unknown if place[0][-1] in _renamed_keys(place[1])]
+    if renamed:
+        raise UserError(_explain_renamed(renamed, origin))
     # Unknown keys first: a misspelled key usually leaves another one missing.
     found.sort(key=lambda pair: pair[1]["type"] != "unexpected_keyword_argument")
     location, section = found[0][0]
     errors = [item for (other, _), item in found if other == location]
-    message = f"{where(location)}: {_explain(errors, location, section)}"
+    message = f"{origin.where(location)}: {_explain(errors, location, section)}"
     raise UserError(" ".join(message.split()))
+
+
+def _renamed_keys(section: Any) -> dict[str, str]:
+    return getattr(section, "RENAMED_KEYS", {})
+
+
+def _explain_renamed(renamed: Sequence[tuple[Location, Any]], origin: ConfigOrigin) -> str:
+    """Return a description of all renamed keys, which names each file only once."""
+    parts, last_name = [], None
+    for location, section in renamed:
+        name, line = origin.place(location)
+        where = ", ".join(filter(None, (None if name == last_name else name, line)))
+        key = ".".join(map(str, location))
+        change = f"{key} was renamed to {_renamed_keys(section)[str(location[-1])]} in 0.2"
+        parts.append(f"{where}: {change}" if where else change)
+        last_name = name
+    return "; ".join(parts)
 
 
 def _resolve(cls: Any, raw: Location) -> tuple[Location, Any]:
@@ -174,13 +262,8 @@ def _explain(errors: Sequence[Any], location: Location, section: Any) -> str:
 
 
 def _unknown_key(key: str, name: str, section: Any) -> str:
-    renamed = getattr(section, "RENAMED_KEYS", {})
-    if name in renamed:
-        return f"{key} was renamed to {renamed[name]} in 0.2"
     allowed = [field.name for field in dataclasses.fields(section)]
-    similar = difflib.get_close_matches(name, allowed, 1)
-    hint = f"did you mean {similar[0]}? " if similar else ""
-    return f"unknown key {key}; {hint}allowed: {', '.join(allowed)}"
+    return f"unknown key {key}; {did_you_mean(name, allowed)}allowed: {', '.join(allowed)}"
 
 
 def _apply_override(data: dict[str, Any], override: str) -> Location:

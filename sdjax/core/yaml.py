@@ -15,7 +15,7 @@ from typing import Any, Self
 import yaml
 from yaml.constructor import SafeConstructor
 
-from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 
 MAX_VALUES = 100_000  # per document, with aliases expanded
 MAX_LEVELS = 30
@@ -164,7 +164,9 @@ class YamlDocument:
                 raise self.fail(line, f"{key!r} is not supported yet")
             if key not in allowed:
                 raise self.fail(
-                    line, f"unknown key {truncated_repr(key)}; allowed: {', '.join(allowed)}"
+                    line,
+                    f"unknown key {truncated_repr(key)}; {did_you_mean(key, allowed)}allowed: "
+                    f"{', '.join(allowed)}",
                 )
         return {key: value for key, (_, value) in entries.items() if value.tag != _NULL}
 

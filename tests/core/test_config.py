@@ -4,13 +4,13 @@ import pytest
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from sdjax.core.config import STRICT, PositiveInt, dataclass_from, read_dataclass
-from sdjax.core.errors import UserError
+from sdjax.core.config import STRICT, PositiveInt, dataclass_from, errors_at, read_dataclass
+from sdjax.core.errors import TransientError, UserError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Section:
-    RENAMED_KEYS: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"clip": "max_grad_norm", "names_": "names"}
 
     max_grad_norm: float = 1.0
     steps: PositiveInt | None = None
@@ -59,3 +59,60 @@ def test_renamed_keys_are_named_in_overrides_and_stored_configs(tmp_path):
         read(tmp_path, "section: {}", ["section.clip=1"])
     with pytest.raises(UserError, match=r"runs/old: section\.clip was renamed"):
         dataclass_from(Config, {"section": {"clip": 1}}, "runs/old")
+
+
+def test_all_renamed_keys_are_reported_at_once(tmp_path):
+    text = "section:\n  clip: 1\n  steps: none\nsections:\n  a: {names_: x}"
+    expected = (
+        "config.yaml, line 2: section.clip was renamed to max_grad_norm in 0.2; "
+        "line 5: sections.a.names_ was renamed to names in 0.2; "
+        "--set sections.b.clip=2: sections.b.clip was renamed to max_grad_norm in 0.2"
+    )
+    with pytest.raises(UserError) as error:
+        read(tmp_path, text, ["sections.b.clip=2"])
+    assert str(error.value) == f"{tmp_path}/{expected}"
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides", "where"),
+    [
+        ("section.names.1", (), "{path}, line 3: "),
+        ("sections.a.steps", (), "{path}, line 5: "),
+        ("section.steps", (), "{path}, line 1: "),  # a default: the enclosing section
+        ("section.names", ["section.names=c"], "--set section.names=c: "),
+    ],
+)
+def test_later_errors_name_the_place_of_the_value(tmp_path, key, overrides, where):
+    text = "section:\n  names: [a,\n    b]\nsections:\n  a: {steps: 2}"
+    config = read(tmp_path, text, overrides)
+    with pytest.raises(TransientError) as error, errors_at(config, key):
+        raise TransientError("no such thing")
+    place = where.format(path=tmp_path / "config.yaml")
+    assert str(error.value) == f"{place}{key}: no such thing"
+
+
+def test_later_errors_of_other_configs_name_the_key():
+    named = pytest.raises(UserError, match=r"^section\.steps: too many$")
+    with named, errors_at(Config(), "section.steps"):
+        raise UserError("too many")
+    stored = dataclass_from(Config, {}, "runs/old")
+    with (
+        pytest.raises(UserError, match=r"^runs/old: section: wrong$"),
+        errors_at(stored, "section"),
+    ):
+        raise UserError("wrong")
+
+
+def test_options_set_top_level_keys(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("section: 1")
+    with pytest.raises(UserError, match=r"^--section x: section: must be a mapping"):
+        read_dataclass(Config, path, options={"section": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("steqs", "did you mean Steps? "), ("zzz", ""), ("STEPS", "did you mean Steps? ")],
+)
+def test_did_you_mean(name, hint):
+    assert did_you_mean(name, ["Steps", "names"]) == hint
