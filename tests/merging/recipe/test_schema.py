@@ -97,7 +97,11 @@ def test_dare_rescales_as_mergekit_by_default(tmp_path, parameters, rescale):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("dtype: bf", "dtpe: bf", r"r.yml, line 14: unknown key 'dtpe'; allowed: merge_method,"),
+        (
+            "dtype: bf",
+            "dtpe: bf",
+            r"r.yml, line 14: unknown key 'dtpe'; did you mean dtype\? allowed: merge_method,",
+        ),
         (
             "dtype: bfloat16",
             "dtype: int4",
