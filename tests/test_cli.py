@@ -15,6 +15,7 @@ from sdjax.cli.main import main
 from sdjax.io.hf_checkpoint import load_model, write_model
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
+from sdjax.merging.methods.registry import methods
 from sdjax.models.lora import init_adapter
 from sdjax.models.tree import flatten
 
@@ -67,10 +68,32 @@ def test_help_shows_an_example(command):
     assert f"sdjax {command}" in result.output.split("Example:")[1]
 
 
-def test_methods_lists_the_methods():
-    result = run_cli("methods")
-    for method in ("linear", "task_arithmetic", "ties", "dare_linear", "slerp", "model_stock"):
-        assert method in result.output
+def is_plain(output):
+    """Return whether output has neither control characters nor lines of more than 80 columns."""
+    lines = output.splitlines()
+    return all(line.isprintable() and len(line) <= 80 for line in lines)
+
+
+def test_methods_lists_one_method_per_line():
+    output = run_cli("methods").output
+    assert is_plain(output)
+    listed = [line.split()[0] for line in output.split("\n\n")[0].splitlines()]
+    assert listed == list(methods())
+
+
+@pytest.mark.parametrize("name", methods())
+def test_methods_describes_a_method(name):
+    output = run_cli("methods", name).output
+    assert is_plain(output)
+    method = methods()[name]
+    words = output.split()
+    assert set(method.formula.split()) <= set(words)
+    for parameter in method.hyperparameters:
+        assert {parameter.name, method.schema.recipe_key(parameter.name)} <= set(words)
+
+
+def test_methods_suggests_the_nearest_name():
+    assert "did you mean ties? available: linear," in user_error("methods", "tiess")
 
 
 def test_zoo_list_prints_the_models():

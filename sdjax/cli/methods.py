@@ -1,37 +1,147 @@
-"""`sdjax methods`: list the merge methods."""
+"""`sdjax methods`: list the merge methods, or describe one."""
 
 from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdjax.cli.group import examples
+from sdjax.core.errors import UserError, did_you_mean, truncated_repr
+
+if TYPE_CHECKING:
+    from sdjax.merging.method import Hyperparameter, Method
+
+_WIDTH = 80
+_INDENT = "  "
+_TYPES = {
+    "float": "number",
+    "per_expert": "number, or one per expert",
+    "bool": "true or false",
+    "int": "integer",
+    "str": "string",
+}
+_BASES = {
+    "required": "required; the task vectors are relative to it",
+    "optional": "optional; if given, the task vectors are relative to it",
+    "first": "required; the first of the models, nothing is subtracted",
+    "plain": "optional; a model like any other, nothing is subtracted",
+}
 
 
-@click.command(epilog=examples("sdjax methods"))
-def methods() -> None:
-    """List the human-designed merge methods with hyperparameters, defaults and formulas."""
-    from rich.console import Console
-    from rich.table import Table
+@click.command(epilog=examples("sdjax methods", "sdjax methods ties"))
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the human-designed merge methods, or describe the method NAME.
 
+    The description has the formula, the hyperparameters with their defaults, and the keys that a
+    recipe may set.
+    """
     from sdjax.merging.methods.registry import methods as all_methods
 
-    table = Table("method", "hyperparameters", "in a recipe", "formula", show_lines=True)
-    for method in all_methods().values():
-        schema, hyperparameters, in_recipe = method.schema, [], []
-        for parameter in method.hyperparameters:
-            name, default = parameter.name, parameter.default
-            star = "*" if parameter.type == "per_expert" else ""
-            hyperparameters.append(f"{name}{star}={default}")
-            key = schema.recipe_key(name)
-            if name in schema.required:
-                in_recipe.append(f"{key} (required)")
-            elif key != name or name in schema.defaults:
-                in_recipe.append(f"{key}={schema.defaults.get(name, default)}")
-        table.add_row(method.name, ", ".join(hyperparameters), ", ".join(in_recipe), method.formula)
-    console = Console()
-    # Do not wrap output to a file or a pipe.
-    (console if console.is_terminal else Console(width=300)).print(table)
-    click.echo(
-        "* a number, or one per expert. Names and defaults in Python and in a search follow the "
-        "papers (second column); in a recipe they follow mergekit (third column)."
-    )
+    available = all_methods()
+    if name is None:
+        click.echo("\n".join(list_methods(available.values())))
+        click.echo("\n`sdjax methods NAME` describes one: formula, hyperparameters, recipe keys.")
+    elif name in available:
+        click.echo("\n".join(describe_method(available[name])))
+    else:
+        raise UserError(
+            f"no merge method {truncated_repr(name)}; {did_you_mean(name, available)}"
+            f"available: {', '.join(available)}"
+        )
+
+
+def list_methods(methods: Iterable[Method]) -> list[str]:
+    """Return one line of at most 80 columns per method: its name and its summary."""
+    methods = tuple(methods)
+    width = max(len(method.name) for method in methods) + len(_INDENT)
+    lines = []
+    for method in methods:
+        # The summary starts with the method's full name, which repeats the first column.
+        summary = method.summary.rpartition(": ")[2]
+        lines.append(
+            f"{method.name:<{width}}{textwrap.shorten(summary, _WIDTH - width, placeholder=' …')}"
+        )
+    return lines
+
+
+def describe_method(method: Method) -> list[str]:
+    """Return the lines that describe one method in full, at most 80 columns wide."""
+    paragraphs = [f"{method.name}: {method.summary}", *method.description.split("\n\n")]
+    lines = []
+    for paragraph in paragraphs:
+        lines += [*textwrap.wrap(" ".join(paragraph.split()), _WIDTH), ""]
+    lines += ["Formula:", *_wrapped(method.formula), ""]
+    if method.hyperparameters:
+        rows = [(p.name, _default(p.default), _TYPES[p.type]) for p in method.hyperparameters]
+        lines += [
+            "Hyperparameters, with the paper's defaults (Python, search configs):",
+            *_table(rows),
+            "",
+        ]
+    lines += ["In a recipe, with mergekit's defaults:", *_table(_recipe_rows(method))]
+    return lines
+
+
+def _recipe_rows(method: Method) -> list[tuple[str, str, str]]:
+    """Return (key, default, meaning) of everything that a recipe may set for a method."""
+    schema = method.schema
+    extra = " in addition to base_model" if schema.base in ("required", "optional") else ""
+    if schema.max_models is None:
+        count = f"{schema.min_models} or more{extra}"
+    elif schema.min_models == schema.max_models:
+        count = f"exactly {schema.min_models}{extra}"
+    else:
+        count = f"{schema.min_models} to {schema.max_models}{extra}"
+    rows = [("base_model", "", _BASES[schema.base]), ("models", "", count)]
+    for parameter in method.hyperparameters:
+        default = schema.defaults.get(parameter.name, parameter.default)
+        required = parameter.name in schema.required
+        rows.append(
+            (
+                schema.recipe_key(parameter.name),
+                "required" if required else _default(default),
+                _recipe_type(method, parameter),
+            )
+        )
+    return rows
+
+
+def _recipe_type(method: Method, parameter: Hyperparameter) -> str:
+    schema = method.schema
+    key = schema.recipe_key(parameter.name)
+    choices = schema.choices.get(parameter.name, {})
+    described = _TYPES[parameter.type]
+    if choices:
+        described = f"one of {', '.join(map(_default, choices))}"
+    elif parameter.name in schema.unit_interval:
+        described = "number from 0 to 1"
+    elif parameter.type == "per_expert":
+        described = "number"
+    if parameter.type == "per_expert":
+        described += ", for all models or for each"
+    return described if key == parameter.name else f"{described}; {parameter.name} above"
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return rows of (name, default, meaning); a long meaning continues on indented lines."""
+    rows = tuple(rows)
+    widths = [max(len(row[column]) for row in rows) + len(_INDENT) for column in (0, 1)]
+    lines = []
+    for name, default, meaning in rows:
+        head = f"{_INDENT}{name:<{widths[0]}}{default:<{widths[1]}}"
+        lines += textwrap.wrap(
+            meaning, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
+        )
+    return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT * 2)
+
+
+def _default(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

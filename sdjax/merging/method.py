@@ -61,6 +61,7 @@ class Method:
     Attributes:
         name: name of the method.
         summary: first line of its documentation.
+        description: paragraphs of the documentation after the summary.
         formula: the method as a formula.
         hyperparameters: all hyperparameters, in the order of the function's signature.
         function: the function of the algorithm API.
@@ -69,6 +70,7 @@ class Method:
 
     name: str
     summary: str
+    description: str
     formula: str
     hyperparameters: tuple[Hyperparameter, ...]
     function: Callable[..., Any]

@@ -88,9 +88,11 @@ def algorithm(name: str, **hyperparameters: Any) -> Algorithm:
 def _describe(module: ModuleType) -> Method:
     name = module.__name__.rpartition(".")[2]
     signature = read_signature(module.merge_models, name, "tensor")
+    summary, _, description = (module.__doc__ or "").strip().partition("\n")
     return Method(
         name=name,
-        summary=(module.__doc__ or "").strip().splitlines()[0],
+        summary=summary,
+        description=description.strip(),
         formula=module.FORMULA,
         hyperparameters=tuple(
             Hyperparameter(name=key, type=type_name, default=signature.defaults[key])
