@@ -21,10 +21,12 @@ from sdjax.decoding.sampling import Sampling
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.io.tokenizer import load_tokenizer
+from sdjax.merging.engine import default_slots
 from sdjax.programs.extraction import extract_source
+from sdjax.programs.signature import model_signature
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import is_admissible
-from sdjax.training.warmstart import make_warmstart_data, merge_signature
+from sdjax.training.warmstart import make_warmstart_data
 
 EXPERTS = (
     "solves grade-school word problems step by step",
@@ -58,7 +60,7 @@ def main() -> None:
     texts = [tokenizer.decode(completion.tokens) for completion in completions]
     sources = [extract_source(text) for text in texts]
     candidates = [source for source in sources if source is not None]
-    with Sandbox(merge_signature(config, experts=len(EXPERTS))) as sandbox:
+    with Sandbox(model_signature(config, default_slots(len(EXPERTS)), "mlp")) as sandbox:
         verdicts = [verdict for _, verdict in sandbox.judge_all(candidates)]
     identities = {verdict.identity for verdict in verdicts if verdict.admitted and verdict.identity}
     training = set(np.load(options.warmstart / TRAINING_PROGRAMS, allow_pickle=False).tolist())

@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sdjax.cli.group import FILE_PATH, examples
+from sdjax.cli.sandbox_options import (
+    allow_missing_option,
+    signature_from_options,
+    signature_options,
+)
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,46 +28,17 @@ if TYPE_CHECKING:
 @click.argument("files", type=FILE_PATH, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.option("--show", is_flag=True, help="Also print each verified array program.")
-@click.option(
-    "--model",
-    default="zoo:seed",
-    show_default=True,
-    metavar="CONFIG",
-    help="Model to merge into: a model folder, its config.json, or zoo:NAME.",
-)
-@click.option(
-    "--experts",
-    type=click.IntRange(1, 64),
-    default=3,
-    show_default=True,
-    help="Number of experts.",
-)
-@click.option(
-    "--allow-missing",
-    multiple=True,
-    metavar="LAYER",
-    help="Run even if this machine lacks this layer of confinement. Repeatable.",
-)
+@signature_options
+@allow_missing_option
 def check(
     files: tuple[Path, ...],
     as_json: bool,
     show: bool,
-    model: str,
-    experts: int,
     allow_missing: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Judge candidate FILES in the sandbox. The exit status is 1 if any is not admitted."""
-    from sdjax.io.hf_checkpoint import load_config
-    from sdjax.io.model_paths import model_folder
-    from sdjax.merging.engine import default_slots
-    from sdjax.models.params import kind_of, param_specs
-    from sdjax.sandbox.signature import MergeSignature
-
-    path = Path(model)
-    folder = path.parent if path.name == "config.json" else model_folder(model)
-    specs = param_specs(load_config(folder))
-    tensors = {path: (kind_of(path), spec.shape) for path, spec in specs.items()}
-    signature = MergeSignature.of(default_slots(experts), tensors)
+    signature = signature_from_options(**options)
     text, status = check_files(
         files, signature, as_json=as_json, show=show, allow_missing=allow_missing
     )

@@ -253,17 +253,19 @@ def _write_result(
         read_training_programs,
         training_program_files,
     )
+    from sdjax.merging.engine import default_slots
     from sdjax.models.lora import merge_lora
     from sdjax.models.tree import unflatten
+    from sdjax.programs.signature import model_signature
     from sdjax.sandbox.trusted_identities import candidate_identities
     from sdjax.training.config import WarmstartJob
-    from sdjax.training.warmstart import merge_signature, signature_digest
+    from sdjax.training.warmstart import signature_digest
 
     start_folder = folder if job.adapter is None else model_folder(job.adapter)
     extra_files, count = training_program_files(start_folder), 0
     if candidates:
         assert isinstance(job, WarmstartJob)
-        signature = merge_signature(trainable.config, experts=len(job.experts), scope=job.scope)
+        signature = model_signature(trainable.config, default_slots(len(job.experts)), job.scope)
         programs = TrainingPrograms.create(
             candidates,
             candidate_identities(candidates, signature),

@@ -29,10 +29,11 @@ from sdjax.merging.engine import MergedModel, Merger
 from sdjax.merging.scope import select_paths
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter, shard_adapter
-from sdjax.models.params import kind_of, param_specs
+from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
 from sdjax.models.types import Params
 from sdjax.programs.prompts import render
+from sdjax.programs.signature import model_signature
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.search.config import ExpertConfig, RunConfig
@@ -185,8 +186,7 @@ def build_context(config: RunConfig) -> RunContext:
         )
         for setting, trees in experts.items()
     }
-    shapes = {path: (kind_of(path), specs[path].shape) for path in paths}
-    signature = MergeSignature.of(config.slots, shapes, config.sandbox)
+    signature = model_signature(model, config.slots, config.scope, config.sandbox)
     generator = None if config.generator is None else model_folder(config.generator)
     return RunContext(
         config=config,

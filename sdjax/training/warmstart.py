@@ -15,9 +15,7 @@ import jax
 import numpy as np
 
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.merging.scope import Scope, select_paths
-from sdjax.models.config import ModelConfig
-from sdjax.models.params import kind_of, param_specs
+from sdjax.merging.engine import default_slots
 from sdjax.programs.grammar import sample_candidate
 from sdjax.programs.prompts import render
 from sdjax.sandbox.signature import MergeSignature
@@ -74,7 +72,7 @@ def make_warmstart_data(
         descriptions: one line per expert.
         candidates: source code of each candidate.
     """
-    slots = _slot_names(len(descriptions))
+    slots = default_slots(len(descriptions))
     text = render(
         prompt,
         slots=slots,
@@ -115,13 +113,6 @@ def warmstart_batches(
         yield prefix_batch(data.prompt, targets, length)
 
 
-def merge_signature(config: ModelConfig, *, experts: int, scope: Scope = "mlp") -> MergeSignature:
-    """Return the merge signature for tracing candidates of a search over this model."""
-    specs = param_specs(config)
-    shapes = {path: (kind_of(path), specs[path].shape) for path in select_paths(specs, scope)}
-    return MergeSignature.of(_slot_names(experts), shapes)
-
-
 def signature_digest(signature: MergeSignature) -> str:
     """Return a hexadecimal digest of the parts of a signature that affect a candidate's identity.
 
@@ -129,7 +120,3 @@ def signature_digest(signature: MergeSignature) -> str:
     """
     content = (signature.slots, signature.tensors, signature.paths)
     return hashlib.sha256(repr(content).encode()).hexdigest()
-
-
-def _slot_names(experts: int) -> tuple[str, ...]:
-    return tuple(f"expert_{number}" for number in range(1, experts + 1))

@@ -29,12 +29,13 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.params import init_params, kind_of
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
+from sdjax.programs.signature import model_signature
 from sdjax.sandbox.trusted_identities import candidate_identities
 from sdjax.training.fit import compile_step, fit
 from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import split_params
-from sdjax.training.warmstart import merge_signature, signature_digest
+from sdjax.training.warmstart import signature_digest
 from sdjax.zoo.data import (
     SLOTS,
     ExerciseStream,
@@ -111,7 +112,7 @@ def train_zoo(folder: Path) -> Path:
 
 def save_training_identities(seed: Path, recipe: SeedRecipe) -> None:
     """Write the training programs and their identities to the seed's folder."""
-    signature = merge_signature(load_config(seed), experts=len(SLOTS))
+    signature = model_signature(load_config(seed), SLOTS, "mlp")
     sources = training_programs(recipe.programs, recipe.seed)
 
     with progress_bar("seed: identities of its training programs", len(sources)) as advance:

@@ -14,9 +14,10 @@ from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
 from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.lora import init_adapter
+from sdjax.programs.signature import model_signature
 from sdjax.search.config import TaskConfig
 from sdjax.search.context import build_context
-from sdjax.training.warmstart import merge_signature, signature_digest
+from sdjax.training.warmstart import signature_digest
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_generator_starts_from_an_adapter(small_config, tmp_path):
     model = load_config(zoo_models()["seed"])
     initial = init_adapter(model, jax.random.key(7), rank=2, alpha=small_config.training.alpha)
     trained = jax.tree.map(lambda leaf: leaf + 0.1, initial)
-    signature = signature_digest(merge_signature(model, experts=3))
+    signature = signature_digest(model_signature(model, small_config.slots, "mlp"))
     files = TrainingPrograms.create(["x"], [5], signature=signature).write(tmp_path / "files")
     write_adapter(folder, model, trained, base="zoo:seed", extra_files=files)
     config = dataclasses.replace(small_config, generator=str(folder))

@@ -4,12 +4,16 @@
 `iterations=1`), made under JAX 0.10.2.
 """
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from sdjax.cli.check import check_files
 from sdjax.cli.merge import merge_discovered, merge_signature
+from sdjax.cli.sandbox_options import signature_from_options
+from sdjax.core.errors import UserError
 from sdjax.merging.recipe.from_algorithm import open_models
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
@@ -37,6 +41,21 @@ def test_stored_run_keeps_the_identities_of_its_programs(run):
     assert len(programs) >= 8
     for identity, program in programs.items():
         assert verify_ir(program.ir, signature).identity == identity
+
+
+def test_check_gives_programs_the_verdicts_and_identities_of_their_run(run, tmp_path):
+    with Store.open(run) as store:
+        programs = store.by_key(Program)
+    for identity, program in programs.items():
+        (tmp_path / f"{identity}.py").write_text(program.source)
+    files = [tmp_path / f"{identity}.py" for identity in programs]
+    signature = signature_from_options(model=None, experts=None, scope=None, run=run)
+    text, _ = check_files(files, signature, as_json=True)
+    rows = [json.loads(line) for line in text.split("\n")]
+    assert [row["identity"] for row in rows] == list(programs)
+    assert {row["verdict"] for row in rows} <= {"admitted", "duplicate"}
+    with pytest.raises(UserError, match="remove --experts"):
+        signature_from_options(model=None, experts=3, scope=None, run=run)
 
 
 def test_best_program_of_a_stored_run_can_be_merged(run, tmp_path):

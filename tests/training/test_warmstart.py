@@ -18,16 +18,17 @@ from sdjax.io.training_programs import (
     read_training_sources,
 )
 from sdjax.programs.extraction import extract_source
+from sdjax.programs.signature import model_signature
 from sdjax.sandbox.trusted_identities import candidate_identities
 from sdjax.training.warmstart import (
     make_warmstart_data,
-    merge_signature,
     sample_candidates,
     signature_digest,
     warmstart_batches,
 )
 
 SEED = zoo_models()["seed"]
+SLOTS = ("expert_1", "expert_2", "expert_3")
 TOKENIZER = load_tokenizer(SEED)
 EXPERTS = ("reads", "calculates", "compares")
 
@@ -60,9 +61,9 @@ def test_identities_equal_those_of_a_search():
     """Check the identities of the training programs that ship with the zoo's seed."""
     texts = read_training_sources(SEED)
     assert len(texts) == 24_000
-    signature = merge_signature(load_config(SEED), experts=3)
+    signature = model_signature(load_config(SEED), SLOTS, "mlp")
     known = read_training_identities(SEED, signature_digest(signature))
-    other = merge_signature(load_config(SEED), experts=3, scope="attention")
+    other = model_signature(load_config(SEED), SLOTS, "attention")
     assert read_training_identities(SEED, signature_digest(other)) is None
     found = [one for one in candidate_identities(texts[:2], signature) if one is not None]
     assert found

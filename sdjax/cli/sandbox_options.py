@@ -1,0 +1,75 @@
+"""Options shared by the commands that run programs in the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from sdjax.cli.group import FOLDER_PATH
+from sdjax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sdjax.sandbox.signature import MergeSignature
+
+Command = TypeVar("Command", bound=Callable)
+
+allow_missing_option = click.option(
+    "--allow-missing",
+    multiple=True,
+    metavar="LAYER",
+    help="Run even if this machine lacks this layer of confinement, such as landlock. Repeatable.",
+)
+
+
+def signature_options(command: Command) -> Command:
+    """Add the options that `signature_from_options` reads: --model, --experts, --scope, --run."""
+    for option in (
+        click.option("--run", type=FOLDER_PATH, help="Judge as this run did, in place of these."),
+        click.option("--scope", metavar="SCOPE", help="Tensors to merge.  [default: all]"),
+        click.option(
+            "--experts", type=click.IntRange(1, 64), help="Number of experts.  [default: 3]"
+        ),
+        click.option(
+            "--model",
+            metavar="MODEL",
+            help="Model to merge into: MODEL, MODEL+ADAPTER or a config.json.  [default: zoo:seed]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def signature_from_options(
+    *, model: str | None, experts: int | None, scope: str | None, run: Path | None
+) -> MergeSignature:
+    """Return the merge signature that programs are judged against.
+
+    Args:
+        model: a model's name, with an adapter if any, or its config.json; by default zoo:seed.
+        experts: number of experts, named expert_1 ... expert_k; by default three.
+        scope: the tensors to merge; by default all, as in `sdjax merge --algorithm`.
+        run: a run's folder. Its slots, scope and limits are used, so that identities are the run's.
+
+    Raises:
+        UserError: no such model or run, a scope that matches nothing, or `run` with other options.
+    """
+    from sdjax.io.hf_checkpoint import load_config
+    from sdjax.merging.engine import default_slots
+    from sdjax.programs.signature import model_signature
+
+    if run is None:
+        name = model or "zoo:seed"
+        config = load_config(Path(name).parent if Path(name).name == "config.json" else name)
+        return model_signature(config, default_slots(experts or 3), scope or "all")
+    for name, value in (("--model", model), ("--experts", experts), ("--scope", scope)):
+        if value is not None:
+            raise UserError(f"--run judges as the run did; remove {name}")
+    from sdjax.search.config import config_from
+    from sdjax.search.store import Store
+
+    with Store.open(run) as store:
+        of_run = config_from(store.run().config, str(run))
+    return model_signature(load_config(of_run.seed), of_run.slots, of_run.scope, of_run.sandbox)
