@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-import sdjax
 from sdjax.core.config import (
     STRICT,
     NonEmptyStr,
@@ -26,13 +25,11 @@ from sdjax.core.config import (
     dataclass_from,
     read_dataclass,
 )
-from sdjax.core.errors import UserError
+from sdjax.core.config_files import find_config
 from sdjax.decoding.config import DecoderConfig
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
-
-CONFIG_FOLDER = Path(sdjax.__file__).parent / "configs"
 
 Hyperparameter = bool | int | float | str
 Grid = dict[str, dict[str, Annotated[tuple[Hyperparameter, ...], Field(min_length=1)]]]
@@ -243,29 +240,12 @@ class RunConfig:
         return asdict(self)
 
 
-def find_config(path: str | Path) -> Path:
-    """Return the config file at `path`, or the shipped config with that name.
-
-    "configs/demo.yaml" and "demo" work from any folder.
-
-    Raises:
-        UserError: neither exists.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    shipped = CONFIG_FOLDER / f"{path.stem}.yaml"
-    if path.parent in (Path("."), Path("configs")) and shipped.is_file():
-        return shipped
-    names = ", ".join(sorted(file.stem for file in CONFIG_FOLDER.glob("*.yaml")))
-    raise UserError(f"{path}: config not found; pass a YAML file or a shipped config: {names}")
-
-
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the config of a run.
 
     Args:
-        path: a YAML file or the name of a shipped config; see `find_config`.
+        path: a YAML file or the name of a shipped config; see
+            `sdjax.core.config_files.find_config`.
         overrides: assignments such as "iterations=2".
     """
     return read_dataclass(RunConfig, find_config(path), overrides)

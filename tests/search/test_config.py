@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sdjax.core.config_files import CONFIG_FOLDER, find_config
 from sdjax.core.errors import UserError
 from sdjax.search.config import (
-    CONFIG_FOLDER,
     config_from,
-    find_config,
     method_entry,
     read_config,
 )
@@ -45,6 +44,8 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     assert find_config("demo") == Path("demo")
     with pytest.raises(UserError, match=r"elsewhere/demo.yaml: config not found.*demo"):
         find_config("elsewhere/demo.yaml")
+    with pytest.raises(UserError, match=r"shipped config: demo, paper-mistral-7b$"):
+        find_config("train-dpo")
 
 
 def test_config_is_frozen_and_keyword_only():
