@@ -81,7 +81,7 @@ def merge(
 
         def on_tensor(done: int, total: int) -> None:
             nonlocal last
-            advance(done - last, description=f"merge {done} of {total} tensors")
+            advance(done - last, total=total)
             last = done
 
         out = paths[-1]

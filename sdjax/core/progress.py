@@ -1,13 +1,16 @@
-"""Progress bars on stderr: on a terminal, by the main process, if INFO messages are logged.
+"""Progress on stderr: a bar on a terminal, otherwise a line per tenth; by the main process.
 
-The command line enables INFO messages; the library alone draws nothing.
+Both appear only if INFO messages are logged, which the command line enables; the library alone
+reports nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -21,31 +24,131 @@ from rich.progress import (
 
 from sdjax.core.logging import is_main_process
 
-Advance = Callable[..., None]
+logger = logging.getLogger(__name__)
+
+# Fast phases report only their end.
+_SECONDS_BETWEEN_LINES = 1.0
+
+
+class Advance(Protocol):
+    """Function that reports finished steps."""
+
+    def __call__(
+        self, steps: float = 1, *, description: str | None = None, total: float | None = None
+    ) -> None:
+        """Report finished steps.
+
+        Args:
+            steps: number of steps that finished since the last call.
+            description: new text in front of the bar.
+            total: number of steps, if it was unknown before.
+        """
 
 
 @contextmanager
-def progress_bar(description: str, total: float | None) -> Iterator[Advance]:
-    """Show a progress bar and yield `advance(steps=1, description=None)`.
+def progress_bar(
+    description: str, total: float | None, *, completed: float = 0
+) -> Iterator[Advance]:
+    """Report the progress of a phase and yield a function that advances it.
+
+    Without a terminal, the lines are log messages: one per finished tenth of the steps, but at most
+    one per second, and one at the end. A phase without any steps logs nothing.
 
     Args:
         description: text in front of the bar.
         total: number of steps, or None if it is unknown.
+        completed: number of steps that were finished earlier, which the estimate of the remaining
+            time ignores.
     """
     console = Console(stderr=True)
-    columns = (
+    if not (logger.isEnabledFor(logging.INFO) and is_main_process()):
+        yield _ignore
+    elif console.is_terminal:
+        with _bar(console) as progress:
+            task = progress.add_task(description, total=total, completed=int(completed))
+
+            def advance(
+                steps: float = 1, *, description: str | None = None, total: float | None = None
+            ) -> None:
+                progress.update(task, advance=steps, description=description, total=total)
+
+            yield advance
+    else:
+        lines = _ProgressLines(description, total, completed)
+        yield lines.advance
+        lines.finish()
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in its two largest units, such as "45 s", "2 min 40 s" or "3 h 20 min"."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        large, small = divmod(seconds, 60)
+        return f"{large} min {small} s" if small else f"{large} min"
+    if seconds < 86_400:
+        large, small = divmod(round(seconds / 60), 60)
+        return f"{large} h {small} min" if small else f"{large} h"
+    large, small = divmod(round(seconds / 3600), 24)
+    days = f"{large} day{'s' if large > 1 else ''}"
+    return f"{days} {small} h" if small else days
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=console,
     )
-    enabled = logging.getLogger("sdjax").isEnabledFor(logging.INFO)
-    disabled = not (enabled and console.is_terminal and is_main_process())
-    with Progress(*columns, console=console, disable=disabled) as progress:
-        task = progress.add_task(description, total=total)
 
-        def advance(steps: float = 1, description: str | None = None) -> None:
-            progress.update(task, advance=steps, description=description)
 
-        yield advance
+def _ignore(
+    steps: float = 1, *, description: str | None = None, total: float | None = None
+) -> None:
+    pass
+
+
+class _ProgressLines:
+    """The lines of one phase."""
+
+    def __init__(self, description: str, total: float | None, completed: float) -> None:
+        self._description = self._phase = description
+        self._total = total
+        self._completed = self._first = completed
+        self._start = self._last_line = time.monotonic()
+
+    def advance(
+        self, steps: float = 1, *, description: str | None = None, total: float | None = None
+    ) -> None:
+        """Log a line if these steps finish a tenth of the total; see `Advance`."""
+        before, now = self._completed, time.monotonic()
+        self._completed += steps
+        self._description = description or self._description
+        self._total = self._total if total is None else total
+        if not self._total or self._completed >= self._total:
+            return
+        tenth = int(10 * self._completed / self._total)
+        if tenth == int(10 * before / self._total):
+            return
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        rate = (now - self._start) / (self._completed - self._first)
+        left = format_duration(rate * (self._total - self._completed))
+        percent = int(100 * self._completed / self._total)
+        logger.info("%s: %d %%, %s, %s left", self._description, percent, self._count, left)
+
+    def finish(self) -> None:
+        """Log the last line of a phase that had any steps."""
+        if self._completed > self._first:
+            duration = format_duration(time.monotonic() - self._start)
+            logger.info("%s: %s in %s", self._phase, self._count, duration)
+
+    @property
+    def _count(self) -> str:
+        done = f"{self._completed:,.0f}"
+        return done if self._total is None else f"{done} of {self._total:,.0f}"

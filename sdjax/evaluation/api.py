@@ -141,19 +141,21 @@ def evaluate(
         "task": loaded_task.name,
         "max_new_tokens": new_tokens,
     }
-    with ResultsFolder(out, settings) as results, progress_bar("eval", len(prompted)) as advance:
+    with ResultsFolder(out, settings) as results:
         missing = results.missing(prompted)
-        advance(len(prompted) - len(missing))
         by_id = {item.problem.id: item for item in missing}
-
-        def save(outcome: Outcome) -> None:
-            results.add(ProblemResult.create(by_id[outcome.problem_id], outcome))
-            advance()
-
         if missing:
             decoder = Decoder(config, decoder_config, stop_token_ids=tokenizer.eos_ids)
             params = load_model(folder, adapter=adapter)[1]
-            evaluate_problems(decoder, tokenizer, params, loaded_task, missing, on_outcome=save)
+        finished = len(prompted) - len(missing)
+        with progress_bar("eval", len(prompted), completed=finished) as advance:
+
+            def save(outcome: Outcome) -> None:
+                results.add(ProblemResult.create(by_id[outcome.problem_id], outcome))
+                advance()
+
+            if missing:
+                evaluate_problems(decoder, tokenizer, params, loaded_task, missing, on_outcome=save)
         results.finish([item.problem.id for item in prompted])
         return Evaluation(
             model=model,

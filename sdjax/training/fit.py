@@ -161,8 +161,7 @@ def fit(
     _, step = compile_step(loss, config, out_shardings=out_shardings)
     history: list[dict[str, float]] = []
     remaining = itertools.islice(batches, done * accumulation, None)
-    with progress_bar(title, config.num_steps) as advance:
-        advance(done)
+    with progress_bar(title, config.num_steps, completed=done) as advance:
         for number in itertools.count(done + 1):
             start, parts = time.perf_counter(), []
             for batch in itertools.islice(remaining, accumulation):
