@@ -105,10 +105,10 @@ def test_check_reports_admitted_and_refused_files(tmp_path):
     (tmp_path / "bad.py").write_text(BAD)
     result = run_cli("check", tmp_path / "good.py", "--json")
     assert result.exit_code == 0
-    assert json.loads(result.output)["verdict"] == "admitted"
+    assert json.loads(result.stdout)["verdict"] == "admitted"
     result = run_cli("check", tmp_path / "good.py", tmp_path / "bad.py", "--json")
     assert result.exit_code == 1
-    bad = json.loads(result.output.splitlines()[1])
+    bad = json.loads(result.stdout.splitlines()[1])
     assert (bad["verdict"], bad["rule"]) == ("refused", "import")
 
 

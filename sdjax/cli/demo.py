@@ -9,6 +9,7 @@ import click
 
 from sdjax.cli.group import FOLDER_PATH, examples
 from sdjax.cli.run import overrides_option, start_run
+from sdjax.cli.sandbox_options import allow_missing_option, allow_missing_override
 
 
 @click.command(epilog=examples("sdjax demo"))
@@ -16,6 +17,8 @@ from sdjax.cli.run import overrides_option, start_run
     "--out", type=FOLDER_PATH, help="Folder of the run.  [default: a new folder in runs/]"
 )
 @overrides_option
-def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
+@allow_missing_option
+def demo(out: Path | None, overrides: tuple[str, ...], allow_missing: tuple[str, ...]) -> None:
     """Run a complete search on the tiny models that ship with the package."""
-    start_run("demo", out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}", overrides)
+    folder = out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    start_run("demo", folder, overrides + allow_missing_override(allow_missing))

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, Interrupted, examples
+from sdjax.cli.sandbox_options import allow_missing_option
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,12 +57,7 @@ if TYPE_CHECKING:
     metavar="A B",
     help="Compare two --out folders (or their results.jsonl) problem by problem.",
 )
-@click.option(
-    "--allow-missing",
-    multiple=True,
-    metavar="LAYER",
-    help="Run without this layer of the grader's confinement if this machine lacks it.",
-)
+@allow_missing_option
 @click.pass_context
 def evaluate(
     context: click.Context,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, examples
+from sdjax.cli.judged_algorithm import judged_algorithm
+from sdjax.cli.sandbox_options import allow_missing_option
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rank", type=click.IntRange(min=1), help="With --run: the program's rank. [default: 1]"
 )
+@allow_missing_option
 def merge(
     paths: tuple[Path, ...],
     seed: int | None,
@@ -51,6 +54,7 @@ def merge(
     scope: str | None,
     run: Path | None,
     rank: int | None,
+    allow_missing: tuple[str, ...],
 ) -> None:
     """Merge models into the folder OUT, which appears only when it is complete.
 
@@ -88,7 +92,14 @@ def merge(
         if algorithm is not None:
             models = _parse_experts(experts)
             result = merge_algorithm_file(
-                algorithm, base or "", models, out, scope or "mlp", seed or 0, on_tensor
+                algorithm,
+                base or "",
+                models,
+                out,
+                scope or "mlp",
+                seed or 0,
+                on_tensor,
+                allow_missing,
             )
         elif run is not None:
             result = merge_discovered(run, rank or 1, out, on_tensor)
@@ -110,6 +121,7 @@ def merge_algorithm_file(
     scope: Scope = "mlp",
     seed: int = 0,
     on_tensor: OnTensor | None = None,
+    allow_missing: Collection[str] = (),
 ) -> MergeResult:
     """Merge experts into a base with the algorithm in a Python file.
 
@@ -124,6 +136,7 @@ def merge_algorithm_file(
         scope: tensors to merge; all others are copied from the base.
         seed: random seed.
         on_tensor: called with (finished tensors, total tensors) after each tensor.
+        allow_missing: layers of confinement that this machine may lack.
 
     Raises:
         UserError: the program is refused (the message says why), or see `merge_recipe`.
@@ -132,23 +145,15 @@ def merge_algorithm_file(
 
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
     from sdjax.merging.recipe.output_files import PROGRAM, Provenance
-    from sdjax.sandbox.algorithm import to_algorithm
-    from sdjax.sandbox.sandbox import Sandbox
 
-    try:
-        source = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); pass a Python file") from error
     if not experts:
         raise UserError("--algorithm requires at least one --expert NAME=MODEL")
     models = open_models(base, experts, Path.cwd())
-    with Sandbox(merge_signature(models, scope), workers=1) as sandbox:
-        verdict = sandbox.judge(source, name=file.name)
-    if not verdict.admitted:
-        raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
-    assert verdict.program is not None
+    algorithm, source = judged_algorithm(
+        file, merge_signature(models, scope), allow_missing=allow_missing
+    )
     return merge_algorithm(
-        to_algorithm(verdict.program, name=file.stem),
+        algorithm,
         models,
         scope,
         out,

@@ -12,6 +12,7 @@ import click
 
 from sdjax.cli.group import FOLDER_PATH, Interrupted, examples, exit_status, raise_interrupt
 from sdjax.cli.report import print_report
+from sdjax.cli.sandbox_options import allow_missing_option, allow_missing_override
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,13 +33,19 @@ overrides_option = click.option(
 @click.option("--out", type=FOLDER_PATH, help="Folder of the new run.")
 @click.option("--resume", type=FOLDER_PATH, help="Resume the run in this folder.")
 @overrides_option
+@allow_missing_option
 def run(
-    config: str | None, out: Path | None, resume: Path | None, overrides: tuple[str, ...]
+    config: str | None,
+    out: Path | None,
+    resume: Path | None,
+    overrides: tuple[str, ...],
+    allow_missing: tuple[str, ...],
 ) -> None:
     """Search for merge algorithms.
 
     CONFIG is a YAML file, or the name of a config that ships with the package.
     """
+    overrides += allow_missing_override(allow_missing)
     if resume is not None:
         if config or out or overrides:
             raise UserError(

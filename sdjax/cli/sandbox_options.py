@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +22,11 @@ allow_missing_option = click.option(
     metavar="LAYER",
     help="Run even if this machine lacks this layer of confinement, such as landlock. Repeatable.",
 )
+
+
+def allow_missing_override(layers: Sequence[str]) -> tuple[str, ...]:
+    """Return the override of a run's config for the layers of `--allow-missing`, if any."""
+    return (f"sandbox.allow_missing=[{', '.join(layers)}]",) if layers else ()
 
 
 def signature_options(command: Command) -> Command:

@@ -134,8 +134,8 @@ def require_layers(allow_missing: Collection[str] = ()) -> tuple[str, ...]:
         flags = " ".join(f"--allow-missing {name}" for name in refused)
         raise UserError(
             f"confinement layers unavailable: {', '.join(refused)} ({platform.system()} "
-            f"{platform.release()}, {platform.machine()}); to run without them, pass {flags} or "
-            "set sandbox.allow_missing in the run's configuration"
+            f"{platform.release()}, {platform.machine()}); to run without them, pass {flags} "
+            "(in the config of a run: sandbox.allow_missing)"
         )
     return (*ALWAYS, *(name for name in LAYERS if name not in missing))
 
