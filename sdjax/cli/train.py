@@ -75,7 +75,7 @@ def _run_job(kind: str, config: Path) -> str:
     from sdjax.core.random_keys import fold_in_name
     from sdjax.io.atomic_write import is_disk_full
     from sdjax.io.hf_checkpoint import load_model
-    from sdjax.io.model_paths import model_folder
+    from sdjax.io.model_paths import locate, model_folder
     from sdjax.io.peft import read_adapter
     from sdjax.io.tokenizer import load_tokenizer
     from sdjax.models.lora import init_adapter, shard_adapter
@@ -83,14 +83,14 @@ def _run_job(kind: str, config: Path) -> str:
     from sdjax.training.trainable import full_finetune, lora_finetune
 
     job = read_dataclass(JOBS[kind], config)
-    folder, out = model_folder(job.model), Path(job.out)
+    folder, out = locate(job.model)[0], Path(job.out)
     if out.exists():
         raise UserError(f"{out}: already exists; set `out` to a new folder")
     full = job.rank is None and job.adapter is None
     compute_dtype = jnp.dtype(job.compute_dtype)
     mesh = job.mesh.make(default_axis="fsdp")
     # Frozen weights are stored in the compute dtype.
-    model, params = load_model(folder, dtype=jnp.float32 if full else compute_dtype, mesh=mesh)
+    model, params = load_model(job.model, dtype=jnp.float32 if full else compute_dtype, mesh=mesh)
     key = jax.random.key(job.rng_seed)
     adapter = None
     if job.adapter is not None:
@@ -115,7 +115,7 @@ def _run_job(kind: str, config: Path) -> str:
         trained, losses, candidates = _train(
             kind, job, trainable, load_tokenizer(folder), fold_in_name(key, "data"), work_folder
         )
-        count = _write_result(job, trainable, trained, adapter, candidates, out, folder, mesh)
+        count = _write_result(job, trainable, trained, adapter, candidates, out, mesh)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -237,7 +237,6 @@ def _write_result(
     adapter: Adapter | None,
     candidates: Sequence[str],
     out: Path,
-    folder: Path,
     mesh: Mesh | None,
 ) -> int:
     """Write the model or the adapter; return the number of distinct training programs."""
@@ -246,7 +245,7 @@ def _write_result(
     import jax
 
     from sdjax.io.hf_checkpoint import load_model, write_model
-    from sdjax.io.model_paths import model_folder
+    from sdjax.io.model_paths import locate, model_folder
     from sdjax.io.peft import write_adapter
     from sdjax.io.training_programs import (
         TrainingPrograms,
@@ -261,7 +260,8 @@ def _write_result(
     from sdjax.training.config import WarmstartJob
     from sdjax.training.warmstart import signature_digest
 
-    start_folder = folder if job.adapter is None else model_folder(job.adapter)
+    folder, merged_adapter = locate(job.model)
+    start_folder = merged_adapter or folder if job.adapter is None else model_folder(job.adapter)
     extra_files, count = training_program_files(start_folder), 0
     if candidates:
         assert isinstance(job, WarmstartJob)
@@ -277,10 +277,11 @@ def _write_result(
         adapter = dataclasses.replace(adapter, factors=trained)
     if job.save == "adapter":
         assert adapter is not None  # checked by the config class
-        write_adapter(out, trainable.config, adapter, base=str(folder), extra_files=extra_files)
+        base = str(folder) if merged_adapter is None else job.model
+        write_adapter(out, trainable.config, adapter, base=base, extra_files=extra_files)
         return count
     # Stored in the dtypes of the original model, regardless of the compute dtype.
-    original = load_model(folder, mesh=mesh)[1]
+    original = load_model(job.model, mesh=mesh)[1]
     if adapter is None:
         params = jax.tree.map(lambda new, old: new.astype(old.dtype), unflatten(trained), original)
     else:

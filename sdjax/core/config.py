@@ -138,6 +138,19 @@ def errors_at(config: object, key: str) -> Iterator[None]:
         raise type(error)(f"{where}{key}: {error}") from error
 
 
+def replace_keys(config: T, **changes: Any) -> T:
+    """Return a copy of a config with other values, whose errors still name its file.
+
+    Args:
+        config: a config from `read_dataclass` or `dataclass_from`.
+        **changes: new values of its fields.
+    """
+    copy = dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    if hasattr(config, _ORIGIN):
+        object.__setattr__(copy, _ORIGIN, getattr(config, _ORIGIN))
+    return copy
+
+
 # Attribute of a config that holds its `ConfigOrigin`. Not a field: equal configs may come from
 # different files, and a copy by `dataclasses.replace` comes from none.
 _ORIGIN = "_origin"

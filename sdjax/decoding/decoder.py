@@ -132,8 +132,10 @@ class Decoder:
         adapter: Adapter | None = None,
         sampling: Sampling | None = None,
         key: Key[Array, ""] | None = None,
+        sample_ids: Sequence[int] | None = None,
         stop: Sequence[str] = (),
         logprobs: bool = False,
+        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Complete text prompts; the results include `text` and keep the order of the prompts.
 
@@ -144,8 +146,10 @@ class Decoder:
             adapter: LoRA adapter or None.
             sampling: sampling parameters; greedy by default.
             key: typed PRNG key for sampling; `jax.random.key(0)` by default.
+            sample_ids: ids folded into the random keys, as in `decode`.
             stop: strings at which a text ends.
             logprobs: whether to return log-probabilities.
+            on_completion: called with index and completion as soon as a sequence is finished.
 
         Returns:
             one completion per prompt: its text, and its [new tokens] token ids and, on request,
@@ -177,24 +181,33 @@ class Decoder:
         if self.tokenizer is None:
             raise UserError("generate needs a tokenizer: pass tokenizer=... to Decoder")
         decode = self.tokenizer.decode
+        tokens = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
+        for index, prompt in enumerate(tokens):
+            failure = self._failure(prompt)
+            if failure is not None:
+                raise UserError(f"generate: prompt {index}: {failure}")
+
+        def with_text(completion: Completion) -> Completion:
+            if completion.text is not None:
+                return completion
+            return dataclasses.replace(completion, text=decode(completion.tokens))
+
+        def report(index: int, completion: Completion) -> None:
+            if on_completion is not None:
+                on_completion(index, with_text(completion))
+
         completions = self.decode(
             params,
             adapter,
-            [self.tokenizer.encode_prompt(prompt) for prompt in prompts],
+            tokens,
             sampling=sampling,
             key=key,
+            sample_ids=sample_ids,
             stop_strings=StopStrings(strings=tuple(stop), decode=decode) if stop else None,
             logprobs=logprobs,
+            on_completion=report,
         )
-        for index, completion in enumerate(completions):
-            if completion.failure is not None:
-                raise UserError(f"generate: prompt {index}: {completion.failure}")
-        return [
-            completion
-            if completion.text is not None
-            else dataclasses.replace(completion, text=decode(completion.tokens))
-            for completion in completions
-        ]
+        return [with_text(completion) for completion in completions]
 
     def decode(
         self,

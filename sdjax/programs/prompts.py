@@ -1,68 +1,136 @@
-"""Prompts for generators of merge programs: the text files in prompts/.
+"""Prompts for generators of merge programs: the text files in prompts/, and files of the user.
 
 `short` is a single comment line, for generators that were trained on programs (the zoo). It has no
 trailing newline, because that would split the "newline and indent" tokens of a byte-level BPE and
 make a small model write nonsense. `full` describes the algorithm API and the experts and contains a
 worked example, for instruction-tuned generators.
+
+A prompt is text with placeholders:
+
+$count      the number of experts, in words
+$names      the quoted names of the experts, with commas
+$experts    one line per expert, "- NAME: DESCRIPTION"
+
+`$$` is a dollar sign, and so is a `$` that is not followed by a name. All else is text.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from string import Template
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 
 FOLDER = Path(__file__).parent / "prompts"
+PLACEHOLDERS = ("count", "names", "experts")
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_MAX_BYTES = 1 << 20  # far beyond any context; a larger file is a mistake
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the prompts."""
+    """Return the names of the shipped prompts."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
 
 
-@cache
-def _template(name: str) -> Template:
-    if name not in names():
-        raise UserError(f'unknown prompt "{name}"; use one of {", ".join(names())}')
-    return Template((FOLDER / f"{name}.txt").read_text(encoding="utf-8").rstrip("\n"))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt with placeholders.
+
+    Attributes:
+        name: name of a shipped prompt, or path of a file.
+        text: the text with placeholders, without trailing newlines.
+    """
+
+    name: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise UserError(f"prompt {self.name}: is empty; write the text of the prompt")
+        for identifier in Template(self.text).get_identifiers():
+            if identifier not in PLACEHOLDERS:
+                found = re.search(rf"\$\{{?{identifier}\b", self.text)
+                line = self.text.count("\n", 0, found.start() if found else 0) + 1
+                allowed = ", ".join(f"${name}" for name in PLACEHOLDERS)
+                raise UserError(
+                    f"prompt {self.name}, line {line}: unknown placeholder ${identifier}; "
+                    f"{did_you_mean(identifier, PLACEHOLDERS)}allowed: {allowed}; "
+                    f"write $${identifier} for a dollar sign"
+                )
+
+    def render(
+        self,
+        *,
+        slots: Sequence[str],
+        descriptions: Mapping[str, str],
+        chat: Callable[[str], str] | None = None,
+    ) -> str:
+        """Return the text for the generator, without a trailing newline unless `chat` adds one.
+
+        Args:
+            slots: names of the experts in slot order.
+            descriptions: mapping from slot to description, for prompts that list the experts.
+            chat: function that wraps a user message in the generator's chat template.
+
+        Raises:
+            UserError: an expert without a description.
+        """
+        template = Template(self.text)
+        values = {
+            "count": _COUNTS[len(slots)] if len(slots) < len(_COUNTS) else str(len(slots)),
+            "names": ", ".join(f'"{slot}"' for slot in slots),
+        }
+        if "experts" in template.get_identifiers():
+            missing = [slot for slot in slots if not descriptions.get(slot, "").strip()]
+            if missing:
+                raise UserError(
+                    f"prompt {self.name}: lists the experts, but {missing[0]} has no description; "
+                    f"add experts.{missing[0]}.description"
+                )
+            lines = (f"- {slot}: {' '.join(descriptions[slot].split())}" for slot in slots)
+            values["experts"] = "\n".join(lines)
+        text = template.safe_substitute(values)
+        return chat(text) if chat is not None else text
 
 
-def render(
-    name: str,
-    *,
-    slots: Sequence[str],
-    descriptions: Mapping[str, str],
-    chat: Callable[[str], str] | None = None,
-) -> str:
-    """Return a prompt, without a trailing newline unless `chat` adds one.
+def find_prompt(name: str, *, relative_to: Path | None = None) -> Prompt:
+    """Return a prompt by name.
 
     Args:
-        name: name of the prompt.
-        slots: names of the experts in slot order.
-        descriptions: mapping from slot to description, for prompts that list the experts.
-        chat: function that wraps a user message in the generator's chat template.
+        name: name of a shipped prompt, or path of a UTF-8 text file.
+        relative_to: folder that is searched before the working directory.
 
     Raises:
-        UserError: an unknown prompt, or an expert without a description.
+        UserError: there is no such prompt or file, the file is not text or empty, or it contains an
+            unknown placeholder.
     """
-    template = _template(name)
-    identifiers = template.get_identifiers()
-    values = {
-        "count": _COUNTS[len(slots)] if len(slots) < len(_COUNTS) else str(len(slots)),
-        "names": ", ".join(f'"{slot}"' for slot in slots),
-    }
-    if "experts" in identifiers:
-        missing = [slot for slot in slots if not descriptions.get(slot, "").strip()]
-        if missing:
-            raise UserError(
-                f'prompt "{name}" lists the experts, but {missing[0]} has no description; '
-                f"add experts.{missing[0]}.description"
-            )
-        lines = (f"- {slot}: {' '.join(descriptions[slot].split())}" for slot in slots)
-        values["experts"] = "\n".join(lines)
-    text = template.substitute(values)
-    return chat(text) if chat is not None else text
+    if name in names():
+        return Prompt(name=name, text=_read(FOLDER / f"{name}.txt"))
+    path = Path(name).expanduser()
+    paths = [path] if relative_to is None else [relative_to / path, path]
+    existing = next((path for path in paths if path.is_file()), None)
+    if existing is None:
+        raise UserError(
+            f"prompt {truncated_repr(name)}: no such file, and not the name of a shipped prompt; "
+            f"{did_you_mean(name, names())}pass a text file or one of {', '.join(names())}"
+        )
+    return Prompt(name=name, text=_read(existing))
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise UserError(f"{path}: larger than {_MAX_BYTES} bytes; a prompt is a short text")
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); pass a text file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 at byte {error.start}; pass a text file in UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").rstrip("\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,10 +23,13 @@ from sdjax.core.config import (
     PositiveFloat,
     PositiveInt,
     dataclass_from,
+    errors_at,
     read_dataclass,
+    replace_keys,
 )
 from sdjax.core.config_files import find_config
 from sdjax.decoding.config import DecoderConfig
+from sdjax.programs import prompts
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
@@ -40,7 +43,8 @@ class ExpertConfig:
     """Config of one expert.
 
     Attributes:
-        model: "zoo:NAME", a folder, or OWNER/MODEL on Hugging Face, downloaded if necessary.
+        model: "zoo:NAME", a folder, or OWNER/MODEL on Hugging Face, downloaded if necessary; with
+            "+ADAPTER", a PEFT adapter is merged into it.
         description: one line about the expert, for the generator's prompt.
     """
 
@@ -83,7 +87,10 @@ class GenerationConfig:
     """Config of sampling programs from the generator.
 
     Attributes:
-        prompt: name of a file in sdjax/programs/prompts, without its extension.
+        prompt: a shipped prompt ("full", "short"), or a text file with placeholders, whose path is
+            relative to the config file or to the working directory.
+        prompt_text: text of a prompt file; set when the config is read and kept with the run, so
+            that resuming does not need the file.
         samples: number of samples per iteration.
         temperature: sampling temperature of the first iteration.
         slope: decay of the temperature; iteration t uses temperature / (1 + slope * (t - 1)).
@@ -92,6 +99,7 @@ class GenerationConfig:
     """
 
     prompt: NonEmptyStr = "full"
+    prompt_text: NonEmptyStr | None = None
     samples: PositiveInt
     temperature: PositiveFloat = 1.2
     slope: NonNegativeFloat = 0.2
@@ -182,7 +190,7 @@ class RunConfig:
 
     Attributes:
         name: the run's name, shown in its report.
-        seed: the model to improve; generators start from its weights.
+        seed: the model to improve, named like an expert; generators start from its weights.
         generator: PEFT adapter for the seed that the first generator starts from, written by
             `sdjax train` with `save: adapter`; null starts from the seed itself.
         experts: mapping from slot (expert_1, expert_2, …) to expert.
@@ -248,7 +256,26 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             `sdjax.core.config_files.find_config`.
         overrides: assignments such as "iterations=2".
     """
-    return read_dataclass(RunConfig, find_config(path), overrides)
+    file = find_config(path)
+    return read_prompt(read_dataclass(RunConfig, file, overrides), relative_to=file.parent)
+
+
+def read_prompt(config: RunConfig, *, relative_to: Path | None = None) -> RunConfig:
+    """Return the config with the text of its prompt file, unless it has the text already.
+
+    Args:
+        config: config of a run.
+        relative_to: folder that is searched before the working directory.
+
+    Raises:
+        UserError: the prompt does not exist, is not text, or has an unknown placeholder.
+    """
+    generation = config.generation
+    if generation.prompt_text is not None or generation.prompt in prompts.names():
+        return config
+    with errors_at(config, "generation.prompt"):
+        text = prompts.find_prompt(generation.prompt, relative_to=relative_to).text
+    return replace_keys(config, generation=replace(generation, prompt_text=text))
 
 
 def config_from(data: Mapping[str, Any], where: str) -> RunConfig:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sdjax.core.config import errors_at
 from sdjax.core.errors import UserError
 from sdjax.core.random_keys import fold_in_name
 from sdjax.decoding.config import DecoderConfig
@@ -19,7 +20,7 @@ from sdjax.evaluation.prompts import PromptedProblem, build_prompts
 from sdjax.evaluation.task import Task, read_problems
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hf_checkpoint import load_config, load_model
-from sdjax.io.model_paths import model_folder
+from sdjax.io.model_paths import locate, model_folder
 from sdjax.io.peft import read_adapter
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.training_programs import read_training_identities
@@ -32,7 +33,7 @@ from sdjax.models.lora import Adapter, init_adapter, shard_adapter
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
 from sdjax.models.types import Params
-from sdjax.programs.prompts import render
+from sdjax.programs.prompts import Prompt, find_prompt
 from sdjax.programs.signature import model_signature
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
@@ -163,8 +164,8 @@ def build_context(config: RunConfig) -> RunContext:
     """
     task = _load_task(config)
     mesh = config.mesh.make(default_axis="tensor")
-    folder = model_folder(config.seed)
-    model, seed = load_model(folder, mesh=mesh)
+    folder = locate(config.seed)[0]
+    model, seed = load_model(config.seed, mesh=mesh)
     tokenizer = load_tokenizer(folder)
     specs = param_specs(model)
     paths = select_paths(specs, config.scope)
@@ -215,9 +216,10 @@ def build_context(config: RunConfig) -> RunContext:
 
 def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
     """Return the generator's prompt, which must fit into its decoder."""
-    name = config.generation.prompt
-    prompt = render(
-        name,
+    name, text = config.generation.prompt, config.generation.prompt_text
+    with errors_at(config, "generation.prompt"):
+        template = find_prompt(name) if text is None else Prompt(name=name, text=text)
+    prompt = template.render(
         slots=config.slots,
         descriptions={slot: expert.description for slot, expert in config.experts.items()},
         chat=tokenizer.as_prompt,
@@ -266,20 +268,19 @@ def _load_problems(
 def _read_expert(
     expert: ExpertConfig, seed: ModelConfig, paths: Sequence[str], mesh: Mesh | None
 ) -> Params:
-    folder = model_folder(expert.model)
-    expert_specs, seed_specs = param_specs(load_config(folder)), param_specs(seed)
+    expert_specs, seed_specs = param_specs(load_config(expert.model)), param_specs(seed)
     for path in paths:
         if path not in expert_specs:
             raise UserError(
-                f"{folder}: tensor {path} of the seed is missing; experts must be fine-tunes of "
-                "the seed"
+                f"{expert.model}: tensor {path} of the seed is missing; experts must be "
+                "fine-tunes of the seed"
             )
         if expert_specs[path].shape != seed_specs[path].shape:
             raise UserError(
-                f"{folder}: tensor {path} has shape {expert_specs[path].shape}, not "
+                f"{expert.model}: tensor {path} has shape {expert_specs[path].shape}, not "
                 f"{seed_specs[path].shape} as in the seed; experts must be fine-tunes of the seed"
             )
-    return load_model(folder, paths=paths, mesh=mesh)[1]
+    return load_model(expert.model, paths=paths, mesh=mesh)[1]
 
 
 def _read_generator(config: RunConfig, folder: Path, model: ModelConfig, seed: Path) -> Adapter:
@@ -304,4 +305,4 @@ def _build_decoder(
             f"decoding: the largest bucket plus max_new_tokens is {length} tokens, but the model's "
             f"maximum sequence length is {model.max_seq_len}; lower one of them"
         )
-    return Decoder(model, config, stop_token_ids=tokenizer.eos_ids, mesh=mesh)
+    return Decoder(model, config, tokenizer=tokenizer, mesh=mesh)

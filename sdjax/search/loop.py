@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdjax.core.progress import progress_bar
 from sdjax.io.orbax import GeneratorCheckpoints
+from sdjax.io.peft import write_adapter
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
@@ -20,7 +21,7 @@ from sdjax.search.baselines import (
     score_baselines,
     tuned_methods,
 )
-from sdjax.search.config import RunConfig, read_config
+from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import TRANSFER, RunContext, build_context
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.phases import (
@@ -35,8 +36,10 @@ from sdjax.search.phases import (
 from sdjax.search.ranking import best_method, complete_scores, ranked_programs
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN, TEST, Checkpoint, Lineage, Setting
+from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
+ADAPTERS_FOLDER = "adapters"
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,8 @@ logger = logging.getLogger(__name__)
 def run_search(config: RunConfig | str | Path, folder: str | Path) -> None:
     """Start a search run in a folder, or resume the run that the folder contains.
 
-    The folder will contain the store `run.sqlite` and the generators' checkpoints. The result of a
+    The folder will contain the store `run.sqlite`, the generators' checkpoints, and the generator
+    of every iteration as a PEFT adapter, `adapters/iteration-N`. The result of a
     run that was killed and resumed is identical to that of an uninterrupted run. With several
     processes, every process must call this function with the same shared folder.
 
@@ -69,6 +73,7 @@ def run_search(config: RunConfig | str | Path, folder: str | Path) -> None:
     """
     if not isinstance(config, RunConfig):
         config = read_config(config)
+    config = read_prompt(config)
     folder = Path(folder)
     check_methods(config)
     context = build_context(config)
@@ -98,6 +103,7 @@ def run_iteration(
     config = context.config
     trained = _trained_iterations(store)
     if config.training.enabled and iteration in trained:
+        export_generator(context, checkpoints, iteration, store.folder)
         return
     adapter = load_generator(context, store, checkpoints, iteration)
     temperature = config.generation.temperature_at(iteration)
@@ -143,6 +149,7 @@ def run_iteration(
                 detail={"pairs": len(pairs)},
             )
         )
+        export_generator(context, checkpoints, iteration, store.folder)
 
 
 def load_generator(
@@ -154,6 +161,34 @@ def load_generator(
     if not earlier:
         return adapter
     return checkpoints.restore_adapter(max(earlier), reference=adapter)[0]
+
+
+def adapter_folder(folder: Path, iteration: int) -> Path:
+    """Return the folder of the PEFT adapter that was trained in an iteration of a run."""
+    return folder / ADAPTERS_FOLDER / f"iteration-{iteration}"
+
+
+def export_generator(
+    context: RunContext, checkpoints: GeneratorCheckpoints, iteration: int, folder: Path
+) -> None:
+    """Write the generator trained in an iteration as a PEFT adapter folder, unless it exists.
+
+    A resumed run calls this for each trained iteration, so that an export that was interrupted, or
+    a folder that was removed, is written again while the checkpoint exists.
+
+    Args:
+        context: the loaded run.
+        checkpoints: the run's checkpoints.
+        iteration: number of the iteration.
+        folder: the run folder.
+    """
+    path = adapter_folder(folder, iteration)
+    if broadcast_from_main(lambda: bytes([path.exists()])) == b"\x01":
+        return
+    if iteration not in checkpoints.numbers():
+        return
+    adapter, _ = checkpoints.restore_adapter(iteration, reference=context.new_adapter())
+    write_adapter(path, context.model, adapter, base=context.config.seed)
 
 
 def run_test(context: RunContext, store: Store) -> None:

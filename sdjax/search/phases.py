@@ -78,16 +78,10 @@ def generate(
     if not missing:
         return
     prompt = store.save_prompt(context.config.generation.prompt, context.prompt)
-    tokens = context.tokenizer.encode_prompt(context.prompt)
     with progress_bar(f"iteration {iteration}: generate", len(missing)) as advance:
 
         def save(index: int, completion: Completion) -> None:
-            if completion.failure is not None:
-                raise UserError(
-                    f"generation.prompt: {completion.failure}; "
-                    "add a larger bucket to generation.decoding.buckets"
-                )
-            text = context.tokenizer.decode(completion.tokens)
+            text = completion.text or ""
             sample = Sample(
                 purpose=purpose,
                 iteration=iteration,
@@ -101,10 +95,10 @@ def generate(
             store.save(sample)
             advance()
 
-        context.generator_decoder.decode(
+        context.generator_decoder.generate(
             context.seed,
-            adapter,
-            [tokens] * len(missing),
+            [context.prompt] * len(missing),
+            adapter=adapter,
             sampling=Sampling(temperature=temperature, top_p=context.config.generation.top_p),
             key=context.key(purpose, iteration),
             sample_ids=missing,

@@ -160,7 +160,8 @@ class TrainingJob(OptimizerConfig):
     """Config keys common to all training jobs.
 
     Attributes:
-        model: a folder, a name on Hugging Face, or zoo:NAME.
+        model: a folder, a name on Hugging Face, or zoo:NAME; with +ADAPTER, a PEFT adapter is
+            merged into it first.
         out: the folder to write, which must not exist.
         save: "model" writes all weights, with the adapter merged into them; "adapter" writes a
             PEFT adapter.
@@ -272,7 +273,7 @@ class WarmstartJob(TrainingJob):
 
     Attributes:
         experts: one-line description of each expert of the planned search.
-        prompt: name of the prompt that the search will use.
+        prompt: prompt that the search will use: "full", "short" or a text file.
         programs: number of distinct candidates to sample for training.
         batch_size: candidates per batch.
         scope: tensors to merge, as in the config of the search. If the two differ, reports cannot

@@ -17,7 +17,7 @@ import numpy as np
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.engine import default_slots
 from sdjax.programs.grammar import sample_candidate
-from sdjax.programs.prompts import render
+from sdjax.programs.prompts import find_prompt
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.training.packing import prefix_batch, shuffled_batches
 from sdjax.training.types import Batch
@@ -68,13 +68,12 @@ def make_warmstart_data(
 
     Args:
         tokenizer: the generator's tokenizer.
-        prompt: name of a prompt in `sdjax.programs.prompts`.
+        prompt: name of a shipped prompt, or path of a text file; see `sdjax.programs.prompts`.
         descriptions: one line per expert.
         candidates: source code of each candidate.
     """
     slots = default_slots(len(descriptions))
-    text = render(
-        prompt,
+    text = find_prompt(prompt).render(
         slots=slots,
         descriptions=dict(zip(slots, descriptions, strict=True)),
         chat=tokenizer.as_prompt,

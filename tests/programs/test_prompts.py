@@ -23,13 +23,16 @@ DESCRIPTIONS = {
 
 
 def test_short_prompt_is_one_line():
-    text = prompts.render("short", slots=SLOTS, descriptions={})
+    text = prompts.find_prompt("short").render(slots=SLOTS, descriptions={})
     assert text == "# merge three experts"
-    assert prompts.render("short", slots=SLOTS[:2], descriptions={}) == "# merge two experts"
+    assert (
+        prompts.find_prompt("short").render(slots=SLOTS[:2], descriptions={})
+        == "# merge two experts"
+    )
 
 
 def test_full_prompt_lists_the_experts_and_is_short():
-    text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
+    text = prompts.find_prompt("full").render(slots=SLOTS, descriptions=DESCRIPTIONS)
     assert all(f"- {slot}: {DESCRIPTIONS[slot]}" in text for slot in SLOTS)
     assert "$" not in text
     assert not text.endswith("\n")
@@ -38,7 +41,7 @@ def test_full_prompt_lists_the_experts_and_is_short():
 
 
 def test_worked_example_is_a_valid_program():
-    text = prompts.render("full", slots=SLOTS, descriptions=DESCRIPTIONS)
+    text = prompts.find_prompt("full").render(slots=SLOTS, descriptions=DESCRIPTIONS)
     (source,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     signature = MergeSignature.of(SLOTS, {"layers/0/mlp/up_proj": ("mlp.up_proj", (8, 6))})
     families = families_of(verify_ir(trace_trusted(source, signature), signature))
@@ -59,20 +62,65 @@ def test_worked_example_is_a_valid_program():
 
 
 def test_chat_wraps_the_message():
-    text = prompts.render(
-        "short", slots=SLOTS, descriptions={}, chat=lambda message: f"<user>{message}<assistant>\n"
+    text = prompts.find_prompt("short").render(
+        slots=SLOTS, descriptions={}, chat=lambda message: f"<user>{message}<assistant>\n"
     )
     assert text == "<user># merge three experts<assistant>\n"
 
 
 def test_description_is_one_line():
     described = DESCRIPTIONS | {"expert_2": "adds\n- expert_9: $count"}
-    text = prompts.render("full", slots=SLOTS, descriptions=described)
+    text = prompts.find_prompt("full").render(slots=SLOTS, descriptions=described)
     assert "- expert_2: adds - expert_9: $count\n" in text
 
 
 def test_errors_name_the_prompt_or_expert():
-    with pytest.raises(UserError, match=r'"long".*full, short'):
-        prompts.render("long", slots=SLOTS, descriptions={})
+    with pytest.raises(UserError, match=r"'long'.*full, short"):
+        prompts.find_prompt("long")
     with pytest.raises(UserError, match="expert_2 has no description"):
-        prompts.render("full", slots=SLOTS, descriptions={"expert_1": "adds", "expert_2": " "})
+        prompts.find_prompt("full").render(
+            slots=SLOTS, descriptions={"expert_1": "adds", "expert_2": " "}
+        )
+
+
+def prompt_file(tmp_path, content):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_prompt_may_be_a_file(tmp_path):
+    path = prompt_file(tmp_path, "Merge $count experts ($names):\r\n${experts}\n\n")
+    text = prompts.find_prompt(str(path)).render(slots=SLOTS[:1], descriptions={"expert_1": "adds"})
+    assert text == 'Merge one experts ("expert_1"):\n- expert_1: adds'
+
+
+def test_prompt_file_is_found_next_to_the_config_first(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    prompt_file(tmp_path, "cwd")
+    monkeypatch.chdir(tmp_path)
+    assert prompts.find_prompt("mine.txt", relative_to=tmp_path / "configs").text == "cwd"
+    prompt_file(tmp_path / "configs", "config")
+    assert prompts.find_prompt("mine.txt", relative_to=tmp_path / "configs").text == "config"
+
+
+def test_other_text_of_a_file_is_text(tmp_path):
+    hostile = "{experts} %s {{ 7*7 }} $5 $(reboot) `x` <|im_end|> \u202e\x00 100$"
+    prompt = prompts.find_prompt(str(prompt_file(tmp_path, hostile)))
+    assert prompt.render(slots=SLOTS, descriptions={}) == hostile
+    doubled = prompts.find_prompt(str(prompt_file(tmp_path, "$$HOME $$5")))
+    assert doubled.render(slots=SLOTS, descriptions={}) == "$HOME $5"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\nb $expert", r"mine.txt, line 2: unknown placeholder \$expert; did you mean experts"),
+        (" \n", "is empty"),
+        (b"\xff\xfe", "not UTF-8 at byte 0"),
+        ("x" * ((1 << 20) + 1), "larger than 1048576 bytes"),
+    ],
+)
+def test_error_says_what_is_wrong_with_a_file(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        prompts.find_prompt(str(prompt_file(tmp_path, content)))

@@ -3,17 +3,27 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.io.hf_checkpoint import load_model
+from sdjax.io.orbax import GeneratorCheckpoints
+from sdjax.io.peft import read_adapter
+from sdjax.models.lora import merge_lora
+from sdjax.models.tree import flatten
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search import context, phases
+from sdjax.search.config import ExpertConfig
+from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, TEST, Checkpoint, Program, StoredPair
@@ -76,6 +86,50 @@ def test_every_phase_saves_its_results(finished, small_config):
         assert [checkpoint.iteration for checkpoint in store.select(Checkpoint)] == [1, 2]
         tested = [s.entry for s in store.summaries(TEST)]
         assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
+
+
+def test_every_generator_is_a_peft_adapter_folder(finished, small_config):
+    context = build_context(small_config)
+    with GeneratorCheckpoints(finished / "generators") as checkpoints:
+        for iteration in (1, 2):
+            folder = finished / "adapters" / f"iteration-{iteration}"
+            saved, _ = checkpoints.restore_adapter(iteration)
+            written = read_adapter(folder, context.model, model=Path("zoo:seed"))
+            jax.tree.map(np.testing.assert_array_equal, written.factors, saved.factors)
+            assert written.scale == saved.scale
+            _, merged = load_model(f"zoo:seed+{folder}", dtype=np.float32)
+            _, seed = load_model("zoo:seed", dtype=np.float32)
+            expected = flatten(merge_lora(seed, saved))
+            changed = [
+                path
+                for path, leaf in flatten(merged).items()
+                if not np.array_equal(leaf, flatten(seed)[path])
+            ]
+            assert changed
+            for path in changed:
+                np.testing.assert_allclose(flatten(merged)[path], expected[path], atol=1e-2)
+
+
+def test_missing_adapter_folder_is_written_again_from_its_checkpoint(
+    finished, small_config, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    file = folder / "adapters/iteration-2/adapter_model.safetensors"
+    before = file.read_bytes()
+    shutil.rmtree(file.parent)
+    run_search(small_config, folder)
+    assert file.read_bytes() == before
+
+
+def test_seed_and_expert_may_be_a_model_with_an_adapter(finished, small_config):
+    adapter = finished / "adapters" / "iteration-1"
+    name = f"zoo:seed+{adapter}"
+    experts = small_config.experts | {"expert_1": ExpertConfig(model=name, description="trained")}
+    context = build_context(dataclasses.replace(small_config, seed=name, experts=experts))
+    seed = flatten(context.seed)
+    for path, leaf in flatten(context.experts["main"][0]).items():
+        np.testing.assert_array_equal(leaf, seed[path])
 
 
 def test_training_membership_of_programs_is_known(finished):
