@@ -27,7 +27,7 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
 from sdjax.merging.methods.registry import algorithm, methods
-from sdjax.merging.random import uniform
+from sdjax.merging.operations.random import uniform
 from sdjax.models.tree import unflatten
 
 # Layers, hidden size, intermediate size, width of the key and value projections, vocabulary.

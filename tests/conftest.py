@@ -25,17 +25,17 @@ TYPE_CHECKED: tuple[str, ...] = (
     "sdjax.models",
     "sdjax.decoding",
     "sdjax.training",
-    "sdjax.merging.methods._geometry",
-    "sdjax.merging.methods._mixing",
-    "sdjax.merging.methods._sparsify",
-    "sdjax.merging.random",
-    "sdjax.merging.ranks",
+    "sdjax.merging.operations.geometry",
+    "sdjax.merging.operations.mixing",
+    "sdjax.merging.operations.sparsify",
+    "sdjax.merging.operations.random",
+    "sdjax.merging.operations.ranks",
     "sdjax.merging.recipe.tokenizer_plan",
     "sdjax.merging.signature",
     "sdjax.xla.matmul",
     "sdjax.xla.reductions",
     "sdjax.merging.tensor_program",
-    "sdjax.merging.topk_threshold",
+    "sdjax.merging.operations.topk_threshold",
 )
 # An int is accepted as a float, as in PEP 484; the hook needs the name of an importable function.
 typechecker = types.ModuleType("sdjax_typechecker")

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.merging.operations.topk_threshold import (
+    kth_largest_magnitudes,
+    magnitude_band_masks,
+    topk_masks,
+)
 from sdjax.merging.tensor_program import task_vectors
-from sdjax.merging.topk_threshold import kth_largest_magnitudes, magnitude_band_masks, topk_masks
 from sdjax.xla.rematerialize import rematerialize
 
 SHAPE = (512, 384)

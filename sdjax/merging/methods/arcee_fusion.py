@@ -17,7 +17,7 @@ import numpy as np
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.topk_threshold import kth_largest_magnitudes
+from sdjax.merging.operations.topk_threshold import kth_largest_magnitudes
 from sdjax.xla.reductions import reproducible_sum
 
 FORMULA = "τ = τ_1 where i ≥ q_2 + 1.5 (q_3 - q_1), i = |τ_1| · KL of the rows' softmax"

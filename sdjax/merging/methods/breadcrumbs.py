@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
-from sdjax.merging.methods._sparsify import trim_both_ends
+from sdjax.merging.operations.mixing import RESCALE_CHOICES, weighted_sum
+from sdjax.merging.operations.sparsify import trim_both_ends
 
 FORMULA = "τ = λ Σ w_j t_j, t_j = τ_j where |τ_j| ranks in (1-γ-d, 1-γ], else 0"
 RECIPE = RecipeSchema(

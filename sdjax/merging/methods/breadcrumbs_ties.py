@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
-from sdjax.merging.methods._sparsify import trim_both_ends
+from sdjax.merging.operations.mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
+from sdjax.merging.operations.sparsify import trim_both_ends
 
 FORMULA = "τ = λ Σ_{j∈A} w_j t_j, t_j as in breadcrumbs, A = {j: sgn t_j = sgn Σ w_i t_i}"
 RECIPE = RecipeSchema(

@@ -12,8 +12,8 @@ from jaxtyping import Array, Key
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
-from sdjax.merging.methods._sparsify import random_drop
+from sdjax.merging.operations.mixing import RESCALE_CHOICES, weighted_sum
+from sdjax.merging.operations.sparsify import random_drop
 
 FORMULA = "τ = λ Σ w_j (m_j ⊙ τ_j) / d_j, m_j ~ Bernoulli(d_j)"
 RECIPE = RecipeSchema(

@@ -12,8 +12,8 @@ from jaxtyping import Array, Key
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
-from sdjax.merging.methods._sparsify import random_drop
+from sdjax.merging.operations.mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
+from sdjax.merging.operations.sparsify import random_drop
 
 FORMULA = "τ = λ Σ_{j∈A} w_j t_j, t_j = (m_j ⊙ τ_j) / d_j, A = {j: sgn t_j = sgn Σ w_i t_i}"
 RECIPE = RecipeSchema(

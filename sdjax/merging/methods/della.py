@@ -14,8 +14,8 @@ from jaxtyping import Array, Key
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
-from sdjax.merging.methods._sparsify import random_drop_by_rank
+from sdjax.merging.operations.mixing import ELECT_CHOICES, RESCALE_CHOICES, elected_sum
+from sdjax.merging.operations.sparsify import random_drop_by_rank
 
 FORMULA = (
     "τ = λ Σ_{j∈A} w_j t_j / Σ_{j∈A} w_j, t_j = (m_j ⊙ τ_j) / p_j, p_j = d_j - ε + 2ε rank|τ_j|"

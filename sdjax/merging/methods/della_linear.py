@@ -10,8 +10,8 @@ from jaxtyping import Array, Key
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import RESCALE_CHOICES, weighted_sum
-from sdjax.merging.methods._sparsify import random_drop_by_rank
+from sdjax.merging.operations.mixing import RESCALE_CHOICES, weighted_sum
+from sdjax.merging.operations.sparsify import random_drop_by_rank
 
 FORMULA = "τ = λ Σ w_j (m_j ⊙ τ_j) / p_j, m_j ~ Bernoulli(p_j), p_j = d_j - ε + 2ε rank|τ_j|"
 RECIPE = RecipeSchema(

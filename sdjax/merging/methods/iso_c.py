@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import nearest_orthonormal
+from sdjax.merging.operations.geometry import nearest_orthonormal
 
 FORMULA = "τ = λ mean(σ) U Vᵀ, U σ Vᵀ = Σ τ_j"
 RECIPE = RecipeSchema(param_names={"scale": "lambda"})

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import gram, linear_combination
+from sdjax.merging.operations.geometry import gram, linear_combination
 
 FORMULA = "τ = mean|τ_j| · argmin_m Σ ∠(m, τ_j)², m on the sphere"
 RECIPE = RecipeSchema(base="plain")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import weighted_sum
+from sdjax.merging.operations.mixing import weighted_sum
 
 FORMULA = "τ = Σ w_j τ_j / Σ w_j"
 RECIPE = RecipeSchema(base="plain", required=("weight",))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import gram, linear_combination
+from sdjax.merging.operations.geometry import gram, linear_combination
 
 FORMULA = "τ = Σ w_j |τ_j| · m / |m|, m = Σ w_j τ_j / |τ_j|"
 RECIPE = RecipeSchema(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import slerp_weights
+from sdjax.merging.operations.geometry import slerp_weights
 
 FORMULA = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, t = w_2 / (w_1 + w_2)"
 RECIPE = RecipeSchema(

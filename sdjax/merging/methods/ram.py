@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import changed_elements
+from sdjax.merging.operations.mixing import changed_elements
 
 FORMULA = "τ = Σ_{j∈C} τ_j / |C|, C = {j: |τ_j| > ε}"
 RECIPE = RecipeSchema()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import changed_elements
+from sdjax.merging.operations.mixing import changed_elements
 from sdjax.xla.reductions import count_true
 
 FORMULA = "τ = λ_j τ_j where j alone changed, the mean where several; λ_j = 1 + r min(ρ_j, α)"

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._mixing import sign_agreement
-from sdjax.merging.topk_threshold import kth_largest_magnitudes
+from sdjax.merging.operations.mixing import sign_agreement
+from sdjax.merging.operations.topk_threshold import kth_largest_magnitudes
 from sdjax.xla.reductions import count_true, reproducible_sum, sums
 
 FORMULA = (

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import gram, slerp_weights
+from sdjax.merging.operations.geometry import gram, slerp_weights
 
 FORMULA = "τ = (sin((1-t)θ) τ_1 + sin(tθ) τ_2) / sin θ, θ = ∠(τ_1, τ_2)"
 RECIPE = RecipeSchema(base="first", min_models=2, max_models=2, required=("t",))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
 from sdjax.merging.method import RecipeSchema
-from sdjax.merging.methods._geometry import nearest_orthonormal
+from sdjax.merging.operations.geometry import nearest_orthonormal
 
 FORMULA = "τ = λ U⊥ Σ V⊥ᵀ, U⊥, V⊥ the nearest orthonormal to the stacked top-r U_j, V_j of τ_j"
 RECIPE = RecipeSchema(param_names={"scale": "lambda"})

@@ -7,7 +7,7 @@ import pytest
 from one_leaf import SHAPE, as_float64, check, leaf_key, run, vectors
 
 from sdjax.core.errors import UserError
-from sdjax.merging.random import bernoulli
+from sdjax.merging.operations.random import bernoulli
 
 
 @pytest.mark.parametrize("weight", [1.0, (0.2, 0.5, 0.9)])

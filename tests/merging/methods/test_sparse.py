@@ -5,7 +5,7 @@ import pytest
 from one_leaf import SHAPE, as_float64, check, leaf_key, run, vectors
 
 from sdjax.core.errors import UserError
-from sdjax.merging.random import uniform
+from sdjax.merging.operations.random import uniform
 
 
 def mask_out(v, density, gamma):

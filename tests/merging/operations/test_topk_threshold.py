@@ -3,7 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.topk_threshold import kth_largest_magnitudes, magnitude_band_masks, topk_masks
+from sdjax.merging.operations.topk_threshold import (
+    kth_largest_magnitudes,
+    magnitude_band_masks,
+    topk_masks,
+)
 
 
 def kth_magnitude(x, k):

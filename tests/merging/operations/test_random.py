@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.random import bernoulli, bits, uniform
+from sdjax.merging.operations.random import bernoulli, bits, uniform
 
 KEY = jax.random.key(7)
 

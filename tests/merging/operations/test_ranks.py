@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.merging.ranks import outranks, rank_fraction
+from sdjax.merging.operations.ranks import outranks, rank_fraction
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (37,), (5, 64), (2, 3, 17)])

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors
-from sdjax.merging.methods._mixing import keep_and_rescale
-from sdjax.merging.random import bernoulli, uniform
-from sdjax.merging.ranks import outranks, rank_fraction
-from sdjax.merging.topk_threshold import magnitude_band_masks, topk_masks
+from sdjax.merging.operations.mixing import keep_and_rescale
+from sdjax.merging.operations.random import bernoulli, uniform
+from sdjax.merging.operations.ranks import outranks, rank_fraction
+from sdjax.merging.operations.topk_threshold import magnitude_band_masks, topk_masks
 
 
 def trim(vectors: TaskVectors, density: PerExpert, rescale: str) -> TaskVectors:

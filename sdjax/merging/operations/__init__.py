@@ -1,0 +1,1 @@
+"""Operations that merge methods share; programs in the sandbox may import them."""
