@@ -20,11 +20,14 @@ def print_report(folder: Path) -> None:
     """Write the report of a run and print its final tables and the report's path."""
     from rich.console import Console
 
-    from sdjax.report import final_table, write_report
+    from sdjax.report import TABLE_WIDTH, final_table, write_report
     from sdjax.search.store import Store
     from sdjax.search.types import Setting
 
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
     with Store.open(folder) as store:
         for setting in store.select(Setting):
-            Console().print(final_table(store, setting.name))
+            console.print(final_table(store, setting.name, width=console.width), end="\n\n")
         click.echo(f"report: {write_report(store, folder / 'report.html')}")

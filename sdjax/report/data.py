@@ -11,23 +11,21 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sdjax.core.errors import UserError
-from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
 from sdjax.io.model_paths import model_folder
 from sdjax.io.training_programs import read_training_sources
 from sdjax.report.nearest import Nearest, nearest_texts
+from sdjax.report.results import TestRow, final_rows
 from sdjax.sandbox.verdict import ADMITTED, is_admissible
 from sdjax.search.ranking import (
     best_by_group,
     best_method,
     complete_scores,
-    rank_key,
     ranked_programs,
 )
 from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
-    TEST,
     Application,
     Entry,
     JudgedSample,
@@ -35,11 +33,8 @@ from sdjax.search.types import (
     Program,
     Setting,
     StoredPair,
-    Summary,
     program_entry,
 )
-
-KINDS = ("seed", "expert", "method", "control", "program")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,36 +80,6 @@ class IterationReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestRow:
-    """Test results of one entry; differences are paired by problem.
-
-    Attributes:
-        name: name of the entry.
-        kind: kind of the entry, such as "method".
-        development: development score; None if the entry has none.
-        problems: number of test problems.
-        strict: accuracy by the strict filter.
-        flexible: accuracy by the flexible filter.
-        strict_gain: strict accuracy minus the seed's.
-        flexible_gain: flexible accuracy minus the seed's.
-        method_gain: for a program, accuracy by the run's metric minus that of the human-designed
-            method with the best development score.
-    """
-
-    __test__ = False  # pytest would collect a class named Test…
-
-    name: str
-    kind: str
-    development: float | None
-    problems: int
-    strict: Interval
-    flexible: Interval
-    strict_gain: Interval | None
-    flexible_gain: Interval | None
-    method_gain: Interval | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReferenceLine:
     """A horizontal line in the plot of development scores."""
 
@@ -132,7 +97,7 @@ class ProgramReport:
         program: the stored program; its source is untrusted and must be escaped.
         iteration: iteration in which it first occurred.
         development: development score.
-        test: strict test accuracy; None if the program was not tested.
+        test: test accuracy by the run's metric; None if the program was not tested.
         change: size of its change to the seed; see `sdjax.search.types.Application`.
         nearest: most similar training program, if the generator's training programs are available.
     """
@@ -194,57 +159,6 @@ def read_report(store: Store) -> ReportData:
         best=_best_programs(store, judged, scores, metric, tables.get(MAIN, ()), top_k),
         missing=_missing(store, config.get("iterations"), iterations, tables),
     )
-
-
-def display_name(entry: str) -> str:
-    """Return a readable name of an entry, such as "program 3fa9c1d0" or "ties(density=0.4)"."""
-    kind, _, rest = entry.partition(":")
-    if kind == "program":
-        return f"program {rest[:8]}"
-    return rest or kind.replace("_", " ")
-
-
-def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
-    """Return the final table: the seed, then experts, methods, controls and programs.
-
-    Rows of one kind are ordered by development score, as in the selection, never by test score.
-    """
-    entries = store.by_key(Entry)
-    tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
-    development = complete_scores(store, metric, setting=setting)
-    outcomes = {summary.entry: store.outcomes(summary.entry, TEST, setting) for summary in tested}
-    seed = next((name for name in outcomes if entries[name].kind == "seed"), None)
-    method = best_method(store, metric)
-
-    def gain(name: str, reference: str | None, answer_filter: str) -> Interval | None:
-        if reference not in outcomes or name == reference:
-            return None
-        correct, reference_correct = (
-            {outcome.problem_id: getattr(outcome, answer_filter) for outcome in outcomes[entry]}
-            for entry in (name, reference)
-        )
-        if correct.keys() != reference_correct.keys():
-            return None
-        return paired_by_key(correct, reference_correct)
-
-    def row(summary: Summary) -> TestRow:
-        name = summary.entry
-        kind = entries[name].kind
-        return TestRow(
-            name=name,
-            kind=kind,
-            development=development.get(name),
-            problems=len(outcomes[name]),
-            strict=accuracy_interval([o.strict for o in outcomes[name]]),
-            flexible=accuracy_interval([o.flexible for o in outcomes[name]]),
-            strict_gain=gain(name, seed, "strict"),
-            flexible_gain=gain(name, seed, "flexible"),
-            method_gain=gain(name, method, metric) if kind == "program" else None,
-        )
-
-    rows = [row(summary) for summary in tested]
-    rows.sort(key=lambda r: (KINDS.index(r.kind), rank_key(r.development or 0.0, r.name)))
-    return tuple(rows)
 
 
 def _iterations(
@@ -323,7 +237,7 @@ def _best_programs(
         if sample.novel:
             first_iteration.setdefault(sample.identity, sample.iteration)
     programs, applications = store.by_key(Program), store.by_key(Application, setting=MAIN)
-    tested = {row.name: row.strict.mean for row in rows}
+    tested = {row.name: row.accuracy(metric).mean for row in rows}
     best = {
         entry.name: programs[entry.identity or ""]
         for entry in ranked_programs(store, metric)[:top_k]

@@ -1,4 +1,4 @@
-"""The report of a run as one self-contained HTML page, and its final table for the terminal.
+"""The report of a run as one self-contained HTML page.
 
 Programs, messages and names are untrusted: the template escapes all text, the page's content
 security policy forbids scripts and requests, and characters that would reorder or hide text are
@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import jinja2
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from sdjax.evaluation.statistics import Interval
 from sdjax.io.atomic_write import write_file
-from sdjax.report.data import ReportData, TestRow, display_name, read_report
+from sdjax.report.data import ReportData, read_report
 from sdjax.report.plots import (
     development_against_test,
     gains,
@@ -28,6 +23,7 @@ from sdjax.report.plots import (
     score_distributions,
     svg,
 )
+from sdjax.report.results import display_name, shown_metrics
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN, Checkpoint, Lineage, Setting
 
@@ -65,38 +61,10 @@ def render(store: Store) -> str:
         reasons=_reasons(report),
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
         display_name=display_name,
+        shown_metrics=shown_metrics,
         median=median,
         **_figures(report),
     )
-
-
-def final_table(store: Store, setting: str = MAIN) -> Table:
-    """Return the final table of a setting; its caption lists missing results."""
-    report = read_report(store)
-    table = Table(
-        title=Text(f"Test accuracy (%), setting {setting}"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
-    table.add_column("", overflow="fold", min_width=17)
-    for name in (
-        f"dev.\n{report.metric}",
-        "test\nstrict",
-        "vs. seed\n[95 %]",
-        "test\nflex.",
-        "vs. seed\n[95 %]",
-    ):
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    rows = report.tables.get(setting, ())
-    for row in rows:
-        table.add_row(*_cells(row))
-    notes = [*_gain_over_method(report, rows), *report.missing]
-    if notes:
-        table.caption = Text("\n".join(notes))
-        table.caption_justify = "left"
-    return table
 
 
 def visible(text: str) -> str:
@@ -106,19 +74,6 @@ def visible(text: str) -> str:
         for c in text[:MAX_LENGTH]
     )
     return shown if len(text) <= MAX_LENGTH else f"{shown}\n… ({len(text)} characters in total)"
-
-
-def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
-    """Return a sentence about the gain of the best program over the best human-designed method."""
-    best = report.best[0].name if report.best else None
-    gain = next((row.method_gain for row in rows if row.name == best), None)
-    if gain is None or best is None or report.best_method is None:
-        return []
-    mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
-    return [
-        f"The best program, {display_name(best)}, vs. {display_name(report.best_method)}: "
-        f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}] {report.metric}"
-    ]
 
 
 def _code(character: str) -> str:
@@ -142,7 +97,7 @@ def _figures(report: ReportData) -> dict:
         if compared
         else None,
         "gain_figures": {
-            setting: svg(gains(table), f"differences from the seed {number}")
+            setting: svg(gains(table, metric), f"differences from the seed {number}")
             if any(row.strict_gain for row in table)
             else None
             for number, (setting, table) in enumerate(report.tables.items())
@@ -157,23 +112,3 @@ def _reasons(report: ReportData) -> list[str]:
         for reason, count in iteration.reasons.items():
             total[reason] = total.get(reason, 0) + count
     return sorted(total, key=lambda reason: (-total[reason], reason))
-
-
-def _cells(row: TestRow) -> list[Text]:
-    return [
-        Text(visible(display_name(row.name))),
-        Text("–" if row.development is None else f"{100 * row.development:.1f}"),
-        Text(f"{100 * row.strict.mean:.1f}"),
-        _gain(row.strict_gain),
-        Text(f"{100 * row.flexible.mean:.1f}"),
-        _gain(row.flexible_gain),
-    ]
-
-
-def _gain(gain: Interval | None) -> Text:
-    if gain is None:
-        return Text("–")
-    style = "green" if gain.low > 0 else "red" if gain.high < 0 else ""
-    mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
-    # On two lines, so that both metrics fit into 80 columns.
-    return Text(f"{mean:+.1f}\n[{low:+.1f}, {high:+.1f}]", style=style)

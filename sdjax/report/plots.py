@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from sdjax.report.data import IterationReport, ReferenceLine, TestRow, display_name
+from sdjax.report.data import IterationReport, ReferenceLine
+from sdjax.report.results import TestRow, cut_middle, display_name, shown_metrics
 from sdjax.sandbox.verdict import ADMISSIBLE, ADMITTED, is_admissible
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
@@ -188,18 +189,19 @@ def sample_shares(iterations: Sequence[IterationReport]) -> Figure:
         return figure
 
 
-def gains(rows: Sequence[TestRow]) -> Figure:
+def gains(rows: Sequence[TestRow], metric: str) -> Figure:
     """Plot differences from the seed on the test problems, with 95% paired intervals."""
+    metrics = shown_metrics(rows, metric)
     rows = [row for row in rows if row.strict_gain is not None]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.3 + 0.42 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for place, row in enumerate(rows):
-            for gain, shift, face in (
-                (row.strict_gain, -0.13, COLORS[row.kind]),
-                (row.flexible_gain, 0.13, "white"),
-            ):
+            for number, name in enumerate(metrics):
+                gain = row.gain(name)
                 assert gain is not None
+                shift = 0.26 * (number - (len(metrics) - 1) / 2)
+                face = COLORS[row.kind] if number == 0 else "white"
                 mean, low, high = (100 * x for x in (gain.mean, gain.low, gain.high))
                 if np.isfinite([low, high]).all():
                     axes.plot([low, high], [place + shift] * 2, color=COLORS[row.kind], lw=1.6)
@@ -212,10 +214,11 @@ def gains(rows: Sequence[TestRow]) -> Figure:
                     zorder=3,
                 )
         axes.axvline(0, color=COLORS["seed"], linewidth=1.2)
-        axes.set_yticks(range(len(rows)), [_short(display_name(row.name)) for row in rows])
+        axes.set_yticks(range(len(rows)), [cut_middle(display_name(row.name), 44) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("test accuracy minus the seed's (points)   ● strict   ○ flexible")
+        legend = "   ● strict   ○ flexible" if len(metrics) > 1 else ""
+        axes.set_xlabel(f"test accuracy minus the seed's (points){legend}")
         return figure
 
 
@@ -278,7 +281,3 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
         figure.set_dpi(dpi)
         FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
-
-
-def _short(name: str, length: int = 44) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -4,9 +4,11 @@ import pytest
 
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
-from sdjax.report.data import display_name, read_report
-from sdjax.report.page import final_table
-from sdjax.search.types import Application, Entry, StoredPair, program_entry
+from sdjax.report import final_table
+from sdjax.report.data import read_report
+from sdjax.report.page import render
+from sdjax.report.results import cut_middle, display_name, final_rows, shown_metrics
+from sdjax.search.types import Application, Entry, Program, StoredPair, program_entry
 
 
 def test_counts_and_reasons_of_the_samples(finished):
@@ -72,7 +74,56 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
         for name in (rows[-1].name, report.best_method)
     )
     assert rows[-1].method_gain == paired_by_key(best, method)
-    assert f"vs. {display_name(report.best_method)}: " in str(final_table(finished).caption)
+    (answer,) = [row for row in rows if row.is_answer]
+    assert f"{display_name(answer.name)} vs. {display_name(report.best_method)}: " in str(
+        final_table(finished).caption
+    )
+
+
+def test_every_setting_is_sorted_by_the_development_score_of_the_search(finished):
+    tables = read_report(finished).tables
+    scores = {one.entry: one.strict for one in finished.summaries("development")}
+    for rows in tables.values():
+        programs = [row for row in rows if row.kind == "program"]
+        assert [row.rank for row in programs] == [1, 2, 3, 4, 5]
+        assert [row.development for row in programs] == [scores[row.name] for row in programs]
+        assert [row.name for row in rows if row.is_answer] == [programs[0].name]
+        assert all(row.rank is None for row in rows if row.kind != "program")
+    names = [[row.name for row in rows if row.kind != "expert"] for rows in tables.values()]
+    assert names[0] == names[1]
+    # The experts of the transfer are other models than those with a development score.
+    assert {row.development for row in tables["transfer"] if row.kind == "expert"} == {None}
+
+
+def test_equal_metrics_are_shown_once(tmp_path, made_up):
+    with made_up.new_store(tmp_path) as store:
+        for name in ("seed", "expert_1"):
+            store.save(Entry(name=name, kind=name.split("_")[0]))
+            correct = [Outcome(problem_id=p, output="", strict=True, flexible=True) for p in "ab"]
+            store.save_scores(name, "test", correct)
+        rows = final_rows(store, "main", "strict")
+        assert shown_metrics(rows, "strict") == ("strict",)
+        headers = [str(column.header) for column in final_table(store).columns]
+        assert headers == ["rank", "name", "dev.", "test", "vs. seed [95 %]"]
+        page = render(store)
+        assert "strict and flexible accuracy are equal" in page.lower()
+        assert page.count("minus seed") == 1
+
+
+def test_answer_keeps_its_rank_and_mark_if_it_was_not_tested_first(tmp_path, made_up):
+    """Check a run that was extended: programs of lower rank were tested, too."""
+    rng = random.Random(4)
+    with made_up.new_store(tmp_path) as store:
+        made_up.add_iteration(store, rng, 1, size=16)
+        made_up.add_test(store, rng)
+        before = {row.rank: row.name for row in final_rows(store, "main", "strict")}
+        best = "f" * 64
+        store.save(Program(identity=best, source=""))
+        store.save(Entry(name=f"program:{best}", kind="program", identity=best))
+        for split, count in (("development", 200), ("test", 400)):
+            store.save_scores(f"program:{best}", split, made_up.outcomes(rng, 2.0, count))
+        after = {row.rank: row.name for row in final_rows(store, "main", "strict")}
+    assert after == {1: f"program:{best}"} | {rank + 1: name for rank, name in before.items()}
 
 
 def test_no_difference_between_different_problems(tmp_path, made_up):
@@ -125,6 +176,12 @@ def test_program_refused_on_application_is_among_the_reasons(tmp_path, made_up):
         after = read_report(store).iterations[0]
         assert after.novel == before.novel - 1
         assert any(reason.startswith("too costly") for reason in after.reasons)
+
+
+def test_long_names_are_cut_in_the_middle():
+    assert cut_middle("dare_linear(density=0.5,weight=0.3)", 20) == "dare_linea…ight=0.3)"
+    assert cut_middle("abcdef", 2) == "a…"
+    assert cut_middle("short", 5) == "short"
 
 
 def test_display_names():

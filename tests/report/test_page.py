@@ -8,6 +8,7 @@ from rich.console import Console
 from sdjax.report import final_table, write_report
 from sdjax.report.page import render, visible
 from sdjax.search.store import Store
+from sdjax.search.types import Entry
 
 
 class Reader(html.parser.HTMLParser):
@@ -128,19 +129,57 @@ def test_report_of_a_run_that_is_being_written(tmp_path, made_up):
     read((tmp_path / "report.html").read_text())
 
 
-def test_final_table_fits_80_columns(finished):
-    console = Console(width=80, record=True, file=None, quiet=False, force_terminal=False)
+def printed(table, width: int) -> list[str]:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as captured:
-        console.print(final_table(finished))
-    text = captured.get()
-    assert max(map(len, text.splitlines())) <= 80
-    assert "seed" in text
-    assert "task_arithmetic" in text
-    assert len(re.findall(r"^program [0-9a-f]{8}", text, flags=re.M)) == 5
-    assert re.search(r"\[[+-]\d+\.\d, [+-]\d+\.\d\]", text)
-    with console.capture() as captured:
-        console.print(final_table(finished, "no such setting"))
-    assert "program" not in captured.get()
+        console.print(table)
+    return captured.get().rstrip().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_final_table_has_one_line_per_row(finished, width):
+    lines = printed(final_table(finished, width=width), width)
+    assert max(map(len, lines)) <= width
+    body = lines[3 : 3 + 11]
+    programs = [line for line in body if "program " in line]
+    assert [line.split()[0] for line in programs] == ["*", "2", "3", "4", "5"]
+    assert programs[0].split()[1] == "1"
+    assert sum("task_arithmetic" in line for line in body) == (3 if width > 60 else 0)
+    differences = 2 if width >= 100 else 1
+    assert len(re.findall(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", body[3])) == differences
+    assert "* the run's answer" in " ".join(lines)
+
+
+def test_long_names_are_cut_in_the_table(tmp_path, made_up):
+    name = f"method:ties({','.join(f'number_{n}=0.123' for n in range(9))},last=7)"
+    with made_up.new_store(tmp_path) as store:
+        store.save(Entry(name=name, kind="method"))
+        store.save_scores(name, "test", made_up.outcomes(random.Random(0), 0.5, 40))
+        (row,) = printed(final_table(store), 100)[3:4]
+        assert re.search(r"ties\(number_0=.*….*,last=7\)", row)
+        assert "number_5=0.123,number_6" in render(store)  # the page has the full name
+
+
+def test_unknown_setting_has_no_rows(finished):
+    assert "program" not in " ".join(printed(final_table(finished, "no such setting"), 100))
+
+
+def test_page_and_terminal_agree(finished, page):
+    """Check rank, name, scores and mark of each program in both tables."""
+    for number, setting in enumerate(("main", "transfer")):
+        lines = printed(final_table(finished, setting), 160)
+        rows = re.findall(r'<tr class="program.*?</tr>', page, flags=re.S)[5 * number :][:5]
+        programs = [line for line in lines if "program " in line][:5]
+        for line, row in zip(programs, rows, strict=True):
+            cells = [
+                re.sub(r"<small>.*?</small>|<[^>]+>", "", cell).strip()
+                for cell in re.findall(r"<td.*?</td>", row, flags=re.S)
+            ]
+            assert cells[1].endswith("the run's answer") == line.strip().startswith("*")
+            shown = re.sub(r"\[.*?\]", "", line.replace("*", "")).split()
+            assert shown[0] == cells[0]
+            assert shown[1:3] == cells[1].split()[:2]
+            assert shown[3:] == cells[2:-1]
 
 
 def test_hidden_characters_are_shown_as_codes():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdjax.evaluation.statistics import Interval
-from sdjax.report.data import IterationReport, ReferenceLine, TestRow, read_report
+from sdjax.report.data import IterationReport, ReferenceLine, read_report
 from sdjax.report.plots import (
     development_against_test,
     gains,
@@ -13,6 +13,7 @@ from sdjax.report.plots import (
     score_distributions,
     svg,
 )
+from sdjax.report.results import TestRow
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_figures_are_well_formed_and_deterministic(report):
     draw_functions = {
         "scores": lambda: score_distributions(report.iterations, report.references, "strict"),
         "shares": lambda: sample_shares(report.iterations),
-        "gains": lambda: gains(rows),
+        "gains": lambda: gains(rows, "strict"),
         "against": lambda: development_against_test(rows, "strict"),
     }
     for name, draw in draw_functions.items():
@@ -83,7 +84,7 @@ def test_minimal_data_can_be_plotted():
         flexible_gain=unbounded,
         method_gain=None,
     )
-    assert png(gains([row])).startswith(b"\x89PNG")
+    assert png(gains([row], "strict")).startswith(b"\x89PNG")
     assert "<svg" in svg(development_against_test([], "strict"), "c")
 
 

@@ -1,0 +1,131 @@
+"""Rows of the final tables: test results of the seed, the experts, the methods and the programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
+from sdjax.search.ranking import best_method, complete_scores, rank_key, ranked_programs
+from sdjax.search.store import Store
+from sdjax.search.types import MAIN, TEST, Entry, Summary
+
+KINDS = ("seed", "expert", "method", "control", "program")
+METRICS = ("strict", "flexible")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestRow:
+    """Test results of one entry; differences are paired by problem.
+
+    Attributes:
+        name: name of the entry.
+        kind: kind of the entry, such as "method".
+        rank: for a program, its rank by development score, starting at 1, as `sdjax merge --run
+            --rank` takes it.
+        development: score on the development problems with the search's experts, which selects
+            methods and programs; None if the entry has none.
+        problems: number of test problems.
+        strict: accuracy by the strict filter.
+        flexible: accuracy by the flexible filter.
+        strict_gain: strict accuracy minus the seed's.
+        flexible_gain: flexible accuracy minus the seed's.
+        method_gain: for a program, accuracy by the run's metric minus that of the human-designed
+            method with the best development score.
+    """
+
+    __test__ = False  # pytest would collect a class named Test…
+
+    name: str
+    kind: str
+    rank: int | None = None
+    development: float | None
+    problems: int
+    strict: Interval
+    flexible: Interval
+    strict_gain: Interval | None
+    flexible_gain: Interval | None
+    method_gain: Interval | None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether this is the run's answer: the program with the best development score."""
+        return self.rank == 1
+
+    def accuracy(self, metric: str) -> Interval:
+        """Return the accuracy by "strict" or "flexible"."""
+        return self.flexible if metric == "flexible" else self.strict
+
+    def gain(self, metric: str) -> Interval | None:
+        """Return the accuracy minus the seed's by "strict" or "flexible"."""
+        return self.flexible_gain if metric == "flexible" else self.strict_gain
+
+
+def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
+    """Return the final table: the seed, then experts, methods, controls and programs.
+
+    Rows of one kind are ordered by development score, as in the selection, never by test score;
+    that also holds in settings without development scores of their own, such as the transfer.
+    """
+    entries = store.by_key(Entry)
+    tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
+    development = complete_scores(store, metric)
+    ranks = {entry.name: rank for rank, entry in enumerate(ranked_programs(store, metric), 1)}
+    outcomes = {summary.entry: store.outcomes(summary.entry, TEST, setting) for summary in tested}
+    seed = next((name for name in outcomes if entries[name].kind == "seed"), None)
+    method = best_method(store, metric)
+
+    def gain(name: str, reference: str | None, answer_filter: str) -> Interval | None:
+        if reference not in outcomes or name == reference:
+            return None
+        correct, reference_correct = (
+            {outcome.problem_id: getattr(outcome, answer_filter) for outcome in outcomes[entry]}
+            for entry in (name, reference)
+        )
+        if correct.keys() != reference_correct.keys():
+            return None
+        return paired_by_key(correct, reference_correct)
+
+    def row(summary: Summary) -> TestRow:
+        name = summary.entry
+        kind = entries[name].kind
+        # Another setting has other experts in the same slots.
+        selected_here = setting == MAIN or kind != "expert"
+        return TestRow(
+            name=name,
+            kind=kind,
+            rank=ranks.get(name),
+            development=development.get(name) if selected_here else None,
+            problems=len(outcomes[name]),
+            strict=accuracy_interval([o.strict for o in outcomes[name]]),
+            flexible=accuracy_interval([o.flexible for o in outcomes[name]]),
+            strict_gain=gain(name, seed, "strict"),
+            flexible_gain=gain(name, seed, "flexible"),
+            method_gain=gain(name, method, metric) if kind == "program" else None,
+        )
+
+    rows = [row(summary) for summary in tested]
+    rows.sort(key=lambda r: (KINDS.index(r.kind), rank_key(r.development or 0.0, r.name)))
+    return tuple(rows)
+
+
+def shown_metrics(rows: Sequence[TestRow], metric: str) -> tuple[str, ...]:
+    """Return the metrics to show: the run's metric alone if both are equal in every row."""
+    equal = all(row.strict == row.flexible and row.strict_gain == row.flexible_gain for row in rows)
+    return (metric,) if equal else METRICS
+
+
+def display_name(entry: str) -> str:
+    """Return a readable name of an entry, such as "program 3fa9c1d0" or "ties(density=0.4)"."""
+    kind, _, rest = entry.partition(":")
+    if kind == "program":
+        return f"program {rest[:8]}"
+    return rest or kind.replace("_", " ")
+
+
+def cut_middle(text: str, length: int) -> str:
+    """Return the text, with its middle replaced by an ellipsis if it is longer than `length`."""
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"

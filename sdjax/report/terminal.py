@@ -1,0 +1,127 @@
+"""The final table of a run for the terminal: one line per row, with the results of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from sdjax.evaluation.statistics import Interval
+from sdjax.report.data import ReportData, read_report
+from sdjax.report.page import visible
+from sdjax.report.results import TestRow, cut_middle, display_name, shown_metrics
+from sdjax.search.store import Store
+from sdjax.search.types import MAIN
+
+TABLE_WIDTH = 100  # of tables that are not printed on a terminal
+_COLUMN_GAP = 2
+_MIN_NAME_WIDTH = 24
+
+
+def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) -> Table:
+    """Return the final table of a setting; its caption lists missing results.
+
+    Args:
+        store: the run's store.
+        setting: name of the setting.
+        width: number of characters per line. Longer names are cut in the middle; on a narrow
+            terminal, the metric that is not the run's is shown without differences, or not at all.
+    """
+    report = read_report(store)
+    rows = report.tables.get(setting, ())
+    table = Table(
+        title=Text(f"Test accuracy (%), setting {visible(setting)}"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, _COLUMN_GAP - 1, 0, 0),  # the box adds one more space
+        pad_edge=False,
+    )
+    columns, name_width = _fitting_columns(report, rows, width)
+    for header, _ in columns:
+        is_name = header == "name"
+        table.add_column(Text(header), justify="left" if is_name else "right", no_wrap=True)
+    for number, row in enumerate(rows):
+        cells = [cells[number] for _, cells in columns]
+        cells[1] = Text(cut_middle(cells[1].plain, name_width))
+        table.add_row(*cells, style="bold" if row.is_answer else None)
+    notes = [*_explanations(report, rows, columns), *_gain_over_method(report, rows)]
+    notes += report.missing if setting == MAIN else ()
+    if notes:
+        table.caption = Text("\n".join(notes))
+        table.caption_justify = "left"
+    return table
+
+
+def _fitting_columns(
+    report: ReportData, rows: Sequence[TestRow], width: int
+) -> tuple[list[tuple[str, list[Text]]], int]:
+    """Return (header, cells) of each column, and the width that is left for names."""
+    metrics = shown_metrics(rows, report.metric)
+    names = [visible(display_name(row.name)) for row in rows]
+    longest = max(map(len, names), default=0)
+    layouts = [(metrics, metrics), (metrics, (report.metric,)), ((report.metric,),) * 2]
+    for accuracies, gains in layouts:
+        columns: list[tuple[str, list[Text]]] = [
+            ("rank", [Text(_rank(row)) for row in rows]),
+            ("name", [Text(name) for name in names]),
+            ("dev.", [Text(_percent(row.development)) for row in rows]),
+        ]
+        for metric in accuracies:
+            short = "test" if len(accuracies) == 1 else {"flexible": "flex."}.get(metric, metric)
+            columns.append((short, [Text(_percent(row.accuracy(metric).mean)) for row in rows]))
+            if metric in gains:
+                columns.append(("vs. seed [95 %]", [_gain(row.gain(metric)) for row in rows]))
+        others = (c for c in columns if c[0] != "name")
+        taken = sum(max(map(len, [header, *cells])) + _COLUMN_GAP for header, cells in others)
+        if width - taken >= min(longest, _MIN_NAME_WIDTH):
+            break
+    return columns, max(width - taken, 8)
+
+
+def _explanations(
+    report: ReportData, rows: Sequence[TestRow], columns: Sequence[tuple[str, object]]
+) -> list[str]:
+    notes = []
+    if any(row.is_answer for row in rows):
+        notes.append(
+            "* the run's answer: best development score; `sdjax merge --run DIR --rank RANK` writes it"
+        )
+    if rows and len(shown_metrics(rows, report.metric)) == 1:
+        notes.append("strict and flexible accuracy are equal in every row")
+    elif rows and not any(header in ("flex.", "strict") for header, _ in columns):
+        notes.append(f"{report.metric} accuracy; the report also has the other metric")
+    return notes
+
+
+def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
+    """Return a sentence about the gain of the answer over the best human-designed method."""
+    answer = next((row for row in rows if row.is_answer), None)
+    if answer is None or answer.method_gain is None or report.best_method is None:
+        return []
+    return [
+        f"{display_name(answer.name)} vs. {display_name(report.best_method)}: "
+        f"{_difference(answer.method_gain)} points {report.metric}"
+    ]
+
+
+def _rank(row: TestRow) -> str:
+    return "" if row.rank is None else f"{'* ' if row.is_answer else ''}{row.rank}"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "–" if accuracy is None else f"{100 * accuracy:.1f}"
+
+
+def _difference(gain: Interval) -> str:
+    mean, low, high = (f"{100 * value:+.1f}" for value in (gain.mean, gain.low, gain.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _gain(gain: Interval | None) -> Text:
+    if gain is None:
+        return Text("–")
+    style = "green" if gain.low > 0 else "red" if gain.high < 0 else ""
+    return Text(_difference(gain), style=style)
