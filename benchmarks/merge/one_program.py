@@ -21,7 +21,7 @@ from jax.sharding import SingleDeviceSharding
 
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.tensor_program import TensorProgram
-from sdjax.models.params import kind_of
+from sdjax.models.tensor_names import kind_of, parse_name
 from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
@@ -81,7 +81,13 @@ def seconds(
         leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
         programs.append(
             TensorProgram.of(
-                algorithm, SLOTS, leaf, (leaf,) * 3, path=path, num_layers=layers, key=None
+                algorithm,
+                SLOTS,
+                leaf,
+                (leaf,) * 3,
+                path=path,
+                depth=parse_name(path).depth(layers),
+                key=None,
             )
         )
     cache = CompileCache(quick=True)

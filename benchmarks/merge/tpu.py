@@ -71,7 +71,6 @@ def row(method: Method, mesh: jax.sharding.Mesh, experts: int) -> str:
             base,
             (leaf,) * len(slots),
             path="",
-            num_layers=1,
             key=jax.random.key(0),
         )
         needs = ResourceUsage.of(program.lower().compile())

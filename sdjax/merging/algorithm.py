@@ -44,7 +44,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, did_you_mean
 from sdjax.merging.signature import Form, TracedType, check_value, read_signature
 from sdjax.merging.signature import PerExpert as PerExpert
 from sdjax.merging.signature import TaskVectors as TaskVectors
@@ -182,7 +182,8 @@ def _checked_values(
     for key in values:
         if key not in defaults:
             available = ", ".join(defaults) or "none"
-            raise UserError(f"{name}: no hyperparameter {key!r}; available: {available}")
+            hint = did_you_mean(key, defaults)
+            raise UserError(f"{name}: no hyperparameter {key!r}; {hint}available: {available}")
     return {key: check_value(name, key, types[key], value) for key, value in values.items()}
 
 

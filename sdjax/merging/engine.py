@@ -38,6 +38,7 @@ from sdjax.merging.tensor_program import (
     squared_norm_or_inf,
     task_vectors,
 )
+from sdjax.models.tensor_names import parse_name
 from sdjax.models.tree import flatten, unflatten
 from sdjax.xla.reductions import sums
 
@@ -216,7 +217,7 @@ class Merger:
                 self.slots,
                 *self._tensors[path],
                 path=path,
-                num_layers=self._num_layers,
+                depth=parse_name(path).depth(self._num_layers),
                 key=key,
                 donated=donated.get(path),
                 statistic=squared_norm_or_inf,

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.models.params import depth_of, kind_of
+from sdjax.models.tensor_names import kind_of
 from sdjax.xla.rematerialize import rematerialize
 
 # An array, or the shape, dtype and sharding of one.
@@ -49,11 +49,13 @@ class TensorProgram:
 
     Attributes:
         cache_key: programs with the same cache key share an executable.
+        function: the merge, to be called inside another trace.
         lower: traces and lowers the merge.
         inputs: hyperparameter arrays, depth and key data of this tensor.
     """
 
     cache_key: tuple
+    function: Callable[..., tuple[jax.Array, jax.Array | None]]
     lower: Callable[[], jax.stages.Lowered]
     inputs: tuple[Any, ...]
 
@@ -66,7 +68,7 @@ class TensorProgram:
         experts: tuple[ArraySpec, ...],
         *,
         path: str,
-        num_layers: int,
+        depth: float = -1.0,
         key: jax.Array | None,
         dtype: Any = None,
         donated: ArraySpec | None = None,
@@ -79,8 +81,8 @@ class TensorProgram:
             slots: the experts' names.
             base: the base model's tensor, or None if the task vectors are the experts' weights.
             experts: the experts' tensors, all of the same shape.
-            path: the tensor's path, which determines its kind, depth and key.
-            num_layers: number of layers of the merged model, for `depth`.
+            path: the tensor's canonical path, which determines its kind and its key.
+            depth: relative depth of its layer, or -1 outside the layers.
             key: typed PRNG key of the merge; required if the algorithm requests one.
             dtype: dtype of the new tensor; by default that of the base.
             donated: an array of the new tensor's shape and dtype whose buffer is reused.
@@ -92,10 +94,11 @@ class TensorProgram:
         kind = kind_of(path) if "kind" in requests else None
         inputs = (
             algorithm.hyperparameter_arrays(slots),
-            np.float32(depth_of(path, num_layers)) if "depth" in requests else None,
+            np.float32(depth) if "depth" in requests else None,
             None if key_impl is None or key is None else tensor_key_data(key, path),
         )
 
+        @jax.default_matmul_precision("highest")
         def merge_tensor(
             base: Any, experts: Any, hyperparameters: Any, depth: Any, key_data: Any, donated: Any
         ) -> tuple[jax.Array, jax.Array | None]:
@@ -117,18 +120,22 @@ class TensorProgram:
                 reference.sharding,
                 None if statistic is None else _replicated(reference.sharding),
             )
-            with jax.default_matmul_precision("highest"):
-                # keep_unused: the donated argument is never read.
-                return jax.jit(
-                    rematerialize(merge_tensor),
-                    out_shardings=shardings,
-                    donate_argnums=5,
-                    keep_unused=True,
-                ).lower(*_abstract((base, experts)), *inputs, _abstract(donated))
+            # keep_unused: the donated argument is never read.
+            return jax.jit(
+                rematerialize(merge_tensor),
+                out_shardings=shardings,
+                donate_argnums=5,
+                keep_unused=True,
+            ).lower(*_abstract((base, experts)), *inputs, _abstract(donated))
 
         identity = ("tensor", algorithm.identity, tuple(slots), kind, key_impl, out_dtype.name)
         shapes = _describe((base, *experts, donated))
-        return cls(cache_key=(*identity, statistic, shapes), lower=lower, inputs=inputs)
+        return cls(
+            cache_key=(*identity, statistic, shapes),
+            function=merge_tensor,
+            lower=lower,
+            inputs=inputs,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +143,17 @@ class TreeProgram:
     """Merge of the whole scope by an algorithm in the tree form.
 
     The executable's arguments are (bases, experts, *inputs); it returns the new tensors and the
-    squared norm of the merged task vector (see `squared_norm_or_inf`).
+    squared norms of their task vectors (see `squared_norm_or_inf`).
 
     Attributes:
         cache_key: programs with the same cache key share an executable.
+        function: the merge, to be called inside another trace.
         lower: traces and lowers the merge.
         inputs: hyperparameter arrays and key data.
     """
 
     cache_key: tuple
+    function: Callable[..., tuple[tuple[jax.Array, ...], jax.Array]]
     lower: Callable[[], jax.stages.Lowered]
     inputs: tuple[Any, ...]
 
@@ -163,7 +172,7 @@ class TreeProgram:
         Args:
             algorithm: an algorithm in the tree form.
             slots: the experts' names.
-            tensors: path to (base or None, experts). The algorithm sees all of them.
+            tensors: canonical path to (base or None, experts). The algorithm sees all of them.
             changed: paths of the tensors that are replaced; the others are kept unchanged.
             key: typed PRNG key; required if the algorithm requests one.
         """
@@ -177,6 +186,7 @@ class TreeProgram:
             None if key_impl is None or key is None else tensor_key_data(key, ""),
         )
 
+        @jax.default_matmul_precision("highest")
         def merge_scope(
             bases: Any, experts: Any, hyperparameters: Any, key_data: Any
         ) -> tuple[tuple[jax.Array, ...], jax.Array]:
@@ -204,21 +214,20 @@ class TreeProgram:
                 vector = _check_result(algorithm, merged[path], references[path].shape, path)
                 new.append(_new_tensor(base, own, vector, references[path].dtype))
                 squares.append(squared_norm_or_inf(new[-1], vector))
-            return tuple(new), jnp.sum(jnp.stack(squares))
+            return tuple(new), jnp.stack(squares)
 
         def lower() -> jax.stages.Lowered:
             bases = _abstract(tuple(base for base, _ in tensors.values()))
             experts = _abstract(tuple(e for _, e in tensors.values()))
             pinned = tuple(references[path].sharding for path in paths if path in changed)
-            scalar = _replicated(references[paths[0]].sharding)
-            with jax.default_matmul_precision("highest"):
-                return jax.jit(merge_scope, out_shardings=(pinned, scalar)).lower(
-                    bases, experts, *inputs
-                )
+            norms = _replicated(references[paths[0]].sharding)
+            return jax.jit(merge_scope, out_shardings=(pinned, norms)).lower(
+                bases, experts, *inputs
+            )
 
         shapes = tuple((path, _describe((b, *e))) for path, (b, e) in tensors.items())
         identity = ("tree", algorithm.identity, tuple(slots), key_impl, changed)
-        return cls(cache_key=(*identity, shapes), lower=lower, inputs=inputs)
+        return cls(cache_key=(*identity, shapes), function=merge_scope, lower=lower, inputs=inputs)
 
 
 def task_vectors(
@@ -317,7 +326,13 @@ def _abstract(tree: Any) -> Any:
 
 
 def _describe(tensors: Sequence[ArraySpec | None]) -> tuple:
-    return tuple(None if x is None else (x.shape, x.dtype.name, x.sharding) for x in tensors)
+    """Return shape, dtype and sharding of each array; a tracer has no sharding."""
+    return tuple(
+        None
+        if x is None
+        else (x.shape, x.dtype.name, None if isinstance(x, jax.core.Tracer) else x.sharding)
+        for x in tensors
+    )
 
 
 def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

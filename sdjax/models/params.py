@@ -25,6 +25,9 @@ from jaxtyping import Array, Key
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.families import Family
+from sdjax.models.tensor_names import LAYER_TENSORS as LAYER_TENSORS
+from sdjax.models.tensor_names import OUTSIDE_TENSORS as OUTSIDE_TENSORS
+from sdjax.models.tensor_names import kind_of as kind_of
 from sdjax.models.tree import unflatten
 from sdjax.models.types import Params
 
@@ -44,36 +47,6 @@ class ParamSpec:
     axes: tuple[str, ...]
     hf_name: str
     init_value: float = 0.0
-
-
-# Tensors of a layer in any family: name -> (Hugging Face's name, logical axes).
-LAYER_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "attn/q_proj": ("self_attn.q_proj.weight", ("heads", "hidden")),
-    "attn/k_proj": ("self_attn.k_proj.weight", ("kv_heads", "hidden")),
-    "attn/v_proj": ("self_attn.v_proj.weight", ("kv_heads", "hidden")),
-    "attn/qkv_proj": ("self_attn.qkv_proj.weight", ("query_key_value", "hidden")),
-    "attn/o_proj": ("self_attn.o_proj.weight", ("hidden", "heads")),
-    "attn/q_proj_bias": ("self_attn.q_proj.bias", ("heads",)),
-    "attn/k_proj_bias": ("self_attn.k_proj.bias", ("kv_heads",)),
-    "attn/v_proj_bias": ("self_attn.v_proj.bias", ("kv_heads",)),
-    "attn/q_norm": ("self_attn.q_norm.weight", ("head_dim",)),
-    "attn/k_norm": ("self_attn.k_norm.weight", ("head_dim",)),
-    "mlp/gate_proj": ("mlp.gate_proj.weight", ("intermediate", "hidden")),
-    "mlp/up_proj": ("mlp.up_proj.weight", ("intermediate", "hidden")),
-    "mlp/gate_up_proj": ("mlp.gate_up_proj.weight", ("gate_and_up", "hidden")),
-    "mlp/down_proj": ("mlp.down_proj.weight", ("hidden", "intermediate")),
-    "input_norm": ("input_layernorm.weight", ("hidden",)),
-    # Precedes the MLP, or follows attention in families with sandwich norms.
-    "post_attn_norm": ("post_attention_layernorm.weight", ("hidden",)),
-    "pre_mlp_norm": ("pre_feedforward_layernorm.weight", ("hidden",)),
-    "post_mlp_norm": ("post_feedforward_layernorm.weight", ("hidden",)),
-}
-# Tensors outside the layers.
-OUTSIDE_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "embed": ("model.embed_tokens.weight", ("vocab", "hidden")),
-    "final_norm": ("model.norm.weight", ("hidden",)),
-    "lm_head": ("lm_head.weight", ("vocab", "hidden")),
-}
 
 
 def layer_tensors(family: Family) -> tuple[str, ...]:
@@ -130,25 +103,6 @@ def param_specs(config: ModelConfig) -> dict[str, ParamSpec]:
             hf_name, axes = LAYER_TENSORS[name]
             specs[f"layers/{layer}/{name}"] = spec(f"model.layers.{layer}.{hf_name}", axes)
     return dict(sorted(specs.items()))
-
-
-def kind_of(path: str) -> str:
-    """Return the position of a tensor within its layer, such as "mlp.down_proj".
-
-    Examples:
-        >>> kind_of("layers/3/mlp/down_proj"), kind_of("embed")
-        ('mlp.down_proj', 'embed')
-    """
-    parts = path.split("/")
-    return ".".join(parts[2:] if parts[0] == "layers" else parts)
-
-
-def depth_of(path: str, num_layers: int) -> float:
-    """Return the relative depth of a tensor's layer in [0, 1], or -1 outside the layers."""
-    parts = path.split("/")
-    if parts[0] != "layers":
-        return -1.0
-    return int(parts[1]) / max(num_layers - 1, 1)
 
 
 def abstract_params(config: ModelConfig, dtype: DTypeLike) -> Params:

@@ -113,7 +113,6 @@ COLLECTIVES = textwrap.dedent(
             leaf,
             (leaf,) * len(slots),
             path="x",
-            num_layers=1,
             key=jax.random.key(0),
         )
         text = program.lower().compile(compiler_options=quick_options()).as_text()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.merging.recipe.source_models import tensor_path
 from sdjax.merging.scope import select_paths
 from sdjax.models.families import FAMILIES
 from sdjax.models.params import (
@@ -16,6 +15,7 @@ from sdjax.models.params import (
     layer_tensors,
     param_specs,
 )
+from sdjax.models.tensor_names import parse_name
 from sdjax.models.tree import flatten
 from sdjax.testing import random_params, tiny_config
 
@@ -29,7 +29,7 @@ def test_default_scope_is_the_mlp_and_hf_names_map_back_to_paths(family):
         set() if family == "phi3" else {"mlp.up_proj"}
     )
     for path, spec in specs.items():
-        assert tensor_path(spec.hf_name) == path
+        assert parse_name(spec.hf_name).path == path
         assert len(spec.axes) == len(spec.shape)
 
 

@@ -16,9 +16,9 @@ from sdjax.merging.engine import merge
 from sdjax.merging.recipe.output_files import Provenance
 from sdjax.merging.recipe.pipeline import MergeResult, OnTensor, not_finite, write_merged
 from sdjax.merging.recipe.plan import MergePlan, plan_algorithm
-from sdjax.merging.recipe.source_models import SourceModel, open_source_model, tensor_path
+from sdjax.merging.recipe.source_models import SourceModel, open_source_model
 from sdjax.merging.scope import Scope, select_paths
-from sdjax.models.params import kind_of
+from sdjax.models.tensor_names import kind_of, parse_name
 from sdjax.models.tree import flatten, unflatten
 
 
@@ -31,7 +31,7 @@ class MergeModels:
 
     def tensors(self, scope: Scope) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return the kind and the shape of the base's tensors in scope, by path."""
-        shapes = {tensor_path(name): info.shape for name, info in self.base.info.items()}
+        shapes = {parse_name(name).path: info.shape for name, info in self.base.info.items()}
         return {path: (kind_of(path), shapes[path]) for path in select_paths(shapes, scope)}
 
 

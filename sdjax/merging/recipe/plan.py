@@ -17,12 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.recipe.source_models import (
-    SourceModel,
-    tensor_path,
-)
+from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
 from sdjax.merging.tensor_program import TensorProgram
+from sdjax.models.tensor_names import parse_name
 from sdjax.sharding.mesh import make_mesh
 
 
@@ -110,9 +108,9 @@ def plan_algorithm(
     in_scope, slots = set(scope), tuple(experts)
     steps = []
     for name in base.tensor_names():
-        info, path = base.info[name], tensor_path(name)
+        info, place = base.info[name], parse_name(name)
         sources = [TensorRef(model=base, name=name)]
-        merged, program = path in in_scope and math.prod(info.shape) > 0, None
+        merged, program = place.path in in_scope and math.prod(info.shape) > 0, None
         if merged:
             for expert in experts.values():
                 if name not in expert.info:
@@ -132,14 +130,14 @@ def plan_algorithm(
                 slots,
                 first,
                 tuple(others),
-                path=path,
-                num_layers=len(base.layers),
+                path=place.path,
+                depth=place.depth(len(base.layers)),
                 key=key,
             )
         steps.append(
             MergeStep(
                 name=name,
-                path=path,
+                path=place.path,
                 spec=jax.ShapeDtypeStruct(info.shape, info.dtype),
                 sources=tuple(sources),
                 has_base=merged,

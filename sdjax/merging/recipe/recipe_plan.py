@@ -33,10 +33,10 @@ from sdjax.merging.recipe.source_models import (
     OUTPUT,
     VOCABULARY_TENSORS,
     SourceModel,
-    tensor_path,
 )
 from sdjax.merging.recipe.tokenizer_plan import VocabularyMap, plan_tokenizer
 from sdjax.merging.tensor_program import TensorProgram
+from sdjax.models.tensor_names import parse_name
 
 _IGNORED_PARAMETERS = ("int8_mask",)  # saves memory in mergekit; no masks are stored here
 
@@ -189,7 +189,7 @@ class _SlicePlanner:
             shape = (vocabulary.size, *shape[1:])
             row_maps = tuple(vocabulary.rows[model.name] for model in self.models)
         fallbacks = [i for i, model in enumerate(self.models) if model.name == self._base_name]
-        path, spec = tensor_path(name), jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+        place, spec = parse_name(name), jax.ShapeDtypeStruct(shape, np.dtype(dtype))
         algorithm = program = None
         if math.prod(infos[0].shape) > 0:
             algorithm = self._bind(name, sources, position)
@@ -205,14 +205,14 @@ class _SlicePlanner:
                 default_slots(len(experts)),
                 base,
                 tuple(experts),
-                path=path,
-                num_layers=num_layers,
+                path=place.path,
+                depth=place.depth(num_layers),
                 key=self._key,
                 dtype=spec.dtype,
             )
         return MergeStep(
             name=name,
-            path=path,
+            path=place.path,
             spec=spec,
             sources=tuple(sources),
             has_base=self._has_base,

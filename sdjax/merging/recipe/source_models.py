@@ -6,7 +6,6 @@ outside the layers. Nothing else is assumed about the model family.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +25,6 @@ VOCABULARY_TENSORS = (EMBEDDING, OUTPUT)  # their first axis is the vocabulary
 _LAYER = re.compile(r"(.*?\blayers\.)([0-9]{1,9})(\..+)")
 # Buffers in old checkpoints of the Llama family, which follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
-
-_PATH_IN_LAYER = {f".{hf_name}": name for name, (hf_name, _) in LAYER_TENSORS.items()}
-_PATH_OUTSIDE = {hf_name: name for name, (hf_name, _) in OUTSIDE_TENSORS.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,12 +155,3 @@ def _check_complete(
             f"{folder}: lacks tensor {missing[0]}, which every {family.architecture} has; "
             "copy the model again"
         )
-
-
-@functools.cache
-def tensor_path(name: str) -> str:
-    """Return the path of a tensor by its Hugging Face name; an unknown name is its own path."""
-    match = _LAYER.fullmatch(name)
-    if match and match[1] == "model.layers." and match[3] in _PATH_IN_LAYER:
-        return f"layers/{match[2]}/{_PATH_IN_LAYER[match[3]]}"
-    return _PATH_OUTSIDE.get(name, name)

@@ -13,7 +13,7 @@ from sdjax.core.errors import UserError
 from sdjax.merging.engine import merge
 from sdjax.merging.methods.registry import algorithm
 from sdjax.merging.recipe.pipeline import merge_recipe
-from sdjax.merging.recipe.source_models import tensor_path
+from sdjax.models.tensor_names import parse_name
 from sdjax.models.tree import flatten, unflatten
 
 
@@ -78,7 +78,7 @@ def test_streamed_random_merge_equals_one_in_memory(tmp_path, models, name):
     merge_recipe(recipe, tmp_path / "out", seed=3)
     merge_recipe(recipe, tmp_path / "sharded", seed=3, max_file_bytes=100)
     trees = [
-        unflatten({tensor_path(n): jnp.asarray(x) for n, x in models[m].items()})
+        unflatten({parse_name(n).path: jnp.asarray(x) for n, x in models[m].items()})
         for m in ("base", "math", "code")
     ]
     same = {"epsilon": 0.15} if name.startswith("della") else {}
@@ -90,10 +90,10 @@ def test_streamed_random_merge_equals_one_in_memory(tmp_path, models, name):
     np.testing.assert_array_equal(one[alone], expected[alone])
     for folder in ("out", "sharded"):
         for tensor, got in read(tmp_path / folder).items():
-            np.testing.assert_array_equal(got, np.asarray(expected[tensor_path(tensor)]))
+            np.testing.assert_array_equal(got, np.asarray(expected[parse_name(tensor).path]))
     merge_recipe(recipe, tmp_path / "other", seed=4)
     assert any(
-        not np.array_equal(got, np.asarray(expected[tensor_path(tensor)]))
+        not np.array_equal(got, np.asarray(expected[parse_name(tensor).path]))
         for tensor, got in read(tmp_path / "other").items()
     )
 
@@ -147,10 +147,10 @@ def test_per_layer_config_entries_are_stacked(tmp_path, models):
 
 
 def test_tensor_path_maps_hugging_face_names():
-    assert tensor_path("model.layers.12.self_attn.q_proj.weight") == "layers/12/attn/q_proj"
-    assert tensor_path("model.layers.0.input_layernorm.weight") == "layers/0/input_norm"
-    assert tensor_path("lm_head.weight") == "lm_head"
-    assert tensor_path("vision.patch.weight") == "vision.patch.weight"
+    assert parse_name("model.layers.12.self_attn.q_proj.weight").path == "layers/12/attn/q_proj"
+    assert parse_name("model.layers.0.input_layernorm.weight").path == "layers/0/input_norm"
+    assert parse_name("lm_head.weight").path == "lm_head"
+    assert parse_name("vision.patch.weight").path == "vision/patch/weight"
 
 
 def test_each_distinct_program_is_compiled_once(tmp_path, models, monkeypatch):

@@ -14,7 +14,7 @@ import sdjax
 from sdjax.cli.main import main
 from sdjax.merging.recipe import pipeline
 from sdjax.merging.recipe.plan import MergeStep, TensorRef
-from sdjax.merging.recipe.source_models import tensor_path
+from sdjax.models.tensor_names import parse_name
 
 MAX_STOPS = 20
 NAME, PATH, SHAPE = "model.layers.0.mlp.up_proj.weight", "layers/0/mlp/up_proj", (6, 4)
@@ -80,7 +80,7 @@ def test_tensor_passes_at_most_20_functions_from_command_to_disk(tmp_path, monke
     )
     monkeypatch.setattr(pipeline, "ThreadPoolExecutor", SynchronousExecutor)
     jax.devices()
-    tensor_path.cache_clear()
+    parse_name.cache_clear()
     stops = {}
 
     def profile(frame, event, _):
