@@ -75,7 +75,10 @@ def _fitting_columns(
             if metric in gains:
                 columns.append(("vs. seed [95 %]", [_gain(row.gain(metric)) for row in rows]))
         others = (c for c in columns if c[0] != "name")
-        taken = sum(max(map(len, [header, *cells])) + _COLUMN_GAP for header, cells in others)
+        taken = sum(
+            max([len(header), *(len(cell) for cell in cells)]) + _COLUMN_GAP
+            for header, cells in others
+        )
         if width - taken >= min(longest, _MIN_NAME_WIDTH):
             break
     return columns, max(width - taken, 8)
@@ -87,7 +90,8 @@ def _explanations(
     notes = []
     if any(row.is_answer for row in rows):
         notes.append(
-            "* the run's answer: best development score; `sdjax merge --run DIR --rank RANK` writes it"
+            "* the run's answer: best development score; `sdjax merge --run DIR` writes it, or "
+            "another --rank"
         )
     if rows and len(shown_metrics(rows, report.metric)) == 1:
         notes.append("strict and flexible accuracy are equal in every row")
