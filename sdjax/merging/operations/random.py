@@ -4,19 +4,18 @@ On a CPU `jax.random.bernoulli` draws about 26 million numbers per second. Here 
 its own flat index with the key: this is elementwise, so it fuses with the surrounding arithmetic,
 needs no communication under any sharding, and is independent of order and of the number of devices.
 
-The mixer is the 32-bit finalizer "lowbias32" (Chris Wellons, "Prospecting for Hash Functions",
-2018), applied twice with different words of the key.
+The mixer of `sdjax.core.integer_hash` is applied twice with different words of the key.
 
 Axes: *shape (the shape of the tensor).
 """
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Key, UInt32
+
+from sdjax.core.integer_hash import flat_index, mix
 
 
 def bits(key: Key[Array, ""], shape: tuple[int, ...], stream: int = 0) -> UInt32[Array, "*shape"]:
@@ -31,9 +30,9 @@ def bits(key: Key[Array, ""], shape: tuple[int, ...], stream: int = 0) -> UInt32
     words = jax.random.key_data(key).reshape(-1).astype(jnp.uint32)
     first = jnp.uint32(stream) * jnp.uint32(0x9E3779B9)
     for i in range(words.shape[0]):
-        first = _mix(first ^ words[i])
-    second = _mix(first + jnp.uint32(0x85EBCA6B))
-    return _mix(_mix(_flat_index(shape) ^ first) + second)
+        first = mix(first ^ words[i])
+    second = mix(first + jnp.uint32(0x85EBCA6B))
+    return mix(mix(flat_index(shape) ^ first) + second)
 
 
 def uniform(
@@ -51,18 +50,3 @@ def bernoulli(
 ) -> Bool[Array, "*shape"]:
     """Draw booleans that are true with `probability`: never for 0, always for 1."""
     return uniform(key, shape, stream) < probability
-
-
-def _flat_index(shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
-    """Return each element's row-major index, computed from one iota per axis without a reshape."""
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    return index
-
-
-def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
