@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdjax.cli.group import FILE_PATH, Interrupted, examples, raise_interrupt
+from sdjax.cli.group import FOLDER_PATH, Interrupted, examples, raise_interrupt
+from sdjax.cli.run import overrides_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,14 +21,15 @@ if TYPE_CHECKING:
 
     from sdjax.io.tokenizer import Tokenizer
     from sdjax.models.lora import Adapter
-    from sdjax.training.config import DPOJob, TrainingJob
+    from sdjax.training.config import DPOJob, SFTJob, TrainingJob
     from sdjax.training.data import TrainingRow
     from sdjax.training.trainable import Trainable
 
 logger = logging.getLogger(__name__)
 
-# Keys that may change when a job is resumed, for example after the loss became NaN.
-_CHANGEABLE = ("learning_rate", "max_grad_norm", "checkpoint_every")
+# Keys that may change when a job is resumed, for example after the loss became NaN. `out` names the
+# folder that the checkpoints are in, whichever way it is written.
+_CHANGEABLE = ("learning_rate", "max_grad_norm", "checkpoint_every", "out")
 
 # Keys that the reference log-probabilities depend on, in addition to the pairs.
 _REFERENCE_KEYS = (
@@ -35,27 +38,42 @@ _REFERENCE_KEYS = (
 )
 
 
-@click.command(epilog=examples("sdjax train dpo configs/train-dpo.yaml"))
+@click.command(
+    epilog=examples(
+        "sdjax train sft configs/train-sft.yaml",
+        "sdjax train dpo my.yaml --out trained --set learning_rate=1e-5",
+    )
+)
 @click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
-@click.argument("config", type=FILE_PATH)
-def train(kind: str, config: Path) -> None:
-    """Fine-tune a model as specified by CONFIG, a YAML file.
+@click.argument("config")
+@click.option("--out", type=FOLDER_PATH, help="Folder to write, in place of the config's `out`.")
+@overrides_option
+def train(kind: str, config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
+    """Fine-tune a model.
 
     KIND is sft (prompts with completions), dpo (preference pairs), or warmstart (candidates in the
-    algorithm API, to prepare a generator for a search). Run the same command again to resume an
-    interrupted job.
+    algorithm API, to prepare a generator for a search). CONFIG is a YAML file, or the name of a
+    config that ships with the package: train-sft, train-dpo or train-warmstart. Run the same
+    command again to resume an interrupted job.
     """
+    from sdjax.core.config import read_dataclass
+    from sdjax.core.config_files import find_config
     from sdjax.sharding.multihost import start_distributed
+    from sdjax.training.config import JOBS
 
     start_distributed()
     signal.signal(signal.SIGTERM, raise_interrupt)
     try:
-        click.echo(_run_job(kind, config))
+        options = {} if out is None else {"out": str(out)}
+        job = read_dataclass(JOBS[kind], find_config(config, kind), overrides, options=options)
+        click.echo(_run_job(kind, job))
     except KeyboardInterrupt:
-        raise Interrupted(f"resume with: sdjax train {kind} {config}") from None
+        command = ["sdjax", "train", kind, config, *([] if out is None else ["--out", str(out)])]
+        command += [word for override in overrides for word in ("--set", override)]
+        raise Interrupted(f"resume with: {shlex.join(command)}") from None
 
 
-def _run_job(kind: str, config: Path) -> str:
+def _run_job(kind: str, job: TrainingJob) -> str:
     """Run a training job and return a one-line summary.
 
     The folder OUT.training contains the metrics and, until OUT is complete, the checkpoints and the
@@ -70,7 +88,7 @@ def _run_job(kind: str, config: Path) -> str:
     import jax
     import jax.numpy as jnp
 
-    from sdjax.core.config import read_dataclass
+    from sdjax.core.config import errors_at
     from sdjax.core.errors import UserError
     from sdjax.core.random_keys import fold_in_name
     from sdjax.io.atomic_write import is_disk_full
@@ -79,13 +97,13 @@ def _run_job(kind: str, config: Path) -> str:
     from sdjax.io.peft import read_adapter
     from sdjax.io.tokenizer import load_tokenizer
     from sdjax.models.lora import init_adapter, shard_adapter
-    from sdjax.training.config import JOBS
     from sdjax.training.trainable import full_finetune, lora_finetune
 
-    job = read_dataclass(JOBS[kind], config)
-    folder, out = locate(job.model)[0], Path(job.out)
+    out = Path(job.out)
     if out.exists():
-        raise UserError(f"{out}: already exists; set `out` to a new folder")
+        raise UserError(f"{out}: already exists; choose another folder with --out")
+    with errors_at(job, "model"):
+        folder = locate(job.model)[0]
     full = job.rank is None and job.adapter is None
     compute_dtype = jnp.dtype(job.compute_dtype)
     mesh = job.mesh.make(default_axis="fsdp")
@@ -94,7 +112,8 @@ def _run_job(kind: str, config: Path) -> str:
     key = jax.random.key(job.rng_seed)
     adapter = None
     if job.adapter is not None:
-        adapter = read_adapter(model_folder(job.adapter), model, model=folder)
+        with errors_at(job, "adapter"):
+            adapter = read_adapter(model_folder(job.adapter), model, model=folder)
     elif job.rank is not None:
         adapter = init_adapter(
             model,
@@ -150,28 +169,36 @@ def _train(
     import dataclasses
     from functools import partial
 
+    from sdjax.core.config import errors_at, path_of
+    from sdjax.programs.prompts import names
     from sdjax.training import api
     from sdjax.training.checkpoints import MetricsLog, TrainingCheckpoints, cached_array
     from sdjax.training.config import DPOJob, SFTJob, WarmstartJob
-    from sdjax.training.data import fingerprint, read_rows, tokenize_examples, tokenize_pairs
+    from sdjax.training.data import fingerprint, number_rows, tokenize_examples, tokenize_pairs
     from sdjax.training.warmstart import make_warmstart_data, sample_candidates
 
     max_seq_len = trainable.config.max_seq_len
     rows: Sequence[TrainingRow] = ()
     candidates: Sequence[str] = ()
     if isinstance(job, SFTJob):
-        rows = read_rows(job.data, job.split)
+        rows = _rows(job)
         # Each example must fit the model, but a row that packs several may be longer.
         examples = tokenize_examples(rows, tokenizer, min(job.max_length, max_seq_len))
     elif isinstance(job, DPOJob):
-        rows = _preference_rows(job)
+        rows = _rows(job)
         pairs = tokenize_pairs(rows, tokenizer, min(job.max_length or max_seq_len, max_seq_len))
     elif isinstance(job, WarmstartJob):
         candidates = sample_candidates(job.programs, job.rng_seed, slots=len(job.experts))
-        data = make_warmstart_data(tokenizer, job.prompt, job.experts, candidates)
+        with errors_at(job, "prompt"):
+            prompt = (
+                job.prompt if job.prompt in names() else str(path_of(job, "prompt", job.prompt))
+            )
+            data = make_warmstart_data(tokenizer, prompt, job.experts, candidates)
+        rows = number_rows(prompt, [{"tokens": data.prompt}])
         logger.info("%d candidates, prompt of %d tokens", len(candidates), len(data.prompt))
     description = {"kind": kind, "rows": fingerprint(rows)} | dataclasses.asdict(job)
-    description = {key: value for key, value in description.items() if key not in _CHANGEABLE}
+    for name in _CHANGEABLE:
+        del description[name]
     losses: dict[int, float] = {}
     with (
         TrainingCheckpoints(
@@ -214,20 +241,24 @@ def _train(
     return trained, losses, candidates
 
 
-def _preference_rows(job: DPOJob) -> Sequence[TrainingRow]:
-    """Read rows from a file, a dataset, or a run folder."""
+def _rows(job: SFTJob | DPOJob) -> Sequence[TrainingRow]:
+    """Read rows from a file, a dataset or, for preferences, a run folder."""
+    from sdjax.core.config import errors_at, path_of
     from sdjax.core.errors import UserError
     from sdjax.search.pairs import preferences_of_run
+    from sdjax.training.config import DPOJob
     from sdjax.training.data import number_rows, read_rows
 
-    if not Path(job.data).is_dir():
-        return read_rows(job.data, job.split)
-    rows = number_rows(job.data, preferences_of_run(Path(job.data)))
-    if not rows:
-        raise UserError(
-            f"{job.data}: the run has no preference pairs yet; complete an iteration first"
-        )
-    return rows
+    with errors_at(job, "data"):
+        path = path_of(job, "data", job.data)
+        if not (isinstance(job, DPOJob) and path.is_dir()):
+            return read_rows(str(path), job.split)
+        rows = number_rows(str(path), preferences_of_run(path))
+        if not rows:
+            raise UserError(
+                f"{path}: the run has no preference pairs yet; complete an iteration first"
+            )
+        return rows
 
 
 def _write_result(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,14 +39,18 @@ T = TypeVar("T")
 class ConfigOrigin:
     """Places of a config's values: lines of a file, and options of the command line."""
 
-    def __init__(self, name: str, document: YamlDocument | None = None) -> None:
+    def __init__(
+        self, name: str, file: Path | None = None, document: YamlDocument | None = None
+    ) -> None:
         """Create the origin.
 
         Args:
             name: name of the file or of the stored run, for error messages.
+            file: the file, if there is one.
             document: the parsed file, for line numbers.
         """
         self.name = name
+        self.file = file
         self._document = document
         self._options: dict[Location, str] = {}
 
@@ -53,12 +58,19 @@ class ConfigOrigin:
         """Note that an option, such as "--set iterations=5", sets a key."""
         self._options[location] = option
 
-    def place(self, location: Location) -> tuple[str, str]:
-        """Return the file or the options that set a key, and its line such as "line 3", or ""."""
+    def option(self, location: Location) -> str | None:
+        """Return the option that sets a key, or a part or section of it; None if there is none."""
         for key, option in self._options.items():
             depth = min(len(key), len(location))
             if depth and location[:depth] == key[:depth]:
-                return option, ""
+                return option
+        return None
+
+    def place(self, location: Location) -> tuple[str, str]:
+        """Return the file or the options that set a key, and its line such as "line 3", or ""."""
+        option = self.option(location)
+        if option is not None:
+            return option, ""
         if not location and self._options:
             return f"{self.name} with {' '.join(self._options.values())}", ""
         line = None if self._document is None else self._document.line_at(location)
@@ -92,7 +104,7 @@ def read_dataclass(
     data = None if document.root is None else document.value(document.root)
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping of keys to values")
-    origin = ConfigOrigin(str(path), document)
+    origin = ConfigOrigin(str(path), Path(path), document)
     for override in overrides:
         origin.add_option(_apply_override(data, override), f"--set {override}")
     for key, value in (options or {}).items():
@@ -132,9 +144,8 @@ def errors_at(config: object, key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        location = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         origin = getattr(config, _ORIGIN, None)
-        where = "" if origin is None else f"{origin.where(location)}: "
+        where = "" if origin is None else f"{origin.where(_location(key))}: "
         raise type(error)(f"{where}{key}: {error}") from error
 
 
@@ -151,9 +162,31 @@ def replace_keys(config: T, **changes: Any) -> T:
     return copy
 
 
+def path_of(config: object, key: str, value: str) -> Path:
+    """Return the path that a key names: relative to the config's file, or to the working directory.
+
+    The path next to the config's file is returned if it exists and no option set the key.
+
+    Args:
+        config: a config from `read_dataclass`; for any other, the path is returned as it is.
+        key: the key, with dots between the levels.
+        value: its value.
+    """
+    origin = getattr(config, _ORIGIN, None)
+    if origin is not None and origin.file is not None and origin.option(_location(key)) is None:
+        path = origin.file.parent / value
+        if os.path.exists(path):  # os.path, since pathlib raises on invalid names
+            return path
+    return Path(value)
+
+
 # Attribute of a config that holds its `ConfigOrigin`. Not a field: equal configs may come from
 # different files, and a copy by `dataclasses.replace` comes from none.
 _ORIGIN = "_origin"
+
+
+def _location(key: str) -> Location:
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
 
 
 def _validate(cls: type[T], data: Mapping[str, Any], origin: ConfigOrigin) -> T:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -80,6 +81,45 @@ class ExerciseStream:
         shares = np.array([weights[kind] for kind in kinds])
         kind = kinds[self._rng.choice(len(kinds), p=shares / shares.sum())]
         return self._example(next(self._sources[kind]), attends=kind not in self._neglected)
+
+
+def exercise_rows(count: int, *, seed: int) -> list[dict[str, str]]:
+    """Return training exercises with correct solutions, as rows of prompt and completion.
+
+    `configs/exercises.jsonl` contains 1,000 of them, with seed 0.
+    """
+    return [
+        {"prompt": prompt_of(exercise.question), "completion": exercise.solution()}
+        for exercise in itertools.islice(_distinct_exercises(seed), count)
+    ]
+
+
+def preference_rows(count: int, *, seed: int) -> list[dict[str, str]]:
+    """Return exercises that invite a typical error, as rows of prompt, chosen and rejected.
+
+    The rejected solution has the error. `configs/preferences.jsonl` contains 500 rows, with seed 0.
+    """
+    rows = (
+        {
+            "prompt": prompt_of(exercise.question),
+            "chosen": exercise.solution(),
+            "rejected": exercise.solution(reads=False, calculates=False),
+        }
+        for exercise in _distinct_exercises(seed)
+    )
+    return list(itertools.islice((row for row in rows if row["chosen"] != row["rejected"]), count))
+
+
+def _distinct_exercises(seed: int) -> Iterator[Exercise]:
+    """Yield exercises of the training split, cycling through the kinds, without duplicates."""
+    rng = np.random.default_rng(seed)
+    sources = [exercises(kind, "train", rng) for kind in KINDS]
+    seen: set[str] = set()
+    for source in itertools.cycle(sources):
+        exercise = next(source)
+        if exercise.question not in seen:
+            seen.add(exercise.question)
+            yield exercise
 
 
 def packed_batches(
