@@ -193,10 +193,34 @@ def test_merge_with_an_algorithm_file(tmp_path):
     arguments = ["--algorithm", tmp_path / "good.py", "--base", "zoo:seed", *experts]
     result = run_cli("merge", *arguments, tmp_path / "merged")
     assert result.exit_code == 0, result.output
+    assert f"{tmp_path / 'merged'}: merged all 38 tensors; 2.2 MB\n" in result.output
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+    result = run_cli("merge", *arguments, "--scope", "mlp", tmp_path / "mlp")
+    assert "merged 12 of 38 tensors (scope mlp); 26 copied from the base; " in result.output
     (tmp_path / "bad.py").write_text(BAD)
     arguments[1] = tmp_path / "bad.py"
     assert "bad.py: refused (import)" in user_error("merge", *arguments, tmp_path / "other")
+
+
+def test_interrupted_merge_says_how_to_resume(tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdjax.merging.recipe.pipeline.read_recipe", interrupt)
+    result = run_cli("merge", "recipe.yaml", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.output == "sdjax: interrupted; run the same command again to resume the merge\n"
+
+
+def test_merge_into_a_file_raises_user_error(tmp_path):
+    (tmp_path / "out").write_text("")
+    assert "out: is a file; choose a folder" in user_error("merge", "r.yaml", tmp_path / "out")
+
+
+def test_merge_names_the_folders_that_were_searched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text("merge_method: karcher\nmodels: [{model: a}, {model: b}]\n")
+    assert f"a: no such model folder in {tmp_path}; give" in user_error("merge", "r.yaml", "out")
 
 
 @pytest.mark.parametrize(

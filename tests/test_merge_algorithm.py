@@ -12,7 +12,7 @@ from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
-from sdjax.merging.recipe.output_files import Provenance
+from sdjax.merging.recipe.model_card import Provenance
 from sdjax.models.tree import flatten
 
 EXPERTS = {"expert_1": "zoo:reader", "expert_2": "zoo:calculator"}
@@ -49,18 +49,24 @@ def close(got, want):
     np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-5)
 
 
-def test_program_merges_the_tensors_in_scope(tmp_path):
-    got, seed, (a, b) = merged(tmp_path, TENSOR)
+@pytest.mark.parametrize("scope", ["all", "mlp"])
+def test_program_merges_the_tensors_in_scope(tmp_path, scope):
+    got, seed, (a, b) = merged(tmp_path, TENSOR, **({} if scope == "all" else {"scope": scope}))
     layers = 1 + max(int(p.split("/")[1]) for p in seed if p.startswith("layers/"))
     for path, at in seed.items():
-        if "/mlp/" not in path:
+        if scope == "mlp" and "/mlp/" not in path:
             np.testing.assert_array_equal(got[path], at)
             continue
-        depth = int(path.split("/")[1]) / (layers - 1)
+        depth = int(path.split("/")[1]) / (layers - 1) if path.startswith("layers/") else -1
         x, y = a[path], b[path]
         close(got[path], at + np.where(x * y > 0, 0.5 * (x + y), (1 - depth) * x))
     assert (tmp_path / "out" / "program.py").read_text() == TENSOR
-    assert "```python" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "```python" in card
+    assert "- base: `zoo:seed`\n- expert_1: `zoo:reader`\n- expert_2: `zoo:calculator`\n" in card
+    count = sum("/mlp/" in path for path in seed)
+    part = f"{count} of {len(seed)} tensors (scope mlp); {len(seed) - count} copied from the base"
+    assert f"merged {part if scope == 'mlp' else f'all {len(seed)} tensors'}\n" in card
 
 
 def test_program_in_the_tree_form(tmp_path):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, examples
+from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, Interrupted, examples
 from sdjax.cli.judged_algorithm import judged_algorithm
 from sdjax.cli.sandbox_options import allow_missing_option
 from sdjax.core.errors import UserError
+from sdjax.io.atomic_write import resolve_new_folder
 
 if TYPE_CHECKING:
+    from sdjax.core.progress import Advance
     from sdjax.merging.recipe.from_algorithm import MergeModels
     from sdjax.merging.recipe.pipeline import MergeResult, OnTensor
     from sdjax.merging.scope import Scope
@@ -39,10 +42,19 @@ if TYPE_CHECKING:
 @click.option(
     "--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm: an expert."
 )
-@click.option("--scope", help="With --algorithm: which tensors to merge. [default: mlp]")
+@click.option(
+    "--scope",
+    help="With --algorithm: which tensors to merge: all, mlp, attention or a glob pattern over "
+    "tensor paths. [default: all]",
+)
 @click.option("--run", type=FOLDER_PATH, help="Use a program discovered by this run.")
 @click.option(
     "--rank", type=click.IntRange(min=1), help="With --run: the program's rank. [default: 1]"
+)
+@click.option(
+    "--allow-crimes",
+    is_flag=True,
+    help="Merge models whose configs say different architectures, if their tensors fit.",
 )
 @allow_missing_option
 def merge(
@@ -54,6 +66,7 @@ def merge(
     scope: str | None,
     run: Path | None,
     rank: int | None,
+    allow_crimes: bool,
     allow_missing: tuple[str, ...],
 ) -> None:
     """Merge models into the folder OUT, which appears only when it is complete.
@@ -78,39 +91,63 @@ def merge(
             f"{paths[0]}: a Python file is not a recipe; use --algorithm {paths[0]} --base MODEL "
             "--expert NAME=MODEL OUT"
         )
+    out = paths[-1]
+    try:
+        resolve_new_folder(out)  # before models are opened and a program is judged
+        with _progress() as on_tensor:
+            if algorithm is not None:
+                result = merge_algorithm_file(
+                    algorithm,
+                    base or "",
+                    _parse_experts(experts),
+                    out,
+                    scope=scope or "all",
+                    seed=seed or 0,
+                    allow_crimes=allow_crimes,
+                    allow_missing=allow_missing,
+                    on_tensor=on_tensor,
+                )
+            elif run is not None:
+                result = merge_discovered(
+                    run, rank or 1, out, allow_crimes=allow_crimes, on_tensor=on_tensor
+                )
+            else:
+                from sdjax.merging.recipe.pipeline import merge_recipe
+
+                result = merge_recipe(
+                    paths[0],
+                    out,
+                    seed=seed or 0,
+                    allow_crimes=allow_crimes,
+                    on_tensor=on_tensor,
+                )
+    except KeyboardInterrupt:
+        raise Interrupted("run the same command again to resume the merge") from None
+    for note in result.notes:
+        click.echo(f"sdjax: {note}", err=True)
+    resumed = f" ({result.resumed} by an earlier attempt)" if result.resumed else ""
+    click.echo(f"{result.folder}: {result.coverage}{resumed}; {result.bytes / 1e6:,.1f} MB")
+
+
+@contextmanager
+def _progress() -> Iterator[OnTensor]:
+    """Yield a function that shows the progress of a merge, whose total it learns when called."""
     from sdjax.core.progress import progress_bar
 
-    with progress_bar("merge", None) as advance:
+    with ExitStack() as stack:
+        advance: Advance | None = None
         last = 0
 
         def on_tensor(done: int, total: int) -> None:
-            nonlocal last
-            advance(done - last, total=total)
+            nonlocal advance, last
+            if advance is None:
+                bar = progress_bar("merge", total, completed=done)
+                advance = stack.enter_context(bar)
+            else:
+                advance(done - last)
             last = done
 
-        out = paths[-1]
-        if algorithm is not None:
-            models = _parse_experts(experts)
-            result = merge_algorithm_file(
-                algorithm,
-                base or "",
-                models,
-                out,
-                scope or "mlp",
-                seed or 0,
-                on_tensor,
-                allow_missing,
-            )
-        elif run is not None:
-            result = merge_discovered(run, rank or 1, out, on_tensor)
-        else:
-            from sdjax.merging.recipe.pipeline import merge_recipe
-
-            result = merge_recipe(paths[0], out, seed=seed or 0, on_tensor=on_tensor)
-    for note in result.notes:
-        click.echo(f"sdjax: {note}", err=True)
-    resumed = f" ({result.resumed} from an earlier attempt)" if result.resumed else ""
-    click.echo(f"{result.folder}: {result.tensors} tensors{resumed}, {result.bytes / 1e6:,.1f} MB")
+        yield on_tensor
 
 
 def merge_algorithm_file(
@@ -118,10 +155,12 @@ def merge_algorithm_file(
     base: str,
     experts: Mapping[str, str],
     out: Path,
-    scope: Scope = "mlp",
+    *,
+    scope: Scope = "all",
     seed: int = 0,
-    on_tensor: OnTensor | None = None,
+    allow_crimes: bool = False,
     allow_missing: Collection[str] = (),
+    on_tensor: OnTensor | None = None,
 ) -> MergeResult:
     """Merge experts into a base with the algorithm in a Python file.
 
@@ -135,8 +174,9 @@ def merge_algorithm_file(
         out: folder of the result.
         scope: tensors to merge; all others are copied from the base.
         seed: random seed.
-        on_tensor: called with (finished tensors, total tensors) after each tensor.
+        allow_crimes: merge models of different architectures.
         allow_missing: layers of confinement that this machine may lack.
+        on_tensor: called with (finished tensors, total) at the beginning and after each tensor.
 
     Raises:
         UserError: the program is refused (the message says why), or see `merge_recipe`.
@@ -144,7 +184,7 @@ def merge_algorithm_file(
     import jax
 
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
-    from sdjax.merging.recipe.output_files import PROGRAM, Provenance
+    from sdjax.merging.recipe.model_card import PROGRAM, Provenance
 
     if not experts:
         raise UserError("--algorithm requires at least one --expert NAME=MODEL")
@@ -157,14 +197,20 @@ def merge_algorithm_file(
         models,
         scope,
         out,
-        provenance=Provenance(method=file.name, file=PROGRAM, text=source),
+        provenance=Provenance(method=file.name, file=PROGRAM, text=source, seed=seed),
         key=jax.random.key(seed),
+        allow_crimes=allow_crimes,
         on_tensor=on_tensor,
     )
 
 
 def merge_discovered(
-    run: Path, rank: int, out: Path, on_tensor: OnTensor | None = None
+    run: Path,
+    rank: int,
+    out: Path,
+    *,
+    allow_crimes: bool = False,
+    on_tensor: OnTensor | None = None,
 ) -> MergeResult:
     """Write the merged model of a discovered program, identical to the one that the run scored.
 
@@ -172,13 +218,14 @@ def merge_discovered(
         run: folder of the run.
         rank: rank of the program by development score; 1 is the best.
         out: folder of the result.
-        on_tensor: called with (finished tensors, total tensors) after each tensor.
+        allow_crimes: merge models of different architectures.
+        on_tensor: called with (finished tensors, total) at the beginning and after each tensor.
 
     Raises:
         UserError: the run does not exist or has fewer scored programs, or see `merge_recipe`.
     """
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
-    from sdjax.merging.recipe.output_files import PROGRAM, Provenance
+    from sdjax.merging.recipe.model_card import PROGRAM, Provenance
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.verify.verified_program import verify_ir
     from sdjax.search.config import config_from
@@ -204,9 +251,13 @@ def merge_discovered(
         config.scope,
         out,
         provenance=Provenance(
-            method=f"the program of rank {rank} of {run}", file=PROGRAM, text=program.source
+            method=f"program {program.identity[:12]}, rank {rank} of {run.resolve().name}",
+            file=PROGRAM,
+            text=program.source,
+            seed=config.rng_seed,
         ),
         key=run_key(config.rng_seed, "merge"),
+        allow_crimes=allow_crimes,
         on_tensor=on_tensor,
     )
 

@@ -80,7 +80,9 @@ def resolve_new_folder(folder: Path) -> Path:
         UserError: it exists and is not empty, or it cannot be replaced.
     """
     target = Path(os.path.realpath(folder))
-    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+    if os.path.lexists(target) and not target.is_dir():
+        raise UserError(f"{folder}: is a file; choose a folder that does not exist yet")
+    if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{folder}: exists and is not empty; remove it or choose another folder")
     if target == Path.cwd() or target.is_mount():
         kind = "a mount point" if target.is_mount() else "the working directory"

@@ -27,6 +27,7 @@ from sdjax.io.peft import AdaptedReader
 from sdjax.io.safetensors_reader import CONFIG, MAX_MAPPED_BYTES, SafetensorsReader, read_json
 from sdjax.io.safetensors_writer import (
     DTYPE_CODES,
+    DTYPES,
     HF_DTYPES,
     MAX_FILE_BYTES,
     SINGLE,
@@ -311,7 +312,7 @@ def _check_leaves(leaves: Mapping[str, Any], specs: Mapping[str, ParamSpec], fol
                 f"{folder}: not written: {path} has shape {list(leaf.shape)}, "
                 f"not {list(specs[path].shape)}; pass parameters that belong to this config"
             )
-        if np.dtype(leaf.dtype) not in DTYPE_CODES:
+        if np.dtype(leaf.dtype) not in DTYPES.values():
             raise UserError(
                 f"{folder}: not written: {path} is {leaf.dtype}; "
                 f"cast it to one of {', '.join(sorted(HF_DTYPES.values()))}"

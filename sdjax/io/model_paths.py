@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from sdjax.core.errors import UserError, truncated_repr
 
@@ -12,6 +13,28 @@ ZOO = Path(__file__).parent.parent / "zoo" / "models"
 # Identities of the candidates that a model was trained on, next to its weights.
 TRAINING_PROGRAMS = "training_programs.npy"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+# Cache folder of a model on Hugging Face: models--OWNER--NAME/snapshots/REVISION.
+_SNAPSHOT = re.compile(r"/models--([\w.-]+)/snapshots/([0-9a-f]+)(/|$)")
+
+
+class HubModel(NamedTuple):
+    """A revision of a model on Hugging Face: OWNER/NAME and the commit."""
+
+    repository: str
+    revision: str
+
+
+def hub_model(folder: Path) -> HubModel | None:
+    """Return the model on Hugging Face of a folder in huggingface_hub's cache, or None.
+
+    Examples:
+        >>> hub_model(Path("/cache/models--org--model/snapshots/0a1b"))
+        HubModel(repository='org/model', revision='0a1b')
+    """
+    match = _SNAPSHOT.search(folder.absolute().as_posix())
+    return HubModel(match[1].replace("--", "/"), match[2]) if match else None
 
 
 def zoo_models() -> dict[str, Path]:
@@ -62,7 +85,10 @@ def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
     if HUB_NAME.fullmatch(name):
         return _download(name)
     printable = name if name.isprintable() and len(name) <= 200 else truncated_repr(name)
-    where = "" if relative_to is None else f" in {relative_to} or in {Path.cwd()}"
+    searched = [] if relative_to is None else [relative_to.resolve(), Path.cwd()]
+    if os.path.isabs(os.path.expanduser(name)):
+        searched = []
+    where = f" in {' or in '.join(dict.fromkeys(map(str, searched)))}" if searched else ""
     raise UserError(
         f"{printable}: no such model folder{where}; give a Hugging Face folder, OWNER/MODEL on "
         "Hugging Face, or zoo:NAME"

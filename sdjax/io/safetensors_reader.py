@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from sdjax.core.errors import TransientError, UserError
 from sdjax.io.safetensors_writer import (
+    DTYPE_CODES,
     DTYPES,
     HF_DTYPES,
     INDEX,
     SINGLE,
+    STORED_DTYPES,
     HeaderEntry,
     raw_bytes,
     read_header,
@@ -79,11 +81,20 @@ class SafetensorsReader:
         return self.infos([name])[name].shape
 
     def dtype(self, name: str) -> np.dtype:
-        """Return the stored dtype of a tensor. Raises UserError if it is not supported."""
-        return self.infos([name])[name].dtype
+        """Return the stored dtype of a tensor of weights.
+
+        Raises:
+            UserError: it is not a supported floating-point dtype.
+        """
+        dtype = self.infos([name])[name].dtype
+        if dtype not in DTYPES.values():
+            raise self._unsupported(name, DTYPE_CODES[dtype])
+        return dtype
 
     def infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
         """Return the shape, dtype and offset of at least these tensors, from the files' headers.
+
+        The dtype may be that of a buffer (`STORED_DTYPES`).
 
         Raises:
             UserError: a tensor is not in its file, or its dtype is not supported.
@@ -97,12 +108,9 @@ class SafetensorsReader:
             if name not in self._headers[file]:
                 raise self._not_in_file(name)
             shape, code, offset = self._headers[file][name]
-            if code not in DTYPES:
-                raise UserError(
-                    f"{self.where(name)} is stored as {code}, which is not supported; "
-                    f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
-                )
-            self._infos[name] = TensorInfo(shape, DTYPES[code], offset)
+            if code not in STORED_DTYPES:
+                raise self._unsupported(name, code)
+            self._infos[name] = TensorInfo(shape, STORED_DTYPES[code], offset)
         return self._infos
 
     def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
@@ -162,6 +170,12 @@ class SafetensorsReader:
             return self.open(self.file_of[name]).get_slice(name)
         except SafetensorError:
             raise self._not_in_file(name) from None
+
+    def _unsupported(self, name: str, code: str) -> UserError:
+        return UserError(
+            f"{self.where(name)} is stored as {code}, which is not supported; "
+            f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
+        )
 
     def _not_in_file(self, name: str) -> UserError:
         return UserError(

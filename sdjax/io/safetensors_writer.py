@@ -26,7 +26,14 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
-DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+# In addition, dtypes of buffers (position ids, masks), which are copied and never computed with.
+STORED_DTYPES: dict[str, np.dtype] = {
+    **DTYPES,
+    "BOOL": np.dtype(np.bool_),
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
+DTYPE_CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
 HF_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 # Bit masks of the exponent; all its bits are set in NaN and infinity, and in no finite number.
 _EXPONENTS: dict[np.dtype, np.unsignedinteger[Any]] = {
@@ -176,9 +183,13 @@ def raw_bytes(array: np.ndarray) -> memoryview:
 def is_finite(array: np.ndarray) -> bool:
     """Return whether an array of a supported dtype has neither NaN nor infinity.
 
+    Integers and booleans are always finite.
+
     One pass over the bits, in blocks that fit the cache: 10 GB/s per core, compared with 0.6 GB/s
     of `np.isfinite` for bfloat16.
     """
+    if array.dtype not in _EXPONENTS:
+        return True
     exponent = _EXPONENTS[array.dtype]
     bits = np.ascontiguousarray(array).reshape(-1).view(exponent.dtype)
     masked = np.empty(min(bits.size, 2**18), bits.dtype)

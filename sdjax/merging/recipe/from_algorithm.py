@@ -13,9 +13,10 @@ import numpy as np
 from sdjax.io.safetensors_writer import is_finite
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
-from sdjax.merging.recipe.output_files import Provenance
+from sdjax.merging.recipe.compatibility import compare_configs
+from sdjax.merging.recipe.model_card import Provenance
 from sdjax.merging.recipe.pipeline import MergeResult, OnTensor, not_finite, write_merged
-from sdjax.merging.recipe.plan import MergePlan, plan_algorithm
+from sdjax.merging.recipe.plan import MergePlan, is_floating, plan_algorithm
 from sdjax.merging.recipe.source_models import SourceModel, open_source_model
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.tensor_names import kind_of, parse_name
@@ -30,8 +31,12 @@ class MergeModels:
     experts: Mapping[str, SourceModel]
 
     def tensors(self, scope: Scope) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return the kind and the shape of the base's tensors in scope, by path."""
-        shapes = {parse_name(name).path: info.shape for name, info in self.base.info.items()}
+        """Return the kind and the shape of the base's floating-point tensors in scope, by path."""
+        shapes = {
+            parse_name(name).path: info.shape
+            for name, info in self.base.info.items()
+            if is_floating(info)
+        }
         return {path: (kind_of(path), shapes[path]) for path in select_paths(shapes, scope)}
 
 
@@ -60,6 +65,7 @@ def merge_algorithm(
     *,
     provenance: Provenance,
     key: jax.Array,
+    allow_crimes: bool = False,
     on_tensor: OnTensor | None = None,
 ) -> MergeResult:
     """Write the base with the algorithm's merged task vector added to the tensors in scope.
@@ -71,12 +77,22 @@ def merge_algorithm(
         out: folder of the result.
         provenance: recorded in the model card.
         key: typed PRNG key.
-        on_tensor: called with (tensors done, total) after each tensor.
+        allow_crimes: merge models of different architectures.
+        on_tensor: called with (tensors done, total) at the beginning and after each tensor.
 
     Raises:
         UserError: as in `merge_recipe`.
     """
-    plan = plan_algorithm(algorithm, models.base, models.experts, tuple(models.tensors(scope)), key)
+    experts = tuple(models.experts.values())
+    plan = plan_algorithm(
+        algorithm,
+        models.base,
+        models.experts,
+        tuple(models.tensors(scope)),
+        key,
+        scope=scope if isinstance(scope, str) else ", ".join(scope),
+        notes=compare_configs(models.base, experts, allow_crimes=allow_crimes),
+    )
     if algorithm.form == "tree":
         plan = _merge_in_memory(algorithm, plan, models, key)
     return write_merged(plan, out, provenance=provenance, on_tensor=on_tensor)

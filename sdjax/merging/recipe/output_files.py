@@ -1,11 +1,10 @@
-"""Files of a merged model other than its weights: config, tokenizer, model card."""
+"""Files of a merged model other than its weights: config and tokenizer."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import write_file
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.safetensors_reader import CONFIG, read_json
+from sdjax.io.safetensors_writer import DTYPES
 from sdjax.io.tokenizer import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_FILE
 from sdjax.io.vocabulary import write_extended
 from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
@@ -23,23 +23,11 @@ from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import OUTPUT, SourceModel
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
 
-MODEL_CARD = "README.md"
-RECIPE = "recipe.yaml"
-PROGRAM = "program.py"
 _GENERATION_CONFIG = "generation_config.json"
 # Config lists that are not per-layer, even if they happen to have one item per layer.
 _NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 # These repeat the vocabulary of tokenizer.json, so they are wrong once tokens are added.
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Origin of a model: the method's name, and the recipe or program with its file name."""
-
-    method: str
-    file: str
-    text: str
 
 
 def write_config(
@@ -63,7 +51,8 @@ def write_config(
         fields["num_hidden_layers"] += len(plan.layers) - num_layers
     sizes: Counter[str] = Counter()
     for spec in tensors.values():
-        sizes[spec.dtype.name] += spec.size
+        if spec.dtype in DTYPES.values():
+            sizes[spec.dtype.name] += spec.size
     for key in [key for key in ("torch_dtype", "dtype") if key in fields] or ["dtype"]:
         fields[key] = sizes.most_common(1)[0][0]
     if plan.tokenizer.vocabulary is not None:
@@ -130,37 +119,6 @@ def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str 
         message = f"chat_template is not valid Jinja: {error.message}"
         raise recipe.fail("chat_template", message) from None
     return choice
-
-
-def write_model_card(
-    folder: Path,
-    name: str,
-    *,
-    provenance: Provenance,
-    models: Sequence[str],
-    notes: Sequence[str],
-) -> None:
-    """Write the model card, and the recipe or program unchanged.
-
-    Args:
-        folder: folder of the result.
-        name: title of the card.
-        provenance: origin of the model.
-        models: names of the source models.
-        notes: remarks on the merge.
-    """
-    base_models = "\n".join(f"- {json.dumps(Path(model).name or model)}" for model in models)
-    listed = "\n".join(f"- `{model}`" for model in models)
-    remarks = "".join(f"\n{note}\n" for note in notes)
-    language = "python" if provenance.file.endswith(".py") else "yaml"
-    text = (
-        f"---\nbase_model:\n{base_models}\nlibrary_name: transformers\ntags:\n- merge\n- sdjax\n"
-        f"---\n# {name}\n\nMerged by sdjax with `{provenance.method}` from:\n\n"
-        f"{listed}\n{remarks}\n"
-        f"```{language}\n{provenance.text.rstrip()}\n```\n"
-    )
-    write_file(folder / MODEL_CARD, text)
-    write_file(folder / provenance.file, provenance.text)
 
 
 def file_stats(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
 from sdjax.merging.recipe import output_files
-from sdjax.merging.recipe.output_files import RECIPE, Provenance
+from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
 from sdjax.merging.recipe.recipe_plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
@@ -44,7 +44,7 @@ QUEUE_SIZE = 1  # tensors queued to be merged, and to be written
 MERGE_THREADS = 2
 
 OnTensor = Callable[[int, int], None]
-"""Called with (tensors done, all tensors) after each tensor."""
+"""Called with (tensors done, all tensors), at the beginning and after each tensor."""
 
 R = TypeVar("R")
 
@@ -56,6 +56,7 @@ class MergeResult:
     Attributes:
         folder: the folder of the result.
         tensors: number of tensors.
+        coverage: how many tensors were merged, and how many copied.
         unchanged: number of tensors that no expert had changed.
         resumed: number of tensors that an interrupted attempt had written.
         bytes: size of all tensors.
@@ -64,6 +65,7 @@ class MergeResult:
 
     folder: Path
     tensors: int
+    coverage: str
     unchanged: int
     resumed: int
     bytes: int
@@ -75,6 +77,7 @@ def merge_recipe(
     out: Path | str,
     *,
     seed: int = 0,
+    allow_crimes: bool = False,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> MergeResult:
@@ -88,20 +91,21 @@ def merge_recipe(
         recipe_path: the recipe; its paths are relative to its folder or the working directory.
         out: folder of the result.
         seed: random seed.
-        on_tensor: called with (tensors done, total) after each tensor.
+        allow_crimes: merge models of different architectures.
+        on_tensor: called with (tensors done, total) at the beginning and after each tensor.
         max_file_bytes: maximum size of a safetensors file.
 
     Raises:
-        UserError: an invalid recipe, missing or damaged models, models that do not match, a result
-            that is not finite, or an `out` that exists.
+        UserError: an invalid recipe, missing or damaged models, models that do not match or have
+            different architectures, a result that is not finite, or an `out` that exists.
     """
     recipe = read_recipe(Path(recipe_path))
     open_model = cache(lambda name: open_source_model(name, recipe.path.parent))
-    plan = plan_recipe(recipe, open_model, seed)
+    plan = plan_recipe(recipe, open_model, seed, allow_crimes=allow_crimes)
     return write_merged(
         plan,
         Path(out),
-        provenance=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text),
+        provenance=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text, seed=seed),
         chat_template=output_files.resolve_chat_template(recipe, plan.models),
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
@@ -124,7 +128,7 @@ def write_merged(
         out: folder of the result.
         provenance: recorded in the model card.
         chat_template: replaces the tokenizer's chat template.
-        on_tensor: called with (tensors done, total) after each tensor.
+        on_tensor: called with (tensors done, total) at the beginning and after each tensor.
         max_file_bytes: maximum size of a safetensors file.
 
     Raises:
@@ -135,7 +139,6 @@ def write_merged(
     with _disk_errors(out):
         writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
     resumed = len(writer.done)
-    notes = plan.tokenizer.notes
     try:
         with _disk_errors(out):
             # Small files first: one may be damaged, and tensors take a long time.
@@ -143,13 +146,7 @@ def write_merged(
             output_files.write_tokenizer(
                 writer.folder, plan.tokenizer, plan.template.folder, chat_template
             )
-            output_files.write_model_card(
-                writer.folder,
-                out.name,
-                provenance=provenance,
-                models=[model.name for model in plan.models],
-                notes=notes,
-            )
+            write_model_card(writer.folder, out.name, plan, provenance)
             unchanged = _write_tensors(plan, writer, on_tensor)
             size = writer.bytes
             writer.finish()
@@ -163,10 +160,11 @@ def write_merged(
     return MergeResult(
         folder=out,
         tensors=len(plan.steps),
+        coverage=plan.coverage,
         unchanged=unchanged,
         resumed=resumed,
         bytes=size,
-        notes=notes,
+        notes=plan.notes,
     )
 
 
@@ -216,6 +214,8 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
         return unchanged
 
     num_unchanged, done = 0, len(plan.steps) - len(steps)
+    if on_tensor is not None:
+        on_tensor(done, len(plan.steps))
     compiler = ThreadPoolExecutor(max_workers=COMPILE_THREADS)
     try:
         executables = _compile((step.program for step in steps if step.program), compiler)
@@ -283,7 +283,7 @@ def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | N
     """Return a hash of everything that determines the result; only the same merge is resumed."""
     indices = {id(model): index for index, model in enumerate(plan.models)}
     content = {
-        "version": __version__,
+        "versions": (__version__, jax.__version__),
         "text": provenance.text,
         "key": None if plan.key is None else np.asarray(jax.random.key_data(plan.key)).tolist(),
         "chat_template": chat_template,

@@ -7,7 +7,7 @@ and the program to compile.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,8 +16,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sdjax.core.errors import UserError
+from sdjax.io.safetensors_reader import TensorInfo
+from sdjax.io.safetensors_writer import DTYPES
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.recipe.source_models import SourceModel
+from sdjax.merging.recipe.source_models import EMBEDDING, OUTPUT, SourceModel
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
 from sdjax.merging.tensor_program import TensorProgram
 from sdjax.models.tensor_names import parse_name
@@ -75,6 +77,8 @@ class MergePlan:
         tokenizer: the tokenizer of the result.
         key: typed PRNG key, or None if nothing is random.
         slots: names of the experts, or None for expert_1 ... expert_k.
+        scope: the tensors to merge, as the user named them, or None for all of them.
+        notes: remarks for the user.
     """
 
     steps: tuple[MergeStep, ...]
@@ -84,14 +88,34 @@ class MergePlan:
     tokenizer: TokenizerPlan
     key: jax.Array | None
     slots: tuple[str, ...] | None = None
+    scope: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_merged(self) -> int:
+        """Number of tensors that are merged rather than copied."""
+        return sum(step.algorithm is not None or step.array is not None for step in self.steps)
+
+    @property
+    def coverage(self) -> str:
+        """How many tensors are merged, and how many are copied."""
+        merged, total = self.num_merged, len(self.steps)
+        if merged == total:
+            return f"merged all {total} tensors"
+        scope = "" if self.scope is None else f" (scope {self.scope})"
+        source = self.template.name if self.slots is None else "the base"
+        return f"merged {merged} of {total} tensors{scope}; {total - merged} copied from {source}"
 
 
 def plan_algorithm(
     algorithm: Algorithm,
     base: SourceModel,
     experts: Mapping[str, SourceModel],
-    scope: Sequence[str],
+    paths: Sequence[str],
     key: jax.Array,
+    *,
+    scope: str | None = None,
+    notes: Sequence[str] = (),
 ) -> MergePlan:
     """Plan the merge of the tensors in scope by one algorithm; the others are copied from the base.
 
@@ -99,25 +123,29 @@ def plan_algorithm(
         algorithm: the algorithm.
         base: the base model, which is also the template of the result.
         experts: slot to model.
-        scope: tensor paths.
+        paths: paths of the tensors in scope.
         key: typed PRNG key, if the algorithm is random.
+        scope: the scope as the user named it.
+        notes: remarks for the user.
 
     Raises:
         UserError: an expert lacks a tensor or has one with a different shape.
     """
-    in_scope, slots = set(scope), tuple(experts)
-    steps = []
+    in_scope, slots = set(paths), tuple(experts)
+    steps: list[MergeStep] = []
+    buffers: list[list[TensorRef]] = []
     for name in base.tensor_names():
         info, place = base.info[name], parse_name(name)
         sources = [TensorRef(model=base, name=name)]
-        merged, program = place.path in in_scope and math.prod(info.shape) > 0, None
+        merged, program = place.path in in_scope and is_mergeable(info), None
         if merged:
             for expert in experts.values():
-                if name not in expert.info:
-                    raise missing_tensor(expert, name, base)
-                sources.append(TensorRef(model=expert, name=name))
-                if expert.info[name].shape != info.shape:
+                sources.append(tensor_in(expert, name, base))
+                if expert.info[sources[-1].name].shape != info.shape:
                     raise shape_error(sources[-1], sources[0])
+        elif not is_floating(info):
+            refs = [TensorRef(model=e, name=name) for e in experts.values() if name in e.info]
+            buffers.append([*sources, *refs])
         if merged and algorithm.form == "tensor":
             first, *others = (
                 jax.ShapeDtypeStruct(
@@ -153,7 +181,68 @@ def plan_algorithm(
         tokenizer=TokenizerPlan(folder=base.folder, new_tokens={}, vocabulary=None),
         key=key if "key" in algorithm.requests else None,
         slots=slots,
+        scope=scope,
+        notes=(*notes, *unused_tensors(base, experts.values()), *different_buffers(buffers)),
     )
+
+
+def is_floating(info: TensorInfo) -> bool:
+    """Return whether a tensor holds weights, and not a buffer such as position ids or a mask."""
+    return info.dtype in DTYPES.values()
+
+
+def is_mergeable(info: TensorInfo) -> bool:
+    """Return whether there is anything to compute for a tensor."""
+    return is_floating(info) and math.prod(info.shape) > 0
+
+
+def tensor_in(model: SourceModel, name: str, reference: SourceModel) -> TensorRef:
+    """Return a model's counterpart of a tensor of the reference.
+
+    Raises:
+        UserError: the model lacks it.
+    """
+    if name not in model.info and name == OUTPUT and EMBEDDING in model.info:
+        name = EMBEDDING  # the model ties the output matrix to its embedding
+    if name not in model.info:
+        raise missing_tensor(model, name, reference)
+    return TensorRef(model=model, name=name)
+
+
+def unused_tensors(base: SourceModel, models: Iterable[SourceModel]) -> list[str]:
+    """Return a note for each model with tensors that the base lacks, which are left out."""
+    notes = []
+    for model in models:
+        if extra := [name for name in model.tensor_names() if name not in base.info]:
+            notes.append(
+                f"{model.name}: {_count(extra, 'tensor')} that {base.name} lacks: left out"
+            )
+    return notes
+
+
+def different_buffers(buffers: Iterable[Sequence[TensorRef]]) -> list[str]:
+    """Return a note for each model whose integer or boolean tensors differ from the copied ones.
+
+    Args:
+        buffers: for each such tensor, its source, and its counterparts in other models.
+    """
+    different: dict[tuple[str, str], list[str]] = {}
+    for copied, *others in buffers:
+        values = copied.model.reader.read(copied.name)
+        for ref in others:
+            if not np.array_equal(values, ref.model.reader.read(ref.name)):
+                different.setdefault((ref.model.name, copied.model.name), []).append(ref.name)
+    return [
+        f"{model}: {_count(names, 'integer or boolean tensor')} differ"
+        f"{'s' * (len(names) == 1)} from {source}'s, which the result has"
+        for (model, source), names in different.items()
+    ]
+
+
+def _count(names: Sequence[str], noun: str) -> str:
+    if len(names) == 1:
+        return f"the {noun} {names[0]}"
+    return f"{len(names)} {noun}s (such as {names[0]})"
 
 
 def missing_tensor(model: SourceModel, name: str, reference: SourceModel) -> UserError:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,16 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Method
 from sdjax.merging.methods.registry import methods
+from sdjax.merging.recipe.compatibility import compare_configs
 from sdjax.merging.recipe.parameters import ParameterMap, ParameterType, resolve
 from sdjax.merging.recipe.plan import (
     MergePlan,
     MergeStep,
     TensorRef,
+    different_buffers,
+    is_floating,
+    is_mergeable,
     missing_tensor,
     shape_error,
     tensor_sharding,
@@ -42,7 +45,11 @@ _IGNORED_PARAMETERS = ("int8_mask",)  # saves memory in mergekit; no masks are s
 
 
 def plan_recipe(
-    recipe: Recipe, open_model: Callable[[str], SourceModel], seed: int = 0
+    recipe: Recipe,
+    open_model: Callable[[str], SourceModel],
+    seed: int = 0,
+    *,
+    allow_crimes: bool = False,
 ) -> MergePlan:
     """Plan the merge of a recipe.
 
@@ -50,6 +57,7 @@ def plan_recipe(
         recipe: the recipe.
         open_model: opens a model by name.
         seed: seed of random methods.
+        allow_crimes: accept models of different architectures.
 
     Raises:
         UserError: an unknown method, unknown or missing parameters, or models that do not match.
@@ -57,7 +65,8 @@ def plan_recipe(
     available = methods()
     if recipe.merge_method not in available:
         name = truncated_repr(recipe.merge_method)
-        message = f"no merge_method {name}; available: {', '.join(available)}"
+        hint = did_you_mean(recipe.merge_method, available)
+        message = f"no merge_method {name}; {hint}available: {', '.join(available)}"
         raise recipe.fail("merge_method", message)
     method = available[recipe.merge_method]
     # Only if needed, since creating a key compiles an executable.
@@ -65,6 +74,12 @@ def plan_recipe(
     parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
     num_layers = sum(part.num_layers for part in parts)
     models = tuple(open_model(name) for name in recipe.models())
+    notes: list[str] = []
+    for model in models[1:]:
+        try:
+            notes += compare_configs(models[0], [model], allow_crimes=allow_crimes)
+        except UserError as error:
+            raise recipe.fail(recipe.line_of(model.name), str(error)) from None
     tokenizer = plan_tokenizer(models[0], models, recipe, open_model)
     steps: list[MergeStep] = []
     layers: list[tuple[SourceModel, int]] = []
@@ -88,6 +103,11 @@ def plan_recipe(
         models=models,
         tokenizer=tokenizer,
         key=key,
+        notes=(
+            *notes,
+            *tokenizer.notes,
+            *different_buffers(buffers for part in parts for buffers in part.buffers),
+        ),
     )
 
 
@@ -98,6 +118,7 @@ class _SlicePlanner:
         models: the models, the base that is subtracted first.
         starts: first layer of each model.
         num_layers: number of layers of the slice.
+        buffers: for each integer or boolean tensor, its sources.
     """
 
     def __init__(
@@ -127,6 +148,7 @@ class _SlicePlanner:
                 part.line, f"all sources must have the same number of layers: {counts}"
             )
         self._bound: dict[tuple, Algorithm] = {}
+        self.buffers: list[list[TensorRef]] = []
 
     def outside_tensors(self) -> Iterator[tuple[str, list[TensorRef]]]:
         """Yield each tensor outside the layers: its name, and its source in every model."""
@@ -178,6 +200,11 @@ class _SlicePlanner:
             vocabulary: how rows are aligned, if the vocabularies differ.
         """
         infos = [ref.model.info[ref.name] for ref in sources]
+        place = parse_name(name)
+        if not all(map(is_floating, infos)):
+            self.buffers.append(sources)
+            spec = jax.ShapeDtypeStruct(infos[0].shape, infos[0].dtype)
+            return MergeStep(name=name, path=place.path, spec=spec, sources=(sources[0],))
         fixed = slice(name in VOCABULARY_TENSORS, None)  # vocabularies may have different sizes
         for ref, info in zip(sources, infos, strict=True):
             if len(info.shape) != len(infos[0].shape) or info.shape[fixed] != infos[0].shape[fixed]:
@@ -189,9 +216,9 @@ class _SlicePlanner:
             shape = (vocabulary.size, *shape[1:])
             row_maps = tuple(vocabulary.rows[model.name] for model in self.models)
         fallbacks = [i for i, model in enumerate(self.models) if model.name == self._base_name]
-        place, spec = parse_name(name), jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+        spec = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
         algorithm = program = None
-        if math.prod(infos[0].shape) > 0:
+        if is_mergeable(infos[0]):
             algorithm = self._bind(name, sources, position)
             dtypes = [info.dtype for info in infos]
             if row_maps is not None:  # aligned in the common dtype
@@ -314,10 +341,11 @@ class _SlicePlanner:
         for level, allowed, scope in levels:
             for key, value in level.items():
                 if key not in (*allowed, *schema.ignored, *_IGNORED_PARAMETERS):
+                    hint = did_you_mean(key, allowed)
                     raise self._recipe.fail(
                         value.line,
                         f"{self._method.name} has no parameter {truncated_repr(key)} {scope}; "
-                        f"allowed: {', '.join(sorted(allowed)) or 'none'}",
+                        f"{hint}allowed: {', '.join(sorted(allowed)) or 'none'}",
                     )
 
     def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:

@@ -120,6 +120,12 @@ class Recipe:
         line = self.lines[at] if isinstance(at, str) else at
         return UserError(f"{self.path}, line {line}: {message}")
 
+    def line_of(self, model: str) -> int:
+        """Return the line of the first source with this model, or that of `base_model`."""
+        sources = (source for part in self.slices for source in part.sources)
+        lines = [source.line for source in sources if source.model == model]
+        return lines[0] if lines else self.lines["base_model"]
+
     def models(self) -> tuple[str, ...]:
         """Return the names of all models without duplicates, the base first."""
         names = [self.base_model]

@@ -16,6 +16,7 @@ from sdjax.core.errors import UserError
 from sdjax.io.model_paths import locate
 from sdjax.io.peft import AdaptedReader
 from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, TensorInfo, read_json
+from sdjax.io.safetensors_writer import DTYPES
 from sdjax.models.families import FAMILIES, Family
 from sdjax.models.params import LAYER_TENSORS, OUTSIDE_TENSORS, layer_tensors
 
@@ -89,6 +90,8 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         for name in reader.names
         if not (name.endswith(_IGNORED_SUFFIX) or (tied and name == OUTPUT))
     ]
+    info = reader.infos(names)
+    _check_not_quantized(folder, config, info)
     outside, layers, prefix = _split_by_layer(folder, names)
     _check_num_layers(folder, config, len(layers))
     if family and family.architecture in (config.get("architectures") or ()):
@@ -97,12 +100,26 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         name=name,
         folder=folder,
         reader=reader,
-        info=reader.infos(names),
+        info=info,
         config=config,
         outside=outside,
         layers=layers,
         prefix=prefix,
     )
+
+
+def _check_not_quantized(
+    folder: Path, config: Mapping[str, Any], info: Mapping[str, TensorInfo]
+) -> None:
+    """Raise UserError if integer tensors are weights, which must not be copied like buffers."""
+    settings = config.get("quantization_config") or config.get("compression_config")
+    stored = [name for name in info if info[name].dtype not in DTYPES.values()]
+    if settings and stored:
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+        raise UserError(
+            f"{folder}: the weights are quantized ({method or 'quantization_config'}; "
+            f"{stored[0]} is {info[stored[0]].dtype}); merge the unquantized model"
+        )
 
 
 def _split_by_layer(

@@ -165,14 +165,6 @@ def test_each_distinct_program_is_compiled_once(tmp_path, models, monkeypatch):
     assert len(compiled) == len(set(SHAPES.values()))
 
 
-def test_model_card_contains_the_recipe(tmp_path, models):
-    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "mine")
-    card = (tmp_path / "mine" / "README.md").read_text()
-    assert card.startswith('---\nbase_model:\n- "base"\n- "math"\n- "code"\n')
-    assert "# mine" in card
-    assert TASK_ARITHMETIC.strip() in card
-
-
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [

@@ -142,7 +142,7 @@ def test_dare_rescales_as_mergekit_by_default(tmp_path, parameters, rescale):
         ("base_model: base\n", "", "line 1: ties needs base_model"),
         ("base_model: base\n", "base_model: gone\n", "line 2: gone: no such folder"),
         ("  - model: b", "  - model: gone", "line 8: gone: no such folder"),
-        ("ties", "tiez", "line 1: no merge_method 'tiez'; available: linear"),
+        ("ties", "tiez", "line 1: no merge_method 'tiez'; did you mean ties"),
         ("merge_method: ties", "", "the key 'merge_method' is missing"),
         ("dtype: b", "slices: []\ndtype: b", "exactly one of models, slices and modules is needed"),
         ("dtype: b", "tokenizer: {tokens: {}}\ndtype: b", "line 14: 'tokens' is not supported yet"),
