@@ -40,8 +40,8 @@ _REFERENCE_KEYS = (
 
 @click.command(
     epilog=examples(
-        "sdjax train sft configs/train-sft.yaml",
-        "sdjax train dpo my.yaml --out trained --set learning_rate=1e-5",
+        "sdjax train sft train-sft",
+        "sdjax train dpo train-dpo --out trained --set learning_rate=1e-5",
     )
 )
 @click.argument("kind", type=click.Choice(["sft", "dpo", "warmstart"]))
