@@ -62,7 +62,15 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The input of a merge; `slots` maps each slot to its model."""
+    """The input of a merge.
+
+    Attributes:
+        name: "main" for the search, "transfer" for the transfer experts.
+        seed: name of the seed model.
+        slots: mapping from slot to model.
+        scope: the tensors that are merged.
+        task: name of the task.
+    """
 
     name: str = MAIN
     seed: str
@@ -73,7 +81,15 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A saved generator, trained on the pairs of `iteration`."""
+    """A saved generator.
+
+    Attributes:
+        name: "generator-N".
+        iteration: iteration on whose pairs the generator was trained.
+        role: "generator".
+        path: path within the run's folder.
+        detail: the number of pairs.
+    """
 
     name: str
     iteration: int
@@ -84,7 +100,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """The generator of one iteration; `checkpoint` is None for the first generator."""
+    """The generator of one iteration.
+
+    Attributes:
+        iteration: iteration that the generator writes programs for, from 1.
+        setting: name of the setting of the search.
+        generator: name of the model, or of the adapter of the first generator.
+        checkpoint: name of the checkpoint; None for the first generator.
+        temperature: sampling temperature.
+    """
 
     iteration: int
     setting: str = MAIN
@@ -95,7 +119,14 @@ class Lineage:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A completed phase of an iteration and its duration."""
+    """A completed phase of an iteration.
+
+    Attributes:
+        iteration: number of the iteration; 0 for phases of the whole run.
+        name: "baselines", "generate", "admit", "score", "refine" or "test".
+        seconds: duration in seconds, of the last call if the phase was interrupted.
+        finished_at: ISO 8601 timestamp in UTC.
+    """
 
     iteration: int
     name: str
@@ -105,7 +136,13 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt of the generator; `hash` is its `text_hash`."""
+    """A prompt of the generator.
+
+    Attributes:
+        hash: first 32 hexadecimal digits of the text's SHA-256.
+        name: name of the prompt in the config.
+        text: text after rendering, as the generator reads it.
+    """
 
     hash: str
     name: str
@@ -167,7 +204,23 @@ class JudgedSample(Sample):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredVerdict:
-    """The sandbox's verdict on a candidate, and the confinement layers that were active."""
+    """The sandbox's verdict on a candidate.
+
+    Attributes:
+        source: the candidate's source code.
+        verdict: "admitted", "duplicate", or the reason for the refusal.
+        rule: name of the check that decided; empty if admitted.
+        message: reason for the verdict, in one line; empty if admitted.
+        identity: hash of the program. Equal candidates have equal identities.
+        structure: hash of the program without the constants that can be tuned.
+        fingerprint: hash of the rounded results on the probe tensors.
+        form: "tensor" for merge_models, "tree" for merge_trees.
+        requests: optional inputs that the candidate reads: base, key, depth, kind.
+        notes: remarks on the results, such as "equals the seed".
+        cost: scalar operations over all tensors in scope, loop iterations included.
+        memory: peak bytes alive at once in one array program.
+        layers: confinement layers that were active.
+    """
 
     source: str
     verdict: str
@@ -266,7 +319,14 @@ class Application:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The evaluation of an entry in a setting on a split; immutable once complete."""
+    """The evaluation of an entry; immutable once complete.
+
+    Attributes:
+        entry: name of the entry.
+        setting: name of the setting whose models are merged.
+        split: "development" or "test".
+        complete: whether every problem has an outcome.
+    """
 
     entry: str
     setting: str
@@ -276,7 +336,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredOutcome:
-    """The outcome of one problem of an evaluation."""
+    """The outcome of one problem of an evaluation.
+
+    Attributes:
+        entry: name of the entry.
+        setting: name of the setting whose models are merged.
+        split: "development" or "test".
+        outcome: the model's output and its grades.
+    """
 
     entry: str
     setting: str
@@ -322,7 +389,12 @@ class ScoredSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A preference pair."""
+    """A preference pair.
+
+    Attributes:
+        chosen: the sample with the higher score.
+        rejected: the sample with the lower score.
+    """
 
     chosen: ScoredSample
     rejected: ScoredSample
@@ -330,7 +402,12 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPair(Pair):
-    """A preference pair with its index in an iteration."""
+    """A preference pair of an iteration.
+
+    Attributes:
+        iteration: iteration whose generator is trained on the pair.
+        number: index within the iteration.
+    """
 
     iteration: int
     number: int
