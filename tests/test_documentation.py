@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from sdjax.cli.main import main
 from sdjax.search import config as search_config
+from sdjax.search.tables import TABLES
 from sdjax.training.config import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,3 +91,25 @@ def test_contributing_describes_every_package():
     for name, files in rows:
         for file in re.findall(r"`([^`]+)`", files):
             assert (ROOT / "sdjax" / name / file).exists(), f"{name}/{file}"
+
+
+def test_run_folder_page_describes_every_table_and_column():
+    page = (ROOT / "docs" / "run-folder.md").read_text()
+    pending = list(TABLES)
+    for record, table in TABLES.items():
+        directive = f"### `{table.name}`\n\n::: {record.__module__}.{record.__qualname__}\n"
+        assert directive in page, table.name
+    while pending:
+        record = pending.pop()
+        described = "".join(cls.__doc__ or "" for cls in record.__mro__)
+        for name, kind in typing.get_type_hints(record).items():
+            assert re.search(rf"^ +{name}: ", described, re.MULTILINE), f"{record.__name__}.{name}"
+            if dataclasses.is_dataclass(kind):
+                assert f"::: {kind.__module__}.{kind.__qualname__}\n" in page
+                pending.append(kind)
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in navigation
