@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from sdjax.cli.interrupts import finish, handle_signals, hold_signals, leave
 from sdjax.xla.allocator import collect_garbage_rarely, restart_with_huge_pages
 
 _MEMORY_INTENSIVE = ("merge", "train")
@@ -12,11 +13,18 @@ _MEMORY_INTENSIVE = ("merge", "train")
 def start() -> None:
     """Run the command line; merging and training run in a process with huge pages."""
     if sys.argv[1:2] and sys.argv[1] in _MEMORY_INTENSIVE:
+        hold_signals()  # Python answers with a traceback while it starts
         restart_with_huge_pages()
+    handle_signals()
     collect_garbage_rarely()
     from sdjax.cli.main import main  # after the restart, which would discard the imports
 
-    main()
+    try:
+        main()
+    except SystemExit as error:
+        if error.code:
+            leave(int(error.code))
+    finish(0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from sdjax.cli.group import ANY_PATH, FOLDER_PATH, Interrupted, examples
+from sdjax.cli.group import ANY_PATH, FOLDER_PATH, examples
+from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.sandbox_options import allow_missing_option
 from sdjax.core.errors import UserError
 
@@ -81,11 +82,9 @@ def evaluate(
         raise UserError("eval requires MODEL, or --compare A B")
     from sdjax.evaluation import api
 
-    try:
+    hint = "run the same command to resume" if out else "use --out DIR to make it resumable"
+    with resume_hint(hint):
         evaluation = api.evaluate(model, task, out=out, **options)
-    except KeyboardInterrupt:
-        hint = "run the same command to resume" if out else "use --out DIR to make it resumable"
-        raise Interrupted(hint) from None
     click.echo(_report(evaluation, chat=options["chat"]))
 
 

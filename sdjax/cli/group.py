@@ -2,64 +2,81 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from sdjax.cli.interrupts import INTERRUPTED, Interrupted, running_command
 from sdjax.core.errors import UserError
 from sdjax.core.logging import configure_logging
+from sdjax.core.storage_errors import file_of, storage_reason
+
+CLOSED_PIPE = 141  # exit status, as of a program that SIGPIPE ends
 
 FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
 FILE_PATH = click.Path(path_type=Path, dir_okay=False)
 ANY_PATH = click.Path(path_type=Path)
 
 
-class Interrupted(click.ClickException):
-    """A command interrupted by Ctrl-C or SIGTERM; the message says how to resume it."""
-
-    exit_code = 130
-
-    def format_message(self) -> str:
-        """Return the message to print."""
-        return f"interrupted; {self.message}"
-
-
 class Group(click.Group):
     """A command group that exits with 2 on a user error (one line) and with 130 on an interrupt."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, which the first Ctrl-C or SIGTERM interrupts."""
+        with running_command():
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError as error:  # click would exit with 1, as after a refusal
+                sys.exit(exit_status(error)[0])
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; print an error, if any, and exit with its status."""
-        signal.signal(signal.SIGTERM, raise_interrupt)
         configure_logging()
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
-        except (UserError, Interrupted, KeyboardInterrupt, click.Abort) as error:
+            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()
+            return result
+        except click.Abort as error:  # what click makes of an EOFError
+            status, message = exit_status(error.__cause__ or error)
+        except (Interrupted, UserError) as error:
             status, message = exit_status(error)
-            click.echo(message, err=True)
-            sys.exit(status)
         except click.ClickException as error:
             error.show()
             sys.exit(2)
+        except Exception as error:
+            status, message = exit_status(error)
+        if message:
+            # On a terminal, replace the `^C` that it has printed.
+            start = "\r\x1b[K" if status == INTERRUPTED and sys.stderr.isatty() else ""
+            click.echo(start + message, err=True)
+        sys.exit(status)
 
 
 def exit_status(error: BaseException) -> tuple[int, str]:
     """Return the exit status and the message for an exception that ended a command."""
+    if isinstance(error, Interrupted):
+        return INTERRUPTED, f"sdjax: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "sdjax: interrupted"
     if isinstance(error, UserError):
         return 2, f"sdjax: {error}"
-    if isinstance(error, Interrupted):
-        return error.exit_code, f"sdjax: {error.format_message()}"
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return 130, "sdjax: interrupted"
+    from_output = isinstance(error, OSError) and _is_output_error(error)
+    if from_output and isinstance(error, BrokenPipeError):
+        return CLOSED_PIPE, ""
+    if reason := storage_reason(error):
+        where = "the output" if from_output else file_of(error) or "a file"
+        return 2, f"sdjax: {where}: {reason} and run the same command again"
     return 1, "".join(traceback.format_exception(error)).rstrip()
 
 
-def raise_interrupt(signum: int, frame: object) -> NoReturn:
-    """Handle SIGTERM in the same way as Ctrl-C."""
-    raise KeyboardInterrupt
+def _is_output_error(error: OSError) -> bool:
+    """Return whether standard output, to which only this module, click and rich write, failed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals["__name__"] if frames else ""
+    return module.split(".")[0] in ("click", "rich") or module == __name__
 
 
 def examples(*commands: str) -> str:

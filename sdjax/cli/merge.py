@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, Interrupted, examples
+from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, examples
+from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.judged_algorithm import judged_algorithm
 from sdjax.cli.sandbox_options import allow_missing_option
 from sdjax.core.errors import UserError
@@ -92,7 +93,7 @@ def merge(
             "--expert NAME=MODEL OUT"
         )
     out = paths[-1]
-    try:
+    with resume_hint("run the same command again to resume the merge"):
         resolve_new_folder(out)  # before models are opened and a program is judged
         with _progress() as on_tensor:
             if algorithm is not None:
@@ -121,8 +122,6 @@ def merge(
                     allow_crimes=allow_crimes,
                     on_tensor=on_tensor,
                 )
-    except KeyboardInterrupt:
-        raise Interrupted("run the same command again to resume the merge") from None
     for note in result.notes:
         click.echo(f"sdjax: {note}", err=True)
     resumed = f" ({result.resumed} by an earlier attempt)" if result.resumed else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdjax.cli.group import FOLDER_PATH, Interrupted, examples, exit_status, raise_interrupt
+from sdjax.cli.group import FOLDER_PATH, examples, exit_status
+from sdjax.cli.interrupts import handle_signals, resume_hint
 from sdjax.cli.report import print_report
 from sdjax.cli.sandbox_options import allow_missing_option, allow_missing_override
 from sdjax.core.errors import UserError
@@ -63,10 +63,11 @@ def start_run(config: str, out: Path, overrides: tuple[str, ...]) -> None:
     """Start a run in a new folder."""
     with _joined_processes(out):
         from sdjax.search.config import read_config
+        from sdjax.search.database import is_unused
         from sdjax.sharding.multihost import is_main_process
 
         run_config = read_config(config, overrides)
-        if is_main_process() and out.exists() and any(out.iterdir()):
+        if is_main_process() and out.exists() and not is_unused(out):
             raise UserError(
                 f"{out}: not empty; choose another --out, or resume its run with --resume {out}"
             )
@@ -86,17 +87,16 @@ def _joined_processes(folder: Path) -> Iterator[None]:
     """Join the processes of a distributed run and make them exit together."""
     from sdjax.sharding.multihost import exit_together, start_distributed
 
-    start_distributed()
-    signal.signal(signal.SIGTERM, raise_interrupt)  # JAX replaces the handler when it joins
-    with exit_together(exit_status):
-        try:
-            yield
-        except KeyboardInterrupt:
-            from sdjax.search.database import DATABASE_FILE
+    def hint() -> str:
+        from sdjax.search.database import DATABASE_FILE
 
-            started = (folder / DATABASE_FILE).exists()
-            hint = f"resume with: sdjax run --resume {folder}" if started else "nothing was saved"
-            raise Interrupted(hint) from None
+        started = (folder / DATABASE_FILE).exists()
+        return f"resume with: sdjax run --resume {folder}" if started else "nothing was saved"
+
+    if start_distributed():
+        handle_signals()  # JAX has replaced a handler
+    with exit_together(exit_status), resume_hint(hint):
+        yield
 
 
 def _search(config: RunConfig, folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sdjax.cli.group import FOLDER_PATH, examples
+from sdjax.cli.interrupts import resume_hint
 
 
 @click.group(name="zoo", epilog=examples("sdjax zoo list"))
@@ -34,4 +35,5 @@ def zoo_train(out: Path) -> None:
     """Train the zoo from scratch, which takes about half an hour on two cores."""
     from sdjax.zoo.train import train_zoo
 
-    click.echo(str(train_zoo(out)))
+    with resume_hint(f"resume with: sdjax zoo train --out {out}"):
+        click.echo(str(train_zoo(out)))

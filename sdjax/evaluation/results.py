@@ -12,11 +12,12 @@ import contextlib
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
 from sdjax.core.errors import UserError
+from sdjax.core.storage_errors import storage_errors
 from sdjax.evaluation.prompts import PromptedProblem
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
@@ -102,7 +103,7 @@ class ResultsFolder:
         self._resources = contextlib.ExitStack()
         if folder is None:
             return
-        with contextlib.ExitStack() as resources, _report_os_errors(folder):
+        with contextlib.ExitStack() as resources, storage_errors(folder):
             if not _is_usable(folder):
                 raise UserError(
                     f"{folder}: not empty, and not a results folder; choose another --out"
@@ -121,7 +122,8 @@ class ResultsFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._resources.close()
+        with storage_errors(self._folder or ""):
+            self._resources.close()
 
     def missing(self, prompted: Sequence[PromptedProblem]) -> list[PromptedProblem]:
         """Return the problems without a result.
@@ -150,7 +152,7 @@ class ResultsFolder:
         """Append the result of one problem."""
         self.by_id[result.id] = result
         if self._folder is not None:
-            with _report_os_errors(self._folder):
+            with storage_errors(self._folder):
                 print(result.to_json(), file=self._file, flush=True)
 
     def finish(self, order: Sequence[str]) -> None:
@@ -163,7 +165,7 @@ class ResultsFolder:
             return
         others = [id for id in self.by_id if id not in set(order)]
         results = [self.by_id[id] for id in (*order, *others)]
-        with _report_os_errors(self._folder):
+        with storage_errors(self._folder):
             _write_lines(self._folder / RESULTS, (result.to_json() for result in results))
             _write_lines(self._folder / SCORES, [json.dumps(summarize(results), indent=2)])
 
@@ -215,16 +217,6 @@ def _is_usable(folder: Path) -> bool:
     # Files left by an evaluation that was killed during startup.
     leftovers = {LOCK, partial_path(folder / SETTINGS).name}
     return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= leftovers
-
-
-@contextlib.contextmanager
-def _report_os_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); fix that, or choose another --out"
-        ) from None
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

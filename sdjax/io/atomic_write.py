@@ -6,16 +6,14 @@ leaves at most the hidden name behind, which the next attempt overwrites.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdjax.core.errors import UserError
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from sdjax.core.storage_errors import storage_errors
 
 
 def write_file(path: Path, content: str | bytes | Iterable[bytes | memoryview]) -> None:
@@ -24,16 +22,20 @@ def write_file(path: Path, content: str | bytes | Iterable[bytes | memoryview]) 
     Args:
         path: the file; at most one process may write it at a time.
         content: text (written as UTF-8), bytes, or the bytes in pieces.
+
+    Raises:
+        TransientError: the disk is full, the folder cannot be written, or the like.
     """
     if isinstance(content, str):
         content = content.encode()
     partial = partial_path(path)
-    with partial.open("wb") as file:
-        for piece in [content] if isinstance(content, bytes) else content:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(partial, path)
+    with storage_errors(path), _removed_unless_complete(partial):
+        with partial.open("wb") as file:
+            for piece in [content] if isinstance(content, bytes) else content:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        commit(partial, path)
 
 
 @contextmanager
@@ -44,16 +46,38 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         UserError: `folder` exists and is not empty, or its name cannot be used.
+        TransientError: the disk is full, the folder cannot be written, or the like.
     """
-    target = resolve_new_folder(folder)
-    partial = partial_path(target)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-    partial.mkdir(parents=True)
+    with storage_errors(folder):
+        target = resolve_new_folder(folder)
+        partial = partial_path(target)
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+        partial.mkdir(parents=True)
+        with _removed_unless_complete(partial):
+            yield partial
+            commit(partial, target)
+
+
+@contextmanager
+def _removed_unless_complete(partial: Path) -> Iterator[None]:
     try:
-        yield partial
-        commit(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    finally:  # nothing is left after a rename
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, unless it exists.
+
+    Raises:
+        TransientError: the disk is full, the parent cannot be written, or the like.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def partial_path(path: Path) -> Path:
@@ -97,13 +121,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error means a full disk, an exceeded quota or a file that is too large.
-
-    System errors that a library has wrapped are recognized by the text of the message.
-    """
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return True
-    return any(os.strerror(number) in str(error) for number in _DISK_FULL)

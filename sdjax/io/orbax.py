@@ -6,10 +6,13 @@ Damaged checkpoints are skipped and reported.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,8 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from sdjax.core.errors import UserError
-from sdjax.io.atomic_write import is_disk_full
+from sdjax.core.errors import TransientError, UserError
+from sdjax.core.storage_errors import storage_errors, storage_reason
 from sdjax.models.lora import Adapter
 
 _SCORE = "score"
@@ -71,13 +74,19 @@ class CheckpointFolder:
         self.folder = Path(folder).absolute()
         self._item = item
         self._unit = unit
-        _remove_damaged_scores(self.folder)
+        with storage_errors(self.folder):
+            _remove_damaged_scores(self.folder)
         policies: list[Any] = [LatestN(keep_latest)]
         if keep_best:
             # With `max_to_keep` and `best_fn` instead, Orbax may delete the newest checkpoint,
             # which a resumed run needs.
             policies.append(BestN(get_metric_fn=_score, n=keep_best))
-        self._manager = ocp.CheckpointManager(
+        logging.getLogger("absl").addFilter(_is_not_raised)
+        with storage_errors(self.folder):
+            self._manager = self._open(policies)
+
+    def _open(self, policies: list[Any]) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
@@ -87,7 +96,7 @@ class CheckpointFolder:
             ),
             # A manager that has not saved yet cannot infer the handlers.
             item_handlers={
-                item: ocp.StandardCheckpointHandler(),
+                self._item: ocp.StandardCheckpointHandler(),
                 "description": ocp.JsonCheckpointHandler(),
             },
         )
@@ -125,28 +134,30 @@ class CheckpointFolder:
             score: the best checkpoints are those with the highest score.
 
         Raises:
-            UserError: the disk is full; earlier checkpoints are intact.
+            TransientError: the disk is full or cannot be written; earlier checkpoints are intact.
         """
-        self.remove(number)
         try:
-            written = self._manager.save(
-                number,
-                args=ocp.args.Composite(
-                    **{self._item: ocp.args.StandardSave(tree)},
-                    description=ocp.args.JsonSave(dict(description)),
-                ),
-                metrics={_SCORE: float(score)},
-                force=True,  # otherwise Orbax skips a number below the newest
-            )
-            self._manager.wait_until_finished()
+            self.remove(number)
+            with _quiet_threads():
+                written = self._manager.save(
+                    number,
+                    args=ocp.args.Composite(
+                        **{self._item: ocp.args.StandardSave(tree)},
+                        description=ocp.args.JsonSave(dict(description)),
+                    ),
+                    metrics={_SCORE: float(score)},
+                    force=True,  # otherwise Orbax skips a number below the newest
+                )
+                self._manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise many types
-            if not is_disk_full(error):
+            reason = storage_reason(error)
+            if reason is None:
                 raise
             intact = [other for other in self.numbers() if other != number]
             kept = f"that of {self._unit} {intact[-1]} is intact" if intact else "there is no other"
-            raise UserError(
-                f"{self.folder}: the disk is full, so the checkpoint of {self._unit} {number} was "
-                f"not written ({kept}); free some space and run the same command again"
+            raise TransientError(
+                f"{self.folder}: the checkpoint of {self._unit} {number} was not written ({kept}): "
+                f"{reason} and run the same command again"
             ) from None
         if not written:
             raise RuntimeError(f"Orbax did not write {self.folder / str(number)}")
@@ -291,6 +302,29 @@ def _remove_damaged_scores(folder: Path) -> None:
                 shutil.rmtree(path.parent)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"scores of {folder}")
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keep the threads of a failed save from printing tracebacks; the block raises the error.
+
+    Threads of TensorStore may report for a while after the block, so after an error the hook stays.
+    """
+    outer_hook = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        # Pending writes report to the event loop, which Orbax has closed after the first error.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            outer_hook(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = outer_hook
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Return whether a log record of Orbax is not about an exception that Orbax also raises."""
+    return "_SignalingThread.run() raised" not in record.getMessage()
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.core.errors import UserError
-from sdjax.io.atomic_write import commit, is_disk_full, partial_path, resolve_new_folder
+from sdjax.io.atomic_write import commit, make_folder, partial_path, resolve_new_folder
 from sdjax.io.lock import lock_folder
 from sdjax.io.safetensors_writer import (
     assign_files,
@@ -56,18 +55,11 @@ class ResumableFolder:
 
         Raises:
             UserError: `out` is not empty or cannot be created, or another process is writing it.
-            OSError: the disk is full.
+            OSError: the disk is full, or the like.
         """
-        try:
-            self.out = resolve_new_folder(out)
-            self.folder = partial_path(self.out)
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            raise UserError(
-                f"{out}: the folder cannot be created ({error.strerror}); choose another"
-            ) from None
+        self.out = resolve_new_folder(out)
+        self.folder = partial_path(self.out)
+        make_folder(self.folder)
         self._tensors = tensors
         self._files = assign_files(tensors, max_file_bytes)
         self._file_of = {name: file for file, names in self._files.items() for name in names}
@@ -112,7 +104,8 @@ class ResumableFolder:
         """Close all files and release the lock; what was written is kept."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
-        self._journal.close()
+        with contextlib.suppress(OSError):  # a record that could not be written is still buffered
+            self._journal.close()
         self._lock.release()
 
     @property

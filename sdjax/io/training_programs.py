@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from sdjax.core.errors import UserError
-from sdjax.io.atomic_write import write_file
+from sdjax.io.atomic_write import make_folder, write_file
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 
 SOURCES_FILE = "training_programs.json.gz"
@@ -65,7 +65,7 @@ class TrainingPrograms:
 
     def write(self, folder: Path) -> list[Path]:
         """Write both files into a folder, identities last, and return their paths."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         fields = json.dumps({"contract": self.signature, "texts": self.sources})
         write_file(folder / SOURCES_FILE, gzip.compress(fields.encode(), mtime=0))
         identities = io.BytesIO()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import TransientError, UserError
+from sdjax.core.storage_errors import storage_errors, storage_reason
 from sdjax.io.atomic_write import commit, partial_path
 from sdjax.io.lock import lock_folder
 
@@ -45,25 +47,22 @@ class Database:
             first: INSERT statement and values of the first row.
 
         Raises:
-            UserError: the folder already contains a run or cannot be written.
+            UserError: the folder already contains a run, or cannot be written.
         """
         path = folder / DATABASE_FILE
         with contextlib.ExitStack() as stack:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = lock_folder(folder, LOCK_FILE)
-                stack.callback(lock.release)
-                if path.exists():
-                    raise UserError(
-                        f"{folder}: already contains a run ({DATABASE_FILE}); "
-                        f"choose another --out or resume it with --resume {folder}"
-                    )
-                _create_file(path, schema, first)
-                database = cls(folder, _connect(path, write=True), lock)
-            except (OSError, sqlite3.OperationalError) as error:
+            stack.enter_context(storage_errors(folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = lock_folder(folder, LOCK_FILE)
+            stack.callback(lock.release)
+            stack.callback(_remove_unused, folder)
+            if path.exists():
                 raise UserError(
-                    f"{folder}: cannot be written ({error}); choose another --out"
-                ) from error
+                    f"{folder}: already contains a run ({DATABASE_FILE}); "
+                    f"choose another --out or resume it with --resume {folder}"
+                )
+            _create_file(path, schema, first)
+            database = cls(folder, _connect(path, write=True), lock)
             stack.pop_all()
         return database
 
@@ -82,11 +81,15 @@ class Database:
             )
         with contextlib.ExitStack() as stack:
             try:
-                lock = lock_folder(folder, LOCK_FILE) if write else None
-                if lock is not None:
+                lock = None
+                if write:
+                    with storage_errors(folder):
+                        lock = lock_folder(folder, LOCK_FILE)
                     stack.callback(lock.release)
                 database = cls(folder, _connect(path, write=write), lock)
             except (sqlite3.DatabaseError, OSError) as error:
+                if write and (reason := storage_reason(error)):
+                    raise TransientError(f"{path}: {reason} and use --resume again") from error
                 raise UserError(
                     f"{path}: cannot be read as a run's database ({error}); "
                     "restore it from a backup, or start over with another --out"
@@ -140,10 +143,17 @@ class Database:
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise
         except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"{self.path}: {error}; committed results are kept; "
-                "fix the disk or the file, then use --resume"
+            remedy = storage_reason(error) or f"{error}; restore the file from a backup"
+            raise TransientError(
+                f"{self.path}: committed results are kept, but {remedy} and use --resume"
             ) from error
+
+
+def is_unused(folder: Path) -> bool:
+    """Return whether a folder contains nothing, or only what a run killed at its start has left."""
+    partial = partial_path(folder / DATABASE_FILE).name
+    leftovers = {LOCK_FILE, partial, f"{partial}-journal"}
+    return {path.name for path in folder.iterdir()} <= leftovers
 
 
 def now() -> str:
@@ -151,14 +161,24 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of a run that could not be created."""
+    with contextlib.suppress(OSError):
+        if is_unused(folder):
+            shutil.rmtree(folder)
+
+
 def _create_file(path: Path, schema: str, first: tuple[str, tuple[Any, ...]]) -> None:
     """Create the file under a temporary name and rename it when it is complete."""
     partial = partial_path(path)
     partial.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as connection:
-        connection.executescript(f"BEGIN; {schema} PRAGMA user_version = {VERSION}; COMMIT;")
-        connection.execute(*first)
-    commit(partial, path)
+    try:
+        with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as connection:
+            connection.executescript(f"BEGIN; {schema} PRAGMA user_version = {VERSION}; COMMIT;")
+            connection.execute(*first)
+        commit(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:

@@ -16,7 +16,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from sdjax.core.errors import UserError
-from sdjax.io.atomic_write import write_file
+from sdjax.core.storage_errors import storage_errors
+from sdjax.io.atomic_write import make_folder, write_file
 from sdjax.io.orbax import CheckpointFolder
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
@@ -132,7 +133,7 @@ def cached_array(
         pass  # missing or truncated
     array = compute()
     if is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         buffer = io.BytesIO()
         np.savez(buffer, identity=identity, array=array)
         write_file(path, buffer.getvalue())
@@ -160,16 +161,17 @@ class MetricsLog:
         """Append the metrics of one step; a no-op except on the main process."""
         if not is_main_process():
             return
-        if self._events is None:
-            self._events = self._open_events(step)
-        with self._path.open("a", encoding="utf-8") as file:
-            print(json.dumps({"step": step, **values}), file=file)
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()  # so that a killed job loses nothing
+        with storage_errors(self._path):
+            if self._events is None:
+                self._events = self._open_events(step)
+            with self._path.open("a", encoding="utf-8") as file:
+                print(json.dumps({"step": step, **values}), file=file)
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()  # so that a killed job loses nothing
 
     def _open_events(self, step: int) -> SummaryWriter:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
         write_file(self._path, "".join(f"{line}\n" for line in kept))

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from sdjax.io.atomic_write import write_file
+from sdjax.io.atomic_write import make_folder, write_file
 
 PAD, END = "<|pad|>", "<|end|>"
 PAD_ID, END_ID = 0, 1
@@ -49,7 +49,7 @@ def write_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, max_seq_len: 
         folder: folder to write.
         max_seq_len: maximum sequence length.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_file(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -20,7 +20,7 @@ from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import Outcome, Problem
 from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask, exercises, prompt_of
-from sdjax.io.atomic_write import write_file
+from sdjax.io.atomic_write import make_folder, write_file
 from sdjax.io.hf_checkpoint import load_config, load_model, write_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
@@ -95,7 +95,7 @@ def train_zoo(folder: Path) -> Path:
         raise UserError(
             f"{folder}: contains files that do not belong to a zoo; choose another --out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     seed = folder / "seed"
     jobs: dict[Path, Callable[[], None]] = {
         seed: partial(train_seed, seed, SEED),

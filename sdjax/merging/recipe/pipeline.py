@@ -7,7 +7,6 @@ so that an error in a method is reported at once; they are compiled in the backg
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections import deque
@@ -23,7 +22,7 @@ import numpy as np
 
 from sdjax import __version__
 from sdjax.core.errors import TransientError, UserError
-from sdjax.io.atomic_write import is_disk_full
+from sdjax.core.storage_errors import storage_errors
 from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
@@ -38,6 +37,7 @@ from sdjax.merging.tensor_program import TensorProgram
 from sdjax.xla.compiler_options import compile_for_single_use
 
 COMPILE_THREADS = 2
+_RESUME = "run the command again, which resumes the merge"
 QUEUE_SIZE = 1  # tensors queued to be merged, and to be written
 # Tensors merged at a time on a single device: on a CPU, XLA runs only part of an executable on all
 # cores. On several devices, two executables at once could deadlock in their collectives.
@@ -136,11 +136,11 @@ def write_merged(
     """
     specs = {step.name: step.spec for step in plan.steps}
     fingerprint = _fingerprint(plan, provenance, chat_template)
-    with _disk_errors(out):
+    with storage_errors(out, then=_RESUME):
         writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
     resumed = len(writer.done)
     try:
-        with _disk_errors(out):
+        with storage_errors(out, then=_RESUME):
             # Small files first: one may be damaged, and tensors take a long time.
             output_files.write_config(writer.folder, plan, specs)
             output_files.write_tokenizer(
@@ -264,19 +264,6 @@ def not_finite(step: MergeStep, arrays: Sequence[np.ndarray]) -> UserError:
     return UserError(
         f"{name}: the merged tensor {step.name} is not finite in {step.spec.dtype.name}"
     )
-
-
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError into a TransientError that says how to resume."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "free some space" if is_disk_full(error) else "fix that"
-        raise TransientError(
-            f"{out}: cannot be written ({error.strerror}); {remedy} and run the command again, "
-            "which resumes the merge"
-        ) from None
 
 
 def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | None) -> str:

@@ -1,0 +1,156 @@
+"""Ctrl-C and SIGTERM: what they do before, during and after a command, and how a process exits.
+
+Before a command runs there is nothing to keep, so a signal exits at once; an exception would pass
+through half-initialized imports. While it runs, the first signal raises KeyboardInterrupt, so that
+context managers close files and stop workers. A second signal, or one during an import, exits at
+once, which loses nothing, because a killed command can be resumed as well. After the command, a
+signal skips what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130  # exit status, as from a shell
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_REPEAT_SECONDS = 0.05
+
+
+class Interrupted(Exception):
+    """A command interrupted by Ctrl-C or SIGTERM."""
+
+    def __init__(self, hint: str) -> None:
+        """Store the message.
+
+        Args:
+            hint: how to resume the command, or "".
+        """
+        super().__init__(f"interrupted; {hint}" if hint else "interrupted")
+
+
+class _State:
+    """State of this process, which a signal handler cannot receive as an argument."""
+
+    running = False
+    interrupted = False
+    status: int | None = None  # of the finished command
+    hint: Callable[[], str] | None = None
+    last_signal = signal.SIGINT
+
+
+def hold_signals() -> None:
+    """Block both signals until `handle_signals`, even in a program that replaces this one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def handle_signals() -> None:
+    """Install the handlers, except for signals that this process was started to ignore."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _handle)
+    sys.unraisablehook = _repeat_lost_interrupt
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+@contextlib.contextmanager
+def running_command() -> Iterator[None]:
+    """Let the first signal raise in this block; every error after that is an interrupt.
+
+    Raises:
+        Interrupted: a signal arrived, even if a library has turned it into another exception.
+    """
+    _State.running, _State.interrupted, _State.hint, _State.status = True, False, None, None
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted("") from None
+    except Exception as error:
+        if not _State.interrupted:
+            raise
+        raise Interrupted(_State.hint() if _State.hint else "") from error
+    finally:
+        if _State.interrupted:
+            hold_signals()  # only the message is left to print
+        _State.running = False
+
+
+@contextlib.contextmanager
+def resume_hint(hint: str | Callable[[], str]) -> Iterator[None]:
+    """Say what to do after an interrupt of this block.
+
+    Args:
+        hint: the advice, or a function that returns it when the block is interrupted.
+    """
+    outer = _State.hint
+    _State.hint = (lambda: hint) if isinstance(hint, str) else hint
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(_State.hint()) from None
+    finally:
+        if not _State.interrupted:
+            _State.hint = outer
+
+
+def finish(status: int) -> None:
+    """Note the status of a finished command, with which a later signal exits."""
+    _State.status = status
+
+
+def leave(status: int) -> NoReturn:
+    """Exit without running destructors.
+
+    XLA compiles in a thread of its own, which continues when an exception leaves a compilation.
+    Destroying the client under it would end the process with a segmentation fault. Workers notice
+    that this process is gone, and exit.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _State.status is not None:
+        os._exit(_State.status)
+    if _State.running and not _State.interrupted and not _is_importing(frame):
+        _State.interrupted, _State.last_signal = True, signal.Signals(number)
+        raise KeyboardInterrupt
+    error = Interrupted(_State.hint() if _State.hint else "")
+    # Not through `sys.stderr`, which the interrupted code may be using. A progress bar that is
+    # still drawn has hidden the cursor.
+    show_cursor = "\r\x1b[2K\x1b[?25h" if _State.running and os.isatty(2) else ""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{show_cursor}sdjax: {error}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether this code is being imported, where C++ modules abort on an exception."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _repeat_lost_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send the signal again if it was raised where exceptions are lost, such as a destructor."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    _State.interrupted = False
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    timer = threading.Timer(_REPEAT_SECONDS, signal.pthread_kill, (main_thread, _State.last_signal))
+    timer.daemon = True
+    timer.start()
