@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import logging
-<<<<<<< HEAD
 import shlex
-import signal
-=======
->>>>>>> a7960db (cli: end every command the same way after a signal or a disk error)
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-<<<<<<< HEAD
-from sdjax.cli.group import FOLDER_PATH, Interrupted, examples, raise_interrupt
-from sdjax.cli.run import overrides_option
-=======
-from sdjax.cli.group import FILE_PATH, examples
+from sdjax.cli.group import FOLDER_PATH, examples
 from sdjax.cli.interrupts import handle_signals, resume_hint
->>>>>>> a7960db (cli: end every command the same way after a signal or a disk error)
+from sdjax.cli.run import overrides_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,23 +61,14 @@ def train(kind: str, config: str, out: Path | None, overrides: tuple[str, ...]) 
     from sdjax.sharding.multihost import start_distributed
     from sdjax.training.config import JOBS
 
-<<<<<<< HEAD
-    start_distributed()
-    signal.signal(signal.SIGTERM, raise_interrupt)
-    try:
+    command = ["sdjax", "train", kind, config, *([] if out is None else ["--out", str(out)])]
+    command += [word for override in overrides for word in ("--set", override)]
+    with resume_hint(f"resume with: {shlex.join(command)}"):
+        if start_distributed():
+            handle_signals()  # JAX has replaced a handler
         options = {} if out is None else {"out": str(out)}
         job = read_dataclass(JOBS[kind], find_config(config, kind), overrides, options=options)
         click.echo(_run_job(kind, job))
-    except KeyboardInterrupt:
-        command = ["sdjax", "train", kind, config, *([] if out is None else ["--out", str(out)])]
-        command += [word for override in overrides for word in ("--set", override)]
-        raise Interrupted(f"resume with: {shlex.join(command)}") from None
-=======
-    with resume_hint(f"resume with: sdjax train {kind} {config}"):
-        if start_distributed():
-            handle_signals()  # JAX has replaced a handler
-        click.echo(_run_job(kind, config))
->>>>>>> a7960db (cli: end every command the same way after a signal or a disk error)
 
 
 def _run_job(kind: str, job: TrainingJob) -> str:
@@ -144,25 +127,10 @@ def _run_job(kind: str, job: TrainingJob) -> str:
         trainable = lora_finetune(model, params, adapter)
     del params  # training donates them
     work_folder = out.with_name(f"{out.name}.training")
-<<<<<<< HEAD
-    try:
-        trained, losses, candidates = _train(
-            kind, job, trainable, load_tokenizer(folder), fold_in_name(key, "data"), work_folder
-        )
-        count = _write_result(job, trainable, trained, adapter, candidates, out, mesh)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise UserError(
-            f"{error.filename or out}: the disk is full; free some space and run the same command "
-            "again to resume from the last checkpoint"
-        ) from None
-=======
     trained, losses, candidates = _train(
         kind, job, trainable, load_tokenizer(folder), fold_in_name(key, "data"), work_folder
     )
-    count = _write_result(job, trainable, trained, adapter, candidates, out, folder, mesh)
->>>>>>> a7960db (cli: end every command the same way after a signal or a disk error)
+    count = _write_result(job, trainable, trained, adapter, candidates, out, mesh)
     shutil.rmtree(work_folder / "checkpoints", ignore_errors=True)
     (work_folder / "reference.npz").unlink(missing_ok=True)
     suffix = f"; {count} distinct training programs" if candidates else ""

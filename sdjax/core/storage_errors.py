@@ -25,7 +25,7 @@ _REASONS = {
     errno.EPERM: ("permission denied", "make it writable, or choose another folder,"),
     errno.EIO: ("the disk failed (input/output error)", "check the disk"),
     errno.ESTALE: ("the file system is gone (stale file handle)", "mount it again"),
-    errno.ENOENT: ("no such file or folder; it may have been removed", "restore it"),
+    errno.ENOENT: ("no such file or folder", "check the path"),
     errno.ENOTDIR: ("part of the path is a file", "choose another folder"),
     errno.EISDIR: ("is a folder, not a file", "choose another name"),
     errno.EEXIST: ("is a file, not a folder", "choose another folder"),
@@ -95,11 +95,6 @@ def storage_errno(error: BaseException) -> int | None:
         own = _own_errno(error)
         number = own if own in _WRAPPED else None
     return number
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error means a full disk, an exceeded quota or a file that is too large."""
-    return storage_errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def file_of(error: BaseException) -> str | None:

@@ -103,15 +103,20 @@ def resolve_new_folder(folder: Path) -> Path:
     Raises:
         UserError: it exists and is not empty, or it cannot be replaced.
     """
-    target = Path(os.path.realpath(folder))
-    if os.path.lexists(target) and not target.is_dir():
-        raise UserError(f"{folder}: is a file; choose a folder that does not exist yet")
-    if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"{folder}: exists and is not empty; remove it or choose another folder")
-    if target == Path.cwd() or target.is_mount():
-        kind = "a mount point" if target.is_mount() else "the working directory"
-        raise UserError(f"{folder}: is {kind}, which cannot be replaced; choose a folder inside it")
-    return target
+    with storage_errors(folder):
+        target = Path(os.path.realpath(folder))
+        if os.path.lexists(target) and not target.is_dir():
+            raise UserError(f"{folder}: is a file; choose a folder that does not exist yet")
+        if target.is_dir() and any(target.iterdir()):
+            raise UserError(
+                f"{folder}: exists and is not empty; remove it or choose another folder"
+            )
+        if target == Path.cwd() or target.is_mount():
+            kind = "a mount point" if target.is_mount() else "the working directory"
+            raise UserError(
+                f"{folder}: is {kind}, which cannot be replaced; choose a folder inside it"
+            )
+        return target
 
 
 def flush(path: Path) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.io.atomic_write import commit, make_folder, partial_path, resolve_new_folder
+from sdjax.core.storage_errors import storage_errors
+from sdjax.io.atomic_write import commit, partial_path, resolve_new_folder
 from sdjax.io.lock import lock_folder
 from sdjax.io.safetensors_writer import (
     assign_files,
@@ -59,7 +60,8 @@ class ResumableFolder:
         """
         self.out = resolve_new_folder(out)
         self.folder = partial_path(self.out)
-        make_folder(self.folder)
+        with storage_errors(out):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._tensors = tensors
         self._files = assign_files(tensors, max_file_bytes)
         self._file_of = {name: file for file, names in self._files.items() for name in names}

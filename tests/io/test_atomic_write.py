@@ -1,9 +1,7 @@
-import errno
-
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.io.atomic_write import is_disk_full, partial_path, staged_folder, write_file
+from sdjax.io.atomic_write import partial_path, staged_folder, write_file
 
 
 @pytest.mark.parametrize("content", ["text é\n", b"bytes", [b"by", memoryview(b"tes")]])
@@ -50,9 +48,3 @@ def test_failed_staged_folder_leaves_no_files(tmp_path):
     with pytest.raises(RuntimeError, match="failed"):
         write()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_disk_full_is_recognized_in_wrapped_errors():
-    assert is_disk_full(OSError(errno.ENOSPC, "full"))
-    assert is_disk_full(ValueError("write failed: No space left on device"))
-    assert not is_disk_full(OSError(errno.EACCES, "denied"))

@@ -243,7 +243,7 @@ def test_one_run_per_folder_and_one_writer_per_run(tmp_path):
 
 def test_reader_cannot_write(tmp_path):
     create(tmp_path).close()
-    with Store.open(tmp_path) as store, pytest.raises(UserError, match="readonly"):
+    with Store.open(tmp_path) as store, pytest.raises(UserError, match="read-only"):
         store.finish()
 
 
