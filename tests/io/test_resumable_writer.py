@@ -125,8 +125,8 @@ def test_unusable_folder_raises_user_error(tmp_path, monkeypatch):
         ".": "is the working directory",
         "/proc/none": "none: no such file or folder; check the path",
         "../file/out": "is a file",
-        "../file": "exists and is not empty",
-        "../loop": "exists and is not empty",
+        "../file": "is a file",
+        "../loop": "is a file",
         300 * "a": "the name is too long; choose a shorter one",
         250 * "a": "the name is too long; choose a shorter one",
     }.items():
