@@ -94,7 +94,7 @@ def check_files(
     if as_json:
         layers = {"layers": list(sandbox.layers)}
         text = "\n".join(
-            json.dumps(programs.get(name, {}) | {"file": name} | _fields(verdict) | layers)
+            json.dumps(programs.get(name, {}) | {"file": name} | verdict_fields(verdict) | layers)
             for name, verdict in verdicts
         )
     else:
@@ -111,7 +111,8 @@ def _read(file: Path, max_bytes: int) -> str:
         raise UserError(f"{file}: cannot be read ({error.strerror}); pass a Python file") from None
 
 
-def _fields(verdict: Verdict) -> dict[str, Any]:
+def verdict_fields(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as the fields of a JSON line."""
     return {
         "verdict": verdict.verdict,
         "rule": verdict.rule,

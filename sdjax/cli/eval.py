@@ -100,11 +100,13 @@ def _report(evaluation: Evaluation, *, chat: bool) -> str:
         cells = []
         for metric in METRICS:
             interval = getattr(row, metric)
-            cells.append(f"{metric} {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+            cells.append(f"{metric} {interval.in_percent()}")
         table.append(f"{name:{width}s}  {'   '.join(cells)}")
     failures = [
         f"{count} counted as wrong: {reason}" for reason, count in evaluation.failures.items()
     ]
     count = len(evaluation.problems)
     title = f"{evaluation.model} on {evaluation.task} ({count} problems{', chat' if chat else ''})"
-    return "\n".join([f"{title}, 95% intervals", *evaluation.notes, *table, *failures])
+    return "\n".join(
+        [f"{title}, accuracy in %, 95% intervals", *evaluation.notes, *table, *failures]
+    )

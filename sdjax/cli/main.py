@@ -8,6 +8,7 @@ from sdjax import __version__
 from sdjax.cli.check import check
 from sdjax.cli.demo import demo
 from sdjax.cli.eval import evaluate
+from sdjax.cli.generate import generate
 from sdjax.cli.group import Group
 from sdjax.cli.merge import merge
 from sdjax.cli.methods import methods
@@ -25,5 +26,5 @@ def main() -> None:
     configure_logging()
 
 
-for command in (demo, run, report, merge, evaluate, check, train, zoo_group, methods):
+for command in (demo, run, report, merge, evaluate, generate, check, train, zoo_group, methods):
     main.add_command(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -60,17 +61,22 @@ class DecoderConfig:
 
 
 def fit_decoder_config(
-    model_config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model_config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    slots: int | None = None,
 ) -> DecoderConfig:
     """Choose decoder sizes for a set of prompts.
 
-    Each bucket gets an equal share of the prompts, and there are as many slots as memory allows.
+    Each bucket gets an equal share of the prompts.
     The common prefix of all prompts becomes the decoder's prefix if it is long enough.
 
     Args:
         model_config: the model that will decode.
         prompts: token ids of each prompt.
         max_new_tokens: maximum number of tokens generated per prompt.
+        slots: sequences decoded at the same time; by default as many as `fit_slots` returns.
 
     Raises:
         UserError: no prompt fits into the model's context together with the new tokens.
@@ -90,13 +96,9 @@ def fit_decoder_config(
     count = min(_MAX_BUCKETS, lengths.size)
     quantiles = np.quantile(lengths, [(n + 1) / count for n in range(count)])
     buckets = sorted({min(max_length, -(-math.ceil(edge) // 8) * 8) for edge in quantiles})
-    slots = min(_MAX_SLOTS, lengths.size)
-    if jax.default_backend() == "cpu":
-        position_bytes = (
-            2 * model_config.num_layers * model_config.num_kv_heads * model_config.head_dim * 4
-        )
-        cache_bytes = position_bytes * (len(prefix) + buckets[-1] + max_new_tokens)
-        slots = min(slots, max(1, _CPU_CACHE_BYTES // cache_bytes))
+    if slots is None:
+        length = len(prefix) + buckets[-1] + max_new_tokens
+        slots = fit_slots(model_config, length, lengths.size)
     return DecoderConfig(
         slots=slots,
         prefill_batch=max(1, min(slots // _PREFILLS_PER_FILL, _PREFILL_TOKENS // buckets[-1])),
@@ -104,6 +106,64 @@ def fit_decoder_config(
         buckets=tuple(buckets),
         max_new_tokens=max_new_tokens,
     )
+
+
+def fit_slots(model_config: ModelConfig, length: int, count: int) -> int:
+    """Return the number of slots to decode some sequences with, as many as is efficient.
+
+    Args:
+        model_config: the model that will decode.
+        length: maximum length of a sequence, with its prompt.
+        count: number of sequences.
+    """
+    slots = min(_MAX_SLOTS, count)
+    if jax.default_backend() == "cpu":
+        slots = min(slots, max(1, _CPU_CACHE_BYTES // cache_bytes(model_config, length, 4)))
+    return slots
+
+
+def cache_bytes(model_config: ModelConfig, length: int, itemsize: int) -> int:
+    """Return the size of the KV cache of one sequence.
+
+    Args:
+        model_config: the model that will decode.
+        length: maximum length of the sequence, with its prompt.
+        itemsize: bytes per element of the cache.
+    """
+    heads = model_config.num_layers * model_config.num_kv_heads
+    return 2 * heads * model_config.head_dim * itemsize * length
+
+
+def check_cache_memory(
+    model_config: ModelConfig, config: DecoderConfig, length: int, itemsize: int, num_devices: int
+) -> None:
+    """Raise UserError if the slots cannot fit into the memory of the devices.
+
+    Args:
+        model_config: the model that will decode.
+        config: sizes of the decoder.
+        length: number of positions in the cache of one sequence.
+        itemsize: bytes per element of the cache.
+        num_devices: number of devices that the cache is divided over, at best.
+    """
+    tokens = 4 * config.max_new_tokens
+    required = config.slots * (cache_bytes(model_config, length, itemsize) + tokens)
+    available = num_devices * _device_memory()
+    if required > available:
+        raise UserError(
+            f"decoding {config.slots} sequences of up to {length} tokens at a time requires "
+            f"{required / 1e9:,.1f} GB, but the memory has {available / 1e9:,.1f} GB; lower the "
+            "number of slots, or max_new_tokens"
+        )
+
+
+def _device_memory() -> int:
+    """Return the bytes of one device's memory; of the machine if the device does not tell."""
+    device = jax.local_devices()[0]
+    stats = None if device.platform == "cpu" else device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Int, Key
 
 from sdjax.core.errors import UserError
 from sdjax.decoding import steps
-from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.config import DecoderConfig, check_cache_memory
 from sdjax.decoding.results import Completion, DecodeStats
 from sdjax.decoding.sampling import Sampling
 from sdjax.decoding.schedule import Assignment, Schedule
@@ -84,6 +84,9 @@ class Decoder:
                 default float32 on CPUs, where bfloat16 is slower, and bfloat16 elsewhere.
             mesh: devices to decode on; slots are sharded over the `data` axis, the heads of the
                 KV cache over `tensor`.
+
+        Raises:
+            UserError: the KV cache alone exceeds the memory of the devices.
         """
         if config is None:
             config = DecoderConfig(slots=8, prefill_batch=8)
@@ -103,6 +106,8 @@ class Decoder:
             prefix_length + config.buckets[-1] + config.max_new_tokens - 1,
             model_config.max_seq_len,
         )
+        itemsize, devices = jnp.dtype(compute_dtype).itemsize, 1 if mesh is None else mesh.size
+        check_cache_memory(model_config, config, self._cache_length, itemsize, devices)
         sharding, replicated = None, None
         if mesh is not None:
             sharding = state_sharding(jax.eval_shape(partial(self._init_state, True)), mesh)

@@ -35,7 +35,7 @@ def compare(first: Path, second: Path) -> str:
                 f"{first} and {second}: problem {id} has a different question or answer; compare "
                 "results of the same data"
             )
-    lines = [f"A {first}, B {second}: {len(ids)} problems in common, 95% intervals"]
+    lines = [f"A {first}, B {second}: {len(ids)} problems in common, accuracy in %, 95% intervals"]
     for name, results, others in (("A", a, b), ("B", b, a)):
         if unpaired := len(results.keys() - others.keys()):
             lines.append(f"{unpaired} problems of {name} are skipped: the other does not have them")
@@ -51,12 +51,11 @@ def _compare_metric(metric: str, a: list[ProblemResult], b: list[ProblemResult])
     cells = []
     for name, values in zip("AB", correct, strict=True):
         interval = accuracy_interval(values)
-        cells.append(f"{name} {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+        cells.append(f"{name} {interval.in_percent()}")
     difference = paired_difference(correct[1], correct[0])
     only_a, only_b = (int(np.greater(x, y).sum()) for x, y in (correct, correct[::-1]))
     p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return (
-        f"{metric:9s} {'  '.join(cells)}  B - A {difference.mean:+.3f} "
-        f"[{difference.low:+.3f}, {difference.high:+.3f}]  "
+        f"{metric:9s} {'  '.join(cells)}  B - A {difference.in_percent(signed=True)}  "
         f"only A {only_a}, only B {only_b}, p {p:.3g}"
     )

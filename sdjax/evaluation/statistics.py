@@ -35,6 +35,27 @@ class Interval:
         """Whether the interval lies entirely above or below zero."""
         return self.low > 0 or self.high < 0
 
+    def in_percent(self, *, signed: bool = False) -> str:
+        """Return the interval in percent, such as "82.7 [80.1, 85.0]".
+
+        Args:
+            signed: whether to show the sign of positive numbers too, as for a difference.
+        """
+        mean, low, high = (percent(x, signed=signed) for x in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
+
+
+def percent(fraction: float | None, *, signed: bool = False) -> str:
+    """Return a fraction in percent, such as "82.7"; "–" for None.
+
+    All tables and reports show accuracies in this way.
+
+    Args:
+        fraction: such as an accuracy.
+        signed: whether to show the sign of positive numbers too.
+    """
+    return "–" if fraction is None else f"{100 * fraction:{'+' if signed else ''}.1f}"
+
 
 def accuracy_interval(correct: Sequence[bool], confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval of an accuracy (J. Am. Stat. Assoc. 22, 1927).

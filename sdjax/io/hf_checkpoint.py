@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.model_paths import locate
-from sdjax.io.peft import AdaptedReader
+from sdjax.io.peft import AdaptedReader, has_plain_factors, read_adapter
 from sdjax.io.safetensors_reader import CONFIG, MAX_MAPPED_BYTES, SafetensorsReader, read_json
 from sdjax.io.safetensors_writer import (
     DTYPE_CODES,
@@ -38,6 +38,7 @@ from sdjax.io.safetensors_writer import (
 )
 from sdjax.models.config import ModelConfig
 from sdjax.models.hf_config import from_hf, to_hf
+from sdjax.models.lora import Adapter, shard_adapter
 from sdjax.models.params import ParamSpec, param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
@@ -242,6 +243,34 @@ def load_model(
     )
     leaves = {path: reader.read(path, dtype=dtype, mesh=mesh) for path in order}
     return reader.config, unflatten(leaves)
+
+
+def load_generator(
+    model: str, *, mesh: Mesh | None = None
+) -> tuple[ModelConfig, Params, Adapter | None]:
+    """Load a model whose adapter, if any, is kept separate, as in training and in a run.
+
+    The result of an adapter that is not merged is not rounded to the dtype of the weights.
+
+    Args:
+        model: a name as in `load_model`, also MODEL+ADAPTER.
+        mesh: mesh on which the arrays are placed; the default device by default.
+
+    Returns:
+        The config, the parameters, and the adapter; None without an adapter, and if it cannot be
+        separate (`sdjax.io.peft.read_adapter`) and is therefore merged into the parameters.
+
+    Raises:
+        UserError: the model or its adapter cannot be found, is damaged or not supported.
+    """
+    folder, adapter_folder = locate(model)
+    config = load_config(folder)
+    if adapter_folder is None or not has_plain_factors(adapter_folder, config):
+        return config, load_model(folder, adapter=adapter_folder, mesh=mesh)[1], None
+    adapter = read_adapter(adapter_folder, config, model=folder)
+    if mesh is not None:
+        adapter = shard_adapter(adapter, config, mesh)
+    return config, load_model(folder, mesh=mesh)[1], adapter
 
 
 def write_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -291,17 +291,8 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
     specs = param_specs(config)
     paths = {spec.hf_name: path for path, spec in specs.items()}
     stored.check(paths, model)
-    if stored.replacements or any(
-        pair.transposed or kind_of(paths[name]) not in ALL_PROJECTIONS
-        for name, pair in stored.pairs.items()
-    ):
-        raise UserError(f"{folder}: adapts tensors that are not projections; merge it with peft")
-    scales = {pair.scale for pair in stored.pairs.values()}
-    if len(scales) != 1:
-        raise UserError(
-            f"{folder / ADAPTER_CONFIG}: rank_pattern and alpha_pattern result in several scales, "
-            "which is not supported; merge it with peft"
-        )
+    if (problem := _unlike_factors(stored, paths)) is not None:
+        raise UserError(f"{folder}: {problem}; merge it with peft")
     factors = {}
     for name, pair in stored.pairs.items():
         a, b = stored.read_factors(pair)
@@ -312,7 +303,32 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
                 f"has shape {list(expected)}; use the model that it was trained for"
             )
         factors[f"{paths[name]}/a"], factors[f"{paths[name]}/b"] = jnp.asarray(a), jnp.asarray(b)
-    return Adapter(factors=unflatten(factors), scale=scales.pop())
+    scale = next(iter(stored.pairs.values())).scale
+    return Adapter(factors=unflatten(factors), scale=scale)
+
+
+def has_plain_factors(folder: Path, config: ModelConfig) -> bool:
+    """Return whether `read_adapter` can represent an adapter, which any reader can merge.
+
+    Args:
+        folder: the adapter's folder.
+        config: config of the model that the adapter is for.
+    """
+    paths = {spec.hf_name: path for path, spec in param_specs(config).items()}
+    stored = PeftAdapter(folder)
+    return stored.pairs.keys() <= paths.keys() and _unlike_factors(stored, paths) is None
+
+
+def _unlike_factors(stored: PeftAdapter, paths: Mapping[str, str]) -> str | None:
+    """Return why an adapter cannot be an `Adapter`, or None; `paths` has the path of each name."""
+    if stored.replacements or any(
+        pair.transposed or kind_of(paths[name]) not in ALL_PROJECTIONS
+        for name, pair in stored.pairs.items()
+    ):
+        return "adapts tensors that are not projections"
+    if len({pair.scale for pair in stored.pairs.values()}) != 1:
+        return "rank_pattern and alpha_pattern result in several scales, which is not supported"
+    return None
 
 
 def _match_pattern(pattern: dict[str, Any] | None, module: str) -> Any:

@@ -8,12 +8,13 @@ shown as codes.
 from __future__ import annotations
 
 import json
-import unicodedata
 from pathlib import Path
 from statistics import median
 
 import jinja2
 
+from sdjax.core.visible import visible
+from sdjax.evaluation.statistics import percent
 from sdjax.io.atomic_write import write_file
 from sdjax.report.data import ReportData, read_report
 from sdjax.report.plots import (
@@ -28,7 +29,6 @@ from sdjax.search.store import Store
 from sdjax.search.types import MAIN, Checkpoint, Lineage, Setting
 
 TEMPLATE = Path(__file__).with_name("report.html")
-MAX_LENGTH = 20_000  # longer strings are truncated to this many characters
 
 
 def write_report(store: Store, out_path: Path) -> Path:
@@ -47,6 +47,7 @@ def render(store: Store) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["points"] = percent
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     run = store.run()
     report = read_report(store)
@@ -65,19 +66,6 @@ def render(store: Store) -> str:
         median=median,
         **_figures(report),
     )
-
-
-def visible(text: str) -> str:
-    """Return the text with control characters and bidirectional marks replaced by codes."""
-    shown = "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else _code(c)
-        for c in text[:MAX_LENGTH]
-    )
-    return shown if len(text) <= MAX_LENGTH else f"{shown}\n… ({len(text)} characters in total)"
-
-
-def _code(character: str) -> str:
-    return f"\\u{{{ord(character):04x}}}"
 
 
 def _figures(report: ReportData) -> dict:

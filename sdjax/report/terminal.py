@@ -8,9 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sdjax.evaluation.statistics import Interval
+from sdjax.core.visible import visible
+from sdjax.evaluation.statistics import Interval, percent
 from sdjax.report.data import ReportData, read_report
-from sdjax.report.page import visible
 from sdjax.report.results import TestRow, cut_middle, display_name, shown_metrics
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN
@@ -67,11 +67,11 @@ def _fitting_columns(
         columns: list[tuple[str, list[Text]]] = [
             ("rank", [Text(_rank(row)) for row in rows]),
             ("name", [Text(name) for name in names]),
-            ("dev.", [Text(_percent(row.development)) for row in rows]),
+            ("dev.", [Text(percent(row.development)) for row in rows]),
         ]
         for metric in accuracies:
             short = "test" if len(accuracies) == 1 else {"flexible": "flex."}.get(metric, metric)
-            columns.append((short, [Text(_percent(row.accuracy(metric).mean)) for row in rows]))
+            columns.append((short, [Text(percent(row.accuracy(metric).mean)) for row in rows]))
             if metric in gains:
                 columns.append(("vs. seed [95 %]", [_gain(row.gain(metric)) for row in rows]))
         others = (c for c in columns if c[0] != "name")
@@ -107,7 +107,7 @@ def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
         return []
     return [
         f"{display_name(answer.name)} vs. {display_name(report.best_method)}: "
-        f"{_difference(answer.method_gain)} points {report.metric}"
+        f"{answer.method_gain.in_percent(signed=True)} points {report.metric}"
     ]
 
 
@@ -115,17 +115,8 @@ def _rank(row: TestRow) -> str:
     return "" if row.rank is None else f"{'* ' if row.is_answer else ''}{row.rank}"
 
 
-def _percent(accuracy: float | None) -> str:
-    return "–" if accuracy is None else f"{100 * accuracy:.1f}"
-
-
-def _difference(gain: Interval) -> str:
-    mean, low, high = (f"{100 * value:+.1f}" for value in (gain.mean, gain.low, gain.high))
-    return f"{mean} [{low}, {high}]"
-
-
 def _gain(gain: Interval | None) -> Text:
     if gain is None:
         return Text("–")
     style = "green" if gain.low > 0 else "red" if gain.high < 0 else ""
-    return Text(_difference(gain), style=style)
+    return Text(gain.in_percent(signed=True), style=style)

@@ -278,6 +278,19 @@ def read_prompt(config: RunConfig, *, relative_to: Path | None = None) -> RunCon
     return replace_keys(config, generation=replace(generation, prompt_text=text))
 
 
+def prompt_template(config: RunConfig) -> prompts.Prompt:
+    """Return the prompt of a run, with placeholders.
+
+    Raises:
+        UserError: the prompt does not exist or is invalid.
+    """
+    name, text = config.generation.prompt, config.generation.prompt_text
+    with errors_at(config, "generation.prompt"):
+        if text is None:
+            return prompts.find_prompt(name)
+        return prompts.Prompt(name=name, text=text)
+
+
 def config_from(data: Mapping[str, Any], where: str) -> RunConfig:
     """Parse a config from JSON-compatible data; error messages start with `where`."""
     return dataclass_from(RunConfig, data, where)

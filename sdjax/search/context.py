@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax.core.config import errors_at
 from sdjax.core.errors import UserError
 from sdjax.core.random_keys import fold_in_name
 from sdjax.decoding.config import DecoderConfig
@@ -33,11 +32,10 @@ from sdjax.models.lora import Adapter, init_adapter, shard_adapter
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
 from sdjax.models.types import Params
-from sdjax.programs.prompts import Prompt, find_prompt
 from sdjax.programs.signature import model_signature
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
-from sdjax.search.config import ExpertConfig, RunConfig
+from sdjax.search.config import ExpertConfig, RunConfig, prompt_template
 from sdjax.search.types import DEVELOPMENT, MAIN, TEST, Program
 from sdjax.training.warmstart import signature_digest
 
@@ -216,10 +214,7 @@ def build_context(config: RunConfig) -> RunContext:
 
 def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
     """Return the generator's prompt, which must fit into its decoder."""
-    name, text = config.generation.prompt, config.generation.prompt_text
-    with errors_at(config, "generation.prompt"):
-        template = find_prompt(name) if text is None else Prompt(name=name, text=text)
-    prompt = template.render(
+    prompt = prompt_template(config).render(
         slots=config.slots,
         descriptions={slot: expert.description for slot, expert in config.experts.items()},
         chat=tokenizer.as_prompt,
@@ -228,8 +223,8 @@ def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
     largest = config.generation.decoding.buckets[-1]
     if length > largest:
         raise UserError(
-            f"generation.decoding.buckets: the prompt {name!r} has {length} tokens, but the "
-            f"largest bucket is {largest}; add a bucket of at least {length}"
+            f"generation.decoding.buckets: the prompt {config.generation.prompt!r} has {length} "
+            f"tokens, but the largest bucket is {largest}; add a bucket of at least {length}"
         )
     return prompt
 

@@ -34,12 +34,12 @@ from sdjax.search.phases import (
     scored_samples,
 )
 from sdjax.search.ranking import best_method, complete_scores, ranked_programs
+from sdjax.search.sampling import adapter_folder
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN, TEST, Checkpoint, Lineage, Setting
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
-ADAPTERS_FOLDER = "adapters"
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +161,6 @@ def load_generator(
     if not earlier:
         return adapter
     return checkpoints.restore_adapter(max(earlier), reference=adapter)[0]
-
-
-def adapter_folder(folder: Path, iteration: int) -> Path:
-    """Return the folder of the PEFT adapter that was trained in an iteration of a run."""
-    return folder / ADAPTERS_FOLDER / f"iteration-{iteration}"
 
 
 def export_generator(

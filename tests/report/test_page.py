@@ -5,8 +5,9 @@ import re
 import pytest
 from rich.console import Console
 
+from sdjax.core.visible import visible
 from sdjax.report import final_table, write_report
-from sdjax.report.page import render, visible
+from sdjax.report.page import render
 from sdjax.search.store import Store
 from sdjax.search.types import Entry
 

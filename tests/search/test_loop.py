@@ -25,6 +25,12 @@ from sdjax.search import context, phases
 from sdjax.search.config import ExpertConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
+from sdjax.search.sampling import (
+    SamplingOptions,
+    generator_of_model,
+    generator_of_run,
+    sample_programs,
+)
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, TEST, Checkpoint, Program, StoredPair
 
@@ -312,3 +318,47 @@ def test_eight_devices_match_the_scores_of_one_device(small_config, tmp_path):
     expected_scores, expected_texts = scores_on(1, alone, tmp_path / "one")
     assert texts == expected_texts
     assert scores == expected_scores
+
+
+def sampled(folder, count, **options):
+    samples = []
+    generator = generator_of_run(folder, SamplingOptions(**options))
+    sample_programs(generator, count, on_sample=samples.append)
+    return [(sample.number, sample.text, sample.tokens, sample.stopped) for sample in samples]
+
+
+def test_samples_of_an_iteration_are_drawn_again(finished):
+    with Store.open(finished) as store:
+        for iteration in (1, 2):
+            stored = [(s.number, s.text, s.tokens, s.stopped) for s in store.judged(iteration)]
+            assert sampled(finished, 8, iteration=iteration) == stored
+            # Whatever the number of samples and of slots.
+            assert sampled(finished, 3, iteration=iteration) == stored[:3]
+        first = [(s.number, s.text, s.tokens, s.stopped) for s in store.judged(1)]
+    assert sampled(finished, 8) != first  # of the generator after the last training
+
+
+def test_model_with_adapter_and_the_settings_of_a_run_gives_its_samples(finished, small_config):
+    generation = small_config.generation
+    model = f"zoo:seed+{finished / 'adapters' / 'iteration-1'}"
+    options = SamplingOptions(
+        prompt="short",
+        temperature=generation.temperature_at(2),
+        iteration=2,
+        max_new_tokens=generation.decoding.max_new_tokens,
+        slots=8,
+    )
+    generator = generator_of_model(model, options, slots=small_config.slots, count=8)
+    texts = []
+    sample_programs(generator, 8, on_sample=lambda sample: texts.append(sample.text))
+    with Store.open(finished) as store:
+        assert texts == [sample.text for sample in store.judged(2)]
+
+
+def test_generator_of_a_missing_iteration_is_an_error(finished, tmp_path):
+    with pytest.raises(UserError, match="iteration 4 has no generator yet"):
+        generator_of_run(finished, SamplingOptions(iteration=4))
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "adapters")
+    with pytest.raises(UserError, match=r"iteration-2: not found; `sdjax run --resume"):
+        generator_of_run(tmp_path / "run", SamplingOptions())

@@ -1,0 +1,41 @@
+"""Options that choose devices, shared by the commands that decode without a config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sdjax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sdjax.sharding.config import MeshConfig
+
+mesh_option = click.option(
+    "--mesh",
+    metavar="AXIS=SIZE,…",
+    help="Devices per axis: data, fsdp, tensor.  [default: all devices on tensor]",
+)
+
+
+def parse_mesh(text: str | None) -> MeshConfig | None:
+    """Return the mesh of `--mesh`, such as "data=2,tensor=4"; None without the option.
+
+    Raises:
+        UserError: not a list of axes and sizes, or an unknown axis or invalid size.
+    """
+    if text is None:
+        return None
+    from sdjax.core.config import dataclass_from
+    from sdjax.sharding.config import MeshConfig
+
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        try:
+            sizes[axis] = int(size)
+        except ValueError:
+            raise UserError(
+                f"--mesh {text}: write AXIS=SIZE, such as data=2,tensor=4; -1 is the rest"
+            ) from None
+    return dataclass_from(MeshConfig, sizes, f"--mesh {text}")
