@@ -188,9 +188,9 @@ def test_results_are_compared_problem_by_problem(scored, tmp_path):
     assert "11 problems in common" in head
     assert left.startswith("1 problems of A are skipped")
     gained = sum(line["id"] != "test-11" for line in wrong[:2])
-    assert f"B - A {gained / 11:+.3f}" in strict
+    assert f"B - A {100 * gained / 11:+.1f}" in strict
     assert f"only A 0, only B {gained}, p {0.5 ** (gained - 1):.3g}" in strict
-    assert "B - A +0.000 [+0.000, +0.000]  only A 0, only B 0, p 1" in flexible
+    assert "B - A +0.0 [+0.0, +0.0]  only A 0, only B 0, p 1" in flexible
     assert compare(scored, scored).count("only A 0, only B 0") == 2
 
 
