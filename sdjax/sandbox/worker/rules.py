@@ -14,11 +14,35 @@ def _words(text: str) -> frozenset[str]:
 
 
 ENTRY_POINTS = ("merge_models", "merge_trees")
+# The algorithm API and the operations that the shipped methods are written with. None of these
+# modules reaches files, weights, the registry or the engine (an import contract).
+SDJAX_MEMBERS = {
+    "sdjax": _words("PerExpert"),
+    "sdjax.merging.algorithm": _words("PerExpert TaskVectors Tensor"),
+    "sdjax.merging.method": _words("RecipeSchema"),
+    "sdjax.merging.operations.geometry": _words(
+        "gram linear_combination nearest_orthonormal slerp_weights"
+    ),
+    "sdjax.merging.operations.mixing": _words(
+        """ELECT_CHOICES RESCALE_CHOICES changed_elements elected_sum keep_and_rescale
+        sign_agreement weighted_sum"""
+    ),
+    "sdjax.merging.operations.random": _words("bernoulli bits uniform"),
+    "sdjax.merging.operations.ranks": _words("outranks rank_fraction"),
+    "sdjax.merging.operations.sparsify": _words(
+        "random_drop random_drop_by_rank trim trim_both_ends"
+    ),
+    "sdjax.merging.operations.topk_threshold": _words(
+        "kth_largest_magnitudes magnitude_band_masks topk_masks"
+    ),
+    "sdjax.xla.reductions": _words("count_true reproducible_sum sums"),
+    "jaxtyping": _words("Array Bool Float Float32 Int Int32 Key UInt32"),
+}
 IMPORTS = _words(
     """jax jax.numpy jax.lax jax.nn jax.random jax.scipy jax.scipy.linalg jax.scipy.special
     jax.scipy.stats math functools itertools typing einops numpy numpy.linalg collections
     dataclasses operator __future__"""
-)
+).union(SDJAX_MEMBERS)
 # Allowed members of `jax` itself; the others access the host, the devices or the file system.
 JAX_MEMBERS = _words(
     """numpy lax nn random scipy vmap jit grad value_and_grad jacfwd jacrev hessian jvp vjp tree
@@ -146,6 +170,8 @@ def _member_allowed(module: str, name: str) -> bool:
         return False
     if module == "jax":
         return name in JAX_MEMBERS
+    if module in SDJAX_MEMBERS:
+        return name in SDJAX_MEMBERS[module]
     if module in ("numpy", "jax.numpy"):
         return name not in NUMPY_MEMBERS_REFUSED
     return True
