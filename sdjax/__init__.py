@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Decoder",
     "Merger",
+    "PerExpert",
     "Sandbox",
     "__version__",
     "evaluate",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sdjax.evaluation.api import evaluate as evaluate
     from sdjax.io.hf_checkpoint import load_model as load_model
     from sdjax.io.tokenizer import load_tokenizer as load_tokenizer
+    from sdjax.merging.algorithm import PerExpert as PerExpert
     from sdjax.merging.api import merge as merge
     from sdjax.merging.engine import Merger as Merger
     from sdjax.models.nnx import from_nnx as from_nnx
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "Decoder": "sdjax.decoding.decoder",
     "Merger": "sdjax.merging.engine",
+    "PerExpert": "sdjax.merging.algorithm",
     "Sandbox": "sdjax.sandbox.sandbox",
     "evaluate": "sdjax.evaluation.api",
     "from_nnx": "sdjax.models.nnx",

@@ -98,7 +98,7 @@ def read_signature(function: Callable[..., Any], name: str, form: Form) -> Algor
                 "has no default; add a default to make it a hyperparameter"
             )
         else:
-            types[key] = _hyperparameter_type(name, parameter)
+            types[key] = hyperparameter_type(name, parameter)
             defaults[key] = check_value(name, key, types[key], parameter.default)
     return AlgorithmSignature(requests=frozenset(requests), defaults=defaults, types=types)
 
@@ -133,7 +133,16 @@ def check_value(name: str, key: str, type_name: str, value: Any) -> Any:
     raise UserError(f"{name}: hyperparameter {key!r} must be {_EXPECTED[type_name]}, not {value!r}")
 
 
-def _hyperparameter_type(name: str, parameter: inspect.Parameter) -> str:
+def hyperparameter_type(name: str, parameter: inspect.Parameter) -> str:
+    """Return the type of a hyperparameter, as in `AlgorithmSignature.types`.
+
+    Args:
+        name: the algorithm's name in error messages.
+        parameter: the parameter, with its annotation evaluated.
+
+    Raises:
+        UserError: no annotation of a float, or a type that hyperparameters cannot have.
+    """
     annotation, key = parameter.annotation, parameter.name
     if annotation == PerExpert:
         return "per_expert"

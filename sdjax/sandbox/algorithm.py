@@ -1,17 +1,57 @@
 """Adapter from a verified program to a merge algorithm."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.signature import TracedType
+from sdjax.sandbox.ir.calling_convention import REQUESTS
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 
 
 def to_algorithm(program: VerifiedProgram, *, name: str) -> Algorithm:
-    """Return the algorithm of a verified program; no source text is executed."""
+    """Return the algorithm of a verified program; no source text is executed.
+
+    Its hyperparameters are those of the source that are traced. A PerExpert, which is one scalar
+    per expert in the program, is one hyperparameter again.
+    """
+    values: dict[str, Any] = {}
+    traced: dict[str, TracedType] = {}
+    for scalar, default in program.hyperparameters.items():
+        key, dot, number = scalar.partition(".")
+        if dot:
+            traced[key] = "per_expert"
+            values.setdefault(key, {})[int(number)] = default
+        else:
+            traced[key], values[key] = "float", default
+    for key, type_name in traced.items():
+        if type_name == "per_expert":  # in slot order
+            values[key] = tuple(value for _, value in sorted(values[key].items()))
+
+    def merge_models(task_vectors: Mapping[str, Any], **inputs: Any) -> Any:
+        return program(task_vectors, **scalar_inputs(inputs))
+
     return Algorithm(
         name=name,
         identity=program.identity,
         form=program.form,
-        function=program,
+        function=merge_models if "per_expert" in traced.values() else program,
         requests=frozenset(program.requests),
-        hyperparameters=dict(program.hyperparameters),
-        traced=dict.fromkeys(program.hyperparameters, "float"),
+        hyperparameters=values,
+        traced=traced,
     )
+
+
+def scalar_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of an algorithm as a verified program takes them.
+
+    Args:
+        inputs: optional inputs and hyperparameters by name; a PerExpert is a dict in slot order.
+    """
+    scalars: dict[str, Any] = {}
+    for key, value in inputs.items():
+        if isinstance(value, Mapping) and key not in REQUESTS:
+            scalars |= {f"{key}.{number}": v for number, v in enumerate(value.values(), 1)}
+        else:
+            scalars[key] = value
+    return scalars

@@ -38,12 +38,15 @@ class MergeSignature:
         slots: names of the experts, in the order in which their tensors are passed.
         tensors: distinct tensor signatures in scope.
         paths: every tensor path in scope with its signature; empty if only `tensors` are known.
+        parameters: hyperparameters that the user has set, by name. The bool, int and str ones are
+            set before tracing; of the others, and of None, only the names are checked.
         limits: limits on a candidate.
     """
 
     slots: tuple[str, ...]
     tensors: tuple[TensorSignature, ...]
     paths: tuple[tuple[str, TensorSignature], ...] = ()
+    parameters: tuple[tuple[str, object], ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,10 @@ class MergeSignature:
         """One signature per tensor in scope; the distinct ones if no paths are known."""
         return tuple(tensor for _, tensor in self.paths) or self.tensors
 
+    def per_expert_names(self, hyperparameter: str) -> list[str]:
+        """Return the names of the scalars of a hyperparameter that has one value per expert."""
+        return [f"{hyperparameter}.{number + 1}" for number in range(len(self.slots))]
+
     @cached_property
     def probe_paths(self) -> tuple[tuple[str, TensorSignature], ...]:
         """The paths with the reduced shapes that whole-tree candidates are probed at."""
@@ -92,8 +99,8 @@ class MergeSignature:
     def to_json(self) -> str:
         """Serialize for a worker; `from_json` is the inverse."""
         limits = {f.name: getattr(self.limits, f.name) for f in dataclasses.fields(Limits)}
-        data = {"slots": self.slots, "tensors": self.tensors, "paths": self.paths, "limits": limits}
-        return json.dumps(data, default=dataclasses.asdict)
+        data = {n: getattr(self, n) for n in ("slots", "tensors", "paths", "parameters")}
+        return json.dumps(data | {"limits": limits}, default=dataclasses.asdict)
 
     @classmethod
     def from_json(cls, text: str) -> "MergeSignature":
@@ -107,5 +114,6 @@ class MergeSignature:
             slots=tuple(data["slots"]),
             tensors=tuple(tensor(t) for t in data["tensors"]),
             paths=tuple((path, tensor(t)) for path, t in data["paths"]),
+            parameters=tuple(map(tuple, data["parameters"])),
             limits=Limits(**data["limits"]),
         )

@@ -18,7 +18,7 @@ from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.merging.engine import MergedModel
-from sdjax.sandbox.algorithm import to_algorithm
+from sdjax.sandbox.algorithm import scalar_inputs, to_algorithm
 from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import RunContext
@@ -87,7 +87,7 @@ def _loop_limit_check(verified: VerifiedProgram) -> Any:
     """Return a merge function that returns 0 if all loops finish within the limit, else NaN."""
 
     def merge_models(task_vectors: Any, **arguments: Any) -> Any:
-        result, exhausted = verified.run(task_vectors, **arguments)
+        result, exhausted = verified.run(task_vectors, **scalar_inputs(arguments))
         return jax.tree.map(
             lambda leaf: jnp.where(exhausted, jnp.nan, jnp.zeros_like(leaf)), result
         )

@@ -121,6 +121,12 @@ CASES = {
             b.all(0),
             b.any(1),
             lax.reduce_xor(n, (0,)),
+            *lax.reduce(
+                (x, n, x),
+                (jnp.float32(0.5), jnp.int32(-3), jnp.float32(-jnp.inf)),
+                lambda a, b: (lax.add(b[0], a[0]), lax.min(a[1], b[1]), lax.max(a[2], b[2])),
+                (0,),
+            ),
             x.argmax(0),
             x.argmin(1),
         ],

@@ -4,10 +4,14 @@ The import-linter contracts in pyproject.toml restrict its imports.
 """
 
 import ast
+import importlib
 import io
 import re
 import tokenize
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import sdjax
 from sdjax.isolation.confine import ALWAYS, LAYERS
@@ -86,8 +90,32 @@ def test_workers_and_isolation_import_no_module_of_sdjax_by_name():
         ("entry.py", "importlib.import_module(module)"),
         ("server.py", "work = importlib.import_module(job).prepare(argument)"),
     }
-    assert not any(name.startswith("sdjax") for name in rules.IMPORTS)
-    assert names == {"sdjax.isolation.confine", "sdjax.isolation.server"}  # what a server starts
+    started = {"sdjax.isolation.confine", "sdjax.isolation.server"}  # by a server
+    assert names == started | _sdjax_modules()
+
+
+def _sdjax_modules() -> set[str]:
+    """Return the modules of sdjax that a program may import."""
+    return {name for name in rules.IMPORTS if name.startswith("sdjax")}
+
+
+def test_programs_import_only_modules_with_an_import_contract():
+    """A contract keeps files, weights and the engine out of them; `sdjax` itself is lazy."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    (contract,) = [
+        contract
+        for contract in project["tool"]["importlinter"]["contracts"]
+        if contract["name"].startswith("what programs may import")
+    ]
+    allowed = tuple(contract["source_modules"])
+    for name in _sdjax_modules() - {"sdjax"}:
+        assert name.startswith(allowed), name
+
+
+@pytest.mark.parametrize("name", sorted(rules.SDJAX_MEMBERS))
+def test_every_member_that_a_program_may_import_exists(name):
+    module = importlib.import_module(name)
+    assert all(hasattr(module, member) for member in rules.SDJAX_MEMBERS[name])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Order of the arguments of an array program, shared by worker and parent.
 
-The tensors of each slot come first, then those of the base, the key, the depth, and the float
-hyperparameters sorted by name. All of them are always present, so a candidate that requests an
+The tensors of each slot come first, then those of the base, the key, the depth, and the traced
+hyperparameters sorted by name. One with a value per expert is one scalar per slot, "weight.1",
+"weight.2" and so on. All of them are always present, so a candidate that requests an
 input without using it has the same IR as one that does not request it.
 """
 

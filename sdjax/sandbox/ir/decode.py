@@ -69,7 +69,7 @@ class Message:
 
     Attributes:
         form: "tensor" for merge_models, "tree" for merge_trees.
-        hyperparameters: default values of the float hyperparameters.
+        hyperparameters: default values of the traced hyperparameters.
         programs: array programs by their names in the trace plan.
         by_kind: whether there is one array program per kind and shape rather than per shape.
     """
@@ -144,7 +144,7 @@ class _Decoder:
         )
         _expect(version == IR_VERSION and type(version) is int, f"version {IR_VERSION}")
         _expect(form in ("tensor", "tree"), "the form tensor or tree")
-        hyperparameters = _hyperparameters(floats)
+        hyperparameters = _hyperparameters(floats, self.signature)
         self.constants = _constants(constants, self.limits)
         entries = [_record(p, "of", "block") for p in _array(programs, 4_096, "programs")]
         names = [_name(of) for of, _ in entries]
@@ -282,11 +282,14 @@ def _name(value: Any) -> Any:
     return kind, tuple(_count(n, MAX_DIMENSION) for n in _array(shape, MAX_RANK, "axes"))
 
 
-def _hyperparameters(value: Any) -> dict[str, float]:
-    _expect(type(value) is dict and len(value) <= 64, "at most 64 hyperparameters")
+def _hyperparameters(value: Any, signature: MergeSignature) -> dict[str, float]:
+    _expect(type(value) is dict and len(value) <= 1_024, "at most 1024 hyperparameters")
     for name, default in value.items():
-        is_valid = name.isidentifier() and name not in REQUESTS and len(name) <= MAX_NAME_LENGTH
+        stem, dot, _ = name.partition(".")
+        is_valid = stem.isidentifier() and stem not in REQUESTS and len(stem) <= MAX_NAME_LENGTH
         _expect(is_valid, "a hyperparameter with a valid name")
+        scalars = signature.per_expert_names(stem) if dot else [name]
+        _expect(name in scalars and value.keys() >= set(scalars), "one value per expert")
         _expect(
             type(default) is float and math.isfinite(default),
             "a hyperparameter with a finite float value",

@@ -207,6 +207,11 @@ class Encoder:
         if name == "cond":
             branches = [self.block(_closed(b), depth + 1) for b in params["branches"]]
             return {"branches": branches}
+        if name == "reduce":
+            return {
+                "axes": _parameter(params["dimensions"]),
+                "reducers": _reducers(*_open(params["jaxpr"])),
+            }
         entry = ALLOWED.get(name)
         if entry is None:
             raise Refusal("refused", "primitive", f"the operation `{name}` is not allowed")
@@ -291,6 +296,22 @@ def _open(body: Any) -> tuple[Any, Any]:
 
 def _closed(body: Any) -> core.ClosedJaxpr:
     return body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())
+
+
+def _reducers(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> list[str]:
+    """Return the name of the function that reduces each operand of `jax.lax.reduce`."""
+    names, count = [], len(jaxpr.outvars)
+    for index, result in enumerate(jaxpr.outvars):
+        pair = [jaxpr.invars[index], jaxpr.invars[count + index]]
+        names += [
+            equation.primitive.name
+            for equation in jaxpr.eqns
+            if equation.outvars[0] is result and equation.invars in (pair, pair[::-1])
+        ]
+    if len(names) != count or not set(names) <= {"add", "min", "max"}:
+        message = "jax.lax.reduce reduces each operand by jax.lax.add, min or max"
+        raise Refusal("refused", "primitive", message)
+    return names
 
 
 def _default_platform(platforms: Any) -> int:

@@ -13,9 +13,10 @@ on a CPU and not useful here).
 
 One list serves all supported JAX versions. An operation that is a primitive only in newer versions
 carries its version in `since` and a `fallback` made of older operations, so that older versions can
-verify stored programs from newer ones. encode.py rewrites `unstack`, scan, while and cond to forms
-of our own, which do not depend on JAX's parameters. A primitive that is missing from the running
-JAX version and has no fallback is refused by name; it never prevents the sandbox from starting.
+verify stored programs from newer ones. encode.py rewrites `unstack`, reduce, scan, while and cond
+to forms of our own, which do not depend on JAX's parameters. A primitive that is missing from the
+running JAX version and has no fallback is refused by name; it never prevents the sandbox from
+starting.
 
 Primitives come from `jax.extend.core.primitives` and `jax.lax`, both public.
 """
@@ -45,8 +46,10 @@ from sdjax.sandbox.ir.parameters import (
     decode_padding,
     decode_precision,
     dimension_numbers,
+    key_of,
     member_of,
     optional,
+    sequence_of,
 )
 
 # --- costs, in scalar operations -------------------------------------------------------------
@@ -203,6 +206,16 @@ def _evaluate_polynomial(x: Any, *coefficients: Any) -> Any:
     return result
 
 
+def _reduce(*operands: Any, axes: Any, reducers: Sequence[Any]) -> Any:
+    """Reduce several arrays of one shape in one pass; their initial values follow them."""
+
+    def combine(a: Sequence[Any], b: Sequence[Any]) -> tuple:
+        return tuple(getattr(lax, f)(x, y) for f, x, y in zip(reducers, a, b, strict=True))
+
+    return lax.reduce(operands[: len(reducers)], operands[len(reducers) :], combine, axes)
+
+
+_decode_reducers = sequence_of(key_of({name: name for name in ("add", "min", "max")}), 128)
 _DEFAULT_ACCURACY = {"accuracy": None}
 _NO_SHARDING = {"sharding": None}
 _NO_OUT_SHARDING = {"out_sharding": None}
@@ -298,13 +311,10 @@ _allow(
     "reduce_sum reduce_max reduce_min", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints
 )
 _allow("reduce_prod reduce_and reduce_or reduce_xor", 1, _per_input, axes=decode_ints)
+_allow("reduce", (2, 256), _per_input, bind=_reduce, axes=decode_ints, reducers=_decode_reducers)
 _allow("argmax argmin", 1, _per_input, axes=decode_ints, index_dtype=decode_dtype)
 _allow(
-    "cumsum cumprod cummax cummin cumlogsumexp",
-    1,
-    _n_log_n,
-    axis=decode_int,
-    reverse=decode_bool,
+    "cumsum cumprod cummax cummin cumlogsumexp", 1, _n_log_n, axis=decode_int, reverse=decode_bool
 )
 _allow("sort", (1, 4), _n_log_n, dimension=decode_int, is_stable=decode_bool, num_keys=decode_int)
 # JAX before 0.12 has no `is_stable` here and keeps the order of equal elements.
@@ -319,23 +329,9 @@ _allow(
     precision=decode_precision,
     preferred_element_type=optional(decode_dtype),
 )
-_WHOLE_SPECTRUM = {"subset_by_index": None, "algorithm": None}
-_allow(
-    "svd",
-    1,
-    _factorization,
-    fixed=_WHOLE_SPECTRUM,
-    full_matrices=decode_bool,
-    compute_uv=decode_bool,
-)
-_allow(
-    "eigh",
-    1,
-    _factorization,
-    fixed=_WHOLE_SPECTRUM,
-    lower=decode_bool,
-    sort_eigenvalues=decode_bool,
-)
+_SPECTRUM = {"subset_by_index": None, "algorithm": None}
+_allow("svd", 1, _factorization, fixed=_SPECTRUM, full_matrices=decode_bool, compute_uv=decode_bool)
+_allow("eigh", 1, _factorization, fixed=_SPECTRUM, lower=decode_bool, sort_eigenvalues=decode_bool)
 _allow(
     "qr", 1, _factorization, fixed={"pivoting": False, "use_magma": None}, full_matrices=decode_bool
 )

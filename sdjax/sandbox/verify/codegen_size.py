@@ -21,8 +21,8 @@ INDEXING = frozenset(
 )
 # Computed once and stored: reductions, sorts, products, factorizations, random bits, control flow.
 MATERIALIZED = frozenset(
-    """sort top_k argmax argmin dot_general svd eigh qr cholesky lu triangular_solve fft cumsum
-    cumprod cummax cummin cumlogsumexp random_bits random_split random_fold_in random_seed
+    """reduce sort top_k argmax argmin dot_general svd eigh qr cholesky lu triangular_solve fft
+    cumsum cumprod cummax cummin cumlogsumexp random_bits random_split random_fold_in random_seed
     threefry2x32 scan while cond jit scatter scatter-add scatter-sub scatter-mul scatter-min
     scatter-max optimization_barrier""".split()  # noqa: SIM905
 )

@@ -7,22 +7,21 @@ executed inside every trace, so that top-level arrays are traced too and no stat
 import ast
 import builtins
 import contextlib
-import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.sandbox.ir.calling_convention import IR_VERSION, REQUESTS, CallingConvention, trace_plan
+from sdjax.sandbox.ir.calling_convention import IR_VERSION, CallingConvention, trace_plan
 from sdjax.sandbox.ir.encode import Encoder
 from sdjax.sandbox.ir.hashes import canonical
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.worker import rules
+from sdjax.sandbox.worker.requested_inputs import RequestedInputs
 from sdjax.sandbox.worker.step_budget import COUNTER, insert_step_counter, step_counter
 
 FILENAME = "<program>"
@@ -80,64 +79,6 @@ def _builtins() -> dict[str, Any]:
     return {name: value for name, value in vars(builtins).items() if name not in refused}
 
 
-# --- the signature ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestedInputs:
-    """Inputs that a candidate requests by the names of its parameters.
-
-    Attributes:
-        requests: optional inputs of the API: base, key, depth, kind.
-        floats: default values of the float hyperparameters, which are traced.
-    """
-
-    requests: tuple[str, ...]
-    floats: Mapping[str, float]
-
-    @classmethod
-    def of(cls, function: Callable, form: str) -> "RequestedInputs":
-        """Read the signature of a merge function of the given form ("tensor" or "tree")."""
-
-        def refuse(message: str) -> Refusal:
-            return Refusal("refused", "signature", message)
-
-        try:
-            parameters = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):
-            raise refuse("the signature of the function cannot be read") from None
-        if not parameters or parameters[0].kind not in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        ):
-            raise refuse("the first parameter must be the dict of task vectors")
-        available = REQUESTS if form == "tensor" else ("base", "key")
-        requests, floats = [], {}
-        for parameter in parameters[1:]:
-            name, default = parameter.name, parameter.default
-            if parameter.kind in (
-                inspect.Parameter.VAR_POSITIONAL,
-                inspect.Parameter.VAR_KEYWORD,
-                inspect.Parameter.POSITIONAL_ONLY,
-            ):
-                raise refuse(f"the parameter `{name}` must accept a keyword argument")
-            if name in REQUESTS and name not in available:
-                raise refuse(f"merge_trees does not receive `{name}`; it may request base and key")
-            if name in available:
-                requests.append(name)
-            elif default is inspect.Parameter.empty:
-                names = ", ".join(available)
-                raise refuse(f"the parameter `{name}` needs a default (only {names} do not)")
-            elif parameter.annotation in (float, "float"):
-                if type(default) not in (int, float) or not np.isfinite(np.float32(default)):
-                    raise refuse(f"the default of `{name}: float` must be a finite number")
-                floats[name] = float(default)
-        return cls(
-            requests=tuple(requests),
-            floats=dict(sorted(floats.items())),
-        )
-
-
 # --- tracing ---------------------------------------------------------------------------------
 
 
@@ -147,23 +88,23 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
         raise Refusal(
             "wrong signature", "tree", "merge_trees needs a merge signature with tensor paths"
         )
-    requested = _guarded(lambda: _read_signature(load, form))
+    requested = _guarded(lambda: _read_inputs(load, form, signature), signature)
     encoder = Encoder(signature.limits)
     by_kind = "kind" in requested.requests
     plan = trace_plan(signature, form, by_kind)
     blocks = {
-        of: _block(load, requested, of, convention, encoder)
+        of: _block(load, requested, of, convention, encoder, signature)
         for of, convention in plan.required.items()
     }
     for of, convention in plan.optional.items():
         with contextlib.suppress(Refusal):  # it may work only at the real shapes
-            blocks[of] = _block(load, requested, of, convention, encoder)
+            blocks[of] = _block(load, requested, of, convention, encoder, signature)
     if by_kind:
         blocks = _without_unused_kind(blocks, signature)
     message = {
         "version": IR_VERSION,
         "form": form,
-        "hyperparameters": requested.floats,
+        "hyperparameters": requested.scalars,
         "constants": encoder.constants,
         "programs": [{"of": of, "block": block} for of, block in blocks.items()],
     }
@@ -176,30 +117,37 @@ def _block(
     of: Any,
     convention: CallingConvention,
     encoder: Encoder,
+    signature: MergeSignature,
 ) -> dict:
-    jaxpr = _guarded(lambda: _jaxpr(load, requested, of, convention))
+    jaxpr = _guarded(lambda: _jaxpr(load, requested, of, convention, signature), signature)
     if jaxpr.effects:
         raise Refusal("refused", "effects", "the program has side effects (print, callback)")
-    return _guarded(lambda: encoder.block(jaxpr))
+    return _guarded(lambda: encoder.block(jaxpr), signature)
 
 
-def _read_signature(load: Loader, form: str) -> RequestedInputs:
+def _read_inputs(load: Loader, form: str, signature: MergeSignature) -> RequestedInputs:
     result: list[RequestedInputs] = []
 
     def read() -> None:
-        result.append(RequestedInputs.of(load(), form))
+        result.append(RequestedInputs.of(load(), form, signature))
 
     jax.eval_shape(read)  # inside a trace, so that top-level arrays stay abstract
     return result[0]
 
 
-def _jaxpr(load: Loader, requested: RequestedInputs, of: Any, convention: CallingConvention) -> Any:
-    names = tuple(requested.floats)
+def _jaxpr(
+    load: Loader,
+    requested: RequestedInputs,
+    of: Any,
+    convention: CallingConvention,
+    signature: MergeSignature,
+) -> Any:
+    names = tuple(requested.scalars)
 
     def call(*inputs: Any) -> tuple:
         task_vectors, available = _unpack(convention, inputs, names)
         available["kind"] = of[0]
-        keywords = {name: available[name] for name in (*requested.requests, *names)}
+        keywords = requested.keywords(available, signature)
         return tuple(_checked(load()(task_vectors, **keywords), convention))
 
     # Matrix products in full float32 on every platform, as in the merge engine.
@@ -275,7 +223,7 @@ def _without_unused_kind(blocks: dict, signature: MergeSignature) -> dict:
 # --- error messages --------------------------------------------------------------------------
 
 
-def _guarded(step: Callable[[], Any]) -> Any:
+def _guarded(step: Callable[[], Any], signature: MergeSignature) -> Any:
     """Run a step that executes the candidate's code; turn any exception into a Refusal."""
     try:
         return step()
@@ -289,10 +237,10 @@ def _guarded(step: Callable[[], Any]) -> Any:
         kind = type(error).__name__
         raise Refusal("refused", "exception", f"the program raised {kind}") from None
     except Exception as error:
-        raise _explain(error) from None
+        raise _explain(error, signature) from None
 
 
-def _explain(error: Exception) -> Refusal:
+def _explain(error: Exception, signature: MergeSignature) -> Refusal:
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == FILENAME]
     at = f"line {lines[-1]}: " if lines else ""
@@ -333,4 +281,7 @@ def _explain(error: Exception) -> Refusal:
             "in-place",
             f"{at}arrays cannot be changed in place; use x = x.at[index].set(value)",
         )
-    return Refusal("refused", "exception", f"{at}{type(error).__name__}: {text}")
+    hint = ""
+    if isinstance(error, KeyError):
+        hint = f"; the experts in task_vectors are {', '.join(signature.slots)}"
+    return Refusal("refused", "exception", f"{at}{type(error).__name__}: {text}{hint}")

@@ -19,6 +19,7 @@ from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.worker.trace import trace_source
+from sdjax.xla.reductions import sums
 
 _TIES = """
 import jax
@@ -119,7 +120,7 @@ def rare_functions() -> dict[str, Callable[..., Any]]:
         "comparison": lambda x, n, w, key: [x <= 0, jnp.min(x), jnp.argmin(x)],
         "integers": lambda x, n, w, key: [~n, n & n, n ^ n, n << 1, n >> 1],
         "bits": lambda x, n, w, key: [lax.clz(n), lax.population_count(n)],
-        "reductions": lambda x, n, w, key: [jnp.all(x > 0), lax.reduce_xor(n, (0,))],
+        "reductions": lambda x, n, w, key: [jnp.all(x > 0), lax.reduce_xor(n, (0,)), sums([x, x])],
         "precision": lambda x, n, w, key: lax.reduce_precision(x, 8, 7),
         "complex": lambda x, n, w, key: [
             f(lax.complex(x, x)) for f in (lax.conj, lax.imag, lax.real)
@@ -149,7 +150,7 @@ def warm_up(signature: MergeSignature) -> None:
     If JAX lacks or changes a primitive, only that part of the caches stays cold.
     """
     limits = dataclasses.replace(signature.limits, equations=2**31)
-    signature = dataclasses.replace(signature, limits=limits)
+    signature = dataclasses.replace(signature, limits=limits, parameters=())
     for source in SOURCES:
         with contextlib.suppress(Refusal):
             trace_source(source, signature)
