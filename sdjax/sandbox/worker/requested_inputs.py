@@ -17,6 +17,7 @@ from sdjax.sandbox.ir.calling_convention import REQUESTS
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _TYPE_NAMES = {"per_expert": "PerExpert"}
 
 
@@ -144,7 +145,7 @@ def _type_of(parameter: inspect.Parameter) -> str | None:
 
 
 def _finite(name: str, default: Any) -> float:
-    if type(default) not in (int, float) or not abs(default) <= np.finfo(np.float32).max:
+    if type(default) not in (int, float) or not abs(default) <= MAX_FLOAT32:
         raise _refuse(f"the default of `{name}: float` must be a finite number")
     return float(default)
 
