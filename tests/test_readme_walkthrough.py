@@ -1,0 +1,207 @@
+"""The README's table and the commands of the guides, run as a reader would run them.
+
+Two commands take longer. `make demo` runs `sdjax demo`, which is run here with fewer programs, and
+`sdjax zoo train` is tested on a small zoo in `tests/zoo`.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sdjax.cli.main import main
+from sdjax.io.hf_checkpoint import load_model
+from sdjax.io.model_paths import zoo_models
+from sdjax.models.tree import flatten
+from sdjax.search.ranking import ranked_programs
+from sdjax.search.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+# The demo with fewer programs and problems.
+SMALL = [
+    word
+    for override in (
+        *("iterations=1", "generation.samples=24", "training.max_steps=2", "test.top_k=2"),
+        *("task.development=64", "task.test=64", "selection.min_gap=0", "transfer={}"),
+        *("baselines.paper={}", "baselines.fine={linear: {}}"),
+    )
+    for word in ("--set", override)
+]
+MERGE_MODELS = """def merge_models(task_vectors):
+    return 0.7 * (task_vectors["expert_1"] + task_vectors["expert_2"])
+"""
+
+
+def sdjax(*arguments):
+    """Run a command that must succeed; return what it prints to standard output."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def weights(folder):
+    return {path: np.asarray(leaf) for path, leaf in flatten(load_model(folder)[1]).items()}
+
+
+def best_program(folder):
+    """Return the run's best program by development score."""
+    with Store.open(folder) as store:
+        identity = ranked_programs(store, "strict")[0].identity
+        return store.program(identity)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder of a finished demo, as `sdjax demo` names it."""
+    folder = tmp_path_factory.mktemp("walkthrough")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        table = sdjax("demo", *SMALL)
+    assert "seed" in table
+    (run,) = (folder / "runs").iterdir()
+    assert run.name.startswith("demo-")
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check_demo(demo, folder):
+    assert {"run.sqlite", "report.html", "generators", "adapters"} <= {
+        path.name for path in demo.iterdir()
+    }
+    page = (ROOT / "docs" / "run-folder.md").read_text()
+    for path in demo.iterdir():
+        assert f"`{path.name}" in page, f"docs/run-folder.md does not describe {path.name}"
+
+
+def check_run(demo, folder):
+    sdjax("run", "demo", "--out", "runs/first", *SMALL)
+    assert best_program("runs/first") == best_program(demo)  # the same config and random seed
+    sdjax("run", "--resume", "runs/first")
+    assert best_program("runs/first") == best_program(demo)
+
+
+def check_report(demo, folder):
+    (demo / "report.html").unlink()
+    sdjax("report", demo)
+    assert "<html" in (demo / "report.html").read_text()
+
+
+def check_merge(demo, folder):
+    Path("mine.py").write_text(MERGE_MODELS)
+    Path("recipe.yaml").write_text(
+        "merge_method: task_arithmetic\nbase_model: zoo:seed\nmodels:\n"
+        "  - {model: zoo:reader, parameters: {weight: 0.7}}\n"
+        "  - {model: zoo:calculator, parameters: {weight: 0.7}}\n"
+    )
+    experts = ["--expert", "expert_1=zoo:reader", "--expert", "expert_2=zoo:calculator"]
+    sdjax("merge", "recipe.yaml", "by-recipe")
+    sdjax("merge", "--algorithm", "mine.py", "--base", "zoo:seed", *experts, "by-program")
+    sdjax("merge", "--run", demo, "by-run")
+    by_recipe, by_program = weights("by-recipe"), weights("by-program")
+    for path, leaf in by_recipe.items():  # the same merge, rounded once to bfloat16
+        assert np.allclose(leaf, by_program[path], rtol=2**-7, atol=1e-5), path
+    seed = weights(zoo_models()["seed"])
+    assert any(not np.array_equal(leaf, seed[path]) for path, leaf in weights("by-run").items())
+
+
+def check_eval(demo, folder):
+    Path("sums.jsonl").write_text('{"question": "10+31=", "answer": "41"}\n')
+    guide = (ROOT / "docs" / "task.md").read_text()
+    Path("mytasks.py").write_text(re.search(r"^```python.*?\n(.*?)^```", guide, re.M | re.S)[1])
+    for task in ("arithmetic", "sums.jsonl", "mytasks:Riddles"):
+        assert "strict" in sdjax("eval", "zoo:seed", "--task", task, "--limit", "4")
+    Path("svamp.jsonl").write_text(
+        '{"Body": "Tom has 3 pens.", "Question": "How many pens?", "Answer": "3"}\n'
+    )
+    harness = ROOT / "tests" / "evaluation" / "harness"
+    data = {"gsm8k": harness / "gsm8k_test.jsonl", "math": harness / "math_test.jsonl"}
+    for task, file in {**data, "svamp": "svamp.jsonl"}.items():
+        options = ["--limit", "1", "--shots", "0", "--max-new-tokens", "4"]
+        assert "strict" in sdjax("eval", "zoo:seed", "--task", task, "--data", file, *options)
+
+
+def check_check(demo, folder):
+    Path("mine.py").write_text(MERGE_MODELS)
+    Path("best.py").write_text(best_program(demo).source)
+    lines = sdjax("check", "--run", demo, "mine.py", "best.py", "--json").splitlines()
+    verdicts = [json.loads(line) for line in lines]
+    assert verdicts[1]["identity"] == best_program(demo).identity
+    assert [verdict["verdict"] for verdict in verdicts] == ["admitted", "admitted"]
+
+
+def check_train(demo, folder):
+    # The shipped configs run in tests/training/test_shipped_configs.py; here, LoRA and all weights.
+    short = ["--set", "max_steps=1", "--set", "warmup_steps=0"]
+    sdjax("train", "sft", "train-sft", *short)
+    sdjax("train", "sft", "train-sft", *short, "--out", "lora", "--set", "rank=2")
+    assert {path.name for path in folder.iterdir()} >= {"trained-sft", "lora"}
+
+
+def check_zoo(demo, folder):
+    listed = sdjax("zoo", "list")
+    assert all(f"zoo:{name}\t" in listed for name in zoo_models())
+
+
+def check_methods(demo, folder):
+    assert "task_arithmetic" in sdjax("methods")
+    assert "density" in sdjax("methods", "ties")
+
+
+CHECKS = {
+    "demo": check_demo,
+    "run": check_run,
+    "report": check_report,
+    "merge": check_merge,
+    "eval": check_eval,
+    "check": check_check,
+    "train": check_train,
+    "zoo": check_zoo,
+    "methods": check_methods,
+}
+
+
+def test_every_command_of_the_readme_is_run():
+    rows = re.findall(r"^\| `sdjax (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(CHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", CHECKS)
+def test_command_does_what_the_readme_says(command, demo, folder):
+    CHECKS[command](demo, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["quickstart.md", "merge-method.md", "task.md"])
+def test_commands_of_a_guide_run_in_order(page, demo, folder):
+    text = (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r'^```python(?: title="(.*?)")?\n(.*?)^```', text, re.M | re.S)
+    for title, block in blocks:
+        if title or "def merge_models" in block:
+            Path(title or "mine.py").write_text(block)
+    commands = re.findall(r"^    (sdjax .*)$", re.sub(r" *\\\n\s*", " ", text), re.MULTILINE)
+    assert commands
+    for command in commands:
+        command = command.replace("MODEL", "zoo:seed").replace("runs/demo-DATE", str(demo))
+        arguments = shlex.split(command, comments=True)[1:]
+        sdjax(*arguments, *(SMALL if arguments[0] == "run" else ()))
+
+
+@pytest.mark.slow
+def test_python_examples_of_the_guides_run(demo, folder, capsys):
+    namespace = {}
+    for page in (ROOT / "README.md", ROOT / "docs/merge-method.md", ROOT / "docs/run-folder.md"):
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+            code = block.replace('"runs/first"', repr(str(demo)))
+            exec(compile(code, page.name, "exec"), namespace)
+    assert "generate" in capsys.readouterr().out
