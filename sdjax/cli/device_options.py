@@ -18,6 +18,13 @@ mesh_option = click.option(
 )
 
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Of weights and activations.  [default: float32 on CPUs, bfloat16 elsewhere]",
+)
+
+
 def parse_mesh(text: str | None) -> MeshConfig | None:
     """Return the mesh of `--mesh`, such as "data=2,tensor=4"; None without the option.
 

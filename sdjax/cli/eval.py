@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from sdjax.cli.device_options import dtype_option, mesh_option, parse_mesh
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.sandbox_options import allow_missing_option
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     type=FOLDER_PATH,
     help="Store results in this folder; an interrupted evaluation resumes there.",
 )
+@mesh_option
+@dtype_option
+@click.option("--batch", type=click.IntRange(min=1), help="Problems decoded at a time.")
 @click.option(
     "--compare",
     nargs=2,
@@ -66,9 +70,13 @@ def evaluate(
     task: str,
     out: Path | None,
     compare: tuple[Path, Path] | None,
+    mesh: str | None,
     **options: Any,
 ) -> None:
-    """Evaluate MODEL (a folder, a name on Hugging Face, or zoo:NAME) on a task."""
+    """Evaluate MODEL on a task.
+
+    MODEL is a folder, a name on Hugging Face, or zoo:NAME, with +ADAPTER for a PEFT adapter.
+    """
     if compare is not None:
         for parameter in context.command.params:
             source = context.get_parameter_source(parameter.name or "")
@@ -81,10 +89,12 @@ def evaluate(
     if model is None:
         raise UserError("eval requires MODEL, or --compare A B")
     from sdjax.evaluation import api
+    from sdjax.sharding.config import MeshConfig
 
     hint = "run the same command to resume" if out else "use --out DIR to make it resumable"
     with resume_hint(hint):
-        evaluation = api.evaluate(model, task, out=out, **options)
+        devices = (parse_mesh(mesh) or MeshConfig()).make(default_axis="tensor")
+        evaluation = api.evaluate(model, task, out=out, mesh=devices, **options)
     click.echo(_report(evaluation, chat=options["chat"]))
 
 

@@ -14,7 +14,8 @@ import click
 
 from sdjax.cli.check import verdict_fields
 from sdjax.cli.device_options import mesh_option, parse_mesh
-from sdjax.cli.group import FILE_PATH, Interrupted, examples
+from sdjax.cli.group import FILE_PATH, examples
+from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
     signature_from_options,
@@ -150,7 +151,7 @@ def _sample(
         stopped += sample.stopped
         statuses[NO_PROGRAM if sample.verdict is None else sample.verdict.verdict] += 1
         if as_json or file is not None:
-            print(json.dumps(_fields(sample, checked=checked)), file=file, flush=True)
+            click.echo(json.dumps(_fields(sample, checked=checked)), file=file)
         else:
             click.echo(readable(sample, checked=checked))
         advance()
@@ -222,26 +223,19 @@ def readable(sample: GeneratedSample, *, checked: bool) -> str:
 def _output(out: Path | None) -> Iterator[IO[str] | None]:
     """Yield the file of --out, which appears under its name when it is complete."""
     if out is None:
-        try:
+        with resume_hint("use --out FILE to keep the samples"):
             yield None
-        except KeyboardInterrupt:
-            raise Interrupted("use --out FILE to keep the samples") from None
         return
+    from sdjax.core.storage_errors import storage_errors
     from sdjax.io.atomic_write import commit, partial_path
 
     if out.exists():
         raise UserError(f"{out}: already exists; remove it, or choose another --out")
     partial = partial_path(out)
-    try:
+    with resume_hint(f"the finished samples are in {partial}"), storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         commit(partial, out)
-    except KeyboardInterrupt:
-        raise Interrupted(f"the finished samples are in {partial}") from None
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); fix that, or choose another --out"
-        ) from None

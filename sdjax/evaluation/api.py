@@ -8,6 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
 from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
 from sdjax.decoding.config import fit_decoder_config
@@ -76,6 +80,9 @@ def evaluate(
     chat: bool = False,
     max_new_tokens: int | None = None,
     out: str | Path | None = None,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    batch: int | None = None,
     allow_missing: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a model on a task by greedy decoding.
@@ -92,6 +99,11 @@ def evaluate(
         max_new_tokens: maximum number of tokens per answer. Defaults to the task's own limit, but
             at most half of the model's maximum sequence length.
         out: folder that stores the results; an interrupted evaluation resumes there.
+        mesh: devices that the model is sharded over; the default device by default.
+        dtype: dtype of weights, activations and KV cache. By default float32 on CPUs, where
+            bfloat16 is slower, and bfloat16 elsewhere.
+        batch: number of problems that are decoded at the same time; as many as is efficient by
+            default. Answers do not depend on it, except at near-ties of two tokens.
         allow_missing: layers of confinement that the grader may run without.
 
     Returns:
@@ -134,19 +146,26 @@ def evaluate(
             f"length, instead of the task's {loaded_task.max_new_tokens}; use --max-new-tokens to "
             "change this"
         )
-    decoder_config = fit_decoder_config(config, [prompt.tokens for prompt in prompted], new_tokens)
+    decoder = Decoder(
+        config,
+        fit_decoder_config(config, [prompt.tokens for prompt in prompted], new_tokens, slots=batch),
+        tokenizer=tokenizer,
+        compute_dtype=dtype,
+        mesh=mesh,
+    )
     settings = {
         "model": "+".join(str(path.resolve()) for path in folders),
         "weights": _fingerprint(*folders),
         "task": loaded_task.name,
         "max_new_tokens": new_tokens,
+        "dtype": jnp.dtype(decoder.compute_dtype).name,
     }
     with ResultsFolder(out, settings) as results:
         missing = results.missing(prompted)
         by_id = {item.problem.id: item for item in missing}
         if missing:
-            decoder = Decoder(config, decoder_config, stop_token_ids=tokenizer.eos_ids)
-            params = load_model(folder, adapter=adapter)[1]
+            dtype = decoder.compute_dtype
+            params = load_model(folder, adapter=adapter, dtype=dtype, mesh=mesh)[1]
         finished = len(prompted) - len(missing)
         with progress_bar("eval", len(prompted), completed=finished) as advance:
 

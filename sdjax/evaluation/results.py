@@ -221,7 +221,7 @@ def _is_usable(folder: Path) -> bool:
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     stored = read_json(folder / SETTINGS)
-    for key in {**stored, **settings}:
+    for key in stored:  # version 0.2.0 stored no dtype
         if stored.get(key) != settings.get(key):
             raise UserError(
                 f"{folder}: contains an evaluation with {key} = {stored.get(key)!r}, not "

@@ -1,8 +1,10 @@
 """`sdjax eval`: results folder, resumption, and comparison."""
 
 import json
+import re
 import shutil
 
+import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
 
@@ -192,6 +194,28 @@ def test_results_are_compared_problem_by_problem(scored, tmp_path):
     assert f"only A 0, only B {gained}, p {0.5 ** (gained - 1):.3g}" in strict
     assert "B - A +0.0 [+0.0, +0.0]  only A 0, only B 0, p 1" in flexible
     assert compare(scored, scored).count("only A 0, only B 0") == 2
+
+
+def test_dtype_batch_and_mesh_are_those_of_the_options(scored, tmp_path, monkeypatch):
+    decoders = []
+
+    class Recorded(api.Decoder):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            decoders.append((self.config.slots, self.compute_dtype, options["mesh"]))
+
+    monkeypatch.setattr(api, "Decoder", Recorded)
+    arguments = ("eval", "zoo:seed", "--limit", 3, "--batch", 2, "--mesh", "data=1")
+    result = run_cli(*arguments)
+    assert result.exit_code == 0, result.output
+    assert decoders == [(2, jnp.float32, None)]  # on a single device there is no mesh
+    first = re.search(r"^all .*?strict (\d+\.\d) \[(\d+\.\d), (\d+\.\d)\]", result.output, re.M)
+    assert first is not None
+    correct = sum(line["strict"] for line in rows(scored)[:3])
+    assert first[1] == f"{100 * correct / 3:.1f}"
+    line = user_error("eval", "zoo:seed", "--limit", 3, "--dtype", "bfloat16", "--out", scored)
+    assert "contains an evaluation with dtype = 'float32', not 'bfloat16'" in line
+    assert "tensor=8 does not match 1 devices" in user_error("eval", "m", "--mesh", "tensor=8")
 
 
 def test_invalid_comparisons_raise_user_error(scored, tmp_path):
