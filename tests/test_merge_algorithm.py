@@ -38,7 +38,7 @@ def leaves(folder) -> dict[str, np.ndarray]:
 
 def merged(tmp_path, source, **options):
     (tmp_path / "mine.py").write_text(source)
-    merge_algorithm_file(tmp_path / "mine.py", "zoo:seed", EXPERTS, tmp_path / "out", **options)
+    merge_algorithm_file(str(tmp_path / "mine.py"), "zoo:seed", EXPERTS, tmp_path / "out", **options)
     seed = leaves(model_folder("zoo:seed"))
     vectors = [leaves(model_folder(name)) for name in EXPERTS.values()]
     return leaves(tmp_path / "out"), seed, [{p: v[p] - seed[p] for p in v} for v in vectors]
@@ -93,7 +93,7 @@ def test_program_in_the_tree_form(tmp_path):
 def test_refused_program_writes_nothing(tmp_path, source, experts, message):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(UserError, match=message) as caught:
-        merge_algorithm_file(tmp_path / "mine.py", "zoo:seed", experts, tmp_path / "out")
+        merge_algorithm_file(str(tmp_path / "mine.py"), "zoo:seed", experts, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 

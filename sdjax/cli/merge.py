@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdjax.cli.group import ANY_PATH, FILE_PATH, FOLDER_PATH, examples
+from sdjax.cli.group import ANY_PATH, FOLDER_PATH, examples
 from sdjax.cli.interrupts import resume_hint
-from sdjax.cli.judged_algorithm import judged_algorithm
+from sdjax.cli.open_algorithm import open_algorithm, param_option, parse_parameters
 from sdjax.cli.sandbox_options import allow_missing_option
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Seed of random methods; a run uses its own. [default: 0]")
 @click.option(
     "--algorithm",
-    type=FILE_PATH,
-    help="A Python file in the algorithm API; the sandbox checks it.",
+    metavar="FILE|METHOD",
+    help="A Python file in the algorithm API, which the sandbox checks, or a shipped method.",
 )
+@param_option
 @click.option("--base", metavar="MODEL", help="With --algorithm: the base model.")
 @click.option(
     "--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm: an expert."
@@ -61,7 +62,8 @@ if TYPE_CHECKING:
 def merge(
     paths: tuple[Path, ...],
     seed: int | None,
-    algorithm: Path | None,
+    algorithm: str | None,
+    parameters: tuple[str, ...],
     base: str | None,
     experts: tuple[str, ...],
     scope: str | None,
@@ -79,8 +81,8 @@ def merge(
         raise UserError("merge takes RECIPE OUT, or OUT alone with --algorithm FILE or --run DIR")
     if algorithm is not None and run is not None:
         raise UserError("merge takes --algorithm or --run, not both")
-    if algorithm is None and (base or experts or scope is not None):
-        raise UserError("--base, --expert and --scope require --algorithm FILE")
+    if algorithm is None and (base or experts or parameters or scope is not None):
+        raise UserError("--base, --expert, --param and --scope require --algorithm FILE")
     if rank is not None and run is None:
         raise UserError("--rank requires --run DIR")
     if seed is not None and run is not None:
@@ -102,6 +104,7 @@ def merge(
                     base or "",
                     _parse_experts(experts),
                     out,
+                    parameters=parse_parameters(parameters),
                     scope=scope or "all",
                     seed=seed or 0,
                     allow_crimes=allow_crimes,
@@ -150,27 +153,29 @@ def _progress() -> Iterator[OnTensor]:
 
 
 def merge_algorithm_file(
-    file: Path,
+    name: str,
     base: str,
     experts: Mapping[str, str],
     out: Path,
     *,
+    parameters: Mapping[str, Any] | None = None,
     scope: Scope = "all",
     seed: int = 0,
     allow_crimes: bool = False,
     allow_missing: Collection[str] = (),
     on_tensor: OnTensor | None = None,
 ) -> MergeResult:
-    """Merge experts into a base with the algorithm in a Python file.
+    """Merge experts into a base with the algorithm in a Python file, or with a shipped method.
 
     This process never executes the file itself, only the array programs that the sandbox has
     verified.
 
     Args:
-        file: Python file that defines `merge_models` or `merge_trees`.
+        name: Python file that defines `merge_models` or `merge_trees`, or a method's name.
         base: the base model.
         experts: mapping from name in `task_vectors` to model.
         out: folder of the result.
+        parameters: values of hyperparameters by name.
         scope: tensors to merge; all others are copied from the base.
         seed: random seed.
         allow_crimes: merge models of different architectures.
@@ -188,15 +193,18 @@ def merge_algorithm_file(
     if not experts:
         raise UserError("--algorithm requires at least one --expert NAME=MODEL")
     models = open_models(base, experts, Path.cwd())
-    algorithm, source = judged_algorithm(
-        file, merge_signature(models, scope), allow_missing=allow_missing
+    parameters = parameters or {}
+    algorithm, source = open_algorithm(
+        name, merge_signature(models, scope), parameters=parameters, allow_missing=allow_missing
     )
     return merge_algorithm(
         algorithm,
         models,
         scope,
         out,
-        provenance=Provenance(method=file.name, file=PROGRAM, text=source, seed=seed),
+        provenance=Provenance(
+            method=Path(name).name, file=PROGRAM, text=source, seed=seed, parameters=parameters
+        ),
         key=jax.random.key(seed),
         allow_crimes=allow_crimes,
         on_tensor=on_tensor,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -31,12 +32,14 @@ class Provenance:
         file: name under which the recipe or program is written.
         text: the recipe or program.
         seed: random seed; the card shows it if the method is random.
+        parameters: hyperparameters that were set, besides those in the recipe.
     """
 
     method: str
     file: str
     text: str
     seed: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_model_card(folder: Path, name: str, plan: MergePlan, provenance: Provenance) -> None:
@@ -53,6 +56,9 @@ def write_model_card(folder: Path, name: str, plan: MergePlan, provenance: Prove
         roles = ["base: ", *(f"{slot}: " for slot in plan.slots)]
     sources = [f"- {role}{_source(m)}" for role, m in zip(roles, plan.models, strict=True)]
     facts = [f"- Tensors: {_one_line(plan.coverage)}"]
+    if provenance.parameters:
+        values = ", ".join(f"{name}={value}" for name, value in provenance.parameters.items())
+        facts.append(f"- Hyperparameters: {_code(values)}")
     if plan.key is not None:
         facts.append(f"- Random seed: {provenance.seed}")
     versions = {"sdjax": __version__, "jax": jax.__version__, "python": platform.python_version()}

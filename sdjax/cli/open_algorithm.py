@@ -1,0 +1,138 @@
+"""Algorithms named on the command line: shipped methods, and program files, which are judged."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdjax.core.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from sdjax.merging.algorithm import Algorithm
+    from sdjax.sandbox.signature import MergeSignature
+
+param_option = click.option(
+    "--param",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="With --algorithm: a hyperparameter, such as density=0.3; weight=0.3,0.5 gives one value "
+    "per expert. Repeatable.",
+)
+
+
+def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the hyperparameters in NAME=VALUE texts; "0.3,0.5" is a list of values.
+
+    Raises:
+        UserError: not of this form, a value that is not YAML, or a name that occurs twice.
+    """
+    from sdjax.core.yaml import YamlDocument
+
+    parameters: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        document = YamlDocument(f"[{value}]", f"--param {text}", show_lines=False)
+        assert document.root is not None
+        values = document.value(document.root)
+        if not name or not isinstance(values, list) or not values or None in values:
+            raise UserError(f"--param {text}: write NAME=VALUE, such as density=0.3")
+        if name in parameters:
+            raise UserError(f"--param {text}: {name} is already set; name it once")
+        parameters[name] = values if len(values) > 1 else values[0]
+    return parameters
+
+
+def open_algorithm(
+    name: str,
+    signature: MergeSignature,
+    *,
+    parameters: Mapping[str, Any],
+    allow_missing: Collection[str] = (),
+) -> tuple[Algorithm, str]:
+    """Return an algorithm with hyperparameters, and its source text.
+
+    Args:
+        name: a Python file that defines `merge_models` or `merge_trees`, or a shipped method, if
+            there is no file of that name.
+        signature: expert slots, tensors and limits that a file is judged against.
+        parameters: values of hyperparameters by name.
+        allow_missing: layers of confinement that this machine may lack.
+
+    Raises:
+        UserError: no such file or method, a refused program (the message says why), an unknown
+            hyperparameter or one of another type, or a missing layer of confinement.
+    """
+    from sdjax.merging.methods.registry import methods
+
+    if os.path.isfile(name):
+        return judged_algorithm(
+            Path(name), signature, parameters=parameters, allow_missing=allow_missing
+        )
+    if name not in methods():
+        kind = "no such file" if name.endswith(".py") else "no such file or merge method"
+        hint = did_you_mean(name, methods()) or "see `sdjax methods`"
+        raise UserError(f"{name}: {kind}; {hint}".rstrip())
+    method = methods()[name]
+    try:
+        algorithm = method.bind(**parameters)
+    except UserError as error:
+        listed = ", ".join(f"{p.name} = {p.default!r}" for p in method.hyperparameters)
+        raise UserError(f"{error} (hyperparameters: {listed or 'none'})") from None
+    return algorithm, source_of_method(name)
+
+
+def source_of_method(name: str) -> str:
+    """Return the source text of a shipped method, which the sandbox admits like any program."""
+    from sdjax.merging.methods.registry import methods
+
+    return inspect.getsource(inspect.getmodule(methods()[name].function))  # type: ignore[arg-type]
+
+
+def judged_algorithm(
+    file: Path,
+    signature: MergeSignature,
+    *,
+    parameters: Mapping[str, Any],
+    allow_missing: Collection[str] = (),
+) -> tuple[Algorithm, str]:
+    """Return the algorithm in a program file with hyperparameters, and the file's text.
+
+    This process never executes the file itself, only the array programs that the sandbox has
+    verified.
+
+    Args:
+        file: Python file that defines `merge_models` or `merge_trees`.
+        signature: expert slots, tensors and limits.
+        parameters: values of hyperparameters by name. None stands for values that are set later, by
+            `Algorithm.bind`; only traced hyperparameters may have them.
+        allow_missing: layers of confinement that this machine may lack.
+
+    Raises:
+        UserError: the file cannot be read, the program is refused, or a layer is missing.
+    """
+    from sdjax.sandbox.algorithm import to_algorithm
+    from sdjax.sandbox.sandbox import Sandbox
+
+    try:
+        source = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); pass a Python file") from error
+    signature = replace(signature, parameters=tuple(parameters.items()))
+    with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
+        verdict = sandbox.judge(source, name=file.name)
+    if verdict.program is None:
+        raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
+    algorithm = to_algorithm(verdict.program, name=file.stem)
+    traced = {
+        key: value
+        for key, value in parameters.items()
+        if key in algorithm.traced and value is not None
+    }
+    return algorithm.bind(**traced), source
