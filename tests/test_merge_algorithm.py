@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sdjax.cli.merge import merge_algorithm_file
+from sdjax.cli.open_algorithm import parse_parameters, source_of_method
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
@@ -38,7 +39,9 @@ def leaves(folder) -> dict[str, np.ndarray]:
 
 def merged(tmp_path, source, **options):
     (tmp_path / "mine.py").write_text(source)
-    merge_algorithm_file(str(tmp_path / "mine.py"), "zoo:seed", EXPERTS, tmp_path / "out", **options)
+    merge_algorithm_file(
+        str(tmp_path / "mine.py"), "zoo:seed", EXPERTS, tmp_path / "out", **options
+    )
     seed = leaves(model_folder("zoo:seed"))
     vectors = [leaves(model_folder(name)) for name in EXPERTS.values()]
     return leaves(tmp_path / "out"), seed, [{p: v[p] - seed[p] for p in v} for v in vectors]
@@ -67,6 +70,67 @@ def test_program_merges_the_tensors_in_scope(tmp_path, scope):
     count = sum("/mlp/" in path for path in seed)
     part = f"{count} of {len(seed)} tensors (scope mlp); {len(seed) - count} copied from the base"
     assert f"merged {part if scope == 'mlp' else f'all {len(seed)} tensors'}\n" in card
+
+
+WEIGHTED = """from sdjax import PerExpert
+
+def merge_models(task_vectors, weight: PerExpert = 1.0, scale: float = 1.0, negate: bool = False):
+    total = sum(weight[name] * vector for name, vector in task_vectors.items())
+    return scale * (-total if negate else total)
+"""
+
+
+def test_parameters_of_a_program(tmp_path):
+    parameters = parse_parameters(["weight=0.3,0.5", "negate=true", "scale=1e-1"])
+    assert parameters == {"weight": [0.3, 0.5], "negate": True, "scale": 0.1}
+    got, seed, (a, b) = merged(tmp_path, WEIGHTED, parameters=parameters, scope="layers/0/*")
+    for path, at in seed.items():
+        change = -0.1 * (0.3 * a[path] + 0.5 * b[path]) if path.startswith("layers/0/") else 0
+        close(got[path], at + change)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Hyperparameters: `weight=[0.3, 0.5], negate=True, scale=0.1`" in card
+
+
+def test_a_method_by_name_equals_its_file(tmp_path):
+    values = {"weight": {"expert_1": 0.4, "expert_2": 0.2}, "density": 0.5, "elect": "plain"}
+    source = source_of_method("ties")
+    (tmp_path / "copy.py").write_text(source)
+    for name, out in (("ties", "by_name"), (str(tmp_path / "copy.py"), "by_file")):
+        merge_algorithm_file(
+            name, "zoo:seed", EXPERTS, tmp_path / out, parameters=values, scope="*/up_proj"
+        )
+        assert (tmp_path / out / "program.py").read_text() == source
+    tensors = [
+        (tmp_path / out / "model.safetensors").read_bytes() for out in ("by_name", "by_file")
+    ]
+    assert tensors[0] == tensors[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("tiess", {}, "tiess: no such file or merge method; did you mean ties?"),
+        ("mine.py", {}, "mine.py: no such file"),
+        ("ties", {"densty": 0.3}, r"no hyperparameter 'densty'.*density = 0\.2"),
+        ("ties", {"density": "much"}, r"'density' must be .*\(hyperparameters: weight = 1\.0"),
+        ("ties", {"weight": [0.1, 0.2, 0.3]}, "'weight' has 3 values for 2 experts"),
+    ],
+)
+def test_mistakes_in_names_and_values(tmp_path, name, parameters, message):
+    with pytest.raises(UserError, match=message) as caught:
+        merge_algorithm_file(
+            name, "zoo:seed", EXPERTS, tmp_path / "out", parameters=parameters, scope="*/up_proj"
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["density", "=0.3", "density=", "density=null", "density=[", "a=1 a"]
+)
+def test_malformed_parameters(text):
+    with pytest.raises(UserError, match="--param"):
+        parse_parameters([text, text])
 
 
 def test_program_in_the_tree_form(tmp_path):

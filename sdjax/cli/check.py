@@ -4,40 +4,50 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdjax.cli.group import FILE_PATH, examples
+from sdjax.cli.group import examples
+from sdjax.cli.open_algorithm import source_of_method
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
     signature_from_options,
     signature_options,
 )
 from sdjax.core.errors import UserError
+from sdjax.core.text import cut_middle
 
 if TYPE_CHECKING:
     from sdjax.sandbox.signature import MergeSignature
     from sdjax.sandbox.verdict import Verdict
 
+# Widths of a table of one line per file.
+_WIDTH, _FILE_WIDTH, _MESSAGE_WIDTH = 100, 26, 31
 
-@click.command(epilog=examples("sdjax check mine.py --json"))
-@click.argument("files", type=FILE_PATH, nargs=-1, required=True)
+
+@click.command(
+    epilog=examples("sdjax check mine.py --json", "sdjax check mine.py --run runs/first")
+)
+@click.argument("files", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.option("--show", is_flag=True, help="Also print each verified array program.")
 @signature_options
 @allow_missing_option
 def check(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     as_json: bool,
     show: bool,
     allow_missing: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Judge candidate FILES in the sandbox. The exit status is 1 if any is not admitted."""
+    """Judge candidate FILES in the sandbox. The exit status is 1 if any is not admitted.
+
+    The name of a shipped method (see `sdjax methods`) stands for its file.
+    """
     signature = signature_from_options(**options)
     text, status = check_files(
         files, signature, as_json=as_json, show=show, allow_missing=allow_missing
@@ -47,7 +57,7 @@ def check(
 
 
 def check_files(
-    files: Sequence[Path],
+    files: Sequence[str],
     signature: MergeSignature,
     *,
     as_json: bool = False,
@@ -58,7 +68,7 @@ def check_files(
     """Judge files in order; a file with the same identity as an earlier one is a duplicate.
 
     Args:
-        files: source files of candidates.
+        files: source files of candidates, or names of shipped methods.
         signature: merge signature to judge against.
         as_json: return one JSON object per line instead of a table.
         show: also pretty-print the verified array programs.
@@ -75,8 +85,8 @@ def check_files(
     from sdjax.sandbox.ir.pretty_print import pretty_print
     from sdjax.sandbox.sandbox import Sandbox
 
-    names = [str(file) for file in files]
-    sources = [_read(file, signature.limits.source_bytes) for file in files]
+    names = list(files)
+    sources = [_read(name, signature.limits.source_bytes) for name in names]
     workers = min(workers, max(1, len(names)))
     verdicts: list[tuple[str, Verdict]] = []
     with (
@@ -103,12 +113,16 @@ def check_files(
     return text, 0 if all(verdict.admitted for _, verdict in verdicts) else 1
 
 
-def _read(file: Path, max_bytes: int) -> str:
+def _read(name: str, max_bytes: int) -> str:
+    from sdjax.merging.methods.registry import methods
+
+    if not os.path.exists(name) and name in methods():
+        return source_of_method(name)
     try:
-        with file.open("rb") as source:
+        with open(name, "rb") as source:
             return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); pass a Python file") from None
+        raise UserError(f"{name}: cannot be read ({error.strerror}); pass a Python file") from None
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:
@@ -128,16 +142,27 @@ def verdict_fields(verdict: Verdict) -> dict[str, Any]:
 
 
 def _table(verdicts: Sequence[tuple[str, Verdict]]) -> str:
+    """Return one line per file; messages that do not fit follow in full."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("file", "verdict", "cost", "identity", "message")
+    table = Table("file", "verdict", "cost", "identity", "message", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    long_messages = []
     for name, verdict in verdicts:
+        file = cut_middle(name, _FILE_WIDTH)
         cost = "" if verdict.cost is None else f"{verdict.cost:.3g}"
         message = verdict.message or ", ".join(verdict.notes)
-        cells = (name, verdict.verdict, cost, (verdict.identity or "")[:12], message)
+        if len(message) > _MESSAGE_WIDTH:
+            long_messages.append(f"\n{name}:\n{message}")
+            message = f"{message[: _MESSAGE_WIDTH - 1]}…"
+        cells = (file, verdict.verdict, cost, (verdict.identity or "")[:12], message)
         table.add_row(*map(Text, cells))  # Text, because messages may contain markup
     output = io.StringIO()
-    Console(file=output, width=120, color_system=None).print(table)
-    return output.getvalue().rstrip("\n")
+    console = Console(file=output, width=_WIDTH, color_system=None)
+    console.print(table)
+    for text in long_messages:
+        console.print(Text(text))
+    return "\n".join(line.rstrip() for line in output.getvalue().rstrip("\n").split("\n"))

@@ -22,7 +22,7 @@ def files(tmp_path):
     for name, source in sources.items():
         (tmp_path / name).write_text(source)
     (tmp_path / "latin.py").write_bytes("# caf\u00e9\n".encode("latin-1") + VALID["svd"].encode())
-    return [tmp_path / name for name in (*sources, "latin.py")]
+    return [str(tmp_path / name) for name in (*sources, "latin.py")]
 
 
 def test_json_has_one_object_per_file(files, signature):
@@ -43,23 +43,39 @@ def test_json_has_one_object_per_file(files, signature):
 def test_table_and_status_zero_if_all_are_admitted(tmp_path, signature):
     file = tmp_path / "ties.py"
     file.write_text(TIES)
-    text, status = check_files([file], signature, as_json=False)
+    text, status = check_files([str(file)], signature, as_json=False)
     assert status == 0
     assert "admitted" in text
     assert "\x1b" not in text
 
 
+def test_table_has_one_line_per_file_and_long_messages_in_full(files, tmp_path, signature):
+    long = tmp_path / ("deep" * 20 + ".py")
+    long.write_text(f"def merge_models(task_vectors):\n    raise ValueError('{'very ' * 60}')\n")
+    text, _ = check_files([str(long), "ties", *files], signature)
+    table, message, *_ = text.split("\n\n")
+    lines = table.split("\n")
+    assert max(map(len, text.split("\n"))) <= 100
+    assert [line.split()[1] for line in lines] == [
+        *("verdict", "refused", "admitted", "admitted", "duplicate", "refused", "refused")
+    ]
+    assert lines[1].split()[0].endswith("deepdeep.py")
+    assert "…" in lines[1].split()[0]
+    assert message.startswith(str(tmp_path)[:40])
+    assert message.count("very") == 60
+
+
 def test_messages_are_not_parsed_as_markup(tmp_path, signature):
     path = tmp_path / "[b]loud.py"
     path.write_text("def merge_models(task_vectors):\n    raise ValueError('[red]no[/bold]')\n")
-    text, status = check_files([path], signature, as_json=False)
+    text, status = check_files([str(path)], signature, as_json=False)
     assert status == 1
     assert "[red]no[/bold]" in text
 
 
 def test_missing_file_raises_user_error(tmp_path, signature):
     with pytest.raises(UserError, match=r"none\.py: cannot be read"):
-        check_files([tmp_path / "none.py"], signature, as_json=False)
+        check_files([str(tmp_path / "none.py")], signature, as_json=False)
 
 
 def test_show_includes_the_array_program(files, signature):

@@ -48,7 +48,7 @@ def test_check_gives_programs_the_verdicts_and_identities_of_their_run(run, tmp_
         programs = store.by_key(Program)
     for identity, program in programs.items():
         (tmp_path / f"{identity}.py").write_text(program.source)
-    files = [tmp_path / f"{identity}.py" for identity in programs]
+    files = [str(tmp_path / f"{identity}.py") for identity in programs]
     signature = signature_from_options(model=None, experts=None, scope=None, run=run)
     text, _ = check_files(files, signature, as_json=True)
     rows = [json.loads(line) for line in text.split("\n")]
