@@ -10,6 +10,7 @@ Axes: n (terms), *shape (of a term).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -33,7 +34,7 @@ def sums(terms: Sequence[Float32[Array, "*shape"]]) -> list[Float32[Array, ""]]:
     if len(terms) > 1 and run > 1:
         *outer, rows, columns = terms[0].shape
         runs = [term.reshape(*outer, rows // run, run, columns) for term in terms]
-        terms = _reduce(runs, (len(outer) + 1,), [(jax.lax.add, 0.0)] * len(runs))
+        terms = _sum_runs(runs, len(outer) + 1)
     return [jnp.sum(term) for term in terms]
 
 
@@ -97,6 +98,21 @@ def _reduce(
         jnp.asarray(neutral, term.dtype) for (_, neutral), term in zip(reducers, terms, strict=True)
     )
     return jax.lax.reduce(tuple(terms), start, combine, axes)
+
+
+# JAX cannot differentiate a reduction of several operands if only some of them have a tangent.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sum_runs(terms: list[jax.Array], axis: int) -> list[jax.Array]:
+    """Return the sum of each term over an axis, in one pass."""
+    return list(_reduce(terms, (axis,), [(jax.lax.add, 0.0)] * len(terms)))
+
+
+@_sum_runs.defjvp
+def _sum_runs_jvp(
+    axis: int, primals: tuple[list[jax.Array]], tangents: tuple[list[jax.Array]]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    (terms,), (changes,) = primals, tangents
+    return _sum_runs(terms, axis), [jnp.sum(change, axis) for change in changes]
 
 
 def _run_length(shape: tuple[int, ...]) -> int:
