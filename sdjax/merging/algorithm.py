@@ -42,10 +42,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError, did_you_mean
-from sdjax.merging.signature import Form, TracedType, check_value, read_signature
+from sdjax.merging.signature import Constraints, Form, TracedType, check_value, read_signature
 from sdjax.merging.signature import PerExpert as PerExpert
 from sdjax.merging.signature import TaskVectors as TaskVectors
 from sdjax.merging.signature import Tensor as Tensor
@@ -69,6 +70,7 @@ class Algorithm:
         requests: the optional inputs that the function takes: "base", "key", "depth", "kind".
         hyperparameters: name to value.
         traced: hyperparameters that are arguments of the executable, with their types.
+        constraints: conditions on the hyperparameters besides their types.
     """
 
     name: str
@@ -78,16 +80,26 @@ class Algorithm:
     requests: frozenset[str]
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     traced: Mapping[str, TracedType] = field(default_factory=dict)
+    constraints: Constraints = field(default_factory=Constraints)
+
+    def __post_init__(self) -> None:
+        self.constraints.check(self.name, self.hyperparameters)
 
     @classmethod
     def from_function(
-        cls, function: Callable[..., Any], *, name: str | None = None, **hyperparameters: Any
+        cls,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        constraints: Constraints | None = None,
+        **hyperparameters: Any,
     ) -> Algorithm:
         """Wrap a function of the algorithm API and bind its hyperparameters.
 
         Args:
             function: the function; it has the tree form if its name is `merge_trees`.
             name: name of the algorithm; by default the function's.
+            constraints: conditions on the hyperparameters besides their types.
             **hyperparameters: values that override the function's defaults.
 
         Raises:
@@ -109,6 +121,7 @@ class Algorithm:
             requests=signature.requests,
             hyperparameters=values,
             traced=signature.traced,
+            constraints=constraints or Constraints(),
         )
 
     def bind(self, **hyperparameters: Any) -> Algorithm:
@@ -126,7 +139,10 @@ class Algorithm:
             values = _checked_values(self.name, self.traced, self.hyperparameters, hyperparameters)
             return replace(self, hyperparameters={**self.hyperparameters, **values})
         return Algorithm.from_function(
-            self.function, name=self.name, **{**self.hyperparameters, **hyperparameters}
+            self.function,
+            name=self.name,
+            constraints=self.constraints,
+            **{**self.hyperparameters, **hyperparameters},
         )
 
     @property
@@ -134,7 +150,7 @@ class Algorithm:
         """Return the hyperparameters that are Python values during tracing."""
         return {k: v for k, v in self.hyperparameters.items() if k not in self.traced}
 
-    def hyperparameter_arrays(self, slots: Sequence[str]) -> dict[str, np.ndarray | np.float32]:
+    def hyperparameter_arrays(self, slots: Sequence[str]) -> dict[str, Any]:
         """Return the traced hyperparameters as float32: scalars, or [experts] for PerExpert.
 
         Args:
@@ -146,7 +162,7 @@ class Algorithm:
         return {
             key: _per_expert_array(self.name, key, self.hyperparameters[key], slots)
             if type_name == "per_expert"
-            else np.float32(self.hyperparameters[key])
+            else _float32(self.hyperparameters[key])
             for key, type_name in self.traced.items()
         }
 
@@ -187,21 +203,31 @@ def _checked_values(
     return {key: check_value(name, key, types[key], value) for key, value in values.items()}
 
 
-def _per_expert_array(name: str, key: str, value: Any, slots: Sequence[str]) -> np.ndarray:
+def _float32(value: Any) -> np.float32 | jax.Array:
+    traced = isinstance(value, jax.core.Tracer)
+    return jnp.asarray(value, jnp.float32) if traced else np.float32(value)
+
+
+def _per_expert_array(
+    name: str, key: str, value: Any, slots: Sequence[str]
+) -> np.ndarray | jax.Array:
     if isinstance(value, Mapping):
         if set(value) != set(slots):
             raise UserError(
                 f"{name}: hyperparameter {key!r} names {', '.join(sorted(value))}; "
                 f"the experts are {', '.join(slots)}"
             )
-        return np.array([value[slot] for slot in slots], np.float32)
-    if isinstance(value, tuple):
+        value = tuple(value[slot] for slot in slots)
+    elif isinstance(value, tuple):
         if len(value) != len(slots):
             raise UserError(
                 f"{name}: hyperparameter {key!r} has {len(value)} values for {len(slots)} experts"
             )
-        return np.array(value, np.float32)
-    return np.full(len(slots), value, np.float32)
+    else:
+        value = (value,) * len(slots)
+    if any(isinstance(number, jax.core.Tracer) for number in value):
+        return jnp.stack([jnp.asarray(number, jnp.float32) for number in value])
+    return np.array(value, np.float32)
 
 
 def _identity(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.signature import Constraints
 
 BaseRole = Literal["required", "optional", "first", "plain"]
 
@@ -27,6 +28,8 @@ class RecipeSchema:
         choices: string hyperparameter to {value in a recipe: value}; mergekit's value may be a
             boolean.
         unit_interval: hyperparameters that must be in [0, 1].
+        normalized: hyperparameter that is divided by its sum over the experts, to the one that
+            switches this on.
         ignored: keys that mergekit accepts for this method and that have no effect.
     """
 
@@ -38,6 +41,7 @@ class RecipeSchema:
     required: tuple[str, ...] = ()
     choices: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     unit_interval: tuple[str, ...] = ()
+    normalized: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
     def recipe_key(self, hyperparameter: str) -> str:
@@ -80,6 +84,14 @@ class Method:
         """Return the algorithm with these hyperparameters.
 
         Raises:
-            UserError: an unknown hyperparameter or a value of the wrong type.
+            UserError: an unknown hyperparameter, a value of the wrong type or outside [0, 1], or
+                weights that are normalized but sum to zero.
         """
-        return Algorithm.from_function(self.function, name=self.name, **values)
+        constraints = Constraints(
+            unit_interval=self.schema.unit_interval,
+            normalized=self.schema.normalized,
+            all_zero=self.schema.base == "required",
+        )
+        return Algorithm.from_function(
+            self.function, name=self.name, constraints=constraints, **values
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import jax
@@ -32,13 +32,62 @@ OPTIONAL_INPUTS: Mapping[Form, frozenset[str]] = {
     "tree": frozenset({"base", "key"}),
 }
 
+MIN_SUM = 1e-8  # a smaller sum is treated as zero, as in mergekit
+
 _EXPECTED = {
     "float": "a finite number",
+    "unit_interval": "a number from 0 to 1",
     "per_expert": "a finite number, a list with one number per expert, or expert: number",
     "bool": "true or false",
     "int": "an integer",
     "str": "a string",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """Conditions on hyperparameters besides their types.
+
+    Values that are traced are unknown and pass.
+
+    Attributes:
+        unit_interval: hyperparameters that must be in [0, 1].
+        normalized: hyperparameter to a switch: the method divides by the sum over the experts if
+            the switch, itself a hyperparameter, is true.
+        all_zero: whether a normalized hyperparameter may be zero for every expert, which leaves the
+            base.
+    """
+
+    unit_interval: tuple[str, ...] = ()
+    normalized: Mapping[str, str] = field(default_factory=dict)
+    all_zero: bool = False
+
+    def check(self, name: str, values: Mapping[str, Any]) -> None:
+        """Check the values of all hyperparameters.
+
+        Args:
+            name: the algorithm's name in error messages.
+            values: the values in their stored form.
+
+        Raises:
+            UserError: a value outside [0, 1], or values that are divided by a sum of zero.
+        """
+        for key in self.unit_interval:
+            for number in _numbers(values[key]):
+                if not 0 <= number <= 1:
+                    raise UserError(
+                        f"{name}: hyperparameter {key!r} must be {_EXPECTED['unit_interval']}, "
+                        f"not {number}"
+                    )
+        for key, switch in self.normalized.items():
+            numbers = _numbers(values[key])
+            if not (values[switch] and numbers) or abs(sum(numbers)) >= MIN_SUM:
+                continue
+            if any(numbers) or not self.all_zero:
+                raise UserError(
+                    f"{name}: the hyperparameter {key!r} sums to zero, so that it cannot be "
+                    f"normalized; change it, or set {switch} to false"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +162,20 @@ def check_value(name: str, key: str, type_name: str, value: Any) -> Any:
         value: the value to check.
 
     Returns:
-        A float for "float"; a float, a tuple of floats or a dict of floats for "per_expert";
-        otherwise the value itself.
+        A float for "float"; a float, a tuple of floats or a dict of floats for "per_expert" (a
+        traced scalar may be in place of any float); otherwise the value itself.
 
     Raises:
         UserError: the value has another type.
     """
     if type_name in ("float", "per_expert") and _is_number(value):
-        return float(value)
+        return _as_float(value)
     if type_name == "per_expert":
         if isinstance(value, Mapping) and all(_is_number(v) for v in value.values()):
-            return {str(k): float(v) for k, v in value.items()}
+            return {str(k): _as_float(v) for k, v in value.items()}
         sequence = not isinstance(value, str | Mapping) and hasattr(value, "__len__")
-        if sequence and all(_is_number(v) for v in value):
-            return tuple(float(v) for v in value)
+        if sequence and getattr(value, "ndim", 1) == 1 and all(_is_number(v) for v in value):
+            return tuple(_as_float(v) for v in value)
     static = {"bool": bool, "int": int, "str": str}.get(type_name)
     if static and isinstance(value, static) and (static is bool or not isinstance(value, bool)):
         return value
@@ -161,7 +210,20 @@ def hyperparameter_type(name: str, parameter: inspect.Parameter) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    if isinstance(value, jax.core.Tracer):
+        return value.ndim == 0 and np.issubdtype(value.dtype, np.number)
     real = isinstance(value, int | float | np.integer | np.floating) or (
         isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
     )
     return real and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def _as_float(value: Any) -> Any:
+    return value if isinstance(value, jax.core.Tracer) else float(value)
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return the numbers of a value in its stored form; none if one of them is traced."""
+    values = value.values() if isinstance(value, Mapping) else value
+    numbers = list(values) if isinstance(value, Mapping | tuple) else [value]
+    return [] if any(isinstance(number, jax.core.Tracer) for number in numbers) else numbers

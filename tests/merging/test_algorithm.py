@@ -86,7 +86,10 @@ def test_per_expert_values_that_do_not_match_the_experts(value, message):
 @pytest.mark.parametrize(
     ("hyperparameters", "message"),
     [
-        ({"scal": 1.0}, "no hyperparameter 'scal'; available: weight, scale, fair"),
+        (
+            {"scal": 1.0},
+            "no hyperparameter 'scal'; did you mean scale\\? available: weight, scale, fair",
+        ),
         ({"scale": "much"}, "'scale' must be a finite number, not 'much'"),
         ({"scale": float("nan")}, "'scale' must be a finite number"),
         ({"scale": True}, "'scale' must be a finite number"),

@@ -19,6 +19,7 @@ RECIPE = RecipeSchema(
     param_names={"scale": "lambda"},
     defaults={"density": 1.0, "gamma": 0.01},
     required=("weight",),
+    normalized={"weight": "normalize"},
     unit_interval=("density", "gamma"),
     choices={"rescale": RESCALE_CHOICES},
 )

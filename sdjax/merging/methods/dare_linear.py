@@ -20,6 +20,7 @@ RECIPE = RecipeSchema(
     param_names={"scale": "lambda"},
     defaults={"density": 1.0, "rescale": "l1"},
     required=("weight",),
+    normalized={"weight": "normalize"},
     unit_interval=("density",),
     choices={"rescale": RESCALE_CHOICES},
 )

@@ -18,6 +18,7 @@ RECIPE = RecipeSchema(
     param_names={"scale": "lambda"},
     defaults={"density": 1.0, "epsilon": 0.15, "rescale": "l1"},
     required=("weight",),
+    normalized={"weight": "normalize"},
     unit_interval=("density", "epsilon"),
     choices={"rescale": RESCALE_CHOICES},
 )

@@ -16,7 +16,7 @@ from sdjax.merging.method import RecipeSchema
 from sdjax.merging.operations.mixing import weighted_sum
 
 FORMULA = "τ = Σ w_j τ_j / Σ w_j"
-RECIPE = RecipeSchema(base="plain", required=("weight",))
+RECIPE = RecipeSchema(base="plain", required=("weight",), normalized={"weight": "normalize"})
 
 
 def merge_models(

@@ -20,7 +20,10 @@ from sdjax.merging.operations.geometry import gram, linear_combination
 
 FORMULA = "τ = Σ w_j |τ_j| · m / |m|, m = Σ w_j τ_j / |τ_j|"
 RECIPE = RecipeSchema(
-    base="optional", param_names={"normalize": "normalize_weights"}, required=("weight",)
+    base="optional",
+    param_names={"normalize": "normalize_weights"},
+    required=("weight",),
+    normalized={"weight": "normalize"},
 )
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, did_you_mean
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.method import Hyperparameter, Method
 from sdjax.merging.methods import (
@@ -81,7 +81,8 @@ def algorithm(name: str, **hyperparameters: Any) -> Algorithm:
     """
     available = methods()
     if name not in available:
-        raise UserError(f"no merge method {name!r}; available: {', '.join(available)}")
+        hint = did_you_mean(name, available)
+        raise UserError(f"no merge method {name!r}; {hint}available: {', '.join(available)}")
     return available[name].bind(**hyperparameters)
 
 

@@ -13,7 +13,10 @@ from sdjax.merging.operations.mixing import weighted_sum
 
 FORMULA = "τ = λ Σ w_j τ_j"
 RECIPE = RecipeSchema(
-    param_names={"scale": "lambda"}, required=("weight",), ignored=("density", "rescale")
+    param_names={"scale": "lambda"},
+    required=("weight",),
+    normalized={"weight": "normalize"},
+    ignored=("density", "rescale"),
 )
 
 

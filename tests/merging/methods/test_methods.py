@@ -7,6 +7,7 @@ import pytest
 from one_leaf import SHAPE, as_float64, check, leaf_key, run, vectors
 
 from sdjax.core.errors import UserError
+from sdjax.merging.methods.registry import methods
 from sdjax.merging.operations.random import bernoulli
 
 
@@ -18,9 +19,32 @@ def test_linear(weight):
     check(run("linear", vectors(3), weight=weight, normalize=False), expected)
 
 
-def test_linear_with_canceling_weights_is_finite():
+def test_weights_that_sum_to_zero_cannot_be_normalized():
     v = as_float64(vectors(2))
-    check(run("linear", vectors(2), weight=(1.0, -1.0)), v[0] - v[1])
+    cancel = {"weight": (1.0, -1.0)}
+    check(run("linear", vectors(2), **cancel, normalize=False), v[0] - v[1])
+    for name in ("linear", "multislerp", "task_arithmetic", "breadcrumbs", "dare_linear"):
+        with pytest.raises(UserError, match="'weight' sums to zero"):
+            methods()[name].bind(**cancel, normalize=True)
+    for weight in (0.0, (0.0, 0.0), {"expert_1": 0.0, "expert_2": 0}):
+        with pytest.raises(UserError, match=r"linear: .* or set normalize to false"):
+            methods()["linear"].bind().bind(weight=weight)
+        # Zero weights leave the base of a method that has one; a gradient over layers may end so.
+        methods()["task_arithmetic"].bind(weight=weight, normalize=True)
+
+
+@pytest.mark.parametrize(("name", "key"), [("ties", "density"), ("sce", "select_topk")])
+def test_fractions_must_be_in_the_unit_interval(name, key):
+    for value in (2.0, -0.1):
+        with pytest.raises(
+            UserError, match=f"{name}: hyperparameter '{key}' must be a number from"
+        ):
+            methods()[name].bind(**{key: value})
+        with pytest.raises(UserError, match="must be a number from 0 to 1"):
+            methods()[name].bind().bind(**{key: value})
+    with pytest.raises(UserError, match=r"must be a number from 0 to 1, not 1\.5"):
+        methods()["ties"].bind(density=(0.5, 1.5))
+    methods()[name].bind(**{key: 1})
 
 
 def test_task_arithmetic():
