@@ -11,15 +11,12 @@ from jax.sharding import Mesh
 from sdjax.core.errors import UserError
 from sdjax.merging import engine
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.engine import MergedModel, Tree, flatten_arrays
+from sdjax.merging.engine import MergedModel
 from sdjax.merging.methods.registry import algorithm
+from sdjax.merging.model_tree import ModelTree, Tree
 from sdjax.merging.scope import Scope
-from sdjax.models.params import LAYER_TENSORS, OUTSIDE_TENSORS, kind_of
-from sdjax.models.tree import unflatten
+from sdjax.models.tensor_names import LAYER_TENSORS, OUTSIDE_TENSORS, TensorName
 from sdjax.sharding.rules import sharding_of
-
-_LAYER_AXES = {name.replace("/", "."): axes for name, (_, axes) in LAYER_TENSORS.items()}
-_OUTSIDE_AXES = {name: axes for name, (_, axes) in OUTSIDE_TENSORS.items()}
 
 
 def merge(
@@ -27,7 +24,7 @@ def merge(
     experts: Sequence[Tree] | Mapping[str, Tree],
     method: str | Algorithm | Callable[..., Any],
     *,
-    scope: Scope = "mlp",
+    scope: Scope = "all",
     mesh: Mesh | None = None,
     key: jax.Array | None = None,
     donate: MergedModel | None = None,
@@ -39,23 +36,29 @@ def merge(
     arguments, so a sweep over them does not recompile. To merge the same models many times, create
     an `sdjax.Merger`, which computes the experts' norms only once.
 
+    Under `jit`, `grad`, `vmap` and `eval_shape` the merge becomes part of the traced function, and
+    of trees of `jax.ShapeDtypeStruct` it returns the shapes.
+
     Args:
-        base: nested dict of float arrays that task vectors are relative to (matrices as [out, in]),
-            or None if the task vectors are the experts' own weights.
-        experts: trees of the same shapes, in slot order (expert_1 ... expert_k), or by name.
+        base: pytree of arrays that task vectors are relative to (matrices as [out, in]), or None if
+            the task vectors are the experts' own weights. Tensors may have sdjax's names or Hugging
+            Face's, as `safetensors.flax.load_file` gives them.
+        experts: trees with the same tensors, in slot order (expert_1 ... expert_k), or by name.
             Tensors outside the scope may be missing.
         method: a method's name (see `sdjax methods`), a function of the algorithm API, or an
             `Algorithm`.
-        scope: "mlp", "attention", "all", or glob patterns over tensor paths.
+        scope: "all" (every floating-point tensor), "mlp", "attention", or glob patterns over tensor
+            paths in either spelling.
         mesh: mesh to shard all tensors over by `sdjax.sharding.rules`; by default they are not
             moved.
-        key: typed PRNG key, for random methods.
+        key: typed PRNG key, for random methods. A tensor's random numbers depend on the key and on
+            its path, not on its spelling.
         donate: an earlier result whose buffers are donated to the new one.
         **hyperparameters: hyperparameters of the method.
 
     Returns:
-        The merged parameters (each tensor in the shape and dtype of the base's; without a base, the
-        tensors in scope alone), whether they are finite, and the size of the change.
+        The base's tree (without a base, the first expert's) with merged tensors of the same shapes
+        and dtypes, which tensors were merged, whether they are finite, and the size of the change.
 
     Raises:
         UserError: an unknown method or hyperparameter, models that do not match, a missing key, or
@@ -75,25 +78,31 @@ def merge(
     trees = list(experts.values()) if isinstance(experts, Mapping) else list(experts)
     if not isinstance(mesh, Mesh | None):
         raise UserError(f"mesh must be a jax.sharding.Mesh, not {type(mesh).__name__}")
+    bound = _bind(method, hyperparameters)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((base, trees))):
+        return jax.eval_shape(
+            lambda base, trees: engine.merge(base, trees, bound, slots=slots, scope=scope, key=key),
+            base,
+            trees,
+        )
     if mesh is not None:
         base = None if base is None else place_on_mesh(base, mesh)
         trees = [place_on_mesh(tree, mesh) for tree in trees]
-    bound = _bind(method, hyperparameters)
     return engine.merge(base, trees, bound, slots=slots, scope=scope, key=key, donate=donate)
 
 
-def place_on_mesh(tree: Tree, mesh: Mesh) -> dict[str, Any]:
+def place_on_mesh(tree: Tree, mesh: Mesh) -> Tree:
     """Return the tree with every tensor on the mesh; those already there are not copied."""
-    return unflatten(
-        {
-            path: jax.device_put(tensor, _sharding(path, tensor, mesh))
-            for path, tensor in flatten_arrays(tree, "a model").items()
-        }
-    )
+
+    def place(name: TensorName, tensor: Any) -> jax.Array:
+        return jax.device_put(tensor, _sharding(name, tensor, mesh))
+
+    return ModelTree.of(tree, "a model").map(place)
 
 
-def _sharding(path: str, tensor: Any, mesh: Mesh) -> jax.sharding.Sharding:
-    axes = (_LAYER_AXES if path.startswith("layers/") else _OUTSIDE_AXES).get(kind_of(path), ())
+def _sharding(name: TensorName, tensor: Any, mesh: Mesh) -> jax.sharding.Sharding:
+    tensors = OUTSIDE_TENSORS if name.layer is None else LAYER_TENSORS
+    _, axes = tensors.get(name.kind.replace(".", "/"), ("", ()))
     if len(axes) != tensor.ndim:
         axes = ("",) * tensor.ndim  # unknown tensors are replicated
     return sharding_of(tensor.shape, axes, mesh)

@@ -13,14 +13,18 @@ Each executable also computes `squared_norm_or_inf` of its result, for `MergedMo
 `MergedModel.change`. On a mesh that is one scalar all-reduce, the only collective of an elementwise
 method.
 
+If a weight or a hyperparameter is traced (jit, grad, vmap), the same functions become part of that
+trace: nothing is compiled or fetched, and all numbers of the result are traced too.
+
 Axes: *shape (of the tensor), experts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,9 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
+from sdjax.merging.model_tree import ModelTree, Tree, align_tensors, is_float
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.merging.tensor_program import (
     TensorProgram,
@@ -38,28 +43,48 @@ from sdjax.merging.tensor_program import (
     squared_norm_or_inf,
     task_vectors,
 )
-from sdjax.models.tensor_names import parse_name
-from sdjax.models.tree import flatten, unflatten
+from sdjax.models.tensor_names import OUTSIDE_TENSORS, layer_depths
 from sdjax.xla.reductions import sums
 
-Tree = Mapping[str, Any]
+Merged = tuple[dict[str, jax.Array], list[jax.Array]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "finite", "change"),
+    meta_fields=("merged", "kept"),
+)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MergedModel:
     """Result of an in-memory merge.
 
+    A pytree, so that a traced function may return it; `finite` and `change` are arrays then.
+
     Attributes:
         params: the base's tree with the tensors in scope replaced; all others are the base's own
-            arrays. Without a base, only the tensors in scope.
+            arrays. Without a base, the first expert takes its place.
         finite: whether every merged tensor is finite after rounding.
         change: ||merged task vector|| / mean_j ||task_vector_j||, Euclidean norms over the scope;
             0.0 if every task vector is zero, not finite if the merged one is not.
+        merged: paths of the tensors in scope.
+        kept: paths of all other tensors, whatever the experts have in their place.
     """
 
-    params: dict[str, Any]
+    params: Any
     finite: bool
     change: float
+    merged: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Return a summary in one line, without the tensors."""
+        total = len(self.merged) + len(self.kept)
+        return (
+            f"MergedModel({len(self.merged)} of {total} tensors merged, finite={self.finite}, "
+            f"change={self.change:.3g})"
+            if isinstance(self.change, float)
+            else f"MergedModel({len(self.merged)} of {total} tensors merged)"
+        )
 
 
 class Merger:
@@ -92,22 +117,23 @@ class Merger:
         experts: Sequence[Tree],
         *,
         slots: Sequence[str] | None = None,
-        scope: Scope = "mlp",
+        scope: Scope = "all",
         num_layers: int | None = None,
         compile_cache: CompileCache | None = None,
     ) -> None:
         """Prepare merges of the same models.
 
         Args:
-            base: nested dict of arrays, or None if the task vectors are the experts' own weights.
-            experts: nested dicts in slot order; tensors outside the scope may be missing.
+            base: pytree of arrays, or None if the task vectors are the experts' own weights.
+            experts: pytrees in slot order; tensors outside the scope may be missing.
             slots: the experts' names; by default expert_1 ... expert_k.
-            scope: "mlp", "attention", "all", or glob patterns over tensor paths.
-            num_layers: number of layers, for `depth`; by default one more than the highest layer.
+            scope: "all" (every floating-point tensor), "mlp", "attention", or glob patterns over
+                tensor paths.
+            num_layers: number of layers, for the `depth` of a base that has only some of them.
             compile_cache: cache to use; by default a new one.
 
         Raises:
-            UserError: no experts, an argument that is not a tree of arrays, a tensor that is
+            UserError: no experts, an argument that is not a pytree of arrays, a tensor that is
                 missing, is not floating point, or differs in shape or devices from the base's.
         """
         if not experts:
@@ -118,20 +144,36 @@ class Merger:
                 f"{len(experts)} experts need {len(experts)} distinct names, not {self.slots}"
             )
         self.compile_cache = compile_cache if compile_cache is not None else CompileCache()
-        self._base = None if base is None else flatten_arrays(base, "the base")
-        flat_experts = [
-            flatten_arrays(tree, slot) for slot, tree in zip(self.slots, experts, strict=True)
+        base_tree = None if base is None else ModelTree.of(base, "the base")
+        expert_trees = [
+            ModelTree.of(tree, slot) for slot, tree in zip(self.slots, experts, strict=True)
         ]
-        reference = flat_experts[0] if self._base is None else self._base
-        self.paths = select_paths(reference, scope)
-        self._tensors = {
-            path: _aligned_tensors(path, self._base, flat_experts, self.slots)
-            for path in self.paths
-        }
-        self._num_layers = num_layers if num_layers is not None else _count_layers(reference)
-        squares = jax.device_get(
-            {path: task_vector_squared_norms(*tensors) for path, tensors in self._tensors.items()}
-        )
+        self._reference = expert_trees[0] if base_tree is None else base_tree
+        floats = [path for path, x in self._reference.tensors.items() if is_float(x)]
+        self.paths = select_paths(floats, scope)
+        names = self._reference.names
+        self._names = {path: names[path] for path in self.paths}
+        self._depths = layer_depths(names.values())
+        if num_layers is not None:
+            self._depths = {name.path: name.depth(num_layers) for name in names.values()}
+        arrays = [*self._reference.tensors.values()]
+        arrays += [leaf for tree in expert_trees for leaf in tree.tensors.values()]
+        self._traced = _any_traced(arrays)
+        align = partial(align_tensors, base_tree, expert_trees, self.paths, self.slots)
+        self._tensors = align()
+        if self._traced:
+            squares = _squared_norms(self._tensors)
+            self.changed = frozenset(self.paths)
+            self._is_changed = {path: jnp.any(square != 0) for path, square in squares.items()}
+            self.norms = jnp.sqrt(sum(squares.values()))
+            return
+        squares = _squared_norms(self._tensors)
+        if _any_traced(squares.values()):
+            # The weights are concrete, but a traced function closes over them.
+            with jax.ensure_compile_time_eval():
+                self._tensors = align()
+                squares = _squared_norms(self._tensors)
+        squares = jax.device_get(squares)
         self.changed = frozenset(path for path, s in squares.items() if not np.all(s == 0))
         total = np.sum([np.asarray(s, np.float64) for s in squares.values()], axis=0)
         self.norms = np.sqrt(total)
@@ -156,27 +198,61 @@ class Merger:
         Raises:
             MemoryLimitExceeded: an executable needs more memory; nothing has run.
             UserError: the algorithm does not trace or does not return one array of the tensor's
-                shape, a key is missing, or `donate` does not match.
+                shape, it requests `depth` of a model whose layers are not recognized, a key is
+                missing or traced, or `donate` does not match.
         """
-        if "key" in algorithm.requests and not _is_key(key):
-            raise UserError(
-                f"{algorithm.name} draws random numbers; pass a key such as jax.random.key(0)"
-            )
+        self._check_requests(algorithm, key)
         if algorithm.form == "tree":
             new, squares = self._merge_tree(algorithm, key, max_memory)
         else:
-            new, squares = self._merge_tensors(
-                algorithm, key, self._donated_tensors(donate), max_memory
+            new, squares = self._merge_tensors(algorithm, key, donate, max_memory)
+        return self._result(new, squares)
+
+    def _check_requests(self, algorithm: Algorithm, key: jax.Array | None) -> None:
+        if "key" in algorithm.requests:
+            if key is None:
+                raise UserError(
+                    f"{algorithm.name} draws random numbers; pass a key such as jax.random.key(0)"
+                )
+            if not _is_key(key):
+                raise UserError(
+                    f"key must be one typed PRNG key such as jax.random.key(0), not "
+                    f"{_describe(key)}"
+                )
+            if isinstance(key, jax.core.Tracer):
+                raise UserError(
+                    f"{algorithm.name}: the key must not be traced; create it outside of the "
+                    "function that is compiled or transformed"
+                )
+        if "depth" in algorithm.requests and not any(
+            name.layer is not None or name.path in OUTSIDE_TENSORS for name in self._names.values()
+        ):
+            raise UserError(
+                f"{algorithm.name} requests depth, but no tensor in scope is recognized as part of "
+                f"a layer, such as {self.paths[0]!r}; name the layers by number, such as "
+                "layers/3/..., blocks/3/... or a list"
             )
-        norm = math.sqrt(float(np.sum(np.asarray(jax.device_get(squares), np.float64))))
-        mean = float(np.mean(self.norms))
-        unchanged = self._base
-        if unchanged is None:
-            unchanged = {path: experts[0] for path, (_, experts) in self._tensors.items()}
+
+    def _result(self, new: Mapping[str, jax.Array], squares: Sequence[jax.Array]) -> MergedModel:
+        finite: Any
+        change: Any
+        if _any_traced(squares):
+            total = jnp.sum(jnp.concatenate([jnp.ravel(square) for square in squares]))
+            mean = jnp.mean(self.norms)
+            finite = jnp.isfinite(total)
+            change = jnp.where(mean > 0, jnp.sqrt(total) / jnp.where(mean > 0, mean, 1.0), 0.0)
+        else:
+            fetched = [np.asarray(square, np.float64) for square in jax.device_get(squares)]
+            norm = math.sqrt(sum(float(np.sum(square)) for square in fetched))
+            mean_norm = float(np.mean(self.norms))
+            finite, change = math.isfinite(norm), norm / mean_norm if mean_norm else 0.0
+        in_scope = set(self.paths)
         return MergedModel(
-            params=unflatten({**unchanged, **new}),
-            finite=math.isfinite(norm),
-            change=norm / mean if mean else 0.0,
+            params=self._reference.replace(new),
+            finite=finite,
+            change=change,
+            merged=self.paths,
+            kept=tuple(sorted(path for path in self._reference.tensors if path not in in_scope)),
         )
 
     def _donated_tensors(self, donate: MergedModel | None) -> dict[str, jax.Array]:
@@ -185,7 +261,7 @@ class Merger:
             return {}
         if not isinstance(donate, MergedModel):
             raise UserError(f"donate must be an earlier result, not {type(donate).__name__}")
-        earlier = flatten(donate.params)
+        earlier = ModelTree.of(donate.params, "donate").tensors
         donated = {}
         for path in (path for path in self.paths if path in self.changed):
             base, experts = self._tensors[path]
@@ -206,24 +282,29 @@ class Merger:
         self,
         algorithm: Algorithm,
         key: jax.Array | None,
-        donated: Mapping[str, jax.Array],
+        donate: MergedModel | None,
         max_memory: int | None,
-    ) -> tuple[dict, list]:
+    ) -> Merged:
         """Return the changed tensors by path, and the squared norms of their task vectors."""
         paths = [path for path in self.paths if path in self.changed]
+        if self._is_traced(algorithm) and donate is not None:
+            raise UserError("donate cannot be used while the merge is traced; leave it out")
+        donated = self._donated_tensors(donate)
         programs = [
             TensorProgram.of(
                 algorithm,
                 self.slots,
                 *self._tensors[path],
-                path=path,
-                depth=parse_name(path).depth(self._num_layers),
+                path=self._names[path].path,
+                depth=self._depths[self._names[path].path],
                 key=key,
                 donated=donated.get(path),
                 statistic=squared_norm_or_inf,
             )
             for path in paths
         ]
+        if self._is_traced(algorithm):
+            return self._trace_tensors(dict(zip(paths, programs, strict=True)))
         executables = self.compile_cache.get(programs, max_memory)
         new, squares = {}, []
         for path, program, executable in zip(paths, programs, executables, strict=True):
@@ -232,20 +313,58 @@ class Merger:
             squares.append(square)
         return new, squares
 
+    def _trace_tensors(self, programs: Mapping[str, TensorProgram]) -> Merged:
+        """Merge inside another trace; tensors that share a cache key are traced once."""
+        functions = {p.cache_key: jax.jit(p.function) for p in programs.values()}
+        new, squares = {}, []
+        for path, program in programs.items():
+            base, experts = self._tensors[path]
+            tensor, square = functions[program.cache_key](base, experts, *program.inputs, None)
+            new[path], square = self._if_changed(path, tensor, square)
+            squares.append(square)
+        return new, squares
+
+    def _if_changed(
+        self, path: str, tensor: jax.Array, square: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keep the old tensor if no expert has changed it, which only the trace's run can tell."""
+        if not self._traced:
+            return tensor, square
+        base, experts = self._tensors[path]
+        changed = self._is_changed[path]
+        old = experts[0] if base is None else base
+        return jnp.where(changed, tensor, old), jnp.where(changed, square, 0.0)
+
     def _merge_tree(
         self, algorithm: Algorithm, key: jax.Array | None, max_memory: int | None
-    ) -> tuple[dict, list]:
-        if not self.changed:
+    ) -> Merged:
+        paths = sorted(self.paths, key=lambda path: self._names[path].path)
+        new_paths = [path for path in paths if path in self.changed]
+        if not new_paths:
             return {}, []
         program = TreeProgram.of(
-            algorithm, self.slots, self._tensors, changed=self.changed, key=key
+            algorithm,
+            self.slots,
+            {self._names[path].path: self._tensors[path] for path in paths},
+            changed=frozenset(self._names[path].path for path in new_paths),
+            key=key,
         )
-        (executable,) = self.compile_cache.get([program], max_memory)
-        bases = tuple(base for base, _ in self._tensors.values())
-        experts = tuple(experts for _, experts in self._tensors.values())
-        tensors, square = executable(bases, experts, *program.inputs)
-        new = dict(zip([p for p in self.paths if p in self.changed], tensors, strict=True))
-        return new, [square]
+        bases = tuple(self._tensors[path][0] for path in paths)
+        experts = tuple(self._tensors[path][1] for path in paths)
+        if not self._is_traced(algorithm):
+            (executable,) = self.compile_cache.get([program], max_memory)
+            tensors, squares = executable(bases, experts, *program.inputs)
+            return dict(zip(new_paths, tensors, strict=True)), [squares]
+        tensors, squares = program.function(bases, experts, *program.inputs)
+        kept = [self._if_changed(*one) for one in zip(new_paths, tensors, squares, strict=True)]
+        return (
+            {path: tensor for path, (tensor, _) in zip(new_paths, kept, strict=True)},
+            [square for _, square in kept],
+        )
+
+    def _is_traced(self, algorithm: Algorithm) -> bool:
+        """Return whether weights or hyperparameters are traced."""
+        return self._traced or _any_traced(jax.tree.leaves(dict(algorithm.hyperparameters)))
 
 
 _SHARED_CACHE = CompileCache()
@@ -257,7 +376,7 @@ def merge(
     algorithm: Algorithm,
     *,
     slots: Sequence[str] | None = None,
-    scope: Scope = "mlp",
+    scope: Scope = "all",
     key: jax.Array | None = None,
     num_layers: int | None = None,
     compile_cache: CompileCache | None = None,
@@ -288,61 +407,23 @@ def task_vector_squared_norms(
     return jnp.stack(sums([t * t for t in task_vectors(base, experts)]))
 
 
-def _aligned_tensors(
-    path: str,
-    base: Mapping[str, Any] | None,
-    experts: Sequence[Mapping[str, Any]],
-    slots: Sequence[str],
-) -> tuple[jax.Array | None, tuple[jax.Array, ...]]:
-    """Return (base or None, experts) at one path; check that shapes and devices match."""
-    reference = (experts[0] if base is None else base)[path]
-    for slot, expert in zip(slots, experts, strict=True):
-        if path not in expert:
-            raise UserError(f"{slot} has no tensor {path!r}, which is in the scope of the merge")
-        if expert[path].shape != reference.shape:
-            raise UserError(
-                f"tensor {path!r}: {slot} has shape {list(expert[path].shape)}, "
-                f"{'the base' if base is not None else slots[0]} {list(reference.shape)}"
-            )
-    base_tensor = None if base is None else jnp.asarray(base[path])
-    expert_tensors = tuple(jnp.asarray(expert[path]) for expert in experts)
-    tensors = [tensor for tensor in (base_tensor, *expert_tensors) if tensor is not None]
-    for tensor in tensors:
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise UserError(f"tensor {path!r}: {tensor.dtype} cannot be merged; use floats")
-    if any(t.sharding.device_set != tensors[0].sharding.device_set for t in tensors):
-        raise UserError(
-            f"tensor {path!r}: the models are on different devices; pass `mesh` to merge, or put "
-            "all models on the same devices"
-        )
-    return base_tensor, expert_tensors
-
-
-def flatten_arrays(tree: Any, name: str) -> dict[str, Any]:
-    """Flatten a tree into a dict from path to array.
-
-    Args:
-        tree: nested dict of arrays.
-        name: name of the model in error messages.
-
-    Raises:
-        UserError: anything that is not a nested dict of arrays.
-    """
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{name} must be a nested dict of arrays, not {type(tree).__name__}")
-    leaves = flatten(tree)
-    for path, leaf in leaves.items():
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise UserError(f"{name}: {path!r} must be an array, not {type(leaf).__name__}")
-    return leaves
-
-
 def _is_key(key: object) -> bool:
     if not isinstance(key, jax.Array):
         return False
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
 
 
-def _count_layers(paths: Mapping[str, Any]) -> int:
-    indices = [path.split("/")[1] for path in paths if path.startswith("layers/")]
-    return max((int(index) for index in indices if index.isdigit()), default=0) + 1
+def _describe(value: object) -> str:
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array {value.dtype}{list(value.shape)}"
+    return truncated_repr(value)
+
+
+def _any_traced(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def _squared_norms(
+    tensors: Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]],
+) -> dict[str, jax.Array]:
+    return {path: task_vector_squared_norms(*arrays) for path, arrays in tensors.items()}

@@ -89,6 +89,17 @@ class TensorName:
         """Return the relative depth in [0, 1] among `num_layers` layers; -1 outside the layers."""
         return -1.0 if self.layer is None else self.layer / max(num_layers - 1, 1)
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The path, with "/" or "." between its parts, and Hugging Face's name if it is known."""
+        known: tuple[str, ...] = ()
+        stack = "model.layers" if self.stack == "layers" else (self.stack or "").replace("/", ".")
+        if self.kind in OUTSIDE_TENSORS and self.layer is None:
+            known = (OUTSIDE_TENSORS[self.kind][0],)
+        elif (name := self.kind.replace(".", "/")) in LAYER_TENSORS and self.layer is not None:
+            known = (f"{stack}.{self.layer}.{LAYER_TENSORS[name][0]}",)
+        return (self.path, self.path.replace("/", "."), *known)
+
 
 @functools.cache
 def parse_name(name: str) -> TensorName:

@@ -31,7 +31,7 @@ def tree(seed, layers=2):
 
 def test_merge_takes_a_name_a_function_and_named_experts():
     base, a, b = tree(0), tree(1), tree(2)
-    merged = sdjax.merge(base, [a, b], "task_arithmetic", weight=0.5)
+    merged = sdjax.merge(base, [a, b], "task_arithmetic", scope="mlp", weight=0.5)
     one, two, at, got = (flatten(x) for x in (a, b, base, merged.params))
     for path, leaf in at.items():
         want = 0.5 * (one[path] + two[path]) if "/mlp/" in path else leaf
@@ -41,7 +41,7 @@ def test_merge_takes_a_name_a_function_and_named_experts():
     def scaled_math(task_vectors, strength: float = 1.0):
         return strength * task_vectors["math"]
 
-    named = sdjax.merge(base, {"math": a, "code": b}, scaled_math, scope="all", strength=0.25)
+    named = sdjax.merge(base, {"math": a, "code": b}, scaled_math, strength=0.25)
     for path, leaf in flatten(named.params).items():
         want = at[path] + 0.25 * (one[path] - at[path])
         np.testing.assert_allclose(leaf, want, rtol=1e-5, atol=1e-6)
@@ -49,9 +49,9 @@ def test_merge_takes_a_name_a_function_and_named_experts():
     path = "layers/0/mlp/up_proj"
     want = (one[path] + 3 * two[path]) / 4
     np.testing.assert_allclose(flatten(soup.params)[path], want, rtol=1e-5)
-    with pytest.raises(UserError, match="no merge method 'tie'"):
+    with pytest.raises(UserError, match="no merge method 'tie'; did you mean ties"):
         sdjax.merge(base, [a], "tie")
-    with pytest.raises(UserError, match="no hyperparameter 'sclae'"):
+    with pytest.raises(UserError, match="no hyperparameter 'sclae'; did you mean scale"):
         sdjax.merge(base, [a], "ties", sclae=1.0)
 
 
@@ -63,7 +63,7 @@ def test_sweep_over_100_coefficients_does_not_recompile(compilations):
         sdjax.merge(base, experts, "ties", density=0.01 * (step + 1), scale=0.1 * step)
     assert compilations.count == before
     sdjax.merge(base, experts, "ties", elect="plain")  # a static one does: one executable per shape
-    assert compilations.count == before + 2
+    assert compilations.count == before + 3
 
 
 def test_redefined_function_is_compiled_again(compilations):
@@ -88,7 +88,7 @@ def test_80_layers_need_as_many_executables_as_8(compilations):
     for layers in (8, 80):
         jax.clear_caches()
         base, expert = tree(0, layers), tree(1, layers)
-        merger = sdjax.Merger(base, [expert], scope="all")
+        merger = sdjax.Merger(base, [expert])
         before = compilations.count
         merger(algorithm("magmax"))
         counts.append(compilations.count - before)
@@ -109,8 +109,9 @@ def test_donated_result_gives_up_its_buffers():
     fresh = merger(method("task_arithmetic", weight=0.25))
     for path, leaf in flatten(fresh.params).items():
         np.testing.assert_array_equal(leaf, flatten(second.params)[path])
+    same = MergedModel(params=base, finite=True, change=0.0, merged=(), kept=())
     with pytest.raises(UserError, match="is not a merged tensor"):
-        merger(method("magmax"), donate=MergedModel(params=base, finite=True, change=0.0))
+        merger(method("magmax"), donate=same)
     with pytest.raises(UserError, match="were donated before"):
         merger(method("magmax"), donate=first)
 
@@ -118,12 +119,14 @@ def test_donated_result_gives_up_its_buffers():
 def test_invalid_arguments_raise_user_error():
     base, expert = tree(0), tree(1)
     for experts in ({"embed": np.zeros(2), **expert}, {"math": 1.0}, [None]):
-        with pytest.raises(UserError, match=r"must be a nested dict of arrays, not"):
+        with pytest.raises(
+            UserError, match=r"must be a pytree of arrays, such as a nested dict, not"
+        ):
             sdjax.merge(base, experts, "linear")
-    with pytest.raises(UserError, match=r"the base must be a nested dict .*, not str"):
+    with pytest.raises(UserError, match=r"the base must be a pytree .*, not 'zoo:seed'"):
         sdjax.merge("zoo:seed", [expert], "linear")
     with pytest.raises(
-        UserError, match="expert_1: 'layers/0/mlp/down_proj' must be an array, not list"
+        UserError, match="expert_1: 'layers/0/mlp/down_proj/0' must be an array, not float"
     ):
         sdjax.merge(base, [{"layers": {"0": {"mlp": {"down_proj": [1.0]}}}}], "linear")
     with pytest.raises(
@@ -133,16 +136,20 @@ def test_invalid_arguments_raise_user_error():
     with pytest.raises(UserError, match="method must be a name, a function or an Algorithm, not 5"):
         sdjax.merge(base, [expert], 5)
     with pytest.raises(
-        UserError, match="scope must be mlp, attention, all or glob patterns, not 3"
+        UserError, match="scope must be all, mlp, attention or glob patterns, not 3"
     ):
         sdjax.merge(base, [expert], "linear", scope=3)
-    for key in (None, 0, np.zeros(2, np.uint32), jax.random.split(jax.random.key(0))):
-        with pytest.raises(
-            UserError, match=r"dare_ties draws .*; pass a key such as jax.random.key\(0\)"
-        ):
+    with pytest.raises(UserError, match=r"dare_ties draws .*; pass a key such as jax.random.key"):
+        sdjax.merge(base, [expert], "dare_ties")
+    for key, found in [
+        (0, "0"),
+        (np.zeros(2, np.uint32), r"an array uint32\[2\]"),
+        (jax.random.split(jax.random.key(0)), r"an array key<fry>\[2\]"),
+    ]:
+        with pytest.raises(UserError, match=f"key must be one typed PRNG key .*, not {found}"):
             sdjax.merge(base, [expert], "dare_ties", key=key)
     smaller = sdjax.merge(tree(0, layers=1), [tree(1, layers=1)], "linear")
-    with pytest.raises(UserError, match="donate: no layers/1/mlp/down_proj of this shape"):
+    with pytest.raises(UserError, match="donate: no layers/1/attn/q_proj of this shape"):
         sdjax.merge(base, [expert], "linear", donate=smaller)
     with pytest.raises(UserError, match="donate must be an earlier result, not dict"):
         sdjax.merge(base, [expert], "linear", donate=smaller.params)
@@ -163,7 +170,6 @@ def test_every_method_accepts_scalars_and_empty_tensors(name, shape):
         base,
         experts[: schema.max_models],
         one.name,
-        scope="all",
         key=jax.random.key(0),
         **hyperparameters,
     )

@@ -31,13 +31,16 @@ def reference(base, experts, combine):
 
 
 def test_merge_adds_the_merged_task_vector_in_scope(base, experts):
-    merged = merge(base, experts, Algorithm.from_function(weighted, weight=(0.5, 0.2, -1.0)))
+    algorithm = Algorithm.from_function(weighted, weight=(0.5, 0.2, -1.0))
+    merged = merge(base, experts, algorithm, scope="mlp")
     expected = reference(base, experts, lambda _, v: 0.5 * v[0] + 0.2 * v[1] - v[2])
     got = flatten(merged.params)
     for path, (at, _, vector) in expected.items():
         np.testing.assert_allclose(got[path], at + vector, rtol=1e-5, atol=1e-6)
     untouched = {path: leaf for path, leaf in flatten(base).items() if path not in expected}
     assert all(got[path] is leaf for path, leaf in untouched.items())
+    assert (merged.merged, merged.kept) == (tuple(sorted(expected)), tuple(sorted(untouched)))
+    assert repr(merged).startswith("MergedModel(9 of 13 tensors merged, finite=True, change=")
     norm = np.sqrt(sum(np.sum(m**2) for _, _, m in expected.values()))
     norms = [np.sqrt(sum(np.sum(v[j] ** 2) for _, v, _ in expected.values())) for j in range(3)]
     assert merged.finite
@@ -49,7 +52,7 @@ def test_sweeps_and_new_experts_do_not_recompile(base, experts, make_tree, compi
     algorithm = Algorithm.from_function(weighted)
     merger = Merger(base, experts, compile_cache=cache)
     merger(algorithm)
-    assert cache.compiled == 2  # one per shape
+    assert cache.compiled == 4  # one per shape
     others = [make_tree(seed, near=base) for seed in (7, 8, 9)]
     before = compilations.count
     changes = [merger(algorithm.bind(scale=s)).change for s in (0.1, 0.2, 0.4)]
@@ -57,10 +60,10 @@ def test_sweeps_and_new_experts_do_not_recompile(base, experts, make_tree, compi
     merger(algorithm.bind(weight=(1.0, 0.0, 2.0)))
     Merger(base, others, compile_cache=cache)(algorithm)
     Merger(base, experts, compile_cache=cache)(Algorithm.from_function(weighted, scale=3.0))
-    assert cache.compiled == 2
+    assert cache.compiled == 4
     assert compilations.count == before
     merger(Algorithm.from_function(lambda task_vectors: task_vectors["expert_2"]))
-    assert compilations.count == before + 2  # shows that the listener counts
+    assert compilations.count == before + 4  # shows that the listener counts
 
 
 def test_kind_needs_one_executable_per_kind(base, experts):
@@ -69,7 +72,9 @@ def test_kind_needs_one_executable_per_kind(base, experts):
 
     cache = CompileCache()
     got = flatten(
-        merge(base, experts, Algorithm.from_function(by_kind), compile_cache=cache).params
+        merge(
+            base, experts, Algorithm.from_function(by_kind), scope="mlp", compile_cache=cache
+        ).params
     )
     assert cache.compiled == 3  # gate_proj and up_proj share a shape but not a kind
     for path, (at, vectors, _) in reference(base, experts, lambda *_: None).items():
@@ -115,7 +120,7 @@ def test_python_branch_on_depth_raises_with_a_remedy(base, experts):
 )
 def test_invalid_result_raises_user_error_in_one_line(base, experts, function, message):
     with pytest.raises(UserError, match=message) as caught:
-        merge(base, experts, Algorithm.from_function(function))
+        merge(base, experts, Algorithm.from_function(function), scope="mlp")
     assert "\n" not in str(caught.value)
 
 
@@ -183,7 +188,7 @@ def test_tree_form_sees_all_tensors(base, experts):
             for path, leaf in task_vectors["expert_2"].items()
         }
 
-    merged = merge(base, experts, Algorithm.from_function(merge_trees, strength=3.0))
+    merged = merge(base, experts, Algorithm.from_function(merge_trees, strength=3.0), scope="mlp")
     total = sum(np.sum(v[1] ** 2) for _, v, _ in reference(base, experts, lambda *_: 0).values())
     expected = reference(base, experts, lambda _, v: 3.0 * v[1] / np.sqrt(total))
     got = flatten(merged.params)
@@ -237,7 +242,7 @@ def test_tensor_key_data_is_stable():
 
 def test_executables_are_bounded_and_freed(base, experts):
     cache = CompileCache(capacity=4)
-    merger = Merger(base, experts, compile_cache=cache)
+    merger = Merger(base, experts, scope="mlp", compile_cache=cache)
     functions = []
     for scale in range(1, 6):
 

@@ -67,7 +67,7 @@ def test_merging_passes_the_kinds_of_fused_projections():
         weight = {"mlp.gate_up_proj": 0.5, "mlp.down_proj": 0.25}[kind]
         return weight * task_vectors["expert_1"]
 
-    merged = flatten(sdjax.merge(seed, [expert], merge_models).params)
+    merged = flatten(sdjax.merge(seed, [expert], merge_models, scope="mlp").params)
     expert_leaves = flatten(expert)
     for path, leaf in flatten(seed).items():
         weight = {"gate_up_proj": 0.5, "down_proj": 0.25}.get(path.split("/")[-1], 0)
