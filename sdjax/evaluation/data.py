@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.core.errors import UserError
+from sdjax.io.hub import HubError, load_dataset
 from sdjax.io.jsonl import read_jsonl
 
 TRAIN, TEST = "train", "test"
@@ -111,16 +112,13 @@ def _split_file(data: Path, split: str) -> Path | None:
 
 
 def _read_hub(task: str, hub: HubDataset, split: str, fields: Sequence[str]) -> list[DataRow]:
-    import datasets
-
     rows = []
     for config in hub.configs:
         try:
-            part = datasets.load_dataset(hub.path, config, split=split)
-        except Exception as error:  # raised by the network, the cache or a parser
-            reason = " ".join(str(error).split())[:200]
+            part = load_dataset(hub.path, config, split=split)
+        except HubError as error:
             raise UserError(
-                f"task {task}: {hub.path} cannot be loaded from the Hugging Face Hub ({reason}); "
+                f"task {task}: {hub.path} cannot be loaded from the Hugging Face Hub ({error}); "
                 "without a network, pass a file with --data PATH, or set task.data in the config"
             ) from None
         for index, values in enumerate(part):

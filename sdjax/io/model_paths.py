@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.io.hub import HubError, cached_model, download_model
 
 ZOO = Path(__file__).parent.parent / "zoo" / "models"
 # Identities of the candidates that a model was trained on, next to its weights.
@@ -83,7 +84,12 @@ def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
     if folder is not None:
         return folder
     if HUB_NAME.fullmatch(name):
-        return _download(name)
+        try:
+            return download_model(name)
+        except HubError as error:
+            raise UserError(
+                f"{name}: no such model folder, and not downloaded from Hugging Face: {error}"
+            ) from None
     printable = name if name.isprintable() and len(name) <= 200 else truncated_repr(name)
     searched = [] if relative_to is None else [relative_to.resolve(), Path.cwd()]
     if os.path.isabs(os.path.expanduser(name)):
@@ -103,32 +109,15 @@ def _existing_folder(name: str, relative_to: Path | None) -> Path | None:
     return next((folder for folder in folders if os.path.isdir(folder)), None)
 
 
-def _download(name: str) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
+def local_model_folder(name: str) -> Path | None:
+    """Return the folder of a model if it is on this machine, without a download; else None.
 
-    repository, _, revision = name.partition("@")
+    Args:
+        name: a name as in `model_folder`.
+    """
+    if HUB_NAME.fullmatch(name) and _existing_folder(name, None) is None:
+        return cached_model(name)
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"],
-                # Duplicate weights in other formats.
-                ignore_patterns=["*/*", "consolidated*"],
-            )
-        )
-    except errors.GatedRepoError:
-        reason = "it is gated: accept its terms on its page, then log in with `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        reason = "it does not exist or is private: correct the name, or log in with `hf auth login`"
-    except errors.RevisionNotFoundError:
-        reason = f"it has no revision {revision!r}"
-    except errors.LocalEntryNotFoundError:
-        reason = (
-            "it is not in the cache, and Hugging Face cannot be reached: copy the model into a "
-            "folder"
-        )
-    except Exception as error:  # of the client, the network or the disk
-        reason = " ".join(str(error).split())[:200]
-    raise UserError(f"{name}: no such model folder, and not downloaded from Hugging Face: {reason}")
+        return model_folder(name)
+    except UserError:
+        return None

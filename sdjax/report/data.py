@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sdjax.core.errors import UserError
-from sdjax.io.model_paths import model_folder
+from sdjax.io.model_paths import local_model_folder
 from sdjax.io.training_programs import read_training_sources
 from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.report.results import TestRow, final_rows
@@ -261,8 +261,10 @@ def _best_programs(
 def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
     """Return the most similar training programs, if the first generator's folder lists any."""
     config = store.run().config
+    folder = local_model_folder(config.get("generator") or config.get("seed", ""))
+    if folder is None:
+        return {}
     try:
-        folder = model_folder(config.get("generator") or config.get("seed", ""))
         training = read_training_sources(folder)
     except UserError:
         return {}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from sdjax.core.errors import UserError
+from sdjax.io.hub import HubError, load_dataset
 from sdjax.io.jsonl import read_jsonl
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.training.dpo import TokenPair
@@ -74,14 +75,11 @@ def read_rows(data: str, split: str) -> list[TrainingRow]:
 
 
 def _load_dataset(name: str, split: str) -> Iterable[dict[str, Any]]:
-    import datasets
-
     try:
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:  # raised by the library, the network or the file system
-        reason = " ".join(str(error).split())[:200]
+        return load_dataset(name, split=split)
+    except HubError as error:
         raise UserError(
-            f"{DATASETS}{name}, split {split}: cannot be loaded ({reason}); check the name and the "
+            f"{DATASETS}{name}, split {split}: cannot be loaded ({error}); check the name and the "
             "split, or copy the dataset to a folder"
         ) from None
 

@@ -79,7 +79,7 @@ def test_unreachable_hub_raises_user_error_with_remedy(monkeypatch):
     with pytest.raises(UserError) as caught:
         find_task("svamp").problems("test")
     assert str(caught.value) == (
-        "task svamp: ChilleD/SVAMP cannot be loaded from the Hugging Face Hub (Couldn't reach the "
-        "Hub at all); without a network, pass a file with --data PATH, or set task.data in the "
-        "config"
+        "task svamp: ChilleD/SVAMP cannot be loaded from the Hugging Face Hub (it is not in the "
+        "cache, and HF_HUB_OFFLINE is set); without a network, pass a file with --data PATH, or "
+        "set task.data in the config"
     )

@@ -63,7 +63,7 @@ def answer(kind):
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (errors.LocalEntryNotFoundError("no"), "cannot be reached: copy the model"),
+        (errors.LocalEntryNotFoundError("no"), "HF_HUB_OFFLINE is set: copy the model"),
         (answer(errors.RepositoryNotFoundError), "it does not exist or is private"),
         (answer(errors.GatedRepoError), "it is gated: accept its terms"),
         (answer(errors.RevisionNotFoundError), "it has no revision 'v2'"),
