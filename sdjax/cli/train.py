@@ -14,7 +14,7 @@ from sdjax.cli.interrupts import handle_signals, resume_hint
 from sdjax.cli.run import overrides_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import jax
     from jax.sharding import Mesh
@@ -48,7 +48,14 @@ _REFERENCE_KEYS = (
 @click.argument("config")
 @click.option("--out", type=FOLDER_PATH, help="Folder to write, in place of the config's `out`.")
 @overrides_option
-def train(kind: str, config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--accept-versions",
+    is_flag=True,
+    help="Resume although versions of packages, weights or data differ.",
+)
+def train(
+    kind: str, config: str, out: Path | None, overrides: tuple[str, ...], accept_versions: bool
+) -> None:
     """Fine-tune a model.
 
     KIND is sft (prompts with completions), dpo (preference pairs), or warmstart (candidates in the
@@ -68,10 +75,10 @@ def train(kind: str, config: str, out: Path | None, overrides: tuple[str, ...]) 
             handle_signals()  # JAX has replaced a handler
         options = {} if out is None else {"out": str(out)}
         job = read_dataclass(JOBS[kind], find_config(config, kind), overrides, options=options)
-        click.echo(_run_job(kind, job))
+        click.echo(_run_job(kind, job, accept_versions=accept_versions))
 
 
-def _run_job(kind: str, job: TrainingJob) -> str:
+def _run_job(kind: str, job: TrainingJob, *, accept_versions: bool) -> str:
     """Run a training job and return a one-line summary.
 
     The folder OUT.training contains the metrics and, until OUT is complete, the checkpoints and the
@@ -79,7 +86,7 @@ def _run_job(kind: str, job: TrainingJob) -> str:
 
     Raises:
         UserError: a key, a model, an adapter, a row of the data or the output folder is invalid,
-            the loss is not finite, or the disk is full.
+            the job was started under other versions, the loss is not finite, or the disk is full.
     """
     import shutil
 
@@ -89,10 +96,12 @@ def _run_job(kind: str, job: TrainingJob) -> str:
     from sdjax.core.config import errors_at
     from sdjax.core.errors import UserError
     from sdjax.core.random_keys import fold_in_name
+    from sdjax.core.versions import current_versions
     from sdjax.io.hf_checkpoint import load_model
     from sdjax.io.model_paths import locate, model_folder
     from sdjax.io.peft import read_adapter
     from sdjax.io.tokenizer import load_tokenizer
+    from sdjax.models.fingerprint import fingerprint
     from sdjax.models.lora import init_adapter, shard_adapter
     from sdjax.training.trainable import full_finetune, lora_finetune
 
@@ -125,10 +134,20 @@ def _run_job(kind: str, job: TrainingJob) -> str:
         trainable = full_finetune(model, params, dtype=compute_dtype)
     else:
         trainable = lora_finetune(model, params, adapter)
+    versions = current_versions() | {"model": fingerprint(params)}
+    if job.adapter is not None:
+        versions["adapter"] = fingerprint(trainable.trainable)
     del params  # training donates them
     work_folder = out.with_name(f"{out.name}.training")
     trained, losses, candidates = _train(
-        kind, job, trainable, load_tokenizer(folder), fold_in_name(key, "data"), work_folder
+        kind,
+        job,
+        trainable,
+        load_tokenizer(folder),
+        fold_in_name(key, "data"),
+        work_folder,
+        versions=versions,
+        accept_versions=accept_versions,
     )
     count = _write_result(job, trainable, trained, adapter, candidates, out, mesh)
     shutil.rmtree(work_folder / "checkpoints", ignore_errors=True)
@@ -148,6 +167,9 @@ def _train(
     tokenizer: Tokenizer,
     key: jax.Array,
     work_folder: Path,
+    *,
+    versions: Mapping[str, str],
+    accept_versions: bool,
 ) -> tuple[Any, dict[int, float], Sequence[str]]:
     """Prepare the data and train.
 
@@ -159,23 +181,27 @@ def _train(
     from functools import partial
 
     from sdjax.core.config import errors_at, path_of
+    from sdjax.models.fingerprint import text_fingerprint
     from sdjax.programs.prompts import names
     from sdjax.training import api
     from sdjax.training.checkpoints import MetricsLog, TrainingCheckpoints, cached_array
     from sdjax.training.config import DPOJob, SFTJob, WarmstartJob
-    from sdjax.training.data import fingerprint, number_rows, tokenize_examples, tokenize_pairs
+    from sdjax.training.data import fingerprint, tokenize_examples, tokenize_pairs
     from sdjax.training.warmstart import make_warmstart_data, sample_candidates
 
     max_seq_len = trainable.config.max_seq_len
     rows: Sequence[TrainingRow] = ()
     candidates: Sequence[str] = ()
+    tokens = ""
     if isinstance(job, SFTJob):
         rows = _rows(job)
         # Each example must fit the model, but a row that packs several may be longer.
         examples = tokenize_examples(rows, tokenizer, min(job.max_length, max_seq_len))
+        tokens = text_fingerprint(examples)
     elif isinstance(job, DPOJob):
         rows = _rows(job)
         pairs = tokenize_pairs(rows, tokenizer, min(job.max_length or max_seq_len, max_seq_len))
+        tokens = text_fingerprint(pairs)
     elif isinstance(job, WarmstartJob):
         candidates = sample_candidates(job.programs, job.rng_seed, slots=len(job.experts))
         with errors_at(job, "prompt"):
@@ -183,7 +209,7 @@ def _train(
                 job.prompt if job.prompt in names() else str(path_of(job, "prompt", job.prompt))
             )
             data = make_warmstart_data(tokenizer, prompt, job.experts, candidates)
-        rows = number_rows(prompt, [{"tokens": data.prompt}])
+        tokens = text_fingerprint(data)
         logger.info("%d candidates, prompt of %d tokens", len(candidates), len(data.prompt))
     description = {"kind": kind, "rows": fingerprint(rows)} | dataclasses.asdict(job)
     for name in _CHANGEABLE:
@@ -194,6 +220,8 @@ def _train(
             work_folder / "checkpoints",
             every=job.checkpoint_every,
             job=description,
+            versions={**versions, "tokens": tokens},
+            accept_versions=accept_versions,
         ) as checkpoints,
         MetricsLog(work_folder) as metrics_log,
     ):

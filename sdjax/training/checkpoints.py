@@ -34,17 +34,31 @@ class TrainingCheckpoints:
     result of a resumed job is identical to that of an uninterrupted one.
     """
 
-    def __init__(self, folder: Path, *, every: int, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        job: Mapping[str, Any],
+        versions: Mapping[str, str] | None = None,
+        accept_versions: bool = False,
+    ) -> None:
         """Open the folder, creating it if necessary.
 
         Args:
             folder: folder of the checkpoints.
             every: steps between checkpoints.
             job: JSON-compatible description of the job; it must be the same when a job resumes.
+            versions: versions of packages and fingerprints of inputs, by name; they must be the
+                same when a job resumes, unless accepted.
+            accept_versions: resume although versions differ, and record the difference.
         """
         self._folder = CheckpointFolder(folder, item="state", unit="step", keep_latest=2)
         self._every = every
         self._job = json.loads(json.dumps(job))
+        self._versions = dict(versions or {})
+        self._accept_versions = accept_versions
+        self._accepted: list[str] = []
 
     def __enter__(self) -> TrainingCheckpoints:
         return self
@@ -56,7 +70,8 @@ class TrainingCheckpoints:
         """Return the newest readable step and its state, or 0 and the arguments.
 
         Raises:
-            UserError: the checkpoints belong to another job, or none can be read.
+            UserError: the checkpoints belong to another job or were written under other versions,
+                or none can be read.
         """
         if not self._folder.numbers():
             return 0, trainable, opt_state
@@ -74,6 +89,7 @@ class TrainingCheckpoints:
                     f"{self._folder.folder}: started with {key} = {stored!r}, not {value!r}; "
                     "resume with the same config, or remove the folder to start over"
                 )
+        self._check_versions(saved.description)
         for number in saved.skipped:
             logger.warning(
                 "the checkpoint of step %d is truncated or damaged; resuming from step %d",
@@ -83,6 +99,27 @@ class TrainingCheckpoints:
         restored = [saved.tree[name] for name in _numbered(leaves)]
         return saved.number, *jax.tree.unflatten(structure, restored)
 
+    def _check_versions(self, description: Mapping[str, Any]) -> None:
+        """Raise UserError if versions differ from those of a checkpoint and are not accepted."""
+        stored = description.get("versions", {})  # sdjax 0.2 stored none
+        names = sorted(self._versions.keys() | stored.keys())
+        changes = [
+            f"{name} {stored.get(name, 'unknown')} -> {self._versions.get(name, 'not installed')}"
+            for name in names
+            if stored.get(name) != self._versions.get(name)
+        ]
+        self._accepted = list(description.get("accepted", []))
+        if not changes:
+            return
+        if not self._accept_versions:
+            raise UserError(
+                f"{self._folder.folder}: started differently: {', '.join(changes)}; so the result "
+                "may differ from that of an uninterrupted job; go back to what it was started "
+                "with, or accept this with --accept-versions"
+            )
+        self._accepted += changes
+        logger.warning("resuming with other versions: %s", ", ".join(changes))
+
     def save(self, step: int, trainable: Any, opt_state: Any, *, last: bool) -> None:
         """Write the state if the step is a multiple of `every` or the last step.
 
@@ -91,7 +128,13 @@ class TrainingCheckpoints:
         """
         if step % self._every == 0 or last:
             tree = _numbered(jax.tree.leaves((trainable, opt_state)))
-            self._folder.save(step, tree, description={"job": self._job, "format": _FORMAT})
+            description = {
+                "job": self._job,
+                "format": _FORMAT,
+                "versions": self._versions,
+                "accepted": self._accepted,
+            }
+            self._folder.save(step, tree, description=description)
 
     def discard(self, step: int) -> int:
         """Remove the checkpoint of a step; return the newest remaining step, or 0."""

@@ -104,8 +104,14 @@ def test_resumed_training_is_bitwise_equal_after_any_step(tmp_path, config, weig
     assert list((folder / "events").glob("events*"))
 
 
-def checkpoints(folder, every=2, **job):
-    return TrainingCheckpoints(folder / "checkpoints", every=every, job=job)
+def checkpoints(folder, every=2, versions=None, accept_versions=False, **job):
+    return TrainingCheckpoints(
+        folder / "checkpoints",
+        every=every,
+        job=job,
+        versions=versions,
+        accept_versions=accept_versions,
+    )
 
 
 def test_damaged_checkpoint_falls_back_to_previous_one(
@@ -122,6 +128,32 @@ def test_damaged_checkpoint_falls_back_to_previous_one(
     ]
     assert len(history) == 4
     assert_equal(found, expected)
+
+
+def test_other_versions_must_be_accepted(tmp_path):
+    trainable = {"a": jax.numpy.zeros(2)}
+
+    def resume(step, **options):
+        with checkpoints(tmp_path, every=1, **options) as kept:
+            kept.restore(trainable, ())
+            kept.save(step, trainable, (), last=False)
+
+    resume(1)  # as sdjax 0.2, which stored no versions
+    old, new = {"jax": "1", "model": "a"}, {"jax": "2", "model": "a"}
+    with pytest.raises(
+        UserError, match=r"differently: jax unknown -> 1, model unknown -> a; .*--acc"
+    ):
+        resume(2, versions=old)
+    resume(2, versions=old, accept_versions=True)
+    resume(3, versions=old)
+    with pytest.raises(UserError, match="differently: jax 1 -> 2; so the result"):
+        resume(4, versions=new)
+    with pytest.raises(UserError, match="differently: jax 1 -> not installed; so"):
+        resume(4, versions={"model": "a"})
+    resume(4, versions=new, accept_versions=True)
+    saved = json.loads((tmp_path / "checkpoints/4/description/metadata").read_text())
+    assert saved["versions"] == new
+    assert saved["accepted"] == ["jax unknown -> 1", "model unknown -> a", "jax 1 -> 2"]
 
 
 def test_checkpoints_of_another_job_raise_user_error(tmp_path, config, weights, fresh_adapter):

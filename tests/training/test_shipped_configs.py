@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from sdjax.core.config import read_dataclass
 from sdjax.core.config_files import CONFIG_FOLDER, find_config, shipped_configs
 from sdjax.core.errors import UserError
 from sdjax.io.jsonl import read_jsonl
+from sdjax.io.model_paths import zoo_models
 from sdjax.training.config import JOBS
 from sdjax.zoo.data import exercise_rows, preference_rows
 
@@ -95,6 +98,32 @@ def test_shipped_config_runs_as_it_is(kind, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     steps = check_output(kind, tmp_path / f"trained-{kind}")
     assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
+
+
+@pytest.mark.slow
+def test_interrupted_job_resumes_with_other_weights_only_if_accepted(tmp_path, monkeypatch):
+    shutil.copytree(zoo_models()["seed"], tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    settings = ("max_steps=3", "warmup_steps=0", "checkpoint_every=1", "model=model", "rank=2")
+    command = ["sft", "train-sft", *(word for one in settings for word in ("--set", one))]
+
+    def interrupt(log, step, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sdjax.training.checkpoints.MetricsLog.add", interrupt)
+        interrupted = train(*command)
+    assert interrupted.exit_code == 130
+    assert f"resume with: sdjax train {shlex.join(command)}" in interrupted.output
+    shutil.copy(zoo_models()["reader"] / "model.safetensors", tmp_path / "model")
+    refused = train(*command)
+    assert refused.exit_code == 2
+    assert re.search("started differently: model [0-9a-f]{16} -> [0-9a-f]{16};", refused.output)
+    assert not (tmp_path / "trained-sft").exists()
+    accepted = train(*command, "--accept-versions")
+    assert accepted.exit_code == 0, accepted.output
+    assert (tmp_path / "trained-sft").exists()
 
 
 def test_data_is_looked_up_next_to_the_config_unless_it_is_an_override(tmp_path, monkeypatch):
