@@ -235,7 +235,7 @@ def test_signal_ends_a_run_with_one_line(small_config, tmp_path, number):
     # Background jobs of a shell ignore Ctrl-C.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from sdjax.cli.main import main; main()"
+        "from sdjax.__main__ import start; start()"
     )
     command = [sys.executable, "-c", code, "run", config, "--out", folder]
     with subprocess.Popen(
