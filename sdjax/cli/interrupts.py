@@ -126,8 +126,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _State.interrupted, _State.last_signal = True, signal.Signals(number)
         raise KeyboardInterrupt
     error = Interrupted(_State.hint() if _State.hint else "")
-    # Not through `sys.stderr`, which the interrupted code may be using. A terminal has printed `^C`,
-    # and a progress bar that is still drawn has hidden the cursor.
+    # Not through `sys.stderr`, which the interrupted code may be using. A terminal has printed
+    # `^C`, and a progress bar that is still drawn has hidden the cursor.
     start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
     with contextlib.suppress(OSError):
         os.write(2, f"{start}sdjax: {error}\n".encode())

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from sdjax.core.errors import UserError
 from sdjax.core.storage_errors import storage_errors
@@ -191,14 +194,15 @@ class MetricsLog:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "metrics.jsonl"
-        self._events: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._events is not None:
-            self._events.close()
+            with storage_errors(self._path):
+                self._events.close()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Append the metrics of one step; a no-op except on the main process."""
@@ -210,12 +214,19 @@ class MetricsLog:
             with self._path.open("a", encoding="utf-8") as file:
                 print(json.dumps({"step": step, **values}), file=file)
             for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                self._events.write_event(event)
             self._events.flush()  # so that a killed job loses nothing
 
-    def _open_events(self, step: int) -> SummaryWriter:
+    def _open_events(self, step: int) -> EventsWriter:
         make_folder(self._path.parent)
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
         write_file(self._path, "".join(f"{line}\n" for line in kept))
-        return SummaryWriter(str(self._path.parent / "events"), purge_step=step, write_to_disk=True)
+        folder = self._path.parent / "events"
+        make_folder(folder)
+        # Not a SummaryWriter, whose thread ends at the first full disk; the next event then waits
+        # for it forever.
+        events = EventsWriter(str(folder / "events"))
+        events.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        return events
