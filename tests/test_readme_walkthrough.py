@@ -130,6 +130,16 @@ def check_eval(demo, folder):
         assert "strict" in sdjax("eval", "zoo:seed", "--task", task, "--data", file, *options)
 
 
+def check_generate(demo, folder):
+    Path("prompt.txt").write_text("# merge three experts")
+    adapter = f"zoo:seed+{demo / 'adapters' / 'iteration-1'}"
+    for model in ("zoo:seed", adapter):
+        options = ["--prompt", "prompt.txt", "-n", "2", "--max-new-tokens", "16"]
+        lines = sdjax("generate", model, *options, "--json").splitlines()
+        assert all(json.loads(line)["text"] for line in lines[:2])
+    assert '"verdict"' in sdjax("generate", "--run", demo, "-n", "2", "--check", "--json")
+
+
 def check_check(demo, folder):
     Path("mine.py").write_text(MERGE_MODELS)
     Path("best.py").write_text(best_program(demo).source)
@@ -163,6 +173,7 @@ CHECKS = {
     "report": check_report,
     "merge": check_merge,
     "eval": check_eval,
+    "generate": check_generate,
     "check": check_check,
     "train": check_train,
     "zoo": check_zoo,
