@@ -4,7 +4,7 @@ Davari, Belilovsky, "Model breadcrumbs: scaling multi-task model merging with sp
 2312.06795. `gamma` is the fraction of largest magnitude that is dropped as outliers, and `density`
 the fraction that is kept below it (the paper's thresholds are 1 - gamma and 1 - gamma - density: it
 keeps the elements between 85% and 99.3%). If both do not fit, fewer outliers are dropped, as in
-mergekit.
+mergekit. `keep_ties`: as in `ties`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def merge_models(
     scale: float = 1.0,
     normalize: bool = False,
     rescale: str = "none",
+    keep_ties: bool = False,
 ) -> Tensor:
     """Return the weighted sum of task vectors without outliers and small elements."""
-    trimmed = trim_both_ends(task_vectors, density, gamma, rescale)
+    trimmed = trim_both_ends(task_vectors, density, gamma, rescale, keep_ties)
     return scale * weighted_sum(trimmed, weight, normalize)

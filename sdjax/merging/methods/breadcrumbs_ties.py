@@ -31,7 +31,8 @@ def merge_models(
     normalize: bool = False,
     rescale: str = "none",
     elect: str = "weighted",
+    keep_ties: bool = False,
 ) -> Tensor:
     """Return the elected sum of task vectors without outliers and small elements."""
-    trimmed = trim_both_ends(task_vectors, density, gamma, rescale)
+    trimmed = trim_both_ends(task_vectors, density, gamma, rescale, keep_ties)
     return scale * elected_sum(trimmed, weight, normalize, elect)

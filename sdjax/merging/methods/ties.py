@@ -5,8 +5,11 @@ keeps the elements of largest magnitude, a fraction `density` of each tensor (20
 
 As in mergekit, signs are elected on the weighted task vectors and the mean is weighted;
 `elect="plain"` elects on the task vectors themselves, which is the paper's form if the weights are
-equal. Elements that tie with the last one kept are kept too. `rescale="l1"` is mergekit's option to
-restore the sum of magnitudes after trimming.
+equal. `rescale="l1"` is mergekit's option to restore the sum of magnitudes after trimming.
+
+Exactly the fraction `density` is kept, as in mergekit. If magnitudes tie, as small differences of
+bfloat16 weights do, a fixed pseudorandom choice of them is. With `keep_ties`, all elements that tie
+with the last one kept are kept too, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ def merge_models(
     normalize: bool = True,
     elect: str = "weighted",
     rescale: str = "none",
+    keep_ties: bool = False,
 ) -> Tensor:
     """Return the elected sum of the trimmed task vectors."""
-    trimmed = trim(task_vectors, density, rescale)
+    trimmed = trim(task_vectors, density, rescale, keep_ties)
     return scale * elected_sum(trimmed, weight, normalize, elect)

@@ -19,18 +19,31 @@ from sdjax.merging.operations.ranks import outranks, rank_fraction
 from sdjax.merging.operations.topk_threshold import magnitude_band_masks, topk_masks
 
 
-def trim(vectors: TaskVectors, density: PerExpert, rescale: str) -> TaskVectors:
-    """Keep the elements of largest magnitude, a fraction `density` of each tensor."""
-    masks = topk_masks(list(vectors.values()), [density[name] for name in vectors])
+def trim(
+    vectors: TaskVectors, density: PerExpert, rescale: str, keep_ties: bool = False
+) -> TaskVectors:
+    """Keep the elements of largest magnitude, a fraction `density` of each tensor.
+
+    With `keep_ties`, elements that tie with the smallest one kept are kept too.
+    """
+    fractions = [density[name] for name in vectors]
+    masks = topk_masks(list(vectors.values()), fractions, keep_ties=keep_ties)
     return keep_and_rescale(vectors, dict(zip(vectors, masks, strict=True)), density, rescale)
 
 
 def trim_both_ends(
-    vectors: TaskVectors, density: PerExpert, gamma: PerExpert, rescale: str
+    vectors: TaskVectors,
+    density: PerExpert,
+    gamma: PerExpert,
+    rescale: str,
+    keep_ties: bool = False,
 ) -> TaskVectors:
-    """Drop the fraction `gamma` of largest elements and keep the fraction `density` below them."""
+    """Drop the fraction `gamma` of largest elements and keep the fraction `density` below them.
+
+    With `keep_ties`, elements that tie with the last one dropped or kept are treated like it.
+    """
     fractions = ([fraction[name] for name in vectors] for fraction in (density, gamma))
-    masks = magnitude_band_masks(list(vectors.values()), *fractions)
+    masks = magnitude_band_masks(list(vectors.values()), *fractions, keep_ties=keep_ties)
     return keep_and_rescale(vectors, dict(zip(vectors, masks, strict=True)), density, rescale)
 
 

@@ -44,6 +44,7 @@ def test_methods_lists_every_method():
         "normalize": True,
         "elect": "weighted",
         "rescale": "none",
+        "keep_ties": False,
     }
     assert [p.type for p in ties.hyperparameters][:3] == ["per_expert", "per_expert", "float"]
     for method in methods().values():

@@ -43,11 +43,14 @@ def test_kth_magnitude_of_special_values():
     ]
 
 
-def test_topk_masks_keep_the_fraction_and_ties():
+def test_topk_masks_keep_the_fraction():
     x = jnp.array([[0.1, -4.0, 3.0, 2.0], [2.0, 1.0, -0.5, 0.0]])
     keep = largest_of
     np.testing.assert_array_equal(keep(x, 0.25), jnp.abs(x) >= 3)
-    np.testing.assert_array_equal(keep(x, 0.4), jnp.abs(x) >= 2)  # three asked for, one tie
+    three = keep(x, 0.4)  # one of two equal elements
+    assert three.sum() == 3
+    assert (jnp.abs(x)[three] >= 2).all()
+    np.testing.assert_array_equal(topk_masks([x], [0.4], keep_ties=True)[0], jnp.abs(x) >= 2)
     assert not keep(x, 0.0).any()
     assert keep(x, 0.1).sum() == 1  # floor(0.8) = 0, but one is kept
     assert keep(x, 1.0).all()
@@ -111,14 +114,53 @@ def test_each_vector_has_its_own_density():
         np.testing.assert_array_equal(mask, below_largest_of(vector, share, gamma))
 
 
-def test_ties_of_small_bfloat16_changes_are_kept():
-    rng = np.random.default_rng(0)
-    base = jnp.asarray(0.02 * rng.standard_normal((576, 1536)), jnp.bfloat16)
-    noise = rng.standard_normal(base.shape).astype(np.float32)
-    for size, share in ((0.002, 0.20), (0.0001, 0.37)):
-        expert = (base + size * noise).astype(jnp.bfloat16)
-        vector = expert.astype(jnp.float32) - base.astype(jnp.float32)
-        (mask,) = topk_masks([vector], [0.2])
-        kept, left = np.abs(vector)[mask], np.abs(vector)[~mask]
-        assert kept.min() > left.max()
-        np.testing.assert_allclose(np.mean(mask), share, atol=0.01)
+def small_changes(shape, size, seed=0):
+    """Return the differences of bfloat16 weights after small changes, which take few values."""
+    rng = np.random.default_rng(seed)
+    base = jnp.asarray(0.02 * rng.standard_normal(shape), jnp.bfloat16)
+    expert = (base + size * rng.standard_normal(shape).astype(np.float32)).astype(jnp.bfloat16)
+    return expert.astype(jnp.float32) - base.astype(jnp.float32)
+
+
+def test_all_ties_of_small_bfloat16_changes_are_kept_on_request():
+    vector = small_changes((300, 301), 0.0001)
+    (mask,) = topk_masks([vector], [0.2], keep_ties=True)
+    kept, left = np.abs(vector)[mask], np.abs(vector)[~mask]
+    assert kept.min() > left.max()
+    np.testing.assert_allclose(np.mean(mask), 0.37, atol=0.02)
+
+
+def tie_order(size):
+    """Return the order in which ties are kept, from uint32 arithmetic of NumPy."""
+    x = np.arange(size, dtype=np.uint32)
+    x = ((x ^ (x >> 16)) * np.uint32(0x7FEB352D)) & np.uint32(2**31 - 1)
+    x = ((x ^ (x >> 15)) * np.uint32(0x846CA68B)) & np.uint32(2**31 - 1)
+    x ^= x >> 16
+    assert len(np.unique(x)) == size
+    return x
+
+
+def exactly(vector, k):
+    """Return a mask of the k largest magnitudes, ties by `tie_order`."""
+    magnitudes = np.abs(vector).ravel()
+    ranked = np.lexsort((-tie_order(magnitudes.size).astype(np.int64), -magnitudes))
+    mask = np.zeros(magnitudes.size, bool)
+    mask[ranked[:k]] = True
+    return mask.reshape(vector.shape)
+
+
+@pytest.mark.parametrize("shape", [(40,), (300, 301)])
+def test_ties_are_broken_exactly_by_a_hash_of_the_index(shape):
+    vectors = [small_changes(shape, 1e-4), small_changes(shape, 1e-5), jnp.zeros(shape)]
+    density, gamma = [0.2, 0.01, 0.3], [0.01, 0.1, 0.3]
+    kept = jax.jit(topk_masks)(vectors, density)
+    band = jax.jit(magnitude_band_masks)(vectors, density, gamma)
+    size = vectors[0].size
+    for vector, mask, middle, d, g in zip(vectors, kept, band, density, gamma, strict=True):
+        x, k, skipped = np.asarray(vector), int(d * size), int(g * size)
+        np.testing.assert_array_equal(mask, exactly(x, max(k, 1)))
+        np.testing.assert_array_equal(middle, exactly(x, skipped + k) & ~exactly(x, skipped))
+    # Where all elements are equal, no rows or columns are favored.
+    for axis in range(len(shape)):
+        deviation = np.sqrt(0.3 * 0.7 / shape[axis])
+        assert np.abs(np.mean(kept[-1], axis=axis) - 0.3).max() < 5 * deviation
