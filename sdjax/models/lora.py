@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
@@ -65,9 +66,18 @@ def init_adapter(
         rank: rank of the factors.
         alpha: the product of the factors is scaled by alpha / rank.
         target_modules: kinds of projections to adapt, as returned by `kind_of`.
+
+    Raises:
+        UserError: the rank exceeds the size of every adapted projection.
     """
+    specs = param_specs(config)
+    adapted = [max(specs[path].shape) for path in specs if kind_of(path) in target_modules]
+    if adapted and rank > max(adapted):
+        raise UserError(
+            f"rank is {rank}, but no adapted projection is larger than {max(adapted)}; lower rank"
+        )
     factors = {}
-    for index, (path, spec) in enumerate(param_specs(config).items()):
+    for index, (path, spec) in enumerate(specs.items()):
         if kind_of(path) not in target_modules:
             continue
         out_size, in_size = spec.shape

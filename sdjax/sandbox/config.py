@@ -76,5 +76,5 @@ class SandboxConfig(Limits):
             start if any other layer is missing.
     """
 
-    workers: PositiveInt = 2
+    workers: Annotated[int, Field(ge=1, le=1_000)] = 2
     allow_missing: tuple[NonEmptyStr, ...] = ()

@@ -100,7 +100,7 @@ class GenerationConfig:
 
     prompt: NonEmptyStr = "full"
     prompt_text: NonEmptyStr | None = None
-    samples: PositiveInt
+    samples: Annotated[int, Field(ge=1, le=1_000_000)]
     temperature: PositiveFloat = 1.2
     slope: NonNegativeFloat = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -217,7 +217,7 @@ class RunConfig:
     experts: Annotated[dict[str, ExpertConfig], Field(min_length=1)]
     transfer: dict[str, ExpertConfig] = Field(default_factory=dict)
     scope: NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] = "mlp"
-    iterations: PositiveInt = 3
+    iterations: Annotated[int, Field(ge=1, le=1_000)] = 3
     task: TaskConfig
     generation: GenerationConfig
     selection: SelectionConfig = Field(default_factory=SelectionConfig)

@@ -155,6 +155,8 @@ class RunContext:
 def build_context(config: RunConfig) -> RunContext:
     """Load everything that the config refers to and check that it is consistent.
 
+    What needs no weights comes first, so that most mistakes are errors at once.
+
     Raises:
         UserError: a folder is missing, a file is damaged, the tensors of an expert do not match the
             seed's, the generator is for another model or has another rank, or the mesh does not
@@ -163,10 +165,15 @@ def build_context(config: RunConfig) -> RunContext:
     task = _load_task(config)
     mesh = config.mesh.make(default_axis="tensor")
     folder = locate(config.seed)[0]
-    model, seed = load_model(config.seed, mesh=mesh)
-    tokenizer = load_tokenizer(folder)
-    specs = param_specs(model)
-    paths = select_paths(specs, config.scope)
+    model, tokenizer = load_config(config.seed), load_tokenizer(folder)
+    problems = {
+        split: _load_problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
+    }
+    prompt = _generator_prompt(config, tokenizer)
+    generator_decoder = _build_decoder(model, tokenizer, config.generation.decoding, mesh)
+    eval_decoder = _build_decoder(model, tokenizer, config.evaluation, mesh)
+    paths = select_paths(param_specs(model), config.scope)
+    seed = load_model(config.seed, mesh=mesh)[1]
     settings = {MAIN: config.experts} | ({TRANSFER: config.transfer} if config.transfer else {})
     experts = {
         setting: [_read_expert(named[slot], model, paths, mesh) for slot in config.slots]
@@ -196,13 +203,11 @@ def build_context(config: RunConfig) -> RunContext:
         experts=experts,
         mergers=mergers,
         task=task,
-        problems={
-            split: _load_problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
-        },
-        generator_decoder=_build_decoder(model, tokenizer, config.generation.decoding, mesh),
-        eval_decoder=_build_decoder(model, tokenizer, config.evaluation, mesh),
+        problems=problems,
+        generator_decoder=generator_decoder,
+        eval_decoder=eval_decoder,
         signature=signature,
-        prompt=_generator_prompt(config, tokenizer),
+        prompt=prompt,
         initial_adapter=None
         if generator is None
         else _read_generator(config, generator, model, folder),

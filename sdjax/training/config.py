@@ -285,7 +285,7 @@ class WarmstartJob(TrainingJob):
     max_steps: PositiveInt
     experts: Annotated[tuple[str, ...], Field(min_length=2, max_length=5)]
     prompt: str = "full"
-    programs: PositiveInt = 3000
+    programs: Annotated[int, Field(ge=1, le=1_000_000)] = 3000
     batch_size: PositiveInt = 16
     scope: str | Annotated[tuple[str, ...], Field(min_length=1)] = "mlp"
     learning_rate: PositiveFloat = 1e-3

@@ -80,7 +80,7 @@ def test_failed_download_raises_user_error(hub, failure, message):
 
 
 def test_download_without_network_raises_user_error():
-    with pytest.raises(UserError, match="cannot be reached"):
+    with pytest.raises(UserError, match="it is not in the cache"):
         model_folder("no-such-owner/no-such-model")
 
 

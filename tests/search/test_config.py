@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from sdjax.core.errors import UserError
 from sdjax.search.config import (
     config_from,
     method_entry,
+    prompt_template,
     read_config,
+    read_prompt,
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -24,7 +27,7 @@ def test_paper_config_has_the_settings_of_the_paper():
     assert config.selection.elites == 3
     training = config.training
     assert (training.beta, training.learning_rate, training.rank) == (0.01, 1e-6, 256)
-    assert (config.task.development, config.task.test, config.task.shots) == (100, 1220, 5)
+    assert (config.task.development, config.task.test, config.task.shots) == (100, 1219, 5)
     assert config.seed == "openchat/openchat-3.5-1210"
     assert config.experts["expert_1"].model == "GAIR/Abel-7B-002"
     assert len(config.baselines.combinations("paper")) == 3 + 3
@@ -46,6 +49,35 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
         find_config("elsewhere/demo.yaml")
     with pytest.raises(UserError, match=r"shipped config: demo, paper-mistral-7b$"):
         find_config("train-dpo")
+
+
+def test_prompt_file_is_next_to_the_config_and_kept_in_it(tmp_path):
+    text = (CONFIG_FOLDER / "demo.yaml").read_text().replace("prompt: short", "prompt: mine.txt")
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(
+        UserError, match=r"run.yaml, line \d+: generation.prompt: prompt 'mine.txt'"
+    ):
+        read_config(tmp_path / "run.yaml")
+    (tmp_path / "mine.txt").write_text("Merge $count.\n")
+    config = read_config(tmp_path / "run.yaml")
+    (tmp_path / "mine.txt").unlink()
+    stored = config_from(json.loads(json.dumps(config.to_json())), "the store")
+    assert prompt_template(stored).text == "Merge $count."
+    assert read_prompt(stored) == stored
+    assert read_config("demo").generation.prompt_text is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generation.samples=12000000", "generation.samples: must be at most 1000000"),
+        ("iterations=100000", "iterations: must be at most 1000"),
+        ("sandbox.workers=100000", "sandbox.workers: must be at most 1000"),
+    ],
+)
+def test_counts_beyond_reason_are_errors(override, message):
+    with pytest.raises(UserError, match=message):
+        read_config("demo", [override])
 
 
 def test_config_is_frozen_and_keyword_only():

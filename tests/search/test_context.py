@@ -42,6 +42,26 @@ def test_worked_examples_and_splits(sums):
         assert question == f"{one.problem.question}\nA:"
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("task", {"test": 12_000_000}, r"task.test is 12000000, but there are only 1465 distinct"),
+        ("task", {"development": 666}, r"task.development is 666, but there are only 665"),
+        (
+            "evaluation",
+            {"slots": 10**9, "prefill_batch": 1},
+            r"decoding 1000000000 sequences of up to 59 tokens at a time requires [\d,.]+ GB",
+        ),
+        ("evaluation", {"max_new_tokens": 10**6}, "maximum sequence length is 512"),
+        ("training", {"rank": 10**6}, "rank is 1000000, but no adapted projection is larger than"),
+    ],
+)
+def test_counts_beyond_what_is_possible_are_errors_at_once(small_config, section, changes, message):
+    changed = dataclasses.replace(getattr(small_config, section), **changes)
+    with pytest.raises(UserError, match=message):
+        build_context(dataclasses.replace(small_config, **{section: changed})).new_adapter()
+
+
 def test_generator_starts_from_an_adapter(small_config, tmp_path):
     folder = tmp_path / "warm"
     model = load_config(zoo_models()["seed"])

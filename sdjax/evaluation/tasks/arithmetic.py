@@ -16,6 +16,7 @@ problem in another order.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from decimal import Decimal
 
 import numpy as np
 
+from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Problem, Task
 
 SPLITS = ("train", "calibration", "development", "test")
@@ -268,6 +270,24 @@ def _story(template: str, numbers: tuple[int, ...], rng: np.random.Generator) ->
     )
 
 
+@functools.cache
+def _max_problems(split: str) -> int:
+    """Return the number of distinct problems of a split, if the kinds take turns.
+
+    Limited by a kind without stories; the questions of stories and of `largest` are many more.
+    """
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
+    counts = []
+    for index, kind in enumerate(KINDS.values()):
+        calculation = kind.calculation
+        if kind.usual or calculation == "largest":
+            continue
+        possible = [(a, b) for a, b in pairs if calculation != "sub" or a > b]
+        number = sum(split_of(calculation, numbers) == split for numbers in possible)
+        counts.append(number * len(KINDS) + index)
+    return min(counts)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArithmeticTask(Task):
     """Arithmetic task with equally many problems of every kind.
@@ -287,8 +307,17 @@ class ArithmeticTask(Task):
     seed: int = 0
 
     def problems(self, split: str) -> list[Problem]:
-        """Return distinct problems of a split, cycling through the kinds."""
+        """Return distinct problems of a split, cycling through the kinds.
+
+        Raises:
+            UserError: there are fewer distinct problems than requested.
+        """
         count = {"development": self.development, "test": self.test}.get(split, 400)
+        if count > (available := _max_problems(split)):
+            raise UserError(
+                f"task {self.name}: task.{split} is {count}, but there are only {available} "
+                f"distinct {split} problems in equal numbers of every kind; lower it"
+            )
         sources = []
         for index, kind in enumerate(KINDS):
             rng = np.random.default_rng([self.seed, SPLITS.index(split), index])

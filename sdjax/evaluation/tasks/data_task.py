@@ -35,7 +35,7 @@ class DataTask(Task):
         data: the user's file or folder; None reads from the hub.
         shots: number of worked examples before each problem.
         development: number of rows for development; half of all rows by default.
-        test: maximum number of rows for testing; all remaining rows by default.
+        test: number of rows for testing; all remaining rows by default.
     """
 
     hub: ClassVar[HubDataset | None] = None
@@ -55,7 +55,8 @@ class DataTask(Task):
         """Return the problems of a split.
 
         Raises:
-            UserError: the data cannot be read, or has fewer than `development` problems.
+            UserError: the data cannot be read, or has fewer than `development` plus `test`
+                problems.
         """
         rows = self._test_rows
         middle = len(rows) // 2 if self.development is None else self.development
@@ -66,7 +67,14 @@ class DataTask(Task):
             )
         if split == "development":
             return rows[:middle]
-        return rows[middle:] if self.test is None else rows[middle : middle + self.test]
+        if self.test is None:
+            return rows[middle:]
+        if middle + self.test > len(rows):
+            raise UserError(
+                f"task {self.name}: task.test is {self.test}, but only {len(rows) - middle} of "
+                f"{len(rows)} problems are left after {middle} for development; lower it"
+            )
+        return rows[middle : middle + self.test]
 
     def examples(self, problem: Problem) -> Sequence[Problem]:
         """Return the worked examples of a problem."""

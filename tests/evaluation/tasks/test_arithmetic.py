@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 
+from sdjax.core.errors import UserError
 from sdjax.evaluation.tasks.arithmetic import (
     HARD,
     KINDS,
@@ -115,6 +116,17 @@ def test_problems_are_distinct_balanced_and_deterministic():
     assert problems == ArithmeticTask().problems("development")
     tests = {problem.question for problem in TASK.problems("test")}
     assert not tests & {problem.question for problem in problems}
+
+
+@pytest.mark.slow
+def test_all_distinct_problems_can_be_asked_for():
+    problems = ArithmeticTask(development=665).problems("development")
+    assert len({problem.question for problem in problems}) == 665
+
+
+def test_more_problems_than_there_are_raise_user_error_at_once():
+    with pytest.raises(UserError, match="task.development is 666, but there are only 665"):
+        ArithmeticTask(development=666).problems("development")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ def test_too_many_development_problems_raise_user_error(data):
         find_task("gsm8k", data=data, development=11).problems("development")
 
 
+def test_too_many_test_problems_raise_user_error(data):
+    message = r"task.test is 9, but only 8 of 10 problems are left after 2 for development"
+    with pytest.raises(UserError, match=message):
+        find_task("gsm8k", data=data, development=2, test=9).problems("test")
+
+
 def test_folder_contains_both_splits(data):
     data.rename(data.with_name("test.jsonl"))
     data.with_name("gsm8k_train.jsonl").rename(data.with_name("train.jsonl"))
