@@ -125,7 +125,7 @@ def test_all_distinct_problems_can_be_asked_for():
 
 
 def test_more_problems_than_there_are_raise_user_error_at_once():
-    with pytest.raises(UserError, match="task.development is 666, but there are only 665"):
+    with pytest.raises(UserError, match=r"task.development is 666, but there are only 665"):
         ArithmeticTask(development=666).problems("development")
 
 
