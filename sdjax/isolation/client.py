@@ -68,7 +68,11 @@ class ForkServer:
         for _, server_end in pairs:
             server_end.close()
         self.connections = tuple(Connection(own_end.detach()) for own_end, _ in pairs)
-        self._await_warm_up(job)
+        try:
+            self._await_warm_up(job)
+        except BaseException:  # also Ctrl-C
+            self._process.kill()  # a process that is not warm does not listen and has no workers
+            raise
 
     @property
     def pid(self) -> int:
@@ -79,10 +83,8 @@ class ForkServer:
         """Stop the server and all its children."""
         for connection in self.connections:
             connection.close()
-        assert self._process.stdin is not None
-        self._process.stdin.close()  # the server reads end of file, kills its children and exits
-        try:
-            self._process.wait(timeout=5)
+        try:  # the server reads end of file, kills its children and exits
+            self._process.communicate(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -97,5 +99,4 @@ class ForkServer:
                     continue
             except (EOFError, OSError):
                 pass
-            self.stop()
             raise UserError(f"the worker server did not start: check that `import {job}` works")

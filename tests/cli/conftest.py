@@ -74,6 +74,7 @@ def _run(*arguments, after=None, number=signal.SIGINT, times=1, cwd=None):
         stdout=other_end,
         stderr=other_end,
         cwd=cwd,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # says where a crash was
     )
     os.close(other_end)
     while not _handles_signals(process.pid) and process.poll() is None:
