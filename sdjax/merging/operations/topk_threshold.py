@@ -168,11 +168,12 @@ def _tie_order(shape: tuple[int, ...], zero: UInt32[Array, ""] | int = 0) -> Int
         shape: shape of the tensor.
         zero: as in `flat_index`.
     """
-    mask = jnp.uint32(2**31 - 1)  # xorshifts and odd factors are bijective on 31 bits too
-    index = flat_index(shape, zero)
-    x = ((index ^ (index >> 16)) * jnp.uint32(0x7FEB352D)) & mask
+    # Xorshifts and odd factors are bijective on 31 bits too. The high bits decide the order, and
+    # those of a product depend on all bits of its factors, so no last xorshift is needed.
+    mask = jnp.uint32(2**31 - 1)
+    x = (flat_index(shape, zero) * jnp.uint32(0x7FEB352D)) & mask
     x = ((x ^ (x >> 15)) * jnp.uint32(0x846CA68B)) & mask
-    return (x ^ (x >> 16)).astype(jnp.int32) - 1
+    return x.astype(jnp.int32) - 1
 
 
 def _find_bounds(
@@ -268,12 +269,13 @@ def _search(
             return [[tensor] * k.shape[1] for tensor in bits]
         zero = jnp.any(state.low < 0).astype(jnp.uint32)  # never, but XLA does not know
         order = _tie_order(shape, zero)
+        others = jnp.where(state.value < 0, _UNREACHED, _ALL_TIES)  # with ties, only they count
         return [
             [
-                jnp.where(value < 0, tensor, jnp.where(tensor == value, order, _ALL_TIES))
-                for value in row
+                jnp.where(tensor == value, order, jnp.minimum(tensor, other))
+                for value, other in zip(*row, strict=True)
             ]
-            for tensor, row in zip(bits, state.value, strict=True)
+            for tensor, *row in zip(bits, state.value, others, strict=True)
         ]
 
     def narrow(state: _State) -> _State:

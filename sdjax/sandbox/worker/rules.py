@@ -33,7 +33,7 @@ SDJAX_MEMBERS = {
         "random_drop random_drop_by_rank trim trim_both_ends"
     ),
     "sdjax.merging.operations.topk_threshold": _words(
-        "kth_largest_magnitudes magnitude_band_masks topk_masks"
+        "kth_largest_magnitudes largest_mask magnitude_band_masks topk_masks"
     ),
     "sdjax.xla.reductions": _words("count_true reproducible_sum sums"),
     "jaxtyping": _words("Array Bool Float Float32 Int Int32 Key UInt32"),
