@@ -327,7 +327,10 @@ def _unlike_factors(stored: PeftAdapter, paths: Mapping[str, str]) -> str | None
     ):
         return "adapts tensors that are not projections"
     if len({pair.scale for pair in stored.pairs.values()}) != 1:
-        return "rank_pattern and alpha_pattern result in several scales, which is not supported"
+        return (
+            f"{ADAPTER_CONFIG}: rank_pattern and alpha_pattern result in several scales, which is "
+            "not supported"
+        )
     return None
 
 
