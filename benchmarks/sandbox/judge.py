@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from sdjax.programs.grammar import sample_candidate
+from sdjax.sandbox.compiler.probe import probe
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import DuplicateIndex
-from sdjax.sandbox.verify.probe import probe
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 

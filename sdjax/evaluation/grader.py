@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from sdjax.evaluation.task import NotGradedError
-from sdjax.isolation.client import ForkServer
+from sdjax.isolation.client import ForkServer, Job
 from sdjax.isolation.confine import require_layers
 from sdjax.isolation.limits import WorkerLimits
 from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME
@@ -80,11 +80,12 @@ class Grader:
         self._server.stop()
 
     def _start(self) -> None:
-        self._server = ForkServer(
-            "sdjax.evaluation.answer_worker", "", self.limits, self._workers, self._allow_missing
+        job = Job(
+            module="sdjax.evaluation.answer_worker", limits=self.limits, workers=self._workers
         )
+        self._server = ForkServer([job], self._allow_missing)
         self._idle: SimpleQueue[Connection] = SimpleQueue()
-        for connection in self._server.connections:
+        for connection in self._server.connections[0]:
             self._idle.put(connection)
 
     def _send(self, request: bytes) -> bytes:

@@ -41,7 +41,13 @@ _SURVEY = (
 )
 
 
-def confine(pipe: int, limits: WorkerLimits) -> tuple[str, ...]:
+# XLA seeds a generator with it at the first compilation, before the filter forbids opening files.
+RANDOM_SOURCE = "/dev/urandom"
+
+
+def confine(
+    pipe: int, limits: WorkerLimits, start: Callable[[], None] = lambda: None
+) -> tuple[str, ...]:
     """Confine this process irrevocably and return the names of the LAYERS that are missing.
 
     The process becomes the leader of a new session, so it has no terminal and one signal kills
@@ -49,7 +55,9 @@ def confine(pipe: int, limits: WorkerLimits) -> tuple[str, ...]:
 
     Args:
         pipe: descriptor of the connection to the dispatcher.
-        limits: limits for the `rlimits` layer.
+        limits: limits for the `rlimits` layer, and whether the process compiles.
+        start: called when only the last layer, the filter of system calls, is missing. Threads
+            that it starts have all layers: they inherit the others, and the filter applies to all.
     """
     os.setsid()
     if pipe != 3:
@@ -61,6 +69,8 @@ def confine(pipe: int, limits: WorkerLimits) -> tuple[str, ...]:
             os.closerange(descriptor, descriptor + 1)
     missing = []
     for name, apply_layer in LAYERS.items():
+        if name == "seccomp":
+            start()
         try:
             apply_layer(limits)
         except OSError:
@@ -95,11 +105,14 @@ def _not_dumpable(limits: WorkerLimits) -> None:
 
 def _rlimits(limits: WorkerLimits) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.address_space, limits.address_space))
-    for kind in ("FSIZE", "CORE", "NOFILE", "NPROC"):
+    for kind in ("FSIZE", "CORE") if limits.compiles else ("FSIZE", "CORE", "NOFILE", "NPROC"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (0, 0))
-    # Exceeding the soft limit kills with SIGXCPU, which tells the server that CPU time ran out.
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))
+    if limits.compiles:  # descriptor 3 is the pipe; RANDOM_SOURCE takes a lower number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+    if limits.requests == 1:  # else the dispatcher measures each request
+        # Exceeding the soft limit kills with SIGXCPU, which tells the server that CPU time ran out.
+        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))
 
 
 # The order matters: changing the user resets the parent-death signal and the dumpable flag,
@@ -109,9 +122,9 @@ LAYERS: dict[str, Callable[[WorkerLimits], None]] = {
     "no-new-privs": _no_new_privileges,
     "parent-death-signal": _end_with_parent,
     "not-dumpable": _not_dumpable,
-    "landlock": lambda limits: restrict_files(),
+    "landlock": lambda limits: restrict_files([RANDOM_SOURCE] if limits.compiles else []),
     "rlimits": _rlimits,
-    "seccomp": lambda limits: restrict_calls(),
+    "seccomp": lambda limits: restrict_calls(compiles=limits.compiles),
 }
 
 

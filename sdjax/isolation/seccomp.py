@@ -4,7 +4,7 @@ A worker computes in memory and communicates over one descriptor, so it needs me
 descriptor, the clock and exit. All other calls fail: calls that take a path with ENOENT, so that
 Python treats files as missing and continues, the rest with EPERM. Calls that only an attacker makes
 (exec, ptrace, access to another process's memory, a foreign calling convention) kill the worker.
-Memory cannot be made executable, since a worker compiles nothing.
+Memory cannot be made executable, unless the worker compiles: then it may also start threads.
 """
 
 import ctypes
@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 KILL, ERRNO, ALLOW = 0x8000_0000, 0x0005_0000, 0x7FFF_0000  # SECCOMP_RET_…
-PR_SET_SECCOMP, MODE_FILTER = 22, 2
-PROT_EXEC = 4
+SET_MODE_FILTER, ALL_THREADS = 1, 1
+PROT_EXEC, CLONE_THREAD = 4, 0x0001_0000
 X32 = 0x4000_0000  # bit that marks calls of the x32 ABI on x86_64
-# Offsets into `struct seccomp_data`: call number, architecture, and the low word of the third
-# argument (both architectures are little-endian).
-NUMBER, ARCHITECTURE, THIRD_ARGUMENT = 0, 4, 32
+# Offsets into `struct seccomp_data`: call number, architecture, and the low words of the first and
+# the third argument (both architectures are little-endian).
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 32
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
@@ -39,6 +39,11 @@ class Processor:
         without_exec: calls that are allowed unless they request executable memory.
         paths: calls that fail with ENOENT.
         killed: calls that kill the process.
+        seccomp: number of the call that applies a filter.
+        compiler: calls that are also allowed if the worker compiles.
+        threads: calls that start a thread or a process; only threads, and only if it compiles.
+        absent: calls that fail with ENOSYS if it compiles, since their arguments are in memory;
+            the C library then uses those of `threads`.
         x32: whether the architecture has the x32 ABI, whose calls kill the process.
     """
 
@@ -47,6 +52,10 @@ class Processor:
     without_exec: Mapping[str, int]
     paths: Mapping[str, int]
     killed: Mapping[str, int]
+    seccomp: int
+    compiler: Mapping[str, int]
+    threads: Mapping[str, int]
+    absent: Mapping[str, int]
     x32: bool = False
 
 
@@ -71,6 +80,13 @@ PROCESSORS = {
         killed=_table(
             "execve 59 ptrace 101 process_vm_readv 310 process_vm_writev 311 execveat 322"
         ),
+        seccomp=317,
+        compiler=_table(
+            """rt_sigprocmask 14 sched_getparam 143 sched_getscheduler 145 sched_getaffinity 204
+            clock_nanosleep 230 set_robust_list 273 rseq 334"""
+        ),
+        threads=_table("clone 56"),
+        absent=_table("clone3 435"),
     ),
     "aarch64": Processor(
         audit=0xC00000B7,
@@ -89,14 +105,26 @@ PROCESSORS = {
         killed=_table(
             "ptrace 117 execve 221 process_vm_readv 270 process_vm_writev 271 execveat 281"
         ),
+        seccomp=277,
+        compiler=_table(
+            """set_robust_list 99 clock_nanosleep 115 sched_getscheduler 120 sched_getparam 121
+            sched_getaffinity 123 rt_sigprocmask 135 rseq 293"""
+        ),
+        threads=_table("clone 220"),
+        absent=_table("clone3 435"),
     ),
 }
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
-def assemble(processor: Processor) -> list[Instruction]:
-    """Return the filter as BPF; each test directly precedes its result, so jumps stay short."""
+def assemble(processor: Processor, *, compiles: bool = False) -> list[Instruction]:
+    """Return the filter as BPF; each test directly precedes its result, so jumps stay short.
+
+    Args:
+        processor: system calls of the architecture.
+        compiles: whether the worker compiles.
+    """
     refuse = ERRNO | errno.EPERM
     program = [
         (LOAD, 0, 0, ARCHITECTURE),
@@ -106,26 +134,37 @@ def assemble(processor: Processor) -> list[Instruction]:
     ]
     if processor.x32:
         program += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, KILL)]
-    for calls, action in (
+    groups = [
         (processor.allowed, ALLOW),
         (processor.paths, ERRNO | errno.ENOENT),
         (processor.killed, KILL),
-    ):
+    ]
+    if compiles:
+        groups += [
+            (processor.compiler, ALLOW),
+            (processor.without_exec, ALLOW),
+            (processor.absent, ERRNO | errno.ENOSYS),
+        ]
+        tested = [(processor.threads, FIRST_ARGUMENT, CLONE_THREAD, ALLOW, refuse)]
+    else:
+        tested = [(processor.without_exec, THIRD_ARGUMENT, PROT_EXEC, refuse, ALLOW)]
+    for calls, action in groups:
         for number in calls.values():
             program += [(EQUAL, 0, 1, number), (RETURN, 0, 0, action)]
-    for number in processor.without_exec.values():
-        program += [
-            (EQUAL, 0, 4, number),
-            (LOAD, 0, 0, THIRD_ARGUMENT),
-            (ANY_BIT, 0, 1, PROT_EXEC),
-            (RETURN, 0, 0, refuse),
-            (RETURN, 0, 0, ALLOW),
-        ]
+    for calls, argument, bit, if_set, if_unset in tested:
+        for number in calls.values():
+            program += [
+                (EQUAL, 0, 4, number),
+                (LOAD, 0, 0, argument),
+                (ANY_BIT, 0, 1, bit),
+                (RETURN, 0, 0, if_set),
+                (RETURN, 0, 0, if_unset),
+            ]
     return [*program, (RETURN, 0, 0, refuse)]
 
 
 def install(program: list[Instruction]) -> None:
-    """Apply a filter to the calling thread irrevocably; raise OSError if unsupported."""
+    """Apply a filter to all threads of this process irrevocably; raise OSError if unsupported."""
 
     class Filter(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
@@ -133,13 +172,18 @@ def install(program: list[Instruction]) -> None:
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     filter_ = Filter(len(program), code)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.byref(filter_), 0, 0) != 0:
+    arguments = (ctypes.c_uint(SET_MODE_FILTER), ctypes.c_uint(ALL_THREADS), ctypes.byref(filter_))
+    if libc.syscall(ctypes.c_long(_processor().seccomp), *arguments) != 0:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def restrict_calls() -> None:
+def restrict_calls(*, compiles: bool = False) -> None:
     """Apply the filter for this machine's architecture; raise OSError if there is none."""
+    install(assemble(_processor(), compiles=compiles))
+
+
+def _processor() -> Processor:
     processor = PROCESSORS.get(platform.machine())
     if processor is None:
         raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
-    install(assemble(processor))
+    return processor

@@ -1,14 +1,14 @@
-"""Fork server: a clean, warm process that forks one confined child per request.
+"""Fork server: a clean, warm process that forks confined children for the requests of its jobs.
 
     ForkServer (client.py, in the parent)
-      └─ warm process: imports the job's modules, holds no secrets, forks dispatchers, then waits
+      └─ warm process: imports the jobs' modules, holds no secrets, forks dispatchers, then waits
            └─ one dispatcher per worker: forks a child as soon as a request is announced
-                └─ one child per request: confines itself, then reads the request, processes it,
-                   writes one reply and exits
+                └─ child (child.py): confines itself, then reads a request, processes it and writes
+                   one reply, until it has served `WorkerLimits.requests`
 
 A dispatcher answers with one status byte and the child's reply (untrusted bytes of bounded size).
-The job is a module whose `prepare(argument)` warms the process up and returns the function from
-request to reply.
+A job is a module whose `prepare(argument)` warms the process up and returns the function from
+request to reply. Its function `start`, if there is one, runs in each child; see `confine`.
 """
 
 import contextlib
@@ -19,131 +19,167 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from sdjax.isolation.confine import adopt_orphans, confine, die_with, end_descendants
+from sdjax.isolation.child import HEADER_BYTES, ChildJob, frame, run
+from sdjax.isolation.confine import adopt_orphans, die_with, end_descendants
 from sdjax.isolation.limits import WorkerLimits
 
-Work = Callable[[bytes], bytes]
-
 DONE, OUT_OF_TIME, OUT_OF_CPU, DIED, TOO_LONG = b"D", b"T", b"C", b"X", b"L"
+NOT_STARTED = b"N"  # the child exited before it was confined, as if a layer is missing
+
+_CPU_POLL_SECONDS = 0.02
+_CPUCLOCK_SCHED = 2  # kernel's name; with a process id, the clock of another process
 
 
-def main(
-    descriptors: list[int], job: str, argument: str, limits_json: str, allow_missing: list[str]
-) -> None:
-    """Warm up, fork one dispatcher per socket, and run until standard input is closed."""
+def main(descriptors: list[list[int]]) -> None:
+    """Warm up, fork one dispatcher per socket, and run until standard input is closed.
+
+    Args:
+        descriptors: for each job, the sockets of its dispatchers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    limits = WorkerLimits(**json.loads(limits_json))
-    work = importlib.import_module(job).prepare(argument)
+    config = json.loads(sys.stdin.buffer.readline())
+    jobs = []
+    for module_name, argument, limits in config["jobs"]:
+        module = importlib.import_module(module_name)
+        work, start = module.prepare(argument), getattr(module, "start", lambda: None)
+        allow_missing = frozenset(config["allow_missing"])
+        limits = WorkerLimits(**limits)
+        jobs.append(ChildJob(work=work, start=start, limits=limits, allow_missing=allow_missing))
     gc.collect()
     gc.freeze()  # a collection in a child would copy the shared pages
     gc.disable()
     server_pid = os.getpid()
-    for descriptor in descriptors:
-        if os.fork() == 0:
-            die_with(server_pid)
-            for unused in descriptors:
-                if unused != descriptor:
-                    os.close(unused)
-            serve(Connection(descriptor), work, limits, frozenset(allow_missing))
-            os._exit(0)
-    for descriptor in descriptors:
+    every = [descriptor for group in descriptors for descriptor in group]
+    for job, group in zip(jobs, descriptors, strict=True):
+        for descriptor in group:
+            if os.fork() == 0:
+                die_with(server_pid)
+                for unused in every:
+                    if unused != descriptor:
+                        os.close(unused)
+                serve(Connection(descriptor), job)
+                os._exit(0)
+    for descriptor in every:
         os.close(descriptor)
     adopt_orphans()
     os.read(0, 1)  # returns when the parent closes its end or dies
     end_descendants()
 
 
-def serve(
-    connection: Connection, work: Work, limits: WorkerLimits, allow_missing: frozenset[str]
-) -> None:
+def serve(connection: Connection, job: ChildJob) -> None:
     """Send a greeting, then answer the requests of one socket until the parent closes it."""
     connection.send_bytes(b"ready")
-    while True:
-        try:
+    child: Child | None = None
+    try:
+        while True:
             connection.poll(None)
-            child, pipe = fork_worker(work, limits, allow_missing)
-            try:
-                request = connection.recv_bytes()
-                with contextlib.suppress(OSError):  # the child has died; `_collect` reports how
-                    pipe.sendall(request)
-                    pipe.shutdown(socket.SHUT_WR)
-                status, reply = _collect(pipe, connection, limits)
-            finally:
-                pipe.close()
-                wait_status = end_worker(child)
-            connection.send_bytes(_answer(status, reply, wait_status))
-        except (EOFError, OSError):
-            return
+            child = child or Child(job)
+            request = connection.recv_bytes()
+            status, reply = child.ask(request, connection)
+            if status == DIED and child.served > 0:  # an earlier request may be the cause
+                child.end()
+                child = Child(job)
+                status, reply = child.ask(request, connection)
+            if status != DONE or child.served == job.limits.requests:
+                child.end()
+                child = None
+            connection.send_bytes(status + reply)
+    except (EOFError, OSError):
+        return
+    finally:
+        if child is not None:
+            child.end()
 
 
-def fork_worker(
-    work: Work, limits: WorkerLimits, allow_missing: frozenset[str]
-) -> tuple[int, socket.socket]:
-    """Fork a child that confines itself and waits for a request.
+class Child:
+    """Dispatcher's view of a confined child.
 
-    Returns:
-        the child's process id and the socket connected to it.
+    Attributes:
+        served: number of requests that it has answered.
     """
-    assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
-    parent_end, child_end = socket.socketpair()
-    parent_pid = os.getpid()
-    child = os.fork()
-    if child == 0:
+
+    def __init__(self, job: ChildJob) -> None:
+        """Fork a child that confines itself and waits for a request."""
+        assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
+        self.served = 0
+        self._limits, self._started = job.limits, False
+        self._pipe, child_end = socket.socketpair()
+        parent_pid = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                die_with(parent_pid)
+                run(child_end.detach(), parent_pid, job)
+            finally:
+                os._exit(1)
+        child_end.close()
+        self._pipe.settimeout(job.limits.wall_seconds)
+
+    def ask(self, request: bytes, parent: Connection) -> tuple[bytes, bytes]:
+        """Send a request and return a status, and the reply if the status is DONE."""
+        if not self._started:
+            if self._receive(parent)[0] != DONE:
+                return NOT_STARTED, b""
+            self._started = True
+        with contextlib.suppress(OSError):  # the child has died; `_receive` reports how
+            self._pipe.sendall(frame(request))
+        status, reply = self._receive(parent)
+        self.served += status == DONE
+        return status, reply
+
+    def end(self) -> int:
+        """Kill the child with its process group and return its wait status."""
+        self._pipe.close()
+        pid, self._pid = self._pid, 0
+        if pid == 0:
+            return 0
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
+        return os.waitpid(pid, 0)[1]
+
+    def _receive(self, parent: Connection) -> tuple[bytes, bytes]:
+        """Read one frame until the child exits, a limit is reached, or the parent hangs up."""
+        limits, data = self._limits, bytearray()
+        deadline = time.monotonic() + limits.wall_seconds
+        cpu_deadline = self._cpu_seconds() + limits.cpu_seconds
+        while True:
+            remaining, cpu = deadline - time.monotonic(), cpu_deadline - self._cpu_seconds()
+            if remaining <= 0:
+                return OUT_OF_TIME, b""
+            if cpu <= 0:
+                return OUT_OF_CPU, b""
+            # All cores may work for the child.
+            timeout = min(remaining, max(cpu / (os.cpu_count() or 1), _CPU_POLL_SECONDS))
+            ready, _, _ = select.select([self._pipe.fileno(), parent.fileno()], [], [], timeout)
+            if parent.fileno() in ready:  # requests come one at a time, so the parent has closed it
+                return DIED, b""
+            if not ready:
+                continue
+            try:
+                chunk = self._pipe.recv(1 << 16)
+            except ConnectionResetError:  # the child exited before it had read the whole request
+                chunk = b""
+            if not chunk:
+                status = self.end()
+                killed_by = os.WIFSIGNALED(status) and os.WTERMSIG(status)
+                return OUT_OF_CPU if killed_by == signal.SIGXCPU else DIED, b""
+            data += chunk
+            if len(data) < HEADER_BYTES:
+                continue
+            size = int.from_bytes(data[:HEADER_BYTES], "little")
+            if size > limits.message_bytes:
+                return TOO_LONG, b""
+            if len(data) >= HEADER_BYTES + size:
+                return DONE, bytes(data[HEADER_BYTES : HEADER_BYTES + size])
+
+    def _cpu_seconds(self) -> float:
+        """Return the processor time of the child, with all of its threads."""
         try:
-            die_with(parent_pid)
-            missing = confine(child_end.detach(), limits)
-            if os.getppid() == parent_pid and allow_missing.issuperset(missing):
-                answer(3, work)
-        finally:
-            os._exit(1)
-    child_end.close()
-    return child, parent_end
-
-
-def answer(pipe: int, work: Work) -> None:
-    """Read the request, process it, write the reply and exit. Runs in the child."""
-    reply = work(b"".join(iter(lambda: os.read(pipe, 1 << 16), b"")))
-    while reply:
-        reply = reply[os.write(pipe, reply) :]
-    os._exit(0)
-
-
-def _collect(pipe: socket.socket, parent: Connection, limits: WorkerLimits) -> tuple[bytes, bytes]:
-    """Read a child's reply until the child exits, a limit is reached, or the parent hangs up."""
-    deadline, reply = time.monotonic() + limits.wall_seconds, bytearray()
-    while True:
-        remaining = max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([pipe.fileno(), parent.fileno()], [], [], remaining)
-        if not ready:
-            return OUT_OF_TIME, b""
-        if parent.fileno() in ready:  # requests come one at a time, so the parent has closed it
-            return DIED, b""
-        try:
-            chunk = pipe.recv(1 << 16)
-        except ConnectionResetError:  # the child exited before it had read the whole request
-            chunk = b""
-        if not chunk:
-            return DONE, bytes(reply)
-        reply += chunk
-        if len(reply) > limits.message_bytes:
-            return TOO_LONG, b""
-
-
-def _answer(status: bytes, reply: bytes, wait_status: int) -> bytes:
-    """Return the status byte, followed by the reply if the child exited normally."""
-    if status == DONE and wait_status != 0:
-        signal_number = os.WIFSIGNALED(wait_status) and os.WTERMSIG(wait_status)
-        return OUT_OF_CPU if signal_number == signal.SIGXCPU else DIED
-    return status + reply
-
-
-def end_worker(child: int) -> int:
-    """Kill a child with its process group and return its wait status."""
-    for kill in (os.killpg, os.kill):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
+            return time.clock_gettime((~self._pid << 3) | _CPUCLOCK_SCHED)
+        except OSError:  # it has exited, which `recv` reports
+            return 0.0

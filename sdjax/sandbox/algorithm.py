@@ -1,7 +1,11 @@
 """Adapter from a verified program to a merge algorithm."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.signature import TracedType
@@ -55,3 +59,17 @@ def scalar_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
         else:
             scalars[key] = value
     return scalars
+
+
+def loop_limit_check(program: VerifiedProgram, *, name: str) -> Algorithm:
+    """Return an algorithm whose result is 0 if all loops end within the limit, else NaN."""
+
+    def merge(task_vectors: Any, **arguments: Any) -> Any:
+        result, exhausted = program.run(task_vectors, **scalar_inputs(arguments))
+        return jax.tree.map(
+            lambda leaf: jnp.where(exhausted, jnp.nan, jnp.zeros_like(leaf)), result
+        )
+
+    algorithm = to_algorithm(program, name=name)
+    identity = f"loop limit of {algorithm.identity}"
+    return dataclasses.replace(algorithm, identity=identity, function=merge)

@@ -8,13 +8,15 @@ from pydantic.dataclasses import dataclass
 from sdjax.core.config import STRICT, NonEmptyStr, NonNegativeInt, PositiveFloat, PositiveInt
 from sdjax.isolation.limits import WorkerLimits
 
+REQUESTS_PER_COMPILER = 1_000  # compiled operations are reused, but executables take memory
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Limits:
     """Limits on one candidate.
 
-    Verdicts are the same on every machine under one version of JAX, except those due to the two
-    clocks and `address_space`.
+    Verdicts are the same on every machine under one version of JAX, except those due to the clocks
+    and to the address spaces.
 
     Attributes:
         source_bytes: size of the source text.
@@ -30,10 +32,13 @@ class Limits:
         max_total_iterations: iterations of all loops of one array program, nested ones multiplied.
         probe_elements: larger tensors are probed at a reduced shape.
         max_probe_elements: elements per expert of a probe run at real shapes.
-        max_probe_cost: scalar operations of one probe run, which cannot be interrupted.
+        max_probe_cost: scalar operations of one probe run, and of one run of a trial.
         cpu_seconds: processor time of a worker per candidate.
         wall_seconds: wall-clock time of a worker per candidate.
         address_space: virtual memory of a worker in bytes.
+        compile_cpu_seconds: processor time to compile a candidate and run it for the first time.
+        compile_wall_seconds: wall-clock time of the same.
+        compile_address_space: virtual memory of a worker that compiles, in bytes.
     """
 
     RENAMED_KEYS: ClassVar = {"growth": "max_expansion", "fuel": "max_loop_iterations"}
@@ -54,6 +59,9 @@ class Limits:
     cpu_seconds: PositiveInt = 4
     wall_seconds: PositiveFloat = 12.0
     address_space: Annotated[int, Field(ge=1 << 28)] = 2 << 30
+    compile_cpu_seconds: PositiveInt = 20
+    compile_wall_seconds: PositiveFloat = 60.0
+    compile_address_space: Annotated[int, Field(ge=1 << 30)] = 6 << 30
 
     @property
     def worker(self) -> WorkerLimits:
@@ -63,6 +71,18 @@ class Limits:
             wall_seconds=self.wall_seconds,
             address_space=self.address_space,
             message_bytes=self.ir_bytes,
+        )
+
+    @property
+    def compiler(self) -> WorkerLimits:
+        """Limits of the worker process that compiles a verified program and first runs it."""
+        return WorkerLimits(
+            cpu_seconds=self.compile_cpu_seconds,
+            wall_seconds=self.compile_wall_seconds,
+            address_space=self.compile_address_space,
+            message_bytes=1 << 14,
+            requests=REQUESTS_PER_COMPILER,
+            compiles=True,
         )
 
 

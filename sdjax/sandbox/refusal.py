@@ -3,7 +3,8 @@
 import re
 
 NON_FINITE = "non-finite"
-REFUSALS = ("refused", "timed out", "too costly", "wrong signature", NON_FINITE)
+COMPILER = "compiler"  # compiling the program or running it for the first time failed
+REFUSALS = ("refused", "timed out", "too costly", "wrong signature", NON_FINITE, COMPILER)
 MESSAGE_LENGTH = 500
 
 

@@ -1,30 +1,31 @@
 """The sandbox: takes source text and returns a verdict with a verified array program.
 
 This is the parent's side, which never executes source text. Workers (`worker/`) trace a candidate
-and send its IR as untrusted bytes; the parent decodes and verifies the IR (`verify/`) and runs the
-result on probe tensors. Verdicts are issued in the order of the sources, so that duplicates are the
-same in every run.
+and send its IR as untrusted bytes; the parent decodes and verifies the IR (`verify/`). Other
+workers (`compiler/`) compile the program and run it on probe tensors. Verdicts are issued in the
+order of the sources, so that duplicates are the same in every run.
 """
 
-import contextlib
 import json
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdjax.core.errors import UserError
-from sdjax.isolation.client import ForkServer
+from sdjax.isolation.client import Job
 from sdjax.isolation.confine import require_layers
-from sdjax.isolation.server import DONE, OUT_OF_CPU, OUT_OF_TIME, TOO_LONG
+from sdjax.isolation.pool import Reply, Request, WorkerPool
+from sdjax.sandbox.findings import Findings
+from sdjax.sandbox.merge_trial import MergeTrial
 from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.replies import parse_probe, parse_trace, parse_trial
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, Verdict
-from sdjax.sandbox.verify.probe import probe
-from sdjax.sandbox.verify.verified_program import verify_ir
+from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 
-WORKER_JOB = "sdjax.sandbox.worker.entry"
-WORKER_VERDICTS = ("refused", "wrong signature", "too costly")  # verdicts that a worker may send
+TRACER, COMPILER = 0, 1  # jobs of the pool
+JOBS = ("sdjax.sandbox.worker.entry", "sdjax.sandbox.compiler.entry")
 
 
 class Sandbox:
@@ -39,7 +40,7 @@ class Sandbox:
 
     Attributes:
         signature: expert slots, tensors and limits that candidates are judged against.
-        workers: number of candidates that are traced at the same time.
+        workers: number of candidates that are traced, and that are compiled, at the same time.
         layers: layers of confinement in force; empty until the sandbox is entered.
 
     Examples:
@@ -67,7 +68,7 @@ class Sandbox:
 
         Args:
             signature: expert slots, tensors and limits that candidates are judged against.
-            workers: number of candidates that are traced at the same time.
+            workers: number of candidates that are traced, and that are compiled, at the same time.
             allow_missing: layers of confinement that this machine may lack. Entering the sandbox
                 raises UserError if any other layer is missing.
         """
@@ -77,20 +78,22 @@ class Sandbox:
         self.allow_missing = tuple(allow_missing)
         self.layers: tuple[str, ...] = ()
         self._entered = False
-        self._server: ForkServer | None = None
-        self._idle: list[Connection] = []
-        self._busy: dict[Connection, _Task] = {}
+        limits = (signature.limits.worker, signature.limits.compiler)
+        jobs = [
+            Job(module=module, argument=signature.to_json(), limits=limit, workers=workers)
+            for module, limit in zip(JOBS, limits, strict=True)
+        ]
+        self._pool = WorkerPool(jobs, self.allow_missing)
 
     def __enter__(self) -> "Sandbox":
         self.layers = require_layers(self.allow_missing)
         self._entered = True
-        if self._server is None:
-            self._start()
+        self._pool.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._entered = False
-        self._stop()
+        self._pool.stop()
 
     def judge(self, source: str, seen: DuplicateIndex | None = None, name: str = "#0") -> Verdict:
         """Judge one candidate. See `judge_all`."""
@@ -118,162 +121,163 @@ class Sandbox:
         Raises:
             UserError: the sandbox has not been entered.
         """
-        if not self._entered:
-            raise UserError("the sandbox is not running: use it as `with Sandbox(...) as sandbox:`")
-        if self._server is None:  # the previous iteration was abandoned
-            self._start()
-        seen = DuplicateIndex() if seen is None else seen
+        self._check_running()
+        batch = _Batch(seen=DuplicateIndex() if seen is None else seen)
         pending = enumerate(sources)
-        replies: dict[int, str | Refusal] = {}
         next_index, count = 0, None  # count: number of sources once it is known
         try:
             while count is None or next_index < count:
-                while self._idle and count is None and len(replies) < 4 * self.workers:
+                while self._pool.idle(TRACER) and count is None and batch.size < 4 * self.workers:
                     index, source = next(pending, (None, ""))
                     if index is None:
-                        count = next_index + len(replies) + len(self._busy)
+                        count = next_index + batch.size
                     else:
-                        self._submit(_Task(index=index, source=source), replies)
-                if next_index in replies:
+                        self._trace(batch, index, source)
+                while batch.waiting and self._pool.idle(COMPILER):
+                    self._probe(batch.waiting.popleft())
+                if batch.is_decided(next_index):
                     name = names[next_index] if names else f"#{next_index}"
-                    yield next_index, self._conclude(replies.pop(next_index), seen, name)
+                    yield next_index, batch.conclude(next_index, name)
                     next_index += 1
-                elif self._busy:
-                    self._collect(replies)
+                elif self._pool.busy:
+                    self._collect(batch)
         finally:
-            if self._busy:  # the caller abandoned the iteration
-                self._stop()
+            if self._pool.busy:  # the caller abandoned the iteration
+                self._pool.stop()
 
-    # --- verdicts ---
+    def try_merge(self, ir: str, trial: MergeTrial) -> Refusal | None:
+        """Compile and run a merge with a program in a worker before this process does.
 
-    def _conclude(self, reply: "str | Refusal", seen: DuplicateIndex, name: str) -> Verdict:
-        """Verify, probe and compare the IR that a worker sent."""
-        if isinstance(reply, Refusal):
-            return _refused(reply)
-        fields: dict[str, Any] = {}
+        Args:
+            ir: IR of an admitted program.
+            trial: what the merge will compile.
+
+        Returns:
+            the reason why the program must not be compiled here; None if there is none.
+
+        Raises:
+            UserError: the sandbox has not been entered.
+        """
+        self._check_running()
+        data = json.dumps({"ir": ir, "trial": trial.to_json()}).encode()
+        replies: list[Reply] = []
         try:
-            program = verify_ir(reply, self.signature)
-            fields = {
-                "identity": program.identity,
-                "structure": program.structure,
-                "cost": program.cost,
-                "memory": program.memory,
-                "requests": program.requests,
-                "form": program.form,
-                "ir": reply,
-                "program": program,
-            }
-            if original := seen.find(program.identity):
-                return _duplicate(original, "the same array program", fields)
-            findings = probe(program, self.signature)
-        except Refusal as refusal:
-            return replace(_refused(refusal), **fields | {"ir": None, "program": None})
-        fields |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
-        if original := seen.add(program.identity, findings.fingerprint, name):
-            return _duplicate(original, "the same results on the probe tensors", fields)
-        return Verdict(verdict=ADMITTED, **fields)
+            self._pool.submit(Request(job=COMPILER, key=None, data=data))
+            while not replies:
+                replies = self._pool.collect()
+        finally:
+            if self._pool.busy:
+                self._pool.stop()
+        return parse_trial(replies[0], self.signature.limits)
 
-    # --- workers ---
+    def _check_running(self) -> None:
+        if not self._entered:
+            raise UserError("the sandbox is not running: use it as `with Sandbox(...) as sandbox:`")
+        self._pool.start()  # the previous iteration may have been abandoned
 
-    def _submit(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
+    def _trace(self, batch: "_Batch", index: int, source: str) -> None:
+        batch.size += 1
         max_bytes = self.signature.limits.source_bytes
-        if len(task.source) > max_bytes:
+        if len(source) > max_bytes:
             message = f"the source is longer than {max_bytes} bytes"
-            replies[task.index] = Refusal("refused", "size", message)
-            return
-        connection = self._idle.pop()
-        self._busy[connection] = task
-        with contextlib.suppress(OSError):  # the dispatcher is gone; `_collect` will notice
-            connection.send_bytes(task.source.encode("utf-8", "surrogatepass"))
+            batch.traced[index] = Refusal("refused", "size", message)
+        else:
+            data = source.encode("utf-8", "surrogatepass")
+            self._pool.submit(Request(job=TRACER, key=index, data=data))
 
-    def _collect(self, replies: dict[int, str | Refusal]) -> None:
-        """Wait for a worker; retry once after a lost server or a wall-clock timeout."""
+    def _probe(self, candidate: "_Candidate") -> None:
+        identity = candidate.program.identity
+        data = json.dumps({"ir": candidate.ir, "trial": None}).encode()
+        self._pool.submit(Request(job=COMPILER, key=identity, data=data))
+
+    def _collect(self, batch: "_Batch") -> None:
+        """Wait for a reply: the IR of a candidate, or the findings on a program."""
         limits = self.signature.limits
-        ready = wait(list(self._busy), timeout=3 * limits.wall_seconds + 10)
-        retries: list[_Task] = []
-        server_lost = not ready
-        for connection in ready:
-            assert isinstance(connection, Connection)
-            try:
-                data = connection.recv_bytes(limits.ir_bytes + 1)
-            except (EOFError, OSError):
-                server_lost = True
+        for reply in self._pool.collect():
+            if isinstance(reply.key, str):
+                batch.findings[reply.key] = parse_probe(reply, limits, self.signature.slots)
                 continue
-            task = self._busy.pop(connection)
-            self._idle.append(connection)
-            if data[:1] == OUT_OF_TIME and not task.is_retry:
-                retries.append(task)
-            else:
-                replies[task.index] = _parse_reply(data, limits.wall_seconds)
-        if server_lost:  # a dispatcher was killed, by a candidate or for lack of memory
-            retries.extend(self._busy.values())
-            self._stop()
-            self._start()
-        for task in sorted(retries, key=lambda t: t.index):
-            if task.is_retry:
-                message = "the worker was killed while it judged this candidate"
-                replies[task.index] = Refusal("refused", "worker", message)
-            else:
-                self._retry_alone(task, replies)
-
-    def _retry_alone(self, task: "_Task", replies: dict[int, str | Refusal]) -> None:
-        """Run a task again while no other worker is busy."""
-        while self._busy:
-            self._collect(replies)
-        self._submit(replace(task, is_retry=True), replies)
-        while self._busy:
-            self._collect(replies)
-
-    def _start(self) -> None:
-        self._server = ForkServer(
-            WORKER_JOB,
-            self.signature.to_json(),
-            self.signature.limits.worker,
-            self.workers,
-            self.allow_missing,
-        )
-        self._idle = list(self._server.connections)
-
-    def _stop(self) -> None:
-        server, self._server = self._server, None
-        self._idle, self._busy = [], {}
-        if server is not None:
-            server.stop()
+            assert isinstance(reply.key, int)
+            ir = parse_trace(reply, limits)
+            try:
+                if isinstance(ir, Refusal):
+                    raise ir
+                candidate = _Candidate(ir=ir, program=verify_ir(ir, self.signature))
+            except Refusal as refusal:
+                batch.traced[reply.key] = refusal
+                continue
+            batch.add(reply.key, candidate)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
-    index: int
-    source: str
-    is_retry: bool = False
+class _Candidate:
+    """A candidate whose IR is verified."""
+
+    ir: str
+    program: VerifiedProgram
 
 
-def _parse_reply(data: bytes, wall_seconds: float) -> str | Refusal:
-    """Return the IR or the refusal from a dispatcher's reply, whose body is untrusted."""
-    status, body = data[:1], data[1:]
-    if status == OUT_OF_TIME:
-        message = f"tracing took more than {wall_seconds:g} s, twice"
-        return Refusal("timed out", "wall-clock", message)
-    if status == OUT_OF_CPU:
-        return Refusal("timed out", "cpu", "tracing takes too much processor time")
-    if status == TOO_LONG:
-        return Refusal("too costly", "ir", "the traced program is too large")
-    malformed = Refusal("refused", "worker", "the worker exited without a valid reply")
-    if status != DONE:
-        return malformed
-    try:
-        reply = json.loads(body)
-    except (ValueError, RecursionError):
-        return malformed
-    if type(reply) is not dict or not all(type(v) is str for v in reply.values()):
-        return malformed
-    if set(reply) == {"ir"}:
-        return reply["ir"]
-    if set(reply) != {"verdict", "rule", "message"} or reply["verdict"] not in WORKER_VERDICTS:
-        return malformed
-    if not reply["rule"].replace("-", "").isalpha() or len(reply["rule"]) > 40:
-        return malformed
-    return Refusal(reply["verdict"], reply["rule"], reply["message"])
+@dataclass(kw_only=True)
+class _Batch:
+    """State of one iteration over candidates.
+
+    Attributes:
+        seen: index of the distinct programs.
+        size: number of candidates that have been taken and have no verdict yet.
+        traced: candidate or refusal by index.
+        waiting: candidates to probe.
+        findings: result of the probe by identity; None while it is pending.
+    """
+
+    seen: DuplicateIndex
+    size: int = 0
+    traced: dict[int, _Candidate | Refusal] = field(default_factory=dict)
+    waiting: deque[_Candidate] = field(default_factory=deque)
+    findings: dict[str, Findings | Refusal | None] = field(default_factory=dict)
+
+    def add(self, index: int, candidate: _Candidate) -> None:
+        """Add a verified candidate; an identity is probed once."""
+        self.traced[index] = candidate
+        identity = candidate.program.identity
+        if identity not in self.findings and self.seen.find(identity) is None:
+            self.findings[identity] = None
+            self.waiting.append(candidate)
+
+    def is_decided(self, index: int) -> bool:
+        """Return whether the verdict of a candidate can be concluded."""
+        traced = self.traced.get(index)
+        if not isinstance(traced, _Candidate):
+            return traced is not None
+        identity = traced.program.identity
+        return self.seen.find(identity) is not None or self.findings.get(identity) is not None
+
+    def conclude(self, index: int, name: str) -> Verdict:
+        """Return the verdict of a candidate, given those of all earlier ones."""
+        self.size -= 1
+        traced = self.traced.pop(index)
+        if isinstance(traced, Refusal):
+            return _refused(traced)
+        program = traced.program
+        fields: dict[str, Any] = {
+            "identity": program.identity,
+            "structure": program.structure,
+            "cost": program.cost,
+            "memory": program.memory,
+            "requests": program.requests,
+            "form": program.form,
+            "ir": traced.ir,
+            "program": program,
+        }
+        if original := self.seen.find(program.identity):
+            return _duplicate(original, "the same array program", fields)
+        findings = self.findings[program.identity]
+        if isinstance(findings, Refusal):
+            return replace(_refused(findings), **fields | {"ir": None, "program": None})
+        assert findings is not None
+        fields |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
+        if original := self.seen.add(program.identity, findings.fingerprint, name):
+            return _duplicate(original, "the same results on the probe tensors", fields)
+        return Verdict(verdict=ADMITTED, **fields)
 
 
 def _refused(refusal: Refusal) -> Verdict:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sdjax.isolation import client
-from sdjax.isolation.client import ForkServer
+from sdjax.isolation.client import ForkServer, Job
 from sdjax.isolation.limits import WorkerLimits
 
 LIMITS = WorkerLimits(
@@ -27,7 +27,8 @@ def start_server():
         with pytest.MonkeyPatch.context() as patch:
             path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
             patch.setattr(client, "_BOOT", path + boot + client._BOOT)
-            servers.append(ForkServer("jobs", "", limits, workers, allow_missing))
+            job = Job(module="jobs", limits=limits, workers=workers)
+            servers.append(ForkServer([job], allow_missing))
         return servers[-1]
 
     yield start

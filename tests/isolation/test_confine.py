@@ -11,14 +11,16 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.isolation.confine import ALWAYS, ENVIRONMENT, LAYERS, require_layers
-from sdjax.isolation.server import DIED, DONE
+from sdjax.isolation.server import DONE, NOT_STARTED
 
 ROOT = Path(__file__).resolve().parents[2]
 # System calls that the layers use, by number.
 CALLS = {
-    "x86_64": {"prctl": 157, "capset": 126, "prlimit64": 302, "landlock_create_ruleset": 444},
-    "aarch64": {"prctl": 167, "capset": 91, "prlimit64": 261, "landlock_create_ruleset": 444},
+    "x86_64": {"prctl": 157, "seccomp": 317, "capset": 126, "prlimit64": 302},
+    "aarch64": {"prctl": 167, "seccomp": 277, "capset": 91, "prlimit64": 261},
 }
+for _calls in CALLS.values():
+    _calls["landlock_create_ruleset"] = 444
 # Layer -> the call that it needs, and the first argument of that call.
 REQUIRED_CALLS = {
     "unprivileged-user": ("capset", None),
@@ -27,7 +29,7 @@ REQUIRED_CALLS = {
     "not-dumpable": ("prctl", 4),
     "landlock": ("landlock_create_ruleset", None),
     "rlimits": ("prlimit64", None),
-    "seccomp": ("prctl", 22),
+    "seccomp": ("seccomp", None),
 }
 # Forbids one system call to this process and its children, then lists the layers.
 WITHOUT_CALL = """
@@ -51,7 +53,7 @@ except UserError as error:
 def worker(start_server):
     """Yield the /proc entry of a worker that is processing a request."""
     server = start_server()
-    server.connections[0].send_bytes(b"wait")
+    server.connections[0][0].send_bytes(b"wait")
     deadline = time.monotonic() + 10
     entry = None
     while entry is None and time.monotonic() < deadline:
@@ -146,10 +148,10 @@ def test_missing_layer_is_refused_by_name_unless_allowed(layer):
 
 def test_worker_that_lacks_a_layer_exits_before_it_reads_the_request(start_server):
     """Check that the worker verifies its own layers, regardless of `require_layers`."""
-    for allow_missing, reply in (((), DIED), (("landlock",), DONE + b"request")):
+    for allow_missing, reply in (((), NOT_STARTED), (("landlock",), DONE + b"request")):
         server = start_server(allow_missing=allow_missing, boot=_WITHOUT_LANDLOCK)
-        server.connections[0].send_bytes(b"request")
-        assert server.connections[0].recv_bytes() == reply
+        server.connections[0][0].send_bytes(b"request")
+        assert server.connections[0][0].recv_bytes() == reply
 
 
 _WITHOUT_LANDLOCK = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.isolation.client import ForkServer
+from sdjax.isolation.client import ForkServer, Job
 from sdjax.isolation.server import DIED, DONE, OUT_OF_CPU, OUT_OF_TIME, TOO_LONG
 
 
@@ -15,8 +15,8 @@ from sdjax.isolation.server import DIED, DONE, OUT_OF_CPU, OUT_OF_TIME, TOO_LONG
 def ask(start_server, limits):
     cpu_limits = dataclasses.replace(limits, cpu_seconds=1)
     wall_limits = dataclasses.replace(limits, wall_seconds=1.0)
-    (default,) = start_server(cpu_limits).connections
-    (wall_limited,) = start_server(wall_limits).connections
+    ((default,),) = start_server(cpu_limits).connections
+    ((wall_limited,),) = start_server(wall_limits).connections
 
     def send(request: bytes) -> bytes:
         connection = wall_limited if request == b"wait" else default
@@ -48,12 +48,12 @@ def test_status_reports_how_a_worker_exited(ask, request_, reply):
 
 def test_job_that_cannot_be_imported_raises_user_error(limits):
     with pytest.raises(UserError, match="did not start: check that `import no_such_job` works"):
-        ForkServer("no_such_job", "", limits, 1)
+        ForkServer([Job(module="no_such_job", limits=limits)])
 
 
 def test_stop_leaves_no_process(start_server):
     server = start_server(workers=2)
-    server.connections[0].send_bytes(b"spin")
+    server.connections[0][0].send_bytes(b"spin")
     pids = [server.pid, *_descendants(server.pid)]
     assert len(pids) >= 3
     server.stop()

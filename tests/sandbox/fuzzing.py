@@ -142,8 +142,8 @@ class Judge:
 
     def __call__(self, ir: str) -> None:
         """Verify one message; raise any exception that is not a Refusal."""
+        from sdjax.sandbox.compiler.probe import probe
         from sdjax.sandbox.refusal import Refusal
-        from sdjax.sandbox.verify.probe import probe
         from sdjax.sandbox.verify.verified_program import verify_ir
 
         started = time.process_time()
@@ -238,7 +238,7 @@ def with_atheris(folder: Path, flags: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["sdjax.sandbox"]):
-        import sdjax.sandbox.verify.probe
+        import sdjax.sandbox.compiler.probe
         import sdjax.sandbox.verify.verified_program  # noqa: F401
 
     signature = small_signature()

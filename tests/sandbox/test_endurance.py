@@ -33,8 +33,8 @@ def test_no_process_survives_a_thousand_candidates(signature, monkeypatch):
     ]
     with Sandbox(short_limits, workers=2) as sandbox:
         found = [verdict for _, verdict in sandbox.judge_all(sources)]
-        server = sandbox._server.pid
-        assert len(_below(server)) == 2  # the dispatchers
+        server = sandbox._pool.pid
+        assert len(_below(server)) <= 6  # the dispatchers, and the processes that compile
         assert _zombies(server) == 0
         pids = [server, *_below(server)]
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -26,7 +26,7 @@ NO_RULES = (
     "from sdjax.sandbox.worker import rules, trace\n"
     "rules.check_text = lambda source, limit: ast.parse(source)\n"
     "trace._builtins = lambda: dict(vars(builtins))\n"
-    "from sdjax.isolation.server import main; main(*{args})"
+    "from sdjax.isolation.server import main; main({groups})"
 )
 
 
@@ -132,9 +132,9 @@ def test_nothing_leaks_without_text_rules(signature, canaries, monkeypatch):
     with Sandbox(signature, workers=2) as sandbox:
         assert sandbox.judge("import os\nos.getpid()\n" + VALID["linear"]).admitted  # no text rules
         found = _judged(sandbox, canaries)
-        left = _below(sandbox._server.pid)
+        left = _below(sandbox._pool.pid)
     assert {verdict.verdict for verdict in found.values()} <= set(VERDICTS)
-    assert len(left) == 2  # only the dispatchers
+    assert len(left) <= 6  # only the dispatchers and the processes that compile
     for name in ("open", "tcp", "subprocess", "fork", "subclasses", "ptrace", "every descriptor"):
         assert not found[name].admitted, name
     assert found["a deadlock"].verdict == "timed out"

@@ -15,9 +15,12 @@ from refused import REFUSED
 
 from sdjax.core.errors import UserError
 from sdjax.isolation.confine import ALWAYS, LAYERS
+from sdjax.isolation.pool import Reply
+from sdjax.isolation.server import DONE
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.refusal import MESSAGE_LENGTH, Refusal
-from sdjax.sandbox.sandbox import Sandbox, _parse_reply
+from sdjax.sandbox.replies import parse_trace
+from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import VERDICTS, DuplicateIndex
 
@@ -125,7 +128,7 @@ def test_sandbox_recovers_from_killed_workers(signature):
     with Sandbox(signature, workers=2) as sandbox:
         served = sandbox.judge_all([VALID["linear"]] * 2)
         next(served)
-        for pid in _descendants(sandbox._server.pid):
+        for pid in _descendants(sandbox._pool.pid):
             with contextlib.suppress(ProcessLookupError):  # it may have died with its parent
                 os.kill(pid, signal.SIGKILL)
         list(served)
@@ -150,11 +153,11 @@ def test_abandoned_iteration_stops_all_processes(signature):
     with Sandbox(signature, workers=2) as sandbox:
         for _, verdict in sandbox.judge_all([VALID["linear"], REFUSED[-1][1], REFUSED[-1][1]]):
             assert verdict.admitted
-            pids = [sandbox._server.pid, *_descendants(sandbox._server.pid)]
+            pids = [sandbox._pool.pid, *_descendants(sandbox._pool.pid)]
             break
         assert not any(_alive(pid) for pid in pids)
         assert sandbox.judge(VALID["linear"]).admitted  # the sandbox is still usable
-        pids = [sandbox._server.pid, *_descendants(sandbox._server.pid)]
+        pids = [sandbox._pool.pid, *_descendants(sandbox._pool.pid)]
     assert len(pids) >= 3
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # not even a zombie
 
@@ -165,7 +168,7 @@ def test_all_processes_exit_if_the_parent_is_killed(signature, tmp_path):
         "from sdjax.sandbox.signature import MergeSignature\n"
         "from sdjax.sandbox.sandbox import Sandbox\n"
         "s = Sandbox(MergeSignature.from_json(sys.argv[1]), workers=2).__enter__()\n"
-        "print(s._server.pid, flush=True)\n"
+        "print(s._pool.pid, flush=True)\n"
         "list(s.judge_all(['sum(range(10**12))\\ndef merge_models(t): return 0'] * 2))\n"
     )
     root = str(Path(__file__).resolve().parents[2])
@@ -193,7 +196,7 @@ _WITHOUT_LANDLOCK = (
     "from sdjax.isolation import confine\n"
     "def missing(limits): raise OSError\n"
     "confine.LAYERS['landlock'] = missing\n"
-    "from sdjax.isolation.server import main; main(*{args})"
+    "from sdjax.isolation.server import main; main({groups})"
 )
 
 
@@ -229,7 +232,7 @@ def test_sandbox_that_is_not_entered_raises_user_error(signature):
     ],
 )
 def test_forged_replies_are_refused(data):
-    answer = _parse_reply(data, 1.0)
+    answer = parse_trace(Reply(key=0, status=data[:1], data=data[1:]), Limits())
     assert isinstance(answer, Refusal)
     assert answer.verdict in VERDICTS
     assert answer.rule == "worker"
@@ -237,8 +240,8 @@ def test_forged_replies_are_refused(data):
 
 def test_worker_messages_are_sanitized():
     text = "at 0xdeadbeef in /home/me/secret/x.py\n\x1b[31m" + "y" * 1000
-    data = b"D" + json.dumps({"verdict": "refused", "rule": "r", "message": text}).encode()
-    message = _parse_reply(data, 1.0).message
+    data = json.dumps({"verdict": "refused", "rule": "r", "message": text}).encode()
+    message = parse_trace(Reply(key=0, status=DONE, data=data), Limits()).message
     assert message.startswith("at 0x… in … [31my")
     assert len(message) == MESSAGE_LENGTH
 
@@ -259,7 +262,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _grandchildren(sandbox: Sandbox) -> list[int]:
-    server = sandbox._server.pid
+    server = sandbox._pool.pid
     return [
         p for p in _descendants(server) if any(p in _descendants(d) for d in _descendants(server))
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
-from sdjax.sandbox.verify.probe import probe
+from sdjax.sandbox.compiler.probe import probe
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program

@@ -3,35 +3,18 @@
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from sdjax.sandbox.compiler.probe_run import ProbeRun, execute_probe_run, probe_runs
+from sdjax.sandbox.findings import EXPERT, ORDER, SCALING, SEED, Findings
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verify.probe_run import ProbeRun, execute_probe_run, probe_runs
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 
 SAME = 1e-6  # relative distance below which two results count as equal
 ROUNDING = 1e-5  # relative distance below which they count as the same sum in another order
 PROJECTIONS = 4
-# Notes on an admitted program; if a note concerns one expert, ": expert_2" follows.
-SEED, EXPERT = "equals the seed", "equals an expert"
-SCALING = "plain scaling of one task vector"
-ORDER = "depends on the order of experts"  # not checked if one of the others applies
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """Conclusions from the probe runs of one program.
-
-    Attributes:
-        fingerprint: hash of the rounded results.
-        notes: remarks on the results, such as "equals the seed".
-    """
-
-    fingerprint: str
-    notes: tuple[str, ...]
 
 
 def probe(program: VerifiedProgram, signature: MergeSignature) -> Findings:

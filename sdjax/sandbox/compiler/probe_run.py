@@ -1,6 +1,6 @@
 """Runs of a verified program on small fixed tensors, the first time that it computes anything.
 
-A program runs operation by operation on the host's CPU. Compiling it as a whole would take longer
+A program runs operation by operation on the CPU. Compiling it as a whole would take longer
 than running it, and compiled operations are reused by later candidates. The number of operations,
 both cached and per program, is bounded: each takes 20 ms to compile and 200 kB of memory.
 """
@@ -8,7 +8,6 @@ both cached and per program, is bounded: each takes 20 ms to compile and 200 kB 
 import functools
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,16 +106,23 @@ def execute_probe_run(
     Raises:
         Refusal: a result is not finite, a loop does not end, or JAX rejects an operation (only
             possible for forged IR).
+        MemoryError: memory runs out, possibly because of earlier programs.
     """
-    with _on_host():
-        try:
-            order = order or range(len(probe_run.inputs.task_vectors))
-            return _execute(program, probe_run, order)
-        except Refusal:
-            raise
-        except Exception as error:
-            message = f"the array program cannot be run ({type(error).__name__})"
-            raise Refusal("refused", "ir", message) from None
+    try:
+        order = order or range(len(probe_run.inputs.task_vectors))
+        return _execute(program, probe_run, order)
+    except (Refusal, MemoryError, ImportError):  # the last two are faults of the process
+        raise
+    except Exception as error:
+        raise_if_out_of_memory(error)
+        message = f"the array program cannot be run ({type(error).__name__})"
+        raise Refusal("refused", "ir", message) from None
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Raise MemoryError if XLA could not allocate memory."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        raise MemoryError from error
 
 
 def _execute(
@@ -201,11 +207,3 @@ def _probe_inputs(convention: CallingConvention, name: Any) -> ProbeInputs:
         base=jax.device_put(convention.result(base)),
         host=host,
     )
-
-
-def _on_host() -> AbstractContextManager:
-    """Return a context on the host's CPU, so that verdicts are the same with any accelerator."""
-    try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
-        return nullcontext()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from catalogue import merge
 
+from sdjax.sandbox.compiler.probe import probe
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verify.probe import probe
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 

@@ -1,0 +1,1 @@
+"""Confined side that compiles and runs verified programs for the first time."""

@@ -1,0 +1,132 @@
+"""Trial of a merge: compiles what the merge will compile, and runs it on random tensors."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.core.errors import UserError
+from sdjax.merging.compile_cache import CompileCache
+from sdjax.merging.engine import squared_norm_or_inf
+from sdjax.merging.tensor_program import TensorProgram, TreeProgram
+from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
+from sdjax.sandbox.compiler.probe_run import raise_if_out_of_memory
+from sdjax.sandbox.config import Limits
+from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
+from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verify.verified_program import VerifiedProgram
+from sdjax.xla.compiler_options import compile_for_single_use
+
+# The rest is for the process itself, which takes 1.3 GB of addresses, and for the compiler.
+RUN_SHARE = 0.25  # share of the address space that the arrays of one run may take
+
+
+def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSignature) -> None:
+    """Compile every executable of a merge; run those that are cheap and small enough.
+
+    Args:
+        program: the verified program.
+        trial: what the merge will compile.
+        signature: expert slots, tensors and limits.
+
+    Raises:
+        Refusal: JAX or XLA rejects the program.
+        MemoryError: memory runs out, possibly because of earlier programs.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    total = sum(tensor.size for tensor in signature.scope)
+    tried = set()
+    try:
+        for weights, computation in _computations(program, trial, signature.slots, sharding):
+            if computation.cache_key in tried:
+                continue
+            tried.add(computation.cache_key)
+            executable = _compile(computation, trial.compiler)
+            elements = sum(leaf.size for leaf in jax.tree.leaves(weights)) // (
+                len(signature.slots) + 1
+            )
+            cost = program.cost * elements // max(total, 1)
+            if cost <= signature.limits.max_probe_cost and _fits(executable, signature.limits):
+                _run(executable, weights, computation)
+    except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        raise_if_out_of_memory(error)
+        message = f"the array program fails on the model ({type(error).__name__})"
+        raise Refusal("refused", "ir", message) from None
+
+
+def _computations(
+    program: VerifiedProgram, trial: MergeTrial, slots: Sequence[str], sharding: Any
+) -> list[tuple[Any, TensorProgram | TreeProgram]]:
+    """Return (weights, computation) of each merged tensor, or of the whole tree."""
+
+    def specs(tensor: TrialTensor) -> tuple[Any, tuple[Any, ...]]:
+        def spec(dtype: str) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(tensor.shape, jnp.dtype(dtype), sharding=sharding)
+
+        base = None if tensor.base is None else spec(tensor.base)
+        return base, tuple(map(spec, tensor.experts))
+
+    name = f"program {program.identity[:12]}"
+    make = loop_limit_check if trial.loop_limit_check else to_algorithm
+    algorithm, key = make(program, name=name), jax.random.key(0)
+    if program.form == "tree":
+        tensors = {tensor.path: specs(tensor) for tensor in trial.tensors}
+        changed = frozenset(tensor.path for tensor in trial.tensors if tensor.changed)
+        tree = TreeProgram.of(algorithm, slots, tensors, changed=changed, key=key)
+        bases, experts = zip(*tensors.values(), strict=True)
+        return [((bases, experts), tree)] if changed else []
+    # A merge from disk computes no statistic.
+    statistic = None if trial.compiler == "single use" else squared_norm_or_inf
+    return [
+        (
+            specs(tensor),
+            TensorProgram.of(
+                algorithm,
+                slots,
+                *specs(tensor),
+                path=tensor.path,
+                num_layers=trial.num_layers,
+                key=key,
+                statistic=statistic,
+            ),
+        )
+        for tensor in trial.tensors
+        if tensor.changed
+    ]
+
+
+def _compile(computation: TensorProgram | TreeProgram, compiler: str) -> jax.stages.Compiled:
+    if compiler == "single use":
+        return compile_for_single_use(computation.lower())
+    (executable,) = CompileCache(quick=compiler == "quick").get([computation])
+    return executable
+
+
+def _fits(executable: jax.stages.Compiled, limits: Limits) -> bool:
+    """Return whether the arrays of a run are small next to the address space of this process."""
+    sizes = executable.memory_analysis()
+    if sizes is None:
+        return False
+    arguments, results = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
+    total = 2 * arguments + results + sizes.temp_size_in_bytes  # drawn in float32
+    return total <= RUN_SHARE * limits.compile_address_space
+
+
+def _run(
+    executable: jax.stages.Compiled, weights: Any, computation: TensorProgram | TreeProgram
+) -> None:
+    """Run an executable once on tensors like weights and their fine-tunes."""
+    seed = hashlib.sha256(repr(computation.cache_key[1]).encode()).digest()[:8]
+    rng = np.random.default_rng(int.from_bytes(seed, "big"))
+
+    def draw(spec: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.standard_normal(spec.shape, np.float32) * np.float32(0.05)
+        return jax.device_put(values.astype(spec.dtype), spec.sharding)
+
+    donated = (None,) if isinstance(computation, TensorProgram) else ()
+    arguments = jax.tree.map(draw, weights)
+    jax.block_until_ready(executable(*arguments, *computation.inputs, *donated))
