@@ -41,8 +41,9 @@ _SURVEY = (
 )
 
 
-# XLA seeds a generator with it at the first compilation, before the filter forbids opening files.
-RANDOM_SOURCE = "/dev/urandom"
+# What XLA reads when it first compiles and runs something: the seed of a generator, and what the
+# processor can do. The filter of system calls then forbids opening any file.
+READ_BY_COMPILERS = ("/dev/urandom", "/proc/cpuinfo", "/sys/devices/system/cpu")
 
 
 def confine(
@@ -107,7 +108,7 @@ def _rlimits(limits: WorkerLimits) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.address_space, limits.address_space))
     for kind in ("FSIZE", "CORE") if limits.compiles else ("FSIZE", "CORE", "NOFILE", "NPROC"):
         resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (0, 0))
-    if limits.compiles:  # descriptor 3 is the pipe; RANDOM_SOURCE takes a lower number
+    if limits.compiles:  # descriptor 3 is the pipe; `start` opens files as 0 to 2
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
     if limits.requests == 1:  # else the dispatcher measures each request
         # Exceeding the soft limit kills with SIGXCPU, which tells the server that CPU time ran out.
@@ -122,7 +123,7 @@ LAYERS: dict[str, Callable[[WorkerLimits], None]] = {
     "no-new-privs": _no_new_privileges,
     "parent-death-signal": _end_with_parent,
     "not-dumpable": _not_dumpable,
-    "landlock": lambda limits: restrict_files([RANDOM_SOURCE] if limits.compiles else []),
+    "landlock": lambda limits: restrict_files(READ_BY_COMPILERS if limits.compiles else ()),
     "rlimits": _rlimits,
     "seccomp": lambda limits: restrict_calls(compiles=limits.compiles),
 }

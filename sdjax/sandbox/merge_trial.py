@@ -31,14 +31,12 @@ class MergeTrial:
 
     Attributes:
         tensors: the tensors in scope.
-        num_layers: number of layers of the model.
         compiler: how executables are compiled: "quick" and "full" as in `CompileCache`,
             "single use" as in `compile_for_single_use`.
         loop_limit_check: compile the check whether a `while` loop was cut off instead of the merge.
     """
 
     tensors: tuple[TrialTensor, ...]
-    num_layers: int
     compiler: Literal["quick", "full", "single use"]
     loop_limit_check: bool = False
 

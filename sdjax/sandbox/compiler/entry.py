@@ -52,8 +52,10 @@ def start() -> None:
     from sdjax.xla.compiler_options import quick_options
 
     jax.config.update("jax_platforms", "cpu")
-    x = jnp.ones((4, 3))
-    jax.jit(lambda x: jnp.tanh(x @ x.T)).lower(x).compile(compiler_options=quick_options())(x)
+    # XLA looks up what the processor can do at the first product of more than a few elements.
+    x = jnp.ones((64, 64))
+    product = jax.jit(lambda x: jnp.tanh(x @ x)).lower(x)
+    jax.block_until_ready(product.compile(compiler_options=quick_options())(x))
 
 
 def _answer(request: bytes, signature: MergeSignature) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _computations(
                 slots,
                 *specs(tensor),
                 path=tensor.path,
-                num_layers=trial.num_layers,
+                depth=0.5,
                 key=key,
                 statistic=statistic,
             ),
