@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sdjax.cli.group import examples
-from sdjax.cli.open_algorithm import source_of_method
+from sdjax.cli.open_algorithm import read_program, source_of_method
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
     signature_from_options,
     signature_options,
 )
-from sdjax.core.errors import UserError
 from sdjax.core.text import cut_middle
 
 if TYPE_CHECKING:
@@ -118,11 +117,7 @@ def _read(name: str, max_bytes: int) -> str:
 
     if not os.path.exists(name) and name in methods():
         return source_of_method(name)
-    try:
-        with open(name, "rb") as source:
-            return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}); pass a Python file") from None
+    return read_program(name, max_bytes)
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:

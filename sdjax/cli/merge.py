@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,22 @@ import click
 
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, examples
 from sdjax.cli.interrupts import resume_hint
-from sdjax.cli.open_algorithm import open_algorithm, param_option, parse_parameters
+from sdjax.cli.open_algorithm import (
+    judged_algorithm,
+    open_algorithm,
+    param_option,
+    parse_parameters,
+)
 from sdjax.cli.sandbox_options import allow_missing_option
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder
 
 if TYPE_CHECKING:
     from sdjax.core.progress import Advance
+    from sdjax.merging.algorithm import Algorithm
     from sdjax.merging.recipe.from_algorithm import MergeModels
     from sdjax.merging.recipe.pipeline import MergeResult, OnTensor
+    from sdjax.merging.recipe.recipe_method import Tensors
     from sdjax.merging.scope import Scope
     from sdjax.sandbox.config import Limits
     from sdjax.sandbox.signature import MergeSignature
@@ -123,6 +131,7 @@ def merge(
                     out,
                     seed=seed or 0,
                     allow_crimes=allow_crimes,
+                    load_program=partial(_judge_program, allow_missing=allow_missing),
                     on_tensor=on_tensor,
                 )
     for note in result.notes:
@@ -209,6 +218,21 @@ def merge_algorithm_file(
         allow_crimes=allow_crimes,
         on_tensor=on_tensor,
     )
+
+
+def _judge_program(
+    file: Path,
+    slots: Sequence[str],
+    tensors: Tensors,
+    parameters: Mapping[str, Any],
+    *,
+    allow_missing: Collection[str],
+) -> tuple[Algorithm, str]:
+    """Judge the program file of a recipe; see `LoadProgram`."""
+    from sdjax.sandbox.signature import MergeSignature
+
+    signature = MergeSignature.of(slots, tensors)
+    return judged_algorithm(file, signature, parameters=parameters, allow_missing=allow_missing)
 
 
 def merge_discovered(

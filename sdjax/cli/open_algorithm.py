@@ -88,11 +88,20 @@ def open_algorithm(
     return algorithm, source_of_method(name)
 
 
+def read_program(file: Path | str, max_bytes: int) -> str:
+    """Return the text of a program file; the sandbox refuses one that is longer or not UTF-8."""
+    try:
+        with open(file, "rb") as source:
+            return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); pass a Python file") from None
+
+
 def source_of_method(name: str) -> str:
     """Return the source text of a shipped method, which the sandbox admits like any program."""
     from sdjax.merging.methods.registry import methods
 
-    return inspect.getsource(inspect.getmodule(methods()[name].function))  # type: ignore[arg-type]
+    return inspect.getsource(inspect.getmodule(methods()[name].algorithm.function))  # type: ignore[arg-type]
 
 
 def judged_algorithm(
@@ -120,10 +129,7 @@ def judged_algorithm(
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.sandbox import Sandbox
 
-    try:
-        source = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); pass a Python file") from error
+    source = read_program(file, signature.limits.source_bytes)
     signature = replace(signature, parameters=tuple(parameters.items()))
     with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
         verdict = sandbox.judge(source, name=file.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +44,15 @@ class RecipeSchema:
     normalized: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
+    @property
+    def constraints(self) -> Constraints:
+        """Conditions on the hyperparameters besides their types."""
+        return Constraints(
+            unit_interval=self.unit_interval,
+            normalized=self.normalized,
+            all_zero=self.base == "required",
+        )
+
     def recipe_key(self, hyperparameter: str) -> str:
         """Return a hyperparameter's key in a recipe."""
         return self.param_names.get(hyperparameter, hyperparameter)
@@ -68,7 +77,7 @@ class Method:
         description: paragraphs of the documentation after the summary.
         formula: the method as a formula.
         hyperparameters: all hyperparameters, in the order of the function's signature.
-        function: the function of the algorithm API.
+        algorithm: the method with its default hyperparameters.
         schema: how recipes use the method.
     """
 
@@ -77,7 +86,7 @@ class Method:
     description: str
     formula: str
     hyperparameters: tuple[Hyperparameter, ...]
-    function: Callable[..., Any]
+    algorithm: Algorithm
     schema: RecipeSchema
 
     def bind(self, **values: Any) -> Algorithm:
@@ -87,11 +96,4 @@ class Method:
             UserError: an unknown hyperparameter, a value of the wrong type or outside [0, 1], or
                 weights that are normalized but sum to zero.
         """
-        constraints = Constraints(
-            unit_interval=self.schema.unit_interval,
-            normalized=self.schema.normalized,
-            all_zero=self.schema.base == "required",
-        )
-        return Algorithm.from_function(
-            self.function, name=self.name, constraints=constraints, **values
-        )
+        return self.algorithm.bind(**values)

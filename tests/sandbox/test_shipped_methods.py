@@ -27,7 +27,7 @@ def signature_for(method, **parameters) -> MergeSignature:
 
 
 def source_of(method) -> str:
-    return Path(method.function.__code__.co_filename).read_text()
+    return Path(method.algorithm.function.__code__.co_filename).read_text()
 
 
 def models(count):

@@ -99,6 +99,8 @@ def _describe(module: ModuleType) -> Method:
             Hyperparameter(name=key, type=type_name, default=signature.defaults[key])
             for key, type_name in signature.types.items()
         ),
-        function=module.merge_models,
+        algorithm=Algorithm.from_function(
+            module.merge_models, name=name, constraints=module.RECIPE.constraints
+        ),
         schema=module.RECIPE,
     )

@@ -33,6 +33,7 @@ class Provenance:
         text: the recipe or program.
         seed: random seed; the card shows it if the method is random.
         parameters: hyperparameters that were set, besides those in the recipe.
+        program: the program, if a recipe's method is a program file.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Provenance:
     text: str
     seed: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    program: str | None = None
 
 
 def write_model_card(folder: Path, name: str, plan: MergePlan, provenance: Provenance) -> None:
@@ -80,6 +82,9 @@ def write_model_card(folder: Path, name: str, plan: MergePlan, provenance: Prove
             "",
         ]
     )
+    if provenance.program is not None:
+        text += f"\n{_fenced(provenance.program.rstrip(), 'python')}\n"
+        write_file(folder / PROGRAM, provenance.program)
     write_file(folder / MODEL_CARD, text)
     write_file(folder / provenance.file, provenance.text)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sdjax.core.errors import UserError, truncated_repr
 
+IGNORED_PARAMETERS = ("int8_mask",)  # saves memory in mergekit; no masks are stored here
 _MAX_FLOAT32 = 3.4e38  # methods compute in float32
 _NO_MATCH = object()
 _TYPE_NAMES = {

@@ -29,6 +29,7 @@ from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
+from sdjax.merging.recipe.recipe_method import LoadProgram, find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
@@ -78,6 +79,7 @@ def merge_recipe(
     *,
     seed: int = 0,
     allow_crimes: bool = False,
+    load_program: LoadProgram | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> MergeResult:
@@ -92,6 +94,7 @@ def merge_recipe(
         out: folder of the result.
         seed: random seed.
         allow_crimes: merge models of different architectures.
+        load_program: has the program file judged that is a recipe's method.
         on_tensor: called with (tensors done, total) at the beginning and after each tensor.
         max_file_bytes: maximum size of a safetensors file.
 
@@ -101,11 +104,14 @@ def merge_recipe(
     """
     recipe = read_recipe(Path(recipe_path))
     open_model = cache(lambda name: open_source_model(name, recipe.path.parent))
-    plan = plan_recipe(recipe, open_model, seed, allow_crimes=allow_crimes)
+    method, program = find_method(recipe, open_model, load_program)
+    plan = plan_recipe(recipe, method, open_model, seed, allow_crimes=allow_crimes)
     return write_merged(
         plan,
         Path(out),
-        provenance=Provenance(method=recipe.merge_method, file=RECIPE, text=recipe.text, seed=seed),
+        provenance=Provenance(
+            method=recipe.merge_method, file=RECIPE, text=recipe.text, seed=seed, program=program
+        ),
         chat_template=output_files.resolve_chat_template(recipe, plan.models),
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,

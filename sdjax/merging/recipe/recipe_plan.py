@@ -16,9 +16,13 @@ from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Method
-from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.compatibility import compare_configs
-from sdjax.merging.recipe.parameters import ParameterMap, ParameterType, resolve
+from sdjax.merging.recipe.parameters import (
+    IGNORED_PARAMETERS,
+    ParameterMap,
+    ParameterType,
+    resolve,
+)
 from sdjax.merging.recipe.plan import (
     MergePlan,
     MergeStep,
@@ -41,11 +45,10 @@ from sdjax.merging.recipe.tokenizer_plan import VocabularyMap, plan_tokenizer
 from sdjax.merging.tensor_program import TensorProgram
 from sdjax.models.tensor_names import parse_name
 
-_IGNORED_PARAMETERS = ("int8_mask",)  # saves memory in mergekit; no masks are stored here
-
 
 def plan_recipe(
     recipe: Recipe,
+    method: Method,
     open_model: Callable[[str], SourceModel],
     seed: int = 0,
     *,
@@ -55,20 +58,14 @@ def plan_recipe(
 
     Args:
         recipe: the recipe.
+        method: its method, from `find_method`.
         open_model: opens a model by name.
         seed: seed of random methods.
         allow_crimes: accept models of different architectures.
 
     Raises:
-        UserError: an unknown method, unknown or missing parameters, or models that do not match.
+        UserError: unknown or missing parameters, or models that do not match.
     """
-    available = methods()
-    if recipe.merge_method not in available:
-        name = truncated_repr(recipe.merge_method)
-        hint = did_you_mean(recipe.merge_method, available)
-        message = f"no merge_method {name}; {hint}available: {', '.join(available)}"
-        raise recipe.fail("merge_method", message)
-    method = available[recipe.merge_method]
     # Only if needed, since creating a key compiles an executable.
     key = jax.random.key(seed) if "key" in method.bind().requests else None
     parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
@@ -277,7 +274,10 @@ class _SlicePlanner:
                     f"{self._method.name} needs the parameter {parameter_type.key!r}{suffix}",
                 )
             default = schema.defaults.get(parameter.name, parameter.default)
-            found = [default if value is None else value for value in found]
+            defaults = default if isinstance(default, tuple) else (default,) * len(found)
+            found = [
+                d if value is None else value for value, d in zip(found, defaults, strict=True)
+            ]
             values[parameter.name] = tuple(found) if per_expert else found[0]
         traced = {p.name for p in self._method.hyperparameters if p.type in ("float", "per_expert")}
         static = {key: value for key, value in values.items() if key not in traced}
@@ -340,7 +340,7 @@ class _SlicePlanner:
         levels += [(level, shared, "for the whole merge") for level in self._slice.levels]
         for level, allowed, scope in levels:
             for key, value in level.items():
-                if key not in (*allowed, *schema.ignored, *_IGNORED_PARAMETERS):
+                if key not in (*allowed, *schema.ignored, *IGNORED_PARAMETERS):
                     hint = did_you_mean(key, allowed)
                     raise self._recipe.fail(
                         value.line,

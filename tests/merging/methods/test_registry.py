@@ -81,7 +81,7 @@ def test_recipe_schemas_name_existing_hyperparameters():
         assert mentioned <= names, method.name
         keys = [schema.recipe_key(name) for name in names]
         assert len({*keys, *schema.ignored}) == len(keys) + len(schema.ignored)
-        assert "arXiv" in (method.function.__globals__["__doc__"]) or method.name in (
+        assert "arXiv" in (method.algorithm.function.__globals__["__doc__"]) or method.name in (
             "slerp",
             "nuslerp",
             "multislerp",

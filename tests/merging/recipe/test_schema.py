@@ -7,6 +7,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.io.safetensors_reader import TensorInfo
+from sdjax.merging.recipe.recipe_method import find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import SourceModel
@@ -54,7 +55,9 @@ def model(name):
 def load(tmp_path, text):
     path = tmp_path / "r.yml"
     path.write_text(text)
-    return plan_recipe(read_recipe(path), model)
+    recipe = read_recipe(path)
+    method, _ = find_method(recipe, model)
+    return plan_recipe(recipe, method, model)
 
 
 def hyperparameters(plan, tensor="model.norm.weight"):
