@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -304,7 +305,10 @@ def _explain(errors: Sequence[Any], location: Location, section: Any) -> str:
         return f"{key}: {error['msg']}"
     value = json.dumps(error["input"], default=str)
     value = value if len(value) <= 60 else f"{value[:59]}…"
-    return f"{key}: must be {' or '.join(expected)}, not {value}"
+    message = f"{key}: must be {' or '.join(expected)}, not {value}"
+    choices = re.findall(r"'(\w+)'", " ".join(expected))
+    hint = did_you_mean(str(error["input"]), choices).strip()
+    return f"{message}; {hint}" if hint else message
 
 
 def _unknown_key(key: str, name: str, section: Any) -> str:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 from sdjax.io.hub import HubError, cached_model, download_model
 
 ZOO = Path(__file__).parent.parent / "zoo" / "models"
@@ -78,7 +78,10 @@ def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
     if name.startswith("zoo:"):
         models = zoo_models()
         if name[4:] not in models:
-            raise UserError(f"{name}: no such model in the zoo; available: {', '.join(models)}")
+            hint = did_you_mean(name[4:], models)
+            raise UserError(
+                f"{name}: no such model in the zoo; {hint}available: {', '.join(models)}"
+            )
         return models[name[4:]]
     folder = _existing_folder(name, relative_to)
     if folder is not None:

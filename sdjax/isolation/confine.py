@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, did_you_mean
 from sdjax.isolation.landlock import restrict_files
 from sdjax.isolation.limits import WorkerLimits
 from sdjax.isolation.seccomp import restrict_calls
@@ -141,7 +141,8 @@ def require_layers(allow_missing: Collection[str] = ()) -> tuple[str, ...]:
     """
     if unknown := sorted(set(allow_missing) - set(LAYERS)):
         raise UserError(
-            f"allow_missing: unknown layer {unknown[0]!r}; the layers are {', '.join(LAYERS)}"
+            f"allow_missing: unknown layer {unknown[0]!r}; {did_you_mean(unknown[0], LAYERS)}the "
+            f"layers are {', '.join(LAYERS)}"
         )
     missing = _missing()
     if refused := [name for name in missing if name not in allow_missing]:

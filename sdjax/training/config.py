@@ -18,6 +18,7 @@ from sdjax.core.config import (
     PositiveFloat,
     PositiveInt,
 )
+from sdjax.core.errors import did_you_mean
 from sdjax.models.lora import ALL_PROJECTIONS
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.losses import LOSSES
@@ -26,7 +27,8 @@ from sdjax.training.losses import LOSSES
 def _one_of(names: Collection[str]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
-            raise ValueError(f"must be one of {', '.join(names)}, not {name}")
+            hint = did_you_mean(name, names)
+            raise ValueError(f"must be one of {', '.join(names)}, not {name}; {hint}".rstrip("; "))
         return name
 
     return AfterValidator(check)

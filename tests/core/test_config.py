@@ -1,4 +1,4 @@
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -15,6 +15,7 @@ class Section:
     max_grad_norm: float = 1.0
     steps: PositiveInt | None = None
     names: str | tuple[str, ...] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -46,6 +47,11 @@ def test_sections_are_read_into_dataclasses(tmp_path):
         ("section: {names: 1}", "section.names: must be a string or a list, not 1"),
         ("section: {steps: 0}", "section.steps: must be at least 1, not 0"),
         ("section: {steps: [1]}", r"section.steps: must be a whole number, not \[1\]"),
+        (
+            "section: {dtype: bfloat}",
+            "section.dtype: must be 'float32' or 'bfloat16', not \"bfloat\"; did you mean bfloat16",
+        ),
+        ("section: {dtype: int8}", 'section.dtype: must be .*, not "int8"$'),
         ("sections: {a: 3}", "sections.a: must be a mapping, not 3"),
     ],
 )

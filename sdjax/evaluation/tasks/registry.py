@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, did_you_mean
 from sdjax.evaluation.task import Task
 
 TASKS = {
@@ -59,8 +59,8 @@ def find_task(
         kind = _import_task(name)
     else:
         raise UserError(
-            f"unknown task {name!r}: use one of {', '.join(TASKS)}, an existing .jsonl file, or a "
-            "class (module:Class)"
+            f"unknown task {name!r}: {did_you_mean(name, TASKS)}use one of {', '.join(TASKS)}, an "
+            "existing .jsonl file, or a class (module:Class)"
         )
     parameters = inspect.signature(kind).parameters
     for key, value in settings.items():
