@@ -133,6 +133,15 @@ class ModelReader:
         array = jax.make_array_from_callback(spec.shape, sharding, read_shard, dtype=result_dtype)
         return array.block_until_ready()  # otherwise the host keeps all shards in flight
 
+    def check_shapes(self, paths: Collection[str] | None = None) -> None:
+        """Raise UserError if a stored tensor has another shape than in the config.
+
+        Args:
+            paths: paths of the tensors to check; all by default.
+        """
+        for path in self.specs if paths is None else paths:
+            self._check_shape(self.specs[path])
+
     def _check_names(self) -> None:
         expected = {spec.hf_name for spec in self.specs.values()}
         stored = {name for name in self._tensors.names if not name.endswith(_IGNORED_SUFFIX)}

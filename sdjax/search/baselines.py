@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from sdjax.core.progress import progress_bar
 from sdjax.merging.methods.registry import algorithm
 from sdjax.sandbox.refusal import NON_FINITE
 from sdjax.sandbox.verdict import ADMITTED
-from sdjax.search.config import RunConfig, method_entry
 from sdjax.search.context import RunContext
+from sdjax.search.grids import grid_methods
 from sdjax.search.phases import score
 from sdjax.search.ranking import best_by_group, complete_scores
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Application, Entry
 
-GRIDS: tuple[Literal["paper", "fine"], ...] = ("paper", "fine")
-
 
 def expert_entry(slot: str) -> str:
     """Return the entry name of an expert."""
     return f"expert:{slot}"
-
-
-def grid_methods(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return a mapping from entry name to method, hyperparameters and grids of each grid point."""
-    methods: dict[str, dict[str, Any]] = {}
-    for grid in GRIDS:
-        for method, hyperparameters in config.baselines.combinations(grid):
-            name = method_entry(method, hyperparameters)
-            detail = {"method": method, "hyperparameters": hyperparameters, "grids": []}
-            methods.setdefault(name, detail)["grids"].append(grid)
-    return methods
-
-
-def check_methods(config: RunConfig) -> None:
-    """Raise UserError if a grid names an unknown method or hyperparameter."""
-    for detail in grid_methods(config).values():
-        algorithm(detail["method"], **detail["hyperparameters"])
 
 
 def score_baselines(context: RunContext, store: Store) -> None:

@@ -14,15 +14,14 @@ from sdjax.io.peft import write_adapter
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import (
-    check_methods,
     expert_entry,
-    grid_methods,
     score_baseline,
     score_baselines,
     tuned_methods,
 )
 from sdjax.search.config import RunConfig, read_config, read_prompt
-from sdjax.search.context import TRANSFER, RunContext, build_context
+from sdjax.search.context import RunContext, build_context
+from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.phases import (
     choose_pairs,
@@ -36,7 +35,7 @@ from sdjax.search.phases import (
 from sdjax.search.ranking import best_method, complete_scores, ranked_programs
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN, TEST, Checkpoint, Lineage, Setting
+from sdjax.search.types import MAIN, TEST, TRANSFER, Checkpoint, Lineage, Setting
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
@@ -75,7 +74,6 @@ def run_search(config: RunConfig | str | Path, folder: str | Path) -> None:
         config = read_config(config)
     config = read_prompt(config)
     folder = Path(folder)
-    check_methods(config)
     context = build_context(config)
     with open_store(config, folder) as store:
         _save_settings(context, store)

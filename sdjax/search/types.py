@@ -18,6 +18,7 @@ from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import ADMITTED, Verdict, is_admissible
 
 MAIN = "main"  # setting of the search itself
+TRANSFER = "transfer"  # setting with other experts, on which the best programs are tested again
 SEARCH = "search"  # purpose of the samples of the search itself
 DEVELOPMENT = "development"
 TEST = "test"

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
+import yaml
 
+from sdjax.core.config_files import find_config
 from sdjax.core.errors import UserError
 from sdjax.decoding.config import DecoderConfig
 from sdjax.io.hf_checkpoint import load_config
@@ -15,8 +18,9 @@ from sdjax.io.peft import write_adapter
 from sdjax.io.training_programs import TrainingPrograms
 from sdjax.models.lora import init_adapter
 from sdjax.programs.signature import model_signature
-from sdjax.search.config import TaskConfig
+from sdjax.search.config import TaskConfig, read_config
 from sdjax.search.context import build_context
+from sdjax.search.plan import plan_run
 from sdjax.training.warmstart import signature_digest
 
 
@@ -92,3 +96,39 @@ def test_unusable_prompts_raise_user_error_before_the_run(sums):
     small = DecoderConfig(slots=4, prefill_batch=4, buckets=(8,), max_new_tokens=8)
     with pytest.raises(UserError, match=r"every development prompt exceeds .* 8"):
         build_context(dataclasses.replace(sums, evaluation=small))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", "zoo:sed", "no such model in the zoo"),
+        ("experts.expert_2.model", "zoo:calculater", "no such model in the zoo"),
+        ("transfer.expert_3.model", "none/here/at/all", "no such model folder"),
+        ("generator", "zoo:none", "no such model in the zoo"),
+        ("task.name", "arithmetics", "unknown task 'arithmetics'"),
+        ("scope", "nothing/*", "matches no tensor"),
+        ("generation.prompt", "shrot", "shrot"),
+        ("generation.decoding.buckets", "[4]", "add a bucket of at least"),
+        ("evaluation.max_new_tokens", "100000", "maximum sequence length"),
+        ("baselines.paper.tise", "{density: [0.2]}", "no merge method 'tise'"),
+        ("baselines.fine.ties", "{densty: [0.2]}", "densty"),
+    ],
+)
+def test_wrong_names_are_reported_with_their_line(tmp_path, key, value, message):
+    file = tmp_path / "mine.yaml"
+    data = yaml.safe_load(find_config("demo").read_text())
+    *parents, name = key.split(".")
+    section = data
+    for parent in parents:
+        section = section[parent]
+    section[name] = yaml.safe_load(value)
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        plan_run(read_config(file))
+    text = str(caught.value)
+    place = re.match(rf"{re.escape(str(file))}, line (\d+): (\S+): ", text)
+    assert place, text
+    assert key.startswith(place[2])
+    line = file.read_text().splitlines()[int(place[1]) - 1]
+    assert line.strip().startswith((name, place[2].rpartition(".")[2])), line
+    assert "\n" not in text

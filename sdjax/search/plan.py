@@ -1,0 +1,248 @@
+"""The plan of a run: everything that its config refers to, checked and loaded, but no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from sdjax.core.config import errors_at
+from sdjax.core.errors import UserError
+from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.decoder import Decoder
+from sdjax.evaluation.prompts import PromptedProblem, build_prompts
+from sdjax.evaluation.task import Task, read_problems
+from sdjax.evaluation.tasks.registry import find_task
+from sdjax.io.hf_checkpoint import ModelReader, load_config
+from sdjax.io.model_paths import locate, model_folder
+from sdjax.io.peft import read_adapter
+from sdjax.io.tokenizer import Tokenizer, load_tokenizer
+from sdjax.io.training_programs import read_training_identities
+from sdjax.merging.scope import select_paths
+from sdjax.models.config import ModelConfig
+from sdjax.models.lora import Adapter
+from sdjax.models.params import ParamSpec, param_specs
+from sdjax.models.tree import flatten
+from sdjax.programs.signature import model_signature
+from sdjax.sandbox.signature import MergeSignature
+from sdjax.search.config import ExpertConfig, RunConfig, prompt_template
+from sdjax.search.grids import check_methods
+from sdjax.search.types import DEVELOPMENT, MAIN, TEST, TRANSFER
+from sdjax.training.warmstart import signature_digest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RunPlan:
+    """The parts of a run that need no weights.
+
+    Attributes:
+        config: the run's config.
+        model: architecture of the seed and the experts.
+        tokenizer: the seed's tokenizer.
+        mesh: devices of the run; None on a single device.
+        paths: paths of the tensors in scope.
+        task: the task that models are scored on.
+        problems: for each split, the problems with their prompts.
+        generator_decoder: decoder that samples programs.
+        eval_decoder: decoder that solves problems.
+        signature: merge signature that programs are verified against.
+        prompt: the generator's prompt.
+        initial_adapter: adapter of the first generator, if the config specifies one.
+        training_identities: first 64 bits of the identities of the programs that the first
+            generator was trained on, sorted; None if its folder does not list them.
+    """
+
+    config: RunConfig
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh | None
+    paths: tuple[str, ...]
+    task: Task
+    problems: Mapping[str, Sequence[PromptedProblem]]
+    generator_decoder: Decoder
+    eval_decoder: Decoder
+    signature: MergeSignature
+    prompt: str
+    initial_adapter: Adapter | None
+    training_identities: np.ndarray | None
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, ExpertConfig]]:
+        """The experts of each setting: those of the search, and those of the transfer if any."""
+        return settings_of(self.config)
+
+
+def settings_of(config: RunConfig) -> dict[str, Mapping[str, ExpertConfig]]:
+    """Return the experts of each setting of a run."""
+    experts: dict[str, Mapping[str, ExpertConfig]] = {MAIN: config.experts}
+    return experts | ({TRANSFER: config.transfer} if config.transfer else {})
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """Check everything that a config refers to, without loading weights or computing.
+
+    Raises:
+        UserError: an unknown method or hyperparameter, a missing model, a damaged file, tensors of
+            an expert that do not match the seed's, a generator for another model or of another
+            rank, unusable problems or prompts, or a mesh that does not match the devices. The
+            message starts with the place of the config's key.
+    """
+    check_methods(config)
+    task = _load_task(config)
+    with errors_at(config, "mesh"):
+        mesh = config.mesh.make(default_axis="tensor")
+    with errors_at(config, "seed"):
+        folder = locate(config.seed)[0]
+        model = load_config(folder)
+        tokenizer = load_tokenizer(folder)
+    specs = param_specs(model)
+    with errors_at(config, "scope"):
+        paths = select_paths(specs, config.scope)
+    _check_models(config, specs, paths)
+    signature = model_signature(model, config.slots, config.scope, config.sandbox)
+    with errors_at(config, "generator"):
+        generator = None if config.generator is None else model_folder(config.generator)
+        initial_adapter = (
+            None if generator is None else _read_generator(config, generator, model, folder)
+        )
+    with errors_at(config, "generation.decoding"):
+        generator_decoder = _build_decoder(model, tokenizer, config.generation.decoding, mesh)
+    with errors_at(config, "evaluation"):
+        eval_decoder = _build_decoder(model, tokenizer, config.evaluation, mesh)
+    return RunPlan(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        paths=tuple(paths),
+        task=task,
+        problems={
+            split: _load_problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
+        },
+        generator_decoder=generator_decoder,
+        eval_decoder=eval_decoder,
+        signature=signature,
+        prompt=_generator_prompt(config, tokenizer),
+        initial_adapter=initial_adapter,
+        training_identities=read_training_identities(
+            generator or folder, signature_digest(signature)
+        ),
+    )
+
+
+def _check_models(
+    config: RunConfig, seed_specs: Mapping[str, ParamSpec], paths: Sequence[str]
+) -> None:
+    """Check the headers of all files of weights before any of them is read."""
+    with errors_at(config, "seed"):
+        _open_model(config.seed).check_shapes()
+    sections = {"experts": config.experts, "transfer": config.transfer}
+    for section, experts in sections.items():
+        for slot, expert in experts.items():
+            with errors_at(config, f"{section}.{slot}.model"):
+                reader = _open_model(expert.model)
+                _check_expert(expert.model, reader.specs, seed_specs, paths)
+                reader.check_shapes(paths)
+
+
+def _open_model(name: str) -> ModelReader:
+    folder, adapter = locate(name)
+    return ModelReader(folder, adapter=adapter)
+
+
+def _check_expert(
+    name: str,
+    specs: Mapping[str, ParamSpec],
+    seed_specs: Mapping[str, ParamSpec],
+    paths: Sequence[str],
+) -> None:
+    for path in paths:
+        if path not in specs:
+            raise UserError(
+                f"{name}: tensor {path} of the seed is missing; experts must be fine-tunes of the "
+                "seed"
+            )
+        if specs[path].shape != seed_specs[path].shape:
+            raise UserError(
+                f"{name}: tensor {path} has shape {specs[path].shape}, not "
+                f"{seed_specs[path].shape} as in the seed; experts must be fine-tunes of the seed"
+            )
+
+
+def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
+    """Return the generator's prompt, which must fit into its decoder."""
+    prompt = prompt_template(config).render(
+        slots=config.slots,
+        descriptions={slot: expert.description for slot, expert in config.experts.items()},
+        chat=tokenizer.as_prompt,
+    )
+    length = len(tokenizer.encode_prompt(prompt))
+    largest = config.generation.decoding.buckets[-1]
+    with errors_at(config, "generation.decoding.buckets"):
+        if length > largest:
+            raise UserError(
+                f"the prompt {config.generation.prompt!r} has {length} tokens, but the largest bucket is {largest}; "
+                f"add a bucket of at least {length}"
+            )
+    return prompt
+
+
+def _load_task(config: RunConfig) -> Task:
+    with errors_at(config, "task.name"):
+        return find_task(
+            config.task.name,
+            data=config.task.data,
+            shots=config.task.shots,
+            development=config.task.development,
+            test=config.task.test,
+            allow_missing=config.sandbox.allow_missing,
+        )
+
+
+def _load_problems(
+    task: Task, split: str, config: RunConfig, tokenizer: Tokenizer
+) -> Sequence[PromptedProblem]:
+    """Return the problems of a split with their prompts, which are the same for every model."""
+    with errors_at(config, "task"):
+        problems = build_prompts(
+            task, read_problems(task, split), tokenizer, chat=config.task.prompt == "chat"
+        )
+        if not problems:
+            raise UserError(
+                f"task {task.name}: no {split} problems; check task.development and task.test"
+            )
+        largest = config.evaluation.buckets[-1]
+        if all(len(problem.tokens) > largest for problem in problems):
+            raise UserError(
+                f"task {task.name}: every {split} prompt exceeds the largest bucket in "
+                f"evaluation.buckets, {largest}; add a larger bucket"
+            )
+    return problems
+
+
+def _read_generator(config: RunConfig, folder: Path, model: ModelConfig, seed: Path) -> Adapter:
+    adapter, training = read_adapter(folder, model, model=seed), config.training
+    ranks = {leaf.shape[0] for path, leaf in flatten(adapter.factors).items() if path[-2:] == "/a"}
+    rank = min(ranks)
+    alpha = adapter.scale * rank
+    if len(ranks) > 1 or (rank, alpha) != (training.rank, training.alpha):
+        raise UserError(
+            f"{folder}: has rank {rank} and alpha {alpha:g}, but training.rank is {training.rank} "
+            f"and training.alpha is {training.alpha:g}; make them equal"
+        )
+    return adapter
+
+
+def _build_decoder(
+    model: ModelConfig, tokenizer: Tokenizer, config: DecoderConfig, mesh: Mesh | None
+) -> Decoder:
+    length = config.buckets[-1] + config.max_new_tokens
+    if length > model.max_seq_len:
+        raise UserError(
+            f"the largest bucket plus max_new_tokens is {length} tokens, but the model's "
+            f"maximum sequence length is {model.max_seq_len}; lower one of them"
+        )
+    return Decoder(model, config, tokenizer=tokenizer, mesh=mesh)
