@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from sdjax.io.lock import lock_folder
 
 DATABASE_FILE = "run.sqlite"
 LOCK_FILE = "run.lock"
-VERSION = 3  # schema version; sdjax 0.1 used 2
+VERSION = 4  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
+OLDEST_VERSION = 3
 
 
 class Database:
@@ -34,17 +35,20 @@ class Database:
         """Wrap an open connection; call `create`, `open` or `mirror` instead."""
         self.folder = folder
         self.path = folder / DATABASE_FILE
+        self.version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         self._connection = connection
         self._lock = lock
 
     @classmethod
-    def create(cls, folder: Path, schema: str, first: tuple[str, tuple[Any, ...]]) -> Database:
+    def create(
+        cls, folder: Path, schema: str, rows: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> Database:
         """Create the folder's database and open it for writing.
 
         Args:
             folder: the run folder.
             schema: CREATE statements.
-            first: INSERT statement and values of the first row.
+            rows: INSERT statement and values of each row to start with.
 
         Raises:
             UserError: the folder already contains a run, or cannot be written.
@@ -61,14 +65,19 @@ class Database:
                     f"{folder}: already contains a run ({DATABASE_FILE}); "
                     f"choose another --out or resume it with --resume {folder}"
                 )
-            _create_file(path, schema, first)
+            _create_file(path, schema, rows)
             database = cls(folder, _connect(path, write=True), lock)
             stack.pop_all()
         return database
 
     @classmethod
-    def open(cls, folder: Path, *, write: bool) -> Database:
+    def open(cls, folder: Path, *, write: bool, migrations: Mapping[int, str]) -> Database:
         """Open a run's database.
+
+        Args:
+            folder: the run folder.
+            write: whether to open it for writing, which also updates its schema.
+            migrations: statements that lead from one version of the schema to the next.
 
         Raises:
             UserError: the database is missing, damaged or of another version, or another process
@@ -86,7 +95,11 @@ class Database:
                     with storage_errors(folder):
                         lock = lock_folder(folder, LOCK_FILE)
                     stack.callback(lock.release)
-                database = cls(folder, _connect(path, write=write), lock)
+                connection = _connect(path, write=write)
+                stack.callback(connection.close)
+                if write:
+                    _migrate(connection, migrations)
+                database = cls(folder, connection, lock)
             except (sqlite3.DatabaseError, OSError) as error:
                 if write and (reason := storage_reason(error)):
                     raise TransientError(f"{path}: {reason} and use --resume again") from error
@@ -207,7 +220,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, write: bool) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA busy_timeout = 10000")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version < VERSION:
+    if version < OLDEST_VERSION:
         raise UserError(
             f"{path}: written by sdjax 0.1, which this version cannot read; use sdjax 0.1 for this "
             "run, or start over with another --out"

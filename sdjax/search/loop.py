@@ -43,7 +43,9 @@ GENERATORS_FOLDER = "generators"
 logger = logging.getLogger(__name__)
 
 
-def run_search(config: RunConfig | str | Path, folder: str | Path) -> None:
+def run_search(
+    config: RunConfig | str | Path, folder: str | Path, *, accept_versions: bool = False
+) -> None:
     """Start a search run in a folder, or resume the run that the folder contains.
 
     The folder will contain the store `run.sqlite`, the generators' checkpoints, and the generator
@@ -54,9 +56,12 @@ def run_search(config: RunConfig | str | Path, folder: str | Path) -> None:
     Progress is logged, one line per iteration.
 
     Args:
-        config: config of the run, or the path or shipped name of a YAML file; to resume a run, it
-            must equal the run's config.
+        config: config of the run, or the path or shipped name of a YAML file. To resume a run, it
+            must equal the run's config except for the keys that extend a run, such as `iterations`
+            (see `sdjax.search.extension`).
         folder: the run folder; created if it does not exist.
+        accept_versions: resume a run although versions of packages, weights or data differ from
+            those that it was started with.
 
     Raises:
         UserError: a problem that the user can fix, such as a missing model; results are kept.
@@ -75,7 +80,7 @@ def run_search(config: RunConfig | str | Path, folder: str | Path) -> None:
     config = read_prompt(config)
     folder = Path(folder)
     context = build_context(config)
-    with open_store(config, folder) as store:
+    with open_store(context, folder, accept_versions=accept_versions) as store:
         _save_settings(context, store)
         with GeneratorCheckpoints(folder / GENERATORS_FOLDER) as checkpoints:
             with _timed(store, 0, "baselines"):
@@ -115,13 +120,16 @@ def run_iteration(
                 temperature=temperature,
             )
         )
+    count = config.generation.samples
+    if (iteration, "generate") in store.phases():  # before the number of samples was raised
+        count = len(store.sample_numbers(iteration))
     with _timed(store, iteration, "generate"):
         generate(
             context,
             store,
             adapter,
             iteration=iteration,
-            count=config.generation.samples,
+            count=count,
             temperature=temperature,
         )
     with _timed(store, iteration, "admit"):
@@ -238,10 +246,9 @@ def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str
 
 def _save_settings(context: RunContext, store: Store) -> None:
     config = context.config
-    if store.select(Setting):
-        return
-    for name, experts in {MAIN: config.experts, TRANSFER: config.transfer}.items():
-        if experts:
+    saved = store.by_key(Setting)
+    for name, experts in context.settings.items():
+        if name not in saved:
             store.save_setting(
                 Setting(
                     name=name,

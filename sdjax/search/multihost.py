@@ -7,32 +7,44 @@ decisions. Only the main process has a sandbox; it broadcasts the verdicts.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import jax
 
+from sdjax.core.versions import current_versions
 from sdjax.isolation.confine import require_layers
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.context import RunContext
 from sdjax.search.database import DATABASE_FILE
+from sdjax.search.provenance import run_inputs
+from sdjax.search.resume import resume_store
 from sdjax.search.store import Store
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 
-def open_store(config: RunConfig, folder: Path) -> Store:
-    """Create the store of a new run, or open that of an existing run with the same config."""
+def open_store(context: RunContext, folder: Path, *, accept_versions: bool = False) -> Store:
+    """Create the store of a new run, or open that of an existing run to resume it.
+
+    Args:
+        context: the loaded run.
+        folder: the run folder.
+        accept_versions: resume an existing run although versions or inputs differ.
+
+    Raises:
+        UserError: the existing run cannot be resumed with this config, or with these versions and
+            inputs unless they are accepted.
+    """
+    inputs = run_inputs(context)  # on every process, since weights are distributed
     if jax.process_count() == 1:
-        return _open_file(config, folder)
+        return _open_file(context.config, inputs, folder, accept_versions)
     if not is_main_process():
         return Store.mirror(folder, broadcast_from_main(bytes))
-    store = _open_file(config, folder)
+    store = _open_file(context.config, inputs, folder, accept_versions)
     broadcast_from_main(store.content)
     return store
 
@@ -84,15 +96,22 @@ def judge_all(
         yield index, local or Verdict.from_dict(data), tuple(layers)
 
 
-def _open_file(config: RunConfig, folder: Path) -> Store:
+def _open_file(
+    config: RunConfig, inputs: Mapping[str, str], folder: Path, accept_versions: bool
+) -> Store:
     if (folder / DATABASE_FILE).exists():
         store = Store.open(folder, write=True)
-        store.check_config(config.to_json())
+        try:
+            resume_store(store, config, inputs, accept_versions=accept_versions)
+        except BaseException:
+            store.close()
+            raise
         return store
-    versions = {
-        name: importlib.metadata.version(name) for name in ("sdjax", "jax", "flax", "optax")
-    }
-    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-    versions |= {"python": platform.python_version(), "devices": devices}
     layers = require_layers(config.sandbox.allow_missing)
-    return Store.create(folder, config=config.to_json(), versions=versions, layers=layers)
+    return Store.create(
+        folder,
+        config=config.to_json(),
+        versions=current_versions(),
+        layers=layers,
+        inputs=inputs,
+    )

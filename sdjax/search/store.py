@@ -14,25 +14,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flax.traverse_util import flatten_dict
-
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
 from sdjax.search.database import Database, now
-from sdjax.search.tables import TABLES
+from sdjax.search.tables import TABLES, migrations
 from sdjax.search.types import (
     MAIN,
     NO_PROGRAM,
     NOT_JUDGED,
     SEARCH,
     Application,
+    Change,
     Evaluation,
     JudgedSample,
     Lineage,
     Phase,
     Program,
     Prompt,
+    RunInput,
     RunRecord,
     Sample,
     Setting,
@@ -61,8 +61,16 @@ class Store:
         config: Mapping[str, Any],
         versions: Mapping[str, str],
         layers: Sequence[str],
+        inputs: Mapping[str, str] | None = None,
     ) -> Store:
         """Create the store of a new run in a folder.
+
+        Args:
+            folder: the run folder.
+            config: the `RunConfig`, as JSON-compatible data.
+            versions: see `sdjax.core.versions`.
+            layers: active confinement layers of the sandbox.
+            inputs: fingerprint by name of input; see `sdjax.search.provenance`.
 
         Raises:
             UserError: the folder already contains a run or cannot be written.
@@ -75,8 +83,9 @@ class Store:
             started_at=now(),
         )
         schema = "\n".join(table.schema() for table in TABLES.values())
-        table = TABLES[RunRecord]
-        return cls(Database.create(Path(folder), schema, (table.insert, table.encode(run))))
+        records = [run, *(RunInput(name=n, fingerprint=f) for n, f in (inputs or {}).items())]
+        rows = [(TABLES[type(r)].insert, TABLES[type(r)].encode(r)) for r in records]
+        return cls(Database.create(Path(folder), schema, rows))
 
     @classmethod
     def open(cls, folder: Path, *, write: bool = False) -> Store:
@@ -86,7 +95,7 @@ class Store:
             UserError: the run is missing, damaged or of another version, or another process is
                 writing to it (only with `write`).
         """
-        return cls(Database.open(Path(folder), write=write))
+        return cls(Database.open(Path(folder), write=write, migrations=migrations()))
 
     @classmethod
     def mirror(cls, folder: Path, content: bytes) -> Store:
@@ -128,6 +137,8 @@ class Store:
     def select(self, record: type[T], **where: Any) -> tuple[T, ...]:
         """Return the records of a class whose columns equal `where`, in `Table.order`."""
         table = TABLES[record]
+        if table.since > self._database.version:
+            return ()
         return tuple(table.decode(row) for row in self._database.read(*table.select(**where)))
 
     def by_key(self, record: type[T], **where: Any) -> dict[str, T]:
@@ -146,24 +157,42 @@ class Store:
             )
         return runs[0]
 
-    def check_config(self, config: Mapping[str, Any]) -> None:
-        """Raise UserError with the first different key if `config` is not the run's config."""
-        stored = self.run()
-        if config_fingerprint(config) == stored.fingerprint:
-            return
-        new = flatten_dict(json.loads(json.dumps(config, default=str)), sep=".")
-        old = flatten_dict(dict(stored.config), sep=".")
-        for key in sorted(new.keys() | old.keys()):
-            if new.get(key) != old.get(key):
-                raise UserError(
-                    f"{self.folder}: contains a run with {key} = {old.get(key)!r}, not "
-                    f"{new.get(key)!r}; resume it with its own config, or choose another --out"
-                )
+    def amend(
+        self,
+        *,
+        config: Mapping[str, Any],
+        versions: Mapping[str, str],
+        inputs: Iterable[RunInput],
+        changes: Iterable[Change] = (),
+    ) -> None:
+        """Update the run's config, versions and inputs, and record the changes, in one commit.
+
+        A run whose config has changed is unfinished.
+        """
+        run = self.run()
+        fingerprint = config_fingerprint(config)
+        run = dataclasses.replace(
+            run,
+            config=config,
+            fingerprint=fingerprint,
+            versions=versions,
+            finished_at=run.finished_at if fingerprint == run.fingerprint else None,
+        )
+        table = TABLES[RunRecord]
+        assignments = ", ".join(f"{column.name} = ?" for column in table.columns)
+        changed_at = now()
+        with self._database.transaction() as connection:
+            connection.execute(f"UPDATE run SET {assignments}", table.encode(run))
+            for record in (
+                *inputs,
+                *(dataclasses.replace(change, changed_at=changed_at) for change in changes),
+            ):
+                connection.execute(TABLES[type(record)].insert, TABLES[type(record)].encode(record))
 
     def finish(self) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished, unless it is."""
         with self._database.transaction() as connection:
-            connection.execute("UPDATE run SET finished_at = ?", (now(),))
+            connection.execute("UPDATE run SET finished_at = ? WHERE finished_at IS NULL", (now(),))
 
     def save_setting(self, setting: Setting) -> None:
         """Save a setting. Raises ValueError if a different one has the same name."""

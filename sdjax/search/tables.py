@@ -20,6 +20,7 @@ import numpy as np
 
 from sdjax.search.types import (
     Application,
+    Change,
     Checkpoint,
     Entry,
     Evaluation,
@@ -27,6 +28,7 @@ from sdjax.search.types import (
     Phase,
     Program,
     Prompt,
+    RunInput,
     RunRecord,
     Sample,
     Setting,
@@ -97,6 +99,7 @@ class Table(Generic[T]):
         on_conflict: what saving a row with an existing key does: "fail", "ignore" or "update".
         references: foreign keys, as a mapping from column to "table(column)".
         constraints: additional SQL constraints.
+        since: first version of the database that has the table.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Table(Generic[T]):
     on_conflict: str = "fail"
     references: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constraints: tuple[str, ...] = ()
+    since: int = 3
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
@@ -193,6 +197,8 @@ TABLES: dict[type, Table[Any]] = {
     table.record: table
     for table in (
         Table(name="run", record=RunRecord),
+        Table(name="input", record=RunInput, key=("name",), on_conflict="update", since=4),
+        Table(name="change", record=Change, since=4),
         Table(name="setting", record=Setting, key=("name",), on_conflict="ignore"),
         Table(
             name="checkpoint",
@@ -269,3 +275,11 @@ TABLES: dict[type, Table[Any]] = {
         ),
     )
 }
+
+
+def migrations() -> dict[int, str]:
+    """Return the statements that add the newer tables to a database, by its version."""
+    return {
+        version: "\n".join(t.schema() for t in TABLES.values() if t.since == version + 1)
+        for version in sorted({t.since - 1 for t in TABLES.values()})[1:]
+    }

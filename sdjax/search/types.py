@@ -46,7 +46,7 @@ class RunRecord:
 
     Attributes:
         config: the `RunConfig`, as JSON-compatible data.
-        fingerprint: hash of `config`; it must be the same when the run is resumed.
+        fingerprint: hash of `config`.
         versions: package versions by package name.
         layers: active confinement layers of the sandbox.
         started_at: ISO 8601 timestamp in UTC.
@@ -59,6 +59,33 @@ class RunRecord:
     layers: tuple[str, ...]
     started_at: str
     finished_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInput:
+    """An input of the run, such as the weights of an expert, and the fingerprint of its content."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change of the run between two resumptions.
+
+    Attributes:
+        kind: "config", "version" or "input".
+        key: key of the config, name of a package, "python", "devices", or name of an input.
+        old: value or fingerprint before; "unknown" if it was not recorded.
+        new: value or fingerprint afterwards.
+        changed_at: ISO 8601 timestamp in UTC; empty until the change is stored.
+    """
+
+    kind: str
+    key: str
+    old: str
+    new: str
+    changed_at: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
