@@ -27,18 +27,33 @@ overrides_option = click.option(
     epilog=examples(
         "sdjax run configs/demo.yaml --out runs/first --set rng_seed=1",
         "sdjax run --resume runs/first",
+        "sdjax run --resume runs/first --set iterations=5",
     )
 )
 @click.argument("config", required=False)
 @click.option("--out", type=FOLDER_PATH, help="Folder of the new run.")
-@click.option("--resume", type=FOLDER_PATH, help="Resume the run in this folder.")
+@click.option(
+    "--resume",
+    type=FOLDER_PATH,
+    help="Resume the run in this folder; --set extends it, such as by more iterations.",
+)
 @overrides_option
+@click.option(
+    "--accept-versions",
+    is_flag=True,
+    help="Resume although versions of packages, weights or data differ; the run records it.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Check the run and announce it, but compute and write nothing."
+)
 @allow_missing_option
 def run(
     config: str | None,
     out: Path | None,
     resume: Path | None,
     overrides: tuple[str, ...],
+    accept_versions: bool,
+    dry_run: bool,
     allow_missing: tuple[str, ...],
 ) -> None:
     """Search for merge algorithms.
@@ -47,50 +62,64 @@ def run(
     """
     overrides += allow_missing_override(allow_missing)
     if resume is not None:
-        if config or out or overrides:
+        if config or out:
             raise UserError(
-                "--resume takes only a folder; a resumed run keeps its config, so remove CONFIG, "
-                "--out and --set"
+                "--resume takes the run's own config and folder: remove CONFIG and --out"
             )
-        resume_run(resume)
-    elif config is None or out is None:
+        resume_run(resume, overrides, accept_versions=accept_versions, dry_run=dry_run)
+        return
+    if accept_versions:
+        raise UserError("--accept-versions requires --resume DIR")
+    if config is None or (out is None and not dry_run):
         raise UserError("run requires CONFIG and --out DIR, or --resume DIR")
-    else:
-        start_run(config, out, overrides)
+    start_run(config, out, overrides, dry_run=dry_run)
 
 
-def start_run(config: str, out: Path, overrides: tuple[str, ...]) -> None:
-    """Start a run in a new folder."""
+def start_run(
+    config: str, out: Path | None, overrides: tuple[str, ...], *, dry_run: bool = False
+) -> None:
+    """Start a run in a new folder; a dry run needs none."""
     with _joined_processes(out):
+        from sdjax.search.announcement import check_new_folder
         from sdjax.search.config import read_config
-        from sdjax.search.database import is_unused
         from sdjax.sharding.multihost import is_main_process
 
         run_config = read_config(config, overrides)
-        if is_main_process() and out.exists() and not is_unused(out):
-            raise UserError(
-                f"{out}: not empty; choose another --out, or resume its run with --resume {out}"
-            )
+        if out is None or dry_run:
+            _announce(run_config, out, resume=False)
+            return
+        if is_main_process():
+            check_new_folder(out)
         _search(run_config, out)
 
 
-def resume_run(folder: Path) -> None:
-    """Resume the run in a folder."""
+def resume_run(
+    folder: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    accept_versions: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Resume the run in a folder, with changed keys of its config."""
     with _joined_processes(folder):
         from sdjax.search.multihost import stored_config
 
-        _search(stored_config(folder), folder)
+        config = stored_config(folder, overrides)
+        if dry_run:
+            _announce(config, folder, resume=True)
+        else:
+            _search(config, folder, accept_versions=accept_versions)
 
 
 @contextmanager
-def _joined_processes(folder: Path) -> Iterator[None]:
+def _joined_processes(folder: Path | None) -> Iterator[None]:
     """Join the processes of a distributed run and make them exit together."""
     from sdjax.sharding.multihost import exit_together, start_distributed
 
     def hint() -> str:
         from sdjax.search.database import DATABASE_FILE
 
-        started = (folder / DATABASE_FILE).exists()
+        started = folder is not None and (folder / DATABASE_FILE).exists()
         return f"resume with: sdjax run --resume {folder}" if started else "nothing was saved"
 
     if start_distributed():
@@ -99,10 +128,19 @@ def _joined_processes(folder: Path) -> Iterator[None]:
         yield
 
 
-def _search(config: RunConfig, folder: Path) -> None:
+def _announce(config: RunConfig, folder: Path | None, *, resume: bool) -> None:
+    from sdjax.search.announcement import dry_run
+    from sdjax.sharding.multihost import is_main_process
+
+    lines = dry_run(config, folder, resume=resume)
+    if is_main_process():
+        click.echo("\n".join(lines))
+
+
+def _search(config: RunConfig, folder: Path, *, accept_versions: bool = False) -> None:
     from sdjax.search.loop import run_search
     from sdjax.sharding.multihost import is_main_process
 
-    run_search(config, folder)
+    run_search(config, folder, accept_versions=accept_versions)
     if is_main_process():
         print_report(folder)

@@ -9,6 +9,7 @@ values that only later code can check.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -114,18 +115,24 @@ def read_dataclass(
     return _validate(cls, data, origin)
 
 
-def dataclass_from(cls: type[T], data: Mapping[str, Any], where: str) -> T:
+def dataclass_from(
+    cls: type[T], data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()
+) -> T:
     """Build a config from plain data, such as that of a stored run.
 
     Args:
         cls: the config class.
         data: JSON-compatible data.
         where: origin of the data in error messages.
+        overrides: assignments as in `read_dataclass`.
 
     Raises:
         UserError: an unknown or missing key, or an invalid value.
     """
-    return _validate(cls, data, ConfigOrigin(where))
+    origin, values = ConfigOrigin(where), copy.deepcopy(dict(data))
+    for override in overrides:
+        origin.add_option(_apply_override(values, override), f"--set {override}")
+    return _validate(cls, values, origin)
 
 
 @contextlib.contextmanager

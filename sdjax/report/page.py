@@ -26,7 +26,7 @@ from sdjax.report.plots import (
 )
 from sdjax.report.results import display_name, shown_metrics
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN, Checkpoint, Lineage, Setting
+from sdjax.search.types import MAIN, Change, Checkpoint, Lineage, RunInput, Setting
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -59,6 +59,8 @@ def render(store: Store) -> str:
         lineage=store.select(Lineage),
         phases=store.phases(),
         checkpoints=store.select(Checkpoint),
+        inputs=store.select(RunInput),
+        changes=store.select(Change),
         reasons=_reasons(report),
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
         display_name=display_name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdjax.core.progress import progress_bar
@@ -22,16 +22,27 @@ def expert_entry(slot: str) -> str:
     return f"expert:{slot}"
 
 
-def score_baselines(context: RunContext, store: Store) -> None:
-    """Score the seed, the experts and every grid point on the development problems."""
+def score_baselines(
+    context: RunContext, store: Store, *, on_scored: Callable[[], None] = lambda: None
+) -> None:
+    """Score the seed, the experts and every grid point on the development problems.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+        on_scored: called after each baseline that had no score yet.
+    """
     experts = [expert_entry(slot) for slot in context.config.slots]
     methods = grid_methods(context.config)
     kinds = {"seed": "seed"} | dict.fromkeys(experts, "expert") | dict.fromkeys(methods, "method")
-    with progress_bar("baselines", len(kinds)) as advance:
-        for name, kind in kinds.items():
-            store.save(Entry(name=name, kind=kind, detail=methods.get(name, {})))
+    missing = [name for name in kinds if not store.is_complete(name, DEVELOPMENT)]
+    done = len(kinds) - len(missing)
+    with progress_bar("baselines", len(kinds), completed=done) as advance:
+        for name in missing:
+            store.save(Entry(name=name, kind=kinds[name], detail=methods.get(name, {})))
             score_baseline(context, store, name, methods.get(name), DEVELOPMENT)
             advance()
+            on_scored()
 
 
 def score_baseline(

@@ -291,9 +291,9 @@ def prompt_template(config: RunConfig) -> prompts.Prompt:
         return prompts.Prompt(name=name, text=text)
 
 
-def config_from(data: Mapping[str, Any], where: str) -> RunConfig:
+def config_from(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Parse a config from JSON-compatible data; error messages start with `where`."""
-    return dataclass_from(RunConfig, data, where)
+    return dataclass_from(RunConfig, data, where, overrides)
 
 
 def method_entry(method: str, hyperparameters: Mapping[str, Any]) -> str:

@@ -108,12 +108,17 @@ class RunContext(RunPlan):
 
 
 def build_context(config: RunConfig) -> RunContext:
-    """Plan a run and load its weights.
+    """Plan a run and load its weights; see `plan_run` and `load_context`."""
+    return load_context(plan_run(config))
+
+
+def load_context(plan: RunPlan) -> RunContext:
+    """Load the weights of a planned run.
 
     Raises:
-        UserError: see `plan_run`, or weights that cannot be read or contain NaN.
+        UserError: weights that cannot be read or contain NaN.
     """
-    plan = plan_run(config)
+    config = plan.config
     _, seed = load_model(config.seed, mesh=plan.mesh)
     experts = {
         setting: [

@@ -7,6 +7,7 @@ if it had had the new value from the start.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,9 @@ EXTENSIONS: dict[str, _Extension] = {
 
 # Keys that change rounding only, as other devices do; changed with --accept-versions.
 ENVIRONMENT = ("mesh",)
+
+# Keys of models, which may have moved: their weights are compared, not their names.
+MODELS = re.compile(r"seed|experts\.(\w+)\.model")
 
 # Why the other keys, or all keys of a section, cannot change.
 REASONS: dict[str, str] = {
@@ -122,21 +126,31 @@ def check_samples(config: RunConfig, changes: Collection[Change], generated: int
 
 def _check_change(key: str, old: Any, new: Any, where: str) -> None:
     top = key.split(".")[0]
-    if top in ENVIRONMENT:
+    if top in ENVIRONMENT or MODELS.fullmatch(key):
         return
     extension = EXTENSIONS.get(key)
     if extension is not None and extension.allowed(old, new):
         return
     reason = REASONS[top] if extension is None else extension.condition
-    raise UserError(
-        f"{where}: contains a run with {key} = {_shown(old)}, which cannot become {_shown(new)}: "
-        f"{reason}; resume it without this change, or start a new run with another --out"
+    raise _refusal(key, json.dumps(old), json.dumps(new), reason, where)
+
+
+def check_moved_models(changes: Collection[Change], where: str) -> None:
+    """Raise UserError if a model has another name and other weights, and is not just moved."""
+    different = {change.key for change in changes if change.kind == "input"}
+    for change in changes:
+        match = MODELS.fullmatch(change.key) if change.kind == "config" else None
+        if match is not None and (match[1] or "seed") in different:
+            reason = f"it has other weights, and {REASONS[change.key.split('.')[0]]}"
+            raise _refusal(change.key, change.old, change.new, reason, where)
+
+
+def _refusal(key: str, old: str, new: str, reason: str, where: str) -> UserError:
+    old, new = (text if len(text) <= 60 else f"{text[:59]}…" for text in (old, new))
+    return UserError(
+        f"{where}: contains a run with {key} = {old}, which cannot become {new}: {reason}; "
+        "resume it without this change, or start a new run with another --out"
     )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _values(config: RunConfig) -> Iterator[tuple[str, Any]]:

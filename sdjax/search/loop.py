@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sdjax.core.progress import progress_bar
@@ -13,6 +10,7 @@ from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.io.peft import write_adapter
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.search.announcement import announce, announce_resumption
 from sdjax.search.baselines import (
     expert_entry,
     score_baseline,
@@ -20,9 +18,10 @@ from sdjax.search.baselines import (
     tuned_methods,
 )
 from sdjax.search.config import RunConfig, read_config, read_prompt
-from sdjax.search.context import RunContext, build_context
+from sdjax.search.context import RunContext, load_context
 from sdjax.search.grids import grid_methods
-from sdjax.search.multihost import open_sandbox, open_store
+from sdjax.search.multihost import main_process_layers, open_sandbox, open_store
+from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.phases import (
     choose_pairs,
     generate,
@@ -32,10 +31,11 @@ from sdjax.search.phases import (
     score_programs,
     scored_samples,
 )
+from sdjax.search.plan import plan_run
 from sdjax.search.ranking import best_method, complete_scores, ranked_programs
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN, TEST, TRANSFER, Checkpoint, Lineage, Setting
+from sdjax.search.types import TEST, Checkpoint, Lineage, Setting
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
@@ -53,7 +53,8 @@ def run_search(
     run that was killed and resumed is identical to that of an uninterrupted run. With several
     processes, every process must call this function with the same shared folder.
 
-    Progress is logged, one line per iteration.
+    Progress is logged: first the folder, the devices, the models and the amount of work, then the
+    phases (see `sdjax.core.progress`), the result of each iteration, and the time that is left.
 
     Args:
         config: config of the run, or the path or shipped name of a YAML file. To resume a run, it
@@ -79,18 +80,26 @@ def run_search(
         config = read_config(config)
     config = read_prompt(config)
     folder = Path(folder)
-    context = build_context(config)
+    plan = plan_run(config)
+    main_process_layers(config)
+    for line in announce(plan, folder):
+        logger.info("%s", line)
+    context = load_context(plan)
     with open_store(context, folder, accept_versions=accept_versions) as store:
+        for line in announce_resumption(store):
+            logger.info("%s", line)
         _save_settings(context, store)
+        clock = PhaseClock(context, store)
         with GeneratorCheckpoints(folder / GENERATORS_FOLDER) as checkpoints:
-            with _timed(store, 0, "baselines"):
-                score_baselines(context, store)
+            with clock.timed(0, "baselines"):
+                score_baselines(context, store, on_scored=clock.baseline_scored)
             logger.info("%s", _baseline_summary(context, store))
             with open_sandbox(context) as sandbox:
                 for iteration in range(1, config.iterations + 1):
-                    run_iteration(context, store, checkpoints, sandbox, iteration)
+                    run_iteration(context, store, checkpoints, sandbox, iteration, clock)
                     logger.info("%s", _iteration_summary(context, store, iteration))
-        with _timed(store, 0, "test"):
+                    clock.log_estimate()
+        with clock.timed(0, "test"):
             run_test(context, store)
         store.finish()
 
@@ -101,6 +110,7 @@ def run_iteration(
     checkpoints: GeneratorCheckpoints,
     sandbox: Sandbox | None,
     iteration: int,
+    clock: PhaseClock,
 ) -> None:
     """Run one iteration, up to saving the generator of the next iteration."""
     config = context.config
@@ -123,7 +133,7 @@ def run_iteration(
     count = config.generation.samples
     if (iteration, "generate") in store.phases():  # before the number of samples was raised
         count = len(store.sample_numbers(iteration))
-    with _timed(store, iteration, "generate"):
+    with clock.timed(iteration, "generate"):
         generate(
             context,
             store,
@@ -132,14 +142,14 @@ def run_iteration(
             count=count,
             temperature=temperature,
         )
-    with _timed(store, iteration, "admit"):
+    with clock.timed(iteration, "admit"):
         judge(context, store, sandbox, iteration=iteration)
-    with _timed(store, iteration, "score"):
+    with clock.timed(iteration, "score"):
         score_programs(context, store, iteration=iteration)
     pairs = choose_pairs(context, store, iteration=iteration)
     if not config.training.enabled:
         return
-    with _timed(store, iteration, "refine"):
+    with clock.timed(iteration, "refine"):
         # Without pairs there is nothing to train on, so the generator is unchanged.
         next_adapter = (
             refine(context, store, adapter, pairs, iteration=iteration) if pairs else adapter
@@ -202,25 +212,24 @@ def run_test(context: RunContext, store: Store) -> None:
     methods = grid_methods(config)
     experts = [expert_entry(slot) for slot in config.slots]
     baselines = ["seed", *experts, *tuned_methods(context, store)]
-    settings = [MAIN, *([TRANSFER] if config.transfer else [])]
-    with progress_bar("test", len(settings) * (len(baselines) + len(programs))) as advance:
-        for setting in settings:
-            for name in baselines:
+    settings = context.settings
+    entries: dict[str, str | None] = dict.fromkeys(baselines)
+    entries |= {program.name: program.identity for program in programs}
+    tasks = [
+        (name, setting)
+        for setting in settings
+        for name in entries
+        if not store.is_complete(name, TEST, setting)
+    ]
+    done = len(settings) * len(entries) - len(tasks)
+    with progress_bar("test", done + len(tasks), completed=done) as advance:
+        for name, setting in tasks:
+            identity = entries[name]
+            if identity is None:
                 score_baseline(context, store, name, methods.get(name), TEST, setting)
-                advance()
-            for program in programs:
-                assert program.identity is not None
-                score_program(context, store, program.identity, TEST, setting)
-                advance()
-
-
-@contextmanager
-def _timed(store: Store, iteration: int, phase: str) -> Iterator[None]:
-    """Save the duration of a phase, unless it is already saved."""
-    start = time.monotonic()
-    yield
-    if (iteration, phase) not in store.phases():
-        store.save_phase(iteration, phase, time.monotonic() - start)
+            else:
+                score_program(context, store, identity, TEST, setting)
+            advance()
 
 
 def _baseline_summary(context: RunContext, store: Store) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 
+from sdjax.core.config import errors_at
 from sdjax.core.versions import current_versions
 from sdjax.isolation.confine import require_layers
 from sdjax.sandbox.sandbox import Sandbox
@@ -49,14 +50,27 @@ def open_store(context: RunContext, folder: Path, *, accept_versions: bool = Fal
     return store
 
 
-def stored_config(folder: Path) -> RunConfig:
-    """Return the config of the run in a folder."""
+def stored_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the config of the run in a folder, with overrides such as "iterations=5"."""
 
     def read() -> bytes:
         with Store.open(folder) as store:
             return json.dumps(store.run().config).encode()
 
-    return config_from(json.loads(broadcast_from_main(read)), f"{folder}: its config")
+    stored = json.loads(broadcast_from_main(read))
+    return config_from(stored, f"{folder}: its config", overrides)
+
+
+def main_process_layers(config: RunConfig) -> tuple[str, ...]:
+    """Return the confinement layers of the sandbox, which only the main process has.
+
+    Raises:
+        UserError: a layer is missing on the main process, and the config does not allow that.
+    """
+    if not is_main_process():
+        return ()
+    with errors_at(config, "sandbox.allow_missing"):
+        return require_layers(config.sandbox.allow_missing)
 
 
 def open_sandbox(context: RunContext) -> AbstractContextManager[Sandbox | None]:
@@ -107,11 +121,10 @@ def _open_file(
             store.close()
             raise
         return store
-    layers = require_layers(config.sandbox.allow_missing)
     return Store.create(
         folder,
         config=config.to_json(),
         versions=current_versions(),
-        layers=layers,
+        layers=main_process_layers(config),
         inputs=inputs,
     )

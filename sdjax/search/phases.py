@@ -166,8 +166,10 @@ def score_programs(
         for sample in store.judged(iteration, purpose)
         if sample.novel and sample.identity is not None
     ]
-    with progress_bar(f"iteration {iteration}: score", len(identities)) as advance:
-        for identity in identities:
+    missing = [one for one in identities if not store.is_complete(program_entry(one), DEVELOPMENT)]
+    done = len(identities) - len(missing)
+    with progress_bar(f"iteration {iteration}: score", len(identities), completed=done) as advance:
+        for identity in missing:
             score_program(context, store, identity, DEVELOPMENT)
             advance()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sdjax.core.versions import current_versions
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.models.fingerprint import fingerprint, text_fingerprint
@@ -38,17 +37,20 @@ def run_inputs(context: RunContext) -> dict[str, str]:
 
 
 def version_changes(
-    old_versions: Mapping[str, str], old_inputs: Mapping[str, str], inputs: Mapping[str, str]
+    old_versions: Mapping[str, str],
+    versions: Mapping[str, str],
+    old_inputs: Mapping[str, str],
+    inputs: Mapping[str, str],
 ) -> list[Change]:
     """Return the differences between what a stored run was made with and this process.
 
     Args:
         old_versions: stored versions.
+        versions: versions of this process.
         old_inputs: stored fingerprints; empty for a run of sdjax 0.2, which did not store them.
         inputs: fingerprints of this process. One that the run did not have, such as that of new
             transfer experts, is not a difference.
     """
-    versions = current_versions()
     changes = [
         Change(kind="version", key=name, old=old_versions.get(name, UNKNOWN), new=version)
         for name, version in versions.items()

@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from sdjax.core.errors import UserError
 from sdjax.core.versions import current_versions
 from sdjax.search.config import RunConfig, config_from
-from sdjax.search.extension import check_samples, config_changes, needs_acceptance
+from sdjax.search.extension import (
+    check_moved_models,
+    check_samples,
+    config_changes,
+    needs_acceptance,
+)
 from sdjax.search.provenance import describe_changes, version_changes
 from sdjax.search.store import Store
 from sdjax.search.types import Change, RunInput
@@ -33,10 +38,11 @@ def resume_store(
         UserError: a change of the config that is not possible, or other versions or inputs that
             were not accepted.
     """
-    run = store.run()
+    versions = current_versions()
     changes = stored_config_changes(store, config)
     stored = {one.name: one.fingerprint for one in store.select(RunInput)}
-    changes += version_changes(run.versions, stored, inputs)
+    changes += version_changes(store.run().versions, versions, stored, inputs)
+    check_moved_models(changes, str(store.folder))
     if (different := [one for one in changes if needs_acceptance(one)]) and not accept_versions:
         raise UserError(
             f"{store.folder}: the run was started differently: {describe_changes(different)}; "
@@ -46,7 +52,7 @@ def resume_store(
     if changes or inputs.keys() - stored.keys():
         store.amend(
             config=config.to_json(),
-            versions=current_versions(),
+            versions=versions,
             inputs=[RunInput(name=name, fingerprint=value) for name, value in inputs.items()],
             changes=changes,
         )

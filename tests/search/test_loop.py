@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.core.versions import current_versions
 from sdjax.io.hf_checkpoint import load_model
+from sdjax.io.model_paths import model_folder
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.io.peft import read_adapter
 from sdjax.models.lora import merge_lora
 from sdjax.models.tree import flatten
+from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
-from sdjax.search import context, phases
-from sdjax.search.config import ExpertConfig
+from sdjax.search import context, multihost, phases, resume
+from sdjax.search.config import BaselinesConfig, ExpertConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
+from sdjax.search.provenance import run_inputs
 from sdjax.search.sampling import (
     SamplingOptions,
     generator_of_model,
@@ -32,7 +36,7 @@ from sdjax.search.sampling import (
     sample_programs,
 )
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, TEST, Checkpoint, Program, StoredPair
+from sdjax.search.types import DEVELOPMENT, TEST, Change, Checkpoint, Program, StoredPair
 
 
 def results(folder):
@@ -46,6 +50,12 @@ def results(folder):
             },
             "pairs": [store.select(StoredPair, iteration=iteration) for iteration in (1, 2)],
         }
+
+
+def with_expert(config, model):
+    """Return the config with another model in slot expert_1."""
+    expert = dataclasses.replace(config.experts["expert_1"], model=str(model))
+    return dataclasses.replace(config, experts={**config.experts, "expert_1": expert})
 
 
 @pytest.fixture(scope="module")
@@ -242,20 +252,105 @@ def test_signal_ends_a_run_with_one_line(small_config, tmp_path, number):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("sdjax: baselines: ")  # the iterations start
+        for line in process.stderr:
+            assert line.startswith("sdjax: ")
+            if line.startswith("sdjax: baselines: seed "):  # the iterations start
+                break
         process.send_signal(number)
         output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert error == f"sdjax: interrupted; resume with: sdjax run --resume {folder}\n"
+    assert error.splitlines()[-1] == f"sdjax: interrupted; resume with: sdjax run --resume {folder}"
+    assert all(line.startswith("sdjax: ") for line in error.splitlines())
     assert output == ""
     assert results(folder)["scores"]["seed", DEVELOPMENT]
 
 
-def test_resumed_run_needs_its_own_config(finished, small_config):
+def test_change_of_an_earlier_result_is_refused(finished, small_config):
+    before = results(finished)
     changed = dataclasses.replace(small_config, rng_seed=7)
-    with pytest.raises(UserError, match="rng_seed"):
+    with pytest.raises(UserError, match=r"rng_seed = 0, which cannot become 7: all random numbers"):
         run_search(changed, finished)
+    assert results(finished) == before
+
+
+def test_extended_run_equals_one_that_was_larger_from_the_start(finished, small_config, tmp_path):
+    """Extend a finished run of one iteration by a second one, and by another baseline."""
+    paper = {"task_arithmetic": {"weight": (0.2,)}}
+    smaller = dataclasses.replace(
+        small_config,
+        iterations=1,
+        baselines=BaselinesConfig(paper=paper),
+        test=dataclasses.replace(small_config.test, top_k=1),
+    )
+    folder = tmp_path / "run"
+    run_search(smaller, folder)
+    with Store.open(folder) as store:
+        assert store.run().finished_at is not None
+        tested = {one.entry for one in store.summaries(TEST)}
+    run_search(small_config, folder)
+    extended, whole = results(folder), results(finished)
+    for key in ("samples", "pairs"):
+        assert extended[key] == whole[key]
+    # The programs that were tested earlier keep their test scores.
+    for (entry, split), score in extended["scores"].items():
+        assert whole["scores"].get((entry, split), score) == score
+        assert (entry, split) in whole["scores"] or (split == TEST and entry in tested)
+    assert whole["scores"].keys() <= extended["scores"].keys()
+    with Store.open(folder) as store:
+        assert store.run().finished_at is not None
+        assert store.run().config["iterations"] == 2
+        changes = store.select(Change)
+        assert [(one.kind, one.key, one.old, one.new) for one in changes] == [
+            (
+                "config",
+                "baselines.paper",
+                '{"task_arithmetic": {"weight": [0.2]}}',
+                '{"task_arithmetic": {"weight": [0.2, 0.6]}}',
+            ),
+            ("config", "iterations", "1", "2"),
+            ("config", "test.top_k", "1", "2"),
+        ]
+        assert all(one.changed_at for one in changes)
+        assert "iterations" in render(store)
+
+
+def test_moved_model_is_the_same_and_another_one_is_not(finished, small_config, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = results(folder)
+    with pytest.raises(UserError, match=r"experts.expert_1.model = .*other weights"):
+        run_search(with_expert(small_config, "zoo:judge"), folder, accept_versions=True)
+    moved = shutil.copytree(model_folder("zoo:reader"), tmp_path / "moved")
+    run_search(with_expert(small_config, moved), folder)
+    assert results(folder) == before
+    with Store.open(folder) as store:
+        assert [one.key for one in store.select(Change)] == ["experts.expert_1.model"]
+
+
+def test_other_weights_and_versions_are_refused_unless_accepted(
+    finished, small_config, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = results(folder)
+    inputs = run_inputs(build_context(small_config))
+    fingerprints = {**inputs, "expert_1": "0" * 16}
+    monkeypatch.setattr(multihost, "run_inputs", lambda context: fingerprints)
+    newer = current_versions() | {"jax": "9.9.9"}
+    monkeypatch.setattr(resume, "current_versions", lambda: newer)
+    message = rf"jax \S+ -> 9.9.9; expert_1 {inputs['expert_1']} -> 0{{16}}; .*--accept-versions"
+    with pytest.raises(UserError, match=message) as caught:
+        run_search(small_config, folder)
+    assert "\n" not in str(caught.value)
+    run_search(small_config, folder, accept_versions=True)
+    assert results(folder) == before
+    with Store.open(folder) as store:
+        assert [(one.kind, one.key, one.new) for one in store.select(Change)] == [
+            ("version", "jax", "9.9.9"),
+            ("input", "expert_1", "0" * 16),
+        ]
+        assert "9.9.9" in render(store)
+    run_search(small_config, folder)  # accepted once and for all
 
 
 def test_generator_without_programs_raises_user_error_and_keeps_samples(small_config, tmp_path):
@@ -290,6 +385,7 @@ import dataclasses, json, sys
 from pathlib import Path
 from sdjax.search.config import config_from
 from sdjax.search.loop import run_search
+from sdjax.search.provenance import run_inputs
 from sdjax.search.store import Store
 config = config_from(json.loads(sys.argv[1]), "test")
 folder = Path(sys.argv[2])

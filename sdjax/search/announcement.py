@@ -1,0 +1,123 @@
+"""What a run is about to do, in a few lines, and the dry run that only announces it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from sdjax.core.errors import UserError
+from sdjax.search.config import RunConfig, read_prompt
+from sdjax.search.database import DATABASE_FILE, is_unused
+from sdjax.search.grids import grid_methods
+from sdjax.search.multihost import main_process_layers
+from sdjax.search.plan import RunPlan, plan_run
+from sdjax.search.resume import stored_config_changes
+from sdjax.search.store import Store
+from sdjax.search.types import DEVELOPMENT, TEST, Change
+
+
+def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
+    """Return lines about the folder, the devices, the models and the amount of work of a run."""
+    config = plan.config
+    where = "" if folder is None else f" in {folder}"
+    methods = len(grid_methods(config))
+    experts = [expert.model for expert in config.experts.values()]
+    transfer = [expert.model for expert in config.transfer.values()]
+    models = f"seed {config.seed}; {_count(len(experts), 'expert')}: {', '.join(experts)}"
+    if transfer:
+        models += f"; transfer to {', '.join(transfer)}"
+    samples = config.generation.samples
+    programs = _count(config.iterations * samples, "program")
+    iterations = _count(config.iterations, "iteration")
+    problems = {split: len(plan.problems[split]) for split in (DEVELOPMENT, TEST)}
+    test_models = 1 + len(experts) + tuned_method_count(config)
+    return [
+        f"run {config.name}{where}, on {_describe_devices()}",
+        models,
+        f"search: {programs} ({iterations} of {samples:,}) and "
+        f"{_count(1 + len(experts) + methods, 'baseline')} on "
+        f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
+        f"test: the best {_count(config.test.top_k, 'program')} and at most "
+        f"{_count(test_models, 'baseline')} on {_count(problems[TEST], 'problem')}"
+        f"{', with the experts of the search and of the transfer' if transfer else ''}",
+    ]
+
+
+def announce_resumption(store: Store) -> list[str]:
+    """Return a line about the results that a run has already; none for a new run."""
+    samples = store.judged()
+    scored = sum(summary.complete for summary in store.summaries(DEVELOPMENT))
+    if not samples and not scored:
+        return []
+    return [
+        f"resuming with {_count(len(samples), 'sampled program')} and "
+        f"{_count(scored, 'scored model')}"
+    ]
+
+
+def tuned_method_count(config: RunConfig) -> int:
+    """Return the number of methods and grids, each of which has at most one tuned method."""
+    return sum(len(grid) for grid in (config.baselines.paper, config.baselines.fine))
+
+
+def dry_run(config: RunConfig, folder: Path | None, *, resume: bool) -> list[str]:
+    """Check everything that can be checked without computing; write nothing.
+
+    Args:
+        config: config of the run.
+        folder: the run folder, if it is known.
+        resume: whether the folder contains the run.
+
+    Returns:
+        the announcement of the run.
+
+    Raises:
+        UserError: see `plan_run`; a missing layer of the sandbox; a folder that cannot be used; or
+            a config that the run cannot be resumed with.
+    """
+    config = read_prompt(config)
+    changes: Sequence[Change] = ()
+    if folder is not None and not resume:
+        check_new_folder(folder)
+    plan = plan_run(config)
+    layers = main_process_layers(config)
+    lines = announce(plan, folder)
+    if folder is not None and resume:
+        with Store.open(folder) as store:
+            changes = stored_config_changes(store, config)
+            lines += announce_resumption(store)
+    lines += [f"change of {change.key}: {change.old} -> {change.new}" for change in changes]
+    lines.append(f"sandbox: {', '.join(layers)}")
+    lines.append(
+        "dry run: the config, models, task, prompts and sandbox are usable; nothing written"
+    )
+    return lines
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise UserError if the folder of a new run cannot be used."""
+    if (folder / DATABASE_FILE).exists():
+        raise UserError(
+            f"{folder}: not empty; choose another --out, or resume its run with --resume {folder}"
+        )
+    if folder.is_dir() and not is_unused(folder):
+        raise UserError(f"{folder}: not empty, and not a run; choose another --out")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder}: {existing} is not a folder; choose another --out")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{folder}: {existing} cannot be written; choose another --out")
+
+
+def _describe_devices() -> str:
+    device = jax.devices()[0]
+    kind = "" if device.device_kind.lower() == device.platform else f" ({device.device_kind})"
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{_count(jax.device_count(), f'{device.platform} device')}{kind}{hosts}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
