@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sdjax.core.progress import format_duration
 from sdjax.search.announcement import tuned_method_count
-from sdjax.search.context import RunContext
 from sdjax.search.grids import grid_methods
+from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, NOT_JUDGED, TEST, Checkpoint, program_entry
@@ -37,9 +37,9 @@ class WorkLeft:
     test: int
 
 
-def work_left(context: RunContext, store: Store) -> WorkLeft:
+def work_left(plan: RunPlan, store: Store) -> WorkLeft:
     """Return the work that a run has left."""
-    config = context.config
+    config = plan.config
     scores = complete_scores(store, config.task.metric)
     baselines = 1 + len(config.slots) + len(grid_methods(config))
     judged = store.judged()
@@ -64,15 +64,15 @@ def work_left(context: RunContext, store: Store) -> WorkLeft:
         admit=to_judge,
         score=unscored + novel_share * to_judge,
         refine=max(0, config.iterations - trained),
-        test=max(0, per_setting * len(context.settings) - tested),
+        test=max(0, per_setting * len(plan.settings) - tested),
     )
 
 
-def describe_time_left(context: RunContext, store: Store, rates: dict[str, float]) -> str | None:
+def describe_time_left(plan: RunPlan, store: Store, rates: dict[str, float]) -> str | None:
     """Return a sentence such as "about 2 min 40 s left".
 
     Args:
-        context: the loaded run.
+        plan: the run's plan.
         store: the run's store.
         rates: seconds per unit of the measured phases; see `WorkLeft` for their units.
 
@@ -83,12 +83,12 @@ def describe_time_left(context: RunContext, store: Store, rates: dict[str, float
     model = rates.get("score", rates.get("baselines"))
     if model is None:
         return None
-    problems = context.problems
+    problems = plan.problems
     longer = len(problems[TEST]) / len(problems[DEVELOPMENT])
-    rates = {"baselines": model, "score": model, "test": longer * model} | rates
-    left = vars(work_left(context, store))
-    seconds = sum(count * rates[phase] for phase, count in left.items() if phase in rates)
-    missing = [name for phase, name in _NAMES.items() if left[phase] and phase not in rates]
+    known = {"baselines": model, "score": model, "test": longer * model} | rates
+    left = vars(work_left(plan, store))
+    seconds = sum(count * known[phase] for phase, count in left.items() if phase in known)
+    missing = [name for phase, name in _NAMES.items() if left[phase] and phase not in known]
     bound = "at most" if left["score"] and "score" not in rates else "about"
     sentence = f"{bound} {format_duration(seconds)} left"
     if not missing:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sdjax.search.context import RunContext
 from sdjax.search.estimate import describe_time_left, units_done
+from sdjax.search.plan import RunPlan
 from sdjax.search.store import Store
 
 logger = logging.getLogger(__name__)
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 class PhaseClock:
     """Measures the phases of a run and logs estimates of the time that is left."""
 
-    def __init__(self, context: RunContext, store: Store) -> None:
+    def __init__(self, plan: RunPlan, store: Store) -> None:
         """Start without any measured rates: a resumed run may be on another machine."""
-        self._context = context
+        self._plan = plan
         self._store = store
         self._rates: dict[str, float] = {}
         self._baseline_times: list[float] = []
@@ -45,6 +45,6 @@ class PhaseClock:
 
     def log_estimate(self) -> None:
         """Log the time that is left, if a rate has been measured and there is work left."""
-        sentence = describe_time_left(self._context, self._store, self._rates)
+        sentence = describe_time_left(self._plan, self._store, self._rates)
         if sentence is not None:
             logger.info("%s", sentence)

@@ -11,10 +11,12 @@ from sdjax.search.extension import (
     ENVIRONMENT,
     EXTENSIONS,
     REASONS,
+    check_moved_models,
     check_samples,
     config_changes,
     needs_acceptance,
 )
+from sdjax.search.types import Change
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,17 @@ def test_mesh_needs_acceptance(demo):
     (change,) = changed(demo, "mesh.data=2")
     assert (change.key, change.old, change.new) == ("mesh.data", "null", "2")
     assert needs_acceptance(change)
+
+
+def test_moved_model_must_have_the_same_weights(demo):
+    changes = changed(demo, "seed=/moved/seed", "experts.expert_2.model=/moved/expert")
+    check_moved_models(changes, "runs/a")
+    other = Change(kind="input", key="expert_1", old="1", new="2")
+    check_moved_models([*changes, other], "runs/a")  # replaced in place, not renamed
+    for key, config_key in (("seed", "seed"), ("expert_2", "experts.expert_2.model")):
+        different = Change(kind="input", key=key, old="unknown", new="2")
+        with pytest.raises(UserError, match=f"{config_key} = .*it has other weights"):
+            check_moved_models([*changes, different], "runs/a")
 
 
 def test_more_samples_need_an_iteration_without_samples(demo):

@@ -314,6 +314,7 @@ def test_extended_run_equals_one_that_was_larger_from_the_start(finished, small_
         assert "iterations" in render(store)
 
 
+@pytest.mark.slow
 def test_moved_model_is_the_same_and_another_one_is_not(finished, small_config, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -327,6 +328,7 @@ def test_moved_model_is_the_same_and_another_one_is_not(finished, small_config, 
         assert [one.key for one in store.select(Change)] == ["experts.expert_1.model"]
 
 
+@pytest.mark.slow
 def test_other_weights_and_versions_are_refused_unless_accepted(
     finished, small_config, tmp_path, monkeypatch
 ):

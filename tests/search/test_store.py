@@ -16,10 +16,12 @@ from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
     Application,
+    Change,
     Checkpoint,
     Entry,
     Lineage,
     Program,
+    RunInput,
     Sample,
     ScoredSample,
     Setting,
@@ -247,11 +249,25 @@ def test_reader_cannot_write(tmp_path):
         store.finish()
 
 
-def test_different_config_error_names_the_key(tmp_path):
+def test_amended_run_is_unfinished_only_if_its_config_changed(tmp_path):
     with create(tmp_path) as store:
-        store.check_config(CONFIG)
-        with pytest.raises(UserError, match=r"generation\.samples = 4, not 5"):
-            store.check_config({"seed": "zoo:seed", "generation": {"samples": 5}})
+        store.finish()
+        finished_at = store.run().finished_at
+        inputs = [RunInput(name="seed", fingerprint="1")]
+        store.amend(config=CONFIG, versions={"jax": "0.12.0"}, inputs=inputs)
+        store.finish()
+        assert store.run().finished_at == finished_at
+        assert store.run().versions == {"jax": "0.12.0"}
+        change = Change(kind="config", key="generation.samples", old="4", new="5")
+        larger = CONFIG | {"generation": {"samples": 5}}
+        inputs = [RunInput(name="seed", fingerprint="2")]
+        store.amend(config=larger, versions={}, inputs=inputs, changes=[change])
+        run = store.run()
+        assert (run.finished_at, run.config) == (None, larger)
+        assert store.select(RunInput) == (RunInput(name="seed", fingerprint="2"),)
+        (stored,) = store.select(Change)
+        assert dataclasses.replace(stored, changed_at="") == change
+        assert stored.changed_at > run.started_at
 
 
 def test_missing_newer_or_foreign_database_raises_user_error(tmp_path):
@@ -259,9 +275,9 @@ def test_missing_newer_or_foreign_database_raises_user_error(tmp_path):
         Store.open(tmp_path)
     create(tmp_path).close()
     connection = sqlite3.connect(tmp_path / "run.sqlite")
-    connection.execute("PRAGMA user_version = 4")
+    connection.execute("PRAGMA user_version = 5")
     connection.close()
-    with pytest.raises(UserError, match="database version 4"):
+    with pytest.raises(UserError, match="database version 5"):
         Store.open(tmp_path)
     connection = sqlite3.connect(tmp_path / "run.sqlite")
     connection.execute("PRAGMA user_version = 2")

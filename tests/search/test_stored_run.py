@@ -1,10 +1,12 @@
 """Compatibility of a run made under the oldest supported JAX version with all others.
 
 `stored/jax-0.10.2/run.sqlite` is one iteration of 12 samples over the zoo (`small_config` with
-`iterations=1`), made under JAX 0.10.2.
+`iterations=1`), made under JAX 0.10.2 by sdjax 0.2, which recorded fewer versions and no inputs.
 """
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from sdjax.core.errors import UserError
 from sdjax.merging.recipe.from_algorithm import open_models
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
+from sdjax.search.resume import resume_store
 from sdjax.search.store import Store
-from sdjax.search.types import Program
+from sdjax.search.types import Change, Program, RunInput
 
 STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
 
@@ -62,3 +65,33 @@ def test_best_program_of_a_stored_run_can_be_merged(run, tmp_path):
     out = tmp_path / "merged"
     merge_discovered(run, 1, out)
     assert (out / "model.safetensors").stat().st_size > 1_000_000
+
+
+INPUTS = {"seed": "5eed", "expert_1": "e1"}
+
+
+def test_run_of_an_earlier_version_is_resumed_only_if_accepted(run):
+    with Store.open(run) as store:
+        assert store.select(RunInput) == store.select(Change) == ()
+        config = config_from(store.run().config, str(run))
+        samples = store.judged()
+    with Store.open(run, write=True) as store:
+        with pytest.raises(UserError, match="--accept-versions") as caught:
+            resume_store(store, config, INPUTS, accept_versions=False)
+        assert re.search(r"it does not record jaxlib, .*seed, expert_1;", str(caught.value))
+        changes = resume_store(store, config, INPUTS, accept_versions=True)
+        assert {one.key for one in changes if one.old == "unknown"} >= {"jaxlib", *INPUTS}
+    with Store.open(run, write=True) as store:
+        assert store.judged() == samples
+        assert {one.name: one.fingerprint for one in store.select(RunInput)} == INPUTS
+        assert [dataclasses.replace(one, changed_at="") for one in store.select(Change)] == list(
+            changes
+        )
+        assert resume_store(store, config, INPUTS, accept_versions=False) == ()
+        with pytest.raises(UserError, match="expert_1 e1 -> e2; so"):
+            resume_store(store, config, INPUTS | {"expert_1": "e2"}, accept_versions=False)
+        # New transfer experts are no difference.
+        assert (
+            resume_store(store, config, INPUTS | {"transfer 1": "t"}, accept_versions=False) == ()
+        )
+        assert store.by_key(RunInput)["transfer 1"].fingerprint == "t"

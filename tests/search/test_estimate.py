@@ -1,0 +1,210 @@
+"""Announcement of a run, its dry run, and estimates of the time that is left."""
+
+import dataclasses
+import logging
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from sdjax.cli.run import run
+from sdjax.core.errors import UserError
+from sdjax.search import phase_clock
+from sdjax.search.announcement import announce, announce_resumption, check_new_folder, dry_run
+from sdjax.search.config import ExpertConfig, read_config
+from sdjax.search.estimate import describe_time_left, work_left
+from sdjax.search.phase_clock import PhaseClock
+from sdjax.search.plan import plan_run
+from sdjax.search.store import Store
+from sdjax.search.types import (
+    DEVELOPMENT,
+    Checkpoint,
+    Entry,
+    Lineage,
+    Program,
+    Sample,
+    Setting,
+    StoredVerdict,
+)
+
+SMALL_TASK = ("--set", "task.development=8", "--set", "task.test=8")
+
+
+@pytest.fixture(scope="module")
+def plan(small_config):
+    return plan_run(small_config)
+
+
+@pytest.fixture
+def store(tmp_path, plan):
+    config = plan.config.to_json()
+    with Store.create(tmp_path / "run", config=config, versions={}, layers=[]) as store:
+        store.save_setting(Setting(seed="zoo:seed", slots={}, scope="mlp", task="sums"))
+        yield store
+
+
+def test_announcement_counts_the_work(plan):
+    text = "\n".join(announce(plan))
+    for part in (
+        "run demo, on 1 cpu device",
+        "seed zoo:seed; 3 experts: zoo:reader, zoo:calculator, zoo:judge",
+        "16 programs (2 iterations of 8) and 6 baselines on 24 development problems of arithmetic",
+        "test: the best 2 programs and at most 5 baselines on 24 problems",
+    ):
+        assert part in text
+    assert "transfer" not in text
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    folder = tmp_path / "new" / "run"
+    options = ["demo", "--dry-run", *SMALL_TASK]
+    result = CliRunner().invoke(run, [*options, "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith(f"run demo in {folder}, on ")
+    assert "192 programs (3 iterations of 64) and 33 baselines on 8 " in lines[2]
+    assert "with the experts of the search and of the transfer" in lines[3]
+    assert lines[4].startswith("sandbox: ")
+    assert list(tmp_path.iterdir()) == []
+    assert CliRunner().invoke(run, options).exit_code == 0  # no folder is needed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experts.expert_1.model=zoo:none", "experts.expert_1.model: zoo:none: no such model"),
+        ("sandbox.allow_missing=[x]", "sandbox.allow_missing: allow_missing: unknown layer 'x'"),
+        ("generation.decoding.buckets=[2]", "generation.decoding.buckets: the prompt 'short' has"),
+    ],
+)
+def test_dry_run_reports_what_a_run_would(override, message):
+    with pytest.raises(UserError) as caught:
+        dry_run(read_config("demo", [override, *SMALL_TASK[1::2]]), None, resume=False)
+    assert message in str(caught.value)
+
+
+def test_dry_run_checks_the_weights(small_config, tmp_path):
+    """Check that a damaged file of weights is found without loading the models."""
+    from sdjax.io.model_paths import model_folder
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in model_folder("zoo:reader").iterdir():
+        content = file.read_bytes()
+        cut = content[: len(content) // 2] if file.suffix == ".safetensors" else content
+        (broken / file.name).write_bytes(cut)
+    experts = {**small_config.experts, "expert_1": ExpertConfig(model=str(broken))}
+    with pytest.raises(UserError, match=r"experts\.expert_1\.model: .*broken"):
+        dry_run(dataclasses.replace(small_config, experts=experts), None, resume=False)
+
+
+def test_dry_run_of_a_resumption(store, plan):
+    longer = dataclasses.replace(plan.config, iterations=4)
+    score(store, "seed", "seed")
+    lines = dry_run(longer, store.folder, resume=True)
+    assert "resuming with 0 sampled programs and 1 scored model" in lines
+    assert "change of iterations: 2 -> 4" in lines
+    with pytest.raises(UserError, match="rng_seed"):
+        dry_run(dataclasses.replace(plan.config, rng_seed=8), store.folder, resume=True)
+    assert store.run().config["iterations"] == 2
+
+
+def test_new_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    check_new_folder(tmp_path / "empty")
+    check_new_folder(tmp_path / "none" / "none")
+    with pytest.raises(UserError, match="not empty, and not a run"):
+        check_new_folder(tmp_path)
+    with pytest.raises(UserError, match="file is not a folder"):
+        check_new_folder(tmp_path / "file" / "run")
+
+
+def score(store, name: str, kind: str, identity: str | None = None, count: int = 1) -> None:
+    from sdjax.evaluation.task import Outcome
+
+    store.save(Entry(name=name, kind=kind, identity=identity))
+    outcome = Outcome(problem_id="p", output="", strict=True, flexible=True)
+    store.save_scores(name, DEVELOPMENT, [outcome])
+
+
+def save_iteration(store, iteration: int, novel: int, refused: int) -> None:
+    prompt = store.save_prompt("short", "def\n")
+    store.save(Lineage(iteration=iteration, generator="zoo:seed", temperature=1.0))
+    for number in range(novel + refused):
+        source = f"{iteration} {number}"
+        store.save(
+            Sample(
+                iteration=iteration,
+                number=number,
+                prompt=prompt,
+                text=source,
+                tokens=(1,),
+                stopped=True,
+                source=source,
+            )
+        )
+        if number < novel:
+            store.save(StoredVerdict(source=source, verdict="admitted", identity=source))
+            store.save(Program(identity=source, source=source))
+            score(store, f"program:{source}", "program", source)
+        else:
+            store.save(StoredVerdict(source=source, verdict="refused", rule="import"))
+    store.save_phase(iteration, "generate", 1.0)
+    store.save(Checkpoint(name=f"generator-{iteration}", iteration=iteration, path="x"))
+
+
+def test_work_left_of_a_new_run(plan, store):
+    assert vars(work_left(plan, store)) == {
+        "baselines": 6,
+        "generate": 16,
+        "admit": 16,
+        "score": 16.0,
+        "refine": 2,
+        "test": 7,
+    }
+
+
+def test_work_left_uses_the_share_of_novel_programs(plan, store):
+    score(store, "seed", "seed")
+    save_iteration(store, 1, novel=6, refused=2)
+    assert vars(work_left(plan, store)) == {
+        "baselines": 5,
+        "generate": 8,
+        "admit": 8,
+        "score": 6.0,
+        "refine": 1,
+        "test": 7,
+    }
+
+
+def test_estimate_says_what_it_leaves_out(plan, store):
+    assert describe_time_left(plan, store, {}) is None
+    first = describe_time_left(plan, store, {"baselines": 2.0})
+    # 6 baselines, 16 programs and 7 tests of as many problems
+    assert (
+        first == "at most 58 s left for scoring; sampling, checking and training not measured yet"
+    )
+    rates = {"baselines": 2.0, "generate": 1.0, "admit": 0.5, "score": 3.0, "refine": 10.0}
+    save_iteration(store, 1, novel=4, refused=4)
+    left = 6 * 2 + 8 * 1 + 8 * 0.5 + 4 * 3 + 10 + 7 * 3
+    assert describe_time_left(plan, store, rates) == f"about 1 min {left - 60:.0f} s left"
+
+
+def test_clock_measures_the_second_baseline(plan, store, monkeypatch, caplog):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(phase_clock.time, "monotonic", lambda: clock.now)
+    caplog.set_level(logging.INFO, logger="sdjax")
+    phases = PhaseClock(plan, store)
+    for seconds in (30.0, 2.0, 2.0):  # the first one is compiled
+        clock.now += seconds
+        phases.baseline_scored()
+    assert [record.getMessage() for record in caplog.records] == [
+        "at most 58 s left for scoring; sampling, checking and training not measured yet"
+    ]
+
+
+def test_resumed_run_is_announced(store):
+    assert announce_resumption(store) == []
+    save_iteration(store, 1, novel=1, refused=0)
+    assert announce_resumption(store) == ["resuming with 1 sampled program and 1 scored model"]
