@@ -169,6 +169,15 @@ def is_unused(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= leftovers
 
 
+def _migrate(connection: sqlite3.Connection, migrations: Mapping[int, str]) -> None:
+    """Update an older schema in one transaction per version."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number in range(version, VERSION):
+        connection.executescript(
+            f"BEGIN; {migrations[number]} PRAGMA user_version = {number + 1}; COMMIT;"
+        )
+
+
 def now() -> str:
     """Return the current UTC time in ISO 8601 format."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -181,14 +190,15 @@ def _remove_unused(folder: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _create_file(path: Path, schema: str, first: tuple[str, tuple[Any, ...]]) -> None:
+def _create_file(path: Path, schema: str, rows: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
     """Create the file under a temporary name and rename it when it is complete."""
     partial = partial_path(path)
     partial.unlink(missing_ok=True)
     try:
         with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as connection:
             connection.executescript(f"BEGIN; {schema} PRAGMA user_version = {VERSION}; COMMIT;")
-            connection.execute(*first)
+            for row in rows:
+                connection.execute(*row)
         commit(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -184,8 +184,8 @@ def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
     with errors_at(config, "generation.decoding.buckets"):
         if length > largest:
             raise UserError(
-                f"the prompt {config.generation.prompt!r} has {length} tokens, but the largest bucket is {largest}; "
-                f"add a bucket of at least {length}"
+                f"the prompt {config.generation.prompt!r} has {length} tokens, but the largest "
+                f"bucket is {largest}; add a bucket of at least {length}"
             )
     return prompt
 
