@@ -115,7 +115,9 @@ def test_all_layers_are_in_force_on_this_machine():
 
 
 def test_unknown_layer_raises_user_error():
-    with pytest.raises(UserError, match=r"unknown layer 'sekkomp'; did you mean seccomp\? the layers are"):
+    with pytest.raises(
+        UserError, match=r"unknown layer 'sekkomp'; did you mean seccomp\? the layers are"
+    ):
         require_layers(["sekkomp"])
 
 

@@ -134,5 +134,7 @@ def test_end_token_equals_that_of_the_tokenizer():
 
 
 def test_unknown_name_raises_user_error_with_the_zoo():
-    with pytest.raises(UserError, match=r"zoo:sed: no such model in the zoo; available: .*seed"):
+    with pytest.raises(
+        UserError, match=r"zoo:sed: no such model in the zoo; did you mean seed\? available: .*seed"
+    ):
         model_folder("zoo:sed")
