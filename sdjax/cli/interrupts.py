@@ -2,9 +2,9 @@
 
 Before a command runs there is nothing to keep, so a signal exits at once; an exception would pass
 through half-initialized imports. While it runs, the first signal raises KeyboardInterrupt, so that
-context managers close files and stop workers. A second signal, or one during an import, exits at
-once, which loses nothing, because a killed command can be resumed as well. After the command, a
-signal skips what is left.
+context managers close files and stop workers. A second signal, or one while C++ code would not
+survive the exception, exits at once, which loses nothing, because a killed command can be resumed as
+well. After the command, a signal skips what is left.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def leave(status: int) -> NoReturn:
 def _handle(number: int, frame: FrameType | None) -> None:
     if _State.status is not None:
         os._exit(_State.status)
-    if _State.running and not _State.interrupted and not _is_importing(frame):
+    if _State.running and not _State.interrupted and not _must_not_raise(frame):
         _State.interrupted, _State.last_signal = True, signal.Signals(number)
         raise KeyboardInterrupt
     error = Interrupted(_State.hint() if _State.hint else "")
@@ -134,10 +134,14 @@ def _handle(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    """Return whether this code is being imported, where C++ modules abort on an exception."""
+def _must_not_raise(frame: FrameType | None) -> bool:
+    """Return whether an exception in this frame could crash the process.
+
+    Modules in C++ abort if an exception interrupts their import. XLA compiles in a thread of its
+    own, which reads a module that the exception would free.
+    """
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_globals.get("__name__") in ("importlib._bootstrap", "jax._src.compiler"):
             return True
         frame = frame.f_back
     return False
