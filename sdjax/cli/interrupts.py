@@ -3,8 +3,8 @@
 Before a command runs there is nothing to keep, so a signal exits at once; an exception would pass
 through half-initialized imports. While it runs, the first signal raises KeyboardInterrupt, so that
 context managers close files and stop workers. A second signal, or one while C++ code would not
-survive the exception, exits at once, which loses nothing, because a killed command can be resumed as
-well. After the command, a signal skips what is left.
+survive the exception, exits at once, which loses nothing, because a killed command can be resumed,
+too. After the command, a signal skips what is left.
 """
 
 from __future__ import annotations

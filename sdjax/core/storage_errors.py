@@ -37,6 +37,7 @@ _REASONS = {
 # Also recognized in the causes of an error, and in the messages of libraries.
 _WRAPPED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 _SQLITE = {
+    sqlite3.SQLITE_READONLY_DBMOVED: errno.ENOENT,  # the file was removed or replaced
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_IOERR: errno.EIO,
@@ -105,7 +106,8 @@ def file_of(error: BaseException) -> str | None:
 
 def _own_errno(error: BaseException) -> int | None:
     if isinstance(error, sqlite3.Error):
-        return _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        code = getattr(error, "sqlite_errorcode", 0)
+        return _SQLITE.get(code, _SQLITE.get(code & 0xFF))  # the low byte is the general code
     if isinstance(error, OSError) and error.errno in _REASONS:
         return error.errno
     return None

@@ -37,6 +37,13 @@ def evaluation(folder, out=None):
     return ("eval", "zoo:seed", "--limit", "40", "--out", out or folder / "out")
 
 
+def generate(folder, out=None):
+    """Return a command that samples and judges eight programs."""
+    size = ("-n", "8", "--slots", "8", "--max-new-tokens", "96")
+    out = out or folder / "out"
+    return ("generate", "zoo:seed", "--prompt", "short", *size, "--check", "--out", out)
+
+
 def search(folder, out=None):
     """Return a command that starts or resumes a minimal run."""
     out = out or folder / "out"
@@ -88,7 +95,9 @@ def _train(kind, folder, out, **options):
 
 
 def result(out):
-    """Return everything in a complete output folder that is the same each time, or nothing."""
+    """Return everything in a complete output that is the same each time, or nothing."""
+    if out.is_file():
+        return [out.read_text()]
     if (out / DATABASE_FILE).exists():
         with Store.open(out) as store:
             if store.run().finished_at is None:

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from jobs import evaluation, merge, result, search, train_dpo, train_sft, train_warmstart
+from jobs import evaluation, generate, merge, result, search, train_dpo, train_sft, train_warmstart
 
+WRITING = [merge, evaluation, generate, train_sft, train_dpo, train_warmstart, search]
 SIZES = [f"size={size}" for size in ("4k", "24k", "120k", "600k", "1m", "16m")]
 
 
@@ -26,9 +27,7 @@ def assert_user_error(ended, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [merge, evaluation, train_sft, train_dpo, train_warmstart, search]
-)
+@pytest.mark.parametrize("command", WRITING)
 def test_full_disk_is_reported_and_the_command_resumes(small_disk, tmp_path, command):
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -47,9 +46,7 @@ def test_full_disk_is_reported_and_the_command_resumes(small_disk, tmp_path, com
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [merge, evaluation, train_sft, train_dpo, train_warmstart, search]
-)
+@pytest.mark.parametrize("command", WRITING)
 def test_read_only_file_system_is_reported_and_the_command_resumes(small_disk, tmp_path, command):
     disk = small_disk("size=16m")
     small_disk("ro")

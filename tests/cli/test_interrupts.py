@@ -4,7 +4,7 @@ import shutil
 import signal
 
 import pytest
-from jobs import check, evaluation, merge, result, search, train_dpo, train_sft
+from jobs import check, evaluation, generate, merge, result, search, train_dpo, train_sft
 
 MOMENTS = 30
 
@@ -33,7 +33,9 @@ def test_repeated_signals_end_at_once(in_terminal, tmp_path, times):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("command", [check, merge, evaluation, train_sft, train_dpo, search])
+@pytest.mark.parametrize(
+    "command", [check, merge, evaluation, generate, train_sft, train_dpo, search]
+)
 def test_command_interrupted_at_30_moments_gives_the_same_result(
     in_terminal, tmp_path, command, number
 ):
