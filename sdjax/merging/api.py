@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sdjax.core.errors import UserError
 from sdjax.merging import engine
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.engine import MergedModel
+from sdjax.merging.merged_model import MergedModel
 from sdjax.merging.methods.registry import algorithm
 from sdjax.merging.model_tree import ModelTree, Tree
 from sdjax.merging.scope import Scope

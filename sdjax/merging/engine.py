@@ -21,11 +21,8 @@ Axes: *shape (of the tensor), experts.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,56 +32,20 @@ from jaxtyping import Array, Float
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
-from sdjax.merging.model_tree import ModelTree, Tree, align_tensors, is_float
+from sdjax.merging.merged_model import MergedModel, donated_tensors, merged_model
+from sdjax.merging.model_tree import ModelTree, Tensors, Tree, align_tensors, any_traced, is_float
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.merging.tensor_program import (
     TensorProgram,
     TreeProgram,
+    check_layers,
     squared_norm_or_inf,
     task_vectors,
 )
-from sdjax.models.tensor_names import OUTSIDE_TENSORS, layer_depths
+from sdjax.models.tensor_names import layer_depths
 from sdjax.xla.reductions import sums
 
 Merged = tuple[dict[str, jax.Array], list[jax.Array]]
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("params", "finite", "change"),
-    meta_fields=("merged", "kept"),
-)
-@dataclass(frozen=True, kw_only=True, repr=False)
-class MergedModel:
-    """Result of an in-memory merge.
-
-    A pytree, so that a traced function may return it; `finite` and `change` are arrays then.
-
-    Attributes:
-        params: the base's tree with the tensors in scope replaced; all others are the base's own
-            arrays. Without a base, the first expert takes its place.
-        finite: whether every merged tensor is finite after rounding.
-        change: ||merged task vector|| / mean_j ||task_vector_j||, Euclidean norms over the scope;
-            0.0 if every task vector is zero, not finite if the merged one is not.
-        merged: paths of the tensors in scope.
-        kept: paths of all other tensors, whatever the experts have in their place.
-    """
-
-    params: Any
-    finite: bool
-    change: float
-    merged: tuple[str, ...]
-    kept: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        """Return a summary in one line, without the tensors."""
-        total = len(self.merged) + len(self.kept)
-        return (
-            f"MergedModel({len(self.merged)} of {total} tensors merged, finite={self.finite}, "
-            f"change={self.change:.3g})"
-            if isinstance(self.change, float)
-            else f"MergedModel({len(self.merged)} of {total} tensors merged)"
-        )
 
 
 class Merger:
@@ -107,8 +68,9 @@ class Merger:
         slots: names of the experts.
         compile_cache: cache of the executables, which mergers may share.
         paths: paths of the tensors in scope.
-        changed: those that some expert has changed.
-        norms: float64 [experts], the norm of each task vector over the scope.
+        changed: those that some expert has changed; all of them while the weights are traced.
+        norms: float64 [experts], the norm of each task vector over the scope; float32 while the
+            weights are traced.
     """
 
     def __init__(
@@ -156,19 +118,16 @@ class Merger:
         self._depths = layer_depths(names.values())
         if num_layers is not None:
             self._depths = {name.path: name.depth(num_layers) for name in names.values()}
-        arrays = [*self._reference.tensors.values()]
-        arrays += [leaf for tree in expert_trees for leaf in tree.tensors.values()]
-        self._traced = _any_traced(arrays)
+        self._traced = any(any_traced(t.tensors.values()) for t in (self._reference, *expert_trees))
         align = partial(align_tensors, base_tree, expert_trees, self.paths, self.slots)
         self._tensors = align()
+        squares = _squared_norms(self._tensors)
         if self._traced:
-            squares = _squared_norms(self._tensors)
             self.changed = frozenset(self.paths)
             self._is_changed = {path: jnp.any(square != 0) for path, square in squares.items()}
             self.norms = jnp.sqrt(sum(squares.values()))
             return
-        squares = _squared_norms(self._tensors)
-        if _any_traced(squares.values()):
+        if any_traced(squares.values()):
             # The weights are concrete, but a traced function closes over them.
             with jax.ensure_compile_time_eval():
                 self._tensors = align()
@@ -206,7 +165,7 @@ class Merger:
             new, squares = self._merge_tree(algorithm, key, max_memory)
         else:
             new, squares = self._merge_tensors(algorithm, key, donate, max_memory)
-        return self._result(new, squares)
+        return merged_model(self._reference, self.paths, new, squares, self.norms)
 
     def _check_requests(self, algorithm: Algorithm, key: jax.Array | None) -> None:
         if "key" in algorithm.requests:
@@ -216,7 +175,7 @@ class Merger:
                 )
             if not _is_key(key):
                 raise UserError(
-                    f"key must be one typed PRNG key such as jax.random.key(0), not "
+                    "key must be one typed PRNG key such as jax.random.key(0), not "
                     f"{_describe(key)}"
                 )
             if isinstance(key, jax.core.Tracer):
@@ -224,59 +183,7 @@ class Merger:
                     f"{algorithm.name}: the key must not be traced; create it outside of the "
                     "function that is compiled or transformed"
                 )
-        if "depth" in algorithm.requests and not any(
-            name.layer is not None or name.path in OUTSIDE_TENSORS for name in self._names.values()
-        ):
-            raise UserError(
-                f"{algorithm.name} requests depth, but no tensor in scope is recognized as part of "
-                f"a layer, such as {self.paths[0]!r}; name the layers by number, such as "
-                "layers/3/..., blocks/3/... or a list"
-            )
-
-    def _result(self, new: Mapping[str, jax.Array], squares: Sequence[jax.Array]) -> MergedModel:
-        finite: Any
-        change: Any
-        if _any_traced(squares):
-            total = jnp.sum(jnp.concatenate([jnp.ravel(square) for square in squares]))
-            mean = jnp.mean(self.norms)
-            finite = jnp.isfinite(total)
-            change = jnp.where(mean > 0, jnp.sqrt(total) / jnp.where(mean > 0, mean, 1.0), 0.0)
-        else:
-            fetched = [np.asarray(square, np.float64) for square in jax.device_get(squares)]
-            norm = math.sqrt(sum(float(np.sum(square)) for square in fetched))
-            mean_norm = float(np.mean(self.norms))
-            finite, change = math.isfinite(norm), norm / mean_norm if mean_norm else 0.0
-        in_scope = set(self.paths)
-        return MergedModel(
-            params=self._reference.replace(new),
-            finite=finite,
-            change=change,
-            merged=self.paths,
-            kept=tuple(sorted(path for path in self._reference.tensors if path not in in_scope)),
-        )
-
-    def _donated_tensors(self, donate: MergedModel | None) -> dict[str, jax.Array]:
-        """Return the merged tensors of an earlier result, never those of the base or an expert."""
-        if donate is None:
-            return {}
-        if not isinstance(donate, MergedModel):
-            raise UserError(f"donate must be an earlier result, not {type(donate).__name__}")
-        earlier = ModelTree.of(donate.params, "donate").tensors
-        donated = {}
-        for path in (path for path in self.paths if path in self.changed):
-            base, experts = self._tensors[path]
-            reference = experts[0] if base is None else base
-            tensor = earlier.get(path)
-            if tensor is None or (tensor.shape, tensor.dtype) != (reference.shape, reference.dtype):
-                raise UserError(f"donate: no {path} of this shape; pass a result of this merger")
-            if not tensor.sharding.is_equivalent_to(reference.sharding, tensor.ndim):
-                raise UserError(f"donate: {path} has a different sharding")
-            if any(tensor is source for source in (base, *experts)):
-                raise UserError(f"donate: {path} is not a merged tensor; pass an earlier result")
-            if tensor.is_deleted():
-                raise UserError("donate: the buffers of this result were donated before")
-            donated[path] = tensor
-        return donated
+        check_layers(algorithm, list(self._names.values()))
 
     def _merge_tensors(
         self,
@@ -289,7 +196,7 @@ class Merger:
         paths = [path for path in self.paths if path in self.changed]
         if self._is_traced(algorithm) and donate is not None:
             raise UserError("donate cannot be used while the merge is traced; leave it out")
-        donated = self._donated_tensors(donate)
+        donated = donated_tensors(donate, {path: self._tensors[path] for path in paths})
         programs = [
             TensorProgram.of(
                 algorithm,
@@ -364,7 +271,7 @@ class Merger:
 
     def _is_traced(self, algorithm: Algorithm) -> bool:
         """Return whether weights or hyperparameters are traced."""
-        return self._traced or _any_traced(jax.tree.leaves(dict(algorithm.hyperparameters)))
+        return self._traced or any_traced(jax.tree.leaves(dict(algorithm.hyperparameters)))
 
 
 _SHARED_CACHE = CompileCache()
@@ -419,11 +326,7 @@ def _describe(value: object) -> str:
     return truncated_repr(value)
 
 
-def _any_traced(values: Iterable[Any]) -> bool:
-    return any(isinstance(value, jax.core.Tracer) for value in values)
-
-
 def _squared_norms(
-    tensors: Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]],
+    tensors: Tensors,
 ) -> dict[str, jax.Array]:
     return {path: task_vector_squared_norms(*arrays) for path, arrays in tensors.items()}

@@ -7,7 +7,7 @@ people, scopes and random keys only: a tree is rebuilt from its own structure, n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from sdjax.core.errors import UserError, truncated_repr
 from sdjax.models.tensor_names import TensorName, name_tensors
 
 Tree = Any  # a pytree of arrays
+# Path to (base or None, experts).
+Tensors = Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]]
 
 _NNX_VALUE = jax.tree_util.GetAttrKey("value")  # the array of an `nnx.Variable`
 
@@ -89,12 +91,17 @@ def is_float(array: Any) -> bool:
     return jnp.issubdtype(array.dtype, jnp.floating)
 
 
+def any_traced(arrays: Iterable[Any]) -> bool:
+    """Return whether some array is a tracer of `jit`, `grad` or `vmap`."""
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
 def align_tensors(
     base: ModelTree | None,
     experts: Sequence[ModelTree],
     paths: Sequence[str],
     slots: Sequence[str],
-) -> dict[str, tuple[jax.Array | None, tuple[jax.Array, ...]]]:
+) -> Tensors:
     """Return (base or None, experts) by path; check that shapes and devices match.
 
     Args:
@@ -124,6 +131,11 @@ def align_tensors(
         arrays = [] if base is None else [base.tensors[path]]
         arrays += [expert[name] for expert in by_name]
         for array in arrays:
+            if isinstance(array, jax.ShapeDtypeStruct):
+                raise UserError(
+                    f"tensor {path!r} has a shape but no values; use sdjax.merge, which returns "
+                    "the shapes of the result"
+                )
             if not is_float(array):
                 raise UserError(f"tensor {path!r}: {array.dtype} cannot be merged; use floats")
         arrays = [jnp.asarray(array) for array in arrays]

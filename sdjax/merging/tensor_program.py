@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.models.tensor_names import kind_of
+from sdjax.models.tensor_names import OUTSIDE_TENSORS, TensorName, kind_of
 from sdjax.xla.rematerialize import rematerialize
 
 # An array, or the shape, dtype and sharding of one.
@@ -228,6 +228,26 @@ class TreeProgram:
         shapes = tuple((path, _describe((b, *e))) for path, (b, e) in tensors.items())
         identity = ("tree", algorithm.identity, tuple(slots), key_impl, changed)
         return cls(cache_key=(*identity, shapes), function=merge_scope, lower=lower, inputs=inputs)
+
+
+def check_layers(algorithm: Algorithm, names: Sequence[TensorName]) -> None:
+    """Check that `depth` is known if an algorithm requests it.
+
+    Args:
+        algorithm: the algorithm.
+        names: the tensors in scope.
+
+    Raises:
+        UserError: none of them is recognized as part of a layer, nor known to be outside.
+    """
+    if "depth" not in algorithm.requests:
+        return
+    if not any(name.layer is not None or name.path in OUTSIDE_TENSORS for name in names):
+        raise UserError(
+            f"{algorithm.name} requests depth, but no tensor in scope is recognized as part of a "
+            f"layer, such as {names[0].path!r}; name the layers by number, such as layers/3/..., "
+            "blocks/3/... or a list"
+        )
 
 
 def task_vectors(

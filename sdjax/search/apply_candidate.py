@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import MemoryLimitExceeded
-from sdjax.merging.engine import MergedModel
+from sdjax.merging.merged_model import MergedModel
 from sdjax.sandbox.algorithm import scalar_inputs, to_algorithm
 from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram

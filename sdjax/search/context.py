@@ -13,7 +13,8 @@ from sdjax.core.random_keys import fold_in_name
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
-from sdjax.merging.engine import MergedModel, Merger
+from sdjax.merging.engine import Merger
+from sdjax.merging.merged_model import MergedModel
 from sdjax.models.lora import Adapter, init_adapter, shard_adapter
 from sdjax.models.types import Params
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir

@@ -10,7 +10,7 @@ import pytest
 
 import sdjax
 from sdjax.core.errors import UserError
-from sdjax.merging.engine import MergedModel
+from sdjax.merging.merged_model import MergedModel
 from sdjax.merging.methods.registry import algorithm, methods
 from sdjax.models.tree import flatten
 

@@ -21,8 +21,8 @@ from sdjax.io.safetensors_writer import DTYPES
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.recipe.source_models import EMBEDDING, OUTPUT, SourceModel
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
-from sdjax.merging.tensor_program import TensorProgram
-from sdjax.models.tensor_names import parse_name
+from sdjax.merging.tensor_program import TensorProgram, check_layers
+from sdjax.models.tensor_names import layer_depths, parse_name
 from sdjax.sharding.mesh import make_mesh
 
 
@@ -129,9 +129,12 @@ def plan_algorithm(
         notes: remarks for the user.
 
     Raises:
-        UserError: an expert lacks a tensor or has one with a different shape.
+        UserError: an expert lacks a tensor or has one with a different shape, or the algorithm
+            requests `depth` and no layer is recognized.
     """
     in_scope, slots = set(paths), tuple(experts)
+    check_layers(algorithm, [parse_name(path) for path in paths])
+    depths = layer_depths(parse_name(name) for name in base.tensor_names())
     steps: list[MergeStep] = []
     buffers: list[list[TensorRef]] = []
     for name in base.tensor_names():
@@ -159,7 +162,7 @@ def plan_algorithm(
                 first,
                 tuple(others),
                 path=place.path,
-                depth=place.depth(len(base.layers)),
+                depth=depths[place.path],
                 key=key,
             )
         steps.append(
