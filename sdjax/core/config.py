@@ -154,7 +154,8 @@ def errors_at(config: object, key: str) -> Iterator[None]:
     except UserError as error:
         origin = getattr(config, _ORIGIN, None)
         where = "" if origin is None else f"{origin.where(_location(key))}: "
-        raise type(error)(f"{where}{key}: {error}") from error
+        message = str(error).removeprefix(f"{key}: ")
+        raise type(error)(f"{where}{key}: {message}") from error
 
 
 def replace_keys(config: T, **changes: Any) -> T:

@@ -63,7 +63,13 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInput:
-    """An input of the run, such as the weights of an expert, and the fingerprint of its content."""
+    """An input of the run, such as the weights of an expert.
+
+    Attributes:
+        name: "seed", a slot, "generator", "tokenizer", "prompt" or the problems of a split; the
+            slots of the transfer experts start with "transfer".
+        fingerprint: digest of the content.
+    """
 
     name: str
     fingerprint: str

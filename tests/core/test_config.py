@@ -101,6 +101,8 @@ def test_later_errors_of_other_configs_name_the_key():
     named = pytest.raises(UserError, match=r"^section\.steps: too many$")
     with named, errors_at(Config(), "section.steps"):
         raise UserError("too many")
+    with named, errors_at(Config(), "section.steps"):
+        raise UserError("section.steps: too many")
     stored = dataclass_from(Config, {}, "runs/old")
     with (
         pytest.raises(UserError, match=r"^runs/old: section: wrong$"),
