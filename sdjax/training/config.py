@@ -219,7 +219,7 @@ class SFTJob(TrainingJob):
     """Config of supervised fine-tuning on rows with prompt and completion, or with messages.
 
     Attributes:
-        data: a JSONL file, or datasets:NAME.
+        data: a JSONL file, next to the config or in the working directory; or datasets:NAME.
         split: split of a dataset of the `datasets` library.
         max_length: tokens per packed row; longer prompts, and prompts beyond the model's maximum
             sequence length, are truncated from the left.
@@ -243,7 +243,8 @@ class DPOJob(DPOConfig, TrainingJob):
     """Config of preference training on rows with prompt, chosen and rejected.
 
     Attributes:
-        data: a JSONL file, datasets:NAME, or the folder of a run.
+        data: a JSONL file or the folder of a run, next to the config or in the working directory;
+            or datasets:NAME.
         split: split of a dataset of the `datasets` library.
         max_length: maximum tokens of prompt plus completion; longer prompts are truncated from the
             left. Defaults to the model's maximum sequence length.

@@ -7,6 +7,9 @@ import pytest
 
 from sdjax.core.config_files import CONFIG_FOLDER, find_config
 from sdjax.core.errors import UserError
+from sdjax.evaluation.task import read_problems
+from sdjax.evaluation.tasks.registry import find_task
+from sdjax.io.hub import HubError
 from sdjax.search.config import (
     config_from,
     method_entry,
@@ -14,6 +17,7 @@ from sdjax.search.config import (
     read_config,
     read_prompt,
 )
+from sdjax.search.plan import plan_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUN_CONFIGS = [file.name for file in CONFIGS.glob("*.yaml") if not file.name.startswith("train-")]
@@ -31,6 +35,46 @@ def test_paper_config_has_the_settings_of_the_paper():
     assert config.seed == "openchat/openchat-3.5-1210"
     assert config.experts["expert_1"].model == "GAIR/Abel-7B-002"
     assert len(config.baselines.combinations("paper")) == 3 + 3
+
+
+@pytest.fixture
+def hub_requests(monkeypatch):
+    """Names that are asked of the Hugging Face Hub, which has none of them."""
+    requests = []
+
+    def request(name, *arguments, **options):
+        requests.append(name)
+        raise HubError("not in the cache")
+
+    monkeypatch.setattr("sdjax.io.model_paths.download_model", request)
+    monkeypatch.setattr("sdjax.evaluation.data.load_dataset", request)
+    return requests
+
+
+def test_paper_config_asks_the_hub_for_models_and_problems(hub_requests):
+    """Check the comment of the config: nothing is local by default."""
+    config = read_config("paper-mistral-7b", ["mesh.tensor=-1"])
+    with pytest.raises(UserError, match=r"paper-mistral-7b.yaml, line \d+: seed: openchat/"):
+        plan_run(config)
+    assert hub_requests == ["openchat/openchat-3.5-1210"]
+    with pytest.raises(UserError, match="openai/gsm8k cannot be loaded"):
+        read_problems(find_task("gsm8k"), "test")
+    assert hub_requests[1:] == ["openai/gsm8k"]
+
+
+def test_paper_config_with_local_copies_asks_for_nothing(hub_requests):
+    slots = [
+        f"{experts}.expert_{n}.model" for experts in ("experts", "transfer") for n in (1, 2, 3)
+    ]
+    data = Path(__file__).parents[1] / "evaluation" / "harness" / "gsm8k_test.jsonl"
+    local = ["seed=zoo:seed", f"task.data={data}", *(f"{slot}=zoo:reader" for slot in slots)]
+    # The zoo's models and the file of problems are smaller than the paper's.
+    decoding = "{slots: 1, prefill_batch: 1, buckets: [384], max_new_tokens: 64}"
+    sizes = [f"generation.decoding={decoding}", f"evaluation={decoding}", "training.rank=4"]
+    sizes += ["task.development=2", "task.test=2", "task.shots=0", "mesh.tensor=-1"]
+    plan = plan_run(read_config("paper-mistral-7b", [*local, *sizes, "generation.prompt=short"]))
+    assert len(plan.problems["test"]) == 2
+    assert not hub_requests
 
 
 @pytest.mark.parametrize("name", sorted(RUN_CONFIGS))
