@@ -127,8 +127,8 @@ def _probe(context: RunContext, store: Store, state: str, iteration: int, sample
     )
     with Sandbox(context.signature, workers=context.config.sandbox.workers) as sandbox:
         judge(context, store, sandbox, iteration=iteration, purpose=state)
-    _copy_scores(store, iteration, state)
-    score_programs(context, store, iteration=iteration, purpose=state)
+        _copy_scores(store, iteration, state)
+        score_programs(context, store, sandbox, iteration=iteration, purpose=state)
 
 
 def _copy_scores(store: Store, iteration: int, purpose: str) -> None:

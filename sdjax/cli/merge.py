@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sdjax.merging.recipe.recipe_method import Tensors
     from sdjax.merging.scope import Scope
     from sdjax.sandbox.config import Limits
+    from sdjax.sandbox.merge_trial import MergeTrial
     from sdjax.sandbox.signature import MergeSignature
 
 
@@ -204,7 +205,11 @@ def merge_algorithm_file(
     models = open_models(base, experts, Path.cwd())
     parameters = parameters or {}
     algorithm, source = open_algorithm(
-        name, merge_signature(models, scope), parameters=parameters, allow_missing=allow_missing
+        name,
+        merge_signature(models, scope),
+        parameters=parameters,
+        allow_missing=allow_missing,
+        trial=merge_trial(models, scope),
     )
     return merge_algorithm(
         algorithm,
@@ -258,6 +263,7 @@ def merge_discovered(
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
     from sdjax.merging.recipe.model_card import PROGRAM, Provenance
     from sdjax.sandbox.algorithm import to_algorithm
+    from sdjax.sandbox.sandbox import Sandbox
     from sdjax.sandbox.verify.verified_program import verify_ir
     from sdjax.search.config import config_from
     from sdjax.search.context import run_key
@@ -275,7 +281,12 @@ def merge_discovered(
         program = store.program(programs[rank - 1].identity or "")
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
-    verified = verify_ir(program.ir, merge_signature(models, config.scope, config.sandbox))
+    signature = merge_signature(models, config.scope, config.sandbox)
+    verified = verify_ir(program.ir, signature)
+    with Sandbox(signature, workers=1, allow_missing=config.sandbox.allow_missing) as sandbox:
+        refusal = sandbox.try_merge(program.ir, merge_trial(models, config.scope))
+    if refusal is not None:
+        raise UserError(f"{run}: {refusal.verdict} ({refusal.rule}): {refusal.message}")
     return merge_algorithm(
         to_algorithm(verified, name=f"program {program.identity[:12]}"),
         models,
@@ -300,6 +311,26 @@ def merge_signature(
     from sdjax.sandbox.signature import MergeSignature
 
     return MergeSignature.of(tuple(models.experts), models.tensors(scope), limits)
+
+
+def merge_trial(models: MergeModels, scope: Scope) -> MergeTrial:
+    """Return what a merge of these models compiles, for `Sandbox.try_merge`."""
+    from sdjax.models.tensor_names import parse_name
+    from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
+
+    tensors, every = [], models.tensors(scope)
+    for name, info in models.base.info.items():
+        if (path := parse_name(name).path) in every:
+            found = [expert.info.get(name, info) for expert in models.experts.values()]
+            tensors.append(
+                TrialTensor(
+                    path=path,
+                    shape=info.shape,
+                    base=info.dtype.name,
+                    experts=tuple(expert.dtype.name for expert in found),
+                )
+            )
+    return MergeTrial(tensors=tuple(tensors), compiler="single use")
 
 
 def _parse_experts(texts: Iterable[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from sdjax.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from sdjax.merging.algorithm import Algorithm
+    from sdjax.sandbox.merge_trial import MergeTrial
     from sdjax.sandbox.signature import MergeSignature
 
 param_option = click.option(
@@ -55,6 +56,7 @@ def open_algorithm(
     *,
     parameters: Mapping[str, Any],
     allow_missing: Collection[str] = (),
+    trial: MergeTrial | None = None,
 ) -> tuple[Algorithm, str]:
     """Return an algorithm with hyperparameters, and its source text.
 
@@ -64,6 +66,7 @@ def open_algorithm(
         signature: expert slots, tensors and limits that a file is judged against.
         parameters: values of hyperparameters by name.
         allow_missing: layers of confinement that this machine may lack.
+        trial: what the merge will compile, if a file's program is tried first.
 
     Raises:
         UserError: no such file or method, a refused program (the message says why), an unknown
@@ -73,7 +76,11 @@ def open_algorithm(
 
     if os.path.isfile(name):
         return judged_algorithm(
-            Path(name), signature, parameters=parameters, allow_missing=allow_missing
+            Path(name),
+            signature,
+            parameters=parameters,
+            allow_missing=allow_missing,
+            trial=trial,
         )
     if name not in methods():
         kind = "no such file" if name.endswith(".py") else "no such file or merge method"
@@ -110,6 +117,7 @@ def judged_algorithm(
     *,
     parameters: Mapping[str, Any],
     allow_missing: Collection[str] = (),
+    trial: MergeTrial | None = None,
 ) -> tuple[Algorithm, str]:
     """Return the algorithm in a program file with hyperparameters, and the file's text.
 
@@ -122,6 +130,7 @@ def judged_algorithm(
         parameters: values of hyperparameters by name. None stands for values that are set later, by
             `Algorithm.bind`; only traced hyperparameters may have them.
         allow_missing: layers of confinement that this machine may lack.
+        trial: what the merge will compile, if the program is tried first.
 
     Raises:
         UserError: the file cannot be read, the program is refused, or a layer is missing.
@@ -133,8 +142,10 @@ def judged_algorithm(
     signature = replace(signature, parameters=tuple(parameters.items()))
     with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
         verdict = sandbox.judge(source, name=file.name)
-    if verdict.program is None:
-        raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
+        if verdict.program is None or verdict.ir is None:
+            raise UserError(f"{file}: {verdict.verdict} ({verdict.rule}): {verdict.message}")
+        if trial is not None and (refusal := sandbox.try_merge(verdict.ir, trial)):
+            raise UserError(f"{file}: {refusal.verdict} ({refusal.rule}): {refusal.message}")
     algorithm = to_algorithm(verdict.program, name=file.stem)
     traced = {
         key: value

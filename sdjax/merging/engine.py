@@ -137,6 +137,11 @@ class Merger:
         total = np.sum([np.asarray(s, np.float64) for s in squares.values()], axis=0)
         self.norms = np.sqrt(total)
 
+    @property
+    def tensors(self) -> Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]]:
+        """The base's tensor (None without a base) and the experts' in scope, by path."""
+        return self._tensors
+
     def __call__(
         self,
         algorithm: Algorithm,

@@ -31,14 +31,12 @@ class MergeTrial:
 
     Attributes:
         tensors: the tensors in scope.
-        compiler: how executables are compiled: "quick" and "full" as in `CompileCache`,
-            "single use" as in `compile_for_single_use`.
-        loop_limit_check: compile the check whether a `while` loop was cut off instead of the merge.
+        compiler: how executables are compiled: "quick" and "full" as in `CompileCache`, "single
+            use" as in a merge from disk (`compile_for_single_use`; a tree is compiled in full).
     """
 
     tensors: tuple[TrialTensor, ...]
     compiler: Literal["quick", "full", "single use"]
-    loop_limit_check: bool = False
 
     def to_json(self) -> str:
         """Serialize for a worker; `from_json` is the inverse."""

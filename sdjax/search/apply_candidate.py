@@ -3,26 +3,31 @@
 The sandbox probes a program with a few small tensors. Failures that only occur on the model's
 weights become one of the sandbox's verdicts: "non-finite", or "too costly" because of loop
 iterations or of the memory of the compiled merge.
+
+The merge is first tried in a confined process (`trial_of`). What kills this process nevertheless is
+known from the store: `Attempt` is saved before a merge and removed after it. A run that was killed
+in a merge tries it once more, since whatever killed it may have nothing to do with the program, and
+refuses the program after the second time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.merging.merged_model import MergedModel
-from sdjax.sandbox.algorithm import scalar_inputs, to_algorithm
-from sdjax.sandbox.refusal import NON_FINITE, Refusal
+from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
+from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
+from sdjax.sandbox.refusal import COMPILER, NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import RunContext
 from sdjax.search.types import Application, Program, program_entry
+
+MAX_ATTEMPTS = 2
 
 
 def apply_program(
@@ -33,9 +38,8 @@ def apply_program(
     Returns:
         the result to store, and the merged model if the program is still admitted, else None.
     """
-    name = program_entry(program.identity)
     verified = context.verified_program(program)
-    algorithm = to_algorithm(verified, name=name)
+    algorithm = to_algorithm(verified, name=program_entry(program.identity))
     start = time.monotonic()
     merged, refusal = None, None
     try:
@@ -49,18 +53,59 @@ def apply_program(
     except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         message = f"the array program fails on the model ({type(error).__name__})"
         refusal = Refusal("refused", "ir", message)
-    application = Application(
-        entry=name,
+    change, seconds = 0.0 if merged is None else merged.change, time.monotonic() - start
+    if refusal is not None:
+        return refused_application(program, setting, refusal, change=change, seconds=seconds), None
+    entry = program_entry(program.identity)
+    return Application(entry=entry, setting=setting, change=change, seconds=seconds), merged
+
+
+def refused_application(
+    program: Program,
+    setting: str,
+    refusal: Refusal,
+    *,
+    change: float = 0.0,
+    seconds: float = 0.0,
+) -> Application:
+    """Return the result of a merge that was refused."""
+    return Application(
+        entry=program_entry(program.identity),
         setting=setting,
-        change=0.0 if merged is None else merged.change,
-        seconds=time.monotonic() - start,
+        verdict=refusal.verdict,
+        rule=refusal.rule,
+        message=refusal.message,
+        change=change,
+        seconds=seconds,
     )
-    if refusal is None:
-        return application, merged
-    refused = dataclasses.replace(
-        application, verdict=refusal.verdict, rule=refusal.rule, message=refusal.message
+
+
+def trial_of(context: RunContext, setting: str) -> MergeTrial:
+    """Return what `apply_program` compiles, for `Sandbox.try_merge`."""
+    merger = context.mergers[setting]
+    tensors = tuple(
+        TrialTensor(
+            path=path,
+            shape=experts[0].shape,
+            base=None if base is None else base.dtype.name,
+            experts=tuple(expert.dtype.name for expert in experts),
+            changed=path in merger.changed,
+        )
+        for path, (base, experts) in merger.tensors.items()
     )
-    return refused, None
+    return MergeTrial(tensors=tensors, compiler="quick" if merger.compile_cache.quick else "full")
+
+
+def too_many_attempts(number: int) -> Refusal | None:
+    """Return the refusal of a program in whose merge the run died too often.
+
+    Args:
+        number: number of the attempt that is about to begin.
+    """
+    if number <= MAX_ATTEMPTS:
+        return None
+    message = f"the run was killed {number - 1} times while it compiled or ran this program"
+    return Refusal(COMPILER, "interrupted", message)
 
 
 def _why_not_finite(
@@ -68,11 +113,7 @@ def _why_not_finite(
 ) -> Refusal:
     """Return the reason for NaNs, which also mark a loop that hit its iteration limit."""
     if any(block.loops for _, block in verified.programs.values()):
-        check = dataclasses.replace(
-            algorithm,
-            identity=f"loop limit of {algorithm.identity}",
-            function=_loop_limit_check(verified),
-        )
+        check = loop_limit_check(verified, name=algorithm.name)
         if not context.merge(check, setting).finite:
             limit = verified.max_loop_iterations
             message = f"a `while` loop did not finish within {limit} iterations on the model"
@@ -81,15 +122,3 @@ def _why_not_finite(
         "the merged weights contain NaN or infinite values; guard divisions, logarithms and roots"
     )
     return Refusal(NON_FINITE, "weights", message)
-
-
-def _loop_limit_check(verified: VerifiedProgram) -> Any:
-    """Return a merge function that returns 0 if all loops finish within the limit, else NaN."""
-
-    def merge_models(task_vectors: Any, **arguments: Any) -> Any:
-        result, exhausted = verified.run(task_vectors, **scalar_inputs(arguments))
-        return jax.tree.map(
-            lambda leaf: jnp.where(exhausted, jnp.nan, jnp.zeros_like(leaf)), result
-        )
-
-    return merge_models

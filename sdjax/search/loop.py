@@ -99,8 +99,8 @@ def run_search(
                     run_iteration(context, store, checkpoints, sandbox, iteration, clock)
                     logger.info("%s", _iteration_summary(context, store, iteration))
                     clock.log_estimate()
-        with clock.timed(0, "test"):
-            run_test(context, store)
+                with clock.timed(0, "test"):
+                    run_test(context, store, sandbox)
         store.finish()
 
 
@@ -145,7 +145,7 @@ def run_iteration(
     with clock.timed(iteration, "admit"):
         judge(context, store, sandbox, iteration=iteration)
     with clock.timed(iteration, "score"):
-        score_programs(context, store, iteration=iteration)
+        score_programs(context, store, sandbox, iteration=iteration)
     pairs = choose_pairs(context, store, iteration=iteration)
     if not config.training.enabled:
         return
@@ -202,7 +202,7 @@ def export_generator(
     write_adapter(path, context.model, adapter, base=context.config.seed)
 
 
-def run_test(context: RunContext, store: Store) -> None:
+def run_test(context: RunContext, store: Store, sandbox: Sandbox | None) -> None:
     """Score the best programs and the baselines on the test problems, once.
 
     The same programs are then scored, unchanged, on the transfer experts.
@@ -228,7 +228,7 @@ def run_test(context: RunContext, store: Store) -> None:
             if identity is None:
                 score_baseline(context, store, name, methods.get(name), TEST, setting)
             else:
-                score_program(context, store, identity, TEST, setting)
+                score_program(context, store, sandbox, identity, TEST, setting)
             advance()
 
 

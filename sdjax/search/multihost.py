@@ -17,6 +17,8 @@ import jax
 from sdjax.core.config import errors_at
 from sdjax.core.versions import current_versions
 from sdjax.isolation.confine import require_layers
+from sdjax.sandbox.merge_trial import MergeTrial
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search.config import RunConfig, config_from
@@ -108,6 +110,25 @@ def judge_all(
     for index in range(len(sources)):
         data, layers = json.loads(broadcast_from_main(judge_next))
         yield index, local or Verdict.from_dict(data), tuple(layers)
+
+
+def try_merge(sandbox: Sandbox | None, ir: str, trial: MergeTrial) -> Refusal | None:
+    """Return on every process why the main process's sandbox refuses a merge; None if it does not.
+
+    Args:
+        sandbox: the sandbox on the main process; None on the others.
+        ir: IR of an admitted program.
+        trial: what the merge compiles.
+    """
+
+    def run() -> bytes:
+        assert sandbox is not None  # only the main process calls this
+        refusal = sandbox.try_merge(ir, trial)
+        fields = refusal and (refusal.verdict, refusal.rule, refusal.message)
+        return json.dumps(fields).encode()
+
+    fields = json.loads(broadcast_from_main(run))
+    return None if fields is None else Refusal(*fields)
 
 
 def _open_file(

@@ -24,9 +24,14 @@ from sdjax.programs.extraction import extract_source
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict, is_admissible
-from sdjax.search.apply_candidate import apply_program
+from sdjax.search.apply_candidate import (
+    apply_program,
+    refused_application,
+    too_many_attempts,
+    trial_of,
+)
 from sdjax.search.context import RunContext
-from sdjax.search.multihost import judge_all
+from sdjax.search.multihost import judge_all, try_merge
 from sdjax.search.pairs import make_pairs, select
 from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
@@ -158,9 +163,22 @@ def _program(context: RunContext, source: str, verdict: Verdict) -> Program | No
 
 
 def score_programs(
-    context: RunContext, store: Store, *, iteration: int, purpose: str = SEARCH
+    context: RunContext,
+    store: Store,
+    sandbox: Sandbox | None,
+    *,
+    iteration: int,
+    purpose: str = SEARCH,
 ) -> None:
-    """Apply each novel program of an iteration and score it on the development problems."""
+    """Apply each novel program of an iteration and score it on the development problems.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+        sandbox: the sandbox on the main process; None on the others.
+        iteration: number of the iteration.
+        purpose: "search", or the name of a measurement.
+    """
     identities = [
         sample.identity
         for sample in store.judged(iteration, purpose)
@@ -170,23 +188,45 @@ def score_programs(
     done = len(identities) - len(missing)
     with progress_bar(f"iteration {iteration}: score", len(identities), completed=done) as advance:
         for identity in missing:
-            score_program(context, store, identity, DEVELOPMENT)
+            score_program(context, store, sandbox, identity, DEVELOPMENT)
             advance()
 
 
 def score_program(
-    context: RunContext, store: Store, identity: str, split: str, setting: str = MAIN
+    context: RunContext,
+    store: Store,
+    sandbox: Sandbox | None,
+    identity: str,
+    split: str,
+    setting: str = MAIN,
 ) -> None:
-    """Apply a verified program to the models of a setting and score the merged model."""
+    """Apply a verified program to the models of a setting and score the merged model.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+        sandbox: the sandbox on the main process, which tries the merge first; None on the others.
+        identity: identity of the program.
+        split: "development" or "test".
+        setting: name of the setting.
+    """
     name = program_entry(identity)
     application = store.by_key(Application, setting=setting).get(name)
     if application is not None and not application.admitted:
         return
     if store.is_complete(name, split, setting):
         return
-    result, merged = apply_program(context, store.program(identity), setting)
+    program = store.program(identity)
+    with store.attempt(name, setting) as number:
+        refusal = too_many_attempts(number)
+        if refusal is None and application is None and jax.default_backend() == "cpu":
+            refusal = try_merge(sandbox, program.ir, trial_of(context, setting))
+        if refusal is None:
+            result, merged = apply_program(context, program, setting)
+        else:
+            result, merged = refused_application(program, setting, refusal), None
     store.save(Entry(name=name, kind="program", identity=identity))
-    if application is None:
+    if application is None or not result.admitted:
         store.save(result)
     if merged is not None:
         score(context, store, name, merged.params, split, setting)

@@ -7,10 +7,11 @@ reading, so they do not depend on interruptions or on the order in which results
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from sdjax.search.types import (
     NOT_JUDGED,
     SEARCH,
     Application,
+    Attempt,
     Change,
     Evaluation,
     JudgedSample,
@@ -133,6 +135,13 @@ class Store:
             for record in records:
                 table = TABLES[type(record)]
                 connection.execute(table.insert, table.encode(record))
+
+    def delete(self, record: type, **where: Any) -> None:
+        """Delete the records of a class whose columns equal `where`."""
+        table = TABLES[record]
+        condition = " AND ".join(f"{name} = ?" for name in where)
+        with self._database.transaction() as connection:
+            connection.execute(f"DELETE FROM {table.name} WHERE {condition}", tuple(where.values()))
 
     def select(self, record: type[T], **where: Any) -> tuple[T, ...]:
         """Return the records of a class whose columns equal `where`, in `Table.order`."""
@@ -293,6 +302,21 @@ class Store:
         """Return whether an evaluation is complete."""
         evaluations = self.select(Evaluation, entry=entry, split=split, setting=setting)
         return any(evaluation.complete for evaluation in evaluations)
+
+    @contextlib.contextmanager
+    def attempt(self, entry: str, setting: str) -> Iterator[int]:
+        """Record that the block is in progress, in case that it kills this process.
+
+        Yields:
+            the number of this attempt: one more than the processes that were killed in the block.
+        """
+        killed = self.select(Attempt, entry=entry, setting=setting)
+        number = killed[0].number + 1 if killed else 1
+        self.save(Attempt(entry=entry, setting=setting, number=number))
+        try:
+            yield number
+        finally:
+            self.delete(Attempt, entry=entry, setting=setting)
 
     def outcomes(self, entry: str, split: str, setting: str = MAIN) -> tuple[Outcome, ...]:
         """Return the outcomes of an evaluation, sorted by problem id; may be empty."""

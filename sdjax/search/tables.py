@@ -20,6 +20,7 @@ import numpy as np
 
 from sdjax.search.types import (
     Application,
+    Attempt,
     Change,
     Checkpoint,
     Entry,
@@ -246,6 +247,13 @@ TABLES: dict[type, Table[Any]] = {
             key=("entry", "setting"),
             on_conflict="update",
             references=_ENTRY,
+        ),
+        Table(
+            name="attempt",
+            record=Attempt,
+            key=("entry", "setting"),
+            on_conflict="update",
+            since=4,
         ),
         Table(
             name="evaluation",

@@ -152,6 +152,21 @@ class Lineage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A merge that has begun and not ended: it is in progress, or it killed the process.
+
+    Attributes:
+        entry: name of the entry.
+        setting: name of the setting whose models are merged.
+        number: number of the attempt; 2 if an earlier process was killed in the first one.
+    """
+
+    entry: str
+    setting: str
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """A completed phase of an iteration.
 

@@ -9,6 +9,7 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.sandbox.compiler.probe import probe
+from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program
@@ -50,6 +51,12 @@ FINE = PROGRAM.format("0.5 * x")
 @pytest.fixture(scope="module")
 def context(small_config):
     return build_context(small_config)
+
+
+@pytest.fixture(scope="module")
+def sandbox(context):
+    with Sandbox(context.signature, workers=1) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +110,7 @@ def test_memory_limit_of_the_compiled_merge(context, programs, monkeypatch):
     assert merged is None
 
 
-def test_verdict_of_the_weights_is_stored(context, programs, tmp_path):
+def test_verdict_of_the_weights_is_stored(context, programs, sandbox, tmp_path):
     source = NOT_FINITE
     program = programs[source]
     with Store.create(tmp_path, config={}, versions={}, layers=[]) as store:
@@ -123,12 +130,12 @@ def test_verdict_of_the_weights_is_stored(context, programs, tmp_path):
         verdict = StoredVerdict(source=source, verdict="admitted", identity=program.identity)
         store.save(verdict, program)
         assert [one.status for one in store.judged()] == ["admitted", "duplicate"]
-        score_program(context, store, program.identity, DEVELOPMENT)
+        score_program(context, store, sandbox, program.identity, DEVELOPMENT)
         assert [(one.status, one.rule) for one in store.judged()] == [("non-finite", "weights")] * 2
         assert store.summaries(DEVELOPMENT) == []
         (application,) = store.by_key(Application, setting=MAIN).values()
         assert "NaN or infinite" in application.message
-        score_program(context, store, program.identity, DEVELOPMENT)  # not applied again
+        score_program(context, store, sandbox, program.identity, DEVELOPMENT)  # not applied again
         assert store.by_key(Application, setting=MAIN) == {application.entry: application}
 
 

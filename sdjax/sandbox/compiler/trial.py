@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import squared_norm_or_inf
 from sdjax.merging.tensor_program import TensorProgram, TreeProgram
@@ -38,10 +39,18 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
         MemoryError: memory runs out, possibly because of earlier programs.
     """
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    name = f"program {program.identity[:12]}"
+    algorithms = [to_algorithm(program, name=name)]
+    if any(block.loops for _, block in program.programs.values()):
+        algorithms.append(loop_limit_check(program, name=name))
     total = sum(tensor.size for tensor in signature.scope)
     tried = set()
     try:
-        for weights, computation in _computations(program, trial, signature.slots, sharding):
+        for weights, computation in (
+            pair
+            for algorithm in algorithms
+            for pair in _computations(algorithm, trial, signature.slots, sharding)
+        ):
             if computation.cache_key in tried:
                 continue
             tried.add(computation.cache_key)
@@ -59,7 +68,7 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
 
 
 def _computations(
-    program: VerifiedProgram, trial: MergeTrial, slots: Sequence[str], sharding: Any
+    algorithm: Algorithm, trial: MergeTrial, slots: Sequence[str], sharding: Any
 ) -> list[tuple[Any, TensorProgram | TreeProgram]]:
     """Return (weights, computation) of each merged tensor, or of the whole tree."""
 
@@ -70,10 +79,8 @@ def _computations(
         base = None if tensor.base is None else spec(tensor.base)
         return base, tuple(map(spec, tensor.experts))
 
-    name = f"program {program.identity[:12]}"
-    make = loop_limit_check if trial.loop_limit_check else to_algorithm
-    algorithm, key = make(program, name=name), jax.random.key(0)
-    if program.form == "tree":
+    key = jax.random.key(0)
+    if algorithm.form == "tree":
         tensors = {tensor.path: specs(tensor) for tensor in trial.tensors}
         changed = frozenset(tensor.path for tensor in trial.tensors if tensor.changed)
         tree = TreeProgram.of(algorithm, slots, tensors, changed=changed, key=key)
@@ -100,7 +107,7 @@ def _computations(
 
 
 def _compile(computation: TensorProgram | TreeProgram, compiler: str) -> jax.stages.Compiled:
-    if compiler == "single use":
+    if compiler == "single use" and isinstance(computation, TensorProgram):
         return compile_for_single_use(computation.lower())
     (executable,) = CompileCache(quick=compiler == "quick").get([computation])
     return executable
