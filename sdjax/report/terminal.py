@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +21,8 @@ _COLUMN_GAP = 2
 _MIN_NAME_WIDTH = 24
 
 
-def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) -> Table:
-    """Return the final table of a setting; its caption lists missing results.
+def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) -> Group:
+    """Return the final table of a setting, followed by notes about it and about missing results.
 
     Args:
         store: the run's store.
@@ -49,10 +50,7 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
         table.add_row(*cells, style="bold" if row.is_answer else None)
     notes = [*_explanations(report, rows, columns), *_gain_over_method(report, rows)]
     notes += report.missing if setting == MAIN else ()
-    if notes:
-        table.caption = Text("\n".join(notes))
-        table.caption_justify = "left"
-    return table
+    return Group(table, *map(Text, notes))
 
 
 def _fitting_columns(
@@ -90,8 +88,8 @@ def _explanations(
     notes = []
     if any(row.is_answer for row in rows):
         notes.append(
-            "* the run's answer: best development score; `sdjax merge --run DIR` writes it, or "
-            "another --rank"
+            "* the run's answer: best development score; `sdjax merge --run DIR --rank RANK OUT` "
+            "writes it"
         )
     if rows and len(shown_metrics(rows, report.metric)) == 1:
         notes.append("strict and flexible accuracy are equal in every row")
@@ -106,8 +104,8 @@ def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
     if answer is None or answer.method_gain is None or report.best_method is None:
         return []
     return [
-        f"{display_name(answer.name)} vs. {display_name(report.best_method)}: "
-        f"{answer.method_gain.in_percent(signed=True)} points {report.metric}"
+        f"{display_name(answer.name)} vs. the best method, {display_name(report.best_method)}: "
+        f"{_difference(answer.method_gain)} points"
     ]
 
 

@@ -36,11 +36,14 @@ class PhaseClock:
             self._store.save_phase(iteration, phase, seconds)
 
     def baseline_scored(self) -> None:
-        """Log the first estimate after the second baseline: the first one includes compilation."""
+        """Log the first estimate after the third baseline.
+
+        The first one includes the compilation of decoding, and the second one that of merging.
+        """
         self._baseline_times.append(time.monotonic())
-        if len(self._baseline_times) == 2:
-            first, second = self._baseline_times
-            self._rates["baselines"] = second - first
+        if len(self._baseline_times) == 3:
+            first, second, third = self._baseline_times
+            self._rates["baselines"] = min(second - first, third - second)
             self.log_estimate()
 
     def log_estimate(self) -> None:
