@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,13 @@ from sdjax.io.vocabulary import write_extended
 from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
 from sdjax.merging.recipe.plan import MergePlan
 from sdjax.merging.recipe.schema import Recipe
-from sdjax.merging.recipe.source_models import OUTPUT, SourceModel
+from sdjax.merging.recipe.source_models import SourceModel
+from sdjax.merging.recipe.tensor_roles import (
+    TIE,
+    is_output_matrix,
+    layer_count,
+    text_sections,
+)
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
 
 _GENERATION_CONFIG = "generation_config.json"
@@ -40,15 +47,8 @@ def write_config(
         plan: the plan of the merge.
         tensors: name to shape and dtype; the config gets the dtype of most weights.
     """
-    template, fields = plan.template, dict(plan.template.config)
-    num_layers = len(template.layers)
-    for key, value in fields.items():
-        if isinstance(value, list) and len(value) == num_layers and key not in _NOT_PER_LAYER:
-            sources = [(model.config.get(key, value), layer) for model, layer in plan.layers]
-            if all(isinstance(items, list) and layer < len(items) for items, layer in sources):
-                fields[key] = [items[layer] for items, layer in sources]
-    if fields.get("num_hidden_layers") is not None:
-        fields["num_hidden_layers"] += len(plan.layers) - num_layers
+    fields = copy.deepcopy(dict(plan.template.config))
+    _stack_layers(fields, plan)
     sizes: Counter[str] = Counter()
     for spec in tensors.values():
         if spec.dtype in DTYPES.values():
@@ -57,9 +57,48 @@ def write_config(
         fields[key] = sizes.most_common(1)[0][0]
     if plan.tokenizer.vocabulary is not None:
         fields["vocab_size"] = plan.tokenizer.vocabulary.size
-    if "tie_word_embeddings" in fields:
-        fields["tie_word_embeddings"] = OUTPUT not in tensors
+    outside = (name for name in tensors if not name.startswith(plan.last.prefix))
+    _set_tie(fields, plan, has_output=any(map(is_output_matrix, outside)))
     write_file(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
+
+
+def _stack_layers(fields: dict[str, Any], plan: MergePlan) -> None:
+    """Set the number of layers and the lists with one item per layer to those of the result."""
+    num_layers = len(plan.template.layers)
+    counted = layer_count(fields)
+    if counted is None:
+        if len(plan.layers) != num_layers:
+            raise UserError(
+                f"{plan.template.folder / CONFIG}: does not say how many layers the model has, so "
+                f"that the {len(plan.layers)} layers of the result cannot be declared"
+            )
+        section = fields
+    else:
+        section, count_key = counted
+        section[count_key] += len(plan.layers) - num_layers
+
+    def items_of(model: SourceModel, key: str, default: list[Any]) -> Any:
+        found = layer_count(model.config)
+        return (found[0] if found else model.config).get(key, default)
+
+    for key, value in section.items():
+        if isinstance(value, list) and len(value) == num_layers and key not in _NOT_PER_LAYER:
+            sources = [(items_of(model, key, value), layer) for model, layer in plan.layers]
+            if all(isinstance(items, list) and layer < len(items) for items, layer in sources):
+                section[key] = [items[layer] for items, layer in sources]
+
+
+def _set_tie(fields: dict[str, Any], plan: MergePlan, *, has_output: bool) -> None:
+    """Say in a config whether the output matrix is the embedding."""
+    sections = list(text_sections(fields))
+    keyed = [section for section in sections if section.get(TIE) is not None]
+    if has_output:
+        # Many families tie by default, so the key must be there.
+        for section in keyed or sections:
+            section[TIE] = False
+    elif plan.last.tied is not None and keyed:
+        for section in keyed:
+            section[TIE] = plan.last.tied
 
 
 def write_tokenizer(

@@ -73,6 +73,7 @@ class MergePlan:
         template: source of the result's config and, by default, of its tokenizer.
         layers: for each layer of the result, its template: a source model and a layer number, from
             which it takes tensor names and per-layer config entries.
+        last: source of the tensors after the last layer.
         models: all source models.
         tokenizer: the tokenizer of the result.
         key: typed PRNG key, or None if nothing is random.
@@ -84,6 +85,7 @@ class MergePlan:
     steps: tuple[MergeStep, ...]
     template: SourceModel
     layers: tuple[tuple[SourceModel, int], ...]
+    last: SourceModel
     models: tuple[SourceModel, ...]
     tokenizer: TokenizerPlan
     key: jax.Array | None
@@ -180,12 +182,18 @@ def plan_algorithm(
         steps=tuple(steps),
         template=base,
         layers=tuple((base, layer) for layer in range(len(base.layers))),
+        last=base,
         models=(base, *experts.values()),
         tokenizer=TokenizerPlan(folder=base.folder, new_tokens={}, vocabulary=None),
         key=key if "key" in algorithm.requests else None,
         slots=slots,
         scope=scope,
-        notes=(*notes, *unused_tensors(base, experts.values()), *different_buffers(buffers)),
+        notes=(
+            *notes,
+            *(note for model in (base, *experts.values()) for note in model.notes),
+            *unused_tensors(base, experts.values()),
+            *different_buffers(buffers),
+        ),
     )
 
 
@@ -217,10 +225,13 @@ def unused_tensors(base: SourceModel, models: Iterable[SourceModel]) -> list[str
     notes = []
     for model in models:
         if extra := [name for name in model.tensor_names() if name not in base.info]:
-            notes.append(
-                f"{model.name}: {_count(extra, 'tensor')} that {base.name} lacks: left out"
-            )
+            notes.append(left_out(model, extra, base))
     return notes
+
+
+def left_out(model: SourceModel, names: Sequence[str], reference: SourceModel) -> str:
+    """Return the note for tensors of a model that the reference lacks."""
+    return f"{model.name}: {_count(names, 'tensor')} that {reference.name} lacks: left out"
 
 
 def different_buffers(buffers: Iterable[Sequence[TensorRef]]) -> list[str]:

@@ -30,17 +30,19 @@ from sdjax.merging.recipe.plan import (
     different_buffers,
     is_floating,
     is_mergeable,
+    left_out,
     missing_tensor,
     shape_error,
+    tensor_in,
     tensor_sharding,
 )
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 from sdjax.merging.recipe.source_models import (
-    EMBEDDING,
     OUTPUT,
     VOCABULARY_TENSORS,
     SourceModel,
 )
+from sdjax.merging.recipe.tensor_roles import precedes_layers
 from sdjax.merging.recipe.tokenizer_plan import VocabularyMap, plan_tokenizer
 from sdjax.merging.tensor_program import TensorProgram
 from sdjax.models.tensor_names import parse_name
@@ -81,7 +83,7 @@ def plan_recipe(
     steps: list[MergeStep] = []
     layers: list[tuple[SourceModel, int]] = []
     for name, sources in parts[0].outside_tensors():
-        if name == EMBEDDING:
+        if precedes_layers(name):
             steps.append(parts[0].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
     for part in parts:
         for index in range(part.num_layers):
@@ -91,17 +93,20 @@ def plan_recipe(
                 steps.append(part.step(name, sources, position, num_layers, None))
             layers.append((part.models[0], part.starts[0] + index))
     for name, sources in parts[-1].outside_tensors():
-        if name != EMBEDDING:
+        if not precedes_layers(name):
             steps.append(parts[-1].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
     return MergePlan(
         steps=tuple(steps),
         template=models[0],
         layers=tuple(layers),
+        last=parts[-1].models[0],
         models=models,
         tokenizer=tokenizer,
         key=key,
         notes=(
             *notes,
+            *(note for model in models for note in model.notes),
+            *dict.fromkeys(note for part in (parts[0], parts[-1]) for note in part.notes),
             *tokenizer.notes,
             *different_buffers(buffers for part in parts for buffers in part.buffers),
         ),
@@ -116,6 +121,7 @@ class _SlicePlanner:
         starts: first layer of each model.
         num_layers: number of layers of the slice.
         buffers: for each integer or boolean tensor, its sources.
+        notes: remarks for the user.
     """
 
     def __init__(
@@ -146,22 +152,25 @@ class _SlicePlanner:
             )
         self._bound: dict[tuple, Algorithm] = {}
         self.buffers: list[list[TensorRef]] = []
+        self.notes: list[str] = []
 
     def outside_tensors(self) -> Iterator[tuple[str, list[TensorRef]]]:
         """Yield each tensor outside the layers: its name, and its source in every model."""
-        reference = self.models[0]
-        for model in self.models[1:]:
-            _check_names(reference, model, reference.outside, model.outside, optional=OUTPUT)
-        for name in dict.fromkeys(name for model in self.models for name in model.outside):
-            sources = [
-                # A model that ties the output matrix has only the embedding.
-                TensorRef(
-                    model=model,
-                    name=EMBEDDING if name == OUTPUT and OUTPUT not in model.outside else name,
-                )
-                for model in self.models
-            ]
-            yield name, sources
+        reference, *others = self.models
+        self.notes = []
+        names = list(reference.outside)
+        for model in others:
+            extra = [name for name in model.outside if name not in reference.outside]
+            if OUTPUT in extra:  # the reference ties it to the embedding
+                extra.remove(OUTPUT)
+                names.append(OUTPUT)
+            if extra:
+                self.notes.append(left_out(model, extra, reference))
+        for name in dict.fromkeys(names):
+            info = reference.info.get(name)
+            buffer = info is not None and not is_floating(info)
+            models = [m for m in self.models if name in m.info] if buffer else self.models
+            yield name, [tensor_in(model, name, reference) for model in models]
 
     def layer_tensors(self, index: int) -> Iterator[tuple[str, list[TensorRef]]]:
         """Yield each tensor of a layer: the suffix of its name, and its source in every model."""
@@ -169,14 +178,22 @@ class _SlicePlanner:
         suffixes = reference.layers[start]
         for model, first in zip(self.models[1:], self.starts[1:], strict=True):
             # Both under the reference's layer number, for the error message.
-            own = [f"{model.prefix}{start}{suffix}" for suffix in model.layers[first + index]]
-            expected = [f"{reference.prefix}{start}{suffix}" for suffix in suffixes]
-            _check_names(reference, model, expected, own)
+            extra = set(model.layers[first + index]) - set(suffixes)
+            if extra:
+                raise UserError(
+                    f"{model.folder} has tensor {model.prefix}{start}{min(extra)}, which is not in "
+                    f"{reference.folder}"
+                )
         for suffix in suffixes:
-            sources = [
-                TensorRef(model=model, name=f"{model.prefix}{first + index}{suffix}")
+            names = [
+                (model, f"{model.prefix}{first + index}{suffix}")
                 for model, first in zip(self.models, self.starts, strict=True)
             ]
+            sources = [TensorRef(model=m, name=name) for m, name in names if name in m.info]
+            # Buffers are copied from the reference, so the others may lack them.
+            if len(sources) < len(names) and is_floating(reference.info[names[0][1]]):
+                model, name = next((m, name) for m, name in names if name not in m.info)
+                raise missing_tensor(model, name, reference)
             yield suffix, sources
 
     def step(
@@ -284,7 +301,10 @@ class _SlicePlanner:
         cache_key = tuple(sorted(static.items()))
         if cache_key not in self._bound:
             self._bound[cache_key] = self._method.bind(**static)
-        return self._bound[cache_key].bind(**{key: values[key] for key in traced})
+        try:
+            return self._bound[cache_key].bind(**{key: values[key] for key in traced})
+        except UserError as error:  # such as weights that sum to zero
+            raise self._recipe.fail(self._slice.line, str(error)) from None
 
     def _split_base(self) -> tuple[Source | None, list[Source]]:
         """Return the source that is subtracted, or None, and the others in the method's order."""
@@ -362,17 +382,3 @@ class _SlicePlanner:
                 source.line, f"{source.model} has {num_layers} layers, not {end}"
             )
         return start, end
-
-
-def _check_names(
-    reference: SourceModel,
-    model: SourceModel,
-    expected: Sequence[str],
-    names: Sequence[str],
-    optional: str = "",
-) -> None:
-    """Raise UserError unless a model has the expected tensors and no others."""
-    if missing := sorted(set(expected) - set(names) - {optional}):
-        raise missing_tensor(model, missing[0], reference)
-    if extra := sorted(set(names) - set(expected) - {optional}):
-        raise UserError(f"{model.folder} has tensor {extra[0]}, which is not in {reference.folder}")

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import locate
 from sdjax.io.peft import AdaptedReader
 from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, TensorInfo, read_json
 from sdjax.io.safetensors_writer import DTYPES
+from sdjax.merging.recipe.tensor_roles import layer_count, precedes_layers, ties_embeddings
 from sdjax.models.families import FAMILIES, Family
 from sdjax.models.params import LAYER_TENSORS, OUTSIDE_TENSORS, layer_tensors
 
@@ -38,10 +41,12 @@ class SourceModel:
         reader: reads its tensors, with an adapter merged into them if there is one.
         info: shape and dtype of its tensors.
         config: its config.json.
+        tied: whether the output matrix is the embedding; None if the config does not say so.
         outside: names of the tensors outside the layers, excluding an output matrix that is tied to
             the embedding.
         layers: for each layer, the suffixes of its tensors' names.
         prefix: the part of a tensor's name before the layer index.
+        notes: remarks on tensors that are left out.
     """
 
     name: str
@@ -49,17 +54,19 @@ class SourceModel:
     reader: SafetensorsReader
     info: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
+    tied: bool | None
     outside: tuple[str, ...]
     layers: tuple[tuple[str, ...], ...]
     prefix: str
+    notes: tuple[str, ...] = ()
 
     def tensor_names(self) -> list[str]:
-        """Return the names of all tensors: the embedding, the layers, everything else."""
+        """Return the names of all tensors: what precedes the layers, the layers, the others."""
         in_layers = [
             f"{self.prefix}{i}{end}" for i, suffixes in enumerate(self.layers) for end in suffixes
         ]
-        embedding = [name for name in self.outside if name == EMBEDDING]
-        return [*embedding, *in_layers, *(name for name in self.outside if name != EMBEDDING)]
+        first = [name for name in self.outside if precedes_layers(name)]
+        return [*first, *in_layers, *(name for name in self.outside if name not in first)]
 
 
 def open_source_model(name: str, relative_to: Path) -> SourceModel:
@@ -78,8 +85,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
     family = FAMILIES.get(str(config.get("model_type")))
-    defaults = family.defaults if family else {}
-    tied = bool({**defaults, **config}.get("tie_word_embeddings"))
+    tied = ties_embeddings(config)
     if tied and isinstance(reader, AdaptedReader) and OUTPUT in reader.adapted:
         raise UserError(
             f"{adapter}: adapts {OUTPUT}, which {folder} ties to its embedding; merge the adapter "
@@ -94,17 +100,44 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
     _check_not_quantized(folder, config, info)
     outside, layers, prefix = _split_by_layer(folder, names)
     _check_num_layers(folder, config, len(layers))
+    notes = []
+    if tied and not _is_embedding(reader, OUTPUT):
+        notes.append(
+            f"{name}: {OUTPUT} differs from the embedding, to which {CONFIG} ties it: left out, as "
+            "transformers does"
+        )
     if family and family.architecture in (config.get("architectures") or ()):
-        _check_complete(folder, reader, family, len(layers), tied)
+        _check_complete(folder, reader, family, len(layers), bool(tied))
+        known = {hf_name for hf_name, _ in OUTSIDE_TENSORS.values()}
+        extra = [n for n in outside if n not in known and info[n].dtype in DTYPES.values()]
+        if extra:
+            notes.append(
+                f"{name}: {len(extra)} tensor{'s' * (len(extra) > 1)} that a "
+                f"{family.architecture} does not have (such as {extra[0]}): left out"
+            )
+            outside = tuple(n for n in outside if n not in extra)
+            info = {n: value for n, value in info.items() if n not in extra}
     return SourceModel(
         name=name,
         folder=folder,
         reader=reader,
         info=info,
         config=config,
+        tied=tied,
         outside=outside,
         layers=layers,
         prefix=prefix,
+        notes=tuple(notes),
+    )
+
+
+def _is_embedding(reader: SafetensorsReader, output: str) -> bool:
+    """Return whether a stored output matrix equals the embedding, or nothing can be compared."""
+    if output not in reader.names or EMBEDDING not in reader.names:
+        return True
+    first, second = (reader.read(name) for name in (EMBEDDING, output))
+    return first.dtype == second.dtype and np.array_equal(
+        first.view(np.uint8), second.view(np.uint8)
     )
 
 
@@ -148,15 +181,16 @@ def _split_by_layer(
 
 
 def _check_num_layers(folder: Path, config: Mapping[str, Any], count: int) -> None:
-    expected = config.get("num_hidden_layers")
+    found = layer_count(config)
+    expected, key = (found[0][found[1]], found[1]) if found else (None, "")
     # Layers for multi-token prediction follow the others and are not counted.
-    extra = config.get("num_nextn_predict_layers")
+    extra = (found[0] if found else config).get("num_nextn_predict_layers")
     allowed = [expected]
     if isinstance(expected, int) and isinstance(extra, int):
         allowed.append(expected + extra)
     if expected is not None and count not in allowed:
         raise UserError(
-            f"{folder}: has {count} layers, but num_hidden_layers in {CONFIG} is {expected!r}; "
+            f"{folder}: has {count} layers, but {key} in {CONFIG} is {expected!r}; "
             f"copy the model again, or correct {CONFIG}"
         )
 
