@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import sdjax
-from sdjax.cli.main import main
+from sdjax.cli.merge import merge
 from sdjax.merging.recipe import pipeline
 from sdjax.merging.recipe.plan import MergeStep, TensorRef
 from sdjax.models.tensor_names import parse_name
@@ -98,7 +98,7 @@ def test_tensor_passes_at_most_20_functions_from_command_to_disk(tmp_path, monke
 
     sys.setprofile(profile)
     try:
-        main(["merge", str(recipe), str(tmp_path / "out")], standalone_mode=False)
+        merge.main([str(recipe), str(tmp_path / "out")], standalone_mode=False)
     finally:
         sys.setprofile(None)
     assert (tmp_path / "out" / "model.safetensors").is_file()
