@@ -105,7 +105,7 @@ def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
         return []
     return [
         f"{display_name(answer.name)} vs. the best method, {display_name(report.best_method)}: "
-        f"{_difference(answer.method_gain)} points"
+        f"{answer.method_gain.in_percent(signed=True)} points"
     ]
 
 
