@@ -132,7 +132,13 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the block as one transaction, rolled back if it raises. Cannot be nested."""
+        """Run the block as one transaction, rolled back if it raises. Cannot be nested.
+
+        Raises:
+            UserError: the disk is full or cannot be written, or the file was removed.
+        """
+        if self._lock is not None and not self.path.exists():  # SQLite would not notice
+            raise UserError(f"{self.path}: was removed while the run was using it; start over")
         with self._errors_reported():
             self._connection.execute("BEGIN IMMEDIATE")
             try:

@@ -1,10 +1,19 @@
 """Full disks, read-only file systems and closed outputs: one line, nothing half-written."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from jobs import evaluation, generate, merge, result, search, train_dpo, train_sft, train_warmstart
+
+from sdjax.cli.main import main
+from sdjax.core.errors import UserError
+from sdjax.evaluation import results
+from sdjax.io.atomic_write import write_file
+from sdjax.search.store import Store
 
 WRITING = [merge, evaluation, generate, train_sft, train_dpo, train_warmstart, search]
 SIZES = [f"size={size}" for size in ("4k", "24k", "120k", "600k", "1m", "16m")]
@@ -70,6 +79,49 @@ def test_read_only_file_system_is_reported_and_the_command_resumes(small_disk, t
 @pytest.mark.parametrize("command", ["zoo train --out", "demo --out"])
 def test_long_command_that_cannot_write_fails_at_once(small_disk, command, options, message):
     assert_user_error(sdjax(*command.split(), small_disk(options) / "out"), message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("remount,size={}", "the disk is full"), ("ro", "the file system is read-only")],
+)
+def test_report_that_cannot_be_written_is_one_line(small_disk, options, message):
+    disk = small_disk("size=16m")
+    stored = next(Path("tests/search/stored").glob("*/run.sqlite"))
+    shutil.copy(stored, disk)
+    small_disk(options.format(stored.stat().st_size + 8192))
+    result = CliRunner().invoke(main, ["report", str(disk)])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"sdjax: {disk}/report.html: {message}")
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in disk.iterdir()] == ["run.sqlite"]
+
+
+def test_output_folder_removed_while_a_command_runs_is_reported(tmp_path):
+    out = tmp_path / "out"
+    with results.ResultsFolder(out, {"model": "m"}) as folder:
+        shutil.rmtree(out)
+        with pytest.raises(UserError, match=r"results\.jsonl: no such file or folder"):
+            folder.finish([])
+
+
+def test_full_disk_leaves_nothing_of_a_file(small_disk):
+    disk = small_disk("size=16k")
+    with pytest.raises(UserError, match=f"{disk}/file: the disk is full; free some space"):
+        write_file(disk / "file", bytes(32_000))
+    assert list(disk.iterdir()) == []
+
+
+def test_run_folder_removed_while_a_command_runs_is_reported(tmp_path):
+    stored = next(Path("tests/search/stored").glob("*/run.sqlite"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(stored, folder)
+    with Store.open(folder, write=True) as store:
+        shutil.rmtree(folder)
+        with pytest.raises(UserError, match=r"run\.sqlite: was removed while the run was using it"):
+            store.finish()
 
 
 @pytest.mark.parametrize("arguments", [["methods"], ["--help"]])
