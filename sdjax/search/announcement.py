@@ -109,7 +109,9 @@ def check_new_folder(folder: Path) -> None:
     if not existing.is_dir():
         raise UserError(f"{folder}: {existing} is not a folder; choose another --out")
     if not os.access(existing, os.W_OK):
-        raise UserError(f"{folder}: {existing} cannot be written; choose another --out")
+        read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        reason = "the file system is read-only" if read_only else "permission denied"
+        raise UserError(f"{folder}: {reason}; choose another --out")
 
 
 def _describe_devices() -> str:
