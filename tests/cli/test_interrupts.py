@@ -2,6 +2,8 @@
 
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from jobs import check, evaluation, generate, merge, result, search, train_dpo, train_sft
@@ -9,19 +11,108 @@ from jobs import check, evaluation, generate, merge, result, search, train_dpo, 
 MOMENTS = 30
 
 
-def assert_interrupted(ended):
+def assert_interrupted(attempt):
     """Assert that a command ended by a signal as it should."""
-    assert ended.status == 130, ended
-    assert ended.lines[-1].startswith("sdjax: interrupted"), ended
-    assert not any("Traceback" in line or "Exception" in line for line in ended.lines), ended
-    assert not ended.survivors, ended
+    assert attempt.status == 130, attempt
+    assert attempt.lines[-1].startswith("sdjax: interrupted"), attempt
+    assert not any("Traceback" in line or "Exception" in line for line in attempt.lines), attempt
+    assert not attempt.survivors, attempt
+
+
+PRELUDE = """
+import os, signal, sys, time
+from sdjax.cli.interrupts import *
+handle_signals()
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+"""
+
+
+def ended(code):
+    """Return the exit status and the output of a process that interrupts itself."""
+    process = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=60
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+def test_interrupt_that_a_destructor_swallows_is_repeated():
+    code = """
+class Swallows:
+    def __del__(self):
+        terminate()
+try:
+    with running_command(), resume_hint("try again"):
+        Swallows()
+        time.sleep(60)
+except Interrupted as error:
+    print(error)
+"""
+    assert ended(code) == (0, "interrupted; try again\n", "")
+
+
+def test_interrupt_that_a_library_converts_is_still_one():
+    code = """
+try:
+    with running_command(), resume_hint("try again"):
+        try:
+            terminate()
+        except KeyboardInterrupt:
+            raise RuntimeError("the callback failed")
+except Interrupted as error:
+    print(error)
+"""
+    assert ended(code) == (0, "interrupted; try again\n", "")
+
+
+def test_second_signal_exits_at_once():
+    code = """
+with running_command(), resume_hint("try again"):
+    try:
+        terminate()
+    finally:
+        terminate()
+        print("not reached")
+"""
+    assert ended(code) == (130, "", "sdjax: interrupted; try again\n")
+
+
+def test_signal_during_an_import_exits_at_once(tmp_path):
+    (tmp_path / "slow_module.py").write_text("from __main__ import terminate\nterminate()\n")
+    code = f"""
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    with running_command(), resume_hint("try again"):
+        import slow_module
+finally:
+    print("not reached")
+"""
+    assert ended(code) == (130, "", "sdjax: interrupted; try again\n")
+
+
+def test_signal_before_and_after_a_command_exits_at_once():
+    assert ended("terminate()") == (130, "", "sdjax: interrupted\n")
+    assert ended("finish(3); terminate()") == (3, "", "")
+
+
+def test_held_signal_survives_the_restart():
+    code = """
+if "restarted" not in os.environ:
+    os.environ["restarted"] = "yes"
+    hold_signals()
+    terminate()
+    os.execv(sys.executable, [sys.executable, "-c", "from sdjax.cli.interrupts import *\\n"
+        "handle_signals(); print('not reached')"])
+"""
+    assert ended(code) == (130, "", "sdjax: interrupted\n")
 
 
 @pytest.mark.parametrize("after", [0.0, 0.4, 0.8, 1.6])
 def test_check_is_interrupted_in_one_line(in_terminal, tmp_path, after):
-    ended = in_terminal(*check(tmp_path), after=after)
-    assert_interrupted(ended)
-    assert ended.lines == ["sdjax: interrupted"]
+    attempt = in_terminal(*check(tmp_path), after=after)
+    assert_interrupted(attempt)
+    assert attempt.lines == ["sdjax: interrupted"]
 
 
 @pytest.mark.slow
@@ -47,10 +138,10 @@ def test_command_interrupted_at_30_moments_gives_the_same_result(
     interrupted = 0
     for moment in range(MOMENTS):
         after = uninterrupted.seconds * moment / MOMENTS
-        ended = in_terminal(*command(parts), after=after, number=number)
-        print(f"{after:.2f} s: {ended.status} after {ended.seconds - after:.2f} s")
-        if ended.status != 0:
-            assert_interrupted(ended)
+        attempt = in_terminal(*command(parts), after=after, number=number)
+        print(f"{after:.2f} s: {attempt.status} after {attempt.seconds - after:.2f} s")
+        if attempt.status != 0:
+            assert_interrupted(attempt)
             interrupted += 1
         if result(parts / "out"):  # earlier attempts had done most of it
             assert result(parts / "out") == result(whole / "out")
