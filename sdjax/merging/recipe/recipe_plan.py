@@ -304,7 +304,7 @@ class _SlicePlanner:
         try:
             return self._bound[cache_key].bind(**{key: values[key] for key in traced})
         except UserError as error:  # such as weights that sum to zero
-            raise self._recipe.fail(self._slice.line, str(error)) from None
+            raise self._recipe.fail(self._slice.line, f"{error} (at {name})") from None
 
     def _split_base(self) -> tuple[Source | None, list[Source]]:
         """Return the source that is subtracted, or None, and the others in the method's order."""

@@ -49,6 +49,7 @@ def model(name):
         outside=outside,
         layers=layers,
         prefix="model.layers.",
+        tied=False,
     )
 
 
@@ -79,6 +80,7 @@ def test_ties_with_parameters_per_model(tmp_path):
             "normalize": False,
             "elect": "weighted",
             "rescale": "none",
+            "keep_ties": False,
         }
     assert {step.spec.dtype.name for step in got.steps} == {"float32"}
 
@@ -95,6 +97,19 @@ def test_ties_with_parameters_per_model(tmp_path):
 def test_dare_rescales_as_mergekit_by_default(tmp_path, parameters, rescale):
     text = TIES.replace("ties", "dare_linear").replace("  normalize: false\n", parameters)
     assert hyperparameters(load(tmp_path, text))["rescale"] == rescale
+
+
+def test_weights_that_sum_to_zero_cannot_be_normalized(tmp_path):
+    text = """\
+models:
+  - {model: a, parameters: {weight: [{filter: norm, value: -1}, {value: 1}]}}
+  - {model: b, parameters: {weight: 1}}
+merge_method: linear
+"""
+    message = r"line 2: linear: .*'weight' sums to zero.* \(at model\.norm\.weight\)"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, text)
+    load(tmp_path, text + "parameters: {normalize: false}\n")
 
 
 @pytest.mark.parametrize(
