@@ -28,7 +28,7 @@ _CONNECT_SECONDS = 5.0  # also bounds the name look-up, which has no time limit 
 _CONNECT_ATTEMPTS = 2
 _LIBRARIES = ("huggingface_hub", "datasets")
 # Of a model: no duplicate weights in other formats, and no subfolders.
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 _IGNORED_FILES = ("*/*", "consolidated*")
 
 

@@ -126,7 +126,7 @@ class ResumableFolder:
             return self._written(records[1:])
         for path in self.folder.iterdir():
             if path.name not in (JOURNAL, LOCK):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._journal.truncate(0)
         self._record({"fingerprint": digest})
         return set()

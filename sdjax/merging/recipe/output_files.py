@@ -13,7 +13,7 @@ import jax
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import write_file
-from sdjax.io.hf_checkpoint import ASSETS
+from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.io.tokenizer import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_FILE
@@ -30,11 +30,8 @@ from sdjax.merging.recipe.tensor_roles import (
 )
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
 
-_GENERATION_CONFIG = "generation_config.json"
 # Config lists that are not per-layer, even if they happen to have one item per layer.
 _NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
-# These repeat the vocabulary of tokenizer.json, so they are wrong once tokens are added.
-_VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
 def write_config(
@@ -104,19 +101,25 @@ def _set_tie(fields: dict[str, Any], plan: MergePlan, *, has_output: bool) -> No
 def write_tokenizer(
     folder: Path, tokenizer: TokenizerPlan, template: Path, chat_template: str | None
 ) -> None:
-    """Write the files of the tokenizer, and generation_config.json.
+    """Write the files of the tokenizer, the processors, generation_config.json and custom code.
 
     Args:
         folder: folder of the result.
         tokenizer: the tokenizer to copy, and tokens to add to it.
-        template: folder to copy generation_config.json from.
+        template: folder to copy all files from that are not the tokenizer's.
         chat_template: replaces the tokenizer's chat template.
     """
     new_tokens = tokenizer.new_tokens
-    for name in ASSETS:
-        source = (template if name == _GENERATION_CONFIG else tokenizer.folder) / name
-        if source.is_file() and not (new_tokens and name in _VOCABULARY_FILES):
-            write_file(folder / name, source.read_bytes())
+    own = tokenizer_files(
+        # Once tokens are added, the vocabularies next to tokenizer.json are wrong.
+        tokenizer.folder,
+        vocabulary=not new_tokens,
+        chat_templates=chat_template is None,
+    )
+    for source, names in ((tokenizer.folder, own), (template, other_files(template))):
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_file(folder / name, (source / name).read_bytes())
     if new_tokens:
         write_extended(tokenizer.folder, new_tokens, folder / TOKENIZER_FILE)
     if chat_template is not None:
@@ -162,11 +165,10 @@ def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str 
 
 def file_stats(folder: Path) -> dict[str, Any]:
     """Return the size and modification time of every file that a merge may read."""
-    return {
-        path.name: (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.iterdir())
-        if path.suffix in (".safetensors", ".json") or path.name in ASSETS
-    }
+    names = {*tokenizer_files(folder), *other_files(folder)}
+    names |= {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json")}
+    stats = {name: (folder / name).stat() for name in sorted(names)}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _read_chat_template(folder: Path) -> str | None:

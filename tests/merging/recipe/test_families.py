@@ -142,3 +142,21 @@ def test_tensors_that_only_another_model_has_are_left_out(tmp_path, models):
     _, notes = merged_config(tmp_path)
     assert notes == ("math: the tensor v_head.summary.weight that base lacks: left out",)
     assert read(tmp_path / "out").keys() == SHAPES.keys()
+
+
+def test_files_of_processors_and_chat_templates_come_along(tmp_path, models):
+    files = {
+        "preprocessor_config.json": "{}",
+        "chat_template.json": "{}",
+        "modeling_x.py": "x = 1",
+        "additional_chat_templates/rag.jinja": "{{ x }}",
+    }
+    for name, text in files.items():
+        (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "base" / name).write_text(text)
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+    for name, text in files.items():
+        assert (tmp_path / "out" / name).read_text() == text
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC + "chat_template: chatml\n"), tmp_path / "other")
+    templates = sorted(path.name for path in (tmp_path / "other").glob("*chat_template*"))
+    assert templates == ["chat_template.jinja"]

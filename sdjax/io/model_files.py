@@ -1,0 +1,52 @@
+"""Files next to the weights of a model folder: those of its tokenizer, and all others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# A tokenizer's vocabulary in its own format, which tokenizer.json repeats.
+_VOCABULARY = re.compile(
+    r"tokenizer\.model.*|vocab\..*|merges\.txt|added_tokens\.json|spiece\.model"
+    r"|sentencepiece.*\.model|.*\.tiktoken|tekken\.json"
+)
+_CHAT_TEMPLATES = re.compile(r"chat_template\.\w+|additional_chat_templates/.*\.jinja")
+_TOKENIZER = re.compile(
+    rf"{_VOCABULARY.pattern}|{_CHAT_TEMPLATES.pattern}"
+    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|tokenization_\w+\.py"
+)
+# Generation settings, processors of images, videos and sound, and custom code of the model.
+_OTHER = re.compile(
+    r"generation_config\.json|.*(processor|feature_extractor)\w*\.json"
+    r"|(modeling|configuration|processing|image_processing|video_processing|feature_extraction)"
+    r"_\w+\.py"
+)
+
+
+def tokenizer_files(
+    folder: Path, *, vocabulary: bool = True, chat_templates: bool = True
+) -> list[str]:
+    """Return the files of a tokenizer, relative to its folder.
+
+    Args:
+        folder: the folder.
+        vocabulary: include those that repeat the vocabulary of tokenizer.json.
+        chat_templates: include chat templates in files of their own.
+    """
+    return [
+        name
+        for name in _files(folder)
+        if _TOKENIZER.fullmatch(name)
+        and (vocabulary or not _VOCABULARY.fullmatch(name))
+        and (chat_templates or not _CHAT_TEMPLATES.fullmatch(name))
+    ]
+
+
+def other_files(folder: Path) -> list[str]:
+    """Return the files that belong to a model besides its config, weights and tokenizer."""
+    return [name for name in _files(folder) if _OTHER.fullmatch(name)]
+
+
+def _files(folder: Path) -> list[str]:
+    paths = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
