@@ -59,7 +59,8 @@ def run(recipe, out):
 
 def trace_here(file, slots, tensors, parameters):
     """Load a program without starting a sandbox."""
-    signature = MergeSignature.of(slots, tensors)
+    shapes = {path: (kind, shape) for path, (kind, shape, _) in tensors.items()}
+    signature = MergeSignature.of(slots, shapes)
     signature = dataclasses.replace(signature, parameters=tuple(parameters.items()))
     try:
         program = verify_ir(trace_trusted(file.read_text(), signature), signature)

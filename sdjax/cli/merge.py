@@ -122,7 +122,12 @@ def merge(
                 )
             elif run is not None:
                 result = merge_discovered(
-                    run, rank or 1, out, allow_crimes=allow_crimes, on_tensor=on_tensor
+                    run,
+                    rank or 1,
+                    out,
+                    allow_crimes=allow_crimes,
+                    allow_missing=allow_missing,
+                    on_tensor=on_tensor,
                 )
             else:
                 from sdjax.merging.recipe.pipeline import merge_recipe
@@ -234,10 +239,24 @@ def _judge_program(
     allow_missing: Collection[str],
 ) -> tuple[Algorithm, str]:
     """Judge the program file of a recipe; see `LoadProgram`."""
+    from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
     from sdjax.sandbox.signature import MergeSignature
 
-    signature = MergeSignature.of(slots, tensors)
-    return judged_algorithm(file, signature, parameters=parameters, allow_missing=allow_missing)
+    shapes = {path: (kind, shape) for path, (kind, shape, _) in tensors.items()}
+    trial = MergeTrial(
+        tensors=tuple(
+            TrialTensor(path=path, shape=shape, base=dtype, experts=(dtype,) * len(slots))
+            for path, (_, shape, dtype) in tensors.items()
+        ),
+        compiler="single use",
+    )
+    return judged_algorithm(
+        file,
+        MergeSignature.of(slots, shapes),
+        parameters=parameters,
+        allow_missing=allow_missing,
+        trial=trial,
+    )
 
 
 def merge_discovered(
@@ -246,6 +265,7 @@ def merge_discovered(
     out: Path,
     *,
     allow_crimes: bool = False,
+    allow_missing: Collection[str] = (),
     on_tensor: OnTensor | None = None,
 ) -> MergeResult:
     """Write the merged model of a discovered program, identical to the one that the run scored.
@@ -255,6 +275,7 @@ def merge_discovered(
         rank: rank of the program by development score; 1 is the best.
         out: folder of the result.
         allow_crimes: merge models of different architectures.
+        allow_missing: layers of confinement that this machine may lack, whatever the run says.
         on_tensor: called with (finished tensors, total) at the beginning and after each tensor.
 
     Raises:
@@ -283,7 +304,7 @@ def merge_discovered(
     models = open_models(config.seed, experts, Path.cwd())
     signature = merge_signature(models, config.scope, config.sandbox)
     verified = verify_ir(program.ir, signature)
-    with Sandbox(signature, workers=1, allow_missing=config.sandbox.allow_missing) as sandbox:
+    with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
         refusal = sandbox.try_merge(program.ir, merge_trial(models, config.scope))
     if refusal is not None:
         raise UserError(f"{run}: {refusal.verdict} ({refusal.rule}): {refusal.message}")

@@ -22,9 +22,9 @@ from sdjax.merging.recipe.source_models import VOCABULARY_TENSORS, SourceModel
 from sdjax.merging.recipe.tokenizer_plan import plan_tokenizer
 from sdjax.models.tensor_names import kind_of, parse_name
 
-Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+Tensors = Mapping[str, tuple[str, tuple[int, ...], str]]
 LoadProgram = Callable[[Path, Sequence[str], Tensors, Mapping[str, Any]], tuple[Algorithm, str]]
-"""Judges (file, experts, path to (kind, shape), hyperparameters); returns it with its text.
+"""Judges (file, experts, path to (kind, shape, dtype), hyperparameters); returns it with its text.
 
 The hyperparameters are those of the recipe. None stands for values that differ between tensors or
 models, which only traced hyperparameters may have.
@@ -120,10 +120,10 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 
 def _tensors(recipe: Recipe, open_model: Callable[[str], SourceModel]) -> Tensors:
-    """Return kind and shape of every tensor, as far as the result may have it."""
+    """Return kind, shape and dtype of every tensor that the result may have, the base's first."""
     models = [open_model(name) for name in recipe.models()]
     vocabulary = plan_tokenizer(models[0], models, recipe, open_model).vocabulary
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: dict[str, tuple[str, tuple[int, ...], str]] = {}
     for model in models:
         for name, info in model.info.items():
             shape = info.shape
@@ -132,5 +132,5 @@ def _tensors(recipe: Recipe, open_model: Callable[[str], SourceModel]) -> Tensor
             if vocabulary is not None and name in VOCABULARY_TENSORS:
                 shape = (vocabulary.size, *shape[1:])
             path = parse_name(name).path
-            tensors.setdefault(path, (kind_of(path), shape))
+            tensors.setdefault(path, (kind_of(path), shape, info.dtype.name))
     return tensors
