@@ -203,3 +203,13 @@ def test_percentages_are_those_of_the_benchmarks():
             assert figure in measured, f"{name}: {figure}"
         for interval in re.findall(r"\[\d+\.\d, \d+\.\d\]", (ROOT / name).read_text()):
             assert interval in measured, f"{name}: {interval}"
+
+
+def test_readme_states_the_supported_versions():
+    """Check the README's versions against pyproject.toml."""
+    project = (ROOT / "pyproject.toml").read_text()
+    python, oldest, newest = re.search(
+        r"Python (\S+) or newer, JAX (\S+) to 0\.(\d+):", (ROOT / "README.md").read_text()
+    ).groups()
+    assert f'requires-python = ">={python}"' in project
+    assert f'"jax>={oldest},<0.{int(newest) + 1}"' in project
