@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -16,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from sdjax.core.config import STRICT, NonNegativeInt, PositiveInt
 from sdjax.core.errors import UserError
 from sdjax.models.config import ModelConfig
+from sdjax.sharding.memory import require_memory
 
 # Choices of `fit_decoder_config`.
 _MAX_BUCKETS = 3
@@ -147,23 +147,12 @@ def check_cache_memory(
         num_devices: number of devices that the cache is divided over, at best.
     """
     tokens = 4 * config.max_new_tokens
-    required = config.slots * (cache_bytes(model_config, length, itemsize) + tokens)
-    available = num_devices * _device_memory()
-    if required > available:
-        raise UserError(
-            f"decoding {config.slots} sequences of up to {length} tokens at a time requires "
-            f"{required / 1e9:,.1f} GB, but the memory has {available / 1e9:,.1f} GB; lower the "
-            "number of slots, or max_new_tokens"
-        )
-
-
-def _device_memory() -> int:
-    """Return the bytes of one device's memory; of the machine if the device does not tell."""
-    device = jax.local_devices()[0]
-    stats = None if device.platform == "cpu" else device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    require_memory(
+        config.slots * (cache_bytes(model_config, length, itemsize) + tokens),
+        f"decoding {config.slots} sequences of up to {length} tokens at a time",
+        num_devices=num_devices,
+        remedy="lower the number of slots, or max_new_tokens",
+    )
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:

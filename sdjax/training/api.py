@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.sharding.memory import require_memory
 from sdjax.training.config import DPOConfig, OptimizerConfig
 from sdjax.training.dpo import TokenPair, dpo_loss, pad_pairs, reference_logprobs
 from sdjax.training.fit import Checkpoints, fit, num_parts, rematerialize
@@ -72,6 +73,7 @@ def train_sft(
         >>> history[-1]["loss"] < history[0]["loss"]
         True
     """
+    _check_batch(trainable, batch_size, max_length)
     data = pack(examples, max_length)
     return _fit(
         trainable,
@@ -143,6 +145,7 @@ def train_dpo(
     """
     config = config.for_pairs(len(pairs))
     data = pad_pairs(pairs, trainable.config.max_seq_len)
+    _check_batch(trainable, 2 * config.batch_size, data["tokens"].shape[-1])
 
     def compute_reference() -> np.ndarray:
         return reference_logprobs(trainable, data, config)
@@ -202,6 +205,7 @@ def train_warmstart(
             f"model's maximum sequence length is {trainable.config.max_seq_len}; set "
             "prompt: short, or use another model"
         )
+    _check_batch(trainable, batch_size, longest)
     batches = warmstart_batches(
         data, batch_size=batch_size, num_batches=config.num_batches, key=key
     )
@@ -214,6 +218,16 @@ def train_warmstart(
         title=title,
         on_step=on_step,
         checkpoints=checkpoints,
+    )
+
+
+def _check_batch(trainable: Trainable, batch_size: int, length: int) -> None:
+    """Raise UserError if not even one layer's activations of a batch fit into the memory."""
+    require_memory(
+        batch_size * length * trainable.config.hidden_size * 4,
+        f"a batch of {batch_size} sequences of {length} tokens",
+        num_devices=jax.device_count(),
+        remedy="lower batch_size or the length of the sequences",
     )
 
 

@@ -36,6 +36,8 @@ def _one_of(names: Collection[str]) -> AfterValidator:
 
 _DPOConfig = TypeVar("_DPOConfig", bound="DPOConfig")
 
+# The order of all batches is planned before the first step, so the number of steps is bounded.
+StepCount = Annotated[int, Field(ge=1, le=1_000_000)]
 Projection = Annotated[str, _one_of(ALL_PROJECTIONS)]
 LossName = Annotated[str, _one_of(LOSSES)]
 
@@ -66,7 +68,7 @@ class OptimizerConfig:
     }
 
     learning_rate: PositiveFloat = 1e-4
-    max_steps: PositiveInt | None
+    max_steps: StepCount | None
     warmup_steps: NonNegativeInt = 0
     min_lr_ratio: NonNegativeFloat = 1.0
     weight_decay: NonNegativeFloat = 0.0
@@ -120,8 +122,8 @@ class DPOConfig(OptimizerConfig):
     nll_weight: NonNegativeFloat = 0.0
     reference: Literal["policy", "seed"] = "policy"
     learning_rate: PositiveFloat = 1e-6
-    max_steps: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
+    max_steps: StepCount | None = None
+    epochs: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
     batch_size: PositiveInt = 8
 
     @model_validator(mode="after")
@@ -231,7 +233,7 @@ class SFTJob(TrainingJob):
         "rows": "batch_size",
     }
 
-    max_steps: PositiveInt
+    max_steps: StepCount
     data: NonEmptyStr
     split: str = "train"
     max_length: PositiveInt = 128
@@ -257,7 +259,7 @@ class DPOJob(DPOConfig, TrainingJob):
     data: NonEmptyStr
     split: str = "train"
     max_length: PositiveInt | None = None
-    max_steps: PositiveInt | None = None
+    max_steps: StepCount | None = None
     learning_rate: PositiveFloat = 1e-5
     beta: PositiveFloat = 0.1
     batch_size: PositiveInt = 4
@@ -285,7 +287,7 @@ class WarmstartJob(TrainingJob):
 
     RENAMED_KEYS: ClassVar[dict[str, str]] = TrainingJob.RENAMED_KEYS | {"batch": "batch_size"}
 
-    max_steps: PositiveInt
+    max_steps: StepCount
     experts: Annotated[tuple[str, ...], Field(min_length=2, max_length=5)]
     prompt: str = "full"
     programs: Annotated[int, Field(ge=1, le=1_000_000)] = 3000

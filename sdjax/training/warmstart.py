@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from sdjax.core.progress import progress_bar
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.engine import default_slots
 from sdjax.programs.grammar import sample_candidate
@@ -54,10 +55,13 @@ def sample_candidates(count: int, seed: int, *, slots: int) -> tuple[str, ...]:
     """
     rng = np.random.default_rng(seed)
     candidates: dict[str, None] = {}
-    while len(candidates) < count:
-        candidate = sample_candidate(rng, slots=slots)
-        if not candidate.fails:
-            candidates[candidate.text.strip("\n")] = None
+    with progress_bar("candidates", count) as advance:
+        while len(candidates) < count:
+            candidate = sample_candidate(rng, slots=slots)
+            text = candidate.text.strip("\n")
+            if not candidate.fails and text not in candidates:
+                candidates[text] = None
+                advance()
     return tuple(candidates)
 
 

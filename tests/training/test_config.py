@@ -1,8 +1,12 @@
 """Training configs: number of steps, and combinations that are rejected."""
 
+import re
+
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
+from sdjax.cli.main import main
 from sdjax.training.config import DPOConfig, DPOJob, OptimizerConfig, SFTJob
 
 JOB = {"model": "zoo:seed", "data": "pairs.jsonl", "out": "trained"}
@@ -45,3 +49,19 @@ def test_batches_include_accumulation():
 def test_invalid_combinations_are_rejected(kind, fields, message):
     with pytest.raises(ValidationError, match=message):
         kind(**fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps=1000000000", "max_steps: must be at most 1000000"),
+        ("batch_size=100000000", "a batch of 100000000 sequences of 128 tokens requires"),
+        ("max_length=100000000", r"sequences of 100000000 tokens requires [\d,.]+ GB, but"),
+        ("rank=1000000", "rank is 1000000, but no adapted projection is larger than 512"),
+    ],
+)
+def test_sizes_beyond_the_memory_are_errors_at_once(tmp_path, override, message):
+    arguments = ["train", "sft", "train-sft", "--out", str(tmp_path / "out"), "--set", override]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert re.search(message, result.output)
