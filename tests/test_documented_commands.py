@@ -134,7 +134,8 @@ def test_commands_are_valid(page):
 def test_commands_in_sentences_exist_and_have_the_options(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for code in INLINE.findall(text):
-        program, *arguments = shlex.split(re.sub(r"\\\|", "|", code))
+        command = re.split(r" \\?\| ", code)[0]  # without a pipe, which a table escapes
+        program, *arguments = shlex.split(command.replace("\\|", "|"))
         if program == "python":
             check_python(arguments)
         elif program == "make":
