@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import locate, model_folder
 from sdjax.io.peft import AdaptedReader, read_adapter, write_adapter
 from sdjax.models.lora import init_adapter, merge_lora
+from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 from sdjax.testing import tiny_config
@@ -201,6 +202,36 @@ def test_different_ranks_are_written_as_peft_reads_them(tmp_path):
     (tmp_path / "a/adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"adapter_config\.json: rank_pattern and alpha_pattern"):
         read_adapter(tmp_path / "a", CONFIG, model=tmp_path)
+
+
+@pytest.mark.slow
+def test_names_and_scale_of_a_written_adapter_are_those_of_transformers(tmp_path):
+    """Apply the folder to transformers' modules, as PEFT does, and compare the logits."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder("zoo:seed")
+    config, params = load_model(folder, dtype=np.float32)
+    adapter = init_adapter(config, jax.random.key(0), rank=2, alpha=4)
+    adapter = jax.tree.map(lambda leaf: leaf + 0.05, adapter)
+    write_adapter(tmp_path / "a", config, adapter, base="zoo:seed")
+    settings = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    stored = load_file(tmp_path / "a/adapter_model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    names = [name for name in stored if name.endswith(".lora_A.weight")]
+    assert len(names) == 7 * config.num_layers
+    for name in names:
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        assert module.split(".")[-1] in settings["target_modules"]
+        a, b = stored[name], stored[name.replace("lora_A", "lora_B")]
+        change = settings["lora_alpha"] / settings["r"] * b @ a
+        model.get_submodule(module).weight.data += torch.from_numpy(change)
+    tokens = np.arange(5, 17)[None]
+    positions = np.arange(tokens.shape[1])[None]
+    hidden, _ = forward(params, adapter, tokens, config=config, positions=positions)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(unembed(params, hidden, config=config), expected, atol=1e-3)
 
 
 def test_adapter_of_another_model_raises_user_error(tmp_path):
