@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from sdjax.cli.main import main
+from sdjax.merging.methods.registry import methods
 from sdjax.search import config as search_config
 from sdjax.search.tables import TABLES
 from sdjax.training.config import JOBS
@@ -113,3 +114,10 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
         assert f": {page.relative_to(ROOT / 'docs')}\n" in navigation
+
+
+def test_counts_in_the_guide_to_merging():
+    page = (ROOT / "docs" / "merging.md").read_text()
+    assert f"lists the {len(methods())} methods" in page
+    recipes = list((ROOT / "tests/merging/recipe/mergekit/recipes").glob("*.yaml"))
+    assert f"\n{len(recipes)} recipes over tiny float32 models" in page
