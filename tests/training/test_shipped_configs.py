@@ -57,7 +57,7 @@ def test_shipped_configs_are_found_by_name_from_any_folder(kind, tmp_path, monke
         assert find_config(path, kind) == CONFIG_FOLDER / f"{name}.yaml"
     for file in shipped_configs(kind).values():
         assert isinstance(read_dataclass(JOBS[kind], file), JOBS[kind])
-    with pytest.raises(UserError, match=rf"^demo: .*a shipped config: {name}$"):
+    with pytest.raises(UserError, match=rf"^demo: a config for another command; .*: {name}$"):
         find_config("demo", kind)
 
 
