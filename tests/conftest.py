@@ -31,6 +31,7 @@ TYPE_CHECKED: tuple[str, ...] = (
     "sdjax.merging.operations.random",
     "sdjax.merging.operations.ranks",
     "sdjax.merging.recipe.tokenizer_plan",
+    "sdjax.merging.model_tree",
     "sdjax.merging.signature",
     "sdjax.xla.matmul",
     "sdjax.xla.reductions",

@@ -33,7 +33,15 @@ from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.merged_model import MergedModel, donated_tensors, merged_model
-from sdjax.merging.model_tree import ModelTree, Tensors, Tree, align_tensors, any_traced, is_float
+from sdjax.merging.model_tree import (
+    ModelTree,
+    Tensors,
+    Tree,
+    align_tensors,
+    any_traced,
+    is_float,
+    warn_of_surplus,
+)
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.merging.tensor_program import (
     TensorProgram,
@@ -111,6 +119,8 @@ class Merger:
             ModelTree.of(tree, slot) for slot, tree in zip(self.slots, experts, strict=True)
         ]
         self._reference = expert_trees[0] if base_tree is None else base_tree
+        title = self.slots[0] if base_tree is None else "the base"
+        warn_of_surplus(self._reference, title, expert_trees, self.slots)
         floats = [path for path, x in self._reference.tensors.items() if is_float(x)]
         self.paths = select_paths(floats, scope)
         names = self._reference.names

@@ -90,7 +90,7 @@ def merged_model(
     )
 
 
-def donated_tensors(donate: MergedModel | None, tensors: Tensors) -> dict[str, jax.Array]:
+def donated_tensors(donate: object, tensors: Tensors) -> dict[str, jax.Array]:
     """Return the merged tensors of an earlier result, never those of the base or an expert.
 
     Args:

@@ -6,6 +6,7 @@ people, scopes and random keys only: a tree is rebuilt from its own structure, n
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.models.tensor_names import TensorName, name_tensors
+
+logger = logging.getLogger(__name__)
 
 Tree = Any  # a pytree of arrays
 # Path to (base or None, experts).
@@ -147,6 +150,31 @@ def align_tensors(
             )
         aligned[path] = (None, tuple(arrays)) if base is None else (arrays[0], tuple(arrays[1:]))
     return aligned
+
+
+def warn_of_surplus(
+    reference: ModelTree, title: str, experts: Sequence[ModelTree], slots: Sequence[str]
+) -> None:
+    """Log a warning if an expert has tensors that the result will not have.
+
+    Args:
+        reference: the base, or the first expert.
+        title: its name in the warning.
+        experts: the experts.
+        slots: their names.
+    """
+    known = {name.path for name in reference.names.values()}
+    for slot, expert in zip(slots, experts, strict=True):
+        surplus = [path for path, name in expert.names.items() if name.path not in known]
+        if surplus:
+            logger.warning(
+                "%s: %d of %d tensors are left out, since %s does not have them: %s",
+                slot,
+                len(surplus),
+                len(expert.names),
+                title,
+                ", ".join([*surplus[:2], *(["..."] if len(surplus) > 2 else [])]),
+            )
 
 
 def _text(path: tuple[Any, ...]) -> str:

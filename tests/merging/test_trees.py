@@ -20,6 +20,7 @@ from sdjax.merging.recipe.model_card import Provenance
 from sdjax.merging.scope import select_paths
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten
+from sdjax.sharding.mesh import make_mesh
 
 Pair = collections.namedtuple("Pair", "kernel bias")
 
@@ -104,6 +105,22 @@ def test_tensors_that_are_not_floats_stay_the_bases():
     assert soup.params["step"] is base["step"]
     with pytest.raises(UserError, match="scope 'step' matches no tensor"):
         sdjax.merge(base, [expert], "linear", scope="step")
+
+
+def test_tensors_that_only_an_expert_has_are_left_out_with_a_warning(caplog):
+    base, expert = {"w": array(0)}, {"w": array(1), "lm_head.weight": array(2)}
+    assert sdjax.merge(base, [base, expert], "linear").params.keys() == {"w"}
+    assert caplog.messages == [
+        "expert_2: 1 of 2 tensors are left out, since the base does not have them: lm_head.weight"
+    ]
+
+
+def test_mesh_shards_hugging_face_names_like_paths(zoo):
+    mesh = make_mesh({"fsdp": 1, "tensor": 1})
+    config, params = sdjax.load_model("zoo:seed", mesh=mesh)
+    merged = sdjax.merge(zoo["seed"], [zoo["reader"]], "linear", mesh=mesh)
+    for path, spec in param_specs(config).items():
+        assert merged.params[spec.hf_name].sharding == flatten(params)[path].sharding
 
 
 def hugging_face(name):
