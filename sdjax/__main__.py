@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sdjax.cli.interrupts import finish, handle_signals, hold_signals, leave
+from sdjax.cli.interrupts import handle_signals, hold_signals, leave
 from sdjax.xla.allocator import collect_garbage_rarely, restart_with_huge_pages
 
 _MEMORY_INTENSIVE = ("merge", "train")
@@ -24,7 +24,6 @@ def start() -> None:
     except SystemExit as error:
         if error.code:
             leave(int(error.code))
-    finish(0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Before a command runs there is nothing to keep, so a signal exits at once; an ex
 through half-initialized imports. While it runs, the first signal raises KeyboardInterrupt, so that
 context managers close files and stop workers. A second signal, or one while C++ code would not
 survive the exception, exits at once, which loses nothing, because a killed command can be resumed,
-too. After the command, a signal skips what is left.
+too. After the command, signals are ignored.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Interrupted(Exception):
 class _State:
     """State of this process, which a signal handler cannot receive as an argument."""
 
+    handled = False  # the handlers are installed
     running = False
     interrupted = False
-    status: int | None = None  # of the finished command
     hint: Callable[[], str] | None = None
     last_signal = signal.SIGINT
 
@@ -55,6 +55,7 @@ def handle_signals() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    _State.handled = True
     sys.unraisablehook = _repeat_lost_interrupt
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
@@ -63,10 +64,12 @@ def handle_signals() -> None:
 def running_command() -> Iterator[None]:
     """Let the first signal raise in this block; every error after that is an interrupt.
 
+    After the block there is nothing to interrupt, so signals are ignored.
+
     Raises:
         Interrupted: a signal arrived, even if a library has turned it into another exception.
     """
-    _State.running, _State.interrupted, _State.hint, _State.status = True, False, None, None
+    _State.running, _State.interrupted, _State.hint = True, False, None
     try:
         yield
     except Interrupted:
@@ -78,8 +81,9 @@ def running_command() -> Iterator[None]:
             raise
         raise Interrupted(_State.hint() if _State.hint else "") from error
     finally:
-        if _State.interrupted:
-            hold_signals()  # only the message is left to print
+        if _State.handled:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
         _State.running = False
 
 
@@ -101,11 +105,6 @@ def resume_hint(hint: str | Callable[[], str]) -> Iterator[None]:
             _State.hint = outer
 
 
-def finish(status: int) -> None:
-    """Note the status of a finished command, with which a later signal exits."""
-    _State.status = status
-
-
 def leave(status: int) -> NoReturn:
     """Exit without running destructors.
 
@@ -120,8 +119,6 @@ def leave(status: int) -> NoReturn:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if _State.status is not None:
-        os._exit(_State.status)
     if _State.running and not _State.interrupted and not _must_not_raise(frame):
         _State.interrupted, _State.last_signal = True, signal.Signals(number)
         raise KeyboardInterrupt

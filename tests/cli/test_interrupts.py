@@ -91,9 +91,18 @@ finally:
     assert ended(code) == (130, "", "sdjax: interrupted; try again\n")
 
 
-def test_signal_before_and_after_a_command_exits_at_once():
+def test_signal_before_a_command_exits_at_once():
     assert ended("terminate()") == (130, "", "sdjax: interrupted\n")
-    assert ended("finish(3); terminate()") == (3, "", "")
+
+
+def test_signal_after_a_command_is_ignored():
+    code = """
+with running_command():
+    pass
+terminate()
+print("the result")
+"""
+    assert ended(code) == (0, "the result\n", "")
 
 
 def test_held_signal_survives_the_restart():
