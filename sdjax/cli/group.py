@@ -15,6 +15,8 @@ from sdjax.core.logging import configure_logging
 from sdjax.core.storage_errors import file_of, storage_reason
 
 CLOSED_PIPE = 141  # exit status, as of a program that SIGPIPE ends
+# Modules that write to standard output or standard error, in addition to click and rich.
+_WRITERS = (__name__, "sdjax.core.logging")
 
 FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
 FILE_PATH = click.Path(path_type=Path, dir_okay=False)
@@ -73,10 +75,10 @@ def exit_status(error: BaseException) -> tuple[int, str]:
 
 
 def _is_output_error(error: OSError) -> bool:
-    """Return whether standard output, to which only this module, click and rich write, failed."""
+    """Return whether writing to standard output or to standard error failed."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals["__name__"] if frames else ""
-    return module.split(".")[0] in ("click", "rich") or module == __name__
+    return module.split(".")[0] in ("click", "rich") or module in _WRITERS
 
 
 def examples(*commands: str) -> str:
