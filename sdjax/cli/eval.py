@@ -56,6 +56,11 @@ if TYPE_CHECKING:
 @dtype_option
 @click.option("--batch", type=click.IntRange(min=1), help="Problems decoded at a time.")
 @click.option(
+    "--accept-versions",
+    is_flag=True,
+    help="Resume although versions of packages differ; --out records it.",
+)
+@click.option(
     "--compare",
     nargs=2,
     type=ANY_PATH,

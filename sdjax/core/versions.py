@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 
 # The backends of JAX have packages of their own.
 _PACKAGES = (
@@ -39,3 +40,17 @@ def current_versions() -> dict[str, str]:
             continue
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     return versions | {"python": platform.python_version(), "devices": devices}
+
+
+def version_differences(stored: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """Return the differences of two results of `current_versions`, such as "jax 0.10.2 -> 0.12".
+
+    Args:
+        stored: versions at the start of a computation; empty if they are unknown.
+        current: versions of this process.
+    """
+    return [
+        f"{name} {stored.get(name, 'unknown')} -> {current.get(name, 'not installed')}"
+        for name in sorted(stored.keys() | current.keys())
+        if stored.get(name) != current.get(name)
+    ]

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
+from sdjax.core.versions import current_versions
 from sdjax.decoding.config import fit_decoder_config
 from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.evaluator import evaluate_problems
@@ -84,6 +85,7 @@ def evaluate(
     dtype: DTypeLike | None = None,
     batch: int | None = None,
     allow_missing: Sequence[str] = (),
+    accept_versions: bool = False,
 ) -> Evaluation:
     """Evaluate a model on a task by greedy decoding.
 
@@ -105,6 +107,8 @@ def evaluate(
         batch: number of problems that are decoded at the same time; as many as is efficient by
             default. Answers do not depend on it, except at near-ties of two tokens.
         allow_missing: layers of confinement that the grader may run without.
+        accept_versions: resume although versions of packages differ from those that the evaluation
+            was started with; the difference is recorded.
 
     Returns:
         the outcomes with their accuracies.
@@ -160,7 +164,10 @@ def evaluate(
         "max_new_tokens": new_tokens,
         "dtype": jnp.dtype(decoder.compute_dtype).name,
     }
-    with ResultsFolder(out, settings) as results:
+    results_folder = ResultsFolder(
+        out, settings, versions=current_versions(), accept_versions=accept_versions
+    )
+    with results_folder as results:
         missing = results.missing(prompted)
         by_id = {item.problem.id: item for item in missing}
         if missing:

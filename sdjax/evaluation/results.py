@@ -1,6 +1,7 @@
 """The results folder of an evaluation.
 
-settings.json   settings of the evaluation; resuming with different settings is an error
+settings.json   settings of the evaluation, which must be the same when it resumes; the versions
+                that it was started with, and accepted changes of them
 results.jsonl   one line per graded problem; an interrupted evaluation resumes from it
 scores.json     accuracies with 95% intervals, once all problems are graded
 eval.lock       lock file held by the process that writes to the folder
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import IO, Any, Self
 
 from sdjax.core.errors import UserError
 from sdjax.core.storage_errors import storage_errors
+from sdjax.core.versions import version_differences
 from sdjax.evaluation.prompts import PromptedProblem
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
@@ -28,6 +31,9 @@ from sdjax.io.safetensors_reader import read_json
 
 SETTINGS, RESULTS, SCORES, LOCK = "settings.json", "results.jsonl", "scores.json", "eval.lock"
 METRICS = ("strict", "flexible")
+_VERSIONS, _ACCEPTED = "versions", "accepted"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,12 +92,21 @@ class ResultsFolder:
         by_id: results by problem id, including those of an interrupted evaluation.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        settings: Mapping[str, Any],
+        *,
+        versions: Mapping[str, str] | None = None,
+        accept_versions: bool = False,
+    ) -> None:
         """Open or create the folder.
 
         Args:
             folder: the folder, or None to keep results in memory only.
             settings: everything that the results depend on.
+            versions: versions of packages, which `missing` compares with those of the folder.
+            accept_versions: continue although versions differ, and record the difference.
 
         Raises:
             UserError: the folder contains something else or an evaluation with different settings,
@@ -100,6 +115,10 @@ class ResultsFolder:
         self.by_id: dict[str, ProblemResult] = {}
         self._folder = folder
         self._file: IO[str] | None = None
+        self._settings = dict(settings)
+        self._versions = dict(versions or {})
+        self._accept_versions = accept_versions
+        self._stored: dict[str, Any] = {_VERSIONS: self._versions, _ACCEPTED: []}
         self._resources = contextlib.ExitStack()
         if folder is None:
             return
@@ -111,9 +130,14 @@ class ResultsFolder:
             folder.mkdir(parents=True, exist_ok=True)
             resources.callback(lock_folder(folder, LOCK).release)
             if (folder / SETTINGS).is_file():
-                _check_settings(folder, settings)
+                stored = read_json(folder / SETTINGS)
+                self._stored = {  # sdjax 0.2 stored no versions
+                    _VERSIONS: stored.pop(_VERSIONS, {}),
+                    _ACCEPTED: stored.pop(_ACCEPTED, []),
+                }
+                _check_settings(folder, stored, settings)
                 self.by_id = {result.id: result for result in _read_truncated(folder / RESULTS)}
-            _write_lines(folder / SETTINGS, [json.dumps(settings, indent=2)])
+            self._write_settings(folder)
             _write_lines(folder / RESULTS, (result.to_json() for result in self.by_id.values()))
             self._file = resources.enter_context((folder / RESULTS).open("a", encoding="utf-8"))
             self._resources = resources.pop_all()
@@ -129,7 +153,8 @@ class ResultsFolder:
         """Return the problems without a result.
 
         Raises:
-            UserError: a stored result has a different prompt, question or answer.
+            UserError: a stored result has a different prompt, question or answer, or results are
+                missing and those of the folder were computed under other versions.
         """
         for item in prompted:
             result, problem = self.by_id.get(item.problem.id), item.problem
@@ -146,7 +171,31 @@ class ResultsFolder:
                     f"{self._folder}: the stored question, answer or kind of problem {result.id} "
                     "is different; use the same data, or choose another --out"
                 )
-        return [item for item in prompted if item.problem.id not in self.by_id]
+        missing = [item for item in prompted if item.problem.id not in self.by_id]
+        if missing and self.by_id:
+            self._check_versions()
+        return missing
+
+    def _check_versions(self) -> None:
+        """Raise UserError if versions differ from those of the folder and are not accepted."""
+        changes = version_differences(self._stored[_VERSIONS], self._versions)
+        if not changes or self._folder is None:
+            return
+        if not self._accept_versions:
+            raise UserError(
+                f"{self._folder}: started differently: {', '.join(changes)}; so its results may "
+                "differ from those to come; go back to what it was started with, accept this with "
+                "--accept-versions, or choose another --out"
+            )
+        logger.warning("resuming with other versions: %s", ", ".join(changes))
+        accepted = [*self._stored[_ACCEPTED], *changes]
+        self._stored = {_VERSIONS: self._versions, _ACCEPTED: accepted}
+        with storage_errors(self._folder):
+            self._write_settings(self._folder)
+
+    def _write_settings(self, folder: Path) -> None:
+        content = json.dumps(self._settings | self._stored, indent=2)
+        _write_lines(folder / SETTINGS, [content])
 
     def add(self, result: ProblemResult) -> None:
         """Append the result of one problem."""
@@ -219,8 +268,7 @@ def _is_usable(folder: Path) -> bool:
     return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= leftovers
 
 
-def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    stored = read_json(folder / SETTINGS)
+def _check_settings(folder: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     for key in stored:  # version 0.2.0 stored no dtype
         if stored.get(key) != settings.get(key):
             raise UserError(

@@ -20,6 +20,7 @@ from tensorboardX.summary import scalar
 
 from sdjax.core.errors import UserError
 from sdjax.core.storage_errors import storage_errors
+from sdjax.core.versions import version_differences
 from sdjax.io.atomic_write import make_folder, write_file
 from sdjax.io.orbax import CheckpointFolder
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
@@ -105,12 +106,7 @@ class TrainingCheckpoints:
     def _check_versions(self, description: Mapping[str, Any]) -> None:
         """Raise UserError if versions differ from those of a checkpoint and are not accepted."""
         stored = description.get("versions", {})  # sdjax 0.2 stored none
-        names = sorted(self._versions.keys() | stored.keys())
-        changes = [
-            f"{name} {stored.get(name, 'unknown')} -> {self._versions.get(name, 'not installed')}"
-            for name in names
-            if stored.get(name) != self._versions.get(name)
-        ]
+        changes = version_differences(stored, self._versions)
         self._accepted = list(description.get("accepted", []))
         if not changes:
             return

@@ -103,6 +103,27 @@ def test_full_disk_raises_user_error(scored, tmp_path, monkeypatch):
             kept.add(results.read_results(scored)[0])
 
 
+def test_other_versions_are_accepted_only_on_request(scored, tmp_path):
+    folder = tmp_path / "seed"
+    shutil.copytree(scored, folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    now = settings["versions"]["jax"]
+    settings["versions"]["jax"] = "0.1"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    whole = rows(folder)
+    arguments = ("eval", "zoo:seed", "--limit", 12, "--out", folder)
+    assert run_cli(*arguments).exit_code == 0  # nothing is computed
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole[:11]))
+    line = user_error(*arguments)
+    assert f"started differently: jax 0.1 -> {now}; so its results may differ" in line
+    result = run_cli(*arguments, "--accept-versions")
+    assert result.exit_code == 0, result.output
+    assert rows(folder) == whole
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["accepted"] == [f"jax 0.1 -> {now}"]
+    assert settings["versions"]["jax"] == now
+
+
 def test_different_settings_raise_user_error(scored, tmp_path):
     assert "with model = " in user_error("eval", "zoo:reader", "--limit", 12, "--out", scored)
     line = user_error("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
