@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -32,7 +32,7 @@ class Group(click.Group):
             try:
                 return super().invoke(ctx)
             except BrokenPipeError as error:  # click would exit with 1, as after a refusal
-                sys.exit(exit_status(error)[0])
+                _exit(*exit_status(error))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; print an error, if any, and exit with its status."""
@@ -41,20 +41,13 @@ class Group(click.Group):
             result = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.stdout.flush()
             return result
-        except click.Abort as error:  # what click makes of an EOFError
-            status, message = exit_status(error.__cause__ or error)
-        except (Interrupted, UserError) as error:
-            status, message = exit_status(error)
         except click.ClickException as error:
             error.show()
             sys.exit(2)
+        except click.Abort as error:  # what click makes of an EOFError
+            _exit(*exit_status(error.__cause__ or error))
         except Exception as error:
-            status, message = exit_status(error)
-        if message:
-            # On a terminal, replace the `^C` that it has printed.
-            start = "\r\x1b[K" if status == INTERRUPTED and sys.stderr.isatty() else ""
-            click.echo(start + message, err=True)
-        sys.exit(status)
+            _exit(*exit_status(error))
 
 
 def exit_status(error: BaseException) -> tuple[int, str]:
@@ -68,10 +61,18 @@ def exit_status(error: BaseException) -> tuple[int, str]:
     from_output = isinstance(error, OSError) and _is_output_error(error)
     if from_output and isinstance(error, BrokenPipeError):
         return CLOSED_PIPE, ""
-    if reason := storage_reason(error):
-        where = "the output" if from_output else file_of(error) or "a file"
+    where = "the output" if from_output else file_of(error)
+    if where and (reason := storage_reason(error)):
         return 2, f"sdjax: {where}: {reason} and run the same command again"
     return 1, "".join(traceback.format_exception(error)).rstrip()
+
+
+def _exit(status: int, message: str) -> NoReturn:
+    if message:
+        # On a terminal, replace the `^C` that it has printed.
+        start = "\r\x1b[K" if status == INTERRUPTED and sys.stderr.isatty() else ""
+        click.echo(start + message, err=True)
+    sys.exit(status)
 
 
 def _is_output_error(error: OSError) -> bool:
