@@ -134,13 +134,22 @@ class YamlDocument:
             if not isinstance(key, yaml.ScalarNode):
                 raise self.fail(key, "a key must be a string")
             if key.value in own or (merged and key.tag == _MERGE):
-                raise self.fail(key, f"duplicate key {truncated_repr(key.value)}")
+                self.check_duplicate(key, value)
             if key.tag == _MERGE:  # explicit keys override those of `<<: *shared`
                 merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
             else:
                 own[key.value] = self.line(key), value
         defaults = [self.entries(item, "the value of <<") for item in reversed(merged)]
         return {key: value for entries in (*defaults, own) for key, value in entries.items()}
+
+    def check_duplicate(self, key: yaml.ScalarNode, value: yaml.Node) -> None:
+        """Raise UserError for a key that a mapping has twice; a subclass may accept the last one.
+
+        Args:
+            key: the second key.
+            value: its value.
+        """
+        raise self.fail(key, f"duplicate key {truncated_repr(key.value)}")
 
     def mapping(
         self,

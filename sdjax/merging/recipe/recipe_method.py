@@ -17,7 +17,7 @@ from sdjax.merging.method import Hyperparameter, Method, RecipeSchema
 from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.parameters import IGNORED_PARAMETERS, ParameterMap
 from sdjax.merging.recipe.plan import is_floating
-from sdjax.merging.recipe.schema import Recipe, Slice
+from sdjax.merging.recipe.schema import TOP_LEVEL_KEYS, Recipe, Slice
 from sdjax.merging.recipe.source_models import VOCABULARY_TENSORS, SourceModel
 from sdjax.merging.recipe.tokenizer_plan import plan_tokenizer
 from sdjax.models.tensor_names import kind_of, parse_name
@@ -57,6 +57,24 @@ def find_method(
         message = f"no merge_method {truncated_repr(name)}; {hint}available: {', '.join(available)}"
         raise recipe.fail("merge_method", message)
     return available[name], None
+
+
+def meaningless_parameters(method: Method) -> frozenset[str]:
+    """Return keys that mergekit passes over among a method's parameters, if it lacks them.
+
+    These are the parameters of other methods, and top-level keys. A program file has none: its
+    recipe was not written for mergekit.
+    """
+    available = methods()
+    if available.get(method.name) is not method:
+        return frozenset()
+    keys = set(TOP_LEVEL_KEYS)
+    for other in available.values():
+        keys |= {
+            *other.schema.ignored,
+            *(other.schema.recipe_key(p.name) for p in other.hyperparameters),
+        }
+    return frozenset(keys)
 
 
 def _program_method(

@@ -36,6 +36,7 @@ from sdjax.merging.recipe.plan import (
     tensor_in,
     tensor_sharding,
 )
+from sdjax.merging.recipe.recipe_method import meaningless_parameters
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 from sdjax.merging.recipe.source_models import (
     OUTPUT,
@@ -72,6 +73,8 @@ def plan_recipe(
     key = jax.random.key(seed) if "key" in method.bind().requests else None
     parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
     num_layers = sum(part.num_layers for part in parts)
+    if not num_layers:
+        raise recipe.fail(recipe.slices[0].line, "the result would have no layers")
     models = tuple(open_model(name) for name in recipe.models())
     notes: list[str] = []
     for model in models[1:]:
@@ -106,7 +109,8 @@ def plan_recipe(
         notes=(
             *notes,
             *(note for model in models for note in model.notes),
-            *dict.fromkeys(note for part in (parts[0], parts[-1]) for note in part.notes),
+            *recipe.notes,
+            *dict.fromkeys(note for part in parts for note in part.notes),
             *tokenizer.notes,
             *different_buffers(buffers for part in parts for buffers in part.buffers),
         ),
@@ -133,6 +137,7 @@ class _SlicePlanner:
         key: jax.Array | None,
     ):
         self._recipe, self._method, self._slice, self._key = recipe, method, part, key
+        self.notes: list[str] = []
         self._base_name = part.base_model or recipe.base_model
         base, self._experts = self._split_base()
         self._has_base = base is not None
@@ -152,12 +157,10 @@ class _SlicePlanner:
             )
         self._bound: dict[tuple, Algorithm] = {}
         self.buffers: list[list[TensorRef]] = []
-        self.notes: list[str] = []
 
     def outside_tensors(self) -> Iterator[tuple[str, list[TensorRef]]]:
         """Yield each tensor outside the layers: its name, and its source in every model."""
         reference, *others = self.models
-        self.notes = []
         names = list(reference.outside)
         for model in others:
             extra = [name for name in model.outside if name not in reference.outside]
@@ -232,7 +235,7 @@ class _SlicePlanner:
         fallbacks = [i for i, model in enumerate(self.models) if model.name == self._base_name]
         spec = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
         algorithm = program = None
-        if is_mergeable(infos[0]):
+        if is_mergeable(infos[0]) and self._experts:
             algorithm = self._bind(name, sources, position)
             dtypes = [info.dtype for info in infos]
             if row_maps is not None:  # aligned in the common dtype
@@ -340,6 +343,8 @@ class _SlicePlanner:
         low, high = self._method.schema.min_models, self._method.schema.max_models
         if count >= low and (high is None or count <= high):
             return
+        if with_base and count == 0:  # the base alone, such as to merge an adapter into it
+            return
         too_few = count < low
         bound = "exactly" if low == high else "at least" if too_few else "at most"
         limit = low if too_few or high is None else high
@@ -350,7 +355,7 @@ class _SlicePlanner:
         )
 
     def _check_parameters(self, sources: Sequence[Source]) -> None:
-        """Raise UserError for parameters that the method does not have."""
+        """Raise UserError for misspelled parameters; note those of other methods."""
         schema, parameters = self._method.schema, self._method.hyperparameters
         shared = {schema.recipe_key(p.name) for p in parameters}
         per_model = {schema.recipe_key(p.name) for p in parameters if p.type == "per_expert"}
@@ -358,15 +363,20 @@ class _SlicePlanner:
             (source.parameters, per_model, "for a single model") for source in sources
         ]
         levels += [(level, shared, "for the whole merge") for level in self._slice.levels]
+        meaningless = meaningless_parameters(self._method)
         for level, allowed, scope in levels:
             for key, value in level.items():
-                if key not in (*allowed, *schema.ignored, *IGNORED_PARAMETERS):
-                    hint = did_you_mean(key, allowed)
-                    raise self._recipe.fail(
-                        value.line,
-                        f"{self._method.name} has no parameter {truncated_repr(key)} {scope}; "
-                        f"{hint}allowed: {', '.join(sorted(allowed)) or 'none'}",
-                    )
+                if key in (*allowed, *schema.ignored, *IGNORED_PARAMETERS):
+                    continue
+                message = f"{self._method.name} has no parameter {truncated_repr(key)} {scope}"
+                if key in meaningless and key not in shared:
+                    note = value.fail(f"{message}; ignored, as by mergekit")
+                    self.notes.append(str(note))
+                    continue
+                hint = did_you_mean(key, allowed)
+                raise self._recipe.fail(
+                    value.line, f"{message}; {hint}allowed: {', '.join(sorted(allowed)) or 'none'}"
+                )
 
     def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:
         try:
@@ -380,5 +390,11 @@ class _SlicePlanner:
         if end > num_layers:
             raise self._recipe.fail(
                 source.line, f"{source.model} has {num_layers} layers, not {end}"
+            )
+        if source.ignored_layers not in (None, (0, num_layers)):
+            raise self._recipe.fail(
+                source.line,
+                "layer_range has no effect in models; use slices to take only some layers of "
+                f"{source.model}",
             )
         return start, end

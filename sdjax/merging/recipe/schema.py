@@ -1,9 +1,10 @@
 """Recipes: mergekit's YAML, parsed strictly into one form.
 
 Every way of writing a recipe (`models`, `slices`, or `modules` with either) yields a list of
-slices: layers of some models, merged into the same number of layers of the result. Unsupported and
-unknown keys raise errors with name and line, because silently ignoring a key would produce a wrong
-merge. `recipe_plan.py` turns a recipe into a merge plan.
+slices: layers of some models, merged into the same number of layers of the result. Keys that
+mergekit passes over give a note if they mean nothing, and an error if they look misspelled or would
+have meant something, because ignoring those would produce a wrong merge. `recipe_plan.py` turns a
+recipe into a merge plan.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from pathlib import Path
 
 import yaml
 
-from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 from sdjax.core.yaml import YamlDocument
 from sdjax.merging.recipe.parameters import ParameterMap, ParameterValue
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 _CONTENTS = ("models", "slices", "modules")
-_KEYS = (
+TOP_LEVEL_KEYS = (
     "merge_method",
     "base_model",
     *_CONTENTS,
@@ -32,7 +33,6 @@ _KEYS = (
     "tokenizer",
     "chat_template",
 )
-_UNSUPPORTED_KEYS = ("merge_options", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class Source:
     Attributes:
         model: name of the model.
         layers: half-open range of layers, or None for all of them.
+        ignored_layers: half-open range of layers next to a whole model, which mergekit ignores.
         parameters: parameters of this model.
         line: line in the recipe.
     """
@@ -50,6 +51,7 @@ class Source:
     layers: tuple[int, int] | None
     parameters: ParameterMap
     line: int
+    ignored_layers: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ class Recipe:
         out_dtype: dtype in which the result is stored.
         tokenizer: choice of the tokenizer.
         chat_template: "auto", a template's name or a Jinja template.
+        notes: remarks for the user.
     """
 
     path: Path
@@ -114,6 +117,7 @@ class Recipe:
     out_dtype: str | None
     tokenizer: TokenizerChoice | None
     chat_template: str | None
+    notes: tuple[str, ...] = ()
 
     def fail(self, at: str | int, message: str) -> UserError:
         """Return the error for a top-level key or a line number."""
@@ -141,7 +145,7 @@ def read_recipe(path: Path) -> Recipe:
         UserError: an invalid recipe; the message names the key and the line.
     """
     document = _RecipeDocument.read(path)
-    top = document.mapping(document.root, "a recipe", allowed=_KEYS, unsupported=_UNSUPPORTED_KEYS)
+    top = document.top()
     if "merge_method" not in top:
         raise document.fail(None, "the key 'merge_method' is missing")
     contents = [key for key in _CONTENTS if key in top]
@@ -171,11 +175,48 @@ def read_recipe(path: Path) -> Recipe:
         chat_template=None
         if chat_template is None
         else document.string(chat_template, "chat_template"),
+        notes=tuple(document.notes),
     )
 
 
 class _RecipeDocument(YamlDocument):
-    """A recipe's YAML document."""
+    """A recipe's YAML document.
+
+    Attributes:
+        notes: remarks for the user.
+    """
+
+    def __init__(self, text: str, name: str, *, show_lines: bool = True) -> None:
+        """Parse a document, as `YamlDocument` does."""
+        self.notes: list[str] = []
+        super().__init__(text, name, show_lines=show_lines)
+
+    def note(self, line: int, message: str) -> None:
+        """Add a remark on a line."""
+        note = f"{self.name}, line {line}: {message}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def check_duplicate(self, key: yaml.ScalarNode, value: yaml.Node) -> None:
+        """Accept the last value of a key, as mergekit does, if it is a string or a number."""
+        if not isinstance(value, yaml.ScalarNode):
+            super().check_duplicate(key, value)
+        self.note(self.line(key), f"duplicate key {truncated_repr(key.value)}; the last one counts")
+
+    def top(self) -> dict[str, yaml.Node]:
+        """Return the top-level keys and their values, without those that mean nothing."""
+        entries = self.entries(self.root, "a recipe")
+        for key, (line, _) in entries.items():
+            if key in TOP_LEVEL_KEYS:
+                continue
+            if hint := did_you_mean(key, TOP_LEVEL_KEYS):
+                allowed = ", ".join(TOP_LEVEL_KEYS)
+                raise self.fail(
+                    line, f"unknown key {truncated_repr(key)}; {hint}allowed: {allowed}"
+                )
+            self.note(line, f"the key {truncated_repr(key)} means nothing; ignored")
+        values = self.mapping(self.root, "a recipe", allowed=tuple(entries))  # without null
+        return {key: value for key, value in values.items() if key in TOP_LEVEL_KEYS}
 
     def contents(
         self, keys: Mapping[str, yaml.Node], levels: tuple[ParameterMap, ...]
@@ -199,7 +240,7 @@ class _RecipeDocument(YamlDocument):
         if "models" in keys:
             node = keys["models"]
             sources = tuple(
-                self.source(item, "an entry of models", ("model", "parameters"))
+                self.source(item, whole=True)
                 for item in self.items(node, "models must be a list of entries `- model: PATH`")
             )
             line = self.line(node)
@@ -216,37 +257,35 @@ class _RecipeDocument(YamlDocument):
         items = self.items(keys["sources"], "sources must be a list of entries `- model: PATH`")
         base_model = keys.get("base_model")
         return Slice(
-            sources=tuple(
-                self.source(item, "a source", ("model", "layer_range", "parameters"))
-                for item in items
-            ),
+            sources=tuple(self.source(item) for item in items),
             base_model=None if base_model is None else self.model(base_model, "base_model"),
             levels=(self.parameters(keys.get("parameters")), *levels),
             line=self.line(node),
         )
 
-    def source(self, node: yaml.Node, name: str, allowed: tuple[str, ...]) -> Source:
-        """Return an entry of `models` or `sources`; all keys but `parameters` are required."""
-        keys = self.mapping(node, name, allowed=allowed)
-        for key in allowed[:-1]:
+    def source(self, node: yaml.Node, *, whole: bool = False) -> Source:
+        """Return an entry of `models`, which lists whole models, or of `sources`."""
+        name = "an entry of models" if whole else "a source"
+        keys = self.mapping(node, name, allowed=("model", "layer_range", "parameters"))
+        for key in ("model",) if whole else ("model", "layer_range"):
             if key not in keys:
                 raise self.fail(node, f"the key {key!r} is missing")
-        layers = None
-        if "layer_range" in keys:
-            message = "layer_range must be two integers, [start, end), with start < end"
-            ends = [
-                self.integer(item, "layer_range")
-                for item in self.items(keys["layer_range"], message)
-            ]
-            if len(ends) != 2 or ends[0] >= ends[1]:
-                raise self.fail(keys["layer_range"], message)
-            layers = (ends[0], ends[1])
+        layers = self.layers(keys["layer_range"]) if "layer_range" in keys else None
         return Source(
             model=self.model(keys["model"], "model"),
-            layers=layers,
+            layers=None if whole else layers,
+            ignored_layers=layers if whole else None,
             parameters=self.parameters(keys.get("parameters")),
             line=self.line(node),
         )
+
+    def layers(self, node: yaml.Node) -> tuple[int, int]:
+        """Return a half-open range of layers."""
+        message = "layer_range must be two integers, [start, end), with start <= end"
+        ends = [self.integer(item, "layer_range") for item in self.items(node, message)]
+        if len(ends) != 2 or ends[0] > ends[1]:
+            raise self.fail(node, message)
+        return ends[0], ends[1]
 
     def model(self, node: yaml.Node, key: str) -> str:
         """Return MODEL or MODEL+ADAPTER, also from a mapping with `model` and `lora`."""

@@ -160,3 +160,35 @@ def test_files_of_processors_and_chat_templates_come_along(tmp_path, models):
     merge_recipe(write(tmp_path, TASK_ARITHMETIC + "chat_template: chatml\n"), tmp_path / "other")
     templates = sorted(path.name for path in (tmp_path / "other").glob("*chat_template*"))
     assert templates == ["chat_template.jinja"]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "nuslerp"])
+def test_base_alone_is_copied(tmp_path, models, method):
+    text = (
+        f"merge_method: {method}\nbase_model: base\nslices:\n"
+        "  - sources: [{model: base, layer_range: [0, 2]}]\ndtype: float32\n"
+    )
+    result = merge_recipe(write(tmp_path, text), tmp_path / "out")
+    assert result.coverage == "merged 0 of 5 tensors; 5 copied from base"
+    for name, tensor in read(tmp_path / "out").items():
+        np.testing.assert_array_equal(tensor, models["base"][name].astype(np.float32))
+
+
+def test_slice_without_layers_gives_the_tensors_after_the_last_layer(tmp_path, models):
+    text = (
+        "merge_method: linear\nparameters: {weight: 1}\nslices:\n  - sources:\n"
+        "      - {model: math, layer_range: [0, 2]}\n      - {model: code, layer_range: [0, 2]}\n"
+        "  - sources: [{model: code, layer_range: [2, 2]}]\ndtype: float32\n"
+    )
+    models["code"][NORM] = models["code"][NORM] + models["code"][NORM]
+    rewrite(tmp_path / "code", models["code"])
+    for name in models:
+        set_config(tmp_path, name, model_type="llama", num_hidden_layers=2)
+    merge_recipe(write(tmp_path, text), tmp_path / "out")
+    for name, tensor in read(tmp_path / "out").items():
+        math, code = (wide(models[model][name]) for model in ("math", "code"))
+        expected = code if name == NORM else (math + code) / 2
+        np.testing.assert_allclose(tensor, expected, rtol=1e-6)
+    empty = text.replace("[0, 2]", "[1, 1]")
+    with pytest.raises(UserError, match="line 4: the result would have no layers"):
+        merge_recipe(write(tmp_path, empty), tmp_path / "other")

@@ -164,7 +164,7 @@ merge_method: linear
         ("merge_method: ties", "", "the key 'merge_method' is missing"),
         ("dtype: b", "slices: []\ndtype: b", "exactly one of models, slices and modules is needed"),
         ("dtype: b", "tokenizer: {tokens: {}}\ndtype: b", "line 14: 'tokens' is not supported yet"),
-        ("dtype: b", "name: x\ndtype: b", "line 14: 'name' is not supported yet"),
+        ("dtype: b", "dtpye: b", "line 14: unknown key 'dtpye[a-z0-9]*'; did you mean dtype"),
         (
             "  - model: b",
             "  - model: {path: b}",
@@ -225,10 +225,9 @@ merge_method: linear
         ("dtype: bfloat16", "dtype: torch.float64", "line 14: dtype must be one of"),
         (
             "dtype: b",
-            "base_model: x\ndtype: b",
-            "line 14: duplicate key 'base_model'",
+            "models: []\ndtype: b",
+            "line 14: duplicate key 'models'",
         ),
-        ("models:\n", "models: x\nrest:\n", "line 4: unknown key 'rest'"),
         ("dtype: b", "dtype: [b", "line 15: not valid YAML"),
         (
             "out_dtype: float32\n",
@@ -242,6 +241,30 @@ def test_errors_name_the_key_and_the_line(tmp_path, old, new, message):
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path, TIES.replace(old, new, 1))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        ("dtype: b", "name: x\ndtype: b", "line 14: the key 'name' means nothing; ignored"),
+        ("dtype: b", "dtype: x\ndtype: b", "line 15: duplicate key 'dtype'; the last one counts"),
+        ("weight: 0.5", "weight: 0.5\n      t: 1", "line 7: t: ties has no parameter 't' for"),
+        ("  lambda", "  dtype: float32\n  lambda", "dtype: ties has no parameter"),
+    ],
+)
+def test_keys_that_mean_nothing_give_a_note(tmp_path, old, new, note):
+    assert old in TIES
+    plain, changed = load(tmp_path, TIES), load(tmp_path, TIES.replace(old, new))
+    assert hyperparameters(changed) == hyperparameters(plain)
+    assert plain.notes == ()
+    assert any(note in other for other in changed.notes), changed.notes
+
+
+def test_range_of_layers_of_a_whole_model_must_be_all_of_them(tmp_path):
+    recipe = "merge_method: karcher\nmodels:\n  - {model: a, layer_range: [0, %d]}\n  - model: b\n"
+    assert len(load(tmp_path, recipe % 2).layers) == 2
+    with pytest.raises(UserError, match=r"line 3: layer_range has no effect in models; use slices"):
+        load(tmp_path, recipe % 1)
 
 
 def test_merge_key_fills_in_missing_keys(tmp_path):
