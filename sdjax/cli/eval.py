@@ -121,7 +121,8 @@ def _report(evaluation: Evaluation, *, chat: bool) -> str:
         f"{count} counted as wrong: {reason}" for reason, count in evaluation.failures.items()
     ]
     count = len(evaluation.problems)
-    title = f"{evaluation.model} on {evaluation.task} ({count} problems{', chat' if chat else ''})"
+    problems = f"{count} problem{'' if count == 1 else 's'}{', chat' if chat else ''}"
+    title = f"{evaluation.model} on {evaluation.task} ({problems})"
     return "\n".join(
         [f"{title}, accuracy in %, 95% intervals", *evaluation.notes, *table, *failures]
     )

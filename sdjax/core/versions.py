@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 
+UNKNOWN = "unknown"  # instead of a version that was not recorded
+
 # The backends of JAX have packages of their own.
 _PACKAGES = (
     "sdjax",
@@ -42,15 +44,27 @@ def current_versions() -> dict[str, str]:
     return versions | {"python": platform.python_version(), "devices": devices}
 
 
-def version_differences(stored: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
-    """Return the differences of two results of `current_versions`, such as "jax 0.10.2 -> 0.12".
+def changed_versions(
+    stored: Mapping[str, str], current: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """Return (old, new) of each version or fingerprint that differs, by name.
 
     Args:
         stored: versions at the start of a computation; empty if they are unknown.
         current: versions of this process.
+
+    Examples:
+        >>> changed_versions({"jax": "0.10.2"}, {"jax": "0.12.0", "numpy": "2.0"})
+        {'jax': ('0.10.2', '0.12.0'), 'numpy': ('unknown', '2.0')}
     """
-    return [
-        f"{name} {stored.get(name, 'unknown')} -> {current.get(name, 'not installed')}"
+    return {
+        name: (stored.get(name, UNKNOWN), current.get(name, "not installed"))
         for name in sorted(stored.keys() | current.keys())
         if stored.get(name) != current.get(name)
-    ]
+    }
+
+
+def version_differences(stored: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """Return the result of `changed_versions` as texts such as "jax 0.10.2 -> 0.12"."""
+    changes = changed_versions(stored, current)
+    return [f"{name} {old} -> {new}" for name, (old, new) in changes.items()]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from sdjax.core.versions import UNKNOWN, changed_versions
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.models.fingerprint import fingerprint, text_fingerprint
 from sdjax.search.context import RunContext
 from sdjax.search.types import MAIN, Change
-
-UNKNOWN = "unknown"
 
 
 def run_inputs(context: RunContext) -> dict[str, str]:
@@ -51,32 +50,24 @@ def version_changes(
         inputs: fingerprints of this process. One that the run did not have, such as that of new
             transfer experts, is not a difference.
     """
-    changes = [
-        Change(kind="version", key=name, old=old_versions.get(name, UNKNOWN), new=version)
-        for name, version in versions.items()
-        if old_versions.get(name) != version
-    ]
-    changes += [
-        Change(kind="version", key=name, old=version, new="not installed")
-        for name, version in old_versions.items()
-        if name not in versions
-    ]
-    return changes + [
-        Change(kind="input", key=name, old=old_inputs.get(name, UNKNOWN), new=value)
-        for name, value in inputs.items()
-        if old_inputs.get(name) != value and (name in old_inputs or not old_inputs)
+    new = {name: value for name, value in inputs.items() if name in old_inputs or not old_inputs}
+    return [
+        Change(kind=kind, key=name, old=before, new=after)
+        for kind, differences in (
+            ("version", changed_versions(old_versions, versions)),
+            ("input", changed_versions(old_inputs, new)),
+        )
+        for name, (before, after) in differences.items()
     ]
 
 
-def describe_changes(changes: list[Change]) -> str:
-    """Return the changes in one line, the unknown ones last and without their values."""
-    known = [
-        f"{change.key} {change.old} -> {change.new}" for change in changes if change.old != UNKNOWN
-    ]
-    unknown = [change.key for change in changes if change.old == UNKNOWN]
+def describe_changes(changes: Sequence[Change]) -> str:
+    """Return the changes in one line, those from unknown values last and without new values."""
+    parts = [f"{one.key} {one.old} -> {one.new}" for one in changes if one.old != UNKNOWN]
+    unknown = [one.key for one in changes if one.old == UNKNOWN]
     if unknown:
-        known.append(f"it does not record {', '.join(unknown)}")
-    return "; ".join(known)
+        parts.append(f"not recorded: {', '.join(unknown)}")
+    return "; ".join(parts)
 
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

@@ -18,8 +18,6 @@ from sdjax.search.provenance import describe_changes, version_changes
 from sdjax.search.store import Store
 from sdjax.search.types import Change, RunInput
 
-ACCEPT_OPTION = "--accept-versions"
-
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +45,7 @@ def resume_store(
         raise UserError(
             f"{store.folder}: the run was started differently: {describe_changes(different)}; "
             "so its results may differ from those to come; go back to what it was started with, "
-            f"or accept this with {ACCEPT_OPTION}"
+            "or accept this with --accept-versions"
         )
     if changes or inputs.keys() - stored.keys():
         store.amend(

@@ -78,7 +78,7 @@ def test_run_of_an_earlier_version_is_resumed_only_if_accepted(run):
     with Store.open(run, write=True) as store:
         with pytest.raises(UserError, match="--accept-versions") as caught:
             resume_store(store, config, INPUTS, accept_versions=False)
-        assert re.search(r"it does not record jaxlib, .*seed, expert_1;", str(caught.value))
+        assert re.search(r"not recorded: jaxlib, .*expert_1, seed;", str(caught.value))
         changes = resume_store(store, config, INPUTS, accept_versions=True)
         assert {one.key for one in changes if one.old == "unknown"} >= {"jaxlib", *INPUTS}
     with Store.open(run, write=True) as store:
