@@ -203,7 +203,8 @@ def test_commands_of_a_guide_run_in_order(page, demo, folder):
     commands = re.findall(r"^    (sdjax .*)$", re.sub(r" *\\\n\s*", " ", text), re.MULTILINE)
     assert commands
     for command in commands:
-        command = command.replace("MODEL", "zoo:seed").replace("runs/demo-DATE", str(demo))
+        command = command.replace("MODEL", "zoo:seed")
+        command = re.sub("runs/(demo-DATE|first)", str(demo), command)
         arguments = shlex.split(command, comments=True)[1:]
         sdjax(*arguments, *(SMALL if arguments[0] == "run" else ()))
 
