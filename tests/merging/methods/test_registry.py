@@ -70,7 +70,7 @@ def test_methods_trace_for_any_number_of_dimensions():
 
 
 def test_unknown_method_raises_user_error():
-    with pytest.raises(UserError, match="no merge method 'tie'; available: linear"):
+    with pytest.raises(UserError, match="no merge method 'tie'; did you mean ties"):
         algorithm("tie")
 
 
