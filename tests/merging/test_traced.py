@@ -98,14 +98,9 @@ def test_gradient_of_hyperparameters_matches_finite_differences():
 QUICK = ("ties", "slerp", "model_stock")
 
 
-# The loop of karcher has no reverse mode.
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in methods()
-        if name != "karcher"
-    ],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in methods()],
 )
 def test_every_method_is_differentiable_in_an_expert(name):
     count = methods()[name].schema.max_models

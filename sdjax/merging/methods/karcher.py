@@ -35,7 +35,9 @@ def merge_models(task_vectors: TaskVectors, max_iter: int = 10, tol: float = 1e-
     weights = valid / jnp.maximum(jnp.sum(valid), 1)  # [k]
 
     def norm_of(coefficients: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.maximum(coefficients @ unit @ coefficients, 0.0))
+        square = coefficients @ unit @ coefficients
+        # Not jnp.sqrt of zero, whose derivative is infinite.
+        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
     def normalized(coefficients: jax.Array) -> jax.Array:
         norm = norm_of(coefficients)
@@ -43,15 +45,20 @@ def merge_models(task_vectors: TaskVectors, max_iter: int = 10, tol: float = 1e-
 
     def tangent_at(mean: jax.Array) -> jax.Array:
         cosine = jnp.clip(unit @ mean, -1.0, 1.0)  # [k]
-        angle = jnp.arccos(cosine)
+        inside = jnp.abs(cosine) < 1.0
+        angle = jnp.arccos(jnp.where(inside, cosine, 0.0))
+        angle = jnp.where(inside, angle, jnp.where(cosine > 0, 0.0, jnp.pi))
         separate = angle >= tol
         pull = jnp.where(separate, weights * angle / jnp.where(separate, jnp.sin(angle), 1.0), 0.0)
         return pull - jnp.sum(pull * cosine) * mean
 
-    def step(carry: tuple) -> tuple:
-        count, mean, tangent, norm = carry
-        moved = jnp.cos(norm) * mean + jnp.sin(norm) / norm * tangent
-        return (count + 1, *with_tangent(normalized(moved)))
+    def step(_: jax.Array, carry: tuple) -> tuple:
+        mean, tangent, norm = carry
+        moving = norm >= tol
+        length = jnp.where(moving, norm, 1.0)
+        moved = jnp.cos(length) * mean + jnp.sin(length) / length * tangent
+        after = with_tangent(normalized(moved))
+        return tuple(jnp.where(moving, new, old) for new, old in zip(after, carry, strict=True))
 
     def with_tangent(mean: jax.Array) -> tuple:
         tangent = tangent_at(mean)
@@ -59,9 +66,6 @@ def merge_models(task_vectors: TaskVectors, max_iter: int = 10, tol: float = 1e-
 
     first = jnp.zeros_like(norms).at[jnp.argmax(valid)].set(1.0)
     start = jnp.where(norm_of(weights) < tol, first, normalized(weights))
-    _, mean, _, _ = jax.lax.while_loop(
-        lambda carry: (carry[0] < max_iter) & (carry[3] >= tol),
-        step,
-        (jnp.int32(0), *with_tangent(start)),
-    )
+    # A fixed number of steps, since a while loop cannot be differentiated in reverse.
+    mean, _, _ = jax.lax.fori_loop(0, max_iter, step, with_tangent(start))
     return linear_combination(jnp.mean(norms) * mean * inverse, vectors)
