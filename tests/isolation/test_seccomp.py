@@ -16,13 +16,22 @@ HEADERS = {
 EPERM, ENOENT = ERRNO | errno.EPERM, ERRNO | errno.ENOENT
 
 
-def action_for(machine: str, number: int, *, third: int = 0, audit: int | None = None) -> int:
+def action_for(
+    machine: str,
+    number: int,
+    *,
+    first: int = 0,
+    third: int = 0,
+    audit: int | None = None,
+    compiles: bool = False,
+) -> int:
     """Interpret the filter's five instructions as the kernel does."""
     processor = PROCESSORS[machine]
-    program = assemble(processor)
+    program = assemble(processor, compiles=compiles)
     data = {
         seccomp.NUMBER: number,
         seccomp.ARCHITECTURE: processor.audit if audit is None else audit,
+        seccomp.FIRST_ARGUMENT: first & 0xFFFF_FFFF,
         seccomp.THIRD_ARGUMENT: third & 0xFFFF_FFFF,
     }
     index, accumulator = 0, 0
@@ -66,6 +75,38 @@ def test_executable_memory_is_refused(machine):
 
 
 @pytest.mark.parametrize("machine", PROCESSORS)
+def test_filter_of_a_compiler_allows_executable_memory_and_threads_and_no_process(machine):
+    processor = PROCESSORS[machine]
+    for number in (*processor.without_exec.values(), *processor.compiler.values()):
+        assert action_for(machine, number, third=7, compiles=True) == ALLOW
+    for number in processor.compiler.values():
+        assert action_for(machine, number) == EPERM
+    for number in processor.threads.values():
+        assert action_for(machine, number, first=0x003D_0F00, compiles=True) == ALLOW  # glibc's
+        assert action_for(machine, number, first=0x0120_0011, compiles=True) == EPERM  # fork
+        assert action_for(machine, number, first=seccomp.CLONE_THREAD) == EPERM
+    for number in processor.absent.values():
+        assert action_for(machine, number, compiles=True) == ERRNO | errno.ENOSYS
+    known = {
+        n
+        for calls in (
+            processor.allowed,
+            processor.without_exec,
+            processor.compiler,
+            processor.paths,
+            processor.killed,
+            processor.threads,
+            processor.absent,
+        )
+        for n in calls.values()
+    }
+    for number in set(range(600)) - known:
+        assert action_for(machine, number, compiles=True) == EPERM
+    for calls, action in ((processor.paths, ENOENT), (processor.killed, KILL)):
+        assert {action_for(machine, n, compiles=True) for n in calls.values()} == {action}
+
+
+@pytest.mark.parametrize("machine", PROCESSORS)
 def test_foreign_calling_conventions_kill_the_worker(machine):
     for audit in (0, 0x40000003, 0x40000028, *(p.audit for p in PROCESSORS.values())):
         if audit != PROCESSORS[machine].audit:
@@ -94,6 +135,9 @@ def test_numbers_match_the_kernel_headers(machine):
     renamed = re.findall(r"#define __NR_(\w+) __NR3264_(\w+)", text)
     numbers |= {new: numbers[old] for new, old in renamed if old in numbers}
     processor = PROCESSORS[machine]
-    for calls in (processor.allowed, processor.without_exec, processor.paths, processor.killed):
+    for calls in (
+        *(processor.allowed, processor.without_exec, processor.paths, processor.killed),
+        *(processor.compiler, processor.threads, processor.absent, {"seccomp": processor.seccomp}),
+    ):
         for name, number in calls.items():
             assert numbers[name] == number

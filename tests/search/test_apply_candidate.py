@@ -9,6 +9,7 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.sandbox.compiler.probe import probe
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
@@ -20,10 +21,12 @@ from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
     Application,
+    Attempt,
     Program,
     Sample,
     Setting,
     StoredVerdict,
+    program_entry,
 )
 
 # Programs are probed at the first and the last depth; these misbehave only in between.
@@ -137,6 +140,82 @@ def test_verdict_of_the_weights_is_stored(context, programs, sandbox, tmp_path):
         assert "NaN or infinite" in application.message
         score_program(context, store, sandbox, program.identity, DEVELOPMENT)  # not applied again
         assert store.by_key(Application, setting=MAIN) == {application.entry: application}
+
+
+@pytest.fixture
+def store(context, programs, tmp_path):
+    """Return a store with the program FINE."""
+    with Store.create(tmp_path, config={}, versions={}, layers=[]) as store:
+        store.save_setting(Setting(seed="zoo:seed", slots={}, scope="mlp", task="sums"))
+        store.save(programs[FINE])
+        yield store
+
+
+@pytest.fixture
+def apply_fine(context, programs, store, sandbox, monkeypatch):
+    """Return a function that applies FINE as a run does, and returns what is stored."""
+    monkeypatch.setattr("sdjax.search.phases.score", lambda *arguments: None)
+
+    def apply() -> Application:
+        score_program(context, store, sandbox, programs[FINE].identity, DEVELOPMENT)
+        (application,) = store.select(Application)
+        assert store.select(Attempt) == ()
+        return application
+
+    return apply
+
+
+def _killed(store, programs, times):
+    """Leave what a run leaves that was killed in a merge this many times."""
+    entry = program_entry(programs[FINE].identity)
+    store.save(Attempt(entry=entry, setting=MAIN, number=times))
+
+
+def test_merge_is_repeated_after_the_first_death_and_refused_after_the_second(
+    programs, store, apply_fine
+):
+    _killed(store, programs, 1)
+    assert apply_fine().admitted
+    _killed(store, programs, 2)
+    application = apply_fine()
+    assert (application.verdict, application.rule) == ("compiler", "interrupted")
+    assert "killed 2 times" in application.message
+
+
+def test_attempt_is_in_the_store_during_the_merge_only(
+    context, programs, store, sandbox, apply_fine, monkeypatch
+):
+    merge, seen = type(context).merge, []
+
+    def observed(*arguments, **named):
+        with Store.open(store.folder) as reader:
+            seen.extend(reader.select(Attempt))
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return merge(*arguments, **named)
+
+    monkeypatch.setattr(type(context), "merge", observed)
+    with pytest.raises(KeyboardInterrupt):
+        apply_fine()
+    assert store.select(Attempt) == ()  # the process lives
+    assert apply_fine().admitted
+    assert [attempt.number for attempt in seen] == [1, 1]
+
+
+def test_refusal_of_the_trial_is_stored(store, sandbox, apply_fine, monkeypatch):
+    tried = []
+
+    def refuse(ir, trial):
+        tried.append(trial)
+        return Refusal("compiler", "crash", "XLA crashed")
+
+    monkeypatch.setattr(sandbox, "try_merge", refuse)
+    application = apply_fine()
+    assert (application.verdict, application.rule) == ("compiler", "crash")
+    (trial,) = tried
+    assert trial.compiler == "quick"
+    assert {tensor.base for tensor in trial.tensors} == {"bfloat16"}
+    assert any(tensor.changed for tensor in trial.tensors)
 
 
 def test_corrupt_training_programs_raise_one_line_error(small_config, tmp_path):
