@@ -182,7 +182,7 @@ def _train(
 
     from sdjax.core.config import errors_at, path_of
     from sdjax.models.fingerprint import text_fingerprint
-    from sdjax.programs.prompts import names
+    from sdjax.programs.prompts import find_prompt, names
     from sdjax.training import api
     from sdjax.training.checkpoints import MetricsLog, TrainingCheckpoints, cached_array
     from sdjax.training.config import DPOJob, SFTJob, WarmstartJob
@@ -203,11 +203,11 @@ def _train(
         pairs = tokenize_pairs(rows, tokenizer, min(job.max_length or max_seq_len, max_seq_len))
         tokens = text_fingerprint(pairs)
     elif isinstance(job, WarmstartJob):
-        candidates = sample_candidates(job.programs, job.rng_seed, slots=len(job.experts))
         with errors_at(job, "prompt"):
-            prompt = (
-                job.prompt if job.prompt in names() else str(path_of(job, "prompt", job.prompt))
-            )
+            shipped = job.prompt in names()
+            prompt = job.prompt if shipped else str(path_of(job, "prompt", job.prompt))
+            find_prompt(prompt)  # checked before the candidates, which may take minutes
+            candidates = sample_candidates(job.programs, job.rng_seed, slots=len(job.experts))
             data = make_warmstart_data(tokenizer, prompt, job.experts, candidates)
         tokens = text_fingerprint(data)
         logger.info("%d candidates, prompt of %d tokens", len(candidates), len(data.prompt))
