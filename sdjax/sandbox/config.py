@@ -23,7 +23,8 @@ class Limits:
         ir_bytes: size of the IR that a worker sends.
         constant_bytes: size of all array constants of a candidate.
         step_budget: iterations of Python loops plus calls of Python functions in one trace.
-        equations: weighted primitives of all array programs of a candidate (`primitives.weight`).
+        equations: weighted primitives of all array programs of a candidate (`primitives.weight`);
+            as many again in their copies at the shapes of the probe tensors.
         nesting: depth of nested scan, while and cond.
         max_expansion: elements of one intermediate array, relative to the tensors of one expert;
             twice as many may be alive at once.

@@ -159,8 +159,10 @@ class _Decoder:
             names == [n for n in expected if n in names or n in required],
             "the array programs of the trace plan",
         )
-        decoded = {}
+        decoded: dict[Any, tuple[CallingConvention, Block]] = {}
         for name, (_, block) in zip(names, entries, strict=True):
+            if name not in required and decoded.keys() <= required.keys():
+                self.equations = 0  # the copies for the probe have their own budget
             convention = expected[name]
             inputs = len(convention.avals(list(hyperparameters)))
             decoded[name] = convention, self.block(block, inputs, convention.num_leaves, 0)

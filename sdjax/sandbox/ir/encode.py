@@ -52,6 +52,10 @@ class Encoder:
         self._bytes = 0
         self._equations = 0
 
+    def start_probes(self) -> None:
+        """Start counting equations again, for the copies at the shapes of the probe tensors."""
+        self._equations = 0
+
     def block(self, closed: core.ClosedJaxpr, depth: int = 0) -> dict[str, Any]:
         """Encode a jaxpr that is nested `depth` levels deep.
 

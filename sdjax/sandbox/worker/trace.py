@@ -96,6 +96,7 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
         of: _block(load, requested, of, convention, encoder, signature)
         for of, convention in plan.required.items()
     }
+    encoder.start_probes()
     for of, convention in plan.optional.items():
         with contextlib.suppress(Refusal):  # it may work only at the real shapes
             blocks[of] = _block(load, requested, of, convention, encoder, signature)

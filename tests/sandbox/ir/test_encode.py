@@ -8,8 +8,11 @@ import pytest
 from catalogue import TIES, VALID, merge
 from jax.extend.core import Primitive
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.hashes import canonical, identity_of, structure_of
 from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
 
@@ -172,3 +175,15 @@ def test_primitive_of_a_future_jax_is_refused_by_name(signature):
 
     with pytest.raises(Refusal, match="`from_the_future` is not allowed"):
         trace_trusted(merge_models, signature)
+
+
+def test_copies_for_the_probe_have_their_own_equations():
+    """A program that takes more than half of the limit is probed at small shapes all the same."""
+    limits = Limits(equations=100, max_probe_elements=1 << 12)
+    signature = MergeSignature.of(("a",), {"up": ("mlp.up_proj", (128, 64))}, limits)
+    body = "x = task_vectors['a']\nfor i in range({}):\n    x = x * 1.5 + i\nreturn x"
+    ir = trace_trusted(merge(body.format(40)), signature)
+    assert len(verify_ir(ir, signature).programs) == 2
+    for count in (60, 200):
+        with pytest.raises(Refusal, match="more than 100 operations"):
+            trace_trusted(merge(body.format(count)), signature)
