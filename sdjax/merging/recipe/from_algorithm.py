@@ -20,7 +20,6 @@ from sdjax.merging.recipe.plan import MergePlan, is_floating, plan_algorithm
 from sdjax.merging.recipe.source_models import SourceModel, open_source_model
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.tensor_names import kind_of, parse_name
-from sdjax.models.tree import flatten, unflatten
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,30 +93,22 @@ def merge_algorithm(
         notes=compare_configs(models.base, experts, allow_crimes=allow_crimes),
     )
     if algorithm.form == "tree":
-        plan = _merge_in_memory(algorithm, plan, models, key)
+        plan = _merge_in_memory(algorithm, plan, key)
     return write_merged(plan, out, provenance=provenance, on_tensor=on_tensor)
 
 
-def _merge_in_memory(
-    algorithm: Algorithm, plan: MergePlan, models: MergeModels, key: jax.Array
-) -> MergePlan:
+def _merge_in_memory(algorithm: Algorithm, plan: MergePlan, key: jax.Array) -> MergePlan:
     """Run an algorithm in the tree form; return a plan that writes its result."""
     merged = [step for step in plan.steps if step.algorithm is not None]
-
-    def read(model: SourceModel) -> dict:
-        return unflatten({step.path: model.reader.read(step.name) for step in merged})
-
-    result = merge(
-        read(models.base),
-        [read(expert) for expert in models.experts.values()],
-        algorithm,
-        slots=tuple(models.experts),
-        scope="all",
-        key=key,
-        num_layers=len(plan.layers),
+    if not merged:
+        return plan
+    by_source = zip(*(step.sources for step in merged), strict=True)  # the base, then each expert
+    base, *experts = (
+        {step.name: ref.model.reader.read(ref.name) for step, ref in zip(merged, refs, strict=True)}
+        for refs in by_source
     )
-    params = flatten(result.params)
-    arrays = {step.name: np.asarray(params[step.path]) for step in merged}
+    result = merge(base, experts, algorithm, slots=plan.slots, key=key)
+    arrays = {name: np.asarray(array) for name, array in result.params.items()}
     for step in merged:
         if not is_finite(arrays[step.name]):
             raise not_finite(step, [ref.model.reader.read(ref.name) for ref in step.sources])
