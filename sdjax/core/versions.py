@@ -10,7 +10,6 @@ UNKNOWN = "unknown"  # instead of a version that was not recorded
 
 # The backends of JAX have packages of their own.
 _PACKAGES = (
-    "sdjax",
     "jax",
     "jaxlib",
     "libtpu",
@@ -34,7 +33,9 @@ def current_versions() -> dict[str, str]:
     """
     import jax
 
-    versions = {}
+    from sdjax import __version__
+
+    versions = {"sdjax": __version__}  # the metadata of an editable installation may be older
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
