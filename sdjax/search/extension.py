@@ -119,8 +119,8 @@ def check_samples(config: RunConfig, changes: Collection[Change], generated: int
     """
     if generated >= config.iterations and any(c.key == "generation.samples" for c in changes):
         raise UserError(
-            f"generation.samples: all {config.iterations} iterations have their samples; more "
-            f"samples apply to new iterations, so also set iterations={config.iterations + 1}"
+            "generation.samples: every iteration has its samples; more samples apply to new "
+            f"iterations, so also set iterations={config.iterations + 1}"
         )
 
 

@@ -20,7 +20,12 @@ from sdjax.search.baselines import (
 from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
 from sdjax.search.grids import grid_methods
-from sdjax.search.multihost import main_process_layers, open_sandbox, open_store
+from sdjax.search.multihost import (
+    check_resumption,
+    main_process_layers,
+    open_sandbox,
+    open_store,
+)
 from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.phases import (
     choose_pairs,
@@ -80,6 +85,7 @@ def run_search(
         config = read_config(config)
     config = read_prompt(config)
     folder = Path(folder)
+    check_resumption(config, folder)
     plan = plan_run(config)
     main_process_layers(config)
     for line in announce(plan, folder):

@@ -25,7 +25,7 @@ from sdjax.search.config import RunConfig, config_from
 from sdjax.search.context import RunContext
 from sdjax.search.database import DATABASE_FILE
 from sdjax.search.provenance import run_inputs
-from sdjax.search.resume import resume_store
+from sdjax.search.resume import resume_store, stored_config_changes
 from sdjax.search.store import Store
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
@@ -61,6 +61,17 @@ def stored_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     stored = json.loads(broadcast_from_main(read))
     return config_from(stored, f"{folder}: its config", overrides)
+
+
+def check_resumption(config: RunConfig, folder: Path) -> None:
+    """Check a config against that of the run in a folder, if there is one, before loading models.
+
+    Raises:
+        UserError: a change that is not possible; see `sdjax.search.extension`.
+    """
+    if is_main_process() and (folder / DATABASE_FILE).exists():
+        with Store.open(folder) as store:
+            stored_config_changes(store, config)
 
 
 def main_process_layers(config: RunConfig) -> tuple[str, ...]:
