@@ -1,13 +1,15 @@
 """`sdjax merge --algorithm` with zoo models."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from sdjax.cli.merge import merge_algorithm_file
+from sdjax.cli.merge import merge_algorithm_file, merge_signature
 from sdjax.cli.open_algorithm import parse_parameters, source_of_method
+from sdjax.cli.sandbox_options import signature_from_options
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
@@ -160,6 +162,14 @@ def test_refused_program_writes_nothing(tmp_path, source, experts, message):
         merge_algorithm_file(str(tmp_path / "mine.py"), "zoo:seed", experts, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_check_and_merge_judge_alike():
+    """Equal signatures give a program the same identity in both commands."""
+    models = open_models("zoo:seed", EXPERTS, Path.cwd())
+    for scope in ("all", "mlp"):
+        checked = signature_from_options(model="zoo:seed", experts=2, scope=scope, run=None)
+        assert checked == merge_signature(models, scope)
 
 
 def halves(task_vectors):

@@ -302,7 +302,8 @@ def _call_algorithm(
         ) from error
     except Exception as error:
         first_line = " ".join(str(error).strip().splitlines()[:1])
-        raise UserError(f"{algorithm.name}: {type(error).__name__}: {first_line}") from error
+        hint = f"; the experts are {', '.join(slots)}" if isinstance(error, KeyError) else ""
+        raise UserError(f"{algorithm.name}: {type(error).__name__}: {first_line}{hint}") from error
 
 
 def _check_result(

@@ -114,7 +114,7 @@ def test_python_branch_on_depth_raises_with_a_remedy(base, experts):
         (lambda task_vectors: jnp.sum(task_vectors["expert_1"]), r"not float32\[\]"),
         (lambda task_vectors: task_vectors, "not a dict with 3 entries"),
         (lambda task_vectors: None, "not NoneType"),
-        (lambda task_vectors: task_vectors["math"], "KeyError: 'math'"),
+        (lambda task_vectors: task_vectors["math"], "KeyError: 'math'; the experts are "),
         (lambda task_vectors: task_vectors["expert_1"] * 1j, "one real array"),
     ],
 )
