@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.models.config import ModelConfig
 from sdjax.models.hf_config import from_hf
@@ -68,6 +69,19 @@ def compare_configs(
                 f"({_listed(differences)}); the result has the config of {reference.name}"
             )
     return tuple(notes)
+
+
+def compare_in_recipe(
+    recipe: Recipe, models: Sequence[SourceModel], *, allow_crimes: bool
+) -> list[str]:
+    """Return the notes of `compare_configs` for the models of a recipe; errors name the line."""
+    notes: list[str] = []
+    for model in models[1:]:
+        try:
+            notes += compare_configs(models[0], [model], allow_crimes=allow_crimes)
+        except UserError as error:
+            raise recipe.fail(recipe.line_of(model.name), str(error)) from None
+    return notes
 
 
 def _differences(

@@ -54,7 +54,8 @@ def write_config(
         fields[key] = sizes.most_common(1)[0][0]
     if plan.tokenizer.vocabulary is not None:
         fields["vocab_size"] = plan.tokenizer.vocabulary.size
-    outside = (name for name in tensors if not name.startswith(plan.last.prefix))
+    prefix = plan.last.prefix
+    outside = (name for name in tensors if not (prefix and name.startswith(prefix)))
     _set_tie(fields, plan, has_output=any(map(is_output_matrix, outside)))
     write_file(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 

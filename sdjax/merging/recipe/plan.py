@@ -154,7 +154,7 @@ def plan_algorithm(
         if merged and algorithm.form == "tensor":
             first, *others = (
                 jax.ShapeDtypeStruct(
-                    info.shape, ref.model.info[name].dtype, sharding=tensor_sharding(info.shape)
+                    info.shape, ref.model.info[ref.name].dtype, sharding=tensor_sharding(info.shape)
                 )
                 for ref in sources
             )

@@ -16,7 +16,7 @@ from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Method
-from sdjax.merging.recipe.compatibility import compare_configs
+from sdjax.merging.recipe.compatibility import compare_in_recipe
 from sdjax.merging.recipe.parameters import (
     IGNORED_PARAMETERS,
     ParameterMap,
@@ -73,31 +73,29 @@ def plan_recipe(
     key = jax.random.key(seed) if "key" in method.bind().requests else None
     parts = [_SlicePlanner(recipe, method, part, open_model, key) for part in recipe.slices]
     num_layers = sum(part.num_layers for part in parts)
-    if not num_layers:
+    if not num_layers and not recipe.whole_models:
         raise recipe.fail(recipe.slices[0].line, "the result would have no layers")
     models = tuple(open_model(name) for name in recipe.models())
-    notes: list[str] = []
-    for model in models[1:]:
-        try:
-            notes += compare_configs(models[0], [model], allow_crimes=allow_crimes)
-        except UserError as error:
-            raise recipe.fail(recipe.line_of(model.name), str(error)) from None
+    notes = compare_in_recipe(recipe, models, allow_crimes=allow_crimes)
     tokenizer = plan_tokenizer(models[0], models, recipe, open_model)
     steps: list[MergeStep] = []
     layers: list[tuple[SourceModel, int]] = []
     for name, sources in parts[0].outside_tensors():
         if precedes_layers(name):
-            steps.append(parts[0].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
+            depth = parts[0].models[0].depth(name)
+            steps.append(parts[0].step(name, sources, depth, depth, tokenizer.vocabulary))
     for part in parts:
         for index in range(part.num_layers):
             position = index / (part.num_layers - 1) if part.num_layers > 1 else 1.0
+            depth = len(layers) / max(num_layers - 1, 1)
             for suffix, sources in part.layer_tensors(index):
                 name = f"{part.models[0].prefix}{len(layers)}{suffix}"
-                steps.append(part.step(name, sources, position, num_layers, None))
+                steps.append(part.step(name, sources, position, depth, None))
             layers.append((part.models[0], part.starts[0] + index))
     for name, sources in parts[-1].outside_tensors():
         if not precedes_layers(name):
-            steps.append(parts[-1].step(name, sources, 0.0, num_layers, tokenizer.vocabulary))
+            depth = parts[-1].models[0].depth(name)
+            steps.append(parts[-1].step(name, sources, depth, depth, tokenizer.vocabulary))
     return MergePlan(
         steps=tuple(steps),
         template=models[0],
@@ -149,12 +147,9 @@ class _SlicePlanner:
         lengths = [end - start for start, end in ranges]
         self.num_layers = lengths[0]
         if len(set(lengths)) > 1:
-            counts = ", ".join(
-                f"{m.name} has {n}" for m, n in zip(self.models, lengths, strict=True)
-            )
-            raise recipe.fail(
-                part.line, f"all sources must have the same number of layers: {counts}"
-            )
+            each = [f"{m.name} has {n}" for m, n in zip(self.models, lengths, strict=True)]
+            message = f"all sources must have the same number of layers: {', '.join(each)}"
+            raise recipe.fail(part.line, message)
         self._bound: dict[tuple, Algorithm] = {}
         self.buffers: list[list[TensorRef]] = []
 
@@ -204,7 +199,7 @@ class _SlicePlanner:
         name: str,
         sources: list[TensorRef],
         position: float,
-        num_layers: int,
+        depth: float,
         vocabulary: VocabularyMap | None,
     ) -> MergeStep:
         """Return the step of one tensor.
@@ -212,8 +207,8 @@ class _SlicePlanner:
         Args:
             name: its name in the result.
             sources: the tensor in each model.
-            position: position of its layer within the slice, in [0, 1].
-            num_layers: number of layers of the result.
+            position: position of its layer within the slice; below 0 outside the layers.
+            depth: depth of its layer in the result; -1 outside the layers.
             vocabulary: how rows are aligned, if the vocabularies differ.
         """
         infos = [ref.model.info[ref.name] for ref in sources]
@@ -236,7 +231,7 @@ class _SlicePlanner:
         spec = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
         algorithm = program = None
         if is_mergeable(infos[0]) and self._experts:
-            algorithm = self._bind(name, sources, position)
+            algorithm = self._bind(name, sources, max(position, 0.0))
             dtypes = [info.dtype for info in infos]
             if row_maps is not None:  # aligned in the common dtype
                 dtypes = [jnp.result_type(*dtypes)] * len(dtypes)
@@ -250,7 +245,7 @@ class _SlicePlanner:
                 base,
                 tuple(experts),
                 path=place.path,
-                depth=place.depth(num_layers),
+                depth=depth,
                 key=self._key,
                 dtype=spec.dtype,
             )
@@ -386,6 +381,11 @@ class _SlicePlanner:
 
     def _layer_range(self, source: Source, model: SourceModel) -> tuple[int, int]:
         num_layers = len(model.layers)
+        if source.layers and not num_layers:
+            raise self._recipe.fail(
+                source.line,
+                f"{source.model} is not a single stack of layers, which slices need; use models",
+            )
         start, end = source.layers or (0, num_layers)
         if end > num_layers:
             raise self._recipe.fail(

@@ -6,8 +6,9 @@ outside the layers. Nothing else is assumed about the model family.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,21 @@ from sdjax.io.model_paths import locate
 from sdjax.io.peft import AdaptedReader
 from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, TensorInfo, read_json
 from sdjax.io.safetensors_writer import DTYPES
-from sdjax.merging.recipe.tensor_roles import layer_count, precedes_layers, ties_embeddings
+from sdjax.merging.recipe.tensor_roles import (
+    is_other_part,
+    layer_count,
+    precedes_layers,
+    ties_embeddings,
+)
 from sdjax.models.families import FAMILIES, Family
 from sdjax.models.params import LAYER_TENSORS, OUTSIDE_TENSORS, layer_tensors
+from sdjax.models.tensor_names import layer_depths, parse_name
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 VOCABULARY_TENSORS = (EMBEDDING, OUTPUT)  # their first axis is the vocabulary
-_LAYER = re.compile(r"(.*?\blayers\.)([0-9]{1,9})(\..+)")
+# A tensor in a layer, of the outermost stack: what precedes the layer's number, and what follows.
+_LAYER = re.compile(r"((?:.*?\.)?(?:layers?|blocks?|h)\.)([0-9]{1,9})(\..+)")
 # Buffers in old checkpoints of the Llama family, which follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -44,7 +52,8 @@ class SourceModel:
         tied: whether the output matrix is the embedding; None if the config does not say so.
         outside: names of the tensors outside the layers, excluding an output matrix that is tied to
             the embedding.
-        layers: for each layer, the suffixes of its tensors' names.
+        layers: for each layer of the language model, the suffixes of its tensors' names; empty for
+            a model that is not one stack of layers, such as an encoder with a decoder.
         prefix: the part of a tensor's name before the layer index.
         notes: remarks on tensors that are left out.
     """
@@ -59,6 +68,17 @@ class SourceModel:
     layers: tuple[tuple[str, ...], ...]
     prefix: str
     notes: tuple[str, ...] = ()
+
+    def depth(self, name: str) -> float:
+        """Return the depth in [0, 1] of a tensor outside these layers that has a layer of its own.
+
+        An example is a layer of a vision tower. All others are at -1.
+        """
+        return self._depths.get(parse_name(name).path, -1.0)
+
+    @functools.cached_property
+    def _depths(self) -> Mapping[str, float]:
+        return layer_depths(map(parse_name, self.outside))
 
     def tensor_names(self) -> list[str]:
         """Return the names of all tensors: what precedes the layers, the layers, the others."""
@@ -77,7 +97,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         relative_to: folder that paths are relative to, before the working directory.
 
     Raises:
-        UserError: a missing or damaged file, or a model that is not one complete stack of layers.
+        UserError: a missing or damaged file, or a missing layer.
     """
     folder, adapter = locate(name, relative_to=relative_to)
     reader = SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
@@ -98,8 +118,12 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
     ]
     info = reader.infos(names)
     _check_not_quantized(folder, config, info)
-    outside, layers, prefix = _split_by_layer(folder, names)
-    _check_num_layers(folder, config, len(layers))
+    stacks = _stacks(names)
+    prefix = _main_stack(stacks, config)
+    layers = () if prefix is None else _layers_of(folder, prefix, stacks[prefix])
+    outside = tuple(n for n in names if prefix is None or not n.startswith(prefix))
+    if layers:
+        _check_num_layers(folder, config, len(layers))
     notes = []
     if tied and not _is_embedding(reader, OUTPUT):
         notes.append(
@@ -126,7 +150,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         tied=tied,
         outside=outside,
         layers=layers,
-        prefix=prefix,
+        prefix=prefix or "",
         notes=tuple(notes),
     )
 
@@ -155,29 +179,32 @@ def _check_not_quantized(
         )
 
 
-def _split_by_layer(
-    folder: Path, names: list[str]
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str]:
-    """Return the names outside the layers, the suffixes of each layer, and the prefix."""
-    outside: list[str] = []
-    layers: dict[int, list[str]] = {}
-    prefixes: set[str] = set()
-    for name in names:
-        match = _LAYER.fullmatch(name)
-        if match is None:
-            outside.append(name)
-        else:
-            prefixes.add(match[1])
-            layers.setdefault(int(match[2]), []).append(match[3])
-    if len(prefixes) != 1:
-        raise UserError(f"{folder}: its tensors do not form a single stack of layers")
-    prefix = prefixes.pop()
+def _stacks(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
+    """Return the stacks of layers: prefix to {layer: suffixes of its tensors' names}."""
+    stacks: dict[str, dict[int, list[str]]] = {}
+    for match in filter(None, map(_LAYER.fullmatch, names)):
+        stacks.setdefault(match[1], {}).setdefault(int(match[2]), []).append(match[3])
+    return stacks
+
+
+def _main_stack(stacks: Mapping[str, Mapping[int, Any]], config: Mapping[str, Any]) -> str | None:
+    """Return the prefix of the language model's layers, or None if there is not exactly one."""
+    candidates = [prefix for prefix in stacks if not is_other_part(prefix)]
+    if len(candidates) > 1 and (found := layer_count(config)):
+        candidates = [c for c in candidates if len(stacks[c]) == found[0][found[1]]]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _layers_of(
+    folder: Path, prefix: str, layers: Mapping[int, list[str]]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the suffixes of each layer's tensors; raise UserError if a layer is missing."""
     for index in range(len(layers)):
         if index not in layers:
             raise UserError(
                 f"{folder}: has {prefix}{max(layers)} but no {prefix}{index}; copy the model again"
             )
-    return tuple(outside), tuple(tuple(sorted(layers[i])) for i in range(len(layers))), prefix
+    return tuple(tuple(sorted(layers[i])) for i in range(len(layers)))
 
 
 def _check_num_layers(folder: Path, config: Mapping[str, Any], count: int) -> None:

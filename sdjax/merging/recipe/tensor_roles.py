@@ -25,7 +25,7 @@ _BEFORE = re.compile(
 
 def is_output_matrix(name: str) -> bool:
     """Return whether a tensor outside the layers maps hidden states to logits (or is its bias)."""
-    return bool(_OUTPUT.fullmatch(name)) and not _is_other_part(name)
+    return bool(_OUTPUT.fullmatch(name)) and not is_other_part(name)
 
 
 def precedes_layers(name: str) -> bool:
@@ -37,8 +37,12 @@ def precedes_layers(name: str) -> bool:
     return not is_output_matrix(name) and bool(_BEFORE.fullmatch(name))
 
 
-def _is_other_part(name: str) -> bool:
-    return bool(re.search(r"(^|[._])(vis\w+|image\w*|audio\w*)\.", name))
+def is_other_part(name: str) -> bool:
+    """Return whether a tensor or stack belongs to a part other than the language model.
+
+    Such parts read images and sound, or predict several tokens.
+    """
+    return bool(re.search(r"(^|[._])(vis\w+|image\w*|audio\w*|mtp)\.", name))
 
 
 def text_sections(config: Any) -> Iterable[Any]:

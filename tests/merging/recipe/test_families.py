@@ -1,12 +1,17 @@
 """Families that name their tensors differently, or count their layers elsewhere."""
 
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from small_models import SHAPES, TASK_ARITHMETIC, read, rewrite, wide, write
 
 from sdjax.core.errors import UserError
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
+from sdjax.merging.recipe.model_card import Provenance
 from sdjax.merging.recipe.pipeline import merge_recipe
 from sdjax.merging.recipe.tensor_roles import is_output_matrix, precedes_layers
 
@@ -192,3 +197,70 @@ def test_slice_without_layers_gives_the_tensors_after_the_last_layer(tmp_path, m
     empty = text.replace("[0, 2]", "[1, 1]")
     with pytest.raises(UserError, match="line 4: the result would have no layers"):
         merge_recipe(write(tmp_path, empty), tmp_path / "other")
+
+
+GRADIENT = """\
+merge_method: task_arithmetic
+base_model: base
+models:
+  - {model: math, parameters: {weight: [0, 1]}}
+dtype: float32
+"""
+# Families with several stacks of layers, or with layers of other names.
+STACKS = {
+    "vision": ("vision_tower.encoder.layers.{}.fc.weight", "language_model.layers.{}.fc.weight"),
+    "prediction": ("mtp.layers.{}.fc.weight", "model.layers.{}.fc.weight"),
+    "encoder-decoder": ("encoder.block.{}.layer.0.q.weight", "decoder.block.{}.layer.0.q.weight"),
+    "gpt2": ("transformer.h.{}.mlp.c_fc.weight",),
+    "bert": ("bert.encoder.layer.{}.output.dense.weight",),
+}
+
+
+@pytest.mark.parametrize("family", STACKS)
+def test_whole_models_with_any_stacks_of_layers(tmp_path, models, family):
+    """Check that each stack has its own gradient, by a weight that rises from 0 to 1."""
+    names = [name.format(layer) for name in STACKS[family] for layer in range(3)]
+    rng = np.random.default_rng(0)
+    for model in models:
+        tensors = {name: rng.standard_normal((2, 3)).astype(np.float32) for name in names}
+        models[model] = {**tensors, "wte.weight": rng.standard_normal((4, 3)).astype(np.float32)}
+        rewrite(tmp_path / model, models[model])
+        set_config(tmp_path, model, model_type="x", num_hidden_layers=3)
+    merge_recipe(write(tmp_path, GRADIENT), tmp_path / "out")
+    got = read(tmp_path / "out")
+    assert got.keys() == models["base"].keys()
+    for position, name in [(i % 3 / 2, name) for i, name in enumerate(names)] + [(0, "wte.weight")]:
+        base, math = models["base"][name], models["math"][name]
+        np.testing.assert_allclose(got[name], base + position * (math - base), rtol=1e-5, atol=1e-6)
+    if family == "encoder-decoder":
+        slices = (
+            "merge_method: passthrough\nslices:\n  - sources: [{model: math, layer_range: [0, 1]}]"
+        )
+        with pytest.raises(UserError, match="line 3: math is not a single stack of layers"):
+            merge_recipe(write(tmp_path, slices), tmp_path / "stack")
+
+
+def halves(task_vectors):
+    return 0.5 * task_vectors["expert_1"]
+
+
+def test_program_merges_a_tied_expert_into_an_untied_base(tmp_path, models):
+    head = np.full((11, 4), 2, np.float32)
+    rewrite(tmp_path / "base", models["base"], **{"lm_head.weight": head})
+    set_config(tmp_path, "base", model_type="llama", tie_word_embeddings=False)
+    set_config(tmp_path, "math", model_type="llama", tie_word_embeddings=True)
+    opened = open_models("base", {"expert_1": "math"}, tmp_path)
+    result = merge_algorithm(
+        Algorithm.from_function(halves),
+        opened,
+        "all",
+        tmp_path / "out",
+        provenance=Provenance(method="halves", file="program.py", text=""),
+        key=jax.random.key(0),
+    )
+    assert result.coverage == "merged all 6 tensors"
+    embedding = wide(models["math"][EMBEDDING])
+    np.testing.assert_allclose(
+        wide(read(tmp_path / "out")["lm_head.weight"]), (head + embedding) / 2, rtol=1e-5
+    )
+    assert Path(result.folder, "program.py").exists()
