@@ -233,11 +233,8 @@ def test_whole_models_with_any_stacks_of_layers(tmp_path, models, family):
         base, math = models["base"][name], models["math"][name]
         np.testing.assert_allclose(got[name], base + position * (math - base), rtol=1e-5, atol=1e-6)
     if family == "encoder-decoder":
-        slices = (
-            "merge_method: passthrough\nslices:\n  - sources: [{model: math, layer_range: [0, 1]}]"
-        )
         with pytest.raises(UserError, match="line 3: math is not a single stack of layers"):
-            merge_recipe(write(tmp_path, slices), tmp_path / "stack")
+            merge_recipe(write(tmp_path, STACK), tmp_path / "stack")
 
 
 def halves(task_vectors):
