@@ -68,6 +68,12 @@ class ConfigOrigin:
                 return option
         return None
 
+    def line(self, location: Location) -> int:
+        """Return the line of a key in the file; 0 if there is none or an option sets the key."""
+        if self._document is None or self.option(location) is not None:
+            return 0
+        return self._document.line_at(location) or 0
+
     def place(self, location: Location) -> tuple[str, str]:
         """Return the file or the options that set a key, and its line such as "line 3", or ""."""
         option = self.option(location)
@@ -75,8 +81,8 @@ class ConfigOrigin:
             return option, ""
         if not location and self._options:
             return f"{self.name} with {' '.join(self._options.values())}", ""
-        line = None if self._document is None else self._document.line_at(location)
-        return self.name, "" if line is None else f"line {line}"
+        line = self.line(location)
+        return self.name, f"line {line}" if line else ""
 
     def where(self, location: Location) -> str:
         """Return the place of a key in one string, such as "run.yaml, line 3"."""
@@ -227,7 +233,7 @@ def _renamed_keys(section: Any) -> dict[str, str]:
 def _explain_renamed(renamed: Sequence[tuple[Location, Any]], origin: ConfigOrigin) -> str:
     """Return a description of all renamed keys, which names each file only once."""
     parts, last_name = [], None
-    for location, section in renamed:
+    for location, section in sorted(renamed, key=lambda place: origin.line(place[0])):
         name, line = origin.place(location)
         where = ", ".join(filter(None, (None if name == last_name else name, line)))
         key = ".".join(map(str, location))
