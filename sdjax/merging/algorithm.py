@@ -26,8 +26,9 @@ Any other parameter needs a default and is a **hyperparameter**:
 * anything else (`bool`, `int`, `str`): a Python value that is part of the algorithm's identity.
 
 The *tree form* is called once for the whole scope and can use statistics across tensors. Its
-function is named `merge_trees`. Each task vector, and `base`, is a flat dict from tensor path to
-tensor; `key` is a single key; `depth` and `kind` are not available.
+function is named `merge_trees`. Each task vector, and `base`, is a flat dict from canonical path
+(`layers/3/mlp/down_proj`, also if the model has Hugging Face's names) to tensor; `key` is a single
+key; `depth` and `kind` are not available.
 
 The caller chooses what the task vectors are relative to: the base model in a search and in a recipe
 with a base; zero in a recipe without one, so that the "task vectors" are the weights themselves.

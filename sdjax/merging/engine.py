@@ -175,6 +175,11 @@ class Merger:
                 shape, it requests `depth` of a model whose layers are not recognized, a key is
                 missing or traced, or `donate` does not match.
         """
+        if not isinstance(algorithm, Algorithm):
+            raise UserError(
+                f"a Merger is called with an Algorithm, not {truncated_repr(algorithm)}; use "
+                "sdjax.merge, or Algorithm.from_function for a function of your own"
+            )
         self._check_requests(algorithm, key)
         if algorithm.form == "tree":
             new, squares = self._merge_tree(algorithm, key, max_memory)

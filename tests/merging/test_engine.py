@@ -278,5 +278,7 @@ def test_mismatched_models_raise_user_error(base, experts):
         merge(base, experts, algorithm)
     with pytest.raises(UserError, match="at least one expert"):
         merge(base, [], algorithm)
+    with pytest.raises(UserError, match="called with an Algorithm, not 'ties'; use sdjax"):
+        Merger(base, experts, scope="embed")("ties")
     with pytest.raises(UserError, match="distinct names"):
         merge(base, experts, algorithm, slots=("a", "a", "b"))
