@@ -66,6 +66,8 @@ def loop_limit_check(program: VerifiedProgram, *, name: str) -> Algorithm:
 
     def merge(task_vectors: Any, **arguments: Any) -> Any:
         result, exhausted = program.run(task_vectors, **scalar_inputs(arguments))
+        if exhausted is None:  # a program may have loops at some shapes only
+            return jax.tree.map(jnp.zeros_like, result)
         return jax.tree.map(
             lambda leaf: jnp.where(exhausted, jnp.nan, jnp.zeros_like(leaf)), result
         )
