@@ -37,7 +37,7 @@ NO_PROGRAM = "no program"
         "sdjax generate --run runs/first -n 100 --check --out samples.jsonl",
     )
 )
-@click.argument("generator", required=False, metavar="MODEL[+ADAPTER]")
+@click.argument("generator", required=False, metavar="[MODEL[+ADAPTER]]")
 @click.option(
     "--prompt",
     metavar="FILE|NAME",
