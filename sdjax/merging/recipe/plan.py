@@ -19,7 +19,12 @@ from sdjax.core.errors import UserError
 from sdjax.io.safetensors_reader import TensorInfo
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.recipe.source_models import EMBEDDING, OUTPUT, SourceModel
+from sdjax.merging.recipe.source_models import (
+    EMBEDDING,
+    OUTPUT,
+    VOCABULARY_TENSORS,
+    SourceModel,
+)
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
 from sdjax.merging.tensor_program import TensorProgram, check_layers
 from sdjax.models.tensor_names import layer_depths, parse_name
@@ -147,7 +152,13 @@ def plan_algorithm(
             for expert in experts.values():
                 sources.append(tensor_in(expert, name, base))
                 if expert.info[sources[-1].name].shape != info.shape:
-                    raise shape_error(sources[-1], sources[0])
+                    error = shape_error(sources[-1], sources[0])
+                    if name in VOCABULARY_TENSORS:
+                        raise UserError(
+                            f"{error}: the vocabularies differ; narrow --scope, such as to mlp, or "
+                            "merge by a recipe, which matches rows by token"
+                        )
+                    raise error
         elif not is_floating(info):
             refs = [TensorRef(model=e, name=name) for e in experts.values() if name in e.info]
             buffers.append([*sources, *refs])

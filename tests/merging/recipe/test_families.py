@@ -261,3 +261,18 @@ def test_program_merges_a_tied_expert_into_an_untied_base(tmp_path, models):
         wide(read(tmp_path / "out")["lm_head.weight"]), (head + embedding) / 2, rtol=1e-5
     )
     assert Path(result.folder, "program.py").exists()
+
+
+def test_program_cannot_merge_vocabularies_of_different_sizes(tmp_path, models):
+    wider = np.zeros((13, 4), np.float32)
+    rewrite(tmp_path / "math", {**models["math"], EMBEDDING: wider})
+    opened = open_models("base", {"expert_1": "math"}, tmp_path)
+    options = {
+        "provenance": Provenance(method="halves", file="program.py", text=""),
+        "key": jax.random.key(0),
+    }
+    method = Algorithm.from_function(halves)
+    with pytest.raises(UserError, match="the vocabularies differ; narrow --scope, such as to mlp"):
+        merge_algorithm(method, opened, "all", tmp_path / "out", **options)
+    result = merge_algorithm(method, opened, "mlp", tmp_path / "out", **options)
+    assert result.coverage == "merged 2 of 5 tensors (scope mlp); 3 copied from the base"
