@@ -92,10 +92,13 @@ class SandboxConfig(Limits):
     """The `sandbox` section of a run: limits and worker processes.
 
     Attributes:
-        workers: number of candidates that are traced at the same time.
+        workers: number of candidates that are traced, and that are compiled, at the same time.
         allow_missing: layers of confinement that this machine may lack. The sandbox refuses to
             start if any other layer is missing.
+        apply_seconds: time to compile the merge of an admitted program and to merge with it.
+            `sdjax run` ends a run that takes longer, and resumes it without the program.
     """
 
     workers: Annotated[int, Field(ge=1, le=1_000)] = 2
     allow_missing: tuple[NonEmptyStr, ...] = ()
+    apply_seconds: PositiveFloat = 1800.0

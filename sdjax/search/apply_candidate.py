@@ -5,9 +5,7 @@ weights become one of the sandbox's verdicts: "non-finite", or "too costly" beca
 iterations or of the memory of the compiled merge.
 
 The merge is first tried in a confined process (`trial_of`). What kills this process nevertheless is
-known from the store: `Attempt` is saved before a merge and removed after it. A run that was killed
-in a merge tries it once more, since whatever killed it may have nothing to do with the program, and
-refuses the program after the second time.
+known from the store (`attempts.py`).
 """
 
 from __future__ import annotations
@@ -22,12 +20,10 @@ from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.merging.merged_model import MergedModel
 from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
 from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
-from sdjax.sandbox.refusal import COMPILER, NON_FINITE, Refusal
+from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import RunContext
 from sdjax.search.types import Application, Program, program_entry
-
-MAX_ATTEMPTS = 2
 
 
 def apply_program(
@@ -94,18 +90,6 @@ def trial_of(context: RunContext, setting: str) -> MergeTrial:
         for path, (base, experts) in merger.tensors.items()
     )
     return MergeTrial(tensors=tensors, compiler="quick" if merger.compile_cache.quick else "full")
-
-
-def too_many_attempts(number: int) -> Refusal | None:
-    """Return the refusal of a program in whose merge the run died too often.
-
-    Args:
-        number: number of the attempt that is about to begin.
-    """
-    if number <= MAX_ATTEMPTS:
-        return None
-    message = f"the run was killed {number - 1} times while it compiled or ran this program"
-    return Refusal(COMPILER, "interrupted", message)
 
 
 def _why_not_finite(

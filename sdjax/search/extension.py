@@ -56,6 +56,7 @@ EXTENSIONS: dict[str, _Extension] = {
     "transfer": _WAS_EMPTY,
     "sandbox.workers": _ANY,
     "sandbox.allow_missing": _ANY,
+    "sandbox.apply_seconds": _ANY,
 }
 
 # Keys that change rounding only, as other devices do; changed with --accept-versions.

@@ -27,9 +27,9 @@ from sdjax.sandbox.verdict import Verdict, is_admissible
 from sdjax.search.apply_candidate import (
     apply_program,
     refused_application,
-    too_many_attempts,
     trial_of,
 )
+from sdjax.search.attempts import too_many_attempts
 from sdjax.search.context import RunContext
 from sdjax.search.multihost import judge_all, try_merge
 from sdjax.search.pairs import make_pairs, select

@@ -1,0 +1,102 @@
+"""The process that watches a run."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Executes BEHAVIOR as the first child of the watchdog, and reports what a later child finds.
+SCRIPT = """
+import os, signal, sqlite3, sys, time
+from sdjax.cli import watchdog
+folder, behavior = sys.argv[1:]
+sys.argv = ["sdjax", "run", "demo", "--set", "rng_seed=1", "--out=" + folder]
+watchdog.POLL_SECONDS = 0.05
+watchdog.watch_run()
+assert "jax" not in sys.modules
+if "--resume" in sys.argv:
+    attempts = sqlite3.connect(folder + "/run.sqlite").execute("SELECT number FROM attempt")
+    print(sys.argv[1:] == ["run", "--resume", folder], *attempts.fetchone(), flush=True)
+    time.sleep(1)  # to load the models, which is not part of a merge
+    sys.exit(3)
+def begin():
+    with sqlite3.connect(folder + "/run.sqlite") as connection:
+        connection.execute("INSERT INTO attempt VALUES ('program:a', 'main', 1)")
+def die(number):
+    os.kill(os.getpid(), number)
+print(os.getpid(), flush=True)
+exec(behavior)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with sqlite3.connect(tmp_path / "run.sqlite") as connection:
+        connection.execute("CREATE TABLE run (config TEXT)")
+        connection.execute("CREATE TABLE attempt (entry TEXT, setting TEXT, number INTEGER)")
+        config = json.dumps({"sandbox": {"apply_seconds": 0.5}})
+        connection.execute("INSERT INTO run VALUES (?)", (config,))
+    return tmp_path
+
+
+def _start(folder, behavior):
+    command = [sys.executable, "-c", SCRIPT, str(folder), behavior]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SDJAX_")}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize(
+    ("behavior", "how"),
+    [
+        ("begin(); die(signal.SIGSEGV)", "crashed"),
+        ("begin(); die(signal.SIGABRT)", "crashed"),
+        ("begin(); time.sleep(600)", "hung"),
+    ],
+)
+def test_run_that_crashes_or_hangs_in_a_merge_is_resumed_without_the_program(folder, behavior, how):
+    with _start(folder, behavior) as process:
+        output, errors = process.communicate(timeout=60)
+    assert output.splitlines()[1:] == ["True 2"]  # the next attempt would be the third
+    assert process.returncode == 3
+    assert f"sdjax: the run {how} in a program; it resumes without it" in errors
+
+
+@pytest.mark.parametrize(
+    ("behavior", "status"),
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(2)", 2),
+        ("begin(); sys.exit(130)", 130),
+        ("die(signal.SIGSEGV)", -signal.SIGSEGV),  # not in a merge
+        ("begin(); die(signal.SIGKILL)", -signal.SIGKILL),  # as by the system
+        ("time.sleep(2)", 0),  # longer than a merge may take
+    ],
+)
+def test_other_ends_are_passed_on(folder, behavior, status):
+    with _start(folder, behavior) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert len(output.splitlines()) == 1  # one child
+
+
+def test_signals_to_the_watchdog_reach_the_run_which_dies_with_it(folder):
+    wait = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print(0, flush=True)\n"
+    with _start(folder, wait + "time.sleep(600)") as process:
+        assert [process.stdout.readline().strip().isdigit() for _ in range(2)] == [True, True]
+        process.terminate()
+        assert process.wait(timeout=60) == 130
+    with _start(folder, "time.sleep(600)") as process:
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while os.path.exists(f"/proc/{child}/cwd") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.stdout.read() == ""  # end of file: nobody has it open any more
