@@ -53,7 +53,10 @@ def write_config(
     for key in [key for key in ("torch_dtype", "dtype") if key in fields] or ["dtype"]:
         fields[key] = sizes.most_common(1)[0][0]
     if plan.tokenizer.vocabulary is not None:
-        fields["vocab_size"] = plan.tokenizer.vocabulary.size
+        sections = list(text_sections(fields))
+        keyed = [section for section in sections if "vocab_size" in section]
+        for section in keyed or [fields]:
+            section["vocab_size"] = plan.tokenizer.vocabulary.size
     prefix = plan.last.prefix
     outside = (name for name in tensors if not (prefix and name.startswith(prefix)))
     _set_tie(fields, plan, has_output=any(map(is_output_matrix, outside)))

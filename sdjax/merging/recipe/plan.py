@@ -22,7 +22,6 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.recipe.source_models import (
     EMBEDDING,
     OUTPUT,
-    VOCABULARY_TENSORS,
     SourceModel,
 )
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
@@ -153,7 +152,7 @@ def plan_algorithm(
                 sources.append(tensor_in(expert, name, base))
                 if expert.info[sources[-1].name].shape != info.shape:
                     error = shape_error(sources[-1], sources[0])
-                    if name in VOCABULARY_TENSORS:
+                    if name in base.vocabulary_tensors:
                         raise UserError(
                             f"{error}: the vocabularies differ; narrow --scope, such as to mlp, or "
                             "merge by a recipe, which matches rows by token"

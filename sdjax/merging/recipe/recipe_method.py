@@ -18,7 +18,7 @@ from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.parameters import IGNORED_PARAMETERS, ParameterMap
 from sdjax.merging.recipe.plan import is_floating
 from sdjax.merging.recipe.schema import TOP_LEVEL_KEYS, Recipe, Slice
-from sdjax.merging.recipe.source_models import VOCABULARY_TENSORS, SourceModel
+from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.merging.recipe.tokenizer_plan import plan_tokenizer
 from sdjax.models.tensor_names import kind_of, parse_name
 
@@ -147,7 +147,7 @@ def _tensors(recipe: Recipe, open_model: Callable[[str], SourceModel]) -> Tensor
             shape = info.shape
             if not is_floating(info) or not math.prod(shape):
                 continue
-            if vocabulary is not None and name in VOCABULARY_TENSORS:
+            if vocabulary is not None and name in model.vocabulary_tensors:
                 shape = (vocabulary.size, *shape[1:])
             path = parse_name(name).path
             tensors.setdefault(path, (kind_of(path), shape, info.dtype.name))

@@ -40,7 +40,6 @@ from sdjax.merging.recipe.recipe_method import meaningless_parameters
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 from sdjax.merging.recipe.source_models import (
     OUTPUT,
-    VOCABULARY_TENSORS,
     SourceModel,
 )
 from sdjax.merging.recipe.tensor_roles import precedes_layers
@@ -151,6 +150,7 @@ class _SlicePlanner:
             message = f"all sources must have the same number of layers: {', '.join(each)}"
             raise recipe.fail(part.line, message)
         self._bound: dict[tuple, Algorithm] = {}
+        self._vocabulary = frozenset[str]().union(*(m.vocabulary_tensors for m in self.models))
         self.buffers: list[list[TensorRef]] = []
 
     def outside_tensors(self) -> Iterator[tuple[str, list[TensorRef]]]:
@@ -217,14 +217,14 @@ class _SlicePlanner:
             self.buffers.append(sources)
             spec = jax.ShapeDtypeStruct(infos[0].shape, infos[0].dtype)
             return MergeStep(name=name, path=place.path, spec=spec, sources=(sources[0],))
-        fixed = slice(name in VOCABULARY_TENSORS, None)  # vocabularies may have different sizes
+        fixed = slice(name in self._vocabulary, None)  # vocabularies may have different sizes
         for ref, info in zip(sources, infos, strict=True):
             if len(info.shape) != len(infos[0].shape) or info.shape[fixed] != infos[0].shape[fixed]:
                 raise shape_error(ref, sources[0])
         out_dtype = self._recipe.out_dtype or self._recipe.dtype
         dtype = jnp.dtype(out_dtype) if out_dtype else jnp.result_type(*(i.dtype for i in infos))
         shape, row_maps = infos[0].shape, None
-        if vocabulary is not None and name in VOCABULARY_TENSORS:
+        if vocabulary is not None and name in self._vocabulary:
             shape = (vocabulary.size, *shape[1:])
             row_maps = tuple(vocabulary.rows[model.name] for model in self.models)
         fallbacks = [i for i, model in enumerate(self.models) if model.name == self._base_name]

@@ -22,6 +22,8 @@ from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, TensorInfo, r
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.merging.recipe.tensor_roles import (
     is_other_part,
+    is_output_matrix,
+    is_token_embedding,
     layer_count,
     precedes_layers,
     ties_embeddings,
@@ -32,7 +34,6 @@ from sdjax.models.tensor_names import layer_depths, parse_name
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
-VOCABULARY_TENSORS = (EMBEDDING, OUTPUT)  # their first axis is the vocabulary
 # A tensor in a layer, of the outermost stack: what precedes the layer's number, and what follows.
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers?|blocks?|h)\.)([0-9]{1,9})(\..+)")
 # Buffers in old checkpoints of the Llama family, which follow from the config.
@@ -68,6 +69,18 @@ class SourceModel:
     layers: tuple[tuple[str, ...], ...]
     prefix: str
     notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def vocabulary_tensors(self) -> frozenset[str]:
+        """Names of the tensors whose first axis is the vocabulary."""
+        roles = (is_token_embedding, is_output_matrix)
+        return frozenset(n for n in self.outside if any(role(n) for role in roles))
+
+    @functools.cached_property
+    def num_rows(self) -> int | None:
+        """Number of rows of the token embedding, or None if no tensor is known to be one."""
+        embeddings = [name for name in self.outside if is_token_embedding(name)]
+        return self.info[embeddings[0]].shape[0] if embeddings else None
 
     def depth(self, name: str) -> float:
         """Return the depth in [0, 1] of a tensor outside these layers that has a layer of its own.

@@ -17,6 +17,9 @@ _TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_confi
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 _OUTPUT = re.compile(r"(.*\.)?(lm_head|embed_out|output|cls\.predictions\.decoder)\.(weight|bias)")
+_TOKENS = re.compile(
+    r"(.*\.)?(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings|shared)\.weight"
+)
 _BEFORE = re.compile(
     r"(.*[._])?(embed\w*|w[tp]e|per_layer\w*|vis\w+|image\w*|patch\w*|audio\w*|\w*projector)\..*"
     r"|.*_embeddings?\w*\..*"
@@ -26,6 +29,11 @@ _BEFORE = re.compile(
 def is_output_matrix(name: str) -> bool:
     """Return whether a tensor outside the layers maps hidden states to logits (or is its bias)."""
     return bool(_OUTPUT.fullmatch(name)) and not is_other_part(name)
+
+
+def is_token_embedding(name: str) -> bool:
+    """Return whether a tensor outside the layers has a row for each input token."""
+    return bool(_TOKENS.fullmatch(name)) and not is_other_part(name)
 
 
 def precedes_layers(name: str) -> bool:

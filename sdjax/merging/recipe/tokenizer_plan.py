@@ -4,7 +4,7 @@ The rows of an embedding and of an output matrix belong to tokens. A model that 
 result gets the row of the only model that has it, otherwise the base's row, otherwise the mean over
 the models that have it (mergekit's rule), so that a missing token does not create a task vector.
 
-Axes: v (tokens of the result), d (width of the embedding).
+Axes: v (tokens of the result), *d (width of the embedding; none of a bias).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenizers import AddedToken
 from sdjax.core.errors import UserError
 from sdjax.io.vocabulary import added_tokens, read_vocabulary
 from sdjax.merging.recipe.schema import Recipe
-from sdjax.merging.recipe.source_models import EMBEDDING, SourceModel
+from sdjax.merging.recipe.source_models import SourceModel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,9 +84,7 @@ def plan_tokenizer(
         except UserError as error:
             message = f"the tokenizer's source must be base, union or a model: {error}"
             raise recipe.fail(choice.line, message) from None
-    num_rows = {
-        model.name: model.info[EMBEDDING].shape[0] for model in models if EMBEDDING in model.outside
-    }
+    num_rows = {model.name: model.num_rows for model in models if model.num_rows is not None}
     if choice is None and len(set(num_rows.values())) <= 1:
         return TokenizerPlan(folder=template.folder, new_tokens={}, vocabulary=None)
     try:
@@ -104,8 +102,9 @@ def plan_tokenizer(
             assert choice is not None
             raise recipe.fail(
                 choice.line,
-                f"the rows of {model.name} cannot be matched by token, since it has no tensor "
-                f"{EMBEDDING}; remove the tokenizer's source, or use models with one tokenizer",
+                f"the rows of {model.name} cannot be matched by token, since none of its "
+                "tensors is known as the token embedding; remove the tokenizer's source, or use "
+                "models with one tokenizer",
             )
     vocabulary = match_tokens(
         tokens,
@@ -171,15 +170,15 @@ def is_identity(vocabulary: VocabularyMap, num_rows: Mapping[str, int]) -> bool:
 
 
 def align_rows(
-    matrices: Sequence[Float[np.ndarray, "_ d"]],
+    matrices: Sequence[Float[np.ndarray, "_ ..."]],
     rows: Sequence[Int32[np.ndarray, " v"]],
     size: int,
     fallback: int | None,
-) -> list[Float[np.ndarray, "size d"]]:
-    """Return each model's matrix with the rows of the result, in the common dtype.
+) -> list[Float[np.ndarray, "size ..."]]:
+    """Return each model's matrix or bias with the rows of the result, in the common dtype.
 
     Args:
-        matrices: [rows of the model, d] per model.
+        matrices: [rows of the model, *d] per model.
         rows: the model's row for each token, or -1.
         size: number of rows of the result.
         fallback: index of the model whose rows fill in for missing ones, if it has them.
@@ -187,18 +186,19 @@ def align_rows(
     dtype = jnp.result_type(*(matrix.dtype for matrix in matrices))
     present = np.stack([row_of_id >= 0 for row_of_id in rows])  # [model, v]
     incomplete = np.flatnonzero(~present.all(axis=0))  # ids that some model lacks
-    fill = np.zeros((len(incomplete), matrices[0].shape[1]), np.float32)
+    fill = np.zeros((len(incomplete), *matrices[0].shape[1:]), np.float32)
     donors = present[:, incomplete].astype(np.float32)
+    column = (-1,) + (1,) * (matrices[0].ndim - 1)
     for matrix, row_of_id, weight in zip(matrices, rows, donors, strict=True):
         donated = matrix[np.maximum(row_of_id[incomplete], 0)].astype(np.float32)
-        fill += weight[:, None] * donated
-    fill /= np.maximum(donors.sum(axis=0), 1)[:, None]
+        fill += weight.reshape(column) * donated
+    fill /= np.maximum(donors.sum(axis=0), 1).reshape(column)
     if fallback is not None:
         has_row = present[fallback, incomplete]
         fill[has_row] = matrices[fallback][rows[fallback][incomplete[has_row]]].astype(np.float32)
     aligned = []
     for matrix, row_of_id, has_row in zip(matrices, rows, present, strict=True):
-        out = np.empty((size, matrix.shape[1]), dtype)
+        out = np.empty((size, *matrix.shape[1:]), dtype)
         out[: len(row_of_id)] = matrix[np.maximum(row_of_id, 0)].astype(dtype, copy=False)
         absent = ~has_row[incomplete]
         out[incomplete[absent]] = fill[absent].astype(dtype)

@@ -122,15 +122,42 @@ def test_transformers_reads_the_merged_tokenizer(tmp_path, monkeypatch, source, 
     ] or (source == "base")
 
 
+def test_tensors_over_the_vocabulary_are_aligned_in_any_family(tmp_path):
+    """Check a renamed embedding, a renamed output matrix, and a bias with an element per token."""
+    for name in ("base", "wide"):
+        shutil.copytree(MODELS / name, tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        tensors = {
+            key.replace("model.embed_tokens", "embed_in").replace("lm_head", "embed_out"): tensor
+            for key, tensor in load_file(file).items()
+        }
+        tensors["lm_head.bias"] = tensors["embed_in.weight"][:, 0].copy()
+        tensors.setdefault("embed_out.weight", tensors["embed_in.weight"] + 1)
+        save_file(tensors, file)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config |= {"architectures": ["Other"], "model_type": "other", "tie_word_embeddings": False}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "merge_method: linear\nmodels: [{model: base}, {model: wide}]\nparameters: {weight: 1}\n"
+        "tokenizer_source: union\nbase_model: base\n"
+    )
+    merge_recipe(recipe, tmp_path / "out")
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    assert len(got["embed_in.weight"]) == len(got["embed_out.weight"]) == 13
+    np.testing.assert_array_equal(got["lm_head.bias"], got["embed_in.weight"][:, 0])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 13
+
+
 def test_embedding_of_unknown_name_cannot_be_aligned(tmp_path):
     for name in ("base", "wide", "math"):
         shutil.copytree(MODELS / name, tmp_path / name)
         file = tmp_path / name / "model.safetensors"
         named = {
-            key.replace("model.embed_tokens", "embed_in").replace("lm_head", "embed_out"): tensor
+            key.replace("model.embed_tokens", "vectors").replace("lm_head", "vectors_out"): tensor
             for key, tensor in load_file(file).items()
         }
-        cut = {key: x[:11] if key.startswith("embed") else x for key, x in named.items()}
+        cut = {key: x[:11] if key.startswith("vectors") else x for key, x in named.items()}
         save_file(cut, file)
         config = tmp_path / name / "config.json"
         config.write_text(config.read_text().replace("LlamaForCausalLM", "OtherForCausalLM"))
