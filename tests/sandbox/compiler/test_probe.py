@@ -127,7 +127,7 @@ def test_number_of_different_operations_is_limited(signature):
     ],
 )
 def test_program_that_is_expensive_at_probe_shapes_is_refused(body, rule, large):
-    """Check that the cost limit gives a clear message before the compiler's limits end the probe."""
+    """Check the cost limit, whose message is clearer than that of the compiler's limits."""
     lines = "fori_loop, x = jax.lax.fori_loop, task_vectors['expert_1']"
     source = merge(f"{lines}\nreturn {body} if x.ndim == 2 and x.size <= 4096 else x")
     with pytest.raises(Refusal) as refused:
