@@ -1,4 +1,10 @@
-"""Bound on the code that XLA generates if fusion duplicates a value for every index.
+"""Bounds on the code that XLA generates for the operations that it fuses.
+
+XLA's emitter for the CPU recurses along a chain of fused operations. With the options of a search
+it overflowed a stack of 8 MiB in a loop's body after 2,600 to 2,900 pairs of product and sum, 1,400
+to 1,600 sigmoids, 1,300 to 1,500 arcsines, 350 to 400 logarithms of the gamma function, and 175 to
+200 complex arcsines (bisected in child processes with JAX 0.10.2). Hence the longest chain is
+bounded, in units of one product, to a quarter of the shortest that crashed.
 
 In `x + x[::-1]` the value of x is read at two indices, and fusion emits its computation twice.
 Twenty such steps in a row make a million copies, which take a minute and 4.6 GB to compile on a
@@ -9,11 +15,24 @@ elementwise operations and those that move elements.
 from collections import defaultdict
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from sdjax.sandbox.refusal import Refusal
 
 MAX_COPIES = 50_000  # about two seconds of compilation
+MAX_CHAIN = 1_250
+# Units of other operations: what XLA expands them to.
+CHAIN_UNITS = {
+    **dict.fromkeys(
+        """acos acosh asin asinh atan atan2 atanh cbrt cos cosh erf exp exp2 expm1 log log1p log2
+        logistic pow rem round sin sinh tan tanh""".split(),  # noqa: SIM905
+        4,
+    ),
+    **dict.fromkeys(("erfc", "nextafter"), 8),
+    **dict.fromkeys(("bessel_i0e", "bessel_i1e", "digamma", "erf_inv", "lgamma"), 16),
+}
+COMPLEX_UNITS = 8  # times those of a real operation
 
 INDEXING = frozenset(
     """broadcast_in_dim reshape squeeze rev transpose concatenate stack tile pad split slice
@@ -29,7 +48,50 @@ MATERIALIZED = frozenset(
 
 
 def check_codegen_size(jaxpr: Any) -> None:
-    """Raise Refusal if a jaxpr, without its sub-jaxprs, makes more than MAX_COPIES copies."""
+    """Raise Refusal if a jaxpr, without its loops and branches, gives XLA too much to fuse."""
+    _check_copies(jaxpr)
+    if (length := _longest_chain(jaxpr, [0] * len(jaxpr.invars))[0]) > MAX_CHAIN:
+        message = (
+            f"a chain of elementwise operations is {length} products long; the limit is "
+            f"{MAX_CHAIN}; put steps that repeat into jax.lax.fori_loop"
+        )
+        raise Refusal("too costly", "code-size", message)
+
+
+def _longest_chain(jaxpr: Any, inputs: list[int]) -> tuple[int, list[int]]:
+    """Return the length of the longest chain, and of those that end in the results.
+
+    Args:
+        jaxpr: the jaxpr.
+        inputs: length of the chain that ends in each input.
+    """
+    length_at: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
+    longest = 0
+
+    def read(variable: Any) -> int:
+        return 0 if isinstance(variable, Literal) else length_at.get(variable, 0)
+
+    for equation in jaxpr.eqns:
+        name, operands = equation.primitive.name, [read(v) for v in equation.invars]
+        if name == "jit":
+            inner = equation.params["jaxpr"].jaxpr
+            length, results = _longest_chain(inner, operands)
+        elif name in MATERIALIZED or name.startswith("reduce_"):
+            length, results = 0, [0] * len(equation.outvars)
+        else:
+            is_complex = any(
+                jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in equation.invars
+            )
+            units = CHAIN_UNITS.get(name, 1) * (COMPLEX_UNITS if is_complex else 1)
+            length = max(operands, default=0) + units
+            results = [length] * len(equation.outvars)
+        longest = max(longest, length)
+        length_at.update(zip(equation.outvars, results, strict=True))
+    return longest, [read(v) for v in jaxpr.outvars]
+
+
+def _check_copies(jaxpr: Any) -> None:
+    """Raise Refusal if a jaxpr makes more than MAX_COPIES copies."""
     # Variable -> indices, as hashes, at which it is read. A scalar has one index.
     read_at: dict[Any, set[int]] = defaultdict(set)
     for variable in jaxpr.outvars:
