@@ -115,7 +115,7 @@ def parts(sources: list[str]) -> None:
                 spent[name].append(seconds)
     row("  worker: trace and encode", spent["trace"])
     row("  parent: decode, trace, estimate cost", spent["verify"])
-    row("  parent: probe, operation by operation", spent["probe"])
+    row("  compiler: probe, operation by operation", spent["probe"])
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ all memory there. The code is sdjax's own, but a program may exploit XLA, so the
 replies as untrusted.
 """
 
+import ctypes
 import importlib
 import json
 import os
@@ -21,6 +22,9 @@ _LAZILY_IMPORTED = (
     "jaxlib.mlir.dialects.mhlo",
     "scipy.linalg",
 )
+
+MAX_CORES = 8
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 def prepare(signature_json: str) -> Callable[[bytes], bytes]:
@@ -45,7 +49,8 @@ def prepare(signature_json: str) -> Callable[[bytes], bytes]:
 
 def start() -> None:
     """Start the CPU backend, whose threads exist before the filter of system calls is applied."""
-    os.environ["NPROC"] = "1"  # there is a worker per core
+    os.environ["NPROC"] = "1"  # threads of XLA: other workers use the other cores
+    _limit_address_space()
     import jax
     import jax.numpy as jnp
 
@@ -56,6 +61,18 @@ def start() -> None:
     x = jnp.ones((64, 64))
     product = jax.jit(lambda x: jnp.tanh(x @ x)).lower(x)
     jax.block_until_ready(product.compile(compiler_options=quick_options())(x))
+
+
+def _limit_address_space() -> None:
+    """Keep the address space that threads reserve independent of the number of cores.
+
+    LLVM starts a thread per core that this process may use, and glibc reserves 64 MiB per thread
+    that allocates.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    first = os.getpid() % len(cores)  # different cores for different workers
+    os.sched_setaffinity(0, (cores + cores)[first : first + MAX_CORES])
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _answer(request: bytes, signature: MergeSignature) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Programs that the compiler or a first run does not survive."""
 
 import dataclasses
+import signal
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -64,6 +66,34 @@ def test_program_that_runs_too_long_is_refused(short):
         assert (found[0].rule, found[0].ir, found[0].program) == ("cpu", None, None)
         assert found[0].identity is not None
         assert "2 s of processor time" in found[0].message
+
+
+def test_interrupt_during_a_compilation_leaves_no_process(signature):
+    limits = dataclasses.replace(signature.limits, cost_per_element=10**7)
+    patient = dataclasses.replace(signature, limits=limits)
+    with Sandbox(patient, workers=1) as sandbox:
+        processes = []
+
+        def interrupt(*_):
+            processes.extend([sandbox._pool.pid, *_descendants(sandbox._pool.pid)])
+            raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 3.0)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                sandbox.judge(SLOW)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        assert len(processes) >= 4  # server, two dispatchers, the process that compiles
+        assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+        assert sandbox.judge(VALID["linear"]).admitted
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [p for child in map(int, children) for p in (child, *_descendants(child))]
 
 
 def test_crash_is_a_verdict_and_the_others_are_judged(short, monkeypatch):
