@@ -53,8 +53,10 @@ def unpack(scratch: Path) -> Path:
 
 
 def save(source: Path, folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=GGUF, dtype=torch.float32, trust_remote_code=False
+    )
     # A model loaded from GGUF has a quantization_config, which cannot be saved.
     fields = loaded.config.to_dict()
     fields.pop("quantization_config")
@@ -68,8 +70,10 @@ def save(source: Path, folder: Path) -> None:
 
 def answer(folder: Path) -> str:
     """Return transformers' greedy answer to the question, in float32."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}],
         add_generation_prompt=True,

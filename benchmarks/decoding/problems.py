@@ -21,7 +21,7 @@ def chat(model: str, questions: list[str]) -> list[list[int]]:
     """Format questions with the model's chat template and return token ids."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     texts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False

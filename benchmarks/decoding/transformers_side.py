@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("NUMBER", "OF"))
     options = parser.parse_args()
     torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     with torch.inference_mode():
         print(json.dumps(JOBS[options.job](model, options)))
 
@@ -72,7 +74,7 @@ def fixed(model, options) -> dict:
 
 
 def evaluation(model, options) -> dict:
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     prompts = sorted(chat(options.model, svamp(options.data)[:256]), key=len)
     batches = [prompts[at : at + options.batch] for at in range(0, 256, options.batch)]
     ready = time.perf_counter()

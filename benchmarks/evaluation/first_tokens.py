@@ -26,8 +26,10 @@ def main() -> None:
     options = parser.parse_args()
     task = find_task(options.task, data=options.data, development=0)
     problems = {problem.id: problem for problem in task.problems("test")}
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, trust_remote_code=False
+    )
     for line in read_results(Path(options.results)):
         tokens = tokenizer(plain_prompt(task, problems[line.id]), return_tensors="pt")
         output = model.generate(

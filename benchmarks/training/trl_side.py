@@ -95,8 +95,10 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--adapter")
     options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, trust_remote_code=False
+    )
     if options.adapter:
         model = PeftModel.from_pretrained(model, options.adapter, is_trainable=True)
     name = "texts" if options.kind == "sft" else "pairs"

@@ -228,13 +228,14 @@ def _output(out: Path | None) -> Iterator[IO[str] | None]:
         return
     from sdjax.core.storage_errors import storage_errors
     from sdjax.io.atomic_write import commit, partial_path
+    from sdjax.io.links import create_file
 
     if out.exists():
         raise UserError(f"{out}: already exists; remove it, or choose another --out")
     partial = partial_path(out)
     with resume_hint(f"the finished samples are in {partial}"), storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
+        with os.fdopen(create_file(partial), "w", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

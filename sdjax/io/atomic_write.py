@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sdjax.core.errors import UserError
 from sdjax.core.storage_errors import storage_errors
+from sdjax.io.links import check_own_folder, create_file
 
 
 def write_file(path: Path, content: str | bytes | Iterable[bytes | memoryview]) -> None:
@@ -30,7 +31,7 @@ def write_file(path: Path, content: str | bytes | Iterable[bytes | memoryview]) 
         content = content.encode()
     partial = partial_path(path)
     with storage_errors(path), _removed_unless_complete(partial):
-        with partial.open("wb") as file:
+        with os.fdopen(create_file(partial), "wb") as file:
             for piece in [content] if isinstance(content, bytes) else content:
                 file.write(piece)
             file.flush()
@@ -51,6 +52,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     with storage_errors(folder):
         target = resolve_new_folder(folder)
         partial = partial_path(target)
+        check_own_folder(partial)
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir(parents=True)
         with _removed_unless_complete(partial):

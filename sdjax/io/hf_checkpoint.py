@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
+from sdjax.io.links import member
 from sdjax.io.model_paths import locate
 from sdjax.io.peft import AdaptedReader, has_plain_factors, read_adapter
 from sdjax.io.safetensors_reader import CONFIG, MAX_MAPPED_BYTES, SafetensorsReader, read_json
@@ -198,7 +199,7 @@ def load_config(model: str | Path) -> ModelConfig:
     folder = locate(model)[0] if isinstance(model, str) else model
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; give a folder with {CONFIG} and {SINGLE}")
-    path = folder / CONFIG
+    path = member(folder, CONFIG)
     if not path.is_file():
         raise UserError(f"{path}: not found; a model folder needs it next to its weights")
     return from_hf(read_json(path), str(path))
@@ -316,7 +317,7 @@ def write_model(
     if assets_from is not None:
         if not Path(assets_from).is_dir():
             raise UserError(f"{assets_from}: no such folder to copy the tokenizer from")
-        assets = [path for name in ASSETS if (path := Path(assets_from) / name).is_file()]
+        assets = [path for name in ASSETS if (path := member(Path(assets_from), name)).is_file()]
     tensors = {specs[path].hf_name: leaf for path, leaf in leaves.items()}
     files = assign_files(tensors, max_file_bytes)
     is_writer = jax.process_index() == 0

@@ -110,7 +110,7 @@ def load_dataset(path: str, config: str | None = None, *, split: str) -> Any:
 
     with _session(is_local=os.path.isdir(path)) as unreachable:
         try:
-            return datasets.load_dataset(path, config, split=split)
+            return datasets.load_dataset(path, config, split=split, trust_remote_code=False)
         except Exception as error:  # raised by the network, the cache or a parser
             missing = isinstance(error, ConnectionError | FileNotFoundError)
             reason = _line(error)

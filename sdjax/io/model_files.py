@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sdjax.io.links import member
+
 # A tokenizer's vocabulary in its own format, which tokenizer.json repeats.
 _VOCABULARY = re.compile(
     r"tokenizer\.model.*|vocab\..*|merges\.txt|added_tokens\.json|spiece\.model"
@@ -32,21 +34,30 @@ def tokenizer_files(
         folder: the folder.
         vocabulary: include those that repeat the vocabulary of tokenizer.json.
         chat_templates: include chat templates in files of their own.
+
+    Raises:
+        UserError: one of them is a link that leads out of the folder.
     """
     return [
         name
-        for name in _files(folder)
-        if _TOKENIZER.fullmatch(name)
-        and (vocabulary or not _VOCABULARY.fullmatch(name))
+        for name in _files(folder, _TOKENIZER)
+        if (vocabulary or not _VOCABULARY.fullmatch(name))
         and (chat_templates or not _CHAT_TEMPLATES.fullmatch(name))
     ]
 
 
 def other_files(folder: Path) -> list[str]:
-    """Return the files that belong to a model besides its config, weights and tokenizer."""
-    return [name for name in _files(folder) if _OTHER.fullmatch(name)]
+    """Return the files that belong to a model besides its config, weights and tokenizer.
+
+    Raises:
+        UserError: one of them is a link that leads out of the folder.
+    """
+    return _files(folder, _OTHER)
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: Path, pattern: re.Pattern[str]) -> list[str]:
     paths = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in paths)
+    return sorted(
+        name for name in names if pattern.fullmatch(name) and member(folder, name).is_file()
+    )

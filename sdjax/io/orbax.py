@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from sdjax.core.errors import TransientError, UserError
 from sdjax.core.storage_errors import storage_errors, storage_reason
+from sdjax.io.links import check_own_folder
 from sdjax.models.lora import Adapter
 
 _SCORE = "score"
@@ -70,11 +71,15 @@ class CheckpointFolder:
             unit: what the numbers count, such as "step".
             keep_latest: number of newest checkpoints to keep.
             keep_best: number of checkpoints with the highest scores to keep in addition.
+
+        Raises:
+            UserError: the folder is a link or contains one.
         """
         self.folder = Path(folder).absolute()
         self._item = item
         self._unit = unit
         with storage_errors(self.folder):
+            check_own_folder(self.folder)
             _remove_damaged_scores(self.folder)
         policies: list[Any] = [LatestN(keep_latest)]
         if keep_best:

@@ -21,6 +21,7 @@ import numpy as np
 
 from sdjax.core.storage_errors import storage_errors
 from sdjax.io.atomic_write import commit, partial_path, resolve_new_folder
+from sdjax.io.links import check_own_folder
 from sdjax.io.lock import lock_folder
 from sdjax.io.safetensors_writer import (
     assign_files,
@@ -61,6 +62,7 @@ class ResumableFolder:
         self.out = resolve_new_folder(out)
         self.folder = partial_path(self.out)
         with storage_errors(out):
+            check_own_folder(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
         self._tensors = tensors
         self._files = assign_files(tensors, max_file_bytes)

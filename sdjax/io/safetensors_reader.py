@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sdjax.core.errors import TransientError, UserError
+from sdjax.io.links import member
 from sdjax.io.safetensors_writer import (
     DTYPE_CODES,
     DTYPES,
@@ -55,8 +56,8 @@ class SafetensorsReader:
             single: name of the file if there is no index.
 
         Raises:
-            UserError: no such folder, no safetensors, a damaged index, or a missing or truncated
-                file.
+            UserError: no such folder, no safetensors, a damaged index, a missing or truncated file,
+                or one that is not in the folder.
         """
         self.folder = Path(folder)
         self._single = single
@@ -104,7 +105,7 @@ class SafetensorsReader:
                 continue
             file = self.file_of[name]
             if file not in self._headers:
-                self._headers[file] = read_header(self.folder / file)
+                self._headers[file] = read_header(member(self.folder, file))
             if name not in self._headers[file]:
                 raise self._not_in_file(name)
             shape, code, offset = self._headers[file][name]
@@ -132,7 +133,8 @@ class SafetensorsReader:
         array = allocate(shape, dtype)
         remaining = raw_bytes(array)
         try:
-            with (self.folder / self.file_of[name]).open("rb", buffering=0) as source:
+            path = member(self.folder, self.file_of[name])
+            with path.open("rb", buffering=0) as source:
                 while remaining:
                     count = os.preadv(source.fileno(), [remaining], offset)
                     if not count:
@@ -189,7 +191,7 @@ class SafetensorsReader:
     def open(self, file: str) -> Any:
         """Open a file, or return it if it is open."""
         if file not in self._open_files:
-            path = self.folder / file
+            path = member(self.folder, file)
             try:
                 self._open_files[file] = safe_open(path, framework="numpy")
             except FileNotFoundError:
@@ -204,10 +206,10 @@ class SafetensorsReader:
 
     def _locate(self) -> dict[str, str]:
         """Return the file of each tensor."""
-        index = self.folder / INDEX
+        index = member(self.folder, INDEX)
         if index.exists():
             return self._read_index(index)
-        if not (self.folder / self._single).exists():
+        if not member(self.folder, self._single).exists():
             pickles = sorted(self.folder.glob("*.bin")) + sorted(self.folder.glob("*.pt"))
             if pickles:
                 raise UserError(
@@ -242,8 +244,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a missing file is an empty object.
 
     Raises:
-        UserError: the file is not a JSON object.
+        UserError: the file is not a JSON object, or is a link that leads out of its folder.
     """
+    path = member(path.parent, path.name)
     if not path.is_file():
         return {}
     try:

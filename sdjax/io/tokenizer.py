@@ -16,6 +16,8 @@ from typing import Any
 import tokenizers
 
 from sdjax.core.errors import UserError
+from sdjax.io.links import member
+from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.model_paths import locate
 from sdjax.io.safetensors_reader import read_json
 from sdjax.models.hf_config import read_eos_token_ids
@@ -219,17 +221,18 @@ def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.To
 
 def read_tokenizer_json(folder: Path) -> tokenizers.Tokenizer:
     """Read tokenizer.json of a folder. Raises UserError if it is damaged."""
+    path = member(folder, TOKENIZER_FILE)
     try:
-        return tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
         line = " ".join(str(error).split())
-        raise UserError(
-            f"{folder / TOKENIZER_FILE}: cannot be read ({line}); copy the file again"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({line}); copy the file again") from None
 
 
 def _require_files(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in _TOKEN_FILES):
+    # All files that transformers may read are checked, of which one must be the vocabulary.
+    files = {*tokenizer_files(folder), *other_files(folder)}
+    if not files.intersection(_TOKEN_FILES):
         raise UserError(
             f"{folder}: no tokenizer; copy {TOKENIZER_FILE} and {TOKENIZER_CONFIG} next to its "
             "weights"
@@ -242,7 +245,10 @@ def load_full_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        # Explicitly False: by default transformers asks on the terminal whether to run the code.
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # tokenizer classes raise anything on damaged files
         line = " ".join(str(error).split())[:300]
         raise UserError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import make_folder, write_file
+from sdjax.io.links import member
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 
 SOURCES_FILE = "training_programs.json.gz"
@@ -77,7 +78,9 @@ class TrainingPrograms:
 def training_program_files(folder: Path) -> list[Path]:
     """Return the existing files of training programs in a model folder."""
     return [
-        folder / name for name in (TRAINING_PROGRAMS, SOURCES_FILE) if (folder / name).is_file()
+        path
+        for name in (TRAINING_PROGRAMS, SOURCES_FILE)
+        if (path := member(folder, name)).is_file()
     ]
 
 
@@ -97,7 +100,7 @@ def read_training_programs(folder: Path) -> TrainingPrograms | None:
     Raises:
         UserError: a file is damaged.
     """
-    path, fields = folder / TRAINING_PROGRAMS, _read_fields(folder)
+    path, fields = member(folder, TRAINING_PROGRAMS), _read_fields(folder)
     if not path.is_file() or fields is None:
         return None
     try:
@@ -128,7 +131,7 @@ def read_training_identities(folder: Path, signature: str) -> np.ndarray | None:
 
 
 def _read_fields(folder: Path) -> dict[str, Any] | None:
-    path = folder / SOURCES_FILE
+    path = member(folder, SOURCES_FILE)
     if not path.is_file():
         return None
     try:

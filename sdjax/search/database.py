@@ -20,6 +20,7 @@ from filelock import FileLock
 from sdjax.core.errors import TransientError, UserError
 from sdjax.core.storage_errors import storage_errors, storage_reason
 from sdjax.io.atomic_write import commit, partial_path
+from sdjax.io.links import check_own_folder
 from sdjax.io.lock import lock_folder
 from sdjax.search.attempts import DATABASE_FILE as DATABASE_FILE
 
@@ -80,10 +81,11 @@ class Database:
             migrations: statements that lead from one version of the schema to the next.
 
         Raises:
-            UserError: the database is missing, damaged or of another version, or another process
-                is writing to it (only with `write`).
+            UserError: the database is missing, damaged or of another version, the folder contains a
+                link, or another process is writing to it (only with `write`).
         """
         path = folder / DATABASE_FILE
+        check_own_folder(folder.resolve())
         if not path.is_file():
             raise UserError(
                 f"{folder}: not a run folder ({DATABASE_FILE} is missing); pass another folder"

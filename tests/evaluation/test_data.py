@@ -51,7 +51,8 @@ def test_missing_file_raises_user_error(tmp_path):
 def test_hub_configs_are_read_in_order(monkeypatch):
     requests = []
 
-    def load_dataset(path, config, *, split):
+    def load_dataset(path, config, *, split, trust_remote_code):
+        assert not trust_remote_code
         requests.append((path, config, split))
         return datasets.Dataset.from_list([{"question": f"{config}?", "answer": "#### 1"}])
 

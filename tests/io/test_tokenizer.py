@@ -178,3 +178,19 @@ def test_damaged_tokenizer_raises_user_error(folder, damage, message):
 def test_missing_folder_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         load_tokenizer(tmp_path / "none")
+
+
+def test_code_in_a_tokenizer_folder_is_neither_run_nor_asked_for(folder, tmp_path, monkeypatch):
+    def ask(prompt=""):
+        raise AssertionError(f"asked: {prompt}")
+
+    monkeypatch.setattr("builtins.input", ask)
+    (folder / "tokenization_x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="XTokenizer",
+        auto_map={"AutoTokenizer": ["tokenization_x.XTokenizer", None]},
+    )
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()

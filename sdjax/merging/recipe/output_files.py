@@ -13,6 +13,7 @@ import jax
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import write_file
+from sdjax.io.links import member
 from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import DTYPES
@@ -123,7 +124,7 @@ def write_tokenizer(
     for source, names in ((tokenizer.folder, own), (template, other_files(template))):
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
-            write_file(folder / name, (source / name).read_bytes())
+            write_file(folder / name, member(source, name).read_bytes())
     if new_tokens:
         write_extended(tokenizer.folder, new_tokens, folder / TOKENIZER_FILE)
     if chat_template is not None:
@@ -176,13 +177,12 @@ def file_stats(folder: Path) -> dict[str, Any]:
 
 
 def _read_chat_template(folder: Path) -> str | None:
-    if (folder / CHAT_TEMPLATE).is_file():
+    path = member(folder, CHAT_TEMPLATE)
+    if path.is_file():
         try:
-            return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except ValueError as error:
-            raise UserError(
-                f"{folder / CHAT_TEMPLATE}: not UTF-8 ({error}); copy it again"
-            ) from None
+            raise UserError(f"{path}: not UTF-8 ({error}); copy it again") from None
     template = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(template, list):  # several, by name
         entries = [entry for entry in template if isinstance(entry, dict)]
