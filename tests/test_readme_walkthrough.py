@@ -118,8 +118,13 @@ def check_eval(demo, folder):
     Path("sums.jsonl").write_text('{"question": "10+31=", "answer": "41"}\n')
     guide = (ROOT / "docs" / "task.md").read_text()
     Path("mytasks.py").write_text(re.search(r"^```python.*?\n(.*?)^```", guide, re.M | re.S)[1])
-    for task in ("arithmetic", "sums.jsonl", "mytasks:Riddles"):
+    for task in ("arithmetic", "sums.jsonl"):
         assert "strict" in sdjax("eval", "zoo:seed", "--task", task, "--limit", "4")
+    with pytest.MonkeyPatch.context() as patch:  # as Python does at its start
+        patch.setenv("PYTHONPATH", ".")
+        patch.syspath_prepend(Path.cwd())
+        own = ["--task", "mytasks:Riddles", "--trust-code", "--limit", "4"]
+        assert "strict" in sdjax("eval", "zoo:seed", *own)
     Path("svamp.jsonl").write_text(
         '{"Body": "Tom has 3 pens.", "Question": "How many pens?", "Answer": "3"}\n'
     )

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from sdjax.cli.device_options import dtype_option, mesh_option, parse_mesh
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, examples
 from sdjax.cli.interrupts import resume_hint
-from sdjax.cli.sandbox_options import allow_missing_option
+from sdjax.cli.sandbox_options import allow_missing_option, trust_code_option
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--task",
     default="arithmetic",
     show_default=True,
-    help="arithmetic, gsm8k, math, svamp, a JSONL file, or module:Class.",
+    help="arithmetic, gsm8k, math, svamp, a JSONL file, or module:Class with --trust-code.",
 )
 @click.option(
     "--data",
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     metavar="A B",
     help="Compare two --out folders (or their results.jsonl) problem by problem.",
 )
+@trust_code_option
 @allow_missing_option
 @click.pass_context
 def evaluate(

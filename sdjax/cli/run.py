@@ -12,7 +12,11 @@ import click
 from sdjax.cli.group import FOLDER_PATH, examples, exit_status
 from sdjax.cli.interrupts import handle_signals, resume_hint
 from sdjax.cli.report import print_report
-from sdjax.cli.sandbox_options import allow_missing_option, allow_missing_override
+from sdjax.cli.sandbox_options import (
+    allow_missing_option,
+    allow_missing_override,
+    trust_code_option,
+)
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ overrides_option = click.option(
 @click.option(
     "--dry-run", is_flag=True, help="Check the run and announce it, but compute and write nothing."
 )
+@trust_code_option
 @allow_missing_option
 def run(
     config: str | None,
@@ -54,6 +59,7 @@ def run(
     overrides: tuple[str, ...],
     accept_versions: bool,
     dry_run: bool,
+    trust_code: bool,
     allow_missing: tuple[str, ...],
 ) -> None:
     """Search for merge algorithms.
@@ -66,17 +72,28 @@ def run(
             raise UserError(
                 "--resume takes the run's own config and folder: remove CONFIG and --out"
             )
-        resume_run(resume, overrides, accept_versions=accept_versions, dry_run=dry_run)
+        resume_run(
+            resume,
+            overrides,
+            accept_versions=accept_versions,
+            dry_run=dry_run,
+            trust_code=trust_code,
+        )
         return
     if accept_versions:
         raise UserError("--accept-versions requires --resume DIR")
     if config is None or (out is None and not dry_run):
         raise UserError("run requires CONFIG and --out DIR, or --resume DIR")
-    start_run(config, out, overrides, dry_run=dry_run)
+    start_run(config, out, overrides, dry_run=dry_run, trust_code=trust_code)
 
 
 def start_run(
-    config: str, out: Path | None, overrides: tuple[str, ...], *, dry_run: bool = False
+    config: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    *,
+    dry_run: bool = False,
+    trust_code: bool = False,
 ) -> None:
     """Start a run in a new folder; a dry run needs none."""
     with _joined_processes(out):
@@ -86,11 +103,11 @@ def start_run(
 
         run_config = read_config(config, overrides)
         if out is None or dry_run:
-            _announce(run_config, out, resume=False)
+            _announce(run_config, out, resume=False, trust_code=trust_code)
             return
         if is_main_process():
             check_new_folder(out)
-        _search(run_config, out)
+        _search(run_config, out, trust_code=trust_code)
 
 
 def resume_run(
@@ -99,6 +116,7 @@ def resume_run(
     *,
     accept_versions: bool = False,
     dry_run: bool = False,
+    trust_code: bool = False,
 ) -> None:
     """Resume the run in a folder, with changed keys of its config."""
     with _joined_processes(folder):
@@ -106,9 +124,9 @@ def resume_run(
 
         config = stored_config(folder, overrides)
         if dry_run:
-            _announce(config, folder, resume=True)
+            _announce(config, folder, resume=True, trust_code=trust_code)
         else:
-            _search(config, folder, accept_versions=accept_versions)
+            _search(config, folder, accept_versions=accept_versions, trust_code=trust_code)
 
 
 @contextmanager
@@ -128,19 +146,21 @@ def _joined_processes(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def _announce(config: RunConfig, folder: Path | None, *, resume: bool) -> None:
+def _announce(config: RunConfig, folder: Path | None, *, resume: bool, trust_code: bool) -> None:
     from sdjax.search.announcement import dry_run
     from sdjax.sharding.multihost import is_main_process
 
-    lines = dry_run(config, folder, resume=resume)
+    lines = dry_run(config, folder, resume=resume, trust_code=trust_code)
     if is_main_process():
         click.echo("\n".join(lines))
 
 
-def _search(config: RunConfig, folder: Path, *, accept_versions: bool = False) -> None:
+def _search(
+    config: RunConfig, folder: Path, *, accept_versions: bool = False, trust_code: bool = False
+) -> None:
     from sdjax.search.loop import run_search
     from sdjax.sharding.multihost import is_main_process
 
-    run_search(config, folder, accept_versions=accept_versions)
+    run_search(config, folder, accept_versions=accept_versions, trust_code=trust_code)
     if is_main_process():
         print_report(folder)

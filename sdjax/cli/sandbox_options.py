@@ -23,6 +23,12 @@ allow_missing_option = click.option(
     help="Run even if this machine lacks this layer of confinement, such as landlock. Repeatable.",
 )
 
+trust_code_option = click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Import the task's class (module:Class), whose code runs outside the sandbox.",
+)
+
 
 def allow_missing_override(layers: Sequence[str]) -> tuple[str, ...]:
     """Return the override of a run's config for the layers of `--allow-missing`, if any."""

@@ -23,6 +23,7 @@ from sdjax.search.attempts import (
 
 _WAITED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 POLL_SECONDS = 1.0
+TRUST_CODE = "--trust-code"
 
 
 def watch_run() -> None:
@@ -51,7 +52,8 @@ def watch_run() -> None:
             _exit_like(status)
         how = "hung" if hung else "crashed"
         print(f"sdjax: the run {how} in a program; it resumes without it", file=sys.stderr)
-        sys.argv[2:] = ["--resume", str(folder)]
+        trusted = [argument for argument in sys.argv[2:] if argument == TRUST_CODE]
+        sys.argv[2:] = ["--resume", str(folder), *trusted]
 
 
 def _run_folder(arguments: list[str]) -> Path | None:

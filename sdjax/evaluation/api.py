@@ -86,6 +86,7 @@ def evaluate(
     batch: int | None = None,
     allow_missing: Sequence[str] = (),
     accept_versions: bool = False,
+    trust_code: bool = False,
 ) -> Evaluation:
     """Evaluate a model on a task by greedy decoding.
 
@@ -109,6 +110,7 @@ def evaluate(
         allow_missing: layers of confinement that the grader may run without.
         accept_versions: resume although versions of packages differ from those that the evaluation
             was started with; the difference is recorded.
+        trust_code: whether `task` may name a class, whose code runs unconfined in this process.
 
     Returns:
         the outcomes with their accuracies.
@@ -138,6 +140,7 @@ def evaluate(
         data=data,
         shots=shots,
         development=0 if split is None else None,
+        trust_code=trust_code,
         allow_missing=tuple(allow_missing),
     )
     problems = _select_problems(loaded_task, split)[:limit]

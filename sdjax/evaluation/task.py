@@ -1,7 +1,8 @@
 r"""The interface of a task: problems, prompts, answer extraction and grading.
 
 To use a task of your own, pass the import path of its class, as `--task mytasks:Riddles` or as
-`task.name` in a run's config. Modules in the current folder are also found. A complete example:
+`task.name` in a run's config, and `--trust-code`, since it runs outside the sandbox. Its module
+must be installed or in a folder of PYTHONPATH. A complete example:
 
     from sdjax.evaluation.task import Problem, Task
 

@@ -63,13 +63,16 @@ def tuned_method_count(config: RunConfig) -> int:
     return sum(len(grid) for grid in (config.baselines.paper, config.baselines.fine))
 
 
-def dry_run(config: RunConfig, folder: Path | None, *, resume: bool) -> list[str]:
+def dry_run(
+    config: RunConfig, folder: Path | None, *, resume: bool, trust_code: bool = False
+) -> list[str]:
     """Check everything that can be checked without computing; write nothing.
 
     Args:
         config: config of the run.
         folder: the run folder, if it is known.
         resume: whether the folder contains the run.
+        trust_code: whether the config may name a class as its task.
 
     Returns:
         the announcement of the run.
@@ -82,7 +85,7 @@ def dry_run(config: RunConfig, folder: Path | None, *, resume: bool) -> list[str
     changes: Sequence[Change] = ()
     if folder is not None and not resume:
         check_new_folder(folder)
-    plan = plan_run(config)
+    plan = plan_run(config, trust_code=trust_code)
     layers = main_process_layers(config)
     lines = announce(plan, folder)
     if folder is not None and resume:

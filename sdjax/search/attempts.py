@@ -68,7 +68,11 @@ def make_attempt_the_last(folder: Path) -> bool:
 @contextlib.contextmanager
 def _database(folder: Path, mode: str) -> Iterator[sqlite3.Connection | None]:
     """Open a run's database; None, and no error in the block, if it cannot be read (yet)."""
-    uri = f"{(folder / DATABASE_FILE).resolve().as_uri()}?mode={mode}"
+    path = folder / DATABASE_FILE
+    if path.is_symlink() or not path.is_file():  # the command itself reports a link
+        yield None
+        return
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
     try:
         connection = sqlite3.connect(uri, uri=True, timeout=10)
     except sqlite3.Error:

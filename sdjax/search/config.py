@@ -63,7 +63,8 @@ class TaskConfig:
     """Config of the task that models are scored on.
 
     Attributes:
-        name: name of a task, path of a .jsonl file of problems, or module:Class of a task.
+        name: name of a task, path of a .jsonl file of problems, or module:Class of a
+            task, which needs --trust-code.
         data: a file or folder with the task's problems; null reads those of gsm8k, math and svamp
             from the Hugging Face Hub.
         development: number of development problems; null uses the task's default.

@@ -49,7 +49,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_search(
-    config: RunConfig | str | Path, folder: str | Path, *, accept_versions: bool = False
+    config: RunConfig | str | Path,
+    folder: str | Path,
+    *,
+    accept_versions: bool = False,
+    trust_code: bool = False,
 ) -> None:
     """Start a search run in a folder, or resume the run that the folder contains.
 
@@ -68,6 +72,8 @@ def run_search(
         folder: the run folder; created if it does not exist.
         accept_versions: resume a run although versions of packages, weights or data differ from
             those that it was started with.
+        trust_code: whether the config may name a class as its task, whose code runs unconfined in
+            this process.
 
     Raises:
         UserError: a problem that the user can fix, such as a missing model; results are kept.
@@ -86,7 +92,7 @@ def run_search(
     config = read_prompt(config)
     folder = Path(folder)
     check_resumption(config, folder)
-    plan = plan_run(config)
+    plan = plan_run(config, trust_code=trust_code)
     main_process_layers(config)
     for line in announce(plan, folder):
         logger.info("%s", line)

@@ -81,8 +81,13 @@ def settings_of(config: RunConfig) -> dict[str, Mapping[str, ExpertConfig]]:
     return experts | ({TRANSFER: config.transfer} if config.transfer else {})
 
 
-def plan_run(config: RunConfig) -> RunPlan:
+def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
     """Check everything that a config refers to, without loading weights or computing.
+
+    Args:
+        config: config of the run.
+        trust_code: whether the config may name a class as its task, whose code runs unconfined in
+            this process.
 
     Raises:
         UserError: an unknown method or hyperparameter, a missing model, a damaged file, tensors of
@@ -91,7 +96,7 @@ def plan_run(config: RunConfig) -> RunPlan:
             message starts with the place of the config's key.
     """
     check_methods(config)
-    task = _load_task(config)
+    task = _load_task(config, trust_code=trust_code)
     with errors_at(config, "mesh"):
         mesh = config.mesh.make(default_axis="tensor")
     with errors_at(config, "seed"):
@@ -190,7 +195,7 @@ def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
     return prompt
 
 
-def _load_task(config: RunConfig) -> Task:
+def _load_task(config: RunConfig, *, trust_code: bool) -> Task:
     with errors_at(config, "task.name"):
         return find_task(
             config.task.name,
@@ -198,6 +203,7 @@ def _load_task(config: RunConfig) -> Task:
             shots=config.task.shots,
             development=config.task.development,
             test=config.task.test,
+            trust_code=trust_code,
             allow_missing=config.sandbox.allow_missing,
         )
 

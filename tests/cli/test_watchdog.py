@@ -15,13 +15,14 @@ SCRIPT = """
 import os, signal, sqlite3, sys, time
 from sdjax.cli import watchdog
 folder, behavior = sys.argv[1:]
-sys.argv = ["sdjax", "run", "demo", "--set", "rng_seed=1", "--out=" + folder]
+sys.argv = ["sdjax", "run", "demo", "--set", "rng_seed=1", "--trust-code", "--out=" + folder]
 watchdog.POLL_SECONDS = 0.05
 watchdog.watch_run()
 assert "jax" not in sys.modules
 if "--resume" in sys.argv:
     attempts = sqlite3.connect(folder + "/run.sqlite").execute("SELECT number FROM attempt")
-    print(sys.argv[1:] == ["run", "--resume", folder], *attempts.fetchone(), flush=True)
+    resumes = sys.argv[1:] == ["run", "--resume", folder, "--trust-code"]
+    print(resumes, *attempts.fetchone(), flush=True)
     time.sleep(1)  # to load the models, which is not part of a merge
     sys.exit(3)
 def begin():

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from sdjax.cli.main import main
 from sdjax.core.config_files import find_config
 from sdjax.core.errors import UserError
 from sdjax.decoding.config import DecoderConfig
@@ -21,6 +23,7 @@ from sdjax.programs.signature import model_signature
 from sdjax.search.config import TaskConfig, read_config
 from sdjax.search.context import build_context
 from sdjax.search.plan import plan_run
+from sdjax.search.store import Store
 from sdjax.training.warmstart import signature_digest
 
 
@@ -106,6 +109,7 @@ def test_unusable_prompts_raise_user_error_before_the_run(sums):
         ("transfer.expert_3.model", "none/here/at/all", "no such model folder"),
         ("generator", "zoo:none", "no such model in the zoo"),
         ("task.name", "arithmetics", "unknown task 'arithmetics'"),
+        ("task.name", "mytasks:Riddles", "--trust-code"),
         ("scope", "nothing/*", "matches no tensor"),
         ("generation.prompt", "shrot", "shrot"),
         ("generation.decoding.buckets", "[4]", "add a bucket of at least"),
@@ -132,3 +136,17 @@ def test_wrong_names_are_reported_with_their_line(tmp_path, key, value, message)
     line = file.read_text().splitlines()[int(place[1]) - 1]
     assert line.strip().startswith((name, place[2].rpartition(".")[2])), line
     assert "\n" not in text
+
+
+def test_a_stored_run_imports_no_module_next_to_it(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    config = read_config("demo", ["task.name=adjacent:Task"])
+    Store.create(folder, config=config.to_json(), versions={}, layers=()).close()
+    (folder / "adjacent.py").write_text("raise SystemExit('ran')\n")
+    monkeypatch.chdir(folder)
+    for options, message in (((), "--trust-code"), (("--trust-code",), "PYTHONPATH")):
+        command = ["run", "--resume", str(folder), "--dry-run", *options]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 2, result.output
+        assert message in result.output.splitlines()[-1]
+        assert "Traceback" not in result.output

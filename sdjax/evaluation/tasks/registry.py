@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ def find_task(
     shots: int | None = None,
     development: int | None = None,
     test: int | None = None,
+    trust_code: bool = False,
     **optional: Any,
 ) -> Task:
     """Create a task.
@@ -38,10 +41,12 @@ def find_task(
         shots: worked examples before each problem; None keeps the task's default.
         development: number of development problems; None keeps the task's default.
         test: number of test problems; None keeps the task's default.
+        trust_code: whether a class may be imported, whose code runs unconfined in this process.
         **optional: settings for tasks that have them, such as `allow_missing`.
 
     Raises:
-        UserError: the task, class or file does not exist, or the task does not have a setting.
+        UserError: the task, class or file does not exist, the task does not have a setting, or a
+            class is named without `trust_code`.
     """
     options = {"data": data, "shots": shots, "development": development, "test": test}
     settings: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
@@ -56,6 +61,11 @@ def find_task(
         )  # the name must not depend on the current folder
         settings |= {"data": path, "name": path}
     elif ":" in name:
+        if not trust_code:
+            raise UserError(
+                f"task {name}: a class, whose code would run outside the sandbox; pass "
+                "--trust-code if you trust it (in Python: trust_code=True)"
+            )
         kind = _import_task(name)
     else:
         raise UserError(
@@ -74,12 +84,16 @@ def find_task(
 
 
 def _import_task(path: str) -> type[Task]:
-    """Import the class "module:Class"; modules in the current folder are also found."""
+    """Import the class "module:Class"."""
     module, _, attribute = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _named_folders_only():
+            found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"task {path}: cannot be imported ({_line(error)}); install it, or name its folder in "
+            "PYTHONPATH; the working directory is not searched by itself"
+        ) from None
     except Exception as error:  # user code may raise anything
         raise UserError(f"task {path}: cannot be imported ({_line(error)})") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
@@ -88,6 +102,24 @@ def _import_task(path: str) -> type[Task]:
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise UserError(f"task {path}: does not define {missing}; see sdjax.evaluation.task")
     return found
+
+
+@contextlib.contextmanager
+def _named_folders_only() -> Iterator[None]:
+    """Leave the working directory out of `sys.path`, unless PYTHONPATH names it.
+
+    Python adds it without a word of the user's, as under `python -m` or if PYTHONPATH has an empty
+    entry; a command that is called in a downloaded folder would then import modules from there.
+    """
+    here = os.path.realpath(os.getcwd())
+    named = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    before = sys.path[:]
+    if here not in map(os.path.realpath, named):
+        sys.path[:] = [entry for entry in before if entry and os.path.realpath(entry) != here]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _create(name: str, kind: type[Task], settings: dict[str, Any]) -> Task:

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from sdjax.core.errors import UserError
@@ -43,7 +45,7 @@ class Endless(Two):
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     (tmp_path / "registry_test_module.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     return "registry_test_module"
 
 
@@ -53,8 +55,9 @@ def test_task_is_found_by_name(name):
 
 
 def test_class_receives_the_settings_it_accepts(module):
-    assert find_task(f"{module}:Two").test == 5
-    assert find_task(f"{module}:Two", test=3, shots=0, allow_missing=("landlock",)).test == 3
+    assert find_task(f"{module}:Two", trust_code=True).test == 5
+    settings = {"test": 3, "shots": 0, "allow_missing": ("landlock",), "trust_code": True}
+    assert find_task(f"{module}:Two", **settings).test == 3
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,37 @@ def test_class_receives_the_settings_it_accepts(module):
 )
 def test_invalid_tasks_raise_user_error(module, name, settings, message):
     with pytest.raises(UserError, match=message):
-        find_task(name.format(module=module), **settings)
+        find_task(name.format(module=module), trust_code=True, **settings)
+
+
+@pytest.fixture
+def dangerous(tmp_path, monkeypatch):
+    """Change to a folder with a module that leaves a trace; return the trace's path."""
+    (tmp_path / "dangerous.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{MODULE}")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "ran"
+    sys.modules.pop("dangerous", None)
+
+
+def test_a_class_is_not_imported_without_the_users_word(dangerous, monkeypatch):
+    monkeypatch.syspath_prepend(dangerous.parent)
+    monkeypatch.setenv("PYTHONPATH", ".")
+    with pytest.raises(UserError, match=r"dangerous:Two: a class.* pass --trust-code"):
+        find_task("dangerous:Two")
+    assert not dangerous.exists()
+    assert find_task("dangerous:Two", trust_code=True).test == 5
+
+
+@pytest.mark.parametrize("entry", ["", ".", None])
+@pytest.mark.parametrize("named", ["", ":/nowhere"])
+def test_the_working_directory_is_not_searched_by_accident(dangerous, monkeypatch, entry, named):
+    path = [dangerous.parent if entry is None else entry, *sys.path]
+    monkeypatch.setattr(sys, "path", list(map(str, path)))
+    monkeypatch.setenv("PYTHONPATH", named)
+    with pytest.raises(UserError, match="name its folder in PYTHONPATH"):
+        find_task("dangerous:Two", trust_code=True)
+    assert not dangerous.exists()
+    assert sys.path == list(map(str, path))
 
 
 def test_file_is_a_task_of_numbers_or_texts(tmp_path):
