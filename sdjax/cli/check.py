@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdjax.cli.group import examples
+from sdjax.cli.group import echo, examples
 from sdjax.cli.open_algorithm import read_program, source_of_method
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
@@ -51,7 +51,7 @@ def check(
     text, status = check_files(
         files, signature, as_json=as_json, show=show, allow_missing=allow_missing
     )
-    click.echo(text)
+    echo(text)
     sys.exit(status)
 
 

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from sdjax.cli.device_options import dtype_option, mesh_option, parse_mesh
-from sdjax.cli.group import ANY_PATH, FOLDER_PATH, examples
+from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.sandbox_options import allow_missing_option, trust_code_option
 from sdjax.core.errors import UserError
@@ -90,7 +90,7 @@ def evaluate(
                 raise UserError(f"--compare cannot be combined with {parameter.opts[0]}; remove it")
         from sdjax.evaluation.comparison import compare as compare_results
 
-        click.echo(compare_results(*compare))
+        echo(compare_results(*compare))
         return
     if model is None:
         raise UserError("eval requires MODEL, or --compare A B")
@@ -101,7 +101,7 @@ def evaluate(
     with resume_hint(hint):
         devices = (parse_mesh(mesh) or MeshConfig()).make(default_axis="tensor")
         evaluation = api.evaluate(model, task, out=out, mesh=devices, **options)
-    click.echo(_report(evaluation, chat=options["chat"]))
+    echo(_report(evaluation, chat=options["chat"]))
 
 
 def _report(evaluation: Evaluation, *, chat: bool) -> str:

@@ -14,7 +14,7 @@ import click
 
 from sdjax.cli.check import verdict_fields
 from sdjax.cli.device_options import mesh_option, parse_mesh
-from sdjax.cli.group import FILE_PATH, examples
+from sdjax.cli.group import FILE_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
@@ -127,7 +127,7 @@ def generate(
             names = default_slots(experts or 3)
             loaded = generator_of_model(generator, settings, slots=names, count=samples)
         summary = _sample(loaded, samples, signature, allow_missing, file, as_json=as_json)
-    click.echo(summary, err=as_json)
+    echo(summary, err=as_json)
 
 
 def _sample(
@@ -153,7 +153,7 @@ def _sample(
         if as_json or file is not None:
             click.echo(json.dumps(_fields(sample, checked=checked)), file=file)
         else:
-            click.echo(readable(sample, checked=checked))
+            echo(readable(sample, checked=checked))
         advance()
 
     def no_advance() -> None:

@@ -13,6 +13,7 @@ from sdjax.cli.interrupts import INTERRUPTED, Interrupted, running_command
 from sdjax.core.errors import UserError
 from sdjax.core.logging import configure_logging
 from sdjax.core.storage_errors import file_of, storage_reason
+from sdjax.core.visible import escape
 
 CLOSED_PIPE = 141  # exit status, as of a program that SIGPIPE ends
 # Modules that write to standard output or standard error, in addition to click and rich.
@@ -71,7 +72,7 @@ def _exit(status: int, message: str) -> NoReturn:
     if message:
         # On a terminal, replace the `^C` that it has printed.
         start = "\r\x1b[K" if status == INTERRUPTED and sys.stderr.isatty() else ""
-        click.echo(start + message, err=True)
+        click.echo(start + escape(message), err=True)
     sys.exit(status)
 
 
@@ -80,6 +81,18 @@ def _is_output_error(error: OSError) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals["__name__"] if frames else ""
     return module.split(".")[0] in ("click", "rich") or module in _WRITERS
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text, whose control characters and bidirectional marks are replaced by codes.
+
+    All commands print with this function, since any text may contain what others have written.
+
+    Args:
+        text: the text.
+        err: whether to print to standard error.
+    """
+    click.echo(escape(text), err=err)
 
 
 def examples(*commands: str) -> str:

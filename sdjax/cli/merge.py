@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdjax.cli.group import ANY_PATH, FOLDER_PATH, examples
+from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.open_algorithm import (
     judged_algorithm,
@@ -141,9 +141,9 @@ def merge(
                     on_tensor=on_tensor,
                 )
     for note in result.notes:
-        click.echo(f"sdjax: {note}", err=True)
+        echo(f"sdjax: {note}", err=True)
     resumed = f" ({result.resumed} by an earlier attempt)" if result.resumed else ""
-    click.echo(f"{result.folder}: {result.coverage}{resumed}; {result.bytes / 1e6:,.1f} MB")
+    echo(f"{result.folder}: {result.coverage}{resumed}; {result.bytes / 1e6:,.1f} MB")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdjax.cli.group import examples
+from sdjax.cli.group import echo, examples
 from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def methods(name: str | None) -> None:
 
     available = all_methods()
     if name is None:
-        click.echo("\n".join(list_methods(available.values())))
-        click.echo("\n`sdjax methods NAME` describes one: formula, hyperparameters, recipe keys.")
+        echo("\n".join(list_methods(available.values())))
+        echo("\n`sdjax methods NAME` describes one: formula, hyperparameters, recipe keys.")
     elif name in available:
-        click.echo("\n".join(describe_method(available[name])))
+        echo("\n".join(describe_method(available[name])))
     else:
         raise UserError(
             f"no merge method {truncated_repr(name)}; {did_you_mean(name, available)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sdjax.cli.group import FOLDER_PATH, examples
+from sdjax.cli.group import FOLDER_PATH, echo, examples
 
 
 @click.command(epilog=examples("sdjax report runs/first"))
@@ -30,4 +30,4 @@ def print_report(folder: Path) -> None:
     with Store.open(folder) as store:
         for setting in store.select(Setting):
             console.print(final_table(store, setting.name, width=console.width), end="\n\n")
-        click.echo(f"report: {write_report(store, folder / 'report.html')}")
+        echo(f"report: {write_report(store, folder / 'report.html')}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdjax.cli.group import FOLDER_PATH, examples, exit_status
+from sdjax.cli.group import FOLDER_PATH, echo, examples, exit_status
 from sdjax.cli.interrupts import handle_signals, resume_hint
 from sdjax.cli.report import print_report
 from sdjax.cli.sandbox_options import (
@@ -152,7 +152,7 @@ def _announce(config: RunConfig, folder: Path | None, *, resume: bool, trust_cod
 
     lines = dry_run(config, folder, resume=resume, trust_code=trust_code)
     if is_main_process():
-        click.echo("\n".join(lines))
+        echo("\n".join(lines))
 
 
 def _search(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdjax.cli.group import FOLDER_PATH, examples
+from sdjax.cli.group import FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import handle_signals, resume_hint
 from sdjax.cli.run import overrides_option
 
@@ -75,7 +75,7 @@ def train(
             handle_signals()  # JAX has replaced a handler
         options = {} if out is None else {"out": str(out)}
         job = read_dataclass(JOBS[kind], find_config(config, kind), overrides, options=options)
-        click.echo(_run_job(kind, job, accept_versions=accept_versions))
+        echo(_run_job(kind, job, accept_versions=accept_versions))
 
 
 def _run_job(kind: str, job: TrainingJob, *, accept_versions: bool) -> str:

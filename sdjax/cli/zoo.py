@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sdjax.cli.group import FOLDER_PATH, examples
+from sdjax.cli.group import FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 
 
@@ -21,7 +21,7 @@ def zoo_list() -> None:
     from sdjax.io.model_paths import zoo_models
 
     for name, folder in zoo_models().items():
-        click.echo(f"zoo:{name}\t{folder}")
+        echo(f"zoo:{name}\t{folder}")
 
 
 @zoo_group.command(name="train", epilog=examples("sdjax zoo train --out my-zoo"))
@@ -36,4 +36,4 @@ def zoo_train(out: Path) -> None:
     from sdjax.zoo.train import train_zoo
 
     with resume_hint(f"resume with: sdjax zoo train --out {out}"):
-        click.echo(str(train_zoo(out)))
+        echo(str(train_zoo(out)))

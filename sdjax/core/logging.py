@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from sdjax.core.visible import escape
+
 _LOGGER = logging.getLogger("sdjax")
 
 
@@ -28,7 +30,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_main_process():
-            print(self.format(record), file=sys.stderr)
+            print(escape(self.format(record)), file=sys.stderr)
 
 
 def configure_logging(level: int = logging.INFO) -> None:

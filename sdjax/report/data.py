@@ -261,7 +261,8 @@ def _best_programs(
 def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
     """Return the most similar training programs, if the first generator's folder lists any."""
     config = store.run().config
-    folder = local_model_folder(config.get("generator") or config.get("seed", ""))
+    name = config.get("generator") or config.get("seed")
+    folder = local_model_folder(name) if isinstance(name, str) else None
     if folder is None:
         return {}
     try:

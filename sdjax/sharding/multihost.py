@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from sdjax.core.errors import UserError
 from sdjax.core.logging import is_main_process as is_main_process
+from sdjax.core.visible import escape
 
 COORDINATOR = "SDJAX_COORDINATOR"
 PROCESS_COUNT = "SDJAX_PROCESS_COUNT"
@@ -199,7 +200,7 @@ class _Group:
         self._exiting.acquire()
         status, message = json.loads(ending)
         if is_main_process():
-            print(message, file=sys.stderr)
+            print(escape(message), file=sys.stderr)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.wait(_EXIT_KEY, _EXIT_SECONDS)
         sys.stdout.flush()

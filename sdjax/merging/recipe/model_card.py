@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from sdjax import __version__
+from sdjax.core.visible import escape
 from sdjax.io.atomic_write import write_file
 from sdjax.io.model_paths import HubModel, hub_model
 from sdjax.merging.recipe.plan import MergePlan
@@ -131,6 +132,7 @@ def _code(text: str) -> str:
 
 def _fenced(text: str, language: str) -> str:
     """Return a Markdown code block, whatever the text contains."""
+    text = escape(text)
     fence = "`" * max(3, 1 + _longest_run(text))
     return f"{fence}{language}\n{text}\n{fence}"
 

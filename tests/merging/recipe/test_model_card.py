@@ -11,6 +11,7 @@ import yaml
 from small_models import TASK_ARITHMETIC, write
 
 import sdjax
+from sdjax.core.visible import escape
 from sdjax.merging.recipe.model_card import Provenance, write_model_card
 from sdjax.merging.recipe.pipeline import merge_recipe
 
@@ -61,7 +62,7 @@ def test_hostile_names_do_not_break_the_card(tmp_path, name):
     card = (tmp_path / "README.md").read_text()
     assert metadata(card) == {"library_name": "transformers", "tags": ["merge", "sdjax"]}
     head, fence, rest = re.fullmatch(r"(.*)\n(`{4,})yaml\n(.*)\n", card, re.S).groups()
-    assert rest == f"{text.rstrip()}\n{fence}"
+    assert rest == f"{escape(text.rstrip())}\n{fence}"
     body = head.split("---\n", 2)[2]
     assert all(line.isprintable() for line in body.splitlines())
     # Front matter and code fences appear only where the card puts them.
