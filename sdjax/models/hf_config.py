@@ -6,19 +6,49 @@ Importing transformers' config classes takes seconds, so fields that a file omit
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdjax.core.errors import UserError
+import numpy as np
+
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.models.config import FULL, SLIDING, ModelConfig
 from sdjax.models.families import FAMILIES, Family
 from sdjax.models.rope import SCALINGS, Rope
 
-_NOUNS: dict[Callable[[Any], Any], str] = {int: "an integer", float: "a number"}
 LOCAL_THETA = 10_000.0  # Gemma 3's default
+# Far above any model's. Larger values would take memory and time before the weights disprove them.
+_MAX_SIZE = 2**31 - 1
+_MAX_SIZES = {"num_hidden_layers": 10_000, "num_attention_heads": 2**16, "head_dim": 2**16}
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool | str) or int(value) != value:
+        raise TypeError
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise TypeError
+    return float(value)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+_NOUNS: dict[Callable[[Any], Any], str] = {
+    _integer: "an integer",
+    _number: "a number",
+    _boolean: "true or false",
+}
 
 
 def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
@@ -50,40 +80,47 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
         if value is None:
             raise UserError(f"{where}: the required field {key!r} is missing; add it")
         try:
-            return convert(value)
+            converted = convert(value)
         except (TypeError, ValueError, OverflowError):
-            raise UserError(f"{where}: {key} must be {_NOUNS[convert]}, not {value!r}") from None
+            noun, shown = _NOUNS[convert], truncated_repr(value)
+            raise UserError(f"{where}: {key} must be {noun}, not {shown}") from None
+        limit = _MAX_SIZES.get(key, _MAX_SIZE)
+        if convert is _integer and converted > limit:
+            raise UserError(
+                f"{where}: {key} must be at most {limit:,}, not {truncated_repr(value)}"
+            )
+        return converted
 
     def optional(key: str, convert: Callable[[Any], Any]) -> Any:
         return None if fields.get(key) is None else read(key, convert)
 
     heads, hidden, layers = (
-        read(key, int) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
+        read(key, _integer) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
     )
     windowed = family.windows != "none" and fields.get("use_sliding_window") is not False
-    max_seq_len = read("max_position_embeddings", int)
+    max_seq_len = read("max_position_embeddings", _integer)
     rope, local_rope = _ropes(fields, family, where, max_seq_len=max_seq_len)
     config = ModelConfig(
         family=name,
-        vocab_size=read("vocab_size", int),
+        vocab_size=read("vocab_size", _integer),
         hidden_size=hidden,
-        intermediate_size=read("intermediate_size", int),
+        intermediate_size=read("intermediate_size", _integer),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=read("num_key_value_heads", int, heads),
-        head_dim=read("head_dim", int, hidden // max(heads, 1)),
+        num_kv_heads=read("num_key_value_heads", _integer, heads),
+        head_dim=read("head_dim", _integer, hidden // max(heads, 1)),
         max_seq_len=max_seq_len,
         rope=rope,
         local_rope=local_rope,
-        norm_eps=read("rms_norm_eps", float, 1e-6),
-        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        sliding_window=optional("sliding_window", int) if windowed else None,
+        norm_eps=read("rms_norm_eps", _number, 1e-6),
+        tie_embeddings=read("tie_word_embeddings", _boolean, False),
+        sliding_window=optional("sliding_window", _integer) if windowed else None,
         layer_types=_layer_types(fields, family, layers, where) if windowed else (),
-        query_pre_attn_scalar=optional("query_pre_attn_scalar", int),
-        attn_logit_softcap=optional("attn_logit_softcapping", float),
-        final_logit_softcap=optional("final_logit_softcapping", float),
-        bos_token_id=fields.get("bos_token_id"),
-        pad_token_id=fields.get("pad_token_id"),
+        query_pre_attn_scalar=optional("query_pre_attn_scalar", _integer),
+        attn_logit_softcap=optional("attn_logit_softcapping", _number),
+        final_logit_softcap=optional("final_logit_softcapping", _number),
+        bos_token_id=optional("bos_token_id", _integer),
+        pad_token_id=optional("pad_token_id", _integer),
         eos_token_ids=read_eos_token_ids(fields, where),
     )
     _check(config, where)
@@ -165,7 +202,7 @@ def _layer_types(
             return tuple(FULL if layer < num_full else SLIDING for layer in range(num_layers))
         period = int(fields["sliding_window_pattern"])
         return tuple(SLIDING if (layer + 1) % period else FULL for layer in range(num_layers))
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ArithmeticError):
         raise UserError(
             f"{where}: layer_types, max_window_layers or sliding_window_pattern is invalid, so the "
             "layers with a sliding window are unknown; correct it"
@@ -181,9 +218,13 @@ def _ropes(
     Earlier versions have `rope_theta` and the like next to `rope_scaling`, which takes precedence.
     """
     nested, scaling = (fields.get(key) or {} for key in ("rope_parameters", "rope_scaling"))
-    for key, value in (("rope_parameters", nested), ("rope_scaling", scaling)):
+    sections = {"rope_parameters": nested, "rope_scaling": scaling}
+    if family.local_rope and isinstance(nested, Mapping):
+        sections |= {f"rope_parameters.{kind}": nested.get(kind) or {} for kind in (FULL, SLIDING)}
+    for key, value in sections.items():
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: {key} is {value!r}; it must be a JSON object")
+            shown = truncated_repr(value)
+            raise UserError(f"{where}: {key} is {shown}; it must be a JSON object")
     if not family.local_rope:
         return _rope(scaling or nested, fields, family, where, max_seq_len=max_seq_len), None
     full = {**(nested.get(FULL) or {}), **scaling}
@@ -204,10 +245,10 @@ def _rope(
     max_seq_len: int,
 ) -> Rope:
     kind = rope.get("rope_type", rope.get("type")) or "default"
-    kind = family.rope_aliases.get(kind, kind)
+    kind = family.rope_aliases.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in ("default", *SCALINGS):
         raise UserError(
-            f"{where}: rope type {kind!r} is not supported; use one of default, "
+            f"{where}: rope type {truncated_repr(kind)} is not supported; use one of default, "
             f"{', '.join(SCALINGS)}"
         )
     original = fields.get("original_max_position_embeddings")
@@ -225,7 +266,7 @@ def _rope(
         raise UserError(
             f"{where}: the rope parameters of type {kind!r} need the field {missing}; add it"
         ) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}: the rope parameters must be numbers ({error})") from None
 
 
@@ -269,6 +310,10 @@ def _check(config: ModelConfig, where: str) -> None:
     for key in (*sizes, "intermediate_size", "max_seq_len"):
         if getattr(config, key) < 1:
             raise UserError(f"{where}: {key} must be at least 1, not {getattr(config, key)}")
+    if config.head_dim > _MAX_SIZES["head_dim"]:
+        raise UserError(
+            f"{where}: head_dim must be at most {_MAX_SIZES['head_dim']:,}, not {config.head_dim}"
+        )
     if config.num_heads % config.num_kv_heads:
         raise UserError(
             f"{where}: {config.num_heads} attention heads are not divisible by "
@@ -285,12 +330,14 @@ def _check(config: ModelConfig, where: str) -> None:
             continue
         if not 0 < rope.theta < math.inf:
             raise UserError(f"{where}: rope_theta must be above 0, not {rope.theta}")
-        try:
-            frequencies = [rope.frequencies(config.head_dim, length) for length in (1, sys.maxsize)]
-        except ValueError:  # a list of factors has the wrong length
-            frequencies = []
-        if not frequencies or 2 * len(frequencies[0]) > config.head_dim:
+        frequencies: list[np.ndarray] = []
+        if 0 < rope.partial <= 1:
+            # Suppressed: a list of factors of the wrong length, or factors that lead to no number.
+            with contextlib.suppress(ValueError, ArithmeticError), np.errstate(all="ignore"):
+                frequencies = [rope.frequencies(config.head_dim, n) for n in (1, sys.maxsize)]
+        factor = 1.0 if rope.scaling is None else rope.scaling.attention_factor
+        if not frequencies or not np.isfinite([*np.concatenate(frequencies), factor]).all():
             raise UserError(
                 f"{where}: the rope parameters do not fit heads of {config.head_dim} dimensions; "
-                "correct the number of factors"
+                "correct their values and the number of factors"
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import transformers
@@ -154,6 +155,50 @@ def test_windows_and_ropes_of_each_layer():
             "gemma3_text",
             {"sliding_window_pattern": 0},
             "layers with a sliding window are unknown",
+        ),
+        ("llama", {"num_hidden_layers": "12"}, "num_hidden_layers must be an integer, not '12'"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 10,000, not"),
+        ("gemma2", {"num_hidden_layers": 1e300}, "num_hidden_layers must be at most 10,000, not"),
+        ("llama", {"num_hidden_layers": -1}, "num_layers must be at least 1, not -1"),
+        ("llama", {"num_hidden_layers": math.nan}, "num_hidden_layers must be an integer, not nan"),
+        ("llama", {"num_hidden_layers": 2.5}, "num_hidden_layers must be an integer, not 2.5"),
+        ("llama", {"num_hidden_layers": True}, "num_hidden_layers must be an integer, not True"),
+        ("llama", {"num_hidden_layers": {}}, "num_hidden_layers must be an integer, not {}"),
+        ("llama", {"hidden_size": 10**400}, "hidden_size must be at most 2,147,483,647, not 1000"),
+        ("llama", {"hidden_size": 2**31 - 1, "head_dim": None}, "head_dim must be at most 65,536"),
+        ("llama", {"vocab_size": ["x" * 9999]}, "vocab_size must be an integer, not ['xxx"),
+        ("llama", {"rms_norm_eps": math.inf}, "rms_norm_eps must be a number, not inf"),
+        ("llama", {"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
+        ("llama", {"bos_token_id": "<s>"}, "bos_token_id must be an integer, not '<s>'"),
+        ("llama", {"pad_token_id": [0]}, "pad_token_id must be an integer, not [0]"),
+        ("llama", {"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list"),
+        ("gemma2", {"sliding_window": "7"}, "sliding_window must be an integer, not '7'"),
+        ("gemma2", {"sliding_window_pattern": 1e400}, "layers with a sliding window are unknown"),
+        ("llama", {"rope_theta": 10**400}, "the rope parameters must be numbers"),
+        ("llama", {"rope_theta": math.nan}, "rope_theta must be above 0, not nan"),
+        ("llama", {"partial_rotary_factor": 1e300}, "the rope parameters do not fit"),
+        ("llama", {"partial_rotary_factor": math.nan}, "the rope parameters do not fit"),
+        ("llama", {"rope_scaling": {"type": ["yarn"]}}, "rope type ['yarn'] is not supported"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "do not fit heads"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "yarn", "factor": 2, "attention_factor": math.inf}},
+            "do not fit heads",
+        ),
+        (
+            "llama",
+            {"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2}},
+            "do not fit heads",
+        ),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", **LONG, "long_factor": 5}},
+            "the rope parameters must be numbers",
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": 5}},
+            "rope_parameters.full_attention is 5; it must be a JSON object",
         ),
         (["llama"], {}, "model_type ['llama'] is not supported"),
         ("llama", {"partial_rotary_factor": 2.0}, "do not fit heads of 12 dimensions"),
