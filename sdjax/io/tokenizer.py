@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.links import member
 from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.model_paths import locate
@@ -97,16 +97,14 @@ class Tokenizer:
                 f"{self.folder}: the tokenizer has no chat template; "
                 f"add {CHAT_TEMPLATE}, or use plain prompts"
             )
-        from jinja2 import TemplateError
-
         try:
             text = self._full.apply_chat_template(
                 [dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
-        except TemplateError as error:
-            line = " ".join(str(error).split())
+        except Exception as error:  # a template is a program, which may raise anything
+            line = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{self.folder}: the chat template rejects these messages ({line}); "
                 "fix the template or the messages"
@@ -144,6 +142,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
         raise UserError(f"{folder}: no such model folder; give one with {TOKENIZER_FILE}")
     _require_files(folder)
     settings = read_json(folder / TOKENIZER_CONFIG)
+    _check_settings(settings, folder / TOKENIZER_CONFIG)
     plain = _plain_tokenizer(folder, settings)
     if plain is not None:
         token_id, vocab_size = plain.token_to_id, plain.get_vocab_size()
@@ -179,6 +178,8 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
     pad = special("pad_token")
     if pad is None:
         pad = generation_config.get("pad_token_id", model_config.get("pad_token_id"))
+        if pad is not None and (isinstance(pad, bool) or not isinstance(pad, int)):
+            raise UserError(f"{folder}: pad_token_id must be a token id, not {truncated_repr(pad)}")
     return Tokenizer(
         folder=folder,
         vocab_size=vocab_size,
@@ -189,6 +190,43 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
         _encode=encode,
         _decode=decode,
     )
+
+
+def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError if a setting that is read has a wrong type."""
+
+    def is_token(value: Any) -> bool:
+        # Flags such as `add_bos_token` are booleans.
+        return value is None or isinstance(_token_text(value), str | bool)
+
+    def is_token_list(value: Any) -> bool:
+        items = value.values() if isinstance(value, dict) else value
+        return value is None or (isinstance(value, list | dict) and all(map(is_token, items)))
+
+    def is_template(value: Any) -> bool:
+        if value is None or isinstance(value, str):
+            return True
+        return isinstance(value, list) and all(
+            isinstance(item, dict)
+            and isinstance(item.get("name"), str)
+            and isinstance(item.get("template"), str)
+            for item in value
+        )
+
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        name: (is_token, "a token") for name in settings if name.endswith("_token")
+    }
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        checks[name] = is_token_list, "a list or mapping of tokens"
+    checks["added_tokens_decoder"] = (
+        lambda value: value is None or (isinstance(value, dict) and is_token_list(value)),
+        "a mapping of ids to tokens",
+    )
+    checks["chat_template"] = is_template, "a template, or a list with name and template"
+    for name, (is_valid, expected) in checks.items():
+        if not is_valid(settings.get(name)):
+            shown = truncated_repr(settings[name])
+            raise UserError(f"{path}: {name} must be {expected}, not {shown}; copy the file again")
 
 
 def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer | None:

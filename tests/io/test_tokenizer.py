@@ -1,6 +1,7 @@
 """Agreement of the tokenizer with AutoTokenizer, with and without importing transformers."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -194,3 +195,42 @@ def test_code_in_a_tokenizer_folder_is_neither_run_nor_asked_for(folder, tmp_pat
     with pytest.raises(UserError, match="the tokenizer cannot be read"):
         load_tokenizer(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bos_token", [1], r"bos_token must be a token, not \[1\]"),
+        ("eos_token", {"content": [1]}, "eos_token must be a token, not"),
+        ("pad_token", 5, "pad_token must be a token, not 5"),
+        ("extra_special_tokens", 1e400, "must be a list or mapping of tokens, not inf"),
+        ("additional_special_tokens", [[]], "must be a list or mapping of tokens"),
+        ("added_tokens_decoder", "12", "must be a mapping of ids to tokens, not '12'"),
+        ("added_tokens_decoder", {"0": {"content": [1]}}, "must be a mapping of ids to tokens"),
+        ("chat_template", 5, "must be a template, or a list with name and template, not 5"),
+        ("chat_template", [{"name": "x"}], "must be a template, or a list with name and template"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused(folder, name, value, message):
+    edit(folder / "tokenizer_config.json", **{name: value})
+    with pytest.raises(UserError, match=f"tokenizer_config.json: {name} .*") as error:
+        load_tokenizer(folder)
+    assert re.search(message, str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_padding_id_of_a_wrong_type_is_refused(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text('{"pad_token_id": "0"}')
+    with pytest.raises(UserError, match="pad_token_id must be a token id, not '0'"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages + 1 }}", "{{ [].x.y }}"])
+def test_templates_that_fail_are_reported_in_one_line(folder, template):
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(UserError, match="the chat template rejects these messages") as error:
+        load_tokenizer(folder).as_prompt("x")
+    assert "\n" not in str(error.value)
