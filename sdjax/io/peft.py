@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.safetensors_reader import SafetensorsReader, read_json
 from sdjax.io.safetensors_writer import write_safetensors
@@ -27,6 +27,7 @@ from sdjax.xla.alignment import Allocate, aligned_empty
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_MAX_ALPHA = 1e9
 # Suffixes of the tensor names of (A, B): of a linear layer, and of an embedding.
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
@@ -71,6 +72,12 @@ class PeftAdapter:
             if settings.get(key):
                 raise UserError(
                     f"{folder / ADAPTER_CONFIG}: {key} is not supported; merge it with peft"
+                )
+        for key in ("use_rslora", "fan_in_fan_out"):
+            if not isinstance(settings.get(key), bool | None):
+                shown = truncated_repr(settings[key])
+                raise UserError(
+                    f"{folder / ADAPTER_CONFIG}: {key} must be true or false, not {shown}"
                 )
         self._settings = settings
         self.reader = SafetensorsReader(folder, single=ADAPTER_WEIGHTS)
@@ -142,8 +149,9 @@ class PeftAdapter:
                 f"{path}: alpha_pattern must be a mapping of regular expressions to numbers"
             ) from None
         alpha = self._settings.get("lora_alpha", rank) if alpha is None else alpha
-        if not isinstance(alpha, int | float):
-            raise UserError(f"{path}: alpha must be a number, not {alpha!r}")
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not is_number or not -_MAX_ALPHA < alpha < _MAX_ALPHA:  # NaN is refused too
+            raise UserError(f"{path}: alpha must be a number, not {truncated_repr(alpha)}")
         return float(alpha) / (rank**0.5 if self._settings.get("use_rslora") else rank)
 
 
