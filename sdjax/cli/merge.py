@@ -285,9 +285,8 @@ def merge_discovered(
     from sdjax.merging.recipe.model_card import PROGRAM, Provenance
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.sandbox import Sandbox
-    from sdjax.sandbox.verify.verified_program import verify_ir
     from sdjax.search.config import config_from
-    from sdjax.search.context import run_key
+    from sdjax.search.context import run_key, verify_stored
     from sdjax.search.ranking import ranked_programs
     from sdjax.search.store import Store
 
@@ -303,7 +302,7 @@ def merge_discovered(
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
     signature = merge_signature(models, config.scope, config.sandbox)
-    verified = verify_ir(program.ir, signature)
+    verified = verify_stored(program, signature)
     with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
         refusal = sandbox.try_merge(program.ir, merge_trial(models, config.scope))
     if refusal is not None:

@@ -9,6 +9,7 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.random_keys import fold_in_name
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.merging.algorithm import Algorithm
@@ -17,6 +18,8 @@ from sdjax.merging.engine import Merger
 from sdjax.merging.merged_model import MergedModel
 from sdjax.models.lora import Adapter, init_adapter, shard_adapter
 from sdjax.models.types import Params
+from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.search.config import RunConfig
 from sdjax.search.plan import RunPlan, plan_run
@@ -72,9 +75,13 @@ class RunContext(RunPlan):
         return adapter if self.mesh is None else shard_adapter(adapter, self.model, self.mesh)
 
     def verified_program(self, program: Program) -> VerifiedProgram:
-        """Return the verified form of a stored program, verifying it on first use."""
+        """Return the verified form of a stored program, verifying it on first use.
+
+        Raises:
+            UserError: see `verify_stored`.
+        """
         if program.identity not in self.verified:
-            self.verified[program.identity] = verify_ir(program.ir, self.signature)
+            self.verified[program.identity] = verify_stored(program, self.signature)
         return self.verified[program.identity]
 
     def merge(
@@ -106,6 +113,22 @@ class RunContext(RunPlan):
         if self.training_identities is None:
             return None
         return bool(np.isin(np.uint64(int(identity[:16], 16)), self.training_identities))
+
+
+def verify_stored(program: Program, signature: MergeSignature) -> VerifiedProgram:
+    """Return the verified form of a stored program.
+
+    Raises:
+        UserError: the program is refused, though it was admitted when it was stored.
+    """
+    try:
+        return verify_ir(program.ir, signature)
+    except Refusal as refusal:
+        raise UserError(
+            f"the stored program {truncated_repr(program.identity[:12])} is not accepted "
+            f"({refusal.rule}: {refusal.message}); the run was changed, or another version of "
+            "sdjax wrote it: use that version, or start a new run"
+        ) from None
 
 
 def build_context(config: RunConfig) -> RunContext:
