@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import sdjax
 from sdjax.cli.main import main
+from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import load_model, write_model
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.peft import write_adapter
@@ -293,6 +294,32 @@ def test_train_dpo_keeps_reference_logprobs_until_it_succeeds(tmp_path, monkeypa
     result = run_cli("train", "dpo", job)
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "trained.training/reference.npz").exists()
+
+
+def test_train_dpo_computes_reference_logprobs_again_for_other_weights(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1", "chosen": "2", "rejected": "3"}\n')
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: {tmp_path}/model\ndata: {tmp_path}/data.jsonl\nout: {tmp_path}/trained\n"
+        "max_steps: 1\nrank: 2\nbatch_size: 1\n"
+    )
+    shutil.copytree(zoo_models()["seed"], tmp_path / "model")
+    stored = []
+
+    def stop_before_the_first_checkpoint(*_args, **_options):
+        with np.load(tmp_path / "trained.training/reference.npz") as arrays:
+            stored.append(arrays["array"])
+        raise UserError("stopped")
+
+    monkeypatch.setattr("sdjax.training.api._fit", stop_before_the_first_checkpoint)
+    assert "sdjax: stopped" in run_cli("train", "dpo", job).output
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(zoo_models()["reader"], tmp_path / "model")
+    assert "sdjax: stopped" in run_cli("train", "dpo", job).output
+    assert not np.array_equal(*stored)
+    monkeypatch.setattr("sdjax.training.api.reference_logprobs", None)  # not computed again
+    assert "sdjax: stopped" in run_cli("train", "dpo", job).output
+    np.testing.assert_array_equal(stored[1], stored[2])
 
 
 def test_bfloat16_compute_dtype_leaves_frozen_weights_unrounded(tmp_path):

@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 # folder that the checkpoints are in, whichever way it is written.
 _CHANGEABLE = ("learning_rate", "max_grad_norm", "checkpoint_every", "out")
 
-# Keys that the reference log-probabilities depend on, in addition to the pairs.
+# Keys that the reference log-probabilities depend on, in addition to the pairs and the versions.
 _REFERENCE_KEYS = (
     *("model", "adapter", "rank", "alpha", "target_modules", "rng_seed"),
-    *("reference", "compute_dtype", "batch_size"),
+    *("reference", "compute_dtype", "batch_size", "mesh"),
 )
 
 
@@ -214,13 +214,14 @@ def _train(
     description = {"kind": kind, "rows": fingerprint(rows)} | dataclasses.asdict(job)
     for name in _CHANGEABLE:
         del description[name]
+    versions = {**versions, "tokens": tokens}
     losses: dict[int, float] = {}
     with (
         TrainingCheckpoints(
             work_folder / "checkpoints",
             every=job.checkpoint_every,
             job=description,
-            versions={**versions, "tokens": tokens},
+            versions=versions,
             accept_versions=accept_versions,
         ) as checkpoints,
         MetricsLog(work_folder) as metrics_log,
@@ -247,7 +248,8 @@ def _train(
                 **options,
             )
         elif isinstance(job, DPOJob):
-            settings = {name: getattr(job, name) for name in _REFERENCE_KEYS}
+            settings = {name: description[name] for name in _REFERENCE_KEYS}
+            settings["versions"] = versions  # of packages, weights, adapter and tokens
             cache = partial(cached_array, work_folder / "reference.npz", settings)
             trained, _ = api.train_dpo(trainable, pairs, job, reference_cache=cache, **options)
         else:
