@@ -52,7 +52,8 @@ def progress_bar(
     """Report the progress of a phase and yield a function that advances it.
 
     Without a terminal, the lines are log messages: one per finished tenth of the steps, but at most
-    one per second, and one at the end. A phase without any steps logs nothing.
+    one per second, and one at the end. A phase without any steps logs nothing. The remaining time
+    is estimated from the steps after the first call, which often includes compilation.
 
     Args:
         description: text in front of the bar.
@@ -120,6 +121,8 @@ class _ProgressLines:
         self._total = total
         self._completed = self._first = completed
         self._start = self._last_line = time.monotonic()
+        # Time and steps at the first call, from which rates are measured.
+        self._measured_from: tuple[float, float] | None = None
 
     def advance(
         self, steps: float = 1, *, description: str | None = None, total: float | None = None
@@ -129,6 +132,8 @@ class _ProgressLines:
         self._completed += steps
         self._description = description or self._description
         self._total = self._total if total is None else total
+        if self._measured_from is None:
+            self._measured_from = now, self._completed
         if not self._total or self._completed >= self._total:
             return
         tenth = int(10 * self._completed / self._total)
@@ -137,16 +142,20 @@ class _ProgressLines:
         if now - self._last_line < _SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        rate = (now - self._start) / (self._completed - self._first)
-        left = format_duration(rate * (self._total - self._completed))
         percent = int(100 * self._completed / self._total)
-        logger.info("%s: %d %%, %s, %s left", self._description, percent, self._count, left)
+        start, first = self._measured_from
+        left = ""
+        if self._completed > first:
+            seconds = (now - start) / (self._completed - first) * (self._total - self._completed)
+            left = f", {format_duration(seconds)} left"
+        logger.info("%s: %d %%, %s%s", self._description, percent, self._count, left)
 
     def finish(self) -> None:
-        """Log the last line of a phase that had any steps."""
+        """Log the last line of a phase that had any steps, and how many this process did."""
         if self._completed > self._first:
             duration = format_duration(time.monotonic() - self._start)
-            logger.info("%s: %s in %s", self._phase, self._count, duration)
+            own = f" ({self._completed - self._first:,.0f} in this process)" if self._first else ""
+            logger.info("%s: %s%s in %s", self._phase, self._count, own, duration)
 
     @property
     def _count(self) -> str:

@@ -12,6 +12,7 @@ from sdjax.sandbox.verdict import ADMITTED
 from sdjax.search.context import RunContext
 from sdjax.search.grids import grid_methods
 from sdjax.search.phases import score
+from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import best_by_group, complete_scores
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Application, Entry
@@ -35,7 +36,7 @@ def score_baselines(
     experts = [expert_entry(slot) for slot in context.config.slots]
     methods = grid_methods(context.config)
     kinds = {"seed": "seed"} | dict.fromkeys(experts, "expert") | dict.fromkeys(methods, "method")
-    missing = [name for name in kinds if not store.is_complete(name, DEVELOPMENT)]
+    missing = [name for name in kinds if not _is_settled(store, name, DEVELOPMENT, MAIN)]
     done = len(kinds) - len(missing)
     with progress_bar("baselines", len(kinds), completed=done) as advance:
         for name in missing:
@@ -63,7 +64,7 @@ def score_baseline(
         split: "development" or "test".
         setting: name of the setting whose models are merged.
     """
-    if store.is_complete(name, split, setting):
+    if _is_settled(store, name, split, setting):
         return
     if detail is not None:
         merged = context.merge(algorithm(detail["method"], **detail["hyperparameters"]), setting)
@@ -79,12 +80,19 @@ def score_baseline(
         score(context, store, name, params, split, setting)
 
 
-def tuned_methods(context: RunContext, store: Store) -> list[str]:
+def tuned_methods(plan: RunPlan, store: Store) -> list[str]:
     """Return the best entry of each method on each grid, without duplicates."""
     groups = [
         (f"{grid}: {detail['method']}", name)
-        for name, detail in grid_methods(context.config).items()
+        for name, detail in grid_methods(plan.config).items()
         for grid in detail["grids"]
     ]
-    best = best_by_group(groups, complete_scores(store, context.config.task.metric))
+    best = best_by_group(groups, complete_scores(store, plan.config.task.metric))
     return list(dict.fromkeys(best.values()))
+
+
+def _is_settled(store: Store, name: str, split: str, setting: str) -> bool:
+    """Return whether a baseline has its score, or cannot have one since its merge is not finite."""
+    application = store.by_key(Application, setting=setting).get(name)
+    refused = application is not None and not application.admitted
+    return refused or store.is_complete(name, split, setting)

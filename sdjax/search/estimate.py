@@ -6,14 +6,28 @@ from dataclasses import dataclass
 
 from sdjax.core.progress import format_duration
 from sdjax.search.announcement import tuned_method_count
+from sdjax.search.baselines import expert_entry, tuned_methods
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
-from sdjax.search.ranking import complete_scores
+from sdjax.search.ranking import complete_scores, ranked_programs
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, NOT_JUDGED, TEST, Checkpoint, program_entry
+from sdjax.search.types import (
+    DEVELOPMENT,
+    MAIN,
+    NOT_JUDGED,
+    TEST,
+    Application,
+    Checkpoint,
+    program_entry,
+)
 
-# Phases whose rate no other phase tells, and what they are called in the estimate.
-_NAMES = {"generate": "sampling", "admit": "checking", "refine": "training"}
+# Phases without a rate until they are measured, and what an estimate without them leaves out.
+_LEFT_OUT = {
+    "generate": "sampling",
+    "admit": "checking",
+    "score": "the trial and compilation of programs",
+    "refine": "training",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +40,8 @@ class WorkLeft:
         admit: programs to judge.
         score: programs to score; all samples count as novel until the share is known.
         refine: generators to train.
-        test: models to score on the test problems.
+        test: models to score on the test problems. Tested programs that are no longer among the
+            best are not counted as done.
     """
 
     baselines: int
@@ -41,7 +56,11 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
     """Return the work that a run has left."""
     config = plan.config
     scores = complete_scores(store, config.task.metric)
-    baselines = 1 + len(config.slots) + len(grid_methods(config))
+    fixed = ["seed", *map(expert_entry, config.slots)]
+    refused = {one.entry for one in store.select(Application, setting=MAIN) if not one.admitted}
+    baselines = sum(
+        name not in scores and name not in refused for name in (*fixed, *grid_methods(config))
+    )
     judged = store.judged()
     known = [sample for sample in judged if sample.status != NOT_JUDGED]
     novel_share = sum(sample.novel for sample in known) / len(known) if known else 1.0
@@ -56,10 +75,14 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
     )
     to_judge = to_sample + len(judged) - len(known)
     trained = len(store.select(Checkpoint)) if config.training.enabled else config.iterations
-    per_setting = 1 + len(config.slots) + tuned_method_count(config) + config.test.top_k
-    tested = sum(summary.complete for summary in store.summaries(TEST, None))
+    tuned = tuned_methods(plan, store)
+    methods = tuned_method_count(config) if baselines else len(tuned)
+    per_setting = len(fixed) + methods + config.test.top_k
+    best = [entry.name for entry in ranked_programs(store, config.task.metric)]
+    wanted = {*fixed, *tuned, *best[: config.test.top_k]}
+    tested = sum(one.complete and one.entry in wanted for one in store.summaries(TEST, None))
     return WorkLeft(
-        baselines=max(0, baselines - sum(not name.startswith("program:") for name in scores)),
+        baselines=baselines,
         generate=to_sample,
         admit=to_judge,
         score=unscored + novel_share * to_judge,
@@ -71,14 +94,16 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
 def describe_time_left(plan: RunPlan, store: Store, rates: dict[str, float]) -> str | None:
     """Return a sentence such as "about 2 min 40 s left".
 
+    Until programs have been scored, their models are assumed to take as long as the baselines.
+
     Args:
         plan: the run's plan.
         store: the run's store.
         rates: seconds per unit of the measured phases; see `WorkLeft` for their units.
 
     Returns:
-        the sentence, which names the phases that it leaves out since they are not measured yet; or
-        None if no model has been scored.
+        the sentence, which names what it leaves out since it is not measured yet; or None if no
+        rate of scoring is known.
     """
     model = rates.get("score", rates.get("baselines"))
     if model is None:
@@ -88,13 +113,11 @@ def describe_time_left(plan: RunPlan, store: Store, rates: dict[str, float]) -> 
     known = {"baselines": model, "score": model, "test": longer * model} | rates
     left = vars(work_left(plan, store))
     seconds = sum(count * known[phase] for phase, count in left.items() if phase in known)
-    missing = [name for phase, name in _NAMES.items() if left[phase] and phase not in known]
-    bound = "at most" if left["score"] and "score" not in rates else "about"
-    sentence = f"{bound} {format_duration(seconds)} left"
+    missing = [name for phase, name in _LEFT_OUT.items() if left[phase] and phase not in rates]
+    sentence = f"about {format_duration(seconds)} left"
     if not missing:
         return sentence
-    listed = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
-    return f"{sentence} for scoring; {listed} not measured yet"
+    return f"{sentence} for scoring; not measured yet, so not included: {', '.join(missing)}"
 
 
 def units_done(store: Store, phase: str) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from sdjax.search.estimate import describe_time_left, units_done
 from sdjax.search.plan import RunPlan
@@ -26,24 +28,33 @@ class PhaseClock:
 
     @contextmanager
     def timed(self, iteration: int, phase: str) -> Iterator[None]:
-        """Measure a phase; save its duration, unless it is already saved."""
+        """Measure a phase and save its duration.
+
+        The duration of a phase that an extension of the run continues is that of all its work. A
+        resumption that finds nothing left to do leaves it as it is.
+        """
         start, before = time.monotonic(), units_done(self._store, phase)
         yield
         seconds, units = time.monotonic() - start, units_done(self._store, phase) - before
-        if units > 0:
+        if units > 0 and phase != "baselines":
             self._rates[phase] = seconds / units
-        if (iteration, phase) not in self._store.phases():
+        earlier = self._store.phases().get((iteration, phase))
+        if earlier is None:
             self._store.save_phase(iteration, phase, seconds)
+        elif units > 0:
+            self._store.save_phase(iteration, phase, earlier + seconds)
 
     def baseline_scored(self) -> None:
-        """Log the first estimate after the third baseline.
+        """Measure the rate of scoring, and log the first estimate after the fourth baseline.
 
-        The first one includes the compilation of decoding, and the second one that of merging.
+        The rate is a median, since a few of the baselines include compilation. The interval before
+        the first one, which includes the compilation of decoding, does not count.
         """
         self._baseline_times.append(time.monotonic())
-        if len(self._baseline_times) == 3:
-            first, second, third = self._baseline_times
-            self._rates["baselines"] = min(second - first, third - second)
+        if len(self._baseline_times) > 1:
+            intervals = [after - before for before, after in pairwise(self._baseline_times)]
+            self._rates["baselines"] = statistics.median(intervals)
+        if len(self._baseline_times) == 4:
             self.log_estimate()
 
     def log_estimate(self) -> None:

@@ -173,7 +173,8 @@ class Phase:
     Attributes:
         iteration: number of the iteration; 0 for phases of the whole run.
         name: "baselines", "generate", "admit", "score", "refine" or "test".
-        seconds: duration in seconds, of the last call if the phase was interrupted.
+        seconds: duration in seconds, without interrupted calls, and with later work on a run that
+            was extended.
         finished_at: ISO 8601 timestamp in UTC.
     """
 

@@ -43,9 +43,19 @@ def test_fast_phase_is_one_line(clock, lines):
 
 def test_earlier_steps_do_not_count_as_fast(clock, lines):
     run(clock, 10, 6.0, 100, completed=90)
-    assert lines() == ["score: 100 of 100 in 1 min"]
+    assert lines()[-1] == "score: 100 of 100 (10 in this process) in 1 min"
     run(clock, 20, 6.0, 100, completed=80)
-    assert lines()[1] == "score: 90 %, 90 of 100, 1 min left"
+    assert lines()[-2] == "score: 90 %, 90 of 100, 1 min left"
+
+
+def test_first_step_does_not_count_in_the_rate(clock, lines):
+    with progress_bar("score", 10) as advance:
+        for seconds in (600, 2, 2, 2):  # the first one compiles
+            clock.now += seconds
+            advance()
+    assert lines()[0] == "score: 10 %, 1 of 10"
+    assert lines()[1] == "score: 20 %, 2 of 10, 16 s left"
+    assert lines()[3] == "score: 40 %, 4 of 10, 12 s left"
 
 
 def test_phase_without_steps_logs_nothing(clock, lines):
@@ -59,7 +69,8 @@ def test_total_that_is_known_later(clock, lines):
         for _ in range(4):
             clock.now += 2
             advance(total=4)
-    assert lines()[1:] == [
+    assert lines() == [
+        "merge: 25 %, 1 of 4",
         "merge: 50 %, 2 of 4, 4 s left",
         "merge: 75 %, 3 of 4, 2 s left",
         "merge: 4 of 4 in 8 s",

@@ -18,6 +18,7 @@ from sdjax.search.plan import plan_run
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
+    TEST,
     Checkpoint,
     Entry,
     Lineage,
@@ -120,12 +121,14 @@ def test_new_folder(tmp_path):
         check_new_folder(tmp_path / "file" / "run")
 
 
-def score(store, name: str, kind: str, identity: str | None = None, count: int = 1) -> None:
+def score(
+    store, name: str, kind: str, identity: str | None = None, split: str = DEVELOPMENT
+) -> None:
     from sdjax.evaluation.task import Outcome
 
     store.save(Entry(name=name, kind=kind, identity=identity))
     outcome = Outcome(problem_id="p", output="", strict=True, flexible=True)
-    store.save_scores(name, DEVELOPMENT, [outcome])
+    store.save_scores(name, split, [outcome])
 
 
 def save_iteration(store, iteration: int, novel: int, refused: int) -> None:
@@ -182,8 +185,9 @@ def test_estimate_says_what_it_leaves_out(plan, store):
     assert describe_time_left(plan, store, {}) is None
     first = describe_time_left(plan, store, {"baselines": 2.0})
     # 6 baselines, 16 programs and 7 tests of as many problems
-    assert (
-        first == "at most 58 s left for scoring; sampling, checking and training not measured yet"
+    assert first == (
+        "about 58 s left for scoring; not measured yet, so not included: "
+        "sampling, checking, the trial and compilation of programs, training"
     )
     rates = {"baselines": 2.0, "generate": 1.0, "admit": 0.5, "score": 3.0, "refine": 10.0}
     save_iteration(store, 1, novel=4, refused=4)
@@ -196,12 +200,37 @@ def test_first_estimate_ignores_compilation(plan, store, monkeypatch, caplog):
     monkeypatch.setattr(phase_clock.time, "monotonic", lambda: clock.now)
     caplog.set_level(logging.INFO, logger="sdjax")
     phases = PhaseClock(plan, store)
-    for seconds in (30.0, 20.0, 2.0, 2.0):  # decoding and merging are compiled
+    for seconds in (30.0, 20.0, 2.0, 2.0, 2.0):  # decoding and merging are compiled
         clock.now += seconds
         phases.baseline_scored()
-    assert [record.getMessage() for record in caplog.records] == [
-        "at most 58 s left for scoring; sampling, checking and training not measured yet"
-    ]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("about 58 s left for scoring; not measured yet, so not included: ")
+
+
+def test_tested_programs_that_are_no_longer_among_the_best_are_not_work_done(plan, store):
+    save_iteration(store, 1, novel=3, refused=0)
+    best = [f"program:1 {number}" for number in range(plan.config.test.top_k)]
+    before = work_left(plan, store).test
+    score(store, "program:1 2", "program", "1 2", split=TEST)
+    assert work_left(plan, store).test == before
+    score(store, best[0], "program", "1 0", split=TEST)
+    assert work_left(plan, store).test == before - 1
+
+
+def test_time_of_later_work_is_added_to_its_phase(plan, store, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(phase_clock.time, "monotonic", lambda: clock.now)
+
+    def scored(seconds: float, *names: str) -> float:
+        with PhaseClock(plan, store).timed(0, "baselines"):
+            clock.now += seconds
+            for name in names:
+                score(store, name, "method")
+        return store.phases()[0, "baselines"]
+
+    assert scored(4.0, "a") == 4
+    assert scored(1.0) == 4  # a resumption of finished work
+    assert scored(3.0, "b") == 7
 
 
 def test_resumed_run_is_announced(store):
