@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,9 @@ from sdjax.io.links import member
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 
 SOURCES_FILE = "training_programs.json.gz"
+MAX_SOURCES_BYTES = 2**28  # decompressed; 50 times the zoo's
+# Raised for a damaged file, and for one whose header announces more than memory can hold.
+_DAMAGE = (OSError, EOFError, ValueError, MemoryError)
 MIXED_SIGNATURES = "several"
 
 
@@ -106,7 +110,7 @@ def read_training_programs(folder: Path) -> TrainingPrograms | None:
     try:
         with path.open("rb") as file:
             identities = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
     else:
         if identities.dtype == np.uint64 and identities.ndim == 1:
@@ -135,7 +139,11 @@ def _read_fields(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        fields = json.loads(gzip.decompress(path.read_bytes()))
+        with gzip.open(path) as file:
+            text = file.read(MAX_SOURCES_BYTES + 1)
+        if len(text) > MAX_SOURCES_BYTES:
+            raise ValueError(f"more than {MAX_SOURCES_BYTES:,} bytes when decompressed")
+        fields = json.loads(text)
         return {"contract": str(fields["contract"]), "texts": list(map(str, fields["texts"]))}
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (*_DAMAGE, KeyError, TypeError, zlib.error, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the model again") from None

@@ -1,12 +1,16 @@
 """Warm start: targets, order of the batches, and stored training programs."""
 
 import dataclasses
+import gzip
+import io
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.io import training_programs
 from sdjax.io.hf_checkpoint import load_config
 from sdjax.io.model_paths import TRAINING_PROGRAMS, zoo_models
 from sdjax.io.tokenizer import load_tokenizer
@@ -86,3 +90,25 @@ def test_training_programs_round_trip(tmp_path):
     (tmp_path / SOURCES_FILE).write_bytes((tmp_path / SOURCES_FILE).read_bytes()[:20])
     with pytest.raises(UserError, match=r"training_programs\.json\.gz: cannot be read"):
         read_training_sources(tmp_path)
+
+
+def test_files_that_expand_or_announce_too_much_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_programs, "MAX_SOURCES_BYTES", 100)
+    fields = {"contract": "mlp", "texts": ["x" * 100]}
+    for content in (
+        gzip.compress(json.dumps(fields).encode()),
+        gzip.compress(b"[" * 100),
+        gzip.compress(b'{"contract": 1, "texts": 5}'),
+        gzip.compress(b"{}")[:10] + b"damaged",
+        b"",
+    ):
+        (tmp_path / SOURCES_FILE).write_bytes(content)
+        with pytest.raises(UserError, match=r"training_programs\.json\.gz: cannot be read"):
+            read_training_sources(tmp_path)
+    TrainingPrograms.create(["a"], [7], signature="mlp").write(tmp_path)
+    header = io.BytesIO()
+    array = {"descr": "<u8", "fortran_order": False, "shape": (2**55,)}
+    np.lib.format.write_array_header_1_0(header, array)
+    (tmp_path / TRAINING_PROGRAMS).write_bytes(header.getvalue())
+    with pytest.raises(UserError, match=r"training_programs\.npy: not a list of the programs"):
+        read_training_identities(tmp_path, "mlp")
