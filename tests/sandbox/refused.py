@@ -42,6 +42,12 @@ REFUSED = [
     ("devices", merge("return jax.devices()"), "refused", "attribute"),
     ("numpy file", "import numpy as np\n" + merge("return np.load('x')"), "refused", "attribute"),
     ("long path", merge("return jax.numpy.load('x')"), "refused", "attribute"),
+    (
+        "annotation in a string",
+        merge("return x", "task_vectors, x: \"__import__('os').getpid() and float\" = 0.7"),
+        "refused",
+        None,
+    ),
     ("unicode look-alike", merge("return ｅｖａｌ('1')"), "refused", "name"),
     ("no parameters", "def merge_models(): return 0", "refused", "signature"),
     ("starred", "def merge_models(*t): return 0", "refused", "signature"),

@@ -7,6 +7,7 @@ parameter of any other type keeps its default, as language models write many of 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_BUILTIN_TYPES = {kind.__name__: kind for kind in (float, int, bool, str)}
 _TYPE_NAMES = {"per_expert": "PerExpert"}
 
 
@@ -98,7 +100,7 @@ def _refuse(message: str, rule: str = "signature") -> Refusal:
 
 
 def _parameters(function: Callable) -> list[inspect.Parameter]:
-    """Return the parameters after the task vectors, with annotations evaluated."""
+    """Return the parameters after the task vectors, with annotations looked up."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -115,21 +117,29 @@ def _parameters(function: Callable) -> list[inspect.Parameter]:
             inspect.Parameter.POSITIONAL_ONLY,
         ):
             raise _refuse(f"the parameter `{parameter.name}` must accept a keyword argument")
-    scope = getattr(inspect.unwrap(function), "__globals__", {"__builtins__": {}})
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
     return [
-        parameter.replace(annotation=_evaluated(parameter.annotation, scope))
+        parameter.replace(annotation=_resolved(parameter.annotation, scope))
         for parameter in parameters[1:]
     ]
 
 
-def _evaluated(annotation: Any, scope: dict[str, Any]) -> Any:
-    """Evaluate an annotation that is a string, as under `from __future__ import annotations`."""
-    if isinstance(annotation, str):
-        try:
-            return eval(annotation, scope)
-        except Exception:  # a name that was never imported, which Python itself would not notice
-            return {"float": float, "int": int, "bool": bool, "str": str}.get(annotation)
-    return annotation
+def _resolved(annotation: Any, scope: Mapping[str, Any]) -> Any:
+    """Look up an annotation that is a string, as under `from __future__ import annotations`.
+
+    Text of a candidate is never evaluated: neither the text rules nor the step budget would apply.
+    All types that a hyperparameter can have are names or members of modules; anything else is
+    returned as it is, so that the parameter keeps its default.
+    """
+    if not isinstance(annotation, str):
+        return annotation
+    first, *members = annotation.strip().split(".")
+    value = scope.get(first, _BUILTIN_TYPES.get(first, annotation))
+    for member in members:
+        if not isinstance(value, ModuleType):
+            return annotation
+        value = getattr(value, member, None)
+    return value
 
 
 def _type_of(parameter: inspect.Parameter) -> str | None:

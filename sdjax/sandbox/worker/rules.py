@@ -5,6 +5,8 @@ They are not a security boundary. They run in the worker, as does everything tha
 """
 
 import ast
+import re
+from collections.abc import Callable
 
 from sdjax.sandbox.refusal import Refusal
 
@@ -38,6 +40,8 @@ SDJAX_MEMBERS = {
     "sdjax.xla.reductions": _words("count_true reproducible_sum sums"),
     "jaxtyping": _words("Array Bool Float Float32 Int Int32 Key UInt32"),
 }
+# Dimensions of a jaxtyping annotation that `isinstance` does not evaluate as an expression.
+DIMENSION = re.compile(r"\.\.\.|[*#?]*([A-Za-z_]\w*=)?(\d+|[A-Za-z_]\w*)?", re.ASCII)
 IMPORTS = _words(
     """jax jax.numpy jax.lax jax.nn jax.random jax.scipy jax.scipy.linalg jax.scipy.special
     jax.scipy.stats math functools itertools typing einops numpy numpy.linalg collections
@@ -58,12 +62,28 @@ NAMES_REFUSED = _words(
     help exit quit memoryview __import__ __builtins__ __loader__ __spec__ license credits
     copyright"""
 )
-# Attributes that lead to the interpreter, the host or the file system.
+# Attributes that lead to the interpreter, the host or the file system, or that evaluate strings or
+# look up attributes by them.
 ATTRIBUTES_REFUSED = _words(
     """os sys subprocess builtins ctypes io socket importlib shutil pathlib threading signal
     multiprocessing inspect pickle tempfile warnings format format_map pure_callback io_callback
     debug experimental ffi tofile dump dumps f_globals f_locals f_builtins f_back gi_frame
-    gi_code cr_frame tb_frame tb_next mro to_device addressable_data"""
+    gi_code cr_frame tb_frame tb_next mro to_device addressable_data
+    get_type_hints ForwardRef evaluate_forward_ref singledispatch singledispatchmethod attrgetter
+    methodcaller"""
+)
+# Syntax of an annotation that is written as a string.
+TYPE_EXPRESSIONS = (
+    ast.Expression,
+    ast.Name,
+    ast.Attribute,
+    ast.Subscript,
+    ast.Constant,
+    ast.Tuple,
+    ast.List,
+    ast.BinOp,
+    ast.BitOr,
+    ast.Load,
 )
 
 
@@ -94,8 +114,8 @@ def check_text(source: str, max_bytes: int) -> ast.Module:
     except (RecursionError, MemoryError, ValueError):
         raise Refusal("refused", "syntax", "the source is nested too deeply") from None
     try:
-        _check_nodes(tree)
-    except RecursionError:
+        _check_nodes(tree, _module_names(tree), _shape_types(tree))
+    except (RecursionError, MemoryError):
         raise Refusal("refused", "syntax", "the source is nested too deeply") from None
     _check_entry_point(tree)
     return tree
@@ -126,8 +146,8 @@ def _check_entry_point(tree: ast.Module) -> None:
         )
 
 
-def _check_nodes(tree: ast.Module) -> None:
-    modules = _module_names(tree)
+def _check_nodes(tree: ast.AST, modules: dict[str, str], shape_types: frozenset[str]) -> None:
+    with_shape: set[ast.AST] = set()
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 1)
 
@@ -139,6 +159,8 @@ def _check_nodes(tree: ast.Module) -> None:
                 for alias in names:
                     if alias.name not in IMPORTS:
                         raise refuse("import", f"`import {alias.name}` is not allowed")
+                    if alias.name == "jaxtyping":
+                        raise refuse("import", "write `from jaxtyping import …`, with the names")
             case ast.ImportFrom(module=module, names=names, level=level):
                 if level or module not in IMPORTS:
                     raise refuse("import", f"`from {module or '.'} import …` is not allowed")
@@ -158,11 +180,62 @@ def _check_nodes(tree: ast.Module) -> None:
                     raise refuse("attribute", f"the attribute `{name}` is not allowed")
             case ast.AsyncFunctionDef() | ast.Await() | ast.Yield() | ast.YieldFrom():
                 raise refuse("statement", "generators and async functions are not allowed")
+            case ast.Subscript(value=ast.Name(id=name) as value) if name in shape_types:
+                _check_shape(node.slice, refuse)
+                with_shape.add(value)
+            case ast.Name(id=name) if name in shape_types and node not in with_shape:
+                raise refuse("annotation", f'write `{name}[Array, "…"]` in full')
+        for text in _annotations(node):
+            if expression := _parsed(text):
+                if text in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+                    _check_type_expression(expression, refuse)
+                _check_nodes(expression, modules, shape_types)
         for name in _names(node):
             if name.startswith("__"):
                 raise refuse("dunder", f"the name `{name}` is not allowed")
             if name in NAMES_REFUSED:
                 raise refuse("name", f"`{name}` is not allowed")
+
+
+def _check_shape(arguments: ast.expr, refuse: Callable[[str, str], Refusal]) -> None:
+    """Refuse a jaxtyping annotation unless its dimensions are plain: names, numbers, "..."."""
+    match arguments:
+        case ast.Tuple(elts=[_, ast.Constant(value=str(dimensions))]):
+            if all(DIMENSION.fullmatch(dimension) for dimension in dimensions.split()):
+                return
+    raise refuse(
+        "annotation", "the dimensions of an annotation must be a string of names and numbers"
+    )
+
+
+def _annotations(node: ast.AST) -> list[ast.Constant]:
+    """Return the strings inside the annotation of a node, or inside a string of an annotation."""
+    match node:
+        case ast.arg(annotation=expression) | ast.AnnAssign(annotation=expression):
+            pass
+        case ast.FunctionDef(returns=expression) | ast.Expression(body=expression):
+            pass
+        case _:
+            return []
+    nodes = ast.walk(expression) if expression else ()
+    return [n for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def _parsed(text: ast.Constant) -> ast.Expression | None:
+    """Parse a string of an annotation; None if it is text that Python cannot evaluate."""
+    try:
+        tree = ast.parse(str(text.value).strip(), mode="eval")
+    except (SyntaxError, ValueError):
+        return None
+    return ast.increment_lineno(tree, text.lineno - 1)
+
+
+def _check_type_expression(tree: ast.Expression, refuse: Callable[[str, str], Refusal]) -> None:
+    """Refuse an annotation, written as a string, that is not a plain type such as "float"."""
+    for node in ast.walk(tree):
+        if not isinstance(node, TYPE_EXPRESSIONS):
+            kind = type(node).__name__
+            raise refuse("annotation", f"an annotation must be a type; {kind} is not allowed")
 
 
 def _member_allowed(module: str, name: str) -> bool:
@@ -201,6 +274,17 @@ def _module_names(tree: ast.Module) -> dict[str, str]:
                 if path in IMPORTS:
                     names[alias.asname or alias.name] = path
     return names
+
+
+def _shape_types(tree: ast.Module) -> frozenset[str]:
+    """Return the local names of jaxtyping's types of arrays, which take dimensions."""
+    return frozenset(
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping"
+        for alias in node.names
+        if alias.name != "Array"
+    )
 
 
 def _names(node: ast.AST) -> list[str]:
