@@ -17,6 +17,7 @@ from yaml.constructor import SafeConstructor
 
 from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 
+MAX_CHARACTERS = 1_000_000  # per document; parsing takes a few seconds for so many
 MAX_VALUES = 100_000  # per document, with aliases expanded
 MAX_LEVELS = 30
 
@@ -69,6 +70,8 @@ class YamlDocument:
         """
         self.name, self.text = name, text
         self._show_lines = show_lines
+        if len(text) > MAX_CHARACTERS:
+            raise self.fail(None, f"too large; at most {MAX_CHARACTERS:,} characters")
         try:
             self.root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
         except yaml.YAMLError as error:
@@ -87,7 +90,8 @@ class YamlDocument:
     def read(cls, path: Path) -> Self:
         """Read a file. Raises UserError if it cannot be read or parsed."""
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(MAX_CHARACTERS + 1)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from error
         return cls(text, str(path))
