@@ -119,6 +119,7 @@ class Merger:
             ModelTree.of(tree, slot) for slot, tree in zip(self.slots, experts, strict=True)
         ]
         self._reference = expert_trees[0] if base_tree is None else base_tree
+        self._base_is_zero = base_tree is None
         title = self.slots[0] if base_tree is None else "the base"
         warn_of_surplus(self._reference, title, expert_trees, self.slots)
         floats = [path for path, x in self._reference.tensors.items() if is_float(x)]
@@ -181,6 +182,8 @@ class Merger:
                 "sdjax.merge, or Algorithm.from_function for a function of your own"
             )
         self._check_requests(algorithm, key)
+        if self._base_is_zero:
+            algorithm.constraints.check_without_base(algorithm.name, algorithm.hyperparameters)
         if algorithm.form == "tree":
             new, squares = self._merge_tree(algorithm, key, max_memory)
         else:

@@ -84,9 +84,28 @@ class Constraints:
             if not (values[switch] and numbers) or abs(sum(numbers)) >= MIN_SUM:
                 continue
             if any(numbers) or not self.all_zero:
+                remedy = f", or set {switch} to false" if any(numbers) else ""
                 raise UserError(
                     f"{name}: the hyperparameter {key!r} sums to zero, so that it cannot be "
-                    f"normalized; change it, or set {switch} to false"
+                    f"normalized; change it{remedy}"
+                )
+
+    def check_without_base(self, name: str, values: Mapping[str, Any]) -> None:
+        """Check the hyperparameters of a merge without a base.
+
+        Args:
+            name: the algorithm's name in error messages.
+            values: the values in their stored form.
+
+        Raises:
+            UserError: weights that are zero for every expert, so that the result would be zero.
+        """
+        for key in self.normalized:
+            numbers = _numbers(values[key])
+            if numbers and not any(numbers):
+                raise UserError(
+                    f"{name}: the hyperparameter {key!r} is zero for every expert, and without a "
+                    "base the result would be zero; change it for at least one expert"
                 )
 
 

@@ -183,3 +183,14 @@ def test_import_sdjax_does_not_import_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("method", ["linear", "multislerp", "task_arithmetic"])
+def test_zero_weights_without_a_base_are_an_error(method):
+    base, a, b = tree(0), tree(1), tree(2)
+    for weight in (0, [0, 0]):
+        with pytest.raises(UserError, match=f"{method}: .*'weight' is zero .*without a base"):
+            sdjax.merge(None, [a, b], method, weight=weight, normalize=False)
+        merged = flatten(sdjax.merge(base, [a, b], method, weight=weight, normalize=False).params)
+        for path, leaf in flatten(base).items():
+            np.testing.assert_array_equal(merged[path], leaf)

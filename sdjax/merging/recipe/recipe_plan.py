@@ -300,7 +300,10 @@ class _SlicePlanner:
         if cache_key not in self._bound:
             self._bound[cache_key] = self._method.bind(**static)
         try:
-            return self._bound[cache_key].bind(**{key: values[key] for key in traced})
+            bound = self._bound[cache_key].bind(**{key: values[key] for key in traced})
+            if not self._has_base:
+                bound.constraints.check_without_base(bound.name, bound.hyperparameters)
+            return bound
         except UserError as error:  # such as weights that sum to zero
             raise self._recipe.fail(self._slice.line, f"{error} (at {name})") from None
 

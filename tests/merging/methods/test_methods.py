@@ -26,8 +26,10 @@ def test_weights_that_sum_to_zero_cannot_be_normalized():
     for name in ("linear", "multislerp", "task_arithmetic", "breadcrumbs", "dare_linear"):
         with pytest.raises(UserError, match="'weight' sums to zero"):
             methods()[name].bind(**cancel, normalize=True)
+    with pytest.raises(UserError, match="or set normalize to false"):
+        methods()["linear"].bind(**cancel)
     for weight in (0.0, (0.0, 0.0), {"expert_1": 0.0, "expert_2": 0}):
-        with pytest.raises(UserError, match=r"linear: .* or set normalize to false"):
+        with pytest.raises(UserError, match=r"linear: .*normalized; change it$"):
             methods()["linear"].bind().bind(weight=weight)
         # Zero weights leave the base of a method that has one; a gradient over layers may end so.
         methods()["task_arithmetic"].bind(weight=weight, normalize=True)

@@ -112,6 +112,20 @@ merge_method: linear
     load(tmp_path, text + "parameters: {normalize: false}\n")
 
 
+@pytest.mark.parametrize(("normalize", "problem"), [("false", "is zero"), ("true", "sums to zero")])
+def test_weights_cannot_all_be_zero_without_a_base(tmp_path, normalize, problem):
+    text = f"""\
+models:
+  - {{model: a, parameters: {{weight: [{{filter: norm, value: 0}}, {{value: 1}}]}}}}
+  - {{model: b, parameters: {{weight: 0}}}}
+merge_method: linear
+parameters: {{normalize: {normalize}}}
+"""
+    with pytest.raises(UserError, match=f"'weight' {problem}.*change it") as caught:
+        load(tmp_path, text)
+    assert "false" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
