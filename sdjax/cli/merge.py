@@ -285,13 +285,12 @@ def merge_discovered(
     from sdjax.merging.recipe.model_card import PROGRAM, Provenance
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.sandbox import Sandbox
-    from sdjax.search.config import config_from
     from sdjax.search.context import run_key, verify_stored
     from sdjax.search.ranking import ranked_programs
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
-        config = config_from(store.run().config, str(run))
+        config = store.config()
         programs = ranked_programs(store, config.task.metric)
         if not 1 <= rank <= len(programs):
             raise UserError(

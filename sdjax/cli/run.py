@@ -124,7 +124,13 @@ def resume_run(
 
         config = stored_config(folder, overrides)
         if dry_run:
-            _announce(config, folder, resume=True, trust_code=trust_code)
+            _announce(
+                config,
+                folder,
+                resume=True,
+                accept_versions=accept_versions,
+                trust_code=trust_code,
+            )
         else:
             _search(config, folder, accept_versions=accept_versions, trust_code=trust_code)
 
@@ -146,11 +152,20 @@ def _joined_processes(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def _announce(config: RunConfig, folder: Path | None, *, resume: bool, trust_code: bool) -> None:
+def _announce(
+    config: RunConfig,
+    folder: Path | None,
+    *,
+    resume: bool,
+    accept_versions: bool = False,
+    trust_code: bool,
+) -> None:
     from sdjax.search.announcement import dry_run
     from sdjax.sharding.multihost import is_main_process
 
-    lines = dry_run(config, folder, resume=resume, trust_code=trust_code)
+    lines = dry_run(
+        config, folder, resume=resume, accept_versions=accept_versions, trust_code=trust_code
+    )
     if is_main_process():
         echo("\n".join(lines))
 

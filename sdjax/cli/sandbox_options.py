@@ -78,9 +78,8 @@ def signature_from_options(
     for name, value in (("--model", model), ("--experts", experts), ("--scope", scope)):
         if value is not None:
             raise UserError(f"--run judges as the run did; remove {name}")
-    from sdjax.search.config import config_from
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
-        of_run = config_from(store.run().config, str(run))
+        of_run = store.config()
     return model_signature(load_config(of_run.seed), of_run.slots, of_run.scope, of_run.sandbox)

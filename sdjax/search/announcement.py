@@ -14,7 +14,8 @@ from sdjax.search.database import DATABASE_FILE, is_unused
 from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import main_process_layers
 from sdjax.search.plan import RunPlan, plan_run
-from sdjax.search.resume import stored_config_changes
+from sdjax.search.provenance import plan_inputs
+from sdjax.search.resume import run_changes
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, TEST, Change
 
@@ -64,7 +65,12 @@ def tuned_method_count(config: RunConfig) -> int:
 
 
 def dry_run(
-    config: RunConfig, folder: Path | None, *, resume: bool, trust_code: bool = False
+    config: RunConfig,
+    folder: Path | None,
+    *,
+    resume: bool,
+    accept_versions: bool = False,
+    trust_code: bool = False,
 ) -> list[str]:
     """Check everything that can be checked without computing; write nothing.
 
@@ -72,6 +78,7 @@ def dry_run(
         config: config of the run.
         folder: the run folder, if it is known.
         resume: whether the folder contains the run.
+        accept_versions: resume although versions or inputs differ.
         trust_code: whether the config may name a class as its task.
 
     Returns:
@@ -79,7 +86,7 @@ def dry_run(
 
     Raises:
         UserError: see `plan_run`; a missing layer of the sandbox; a folder that cannot be used; or
-            a config that the run cannot be resumed with.
+            a config, versions or inputs that the run cannot be resumed with.
     """
     config = read_prompt(config)
     changes: Sequence[Change] = ()
@@ -90,13 +97,17 @@ def dry_run(
     lines = announce(plan, folder)
     if folder is not None and resume:
         with Store.open(folder) as store:
-            changes = stored_config_changes(store, config)
+            changes = run_changes(store, config, plan_inputs(plan), accept_versions=accept_versions)
             lines += announce_resumption(store)
     lines += [f"change of {change.key}: {change.old} -> {change.new}" for change in changes]
     lines.append(f"sandbox: {', '.join(layers)}")
     lines.append(
         "dry run: the config, models, task, prompts and sandbox are usable; nothing written"
     )
+    if resume:
+        lines.append(
+            "not checked: whether the weights of the seed and the experts are those of the run"
+        )
     return lines
 
 

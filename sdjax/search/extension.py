@@ -1,7 +1,8 @@
 """Which keys of a run's config may change when the run is resumed, and why others may not.
 
-A key may change if all earlier results are also results of the new config: the run then goes on as
-if it had had the new value from the start.
+A key may change if all earlier results are also results of the new config. The run then resumes as
+if it had had the new value from the start, except that iterations whose samples are complete keep
+their number of samples.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdjax.core.errors import UserError
+from sdjax.core.versions import UNKNOWN
 from sdjax.search.config import RunConfig
 from sdjax.search.types import Change
 
@@ -31,29 +33,29 @@ _LARGER = _Extension(
 )
 _MORE_POINTS = _Extension(
     allowed=lambda old, new: (
-        all(
-            set(map(repr, values)) <= set(map(repr, new.get(method, {}).get(name, ())))
-            for method, axes in old.items()
-            for name, values in axes.items()
+        old is None
+        or (
+            new is not None
+            and new.keys() == old.keys()
+            and all(set(map(repr, old[name])) <= set(map(repr, new[name])) for name in old)
         )
-        and all(new.get(method, {}).keys() == axes.keys() for method, axes in old.items())
     ),
     condition="values and methods can only be added, since results are kept",
 )
-_WAS_EMPTY = _Extension(
+_NEW_EXPERTS = _Extension(
     allowed=lambda old, new: not old,
     condition="experts can only be added to a run without them, since results are kept",
 )
 
-# Sections of the config that are compared as a whole are keys here, too.
+# A key is one value here, even if it is a section; "*" is any name.
 EXTENSIONS: dict[str, _Extension] = {
     "name": _ANY,
     "iterations": _LARGER,
     "generation.samples": _LARGER,
     "test.top_k": _LARGER,
-    "baselines.paper": _MORE_POINTS,
-    "baselines.fine": _MORE_POINTS,
-    "transfer": _WAS_EMPTY,
+    "baselines.paper.*": _MORE_POINTS,
+    "baselines.fine.*": _MORE_POINTS,
+    "transfer": _NEW_EXPERTS,
     "sandbox.workers": _ANY,
     "sandbox.allow_missing": _ANY,
     "sandbox.apply_seconds": _ANY,
@@ -63,12 +65,14 @@ EXTENSIONS: dict[str, _Extension] = {
 ENVIRONMENT = ("mesh",)
 
 # Keys of models, which may have moved: their weights are compared, not their names.
-MODELS = re.compile(r"seed|experts\.(\w+)\.model")
+MODELS = re.compile(r"seed|generator|(?:experts|(transfer))\.(\w+)\.model")
 
 # Why the other keys, or all keys of a section, cannot change.
 REASONS: dict[str, str] = {
     "seed": "all programs were applied to it",
     "experts": "all programs were scored on them",
+    "experts.*.description": "the prompt depends on it",
+    "transfer": "experts can only be added to a run without them, since results are kept",
     "scope": "all programs were scored on it",
     "task": "scores on other problems are not comparable",
     "evaluation": "scores of other answers are not comparable",
@@ -92,9 +96,11 @@ def config_changes(old: RunConfig, new: RunConfig, where: str) -> list[Change]:
     Raises:
         UserError: a change that would make earlier results incomparable.
     """
-    before, after = dict(_values(old)), dict(_values(new))
+    # New transfer experts are one change; those of a run that has some are compared in detail.
+    whole = set(EXTENSIONS) - ({"transfer"} if old.transfer and new.transfer else set())
+    before, after = dict(_values(old, whole)), dict(_values(new, whole))
     changes = []
-    for key in before.keys() | after.keys():
+    for key in sorted(before.keys() | after.keys()):
         old_value, new_value = before.get(key), after.get(key)
         if old_value == new_value:
             continue
@@ -102,7 +108,7 @@ def config_changes(old: RunConfig, new: RunConfig, where: str) -> list[Change]:
         changes.append(
             Change(kind="config", key=key, old=json.dumps(old_value), new=json.dumps(new_value))
         )
-    return sorted(changes, key=lambda change: change.key)
+    return changes
 
 
 def needs_acceptance(change: Change) -> bool:
@@ -126,23 +132,45 @@ def check_samples(config: RunConfig, changes: Collection[Change], generated: int
 
 
 def _check_change(key: str, old: Any, new: Any, where: str) -> None:
-    top = key.split(".")[0]
-    if top in ENVIRONMENT or MODELS.fullmatch(key):
+    if key.split(".")[0] in ENVIRONMENT:
         return
-    extension = EXTENSIONS.get(key)
+    if MODELS.fullmatch(key) and old is not None and new is not None:
+        return
+    extension = EXTENSIONS.get(key) or EXTENSIONS.get(_pattern(key))
     if extension is not None and extension.allowed(old, new):
         return
-    reason = REASONS[top] if extension is None else extension.condition
+    reason = _reason(key) if extension is None else extension.condition
     raise _refusal(key, json.dumps(old), json.dumps(new), reason, where)
 
 
+def _pattern(key: str) -> str:
+    """Return a key with a name replaced by "*", such as "experts.*.model"."""
+    parts = key.split(".")
+    index = 2 if parts[0] == "baselines" else 1
+    return ".".join("*" if number == index else part for number, part in enumerate(parts))
+
+
+def _reason(key: str) -> str:
+    return REASONS.get(_pattern(key)) or REASONS[key.split(".")[0]]
+
+
 def check_moved_models(changes: Collection[Change], where: str) -> None:
-    """Raise UserError if a model has another name and other weights, and is not just moved."""
-    different = {change.key for change in changes if change.kind == "input"}
+    """Raise UserError if a model has another name and other weights, and is not just moved.
+
+    Weights whose fingerprint was not recorded count as the same, since other changes of the inputs
+    need to be accepted.
+    """
+    different = {
+        change.key for change in changes if change.kind == "input" and change.old != UNKNOWN
+    }
     for change in changes:
         match = MODELS.fullmatch(change.key) if change.kind == "config" else None
-        if match is not None and (match[1] or "seed") in different:
-            reason = f"it has other weights, and {REASONS[change.key.split('.')[0]]}"
+        if match is None:
+            continue
+        transfer, slot = match.groups()
+        name = f"transfer {slot}" if transfer else slot or change.key
+        if name in different:
+            reason = f"it has other weights, and {_reason(change.key)}"
             raise _refusal(change.key, change.old, change.new, reason, where)
 
 
@@ -154,11 +182,11 @@ def _refusal(key: str, old: str, new: str, reason: str, where: str) -> UserError
     )
 
 
-def _values(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Yield the keys with their values as JSON data; a key of `EXTENSIONS` is one value."""
+def _values(config: RunConfig, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys with their values as JSON data; a key in `whole` is one value."""
 
     def walk(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value and key not in EXTENSIONS:
+        if isinstance(value, dict) and not {key, _pattern(key)} & set(whole):
             for name, inner in value.items():
                 yield from walk(f"{key}.{name}" if key else name, inner)
         else:

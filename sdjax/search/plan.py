@@ -72,13 +72,8 @@ class RunPlan:
     @property
     def settings(self) -> dict[str, Mapping[str, ExpertConfig]]:
         """The experts of each setting: those of the search, and those of the transfer if any."""
-        return settings_of(self.config)
-
-
-def settings_of(config: RunConfig) -> dict[str, Mapping[str, ExpertConfig]]:
-    """Return the experts of each setting of a run."""
-    experts: dict[str, Mapping[str, ExpertConfig]] = {MAIN: config.experts}
-    return experts | ({TRANSFER: config.transfer} if config.transfer else {})
+        experts: dict[str, Mapping[str, ExpertConfig]] = {MAIN: self.config.experts}
+        return experts | ({TRANSFER: self.config.transfer} if self.config.transfer else {})
 
 
 def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:

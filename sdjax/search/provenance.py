@@ -9,6 +9,7 @@ from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.models.fingerprint import fingerprint, text_fingerprint
 from sdjax.search.context import RunContext
+from sdjax.search.plan import RunPlan
 from sdjax.search.types import MAIN, Change
 
 
@@ -23,12 +24,19 @@ def run_inputs(context: RunContext) -> dict[str, str]:
         prefix = "" if setting == MAIN else f"{setting} "
         for slot, params in zip(context.config.slots, experts, strict=True):
             inputs[f"{prefix}{slot}"] = fingerprint(params)
-    if context.initial_adapter is not None:
-        adapter = context.initial_adapter
+    return inputs | plan_inputs(context)
+
+
+def plan_inputs(plan: RunPlan) -> dict[str, str]:
+    """Return the fingerprint of each input of a run except the weights of its models, by name."""
+    inputs = {
+        "tokenizer": _tokenizer_fingerprint(plan.tokenizer),
+        "prompt": text_fingerprint(plan.prompt),
+    }
+    if plan.initial_adapter is not None:
+        adapter = plan.initial_adapter
         inputs["generator"] = text_fingerprint(adapter.scale, fingerprint(adapter.factors))
-    inputs["tokenizer"] = _tokenizer_fingerprint(context.tokenizer)
-    inputs["prompt"] = text_fingerprint(context.prompt)
-    for split, problems in context.problems.items():
+    for split, problems in plan.problems.items():
         inputs[f"{split} problems"] = text_fingerprint(
             *((item.problem, item.tokens) for item in problems)
         )

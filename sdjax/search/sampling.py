@@ -25,7 +25,7 @@ from sdjax.programs.extraction import extract_source
 from sdjax.programs.prompts import find_prompt
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import DuplicateIndex, Verdict
-from sdjax.search.config import RunConfig, config_from, prompt_template
+from sdjax.search.config import RunConfig, prompt_template
 from sdjax.search.context import run_key
 from sdjax.search.store import Store
 from sdjax.search.types import SEARCH, Checkpoint
@@ -157,7 +157,7 @@ def generator_of_run(
             long.
     """
     with Store.open(folder) as store:
-        config = config_from(store.run().config, f"{folder}: its config")
+        config = store.config()
         trained = {checkpoint.iteration for checkpoint in store.select(Checkpoint)}
     iteration = _or(options.iteration, max(trained, default=0) + 1)
     mesh = _mesh(options.mesh or config.mesh)

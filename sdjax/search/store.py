@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
+from sdjax.search.config import RunConfig, config_from
 from sdjax.search.database import Database, now
 from sdjax.search.tables import TABLES, migrations
 from sdjax.search.types import (
@@ -165,6 +166,10 @@ class Store:
                 f"{self._database.path}: the table `run` is empty; start over with another --out"
             )
         return runs[0]
+
+    def config(self) -> RunConfig:
+        """Return the run's config."""
+        return config_from(self.run().config, f"{self.folder}: its config")
 
     def amend(
         self,

@@ -102,9 +102,17 @@ def test_dry_run_checks_the_weights(small_config, tmp_path):
 def test_dry_run_of_a_resumption(store, plan):
     longer = dataclasses.replace(plan.config, iterations=4)
     score(store, "seed", "seed")
-    lines = dry_run(longer, store.folder, resume=True)
+    with pytest.raises(UserError, match=r"not recorded: .*jax.*--accept-versions"):
+        dry_run(longer, store.folder, resume=True)  # as the command itself
+    lines = dry_run(longer, store.folder, resume=True, accept_versions=True)
+    assert lines[-1].startswith("not checked: whether the weights")
     assert "resuming with 0 sampled programs and 1 scored model" in lines
     assert "change of iterations: 2 -> 4" in lines
+    meshed = dataclasses.replace(
+        plan.config, mesh=dataclasses.replace(plan.config.mesh, data=1, tensor=1)
+    )
+    with pytest.raises(UserError, match="mesh"):
+        dry_run(meshed, store.folder, resume=True)
     with pytest.raises(UserError, match="rng_seed"):
         dry_run(dataclasses.replace(plan.config, rng_seed=8), store.folder, resume=True)
     assert store.run().config["iterations"] == 2

@@ -43,10 +43,11 @@ def test_every_key_of_the_config_can_change_or_has_a_reason():
         ("test.top_k=6", "test.top_k", "6"),
         ("name=longer", "name", '"longer"'),
         ("sandbox.workers=7", "sandbox.workers", "7"),
-        ("baselines.fine.karcher={}", "baselines.fine", None),
-        ("baselines.paper.ties.density=[0.1, 0.2, 0.4, 0.6]", "baselines.paper", None),
+        ("baselines.fine.karcher={}", "baselines.fine.karcher", "{}"),
+        ("baselines.paper.ties.density=[0.1, 0.2, 0.4, 0.6]", "baselines.paper.ties", None),
         ("seed=elsewhere/seed", "seed", '"elsewhere/seed"'),
         ("experts.expert_2.model=/moved", "experts.expert_2.model", '"/moved"'),
+        ("transfer.expert_1.model=/moved", "transfer.expert_1.model", '"/moved"'),
     ],
 )
 def test_extensions_are_recorded(demo, override, key, new):
@@ -72,11 +73,12 @@ def test_extensions_are_recorded(demo, override, key, new):
         ("evaluation.max_new_tokens=11", "scores of other answers"),
         ("sandbox.step_budget=9", "decides which programs are admitted"),
         ("scope=all", "all programs were scored on it"),
-        ("experts.expert_1.description=other", "all programs were scored on them"),
-        ("transfer.expert_1.model=zoo:judge", "only be added to a run without them"),
+        ("experts.expert_1.description=other", "the prompt depends on it"),
+        ("transfer={}", "only be added to a run without them"),
+        ("transfer.expert_1.description=other", "only be added to a run without them"),
         ("baselines.fine={}", "can only be added"),
         ("baselines.fine.ties.density=[0.2, 0.5]", "can only be added"),
-        ("baselines.fine.linear.weight=[1.0]", "can only be added"),
+        ("baselines.fine.linear.weight=[1.0]", "with baselines.fine.linear = "),
         ("generator=zoo:seed", "all iterations started from it"),
     ],
 )
@@ -99,12 +101,26 @@ def test_mesh_needs_acceptance(demo):
 
 
 def test_moved_model_must_have_the_same_weights(demo):
-    changes = changed(demo, "seed=/moved/seed", "experts.expert_2.model=/moved/expert")
+    started = dataclasses.replace(demo, generator="zoo:adapter")
+    changes = changed(
+        started,
+        "seed=/moved/seed",
+        "generator=/moved/generator",
+        "experts.expert_2.model=/moved/expert",
+        "transfer.expert_1.model=/moved/transfer",
+    )
     check_moved_models(changes, "runs/a")
     other = Change(kind="input", key="expert_1", old="1", new="2")
     check_moved_models([*changes, other], "runs/a")  # replaced in place, not renamed
-    for key, config_key in (("seed", "seed"), ("expert_2", "experts.expert_2.model")):
-        different = Change(kind="input", key=key, old="unknown", new="2")
+    for key, config_key in (
+        ("seed", "seed"),
+        ("generator", "generator"),
+        ("expert_2", "experts.expert_2.model"),
+        ("transfer expert_1", "transfer.expert_1.model"),
+    ):
+        unknown = Change(kind="input", key=key, old="unknown", new="2")  # a run of sdjax 0.2
+        check_moved_models([*changes, unknown], "runs/a")
+        different = Change(kind="input", key=key, old="1", new="2")
         with pytest.raises(UserError, match=f"{config_key} = .*it has other weights"):
             check_moved_models([*changes, different], "runs/a")
 
