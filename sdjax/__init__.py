@@ -1,14 +1,10 @@
 """Language models that invent algorithms to improve language models, in JAX.
 
-Public names are imported on first use: `import sdjax` does not import JAX.
+Public names are imported on first use. `import sdjax` imports nothing, not even `typing`: the
+command line must block Ctrl-C first.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Decoder",
@@ -27,7 +23,10 @@ __all__ = [
     "train_sft",
 ]
 
+TYPE_CHECKING = False  # type checkers take it to be true, as that of `typing`
 if TYPE_CHECKING:
+    from typing import Any
+
     from sdjax.decoding.decoder import Decoder as Decoder
     from sdjax.evaluation.api import evaluate as evaluate
     from sdjax.io.hf_checkpoint import load_model as load_model
@@ -59,7 +58,9 @@ _MODULE_OF = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)

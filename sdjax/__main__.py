@@ -1,14 +1,11 @@
-"""Entry point of `sdjax` and `python -m sdjax`."""
+"""Entry point of `sdjax` and `python -m sdjax`.
 
-from __future__ import annotations
-
-import sys
-
-from sdjax.cli.interrupts import handle_signals, hold_signals, leave
-from sdjax.cli.watchdog import watch_run
-from sdjax.xla.allocator import collect_garbage_rarely, restart_with_huge_pages
+`start` blocks Ctrl-C and SIGTERM before it imports anything, so that they end the command in one
+line as soon as their handlers are installed. Hence this module and `sdjax` import nothing.
+"""
 
 _MEMORY_INTENSIVE = ("merge", "train")
+_WATCHED = ("run",)
 
 
 def start() -> None:
@@ -16,10 +13,20 @@ def start() -> None:
 
     A search runs in a child, which this process watches.
     """
-    if sys.argv[1:2] and sys.argv[1] in _MEMORY_INTENSIVE:
-        hold_signals()  # Python answers with a traceback while it starts
-        restart_with_huge_pages()
-    if sys.argv[1:2] == ["run"]:
+    import _signal  # the part in C, which is there already; `signal` would import others
+
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM))
+    import sys
+
+    from sdjax.cli.interrupts import handle_signals, leave
+    from sdjax.xla.allocator import collect_garbage_rarely, restart_with_huge_pages
+
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in _MEMORY_INTENSIVE:
+        restart_with_huge_pages()  # the signals stay blocked in the new process
+    if command in _WATCHED:
+        from sdjax.cli.watchdog import watch_run
+
         watch_run()
     handle_signals()
     collect_garbage_rarely()
@@ -28,8 +35,11 @@ def start() -> None:
     try:
         main()
     except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+            leave(1)
         if error.code:
-            leave(int(error.code))
+            leave(error.code)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Ctrl-C and SIGTERM: what they do before, during and after a command, and how a process exits.
 
-Before a command runs there is nothing to keep, so a signal exits at once; an exception would pass
-through half-initialized imports. While it runs, the first signal raises KeyboardInterrupt, so that
-context managers close files and stop workers. A second signal, or one while C++ code would not
-survive the exception, exits at once, which loses nothing, because a killed command can be resumed,
-too. After the command, signals are ignored.
+The entry point blocks both signals until `handle_signals`. Before a command runs there is nothing
+to keep, so a signal exits at once; an exception would pass through half-initialized imports. While
+it runs, the first signal raises KeyboardInterrupt, so that context managers close files and stop
+workers. A second signal, or one while C++ code would not survive the exception, exits at once,
+which loses nothing, because a killed command can be resumed, too. After the command, signals are
+ignored.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import NoReturn
 INTERRUPTED = 130  # exit status, as from a shell
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 0.05
+# Modules through which no exception may pass. Importing `importlib` renames the first.
+_FRAGILE = ("_frozen_importlib", "importlib._bootstrap", "jax._src.compiler")
 
 
 class Interrupted(Exception):
@@ -45,13 +48,11 @@ class _State:
     last_signal = signal.SIGINT
 
 
-def hold_signals() -> None:
-    """Block both signals until `handle_signals`, even in a program that replaces this one."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-
-
 def handle_signals() -> None:
-    """Install the handlers, except for signals that this process was started to ignore."""
+    """Install the handlers and unblock the signals.
+
+    Signals that this process was started to ignore remain ignored.
+    """
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
@@ -138,7 +139,7 @@ def _must_not_raise(frame: FrameType | None) -> bool:
     own, which reads a module that the exception would free.
     """
     while frame is not None:
-        if frame.f_globals.get("__name__") in ("importlib._bootstrap", "jax._src.compiler"):
+        if frame.f_globals.get("__name__") in _FRAGILE:
             return True
         frame = frame.f_back
     return False

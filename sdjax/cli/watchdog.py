@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from sdjax.isolation.confine import die_with
@@ -21,7 +20,8 @@ from sdjax.search.attempts import (
     pending_attempt,
 )
 
-_WAITED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WAITED = (*_PASSED_ON, signal.SIGCHLD, signal.SIGALRM)
 POLL_SECONDS = 1.0
 TRUST_CODE = "--trust-code"
 
@@ -36,16 +36,21 @@ def watch_run() -> None:
     distributed = "SDJAX_COORDINATOR" in os.environ or "," in os.environ.get(
         "TPU_WORKER_HOSTNAMES", ""
     )
-    if folder is None or distributed or not hasattr(signal, "sigtimedwait"):
+    if folder is None or distributed or not hasattr(signal, "sigwaitinfo"):
         return
     parent = os.getpid()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     while True:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
         child = os.fork()
         if child == 0:
             die_with(parent)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return
+        # Signals from before the fork. The child blocks them until it has handlers, so that one
+        # that has reached it already counts once.
+        for number in signal.sigpending() & set(_PASSED_ON):
+            signal.sigwaitinfo([number])
+            os.kill(child, number)
         status, hung = _wait(child, folder)
         crashed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES
         if not (hung or crashed) or not make_attempt_the_last(folder):
@@ -69,21 +74,29 @@ def _run_folder(arguments: list[str]) -> Path | None:
 def _wait(child: int, folder: Path) -> tuple[int, bool]:
     """Wait for the child; end it if it hangs. Return its wait status and whether it hung."""
     watched = left_over = pending_attempt(folder)  # by an earlier process
-    since, hung = time.monotonic(), False
+    seconds, stopped, hung = 0.0, False, False
+    # Not `sigtimedwait`, which may return an undefined signal after this process was stopped.
+    signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
     while True:
-        info = signal.sigtimedwait(_WAITED, POLL_SECONDS)
+        info = signal.sigwaitinfo(_WAITED)
         # The terminal sends its signals to the child as well.
-        if info is not None and info.si_signo != signal.SIGCHLD and info.si_code <= 0:
+        if info.si_signo in _PASSED_ON and info.si_code <= 0:
             os.kill(child, info.si_signo)
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
         if pid == child:
-            return status, hung
+            stopped = os.WIFSTOPPED(status)
+            if not stopped and not os.WIFCONTINUED(status):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                return status, hung
+        # Alarms are counted, since a clock goes on while Ctrl-Z stops this process.
+        if info.si_signo == signal.SIGALRM and not stopped:
+            seconds += POLL_SECONDS
         attempt = pending_attempt(folder)
         if attempt != watched:
-            watched, since = attempt, time.monotonic()
+            watched, seconds = attempt, 0.0
             continue
         is_new = attempt not in (None, left_over)
-        if is_new and not hung and time.monotonic() - since > attempt_seconds(folder):
+        if is_new and not hung and seconds > attempt_seconds(folder):
             hung = True
             os.kill(child, signal.SIGKILL)
 

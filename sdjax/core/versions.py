@@ -1,4 +1,4 @@
-"""Versions of everything that decides the numbers of a computation."""
+"""Versions of everything that affects the results of a computation."""
 
 from __future__ import annotations
 

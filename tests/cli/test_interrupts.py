@@ -109,12 +109,32 @@ def test_held_signal_survives_the_restart():
     code = """
 if "restarted" not in os.environ:
     os.environ["restarted"] = "yes"
-    hold_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     terminate()
     os.execv(sys.executable, [sys.executable, "-c", "from sdjax.cli.interrupts import *\\n"
         "handle_signals(); print('not reached')"])
 """
     assert ended(code) == (130, "", "sdjax: interrupted\n")
+
+
+def test_nothing_is_imported_before_the_signals_are_blocked():
+    code = (
+        "import sys; before = set(sys.modules); from sdjax.__main__ import start; "
+        "print(sorted(set(sys.modules) - before))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert printed.stdout == "['sdjax', 'sdjax.__main__']\n", printed
+
+
+# From the moment at which the first line of `start` has been executed.
+@pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2])
+@pytest.mark.parametrize("command", [("--help",), ("run", "demo", "--out", "new")], ids=str)
+def test_signal_during_startup_is_one_line(in_terminal, tmp_path, command, after):
+    attempt = in_terminal(*command, after=after, cwd=tmp_path)
+    if attempt.status != 0:  # a short command may have ended
+        assert_interrupted(attempt)
+        assert len(attempt.lines) == 1
+    assert attempt.status == 130 or command == ("--help",)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.4, 0.8, 1.6])

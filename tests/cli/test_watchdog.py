@@ -87,6 +87,22 @@ def test_other_ends_are_passed_on(folder, behavior, status):
     assert len(output.splitlines()) == 1  # one child
 
 
+# A stand-in for Ctrl-Z: the time during which the run is stopped is not part of a merge.
+@pytest.mark.parametrize("whole_group", [False, True], ids=["child", "both"])
+def test_stopped_run_does_not_count_as_hung(folder, whole_group):
+    with _start(folder, "begin(); print(0, flush=True); time.sleep(0.1)") as process:
+        child = int(process.stdout.readline())
+        process.stdout.readline()
+        processes = [process.pid, child] if whole_group else [child]
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)  # three times as long as a merge may take
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (0, "", "")
+
+
 def test_signals_to_the_watchdog_reach_the_run_which_dies_with_it(folder):
     wait = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print(0, flush=True)\n"
     with _start(folder, wait + "time.sleep(600)") as process:
