@@ -7,12 +7,18 @@ import json
 import os
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdjax.cli.group import echo, examples
-from sdjax.cli.open_algorithm import read_program, source_of_method
+from sdjax.cli.open_algorithm import (
+    not_found,
+    read_program,
+    source_of_method,
+    wrong_number_of_experts,
+)
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
     signature_from_options,
@@ -93,7 +99,7 @@ def check_files(
         progress_bar("check", len(names)) as advance,
     ):
         for index, verdict in sandbox.judge_all(sources, names=names):
-            verdicts.append((names[index], verdict))
+            verdicts.append((names[index], _explained(names[index], verdict, signature)))
             advance()
     programs = {
         name: {"program": pretty_print(verdict.program)}
@@ -115,9 +121,24 @@ def check_files(
 def _read(name: str, max_bytes: int) -> str:
     from sdjax.merging.methods.registry import methods
 
-    if not os.path.exists(name) and name in methods():
-        return source_of_method(name)
-    return read_program(name, max_bytes)
+    if os.path.exists(name):
+        return read_program(name, max_bytes)
+    if name not in methods():
+        raise not_found(name)
+    return source_of_method(name)
+
+
+def _explained(name: str, verdict: Verdict, signature: MergeSignature) -> Verdict:
+    """Say so if a shipped method is refused because of the number of experts."""
+    from sdjax.merging.methods.registry import methods
+
+    if verdict.admitted or os.path.exists(name):
+        return verdict
+    problem = wrong_number_of_experts(name, len(signature.slots))
+    if not problem:
+        return verdict
+    number = methods()[name].schema.min_models
+    return replace(verdict, message=f"{problem}; use --experts {number}")
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:

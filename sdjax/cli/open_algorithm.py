@@ -83,9 +83,9 @@ def open_algorithm(
             trial=trial,
         )
     if name not in methods():
-        kind = "no such file" if name.endswith(".py") else "no such file or merge method"
-        hint = did_you_mean(name, methods()) or "see `sdjax methods`"
-        raise UserError(f"{name}: {kind}; {hint}".rstrip())
+        raise not_found(name)
+    if problem := wrong_number_of_experts(name, len(signature.slots)):
+        raise UserError(f"{problem}; give --expert NAME=MODEL once per expert")
     method = methods()[name]
     try:
         algorithm = method.bind(**parameters)
@@ -93,6 +93,30 @@ def open_algorithm(
         listed = ", ".join(f"{p.name} = {p.default!r}" for p in method.hyperparameters)
         raise UserError(f"{error} (hyperparameters: {listed or 'none'})") from None
     return algorithm, source_of_method(name)
+
+
+def not_found(name: str) -> UserError:
+    """Return the error for a name that is neither a file nor a shipped method."""
+    from sdjax.merging.methods.registry import methods
+
+    if os.path.isfile(f"{name}.py"):
+        return UserError(f"{name}: no such file or merge method; did you mean {name}.py?")
+    kind = "no such file" if name.endswith(".py") else "no such file or merge method"
+    hint = did_you_mean(name, methods()) or "see `sdjax methods`"
+    return UserError(f"{name}: {kind}; {hint}".rstrip())
+
+
+def wrong_number_of_experts(name: str, count: int) -> str:
+    """Return what is wrong if a shipped method does not take that many experts, else ""."""
+    from sdjax.merging.methods.registry import methods
+
+    schema = methods()[name].schema
+    fewest, most = schema.min_models, schema.max_models
+    # A base that is one of the models limits recipes only: the function takes any number.
+    if schema.base == "first" or (fewest <= count and (most is None or count <= most)):
+        return ""
+    allowed = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+    return f"{name} takes {allowed} expert{'' if fewest == 1 else 's'}, not {count}"
 
 
 def read_program(file: Path | str, max_bytes: int) -> str:

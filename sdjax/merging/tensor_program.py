@@ -303,7 +303,8 @@ def _call_algorithm(
     except Exception as error:
         first_line = " ".join(str(error).strip().splitlines()[:1])
         hint = f"; the experts are {', '.join(slots)}" if isinstance(error, KeyError) else ""
-        raise UserError(f"{algorithm.name}: {type(error).__name__}: {first_line}{hint}") from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{algorithm.name}: {kind}{first_line}{hint}") from error
 
 
 def _check_result(

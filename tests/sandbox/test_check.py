@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from catalogue import TIES, VALID
 
 from sdjax.cli.check import check_files
+from sdjax.cli.open_algorithm import open_algorithm
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import ZOO
 from sdjax.sandbox.ir.decode import decode
@@ -74,8 +76,32 @@ def test_messages_are_not_parsed_as_markup(tmp_path, signature):
 
 
 def test_missing_file_raises_user_error(tmp_path, signature):
-    with pytest.raises(UserError, match=r"none\.py: cannot be read"):
+    with pytest.raises(UserError, match=r"none\.py: no such file; "):
         check_files([str(tmp_path / "none.py")], signature, as_json=False)
+    with pytest.raises(UserError, match=r"tmp[^:]*: cannot be read \(Is a directory\)"):
+        check_files([str(tmp_path)], signature, as_json=False)
+
+
+def test_misspelled_method_or_file_is_suggested(tmp_path, signature, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
+    for name, meant in (("tiess", "ties"), ("mine", "mine.py")):
+        message = f"{name}: no such file or merge method; did you mean {meant}?"
+        with pytest.raises(UserError, match=re.escape(message)):
+            check_files([name], signature)
+        with pytest.raises(UserError, match=re.escape(message)):
+            open_algorithm(name, signature, parameters={})
+
+
+def test_shipped_method_of_another_number_of_experts_names_the_option(signature):
+    text, status = check_files(["nuslerp", "passthrough", "slerp"], signature)
+    assert status == 1
+    assert "\nnuslerp takes exactly 2 experts, not 3; use --experts 2" in text
+    assert "\npassthrough takes exactly 1 expert, not 3; use --experts 1" in text
+    assert "ValueError" not in text
+    message = "nuslerp takes exactly 2 experts, not 3; give --expert NAME=MODEL"
+    with pytest.raises(UserError, match=message):
+        open_algorithm("nuslerp", signature, parameters={})
 
 
 def test_show_includes_the_array_program(files, signature):

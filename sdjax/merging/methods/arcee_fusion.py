@@ -32,7 +32,7 @@ _KL = np.array([(-1) ** k / (k * (k - 1)) for k in range(12, 1, -1)], np.float32
 def merge_models(task_vectors: TaskVectors, base: Tensor) -> Tensor:
     """Return the task vector's most important elements."""
     if len(task_vectors) != 1:
-        raise ValueError("arcee_fusion takes exactly one expert")
+        raise ValueError("takes exactly one expert")
     (vector,) = task_vectors.values()
     row = -1 if vector.ndim else ()
     importance = reproducible_sum([jnp.abs(vector) * _divergence(base, vector, row)])

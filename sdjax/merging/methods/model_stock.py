@@ -25,7 +25,7 @@ def merge_models(task_vectors: TaskVectors, filter_wise: bool = False) -> Tensor
     vectors = list(task_vectors.values())
     count = len(vectors)
     if count < 2:
-        raise ValueError("model_stock needs at least two experts")
+        raise ValueError("takes at least two experts")
     pairs = list(itertools.combinations_with_replacement(range(count), 2))
     products = [vectors[i] * vectors[j] for i, j in pairs]
     if filter_wise:

@@ -19,6 +19,6 @@ RECIPE = RecipeSchema(min_models=1, max_models=1, required=("t",))
 def merge_models(task_vectors: TaskVectors, t: float = 1e-4) -> Tensor:
     """Return the task vector with large elements scaled down."""
     if len(task_vectors) != 1:
-        raise ValueError("nearswap takes exactly one expert")
+        raise ValueError("takes exactly one expert")
     (vector,) = task_vectors.values()
     return jnp.clip(t / jnp.maximum(jnp.abs(vector), 1e-6), 0.0, 1.0) * vector

@@ -37,7 +37,7 @@ def merge_models(
 ) -> Tensor:
     """Return the point on the arc between two task vectors."""
     if len(task_vectors) != 2:
-        raise ValueError("nuslerp needs exactly two experts")
+        raise ValueError("takes exactly two experts")
     (a, b), (first, second) = task_vectors.values(), weight.values()
     total = first + second
     t = jnp.where(jnp.abs(total) < 1e-6, 0.5, second / jnp.where(total == 0, 1.0, total))

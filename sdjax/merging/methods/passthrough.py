@@ -15,6 +15,6 @@ RECIPE = RecipeSchema(base="plain", max_models=1)
 def merge_models(task_vectors: TaskVectors, scale: PerExpert = 1.0) -> Tensor:
     """Return the scaled task vector."""
     if len(task_vectors) != 1:
-        raise ValueError("passthrough takes exactly one expert")
+        raise ValueError("takes exactly one expert")
     ((name, vector),) = task_vectors.items()
     return scale[name] * vector
