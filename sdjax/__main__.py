@@ -5,7 +5,7 @@ line as soon as their handlers are installed. Hence this module and `sdjax` impo
 """
 
 _MEMORY_INTENSIVE = ("merge", "train")
-_WATCHED = ("run",)
+_WATCHED = ("run", "demo")
 
 
 def start() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 
 import click
 
 from sdjax.cli.group import FOLDER_PATH, examples
-from sdjax.cli.run import overrides_option, start_run
+from sdjax.cli.run import dry_run_option, overrides_option, start_run
 from sdjax.cli.sandbox_options import allow_missing_option, allow_missing_override
+from sdjax.cli.watchdog import new_demo_folder
 
 
 @click.command(epilog=examples("sdjax demo"))
@@ -17,8 +17,14 @@ from sdjax.cli.sandbox_options import allow_missing_option, allow_missing_overri
     "--out", type=FOLDER_PATH, help="Folder of the run.  [default: a new folder in runs/]"
 )
 @overrides_option
+@dry_run_option
 @allow_missing_option
-def demo(out: Path | None, overrides: tuple[str, ...], allow_missing: tuple[str, ...]) -> None:
-    """Run a complete search on the tiny models that ship with the package."""
-    folder = out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-    start_run("demo", folder, overrides + allow_missing_override(allow_missing))
+def demo(
+    out: Path | None, overrides: tuple[str, ...], dry_run: bool, allow_missing: tuple[str, ...]
+) -> None:
+    """Run a complete search on the tiny models that ship with the package.
+
+    This is `sdjax run demo`, in a new folder.
+    """
+    folder = out or new_demo_folder()
+    start_run("demo", folder, overrides + allow_missing_override(allow_missing), dry_run=dry_run)

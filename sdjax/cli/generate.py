@@ -57,7 +57,7 @@ NO_PROGRAM = "no program"
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    help="Maximum tokens per sample.  [default: 512; the run's]",
+    help="Maximum tokens per sample.  [default: up to 512; the run's]",
 )
 @click.option(
     "--rng-seed",
@@ -66,7 +66,7 @@ NO_PROGRAM = "no program"
 )
 @click.option(
     "--iteration",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, (1 << 32) - 1),
     help="Iteration whose samples to draw.  [default: 1; with --run, the one after the last]",
 )
 @click.option(

@@ -26,6 +26,10 @@ overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config."
 )
 
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Check the run and announce it, but compute and write nothing."
+)
+
 
 @click.command(
     epilog=examples(
@@ -47,9 +51,7 @@ overrides_option = click.option(
     is_flag=True,
     help="Resume although versions of packages, weights or data differ; the run records it.",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Check the run and announce it, but compute and write nothing."
-)
+@dry_run_option
 @trust_code_option
 @allow_missing_option
 def run(

@@ -1,4 +1,4 @@
-"""Watchdog of `sdjax run`: resumes a run that a program crashed or hung.
+"""Watchdog of `sdjax run` and `sdjax demo`: resumes a run that a program crashed or hung.
 
 The launching process forks before it imports JAX. The child executes the command; this process
 waits, passes signals on, and exits as the child does. If the child crashes or hangs in the merge of
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from sdjax.isolation.confine import die_with
@@ -29,9 +30,13 @@ TRUST_CODE = "--trust-code"
 def watch_run() -> None:
     """Return in a child that executes the command; the calling process exits with its status.
 
-    Runs of several processes are not watched: they must be resumed together.
+    Runs of several processes are not watched: they must be resumed together. The new folder of a
+    demo without `--out` is chosen here, since both processes must know it.
     """
     folder = _run_folder(sys.argv[2:])
+    if folder is None and sys.argv[1] == "demo":
+        folder = new_demo_folder()
+        sys.argv[2:2] = ["--out", str(folder)]
     # As in `sharding.multihost.start_distributed`, which needs JAX.
     distributed = "SDJAX_COORDINATOR" in os.environ or "," in os.environ.get(
         "TPU_WORKER_HOSTNAMES", ""
@@ -58,7 +63,12 @@ def watch_run() -> None:
         how = "hung" if hung else "crashed"
         print(f"sdjax: the run {how} in a program; it resumes without it", file=sys.stderr)
         trusted = [argument for argument in sys.argv[2:] if argument == TRUST_CODE]
-        sys.argv[2:] = ["--resume", str(folder), *trusted]
+        sys.argv[1:] = ["run", "--resume", str(folder), *trusted]
+
+
+def new_demo_folder() -> Path:
+    """Return the folder of a demo without `--out`."""
+    return Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _run_folder(arguments: list[str]) -> Path | None:

@@ -60,6 +60,23 @@ class DecoderConfig:
         return self
 
 
+def check_length(model_config: ModelConfig, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise UserError if a prompt and its new tokens exceed the model's sequence length.
+
+    Args:
+        model_config: the model that will decode.
+        prompt_length: tokens of the longest prompt, or the largest bucket.
+        max_new_tokens: maximum number of tokens generated per prompt.
+    """
+    length = prompt_length + max_new_tokens
+    if length > model_config.max_seq_len:
+        raise UserError(
+            f"prompts of up to {prompt_length} tokens and {max_new_tokens} new tokens require "
+            f"{length} tokens, but the model's maximum sequence length is "
+            f"{model_config.max_seq_len}; lower max_new_tokens, or shorten the prompts and buckets"
+        )
+
+
 def fit_decoder_config(
     model_config: ModelConfig,
     prompts: Sequence[Sequence[int]],

@@ -11,10 +11,11 @@ without JAX.
 
 import contextlib
 import json
+import math
 import signal
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sdjax.sandbox.refusal import COMPILER, Refusal
 
@@ -33,54 +34,47 @@ def too_many_attempts(number: int) -> Refusal | None:
     """
     if number <= MAX_ATTEMPTS:
         return None
-    message = "the run crashed, hung or was killed twice while it compiled or ran this program"
+    message = "the run crashed, hung or was killed while it compiled or ran this program"
     return Refusal(COMPILER, "interrupted", message)
 
 
 def pending_attempt(folder: Path) -> tuple[str, str, int] | None:
     """Return entry, setting and number of the merge that is in progress in a run's folder."""
-    with _database(folder, "ro") as connection:
-        query = "SELECT entry, setting, number FROM attempt"
-        return connection.execute(query).fetchone() if connection else None
-    return None
+    rows, _ = _execute(folder, "ro", "SELECT entry, setting, number FROM attempt")
+    return rows[0] if rows else None
 
 
 def attempt_seconds(folder: Path) -> float:
     """Return the time that a merge may take: `sandbox.apply_seconds` of the run's config."""
-    with _database(folder, "ro") as connection:
-        if connection:
-            (config,) = connection.execute("SELECT config FROM run").fetchone()
-            return float(json.loads(config)["sandbox"]["apply_seconds"])
-    return float("inf")
+    rows, _ = _execute(folder, "ro", "SELECT config FROM run")
+    if not rows:
+        return math.inf
+    # A run of sdjax 0.2 has no such key.
+    return float(json.loads(rows[0][0])["sandbox"].get("apply_seconds", math.inf))
 
 
 def make_attempt_the_last(folder: Path) -> bool:
     """Have the program of the pending merge refused; return whether there was one."""
-    changed = 0
-    with _database(folder, "rw") as connection:
-        if connection:
-            statement = "UPDATE attempt SET number = ?"
-            changed = connection.execute(statement, (MAX_ATTEMPTS,)).rowcount
-            connection.commit()
+    _, changed = _execute(folder, "rw", "UPDATE attempt SET number = ?", MAX_ATTEMPTS)
     return changed > 0
 
 
-@contextlib.contextmanager
-def _database(folder: Path, mode: str) -> Iterator[sqlite3.Connection | None]:
-    """Open a run's database; None, and no error in the block, if it cannot be read (yet)."""
+def _execute(
+    folder: Path, mode: str, statement: str, *values: int
+) -> tuple[list[tuple[Any, ...]], int]:
+    """Return the rows of a statement and how many it changed; none if the run has no database yet.
+
+    Errors of SQLite count as none, since the command itself reports them.
+    """
     path = folder / DATABASE_FILE
     if path.is_symlink() or not path.is_file():  # the command itself reports a link
-        yield None
-        return
+        return [], 0
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     try:
-        connection = sqlite3.connect(uri, uri=True, timeout=10)
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+            cursor = connection.execute(statement, values)
+            rows = cursor.fetchall()
+            connection.commit()
+            return rows, cursor.rowcount
     except sqlite3.Error:
-        yield None
-        return
-    try:
-        yield connection
-    except (sqlite3.Error, ValueError, KeyError, TypeError):
-        pass
-    finally:
-        connection.close()
+        return [], 0

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from sdjax.core.config import errors_at
 from sdjax.core.errors import UserError
-from sdjax.decoding.config import DecoderConfig
+from sdjax.decoding.config import DecoderConfig, check_length
 from sdjax.decoding.decoder import Decoder
 from sdjax.evaluation.prompts import PromptedProblem, build_prompts
 from sdjax.evaluation.task import Task, read_problems
@@ -240,10 +240,5 @@ def _read_generator(config: RunConfig, folder: Path, model: ModelConfig, seed: P
 def _build_decoder(
     model: ModelConfig, tokenizer: Tokenizer, config: DecoderConfig, mesh: Mesh | None
 ) -> Decoder:
-    length = config.buckets[-1] + config.max_new_tokens
-    if length > model.max_seq_len:
-        raise UserError(
-            f"the largest bucket plus max_new_tokens is {length} tokens, but the model's "
-            f"maximum sequence length is {model.max_seq_len}; lower one of them"
-        )
+    check_length(model, config.buckets[-1], config.max_new_tokens)
     return Decoder(model, config, tokenizer=tokenizer, mesh=mesh)

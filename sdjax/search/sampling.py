@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
-from sdjax.decoding.config import DecoderConfig, fit_slots
+from sdjax.decoding.config import DecoderConfig, check_length, fit_slots
 from sdjax.decoding.decoder import Completion, Decoder
 from sdjax.decoding.sampling import Sampling
 from sdjax.io.hf_checkpoint import load_generator, load_model
@@ -34,7 +34,7 @@ from sdjax.sharding.config import MeshConfig
 T = TypeVar("T")
 
 ADAPTERS_FOLDER = "adapters"
-# Stands for an expert that no run describes.
+# Description of an expert that no run describes.
 DEFAULT_DESCRIPTION = "a fine-tune of the seed"
 MAX_NEW_TOKENS = 512
 _BUCKET_MULTIPLE = 8
@@ -48,7 +48,8 @@ class SamplingOptions:
         prompt: name of a shipped prompt, or path of a text file.
         temperature: sampling temperature; 0 is greedy.
         top_p: nucleus sampling threshold.
-        max_new_tokens: maximum number of tokens per sample.
+        max_new_tokens: maximum number of tokens per sample; by default without a run, 512 or as
+            many as fit into the context of the model.
         rng_seed: seed of the run whose samples are drawn.
         iteration: iteration whose samples are drawn.
         slots: number of samples decoded at the same time.
@@ -119,7 +120,8 @@ def generator_of_model(
         count: number of samples, which bounds the number of slots.
 
     Raises:
-        UserError: the model or the prompt does not exist or is invalid, or the prompt is too long.
+        UserError: the model or the prompt does not exist or is invalid, or the prompt with
+            its new tokens is too long.
     """
     sampling = Sampling(temperature=_or(options.temperature, 1.0), top_p=_or(options.top_p, 1.0))
     template = find_prompt("full" if options.prompt is None else options.prompt)
@@ -153,8 +155,8 @@ def generator_of_run(
         model: another generator, as in `generator_of_model`.
 
     Raises:
-        UserError: the run, one of its models or its prompt does not exist, or the prompt is too
-            long.
+        UserError: the run, one of its models or its prompt does not exist, or the prompt with its
+            new tokens is too long.
     """
     with Store.open(folder) as store:
         config = store.config()
@@ -183,6 +185,7 @@ def generator_of_run(
         prefill_batch = min(sizes.prefill_batch, options.slots)
         sizes = dataclasses.replace(sizes, slots=options.slots, prefill_batch=prefill_batch)
     length = len(tokenizer.encode_prompt(prompt))
+    check_length(model_config, length, sizes.max_new_tokens)
     if options.prompt is not None and length > sizes.buckets[-1]:
         sizes = dataclasses.replace(sizes, buckets=(*sizes.buckets, _bucket(length)))
     return Generator(
@@ -302,7 +305,8 @@ def _fit_sizes(
             f"{config.max_seq_len}; use a shorter prompt, such as `short`"
         )
     bucket = min(_bucket(length), config.max_seq_len)
-    new_tokens = min(_or(options.max_new_tokens, MAX_NEW_TOKENS), config.max_seq_len - length)
+    new_tokens = _or(options.max_new_tokens, min(MAX_NEW_TOKENS, config.max_seq_len - length))
+    check_length(config, length, new_tokens)
     slots = options.slots
     if slots is None:
         slots = fit_slots(config, bucket + new_tokens, count)

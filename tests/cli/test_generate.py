@@ -95,6 +95,10 @@ def test_chat_template_wraps_the_prompt(tmp_path):
         (("zoo:seed", "--mesh", "tensor"), "write AXIS=SIZE"),
         (("zoo:seed", "--mesh", "model=2"), "unknown key model"),
         (("zoo:seed", "--mesh", "tensor=8"), "tensor=8 does not match 1 devices"),
+        (
+            ("zoo:seed", "--prompt", "short", "--max-new-tokens", 10**5),
+            "the model's maximum sequence length is 512; lower max_new_tokens",
+        ),
         (("--run", "nowhere"), "nowhere"),
         (("--run", "nowhere", "--experts", "2"), "--run has its own experts"),
         (("zoo:seed", "--json", "--out", "x"), "remove --json"),
@@ -106,3 +110,10 @@ def test_chat_template_wraps_the_prompt(tmp_path):
 )
 def test_mistakes_are_one_line(arguments, message):
     assert message in user_error("generate", *arguments)
+
+
+@pytest.mark.parametrize("option", ["--iteration", "--rng-seed"])
+def test_numbers_of_random_keys_are_bounded(option):
+    result = run_cli("generate", "zoo:seed", option, 5 * 10**9)
+    assert result.exit_code == 2
+    assert "5000000000 is not in the range" in result.output

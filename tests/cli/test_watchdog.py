@@ -1,6 +1,7 @@
 """The process that watches a run."""
 
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -9,6 +10,8 @@ import sys
 import time
 
 import pytest
+
+from sdjax.search.attempts import attempt_seconds, make_attempt_the_last, pending_attempt
 
 # Executes BEHAVIOR as the first child of the watchdog, and reports what a later child finds.
 SCRIPT = """
@@ -117,3 +120,39 @@ def test_signals_to_the_watchdog_reach_the_run_which_dies_with_it(folder):
         while os.path.exists(f"/proc/{child}/cwd") and time.monotonic() < deadline:
             time.sleep(0.02)
         assert process.stdout.read() == ""  # end of file: nobody has it open any more
+
+
+DEMO = """
+import os, shutil, signal, sqlite3, sys
+from pathlib import Path
+from sdjax import __main__
+from sdjax.cli import watchdog
+sys.argv = ["sdjax", "demo", "--set", "rng_seed=1"]
+assert sys.argv[1] in __main__._WATCHED
+watchdog.watch_run()
+if sys.argv[1] == "demo":
+    folder = Path(sys.argv[3])
+    folder.mkdir(parents=True)
+    shutil.copy("run.sqlite", folder)
+    with sqlite3.connect(folder / "run.sqlite") as connection:
+        connection.execute("INSERT INTO attempt VALUES ('program:a', 'main', 1)")
+    os.kill(os.getpid(), signal.SIGSEGV)
+print(*sys.argv[1:])
+"""
+
+
+def test_demo_that_crashes_in_a_merge_is_resumed_in_its_new_folder(folder):
+    command = [sys.executable, "-c", DEMO]
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    (new,) = (folder / "runs").iterdir()
+    assert result.stdout == f"run --resume runs/{new.name}\n", result.stderr
+
+
+def test_only_the_database_may_fail_while_the_run_has_none(tmp_path):
+    assert pending_attempt(tmp_path) is None
+    assert attempt_seconds(tmp_path) == math.inf
+    sqlite3.connect(tmp_path / "run.sqlite").close()  # no tables yet
+    assert pending_attempt(tmp_path) is None
+    assert not make_attempt_the_last(tmp_path)
