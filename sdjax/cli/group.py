@@ -12,7 +12,7 @@ import click
 from sdjax.cli.interrupts import INTERRUPTED, Interrupted, running_command
 from sdjax.core.errors import UserError
 from sdjax.core.logging import configure_logging
-from sdjax.core.storage_errors import file_of, storage_reason
+from sdjax.core.storage_errors import DISK_FAULTS, file_of, storage_errno, storage_reason
 from sdjax.core.visible import escape
 
 CLOSED_PIPE = 141  # exit status, as of a program that SIGPIPE ends
@@ -63,7 +63,8 @@ def exit_status(error: BaseException) -> tuple[int, str]:
     if from_output and isinstance(error, BrokenPipeError):
         return CLOSED_PIPE, ""
     where = "the output" if from_output else file_of(error)
-    if where and (reason := storage_reason(error)):
+    is_expected = from_output or storage_errno(error) in DISK_FAULTS
+    if where and is_expected and (reason := storage_reason(error)):
         return 2, f"sdjax: {where}: {reason} and run the same command again"
     return 1, "".join(traceback.format_exception(error)).rstrip()
 

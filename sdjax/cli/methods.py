@@ -48,10 +48,8 @@ def methods(name: str | None) -> None:
     elif name in available:
         echo("\n".join(describe_method(available[name])))
     else:
-        raise UserError(
-            f"no merge method {truncated_repr(name)}; {did_you_mean(name, available)}"
-            f"available: {', '.join(available)}"
-        )
+        hint = did_you_mean(name, available, f"available: {', '.join(available)}")
+        raise UserError(f"no merge method {truncated_repr(name)}; {hint}")
 
 
 def list_methods(methods: Iterable[Method]) -> list[str]:

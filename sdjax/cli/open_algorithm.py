@@ -102,8 +102,7 @@ def not_found(name: str) -> UserError:
     if os.path.isfile(f"{name}.py"):
         return UserError(f"{name}: no such file or merge method; did you mean {name}.py?")
     kind = "no such file" if name.endswith(".py") else "no such file or merge method"
-    hint = did_you_mean(name, methods()) or "see `sdjax methods`"
-    return UserError(f"{name}: {kind}; {hint}".rstrip())
+    return UserError(f"{name}: {kind}; {did_you_mean(name, methods(), 'see `sdjax methods`')}")
 
 
 def wrong_number_of_experts(name: str, count: int) -> str:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sdjax.core.errors import UserError, did_you_mean
+from sdjax.core.errors import UserError, closest_name, did_you_mean
 from sdjax.core.yaml import YamlDocument
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -161,7 +161,8 @@ def errors_at(config: object, key: str) -> Iterator[None]:
         origin = getattr(config, _ORIGIN, None)
         where = "" if origin is None else f"{origin.where(_location(key))}: "
         message = str(error).removeprefix(f"{key}: ")
-        raise type(error)(f"{where}{key}: {message}") from error
+        error.args = (f"{where}{key}: {message}",)
+        raise
 
 
 def replace_keys(config: T, **changes: Any) -> T:
@@ -171,10 +172,10 @@ def replace_keys(config: T, **changes: Any) -> T:
         config: a config from `read_dataclass` or `dataclass_from`.
         **changes: new values of its fields.
     """
-    copy = dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    changed = dataclasses.replace(config, **changes)  # type: ignore[type-var]
     if hasattr(config, _ORIGIN):
-        object.__setattr__(copy, _ORIGIN, getattr(config, _ORIGIN))
-    return copy
+        object.__setattr__(changed, _ORIGIN, getattr(config, _ORIGIN))
+    return changed
 
 
 def path_of(config: object, key: str, value: str) -> Path:
@@ -321,13 +322,14 @@ def _explain(errors: Sequence[Any], location: Location, section: Any) -> str:
     value = value if len(value) <= 60 else f"{value[:59]}…"
     message = f"{key}: must be {' or '.join(expected)}, not {value}"
     choices = re.findall(r"'(\w+)'", " ".join(expected))
-    hint = did_you_mean(str(error["input"]), choices).strip()
-    return f"{message}; {hint}" if hint else message
+    similar = closest_name(str(error["input"]), choices)
+    return message if similar is None else f"{message}; did you mean {similar}?"
 
 
 def _unknown_key(key: str, name: str, section: Any) -> str:
     allowed = [field.name for field in dataclasses.fields(section)]
-    return f"unknown key {key}; {did_you_mean(name, allowed)}allowed: {', '.join(allowed)}"
+    hint = did_you_mean(name, allowed, f"allowed: {', '.join(allowed)}")
+    return f"unknown key {key}; {hint}"
 
 
 def _apply_override(data: dict[str, Any], override: str) -> Location:

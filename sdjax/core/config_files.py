@@ -42,12 +42,11 @@ def find_config(path: str | Path, job: str | None = None) -> Path:
     if path.is_file():
         return path
     shipped = shipped_configs(job)
+    name = path.name.removesuffix(".yaml")
     is_name = path.parent in (Path("."), Path("configs"))
-    if is_name and path.stem in shipped:
-        return shipped[path.stem]
-    is_other = is_name and (CONFIG_FOLDER / f"{path.stem}.yaml").is_file()
+    if is_name and name in shipped:
+        return shipped[name]
+    is_other = is_name and (CONFIG_FOLDER / f"{name}.yaml").is_file()
     problem = "a config for another command" if is_other else "config not found"
-    raise UserError(
-        f"{path}: {problem}; {did_you_mean(path.stem, shipped)}pass a YAML file or a shipped "
-        f"config: {', '.join(shipped)}"
-    )
+    advice = f"pass a YAML file or a shipped config: {', '.join(shipped)}"
+    raise UserError(f"{path}: {problem}; {did_you_mean(path.stem, shipped, advice)}")

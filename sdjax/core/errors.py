@@ -27,8 +27,8 @@ def truncated_repr(value: Any, max_chars: int = 60) -> str:
     return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Return "did you mean X? " for the allowed name that is closest to `name`, or "".
+def closest_name(name: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed name that is most similar to `name`, or None if none is similar.
 
     Args:
         name: a name that is not allowed, such as a misspelled key or method.
@@ -36,4 +36,16 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """
     by_lower_case = {other.lower(): other for other in allowed}
     similar = difflib.get_close_matches(name.lower(), by_lower_case, 1)
-    return f"did you mean {by_lower_case[similar[0]]}? " if similar else ""
+    return by_lower_case[similar[0]] if similar else None
+
+
+def did_you_mean(name: str, allowed: Iterable[str], advice: str) -> str:
+    """Return the advice, after "did you mean X?" if an allowed name is similar to `name`.
+
+    Args:
+        name: a name that is not allowed.
+        allowed: the allowed names.
+        advice: what to do, such as "allowed: a, b".
+    """
+    similar = closest_name(name, allowed)
+    return advice if similar is None else f"did you mean {similar}? {advice}"

@@ -36,6 +36,9 @@ _REASONS = {
 }
 # Also recognized in the causes of an error, and in the messages of libraries.
 _WRAPPED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+# The fault of the machine, wherever they occur. Others, such as a missing file, may be our mistake
+# unless `storage_errors` surrounds the code.
+DISK_FAULTS = (*_WRAPPED, errno.EPERM, errno.ESTALE)
 _SQLITE = {
     sqlite3.SQLITE_READONLY_DBMOVED: errno.ENOENT,  # the file was removed or replaced
     sqlite3.SQLITE_FULL: errno.ENOSPC,

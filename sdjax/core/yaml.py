@@ -176,11 +176,8 @@ class YamlDocument:
             if key in unsupported:
                 raise self.fail(line, f"{key!r} is not supported yet")
             if key not in allowed:
-                raise self.fail(
-                    line,
-                    f"unknown key {truncated_repr(key)}; {did_you_mean(key, allowed)}allowed: "
-                    f"{', '.join(allowed)}",
-                )
+                hint = did_you_mean(key, allowed, f"allowed: {', '.join(allowed)}")
+                raise self.fail(line, f"unknown key {truncated_repr(key)}; {hint}")
         return {key: value for key, (_, value) in entries.items() if value.tag != _NULL}
 
     def items(self, node: yaml.Node, message: str) -> list[yaml.Node]:

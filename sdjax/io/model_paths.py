@@ -78,10 +78,8 @@ def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
     if name.startswith("zoo:"):
         models = zoo_models()
         if name[4:] not in models:
-            hint = did_you_mean(name[4:], models)
-            raise UserError(
-                f"{name}: no such model in the zoo; {hint}available: {', '.join(models)}"
-            )
+            hint = did_you_mean(name[4:], models, f"available: {', '.join(models)}")
+            raise UserError(f"{name}: no such model in the zoo; {hint}")
         return models[name[4:]]
     folder = _existing_folder(name, relative_to)
     if folder is not None:

@@ -56,8 +56,8 @@ class ResumableFolder:
             max_file_bytes: size limit of a file.
 
         Raises:
-            UserError: `out` is not empty or cannot be created, or another process is writing it.
-            OSError: the disk is full, or the like.
+            UserError: `out` is not empty or cannot be written, the disk is full, or another process
+                is writing it.
         """
         self.out = resolve_new_folder(out)
         self.folder = partial_path(self.out)
@@ -74,9 +74,10 @@ class ResumableFolder:
         self._descriptors: dict[str, int] = {}
         headers = b"".join(header for header, _ in self._headers.values())
         digest = hashlib.sha256(fingerprint.encode() + headers).hexdigest()
-        self._lock = lock_folder(self.folder, LOCK)
-        self._journal = (self.folder / JOURNAL).open("a+", encoding="utf-8")
-        self.done = self._resume(digest)
+        with storage_errors(out):
+            self._lock = lock_folder(self.folder, LOCK)
+            self._journal = (self.folder / JOURNAL).open("a+", encoding="utf-8")
+            self.done = self._resume(digest)
         self._missing = {file: set(names) - self.done for file, names in self._files.items()}
 
     def write(self, name: str, array: np.ndarray) -> None:

@@ -140,10 +140,8 @@ def require_layers(allow_missing: Collection[str] = ()) -> tuple[str, ...]:
             an unknown layer.
     """
     if unknown := sorted(set(allow_missing) - set(LAYERS)):
-        raise UserError(
-            f"allow_missing: unknown layer {unknown[0]!r}; {did_you_mean(unknown[0], LAYERS)}the "
-            f"layers are {', '.join(LAYERS)}"
-        )
+        advice = did_you_mean(unknown[0], LAYERS, f"the layers are {', '.join(LAYERS)}")
+        raise UserError(f"allow_missing: unknown layer {unknown[0]!r}; {advice}")
     missing = _missing()
     if refused := [name for name in missing if name not in allow_missing]:
         flags = " ".join(f"--allow-missing {name}" for name in refused)

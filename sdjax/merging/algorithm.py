@@ -198,9 +198,9 @@ def _checked_values(
 ) -> dict[str, Any]:
     for key in values:
         if key not in defaults:
-            available = ", ".join(defaults) or "none"
-            hint = did_you_mean(key, defaults)
-            raise UserError(f"{name}: no hyperparameter {key!r}; {hint}available: {available}")
+            available = f"available: {', '.join(defaults) or 'none'}"
+            hint = did_you_mean(key, defaults, available)
+            raise UserError(f"{name}: no hyperparameter {key!r}; {hint}")
     return {key: check_value(name, key, types[key], value) for key, value in values.items()}
 
 

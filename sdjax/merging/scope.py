@@ -49,11 +49,9 @@ def select_paths(paths: Iterable[str], scope: Scope) -> tuple[str, ...]:
             example = (
                 f"such as {available[len(available) // 2]!r}" if available else "(there are none)"
             )
-            hint = did_you_mean(pattern, ("all", *_MODULES))
-            raise UserError(
-                f"scope {pattern!r} matches no tensor; {hint}use all, mlp, attention or a glob "
-                f"pattern over paths {example}"
-            )
+            advice = f"use all, mlp, attention or a glob pattern over paths {example}"
+            hint = did_you_mean(pattern, ("all", *_MODULES), advice)
+            raise UserError(f"scope {pattern!r} matches no tensor; {hint}")
         selected |= found
     return tuple(sorted(selected))
 

@@ -54,10 +54,10 @@ class Prompt:
             if identifier not in PLACEHOLDERS:
                 found = re.search(rf"\$\{{?{identifier}\b", self.text)
                 line = self.text.count("\n", 0, found.start() if found else 0) + 1
-                allowed = ", ".join(f"${name}" for name in PLACEHOLDERS)
+                allowed = f"allowed: {', '.join(f'${name}' for name in PLACEHOLDERS)}"
                 raise UserError(
                     f"prompt {self.name}, line {line}: unknown placeholder ${identifier}; "
-                    f"{did_you_mean(identifier, PLACEHOLDERS)}allowed: {allowed}; "
+                    f"{did_you_mean(identifier, PLACEHOLDERS, allowed)}; "
                     f"write $${identifier} for a dollar sign"
                 )
 
@@ -113,9 +113,10 @@ def find_prompt(name: str, *, relative_to: Path | None = None) -> Prompt:
     paths = [path] if relative_to is None else [relative_to / path, path]
     existing = next((path for path in paths if path.is_file()), None)
     if existing is None:
+        advice = f"pass a text file or one of {', '.join(names())}"
         raise UserError(
             f"prompt {truncated_repr(name)}: no such file, and not the name of a shipped prompt; "
-            f"{did_you_mean(name, names())}pass a text file or one of {', '.join(names())}"
+            f"{did_you_mean(name, names(), advice)}"
         )
     return Prompt(name=name, text=_read(existing))
 

@@ -18,7 +18,7 @@ from sdjax.core.config import (
     PositiveFloat,
     PositiveInt,
 )
-from sdjax.core.errors import did_you_mean
+from sdjax.core.errors import closest_name
 from sdjax.models.lora import ALL_PROJECTIONS
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.losses import LOSSES
@@ -27,8 +27,9 @@ from sdjax.training.losses import LOSSES
 def _one_of(names: Collection[str]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
-            hint = did_you_mean(name, names)
-            raise ValueError(f"must be one of {', '.join(names)}, not {name}; {hint}".rstrip("; "))
+            similar = closest_name(name, names)
+            hint = "" if similar is None else f"; did you mean {similar}?"
+            raise ValueError(f"must be one of {', '.join(names)}, not {name}{hint}")
         return name
 
     return AfterValidator(check)

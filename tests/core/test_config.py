@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
@@ -5,7 +6,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from sdjax.core.config import STRICT, PositiveInt, dataclass_from, errors_at, read_dataclass
-from sdjax.core.errors import TransientError, UserError, did_you_mean
+from sdjax.core.config_files import CONFIG_FOLDER, find_config
+from sdjax.core.errors import TransientError, UserError, closest_name, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -120,7 +122,25 @@ def test_options_set_top_level_keys(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("steqs", "did you mean Steps? "), ("zzz", ""), ("STEPS", "did you mean Steps? ")],
+    [("steqs", "did you mean Steps? use it"), ("zzz", "use it")],
 )
 def test_did_you_mean(name, hint):
-    assert did_you_mean(name, ["Steps", "names"]) == hint
+    assert did_you_mean(name, ["Steps", "names"], "use it") == hint
+
+
+def test_closest_name_ignores_case():
+    assert closest_name("STEPS", ["Steps", "names"]) == "Steps"
+    assert closest_name("zzz", ["Steps", "names"]) is None
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.yaml", "configs/demo.yaml", Path("configs/demo")])
+def test_shipped_config_is_found_by_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == CONFIG_FOLDER / "demo.yaml"
+
+
+@pytest.mark.parametrize("name", ["demo.new", "demo.yml", "demo.yaml.yaml", "other/demo"])
+def test_similar_name_is_not_a_shipped_config(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="config not found; "):
+        find_config(name)

@@ -68,10 +68,8 @@ def find_task(
             )
         kind = _import_task(name)
     else:
-        raise UserError(
-            f"unknown task {name!r}: {did_you_mean(name, TASKS)}use one of {', '.join(TASKS)}, an "
-            "existing .jsonl file, or a class (module:Class)"
-        )
+        known = f"use one of {', '.join(TASKS)}, an existing .jsonl file, or a class (module:Class)"
+        raise UserError(f"unknown task {name!r}: {did_you_mean(name, TASKS, known)}")
     parameters = inspect.signature(kind).parameters
     for key, value in settings.items():
         if key not in parameters and value:

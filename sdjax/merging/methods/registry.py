@@ -81,8 +81,8 @@ def algorithm(name: str, **hyperparameters: Any) -> Algorithm:
     """
     available = methods()
     if name not in available:
-        hint = did_you_mean(name, available)
-        raise UserError(f"no merge method {name!r}; {hint}available: {', '.join(available)}")
+        hint = did_you_mean(name, available, f"available: {', '.join(available)}")
+        raise UserError(f"no merge method {name!r}; {hint}")
     return available[name].bind(**hyperparameters)
 
 

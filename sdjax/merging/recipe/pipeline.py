@@ -142,8 +142,7 @@ def write_merged(
     """
     specs = {step.name: step.spec for step in plan.steps}
     fingerprint = _fingerprint(plan, provenance, chat_template)
-    with storage_errors(out, then=_RESUME):
-        writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
+    writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
     resumed = len(writer.done)
     try:
         with storage_errors(out, then=_RESUME):

@@ -53,8 +53,8 @@ def find_method(
             raise recipe.fail("merge_method", message)
         return _program_method(recipe, open_model, load_program)
     if name not in available:
-        hint = did_you_mean(name, available)
-        message = f"no merge_method {truncated_repr(name)}; {hint}available: {', '.join(available)}"
+        hint = did_you_mean(name, available, f"available: {', '.join(available)}")
+        message = f"no merge_method {truncated_repr(name)}; {hint}"
         raise recipe.fail("merge_method", message)
     return available[name], None
 

@@ -371,10 +371,9 @@ class _SlicePlanner:
                     note = value.fail(f"{message}; ignored, as by mergekit")
                     self.notes.append(str(note))
                     continue
-                hint = did_you_mean(key, allowed)
-                raise self._recipe.fail(
-                    value.line, f"{message}; {hint}allowed: {', '.join(sorted(allowed)) or 'none'}"
-                )
+                listed = f"allowed: {', '.join(sorted(allowed)) or 'none'}"
+                hint = did_you_mean(key, allowed, listed)
+                raise self._recipe.fail(value.line, f"{message}; {hint}")
 
     def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from sdjax.core.errors import UserError, did_you_mean, truncated_repr
+from sdjax.core.errors import UserError, closest_name, did_you_mean, truncated_repr
 from sdjax.core.yaml import YamlDocument
 from sdjax.merging.recipe.parameters import ParameterMap, ParameterValue
 
@@ -209,11 +209,10 @@ class _RecipeDocument(YamlDocument):
         for key, (line, _) in entries.items():
             if key in TOP_LEVEL_KEYS:
                 continue
-            if hint := did_you_mean(key, TOP_LEVEL_KEYS):
-                allowed = ", ".join(TOP_LEVEL_KEYS)
-                raise self.fail(
-                    line, f"unknown key {truncated_repr(key)}; {hint}allowed: {allowed}"
-                )
+            if closest_name(key, TOP_LEVEL_KEYS) is not None:
+                listed = f"allowed: {', '.join(TOP_LEVEL_KEYS)}"
+                hint = did_you_mean(key, TOP_LEVEL_KEYS, listed)
+                raise self.fail(line, f"unknown key {truncated_repr(key)}; {hint}")
             self.note(line, f"the key {truncated_repr(key)} means nothing; ignored")
         values = self.mapping(self.root, "a recipe", allowed=tuple(entries))  # without null
         return {key: value for key, value in values.items() if key in TOP_LEVEL_KEYS}

@@ -185,8 +185,8 @@ def _static_values(
     static: dict[str, bool | int | str] = {}
     for name, value in signature.parameters:
         if name not in types:
-            problem = f"no hyperparameter {name!r}; {did_you_mean(name, types)}"
-            raise _refuse(f"{problem}available: {listed or 'none'}", "hyperparameter")
+            hint = did_you_mean(name, types, f"available: {listed or 'none'}")
+            raise _refuse(f"no hyperparameter {name!r}; {hint}", "hyperparameter")
         is_static = types[name] in ("bool", "int", "str")
         if value is None:
             if is_static:
