@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,7 +147,8 @@ def _joined_processes(folder: Path | None) -> Iterator[None]:
         from sdjax.search.database import DATABASE_FILE
 
         started = folder is not None and (folder / DATABASE_FILE).exists()
-        return f"resume with: sdjax run --resume {folder}" if started else "nothing was saved"
+        command = f"sdjax run --resume {shlex.quote(str(folder))}"
+        return f"resume with: {command}" if started else "nothing was saved"
 
     if start_distributed():
         handle_signals()  # JAX has replaced a handler

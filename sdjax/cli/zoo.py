@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -35,5 +36,5 @@ def zoo_train(out: Path) -> None:
     """Train the zoo from scratch, which takes about half an hour on two cores."""
     from sdjax.zoo.train import train_zoo
 
-    with resume_hint(f"resume with: sdjax zoo train --out {out}"):
+    with resume_hint(f"resume with: sdjax zoo train --out {shlex.quote(str(out))}"):
         echo(str(train_zoo(out)))

@@ -49,18 +49,35 @@ def locate(name: str, *, relative_to: Path | None = None) -> tuple[Path, Path | 
 
     Args:
         name: MODEL or MODEL+ADAPTER, both as in `model_folder`; an existing folder with `+` in its
-            name is that folder.
+            name is that folder. Of several `+`, the one between two existing models separates them,
+            or else the last.
         relative_to: folder that is searched before the working directory.
 
     Raises:
         UserError: there is no such model or adapter, or it cannot be downloaded.
     """
-    model, _, adapter = name.partition("+")
+    model, adapter = _split(name, relative_to)
     if not adapter or _existing_folder(name, relative_to) is not None:
         return model_folder(name, relative_to=relative_to), None
     return model_folder(model, relative_to=relative_to), model_folder(
         adapter, relative_to=relative_to
     )
+
+
+def _split(name: str, relative_to: Path | None) -> tuple[str, str]:
+    """Return MODEL and ADAPTER of a name; ADAPTER is "" if there is none."""
+    splits = [(name[: plus.start()], name[plus.end() :]) for plus in re.finditer(r"\+", name)]
+    for model, adapter in splits:
+        if _may_exist(model, relative_to) and _may_exist(adapter, relative_to):
+            return model, adapter
+    return splits[-1] if splits else (name, "")
+
+
+def _may_exist(name: str, relative_to: Path | None) -> bool:
+    """Return whether a name is that of a folder or of the zoo, or may be one on Hugging Face."""
+    is_remote = HUB_NAME.fullmatch(name) is not None
+    is_zoo = name.startswith("zoo:") and name[4:] in zoo_models()
+    return is_remote or is_zoo or bool(name and _existing_folder(name, relative_to))
 
 
 def model_folder(name: str, *, relative_to: Path | None = None) -> Path:

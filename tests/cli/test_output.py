@@ -1,7 +1,9 @@
 """Text of others in the output of commands."""
 
 import ast
+import errno
 import logging
+import os
 import unicodedata
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import sdjax.cli
-from sdjax.cli.group import Group, echo
+from sdjax.cli.group import Group, echo, exit_status
 from sdjax.core.errors import UserError
 from sdjax.core.logging import configure_logging
 from sdjax.core.visible import escape
@@ -79,3 +81,17 @@ def test_commands_print_through_echo_alone():
         ("group.py", "start + escape(message)"),
         ("watchdog.py", "f'sdjax: the run {how} in a program; it resumes without it'"),
     }
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ESTALE])
+def test_fault_of_the_disk_is_a_user_error_wherever_it_occurs(number):
+    status, message = exit_status(OSError(number, os.strerror(number), "results.jsonl"))
+    assert status == 2
+    assert message.startswith("sdjax: results.jsonl: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ENOTDIR])
+def test_missing_file_that_no_code_expects_is_an_internal_error(number):
+    status, message = exit_status(OSError(number, os.strerror(number), "internal"))
+    assert status == 1
+    assert "OSError" in message or "Error: [Errno" in message

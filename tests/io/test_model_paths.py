@@ -103,3 +103,15 @@ def test_locate_model_with_adapter(tmp_path, monkeypatch):
     assert locate("a+b", relative_to=here) == (here / "a+b", None)
     with pytest.raises(UserError, match=f"d: no such model folder in {here} or in"):
         locate("a+d", relative_to=here)
+
+
+def test_plus_in_the_name_of_a_folder_does_not_separate_an_adapter(tmp_path, monkeypatch):
+    for name in ("c++/seed", "c++/ad"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate("c++/seed+c++/ad") == (Path("c++/seed"), Path("c++/ad"))
+    assert locate("zoo:seed+c++/ad")[1] == Path("c++/ad")
+    with pytest.raises(UserError, match=r"^missing: no such model folder"):  # the last one
+        locate("c++/seed+missing")
+    with pytest.raises(UserError, match=r"^c\+\+/none: no such model folder"):
+        locate("c++/none+missing")
