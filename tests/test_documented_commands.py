@@ -69,7 +69,7 @@ def check_sdjax(arguments):
         return
     values = command.make_context(command.name, list(rest)).params
     config = values.get("config")
-    if config is None or not re.search(r"[a-z]", config):  # CONFIG stands for any
+    if config is None or not re.search(r"[a-z]", config):  # CONFIG means any
         return
     path, overrides = ROOT / config, values["overrides"]
     if command.name == "train":

@@ -30,9 +30,9 @@ from sdjax.core.logging import configure_logging
 from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import BaselinesConfig, RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
-from sdjax.search.database import DATABASE_FILE
 from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search
 from sdjax.search.phases import generate, judge, score_programs
 from sdjax.search.ranking import complete_scores

@@ -17,7 +17,6 @@ mesh_option = click.option(
     help="Devices per axis: data, fsdp, tensor.  [default: all devices on tensor]",
 )
 
-
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),

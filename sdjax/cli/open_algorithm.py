@@ -150,7 +150,7 @@ def judged_algorithm(
     Args:
         file: Python file that defines `merge_models` or `merge_trees`.
         signature: expert slots, tensors and limits.
-        parameters: values of hyperparameters by name. None stands for values that are set later, by
+        parameters: values of hyperparameters by name. None means values that are set later, by
             `Algorithm.bind`; only traced hyperparameters may have them.
         allow_missing: layers of confinement that this machine may lack.
         trial: what the merge will compile, if the program is tried first.

@@ -144,7 +144,7 @@ def _joined_processes(folder: Path | None) -> Iterator[None]:
     from sdjax.sharding.multihost import exit_together, start_distributed
 
     def hint() -> str:
-        from sdjax.search.database import DATABASE_FILE
+        from sdjax.search.attempts import DATABASE_FILE
 
         started = folder is not None and (folder / DATABASE_FILE).exists()
         command = f"sdjax run --resume {shlex.quote(str(folder))}"

@@ -23,7 +23,6 @@ COLORS = {
     "seed": "#000000",
     "expert": "#E69F00",
     "method": "#009E73",
-    "control": "#CC79A7",
     "program": "#0072B2",
 }
 LINES = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")

@@ -10,7 +10,7 @@ from sdjax.search.ranking import best_method, complete_scores, rank_key, ranked_
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN, TEST, Entry, Summary
 
-KINDS = ("seed", "expert", "method", "control", "program")
+KINDS = ("seed", "expert", "method", "program")
 METRICS = ("strict", "flexible")
 
 

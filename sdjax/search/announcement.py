@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 
 from sdjax.core.errors import UserError
+from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, read_prompt
-from sdjax.search.database import DATABASE_FILE, is_unused
+from sdjax.search.database import is_unused
 from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import main_process_layers
 from sdjax.search.plan import RunPlan, plan_run

@@ -22,10 +22,10 @@ from sdjax.core.storage_errors import storage_errors, storage_reason
 from sdjax.io.atomic_write import commit, partial_path
 from sdjax.io.links import check_own_folder
 from sdjax.io.lock import lock_folder
-from sdjax.search.attempts import DATABASE_FILE as DATABASE_FILE
+from sdjax.search.attempts import DATABASE_FILE
 
 LOCK_FILE = "run.lock"
-VERSION = 4  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
+VERSION = 5  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
 OLDEST_VERSION = 3
 
 

@@ -21,9 +21,9 @@ from sdjax.sandbox.merge_trial import MergeTrial
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
+from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.context import RunContext
-from sdjax.search.database import DATABASE_FILE
 from sdjax.search.provenance import run_inputs
 from sdjax.search.resume import resume_store, stored_config_changes
 from sdjax.search.store import Store

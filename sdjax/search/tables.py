@@ -239,7 +239,7 @@ TABLES: dict[type, Table[Any]] = {
             key=("name",),
             on_conflict="ignore",
             references={"identity": "program(identity)"},
-            constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program', 'control'))",),
+            constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program'))",),
         ),
         Table(
             name="application",
@@ -286,8 +286,7 @@ TABLES: dict[type, Table[Any]] = {
 
 
 def migrations() -> dict[int, str]:
-    """Return the statements that add the newer tables to a database, by its version."""
-    return {
-        version: "\n".join(t.schema() for t in TABLES.values() if t.since == version + 1)
-        for version in sorted({t.since - 1 for t in TABLES.values()})[1:]
-    }
+    """Return the statements that lead from a version of a database to the next, by version."""
+    new_tables = "\n".join(table.schema() for table in TABLES.values() if table.since == 4)
+    # All checkpoints had the same role.
+    return {3: new_tables, 4: "ALTER TABLE checkpoint DROP COLUMN role;"}

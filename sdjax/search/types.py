@@ -120,14 +120,12 @@ class Checkpoint:
     Attributes:
         name: "generator-N".
         iteration: iteration on whose pairs the generator was trained.
-        role: "generator".
         path: path within the run's folder.
         detail: the number of pairs.
     """
 
     name: str
     iteration: int
-    role: str = "generator"
     path: str
     detail: Mapping[str, Any] = field(default_factory=dict)
 
@@ -328,7 +326,7 @@ class Entry:
     Attributes:
         name: name such as "seed", "expert:expert_1", "method:ties(density=0.4)" or
             "program:IDENTITY".
-        kind: "seed", "expert", "method", "program" or "control".
+        kind: "seed", "expert", "method" or "program".
         identity: identity of a program; None for other kinds.
         detail: name, hyperparameters and grids of a method.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from sdjax.io.model_paths import zoo_models
-from sdjax.search.database import DATABASE_FILE
+from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.store import Store
 from sdjax.search.types import StoredPair
 

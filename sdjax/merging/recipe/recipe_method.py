@@ -26,7 +26,7 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...], str]]
 LoadProgram = Callable[[Path, Sequence[str], Tensors, Mapping[str, Any]], tuple[Algorithm, str]]
 """Judges (file, experts, path to (kind, shape, dtype), hyperparameters); returns it with its text.
 
-The hyperparameters are those of the recipe. None stands for values that differ between tensors or
+The hyperparameters are those of the recipe. None means values that differ between tensors or
 models, which only traced hyperparameters may have.
 """
 
