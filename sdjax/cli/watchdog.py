@@ -46,6 +46,7 @@ def watch_run() -> None:
     parent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     while True:
+        left_over = pending_attempt(folder)  # by an earlier process
         child = os.fork()
         if child == 0:
             die_with(parent)
@@ -56,7 +57,7 @@ def watch_run() -> None:
         for number in signal.sigpending() & set(_PASSED_ON):
             signal.sigwaitinfo([number])
             os.kill(child, number)
-        status, hung = _wait(child, folder)
+        status, hung = _wait(child, folder, left_over)
         crashed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES
         if not (hung or crashed) or not make_attempt_the_last(folder):
             _exit_like(status)
@@ -81,9 +82,18 @@ def _run_folder(arguments: list[str]) -> Path | None:
     return None
 
 
-def _wait(child: int, folder: Path) -> tuple[int, bool]:
-    """Wait for the child; end it if it hangs. Return its wait status and whether it hung."""
-    watched = left_over = pending_attempt(folder)  # by an earlier process
+def _wait(child: int, folder: Path, left_over: tuple[str, str, int] | None) -> tuple[int, bool]:
+    """Wait for the child; end it if it hangs.
+
+    Args:
+        child: the process that executes the command.
+        folder: the run folder.
+        left_over: the merge that was in progress before the child began.
+
+    Returns:
+        the child's wait status, and whether it hung.
+    """
+    watched = left_over
     seconds, stopped, hung = 0.0, False, False
     # Not `sigtimedwait`, which may return an undefined signal after this process was stopped.
     signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
