@@ -1,6 +1,7 @@
 """Commands as a user calls them, and the user errors they report."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -350,6 +351,7 @@ def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
     result = run_cli("train", "warmstart", job)
     assert result.exit_code == 0, result.output
     assert "8 candidates, prompt of" in result.output
+    assert re.search(r"; \d new training programs, \d{5} with those of the start", result.output)
     files = {path.name for path in (tmp_path / "warm").iterdir()}
     assert {"model.safetensors", "training_programs.npy", "training_programs.json.gz"} <= files
 

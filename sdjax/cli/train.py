@@ -149,10 +149,10 @@ def _run_job(kind: str, job: TrainingJob, *, accept_versions: bool) -> str:
         versions=versions,
         accept_versions=accept_versions,
     )
-    count = _write_result(job, trainable, trained, adapter, candidates, out, mesh)
+    programs = _write_result(job, trainable, trained, adapter, candidates, out, mesh)
     shutil.rmtree(work_folder / "checkpoints", ignore_errors=True)
     (work_folder / "reference.npz").unlink(missing_ok=True)
-    suffix = f"; {count} distinct training programs" if candidates else ""
+    suffix = f"; {programs}" if programs else ""
     if not losses:
         return f"{out}: written from its last checkpoint{suffix}"
     first, last = min(losses), max(losses)
@@ -288,8 +288,8 @@ def _write_result(
     candidates: Sequence[str],
     out: Path,
     mesh: Mesh | None,
-) -> int:
-    """Write the model or the adapter; return the number of distinct training programs."""
+) -> str:
+    """Write the model or the adapter; return the number of training programs, or ""."""
     import dataclasses
 
     import jax
@@ -312,7 +312,7 @@ def _write_result(
 
     folder, merged_adapter = locate(job.model)
     start_folder = merged_adapter or folder if job.adapter is None else model_folder(job.adapter)
-    extra_files, count = training_program_files(start_folder), 0
+    extra_files, summary = training_program_files(start_folder), ""
     if candidates:
         assert isinstance(job, WarmstartJob)
         signature = model_signature(trainable.config, default_slots(len(job.experts)), job.scope)
@@ -320,16 +320,20 @@ def _write_result(
             candidates,
             candidate_identities(candidates, signature),
             signature=signature_digest(signature),
-        ).union(read_training_programs(start_folder))
-        extra_files = programs.write(out.with_name(f"{out.name}.training"))
-        count = len(programs.identities)
+        )
+        earlier = read_training_programs(start_folder)
+        union = programs.union(earlier)
+        extra_files = union.write(out.with_name(f"{out.name}.training"))
+        total = len(union.identities)
+        new = total - (0 if earlier is None else len(earlier.identities))
+        summary = f"{new} new training programs, {total} with those of the start"
     if adapter is not None:
         adapter = dataclasses.replace(adapter, factors=trained)
     if job.save == "adapter":
         assert adapter is not None  # checked by the config class
         base = str(folder) if merged_adapter is None else job.model
         write_adapter(out, trainable.config, adapter, base=base, extra_files=extra_files)
-        return count
+        return summary
     # Stored in the dtypes of the original model, regardless of the compute dtype.
     original = load_model(job.model, mesh=mesh)[1]
     if adapter is None:
@@ -337,4 +341,4 @@ def _write_result(
     else:
         params = merge_lora(original, adapter)
     write_model(out, trainable.config, params, assets_from=folder, extra_files=extra_files)
-    return count
+    return summary

@@ -30,10 +30,13 @@ def zoo_list() -> None:
     "--out",
     type=FOLDER_PATH,
     required=True,
-    help="Folder to write; resumes if the folder contains part of the zoo.",
+    help="Folder to write; resumes with the first model that the folder lacks.",
 )
 def zoo_train(out: Path) -> None:
-    """Train the zoo from scratch, which takes about half an hour on two cores."""
+    """Train the zoo from scratch, which takes about half an hour on two cores.
+
+    Complete models in the folder are kept, whichever versions of the packages trained them.
+    """
     from sdjax.zoo.train import train_zoo
 
     with resume_hint(f"resume with: sdjax zoo train --out {shlex.quote(str(out))}"):

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -202,6 +203,7 @@ class ResultsFolder:
         self.by_id[result.id] = result
         if self._folder is not None:
             with storage_errors(self._folder):
+                os.stat(self._folder / RESULTS)  # writing to a removed file does not fail
                 print(result.to_json(), file=self._file, flush=True)
 
     def finish(self, order: Sequence[str]) -> None:

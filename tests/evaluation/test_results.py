@@ -103,6 +103,15 @@ def test_full_disk_raises_user_error(scored, tmp_path, monkeypatch):
             kept.add(results.read_results(scored)[0])
 
 
+def test_folder_removed_during_the_run_is_noticed_at_the_next_result(scored, tmp_path):
+    with results.ResultsFolder(tmp_path / "out", {"model": "m"}) as kept:
+        first, second = results.read_results(scored)[:2]
+        kept.add(first)
+        shutil.rmtree(tmp_path / "out")
+        with pytest.raises(UserError, match=r"results\.jsonl: no such file or folder; "):
+            kept.add(second)
+
+
 def test_other_versions_are_accepted_only_on_request(scored, tmp_path):
     folder = tmp_path / "seed"
     shutil.copytree(scored, folder)
