@@ -9,6 +9,8 @@ import click
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from sdjax.sharding.config import MeshConfig
 
 mesh_option = click.option(
@@ -38,6 +40,8 @@ def parse_mesh(text: str | None) -> MeshConfig | None:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
+        if axis in sizes:
+            raise UserError(f"--mesh {text}: {axis} is already set; name it once")
         try:
             sizes[axis] = int(size)
         except ValueError:
@@ -45,3 +49,17 @@ def parse_mesh(text: str | None) -> MeshConfig | None:
                 f"--mesh {text}: write AXIS=SIZE, such as data=2,tensor=4; -1 is the rest"
             ) from None
     return dataclass_from(MeshConfig, sizes, f"--mesh {text}")
+
+
+def make_mesh(text: str | None) -> Mesh | None:
+    """Return the mesh of `--mesh` over all devices; None for a single device.
+
+    Raises:
+        UserError: as `parse_mesh`, or sizes that do not match the devices.
+    """
+    from sdjax.sharding.config import MeshConfig
+
+    try:
+        return (parse_mesh(text) or MeshConfig()).make(default_axis="tensor")
+    except UserError as error:
+        raise UserError(str(error).replace("mesh:", "--mesh:", 1)) from None

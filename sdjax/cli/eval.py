@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from sdjax.cli.device_options import dtype_option, mesh_option, parse_mesh
+from sdjax.cli.device_options import dtype_option, make_mesh, mesh_option
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.sandbox_options import allow_missing_option, trust_code_option
@@ -95,29 +95,29 @@ def evaluate(
     if model is None:
         raise UserError("eval requires MODEL, or --compare A B")
     from sdjax.evaluation import api
-    from sdjax.sharding.config import MeshConfig
 
     hint = "run the same command to resume" if out else "use --out DIR to make it resumable"
     with resume_hint(hint):
-        devices = (parse_mesh(mesh) or MeshConfig()).make(default_axis="tensor")
+        devices = make_mesh(mesh)
         evaluation = api.evaluate(model, task, out=out, mesh=devices, **options)
     echo(_report(evaluation, chat=options["chat"]))
 
 
 def _report(evaluation: Evaluation, *, chat: bool) -> str:
     """Return a table of accuracies by kind of problem, and the failures."""
-    from sdjax.evaluation.results import METRICS
+    from sdjax.evaluation.results import EQUAL_METRICS, METRICS
+    from sdjax.evaluation.statistics import aligned_percents
 
     kinds = evaluation.by_kind()
     rows = (kinds if len(kinds) > 1 else {}) | {"all": evaluation}
-    width = max(map(len, rows))
-    table = []
-    for name, row in rows.items():
-        cells = []
-        for metric in METRICS:
-            interval = getattr(row, metric)
-            cells.append(f"{metric} {interval.in_percent()}")
-        table.append(f"{name:{width}s}  {'   '.join(cells)}")
+    equal = all(problem.strict == problem.flexible for problem in evaluation.problems)
+    columns = [[name.ljust(max(map(len, rows))) for name in rows]]
+    for metric in METRICS[:1] if equal else METRICS:
+        cells = aligned_percents([getattr(row, metric) for row in rows.values()])
+        columns.append([cell if equal else f"{metric} {cell}" for cell in cells])
+    table = ["   ".join(row) for row in zip(*columns, strict=True)]
+    if equal:
+        table.append(EQUAL_METRICS)
     failures = [
         f"{count} counted as wrong: {reason}" for reason, count in evaluation.failures.items()
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -43,7 +45,8 @@ def methods(name: str | None) -> None:
 
     available = all_methods()
     if name is None:
-        echo("\n".join(list_methods(available.values())))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        echo("\n".join(list_methods(available.values(), width)))
         echo("\n`sdjax methods NAME` describes one: formula, hyperparameters, recipe keys.")
     elif name in available:
         echo("\n".join(describe_method(available[name])))
@@ -52,23 +55,36 @@ def methods(name: str | None) -> None:
         raise UserError(f"no merge method {truncated_repr(name)}; {hint}")
 
 
-def list_methods(methods: Iterable[Method]) -> list[str]:
-    """Return one line of at most 80 columns per method: its name and its summary."""
+def list_methods(methods: Iterable[Method], width: int | None) -> list[str]:
+    """Return one line per method: its name and its summary.
+
+    Args:
+        methods: the methods.
+        width: maximum length of a line; None for summaries in full.
+    """
     methods = tuple(methods)
-    width = max(len(method.name) for method in methods) + len(_INDENT)
+    name_width = max(len(method.name) for method in methods) + len(_INDENT)
     lines = []
     for method in methods:
-        # The summary starts with the method's full name, which repeats the first column.
-        summary = method.summary.rpartition(": ")[2]
-        lines.append(
-            f"{method.name:<{width}}{textwrap.shorten(summary, _WIDTH - width, placeholder=' …')}"
-        )
+        summary = _title_and_summary(method)[1]
+        if width is not None:
+            summary = textwrap.shorten(summary, max(width - name_width, 8), placeholder=" …")
+        lines.append(f"{method.name:<{name_width}}{summary}")
     return lines
+
+
+def _title_and_summary(method: Method) -> tuple[str, str]:
+    """Split "TIES: trim each task vector" into the method's full name and its summary."""
+    title, colon, summary = method.summary.partition(": ")
+    return (title, summary) if colon else ("", method.summary)
 
 
 def describe_method(method: Method) -> list[str]:
     """Return the lines that describe one method in full, at most 80 columns wide."""
-    paragraphs = [f"{method.name}: {method.summary}", *method.description.split("\n\n")]
+    title, summary = _title_and_summary(method)
+    repeated = title.lower().replace(" ", "_") in ("", method.name)
+    heading = method.name if repeated else f"{method.name} ({title})"
+    paragraphs = [f"{heading}: {summary}", *method.description.split("\n\n")]
     lines = []
     for paragraph in paragraphs:
         lines += [*textwrap.wrap(" ".join(paragraph.split()), _WIDTH), ""]

@@ -8,8 +8,8 @@ import numpy as np
 from scipy import stats
 
 from sdjax.core.errors import UserError
-from sdjax.evaluation.results import METRICS, ProblemResult, read_results
-from sdjax.evaluation.statistics import accuracy_interval, paired_difference
+from sdjax.evaluation.results import EQUAL_METRICS, METRICS, ProblemResult, read_results
+from sdjax.evaluation.statistics import accuracy_interval, aligned_percents, paired_difference
 
 
 def compare(first: Path, second: Path) -> str:
@@ -41,21 +41,32 @@ def compare(first: Path, second: Path) -> str:
             lines.append(f"{unpaired} problems of {name} are skipped: the other does not have them")
     if different := sum(a[id].prompt_sha256 != b[id].prompt_sha256 for id in ids):
         lines.append(f"{different} problems have different prompts")
-    for metric in METRICS:
-        lines.append(_compare_metric(metric, [a[id] for id in ids], [b[id] for id in ids]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_table([a[id] for id in ids], [b[id] for id in ids])])
 
 
-def _compare_metric(metric: str, a: list[ProblemResult], b: list[ProblemResult]) -> str:
-    correct = [[getattr(result, metric) for result in results] for results in (a, b)]
-    cells = []
-    for name, values in zip("AB", correct, strict=True):
-        interval = accuracy_interval(values)
-        cells.append(f"{name} {interval.in_percent()}")
-    difference = paired_difference(correct[1], correct[0])
-    only_a, only_b = (int(np.greater(x, y).sum()) for x, y in (correct, correct[::-1]))
-    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return (
-        f"{metric:9s} {'  '.join(cells)}  B - A {difference.in_percent(signed=True)}  "
-        f"only A {only_a}, only B {only_b}, p {p:.3g}"
+def _table(a: list[ProblemResult], b: list[ProblemResult]) -> list[str]:
+    """Return one line per metric, or a single one if the metrics agree on every problem."""
+    equal = all(result.strict == result.flexible for result in (*a, *b))
+    metrics = METRICS[:1] if equal else METRICS
+    correct = [[[getattr(r, metric) for r in results] for metric in metrics] for results in (a, b)]
+    names = ["accuracy"] if equal else [metric.ljust(8) for metric in metrics]
+    firsts, seconds = (
+        aligned_percents([accuracy_interval(values) for values in results]) for results in correct
     )
+    differences = aligned_percents(
+        [paired_difference(y, x) for x, y in zip(*correct, strict=True)], signed=True
+    )
+    counts = [_only_one_solves(x, y) for x, y in zip(*correct, strict=True)]
+    lines = [
+        f"{name}  A {first}  B {second}  B - A {difference}  {count}"
+        for name, first, second, difference, count in zip(
+            names, firsts, seconds, differences, counts, strict=True
+        )
+    ]
+    return [*lines, EQUAL_METRICS] if equal else lines
+
+
+def _only_one_solves(a: list[bool], b: list[bool]) -> str:
+    only_a, only_b = int(np.greater(a, b).sum()), int(np.greater(b, a).sum())
+    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return f"only A {only_a}, only B {only_b}, p {p:.3g}"

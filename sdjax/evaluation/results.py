@@ -32,6 +32,7 @@ from sdjax.io.safetensors_reader import read_json
 
 SETTINGS, RESULTS, SCORES, LOCK = "settings.json", "results.jsonl", "scores.json", "eval.lock"
 METRICS = ("strict", "flexible")
+EQUAL_METRICS = "strict and flexible accuracy are equal"
 _VERSIONS, _ACCEPTED = "versions", "accepted"
 
 logger = logging.getLogger(__name__)

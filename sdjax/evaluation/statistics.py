@@ -45,6 +45,19 @@ class Interval:
         return f"{mean} [{low}, {high}]"
 
 
+def aligned_percents(intervals: Sequence[Interval], *, signed: bool = False) -> list[str]:
+    """Return intervals in percent, as `Interval.in_percent`, with their numbers below each other.
+
+    Args:
+        intervals: the intervals of one column of a table.
+        signed: see `Interval.in_percent`.
+    """
+    rows = [[percent(x, signed=signed) for x in (i.mean, i.low, i.high)] for i in intervals]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[x.rjust(w) for x, w in zip(row, widths, strict=True)] for row in rows]
+    return [f"{mean} [{low}, {high}]" for mean, low, high in cells]
+
+
 def percent(fraction: float | None, *, signed: bool = False) -> str:
     """Return a fraction in percent, such as "82.7"; "–" for None.
 

@@ -51,10 +51,14 @@ def make_mesh(
     known = math.prod(size for size in sizes.values() if size != -1)
     resolved = {axis: count // known if size == -1 else size for axis, size in sizes.items()}
     if math.prod(resolved.values()) != count:
-        raise UserError(
-            f"mesh: {listed} does not match {count} devices; "
-            "make the product of the sizes that number, or set one size to -1"
-        )
+        if count == 1:
+            problem = "does not match 1 device; leave the mesh out"
+        else:
+            problem = (
+                f"does not match {count} devices; make the product of the sizes {count}, or set "
+                "one size to -1 for the remaining devices"
+            )
+        raise UserError(f"mesh: {listed} {problem}")
     names = tuple(axis for axis in AXES if axis in resolved)
     shape = tuple(resolved[axis] for axis in names)
     types = (AxisType.Auto,) * len(names)

@@ -94,7 +94,7 @@ def test_chat_template_wraps_the_prompt(tmp_path):
         (("zoo:seed", "--top-p", "2"), "top_p must be above 0"),
         (("zoo:seed", "--mesh", "tensor"), "write AXIS=SIZE"),
         (("zoo:seed", "--mesh", "model=2"), "unknown key model"),
-        (("zoo:seed", "--mesh", "tensor=8"), "tensor=8 does not match 1 devices"),
+        (("zoo:seed", "--mesh", "tensor=8"), "tensor=8 does not match 1 device;"),
         (
             ("zoo:seed", "--prompt", "short", "--max-new-tokens", 10**5),
             "the model's maximum sequence length is 512; lower max_new_tokens",

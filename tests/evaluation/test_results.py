@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
 
+from sdjax.cli.eval import _report
 from sdjax.cli.main import main
 from sdjax.core.errors import UserError
 from sdjax.evaluation import api, results
@@ -222,8 +223,30 @@ def test_results_are_compared_problem_by_problem(scored, tmp_path):
     gained = sum(line["id"] != "test-11" for line in wrong[:2])
     assert f"B - A {100 * gained / 11:+.1f}" in strict
     assert f"only A 0, only B {gained}, p {0.5 ** (gained - 1):.3g}" in strict
-    assert "B - A +0.0 [+0.0, +0.0]  only A 0, only B 0, p 1" in flexible
-    assert compare(scored, scored).count("only A 0, only B 0") == 2
+    none = r"B - A +\+0\.0 \[ *\+0\.0, +\+0\.0\]  only A 0, only B 0, p 1"
+    assert re.search(none, flexible)
+    assert compare(better, better).count("only A 0, only B 0") == 2
+    # The columns of both lines are aligned.
+    assert [m.start() for m in re.finditer(r"[\[\]]|only", strict)] == [
+        m.start() for m in re.finditer(r"[\[\]]|only", flexible)
+    ]
+
+
+def test_metrics_that_agree_on_every_problem_are_one_column(scored, tmp_path):
+    lines = rows(scored)
+    for line in lines:
+        line["flexible"] = line["strict"]
+    same = tmp_path / "same.jsonl"
+    same.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    *_, table, note = compare(same, same).splitlines()
+    assert note == "strict and flexible accuracy are equal"
+    assert table.startswith("accuracy  A ")
+    evaluation = api.Evaluation(model="m", task="t", problems=tuple(results.read_results(same)))
+    _, *kinds, total, note = _report(evaluation, chat=False).splitlines()
+    assert note == "strict and flexible accuracy are equal"
+    assert all(re.fullmatch(r"\S+ +\d+\.\d \[ *\d+\.\d, +\d+\.\d\]", x) for x in [*kinds, total])
+    assert {line.index("]") for line in kinds} == {total.index("]")}
+    assert evaluation.strict.in_percent().replace(" ", "") in total.replace(" ", "")
 
 
 def test_dtype_batch_and_mesh_are_those_of_the_options(scored, tmp_path, monkeypatch):
@@ -239,13 +262,15 @@ def test_dtype_batch_and_mesh_are_those_of_the_options(scored, tmp_path, monkeyp
     result = run_cli(*arguments)
     assert result.exit_code == 0, result.output
     assert decoders == [(2, jnp.float32, None)]  # on a single device there is no mesh
-    first = re.search(r"^all .*?strict (\d+\.\d) \[(\d+\.\d), (\d+\.\d)\]", result.output, re.M)
+    first = re.search(r"^all +(?:strict +)?(\d+\.\d) \[ *\d+\.\d, +\d+\.\d\]", result.output, re.M)
     assert first is not None
     correct = sum(line["strict"] for line in rows(scored)[:3])
     assert first[1] == f"{100 * correct / 3:.1f}"
     line = user_error("eval", "zoo:seed", "--limit", 3, "--dtype", "bfloat16", "--out", scored)
     assert "contains an evaluation with dtype = 'float32', not 'bfloat16'" in line
-    assert "tensor=8 does not match 1 devices" in user_error("eval", "m", "--mesh", "tensor=8")
+    line = user_error("eval", "m", "--mesh", "tensor=8")
+    assert "--mesh: data=1, fsdp=1, tensor=8 does not match 1 device; leave the mesh out" in line
+    assert "data is already set" in user_error("eval", "m", "--mesh", "data=1,data=1")
 
 
 def test_invalid_comparisons_raise_user_error(scored, tmp_path):

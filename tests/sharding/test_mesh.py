@@ -18,10 +18,10 @@ from sdjax.sharding.mesh import make_mesh
     [
         ({"model": 1}, "unknown axis 'model'; the axes are data, fsdp, tensor"),
         ({}, "no axis given"),
-        ({"data": 3, "tensor": -1}, "does not match 1 devices"),
+        ({"data": 3, "tensor": -1}, "does not match 1 device;"),
         ({"data": -1, "tensor": -1}, "one of them may be -1"),
         ({"data": 0}, "every size must be 1 or more"),
-        ({"tensor": 7}, "does not match 1 devices"),
+        ({"tensor": 7}, "does not match 1 device;"),
     ],
 )
 def test_invalid_sizes_raise_user_error(sizes, message):
@@ -118,9 +118,9 @@ def test_model_on_eight_devices(tmp_path):
 
 def test_config_fills_axes_without_a_size():
     assert MeshConfig().make(default_axis="tensor") is None
-    with pytest.raises(UserError, match="data=1, fsdp=8, tensor=-1 does not match 1 devices"):
+    with pytest.raises(UserError, match="data=1, fsdp=8, tensor=-1 does not match 1 device;"):
         MeshConfig(fsdp=8).make(default_axis="tensor")
-    with pytest.raises(UserError, match="data=2, fsdp=-1, tensor=1 does not match 1 devices"):
+    with pytest.raises(UserError, match="data=2, fsdp=-1, tensor=1 does not match 1 device;"):
         MeshConfig(data=2).make(default_axis="fsdp")
-    with pytest.raises(UserError, match="data=-1, fsdp=2, tensor=1 does not match 1 devices"):
+    with pytest.raises(UserError, match="data=-1, fsdp=2, tensor=1 does not match 1 device;"):
         MeshConfig(data=-1, fsdp=2).make(default_axis="tensor")

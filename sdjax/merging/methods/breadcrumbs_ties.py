@@ -1,4 +1,4 @@
-"""Model Breadcrumbs with sign election, mergekit's combination of the two.
+"""Model Breadcrumbs with TIES: drop as in Breadcrumbs, then elect signs (mergekit).
 
 Davari, Belilovsky, "Model breadcrumbs", arXiv 2312.06795, with the sign election of Yadav et al.,
 "TIES-Merging", arXiv 2306.01708. Hyperparameters are those of `breadcrumbs` and `ties`; as in

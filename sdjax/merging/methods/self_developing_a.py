@@ -1,4 +1,4 @@
-"""The best algorithm that Self-Developing discovered in its paper (Eq. 6).
+"""Self-Developing: the best algorithm discovered in its paper (Eq. 6).
 
 Ishibashi, Yano, Oyamada, "Can large language models invent algorithms to improve themselves?",
 arXiv 2410.15639. For each expert in order, the merged task vector is halved and half the row mean
