@@ -303,9 +303,9 @@ def test_extended_run_equals_one_that_was_larger_from_the_start(finished, small_
         assert [(one.kind, one.key, one.old, one.new) for one in changes] == [
             (
                 "config",
-                "baselines.paper",
-                '{"task_arithmetic": {"weight": [0.2]}}',
-                '{"task_arithmetic": {"weight": [0.2, 0.6]}}',
+                "baselines.paper.task_arithmetic",
+                '{"weight": [0.2]}',
+                '{"weight": [0.2, 0.6]}',
             ),
             ("config", "iterations", "1", "2"),
             ("config", "test.top_k", "1", "2"),
