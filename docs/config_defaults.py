@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import griffe
+import yaml
 
 _CONFIG_DECORATOR = "pydantic.dataclasses.dataclass"
 _FACTORY = "Field(default_factory="
-_YAML = {"None": "null", "True": "true", "False": "false", "()": "[]", "''": '""'}
 
 
 class ConfigDefaults(griffe.Extension):
@@ -51,4 +52,16 @@ def _default(attribute: Any) -> str:
     number, shift, bits = value.partition("<<")
     if shift:
         value = str(int(number) << int(bits))
-    return f"Default: `{_YAML.get(value, value)}`."
+    return f"Default: `{_as_yaml(value)}`."
+
+
+def _as_yaml(source: str) -> str:
+    """Return a Python literal as YAML on one line; anything else, and numbers, as they are."""
+    try:
+        value = ast.literal_eval(source)
+    except ValueError:
+        return source
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return source
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("...\n").strip()

@@ -79,7 +79,11 @@ NO_PROGRAM = "no program"
 @click.option(
     "--out", type=FILE_PATH, help="Write one JSON object per sample to this file instead."
 )
-@signature_options
+@signature_options(
+    model="the MODEL that samples",
+    run="Use the generator, the prompt, the settings and the signature of this run; --model, "
+    "--experts and --scope are then refused.",
+)
 @allow_missing_option
 def generate(
     generator: str | None,
@@ -175,7 +179,8 @@ def _summary(count: int, stopped: int, statuses: Counter[str], *, checked: bool)
     from sdjax.evaluation.statistics import percent
     from sdjax.sandbox.verdict import ADMITTED, is_admissible
 
-    lines = [f"{count} samples, {stopped} ended by a stop token"]
+    samples = "1 sample" if count == 1 else f"{count} samples"
+    lines = [f"{samples}, {stopped} ended by a stop token"]
     if checked:
         admissible = sum(n for status, n in statuses.items() if is_admissible(status))
         for label, number in (("admissible", admissible), ("novel", statuses[ADMITTED])):
@@ -233,7 +238,8 @@ def _output(out: Path | None) -> Iterator[IO[str] | None]:
     if out.exists():
         raise UserError(f"{out}: already exists; remove it, or choose another --out")
     partial = partial_path(out)
-    with resume_hint(f"the finished samples are in {partial}"), storage_errors(out):
+    hint = f"the finished samples are in {partial}, which the same command overwrites"
+    with resume_hint(hint), storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(create_file(partial), "w", encoding="utf-8") as file:
             yield file

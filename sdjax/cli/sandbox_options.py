@@ -35,10 +35,17 @@ def allow_missing_override(layers: Sequence[str]) -> tuple[str, ...]:
     return (f"sandbox.allow_missing=[{', '.join(layers)}]",) if layers else ()
 
 
-def signature_options(command: Command) -> Command:
-    """Add the options that `signature_from_options` reads: --model, --experts, --scope, --run."""
-    for option in (
-        click.option("--run", type=FOLDER_PATH, help="Judge as this run did, in place of these."),
+def signature_options(*, model: str, run: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds --model, --experts, --scope and --run to a command.
+
+    `signature_from_options` reads them.
+
+    Args:
+        model: the default of --model, for the help text.
+        run: help text of --run.
+    """
+    options = (
+        click.option("--run", type=FOLDER_PATH, help=run),
         click.option("--scope", metavar="SCOPE", help="Tensors to merge.  [default: all]"),
         click.option(
             "--experts", type=click.IntRange(1, 64), help="Number of experts.  [default: 3]"
@@ -46,11 +53,16 @@ def signature_options(command: Command) -> Command:
         click.option(
             "--model",
             metavar="MODEL",
-            help="Model to merge into: MODEL, MODEL+ADAPTER or a config.json.  [default: zoo:seed]",
+            help=f"Model to merge into: MODEL, MODEL+ADAPTER or a config.json.  [default: {model}]",
         ),
-    ):
-        command = option(command)
-    return command
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def signature_from_options(

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from sdjax.core.progress import progress_bar
+from sdjax.evaluation.statistics import percent
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.io.peft import write_adapter
 from sdjax.models.lora import Adapter
@@ -248,10 +249,10 @@ def _baseline_summary(context: RunContext, store: Store) -> str:
     metric = context.config.task.metric
     scores = complete_scores(store, metric)
     best = best_method(store, metric)
-    summary = f"baselines: seed {scores['seed']:.3f}"
+    summary = f"baselines: seed {percent(scores['seed'])}%"
     if best is None:
         return summary
-    return f"{summary}, best method {best.removeprefix('method:')} {scores[best]:.3f}"
+    return f"{summary}, best method {best.removeprefix('method:')} {percent(scores[best])}%"
 
 
 def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str:
@@ -261,7 +262,8 @@ def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str
     scores = [sample.score for sample in scored_samples(context, store, iteration)]
     return (
         f"iteration {iteration}: {len(samples)} samples, {admissible} admissible, {novel} novel, "
-        f"development score mean {sum(scores) / len(scores):.3f}, best {max(scores):.3f}"
+        f"development score mean {percent(sum(scores) / len(scores))}%, "
+        f"best {percent(max(scores))}%"
     )
 
 

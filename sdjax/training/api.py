@@ -148,7 +148,7 @@ def train_dpo(
     _check_batch(trainable, 2 * config.batch_size, data["tokens"].shape[-1])
 
     def compute_reference() -> np.ndarray:
-        return reference_logprobs(trainable, data, config)
+        return reference_logprobs(trainable, data, config, title=f"{title}, reference")
 
     if reference_cache is None:
         data["reference"] = compute_reference()

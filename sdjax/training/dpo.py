@@ -76,7 +76,11 @@ def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> LossFn:
 
 
 def reference_logprobs(
-    trainable: Trainable, data: dict[str, np.ndarray], dpo: DPOConfig
+    trainable: Trainable,
+    data: dict[str, np.ndarray],
+    dpo: DPOConfig,
+    *,
+    title: str = "reference",
 ) -> np.ndarray:
     """Return the log-probability of each completion under the reference: [pairs, 2] float32.
 
@@ -86,6 +90,7 @@ def reference_logprobs(
         trainable: the policy.
         data: pairs, in the form returned by `pad_pairs`.
         dpo: config; `reference` selects the model, `batch_size` sets the pairs per batch.
+        title: text in front of the progress bar.
     """
 
     def logprobs(trained: Any, frozen: Any, batch: Batch) -> jax.Array:
@@ -100,7 +105,7 @@ def reference_logprobs(
     # The last batch wraps around, so that all batches have the same shape.
     indices = [np.arange(start, start + size) % count for start in range(0, count, size)]
     results = []
-    with progress_bar("reference", len(indices)) as advance:
+    with progress_bar(title, len(indices)) as advance:
         for batch in target_batches(data, indices, parts=num_parts(trainable.trainable, size)):
             results.append(np.asarray(compiled(*arrays, batch)))
             advance()

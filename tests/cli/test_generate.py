@@ -62,7 +62,7 @@ def test_any_text_is_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sum.txt").write_text("12+34=\n")
     result = run_cli("generate", "zoo:seed", "--prompt", "sum.txt", "-n", 1, "--temperature", 0)
-    assert result.output == "--- sample 0\n46\n\n1 samples, 1 ended by a stop token\n"
+    assert result.output == "--- sample 0\n46\n\n1 sample, 1 ended by a stop token\n"
 
 
 def test_control_characters_are_printed_as_codes():
