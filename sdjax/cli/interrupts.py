@@ -22,8 +22,10 @@ from typing import NoReturn
 INTERRUPTED = 130  # exit status, as from a shell
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 0.05
-# Modules through which no exception may pass. Importing `importlib` renames the first.
-_FRAGILE = ("_frozen_importlib", "importlib._bootstrap", "jax._src.compiler")
+# Modules in C++ abort if an exception interrupts their import. XLA compiles in a thread of its own,
+# which reads an MLIR module that the exception would free.
+# Importing `importlib` renames the first of these.
+NO_EXCEPTIONS = frozenset({"_frozen_importlib", "importlib._bootstrap", "jax._src.compiler"})
 
 
 class Interrupted(Exception):
@@ -133,13 +135,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _must_not_raise(frame: FrameType | None) -> bool:
-    """Return whether an exception in this frame could crash the process.
-
-    Modules in C++ abort if an exception interrupts their import. XLA compiles in a thread of its
-    own, which reads a module that the exception would free.
-    """
+    """Return whether an exception in this frame could crash the process."""
     while frame is not None:
-        if frame.f_globals.get("__name__") in _FRAGILE:
+        if frame.f_globals.get("__name__") in NO_EXCEPTIONS:
             return True
         frame = frame.f_back
     return False

@@ -5,8 +5,12 @@ import signal
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jobs import check, evaluation, generate, merge, result, search, train_dpo, train_sft
+
+from sdjax.cli.interrupts import NO_EXCEPTIONS
 
 MOMENTS = 30
 
@@ -35,6 +39,18 @@ def ended(code):
         [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=60
     )
     return process.returncode, process.stdout, process.stderr
+
+
+def test_a_compilation_passes_through_the_module_that_the_handler_knows():
+    """Without it, an interrupt could free what XLA's compiler still reads."""
+    modules = set()
+    lowered = jax.jit(lambda x: jnp.tanh(x) + 0.123).lower(jnp.float32(1))
+    sys.setprofile(lambda frame, event, argument: modules.add(frame.f_globals.get("__name__")))
+    try:
+        lowered.compile()
+    finally:
+        sys.setprofile(None)
+    assert "jax._src.compiler" in modules & NO_EXCEPTIONS
 
 
 def test_interrupt_that_a_destructor_swallows_is_repeated():
