@@ -51,7 +51,7 @@ def check(
 ) -> None:
     """Judge candidate FILES in the sandbox. The exit status is 1 if any is not admitted.
 
-    The name of a shipped method (see `sdjax methods`) means its file.
+    The name of a shipped method (see `sdjax methods`) may be given in place of its file.
     """
     signature = signature_from_options(**options)
     text, status = check_files(
