@@ -40,7 +40,9 @@ _WIDTH, _FILE_WIDTH, _MESSAGE_WIDTH = 100, 26, 31
 @click.argument("files", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.option("--show", is_flag=True, help="Also print each verified array program.")
-@signature_options(model="zoo:seed", run="Judge as this run did, in place of these.")
+@signature_options(
+    model="zoo:seed", run="Judge as this run did; replaces --model, --experts, --scope."
+)
 @allow_missing_option
 def check(
     files: tuple[str, ...],

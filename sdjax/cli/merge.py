@@ -18,7 +18,7 @@ from sdjax.cli.open_algorithm import (
     param_option,
     parse_parameters,
 )
-from sdjax.cli.sandbox_options import allow_missing_option
+from sdjax.cli.sandbox_options import SCOPE_HELP, allow_missing_option
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder
 
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--scope",
-    help="With --algorithm: which tensors to merge: all, mlp, attention or a glob pattern over "
-    "tensor paths. [default: all]",
+    metavar="SCOPE",
+    help=f"With --algorithm: {SCOPE_HELP}",
 )
 @click.option("--run", type=FOLDER_PATH, help="Use a program discovered by this run.")
 @click.option(
@@ -87,11 +87,13 @@ def merge(
     merge.
     """
     if len(paths) != (2 if algorithm is None and run is None else 1):
-        raise UserError("merge takes RECIPE OUT, or OUT alone with --algorithm FILE or --run DIR")
+        raise UserError(
+            "merge takes RECIPE OUT, or OUT alone with --algorithm FILE|METHOD or --run DIR"
+        )
     if algorithm is not None and run is not None:
         raise UserError("merge takes --algorithm or --run, not both")
     if algorithm is None and (base or experts or parameters or scope is not None):
-        raise UserError("--base, --expert, --param and --scope require --algorithm FILE")
+        raise UserError("--base, --expert, --param and --scope require --algorithm FILE|METHOD")
     if rank is not None and run is None:
         raise UserError("--rank requires --run DIR")
     if seed is not None and run is not None:

@@ -90,6 +90,8 @@ def open_algorithm(
     try:
         algorithm = method.bind(**parameters)
     except UserError as error:
+        if not parameters.keys() <= {p.name for p in method.hyperparameters}:
+            raise  # the message lists all names
         listed = ", ".join(f"{p.name} = {p.default!r}" for p in method.hyperparameters)
         raise UserError(f"{error} (hyperparameters: {listed or 'none'})") from None
     return algorithm, source_of_method(name)

@@ -23,6 +23,10 @@ allow_missing_option = click.option(
     help="Run even if this machine lacks this layer of confinement, such as landlock. Repeatable.",
 )
 
+SCOPE_HELP = (
+    "tensors to merge: all, mlp, attention, or a glob pattern over tensor paths.  [default: all]"
+)
+
 trust_code_option = click.option(
     "--trust-code",
     is_flag=True,
@@ -46,7 +50,7 @@ def signature_options(*, model: str, run: str) -> Callable[[Command], Command]:
     """
     options = (
         click.option("--run", type=FOLDER_PATH, help=run),
-        click.option("--scope", metavar="SCOPE", help="Tensors to merge.  [default: all]"),
+        click.option("--scope", metavar="SCOPE", help=SCOPE_HELP.replace("tensors", "Tensors", 1)),
         click.option(
             "--experts", type=click.IntRange(1, 64), help="Number of experts.  [default: 3]"
         ),

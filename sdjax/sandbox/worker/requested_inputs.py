@@ -194,9 +194,10 @@ def _static_values(
                 raise _refuse(f"{problem}; available: {listed}", "hyperparameter")
             continue
         try:
-            checked = check_value("the program", name, types[name], value)
+            checked = check_value("program", name, types[name], value)
         except UserError as error:
-            raise _refuse(f"{error}; available: {listed}", "hyperparameter") from None
+            problem = str(error).removeprefix("program: ")
+            raise _refuse(f"{problem}; available: {listed}", "hyperparameter") from None
         if is_static:
             static[name] = checked
     return static
