@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,8 +116,9 @@ def dry_run(
 def check_new_folder(folder: Path) -> None:
     """Raise UserError if the folder of a new run cannot be used."""
     if (folder / DATABASE_FILE).exists():
+        resumed = f"--resume {shlex.quote(str(folder))}"
         raise UserError(
-            f"{folder}: not empty; choose another --out, or resume its run with --resume {folder}"
+            f"{folder}: not empty; choose another --out, or resume its run with {resumed}"
         )
     if folder.is_dir() and not is_unused(folder):
         raise UserError(f"{folder}: not empty, and not a run; choose another --out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +65,7 @@ class Database:
             if path.exists():
                 raise UserError(
                     f"{folder}: already contains a run ({DATABASE_FILE}); "
-                    f"choose another --out or resume it with --resume {folder}"
+                    f"choose another --out or resume it with --resume {shlex.quote(str(folder))}"
                 )
             _create_file(path, schema, rows)
             database = cls(folder, _connect(path, write=True), lock)

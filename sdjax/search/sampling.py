@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -280,9 +281,9 @@ def _run_adapter(
     if parent is not None:
         path = adapter_folder(folder, parent)
         if not path.is_dir():
+            command = f"sdjax run --resume {shlex.quote(str(folder))}"
             raise UserError(
-                f"{path}: not found; `sdjax run --resume {folder}` writes it again if its "
-                "checkpoint exists"
+                f"{path}: not found; `{command}` writes it again if its checkpoint exists"
             )
     elif config.generator is not None:
         path = model_folder(config.generator)
