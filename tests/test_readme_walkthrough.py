@@ -199,18 +199,24 @@ def test_command_does_what_the_readme_says(command, demo, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["quickstart.md", "merge-method.md", "task.md"])
-def test_commands_of_a_guide_run_in_order(page, demo, folder):
+def test_commands_of_a_guide_run_in_order(page, demo, folder, monkeypatch):
     text = (ROOT / "docs" / page).read_text()
     blocks = re.findall(r'^```python(?: title="(.*?)")?\n(.*?)^```', text, re.M | re.S)
     for title, block in blocks:
         if title or "def merge_models" in block:
             Path(title or "mine.py").write_text(block)
-    commands = re.findall(r"^    (sdjax .*)$", re.sub(r" *\\\n\s*", " ", text), re.MULTILINE)
+    text = re.sub(r" *\\\n\s*", " ", text)  # continued lines
+    commands = re.findall(r"^    ((?:[A-Z_]+=\S+ )*)sdjax (.*)$", text, re.MULTILINE)
     assert commands
-    for command in commands:
+    for variables, command in commands:
+        for variable in variables.split():
+            name, value = variable.split("=")
+            monkeypatch.setenv(name, value)
+            if name == "PYTHONPATH":  # Python reads it when it starts
+                monkeypatch.syspath_prepend(Path(value).resolve())
         command = command.replace("MODEL", "zoo:seed")
         command = re.sub("runs/(demo-DATE|first)", str(demo), command)
-        arguments = shlex.split(command, comments=True)[1:]
+        arguments = shlex.split(command, comments=True)
         sdjax(*arguments, *(SMALL if arguments[0] == "run" else ()))
 
 
