@@ -74,6 +74,11 @@ def merge(
     """
     if not isinstance(experts, Mapping | Sequence):
         raise UserError(f"experts must be a list of trees or trees by name, not {experts!r:.60}")
+    if isinstance(experts, Mapping) and _is_model(experts, base):
+        raise UserError(
+            "experts must be a list of trees or trees by name, and this is one tree; for a single "
+            "expert, pass [expert]"
+        )
     slots = tuple(experts) if isinstance(experts, Mapping) else None
     trees = list(experts.values()) if isinstance(experts, Mapping) else list(experts)
     if not isinstance(mesh, Mesh | None):
@@ -89,6 +94,12 @@ def merge(
         base = None if base is None else place_on_mesh(base, mesh)
         trees = [place_on_mesh(tree, mesh) for tree in trees]
     return engine.merge(base, trees, bound, slots=slots, scope=scope, key=key, donate=donate)
+
+
+def _is_model(experts: Mapping[str, Any], base: Any) -> bool:
+    """Return whether a mapping is a single tree of tensors and not trees by name."""
+    same_keys = isinstance(base, Mapping) and set(experts) == set(base)
+    return same_keys or any(hasattr(value, "shape") for value in experts.values())
 
 
 def place_on_mesh(tree: Tree, mesh: Mesh) -> Tree:

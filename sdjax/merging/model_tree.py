@@ -168,11 +168,13 @@ def warn_of_surplus(
         surplus = [path for path, name in expert.names.items() if name.path not in known]
         if surplus:
             logger.warning(
-                "%s: %d of %d tensors are left out, since %s does not have them: %s",
+                "%s: %d of %d tensors %s left out, since %s does not have %s: %s",
                 slot,
                 len(surplus),
                 len(expert.names),
+                "is" if len(surplus) == 1 else "are",
                 title,
+                "it" if len(surplus) == 1 else "them",
                 ", ".join([*surplus[:2], *(["..."] if len(surplus) > 2 else [])]),
             )
 

@@ -63,8 +63,11 @@ def _compiled(sharding: NamedSharding | None) -> Callable[[jax.Array], jax.Array
 def _hash_sums(x: Shaped[Array, "*shape"]) -> UInt32[Array, "2"]:
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    index = flat_index(x.shape)
+    if x.dtype.itemsize == 8:  # two words per element, on a new last axis
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    else:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    index = flat_index(bits.shape)
     return jnp.stack(
         [jnp.sum(mix(bits ^ mix(index ^ jnp.uint32(salt))), dtype=jnp.uint32) for salt in _SALTS]
     )

@@ -68,13 +68,13 @@ def init_adapter(
         target_modules: kinds of projections to adapt, as returned by `kind_of`.
 
     Raises:
-        UserError: the rank exceeds the size of every adapted projection.
+        UserError: the rank exceeds min(out, in) of every adapted projection.
     """
     specs = param_specs(config)
-    adapted = [max(specs[path].shape) for path in specs if kind_of(path) in target_modules]
+    adapted = [min(specs[path].shape) for path in specs if kind_of(path) in target_modules]
     if adapted and rank > max(adapted):
         raise UserError(
-            f"rank is {rank}, but no adapted projection is larger than {max(adapted)}; lower rank"
+            f"rank is {rank}, but no adapted projection has a rank above {max(adapted)}; lower rank"
         )
     factors = {}
     for index, (path, spec) in enumerate(specs.items()):

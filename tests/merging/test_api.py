@@ -118,7 +118,7 @@ def test_donated_result_gives_up_its_buffers():
 
 def test_invalid_arguments_raise_user_error():
     base, expert = tree(0), tree(1)
-    for experts in ({"embed": np.zeros(2), **expert}, {"math": 1.0}, [None]):
+    for experts in ({"math": 1.0}, [None]):
         with pytest.raises(
             UserError, match=r"must be a pytree of arrays, such as a nested dict, not"
         ):
@@ -194,3 +194,11 @@ def test_zero_weights_without_a_base_are_an_error(method):
         merged = flatten(sdjax.merge(base, [a, b], method, weight=weight, normalize=False).params)
         for path, leaf in flatten(base).items():
             np.testing.assert_array_equal(merged[path], leaf)
+
+
+def test_a_tree_in_place_of_a_list_of_experts_is_recognized():
+    base, expert = tree(0), tree(1)
+    for reference, one in ((base, expert), (flatten(base), flatten(expert)), (None, flatten(base))):
+        with pytest.raises(UserError, match=r"this is one tree; .* pass \[expert\]"):
+            sdjax.merge(reference, one, "linear")
+    assert sdjax.merge(base, {"layers_expert": expert}, "linear").finite

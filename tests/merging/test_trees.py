@@ -111,7 +111,7 @@ def test_tensors_that_only_an_expert_has_are_left_out_with_a_warning(caplog):
     base, expert = {"w": array(0)}, {"w": array(1), "lm_head.weight": array(2)}
     assert sdjax.merge(base, [base, expert], "linear").params.keys() == {"w"}
     assert caplog.messages == [
-        "expert_2: 1 of 2 tensors are left out, since the base does not have them: lm_head.weight"
+        "expert_2: 1 of 2 tensors is left out, since the base does not have it: lm_head.weight"
     ]
 
 

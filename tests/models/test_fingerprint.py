@@ -48,6 +48,18 @@ def test_dtypes(dtype):
     assert fingerprint(params) != fingerprint(changed)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_both_halves_of_eight_bytes_count(dtype):
+    with jax.enable_x64(True):
+        halves = [2**40, 1]
+        params = {"a": jnp.asarray(np.array([3, 5 + 2**41], np.int64).view(dtype))}
+        for half in halves:
+            bits = np.array([3, 5 + 2**41 + half], np.int64)
+            assert fingerprint({"a": jnp.asarray(bits.view(dtype))}) != fingerprint(params)
+        swapped = np.array([3, 2 + (5 << 40)], np.int64)
+        assert fingerprint({"a": jnp.asarray(swapped.view(dtype))}) != fingerprint(params)
+
+
 def test_scalars_and_empty_tensors():
     assert fingerprint({"a": jnp.float32(1)}) != fingerprint({"a": jnp.float32(2)})
     assert fingerprint({"a": jnp.zeros((0, 3))}) != fingerprint({"a": jnp.zeros((0, 4))})

@@ -57,7 +57,7 @@ def test_invalid_combinations_are_rejected(kind, fields, message):
         ("max_steps=1000000000", "max_steps: must be at most 1000000"),
         ("batch_size=100000000", "a batch of 100000000 sequences of 128 tokens requires"),
         ("max_length=100000000", r"sequences of 100000000 tokens requires [\d,.]+ GB, but"),
-        ("rank=1000000", "rank is 1000000, but no adapted projection is larger than 512"),
+        ("rank=1000000", "rank is 1000000, but no adapted projection has a rank above"),
     ],
 )
 def test_sizes_beyond_the_memory_are_errors_at_once(tmp_path, override, message):

@@ -8,8 +8,8 @@ As in mergekit, signs are elected on the weighted task vectors and the mean is w
 equal. `rescale="l1"` is mergekit's option to restore the sum of magnitudes after trimming.
 
 Exactly the fraction `density` is kept, as in mergekit. If magnitudes tie, as small differences of
-bfloat16 weights do, a fixed pseudorandom choice of them is. With `keep_ties`, all elements that tie
-with the last one kept are kept too, as in the authors' code.
+bfloat16 weights do, a fixed pseudorandom choice of them is. With `keep_ties`, every element that
+ties with the smallest one kept is kept too, as in the authors' code.
 """
 
 from __future__ import annotations

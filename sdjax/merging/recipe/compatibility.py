@@ -47,25 +47,32 @@ def compare_configs(
     Args:
         reference: the model whose config the result has.
         models: all models.
-        allow_crimes: accept models of another architecture (mergekit's name of this option).
+        allow_crimes: accept models of a different architecture (mergekit's name of this option).
 
     Returns:
-        A note for each model whose config gives its weights another function.
+        A note for each model whose config changes what its weights compute, or lacks the name of
+        an architecture that the other has.
 
     Raises:
-        UserError: a model has another architecture, unless `allow_crimes`.
+        UserError: a model has a different architecture, unless `allow_crimes`.
     """
     notes = []
     for model in models:
         structure, settings = _differences(reference.config, model.config)
+        for one, other in ((model, reference), (reference, model)):
+            if missing := _missing_architecture(one.config, other.config):
+                notes.append(
+                    f"{one.name}: its config has no {' and no '.join(missing)}, so that its "
+                    f"architecture was not fully compared with that of {other.name}"
+                )
         if structure and not allow_crimes:
             raise UserError(
-                f"{model.name} has another architecture than {reference.name}: "
+                f"{model.name} has a different architecture from {reference.name}: "
                 f"{_listed(structure)}; merge models of one architecture, or pass --allow-crimes"
             )
         if differences := [*structure, *settings]:
             notes.append(
-                f"{model.name}: its config gives its weights another function "
+                f"{model.name}: its config changes what its weights compute "
                 f"({_listed(differences)}); the result has the config of {reference.name}"
             )
     return tuple(notes)
@@ -102,6 +109,14 @@ def _differences(
     if old_config is not None and new_config is not None:
         return _compare_known(old_config, new_config)
     return _compare_keys(_flat(expected), _flat(found))
+
+
+def _missing_architecture(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of its architecture that a config lacks and the other has."""
+    names = {"model_type": lambda config: config.get("model_type"), "architectures": _architecture}
+    return [
+        key for key, value in names.items() if value(config) is None and value(other) is not None
+    ]
 
 
 def _architecture(config: Mapping[str, Any]) -> Any:

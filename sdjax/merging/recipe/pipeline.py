@@ -56,9 +56,10 @@ class MergeResult:
 
     Attributes:
         folder: the folder of the result.
-        tensors: number of tensors.
+        tensors: number of tensors in the result.
         coverage: how many tensors were merged, and how many copied.
-        unchanged: number of tensors that no expert had changed.
+        unchanged: number of tensors that this attempt copied, since they are outside the scope or
+            no expert had changed them.
         resumed: number of tensors that an interrupted attempt had written.
         bytes: size of all tensors.
         notes: remarks for the user.
@@ -174,7 +175,7 @@ def write_merged(
 
 
 def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor | None) -> int:
-    """Merge the tensors that are not written yet; return the number that no expert has changed."""
+    """Merge the tensors that are not written yet; return the number that were only copied."""
     steps = [step for step in plan.steps if step.name not in writer.done]
     merge_threads = MERGE_THREADS if len(jax.devices()) == 1 else 1
     pool = BufferPool()

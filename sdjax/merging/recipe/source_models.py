@@ -169,7 +169,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
 
 
 def _is_embedding(reader: SafetensorsReader, output: str) -> bool:
-    """Return whether a stored output matrix equals the embedding, or nothing can be compared."""
+    """Return whether the output matrix equals the embedding; True if one of them is not stored."""
     if output not in reader.names or EMBEDDING not in reader.names:
         return True
     first, second = (reader.read(name) for name in (EMBEDDING, output))

@@ -52,8 +52,9 @@ def test_another_architecture_raises_user_error(tmp_path, models, config, change
     with pytest.raises(UserError) as caught:
         notes(tmp_path, config, **changes)
     line = 5  # of the expert in the recipe
-    assert f"recipe.yml, line {line}: math has another architecture than base: {message}; " in str(
-        caught.value
+    assert (
+        f"recipe.yml, line {line}: math has a different architecture from base: {message}; "
+        in str(caught.value)
     )
     assert str(caught.value).endswith("--allow-crimes")
     assert not (tmp_path / "out").exists()
@@ -85,8 +86,21 @@ def test_another_architecture_merges_with_allow_crimes(tmp_path, models):
 )
 def test_settings_that_change_the_function_give_a_note(tmp_path, models, config, changes, message):
     (note,) = notes(tmp_path, config, **changes)
-    assert note.startswith("math: its config gives its weights another function")
+    assert note.startswith("math: its config changes what its weights compute")
     assert message in note
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": None}, "math: its config has no model_type, "),
+        ({"architectures": ["MambaForCausalLM"]}, "base: its config has no architectures, "),
+    ],
+)
+def test_missing_architecture_gives_a_note(tmp_path, models, changes, message):
+    note = notes(tmp_path, MAMBA, **changes)[0]
+    assert note.startswith(message)
+    assert "was not fully compared with that of" in note
 
 
 @pytest.mark.parametrize(
