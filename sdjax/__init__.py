@@ -25,8 +25,6 @@ __all__ = [
 
 TYPE_CHECKING = False  # type checkers take it to be true, as that of `typing`
 if TYPE_CHECKING:
-    from typing import Any
-
     from sdjax.decoding.decoder import Decoder as Decoder
     from sdjax.evaluation.api import evaluate as evaluate
     from sdjax.io.hf_checkpoint import load_model as load_model
@@ -58,7 +56,7 @@ _MODULE_OF = {
 }
 
 
-def __getattr__(name: str) -> "Any":
+def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if name not in _MODULE_OF:
