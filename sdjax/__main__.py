@@ -18,7 +18,7 @@ def start() -> None:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM))
     import sys
 
-    from sdjax.cli.interrupts import handle_signals, leave
+    from sdjax.cli.interrupts import handle_signals, ignore_signals, leave
     from sdjax.xla.allocator import collect_garbage_rarely, restart_with_huge_pages
 
     command = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -40,6 +40,7 @@ def start() -> None:
             leave(1)
         if error.code:
             leave(error.code)
+    ignore_signals()
 
 
 if __name__ == "__main__":

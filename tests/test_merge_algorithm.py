@@ -93,6 +93,7 @@ def test_parameters_of_a_program(tmp_path):
     assert "Hyperparameters: `weight=[0.3, 0.5], negate=True, scale=0.1`" in card
 
 
+@pytest.mark.slow
 def test_a_method_by_name_equals_its_file(tmp_path):
     values = {"weight": {"expert_1": 0.4, "expert_2": 0.2}, "density": 0.5, "elect": "plain"}
     source = source_of_method("ties")

@@ -23,8 +23,8 @@ INTERRUPTED = 130  # exit status, as from a shell
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 0.05
 # Modules in C++ abort if an exception interrupts their import. XLA compiles in a thread of its own,
-# which reads an MLIR module that the exception would free.
-# Importing `importlib` renames the first of these.
+# which reads an MLIR module that the exception would free. Importing `importlib` renames the first of
+# these.
 NO_EXCEPTIONS = frozenset({"_frozen_importlib", "importlib._bootstrap", "jax._src.compiler"})
 
 
@@ -63,6 +63,16 @@ def handle_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
+def ignore_signals() -> None:
+    """Ignore both signals, if this process handles them: nothing is left to interrupt.
+
+    Python would otherwise restore their default actions when it exits.
+    """
+    if _State.handled:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def running_command() -> Iterator[None]:
     """Let the first signal raise in this block; every error after that is an interrupt.
@@ -84,9 +94,7 @@ def running_command() -> Iterator[None]:
             raise
         raise Interrupted(_State.hint() if _State.hint else "") from error
     finally:
-        if _State.handled:
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
         _State.running = False
 
 

@@ -114,6 +114,7 @@ def test_every_method_is_differentiable_in_an_expert(name):
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_vmap_merges_a_batch_of_weights_and_of_experts():
     weights = jnp.array([0.2, 0.5, 0.9])
     merged = jax.vmap(lambda w: sdjax.merge(BASE, EXPERTS, "ties", scale=w))(weights)

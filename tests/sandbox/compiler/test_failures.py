@@ -59,6 +59,7 @@ def trial_of(signature: MergeSignature, compiler: str) -> MergeTrial:
     return MergeTrial(tensors=tensors, compiler=compiler)
 
 
+@pytest.mark.slow
 def test_program_that_runs_too_long_is_refused(short):
     with Sandbox(short, workers=1) as sandbox:
         found = [v for _, v in sandbox.judge_all([SLOW, VALID["linear"], SLOW])]
@@ -68,6 +69,7 @@ def test_program_that_runs_too_long_is_refused(short):
         assert "2 s of processor time" in found[0].message
 
 
+@pytest.mark.slow
 def test_interrupt_during_a_compilation_leaves_no_process(signature):
     limits = dataclasses.replace(signature.limits, cost_per_element=10**7)
     patient = dataclasses.replace(signature, limits=limits)

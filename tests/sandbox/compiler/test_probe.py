@@ -101,6 +101,7 @@ def test_xla_errors_are_refusals(bits, signature):
     assert refusal.value.rule == "ir"
 
 
+@pytest.mark.slow
 def test_number_of_different_operations_is_limited(signature):
     """Check the limit: operations are compiled separately, and 600 took half a minute and 1 GB."""
     body = """
