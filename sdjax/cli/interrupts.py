@@ -23,8 +23,8 @@ INTERRUPTED = 130  # exit status, as from a shell
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 0.05
 # Modules in C++ abort if an exception interrupts their import. XLA compiles in a thread of its own,
-# which reads an MLIR module that the exception would free. Importing `importlib` renames the first of
-# these.
+# which reads an MLIR module that the exception would free. `importlib`, once imported, gives the
+# first of these modules its second name.
 NO_EXCEPTIONS = frozenset({"_frozen_importlib", "importlib._bootstrap", "jax._src.compiler"})
 
 
