@@ -273,6 +273,7 @@ def test_change_of_an_earlier_result_is_refused(finished, small_config):
     assert results(finished) == before
 
 
+@pytest.mark.slow
 def test_extended_run_equals_one_that_was_larger_from_the_start(finished, small_config, tmp_path):
     """Extend a finished run of one iteration by a second one, and by another baseline."""
     paper = {"task_arithmetic": {"weight": (0.2,)}}
