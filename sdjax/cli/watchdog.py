@@ -108,7 +108,7 @@ def _wait(child: int, folder: Path, left_over: tuple[str, str, int] | None) -> t
             if not stopped and not os.WIFCONTINUED(status):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 return status, hung
-        # Alarms are counted, since a clock goes on while Ctrl-Z stops this process.
+        # Count alarms: a clock keeps running while Ctrl-Z stops this process.
         if info.si_signo == signal.SIGALRM and not stopped:
             seconds += POLL_SECONDS
         attempt = pending_attempt(folder)
