@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 import numpy as np
@@ -34,6 +35,8 @@ SPLITS = ("train", "calibration", "development", "test")
 _CALIBRATION, _TRAIN = 5, 40
 # Fractions of problems with hard numbers, and of stories with rare wording.
 HARD, RARE = 0.42, 0.32
+# Maximum number of problems of a split. Up to here no kind with many questions runs out of them.
+MAX_PROBLEMS = 100_000
 
 NAMES = ("Tom", "Ana", "Ben", "Eva", "Sam", "Lea", "Max", "Ida", "Leo", "Mia")
 ITEMS = ("apples", "books", "coins", "cards", "eggs", "pens", "nuts", "cups", "stamps", "balls")
@@ -270,33 +273,54 @@ def _story(template: str, numbers: tuple[int, ...], rng: np.random.Generator) ->
     )
 
 
-@functools.cache
-def _max_problems(split: str) -> int:
-    """Return the number of distinct problems of a split, if the kinds take turns.
+def _distinct_exercises(
+    sources: Mapping[str, Iterator[Exercise]], split: str
+) -> Iterator[Exercise]:
+    """Yield exercises that ask different questions; the kinds take turns.
 
-    Limited by a kind without stories; the questions of stories and of `largest` are many more.
+    A kind drops out when all of its questions have been asked. The questions of stories are
+    practically unlimited, and those of `largest` suffice for MAX_PROBLEMS problems.
+
+    Args:
+        sources: for each kind, its exercises as `exercises` yields them.
+        split: the split of the exercises.
     """
-    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
-    counts = []
-    for index, kind in enumerate(KINDS.values()):
-        calculation = kind.calculation
-        if kind.usual or calculation == "largest":
+    questions: dict[str, set[str]] = {kind: set() for kind in sources}
+    for kind in itertools.cycle(sources):
+        asked = questions[kind]
+        if len(asked) == _num_questions(kind, split):
             continue
-        possible = [(a, b) for a, b in pairs if calculation != "sub" or a > b]
-        number = sum(split_of(calculation, numbers) == split for numbers in possible)
-        counts.append(number * len(KINDS) + index)
-    return min(counts)
+        exercise = next(one for one in sources[kind] if one.question not in asked)
+        asked.add(exercise.question)
+        yield exercise
+
+
+@functools.cache
+def _num_questions(kind: str, split: str) -> int | None:
+    """Return the number of questions of a kind about two numbers; None for the other kinds."""
+    calculation = KINDS[kind].calculation
+    if KINDS[kind].usual or calculation == "largest":
+        return None
+    return sum(
+        split_of(calculation, numbers) == split
+        for numbers in itertools.permutations(range(10, 100), 2)
+        if calculation != "sub" or numbers[0] > numbers[1]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArithmeticTask(Task):
-    """Arithmetic task with equally many problems of every kind.
+    """Arithmetic task with equally many problems of every kind, as long as there are any.
+
+    With more than 665 development or 1,465 test problems, a kind without stories has no
+    new question when its turn comes; the other kinds replace it. Their stories then use the same
+    numbers several times, in other words.
 
     Attributes:
         name: name in configs and results.
         max_new_tokens: maximum tokens per answer.
-        development: number of development problems.
-        test: number of test problems.
+        development: number of development problems, at most MAX_PROBLEMS.
+        test: number of test problems, at most MAX_PROBLEMS.
         seed: seed of the random generator; the splits are disjoint for every seed.
     """
 
@@ -310,34 +334,30 @@ class ArithmeticTask(Task):
         """Return distinct problems of a split, cycling through the kinds.
 
         Raises:
-            UserError: there are fewer distinct problems than requested.
+            UserError: there are fewer problems than requested.
         """
         count = {"development": self.development, "test": self.test}.get(split, 400)
-        if count > (available := _max_problems(split)):
+        if count > MAX_PROBLEMS:
             raise UserError(
-                f"task {self.name}: task.{split} is {count}, but there are only {available} "
-                f"distinct {split} problems in equal numbers of every kind; lower it"
+                f"task {self.name}: task.{split} is {count}, but there are only {MAX_PROBLEMS} "
+                f"{split} problems; lower it"
             )
-        sources = []
-        for index, kind in enumerate(KINDS):
-            rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
-            sources.append(exercises(kind, split, rng))
-        seen: set[str] = set()
-        problems: list[Problem] = []
-        while len(problems) < count:
-            exercise = next(sources[len(problems) % len(sources)])
-            if exercise.question in seen:
-                continue
-            seen.add(exercise.question)
-            problems.append(
-                Problem(
-                    id=f"{split}-{len(problems)}",
-                    kind=exercise.kind,
-                    question=exercise.question,
-                    answer=exercise.answer,
-                )
+        sources = {
+            kind: exercises(
+                kind, split, np.random.default_rng([self.seed, SPLITS.index(split), index])
             )
-        return problems
+            for index, kind in enumerate(KINDS)
+        }
+        chosen = itertools.islice(_distinct_exercises(sources, split), count)
+        return [
+            Problem(
+                id=f"{split}-{number}",
+                kind=exercise.kind,
+                question=exercise.question,
+                answer=exercise.answer,
+            )
+            for number, exercise in enumerate(chosen)
+        ]
 
     def prompt(self, problem: Problem) -> str:
         """Return the prompt of a problem."""

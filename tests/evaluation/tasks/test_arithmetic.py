@@ -1,4 +1,7 @@
+import hashlib
+import itertools
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from sdjax.evaluation.tasks.arithmetic import (
     ArithmeticTask,
     Exercise,
     exercises,
+    split_of,
 )
 
 TASK = ArithmeticTask()
@@ -107,26 +111,61 @@ def target_equations(kind, split, count):
         yield sign, canonical_numbers(exercise)
 
 
-def test_problems_are_distinct_balanced_and_deterministic():
+# SHA-256 of id, kind, question and answer of each problem. The zoo and every figure in the
+# documentation depend on them.
+DIGESTS = {
+    "development": "b64458260215ff5bbab603b0630d098e44bf80c3beec28ba84ffc1d255f3a74e",
+    "test": "a38ecdbd09aa953bba4fd2fdd906f1f7f3d72c56ad75577f126d0d9f28180aa8",
+}
+
+
+def digest(problems):
+    lines = "\n".join(f"{one.id}|{one.kind}|{one.question}|{one.answer}" for one in problems)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_default_problems_are_distinct_and_balanced_and_never_change():
     problems = TASK.problems("development")
     assert len(problems) == TASK.development
     assert len({problem.question for problem in problems}) == len(problems)
     counts = np.unique([problem.kind for problem in problems], return_counts=True)[1]
     assert counts.max() - counts.min() <= 1
-    assert problems == ArithmeticTask().problems("development")
-    tests = {problem.question for problem in TASK.problems("test")}
-    assert not tests & {problem.question for problem in problems}
+    tests = TASK.problems("test")
+    assert not {one.question for one in tests} & {one.question for one in problems}
+    assert (digest(problems), digest(tests)) == (DIGESTS["development"], DIGESTS["test"])
+
+
+def test_training_exercises_never_change():
+    rng = np.random.default_rng(7)
+    hashed = hashlib.sha256()
+    for kind in KINDS:
+        for exercise in itertools.islice(exercises(kind, "train", rng), 200):
+            hashed.update(repr(exercise).encode())
+    assert hashed.hexdigest() == "640d44ee461abc294c4e8c95f99dd4769821d3d14183b1755f442d1184536ec8"
 
 
 @pytest.mark.slow
-def test_all_distinct_problems_can_be_asked_for():
-    problems = ArithmeticTask(development=665).problems("development")
-    assert len({problem.question for problem in problems}) == 665
+@pytest.mark.parametrize("split", DIGESTS)
+def test_there_are_5000_distinct_problems_per_split(split):
+    problems = ArithmeticTask(development=5000, test=5000).problems(split)
+    assert len({problem.question for problem in problems}) == 5000
+    assert digest(problems[: getattr(TASK, split)]) == DIGESTS[split]
+
+
+def test_a_kind_that_runs_out_of_questions_is_replaced():
+    problems = ArithmeticTask(development=1000).problems("development")
+    assert digest(problems[:640]) == DIGESTS["development"]
+    counts = Counter(problem.kind for problem in problems)
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, a)]
+    assert counts["sub"] == sum(split_of("sub", pair) == "development" for pair in pairs) == 83
+    others = [number for kind, number in counts.items() if kind != "sub"]
+    assert max(others) - min(others) <= 1
+    assert len({problem.question for problem in problems}) == 1000
 
 
 def test_more_problems_than_there_are_raise_user_error_at_once():
-    with pytest.raises(UserError, match=r"task.development is 666, but there are only 665"):
-        ArithmeticTask(development=666).problems("development")
+    with pytest.raises(UserError, match=r"task.development is 100001, but there are only 100000"):
+        ArithmeticTask(development=100_001).problems("development")
 
 
 @pytest.mark.parametrize(
