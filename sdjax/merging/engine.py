@@ -21,8 +21,9 @@ Axes: *shape (of the tensor), experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,16 +182,14 @@ class Merger:
                 f"a Merger is called with an Algorithm, not {truncated_repr(algorithm)}; use "
                 "sdjax.merge, or Algorithm.from_function for a function of your own"
             )
-        self._check_requests(algorithm, key)
-        if self._base_is_zero:
-            algorithm.constraints.check_without_base(algorithm.name, algorithm.hyperparameters)
+        self._check(algorithm, key)
         if algorithm.form == "tree":
             new, squares = self._merge_tree(algorithm, key, max_memory)
         else:
             new, squares = self._merge_tensors(algorithm, key, donate, max_memory)
         return merged_model(self._reference, self.paths, new, squares, self.norms)
 
-    def _check_requests(self, algorithm: Algorithm, key: jax.Array | None) -> None:
+    def _check(self, algorithm: Algorithm, key: jax.Array | None) -> None:
         if "key" in algorithm.requests:
             if key is None:
                 raise UserError(
@@ -207,6 +206,61 @@ class Merger:
                     "function that is compiled or transformed"
                 )
         check_layers(algorithm, list(self._names.values()))
+        if self._base_is_zero:
+            algorithm.constraints.check_without_base(algorithm.name, algorithm.hyperparameters)
+
+    def merge_in_trace(
+        self, algorithm: Algorithm, tensors: Tensors, *, key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """Return the merged tensors by path, as part of another trace (jit, grad).
+
+        Weights and hyperparameters are then arguments of the caller's executable. The tensors are
+        those of `changed`. Their norms are not computed, and tensors that share a shape (and a
+        kind, if the algorithm requests it) are traced once.
+
+        Args:
+            algorithm: the algorithm; its hyperparameters may be traced.
+            tensors: stands in for the attribute `tensors`, with the same paths and shapes.
+            key: concrete typed PRNG key; required if the algorithm requests one.
+
+        Raises:
+            UserError: as for a call.
+        """
+        self._check(algorithm, key)
+        if algorithm.form == "tree":
+            merged, _ = self._trace_tree(algorithm, tensors, key)
+        else:
+            tensors = self._changed(tensors)
+            programs = self._tensor_programs(algorithm, tensors, key)
+            merged, _ = _trace_programs(programs, tensors)
+        return merged
+
+    def _changed(self, tensors: Tensors) -> Tensors:
+        return {path: tensors[path] for path in self.paths if path in self.changed}
+
+    def _tensor_programs(
+        self,
+        algorithm: Algorithm,
+        tensors: Tensors,
+        key: jax.Array | None,
+        *,
+        donated: Mapping[str, jax.Array] | None = None,
+        statistic: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    ) -> dict[str, TensorProgram]:
+        return {
+            path: TensorProgram.of(
+                algorithm,
+                self.slots,
+                base,
+                experts,
+                path=self._names[path].path,
+                depth=self._depths[self._names[path].path],
+                key=key,
+                donated=(donated or {}).get(path),
+                statistic=statistic,
+            )
+            for path, (base, experts) in tensors.items()
+        }
 
     def _merge_tensors(
         self,
@@ -216,41 +270,25 @@ class Merger:
         max_memory: int | None,
     ) -> Merged:
         """Return the changed tensors by path, and the squared norms of their task vectors."""
-        paths = [path for path in self.paths if path in self.changed]
         if self._is_traced(algorithm) and donate is not None:
             raise UserError("donate cannot be used while the merge is traced; leave it out")
-        donated = donated_tensors(donate, {path: self._tensors[path] for path in paths})
-        programs = [
-            TensorProgram.of(
-                algorithm,
-                self.slots,
-                *self._tensors[path],
-                path=self._names[path].path,
-                depth=self._depths[self._names[path].path],
-                key=key,
-                donated=donated.get(path),
-                statistic=squared_norm_or_inf,
-            )
-            for path in paths
-        ]
+        tensors = self._changed(self._tensors)
+        donated = donated_tensors(donate, tensors)
+        programs = self._tensor_programs(
+            algorithm, tensors, key, donated=donated, statistic=squared_norm_or_inf
+        )
         if self._is_traced(algorithm):
-            return self._trace_tensors(dict(zip(paths, programs, strict=True)))
-        executables = self.compile_cache.get(programs, max_memory)
+            merged, norms = _trace_programs(programs, tensors)
+            kept = {path: self._if_changed(path, merged[path], norms[path]) for path in merged}
+            return (
+                {path: tensor for path, (tensor, _) in kept.items()},
+                [square for _, square in kept.values()],
+            )
+        executables = self.compile_cache.get(list(programs.values()), max_memory)
         new, squares = {}, []
-        for path, program, executable in zip(paths, programs, executables, strict=True):
-            base, experts = self._tensors[path]
+        for (path, program), executable in zip(programs.items(), executables, strict=True):
+            base, experts = tensors[path]
             new[path], square = executable(base, experts, *program.inputs, donated.get(path))
-            squares.append(square)
-        return new, squares
-
-    def _trace_tensors(self, programs: Mapping[str, TensorProgram]) -> Merged:
-        """Merge inside another trace; tensors that share a cache key are traced once."""
-        functions = {p.cache_key: jax.jit(p.function) for p in programs.values()}
-        new, squares = {}, []
-        for path, program in programs.items():
-            base, experts = self._tensors[path]
-            tensor, square = functions[program.cache_key](base, experts, *program.inputs, None)
-            new[path], square = self._if_changed(path, tensor, square)
             squares.append(square)
         return new, squares
 
@@ -265,32 +303,54 @@ class Merger:
         old = experts[0] if base is None else base
         return jnp.where(changed, tensor, old), jnp.where(changed, square, 0.0)
 
-    def _merge_tree(
-        self, algorithm: Algorithm, key: jax.Array | None, max_memory: int | None
-    ) -> Merged:
+    def _tree_program(
+        self, algorithm: Algorithm, tensors: Tensors, key: jax.Array | None
+    ) -> tuple[TreeProgram, list[str], list[str]]:
+        """Return the merge of the scope, the paths that it reads, and those that it replaces."""
         paths = sorted(self.paths, key=lambda path: self._names[path].path)
         new_paths = [path for path in paths if path in self.changed]
-        if not new_paths:
-            return {}, []
         program = TreeProgram.of(
             algorithm,
             self.slots,
-            {self._names[path].path: self._tensors[path] for path in paths},
+            {self._names[path].path: tensors[path] for path in paths},
             changed=frozenset(self._names[path].path for path in new_paths),
             key=key,
         )
+        return program, paths, new_paths
+
+    def _trace_tree(
+        self, algorithm: Algorithm, tensors: Tensors, key: jax.Array | None
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """Merge in the tree form inside another trace."""
+        if not self.changed:
+            return {}, jnp.zeros(0)
+        program, paths, new_paths = self._tree_program(algorithm, tensors, key)
+        bases = tuple(tensors[path][0] for path in paths)
+        experts = tuple(tensors[path][1] for path in paths)
+        new, squares = program.function(bases, experts, *program.inputs)
+        return dict(zip(new_paths, new, strict=True)), squares
+
+    def _merge_tree(
+        self, algorithm: Algorithm, key: jax.Array | None, max_memory: int | None
+    ) -> Merged:
+        if not self.changed:
+            return {}, []
+        if self._is_traced(algorithm):
+            new, norms = self._trace_tree(algorithm, self._tensors, key)
+            kept = [
+                self._if_changed(path, tensor, square)
+                for (path, tensor), square in zip(new.items(), norms, strict=True)
+            ]
+            return (
+                {path: tensor for path, (tensor, _) in zip(new, kept, strict=True)},
+                [square for _, square in kept],
+            )
+        program, paths, new_paths = self._tree_program(algorithm, self._tensors, key)
         bases = tuple(self._tensors[path][0] for path in paths)
         experts = tuple(self._tensors[path][1] for path in paths)
-        if not self._is_traced(algorithm):
-            (executable,) = self.compile_cache.get([program], max_memory)
-            tensors, squares = executable(bases, experts, *program.inputs)
-            return dict(zip(new_paths, tensors, strict=True)), [squares]
-        tensors, squares = program.function(bases, experts, *program.inputs)
-        kept = [self._if_changed(*one) for one in zip(new_paths, tensors, squares, strict=True)]
-        return (
-            {path: tensor for path, (tensor, _) in zip(new_paths, kept, strict=True)},
-            [square for _, square in kept],
-        )
+        (executable,) = self.compile_cache.get([program], max_memory)
+        tensors, squares = executable(bases, experts, *program.inputs)
+        return dict(zip(new_paths, tensors, strict=True)), [squares]
 
     def _is_traced(self, algorithm: Algorithm) -> bool:
         """Return whether weights or hyperparameters are traced."""
@@ -335,6 +395,25 @@ def task_vector_squared_norms(
 ) -> Float[Array, " experts"]:
     """Return the squared norm of each task vector of one tensor, in float32."""
     return jnp.stack(sums([t * t for t in task_vectors(base, experts)]))
+
+
+def _trace_programs(
+    programs: Mapping[str, TensorProgram], tensors: Tensors
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Run programs inside another trace; tensors that share a cache key are traced once.
+
+    Returns:
+        the new tensors, and their statistics, by path.
+    """
+    functions = {p.cache_key: jax.jit(p.function) for p in programs.values()}
+    results = {
+        path: functions[program.cache_key](*tensors[path], *program.inputs, None)
+        for path, program in programs.items()
+    }
+    return (
+        {path: tensor for path, (tensor, _) in results.items()},
+        {path: statistic for path, (_, statistic) in results.items()},
+    )
 
 
 def _is_key(key: object) -> bool:

@@ -9,6 +9,7 @@ import sdjax
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm, PerExpert
 from sdjax.merging.methods.registry import methods
+from sdjax.merging.model_tree import ModelTree
 
 
 def tree(seed):
@@ -151,3 +152,43 @@ def test_what_cannot_be_traced_is_a_user_error():
         jax.jit(lambda b: sdjax.merge(b, EXPERTS, "linear", donate=earlier).params)(BASE)
     with pytest.raises(UserError, match="'scale' must be a finite number"):
         jax.jit(lambda s: sdjax.merge(BASE, EXPERTS, "ties", scale=s).params)(jnp.zeros(2))
+
+
+def test_merge_in_trace_takes_weights_as_arguments_and_traces_each_shape_once():
+    traces = []
+
+    def blend(task_vectors, scale: float = 1.0):
+        traces.append(scale)
+        return scale * sum(task_vectors.values())
+
+    merger, algorithm = sdjax.Merger(BASE, EXPERTS), Algorithm.from_function(blend)
+
+    @jax.jit
+    def merge(tensors, scale):
+        return merger.merge_in_trace(algorithm.bind(scale=scale), tensors)
+
+    expected = {s: merger(algorithm.bind(scale=s)).params for s in (0.3, 0.7)}
+    traces.clear()
+    shapes = {merger.tensors[path][1][0].shape for path in merger.paths}
+    assert len(shapes) < len(merger.paths)
+    for scale, params in expected.items():
+        merged = merge(merger.tensors, scale)
+        for path, tensor in ModelTree.of(params, "params").tensors.items():
+            np.testing.assert_allclose(merged[path], tensor, rtol=1e-6)
+    assert len(traces) == len(shapes)
+    halved = jax.tree.map(lambda x: x / 2, dict(merger.tensors))
+    for path, tensor in merge(halved, 0.7).items():
+        np.testing.assert_allclose(2 * tensor, merged[path], rtol=1e-6)
+
+
+def test_merge_in_trace_of_the_tree_form():
+    def merge_trees(task_vectors, scale: float = 1.0):
+        return {path: scale * vector for path, vector in task_vectors["expert_1"].items()}
+
+    merger, algorithm = sdjax.Merger(BASE, EXPERTS), Algorithm.from_function(merge_trees)
+    merged = jax.jit(lambda t, s: merger.merge_in_trace(algorithm.bind(scale=s), t))(
+        merger.tensors, 0.5
+    )
+    expected = ModelTree.of(merger(algorithm.bind(scale=0.5)).params, "params").tensors
+    for path in merger.paths:
+        np.testing.assert_allclose(merged[path], expected[path], rtol=1e-6)
