@@ -95,6 +95,7 @@ def generate(
     experts: int | None,
     scope: str | None,
     run: Path | None,
+    trust_limits: bool,
     allow_missing: tuple[str, ...],
     mesh: str | None,
     **options: Any,
@@ -110,6 +111,8 @@ def generate(
     for name, value in (("--model", model), ("--scope", scope)):
         if value is not None and not check:
             raise UserError(f"{name} requires --check; add it, or remove {name}")
+    if trust_limits and not (check and run):
+        raise UserError("--trust-limits requires --run DIR and --check")
     if as_json and out is not None:
         raise UserError("--out writes JSON lines by itself; remove --json")
     if run is None:
@@ -121,7 +124,9 @@ def generate(
 
     signature = None
     if check:
-        signature = signature_from_options(model=model, experts=experts, scope=scope, run=run)
+        signature = signature_from_options(
+            model=model, experts=experts, scope=scope, run=run, trust_limits=trust_limits
+        )
     settings = SamplingOptions(mesh=parse_mesh(mesh), **options)
     with _output(out) as file:
         if run is not None:

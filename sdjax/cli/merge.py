@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from sdjax.cli.open_algorithm import (
     param_option,
     parse_parameters,
 )
-from sdjax.cli.sandbox_options import SCOPE_HELP, allow_missing_option
+from sdjax.cli.sandbox_options import SCOPE_HELP, allow_missing_option, trust_limits_option
 from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import resolve_new_folder
 
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Merge models whose configs say different architectures, if their tensors fit.",
 )
+@trust_limits_option
 @allow_missing_option
 def merge(
     paths: tuple[Path, ...],
@@ -79,6 +81,7 @@ def merge(
     run: Path | None,
     rank: int | None,
     allow_crimes: bool,
+    trust_limits: bool,
     allow_missing: tuple[str, ...],
 ) -> None:
     """Merge models into the folder OUT, which appears only when it is complete.
@@ -96,6 +99,8 @@ def merge(
         raise UserError("--base, --expert, --param and --scope require --algorithm FILE|METHOD")
     if rank is not None and run is None:
         raise UserError("--rank requires --run DIR")
+    if trust_limits and run is None:
+        raise UserError("--trust-limits requires --run DIR")
     if seed is not None and run is not None:
         raise UserError("--seed cannot be used with --run DIR, which uses the run's own seed")
     if algorithm is not None and base is None:
@@ -128,6 +133,7 @@ def merge(
                     rank or 1,
                     out,
                     allow_crimes=allow_crimes,
+                    trust_limits=trust_limits,
                     allow_missing=allow_missing,
                     on_tensor=on_tensor,
                 )
@@ -267,6 +273,7 @@ def merge_discovered(
     out: Path,
     *,
     allow_crimes: bool = False,
+    trust_limits: bool = False,
     allow_missing: Collection[str] = (),
     on_tensor: OnTensor | None = None,
 ) -> MergeResult:
@@ -277,22 +284,28 @@ def merge_discovered(
         rank: rank of the program by development score; 1 is the best.
         out: folder of the result.
         allow_crimes: merge models of different architectures.
+        trust_limits: use limits of the run that are above the defaults.
         allow_missing: layers of confinement that this machine may lack, whatever the run says.
         on_tensor: called with (finished tensors, total) at the beginning and after each tensor.
 
     Raises:
-        UserError: the run does not exist or has fewer scored programs, or see `merge_recipe`.
+        UserError: the run does not exist, has fewer scored programs or has limits that are not
+            trusted, or see `merge_recipe`.
     """
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
     from sdjax.merging.recipe.model_card import PROGRAM, Provenance
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.sandbox import Sandbox
     from sdjax.search.context import run_key, verify_stored
+    from sdjax.search.limits import check_limits
     from sdjax.search.ranking import ranked_programs
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
         config = store.config()
+        # The layers that may be missing are those of `allow_missing`.
+        limits = replace(config.sandbox, allow_missing=())
+        check_limits(limits, str(run), trusted=trust_limits)
         programs = ranked_programs(store, config.task.metric)
         if not 1 <= rank <= len(programs):
             raise UserError(
@@ -302,7 +315,7 @@ def merge_discovered(
         program = store.program(programs[rank - 1].identity or "")
     experts = {slot: config.experts[slot].model for slot in config.slots}
     models = open_models(config.seed, experts, Path.cwd())
-    signature = merge_signature(models, config.scope, config.sandbox)
+    signature = merge_signature(models, config.scope, limits)
     verified = verify_stored(program, signature)
     with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
         refusal = sandbox.try_merge(program.ir, merge_trial(models, config.scope))

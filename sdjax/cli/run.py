@@ -17,6 +17,7 @@ from sdjax.cli.sandbox_options import (
     allow_missing_option,
     allow_missing_override,
     trust_code_option,
+    trust_limits_option,
 )
 from sdjax.core.errors import UserError
 
@@ -54,6 +55,7 @@ dry_run_option = click.option(
 )
 @dry_run_option
 @trust_code_option
+@trust_limits_option
 @allow_missing_option
 def run(
     config: str | None,
@@ -63,6 +65,7 @@ def run(
     accept_versions: bool,
     dry_run: bool,
     trust_code: bool,
+    trust_limits: bool,
     allow_missing: tuple[str, ...],
 ) -> None:
     """Search for merge algorithms.
@@ -81,10 +84,12 @@ def run(
             accept_versions=accept_versions,
             dry_run=dry_run,
             trust_code=trust_code,
+            trust_limits=trust_limits,
         )
         return
-    if accept_versions:
-        raise UserError("--accept-versions requires --resume DIR")
+    for option, given in (("--accept-versions", accept_versions), ("--trust-limits", trust_limits)):
+        if given:
+            raise UserError(f"{option} requires --resume DIR")
     if config is None or (out is None and not dry_run):
         raise UserError("run requires CONFIG and --out DIR, or --resume DIR")
     start_run(config, out, overrides, dry_run=dry_run, trust_code=trust_code)
@@ -99,12 +104,15 @@ def start_run(
     trust_code: bool = False,
 ) -> None:
     """Start a run in a new folder; a dry run needs none."""
-    with _joined_processes(out):
+    with _joined_processes(out, trust_code=trust_code) as options:
         from sdjax.search.announcement import check_new_folder
         from sdjax.search.config import read_config
+        from sdjax.search.limits import raised_limits
         from sdjax.sharding.multihost import is_main_process
 
         run_config = read_config(config, overrides)
+        if raised_limits(run_config.sandbox):
+            options.append("--trust-limits")
         if out is None or dry_run:
             _announce(run_config, out, resume=False, trust_code=trust_code)
             return
@@ -120,12 +128,15 @@ def resume_run(
     accept_versions: bool = False,
     dry_run: bool = False,
     trust_code: bool = False,
+    trust_limits: bool = False,
 ) -> None:
     """Resume the run in a folder, with changed keys of its config."""
-    with _joined_processes(folder):
+    with _joined_processes(folder, trust_code=trust_code) as options:
         from sdjax.search.multihost import stored_config
 
-        config = stored_config(folder, overrides)
+        config = stored_config(folder, overrides, trust_limits=trust_limits)
+        if trust_limits:
+            options.append("--trust-limits")
         if dry_run:
             _announce(
                 config,
@@ -139,21 +150,27 @@ def resume_run(
 
 
 @contextmanager
-def _joined_processes(folder: Path | None) -> Iterator[None]:
-    """Join the processes of a distributed run and make them exit together."""
+def _joined_processes(folder: Path | None, *, trust_code: bool) -> Iterator[list[str]]:
+    """Join the processes of a distributed run and make them exit together.
+
+    Yields:
+        options of the command that resumes the run, for the advice after an interrupt.
+    """
     from sdjax.sharding.multihost import exit_together, start_distributed
+
+    options = ["--trust-code"] if trust_code else []
 
     def hint() -> str:
         from sdjax.search.attempts import DATABASE_FILE
 
         started = folder is not None and (folder / DATABASE_FILE).exists()
-        command = f"sdjax run --resume {shlex.quote(str(folder))}"
+        command = shlex.join(["sdjax", "run", "--resume", str(folder), *options])
         return f"resume with: {command}" if started else "nothing was saved"
 
     if start_distributed():
         handle_signals()  # JAX has replaced a handler
     with exit_together(exit_status), resume_hint(hint):
-        yield
+        yield options
 
 
 def _announce(

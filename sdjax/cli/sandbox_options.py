@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,21 +35,29 @@ trust_code_option = click.option(
 )
 
 
+trust_limits_option = click.option(
+    "--trust-limits",
+    is_flag=True,
+    help="Use the limits of the run's folder although they are above the defaults.",
+)
+
+
 def allow_missing_override(layers: Sequence[str]) -> tuple[str, ...]:
     """Return the override of a run's config for the layers of `--allow-missing`, if any."""
     return (f"sandbox.allow_missing=[{', '.join(layers)}]",) if layers else ()
 
 
 def signature_options(*, model: str, run: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds --model, --experts, --scope and --run to a command.
+    """Return a decorator that adds the options of `signature_from_options` to a command.
 
-    `signature_from_options` reads them.
+    They are --model, --experts, --scope, --run and --trust-limits.
 
     Args:
         model: the default of --model, for the help text.
         run: help text of --run.
     """
     options = (
+        trust_limits_option,
         click.option("--run", type=FOLDER_PATH, help=run),
         click.option("--scope", metavar="SCOPE", help=SCOPE_HELP.replace("tensors", "Tensors", 1)),
         click.option(
@@ -70,7 +79,12 @@ def signature_options(*, model: str, run: str) -> Callable[[Command], Command]:
 
 
 def signature_from_options(
-    *, model: str | None, experts: int | None, scope: str | None, run: Path | None
+    *,
+    model: str | None,
+    experts: int | None,
+    scope: str | None,
+    run: Path | None,
+    trust_limits: bool = False,
 ) -> MergeSignature:
     """Return the merge signature that programs are judged against.
 
@@ -79,23 +93,31 @@ def signature_from_options(
         experts: number of experts, named expert_1 ... expert_k; by default three.
         scope: the tensors to merge; by default all, as in `sdjax merge --algorithm`.
         run: a run's folder. Its slots, scope and limits are used, so that identities are the run's.
+        trust_limits: use limits of the run that are above the defaults.
 
     Raises:
-        UserError: no such model or run, a scope that matches nothing, or `run` with other options.
+        UserError: no such model or run, a scope that matches nothing, `run` with other options, or
+            limits of the run that are not trusted.
     """
     from sdjax.io.hf_checkpoint import load_config
     from sdjax.merging.engine import default_slots
     from sdjax.programs.signature import model_signature
 
     if run is None:
+        if trust_limits:
+            raise UserError("--trust-limits requires --run DIR")
         name = model or "zoo:seed"
         config = load_config(Path(name).parent if Path(name).name == "config.json" else name)
         return model_signature(config, default_slots(experts or 3), scope or "all")
     for name, value in (("--model", model), ("--experts", experts), ("--scope", scope)):
         if value is not None:
             raise UserError(f"--run judges as the run did; remove {name}")
+    from sdjax.search.limits import check_limits
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
         of_run = store.config()
-    return model_signature(load_config(of_run.seed), of_run.slots, of_run.scope, of_run.sandbox)
+    # The layers that may be missing are those of --allow-missing.
+    sandbox = replace(of_run.sandbox, allow_missing=())
+    check_limits(sandbox, str(run), trusted=trust_limits)
+    return model_signature(load_config(of_run.seed), of_run.slots, of_run.scope, sandbox)

@@ -64,7 +64,8 @@ def watch_run() -> None:
         how = "hung" if hung else "crashed"
         print(f"sdjax: the run {how} in a program; it resumes without it", file=sys.stderr)
         trusted = [argument for argument in sys.argv[2:] if argument == TRUST_CODE]
-        sys.argv[1:] = ["run", "--resume", str(folder), *trusted]
+        # The user's config or command line has allowed the limits, or no merge would have begun.
+        sys.argv[1:] = ["run", "--resume", str(folder), "--trust-limits", *trusted]
 
 
 def new_demo_folder() -> Path:

@@ -24,6 +24,7 @@ from sdjax.sandbox.verdict import Verdict
 from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.context import RunContext
+from sdjax.search.limits import check_limits
 from sdjax.search.provenance import run_inputs
 from sdjax.search.resume import resume_store, stored_config_changes
 from sdjax.search.store import Store
@@ -52,15 +53,24 @@ def open_store(context: RunContext, folder: Path, *, accept_versions: bool = Fal
     return store
 
 
-def stored_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the config of the run in a folder, with overrides such as "iterations=5"."""
+def stored_config(
+    folder: Path, overrides: Sequence[str] = (), *, trust_limits: bool = False
+) -> RunConfig:
+    """Return the config of the run in a folder, with overrides such as "iterations=5".
+
+    Raises:
+        UserError: an invalid config, or limits above the defaults that are not trusted; see
+            `sdjax.search.limits`.
+    """
 
     def read() -> bytes:
         with Store.open(folder) as store:
             return json.dumps(store.run().config).encode()
 
     stored = json.loads(broadcast_from_main(read))
-    return config_from(stored, f"{folder}: its config", overrides)
+    config = config_from(stored, f"{folder}: its config", overrides)
+    check_limits(config.sandbox, str(folder), trusted=trust_limits, overrides=overrides)
+    return config
 
 
 def check_resumption(config: RunConfig, folder: Path) -> None:

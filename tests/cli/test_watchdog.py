@@ -24,7 +24,7 @@ watchdog.watch_run()
 assert "jax" not in sys.modules
 if "--resume" in sys.argv:
     attempts = sqlite3.connect(folder + "/run.sqlite").execute("SELECT number FROM attempt")
-    resumes = sys.argv[1:] == ["run", "--resume", folder, "--trust-code"]
+    resumes = sys.argv[1:] == ["run", "--resume", folder, "--trust-limits", "--trust-code"]
     print(resumes, *attempts.fetchone(), flush=True)
     time.sleep(1)  # to load the models, which is not part of a merge
     sys.exit(3)
@@ -147,7 +147,7 @@ def test_demo_that_crashes_in_a_merge_is_resumed_in_its_new_folder(folder):
         command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
     )
     (new,) = (folder / "runs").iterdir()
-    assert result.stdout == f"run --resume runs/{new.name}\n", result.stderr
+    assert result.stdout == f"run --resume runs/{new.name} --trust-limits\n", result.stderr
 
 
 def test_only_the_database_may_fail_while_the_run_has_none(tmp_path):

@@ -1,0 +1,55 @@
+"""Limits in the config of a stored run, which belong to whoever made its folder.
+
+A folder from someone else must not raise what a command may use of this machine. The stored limits
+may be lower than the defaults; higher ones are used only if the user says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from sdjax.core.errors import UserError
+from sdjax.sandbox.config import SandboxConfig
+
+
+def raised_limits(config: SandboxConfig) -> dict[str, str]:
+    """Return the keys that allow more than by default, with a description of the difference."""
+    default, raised = SandboxConfig(), {}
+    for field in dataclasses.fields(config):
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        if isinstance(value, tuple):  # layers of confinement that may be missing
+            if added := sorted(set(value) - set(usual)):
+                raised[field.name] = f"sandbox.{field.name} includes {', '.join(added)}"
+        elif value > usual:
+            raised[field.name] = f"sandbox.{field.name} is {value:,}, not {usual:,}"
+    return raised
+
+
+def check_limits(
+    config: SandboxConfig, where: str, *, trusted: bool, overrides: Sequence[str] = ()
+) -> None:
+    """Check that the config of a stored run allows no more than the defaults.
+
+    Args:
+        config: the `sandbox` section of the run's config, with the overrides.
+        where: the run's folder, for the message.
+        trusted: whether the user accepts higher limits.
+        overrides: assignments of the command line, such as "sandbox.workers=8", which are the
+            user's own.
+
+    Raises:
+        UserError: a limit is higher, and the user has not accepted it.
+    """
+    keys = {override.partition("=")[0] for override in overrides}
+    higher = [
+        text
+        for name, text in raised_limits(config).items()
+        if not keys & {"sandbox", f"sandbox.{name}"}
+    ]
+    if higher and not trusted:
+        more = f" (and {len(higher) - 3} more)" if len(higher) > 3 else ""
+        raise UserError(
+            f"{where}: its config allows programs more than the defaults: "
+            f"{'; '.join(higher[:3])}{more}; if you trust whoever made this run, add --trust-limits"
+        )
