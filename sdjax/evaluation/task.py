@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,17 @@ class Task(ABC):
         """Return the worked examples before a problem; the same ones in every evaluation."""
         return ()
 
+    def training(self) -> Sequence[Problem]:
+        """Return problems with solutions to train on, disjoint from development and test."""
+        return ()
+
+    def completion(self, problem: Problem) -> str:
+        """Return what a model should write after the prompt of a training problem.
+
+        By default a space and the solution, or the answer without one, as in worked examples.
+        """
+        return f" {problem.solution or problem.answer}"
+
     def notes(self) -> Sequence[str]:
         """Return remarks about the problems and examples for readers of the results."""
         return ()
@@ -188,10 +199,29 @@ def read_problems(task: Task, split: str) -> list[Problem]:
     Raises:
         BrokenTaskError: the task did not return a list of problems.
     """
-    problems = call_checked(task, "problems", (list, tuple), split)
+    return _read_checked(task, "problems", split)
+
+
+def read_training(task: Task, held_out: Iterable[Problem] = ()) -> list[Problem]:
+    """Return a task's training problems.
+
+    Args:
+        task: the task.
+        held_out: problems whose questions are left out, such as those of development and test.
+
+    Raises:
+        BrokenTaskError: the task did not return a list of problems.
+    """
+    questions = {problem.question for problem in held_out}
+    problems = _read_checked(task, "training")
+    return [problem for problem in problems if problem.question not in questions]
+
+
+def _read_checked(task: Task, method: str, *arguments: Any) -> list[Problem]:
+    problems = call_checked(task, method, (list, tuple), *arguments)
     for problem in problems:
         if not isinstance(problem, Problem):
-            where = _where(task, "problems")
+            where = _where(task, method)
             raise BrokenTaskError(f"{where} returned {problem!r:.60}, which is not a Problem")
     return list(problems)
 

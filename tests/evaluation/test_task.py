@@ -14,6 +14,7 @@ from sdjax.evaluation.task import (
     Task,
     grade_output,
     read_problems,
+    read_training,
 )
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.model_paths import zoo_models
@@ -44,6 +45,12 @@ class Sums(Task):
         if extracted == "99":
             raise NotGradedError("grading timed out")
         return int(extracted) == int(problem.answer)
+
+
+def test_tasks_have_no_training_problems_by_default():
+    assert read_training(Sums()) == []
+    (problem,) = read_problems(Sums(), "test")
+    assert Sums().completion(problem) == " 4"
 
 
 @pytest.mark.parametrize(

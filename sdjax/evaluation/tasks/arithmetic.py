@@ -33,6 +33,8 @@ SPLITS = ("train", "calibration", "development", "test")
 # those from the second bound on for training. A third of the rest is for development, the others
 # are for testing.
 _CALIBRATION, _TRAIN = 5, 40
+# Number of training problems.
+_TRAINING = 4000
 # Fractions of problems with hard numbers, and of stories with rare wording.
 HARD, RARE = 0.42, 0.32
 # Maximum number of problems of a split. Up to here no kind with many questions runs out of them.
@@ -342,13 +344,6 @@ class ArithmeticTask(Task):
                 f"task {self.name}: task.{split} is {count}, but there are only {MAX_PROBLEMS} "
                 f"{split} problems; lower it"
             )
-        sources = {
-            kind: exercises(
-                kind, split, np.random.default_rng([self.seed, SPLITS.index(split), index])
-            )
-            for index, kind in enumerate(KINDS)
-        }
-        chosen = itertools.islice(_distinct_exercises(sources, split), count)
         return [
             Problem(
                 id=f"{split}-{number}",
@@ -356,8 +351,35 @@ class ArithmeticTask(Task):
                 question=exercise.question,
                 answer=exercise.answer,
             )
-            for number, exercise in enumerate(chosen)
+            for number, exercise in enumerate(self._exercises(split, count))
         ]
+
+    def training(self) -> list[Problem]:
+        """Return exercises of the training split, of which the zoo's models have seen others."""
+        return [
+            Problem(
+                id=f"train-{number}",
+                kind=exercise.kind,
+                question=exercise.question,
+                answer=exercise.answer,
+                solution=exercise.solution(),
+            )
+            for number, exercise in enumerate(self._exercises("train", _TRAINING))
+        ]
+
+    def completion(self, problem: Problem) -> str:
+        """Return the solution as the zoo's models write it, without a space before it."""
+        return problem.solution or problem.answer
+
+    def _exercises(self, split: str, count: int) -> Iterator[Exercise]:
+        """Yield distinct exercises of a split, cycling through the kinds."""
+        sources = {
+            kind: exercises(
+                kind, split, np.random.default_rng([self.seed, SPLITS.index(split), index])
+            )
+            for index, kind in enumerate(KINDS)
+        }
+        return itertools.islice(_distinct_exercises(sources, split), count)
 
     def prompt(self, problem: Problem) -> str:
         """Return the prompt of a problem."""

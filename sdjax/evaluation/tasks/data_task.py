@@ -92,6 +92,10 @@ class DataTask(Task):
             ]
         return ()
 
+    def training(self) -> list[Problem]:
+        """Return the rows of the train split, if there is one."""
+        return self._train_rows
+
     @cached_property
     def _train_rows(self) -> list[Problem]:
         return self._read(TRAIN)

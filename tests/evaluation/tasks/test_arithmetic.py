@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.evaluation.task import grade_output, read_training
 from sdjax.evaluation.tasks.arithmetic import (
     HARD,
     KINDS,
@@ -150,6 +151,15 @@ def test_there_are_5000_distinct_problems_per_split(split):
     problems = ArithmeticTask(development=5000, test=5000).problems(split)
     assert len({problem.question for problem in problems}) == 5000
     assert digest(problems[: getattr(TASK, split)]) == DIGESTS[split]
+
+
+def test_training_problems_have_the_solutions_that_the_zoo_writes():
+    training = read_training(TASK)
+    assert len(training) == len({problem.question for problem in training}) == 4000
+    held_out = TASK.problems("development") + TASK.problems("test")
+    assert read_training(TASK, held_out) == training
+    for problem in training[:40]:
+        assert grade_output(TASK, problem, TASK.completion(problem)).strict
 
 
 def test_a_kind_that_runs_out_of_questions_is_replaced():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.evaluation.task import read_training
 from sdjax.evaluation.tasks.registry import find_task
 
 
@@ -55,6 +56,16 @@ def test_folder_contains_both_splits(data):
     assert len(shown) == 5
     assert all(one.question.startswith("train") for one in shown)
     assert not task.notes()
+
+
+def test_training_problems_are_the_train_split_without_held_out_questions(data):
+    task = find_task("gsm8k", data=data)
+    (first, *others) = read_training(task)
+    assert ids([first, *others]) == [f"train-{i}" for i in range(6)]
+    assert task.completion(first) == " It is.\n#### 0"
+    assert read_training(task, held_out=[first]) == others
+    data.with_name("gsm8k_train.jsonl").unlink()
+    assert read_training(find_task("gsm8k", data=data)) == []
 
 
 def test_gsm8k_without_train_split_uses_fixed_examples_with_a_note(data):
