@@ -395,28 +395,28 @@ folder = Path(sys.argv[2])
 run_search(config, folder)
 with Store.open(folder) as store:
     scores = {s.entry: s.strict for s in store.summaries("development")}
-    print(json.dumps([scores, [s.text for s in store.judged()]]))
+    print(json.dumps([scores, [s.text for s in store.judged(1)]]))
 """
 
 
 def scores_on(devices: int, config, folder: Path):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-c", SCORES, json.dumps(config.to_json()), str(folder)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_eight_devices_match_the_scores_of_one_device(small_config, tmp_path):
-    alone = dataclasses.replace(small_config, iterations=1)
+def test_eight_devices_match_the_scores_of_one_device(small_config, finished, tmp_path):
     mesh = dataclasses.replace(small_config.mesh, data=2, tensor=4)
-    scores, texts = scores_on(8, dataclasses.replace(alone, mesh=mesh), tmp_path / "eight")
-    expected_scores, expected_texts = scores_on(1, alone, tmp_path / "one")
-    assert texts == expected_texts
-    assert scores == expected_scores
+    config = dataclasses.replace(small_config, iterations=1, mesh=mesh)
+    scores, texts = scores_on(8, config, tmp_path / "eight")
+    with Store.open(finished) as store:
+        assert texts == [s.text for s in store.judged(1)]
+        expected = {s.entry: s.strict for s in store.summaries("development")}
+    assert len(scores) > 1
+    assert scores == {entry: expected[entry] for entry in scores}
 
 
 def sampled(folder, count, **options):
