@@ -47,6 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError, did_you_mean
+from sdjax.merging.schedule import resolve_schedules
 from sdjax.merging.signature import Constraints, Form, TracedType, check_value, read_signature
 from sdjax.merging.signature import PerExpert as PerExpert
 from sdjax.merging.signature import TaskVectors as TaskVectors
@@ -69,7 +70,8 @@ class Algorithm:
         form: "tensor" or "tree".
         function: the function of the algorithm API.
         requests: the optional inputs that the function takes: "base", "key", "depth", "kind".
-        hyperparameters: name to value.
+        hyperparameters: name to value; in place of a number, there may be a `Schedule` of numbers
+            that differ between tensors.
         traced: hyperparameters that are arguments of the executable, with their types.
         constraints: conditions on the hyperparameters besides their types.
     """
@@ -145,6 +147,16 @@ class Algorithm:
             constraints=self.constraints,
             **{**self.hyperparameters, **hyperparameters},
         )
+
+    def at(self, name: str, depth: float) -> Algorithm:
+        """Return the algorithm for one tensor, with its schedules resolved.
+
+        Args:
+            name: the tensor's name in a checkpoint.
+            depth: relative depth of its layer; below 0 outside the layers.
+        """
+        values = resolve_schedules(self.hyperparameters, name, depth)
+        return self if values is None else replace(self, hyperparameters=values)
 
     @property
     def static(self) -> dict[str, StaticValue]:

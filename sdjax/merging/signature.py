@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from sdjax.core.errors import UserError
+from sdjax.merging.schedule import Schedule
 
 Tensor = Float32[Array, "*shape"]
 TaskVectors = dict[str, Tensor]
@@ -48,7 +49,7 @@ _EXPECTED = {
 class Constraints:
     """Conditions on hyperparameters besides their types.
 
-    Values that are traced are unknown and pass.
+    Values that are traced are unknown and pass. A schedule is checked tensor by tensor.
 
     Attributes:
         unit_interval: hyperparameters that must be in [0, 1].
@@ -242,7 +243,8 @@ def _as_float(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Return the numbers of a value in its stored form; none if one of them is traced."""
+    """Return the numbers of a value in its stored form; none if one is traced or a schedule."""
     values = value.values() if isinstance(value, Mapping) else value
     numbers = list(values) if isinstance(value, Mapping | tuple) else [value]
-    return [] if any(isinstance(number, jax.core.Tracer) for number in numbers) else numbers
+    unknown = any(isinstance(number, jax.core.Tracer | Schedule) for number in numbers)
+    return [] if unknown else numbers

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.models.tensor_names import OUTSIDE_TENSORS, TensorName, kind_of
+from sdjax.models.tensor_names import OUTSIDE_TENSORS, TensorName, kind_of, parse_name
 from sdjax.xla.rematerialize import rematerialize
 
 # An array, or the shape, dtype and sharding of one.
@@ -88,6 +88,7 @@ class TensorProgram:
             donated: an array of the new tensor's shape and dtype whose buffer is reused.
             statistic: function of the new tensor and the merged task vector to a scalar.
         """
+        algorithm = algorithm.at(parse_name(path).spellings[-1], depth)
         reference = experts[0] if base is None else base
         out_dtype = reference.dtype if dtype is None else jnp.dtype(dtype)
         requests, key_impl = algorithm.requests, _key_impl(algorithm, key)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.merging.schedule import interpolate
 
 IGNORED_PARAMETERS = ("int8_mask",)  # saves memory in mergekit; no masks are stored here
 _MAX_FLOAT32 = 3.4e38  # methods compute in float32
@@ -116,13 +117,9 @@ def _interpolate(
     entry: ParameterValue, parameter: ParameterType, items: Sequence[Any], position: float
 ) -> Any:
     values = [_checked(entry, parameter, item) for item in items]
-    scaled = position * (len(values) - 1)
-    first = int(scaled)
     if parameter.name in ("bool", "str"):
-        return values[first]
-    second = min(len(values) - 1, first + 1)
-    fraction = scaled - first
-    return _checked(entry, parameter, (1 - fraction) * values[first] + fraction * values[second])
+        return values[int(position * (len(values) - 1))]
+    return _checked(entry, parameter, interpolate(values, position))
 
 
 def _checked(entry: ParameterValue, parameter: ParameterType, value: Any) -> Any:
