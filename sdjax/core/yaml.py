@@ -16,6 +16,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from sdjax.core.errors import UserError, did_you_mean, truncated_repr
+from sdjax.core.files import read_text
 
 MAX_CHARACTERS = 1_000_000  # per document; parsing takes a few seconds for so many
 MAX_VALUES = 100_000  # per document, with aliases expanded
@@ -89,12 +90,7 @@ class YamlDocument:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file. Raises UserError if it cannot be read or parsed."""
-        try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(MAX_CHARACTERS + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
-        return cls(text, str(path))
+        return cls(read_text(path, 4 * MAX_CHARACTERS), str(path))
 
     def line(self, node: yaml.Node) -> int:
         """Return the line, from 1, on which a node starts."""

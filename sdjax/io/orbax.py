@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 import sys
@@ -24,6 +23,8 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from sdjax.core.errors import TransientError, UserError
+from sdjax.core.files import MAX_TEXT_BYTES, read_bytes
+from sdjax.core.json import parse_json
 from sdjax.core.storage_errors import storage_errors, storage_reason
 from sdjax.io.links import check_own_folder
 from sdjax.models.lora import Adapter
@@ -302,8 +303,8 @@ def _remove_damaged_scores(folder: Path) -> None:
     if jax.process_index() == 0:
         for path in folder.glob("*/metrics/metrics"):
             try:
-                float(json.loads(path.read_text())[_SCORE])
-            except (ValueError, KeyError, TypeError):
+                float(parse_json(read_bytes(path, MAX_TEXT_BYTES))[_SCORE])
+            except (UserError, ValueError, KeyError, TypeError):
                 shutil.rmtree(path.parent)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"scores of {folder}")

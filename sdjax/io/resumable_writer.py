@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from sdjax.core.files import MAX_INDEX_BYTES
+from sdjax.core.json import parse_json
 from sdjax.core.storage_errors import storage_errors
 from sdjax.io.atomic_write import commit, partial_path, resolve_new_folder
 from sdjax.io.links import check_own_folder
@@ -76,7 +78,7 @@ class ResumableFolder:
         digest = hashlib.sha256(fingerprint.encode() + headers).hexdigest()
         with storage_errors(out):
             self._lock = lock_folder(self.folder, LOCK)
-            self._journal = (self.folder / JOURNAL).open("a+", encoding="utf-8")
+            self._journal = (self.folder / JOURNAL).open("a+", encoding="utf-8", errors="replace")
             self.done = self._resume(digest)
         self._missing = {file: set(names) - self.done for file, names in self._files.items()}
 
@@ -121,7 +123,7 @@ class ResumableFolder:
     def _resume(self, digest: str) -> set[str]:
         """Return the tensors written so far; clear the folder if its content is different."""
         self._journal.seek(0)
-        text = self._journal.read()
+        text = self._journal.read(MAX_INDEX_BYTES)
         if text and not text.endswith("\n"):
             print(file=self._journal, flush=True)  # ends the line at which the writer was killed
         records = _parse(text)
@@ -134,15 +136,14 @@ class ResumableFolder:
         self._record({"fingerprint": digest})
         return set()
 
-    def _written(self, records: list[dict[str, Any]]) -> set[str]:
+    def _written(self, records: list[dict[str, str]]) -> set[str]:
         complete = {record["file"] for record in records if "file" in record}
         written = {name for file in complete for name in self._files.get(file, ())}
         boot = _boot_id()
         for record in records:
-            if record.get("boot") == boot:
-                name = record["tensor"]
-                if (self.folder / self._file_of[name]).exists():
-                    written.add(name)
+            file = self._file_of.get(record.get("tensor", ""))
+            if file is not None and record.get("boot") == boot and (self.folder / file).exists():
+                written.add(record["tensor"])
         return written
 
     def _descriptor(self, file: str) -> int:
@@ -156,11 +157,14 @@ class ResumableFolder:
         print(json.dumps(record), file=self._journal, flush=True)
 
 
-def _parse(text: str) -> list[dict[str, Any]]:
+def _parse(text: str) -> list[dict[str, str]]:
+    """Return the records of a journal, without lines that are truncated or not records."""
     records = []
     for line in text.splitlines():
-        with contextlib.suppress(ValueError):  # a truncated line
-            records.append(json.loads(line))
+        with contextlib.suppress(ValueError):
+            record = parse_json(line)
+            if isinstance(record, dict) and all(isinstance(item, str) for item in record.values()):
+                records.append(record)
     return records
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sdjax.core.errors import TransientError, UserError
+from sdjax.core.files import MAX_INDEX_BYTES, MAX_TEXT_BYTES, read_json_file
 from sdjax.io.links import member
 from sdjax.io.safetensors_writer import (
     DTYPE_CODES,
@@ -22,6 +22,7 @@ from sdjax.io.safetensors_writer import (
     SINGLE,
     STORED_DTYPES,
     HeaderEntry,
+    not_safetensors,
     raw_bytes,
     read_header,
 )
@@ -199,9 +200,7 @@ class SafetensorsReader:
                     f"{path}: listed in {INDEX} but missing; copy the missing file"
                 ) from None
             except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path}: truncated or not a safetensors file ({error}); copy the file again"
-                ) from None
+                raise not_safetensors(path, error) from None
         return self._open_files[file]
 
     def _locate(self) -> dict[str, str]:
@@ -222,14 +221,13 @@ class SafetensorsReader:
         return dict.fromkeys(self.open(self._single).keys(), self._single)
 
     def _read_index(self, index: Path) -> dict[str, str]:
-        try:
-            weight_map = dict(json.loads(index.read_text())["weight_map"])
-            if not all(isinstance(file, str) for file in weight_map.values()):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):
+        weight_map = read_json(index, MAX_INDEX_BYTES).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(file, str) for file in weight_map.values()
+        ):
             raise UserError(
                 f"{index}: not a safetensors index (no weight_map); copy the file again"
-            ) from None
+            )
         for file in sorted(set(weight_map.values())):
             for name in list(self.open(file).keys()):
                 if weight_map.get(name) != file:
@@ -240,19 +238,23 @@ class SafetensorsReader:
         return weight_map
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing file is an empty object.
+def read_json(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+    """Read the JSON object of a file in a model's folder; a missing file is an empty object.
+
+    NaN and Infinity, which the config.json of some models contains, are accepted.
+
+    Args:
+        path: the file.
+        max_bytes: size limit.
 
     Raises:
-        UserError: the file is not a JSON object, or is a link that leads out of its folder.
+        UserError: the file is not a JSON object, is larger, or is a link that leads out of its
+            folder.
     """
     path = member(path.parent, path.name)
     if not path.is_file():
         return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy the file again") from None
+    fields = read_json_file(path, max_bytes, non_finite=True)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: not valid JSON (not an object); copy the file again")
     return fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,16 @@ import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.files import open_file
+from sdjax.core.json import parse_json
 from sdjax.io.atomic_write import write_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000  # as in transformers
+MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
+MAX_NAME_LENGTH = 1_000  # of a tensor; patterns are matched with names
 
 # Name of each supported dtype in safetensors, and in Hugging Face's configs.
 DTYPES: dict[str, np.dtype] = {
@@ -128,17 +133,53 @@ class HeaderEntry(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, HeaderEntry]:
-    """Return the tensors of an intact safetensors file, by name."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {
-        name: HeaderEntry(
-            tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    """Return the tensors of a safetensors file, by name.
+
+    Each tensor's bytes are in the file, and their number follows from shape and dtype if the dtype
+    is supported.
+
+    Raises:
+        UserError: not a safetensors file, or a truncated or damaged one.
+    """
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(MAX_HEADER_BYTES, size - 8):
+                raise ValueError(f"a header of {length:,} bytes")
+            header = parse_json(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("the header is not a JSON object")
+        return {
+            name: _parse_entry(name, entry, 8 + length, size)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, OSError) as error:
+        raise not_safetensors(path, error) from None
+
+
+def not_safetensors(path: Path, reason: object) -> UserError:
+    """Return the error for a file that cannot be read as safetensors."""
+    return UserError(f"{path}: truncated or not a safetensors file ({reason}); copy the file again")
+
+
+def _parse_entry(name: str, entry: Any, start: int, size: int) -> HeaderEntry:
+    """Return a tensor of a header of a file with `size` bytes whose first tensor is at `start`."""
+    match entry:
+        case {"dtype": str(code), "shape": [*shape], "data_offsets": [first, end]} if all(
+            type(number) is int and number >= 0 for number in (*shape, first, end)
+        ):
+            stored = end - first
+            if stored < 0 or start + end > size:
+                raise ValueError(f"{truncated_repr(name)} is not within the file")
+            if code in STORED_DTYPES and stored != math.prod(shape) * STORED_DTYPES[code].itemsize:
+                raise ValueError(f"{truncated_repr(name)} has a size unlike its shape")
+        case _:
+            raise ValueError(f"the header of {truncated_repr(name)} is invalid")
+    if len(name) > MAX_NAME_LENGTH:
+        raise ValueError(f"a name of {len(name):,} characters")
+    return HeaderEntry(tuple(shape), code, start + first)
 
 
 def write_safetensors(path: Path | None, tensors: Mapping[str, Any]) -> None:

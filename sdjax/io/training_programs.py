@@ -17,6 +17,8 @@ from typing import Any, Self
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.core.files import open_file
+from sdjax.core.json import parse_json
 from sdjax.io.atomic_write import make_folder, write_file
 from sdjax.io.links import member
 from sdjax.io.model_paths import TRAINING_PROGRAMS
@@ -108,7 +110,7 @@ def read_training_programs(folder: Path) -> TrainingPrograms | None:
     if not path.is_file() or fields is None:
         return None
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             identities = np.lib.format.read_array(file, allow_pickle=False)
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
@@ -139,11 +141,11 @@ def _read_fields(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        with gzip.open(path) as file:
+        with open_file(path) as compressed, gzip.GzipFile(fileobj=compressed) as file:
             text = file.read(MAX_SOURCES_BYTES + 1)
         if len(text) > MAX_SOURCES_BYTES:
             raise ValueError(f"more than {MAX_SOURCES_BYTES:,} bytes when decompressed")
-        fields = json.loads(text)
+        fields = parse_json(text)
         return {"contract": str(fields["contract"]), "texts": list(map(str, fields["texts"]))}
-    except (*_DAMAGE, KeyError, TypeError, zlib.error, RecursionError) as error:
+    except (*_DAMAGE, KeyError, TypeError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy the model again") from None

@@ -1,6 +1,10 @@
+import gzip
+import os
+
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.io import jsonl
 from sdjax.io.jsonl import read_jsonl
 
 
@@ -15,9 +19,12 @@ def test_lines_are_numbered_from_one_without_blank_lines(tmp_path):
     [
         ("{", "line 2: not JSON"),
         ("[" * 100_000, "line 2: not JSON"),
+        ('{"a": 1, "a": 2}', r"line 2: not JSON \(duplicate key 'a'\)"),
+        ('{"a": NaN}', r"line 2: not JSON \(NaN is not a number\)"),
+        ('{"b\\n": 1}', "line 2: needs the fields a; found: b$"),
         ("[1, 2]", "line 2: needs the fields a; found: not an object"),
         ('{"b": 1}', "line 2: needs the fields a; found: b"),
-        ('{"a": "\\ud800"}', "line 2: contains half of a surrogate pair"),
+        ('{"a": "\\ud800"}', r"line 2: not JSON \(contains half of a surrogate pair"),
     ],
 )
 def test_invalid_line_raises_user_error_with_line_number(tmp_path, line, message):
@@ -25,3 +32,38 @@ def test_invalid_line_raises_user_error_with_line_number(tmp_path, line, message
     path.write_text('{"a": 1}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         read_jsonl(path, ("a",))
+
+
+def test_compressed_files_are_read_within_a_limit(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
+    assert read_jsonl(path, ("a",)) == [(1, {"a": 1}), (2, {"a": 2})]
+    monkeypatch.setattr(jsonl, "MAX_DECOMPRESSED_BYTES", 10)
+    with pytest.raises(UserError, match="more than 10 bytes when decompressed; decompress it"):
+        read_jsonl(path, ("a",))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_lines_are_read_within_a_limit(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1_000)
+    content = b'{"a": 1}\n' + b" " * 100_000
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match="line 2: longer than 1,000 bytes"):
+        read_jsonl(path, ("a",))
+
+
+@pytest.mark.parametrize("content", [b"plain", gzip.compress(b"{}\n" * 99)[:-12], b"\x1f\x8b"])
+def test_damaged_compressed_files_are_refused(tmp_path, content):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"rows.jsonl.gz: cannot be read \(") as error:
+        read_jsonl(path, ())
+    assert "\n" not in str(error.value)
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(UserError, match="not a file, but a folder, pipe or device"):
+            read_jsonl(path, ())

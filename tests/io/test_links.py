@@ -129,7 +129,7 @@ def test_blobs_that_are_a_link_are_refused(model, outside, tmp_path):
         load_tokenizer(snapshot)
 
 
-@pytest.mark.parametrize("file", ["../outside/x.safetensors", "/x.safetensors", "a\x1b", "\ud800"])
+@pytest.mark.parametrize("file", ["../outside/x.safetensors", "/x.safetensors", "a\x1b"])
 def test_names_of_an_index_stay_in_the_folder(tmp_path, outside, file):
     for name in ("config.json", "x.safetensors"):
         (tmp_path / name).write_text("{}")

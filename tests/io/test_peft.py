@@ -105,7 +105,7 @@ def test_embeddings_and_replaced_tensors(tmp_path):
         ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B[:, :1]}, {}, "cannot be multiplied"),
         ({f"{Q}.lora_A.weight": A[:0], f"{Q}.lora_B.weight": B[:, :0]}, {}, "cannot be multiplied"),
         (None, {"lora_alpha": "x"}, "alpha must be a number, not 'x'"),
-        (None, {"lora_alpha": 10**400}, "alpha must be a number, not 1000"),
+        (None, {"lora_alpha": 10**200}, "alpha must be a number, not 1000"),
         (None, {"lora_alpha": math.nan}, "alpha must be a number, not nan"),
         (None, {"lora_alpha": True}, "alpha must be a number, not True"),
         (None, {"use_rslora": "no"}, "use_rslora must be true or false, not 'no'"),
