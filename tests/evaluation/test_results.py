@@ -99,7 +99,7 @@ def test_locked_folder_raises_user_error(tmp_path):
 
 def test_full_disk_raises_user_error(scored, tmp_path, monkeypatch):
     with results.ResultsFolder(tmp_path / "out", {"model": "m"}) as kept:
-        monkeypatch.setattr(kept, "_file", open("/dev/full", "w"))  # noqa: SIM115
+        monkeypatch.setattr(kept._log, "_file", open("/dev/full", "w"))  # noqa: SIM115
         with pytest.raises(UserError, match="out: the disk is full; free some space"):
             kept.add(results.read_results(scored)[0])
 
@@ -139,7 +139,7 @@ def test_different_settings_raise_user_error(scored, tmp_path):
     line = user_error("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
     assert "max_new_tokens = 64, not 9; choose another --out" in line
     (tmp_path / "mine.txt").write_text("mine")
-    assert "not empty, and not a results folder" in user_error(
+    assert "not empty, and without an evaluation" in user_error(
         "eval", "zoo:seed", "--out", tmp_path
     )
 
