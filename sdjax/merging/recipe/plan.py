@@ -147,6 +147,7 @@ def plan_algorithm(
         info, place = base.info[name], parse_name(name)
         sources = [TensorRef(model=base, name=name)]
         merged, program = place.path in in_scope and is_mergeable(info), None
+        own = algorithm.at(place.spellings[-1], depths[place.path])
         if merged:
             for expert in experts.values():
                 sources.append(tensor_in(expert, name, base))
@@ -169,7 +170,7 @@ def plan_algorithm(
                 for ref in sources
             )
             program = TensorProgram.of(
-                algorithm,
+                own,
                 slots,
                 first,
                 tuple(others),
@@ -184,7 +185,7 @@ def plan_algorithm(
                 spec=jax.ShapeDtypeStruct(info.shape, info.dtype),
                 sources=tuple(sources),
                 has_base=merged,
-                algorithm=algorithm if merged else None,
+                algorithm=own if merged else None,
                 program=program,
             )
         )
