@@ -247,11 +247,15 @@ def _judge_program(
     allow_missing: Collection[str],
 ) -> tuple[Algorithm, str]:
     """Judge the program file of a recipe; see `LoadProgram`."""
+    import jax
+
     from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
     from sdjax.sandbox.signature import MergeSignature
+    from sdjax.sharding.memory import memory_of
 
     shapes = {path: (kind, shape) for path, (kind, shape, _) in tensors.items()}
     trial = MergeTrial(
+        memory=memory_of(jax.devices()),
         tensors=tuple(
             TrialTensor(path=path, shape=shape, base=dtype, experts=(dtype,) * len(slots))
             for path, (_, shape, dtype) in tensors.items()
@@ -349,8 +353,11 @@ def merge_signature(
 
 def merge_trial(models: MergeModels, scope: Scope) -> MergeTrial:
     """Return what a merge of these models compiles, for `Sandbox.try_merge`."""
+    import jax
+
     from sdjax.models.tensor_names import parse_name
     from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
+    from sdjax.sharding.memory import memory_of
 
     tensors, every = [], models.tensors(scope)
     for name, info in models.base.info.items():
@@ -364,7 +371,9 @@ def merge_trial(models: MergeModels, scope: Scope) -> MergeTrial:
                     experts=tuple(expert.dtype.name for expert in found),
                 )
             )
-    return MergeTrial(tensors=tuple(tensors), compiler="single use")
+    return MergeTrial(
+        memory=memory_of(jax.devices()), tensors=tuple(tensors), compiler="single use"
+    )
 
 
 def _parse_experts(texts: Iterable[str]) -> dict[str, str]:

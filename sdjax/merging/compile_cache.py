@@ -13,11 +13,8 @@ from typing import Protocol
 
 import jax
 
+from sdjax.sharding.memory import MemoryLimitExceeded
 from sdjax.xla.compiler_options import quick_options
-
-
-class MemoryLimitExceeded(Exception):
-    """Raised when an executable needs more temporary memory than its caller allows."""
 
 
 class Lowerable(Protocol):
@@ -95,8 +92,12 @@ class CompileCache:
             self._executables.move_to_end(key)
         while len(self._executables) > self.capacity:
             self._executables.popitem(last=False)
-        if max_memory is not None and any(_temp_memory(e) > max_memory for e in found.values()):
-            raise MemoryLimitExceeded
+        temporary = max(map(_temp_memory, found.values()), default=0)
+        if max_memory is not None and temporary > max_memory:
+            raise MemoryLimitExceeded(
+                f"the compiled merge needs {temporary / 1e9:.3g} GB of temporary memory; the limit "
+                f"is {max_memory / 1e9:.3g} GB"
+            )
         return [found[computation.cache_key] for computation in computations]
 
     def _compile(self, lowered: Sequence[jax.stages.Lowered]) -> list[jax.stages.Compiled]:

@@ -52,6 +52,7 @@ from sdjax.merging.tensor_program import (
     task_vectors,
 )
 from sdjax.models.tensor_names import layer_depths
+from sdjax.sharding.memory import exhaustion_reported, require_fit
 from sdjax.xla.reductions import sums
 
 Merged = tuple[dict[str, jax.Array], list[jax.Array]]
@@ -172,7 +173,8 @@ class Merger:
             max_memory: limit on an executable's temporary memory per device, in bytes.
 
         Raises:
-            MemoryLimitExceeded: an executable needs more memory; nothing has run.
+            MemoryLimitExceeded: an executable needs more memory than `max_memory` or than the
+                devices have; nothing has run.
             UserError: the algorithm does not trace or does not return one array of the tensor's
                 shape, it requests `depth` of a model whose layers are not recognized, a key is
                 missing or traced, or `donate` does not match.
@@ -183,11 +185,12 @@ class Merger:
                 "sdjax.merge, or Algorithm.from_function for a function of your own"
             )
         self._check(algorithm, key)
-        if algorithm.form == "tree":
-            new, squares = self._merge_tree(algorithm, key, max_memory)
-        else:
-            new, squares = self._merge_tensors(algorithm, key, donate, max_memory)
-        return merged_model(self._reference, self.paths, new, squares, self.norms)
+        with exhaustion_reported():
+            if algorithm.form == "tree":
+                new, squares = self._merge_tree(algorithm, key, max_memory)
+            else:
+                new, squares = self._merge_tensors(algorithm, key, donate, max_memory)
+            return merged_model(self._reference, self.paths, new, squares, self.norms)
 
     def _check(self, algorithm: Algorithm, key: jax.Array | None) -> None:
         if "key" in algorithm.requests:
@@ -284,7 +287,7 @@ class Merger:
                 {path: tensor for path, (tensor, _) in kept.items()},
                 [square for _, square in kept.values()],
             )
-        executables = self.compile_cache.get(list(programs.values()), max_memory)
+        executables = self._compile(list(programs.values()), max_memory)
         new, squares = {}, []
         for (path, program), executable in zip(programs.items(), executables, strict=True):
             base, experts = tensors[path]
@@ -348,9 +351,18 @@ class Merger:
         program, paths, new_paths = self._tree_program(algorithm, self._tensors, key)
         bases = tuple(self._tensors[path][0] for path in paths)
         experts = tuple(self._tensors[path][1] for path in paths)
-        (executable,) = self.compile_cache.get([program], max_memory)
+        (executable,) = self._compile([program], max_memory)
         tensors, squares = executable(bases, experts, *program.inputs)
         return dict(zip(new_paths, tensors, strict=True)), [squares]
+
+    def _compile(
+        self, programs: Sequence[TensorProgram | TreeProgram], max_memory: int | None
+    ) -> list[jax.stages.Compiled]:
+        """Return executables that fit into the memory of their devices."""
+        executables = self.compile_cache.get(programs, max_memory)
+        for executable in dict.fromkeys(executables):
+            require_fit(executable)
+        return executables
 
     def _is_traced(self, algorithm: Algorithm) -> bool:
         """Return whether weights or hyperparameters are traced."""

@@ -16,14 +16,14 @@ import jax
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.merging.merged_model import MergedModel
 from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
-from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
+from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
 from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import RunContext
 from sdjax.search.types import Application, Program, program_entry
+from sdjax.sharding.memory import MemoryLimitExceeded, memory_of
 
 
 def apply_program(
@@ -39,12 +39,14 @@ def apply_program(
     start = time.monotonic()
     merged, refusal = None, None
     try:
+        check_estimate(verified.memory, merge_memory(context, setting))
         merged = context.merge(algorithm, setting, max_memory=verified.max_memory)
         if not merged.finite:
             refusal = _why_not_finite(context, algorithm, verified, setting)
-    except MemoryLimitExceeded:
-        message = "the compiled merge exceeds the memory limit"
-        refusal = Refusal("too costly", "memory", message)
+    except Refusal as error:
+        refusal = error
+    except MemoryLimitExceeded as error:
+        refusal = Refusal("too costly", "memory", str(error))
     # JAX may reject shapes and devices that were not probed; any other exception is a bug in sdjax.
     except (UserError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         message = f"the array program fails on the model ({type(error).__name__})"
@@ -89,7 +91,17 @@ def trial_of(context: RunContext, setting: str) -> MergeTrial:
         )
         for path, (base, experts) in merger.tensors.items()
     )
-    return MergeTrial(tensors=tensors, compiler="quick" if merger.compile_cache.quick else "full")
+    return MergeTrial(
+        memory=merge_memory(context, setting),
+        tensors=tensors,
+        compiler="quick" if merger.compile_cache.quick else "full",
+    )
+
+
+def merge_memory(context: RunContext, setting: str) -> int:
+    """Return the bytes that the devices of a setting's models have together."""
+    _, experts = next(iter(context.mergers[setting].tensors.values()))
+    return memory_of(experts[0].sharding.device_set)
 
 
 def _why_not_finite(

@@ -1,12 +1,32 @@
-"""Memory of the devices, to reject sizes that cannot fit before anything is computed."""
+"""Memory of the devices, to refuse what cannot fit before it is allocated."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+from collections.abc import Collection, Iterator
 
 import jax
 
 from sdjax.core.errors import UserError
+from sdjax.core.host_memory import host_memory
+
+
+class MemoryLimitExceeded(UserError):
+    """Raised when a computation needs more memory than there is, or than its caller allows."""
+
+
+def memory_of(devices: Collection[jax.Device]) -> int:
+    """Return the bytes of memory that some devices have together.
+
+    A device that does not tell counts as its host, whose memory all devices of a CPU share. Devices
+    of other hosts have as much as those of this host.
+    """
+    platform = next(iter(devices)).platform
+    device = jax.local_devices(backend=platform)[0]
+    stats = None if platform == "cpu" else device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return len(devices) * int(stats["bytes_limit"])
+    return len({device.process_index for device in devices}) * host_memory()
 
 
 def require_memory(num_bytes: int, what: str, *, num_devices: int, remedy: str) -> None:
@@ -18,7 +38,7 @@ def require_memory(num_bytes: int, what: str, *, num_devices: int, remedy: str) 
         num_devices: number of devices.
         remedy: what to do.
     """
-    available = num_devices * _device_memory()
+    available = memory_of(jax.devices()[:num_devices])
     if num_bytes > available:
         raise UserError(
             f"{what} requires {num_bytes / 1e9:,.1f} GB, but the memory has "
@@ -26,10 +46,59 @@ def require_memory(num_bytes: int, what: str, *, num_devices: int, remedy: str) 
         )
 
 
-def _device_memory() -> int:
-    """Return the bytes of one device's memory; of the machine if the device does not tell."""
-    device = jax.local_devices()[0]
-    stats = None if device.platform == "cpu" else device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def compiled_memory(executable: jax.stages.Compiled) -> int:
+    """Return the bytes that an executable needs at once, on all of its devices together.
+
+    They are those of its arguments, its results and its temporary arrays.
+    """
+    sizes = executable.memory_analysis()
+    if sizes is None:
+        return 0
+    per_device = (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+    return len(devices_of(executable)) * per_device
+
+
+def devices_of(executable: jax.stages.Compiled) -> Collection[jax.Device]:
+    """Return the devices that an executable runs on."""
+    return jax.tree.leaves(executable.output_shardings)[0].device_set
+
+
+def require_fit(executable: jax.stages.Compiled) -> None:
+    """Check that a compiled merge fits into the memory of its devices.
+
+    Raises:
+        MemoryLimitExceeded: it needs more.
+    """
+    needed, available = compiled_memory(executable), memory_of(devices_of(executable))
+    if needed > available:
+        raise MemoryLimitExceeded(
+            f"the compiled merge {shortage(needed, available)}; merge fewer tensors or models, or "
+            "use a machine with more memory"
+        )
+
+
+def shortage(needed: int, available: int) -> str:
+    """Return a description of a lack of memory, without a subject."""
+    return (
+        f"needs {needed / 1e9:,.3g} GB of memory at once, but the machine has "
+        f"{available / 1e9:,.3g} GB"
+    )
+
+
+@contextlib.contextmanager
+def exhaustion_reported() -> Iterator[None]:
+    """Raise MemoryLimitExceeded if XLA cannot allocate memory in this block."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryLimitExceeded(
+            "the merge needs more memory than is free; merge fewer tensors or models, or use a "
+            "machine with more memory"
+        ) from error

@@ -15,6 +15,7 @@ PROGRAM = textwrap.dedent(
     from sdjax.merging.engine import Merger
     from sdjax.merging.compile_cache import CompileCache
     from sdjax.models.tree import flatten, unflatten
+    from sdjax.sharding import memory
 
     assert len(jax.devices()) == 8
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -87,6 +88,14 @@ PROGRAM = textwrap.dedent(
     here, there = unflatten(base), unflatten(shard(base))
     assert "are on different devices" in error_of(lambda: Merger(here, [there]))
     assert "has a different sharding" in error_of(lambda: one(linear, donate=eight(linear)))
+
+    # The memory of a CPU's devices is that of the host; an executable's counts on all devices.
+    for executable in eight.compile_cache:
+        assert len(memory.devices_of(executable)) == 8
+        assert memory.compiled_memory(executable) >= 4 * 2 * 32 * 64
+    memory.host_memory = lambda: 4 * 2 * 32 * 64
+    assert memory.memory_of(jax.devices()) == memory.host_memory()
+    assert "GB of memory at once, but the machine has" in error_of(lambda: eight(linear))
     print("same")
     """
 )

@@ -1,6 +1,7 @@
 """Stored verdicts on faults that only the model's weights reveal."""
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -111,6 +112,18 @@ def test_memory_limit_of_the_compiled_merge(context, programs, monkeypatch):
     application, merged = apply_program(context, programs[FINE], MAIN)
     assert (application.verdict, application.rule) == ("too costly", "memory")
     assert merged is None
+
+
+def test_memory_of_the_machine(context, programs, monkeypatch):
+    program = context.verified_program(programs[FINE])
+    for host, message in (
+        (100, r"keeps [\d.e-]+ GB of arrays alive at once"),
+        (program.memory // 4, r"the compiled merge needs [\d.e-]+ GB of memory at once"),
+    ):
+        monkeypatch.setattr("sdjax.sharding.memory.host_memory", lambda host=host: host)
+        application, merged = apply_program(context, programs[FINE], MAIN)
+        assert (application.verdict, application.rule, merged) == ("too costly", "memory", None)
+        assert re.search(message + r".*, but the machine has", application.message)
 
 
 def test_verdict_of_the_weights_is_stored(context, programs, sandbox, tmp_path):

@@ -35,6 +35,7 @@ from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
 from sdjax.merging.recipe.tokenizer_plan import align_rows
 from sdjax.merging.tensor_program import TensorProgram
+from sdjax.sharding.memory import exhaustion_reported, require_fit
 from sdjax.xla.compiler_options import compile_for_single_use
 
 COMPILE_THREADS = 2
@@ -206,8 +207,9 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
             placed = [jax.device_put(array, tensor_sharding(array.shape)) for array in arrays]
             base, experts = (placed[0], placed[1:]) if step.has_base else (None, placed)
             executable = executables[step.program.cache_key].result()
-            result, _ = executable(base, tuple(experts), *step.program.inputs, None)
-            new = np.asarray(result)
+            with exhaustion_reported():
+                result, _ = executable(base, tuple(experts), *step.program.inputs, None)
+                new = np.asarray(result)
         # Not part of the executable, which would store the result in float32 to measure it.
         if not is_finite(new):
             raise not_finite(step, arrays)
@@ -246,9 +248,16 @@ def _compile(
     programs: Iterable[TensorProgram], compiler: ThreadPoolExecutor
 ) -> dict[tuple, Future[jax.stages.Compiled]]:
     """Trace every distinct computation and start compiling it; return cache key to executable."""
+
+    def compile_one(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        with exhaustion_reported():
+            executable = compile_for_single_use(lowered)
+        require_fit(executable)
+        return executable
+
     distinct = {program.cache_key: program for program in programs}
     return {
-        cache_key: compiler.submit(compile_for_single_use, program.lower())
+        cache_key: compiler.submit(compile_one, program.lower())
         for cache_key, program in distinct.items()
     }
 

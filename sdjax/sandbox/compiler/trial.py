@@ -16,10 +16,11 @@ from sdjax.merging.tensor_program import TensorProgram, TreeProgram
 from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
 from sdjax.sandbox.compiler.probe_run import raise_if_out_of_memory
 from sdjax.sandbox.config import Limits
-from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
+from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
+from sdjax.sharding.memory import compiled_memory, shortage
 from sdjax.xla.compiler_options import compile_for_single_use
 
 # The rest is for the process itself, which takes 1.3 GB of addresses, and for the compiler.
@@ -35,9 +36,10 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
         signature: expert slots, tensors and limits.
 
     Raises:
-        Refusal: JAX or XLA rejects the program.
+        Refusal: the merge needs more memory than there is, or JAX or XLA rejects the program.
         MemoryError: memory runs out, possibly because of earlier programs.
     """
+    check_estimate(program.memory, trial.memory)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     name = f"program {program.identity[:12]}"
     algorithms = [to_algorithm(program, name=name)]
@@ -55,6 +57,10 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
                 continue
             tried.add(computation.cache_key)
             executable = _compile(computation, trial.compiler)
+            needed = compiled_memory(executable)
+            if needed > trial.memory:
+                message = f"the compiled merge {shortage(needed, trial.memory)}"
+                raise Refusal("too costly", "memory", message)
             elements = sum(leaf.size for leaf in jax.tree.leaves(weights)) // (
                 len(signature.slots) + 1
             )

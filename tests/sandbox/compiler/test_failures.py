@@ -56,7 +56,7 @@ def trial_of(signature: MergeSignature, compiler: str) -> MergeTrial:
         TrialTensor(path=path, shape=t.shape, base="bfloat16", experts=("bfloat16",) * 3)
         for path, t in signature.paths
     )
-    return MergeTrial(tensors=tensors, compiler=compiler)
+    return MergeTrial(memory=1 << 40, tensors=tensors, compiler=compiler)
 
 
 @pytest.mark.slow
@@ -111,7 +111,11 @@ def test_crash_is_a_verdict_and_the_others_are_judged(short, monkeypatch):
         assert verdict.admitted
         refusal = sandbox.try_merge(verdict.ir, trial_of(short, "quick"))
         assert (refusal.verdict, refusal.rule) == ("compiler", "crash")
-        assert sandbox.try_merge(found[0].ir, trial_of(short, "quick")) is None
+        trial = trial_of(short, "quick")
+        assert sandbox.try_merge(found[0].ir, trial) is None
+        refusal = sandbox.try_merge(found[0].ir, dataclasses.replace(trial, memory=1_000))
+        assert (refusal.verdict, refusal.rule) == ("too costly", "memory")
+        assert "but the machine has 1e-06 GB" in refusal.message
 
 
 RARE = {
