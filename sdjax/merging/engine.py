@@ -223,7 +223,8 @@ class Merger:
 
         Args:
             algorithm: the algorithm; its hyperparameters may be traced.
-            tensors: stands in for the attribute `tensors`, with the same paths and shapes.
+            tensors: stands in for the attribute `tensors`, with the same shapes. In the tensor form
+                it may have some of the paths only, which are then merged.
             key: concrete typed PRNG key; required if the algorithm requests one.
 
         Raises:
@@ -239,7 +240,7 @@ class Merger:
         return merged
 
     def _changed(self, tensors: Tensors) -> Tensors:
-        return {path: tensors[path] for path in self.paths if path in self.changed}
+        return {path: x for path, x in tensors.items() if path in self.changed}
 
     def _tensor_programs(
         self,

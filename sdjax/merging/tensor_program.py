@@ -33,9 +33,10 @@ ArraySpec = jax.Array | jax.ShapeDtypeStruct
 def tensor_key_data(key: jax.Array, path: str) -> np.ndarray:
     """Return the key data of one tensor, which depends on the key and the path alone.
 
-    Computed on the host, so that nothing is compiled for it.
+    Computed on the host, so that nothing is compiled for it, also inside a trace.
     """
-    data = np.asarray(jax.random.key_data(key))
+    with jax.ensure_compile_time_eval():
+        data = np.asarray(jax.random.key_data(key))
     digest = hashlib.shake_256(data.tobytes() + b"\0" + path.encode()).digest(data.nbytes)
     return np.frombuffer(digest, data.dtype).reshape(data.shape)
 

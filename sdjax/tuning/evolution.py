@@ -1,0 +1,51 @@
+"""Search by CMA-ES (Hansen 2016, arXiv 1604.00772), with the library `cmaes`.
+
+Axes: parameters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from cmaes import CMA
+
+from sdjax.tuning.search import Box, Evaluations, SearchConfig
+from sdjax.tuning.types import Tunable
+
+_MIN_DIMENSIONS = 2  # of the library
+
+
+def search_by_evolution(tunable: Tunable, evaluations: Evaluations, config: SearchConfig) -> None:
+    """Maximize the development score.
+
+    Each start evaluates its initial values first, which are the mean of its first generation. A
+    start whose distribution has collapsed leaves its budget to the next one.
+
+    Args:
+        tunable: what is tuned.
+        evaluations: the development evaluations, whose `best` is the result.
+        config: settings of the search.
+    """
+    box = Box(tunable)
+    size = len(tunable.parameters)
+    for start in range(config.starts):
+        last = sum(config.share(earlier) for earlier in range(start + 1))
+        initial = box.initial(start, config.seed)
+        evaluations(box.values(initial), start=start, generation=0)
+        dimensions = max(size, _MIN_DIMENSIONS)  # further ones have no effect
+        optimizer = CMA(
+            mean=np.concatenate([initial, np.full(dimensions - size, 0.5)]),
+            sigma=config.sigma,
+            bounds=np.array([(0.0, 1.0)] * dimensions),
+            seed=config.seed + start,
+            population_size=config.population,
+        )
+        while evaluations.count < last and not optimizer.should_stop():
+            generation = []
+            for _ in range(min(optimizer.population_size, last - evaluations.count)):
+                scaled = optimizer.ask()
+                score = evaluations(
+                    box.values(scaled[:size]), start=start, generation=optimizer.generation + 1
+                )
+                generation.append((scaled, -score))
+            if len(generation) == optimizer.population_size:
+                optimizer.tell(generation)
