@@ -155,6 +155,7 @@ def verdict_fields(verdict: Verdict) -> dict[str, Any]:
         "memory": verdict.memory,
         "requests": list(verdict.requests),
         "duplicate_of": verdict.duplicate_of,
+        "similar_to": verdict.similar_to,
         "notes": list(verdict.notes),
     }
 
@@ -172,7 +173,7 @@ def _table(verdicts: Sequence[tuple[str, Verdict]]) -> str:
     for name, verdict in verdicts:
         file = cut_middle(name, _FILE_WIDTH)
         cost = "" if verdict.cost is None else f"{verdict.cost:.3g}"
-        message = verdict.message or ", ".join(verdict.notes)
+        message = verdict.message or ", ".join(verdict.remarks)
         if len(message) > _MESSAGE_WIDTH:
             long_messages.append(f"\n{name}:\n{message}")
             message = f"{message[: _MESSAGE_WIDTH - 1]}…"

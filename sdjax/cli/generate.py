@@ -221,7 +221,7 @@ def readable(sample: GeneratedSample, *, checked: bool) -> str:
     if checked and verdict is None:
         remarks.append(NO_PROGRAM)
     elif verdict is not None:
-        reason = verdict.message or verdict.duplicate_of or ", ".join(verdict.notes)
+        reason = verdict.message or ", ".join(verdict.remarks)
         remarks.append(f"{verdict.verdict}{f': {reason}' if reason else ''}")
         if verdict.identity is not None:
             remarks.append(f"identity {verdict.identity[:12]}")

@@ -75,3 +75,27 @@ def loop_limit_check(program: VerifiedProgram, *, name: str) -> Algorithm:
     algorithm = to_algorithm(program, name=name)
     identity = f"loop limit of {algorithm.identity}"
     return dataclasses.replace(algorithm, identity=identity, function=merge)
+
+
+def difference(program: VerifiedProgram, subtracted: VerifiedProgram) -> Algorithm:
+    """Return an algorithm whose result is that of one program minus that of another.
+
+    The hyperparameters of both have their defaults.
+
+    Args:
+        program: the first program.
+        subtracted: a program of the same form.
+    """
+
+    def merge(task_vectors: Any, **inputs: Any) -> Any:
+        results = program(task_vectors, **inputs), subtracted(task_vectors, **inputs)
+        # Behind the barrier, each result is rounded as in a merge with its program alone.
+        return jax.tree.map(jnp.subtract, *jax.lax.optimization_barrier(results))
+
+    return Algorithm(
+        name=f"program {program.identity[:12]} minus {subtracted.identity[:12]}",
+        identity=f"difference of {program.identity} and {subtracted.identity}",
+        form=program.form,
+        function=merge,
+        requests=frozenset({*program.requests, *subtracted.requests}),
+    )

@@ -40,11 +40,13 @@ class MergeTrial:
         tensors: the tensors in scope.
         compiler: how executables are compiled: "quick" and "full" as in `CompileCache`, "single
             use" as in a merge from disk (`compile_for_single_use`; a tree is compiled in full).
+        subtracted: IR of a program whose result is subtracted, to compare two programs.
     """
 
     memory: int
     tensors: tuple[TrialTensor, ...]
     compiler: Literal["quick", "full", "single use"]
+    subtracted: str | None = None
 
     def to_json(self) -> str:
         """Serialize for a worker; `from_json` is the inverse."""

@@ -269,26 +269,19 @@ class _Batch:
             "program": program,
         }
         if original := self.seen.find(program.identity):
-            return _duplicate(original, "the same array program", fields)
+            message = f"equals {original}: the same array program"
+            return Verdict(
+                verdict=DUPLICATE, rule=DUPLICATE, message=message, duplicate_of=original, **fields
+            )
         findings = self.findings[program.identity]
         if isinstance(findings, Refusal):
             return replace(_refused(findings), **fields | {"ir": None, "program": None})
         assert findings is not None
         fields |= {"fingerprint": findings.fingerprint, "notes": findings.notes}
-        if original := self.seen.add(program.identity, findings.fingerprint, name):
-            return _duplicate(original, "the same results on the probe tensors", fields)
-        return Verdict(verdict=ADMITTED, **fields)
+        similar_to = self.seen.find_similar(findings.fingerprint)
+        self.seen.add(program.identity, findings.fingerprint, name)
+        return Verdict(verdict=ADMITTED, similar_to=similar_to, **fields)
 
 
 def _refused(refusal: Refusal) -> Verdict:
     return Verdict(verdict=refusal.verdict, rule=refusal.rule, message=refusal.message)
-
-
-def _duplicate(original: str, reason: str, fields: dict[str, Any]) -> Verdict:
-    return Verdict(
-        verdict=DUPLICATE,
-        rule=DUPLICATE,
-        message=f"equals {original}: {reason}",
-        duplicate_of=original,
-        **fields,
-    )

@@ -21,35 +21,37 @@ def is_admissible(status: str) -> bool:
 
 
 class DuplicateIndex:
-    """An index of the distinct programs seen so far, by name.
+    """An index of the programs seen so far, by name.
 
-    Two programs are duplicates if they have the same identity or the same results on the probe
-    tensors.
+    Programs with the same identity are duplicates. Programs with the same results on the probe
+    tensors may still differ on the weights of a model, so a search compares their merges
+    (`sdjax.search.duplicates`).
     """
 
     def __init__(self) -> None:
         """Create an empty index."""
-        self._originals: dict[tuple[str, str], str] = {}
+        self._by_identity: dict[str, str] = {}
+        self._by_fingerprint: dict[str, str] = {}
 
     def find(self, identity: str) -> str | None:
-        """Return the name of the original of an identity, or None if the identity is new."""
-        return self._originals.get(("identity", identity))
+        """Return the name of the first program with an identity; None if there is none."""
+        return self._by_identity.get(identity)
 
-    def add(self, identity: str, fingerprint: str | None, name: str) -> str | None:
-        """Add a program and return the name of its original, or None if the program is new.
+    def find_similar(self, fingerprint: str | None) -> str | None:
+        """Return the name of the first program with a fingerprint; None if there is none."""
+        return None if fingerprint is None else self._by_fingerprint.get(fingerprint)
+
+    def add(self, identity: str, fingerprint: str | None, name: str) -> None:
+        """Add a program, unless one with its identity or its fingerprint is already there.
 
         Args:
             identity: the program's identity.
             fingerprint: hash of its results on the probe tensors; None if it was not probed.
-            name: name of the program, reported as the original of later duplicates.
+            name: name of the program.
         """
-        keys = [("identity", identity)]
+        self._by_identity.setdefault(identity, name)
         if fingerprint is not None:
-            keys.append(("fingerprint", fingerprint))
-        original = next((self._originals[key] for key in keys if key in self._originals), None)
-        for key in keys:
-            self._originals.setdefault(key, original or name)
-        return original
+            self._by_fingerprint.setdefault(fingerprint, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ class Verdict:
         identity: hash of the IR. Equal candidates have equal identities.
         structure: hash of the IR without the constants that can be tuned.
         fingerprint: hash of the rounded results on the probe tensors.
-        duplicate_of: name of the earlier candidate that this one equals.
+        duplicate_of: name of the earlier candidate with the same identity.
+        similar_to: name of the earlier candidate with the same results on the probe tensors.
         cost: scalar operations over all tensors in scope, loop iterations included.
         memory: peak bytes alive at once in one array program.
         requests: optional inputs that the candidate reads: base, key, depth, kind.
@@ -82,6 +85,7 @@ class Verdict:
     structure: str | None = None
     fingerprint: str | None = None
     duplicate_of: str | None = None
+    similar_to: str | None = None
     cost: int | None = None
     memory: int | None = None
     requests: tuple[str, ...] = ()
@@ -94,6 +98,13 @@ class Verdict:
     def admitted(self) -> bool:
         """Whether the candidate was admitted."""
         return self.verdict == ADMITTED
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and the earlier candidate that may be the same program."""
+        if self.similar_to is None:
+            return self.notes
+        return (*self.notes, f"same results as {self.similar_to} on the probe tensors")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields but `program`, in JSON-compatible form."""

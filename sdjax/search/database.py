@@ -26,7 +26,7 @@ from sdjax.io.lock import lock_folder
 from sdjax.search.attempts import DATABASE_FILE
 
 LOCK_FILE = "run.lock"
-VERSION = 5  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
+VERSION = 6  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
 OLDEST_VERSION = 3
 
 

@@ -31,6 +31,7 @@ from sdjax.search.apply_candidate import (
 )
 from sdjax.search.attempts import too_many_attempts
 from sdjax.search.context import RunContext
+from sdjax.search.duplicates import compare_with_earlier
 from sdjax.search.multihost import judge_all, try_merge
 from sdjax.search.pairs import make_pairs, select
 from sdjax.search.ranking import complete_scores
@@ -170,7 +171,7 @@ def score_programs(
     iteration: int,
     purpose: str = SEARCH,
 ) -> None:
-    """Apply each novel program of an iteration and score it on the development problems.
+    """Apply the programs of an iteration and score the distinct ones on the development problems.
 
     Args:
         context: the loaded run.
@@ -179,10 +180,11 @@ def score_programs(
         iteration: number of the iteration.
         purpose: "search", or the name of a measurement.
     """
+    samples = store.judged(iteration, purpose)
     identities = [
-        sample.identity
-        for sample in store.judged(iteration, purpose)
-        if sample.novel and sample.identity is not None
+        identity
+        for sample in samples
+        if (identity := sample.identity if sample.novel else sample.unconfirmed) is not None
     ]
     missing = [one for one in identities if not store.is_complete(program_entry(one), DEVELOPMENT)]
     done = len(identities) - len(missing)
@@ -201,6 +203,8 @@ def score_program(
     setting: str = MAIN,
 ) -> None:
     """Apply a verified program to the models of a setting and score the merged model.
+
+    On the development problems, a program whose merge equals that of an earlier one is not scored.
 
     Args:
         context: the loaded run.
@@ -225,10 +229,12 @@ def score_program(
             result, merged = apply_program(context, program, setting)
         else:
             result, merged = refused_application(program, setting, refusal), None
+        if application is None and result.admitted and split == DEVELOPMENT:
+            result = compare_with_earlier(context, store, sandbox, program, result)
     store.save(Entry(name=name, kind="program", identity=identity))
     if application is None or not result.admitted:
         store.save(result)
-    if merged is not None:
+    if merged is not None and result.admitted:
         score(context, store, name, merged.params, split, setting)
 
 

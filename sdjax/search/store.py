@@ -251,7 +251,7 @@ class Store:
         A program is "admitted" at its first sample over all iterations of the purpose and a
         "duplicate" afterwards, regardless of the order in which the verdicts were saved.
         """
-        verdicts, duplicates = self.by_key(StoredVerdict), DuplicateIndex()
+        verdicts, earlier = self.by_key(StoredVerdict), DuplicateIndex()
         fingerprints = {
             row["identity"]: row["fingerprint"]
             for row in self._database.read("SELECT identity, fingerprint FROM program")
@@ -268,9 +268,9 @@ class Store:
             if verdict is not None and verdict.identity is not None:
                 name = program_entry(verdict.identity)
                 application = applications.get((name, setting_of.get(sample.iteration, MAIN)))
-            status = _status(sample, verdict, application, duplicates, fingerprints)
+            one = _judged(sample, verdict, application, earlier, fingerprints)
             if iteration is None or sample.iteration == iteration:
-                judged.append(_judged(sample, *status))
+                judged.append(one)
         return judged
 
     # Scores and pairs
@@ -354,27 +354,40 @@ def config_fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _status(
+def _judged(
     sample: Sample,
     verdict: StoredVerdict | None,
     application: Application | None,
-    duplicates: DuplicateIndex,
+    earlier: DuplicateIndex,
     fingerprints: Mapping[str, str | None],
-) -> tuple[str, str, str | None]:
-    """Return the status, rule and identity of a sample; add its program to `duplicates`."""
+) -> JudgedSample:
+    """Return a sample with its status; add its program to `earlier`."""
+
+    def judged(
+        status: str, rule: str, identity: str | None = None, unconfirmed: str | None = None
+    ) -> JudgedSample:
+        values = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+        return JudgedSample(
+            **values, status=status, rule=rule, identity=identity, unconfirmed=unconfirmed
+        )
+
     if sample.source is None:
-        return NO_PROGRAM, "no program in the text", None
+        return judged(NO_PROGRAM, "no program in the text")
     if verdict is None:
-        return NOT_JUDGED, "", None
+        return judged(NOT_JUDGED, "")
     if not is_admissible(verdict.verdict) or verdict.identity is None:
-        return verdict.verdict, verdict.rule, None
-    if application is not None and not application.admitted:
-        return application.verdict, application.rule, None
+        return judged(verdict.verdict, verdict.rule)
+    if application is not None and not is_admissible(application.verdict):
+        return judged(application.verdict, application.rule)
+    identity, unconfirmed = verdict.identity, None
+    if application is not None and application.original is not None:
+        identity = application.original
     fingerprint = fingerprints.get(verdict.identity)
-    original = duplicates.add(verdict.identity, fingerprint, verdict.identity)
-    return (DUPLICATE, "", original) if original else (ADMITTED, "", verdict.identity)
-
-
-def _judged(sample: Sample, status: str, rule: str, identity: str | None) -> JudgedSample:
-    values = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
-    return JudgedSample(**values, status=status, rule=rule, identity=identity)
+    original = earlier.find(identity)
+    if original is None and application is None:
+        original = earlier.find_similar(fingerprint)
+        unconfirmed = original and identity
+    earlier.add(identity, fingerprint, original or identity)
+    if original is None:
+        return judged(ADMITTED, "", identity)
+    return judged(DUPLICATE, "", original, unconfirmed)

@@ -151,8 +151,9 @@ class Table(Generic[T]):
         return tuple(c.encode(v) for c, v in zip(self.columns, values, strict=True))
 
     def decode(self, row: sqlite3.Row) -> T:
-        """Convert a row to a record."""
-        cells = (column.decode(row[column.name]) for column in self.columns)
+        """Convert a row to a record; a column that its database lacks is None."""
+        stored = row.keys()
+        cells = (c.decode(row[c.name]) if c.name in stored else None for c in self.columns)
         return _build(self.record, cells)
 
 
@@ -288,5 +289,8 @@ TABLES: dict[type, Table[Any]] = {
 def migrations() -> dict[int, str]:
     """Return the statements that lead from a version of a database to the next, by version."""
     new_tables = "\n".join(table.schema() for table in TABLES.values() if table.since == 4)
-    # All checkpoints had the same role.
-    return {3: new_tables, 4: "ALTER TABLE checkpoint DROP COLUMN role;"}
+    return {
+        3: new_tables,
+        4: "ALTER TABLE checkpoint DROP COLUMN role;",  # all checkpoints had the same one
+        5: "ALTER TABLE application ADD COLUMN original TEXT;",
+    }

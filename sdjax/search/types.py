@@ -229,15 +229,19 @@ class JudgedSample(Sample):
     Attributes:
         status: the sandbox's verdict, unless the program fails on the real weights ("non-finite",
             "too costly"); "duplicate" if an earlier sample of the same purpose has the same
-            identity or the same outputs on the probe tensors; "no program" if the text contains
-            none; "not judged" if the sandbox has not judged it yet.
+            identity, the same merge or, until the merges are compared, the same results on the
+            probe tensors; "no program" if the text contains none; "not judged" if the sandbox has
+            not judged it yet.
         rule: check that determined the status; empty for admissible samples.
         identity: identity of the program; for a duplicate, the identity of its original.
+        unconfirmed: identity of the sample's own program if it is a duplicate whose merge has not
+            been compared with its original's; else None.
     """
 
     status: str
     rule: str
     identity: str | None
+    unconfirmed: str | None = None
 
     @property
     def admissible(self) -> bool:
@@ -344,11 +348,13 @@ class Application:
     Attributes:
         entry: name of the entry.
         setting: name of the setting whose models are merged.
-        verdict: "admitted", or the verdict on the real weights.
+        verdict: "admitted", "duplicate" if the merge equals that of an earlier program, or the
+            refusal on the real weights.
         rule: check that the merge failed; empty if admitted.
         message: reason for the verdict, in one line; empty if admitted.
         change: norm of the merged task vector over the mean norm of the experts' task vectors.
         seconds: duration of the merge.
+        original: identity of the earlier program with the same merge, for a duplicate.
     """
 
     entry: str
@@ -358,6 +364,7 @@ class Application:
     message: str = ""
     change: float
     seconds: float = 0.0
+    original: str | None = None
 
     @property
     def admitted(self) -> bool:

@@ -3,15 +3,14 @@
 from sdjax.sandbox.verdict import DuplicateIndex, is_admissible
 
 
-def test_duplicates_by_identity_or_by_outputs():
+def test_index_names_the_first_program_of_an_identity_and_of_a_fingerprint():
     index = DuplicateIndex()
-    assert index.add("A", "f", "A") is None
-    assert index.add("A", None, "A") == "A"
-    assert index.add("B", "f", "B") == "A"
-    assert index.add("B", None, "B") == "A"
-    assert index.find("B") == "A"
-    assert index.find("C") is None
-    assert index.add("C", None, "C") is None
+    index.add("A", "f", "first")
+    index.add("A", "f", "second")
+    index.add("B", "f", "third")
+    index.add("C", None, "fourth")
+    assert [index.find(identity) for identity in "ABCD"] == ["first", "third", "fourth", None]
+    assert [index.find_similar(value) for value in ("f", "g", None)] == ["first", None, None]
 
 
 def test_admissible_statuses():

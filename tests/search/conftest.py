@@ -6,7 +6,9 @@ import jax
 import pytest
 
 from sdjax.decoding.config import DecoderConfig
+from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config import BaselinesConfig, RunConfig, read_config
+from sdjax.search.context import RunContext, build_context
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,19 @@ def small_config() -> RunConfig:
         transfer={},
         test=dataclasses.replace(config.test, top_k=2),
     )
+
+
+@pytest.fixture(scope="package")
+def context(small_config) -> RunContext:
+    """Return the loaded parts of the search."""
+    return build_context(small_config)
+
+
+@pytest.fixture(scope="package")
+def sandbox(context):
+    """Return a running sandbox of the search."""
+    with Sandbox(context.signature, workers=1) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -11,7 +11,6 @@ from sdjax.core.errors import UserError
 from sdjax.io.model_paths import TRAINING_PROGRAMS, model_folder
 from sdjax.sandbox.compiler.probe import probe
 from sdjax.sandbox.refusal import Refusal
-from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program
@@ -30,14 +29,15 @@ from sdjax.search.types import (
     program_entry,
 )
 
-# Programs are probed at the first and the last depth; these misbehave only in between.
+# Programs are probed at the first, the second and the last of the four layers; these misbehave only
+# at the third.
 PROGRAM = """
 import jax
 import jax.numpy as jnp
 
 def merge_models(task_vectors, depth):
     x = task_vectors["expert_1"]
-    between = (depth > 0.1) & (depth < 0.9)
+    between = (depth > 0.5) & (depth < 0.9)
     return {}
 """
 NOT_FINITE = PROGRAM.format("jnp.where(between, jnp.inf, 1.0) * x")
@@ -50,17 +50,6 @@ LOOP_AND_NAN = PROGRAM.format(
     " + jnp.where(between, jnp.nan, 0.0)"
 )
 FINE = PROGRAM.format("0.5 * x")
-
-
-@pytest.fixture(scope="module")
-def context(small_config):
-    return build_context(small_config)
-
-
-@pytest.fixture(scope="module")
-def sandbox(context):
-    with Sandbox(context.signature, workers=1) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture(scope="module")

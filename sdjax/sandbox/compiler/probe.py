@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +24,15 @@ def probe(program: VerifiedProgram, signature: MergeSignature) -> Findings:
     Raises:
         Refusal: a result is not finite, or a loop does not end.
     """
-    runs = probe_runs(program)
+    runs = probe_runs(program, signature)
     results = [execute_probe_run(program, run) for run in runs]
     notes = _notes(results, [run.inputs.host for run in runs], signature.slots)
     if not notes and any(map(functools.partial(_depends_on_order, program), runs, results)):
         notes = (ORDER,)
-    return Findings(fingerprint=_fingerprint(results, _salt(program)), notes=notes)
+    by_program: dict[Any, list[list[np.ndarray]]] = {}
+    for run, result in zip(runs, results, strict=True):
+        by_program.setdefault(run.name, []).append(result)
+    return Findings(fingerprint=_fingerprint(list(by_program.values())), notes=notes)
 
 
 def _depends_on_order(program: VerifiedProgram, run: ProbeRun, result: list[np.ndarray]) -> bool:
@@ -48,29 +52,30 @@ def _depends_on_order(program: VerifiedProgram, run: ProbeRun, result: list[np.n
     return False
 
 
-def _salt(program: VerifiedProgram) -> str:
-    """Return a salt that makes fingerprints unique if equal probe results prove nothing.
+def _fingerprint(results: Sequence[Sequence[Sequence[np.ndarray]]]) -> str:
+    """Hash the results, so that a program equals one that reads the depth without using it.
 
-    Programs that read the depth, or that differ between shapes, may agree on the probe tensors and
-    nowhere else. All other programs share the empty salt.
+    Args:
+        results: leaves of the result by array program and depth.
     """
-    operations = {tuple(e.name for e in block.equations) for _, block in program.programs.values()}
-    same_at_all_shapes = len(operations) == 1 or "kind" in program.requests
-    return "" if same_at_all_shapes and "depth" not in program.requests else program.identity
+    programs = []
+    for depths in results:
+        at_depths = [_rounded(leaves) for leaves in depths]
+        programs.append(at_depths[:1] if all(x == at_depths[0] for x in at_depths) else at_depths)
+    return hashlib.sha256(repr(programs).encode()).hexdigest()
 
 
-def _fingerprint(results: Sequence[Sequence[np.ndarray]], salt: str) -> str:
-    """Hash norms and random projections, rounded so that the last bits of a sum do not matter."""
-    numbers = []
-    for leaves in results:
-        for index, leaf in enumerate(leaves):
-            values = leaf.astype(np.float64).ravel()
-            norm = float(np.linalg.norm(values))
-            numbers.append(f"{norm:.4e}")
-            if norm > 0:
-                projected = _projections(values.size, index) @ (values / norm)
-                numbers.extend(f"{p + 0.0:.5f}".replace("-0.00000", "0.00000") for p in projected)
-    return hashlib.sha256("|".join([salt, *numbers]).encode()).hexdigest()
+def _rounded(leaves: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Return norms and random projections, rounded so that the last bits of a sum do not matter."""
+    numbers: list[str] = []
+    for index, leaf in enumerate(leaves):
+        values = leaf.astype(np.float64).ravel()
+        norm = float(np.linalg.norm(values))
+        numbers.append(f"{norm:.4e}")
+        if norm > 0:
+            projected = _projections(values.size, index) @ (values / norm)
+            numbers.extend(f"{p + 0.0:.5f}".replace("-0.00000", "0.00000") for p in projected)
+    return tuple(numbers)
 
 
 @functools.lru_cache(maxsize=16)

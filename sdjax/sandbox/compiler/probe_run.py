@@ -14,15 +14,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdjax.models.tensor_names import layer_depths, name_tensors
 from sdjax.sandbox.ir.calling_convention import CallingConvention
 from sdjax.sandbox.ir.decode import Equation
 from sdjax.sandbox.ir.primitives import CONTROL_FLOW
 from sdjax.sandbox.refusal import NON_FINITE, Refusal
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.interpreter import bind_equation, run_block
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.xla.compiler_options import quick_options
 
-DEPTHS = (0.0, 1.0)  # the first and the last layer
+MAX_DEPTHS = 3  # depths of layers that an array program is probed at
 MAX_CACHED = 2_048
 MAX_OPERATIONS = 512
 
@@ -76,11 +78,11 @@ class ProbeRun:
     operations: set[Operation]
 
 
-def probe_runs(program: VerifiedProgram) -> list[ProbeRun]:
-    """Return the runs: one per probed array program, at depths 0 and 1 if it reads the depth."""
+def probe_runs(program: VerifiedProgram, signature: MergeSignature) -> list[ProbeRun]:
+    """Return the runs: one per probed array program, at several depths if it reads the depth."""
     runs: list[ProbeRun] = []
     operations: set[Operation] = set()
-    depths = DEPTHS if "depth" in program.requests else DEPTHS[:1]
+    depths = _probe_depths(signature) if "depth" in program.requests else (0.0,)
     for name in program.probes:
         inputs = _probe_inputs(program.programs[name][0], name)
         runs += [
@@ -180,6 +182,21 @@ def _compiled(operation: Operation) -> jax.stages.Compiled:
 
     types = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in operation.types]
     return jax.jit(call).lower(*types).compile(compiler_options=quick_options())
+
+
+@functools.lru_cache(maxsize=16)
+def _probe_depths(signature: MergeSignature) -> tuple[float, ...]:
+    """Return depths of tensors in scope: outside the layers, the first, the last, some between.
+
+    Programs that agree at all depths of a model agree at these, whatever they do elsewhere.
+    """
+    if not signature.paths:
+        return (0.0, 1.0)
+    depths = layer_depths(name_tensors(path for path, _ in signature.paths).values())
+    in_layers = sorted({depth for depth in depths.values() if depth >= 0})
+    count = min(MAX_DEPTHS, len(in_layers))
+    chosen = [in_layers[i * (len(in_layers) - 1) // max(count - 1, 1)] for i in range(count)]
+    return ((-1.0,) if -1.0 in depths.values() else ()) + tuple(chosen)
 
 
 @functools.lru_cache(maxsize=16)

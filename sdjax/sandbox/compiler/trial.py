@@ -13,13 +13,13 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import squared_norm_or_inf
 from sdjax.merging.tensor_program import TensorProgram, TreeProgram
-from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
+from sdjax.sandbox.algorithm import difference, loop_limit_check, to_algorithm
 from sdjax.sandbox.compiler.probe_run import raise_if_out_of_memory
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
-from sdjax.sandbox.verify.verified_program import VerifiedProgram
+from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.sharding.memory import compiled_memory, shortage
 from sdjax.xla.compiler_options import compile_for_single_use
 
@@ -41,10 +41,7 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
     """
     check_estimate(program.memory, trial.memory)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    name = f"program {program.identity[:12]}"
-    algorithms = [to_algorithm(program, name=name)]
-    if any(block.loops for _, block in program.programs.values()):
-        algorithms.append(loop_limit_check(program, name=name))
+    algorithms = _algorithms(program, trial, signature)
     total = sum(tensor.size for tensor in signature.scope)
     tried = set()
     try:
@@ -71,6 +68,19 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
         raise_if_out_of_memory(error)
         message = f"the array program fails on the model ({type(error).__name__})"
         raise Refusal("refused", "ir", message) from None
+
+
+def _algorithms(
+    program: VerifiedProgram, trial: MergeTrial, signature: MergeSignature
+) -> list[Algorithm]:
+    """Return what the merge will apply."""
+    if trial.subtracted is not None:
+        return [difference(program, verify_ir(trial.subtracted, signature))]
+    name = f"program {program.identity[:12]}"
+    algorithms = [to_algorithm(program, name=name)]
+    if any(block.loops for _, block in program.programs.values()):
+        algorithms.append(loop_limit_check(program, name=name))
+    return algorithms
 
 
 def _computations(

@@ -7,8 +7,9 @@ import pytest
 from catalogue import merge
 
 from sdjax.sandbox.compiler.probe import probe
+from sdjax.sandbox.compiler.probe_run import probe_runs
 from sdjax.sandbox.refusal import Refusal
-from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.signature import MergeSignature, TensorSignature
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
@@ -57,12 +58,52 @@ def test_program_that_fails_at_reduced_shapes_is_probed_at_real_ones(large):
     assert probe(program, large).notes == ("equals an expert: expert_1",)
 
 
-def test_programs_that_depend_on_the_shape_have_their_own_fingerprint(signature):
-    plain = findings("return task_vectors['expert_1'] + 1.0", signature)
-    branching = findings(
-        "x = task_vectors['expert_1']\nreturn x + 1.0 if x.shape[0] < x.shape[1] else x", signature
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [
+        ("(1 - depth) * a + depth * b", "a + depth * (b - a)", True),
+        ("0.5 * a", "0.5 * a + 0.0 * depth", True),
+        ("jnp.where(depth < 0.4, a, b)", "jnp.where(depth <= 0.5, a, b)", True),  # of two layers
+        ("jnp.where(depth < 0.4, a, b)", "jnp.where(depth < 0.4, a, a)", False),
+        ("(1 - depth) * a", "a", False),
+    ],
+)
+def test_fingerprints_of_programs_that_read_the_depth(first, second, equal, signature):
+    start = "a, b, c = task_vectors.values()\nreturn "
+    one, other = (findings(start + e, signature, "task_vectors, depth") for e in (first, second))
+    assert (one.fingerprint == other.fingerprint) == equal
+
+
+def test_fingerprints_of_programs_that_read_the_kind(signature):
+    factor = "(0.5 if kind == 'mlp.up_proj' else {})"
+    a, twice, other = (
+        findings(f"a, b, c = task_vectors.values()\nreturn {e}", signature, "task_vectors, kind")
+        for e in (
+            f"{factor.format(0.25)} * (a + b)",
+            f"{factor.format(0.25)} * b + a * {factor.format(0.25)}",
+            f"{factor.format(0.26)} * (a + b)",
+        )
     )
-    assert plain.fingerprint != branching.fingerprint
+    assert a.fingerprint == twice.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("paths", "depths"),
+    [
+        ((), (0.0, 1.0)),
+        (("layers/0/mlp/up_proj", "layers/1/mlp/up_proj"), (0.0, 1.0)),
+        (("layers/0/mlp/up_proj",), (0.0,)),
+        (("embed", *(f"layers/{n}/mlp/up_proj" for n in range(5))), (-1.0, 0.0, 0.5, 1.0)),
+        (("embed",), (-1.0,)),
+    ],
+)
+def test_probe_depths_are_those_of_the_tensors_in_scope(paths, depths):
+    tensor = TensorSignature(kind="mlp.up_proj", shape=(4, 4))
+    by_path = tuple((path, tensor) for path in paths)
+    signature = MergeSignature(slots=("a",), tensors=(tensor,), paths=by_path)
+    source = "def merge_models(task_vectors, depth):\n    return task_vectors['a'] * depth\n"
+    program = verify_ir(trace_trusted(source, signature), signature)
+    assert tuple(run.depth for run in probe_runs(program, signature)) == depths
 
 
 @pytest.mark.parametrize(
