@@ -164,7 +164,7 @@ class TreeProgram:
         cls,
         algorithm: Algorithm,
         slots: Sequence[str],
-        tensors: Mapping[str, tuple[jax.Array | None, tuple[jax.Array, ...]]],
+        tensors: Mapping[str, tuple[ArraySpec | None, tuple[ArraySpec, ...]]],
         *,
         changed: frozenset[str],
         key: jax.Array | None,
