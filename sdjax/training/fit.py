@@ -165,7 +165,7 @@ def fit(
         for number in itertools.count(done + 1):
             start, parts = time.perf_counter(), []
             for batch in itertools.islice(remaining, accumulation):
-                batch = _shard_batch(batch, trainable)
+                batch = shard_batch(batch, trainable)
                 trainable, opt_state, metrics = step(trainable, opt_state, frozen, batch)
                 parts.append(jax.device_get(metrics))
             if not parts:
@@ -219,8 +219,8 @@ def num_parts(trainable: Any, rows: int) -> int:
     return parts if rows % parts == 0 else 1
 
 
-def _shard_batch(batch: Batch, trainable: Any) -> Batch:
-    """Put a batch on the mesh of `trainable`, sharding its rows over all axes but `tensor`."""
+def shard_batch(batch: Batch, trainable: Any) -> Batch:
+    """Put a batch on the mesh of a tree's arrays, sharding its rows over all axes but `tensor`."""
     sharding = replicated(trainable)
     if sharding is None:
         return batch

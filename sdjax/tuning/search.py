@@ -159,13 +159,9 @@ def override_parameters(tunable: Tunable, overrides: Mapping[str, tuple[float, .
                 f"{tunable.name}: no number {name!r} to tune; "
                 f"{did_you_mean(name, names, 'available: ' + ', '.join(names))}"
             )
-    parameters = tuple(
-        dataclasses.replace(
-            parameter,
-            **dict(zip(("start", "low", "high"), overrides[parameter.name], strict=False)),
-        )
-        if parameter.name in overrides
-        else parameter
-        for parameter in tunable.parameters
-    )
-    return dataclasses.replace(tunable, parameters=parameters)
+    parameters = []
+    for parameter in tunable.parameters:
+        new = overrides.get(parameter.name, ())
+        changes: dict[str, Any] = dict(zip(("start", "low", "high"), new, strict=False))
+        parameters.append(dataclasses.replace(parameter, **changes))
+    return dataclasses.replace(tunable, parameters=tuple(parameters))

@@ -1,0 +1,215 @@
+"""Loss of a merge on training problems, differentiable in the numbers that are tuned.
+
+    loss(values) = mean over the completions' tokens of -log p(token | base + merge(values))
+
+Base and experts are arguments of the compiled step, on the devices as they were loaded. Only hidden
+states between layers are stored for the backward pass, which merges each layer again; merged
+weights in float32 never exist for all layers at once.
+
+Axes: parameters; see also `sdjax.training.types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sdjax.evaluation.task import Problem, Task, call_checked
+from sdjax.io.tokenizer import Tokenizer
+from sdjax.merging.engine import Merger
+from sdjax.models.config import ModelConfig
+from sdjax.models.tensor_names import parse_name
+from sdjax.models.tree import flatten, unflatten
+from sdjax.models.types import Params
+from sdjax.sharding.rules import replicated
+from sdjax.training.data import number_rows, tokenize_examples
+from sdjax.training.fit import num_parts, rematerialize, shard_batch
+from sdjax.training.packing import Example, pack, shuffled_batches, target_batches
+from sdjax.training.sft import sft_loss
+from sdjax.training.types import Batch
+from sdjax.tuning.differentiability import blocking_operations
+from sdjax.tuning.search import SearchConfig
+from sdjax.tuning.types import Tunable
+
+_MIN_LENGTH = 128  # of a packed row
+_ROUND = 64
+
+
+def training_examples(
+    task: Task,
+    problems: Sequence[Problem],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    chat: bool = False,
+) -> list[Example]:
+    """Return training problems as tokens: the prompt without worked examples, and the completion.
+
+    Args:
+        task: formats the problems.
+        problems: its training problems.
+        tokenizer: the model's tokenizer.
+        max_length: maximum tokens of prompt plus completion.
+        chat: use the tokenizer's chat template.
+
+    Raises:
+        UserError: the task fails to format a problem, or no problem fits.
+    """
+    rows = []
+    for problem in problems:
+        prompt = call_checked(task, "prompt", (str,), problem)
+        completion = call_checked(task, "completion", (str,), problem)
+        if chat:
+            messages = [("user", prompt), ("assistant", completion.strip())]
+            rows.append({"messages": [{"role": r, "content": text} for r, text in messages]})
+        else:
+            rows.append({"prompt": prompt, "completion": completion})
+    return tokenize_examples(
+        number_rows(f"task {task.name}, training", rows), tokenizer, max_length
+    )
+
+
+def packed_length(examples: Sequence[Example], max_seq_len: int) -> int:
+    """Return the tokens per row: enough for the longest example, and for a few short ones."""
+    longest = max(map(len, examples))
+    return min(max_seq_len, max(_MIN_LENGTH, -(-longest // _ROUND) * _ROUND))
+
+
+def tuning_batches(
+    examples: Sequence[Example], config: SearchConfig, *, length: int, parts: int = 1
+) -> list[list[Batch]]:
+    """Return the batches of each start and step, all of the same shape.
+
+    Args:
+        examples: the training problems.
+        config: seed, starts, steps and rows per batch.
+        length: tokens per row.
+        parts: number of parts into which a batch is divided over the devices.
+    """
+    data = pack(examples, length)
+    keys = [jax.random.key(config.seed + start) for start in range(config.starts)]
+    indices = [
+        list(
+            shuffled_batches(
+                len(data["tokens"]),
+                batch_size=config.batch,
+                num_batches=config.steps,
+                key=key,
+            )
+        )
+        for key in keys
+    ]
+    batches = target_batches(data, [rows for start in indices for rows in start], parts=parts)
+    return [[next(batches) for _ in start] for start in indices]
+
+
+class MergeLoss:
+    """The loss and its gradient, compiled once for all steps and starts.
+
+    Attributes:
+        tokens: number of tokens in a batch, with padding.
+    """
+
+    def __init__(
+        self,
+        merger: Merger,
+        tunable: Tunable,
+        params: Params,
+        *,
+        config: ModelConfig,
+        compute_dtype: DTypeLike,
+        key: jax.Array,
+        examples: Sequence[Example],
+        search: SearchConfig,
+        length: int,
+    ) -> None:
+        """Prepare the loss; compilation happens at its first use.
+
+        Args:
+            merger: merger of the base and the experts.
+            tunable: what is tuned.
+            params: the base's parameters.
+            config: architecture of the models.
+            compute_dtype: dtype of activations and of merged weights in the forward pass.
+            key: typed PRNG key of the merge, for random methods.
+            examples: the training problems.
+            search: seed, starts, steps and rows per batch.
+            length: tokens per row.
+        """
+        self._merger, self._tunable, self._key = merger, tunable, key
+        self._config, self._dtype = config, compute_dtype
+        others = {p: x for p, x in flatten(params).items() if p not in merger.changed}
+        self._frozen = {"others": others, "tensors": dict(merger.tensors)}
+        self._sharding = replicated(params)
+        self._batches = tuning_batches(
+            examples, search, length=length, parts=num_parts(params, search.batch)
+        )
+        self._params = params
+        self.tokens = search.batch * length
+
+    def __call__(self, values: np.ndarray, start: int, step: int) -> tuple[float, np.ndarray]:
+        """Return the loss on a batch, and its gradient [parameters]."""
+        batch = self._device_batch(start, step)
+        loss, gradient = self.compiled(np.asarray(values, np.float32), self._frozen, batch)
+        return float(loss), np.asarray(gradient, np.float64)
+
+    @cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The executable of (values, frozen, batch) -> (loss, gradient)."""
+        return self._traced.lower().compile()
+
+    def blocking(self) -> dict[int, tuple[str, ...]]:
+        """Return the numbers without a gradient and the operations that prevent it.
+
+        Traces the loss as well, for operations that JAX cannot differentiate.
+        """
+        size = len(self._tunable.parameters)
+        blocked = blocking_operations(self._representative_merges, size)
+        if not blocked:
+            try:
+                _ = self._traced
+            except (NotImplementedError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:120]
+                blocked = dict.fromkeys(range(size), (reason,))
+        return blocked
+
+    @cached_property
+    def _traced(self) -> jax.stages.Traced:
+        loss = rematerialize(sft_loss(self._config, self._assemble))
+
+        @partial(jax.jit, out_shardings=self._sharding)
+        def step(values: jax.Array, frozen: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(values, frozen, batch)
+            return value, gradient
+
+        values = np.asarray(self._tunable.start, np.float32)
+        return step.trace(values, self._frozen, self._device_batch(0, 0))
+
+    def _assemble(self, values: Float[Array, " parameters"], frozen: Any) -> tuple[Params, None]:
+        merged = self._merger.merge_in_trace(
+            self._tunable.bind(values), frozen["tensors"], key=self._key
+        )
+        leaves = {**frozen["others"], **merged}
+        return unflatten({path: x.astype(self._dtype) for path, x in leaves.items()}), None
+
+    def _representative_merges(self, values: Float[Array, " parameters"]) -> Any:
+        """Return merged tensors, one per kind and shape: all that the tensor form compiles."""
+        algorithm = self._tunable.bind(values)
+        tensors = dict(self._merger.tensors)
+        if algorithm.form == "tensor":
+            places = {
+                (parse_name(path).kind, parse_name(path).layer is None, experts[0].shape): path
+                for path, (_, experts) in tensors.items()
+                if path in self._merger.changed
+            }
+            tensors = {path: tensors[path] for path in places.values()}
+        return self._merger.merge_in_trace(algorithm, tensors, key=self._key)
+
+    def _device_batch(self, start: int, step: int) -> Batch:
+        return shard_batch(self._batches[start][step], self._params)
