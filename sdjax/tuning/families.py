@@ -23,7 +23,7 @@ multi-task learning" (arXiv 2310.02575), who tune by gradient on the entropy of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdjax.core.errors import UserError, did_you_mean
@@ -33,6 +33,7 @@ from sdjax.merging.methods.registry import methods
 from sdjax.models.tensor_names import parse_name
 from sdjax.tuning.model_set import ModelSet, filter_of
 from sdjax.tuning.patterns import Pattern, PatternedAlgorithm
+from sdjax.tuning.programs import method_program_tunable
 from sdjax.tuning.recipe_text import check_scope, recipe_text
 from sdjax.tuning.types import Parameter, Tunable
 
@@ -114,6 +115,8 @@ def family_tunable(
     count = len(models.experts)
     check_expert_count(described, count)
     tuned = tuned_hyperparameters(described, algorithm)
+    if described.schema.base in ("first", "plain"):
+        return _written_as_program(described, tuned, family, models, starts or {})
     check_scope(described, models)
     layout = FAMILIES[family].layout(models)
     normalized = bool(algorithm.hyperparameters.get("normalize", False))
@@ -146,6 +149,28 @@ def family_tunable(
         write=lambda values: recipe_text(described, patterned, models, values),
         suffix=".yaml",
     )
+
+
+def _written_as_program(
+    method: Method,
+    tuned: Sequence[Hyperparameter],
+    family: str,
+    models: ModelSet,
+    starts: Mapping[str, float],
+) -> Tunable:
+    """Return the weights of a method whose recipes subtract no base."""
+    if family != "weights":
+        raise UserError(
+            f"{method.name}: its recipes subtract no base, so that numbers by layer cannot be "
+            f"written; use {method.name} alone, or a family over another method"
+        )
+    parameters = {}
+    for hyperparameter in tuned:
+        name = hyperparameter.name
+        start = starts.get(name, hyperparameter.default)
+        low, high = bounds_of(method, hyperparameter, start)
+        parameters[name] = Parameter(name=name, start=start, low=low, high=high)
+    return method_program_tunable(method, tuple(models.experts), parameters)
 
 
 def tuned_hyperparameters(method: Method, algorithm: Algorithm) -> list[Hyperparameter]:
