@@ -1,0 +1,211 @@
+"""Valid files to start from: tiny models, adapters, recipes, configs, data and a stored run."""
+
+import ast
+import functools
+import gzip
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import sdjax
+
+PACKAGE = Path(sdjax.__file__).parent
+TESTS = Path(__file__).parents[1]
+RECIPES = TESTS / "merging" / "recipe" / "mergekit"
+Folder = Mapping[str, bytes]
+TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder, at any depth."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def write(folder: Path, files: Folder) -> None:
+    """Write files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def words(*modules: str) -> tuple[str, ...]:
+    """Return the keys and short strings in the source of modules or packages."""
+    found: set[str] = set()
+    for module in modules:
+        path = PACKAGE / module
+        for file in path.rglob("*.py") if path.is_dir() else [path]:
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.add(node.target.id)
+    return tuple(sorted(text for text in found if 0 < len(text) < 40 and " " not in text))
+
+
+@functools.cache
+def models() -> tuple[Folder, ...]:
+    """Return a tiny model of every family, with a tokenizer and a chat template."""
+    from sdjax.io.hf_checkpoint import write_model
+    from sdjax.models.families import FAMILIES
+    from sdjax.testing import tiny_model
+
+    found = []
+    for family in FAMILIES:
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            write_model(folder, *tiny_model(family, intermediate_size=8, hidden_size=8, head_dim=4))
+            found.append({**read(folder), **tokenizer()})
+    return tuple(found)
+
+
+@functools.cache
+def tokenizer() -> Folder:
+    """Return the files of a tokenizer with 64 tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    letters = [chr(code) for code in range(97, 97 + 26)] + list("0123456789 .+-*/=()<>|_")
+    vocabulary = {text: index for index, text in enumerate(["<unk>", *letters, "th", "the"])}
+    backend = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(r" ?\w+|\s+", "isolated"), pre_tokenizers.Digits()]
+    )
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special, "chat_template": TEMPLATE}
+    added = {"53": {"content": "<s>", "special": True, "lstrip": False}}
+    return {
+        "tokenizer.json": backend.to_str().encode(),
+        "tokenizer_config.json": json.dumps(settings | {"added_tokens_decoder": added}).encode(),
+        "special_tokens_map.json": json.dumps(special).encode(),
+        "generation_config.json": b'{"eos_token_id": [54], "pad_token_id": 54}',
+        "chat_template.jinja": TEMPLATE.encode(),
+    }
+
+
+@functools.cache
+def sharded() -> Folder:
+    """Return a tiny model with its weights in several files."""
+    from sdjax.io.hf_checkpoint import write_model
+    from sdjax.testing import tiny_model
+
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "model"
+        write_model(folder, *tiny_model(), max_file_bytes=4_096)
+        return read(folder)
+
+
+@functools.cache
+def adapters() -> tuple[Folder, ...]:
+    """Return adapters for the first tiny model, and one of mergekit's tests."""
+    import jax
+
+    from sdjax.io.peft import write_adapter
+    from sdjax.models.lora import init_adapter
+    from sdjax.testing import tiny_config
+
+    config = tiny_config(intermediate_size=8, hidden_size=8, head_dim=4)
+    adapter = init_adapter(config, jax.random.key(0), rank=2, alpha=4.0)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "adapter"
+        write_adapter(folder, config, adapter, base="base")
+        plain = read(folder)
+    settings = json.loads(plain["adapter_config.json"])
+    settings |= {"alpha_pattern": {"q_proj": 3, r"layers\.1\..*": 1}, "use_rslora": True}
+    patterns = json.dumps(settings | {"modules_to_save": ["lm_head"]}).encode()
+    return plain, {**plain, "adapter_config.json": patterns}
+
+
+def data_rows() -> Iterable[tuple[str, list[dict]]]:
+    """Yield the rows of a data file for each task, and of training and results files."""
+    yield "gsm8k.jsonl", [{"question": f"{n} + 1?", "answer": f"x\n#### {n + 1}"} for n in range(4)]
+    yield "svamp.jsonl", [
+        {"ID": str(n), "Body": "Two.", "Question": "Sum?", "Answer": 2.0 * n, "Equation": "1 + 1",
+         "Type": "Addition", "question_concat": "Two. Sum?"}
+        for n in range(4)
+    ]  # fmt: skip
+    yield "math.jsonl", [
+        {"problem": f"${n}$?", "solution": rf"so \boxed{{\frac{{{n}}}{{2}}}}", "level": "Level 1",
+         "type": "Algebra"}
+        for n in range(4)
+    ]  # fmt: skip
+    yield "questions.jsonl", [
+        {"question": "a?", "answer": "x y", "kind": "k"}, {"question": "b?", "answer": 3}
+    ]  # fmt: skip
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    yield "sft.jsonl", [{"prompt": "a", "completion": "b"}, {"messages": chat}]
+    yield "dpo.jsonl", [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"chosen": chat, "rejected": [chat[0], {"role": "assistant", "content": "c"}]},
+    ]
+    result = {"id": "test-0", "kind": "k", "question": "a", "answer": "1", "prompt_sha256": "0" * 64}
+    result |= {"output": "1", "strict_answer": "1", "flexible_answer": None}
+    result |= {"strict": True, "flexible": True, "failure": None}
+    yield "results.jsonl", [result, result | {"id": "test-1", "strict": False}]
+
+
+def jsonl(rows: Iterable[dict]) -> bytes:
+    """Return the content of a JSONL file."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@functools.cache
+def training_programs() -> Folder:
+    """Return the files of the programs that a generator was trained on, shortened."""
+    import io
+
+    import numpy as np
+
+    fields = {"contract": "x", "texts": ["def merge_models(task_vectors):\n    return 0", "b"]}
+    identities = io.BytesIO()
+    np.save(identities, np.arange(3, dtype=np.uint64))
+    return {
+        "training_programs.json.gz": gzip.compress(json.dumps(fields).encode(), mtime=0),
+        "training_programs.npy": identities.getvalue(),
+    }
+
+
+@functools.cache
+def run() -> Folder:
+    """Return a run folder, in the current version of the database."""
+    import shutil
+
+    from sdjax.search.store import Store
+
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
+        shutil.copytree(TESTS / "search" / "stored" / "jax-0.10.2", folder)
+        with Store.open(folder, write=True):
+            pass
+        content = (folder / "run.sqlite").read_bytes()
+    # Without the WAL, whose two bytes of the header mutations would need to agree on.
+    return {"run.sqlite": content[:18] + b"\1\1" + content[20:]}
+
+
+@functools.cache
+def checkpoint() -> Folder:
+    """Return a folder of checkpoints of a generator."""
+    import jax
+
+    from sdjax.io.orbax import GeneratorCheckpoints
+    from sdjax.models.lora import init_adapter
+    from sdjax.testing import tiny_config
+
+    adapter = init_adapter(tiny_config(), jax.random.key(0), rank=2, alpha=4.0)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "generators"
+        checkpoints = GeneratorCheckpoints(folder)
+        checkpoints.save_adapter(1, adapter, score=0.5, metadata={"pairs": 3})
+        checkpoints.close()
+        return read(folder)
