@@ -145,11 +145,20 @@ def data_rows() -> Iterable[tuple[str, list[dict]]]:
     ]  # fmt: skip
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     yield "sft.jsonl", [{"prompt": "a", "completion": "b"}, {"messages": chat}]
-    yield "dpo.jsonl", [
-        {"prompt": "a", "chosen": "b", "rejected": "c"},
-        {"chosen": chat, "rejected": [chat[0], {"role": "assistant", "content": "c"}]},
-    ]
-    result = {"id": "test-0", "kind": "k", "question": "a", "answer": "1", "prompt_sha256": "0" * 64}
+    yield (
+        "dpo.jsonl",
+        [
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            {"chosen": chat, "rejected": [chat[0], {"role": "assistant", "content": "c"}]},
+        ],
+    )
+    result = {
+        "id": "test-0",
+        "kind": "k",
+        "question": "a",
+        "answer": "1",
+        "prompt_sha256": "0" * 64,
+    }
     result |= {"output": "1", "strict_answer": "1", "flexible_answer": None}
     result |= {"strict": True, "flexible": True, "failure": None}
     yield "results.jsonl", [result, result | {"id": "test-1", "strict": False}]

@@ -92,11 +92,15 @@ def mutate_text(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
     elif action == 6:
         lines[at] += draw.choice(_NESTS) * draw.choice((1, 30, 1_000, MANY))
     elif action == 7:
-        lines[at] = lines[at].replace(draw.choice(lines[at] or " "), draw.choice("[]{}:\"'&*!%@`|>"))
+        lines[at] = lines[at].replace(
+            draw.choice(lines[at] or " "), draw.choice("[]{}:\"'&*!%@`|>")
+        )
     elif action == 8:
         return text.encode(draw.choice(("utf-16", "utf-32", "utf-8-sig", "cp037")), "replace")
     elif action == 9:
-        lines[at] = lines[at] + draw.choice(("&a", "*a", "!!python/object:os.system", "<<: *a", "---"))
+        lines[at] = lines[at] + draw.choice(
+            ("&a", "*a", "!!python/object:os.system", "<<: *a", "---")
+        )
     elif action == 10:
         donor = draw.choice(corpus.contents).decode("utf-8", "replace").split("\n")
         lines[at:at] = donor[: draw.randrange(len(donor) + 1)]
@@ -177,13 +181,12 @@ def mutate_sqlite(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
         return path.read_bytes()
 
 
-def _change_database(
-    connection: sqlite3.Connection, corpus: Corpus, draw: random.Random
-) -> None:
-    names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE sql > ''")]
+def _change_database(connection: sqlite3.Connection, corpus: Corpus, draw: random.Random) -> None:
+    master = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+    names = [name for (name,) in connection.execute(master)]
     table, action = draw.choice(names), draw.random()
     columns = [row[1] for row in connection.execute(f'PRAGMA table_info("{table}")')]
-    column = draw.choice(columns)
+    column = draw.choice(columns or ["rowid"])
     if action < 0.75:
         rows = connection.execute(f'SELECT rowid, "{column}" FROM "{table}"').fetchall()
         if not rows:

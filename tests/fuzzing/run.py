@@ -31,7 +31,7 @@ from tests.fuzzing.mutations import (
 )
 
 SECONDS = 10  # limit on processor time per input
-WAITING_SECONDS = 120  # limit on time per input, for loaders that wait; the machine may be loaded
+WAITING_SECONDS = 30  # limit on time per input, for loaders that wait; the machine may be loaded
 MEMORY = 2**31  # bytes that an input may take
 MAX_LINE = 2_000  # characters of an error message
 LINKS = 0.02  # fraction of the inputs in which a file is a link or something else
@@ -164,9 +164,7 @@ class Fuzzer:
             text = "".join(traceback.format_exception(error))
             outcome.fault = f"{name}: {outcome.key}\n{message[:MAX_LINE]}\n{text[-8_000:]}"
 
-    def _check_files(
-        self, folder: Path, own: dict, outside: dict, outcome: Outcome
-    ) -> None:
+    def _check_files(self, folder: Path, own: dict, outside: dict, outcome: Outcome) -> None:
         changed = {
             "the folder outside": _listing(self._outside) != outside,
             "the working directory": _listing(self._cwd) != self._before,
@@ -224,9 +222,9 @@ def limit_resources() -> None:
 
 
 class _time_limit:
-    """Raises Hang in the block after SECONDS of processor time.
+    """Raises Hang in the block after SECONDS of processor time, or WAITING_SECONDS of time.
 
-    Code in C that never returns is ended with the process, after WAITING_SECONDS.
+    Code in C that never returns is ended by `supervise`, with the process.
     """
 
     def __enter__(self) -> None:
@@ -234,7 +232,7 @@ class _time_limit:
             raise Hang
 
         signal.signal(signal.SIGPROF, hang)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, hang)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
 

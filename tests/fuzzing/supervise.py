@@ -10,6 +10,8 @@ from pathlib import Path
 from tests.fuzzing.run import Fuzzer, limit_resources
 
 SAVE_SECONDS = 10
+REPORT_SECONDS = 60
+HANG_SECONDS = 120  # of all loaders of one input
 MAX_FAULTS = 40
 
 
@@ -23,17 +25,15 @@ def work(name: str, seed: int, inputs: int, out: Path) -> None:
     state = load_state(out, name, seed)
     counts, faults = Counter(state["counts"]), state["faults"]
     current = os.open(out / f"{name}-{seed}.current", os.O_WRONLY | os.O_CREAT)
-    first, started, saved = state["next"], time.monotonic(), 0.0
+    first = state["next"]
     numbers = range(first, inputs)
-    limited = False
     with Fuzzer(name, seed=seed) as fuzzer:
         for outcome in fuzzer.valid():
             if outcome.fault is not None:
                 raise SystemExit(f"a valid folder fails: {outcome.fault}")
+        limit_resources()
+        started = saved = time.monotonic()
         for number in numbers:
-            if not limited:
-                limit_resources()
-                limited = True
             os.pwrite(current, f"{number:<20}".encode(), 0)
             outcome = fuzzer.run(number)
             counts["accepted" if outcome.accepted and not outcome.refused else "refused"] += 1
@@ -48,7 +48,7 @@ def work(name: str, seed: int, inputs: int, out: Path) -> None:
             if now - saved > SAVE_SECONDS or number + 1 == inputs:
                 done = number + 1 - first
                 state |= {"next": number + 1, "counts": dict(counts), "faults": faults}
-                state |= {"seconds": round(state["seconds"] + now - max(saved, started), 1)}
+                state |= {"seconds": round(state["seconds"] + now - saved, 1)}
                 state |= {"per_second": round(done / (now - started), 1)}
                 save_state(out, name, seed, state)
                 saved = now
@@ -76,17 +76,25 @@ def supervise(name: str, seed: int, inputs: int, out: Path) -> int:
         process = multiprocessing.get_context("spawn").Process(
             target=work, args=(name, seed, inputs, out)
         )
+        current = out / f"{name}-{seed}.current"
+        current.unlink(missing_ok=True)
         process.start()
+        reported = time.monotonic()
         while process.is_alive():
-            process.join(60)
-            report(name, seed, out)
+            process.join(5)
+            # The worker ends what it can, so this is code in C that never returns.
+            if current.exists() and time.time() - current.stat().st_mtime > HANG_SECONDS:
+                process.kill()
+            if time.monotonic() - reported > REPORT_SECONDS or not process.is_alive():
+                report(name, seed, out)
+                reported = time.monotonic()
         state = load_state(out, name, seed)
         if process.exitcode == 0:
             return len(state["faults"])
         if process.exitcode is not None and process.exitcode > 0:
             print(f"{name}: the worker failed; see {out / name}.log", flush=True)
             return 1
-        number = int((out / f"{name}-{seed}.current").read_text())
+        number = int(current.read_text())
         key = f"killed by signal {-(process.exitcode or 0)}"
         state["faults"].setdefault(f"{key} (input {number})", number)
         print(f"{name}: {key} at input {number}", flush=True)

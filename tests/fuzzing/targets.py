@@ -199,7 +199,12 @@ def chat_template() -> Kind:
         {"chat_template.jinja": mutations.mutate_text},
         [(render_chat, 1)],
         ("{{", "}}", "{% for m in messages %}", "{% endfor %}", "range(9999)", "loop", "|join")
-        + ("messages", "namespace(a=0)", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "cycler")
+        + (
+            "messages",
+            "namespace(a=0)",
+            "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+            "cycler",
+        )
         + ("lipsum(9999)", "'x' * 9**9", "9**9**9", "m.__class__", "{% include 'x' %}", "tojson"),
     )
 
@@ -396,7 +401,10 @@ def results() -> Kind:
     rows = dict(inputs.data_rows())["results.jsonl"]
     return Kind(
         folders=[
-            {"settings.json": inputs.json.dumps(stored).encode(), "results.jsonl": inputs.jsonl(rows)}
+            {
+                "settings.json": inputs.json.dumps(stored).encode(),
+                "results.jsonl": inputs.jsonl(rows),
+            }
         ],
         formats={"settings.json": mutations.mutate_json, "results.jsonl": mutations.mutate_jsonl},
         loaders=[(functools.partial(resume_results, settings), 1)],
@@ -470,7 +478,13 @@ def run() -> Kind:
     return Kind(
         folders=[inputs.run()],
         formats={"run.sqlite": mutations.mutate_sqlite},
-        loaders=[(read_run, 1), (report_run, 1), (plan_stored_run, 50), (extend_run, 4)],
+        loaders=[
+            (read_run, 1),
+            (tabulate_run, 1),
+            (extend_run, 4),
+            (report_run, 20),
+            (plan_stored_run, 100),
+        ],
         words=inputs.words("search/types.py", "search/config.py", "search/ranking.py"),
         writes=True,
     )
@@ -493,10 +507,10 @@ def read_run(folder: Path) -> None:
         verify_stored(program, signature)
 
 
-def report_run(folder: Path) -> None:
+def tabulate_run(folder: Path) -> None:
     from rich.console import Console
 
-    from sdjax.report import final_table, write_report
+    from sdjax.report import final_table
     from sdjax.search.store import Store
     from sdjax.search.types import Setting
 
@@ -504,6 +518,13 @@ def report_run(folder: Path) -> None:
     with Store.open(folder) as store:
         for setting in store.select(Setting):
             console.print(final_table(store, setting.name, width=80))
+
+
+def report_run(folder: Path) -> None:
+    from sdjax.report import write_report
+    from sdjax.search.store import Store
+
+    with Store.open(folder) as store:
         write_report(store, folder / "report.html")
 
 
@@ -575,9 +596,26 @@ def _shared() -> Folder:
 def _tokenizer_words() -> tuple[str, ...]:
     return inputs.words("io/tokenizer.py", "io/model_files.py") + (
         *("BPE", "WordPiece", "Unigram", "WordLevel", "ByteLevel", "Metaspace", "Sequence", "NFC"),
-        *("Split", "Replace", "Strip", "Prepend", "Precompiled", "Lowercase", "Regex", "ByteFallback"),
+        *(
+            "Split",
+            "Replace",
+            "Strip",
+            "Prepend",
+            "Precompiled",
+            "Lowercase",
+            "Regex",
+            "ByteFallback",
+        ),
         *("BertProcessing", "TemplateProcessing", "CTC", "Fuse", "LlamaTokenizer", "BertTokenizer"),
-        *("ignore_merges", "fuse_unk", "dropout", "byte_fallback", "truncation", "padding", "(a|a)*$"),
+        *(
+            "ignore_merges",
+            "fuse_unk",
+            "dropout",
+            "byte_fallback",
+            "truncation",
+            "padding",
+            "(a|a)*$",
+        ),
     )
 
 

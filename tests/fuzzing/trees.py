@@ -137,7 +137,9 @@ def _string(node: str, words: Sequence[str], draw: random.Random) -> str:
     if action < 2 and words:
         return draw.choice(words)
     if action == 2:
-        return node[:at] + draw.choice(("\n", "\x00", "\u202e", " ", "/", ":", "é", "$")) + node[at:]
+        return (
+            node[:at] + draw.choice(("\n", "\x00", "\u202e", " ", "/", ":", "é", "$")) + node[at:]
+        )
     if action == 3:
         return node[:at] + node[at + 1 :]
     if action == 4:
