@@ -122,11 +122,10 @@ def wrong_number_of_experts(name: str, count: int) -> str:
 
 def read_program(file: Path | str, max_bytes: int) -> str:
     """Return the text of a program file; the sandbox refuses one that is longer or not UTF-8."""
-    try:
-        with open(file, "rb") as source:
-            return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); pass a Python file") from None
+    from sdjax.core.files import open_file
+
+    with open_file(Path(file)) as source:
+        return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
 
 
 def source_of_method(name: str) -> str:

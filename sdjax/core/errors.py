@@ -6,12 +6,22 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from sdjax.core.text import cut_middle
+
+MAX_MESSAGE = 2_000  # characters of a message
+
 
 class UserError(Exception):
     """A user error: what is wrong, where (file, key, tensor, line) and what to do, in one line.
 
-    The command line prints the message without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2. Line breaks
+    become spaces, and a message longer than `MAX_MESSAGE` loses its middle, since it may quote
+    what a file from someone else contains.
     """
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return cut_middle(" ".join(super().__str__().splitlines()), MAX_MESSAGE)
 
 
 class TransientError(UserError):

@@ -39,7 +39,7 @@ def main() -> int:
         for _, outcome in fuzz(kinds[0], numbers, seed=options.seed, keep=options.out / "faults"):
             print(outcome.fault or f"accepted {outcome.accepted}, refused {outcome.refused}")
         return 0
-    return int(any([supervise(kind, options.seed, options.inputs, options.out) for kind in kinds]))
+    return int(any(supervise(kind, options.seed, options.inputs, options.out) for kind in kinds))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Valid files to start from: tiny models, adapters, recipes, configs, data and a stored run."""
 
 import ast
+import contextlib
 import functools
 import gzip
+import hashlib
 import json
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import sdjax
 
@@ -14,6 +18,7 @@ PACKAGE = Path(sdjax.__file__).parent
 TESTS = Path(__file__).parents[1]
 RECIPES = TESTS / "merging" / "recipe" / "mergekit"
 Folder = Mapping[str, bytes]
+TINY = {"intermediate_size": 8, "hidden_size": 8, "head_dim": 4}
 TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim }}{% endfor %}"
@@ -61,35 +66,53 @@ def models() -> tuple[Folder, ...]:
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
-            write_model(folder, *tiny_model(family, intermediate_size=8, hidden_size=8, head_dim=4))
-            found.append({**read(folder), **tokenizer()})
+            scalar = {"query_pre_attn_scalar": 8} if family.startswith("gemma") else {}
+            write_model(folder, *tiny_model(family, **TINY, **scalar))
+            found.append({**read(folder), **tokenizers()[0]})
     return tuple(found)
 
 
 @functools.cache
-def tokenizer() -> Folder:
-    """Return the files of a tokenizer with 64 tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+def tokenizers() -> tuple[Folder, ...]:
+    """Return the files of a tokenizer of each type of model, with at most 64 tokens."""
+    from tokenizers import Tokenizer as T
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-    letters = [chr(code) for code in range(97, 97 + 26)] + list("0123456789 .+-*/=()<>|_")
-    vocabulary = {text: index for index, text in enumerate(["<unk>", *letters, "th", "the"])}
-    backend = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")], unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
+    letters = ["<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789 .+-*/=()|_"]
+    words = {text: index for index, text in enumerate([*letters, "th", "the", "##e", "▁"])}
+    split = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(r" ?\w+|\s+", "isolated"), pre_tokenizers.Digits()]
     )
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    clean = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("``", '"')])
+    plain, bytewise, spaced, pieces = (
+        T(models.BPE(words, [("t", "h"), ("th", "e")], unk_token="<unk>")),
+        T(models.BPE({"Ġ": 0, "t": 1, "h": 2, "th": 3}, [("t", "h")])),
+        T(models.Unigram([(text, -float(i)) for i, text in enumerate(words)], 0, True)),
+        T(models.WordPiece(words, unk_token="<unk>", max_input_chars_per_word=20)),
     )
+    plain.pre_tokenizer, plain.decoder = split, decoders.Fuse()
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    spaced.normalizer, spaced.pre_tokenizer = clean, pre_tokenizers.Metaspace()
+    spaced.decoder = decoders.Metaspace()
+    pieces.normalizer, pieces.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
+    for backend in (plain, bytewise, spaced, pieces):
+        backend.add_special_tokens(["<s>", "</s>"])
+        token = ("<s>", backend.token_to_id("<s>"))
+        backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[token])
+    return tuple(_tokenizer_files(backend) for backend in (plain, bytewise, spaced, pieces))
+
+
+def _tokenizer_files(backend: Any) -> Folder:
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special, "chat_template": TEMPLATE}
-    added = {"53": {"content": "<s>", "special": True, "lstrip": False}}
+    end = backend.token_to_id("</s>")
+    added = {str(end): {"content": "</s>", "special": True, "lstrip": False}}
     return {
         "tokenizer.json": backend.to_str().encode(),
         "tokenizer_config.json": json.dumps(settings | {"added_tokens_decoder": added}).encode(),
         "special_tokens_map.json": json.dumps(special).encode(),
-        "generation_config.json": b'{"eos_token_id": [54], "pad_token_id": 54}',
+        "generation_config.json": f'{{"eos_token_id": [{end}], "pad_token_id": 0}}'.encode(),
         "chat_template.jinja": TEMPLATE.encode(),
     }
 
@@ -115,7 +138,7 @@ def adapters() -> tuple[Folder, ...]:
     from sdjax.models.lora import init_adapter
     from sdjax.testing import tiny_config
 
-    config = tiny_config(intermediate_size=8, hidden_size=8, head_dim=4)
+    config = tiny_config(**TINY)
     adapter = init_adapter(config, jax.random.key(0), rank=2, alpha=4.0)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "adapter"
@@ -157,7 +180,7 @@ def data_rows() -> Iterable[tuple[str, list[dict]]]:
         "kind": "k",
         "question": "a",
         "answer": "1",
-        "prompt_sha256": "0" * 64,
+        "prompt_sha256": hashlib.sha256().hexdigest(),
     }
     result |= {"output": "1", "strict_answer": "1", "flexible_answer": None}
     result |= {"strict": True, "flexible": True, "failure": None}
@@ -197,6 +220,9 @@ def run() -> Folder:
         shutil.copytree(TESTS / "search" / "stored" / "jax-0.10.2", folder)
         with Store.open(folder, write=True):
             pass
+        with contextlib.closing(sqlite3.connect(folder / "run.sqlite")) as connection, connection:
+            # A seed that lists no training programs, among which a report would search.
+            connection.execute("UPDATE run SET config = replace(config, 'zoo:seed', 'zoo:judge')")
         content = (folder / "run.sqlite").read_bytes()
     # Without the WAL, whose two bytes of the header mutations would need to agree on.
     return {"run.sqlite": content[:18] + b"\1\1" + content[20:]}

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from tests.fuzzing import inputs, targets
+from tests.fuzzing.kinds import Kind, Load
 from tests.fuzzing.mutations import (
     Corpus,
     mutate_json,
@@ -35,6 +36,7 @@ WAITING_SECONDS = 30  # limit on time per input, for loaders that wait; the mach
 MEMORY = 2**31  # bytes that an input may take
 MAX_LINE = 2_000  # characters of an error message
 LINKS = 0.02  # fraction of the inputs in which a file is a link or something else
+_RESULTS = ("out", "merged")  # what loaders may write next to the input
 SECRET = b"SECRET-7f3a"
 
 
@@ -105,14 +107,15 @@ class Fuzzer:
         if linked:
             mutate_links(folder, chosen[0], self._outside, draw)
 
-    def valid(self) -> list[Outcome]:
-        """Return the outcomes of the valid folders."""
-        outcomes = []
+    def check_valid(self) -> None:
+        """Raise Fault unless all loaders accept all valid folders."""
         for files in self.kind.folders:
             with self._folder() as folder:
                 inputs.write(folder, files)
-                outcomes.append(self.judge(folder, 0))
-        return outcomes
+                outcome = self.judge(folder, 0)
+            if outcome.fault is not None or outcome.refused:
+                problem = outcome.fault or outcome.refused[0]
+                raise Fault(f"{self.name}: a valid folder is refused: {problem}")
 
     def run(self, number: int, *, keep: Path | None = None) -> Outcome:
         """Write and judge an input; keep its folder if there is a fault."""
@@ -140,7 +143,7 @@ class Fuzzer:
             self._check_files(folder, own, outside, outcome)
         return outcome
 
-    def _load(self, load: targets.Load, folder: Path, outcome: Outcome) -> None:
+    def _load(self, load: Load, folder: Path, outcome: Outcome) -> None:
         from sdjax.cli.group import exit_status
         from sdjax.core.visible import escape
 
@@ -170,13 +173,12 @@ class Fuzzer:
             "the working directory": _listing(self._cwd) != self._before,
             "the input": not self.kind.writes and _listing(folder) != own,
         }
-        names = {path.name for path in folder.parent.iterdir()} - {"in", "out", "recipe"}
-        changed["the parent folder"] = bool({n for n in names if not n.startswith(".out")})
+        names = {path.name for path in folder.parent.iterdir()} - {"in", *_RESULTS, "recipe"}
+        changed["the parent folder"] = any(not name.startswith(".merged") for name in names)
         for what, is_changed in changed.items():
             if is_changed:
                 outcome.key = outcome.fault = f"{what} was changed {sorted(names)}"
-        out = folder.parent / "out"
-        for path in out.rglob("*") if out.is_dir() else ():
+        for path in (path for name in _RESULTS for path in folder.parent.glob(f"{name}/**/*")):
             if path.is_symlink() or (path.is_file() and SECRET in path.read_bytes()):
                 outcome.key = outcome.fault = f"the result has a file from outside: {path.name}"
 
@@ -204,9 +206,7 @@ def fuzz(
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield the number and the outcome of each input."""
     with Fuzzer(name, seed=seed) as fuzzer:
-        for outcome in fuzzer.valid():
-            if outcome.fault is not None:
-                raise Fault(f"{name}: a valid folder fails: {outcome.fault}")
+        fuzzer.check_valid()
         for number in numbers:
             folder = None if keep is None else keep / f"{name}-{seed}-{number}"
             yield number, fuzzer.run(number, keep=folder)
@@ -255,7 +255,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _corpus(kind: targets.Kind, name: str) -> Corpus:
+def _corpus(kind: Kind, name: str) -> Corpus:
     contents = [files[name] for files in kind.folders if name in files]
     match kind.formats[name]:
         case mutate if mutate is mutate_json:

@@ -28,9 +28,7 @@ def work(name: str, seed: int, inputs: int, out: Path) -> None:
     first = state["next"]
     numbers = range(first, inputs)
     with Fuzzer(name, seed=seed) as fuzzer:
-        for outcome in fuzzer.valid():
-            if outcome.fault is not None:
-                raise SystemExit(f"a valid folder fails: {outcome.fault}")
+        fuzzer.check_valid()
         limit_resources()
         started = saved = time.monotonic()
         for number in numbers:

@@ -1,0 +1,123 @@
+"""Kinds: configs of runs and training jobs, and recipes of merges."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.fuzzing import inputs, mutations
+from tests.fuzzing.kinds import Kind
+
+
+def run_config() -> Kind:
+    """Config of a run."""
+    texts = _configs(lambda name: not name.startswith("train-"))
+    return Kind(
+        folders=[{"run.yaml": text} for text in texts],
+        formats={"run.yaml": mutations.mutate_yaml},
+        loaders=[(read_run_config, 1), (plan_run_config, 200)],
+        words=inputs.words("search/config.py", "decoding/config.py", "sandbox/config.py")
+        + inputs.words("training/config.py", "evaluation/tasks", "sharding/config.py"),
+    )
+
+
+def read_run_config(folder: Path) -> None:
+    from sdjax.search.announcement import tuned_method_count
+    from sdjax.search.config import config_from, prompt_template, read_config
+    from sdjax.search.grids import check_methods
+
+    config = read_config(folder / "run.yaml")
+    check_methods(config)
+    tuned_method_count(config)
+    prompt_template(config).render(
+        slots=config.slots, descriptions={s: e.description for s, e in config.experts.items()}
+    )
+    assert config_from(config.to_json(), "stored") == config
+
+
+def plan_run_config(folder: Path) -> None:
+    from sdjax.search.announcement import announce
+    from sdjax.search.config import read_config
+    from sdjax.search.plan import plan_run
+
+    announce(plan_run(read_config(folder / "run.yaml")))
+
+
+def train_config() -> Kind:
+    """Config of a training job."""
+    texts = {
+        kind: _configs(lambda name, kind=kind: name == f"train-{kind}")[0]
+        for kind in ("sft", "dpo", "warmstart")
+    }
+    return Kind(
+        folders=[{f"{kind}.yaml": text} for kind, text in texts.items()],
+        formats={f"{kind}.yaml": mutations.mutate_yaml for kind in texts},
+        loaders=[(read_train_config, 1)],
+        words=inputs.words("training/config.py", "models/lora.py"),
+    )
+
+
+def read_train_config(folder: Path) -> None:
+    from sdjax.cli.train import _rows
+    from sdjax.core.config import read_dataclass
+    from sdjax.training.config import JOBS, WarmstartJob
+
+    path = next(folder.iterdir(), folder / "sft.yaml")
+    job = read_dataclass(JOBS[path.stem], path)
+    job.mesh.make(default_axis="fsdp")
+    if not isinstance(job, WarmstartJob):
+        _rows(job)
+
+
+def recipe() -> Kind:
+    """Recipe of a merge."""
+    texts = [path.read_bytes() for path in sorted(inputs.RECIPES.glob("recipes/*.yaml"))]
+    return Kind(
+        folders=[{"recipe.yaml": text} for text in texts],
+        formats={"recipe.yaml": mutations.mutate_yaml},
+        loaders=[(plan_recipe_file, 1), (merge_recipe_file, 200)],
+        words=inputs.words("merging/recipe", "merging/methods"),
+        shared=inputs.read(inputs.RECIPES / "models"),
+    )
+
+
+def plan_recipe_file(folder: Path) -> None:
+    plan_files(folder / "recipe.yaml")
+
+
+def merge_recipe_file(folder: Path) -> None:
+    from sdjax.merging.recipe.pipeline import merge_recipe
+
+    merge_recipe(folder / "recipe.yaml", folder.parent / "merged")
+
+
+def plan_files(path: Path, *, allow_crimes: bool = False) -> Any:
+    """Return the plan of a recipe, and write all files of the result except the tensors."""
+    from sdjax.merging.recipe import output_files
+    from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
+    from sdjax.merging.recipe.pipeline import _fingerprint
+    from sdjax.merging.recipe.recipe_method import find_method
+    from sdjax.merging.recipe.recipe_plan import plan_recipe
+    from sdjax.merging.recipe.schema import read_recipe
+    from sdjax.merging.recipe.source_models import open_source_model
+
+    parsed = read_recipe(path)
+    open_model = functools.cache(lambda name: open_source_model(name, path.parent))
+    method, program = find_method(parsed, open_model)
+    plan = plan_recipe(parsed, method, open_model, 0, allow_crimes=allow_crimes)
+    template = output_files.resolve_chat_template(parsed, plan.models)
+    provenance = Provenance(
+        method=parsed.merge_method, file=RECIPE, text=parsed.text, seed=0, program=program
+    )
+    _fingerprint(plan, provenance, template)
+    out = path.parent.parent / "out"
+    out.mkdir(exist_ok=True)
+    output_files.write_config(out, plan, {step.name: step.spec for step in plan.steps})
+    output_files.write_tokenizer(out, plan.tokenizer, plan.template.folder, template)
+    write_model_card(out, "out", plan, provenance)
+    return plan
+
+
+def _configs(choose: Callable[[str], bool]) -> list[bytes]:
+    paths = sorted((inputs.PACKAGE / "configs").glob("*.yaml"))
+    return [path.read_bytes() for path in paths if choose(path.stem)]

@@ -1,0 +1,110 @@
+"""Kinds: data of tasks and training, results of evaluations, and prompts."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.fuzzing import inputs, mutations
+from tests.fuzzing.kinds import Kind
+from tests.fuzzing.model_kinds import shared_model
+
+
+def jsonl() -> Kind:
+    """Data of tasks and of training, and results of evaluations."""
+    files = {name: inputs.jsonl(rows) for name, rows in inputs.data_rows()}
+    return Kind(
+        folders=[{name: content} for name, content in files.items()],
+        formats=dict.fromkeys(files, mutations.mutate_jsonl),
+        loaders=[(read_data, 1)],
+        words=inputs.words("evaluation/tasks", "training/data.py", "evaluation/results.py"),
+        shared=shared_model(),
+    )
+
+
+def read_data(folder: Path) -> None:
+    from sdjax.evaluation.comparison import compare
+    from sdjax.evaluation.prompts import build_prompts
+    from sdjax.evaluation.task import grade_output, read_problems
+    from sdjax.evaluation.tasks.registry import find_task
+    from sdjax.training.data import fingerprint, read_rows, tokenize_examples, tokenize_pairs
+
+    path = next(folder.iterdir(), folder / "sft.jsonl")
+    if path.stem in ("sft", "dpo"):
+        rows = read_rows(str(path), "train")
+        fingerprint(rows)
+        tokenize = tokenize_examples if path.stem == "sft" else tokenize_pairs
+        tokenize(rows, _tokenizer(), 64)
+    elif path.stem == "results":
+        compare(path, path)
+    else:
+        name = str(path) if path.stem == "questions" else path.stem
+        data = None if path.stem == "questions" else path
+        task = find_task(name, data=data, allow_missing=())
+        for split in ("development", "test"):
+            problems = read_problems(task, split)
+            build_prompts(task, problems, _tokenizer())
+            if path.stem != "math":  # whose grader is a process of its own
+                for problem in problems:
+                    grade_output(task, problem, problem.solution or problem.answer)
+
+
+def results() -> Kind:
+    """Results folder of an evaluation."""
+    settings = {"model": "m", "weights": "w", "task": "t", "max_new_tokens": 8, "dtype": "float32"}
+    stored = settings | {"versions": {"jax": "0.10.2"}, "accepted": []}
+    rows = dict(inputs.data_rows())["results.jsonl"]
+    return Kind(
+        folders=[
+            {
+                "settings.json": json.dumps(stored).encode(),
+                "results.jsonl": inputs.jsonl(rows),
+            }
+        ],
+        formats={"settings.json": mutations.mutate_json, "results.jsonl": mutations.mutate_jsonl},
+        loaders=[(functools.partial(resume_results, settings), 1)],
+        words=inputs.words("evaluation/results.py"),
+        writes=True,
+    )
+
+
+def resume_results(settings: Mapping[str, Any], folder: Path) -> None:
+    from sdjax.evaluation.prompts import PromptedProblem
+    from sdjax.evaluation.results import ResultsFolder
+    from sdjax.evaluation.task import Problem
+
+    problems = [
+        PromptedProblem(
+            problem=Problem(id=f"test-{n}", kind="k", question="a", answer="1"), text="", tokens=()
+        )
+        for n in range(3)
+    ]
+    with ResultsFolder(folder, settings, versions={"jax": "0.12"}, accept_versions=True) as opened:
+        opened.missing(problems)
+        opened.finish([])
+
+
+def prompt() -> Kind:
+    """Prompt of a generator."""
+    texts = [path.read_bytes() for path in (inputs.PACKAGE / "programs/prompts").glob("*.txt")]
+    return Kind(
+        folders=[{"prompt.txt": text} for text in texts],
+        formats={"prompt.txt": mutations.mutate_text},
+        loaders=[(render_prompt, 1)],
+        words=("$experts", "${names}", "$$", "$x", "${", "$count$names", "$é"),
+    )
+
+
+def render_prompt(folder: Path) -> None:
+    from sdjax.programs.prompts import find_prompt
+
+    found = find_prompt(str(folder / "prompt.txt"))
+    found.render(slots=("expert_1",), descriptions={"expert_1": "x"})
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    from sdjax.io.tokenizer import load_tokenizer
+
+    return load_tokenizer(Path("base").resolve())

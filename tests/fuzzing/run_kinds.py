@@ -1,0 +1,125 @@
+"""Kinds: programs, run folders and checkpoints."""
+
+import io
+from pathlib import Path
+
+from tests.fuzzing import inputs, mutations
+from tests.fuzzing.kinds import Kind
+
+MAX_SOURCE = 16_384  # bytes
+_PYTHON = ("lambda", "eval", "def merge_models(x):", "import os", 'f"{x}"', "match x:", "\\")
+
+
+def program() -> Kind:
+    """Source text of a program, checked by the text rules."""
+    texts = [path.read_bytes() for path in (inputs.PACKAGE / "merging/methods").glob("[a-z]*.py")]
+    return Kind(
+        folders=[{"program.py": text} for text in texts],
+        formats={"program.py": mutations.mutate_text},
+        loaders=[(check_program, 1)],
+        words=(*inputs.words("sandbox/worker/rules.py"), *_PYTHON),
+    )
+
+
+def check_program(folder: Path) -> None:
+    from sdjax.cli.open_algorithm import read_program
+    from sdjax.core.errors import UserError
+    from sdjax.sandbox.refusal import Refusal
+    from sdjax.sandbox.worker.rules import check_text
+
+    try:
+        check_text(read_program(folder / "program.py", MAX_SOURCE), MAX_SOURCE)
+    except Refusal as refusal:  # as `sdjax merge` reports it
+        raise UserError(f"{refusal.verdict} ({refusal.rule}): {refusal.message}") from None
+
+
+def run() -> Kind:
+    """Run folder."""
+    return Kind(
+        folders=[inputs.run()],
+        formats={"run.sqlite": mutations.mutate_sqlite},
+        loaders=[
+            (read_run, 1),
+            (tabulate_run, 1),
+            (extend_run, 4),
+            (report_run, 20),
+            (plan_stored_run, 100),
+        ],
+        words=inputs.words("search/types.py", "search/config.py", "search/ranking.py"),
+        writes=True,
+    )
+
+
+def read_run(folder: Path) -> None:
+    from sdjax.cli.sandbox_options import signature_from_options
+    from sdjax.search.context import verify_stored
+    from sdjax.search.pairs import preferences_of_run
+    from sdjax.search.ranking import ranked_programs
+    from sdjax.search.store import Store
+
+    preferences_of_run(folder)
+    with Store.open(folder) as store:
+        config = store.config()
+        programs = ranked_programs(store, config.task.metric)
+        program = store.program(programs[0].identity or "") if programs else None
+    signature = signature_from_options(model=None, experts=None, scope=None, run=folder)
+    if program is not None:
+        verify_stored(program, signature)
+
+
+def tabulate_run(folder: Path) -> None:
+    from rich.console import Console
+
+    from sdjax.report import final_table
+    from sdjax.search.store import Store
+    from sdjax.search.types import Setting
+
+    console = Console(file=io.StringIO(), width=80)
+    with Store.open(folder) as store:
+        for setting in store.select(Setting):
+            console.print(final_table(store, setting.name, width=80))
+
+
+def report_run(folder: Path) -> None:
+    from sdjax.report import write_report
+    from sdjax.search.store import Store
+
+    with Store.open(folder) as store:
+        write_report(store, folder / "report.html")
+
+
+def plan_stored_run(folder: Path) -> None:
+    from sdjax.search.announcement import dry_run
+    from sdjax.search.multihost import stored_config
+
+    dry_run(stored_config(folder), folder, resume=True, accept_versions=True)
+
+
+def extend_run(folder: Path) -> None:
+    from sdjax.search.multihost import stored_config
+    from sdjax.search.resume import resume_store
+    from sdjax.search.store import Store
+
+    config = stored_config(folder, ["iterations=5"])
+    with Store.open(folder, write=True) as store:
+        resume_store(store, config, {}, accept_versions=True)
+
+
+def checkpoint() -> Kind:
+    """Checkpoints of a run's generator."""
+    files = inputs.checkpoint()
+    formats = {
+        name: mutations.mutate_json if content.lstrip()[:1] == b"{" else mutations.mutate_bytes
+        for name, content in files.items()
+    }
+    return Kind(folders=[files], formats=formats, loaders=[(restore, 1)], writes=True)
+
+
+def restore(folder: Path) -> None:
+    from sdjax.io.orbax import GeneratorCheckpoints
+
+    checkpoints = GeneratorCheckpoints(folder)
+    try:
+        checkpoints.restore_adapter()
+    finally:
+        checkpoints.close()
