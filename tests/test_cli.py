@@ -156,7 +156,9 @@ def test_eval_merges_an_adapter(tmp_path):
 def test_eval_rejects_data_that_is_not_utf8(tmp_path):
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"question": "ä", "answer": "1"}'.encode("latin-1"))
-    assert "latin.jsonl, byte 14: not UTF-8" in user_error("eval", "zoo:seed", "--task", path)
+    assert "latin.jsonl, line 1: not JSON (not UTF-8 at byte 14)" in user_error(
+        "eval", "zoo:seed", "--task", path
+    )
 
 
 def test_run_rejects_an_unknown_baseline_before_it_starts(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 from sdjax.core.errors import UserError
 from sdjax.io.hub import HubError, load_dataset
 from sdjax.io.jsonl import read_jsonl
+from sdjax.io.links import member
 
 TRAIN, TEST = "train", "test"
 
@@ -101,13 +102,14 @@ def _split_file(data: Path, split: str) -> Path | None:
     """Return the user's file of a split, if it exists."""
     data = data.expanduser()
     if data.is_dir():
-        path = data / f"{split}.jsonl"
+        path = member(data, f"{split}.jsonl")
     elif split == TEST:
         path = data
     else:
-        path = data.with_name(data.name.replace(TEST, TRAIN))
-        if path == data:
+        name = data.name.replace(TEST, TRAIN)
+        if name == data.name:
             return None
+        path = member(data.parent, name)
     return path if path.is_file() else None
 
 

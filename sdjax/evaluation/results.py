@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.json import parse_json
 from sdjax.evaluation.prompts import PromptedProblem
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.evaluation.task import Outcome
 from sdjax.io.atomic_write import write_file
 from sdjax.io.jsonl import read_jsonl
+from sdjax.io.links import member
 from sdjax.io.resumable_log import ResumableLog
 
 RESULTS, SCORES, LOCK = "results.jsonl", "scores.json", "eval.lock"
@@ -188,7 +190,7 @@ def read_results(path: Path) -> list[ProblemResult]:
     Raises:
         UserError: the file does not exist, or is not a results file.
     """
-    file = path / RESULTS if path.is_dir() else path
+    file = member(path, RESULTS) if path.is_dir() else path
     names = [field.name for field in dataclasses.fields(ProblemResult)]
     rows = read_jsonl(file, names)
     if not rows:
@@ -224,8 +226,8 @@ def _parse_lines(log: ResumableLog) -> list[ProblemResult]:
     for number, line in enumerate(log.lines, 1):
         where = f"{log.path}, line {number}"
         try:
-            results.append(_parse(json.loads(line), where))
-        except (ValueError, RecursionError):
+            results.append(_parse(parse_json(line), where))
+        except ValueError:
             raise UserError(f"{where}: not an evaluation result; remove the line") from None
     return results
 
@@ -237,5 +239,5 @@ def _parse(row: Any, where: str) -> ProblemResult:
     for name, expected in types.items():
         if not isinstance(row[name], expected):
             label = {str: "a string", bool: "true or false"}.get(expected, "a string or null")
-            raise UserError(f"{where}: {name} must be {label}, not {row[name]!r}")
+            raise UserError(f"{where}: {name} must be {label}, not {truncated_repr(row[name])}")
     return ProblemResult(**row)

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
+from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.links import member
 from sdjax.io.model_paths import locate
@@ -332,7 +333,7 @@ def write_model(
             fields = to_hf(config, dtype=HF_DTYPES[DTYPE_CODES[np.dtype(main_dtype)]])
             write_file(staged / CONFIG, json.dumps(fields, indent=2) + "\n")
             for source in (*assets, *extra_files):
-                write_file(staged / source.name, source.read_bytes())
+                write_file(staged / source.name, read_bytes(source, MAX_VOCABULARY_BYTES))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"write_model {folder.name}")
 

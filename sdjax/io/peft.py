@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.safetensors_reader import SafetensorsReader, read_json
 from sdjax.io.safetensors_writer import write_safetensors
@@ -280,7 +281,7 @@ def write_adapter(
         if staged is not None:
             write_file(staged / ADAPTER_CONFIG, json.dumps(settings, indent=2) + "\n")
             for file in extra_files:
-                write_file(staged / file.name, file.read_bytes())
+                write_file(staged / file.name, read_bytes(file, MAX_VOCABULARY_BYTES))
 
 
 def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:

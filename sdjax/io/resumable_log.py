@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.files import read_bytes
 from sdjax.core.storage_errors import storage_errors
 from sdjax.core.versions import version_differences
 from sdjax.io.atomic_write import partial_path, write_file
@@ -24,6 +25,7 @@ from sdjax.io.lock import lock_folder
 from sdjax.io.safetensors_reader import read_json
 
 SETTINGS = "settings.json"
+_MAX_BYTES = 2_000_000_000  # of all lines
 _VERSIONS, _ACCEPTED = "versions", "accepted"
 
 logger = logging.getLogger(__name__)
@@ -79,8 +81,8 @@ class ResumableLog:
             if (folder / SETTINGS).is_file():
                 stored = read_json(folder / SETTINGS)
                 self._stored = {  # sdjax 0.2 stored no versions
-                    _VERSIONS: stored.pop(_VERSIONS, {}),
-                    _ACCEPTED: stored.pop(_ACCEPTED, []),
+                    _VERSIONS: _checked(stored.pop(_VERSIONS, {}), dict, folder),
+                    _ACCEPTED: _checked(stored.pop(_ACCEPTED, []), list, folder),
                 }
                 self._check_settings(stored, content)
                 self.lines = _complete_lines(self.path)
@@ -133,9 +135,11 @@ class ResumableLog:
     def _check_settings(self, stored: Mapping[str, Any], content: str) -> None:
         for key in stored:  # version 0.2.0 stored no dtype
             if stored[key] != self._settings.get(key):
+                name = key if key.isidentifier() else truncated_repr(key)
                 raise UserError(
-                    f"{self.folder}: contains {content} with {key} = {stored[key]!r}, not "
-                    f"{self._settings.get(key)!r}; choose another --out"
+                    f"{self.folder}: contains {content} with {name} = "
+                    f"{truncated_repr(stored[key])}, not {truncated_repr(self._settings.get(key))};"
+                    " choose another --out"
                 )
 
     def _write_settings(self) -> None:
@@ -153,7 +157,18 @@ def _is_usable(folder: Path, lock: str) -> bool:
     return (folder / SETTINGS).is_file() or {path.name for path in folder.iterdir()} <= leftovers
 
 
+def _checked(value: Any, kind: type, folder: Path) -> Any:
+    """Return a stored collection of strings of this kind; raise UserError if it is not one."""
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    if isinstance(value, kind) and all(isinstance(item, str) for item in items):
+        return value
+    raise UserError(
+        f"{folder / SETTINGS}: {truncated_repr(value)} is not a list of versions; choose another "
+        "--out"
+    )
+
+
 def _complete_lines(path: Path) -> list[str]:
     """Return the lines of a file whose last line may be incomplete."""
-    content = path.read_bytes() if path.exists() else b""
+    content = read_bytes(path, _MAX_BYTES) if path.exists() else b""
     return [line.decode("utf-8", "replace") for line in content.split(b"\n")[:-1]]

@@ -23,6 +23,7 @@ from pathlib import Path
 from string import Template
 
 from sdjax.core.errors import UserError, did_you_mean, truncated_repr
+from sdjax.core.files import read_text
 
 FOLDER = Path(__file__).parent / "prompts"
 PLACEHOLDERS = ("count", "names", "experts")
@@ -122,16 +123,5 @@ def find_prompt(name: str, *, relative_to: Path | None = None) -> Prompt:
 
 
 def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_BYTES} bytes; a prompt is a short text")
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); pass a text file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 at byte {error.start}; pass a text file in UTF-8"
-        ) from None
+    text = read_text(path, _MAX_BYTES)
     return text.replace("\r\n", "\n").rstrip("\n")

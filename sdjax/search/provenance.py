@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
 from sdjax.core.versions import UNKNOWN, changed_versions
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.tokenizer import Tokenizer
@@ -80,4 +81,6 @@ def describe_changes(changes: Sequence[Change]) -> str:
 
 def _tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     files = [path for name in ASSETS if (path := tokenizer.folder / name).is_file()]
-    return text_fingerprint(*((path.name, path.read_bytes()) for path in files))
+    return text_fingerprint(
+        *((path.name, read_bytes(path, MAX_VOCABULARY_BYTES)) for path in files)
+    )

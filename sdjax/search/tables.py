@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from sdjax.core.json import parse_json
 from sdjax.search.types import (
     Application,
     Attempt,
@@ -84,7 +85,7 @@ class Column:
             return bool(stored)
         if self.kind == tuple[int, ...]:
             return tuple(np.frombuffer(stored, dtype="<i4").tolist())
-        value = json.loads(stored)
+        value = parse_json(stored, non_finite=True)
         return tuple(value) if typing.get_origin(self.kind) is tuple else value
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,9 +20,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from sdjax.core.errors import UserError
+from sdjax.core.files import read_bytes, read_text
+from sdjax.core.json import parse_json
 from sdjax.core.storage_errors import storage_errors
 from sdjax.core.versions import version_differences
 from sdjax.io.atomic_write import make_folder, write_file
+from sdjax.io.links import check_own_folder, member
 from sdjax.io.orbax import CheckpointFolder
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
@@ -29,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Incremented when older checkpoints can no longer be resumed with an identical result.
 _FORMAT = 2
+_MAX_ARRAY_BYTES = 1_000_000_000  # two numbers per example
+_MAX_LOG_BYTES = 1_000_000_000
 
 
 class TrainingCheckpoints:
@@ -166,13 +172,19 @@ def cached_array(
         digest.update(repr((name, data[name].shape, data[name].dtype)).encode())
         digest.update(np.ascontiguousarray(data[name]))
     identity = digest.hexdigest()
-    stored = broadcast_from_main(lambda: path.read_bytes() if path.exists() else b"")
+
+    def read() -> bytes:
+        file = member(path.parent, path.name)
+        return read_bytes(file, _MAX_ARRAY_BYTES) if file.exists() else b""
+
+    stored = broadcast_from_main(read)
     try:
-        with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
-            if str(arrays["identity"]) == identity:
-                return arrays["array"]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        pass  # missing or truncated
+        if _is_uncompressed(stored):
+            with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+                if str(arrays["identity"]) == identity:
+                    return arrays["array"]
+    except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile):
+        pass  # missing, truncated or written by something else
     array = compute()
     if is_main_process():
         make_folder(path.parent)
@@ -182,6 +194,20 @@ def cached_array(
     return array
 
 
+def _is_uncompressed(content: bytes) -> bool:
+    """Return whether a zip file is as large as its contents, as `np.savez` writes it."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return all(item.compress_type == zipfile.ZIP_STORED for item in archive.infolist())
+
+
+def _step(line: str) -> float:
+    """Return the step of a line of metrics; infinity if it is truncated or something else."""
+    try:
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class MetricsLog:
     """Log of the metrics of each step, in metrics.jsonl and as TensorBoard events.
 
@@ -189,6 +215,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path) -> None:
+        """Create the log. Raises UserError if the folder is a link or contains one."""
+        check_own_folder(folder)
         self._path = folder / "metrics.jsonl"
         self._events: EventsWriter | None = None
 
@@ -216,8 +244,8 @@ class MetricsLog:
 
     def _open_events(self, step: int) -> EventsWriter:
         make_folder(self._path.parent)
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+        text = read_text(self._path, _MAX_LOG_BYTES) if self._path.exists() else ""
+        kept = [line for line in text.splitlines() if _step(line) < step]
         write_file(self._path, "".join(f"{line}\n" for line in kept))
         folder = self._path.parent / "events"
         make_folder(folder)

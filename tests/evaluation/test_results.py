@@ -325,3 +325,19 @@ def test_chat_requires_a_template(tmp_path):
     result = run_cli("eval", model, "--chat", "--limit", 2, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "chat" in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"versions": 3}, "3 is not a list of versions"),
+        ({"versions": {"jax": 1}}, "is not a list of versions"),
+        ({"accepted": {"a": "b"}}, "is not a list of versions"),
+        ({"x\ny": 1}, r"an evaluation with 'x\\ny' = 1, not None"),
+    ],
+)
+def test_settings_of_others_are_checked(tmp_path, settings, message):
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=message) as error:
+        results.ResultsFolder(tmp_path, {})
+    assert "\n" not in str(error.value)

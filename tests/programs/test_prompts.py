@@ -118,7 +118,7 @@ def test_other_text_of_a_file_is_text(tmp_path):
         ("a\nb $expert", r"mine.txt, line 2: unknown placeholder \$expert; did you mean experts"),
         (" \n", "is empty"),
         (b"\xff\xfe", "not UTF-8 at byte 0"),
-        ("x" * ((1 << 20) + 1), "larger than 1048576 bytes"),
+        ("x" * ((1 << 20) + 1), "larger than 1,048,576 bytes"),
     ],
 )
 def test_error_says_what_is_wrong_with_a_file(tmp_path, content, message):

@@ -348,3 +348,29 @@ def compare_devices():
         for found, expected in zip(curves(make_mesh(sizes)), alone, strict=True):
             losses = [[step["loss"] for step in history] for history in (found, expected)]
             np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_files_of_others_in_a_working_folder_are_not_trusted(tmp_path):
+    """Neither links nor compressed arrays are read, and metrics may be anything."""
+    (tmp_path / "outside").mkdir()
+    for name in ("metrics.jsonl", "events"):
+        work = tmp_path / f"with linked {name}"
+        work.mkdir()
+        (work / name).symlink_to(tmp_path / "outside")
+        with pytest.raises(UserError, match="symbolic link, which is not followed"):
+            MetricsLog(work)
+    with MetricsLog(tmp_path / "work") as log:
+        log.add(1, {"loss": 0.5})
+    with (tmp_path / "work" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": [2]}\n3\n' + "[" * 10_000)
+    with MetricsLog(tmp_path / "work") as log:
+        log.add(2, {"loss": 0.5})
+    lines = (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    path, computed = tmp_path / "array.npz", np.arange(3.0)
+    assert cached_array(path, {}, lambda: computed, {}) is computed
+    with np.load(path) as stored:
+        forged = dict(stored)
+    np.testing.assert_array_equal(cached_array(path, {}, lambda: 1 / 0, {}), computed)
+    np.savez_compressed(path, **forged)
+    assert cached_array(path, {}, lambda: computed, {}) is computed

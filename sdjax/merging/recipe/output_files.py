@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes, read_text
 from sdjax.io.atomic_write import write_file
 from sdjax.io.links import member
 from sdjax.io.model_files import other_files, tokenizer_files
@@ -124,7 +125,8 @@ def write_tokenizer(
     for source, names in ((tokenizer.folder, own), (template, other_files(template))):
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
-            write_file(folder / name, member(source, name).read_bytes())
+            content = read_bytes(member(source, name), MAX_VOCABULARY_BYTES)
+            write_file(folder / name, content)
     if new_tokens:
         write_extended(tokenizer.folder, new_tokens, folder / TOKENIZER_FILE)
     if chat_template is not None:
@@ -162,9 +164,9 @@ def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str 
 
     try:
         jinja2.Environment().parse(choice)
-    except jinja2.TemplateError as error:
-        message = f"chat_template is not valid Jinja: {error.message}"
-        raise recipe.fail("chat_template", message) from None
+    except (jinja2.TemplateError, RecursionError) as error:
+        reason = getattr(error, "message", "nested too deeply")
+        raise recipe.fail("chat_template", f"chat_template is not valid Jinja: {reason}") from None
     return choice
 
 
@@ -179,10 +181,7 @@ def file_stats(folder: Path) -> dict[str, Any]:
 def _read_chat_template(folder: Path) -> str | None:
     path = member(folder, CHAT_TEMPLATE)
     if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise UserError(f"{path}: not UTF-8 ({error}); copy it again") from None
+        return read_text(path)
     template = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(template, list):  # several, by name
         entries = [entry for entry in template if isinstance(entry, dict)]
