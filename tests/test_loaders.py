@@ -27,6 +27,7 @@ _UNBOUNDED = {
     # Files of the package and of the system.
     "evaluation/tasks/fixed.py": {"(_FOLDER / f'{name}.jsonl').read_text", "json.loads"},
     "report/page.py": {"TEMPLATE.read_text"},
+    "core/host_memory.py": {"(base / folder / name).read_text", "membership.read_text"},
     "isolation/confine.py": {"json.loads", "open"},
     "isolation/landlock.py": {"os.open"},
     "isolation/server.py": {"json.loads"},
@@ -46,6 +47,8 @@ _UNBOUNDED = {
     "search/extension.py": {"json.loads"},
     "search/multihost.py": {"json.loads"},
     "sharding/multihost.py": {"json.loads"},
+    "tuning/programs.py": {"json.loads"},
+    "tuning/trace.py": {"json.loads"},
 }
 _METHODS = {"read_text", "read_bytes", "from_file", "from_pretrained", "load_dataset", "read_array"}
 _OWNERS = {

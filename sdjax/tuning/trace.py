@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sdjax.core.errors import UserError
+from sdjax.core.json import parse_json
 from sdjax.core.logging import is_main_process
 from sdjax.io.resumable_log import ResumableLog
 from sdjax.sharding.multihost import broadcast_from_main
@@ -132,8 +133,8 @@ class Trace:
 
     def _parse(self, number: int, line: str) -> dict[str, Any]:
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
+            event = parse_json(line, non_finite=True)
+        except ValueError:
             event = None
         if not isinstance(event, dict) or not isinstance(event.get("seconds"), int | float):
             raise UserError(
