@@ -21,6 +21,7 @@ __all__ = [
     "to_nnx",
     "train_dpo",
     "train_sft",
+    "tune",
 ]
 
 TYPE_CHECKING = False  # type checkers take it to be true, as that of `typing`
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sdjax.search.loop import run_search as run_search
     from sdjax.training.api import train_dpo as train_dpo
     from sdjax.training.api import train_sft as train_sft
+    from sdjax.tuning.api import tune as tune
 
 _MODULE_OF = {
     "Decoder": "sdjax.decoding.decoder",
@@ -53,6 +55,7 @@ _MODULE_OF = {
     "to_nnx": "sdjax.models.nnx",
     "train_dpo": "sdjax.training.api",
     "train_sft": "sdjax.training.api",
+    "tune": "sdjax.tuning.api",
 }
 
 

@@ -26,6 +26,7 @@ from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.model_paths import locate
 from sdjax.io.tokenizer import load_tokenizer
+from sdjax.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,16 +144,11 @@ def evaluate(
         trust_code=trust_code,
         allow_missing=tuple(allow_missing),
     )
-    problems = _select_problems(loaded_task, split)[:limit]
+    problems = select_problems(loaded_task, split)[:limit]
     notes = list(map(str, call_checked(loaded_task, "notes", (list, tuple))))
     prompted = build_prompts(loaded_task, problems, tokenizer, chat=chat)
-    new_tokens = max_new_tokens or min(loaded_task.max_new_tokens, config.max_seq_len // 2)
-    if max_new_tokens is None and new_tokens < loaded_task.max_new_tokens:
-        notes.append(
-            f"answers are limited to {new_tokens} tokens, half of the model's maximum sequence "
-            f"length, instead of the task's {loaded_task.max_new_tokens}; use --max-new-tokens to "
-            "change this"
-        )
+    new_tokens, remarks = limit_answers(loaded_task, config, max_new_tokens)
+    notes += remarks
     decoder = Decoder(
         config,
         fit_decoder_config(config, [prompt.tokens for prompt in prompted], new_tokens, slots=batch),
@@ -162,7 +158,7 @@ def evaluate(
     )
     settings = {
         "model": "+".join(str(path.resolve()) for path in folders),
-        "weights": _fingerprint(*folders),
+        "weights": files_fingerprint(*folders),
         "task": loaded_task.name,
         "max_new_tokens": new_tokens,
         "dtype": jnp.dtype(decoder.compute_dtype).name,
@@ -194,7 +190,38 @@ def evaluate(
         )
 
 
-def _select_problems(task: Task, split: str | None) -> list[Problem]:
+def limit_answers(
+    task: Task, config: ModelConfig, max_new_tokens: int | None
+) -> tuple[int, list[str]]:
+    """Return the maximum number of tokens per answer, and remarks about it.
+
+    Args:
+        task: the task.
+        config: the model's config.
+        max_new_tokens: the user's limit. By default the task's own, but at most half of the
+            model's maximum sequence length.
+    """
+    if max_new_tokens:
+        return max_new_tokens, []
+    limit = min(task.max_new_tokens, config.max_seq_len // 2)
+    if limit == task.max_new_tokens:
+        return limit, []
+    return limit, [
+        f"answers are limited to {limit} tokens, half of the model's maximum sequence length, "
+        f"instead of the task's {task.max_new_tokens}; use --max-new-tokens to change this"
+    ]
+
+
+def select_problems(task: Task, split: str | None) -> list[Problem]:
+    """Return a task's problems, whose ids are unique.
+
+    Args:
+        task: the task.
+        split: "development", "test", "all", or None for the test problems.
+
+    Raises:
+        UserError: there are none, or two have the same id.
+    """
     splits = ("development", "test") if split == "all" else (split or "test",)
     problems = [problem for name in splits for problem in read_problems(task, name)]
     if not problems:
@@ -205,7 +232,7 @@ def _select_problems(task: Task, split: str | None) -> list[Problem]:
     return problems
 
 
-def _fingerprint(*folders: Path) -> str:
+def files_fingerprint(*folders: Path) -> str:
     """Return a digest of the files' names, sizes and modification times."""
     files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -13,6 +13,7 @@ from statistics import median
 
 import jinja2
 
+from sdjax.core.plot_style import svg
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import percent
 from sdjax.io.atomic_write import write_file
@@ -22,7 +23,6 @@ from sdjax.report.plots import (
     gains,
     sample_shares,
     score_distributions,
-    svg,
 )
 from sdjax.report.results import display_name, shown_metrics
 from sdjax.search.store import Store

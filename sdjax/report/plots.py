@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from sdjax.core.plot_style import INK, SOFT, STYLE
 from sdjax.report.data import IterationReport, ReferenceLine
 from sdjax.report.results import TestRow, cut_middle, display_name, shown_metrics
 from sdjax.sandbox.verdict import ADMISSIBLE, ADMITTED, is_admissible
 
-INK, SOFT, GRID = "#1f2933", "#6b7785", "#e3e7ec"
 # Okabe and Ito's color-blind safe palette
 COLORS = {
     "seed": "#000000",
@@ -27,30 +23,7 @@ COLORS = {
 }
 LINES = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 SHARES = ("#0072B2", "#8EC1E3")
-REMOVED_METADATA = ("Creator", "Date", "Format", "Type")  # includes a timestamp and a URL
 REFUSED = ("#D55E00", "#E69F00", "#F0C75E", "#CC79A7", "#9B7FB8", "#B0B7BF", "#7D8791")
-
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "text.parse_math": False,  # names may contain dollar signs
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.facecolor": "white",
-    "legend.frameon": False,
-    "svg.fonttype": "path",  # independent of installed fonts
-}
 
 
 def score_distributions(
@@ -257,26 +230,3 @@ def development_against_test(rows: Sequence[TestRow], metric: str) -> Figure:
         if seen:
             axes.legend(loc="upper left", fontsize=9)
         return figure
-
-
-def svg(figure: Figure, name: str) -> str:
-    """Return a figure as an <svg> element; equal figures give equal strings.
-
-    Args:
-        figure: figure to render.
-        name: label for screen readers; also makes element ids unique within the page.
-    """
-    buffer = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(REMOVED_METADATA))
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
-
-
-def png(figure: Figure, dpi: int = 110) -> bytes:
-    """Return a figure as PNG."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.set_dpi(dpi)
-        FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()

@@ -127,7 +127,6 @@ class MergeLoss:
         key: jax.Array,
         examples: Sequence[Example],
         search: SearchConfig,
-        length: int,
     ) -> None:
         """Prepare the loss; compilation happens at its first use.
 
@@ -140,8 +139,8 @@ class MergeLoss:
             key: typed PRNG key of the merge, for random methods.
             examples: the training problems.
             search: seed, starts, steps and rows per batch.
-            length: tokens per row.
         """
+        length = packed_length(examples, config.max_seq_len)
         self._merger, self._tunable, self._key = merger, tunable, key
         self._config, self._dtype = config, compute_dtype
         others = {p: x for p, x in flatten(params).items() if p not in merger.changed}

@@ -100,6 +100,7 @@ class Evaluations:
     Attributes:
         count: number of evaluations so far.
         best: the event with the best score, the later one of equals; None before the first.
+        on_evaluation: called with each event, whether computed or replayed.
     """
 
     def __init__(
@@ -107,7 +108,6 @@ class Evaluations:
         evaluate: Callable[[np.ndarray], Mapping[str, Any]],
         budget: int,
         trace: Trace,
-        on_evaluation: Callable[[Mapping[str, Any]], None] = lambda event: None,
     ) -> None:
         """Wrap the evaluation of one candidate.
 
@@ -115,12 +115,11 @@ class Evaluations:
             evaluate: values [parameters] to a JSON-compatible result with the key "score".
             budget: number of evaluations.
             trace: the trace.
-            on_evaluation: called with each event, whether computed or replayed.
         """
         self._evaluate = evaluate
         self._budget = budget
         self._trace = trace
-        self._on_evaluation = on_evaluation
+        self.on_evaluation: Callable[[Mapping[str, Any]], None] = lambda event: None
         self.count = 0
         self.best: dict[str, Any] | None = None
 
@@ -138,7 +137,7 @@ class Evaluations:
         event = self._trace.record(request, lambda: self._evaluate(values))
         if self.best is None or event["score"] >= self.best["score"]:
             self.best = event
-        self._on_evaluation(event)
+        self.on_evaluation(event)
         return event["score"]
 
 

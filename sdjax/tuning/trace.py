@@ -30,7 +30,6 @@ class Trace:
 
     Attributes:
         events: all events so far, in order.
-        replayed: number of events that were read from the folder.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Trace:
                 another process is writing to it.
         """
         self.events: list[dict[str, Any]] = []
-        self.replayed = 0
+        self._stored: list[dict[str, Any]] = []
         self._log: ResumableLog | None = None
         if folder is None:
             return
@@ -76,8 +75,6 @@ class Trace:
             self.close()
             raise
 
-    _stored: list[dict[str, Any]] = []  # noqa: RUF012  (replaced, never changed)
-
     def __enter__(self) -> Self:
         return self
 
@@ -88,6 +85,15 @@ class Trace:
         """Close the file and release the lock."""
         if self._log is not None:
             self._log.close()
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether the last event was read from the folder."""
+        return len(self.events) <= len(self._stored)
+
+    def count_stored(self, kind: str) -> int:
+        """Return the number of events of one kind that an interrupted search has left."""
+        return sum(event.get("event") == kind for event in self._stored)
 
     @property
     def seconds(self) -> float:
@@ -116,7 +122,6 @@ class Trace:
                     f"({request['event']}); the file was changed, or another version of sdjax "
                     "wrote it: choose another --out"
                 )
-            self.replayed += 1
         else:
             if place == len(self._stored) > 0 and self._log is not None:
                 self._log.check_versions()

@@ -205,7 +205,7 @@ def test_duplicate_problem_ids_raise_user_error():
             return [Problem(id="1", kind="k", question=text, answer="x") for text in ("a", "b")]
 
     with pytest.raises(UserError, match="2 problems have the id '1'"):
-        api._select_problems(DuplicateIds(), None)
+        api.select_problems(DuplicateIds(), None)
 
 
 def test_results_are_compared_problem_by_problem(scored, tmp_path):

@@ -3,15 +3,14 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from sdjax.core.plot_style import png, svg
 from sdjax.evaluation.statistics import Interval
 from sdjax.report.data import IterationReport, ReferenceLine, read_report
 from sdjax.report.plots import (
     development_against_test,
     gains,
-    png,
     sample_shares,
     score_distributions,
-    svg,
 )
 from sdjax.report.results import TestRow
 

@@ -1,0 +1,224 @@
+"""What a search needs before weights are loaded: models, problems, and what is tuned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from sdjax.core.errors import UserError
+from sdjax.decoding.config import fit_decoder_config
+from sdjax.decoding.decoder import Decoder
+from sdjax.evaluation.api import files_fingerprint, limit_answers, select_problems
+from sdjax.evaluation.prompts import PromptedProblem, build_prompts
+from sdjax.evaluation.task import Task, call_checked, read_problems, read_training
+from sdjax.evaluation.tasks.registry import find_task
+from sdjax.io.hf_checkpoint import load_config, load_model
+from sdjax.io.tokenizer import Tokenizer, load_tokenizer
+from sdjax.merging.compile_cache import CompileCache
+from sdjax.merging.engine import Merger, default_slots
+from sdjax.merging.recipe.from_algorithm import MergeModels, open_models
+from sdjax.merging.scope import Scope
+from sdjax.models.config import ModelConfig
+from sdjax.models.fingerprint import text_fingerprint
+from sdjax.models.params import param_specs
+from sdjax.models.tree import flatten, unflatten
+from sdjax.models.types import Params
+from sdjax.training.packing import Example
+from sdjax.tuning.candidates import CandidateScorer, split_development
+from sdjax.tuning.loss import training_examples
+from sdjax.tuning.model_set import ModelSet
+from sdjax.tuning.open_tunable import open_tunable
+from sdjax.tuning.types import Tunable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TuningWeights:
+    """The loaded weights of a search.
+
+    Attributes:
+        base: the base's parameters; those that are not merged have the compute dtype.
+        merger: merger of the base and the experts.
+        scorer: decodes the answers of a candidate.
+    """
+
+    base: Params
+    merger: Merger
+    scorer: CandidateScorer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TuningSetup:
+    """A search whose weights are not loaded yet.
+
+    Attributes:
+        tunable: what is tuned.
+        model_set: names of the models and of their tensors.
+        sources: the models' files.
+        config: architecture of the base.
+        tokenizer: the base's tokenizer.
+        task: the task.
+        development: problems that choose between candidates.
+        confirmation: problems that confirm the gain.
+        training: training problems as tokens; empty if the task has none.
+        decoder: decoder for all these problems.
+        mesh: devices that the models are sharded over.
+        notes: remarks about the problems.
+    """
+
+    tunable: Tunable
+    model_set: ModelSet
+    sources: MergeModels
+    config: ModelConfig
+    tokenizer: Tokenizer
+    task: Task
+    development: list[PromptedProblem]
+    confirmation: list[PromptedProblem]
+    training: list[Example]
+    decoder: Decoder
+    mesh: Mesh | None
+    notes: tuple[str, ...]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that the events of a search depend on, JSON-compatible."""
+        models = {"base": self.sources.base, **self.sources.experts}
+        prompts = [[item.sha256 for item in half] for half in (self.development, self.confirmation)]
+        parameters = [tuple(vars(parameter).values()) for parameter in self.tunable.parameters]
+        return {
+            "tuned": self.tunable.name,
+            "program": text_fingerprint(self.tunable.write(self.tunable.start)),
+            "numbers": text_fingerprint(parameters),
+            "models": {name: str(model.folder.resolve()) for name, model in models.items()},
+            "weights": {
+                name: files_fingerprint(*model.reader.folders)[:16]
+                for name, model in models.items()
+            },
+            "scope": self.model_set.scope,
+            "task": self.task.name,
+            "problems": text_fingerprint(prompts),
+            "training": text_fingerprint(self.training),
+            "max_new_tokens": self.decoder.config.max_new_tokens,
+            "dtype": jnp.dtype(self.decoder.compute_dtype).name,
+        }
+
+    def load(self, key: jax.Array, metric: str) -> TuningWeights:
+        """Load the weights, the experts' in scope only.
+
+        Args:
+            key: typed PRNG key of the merges, for random methods.
+            metric: "strict" or "flexible" accuracy is the score.
+        """
+        scope = set(self.model_set.in_scope)
+        loaded = load_model(self.sources.base.name, mesh=self.mesh)[1]
+        # Tensors outside the scope are only read by forward passes, so they are cast once.
+        dtype = self.decoder.compute_dtype
+        leaves = {p: x if p in scope else x.astype(dtype) for p, x in flatten(loaded).items()}
+        base = unflatten(leaves)
+        experts = [
+            load_model(model.name, paths=sorted(scope), mesh=self.mesh)[1]
+            for model in self.sources.experts.values()
+        ]
+        merger = Merger(
+            base,
+            experts,
+            slots=self.tunable.slots,
+            scope=tuple(sorted(scope)),
+            num_layers=self.config.num_layers,
+            compile_cache=CompileCache(),
+        )
+        scorer = CandidateScorer(
+            merger,
+            self.tunable.bind,
+            decoder=self.decoder,
+            tokenizer=self.tokenizer,
+            task=self.task,
+            metric=metric,
+            key=key,
+        )
+        return TuningWeights(base=base, merger=merger, scorer=scorer)
+
+
+def build_setup(
+    what: str | Tunable,
+    task: str,
+    *,
+    base: str | None,
+    experts: Mapping[str, str] | Sequence[str],
+    scope: Scope,
+    data: str | Path | None,
+    shots: int | None,
+    limit: int | None,
+    chat: bool,
+    max_new_tokens: int | None,
+    mesh: Mesh | None,
+    dtype: DTypeLike | None,
+    allow_missing: Collection[str],
+    trust_code: bool,
+) -> TuningSetup:
+    """Open the models and read the problems; see `sdjax.tune` for the arguments."""
+    if base is None:
+        raise UserError("tune requires a base model; pass --base MODEL")
+    if not isinstance(experts, Mapping):
+        experts = dict(zip(default_slots(len(experts)), experts, strict=True))
+    if not experts:
+        raise UserError("tune requires at least one expert; pass --expert NAME=MODEL")
+    sources = open_models(base, experts, Path.cwd())
+    config = load_config(base)
+    paths = tuple(param_specs(config))
+    dtypes = {info.dtype.name for info in sources.base.info.values()}
+    model_set = ModelSet(
+        base=base,
+        experts=dict(experts),
+        paths=paths,
+        scope=scope,
+        dtype=dtypes.pop() if len(dtypes) == 1 else None,
+    )
+    tunable = open_tunable(what, model_set) if isinstance(what, str) else what
+    if tunable.slots != tuple(experts):
+        raise UserError(
+            f"{tunable.name} merges {', '.join(tunable.slots)}, but the experts are named "
+            f"{', '.join(experts)}; name them with --expert NAME=MODEL, in this order"
+        )
+    tokenizer = load_tokenizer(base)
+    loaded_task = find_task(
+        task, data=data, shots=shots, trust_code=trust_code, allow_missing=tuple(allow_missing)
+    )
+    problems = select_problems(loaded_task, "development")
+    halves = [
+        build_prompts(loaded_task, half[:limit], tokenizer, chat=chat)
+        for half in split_development(problems)
+    ]
+    held_out = [*problems, *read_problems(loaded_task, "test")]
+    training = read_training(loaded_task, held_out)
+    new_tokens, remarks = limit_answers(loaded_task, config, max_new_tokens)
+    prompts = [item.tokens for half in halves for item in half]
+    return TuningSetup(
+        tunable=tunable,
+        model_set=model_set,
+        sources=sources,
+        config=config,
+        tokenizer=tokenizer,
+        task=loaded_task,
+        development=halves[0],
+        confirmation=halves[1],
+        training=training_examples(
+            loaded_task, training, tokenizer, max_length=config.max_seq_len, chat=chat
+        )
+        if training
+        else [],
+        decoder=Decoder(
+            config,
+            fit_decoder_config(config, prompts, new_tokens),
+            tokenizer=tokenizer,
+            compute_dtype=dtype,
+            mesh=mesh,
+        ),
+        mesh=mesh,
+        notes=(*map(str, call_checked(loaded_task, "notes", (list, tuple))), *remarks),
+    )
