@@ -8,7 +8,8 @@ A constant is a number with a decimal point, or an expression of numbers alone s
   whatever Python itself has to know (`if`, `while`, `and`, `int`, `range`).
 * Tunable: everything else, and integers and zeros that stand in a list, tuple or dict of weights
   next to such a number.
-* Tunable, but without a gradient: both sides of a comparison, such as `depth < 0.5`.
+* Tunable, but without a gradient, which `sdjax.tuning.differentiability` finds out: thresholds such
+  as the number in `depth < 0.5`.
 
 Hyperparameters that the program already has (`float`, `PerExpert`) are tunable by their defaults.
 
@@ -58,13 +59,13 @@ _STATIC_MODULES = ("math", "numpy")
 _STATIC_KEYWORDS = _words("axis axes ord shape dtype eps epsilon tol rtol atol rcond decimals")
 _TOLERANCES = _words("eps epsilon tol tolerance rtol atol")
 _POWERS = _words("power float_power pow")
-# Call -> position and keyword of an argument, its bounds, and whether the result has a gradient.
-_BOUNDED_ARGUMENTS: dict[str, tuple[int, str, tuple[float, float], bool]] = {
-    "quantile": (1, "q", (0.0, 1.0), True),
-    "nanquantile": (1, "q", (0.0, 1.0), True),
-    "percentile": (1, "q", (0.0, 100.0), True),
-    "nanpercentile": (1, "q", (0.0, 100.0), True),
-    "bernoulli": (1, "p", (0.0, 1.0), False),
+# Call -> position and keyword of an argument, and its bounds.
+_BOUNDED_ARGUMENTS: dict[str, tuple[int, str, tuple[float, float]]] = {
+    "quantile": (1, "q", (0.0, 1.0)),
+    "nanquantile": (1, "q", (0.0, 1.0)),
+    "percentile": (1, "q", (0.0, 100.0)),
+    "nanpercentile": (1, "q", (0.0, 100.0)),
+    "bernoulli": (1, "p", (0.0, 1.0)),
 }
 
 
@@ -78,7 +79,6 @@ class Constant:
         start: its value in the text.
         low: lower bound.
         high: upper bound.
-        differentiable: False if the result is a step function of it.
         place: first line, first byte in it, last line, last byte in it (exclusive), as in `ast`.
         operand: whether it is part of arithmetic, so that a negative number needs parentheses.
         is_default: whether it is the default of a parameter of the merge function.
@@ -89,7 +89,6 @@ class Constant:
     start: float
     low: float
     high: float
-    differentiable: bool = True
     place: Place
     operand: bool = False
     is_default: bool = False
@@ -103,7 +102,6 @@ class _Use:
         static: a constant here stays.
         hint: name for a constant here; None for a numbered one.
         weights: it is in a list, tuple or dict that contains a number with a decimal point.
-        compared: it is part of a comparison.
         bounds: bounds of a constant here, if its use tells.
         divisor: it divides something.
         operand: it is part of arithmetic.
@@ -112,14 +110,13 @@ class _Use:
     static: bool = False
     hint: str | None = None
     weights: bool = False
-    compared: bool = False
     bounds: tuple[float, float] | None = None
     divisor: bool = False
     operand: bool = False
 
     def inside(self) -> _Use:
         """Return the use of a part of the expression, about which less is known."""
-        return _Use(static=self.static, compared=self.compared, operand=True)
+        return _Use(static=self.static, operand=True)
 
 
 _PLAIN, _STATIC = _Use(), _Use(static=True)
@@ -240,7 +237,7 @@ class _Reader:
                 on_depth = any(isinstance(x, ast.Name) and x.id == "depth" for x in (left, *others))
                 bounds = (0.0, 1.0) if on_depth else None
                 for operand in (left, *others):
-                    self.visit(operand, replace(use.inside(), compared=True, bounds=bounds))
+                    self.visit(operand, replace(use.inside(), bounds=bounds))
             case ast.Subscript(value=value):
                 self.visit(value, use)
             case ast.Call():
@@ -299,23 +296,21 @@ class _Reader:
         if isinstance(node.func, ast.Attribute):
             self.visit(node.func.value, use.inside())
         static = use.static or name in _STATIC_CALLS or module in _STATIC_MODULES
-        position, keyword, bounds, smooth = _BOUNDED_ARGUMENTS.get(name, (None, "", None, True))
+        position, keyword, bounds = _BOUNDED_ARGUMENTS.get(name, (None, "", None))
         # `jnp.array([0.5, 0.3])` names its numbers as the list alone would.
         hint = use.hint if name in ("array", "asarray", "float32") else None
         for i, argument in enumerate(node.args):
             own = _Use(static=static or (name in _POWERS and i == 1), hint=hint)
-            own = replace(own, compared=use.compared)
             if i == position:
-                own = replace(own, bounds=bounds, compared=use.compared or not smooth)
+                own = replace(own, bounds=bounds)
             self.visit(argument, own)
         for item in node.keywords:
             own = _Use(
                 static=static or item.arg in _STATIC_KEYWORDS,
                 hint=item.arg,
-                compared=use.compared,
             )
             if item.arg == keyword and keyword:
-                own = replace(own, bounds=bounds, compared=use.compared or not smooth)
+                own = replace(own, bounds=bounds)
             self.visit(item.value, own)
 
     def _items(self, items: Sequence[ast.expr], hints: Sequence[str | None], use: _Use) -> None:
@@ -348,7 +343,6 @@ class _Reader:
                 start=value,
                 low=low,
                 high=high,
-                differentiable=not use.compared,
                 place=place_of(node),
                 operand=use.operand,
                 is_default=is_default,

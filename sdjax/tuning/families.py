@@ -38,7 +38,7 @@ from sdjax.tuning.recipe_text import check_scope, recipe_text
 from sdjax.tuning.types import Parameter, Tunable
 
 DEFAULT_METHOD = "task_arithmetic"
-_SMALL = 1e-4  # defaults up to it are tolerances, except of `t`
+SMALL = 1e-4  # defaults up to it are tolerances, except of `t`
 
 
 Layout = Callable[["ModelSet"], list[tuple[str | None, list[str]]]]
@@ -188,7 +188,7 @@ def tuned_hyperparameters(method: Method, algorithm: Algorithm) -> list[Hyperpar
     tuned = [
         p
         for p in numeric
-        if (p.default > _SMALL or p.name == "t") and not (p.name == "scale" and scaled)
+        if (p.default > SMALL or p.name == "t") and not (p.name == "scale" and scaled)
     ]
     if not tuned:
         listed = ", ".join(p.name for p in method.hyperparameters) or "none"
@@ -210,8 +210,8 @@ def bounds_of(
         normalized: whether weights are divided by their sum, which must not be zero.
     """
     name = hyperparameter.name
-    if name == "t" and start <= _SMALL:  # nearswap's threshold, in units of a weight's change
-        return 0.0, 100 * start if start > 0 else 100 * _SMALL
+    if name == "t" and start <= SMALL:  # nearswap's threshold, in units of a weight's change
+        return 0.0, 100 * start if start > 0 else 100 * SMALL
     if name in method.schema.unit_interval or name in ("t", "rate"):
         return 0.0, 1.0
     if name == "weight":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sdjax.merging.scope import Scope, select_paths
 from sdjax.models.tensor_names import TensorName, parse_name
+from sdjax.tuning.types import Tunable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,25 @@ class ModelSet:
         """The number of layers; 0 if no tensor is recognized as part of a layer."""
         layers = (parse_name(path).layer for path in self.paths)
         return max((layer + 1 for layer in layers if layer is not None), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedMerge:
+    """A merge that names its own models, such as a recipe.
+
+    Attributes:
+        base: name of the base model; None if nothing is subtracted from the experts.
+        experts: slot to name of the model, in order.
+        folder: folder that the names of models are relative to, before the working directory.
+        open: returns what is tuned, given those models.
+        tasks: names of the tasks that the file wants, if it names any.
+    """
+
+    base: str | None
+    experts: Mapping[str, str]
+    folder: Path
+    open: Callable[[ModelSet], Tunable]
+    tasks: tuple[str, ...] = ()
 
 
 def filter_of(place: TensorName) -> str:

@@ -52,6 +52,11 @@ def recipe_text(
     }
     if models.dtype is not None:
         data["dtype"] = models.dtype
+    return dump_yaml(data)
+
+
+def dump_yaml(data: Any) -> str:
+    """Return data as YAML: no aliases, and a list of numbers on one line."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -95,7 +100,7 @@ def _only_in_scope(value: Any, models: ModelSet) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Dumper without aliases, and with a list of numbers on one line."""
+    """Dumper of `dump_yaml`."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Return whether a value that occurs twice is written twice."""
@@ -103,7 +108,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    numbers = all(isinstance(item, float) for item in items)
+    numbers = all(isinstance(item, int | float) for item in items)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=numbers)
 
 

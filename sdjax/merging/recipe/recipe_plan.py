@@ -12,17 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.core.errors import UserError, did_you_mean, truncated_repr
+from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Method
 from sdjax.merging.recipe.compatibility import compare_in_recipe
-from sdjax.merging.recipe.parameters import (
-    IGNORED_PARAMETERS,
-    ParameterMap,
-    ParameterType,
-    resolve,
-)
+from sdjax.merging.recipe.method_sources import check_parameters, split_base
+from sdjax.merging.recipe.parameters import ParameterType, resolve
 from sdjax.merging.recipe.plan import (
     MergePlan,
     MergeStep,
@@ -36,7 +32,6 @@ from sdjax.merging.recipe.plan import (
     tensor_in,
     tensor_sharding,
 )
-from sdjax.merging.recipe.recipe_method import meaningless_parameters
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 from sdjax.merging.recipe.source_models import (
     OUTPUT,
@@ -136,10 +131,10 @@ class _SlicePlanner:
         self._recipe, self._method, self._slice, self._key = recipe, method, part, key
         self.notes: list[str] = []
         self._base_name = part.base_model or recipe.base_model
-        base, self._experts = self._split_base()
+        base, self._experts = split_base(recipe, method, part)
         self._has_base = base is not None
         sources = ([base] if base else []) + self._experts
-        self._check_parameters(sources)
+        self.notes += check_parameters(recipe, method, part, sources)
         self.models = [self._open(source, open_model) for source in sources]
         ranges = [self._layer_range(s, m) for s, m in zip(sources, self.models, strict=True)]
         self.starts = [start for start, _ in ranges]
@@ -306,74 +301,6 @@ class _SlicePlanner:
             return bound
         except UserError as error:  # such as weights that sum to zero
             raise self._recipe.fail(self._slice.line, f"{error} (at {name})") from None
-
-    def _split_base(self) -> tuple[Source | None, list[Source]]:
-        """Return the source that is subtracted, or None, and the others in the method's order."""
-        schema, part, base_name = self._method.schema, self._slice, self._base_name
-        sources = list(part.sources)
-        seen: set[tuple] = set()
-        for source in sources:
-            if (source.model, source.layers) in seen:
-                raise self._recipe.fail(source.line, f"{source.model} is listed twice")
-            seen.add((source.model, source.layers))
-        if base_name is None and schema.base in ("required", "first"):
-            raise self._recipe.fail("merge_method", f"{self._method.name} needs base_model")
-        bases = [source for source in sources if source.model == base_name]
-        if base_name is not None and not bases and self._recipe.whole_models:
-            line = self._recipe.lines.get("base_model", part.line)
-            bases = [Source(model=base_name, layers=None, parameters={}, line=line)]
-            sources += bases
-        if base_name is not None and not bases and schema.base != "plain":
-            raise self._recipe.fail(
-                part.line, f"base_model {base_name} is not among the sources of this slice"
-            )
-        base = None
-        if schema.base != "plain" and bases:
-            sources.remove(bases[0])
-            if schema.base == "first":
-                sources.insert(0, bases[0])
-            else:
-                base = bases[0]
-        self._check_count(len(sources), with_base=base is not None)
-        return base, sources
-
-    def _check_count(self, count: int, *, with_base: bool) -> None:
-        low, high = self._method.schema.min_models, self._method.schema.max_models
-        if count >= low and (high is None or count <= high):
-            return
-        if with_base and count == 0:  # the base alone, such as to merge an adapter into it
-            return
-        too_few = count < low
-        bound = "exactly" if low == high else "at least" if too_few else "at most"
-        limit = low if too_few or high is None else high
-        raise self._recipe.fail(
-            self._slice.line,
-            f"{self._method.name} takes {bound} {limit} model{'s' * (limit > 1)}"
-            f"{' in addition to base_model' if with_base else ''}, not {count}",
-        )
-
-    def _check_parameters(self, sources: Sequence[Source]) -> None:
-        """Raise UserError for misspelled parameters; note those of other methods."""
-        schema, parameters = self._method.schema, self._method.hyperparameters
-        shared = {schema.recipe_key(p.name) for p in parameters}
-        per_model = {schema.recipe_key(p.name) for p in parameters if p.type == "per_expert"}
-        levels: list[tuple[ParameterMap, set[str], str]] = [
-            (source.parameters, per_model, "for a single model") for source in sources
-        ]
-        levels += [(level, shared, "for the whole merge") for level in self._slice.levels]
-        meaningless = meaningless_parameters(self._method)
-        for level, allowed, scope in levels:
-            for key, value in level.items():
-                if key in (*allowed, *schema.ignored, *IGNORED_PARAMETERS):
-                    continue
-                message = f"{self._method.name} has no parameter {truncated_repr(key)} {scope}"
-                if key in meaningless and key not in shared:
-                    note = value.fail(f"{message}; ignored, as by mergekit")
-                    self.notes.append(str(note))
-                    continue
-                listed = f"allowed: {', '.join(sorted(allowed)) or 'none'}"
-                hint = did_you_mean(key, allowed, listed)
-                raise self._recipe.fail(value.line, f"{message}; {hint}")
 
     def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:
         try:

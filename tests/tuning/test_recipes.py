@@ -1,0 +1,194 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.merging.engine import Merger
+from sdjax.merging.recipe.pipeline import merge_recipe
+from sdjax.tuning.evolve import task_of
+from sdjax.tuning.open_tunable import open_tunable, read_named_merge
+
+RECIPE = """\
+# Tuned by hand.
+merge_method: ties
+base_model: base
+models:
+  - model: base
+  - model: math
+    parameters:
+      weight: [0.5, 1.0]  # along the layers
+      density:
+        - {filter: self_attn, value: 0.7}
+        - value: &shared 0.4
+  - model: code
+    parameters:
+      weight: [{value: 0, filter: norm}, 0.25]
+      density: *shared
+parameters:
+  lambda: 0.9
+  normalize: false
+"""
+NAMES = [
+    *("weight[math, 1 of 2]", "weight[math, 2 of 2]", "weight[code]"),
+    *("density[math, self_attn]", "density[math]", "lambda"),
+]
+EVOLVE = """\
+genome:
+  models: [math, code]
+  merge_method: ties
+  base_model: base
+  layer_granularity: 1
+  filters: [mlp]
+tasks:
+  - {name: gsm8k_train, weight: 1.0}
+"""
+
+
+def open_recipe(folder, text, model_set):
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    named = read_named_merge(str(path))
+    return named, open_tunable(str(path), model_set(base=named.base, experts=named.experts))
+
+
+def check_merge(folder, tensors, named, tunable, values):
+    """Check that the written recipe merges as in memory; return the result."""
+    (folder / "tuned.yaml").write_text(tunable.write(values))
+    merge_recipe(folder / "tuned.yaml", folder / "merged")
+    on_disk = tensors(folder / "merged")
+    base = None if named.base is None else tensors(folder / named.base)
+    experts = [tensors(folder / model) for model in named.experts.values()]
+    merged = Merger(base, experts)(tunable.bind(values)).params
+    assert on_disk.keys() == merged.keys()
+    for name, tensor in merged.items():
+        if on_disk[name].dtype == jnp.bfloat16:
+            np.testing.assert_array_equal(on_disk[name], np.asarray(tensor), err_msg=name)
+        else:  # merges from disk are compiled with other options
+            np.testing.assert_allclose(on_disk[name], np.asarray(tensor), rtol=0, atol=1e-6)
+    return on_disk
+
+
+def test_numbers_of_a_recipe_are_parameters(folders, tensors, model_set):
+    named, tunable = open_recipe(folders, RECIPE, model_set)
+    assert (named.base, dict(named.experts)) == ("base", {"expert_1": "math", "expert_2": "code"})
+    assert sorted(p.name for p in tunable.parameters) == sorted(NAMES)
+    assert tunable.write(tunable.start) == RECIPE
+    values = tunable.start + np.linspace(0.01, 0.1, len(tunable.parameters))
+    text = tunable.write(values)
+    changed = [
+        (old, new)
+        for old, new in zip(RECIPE.split("\n"), text.split("\n"), strict=True)
+        if old != new
+    ]
+    assert len(changed) == 5
+    assert "# along the layers" in text
+    assert "&shared" in text
+    check_merge(folders, tensors, named, tunable, values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"ties": "task_arithmetic"}, (3, 12)),  # groups, and numbers: 2 models x 2 sets for each
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ({}, (3, 24)),
+                ({"layer_granularity: 1": "layer_granularity: 3"}, (1, 8)),
+                ({"layer_granularity: 1": "layer_granularity: 1\n  smooth: true"}, (3, 24)),
+                ({"ties": "linear", "base_model: base": "allow_negative_weights: true"}, (3, 12)),
+                ({"ties": "task_arithmetic", "  filters: [mlp]\n": ""}, (3, 6)),
+            ]
+        ),
+    ],
+)
+def test_a_genome_has_the_numbers_of_mergekit_evolve(folders, tensors, model_set, changes, sizes):
+    text = EVOLVE
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    named, tunable = open_recipe(folders, text, model_set)
+    groups, count = sizes
+    assert len(tunable.parameters) == count
+    starts = {p.name.partition("[")[0]: p.start for p in tunable.parameters}
+    assert starts == {"weight": 0.5} | ({"density": 1.0} if "ties" in text else {})
+    share = np.linspace(0.1, 0.4, count)
+    values = tunable.bounds[:, 0] + share * np.ptp(tunable.bounds, axis=1)
+    merged = check_merge(folders, tensors, named, tunable, values)
+    assert ("slices" in tunable.write(values)) == (groups > 1 and "smooth" not in text)
+    assert merged["lm_head.weight"].any()
+
+
+def test_groups_of_layers_switch_at_their_ends(folders, model_set):
+    _, tunable = open_recipe(folders, EVOLVE.replace("  filters: [mlp]\n", ""), model_set)
+    values = np.zeros(len(tunable.parameters))
+    for i, parameter in enumerate(tunable.parameters):
+        if parameter.name.startswith("weight[expert_1, group"):
+            values[i] = 1 + int(parameter.name[-2])
+    algorithm = tunable.bind(values)
+
+    def weight(name, depth):
+        return algorithm.at(name, depth).hyperparameters["weight"][0]
+
+    assert [weight("x", depth) for depth in (0, 0.5, 1)] == [1, 2, 3]
+    assert weight("model.embed_tokens.weight", -1.0) == 1
+    assert weight("lm_head.weight", -1.0) == weight("model.norm.weight", -1.0) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("[gsm8k_train]", "gsm8k"),
+        ("[hendrycks_math_algebra]", "math"),
+        ("[arithmetic]", "arithmetic"),
+        ("[mmlu]", "the task 'mmlu' of lm-evaluation-harness has no counterpart"),
+        ("[gsm8k, mmlu]", "the file names gsm8k, mmlu; use --task"),
+    ],
+)
+def test_tasks_are_mapped_or_refused(folders, model_set, names, expected):
+    start = EVOLVE.partition("tasks:")[0]
+    named, _ = open_recipe(folders, f"{start}tasks: {names}\n", model_set)
+    try:
+        found = task_of(named)
+    except UserError as error:
+        found = str(error)
+    assert expected in found
+
+
+SLICES = "slices: [{sources: [{model: math, layer_range: [0, 1]}]}]\nmerge_method: passthrough\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SLICES, "line 1: tuning takes whole models; write models instead of slices"),
+        (RECIPE + "tokenizer_source: union\n", "tuning keeps the base's tokenizer"),
+        (RECIPE.replace("ties", "./mine.py"), "tune ./mine.py itself"),
+        (RECIPE.replace("0.7", "1.7"), "density[math, self_attn]: the bounds [0, 1] exclude"),
+        (RECIPE.replace("0.7", "big"), "expected a number, found 'big'"),
+        (RECIPE.replace("normalize: false", "normalize: [true, false]"), "write a single value"),
+        (RECIPE.replace("weight: [0.5, 1.0]", "wieght: 1"), "did you mean weight?"),
+        ("experts: []\ngate_mode: hidden\n", "unknown key 'gate_mode'"),
+        ("merge_method: karcher\nmodels: [{model: a}, {model: b}]\n", "no number to tune"),
+        (
+            "merge_method: linear\nmodels: [{model: a}]\n",
+            "linear needs the parameter 'weight'",
+        ),
+        (EVOLVE.replace("ties", "slerp"), "tune the method slerp itself"),
+        (EVOLVE.replace("ties", "tise"), "merge_method 'tise': did you mean ties?"),
+        (EVOLVE.replace("filters", "filter"), "did you mean filters?"),
+        (EVOLVE.replace("layer_granularity: 1", "layer_granularity: 2"), "3 layers, which is not"),
+        (EVOLVE.replace("  base_model: base\n", ""), "ties needs base_model"),
+        (EVOLVE.replace("ties", "linear"), "linear gives every model a weight; add base to models"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path, model_set, text, message):
+    with pytest.raises(UserError) as raised:
+        open_recipe(tmp_path, text, model_set)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_lists_need_layers(tmp_path, model_set):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    with pytest.raises(UserError, match="lists of numbers run along the layers, but"):
+        open_tunable(str(tmp_path / "recipe.yaml"), model_set(paths=("layers/0/mlp/up_proj",)))
