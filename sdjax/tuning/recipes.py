@@ -8,6 +8,7 @@ tolerances stay. Tuned numbers are put back into the text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
