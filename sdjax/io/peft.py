@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
+from sdjax.core.linear_regex import PatternList
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.safetensors_reader import SafetensorsReader, read_json
 from sdjax.io.safetensors_writer import write_safetensors
@@ -81,6 +81,7 @@ class PeftAdapter:
                     f"{folder / ADAPTER_CONFIG}: {key} must be true or false, not {shown}"
                 )
         self._settings = settings
+        self._alphas = _Alphas(settings, folder / ADAPTER_CONFIG)
         self.reader = SafetensorsReader(folder, single=ADAPTER_WEIGHTS)
         self.pairs: dict[str, LoraPair] = {}
         self.replacements: dict[str, str] = {}
@@ -142,18 +143,47 @@ class PeftAdapter:
         return shape_a[0]
 
     def _scale(self, module: str, rank: int) -> float:
-        path = self.reader.folder / ADAPTER_CONFIG
+        alpha = self._alphas.of(module, rank)
+        return alpha / (rank**0.5 if self._settings.get("use_rslora") else rank)
+
+
+class _Alphas:
+    """The alpha of each module: `lora_alpha`, or that of the first pattern that matches its name.
+
+    PEFT's patterns are regular expressions, whose matches may take forever. Here they take linear
+    time, and few constructs are not supported.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], path: Path):
+        self._path = path
+        self._default = settings.get("lora_alpha")
+        patterns = settings.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise self._invalid(f"not {truncated_repr(patterns)}")
+        self._values = list(patterns.values())
         try:
-            alpha = _match_pattern(self._settings.get("alpha_pattern"), module)
-        except (re.error, AttributeError):
-            raise UserError(
-                f"{path}: alpha_pattern must be a mapping of regular expressions to numbers"
-            ) from None
-        alpha = self._settings.get("lora_alpha", rank) if alpha is None else alpha
+            self._patterns = PatternList(patterns)
+        except ValueError as error:
+            raise self._invalid(str(error)) from None
+
+    def of(self, module: str, rank: int) -> float:
+        """Return the alpha of a module; without any, it is the rank."""
+        try:
+            match = self._patterns.first_match(module)
+        except ValueError as error:
+            raise self._invalid(str(error)) from None
+        alpha = self._default if match is None else self._values[match]
+        alpha = rank if alpha is None else alpha
         is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
         if not is_number or not -_MAX_ALPHA < alpha < _MAX_ALPHA:  # NaN is refused too
-            raise UserError(f"{path}: alpha must be a number, not {truncated_repr(alpha)}")
-        return float(alpha) / (rank**0.5 if self._settings.get("use_rslora") else rank)
+            raise UserError(f"{self._path}: alpha must be a number, not {truncated_repr(alpha)}")
+        return float(alpha)
+
+    def _invalid(self, reason: str) -> UserError:
+        return UserError(
+            f"{self._path}: alpha_pattern must be a mapping of regular expressions to numbers "
+            f"({reason}); merge the adapter with peft if you trust it"
+        )
 
 
 class AdaptedReader(SafetensorsReader):
@@ -340,12 +370,4 @@ def _unlike_factors(stored: PeftAdapter, paths: Mapping[str, str]) -> str | None
             f"{ADAPTER_CONFIG}: rank_pattern and alpha_pattern result in several scales, which is "
             "not supported"
         )
-    return None
-
-
-def _match_pattern(pattern: dict[str, Any] | None, module: str) -> Any:
-    """Return the value of the first key that matches a module's name or its end, as in PEFT."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
     return None
