@@ -1,0 +1,68 @@
+"""Simulate races between the entries of a finished run, from its stored outcomes.
+
+    python benchmarks/evaluation/racing.py RUN
+
+Prints, per value of `z`, the share of the evaluations that a race uses and how often it keeps each
+of the five best entries, over random orders of the problems. The second table contains only the
+entries within `--close` points of the best one, where a race must not save anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from sdjax.evaluation.racing import Race, race
+from sdjax.search.store import Store
+from sdjax.search.types import DEVELOPMENT
+
+
+def outcome_table(folder: Path, metric: str) -> np.ndarray:
+    """Return bool [entries, problems] of all complete development evaluations."""
+    with Store.open(folder) as store:
+        rows = []
+        for summary in store.summaries(DEVELOPMENT):
+            if summary.complete:
+                outcomes = store.outcomes(summary.entry, DEVELOPMENT)
+                outcomes = sorted(outcomes, key=lambda outcome: outcome.problem_id)
+                rows.append([getattr(outcome, metric) for outcome in outcomes])
+    return np.array(rows)
+
+
+def simulate(table: np.ndarray, rules: Race, orders: int) -> tuple[float, float]:
+    """Return the share of evaluations used and the share of the best five entries kept."""
+    best = np.argsort(-table.mean(1), kind="stable")[: rules.winners]
+    names = [str(i) for i in range(len(table))]
+    used, kept = [], []
+    for seed in range(orders):
+        shuffled = table[:, np.random.default_rng(seed).permutation(table.shape[1])]
+        correct = race(
+            names, lambda name, a, b, s=shuffled: s[int(name), a:b], table.shape[1], rules
+        )
+        used.append(sum(map(len, correct.values())) / table.size)
+        kept += [len(correct[str(index)]) == table.shape[1] for index in best]
+    return float(np.mean(used)), float(np.mean(kept))
+
+
+def main() -> None:
+    """Run the simulation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--metric", default="strict", choices=["strict", "flexible"])
+    parser.add_argument("--orders", type=int, default=200)
+    parser.add_argument("--close", type=float, default=1.0, help="Percentage points.")
+    options = parser.parse_args()
+    table = outcome_table(options.run, options.metric)
+    accuracy = table.mean(1)
+    close = table[accuracy >= accuracy.max() - options.close / 100]
+    for title, rows in (("all entries", table), (f"within {options.close:g} points", close)):
+        print(f"{title}: {len(rows)} entries, {rows.shape[1]} problems, {options.orders} orders")
+        for z in (0.0, 1.0, 2.0, 3.0):
+            used, kept = simulate(rows, Race(z=z), options.orders)
+            print(f"  z = {z:g}: {used:.2f} of the evaluations, {kept:.3f} of the best 5 kept")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Racing: candidates answer more and more of the same problems, and clear losers stop early.
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) with a paired test: after each
+rung, at most half of the candidates stop, and only those that are clearly worse than the worst of
+the current winners. Candidates that are too close to tell apart all continue, so a race between
+nearly equal candidates is an ordinary evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """The rules of a race.
+
+    Attributes:
+        first_rung: number of problems of the first rung; each further rung doubles it.
+        winners: number of best candidates that the race must not lose.
+        z: a candidate stops if it is more than `z` standard errors below the worst current winner,
+            problem by problem.
+    """
+
+    first_rung: int = 40
+    winners: int = 5
+    z: float = 1.0
+
+    def rungs(self, problems: int) -> tuple[int, ...]:
+        """Return the numbers of problems that have been answered after each rung.
+
+        Args:
+            problems: number of all problems.
+        """
+        rungs = []
+        count = self.first_rung
+        # A last rung that adds only a few problems would be a rung for nothing.
+        while 4 * count <= 3 * problems:
+            rungs.append(count)
+            count *= 2
+        return (*rungs, problems)
+
+    def survivors(self, correct: Mapping[str, Sequence[bool]]) -> list[str]:
+        """Return the candidates that continue, best first.
+
+        Args:
+            correct: by candidate, whether each problem so far was solved; the same problems in the
+                same order.
+        """
+        names = sorted(correct, key=lambda name: (-sum(correct[name]), name))
+        kept = max(self.winners, math.ceil(len(names) / 2))
+        if len(names) <= kept:
+            return names
+        bar = np.asarray(correct[names[self.winners - 1]], dtype=np.float64)
+        return names[:kept] + [
+            name
+            for name in names[kept:]
+            if not self._is_worse(np.asarray(correct[name], dtype=np.float64), bar)
+        ]
+
+    def _is_worse(self, candidate: np.ndarray, bar: np.ndarray) -> bool:
+        differences = candidate - bar
+        error = differences.std(ddof=1) / math.sqrt(differences.size)
+        return bool(differences.mean() < -self.z * error)
+
+
+def race(
+    candidates: Sequence[str],
+    answer: Callable[[str, int, int], Sequence[bool]],
+    problems: int,
+    rules: Race,
+) -> dict[str, tuple[bool, ...]]:
+    """Run a race.
+
+    Args:
+        candidates: names of the candidates.
+        answer: called with a candidate and the range [start, stop) of problems that it answers
+            next; returns whether each was solved.
+        problems: number of problems; they must be in random order.
+        rules: the rules.
+
+    Returns:
+        the results of each candidate, in the order of the problems; those that stopped early have
+        fewer.
+    """
+    correct: dict[str, tuple[bool, ...]] = dict.fromkeys(candidates, ())
+    running = list(candidates)
+    for rung in rules.rungs(problems):
+        for name in running:
+            correct[name] += tuple(answer(name, len(correct[name]), rung))
+        running = rules.survivors({name: correct[name] for name in running})
+    return correct
