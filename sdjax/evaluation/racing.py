@@ -73,6 +73,8 @@ def race(
     answer: Callable[[str, int, int], Sequence[bool]],
     problems: int,
     rules: Race,
+    *,
+    on_stop: Callable[[str], None] = lambda name: None,
 ) -> dict[str, tuple[bool, ...]]:
     """Run a race.
 
@@ -82,6 +84,7 @@ def race(
             next; returns whether each was solved.
         problems: number of problems; they must be in random order.
         rules: the rules.
+        on_stop: called with each candidate that stops early or has answered all problems.
 
     Returns:
         the results of each candidate, in the order of the problems; those that stopped early have
@@ -92,5 +95,9 @@ def race(
     for rung in rules.rungs(problems):
         for name in running:
             correct[name] += tuple(answer(name, len(correct[name]), rung))
-        running = rules.survivors({name: correct[name] for name in running})
+        survivors = rules.survivors({name: correct[name] for name in running})
+        for name in running:
+            if rung == problems or name not in survivors:
+                on_stop(name)
+        running = survivors
     return correct

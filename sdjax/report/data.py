@@ -20,6 +20,7 @@ from sdjax.search.ranking import (
     best_by_group,
     best_method,
     complete_scores,
+    development_scores,
     ranked_programs,
 )
 from sdjax.search.store import Store
@@ -48,7 +49,8 @@ class IterationReport:
         counts: number of samples by status.
         reasons: number of inadmissible samples by reason, such as "refused: import of os", most
             frequent first.
-        scores: development scores of the distinct programs that first occurred here.
+        scores: development scores of the distinct programs that first occurred here; of programs
+            that stopped early in a race, over the problems that they have answered.
         sample_mean: mean score of all admissible samples; a duplicate has the score of its
             original.
         unseen: fraction of the novel programs that the generator was not trained on; None if
@@ -147,7 +149,7 @@ def read_report(store: Store) -> ReportData:
     }
     tables = {setting: rows for setting, rows in tables.items() if rows}
     judged = store.judged()
-    iterations = _iterations(store, judged, scores)
+    iterations = _iterations(store, judged, development_scores(store, metric))
     top_k = config.get("test", {}).get("top_k", 15)
     return ReportData(
         metric=metric,

@@ -11,9 +11,9 @@ from sdjax.sandbox.refusal import NON_FINITE
 from sdjax.sandbox.verdict import ADMITTED
 from sdjax.search.context import RunContext
 from sdjax.search.grids import grid_methods
-from sdjax.search.phases import score
 from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import best_by_group, complete_scores
+from sdjax.search.scoring import score
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Application, Entry
 

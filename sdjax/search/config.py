@@ -173,6 +173,24 @@ class BaselinesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class RaceConfig:
+    """Config of the race between the programs of an iteration on the development problems.
+
+    After each rung, at most half of the programs stop; see `sdjax.evaluation.racing`.
+
+    Attributes:
+        first_rung: number of problems of the first rung; each further rung doubles it.
+        winners: number of best programs that must not stop; at least `test.top_k`.
+        z: a program stops only if it is more than z standard errors below the worst of the
+            winners, problem by problem.
+    """
+
+    first_rung: Annotated[int, Field(ge=2)] = 40
+    winners: PositiveInt = 5
+    z: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TestConfig:
     """Config of the final test.
 
@@ -205,6 +223,8 @@ class RunConfig:
         evaluation: decoding of the answers to the task's problems.
         sandbox: limits on candidates, and the workers and confinement of the sandbox.
         baselines: hyperparameter grids of the human-designed methods.
+        race: how programs race on the development problems; null has every program answer all of
+            them, as in the paper.
         test: the final evaluation on the test problems.
         rng_seed: seed for all random numbers of the run.
         mesh: device mesh over which models are sharded.
@@ -226,6 +246,7 @@ class RunConfig:
     evaluation: DecoderConfig = Field(default_factory=DecoderConfig)
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     baselines: BaselinesConfig = Field(default_factory=BaselinesConfig)
+    race: RaceConfig | None = None
     test: TestConfig = Field(default_factory=TestConfig)
     rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     mesh: MeshConfig = Field(default_factory=MeshConfig)

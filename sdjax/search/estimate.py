@@ -9,7 +9,7 @@ from sdjax.search.announcement import tuned_method_count
 from sdjax.search.baselines import expert_entry, tuned_methods
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
-from sdjax.search.ranking import complete_scores, ranked_programs
+from sdjax.search.ranking import complete_scores, development_scores, ranked_programs
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
@@ -64,8 +64,9 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
     judged = store.judged()
     known = [sample for sample in judged if sample.status != NOT_JUDGED]
     novel_share = sum(sample.novel for sample in known) / len(known) if known else 1.0
+    started = development_scores(store, config.task.metric)
     unscored = sum(
-        sample.novel and program_entry(sample.identity or "") not in scores for sample in known
+        sample.novel and program_entry(sample.identity or "") not in started for sample in known
     )
     generated = {iteration for iteration, phase in store.phases() if phase == "generate"}
     to_sample = sum(
@@ -131,4 +132,4 @@ def units_done(store: Store, phase: str) -> int:
             return len(store.select(Checkpoint))
         case "test":
             return sum(summary.complete for summary in store.summaries(TEST, None))
-    return sum(summary.complete for summary in store.summaries(DEVELOPMENT))
+    return len(store.summaries(DEVELOPMENT))

@@ -33,13 +33,12 @@ from sdjax.search.phases import (
     generate,
     judge,
     refine,
-    score_program,
-    score_programs,
     scored_samples,
 )
 from sdjax.search.plan import plan_run
 from sdjax.search.ranking import best_method, complete_scores, ranked_programs
 from sdjax.search.sampling import adapter_folder
+from sdjax.search.scoring import score_program, score_programs
 from sdjax.search.store import Store
 from sdjax.search.types import TEST, Checkpoint, Lineage, Setting
 from sdjax.sharding.multihost import broadcast_from_main

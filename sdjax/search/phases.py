@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 
@@ -17,32 +16,21 @@ from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
 from sdjax.decoding.decoder import Completion
 from sdjax.decoding.sampling import Sampling
-from sdjax.evaluation.evaluator import evaluate_problems
-from sdjax.evaluation.task import Outcome
 from sdjax.models.lora import Adapter
 from sdjax.programs.extraction import extract_source
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict, is_admissible
-from sdjax.search.apply_candidate import (
-    apply_program,
-    refused_application,
-    trial_of,
-)
-from sdjax.search.attempts import too_many_attempts
 from sdjax.search.context import RunContext
-from sdjax.search.duplicates import compare_with_earlier
-from sdjax.search.multihost import judge_all, try_merge
+from sdjax.search.multihost import judge_all
 from sdjax.search.pairs import make_pairs, select
-from sdjax.search.ranking import complete_scores
+from sdjax.search.ranking import development_scores
 from sdjax.search.store import Store
 from sdjax.search.types import (
-    DEVELOPMENT,
     MAIN,
     NOT_JUDGED,
     SEARCH,
     Application,
-    Entry,
     Pair,
     Program,
     Sample,
@@ -163,120 +151,9 @@ def _program(context: RunContext, source: str, verdict: Verdict) -> Program | No
     )
 
 
-def score_programs(
-    context: RunContext,
-    store: Store,
-    sandbox: Sandbox | None,
-    *,
-    iteration: int,
-    purpose: str = SEARCH,
-) -> None:
-    """Apply the programs of an iteration and score the distinct ones on the development problems.
-
-    Args:
-        context: the loaded run.
-        store: the run's store.
-        sandbox: the sandbox on the main process; None on the others.
-        iteration: number of the iteration.
-        purpose: "search", or the name of a measurement.
-    """
-    samples = store.judged(iteration, purpose)
-    identities = [
-        identity
-        for sample in samples
-        if (identity := sample.identity if sample.novel else sample.unconfirmed) is not None
-    ]
-    missing = [one for one in identities if not store.is_complete(program_entry(one), DEVELOPMENT)]
-    done = len(identities) - len(missing)
-    with progress_bar(f"iteration {iteration}: score", len(identities), completed=done) as advance:
-        for identity in missing:
-            score_program(context, store, sandbox, identity, DEVELOPMENT)
-            advance()
-
-
-def score_program(
-    context: RunContext,
-    store: Store,
-    sandbox: Sandbox | None,
-    identity: str,
-    split: str,
-    setting: str = MAIN,
-) -> None:
-    """Apply a verified program to the models of a setting and score the merged model.
-
-    On the development problems, a program whose merge equals that of an earlier one is not scored.
-
-    Args:
-        context: the loaded run.
-        store: the run's store.
-        sandbox: the sandbox on the main process, which tries the merge first; None on the others.
-        identity: identity of the program.
-        split: "development" or "test".
-        setting: name of the setting.
-    """
-    name = program_entry(identity)
-    application = store.by_key(Application, setting=setting).get(name)
-    if application is not None and not application.admitted:
-        return
-    if store.is_complete(name, split, setting):
-        return
-    program = store.program(identity)
-    with store.attempt(name, setting) as number:
-        refusal = too_many_attempts(number)
-        if refusal is None and application is None and jax.default_backend() == "cpu":
-            refusal = try_merge(sandbox, program.ir, trial_of(context, setting))
-        if refusal is None:
-            result, merged = apply_program(context, program, setting)
-        else:
-            result, merged = refused_application(program, setting, refusal), None
-        if application is None and result.admitted and split == DEVELOPMENT:
-            result = compare_with_earlier(context, store, sandbox, program, result)
-    store.save(Entry(name=name, kind="program", identity=identity))
-    if application is None or not result.admitted:
-        store.save(result)
-    if merged is not None and result.admitted:
-        score(context, store, name, merged.params, split, setting)
-
-
-def score(
-    context: RunContext,
-    store: Store,
-    entry: str,
-    params: dict[str, Any],
-    split: str,
-    setting: str = MAIN,
-) -> None:
-    """Decode and grade the problems of a split that do not have an outcome for this entry.
-
-    Args:
-        context: the loaded run.
-        store: the run's store.
-        entry: name of a saved entry.
-        params: parameters of the entry's model.
-        split: "development" or "test".
-        setting: name of the setting in which the entry was applied.
-    """
-    if store.is_complete(entry, split, setting):
-        return
-    done = {outcome.problem_id for outcome in store.outcomes(entry, split, setting)}
-    problems = [item for item in context.problems[split] if item.problem.id not in done]
-    unsaved: list[Outcome] = []
-
-    def save(outcome: Outcome) -> None:
-        unsaved.append(outcome)
-        if len(unsaved) == _OUTCOMES_PER_COMMIT:
-            store.save_scores(entry, split, unsaved, complete=False, setting=setting)
-            unsaved.clear()
-
-    evaluate_problems(
-        context.eval_decoder, context.tokenizer, params, context.task, problems, on_outcome=save
-    )
-    store.save_scores(entry, split, unsaved, setting=setting)
-
-
 def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterator[ScoredSample]:
     """Yield the admissible samples of an iteration; a duplicate gets its original's score."""
-    scores = complete_scores(store, context.config.task.metric)
+    scores = development_scores(store, context.config.task.metric)
     applications = store.by_key(Application, setting=MAIN)
     for sample in store.judged(iteration):
         name = program_entry(sample.identity or "")

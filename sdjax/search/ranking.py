@@ -40,6 +40,18 @@ def complete_scores(
     }
 
 
+def development_scores(store: Store, metric: str) -> dict[str, float]:
+    """Return the accuracy of each entry on the development problems that it has answered.
+
+    Only a program that stopped early in a race, or that is being scored, has not answered all.
+
+    Args:
+        store: the run's store.
+        metric: "strict" or "flexible".
+    """
+    return {summary.entry: getattr(summary, metric) for summary in store.summaries("development")}
+
+
 def ranked_programs(store: Store, metric: str) -> list[Entry]:
     """Return the discovered programs with a complete development score, best first."""
     scores = complete_scores(store, metric)

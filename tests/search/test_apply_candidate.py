@@ -15,7 +15,7 @@ from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program
 from sdjax.search.context import build_context
-from sdjax.search.phases import score_program
+from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
@@ -156,7 +156,7 @@ def store(context, programs, tmp_path):
 @pytest.fixture
 def apply_fine(context, programs, store, sandbox, monkeypatch):
     """Return a function that applies FINE as a run does, and returns what is stored."""
-    monkeypatch.setattr("sdjax.search.phases.score", lambda *arguments: None)
+    monkeypatch.setattr("sdjax.search.scoring.score", lambda *arguments: None)
 
     def apply() -> Application:
         score_program(context, store, sandbox, programs[FINE].identity, DEVELOPMENT)

@@ -1,6 +1,7 @@
 """Small search on the zoo: its results, and interruptions."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.core.versions import current_versions
+from sdjax.evaluation.racing import Race, race
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
 from sdjax.io.orbax import GeneratorCheckpoints
@@ -24,8 +26,8 @@ from sdjax.models.tree import flatten
 from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
-from sdjax.search import context, multihost, phases, resume
-from sdjax.search.config import BaselinesConfig, ExpertConfig
+from sdjax.search import context, multihost, phases, resume, scoring
+from sdjax.search.config import BaselinesConfig, ExpertConfig, RaceConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
 from sdjax.search.provenance import run_inputs
@@ -35,8 +37,17 @@ from sdjax.search.sampling import (
     generator_of_run,
     sample_programs,
 )
+from sdjax.search.scoring import racing_order
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, TEST, Change, Checkpoint, Program, StoredPair
+from sdjax.search.types import (
+    DEVELOPMENT,
+    TEST,
+    Change,
+    Checkpoint,
+    Program,
+    StoredPair,
+    program_entry,
+)
 
 
 def results(folder):
@@ -185,6 +196,51 @@ def test_interrupted_run_gives_the_same_result(
     monkeypatch.undo()
     run_search(small_config, folder)
     assert results(folder) == results(finished)
+
+
+def test_race_asks_only_what_it_needs_and_resumes(finished, small_config, tmp_path, monkeypatch):
+    """Compare a race with its simulation on the stored answers of a run without a race."""
+    rules = Race(first_rung=6, winners=2, z=0.5)
+    config = dataclasses.replace(
+        small_config,
+        iterations=1,
+        race=RaceConfig(first_rung=6, winners=2, z=0.5),
+        test=dataclasses.replace(small_config.test, top_k=2),
+    )
+    folder, score, calls = tmp_path / "run", scoring.score, itertools.count()
+
+    def interrupted(*arguments, **options):
+        score(*arguments, **options)
+        if next(calls) == 6:  # in the second rung
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, folder)
+    monkeypatch.undo()
+    run_search(config, folder)
+    with Store.open(finished) as store:
+        names = [program_entry(s.identity) for s in store.judged(1) if s.novel]
+        solved = {
+            name: {o.problem_id: o.strict for o in store.outcomes(name, "development")}
+            for name in names
+        }
+    order = [item.problem.id for item in racing_order(build_context(config).problems[DEVELOPMENT])]
+
+    def answer(name, start, stop):
+        return [solved[name][id] for id in order[start:stop]]
+
+    expected = race(names, answer, len(order), rules)
+    with Store.open(folder) as store:
+        for name in names:
+            answered = {o.problem_id: o.strict for o in store.outcomes(name, "development")}
+            assert answered == dict(zip(order, expected[name], strict=False))
+            assert store.is_complete(name, "development") == (len(answered) == len(order))
+        tested = {s.entry for s in store.summaries("test") if s.entry.startswith("program:")}
+        best = sorted(names, key=lambda name: (-sum(expected[name]), name))
+        complete = [name for name in best if len(expected[name]) == len(order)]
+        assert tested == set(complete[:2])
+    assert any(len(row) < len(order) for row in expected.values())
 
 
 KILLED = """
