@@ -78,6 +78,7 @@ REASONS: dict[str, str] = {
     "evaluation": "scores of other answers are not comparable",
     "generator": "all iterations started from it",
     "generation": "earlier iterations were sampled with it",
+    "race": "it decided which problems the programs answered",
     "selection": "earlier generators were trained on pairs that it chose",
     "training": "earlier generators were trained with it",
     "sandbox": "it decides which programs are admitted",
