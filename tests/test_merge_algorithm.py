@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdjax.cli.merge import merge_algorithm_file, merge_signature
+from sdjax.cli.merge import merge_algorithm_file
 from sdjax.cli.open_algorithm import parse_parameters, source_of_method
 from sdjax.cli.sandbox_options import signature_from_options
 from sdjax.core.errors import UserError
@@ -17,6 +17,7 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
 from sdjax.merging.recipe.model_card import Provenance
 from sdjax.models.tree import flatten
+from sdjax.programs.signature import merge_signature
 
 EXPERTS = {"expert_1": "zoo:reader", "expert_2": "zoo:calculator"}
 TENSOR = """import jax.numpy as jnp

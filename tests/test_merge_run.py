@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from sdjax.cli.main import main
-from sdjax.cli.merge import merge_discovered, merge_signature
+from sdjax.cli.merge import merge_discovered
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.merging.recipe.from_algorithm import open_models
+from sdjax.programs.signature import merge_signature
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.config import read_config
 from sdjax.search.context import RunContext, run_key

@@ -26,13 +26,9 @@ from sdjax.io.atomic_write import resolve_new_folder
 if TYPE_CHECKING:
     from sdjax.core.progress import Advance
     from sdjax.merging.algorithm import Algorithm
-    from sdjax.merging.recipe.from_algorithm import MergeModels
     from sdjax.merging.recipe.pipeline import MergeResult, OnTensor
     from sdjax.merging.recipe.recipe_method import Tensors
     from sdjax.merging.scope import Scope
-    from sdjax.sandbox.config import Limits
-    from sdjax.sandbox.merge_trial import MergeTrial
-    from sdjax.sandbox.signature import MergeSignature
 
 
 @click.command(
@@ -118,7 +114,7 @@ def merge(
                 result = merge_algorithm_file(
                     algorithm,
                     base or "",
-                    _parse_experts(experts),
+                    parse_experts(experts),
                     out,
                     parameters=parse_parameters(parameters),
                     scope=scope or "all",
@@ -212,6 +208,7 @@ def merge_algorithm_file(
 
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
     from sdjax.merging.recipe.model_card import PROGRAM, Provenance
+    from sdjax.programs.signature import merge_signature, merge_trial
 
     if not experts:
         raise UserError("--algorithm requires at least one --expert NAME=MODEL")
@@ -298,6 +295,7 @@ def merge_discovered(
     """
     from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
     from sdjax.merging.recipe.model_card import PROGRAM, Provenance
+    from sdjax.programs.signature import merge_signature, merge_trial
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.sandbox import Sandbox
     from sdjax.search.context import run_key, verify_stored
@@ -342,41 +340,12 @@ def merge_discovered(
     )
 
 
-def merge_signature(
-    models: MergeModels, scope: Scope, limits: Limits | None = None
-) -> MergeSignature:
-    """Return the merge signature of these models."""
-    from sdjax.sandbox.signature import MergeSignature
+def parse_experts(texts: Iterable[str]) -> dict[str, str]:
+    """Return slot to model of NAME=MODEL texts, in their order.
 
-    return MergeSignature.of(tuple(models.experts), models.tensors(scope), limits)
-
-
-def merge_trial(models: MergeModels, scope: Scope) -> MergeTrial:
-    """Return what a merge of these models compiles, for `Sandbox.try_merge`."""
-    import jax
-
-    from sdjax.models.tensor_names import parse_name
-    from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
-    from sdjax.sharding.memory import memory_of
-
-    tensors, every = [], models.tensors(scope)
-    for name, info in models.base.info.items():
-        if (path := parse_name(name).path) in every:
-            found = [expert.info.get(name, info) for expert in models.experts.values()]
-            tensors.append(
-                TrialTensor(
-                    path=path,
-                    shape=info.shape,
-                    base=info.dtype.name,
-                    experts=tuple(expert.dtype.name for expert in found),
-                )
-            )
-    return MergeTrial(
-        memory=memory_of(jax.devices()), tensors=tuple(tensors), compiler="single use"
-    )
-
-
-def _parse_experts(texts: Iterable[str]) -> dict[str, str]:
+    Raises:
+        UserError: not of this form, or a name that occurs twice.
+    """
     experts: dict[str, str] = {}
     for text in texts:
         name, equals, model = text.partition("=")

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from sdjax.cli.check import check_files
-from sdjax.cli.merge import merge_discovered, merge_signature
+from sdjax.cli.merge import merge_discovered
 from sdjax.cli.sandbox_options import signature_from_options
 from sdjax.core.errors import UserError
 from sdjax.merging.recipe.from_algorithm import open_models
+from sdjax.programs.signature import merge_signature
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
 from sdjax.search.resume import resume_store
