@@ -156,7 +156,7 @@ def store(context, programs, tmp_path):
 @pytest.fixture
 def apply_fine(context, programs, store, sandbox, monkeypatch):
     """Return a function that applies FINE as a run does, and returns what is stored."""
-    monkeypatch.setattr("sdjax.search.scoring.score", lambda *arguments: None)
+    monkeypatch.setattr("sdjax.search.scoring.score", lambda *arguments, **options: None)
 
     def apply() -> Application:
         score_program(context, store, sandbox, programs[FINE].identity, DEVELOPMENT)
