@@ -210,16 +210,13 @@ class _Reader:
             return [(None, self._numbers(parameter, node, label))]
         entries: list[Entry] = []
         for item in items:
-            text, value = None, item
-            if isinstance(item, yaml.MappingNode):
-                keys = self._document.mapping(item, "an entry", allowed=("value", "filter"))
-                if "value" not in keys:
-                    raise self._document.fail(item, "an entry needs the key 'value'")
-                value = keys["value"]
-                if "filter" in keys and self._document.value(keys["filter"]) != "*":
-                    text = str(self._document.value(keys["filter"]))
+            keys = self._document.mapping(item, "an entry", allowed=("value", "filter"))
+            if "value" not in keys:
+                raise self._document.fail(item, "an entry needs the key 'value'")
+            pattern = self._document.value(keys["filter"]) if "filter" in keys else "*"
+            text = None if pattern == "*" else str(pattern)
             place = ", ".join(part for part in (label, text) if part)
-            entries.append((text, self._numbers(parameter, value, place)))
+            entries.append((text, self._numbers(parameter, keys["value"], place)))
             if text is None:
                 break
         return entries

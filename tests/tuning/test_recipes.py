@@ -22,7 +22,7 @@ models:
         - value: &shared 0.4
   - model: code
     parameters:
-      weight: [{value: 0, filter: norm}, 0.25]
+      weight: [{value: 0, filter: norm}, {value: 0.25}]
       density: *shared
 parameters:
   lambda: 0.9
