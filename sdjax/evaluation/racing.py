@@ -28,7 +28,7 @@ class Race:
 
     first_rung: int = 40
     winners: int = 5
-    z: float = 1.0
+    z: float = 2.0
 
     def rungs(self, problems: int) -> tuple[int, ...]:
         """Return the numbers of problems that have been answered after each rung.

@@ -187,7 +187,7 @@ class RaceConfig:
 
     first_rung: Annotated[int, Field(ge=2)] = 40
     winners: PositiveInt = 5
-    z: NonNegativeFloat = 1.0
+    z: NonNegativeFloat = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
