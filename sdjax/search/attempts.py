@@ -5,8 +5,8 @@ the process was killed in that merge. A crash or a hang is the program's fault, 
 (`cli/watchdog.py`) marks the attempt as the last one. Any other death, such as a power failure, may
 have nothing to do with the program, which is therefore tried once more.
 
-This module imports nothing but the standard library and `Refusal`, since the watchdog is a process
-without JAX.
+This module imports nothing but the standard library, `Refusal` and `schema_check`, since the
+watchdog is a process without JAX.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.sandbox.refusal import COMPILER, Refusal
+from sdjax.search.schema_check import foreign_object, untrusted
 
 MAX_ATTEMPTS = 2
 # Signals by which a process ends that made a mistake, not ones that another process sends.
@@ -47,10 +48,11 @@ def pending_attempt(folder: Path) -> tuple[str, str, int] | None:
 def attempt_seconds(folder: Path) -> float:
     """Return the time that a merge may take: `sandbox.apply_seconds` of the run's config."""
     rows, _ = _execute(folder, "ro", "SELECT config FROM run")
-    if not rows:
-        return math.inf
-    # A run of sdjax 0.2 has no such key.
-    return float(json.loads(rows[0][0])["sandbox"].get("apply_seconds", math.inf))
+    try:
+        # A run of sdjax 0.2 has no such key.
+        return float(json.loads(rows[0][0])["sandbox"].get("apply_seconds", math.inf))
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        return math.inf  # no run yet, or a damaged config, which the command itself reports
 
 
 def make_attempt_the_last(folder: Path) -> bool:
@@ -64,7 +66,8 @@ def _execute(
 ) -> tuple[list[tuple[Any, ...]], int]:
     """Return the rows of a statement and how many it changed; none if the run has no database yet.
 
-    Errors of SQLite count as none, since the command itself reports them.
+    Errors of SQLite count as none, and so do views and triggers, which might never end, since the
+    command itself reports them.
     """
     path = folder / DATABASE_FILE
     if path.is_symlink() or not path.is_file():  # the command itself reports a link
@@ -72,6 +75,9 @@ def _execute(
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+            untrusted(connection)
+            if foreign_object(connection) is not None:
+                return [], 0
             cursor = connection.execute(statement, values)
             rows = cursor.fetchall()
             connection.commit()

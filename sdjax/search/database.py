@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,14 @@ from sdjax.io.atomic_write import commit, partial_path
 from sdjax.io.links import check_own_folder
 from sdjax.io.lock import lock_folder
 from sdjax.search.attempts import DATABASE_FILE
+from sdjax.search.schema_check import damage, untrusted
 
 LOCK_FILE = "run.lock"
 VERSION = 6  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
 OLDEST_VERSION = 3
+
+Schema = Callable[[int], str]
+"""Returns the CREATE statements of the tables that a version has, with their current columns."""
 
 
 class Database:
@@ -43,13 +47,13 @@ class Database:
 
     @classmethod
     def create(
-        cls, folder: Path, schema: str, rows: Sequence[tuple[str, tuple[Any, ...]]]
+        cls, folder: Path, schema: Schema, rows: Sequence[tuple[str, tuple[Any, ...]]]
     ) -> Database:
         """Create the folder's database and open it for writing.
 
         Args:
             folder: the run folder.
-            schema: CREATE statements.
+            schema: the tables.
             rows: INSERT statement and values of each row to start with.
 
         Raises:
@@ -67,18 +71,21 @@ class Database:
                     f"{folder}: already contains a run ({DATABASE_FILE}); "
                     f"choose another --out or resume it with --resume {shlex.quote(str(folder))}"
                 )
-            _create_file(path, schema, rows)
-            database = cls(folder, _connect(path, write=True), lock)
+            _create_file(path, schema(VERSION), rows)
+            database = cls(folder, _connect(path, schema, write=True), lock)
             stack.pop_all()
         return database
 
     @classmethod
-    def open(cls, folder: Path, *, write: bool, migrations: Mapping[int, str]) -> Database:
+    def open(
+        cls, folder: Path, *, write: bool, schema: Schema, migrations: Mapping[int, str]
+    ) -> Database:
         """Open a run's database.
 
         Args:
             folder: the run folder.
             write: whether to open it for writing, which also updates its schema.
+            schema: the tables.
             migrations: statements that lead from one version of the schema to the next.
 
         Raises:
@@ -98,7 +105,7 @@ class Database:
                     with storage_errors(folder):
                         lock = lock_folder(folder, LOCK_FILE)
                     stack.callback(lock.release)
-                connection = _connect(path, write=write)
+                connection = _connect(path, schema, write=write)
                 stack.callback(connection.close)
                 if write:
                     _migrate(connection, migrations)
@@ -114,12 +121,12 @@ class Database:
         return database
 
     @classmethod
-    def mirror(cls, folder: Path, content: bytes) -> Database:
+    def mirror(cls, folder: Path, content: bytes, *, schema: Schema) -> Database:
         """Return an in-memory copy of the folder's database; writes stay in memory."""
         connection = sqlite3.connect(":memory:")
         # Bytes 18 and 19 of the header select WAL, which an in-memory database cannot use.
         connection.deserialize(content[:18] + b"\1\1" + content[20:])
-        _prepare(connection, folder / DATABASE_FILE, write=False)
+        _prepare(connection, folder / DATABASE_FILE, schema, write=False)
         return cls(folder, connection, None)
 
     def content(self) -> bytes:
@@ -213,28 +220,29 @@ def _create_file(path: Path, schema: str, rows: Sequence[tuple[str, tuple[Any, .
         partial.unlink(missing_ok=True)
 
 
-def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
+def _connect(path: Path, schema: Schema, *, write: bool) -> sqlite3.Connection:
     uri = path.resolve().as_uri()
     try:
-        return _open_uri(f"{uri}?mode={'rw' if write else 'ro'}", path, write)
+        return _open_uri(f"{uri}?mode={'rw' if write else 'ro'}", path, schema, write=write)
     except sqlite3.OperationalError:
         if write or os.access(path.parent, os.W_OK):
             raise
         # On a read-only file system WAL cannot create its shared memory, but there is no writer.
-        return _open_uri(f"{uri}?mode=ro&immutable=1", path, write)
+        return _open_uri(f"{uri}?mode=ro&immutable=1", path, schema, write=write)
 
 
-def _open_uri(uri: str, path: Path, write: bool) -> sqlite3.Connection:
+def _open_uri(uri: str, path: Path, schema: Schema, *, write: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True)
     try:
-        _prepare(connection, path, write)
+        _prepare(connection, path, schema, write=write)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, write: bool) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, schema: Schema, *, write: bool) -> None:
+    untrusted(connection)
     connection.isolation_level = None  # transactions are explicit
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA busy_timeout = 10000")
@@ -249,11 +257,10 @@ def _prepare(connection: sqlite3.Connection, path: Path, write: bool) -> None:
             f"{path}: database version {version}, but this sdjax reads version {VERSION}; "
             "use the version of sdjax that wrote it"
         )
-    damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if damage != "ok":
+    if problem := damage(connection, schema(version), current=version == VERSION):
         raise UserError(
-            f"{path}: damaged ({' '.join(damage.split())}); "
-            "restore it from a backup, or start over with another --out"
+            f"{path}: damaged ({problem}); restore it from a backup, or start over with another "
+            "--out"
         )
     if write:
         connection.execute("PRAGMA journal_mode = WAL")

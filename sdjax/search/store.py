@@ -20,7 +20,7 @@ from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.database import Database, now
-from sdjax.search.tables import TABLES, migrations
+from sdjax.search.tables import TABLES, migrations, schema
 from sdjax.search.types import (
     MAIN,
     NO_PROGRAM,
@@ -85,7 +85,6 @@ class Store:
             layers=tuple(layers),
             started_at=now(),
         )
-        schema = "\n".join(table.schema() for table in TABLES.values())
         records = [run, *(RunInput(name=n, fingerprint=f) for n, f in (inputs or {}).items())]
         rows = [(TABLES[type(r)].insert, TABLES[type(r)].encode(r)) for r in records]
         return cls(Database.create(Path(folder), schema, rows))
@@ -98,12 +97,12 @@ class Store:
             UserError: the run is missing, damaged or of another version, or another process is
                 writing to it (only with `write`).
         """
-        return cls(Database.open(Path(folder), write=write, migrations=migrations()))
+        return cls(Database.open(Path(folder), write=write, schema=schema, migrations=migrations()))
 
     @classmethod
     def mirror(cls, folder: Path, content: bytes) -> Store:
         """Return an in-memory store, initialized with the `content` of the folder's store."""
-        return cls(Database.mirror(Path(folder), content))
+        return cls(Database.mirror(Path(folder), content, schema=schema))
 
     def content(self) -> bytes:
         """Return the serialized store, for `mirror`."""
@@ -145,11 +144,22 @@ class Store:
             connection.execute(f"DELETE FROM {table.name} WHERE {condition}", tuple(where.values()))
 
     def select(self, record: type[T], **where: Any) -> tuple[T, ...]:
-        """Return the records of a class whose columns equal `where`, in `Table.order`."""
+        """Return the records of a class whose columns equal `where`, in `Table.order`.
+
+        Raises:
+            UserError: a row is damaged.
+        """
         table = TABLES[record]
         if table.since > self._database.version:
             return ()
-        return tuple(table.decode(row) for row in self._database.read(*table.select(**where)))
+        rows = self._database.read(*table.select(**where))
+        try:
+            return tuple(table.decode(row) for row in rows)
+        except ValueError as error:
+            raise UserError(
+                f"{self._database.path}: damaged (table {table.name}: {error}); restore it from a "
+                "backup, or start over with another --out"
+            ) from None
 
     def by_key(self, record: type[T], **where: Any) -> dict[str, T]:
         """Return the selected records by the first column of their key."""

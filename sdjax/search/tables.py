@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from sdjax.core.json import parse_json
 from sdjax.search.types import (
@@ -78,15 +79,35 @@ class Column:
         return json.dumps(value, default=str)
 
     def decode(self, stored: Any) -> Any:
-        """Convert a SQLite cell to a value; the inverse of `encode`."""
-        if stored is None or self.kind in (str, int, float):
+        """Convert a SQLite cell to a value; the inverse of `encode`.
+
+        SQLite guarantees the type of the cell (`schema_check.damage`), but not what is in a text.
+
+        Raises:
+            ValueError: not a value of this column.
+        """
+        if stored is None or self.kind in (str, int):
+            return stored
+        if self.kind is float:
+            if not math.isfinite(stored):
+                raise ValueError(f"{self.name} is not finite")
             return stored
         if self.kind is bool:
             return bool(stored)
         if self.kind == tuple[int, ...]:
+            if len(stored) % 4:
+                raise ValueError(f"{self.name} is not a list of 32-bit integers")
             return tuple(np.frombuffer(stored, dtype="<i4").tolist())
-        value = parse_json(stored, non_finite=True)
-        return tuple(value) if typing.get_origin(self.kind) is tuple else value
+        try:
+            return self._json.validate_python(parse_json(stored, non_finite=True))
+        except ValueError as error:  # also pydantic's
+            is_json = isinstance(error, ValidationError)
+            reason = "has a value of the wrong type" if is_json else f"is not JSON: {error}"
+            raise ValueError(f"{self.name} {reason}") from None
+
+    @cached_property
+    def _json(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.kind)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +173,11 @@ class Table(Generic[T]):
         return tuple(c.encode(v) for c, v in zip(self.columns, values, strict=True))
 
     def decode(self, row: sqlite3.Row) -> T:
-        """Convert a row to a record; a column that its database lacks is None."""
+        """Convert a row to a record; a column that its database lacks is None.
+
+        Raises:
+            ValueError: a cell contains something else.
+        """
         stored = row.keys()
         cells = (c.decode(row[c.name]) if c.name in stored else None for c in self.columns)
         return _build(self.record, cells)
@@ -285,6 +310,11 @@ TABLES: dict[type, Table[Any]] = {
         ),
     )
 }
+
+
+def schema(version: int) -> str:
+    """Return the CREATE statements of the tables that a version of the database has."""
+    return "\n".join(table.schema() for table in TABLES.values() if table.since <= version)
 
 
 def migrations() -> dict[int, str]:

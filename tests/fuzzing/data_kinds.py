@@ -71,8 +71,8 @@ def results() -> Kind:
 
 def resume_results(settings: Mapping[str, Any], folder: Path) -> None:
     from sdjax.evaluation.prompts import PromptedProblem
-    from sdjax.evaluation.results import ResultsFolder
-    from sdjax.evaluation.task import Problem
+    from sdjax.evaluation.results import ProblemResult, ResultsFolder
+    from sdjax.evaluation.task import Outcome, Problem
 
     problems = [
         PromptedProblem(
@@ -81,8 +81,10 @@ def resume_results(settings: Mapping[str, Any], folder: Path) -> None:
         for n in range(3)
     ]
     with ResultsFolder(folder, settings, versions={"jax": "0.12"}, accept_versions=True) as opened:
-        opened.missing(problems)
-        opened.finish([])
+        for item in opened.missing(problems):
+            outcome = Outcome(problem_id=item.problem.id, output="", strict=False, flexible=False)
+            opened.add(ProblemResult.create(item, outcome))
+        opened.finish([item.problem.id for item in problems])
 
 
 def prompt() -> Kind:

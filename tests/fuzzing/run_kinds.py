@@ -39,6 +39,7 @@ def run() -> Kind:
         folders=[inputs.run()],
         formats={"run.sqlite": mutations.mutate_sqlite},
         loaders=[
+            (watch, 1),
             (read_run, 1),
             (tabulate_run, 1),
             (extend_run, 4),
@@ -48,6 +49,13 @@ def run() -> Kind:
         words=inputs.words("search/types.py", "search/config.py", "search/ranking.py"),
         writes=True,
     )
+
+
+def watch(folder: Path) -> None:
+    from sdjax.search.attempts import attempt_seconds, pending_attempt
+
+    pending_attempt(folder)
+    attempt_seconds(folder)
 
 
 def read_run(folder: Path) -> None:

@@ -1,0 +1,92 @@
+"""Check of a run's database that may come from someone else.
+
+SQLite guarantees types, required values and references, but only those that the file's own schema
+declares. Views and triggers are programs, which may run forever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+
+
+def untrusted(connection: sqlite3.Connection) -> None:
+    """Configure a connection for a file from someone else, as SQLite's documentation advises."""
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA mmap_size = 0")
+
+
+def foreign_object(connection: sqlite3.Connection) -> str | None:
+    """Return the name of a view, trigger or virtual table in a database; None without one."""
+    row = connection.execute(
+        "SELECT type || ' ' || name FROM sqlite_master "
+        "WHERE type NOT IN ('table', 'index') OR rootpage = 0 OR rootpage IS NULL"
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def damage(connection: sqlite3.Connection, schema: str, *, current: bool) -> str | None:
+    """Return what is wrong with a database; None if nothing is.
+
+    Args:
+        connection: a connection to the database.
+        schema: CREATE statements of its tables in the current version.
+        current: whether the database is of the current version. An earlier one may lack columns
+            that may be null, and may have others.
+    """
+    if (name := foreign_object(connection)) is not None:
+        return f"contains the {name}"
+    with contextlib.closing(sqlite3.connect(":memory:")) as reference:
+        reference.executescript(schema)
+        for (table,) in reference.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            if problem := _difference(connection, reference, table, current=current):
+                return problem
+    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if problem != "ok":
+        return " ".join(str(problem).split())
+    broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+    if broken is not None:
+        return f"a row of the table {broken[0]} refers to one of {broken[2]} that is missing"
+    return None
+
+
+def _difference(
+    connection: sqlite3.Connection, reference: sqlite3.Connection, table: str, *, current: bool
+) -> str | None:
+    """Return how a table differs from that of the reference; None if it does not."""
+    declared, found = (_columns(database, table) for database in (reference, connection))
+    if not found:
+        return f"the table {table} is missing"
+    for column, definition in declared.items():
+        required = definition[1]
+        if column not in found and (current or required):
+            return f"the column {column} of the table {table} is missing"
+        if found.get(column, definition) != definition:
+            return f"the column {column} of the table {table} is declared differently"
+    if current and found.keys() != declared.keys():
+        return f"the table {table} has other columns"
+    own, expected = (
+        (_is_strict(database, table), _references(database, table))
+        for database in (connection, reference)
+    )
+    if own != expected:
+        return f"the table {table} is declared differently"
+    return None
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> dict[str, tuple[object, ...]]:
+    """Return the type of each column, and whether it is required, in the key, or computed."""
+    rows = connection.execute("SELECT * FROM pragma_table_xinfo(?)", (table,)).fetchall()
+    return {row[1]: (row[2], row[3], row[5], row[6]) for row in rows}
+
+
+def _is_strict(connection: sqlite3.Connection, table: str) -> bool:
+    query = "SELECT strict FROM pragma_table_list(?) WHERE schema = 'main'"
+    return bool(connection.execute(query, (table,)).fetchone()[0])
+
+
+def _references(connection: sqlite3.Connection, table: str) -> set[tuple[object, ...]]:
+    """Return (table, column, column there) of each foreign key."""
+    rows = connection.execute("SELECT * FROM pragma_foreign_key_list(?)", (table,))
+    return {(row[2], row[3], row[4]) for row in rows}
