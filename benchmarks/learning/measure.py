@@ -109,7 +109,7 @@ def _without_extras(config: RunConfig, seed: int, *, trained: bool) -> RunConfig
         baselines=BaselinesConfig(),
         transfer={},
         test=dataclasses.replace(config.test, top_k=1),
-        training=dataclasses.replace(config.training, enabled=trained),
+        training=dataclasses.replace(config.training, enabled=trained, after_last=trained),
     )
 
 

@@ -25,7 +25,7 @@ from sdjax.sharding.rules import sharding_of
 from sdjax.training.config import DPOConfig, OptimizerConfig
 from sdjax.training.dpo import dpo_loss
 from sdjax.training.fit import compile_step, make_optimizer, rematerialize
-from sdjax.training.trainable import assemble_adapter
+from sdjax.training.trainable import AssembleAdapter
 
 PAIRS, TOKENS, RANK = 16, 1024, 256
 
@@ -77,7 +77,7 @@ def main() -> None:
         "weights": rows((parts, targets), jnp.float32),
         "reference": rows((PAIRS, 2), jnp.float32),
     }
-    loss = rematerialize(dpo_loss(config, assemble_adapter(scale=1.0), DPOConfig(max_steps=100)))
+    loss = rematerialize(dpo_loss(config, AssembleAdapter(scale=1.0), DPOConfig(max_steps=100)))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     optimizer = OptimizerConfig(learning_rate=1e-6, max_steps=100)
     opt_state = jax.eval_shape(make_optimizer(optimizer).init, factors)

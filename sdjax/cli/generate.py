@@ -67,7 +67,7 @@ NO_PROGRAM = "no program"
 @click.option(
     "--iteration",
     type=click.IntRange(1, (1 << 32) - 1),
-    help="Iteration whose samples to draw.  [default: 1; with --run, the one after the last]",
+    help="Iteration whose samples to draw.  [default: 1; with --run, that of the newest generator]",
 )
 @click.option(
     "--slots",

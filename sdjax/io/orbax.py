@@ -251,7 +251,7 @@ class CheckpointFolder:
 
 
 class GeneratorCheckpoints(CheckpointFolder):
-    """Checkpoints of a run's generator: its adapter after each iteration, with a score."""
+    """Checkpoints of a run's generator: its adapter after each training, with a score."""
 
     def __init__(self, folder: str | Path, *, keep_latest: int = 2, keep_best: int = 1):
         """Open or create a folder that keeps the newest and the best checkpoints."""

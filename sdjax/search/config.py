@@ -265,6 +265,12 @@ class RunConfig:
         """The slots in order: expert_1, …, expert_k."""
         return tuple(f"expert_{n + 1}" for n in range(len(self.experts)))
 
+    @property
+    def trained_iterations(self) -> range:
+        """The iterations after which the generator is trained."""
+        last = self.iterations if self.training.after_last else self.iterations - 1
+        return range(1, last + 1 if self.training.enabled else 1)
+
     def to_json(self) -> dict[str, Any]:
         """Return the config as JSON-compatible data; the inverse of `config_from`."""
         return asdict(self)

@@ -24,6 +24,7 @@ from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.search.config import RunConfig
 from sdjax.search.plan import RunPlan, plan_run
 from sdjax.search.types import MAIN, Program
+from sdjax.training.jit_cache import JitCache
 
 
 def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
@@ -42,19 +43,21 @@ def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext(RunPlan):
-    """The loaded parts of a run. Only `verified`, a cache, changes during the run.
+    """The loaded parts of a run. Only the caches, `verified` and `training_jits`, change.
 
     Attributes:
         seed: parameters of the seed.
         experts: for each setting, the parameters in scope of each expert, in slot order.
         mergers: for each setting, the merger of the seed and the experts.
         verified: verified programs by identity, for programs that this process has verified.
+        training_jits: jitted functions of training, shared by all iterations.
     """
 
     seed: Params
     experts: Mapping[str, Sequence[Params]]
     mergers: Mapping[str, Merger]
     verified: dict[str, VerifiedProgram] = dataclasses.field(default_factory=dict)
+    training_jits: JitCache = dataclasses.field(default_factory=JitCache)
 
     def key(self, purpose: str, *numbers: int) -> jax.Array:
         """Return the PRNG key of one purpose; see `run_key`."""

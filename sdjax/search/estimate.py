@@ -75,7 +75,7 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
         if iteration not in generated
     )
     to_judge = to_sample + len(judged) - len(known)
-    trained = len(store.select(Checkpoint)) if config.training.enabled else config.iterations
+    trained = {checkpoint.iteration for checkpoint in store.select(Checkpoint)}
     tuned = tuned_methods(plan, store)
     methods = tuned_method_count(config) if baselines else len(tuned)
     per_setting = len(fixed) + methods + config.test.top_k
@@ -87,7 +87,7 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
         generate=to_sample,
         admit=to_judge,
         score=unscored + novel_share * to_judge,
-        refine=max(0, config.iterations - trained),
+        refine=len(set(config.trained_iterations) - trained),
         test=max(0, per_setting * len(plan.settings) - tested),
     )
 

@@ -53,6 +53,7 @@ EXTENSIONS: dict[str, _Extension] = {
     "iterations": _LARGER,
     "generation.samples": _LARGER,
     "test.top_k": _LARGER,
+    "training.after_last": _ANY,
     "baselines.paper.*": _MORE_POINTS,
     "baselines.fine.*": _MORE_POINTS,
     "transfer": _NEW_EXPERTS,

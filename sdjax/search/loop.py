@@ -58,9 +58,10 @@ def run_search(
     """Start a search run in a folder, or resume the run that the folder contains.
 
     The folder will contain the store `run.sqlite`, the generators' checkpoints, and the generator
-    of every iteration as a PEFT adapter, `adapters/iteration-N`. The result of a
-    run that was killed and resumed is identical to that of an uninterrupted run. With several
-    processes, every process must call this function with the same shared folder.
+    trained after each iteration but the last (see `training.after_last`) as a PEFT adapter,
+    `adapters/iteration-N`. The result of a run that was killed and resumed is identical to that of
+    an uninterrupted run. With several processes, every process must call this function with the
+    same shared folder.
 
     Progress is logged: first the folder, the devices, the models and the amount of work, then the
     phases (see `sdjax.core.progress`), the result of each iteration, and the time that is left.
@@ -124,7 +125,7 @@ def run_iteration(
     iteration: int,
     clock: PhaseClock,
 ) -> None:
-    """Run one iteration, up to saving the generator of the next iteration."""
+    """Run one iteration, up to saving the generator of the next iteration, if there is one."""
     config = context.config
     trained = _trained_iterations(store)
     if config.training.enabled and iteration in trained:
@@ -159,7 +160,7 @@ def run_iteration(
     with clock.timed(iteration, "score"):
         score_programs(context, store, sandbox, iteration=iteration)
     pairs = choose_pairs(context, store, iteration=iteration)
-    if not config.training.enabled:
+    if iteration not in config.trained_iterations:
         return
     with clock.timed(iteration, "refine"):
         # Without pairs there is nothing to train on, so the generator is unchanged.

@@ -218,6 +218,7 @@ def refine(
         context.config.training,
         key=context.key("refine", iteration),
         title=f"iteration {iteration}: refine",
+        jit_cache=context.training_jits,
     )
     return dataclasses.replace(adapter, factors=factors)
 

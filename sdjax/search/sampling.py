@@ -147,8 +147,7 @@ def generator_of_run(
 ) -> Generator:
     """Load the generator of a run's iteration, whose samples equal those of the run.
 
-    The iteration is by default the one after the last training, whose generator no iteration has
-    sampled yet.
+    The iteration is by default that of the newest generator.
 
     Args:
         folder: the run folder.
@@ -275,7 +274,8 @@ def _run_adapter(
     if iteration > max(trained, default=0) + 1 and config.training.enabled:
         raise UserError(
             f"{folder}: iteration {iteration} has no generator yet: the run has trained "
-            f"{len(trained)}; lower --iteration"
+            f"{len(trained)}; lower --iteration, or train one after the last iteration: "
+            f"sdjax run --resume {shlex.quote(str(folder))} --set training.after_last=true"
         )
     path = None
     if parent is not None:

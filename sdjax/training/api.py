@@ -13,6 +13,7 @@ from sdjax.sharding.memory import require_memory
 from sdjax.training.config import DPOConfig, OptimizerConfig
 from sdjax.training.dpo import TokenPair, dpo_loss, pad_pairs, reference_logprobs
 from sdjax.training.fit import Checkpoints, fit, num_parts, rematerialize
+from sdjax.training.jit_cache import JitCache
 from sdjax.training.packing import Example, pack, shuffled_batches, target_batches
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import Trainable
@@ -98,6 +99,7 @@ def train_dpo(
     title: str = "train",
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
+    jit_cache: JitCache | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train on preference pairs (DPO, Rafailov et al. 2023, arXiv 2305.18290).
 
@@ -115,6 +117,8 @@ def train_dpo(
         title: text in front of the progress bar.
         on_step: called after each step with its metrics.
         checkpoints: storage for the training state; nothing is stored by default.
+        jit_cache: cache of the compiled functions; rounds with equal settings that share one
+            compile them once.
 
     Returns:
         the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
@@ -148,7 +152,9 @@ def train_dpo(
     _check_batch(trainable, 2 * config.batch_size, data["tokens"].shape[-1])
 
     def compute_reference() -> np.ndarray:
-        return reference_logprobs(trainable, data, config, title=f"{title}, reference")
+        return reference_logprobs(
+            trainable, data, config, title=f"{title}, reference", jit_cache=jit_cache
+        )
 
     if reference_cache is None:
         data["reference"] = compute_reference()
@@ -163,6 +169,7 @@ def train_dpo(
         title=title,
         on_step=on_step,
         checkpoints=checkpoints,
+        jit_cache=jit_cache,
     )
 
 
@@ -255,6 +262,7 @@ def _fit(
     title: str,
     on_step: OnStep | None,
     checkpoints: Checkpoints | None,
+    jit_cache: JitCache | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
     return fit(
         rematerialize(loss) if remat else loss,
@@ -265,4 +273,5 @@ def _fit(
         title=title,
         on_step=on_step,
         checkpoints=checkpoints,
+        jit_cache=jit_cache,
     )

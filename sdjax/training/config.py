@@ -151,11 +151,14 @@ class RunTrainingConfig(DPOConfig):
 
     Attributes:
         enabled: False leaves the generator unchanged, as a control with equal budget.
+        after_last: whether the generator is also trained after the last iteration, though no
+            iteration samples from it then.
         rank: rank of the LoRA adapter.
         alpha: LoRA scaling; updates are scaled by alpha / rank.
     """
 
     enabled: bool = True
+    after_last: bool = False
     rank: PositiveInt = 256
     alpha: PositiveFloat = 256.0
 

@@ -23,11 +23,12 @@ from sdjax.models.types import Params
 from sdjax.sharding.rules import replicated
 from sdjax.training.config import DPOConfig
 from sdjax.training.fit import num_parts
+from sdjax.training.jit_cache import JitCache
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import LOSSES
-from sdjax.training.packing import Example, target_batches
+from sdjax.training.packing import Example, bucket_size, target_batches
 from sdjax.training.trainable import Assemble, Trainable
-from sdjax.training.types import Batch, LossFn, Metrics
+from sdjax.training.types import Batch, Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,27 +39,36 @@ class TokenPair:
     rejected: Example
 
 
-def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> LossFn:
-    """Return a loss function for batches of pairs: the preference loss plus `nll_weight` times NLL.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPOLoss:
+    """Loss function for batches of pairs: the preference loss plus `nll_weight` times NLL.
 
     Metrics have TRL's names; `dpo_loss` is the preference loss alone, and `nll_loss` is the mean
     negative log-likelihood per token of the chosen completions.
 
-    Args:
+    Attributes:
         config: architecture of the model.
         assemble: combines trainable and frozen arrays into a model.
-        dpo: loss, beta and `nll_weight`.
+        loss: name of the preference loss.
+        beta: strength of the pull toward the reference model.
+        nll_weight: weight of the negative log-likelihood.
     """
-    preference_loss = LOSSES[dpo.loss]
 
-    def loss(trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        policy = sequence_logprobs(config, *assemble(trainable, frozen), batch)
+    config: ModelConfig
+    assemble: Assemble
+    loss: str
+    beta: float
+    nll_weight: float
+
+    def __call__(self, trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Return the loss and metrics of a batch; the arguments are those of `fit`."""
+        policy = sequence_logprobs(self.config, *self.assemble(trainable, frozen), batch)
         log_ratios = policy - batch["reference"]
         lengths = _sum_by_completion(jnp.asarray(batch["weights"]), batch)
-        rewards = dpo.beta * log_ratios
+        rewards = self.beta * log_ratios
         reward_margin = rewards[:, 0] - rewards[:, 1]
         nll = -(policy[:, 0] / lengths[:, 0]).mean()
-        value = preference_loss(log_ratios, lengths, dpo.beta).mean()
+        value = LOSSES[self.loss](log_ratios, lengths, self.beta).mean()
         metrics = {
             "dpo_loss": value,
             "nll_loss": nll,
@@ -70,9 +80,18 @@ def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> LossFn:
             "logps/rejected": policy[:, 1].mean(),
             "tokens": lengths.sum(),
         }
-        return value + dpo.nll_weight * nll, metrics
+        return value + self.nll_weight * nll, metrics
 
-    return loss
+
+def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> DPOLoss:
+    """Return the loss function of a DPO config."""
+    return DPOLoss(
+        config=config,
+        assemble=assemble,
+        loss=dpo.loss,
+        beta=dpo.beta,
+        nll_weight=dpo.nll_weight,
+    )
 
 
 def reference_logprobs(
@@ -81,35 +100,75 @@ def reference_logprobs(
     dpo: DPOConfig,
     *,
     title: str = "reference",
+    jit_cache: JitCache | None = None,
 ) -> np.ndarray:
     """Return the log-probability of each completion under the reference: [pairs, 2] float32.
 
-    Must be called before the first update.
+    Must be called before the first update. A completion that occurs in several pairs is computed
+    once.
 
     Args:
         trainable: the policy.
         data: pairs, in the form returned by `pad_pairs`.
         dpo: config; `reference` selects the model, `batch_size` sets the pairs per batch.
         title: text in front of the progress bar.
+        jit_cache: cache of the jitted function, if several rounds share one.
     """
-
-    def logprobs(trained: Any, frozen: Any, batch: Batch) -> jax.Array:
-        params, adapter = trainable.assemble(trained, frozen)
-        if dpo.reference == "seed":
-            adapter = None
-        return sequence_logprobs(trainable.config, params, adapter, batch)
-
     arrays = (trainable.trainable, trainable.frozen)
-    compiled = jax.jit(logprobs, out_shardings=replicated(arrays))
-    count, size = len(data["tokens"]), dpo.batch_size
+    logprobs = ReferenceLogprobs(
+        config=trainable.config, assemble=trainable.assemble, reference=dpo.reference
+    )
+    compiled = (jit_cache or JitCache()).jit(logprobs, out_shardings=replicated(arrays))
+    firsts, completions = _distinct_completions(data)
     # The last batch wraps around, so that all batches have the same shape.
-    indices = [np.arange(start, start + size) % count for start in range(0, count, size)]
+    count, rows = len(firsts), 2 * dpo.batch_size
+    filled = firsts[np.arange(-(-count // rows) * rows) % count]
+    distinct = {
+        name: rearrange(data[name], "b s t -> (b s) t")[filled].reshape(-1, 2, data[name].shape[-1])
+        for name in ("tokens", "weights")
+    }
+    indices = list(np.arange(len(filled) // 2).reshape(-1, dpo.batch_size))
+    parts = num_parts(trainable.trainable, dpo.batch_size)
     results = []
     with progress_bar(title, len(indices)) as advance:
-        for batch in target_batches(data, indices, parts=num_parts(trainable.trainable, size)):
+        for batch in target_batches(distinct, indices, parts=parts):
             results.append(np.asarray(compiled(*arrays, batch)))
             advance()
-    return np.concatenate(results)[:count]
+    return np.concatenate(results).ravel()[completions].reshape(-1, 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceLogprobs:
+    """Function that returns the log-probabilities of a batch's completions under the reference.
+
+    Attributes:
+        config: architecture of the model.
+        assemble: combines trainable and frozen arrays into a model.
+        reference: "policy", or "seed" for the model without its adapter.
+    """
+
+    config: ModelConfig
+    assemble: Assemble
+    reference: str
+
+    def __call__(self, trainable: Any, frozen: Any, batch: Batch) -> Float[Array, "pairs 2"]:
+        """Return the log-probabilities of a batch as `target_batches` yields it."""
+        params, adapter = self.assemble(trainable, frozen)
+        if self.reference == "seed":
+            adapter = None
+        return sequence_logprobs(self.config, params, adapter, batch)
+
+
+def _distinct_completions(data: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the index of the first of each group of equal completions, and the groups of all."""
+    tokens, weights = (rearrange(data[name], "b s t -> (b s) t") for name in ("tokens", "weights"))
+    groups: dict[bytes, int] = {}
+    members = [
+        groups.setdefault(row.tobytes() + weight.tobytes(), len(groups))
+        for row, weight in zip(tokens, weights > 0, strict=True)
+    ]
+    firsts = np.unique(members, return_index=True)[1]
+    return firsts, np.array(members)
 
 
 def sequence_logprobs(
@@ -150,7 +209,7 @@ def _sum_by_completion(
 def pad_pairs(pairs: Sequence[TokenPair], max_seq_len: int) -> dict[str, np.ndarray]:
     """Return pairs as padded arrays.
 
-    The length is rounded up to a multiple of 64, so that rounds of similar length share a compiled
+    The length is rounded up to a bucket size, so that rounds of similar length share a compiled
     step.
 
     Args:
@@ -171,7 +230,7 @@ def pad_pairs(pairs: Sequence[TokenPair], max_seq_len: int) -> dict[str, np.ndar
             f"DPO: a pair has {longest} tokens, but the model's maximum sequence length is "
             f"{max_seq_len}; shorten it, or lower max_length"
         )
-    length = min(-(-longest // 64) * 64, max_seq_len)
+    length = min(bucket_size(longest), max_seq_len)
     tokens = np.zeros((len(pairs), 2, length), np.int32)
     weights = np.zeros((len(pairs), 2, length), np.float32)
     for index, pair in enumerate(pairs):

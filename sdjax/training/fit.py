@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -19,7 +20,8 @@ from sdjax.core.progress import progress_bar
 from sdjax.models.transformer import RESIDUAL
 from sdjax.sharding.rules import replicated
 from sdjax.training.config import OptimizerConfig
-from sdjax.training.types import Batch, LossFn, OnStep
+from sdjax.training.jit_cache import JitCache
+from sdjax.training.types import Batch, LossFn, Metrics, OnStep
 
 # Mesh axes over which the rows of a batch are sharded.
 _ROW_AXES = ("data", "fsdp")
@@ -83,32 +85,36 @@ def rematerialize(loss: LossFn) -> LossFn:
 
     The backward pass recomputes everything within a layer (Chen et al. 2016, arXiv 1604.06174).
     """
-    return jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL))
+    return _Rematerialized(loss=loss)
 
 
-def compile_step(
-    loss: LossFn, config: OptimizerConfig, *, out_shardings: Any = None
-) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any, Batch], tuple[Any, Any, dict]]]:
-    """Return the initializer and the jitted step function of a training run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rematerialized:
+    loss: LossFn
 
-    Args:
+    def __call__(self, trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        policy = jax.checkpoint_policies.save_only_these_names(RESIDUAL)
+        return jax.checkpoint(self.loss, policy=policy)(trainable, frozen, batch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TrainStep:
+    """Gradient and update of one batch; equal if the loss and the update rule are.
+
+    Attributes:
         loss: maps (trainable, frozen, batch) to a scalar and metrics.
         config: the update rule.
-        out_shardings: shardings of the step's outputs; by default, the compiler chooses them.
-
-    Returns:
-        `init(trainable) -> opt_state`, and
-        `step(trainable, opt_state, frozen, batch) -> (trainable, opt_state, metrics)`, which
-        donates its first two arguments.
     """
-    optimizer = make_optimizer(config)
 
-    @partial(jax.jit, out_shardings=out_shardings, donate_argnums=(0, 1))
-    def step(trainable: Any, opt_state: Any, frozen: Any, batch: Batch) -> tuple[Any, Any, dict]:
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-            trainable, frozen, batch
-        )
-        updates, opt_state = optimizer.update(gradient, opt_state, trainable)
+    loss: LossFn
+    config: OptimizerConfig
+
+    def __call__(
+        self, trainable: Any, opt_state: Any, frozen: Any, batch: Batch
+    ) -> tuple[Any, Any, Metrics]:
+        gradient_of = jax.value_and_grad(self.loss, has_aux=True)
+        (value, metrics), gradient = gradient_of(trainable, frozen, batch)
+        updates, opt_state = make_optimizer(self.config).update(gradient, opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         metrics |= {
             "loss": value,
@@ -117,7 +123,40 @@ def compile_step(
         }
         return trainable, opt_state, metrics
 
-    return optimizer.init, step
+
+def compile_step(
+    loss: LossFn,
+    config: OptimizerConfig,
+    *,
+    out_shardings: Any = None,
+    jit_cache: JitCache | None = None,
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any, Batch], tuple[Any, Any, dict]]]:
+    """Return the initializer and the jitted step function of a training run.
+
+    Args:
+        loss: maps (trainable, frozen, batch) to a scalar and metrics.
+        config: the update rule.
+        out_shardings: shardings of the step's outputs; by default, the compiler chooses them.
+        jit_cache: cache of the step function, if several runs share one; their losses are shared if
+            they are equal.
+
+    Returns:
+        `init(trainable) -> opt_state`, and
+        `step(trainable, opt_state, frozen, batch) -> (trainable, opt_state, metrics)`, which
+        donates its first two arguments.
+    """
+    step = _TrainStep(loss=loss, config=_without_length(config))
+    jitted = (jit_cache or JitCache()).jit(step, out_shardings=out_shardings, donate_argnums=(0, 1))
+    return make_optimizer(config).init, jitted
+
+
+def _without_length(config: OptimizerConfig) -> OptimizerConfig:
+    """Return the config without its number of steps, if the learning rate does not depend on it."""
+    if config.min_lr_ratio != 1:
+        return config
+    config = copy.copy(config)  # `replace` would validate defaults as if the user had set them
+    object.__setattr__(config, "max_steps", max(config.warmup_steps, 1))
+    return config
 
 
 def fit(
@@ -130,6 +169,7 @@ def fit(
     title: str = "train",
     on_step: OnStep | None = None,
     checkpoints: Checkpoints | None = None,
+    jit_cache: JitCache | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train until the batches are exhausted.
 
@@ -143,6 +183,7 @@ def fit(
         title: text in front of the progress bar.
         on_step: called after each step with its metrics, averaged over its batches.
         checkpoints: storage for the training state; nothing is stored by default.
+        jit_cache: cache of the step function, if several trainings share one.
 
     Returns:
         the trained pytree, and the metrics of each step executed by this call. They include `loss`,
@@ -158,7 +199,7 @@ def fit(
     if checkpoints is not None:
         done, trainable, opt_state = checkpoints.restore(trainable, opt_state)
     out_shardings = (_shardings(trainable), _shardings(opt_state), replicated(trainable))
-    _, step = compile_step(loss, config, out_shardings=out_shardings)
+    _, step = compile_step(loss, config, out_shardings=out_shardings, jit_cache=jit_cache)
     history: list[dict[str, float]] = []
     remaining = itertools.islice(batches, done * accumulation, None)
     with progress_bar(title, config.num_steps, completed=done) as advance:

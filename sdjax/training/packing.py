@@ -45,6 +45,16 @@ def shuffled_batches(
         yield np.fromiter(itertools.islice(order, batch_size), np.int64, batch_size)
 
 
+def bucket_size(size: int) -> int:
+    """Return a size rounded up to one of four sizes per power of two, all multiples of 64.
+
+    Rounds of training whose sizes are similar then share a compiled step, and at most a fifth of
+    a large size is padding.
+    """
+    step = max(64, (1 << (size - 1).bit_length()) // 8)
+    return -(-size // step) * step
+
+
 def target_batches(
     data: Mapping[str, np.ndarray], indices: Sequence[np.ndarray], *, parts: int = 1
 ) -> Iterator[Batch]:
@@ -62,11 +72,11 @@ def target_batches(
         the rows of each array; `target_index` [parts, targets] int32, the indices of the states
         that predict the targets of each part after concatenating its rows; and `weights`
         [parts, targets], 0 on padding. The number of targets is the maximum over all parts of all
-        batches, rounded up to a multiple of 64.
+        batches, rounded up to a bucket size.
     """
     target_counts = (data["weights"][..., 1:] > 0).reshape(len(data["weights"]), -1).sum(1)
     largest = max(target_counts[rows].reshape(parts, -1).sum(1).max() for rows in indices)
-    width = -(-int(largest) // 64) * 64
+    width = bucket_size(int(largest))
     for rows in indices:
         batch = {name: array[rows] for name, array in data.items()}
         next_weights = np.zeros_like(batch["weights"])

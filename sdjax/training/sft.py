@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sdjax.models.config import ModelConfig
 from sdjax.training.logprobs import token_logprobs
-from sdjax.training.trainable import Assemble, assemble_params
+from sdjax.training.trainable import Assemble, AssembleParams
 from sdjax.training.types import Batch, LossFn, Metrics
 
 
@@ -23,7 +23,7 @@ def sft_loss(config: ModelConfig, assemble: Assemble | None = None) -> LossFn:
         config: architecture of the model.
         assemble: combines trainable and frozen tensors; by default both are flat dicts.
     """
-    assemble = assemble or assemble_params()
+    assemble = assemble or AssembleParams()
 
     def loss(trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         batch = jax.tree.map(jnp.asarray, batch)

@@ -26,7 +26,7 @@ class Trainable:
         config: architecture of the model.
         trainable: pytree of float32 arrays, the master weights.
         frozen: pytree of arrays.
-        assemble: combines the two; traceable by JAX.
+        assemble: combines the two; traceable by JAX, and hashable.
     """
 
     config: ModelConfig
@@ -55,7 +55,7 @@ def full_finetune(
     """
     trainable, frozen = split_params(params, set(flatten(params) if paths is None else paths))
     return Trainable(
-        config=config, trainable=trainable, frozen=frozen, assemble=assemble_params(dtype=dtype)
+        config=config, trainable=trainable, frozen=frozen, assemble=AssembleParams(dtype=dtype)
     )
 
 
@@ -65,28 +65,32 @@ def lora_finetune(config: ModelConfig, params: Params, adapter: Adapter) -> Trai
         config=config,
         trainable=jax.tree.map(jnp.copy, adapter.factors),  # training donates them
         frozen=params,
-        assemble=assemble_adapter(scale=adapter.scale),
+        assemble=AssembleAdapter(scale=adapter.scale),
     )
 
 
-def assemble_params(*, dtype: Any = None) -> Assemble:
-    """Return a function that joins flat dicts of tensors, casting trainable ones to `dtype`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AssembleParams:
+    """Function that joins flat dicts of tensors, casting trainable ones to `dtype` if it is set."""
 
-    def assemble(trainable: dict, frozen: dict) -> tuple[Params, None]:
-        if dtype is not None:
-            trainable = {path: leaf.astype(dtype) for path, leaf in trainable.items()}
+    dtype: Any = None
+
+    def __call__(self, trainable: dict, frozen: dict) -> tuple[Params, None]:
+        """Return the parameters, and no adapter."""
+        if self.dtype is not None:
+            trainable = {path: leaf.astype(self.dtype) for path, leaf in trainable.items()}
         return unflatten(frozen | trainable), None
 
-    return assemble
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AssembleAdapter:
+    """Function that combines frozen weights with an adapter of trainable factors."""
 
-def assemble_adapter(*, scale: float) -> Assemble:
-    """Return a function that combines frozen weights with an adapter of trainable factors."""
+    scale: float
 
-    def assemble(trainable: dict, frozen: Params) -> tuple[Params, Adapter]:
-        return frozen, Adapter(factors=trainable, scale=scale)
-
-    return assemble
+    def __call__(self, trainable: dict, frozen: Params) -> tuple[Params, Adapter]:
+        """Return the frozen parameters and the adapter."""
+        return frozen, Adapter(factors=trainable, scale=self.scale)
 
 
 def split_params(

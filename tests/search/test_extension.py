@@ -41,6 +41,7 @@ def test_every_key_of_the_config_can_change_or_has_a_reason():
         ("iterations=5", "iterations", "5"),
         ("generation.samples=65", "generation.samples", "65"),
         ("test.top_k=6", "test.top_k", "6"),
+        ("training.after_last=true", "training.after_last", "true"),
         ("name=longer", "name", '"longer"'),
         ("sandbox.workers=7", "sandbox.workers", "7"),
         ("baselines.fine.karcher={}", "baselines.fine.karcher", "{}"),

@@ -110,7 +110,7 @@ def test_every_phase_saves_its_results(finished, small_config):
         assert novel
         assert novel <= scored
         assert {"seed", "expert:expert_1", "method:task_arithmetic(weight=0.2)"} <= scored
-        assert [checkpoint.iteration for checkpoint in store.select(Checkpoint)] == [1, 2]
+        assert [checkpoint.iteration for checkpoint in store.select(Checkpoint)] == [1]
         tested = [s.entry for s in store.summaries(TEST)]
         assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
 
@@ -118,23 +118,34 @@ def test_every_phase_saves_its_results(finished, small_config):
 def test_every_generator_is_a_peft_adapter_folder(finished, small_config):
     context = build_context(small_config)
     with GeneratorCheckpoints(finished / "generators") as checkpoints:
-        for iteration in (1, 2):
-            folder = finished / "adapters" / f"iteration-{iteration}"
-            saved, _ = checkpoints.restore_adapter(iteration)
-            written = read_adapter(folder, context.model, model=Path("zoo:seed"))
-            jax.tree.map(np.testing.assert_array_equal, written.factors, saved.factors)
-            assert written.scale == saved.scale
-            _, merged = load_model(f"zoo:seed+{folder}", dtype=np.float32)
-            _, seed = load_model("zoo:seed", dtype=np.float32)
-            expected = flatten(merge_lora(seed, saved))
-            changed = [
-                path
-                for path, leaf in flatten(merged).items()
-                if not np.array_equal(leaf, flatten(seed)[path])
-            ]
-            assert changed
-            for path in changed:
-                np.testing.assert_allclose(flatten(merged)[path], expected[path], atol=1e-2)
+        saved, _ = checkpoints.restore_adapter(1)
+    folder = finished / "adapters" / "iteration-1"
+    written = read_adapter(folder, context.model, model=Path("zoo:seed"))
+    jax.tree.map(np.testing.assert_array_equal, written.factors, saved.factors)
+    assert written.scale == saved.scale
+    _, merged = load_model(f"zoo:seed+{folder}", dtype=np.float32)
+    _, seed = load_model("zoo:seed", dtype=np.float32)
+    expected = flatten(merge_lora(seed, saved))
+    changed = [
+        path
+        for path, leaf in flatten(merged).items()
+        if not np.array_equal(leaf, flatten(seed)[path])
+    ]
+    assert changed
+    for path in changed:
+        np.testing.assert_allclose(flatten(merged)[path], expected[path], atol=1e-2)
+
+
+def test_generator_is_trained_after_the_last_iteration_on_request(finished, small_config, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    training = dataclasses.replace(small_config.training, after_last=True)
+    run_search(dataclasses.replace(small_config, training=training), folder)
+    with Store.open(folder) as store:
+        assert [one.iteration for one in store.select(Checkpoint)] == [1, 2]
+        assert [one.key for one in store.select(Change)] == ["training.after_last"]
+    assert (folder / "adapters" / "iteration-2" / "adapter_model.safetensors").exists()
+    assert results(folder) == results(finished)
 
 
 def test_missing_adapter_folder_is_written_again_from_its_checkpoint(
@@ -142,7 +153,7 @@ def test_missing_adapter_folder_is_written_again_from_its_checkpoint(
 ):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    file = folder / "adapters/iteration-2/adapter_model.safetensors"
+    file = folder / "adapters/iteration-1/adapter_model.safetensors"
     before = file.read_bytes()
     shutil.rmtree(file.parent)
     run_search(small_config, folder)
@@ -433,7 +444,8 @@ def test_control_is_never_trained(small_config, tmp_path):
 def test_without_pairs_the_generator_is_unchanged(small_config, tmp_path, monkeypatch):
     """Check that the run continues with the same generator."""
     monkeypatch.setattr(phases, "make_pairs", lambda *args, **options: ())
-    config = dataclasses.replace(small_config, iterations=1)
+    training = dataclasses.replace(small_config.training, after_last=True)
+    config = dataclasses.replace(small_config, iterations=1, training=training)
     run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
         assert store.select(Checkpoint)[0].detail == {"pairs": 0}
@@ -490,7 +502,7 @@ def test_samples_of_an_iteration_are_drawn_again(finished):
             # Whatever the number of samples and of slots.
             assert sampled(finished, 3, iteration=iteration) == stored[:3]
         first = [(s.number, s.text, s.tokens, s.stopped) for s in store.judged(1)]
-    assert sampled(finished, 8) != first  # of the generator after the last training
+    assert sampled(finished, 8) != first  # of the newest generator
 
 
 def test_model_with_adapter_and_the_settings_of_a_run_gives_its_samples(finished, small_config):
@@ -511,9 +523,11 @@ def test_model_with_adapter_and_the_settings_of_a_run_gives_its_samples(finished
 
 
 def test_generator_of_a_missing_iteration_is_an_error(finished, tmp_path):
-    with pytest.raises(UserError, match="iteration 4 has no generator yet"):
+    with pytest.raises(
+        UserError, match=r"iteration 4 has no generator yet: .*--set training.after_last"
+    ):
         generator_of_run(finished, SamplingOptions(iteration=4))
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "adapters")
-    with pytest.raises(UserError, match=r"iteration-2: not found; `sdjax run --resume"):
+    with pytest.raises(UserError, match=r"iteration-1: not found; `sdjax run --resume"):
         generator_of_run(tmp_path / "run", SamplingOptions())

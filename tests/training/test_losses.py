@@ -13,14 +13,16 @@ from sdjax.models.params import init_params
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
 from sdjax.sharding.mesh import make_mesh
-from sdjax.testing import tiny_config
+from sdjax.testing import count_compilations, tiny_config
 from sdjax.training import logprobs as logprobs_module
 from sdjax.training.api import train_dpo
-from sdjax.training.config import DPOConfig
-from sdjax.training.dpo import TokenPair, pad_pairs, sequence_logprobs
+from sdjax.training.config import DPOConfig, OptimizerConfig
+from sdjax.training.dpo import TokenPair, pad_pairs, reference_logprobs, sequence_logprobs
+from sdjax.training.fit import compile_step
+from sdjax.training.jit_cache import JitCache
 from sdjax.training.logprobs import token_logprobs
 from sdjax.training.losses import ipo_loss, sigmoid_loss
-from sdjax.training.packing import Example, pack, target_batches
+from sdjax.training.packing import Example, bucket_size, pack, target_batches
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import full_finetune, lora_finetune, split_params
 
@@ -54,9 +56,14 @@ def adapter():
     return init_adapter(CONFIG, jax.random.key(1), rank=4, alpha=8)
 
 
+JITS = JitCache()  # shared by the tests, as it is by the rounds of a run
+
+
 def dpo(params, adapter, pairs, settings, seed=0):
     trainable = lora_finetune(CONFIG, params, adapter)
-    factors, history = train_dpo(trainable, pairs, settings, key=jax.random.key(seed))
+    factors, history = train_dpo(
+        trainable, pairs, settings, key=jax.random.key(seed), jit_cache=JITS
+    )
     return replace(adapter, factors=factors), history
 
 
@@ -117,6 +124,68 @@ def test_dpo_starts_at_log_2_and_widens_the_margin(params, adapter):
     before = sequence_logprobs(CONFIG, params, adapter, batch)
     after = sequence_logprobs(CONFIG, params, trained, batch)
     assert np.all((after[:, 0] - after[:, 1]) > (before[:, 0] - before[:, 1]))
+
+
+def test_rounds_share_compiled_functions(params, adapter):
+    once, _ = dpo(params, adapter, PAIRS, SETTINGS)
+    others = [PAIRS[2], PAIRS[0], pair((2, 3, 4), (5, 1), (7, 8, 9, 10, 11, 1))]
+    with count_compilations() as compilations:
+        shared, history = dpo(params, once, others, replace(SETTINGS, max_steps=7))
+    assert compilations.count == 0
+    trainable = lora_finetune(CONFIG, params, once)
+    alone, expected = train_dpo(
+        trainable, others, replace(SETTINGS, max_steps=7), key=jax.random.key(0)
+    )
+    assert history == expected
+    jax.tree.map(np.testing.assert_array_equal, shared.factors, alone)
+
+
+def test_decaying_learning_rate_depends_on_the_number_of_steps():
+    short, long = (
+        OptimizerConfig(max_steps=steps, learning_rate=1.0, min_lr_ratio=0.1) for steps in (2, 20)
+    )
+    cache = JitCache()
+    steps = {
+        config: compile_step(sft_loss(CONFIG), config, jit_cache=cache)[1]
+        for config in (short, long)
+    }
+    assert steps[short] is not steps[long]
+
+
+def test_reference_is_computed_once_per_distinct_completion(params):
+    """Check nine pairs of three chosen and three rejected completions, in batches of two pairs."""
+    calls = []
+
+    class CountingCache(JitCache):
+        def jit(self, function, **options):
+            jitted = super().jit(function, **options)
+
+            def counted(*arguments):
+                calls.append(arguments)
+                return jitted(*arguments)
+
+            return counted
+
+    pairs = [
+        TokenPair(chosen=one.chosen, rejected=other.rejected) for one in PAIRS for other in PAIRS
+    ]
+    data = pad_pairs(pairs, CONFIG.max_seq_len)
+    trainable = full_finetune(CONFIG, params)
+    found = reference_logprobs(trainable, data, SETTINGS, jit_cache=CountingCache())
+    assert len(calls) == 2  # of six completions; five without sharing
+    for index, one in enumerate(pairs):
+        for side, text in enumerate((one.chosen, one.rejected)):
+            tokens = np.array([text.prompt + text.target])
+            expected = full_logprobs(params, tokens)[0, len(text.prompt) - 1 :].sum()
+            np.testing.assert_allclose(found[index, side], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(1, 64), (64, 64), (65, 128), (129, 192), (513, 640), (1205, 1280), (1235, 1280)],
+)
+def test_sizes_are_rounded_up_to_buckets(size, expected):
+    assert bucket_size(size) == expected
 
 
 def test_second_round_starts_at_log_2_against_its_own_start(params, adapter):
