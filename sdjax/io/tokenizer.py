@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.io.chat_template import RENDERER
 from sdjax.io.links import member
 from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.model_paths import locate
@@ -97,19 +98,20 @@ class Tokenizer:
                 f"{self.folder}: the tokenizer has no chat template; "
                 f"add {CHAT_TEMPLATE}, or use plain prompts"
             )
+        special = self._full.special_tokens_map
         try:
-            text = self._full.apply_chat_template(
-                [dict(message) for message in messages],
+            return RENDERER.render(
+                self._full.get_chat_template(),
+                [{key: text for key, text in one.items() if text is not None} for one in messages],
                 add_generation_prompt=add_generation_prompt,
-                tokenize=False,
+                tokens={name: _plain(token) for name, token in special.items()},
             )
-        except Exception as error:  # a template is a program, which may raise anything
+        except ValueError as error:
             line = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{self.folder}: the chat template rejects these messages ({line}); "
                 "fix the template or the messages"
             ) from None
-        return str(text)
 
     def as_prompt(self, text: str) -> str:
         """Render a user message with the chat template; return it unchanged if there is none."""
@@ -292,6 +294,11 @@ def load_full_tokenizer(folder: Path) -> Any:
         raise UserError(
             f"{folder}: the tokenizer cannot be read ({line}); copy its files again"
         ) from None
+
+
+def _plain(token: Any) -> str | list[str]:
+    """Return a special token, or several, as text."""
+    return [str(item) for item in token] if isinstance(token, list | tuple) else str(token)
 
 
 def _token_text(token: Any) -> str | None:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sdjax.core.errors import UserError
+from sdjax.io import chat_template
 from sdjax.io.tokenizer import load_tokenizer
 
 CORPUS = [
@@ -128,6 +129,26 @@ def test_chat_template(folder):
     assert ours.render_chat(messages, add_generation_prompt=False) == "<s><user>hello"
 
 
+def test_chats_are_rendered_as_by_transformers(folder):
+    template = (
+        "{{ bos_token }}{%- for m in messages %}\n  {{ m.role }}:{{ m.content | trim }}"
+        "{% if m.reasoning_content is defined %}{{ m.reasoning_content }}{% endif %}"
+        "{% generation %}{{ m | tojson }}{% endgeneration %}"
+        "{% if loop.last %}{% break %}{% endif %}"
+        "{% endfor %}{{ tools }}{{ pad_token }}{{ none_token | default('?') }}"
+        "{% set ns = namespace(a=1) %}{% set ns.a = 2 %}{{ ns.a }}"
+    )
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    messages = [
+        {"role": "user", "content": " \U0001f600 <é>", "name": None},
+        {"role": "assistant", "content": "x", "reasoning_content": "y"},
+    ]
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
+    assert load_tokenizer(folder).render_chat(messages) == theirs
+
+
 def test_prompt_has_one_start_token_with_and_without_chat_template(folder):
     plain = load_tokenizer(folder)
     assert plain.as_prompt("hello") == "hello"
@@ -226,6 +247,29 @@ def test_padding_id_of_a_wrong_type_is_refused(folder):
     (folder / "generation_config.json").write_text('{"pad_token_id": "0"}')
     with pytest.raises(UserError, match="pad_token_id must be a token id, not '0'"):
         load_tokenizer(folder)
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_templates_that_do_not_end_are_stopped(folder, monkeypatch):
+    template = (
+        "{% if messages[0].content == 'memory' %}{{ 'x' * messages[0] | length * 10**10 }}"
+        "{% elif messages[0].content == 'text' %}{{ 'x' * messages[0] | length * 10**7 }}"
+        "{% elif messages[0].content == 'time' %}" + LOOPS + "{% endif %}."
+    )
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    tokenizer = load_tokenizer(folder)
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 1)
+    for content, reason in (
+        ("time", "it takes more than 1 s of processor time"),
+        ("memory", "MemoryError|needs too much memory"),
+        ("text", "a text of more than 4,000,000 characters"),
+    ):
+        with pytest.raises(UserError, match=f"rejects these messages .*({reason})") as error:
+            tokenizer.as_prompt(content)
+        assert "\n" not in str(error.value)
+        assert tokenizer.as_prompt("x") == "."  # the next template is rendered
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages + 1 }}", "{{ [].x.y }}"])
