@@ -15,7 +15,6 @@ import click
 from sdjax.cli.group import echo, examples
 from sdjax.cli.open_algorithm import (
     not_found,
-    read_program,
     source_of_method,
     wrong_number_of_experts,
 )
@@ -122,6 +121,7 @@ def check_files(
 
 def _read(name: str, max_bytes: int) -> str:
     from sdjax.merging.methods.registry import methods
+    from sdjax.programs.program_file import read_program
 
     if os.path.exists(name):
         return read_program(name, max_bytes)

@@ -15,6 +15,7 @@ from sdjax.cli.methods import methods
 from sdjax.cli.report import report
 from sdjax.cli.run import run
 from sdjax.cli.train import train
+from sdjax.cli.tune import tune
 from sdjax.cli.zoo import zoo_group
 from sdjax.core.logging import configure_logging
 
@@ -26,5 +27,17 @@ def main() -> None:
     configure_logging()
 
 
-for command in (demo, run, report, merge, evaluate, generate, check, train, zoo_group, methods):
+for command in (
+    demo,
+    run,
+    report,
+    merge,
+    evaluate,
+    generate,
+    check,
+    train,
+    tune,
+    zoo_group,
+    methods,
+):
     main.add_command(command)

@@ -120,14 +120,6 @@ def wrong_number_of_experts(name: str, count: int) -> str:
     return f"{name} takes {allowed} expert{'' if fewest == 1 else 's'}, not {count}"
 
 
-def read_program(file: Path | str, max_bytes: int) -> str:
-    """Return the text of a program file; the sandbox refuses one that is longer or not UTF-8."""
-    from sdjax.core.files import open_file
-
-    with open_file(Path(file)) as source:
-        return source.read(max_bytes + 1).decode("utf-8-sig", "surrogateescape")
-
-
 def source_of_method(name: str) -> str:
     """Return the source text of a shipped method, which the sandbox admits like any program."""
     from sdjax.merging.methods.registry import methods
@@ -159,6 +151,7 @@ def judged_algorithm(
     Raises:
         UserError: the file cannot be read, the program is refused, or a layer is missing.
     """
+    from sdjax.programs.program_file import read_program
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.sandbox import Sandbox
 

@@ -19,6 +19,7 @@ from sdjax.core.errors import UserError
 from sdjax.core.progress import Advance, progress_bar
 from sdjax.core.versions import current_versions
 from sdjax.io.atomic_write import resolve_new_folder
+from sdjax.io.hf_checkpoint import write_model
 from sdjax.merging.recipe.from_algorithm import merge_algorithm
 from sdjax.merging.recipe.model_card import Provenance
 from sdjax.merging.scope import Scope
@@ -35,7 +36,7 @@ from sdjax.tuning.types import Tunable
 
 def tune(
     what: str | Tunable,
-    task: str = "arithmetic",
+    task: str | None = None,
     *,
     base: str | None = None,
     experts: Mapping[str, str] | Sequence[str] = (),
@@ -47,7 +48,7 @@ def tune(
     starts: int = 1,
     seed: int = 0,
     overrides: Mapping[str, Sequence[float]] | None = None,
-    scope: Scope = "all",
+    scope: Scope | None = None,
     data: str | Path | None = None,
     shots: int | None = None,
     limit: int | None = None,
@@ -68,20 +69,22 @@ def tune(
     the tuned merge over the untuned one.
 
     Args:
-        what: a family of merges, a shipped method, a program file, a recipe, or a `Tunable`.
-        task: name of a task, a JSONL file, or the import path "module:Class" of a `Task`.
+        what: a family of merges, a shipped method, a program file, a recipe, a configuration of
+            mergekit-evolve, or a `Tunable`.
+        task: name of a task, a JSONL file, or the import path "module:Class" of a `Task`. By
+            default the one that `what` names, or arithmetic.
         base: the base model; a recipe names its own.
         experts: the experts, in order, or a mapping from name to model.
         budget: number of development evaluations.
-        optimizer: "gradient", "cmaes", or "auto": by gradient if the task has training problems and
-            the merge is differentiable in every number.
+        optimizer: "cmaes", or "auto" or "gradient": by gradient if the task has training problems
+            and the merge is differentiable, and by CMA-ES otherwise; see `SearchConfig`.
         steps: gradient steps per start.
         learning_rate: of Adam, as a fraction of the distance between a number's bounds.
         batch: rows of packed training problems per step.
         starts: searches from different initial values, which share the budget.
         seed: seed of the search, and of random merge methods.
         overrides: name of a number to (start,) or (start, low, high).
-        scope: tensors to merge: "all", "mlp", "attention" or glob patterns.
+        scope: tensors to merge: "all" (the default), "mlp", "attention" or glob patterns.
         data: file or folder with the task's problems.
         shots: number of worked examples before each problem that is decoded.
         limit: use at most this many problems of each half.
@@ -153,41 +156,46 @@ def tune(
         versions=current_versions(),
         accept_versions=accept_versions,
     )
+    key = jax.random.key(seed)
     with trace:
-        result = _search(setup, search, metric, trace)
+        weights = setup.load(key, metric)
+        result = _search(setup, weights, search, metric, trace)
         if out is not None and is_main_process():
             write_result(Path(out), result)
-    if merged is not None and is_main_process():
-        _write_merged(setup, result, Path(merged), seed)
+    if merged is not None:
+        _write_merged(setup, weights, result, Path(merged), seed)
     return result
 
 
-def _search(setup: TuningSetup, search: SearchConfig, metric: str, trace: Trace) -> Tuning:
+def _search(
+    setup: TuningSetup, weights: TuningWeights, search: SearchConfig, metric: str, trace: Trace
+) -> Tuning:
     tunable, key = setup.tunable, jax.random.key(search.seed)
-    weights = setup.load(key, metric)
     evaluations = Evaluations(
         partial(weights.scorer, problems=setup.development), search.budget, trace
     )
-    loss, notes = _training_loss(setup, weights, search, key)
+    loss, complete, notes = _training_loss(setup, weights, search, key)
+    optimizers = []
     if loss is not None:
+        optimizers.append("gradient")
+        first = search if complete else dataclasses.replace(search, budget=search.budget // 2)
         with _reporting(trace, "step", search.starts * search.steps) as advance:
 
             def on_step(start: int, step: int, event: Mapping[str, Any]) -> None:
-                best = evaluations.best
                 shown = [] if event["loss"] is None else [f"loss {event['loss']:.3f}"]
-                shown += [] if best is None else [f"best {100 * best['score']:.1f} %"]
-                advance(description=f"tune: {', '.join(shown)}")
+                advance(description=f"tune: {', '.join([*shown, *_best(evaluations)])}")
 
-            search_by_gradient(tunable, loss, evaluations, search, trace, on_step=on_step)
-    else:
-        with _reporting(trace, "evaluation", search.budget) as advance:
+            search_by_gradient(tunable, loss, evaluations, first, trace, on_step=on_step)
+    if not complete:
+        optimizers.append("cmaes")
+        total = search.budget - evaluations.count
+        with _reporting(trace, "evaluation", total, before=evaluations.count) as advance:
 
             def on_evaluation(event: Mapping[str, Any]) -> None:
-                best = evaluations.best or event
-                advance(description=f"tune: best {100 * best['score']:.1f} %")
+                advance(description=f"tune: {', '.join(_best(evaluations))}")
 
             evaluations.on_evaluation = on_evaluation
-            search_by_evolution(tunable, evaluations, search)
+            search_by_evolution(tunable, evaluations, search, resume=loss is not None)
     best = evaluations.best
     assert best is not None  # every search evaluates at least one candidate
     values = np.array(best["values"])
@@ -202,7 +210,7 @@ def _search(setup: TuningSetup, search: SearchConfig, metric: str, trace: Trace)
         notes.append(f"{dropped} gradient steps were dropped: the gradient was not finite")
     return Tuning(
         name=tunable.name,
-        optimizer="cmaes" if loss is None else "gradient",
+        optimizers=tuple(optimizers),
         metric=metric,
         parameters=tunable.parameters,
         values=tuple(best["values"]),
@@ -219,14 +227,23 @@ def _search(setup: TuningSetup, search: SearchConfig, metric: str, trace: Trace)
     )
 
 
+def _best(evaluations: Evaluations) -> list[str]:
+    best = evaluations.best
+    return [] if best is None else [f"best {100 * best['score']:.1f} %"]
+
+
 def _training_loss(
     setup: TuningSetup, weights: TuningWeights, search: SearchConfig, key: jax.Array
-) -> tuple[MergeLoss | None, list[str]]:
-    """Return the loss of a search by gradient, or None and the reason for CMA-ES."""
+) -> tuple[MergeLoss | None, bool, list[str]]:
+    """Return the loss of a search by gradient, if there is one, and what is said about it.
+
+    Returns:
+        the loss; whether it has a gradient in every number; and the reason for CMA-ES.
+    """
     if search.optimizer == "cmaes":
-        return None, []
+        return None, False, []
     if not setup.training:
-        return None, [f"task {setup.task.name} has no training problems: tuned by CMA-ES"]
+        return None, False, [f"task {setup.task.name} has no training problems: tuned by CMA-ES"]
     loss = MergeLoss(
         weights.merger,
         setup.tunable,
@@ -239,20 +256,28 @@ def _training_loss(
     )
     blocked = loss.blocking()
     if not blocked:
-        return loss, []
-    index, operations = next(iter(blocked.items()))
-    name = setup.tunable.parameters[index].name
-    others = f" and {len(blocked) - 1} more" if len(blocked) > 1 else ""
-    reason = f"its derivative is zero ({', '.join(operations)})" if operations else "unused"
-    if operations and not all(operation.isidentifier() for operation in operations):
-        reason = f"JAX cannot differentiate the merge ({operations[0]})"
-    return None, [f"{name}{others} cannot be tuned by gradient, {reason}: tuned by CMA-ES"]
+        return loss, True, []
+    names = [setup.tunable.parameters[index].name for index in blocked]
+    operations = sorted({name for found in blocked.values() for name in found})
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    reason = f" ({', '.join(operations)})" if operations else ", the merge does not depend on it"
+    note = f"no gradient in {shown}{reason}: tuned by CMA-ES"
+    # One evaluation is needed for each optimizer and start.
+    usable = len(blocked) < len(setup.tunable.parameters) and search.budget // 2 >= search.starts
+    return (loss if usable else None), False, [note]
 
 
 @contextlib.contextmanager
-def _reporting(trace: Trace, kind: str, total: int) -> Iterator[Advance]:
-    """Yield a function that reports events of one kind, except those that were replayed."""
-    done = trace.count_stored(kind)
+def _reporting(trace: Trace, kind: str, total: int, *, before: int = 0) -> Iterator[Advance]:
+    """Yield a function that reports events of one kind, except those that were replayed.
+
+    Args:
+        trace: the trace.
+        kind: kind of the events.
+        total: number of events.
+        before: number of events of this kind that precede them.
+    """
+    done = max(0, trace.count_stored(kind) - before)
     with progress_bar("tune", total, completed=done) as advance:
 
         def report(
@@ -264,18 +289,26 @@ def _reporting(trace: Trace, kind: str, total: int) -> Iterator[Advance]:
         yield report
 
 
-def _write_merged(setup: TuningSetup, result: Tuning, folder: Path, seed: int) -> None:
+def _write_merged(
+    setup: TuningSetup, weights: TuningWeights, result: Tuning, folder: Path, seed: int
+) -> None:
     """Write the merged model, whose tensors are those that were evaluated."""
-    merge_algorithm(
-        setup.tunable.bind(np.array(result.values)),
-        setup.sources,
-        setup.model_set.scope,
-        folder,
-        provenance=Provenance(
-            method=f"{result.name}, tuned on {setup.task.name}",
-            file=f"{TUNED}{result.suffix}",
-            text=result.text,
-            seed=seed,
-        ),
-        key=jax.random.key(seed),
-    )
+    algorithm, key = setup.tunable.bind(np.array(result.values)), jax.random.key(seed)
+    if setup.model_set.base is None:
+        source = setup.sources.base.folder
+        merged = weights.merger(algorithm, key=key)
+        write_model(folder, setup.config, merged.params, assets_from=source)
+    elif is_main_process():
+        merge_algorithm(
+            algorithm,
+            setup.sources,
+            setup.model_set.scope,
+            folder,
+            provenance=Provenance(
+                method=f"{result.name}, tuned on {setup.task.name}",
+                file=f"{TUNED}{result.suffix}",
+                text=result.text,
+                seed=seed,
+            ),
+            key=key,
+        )

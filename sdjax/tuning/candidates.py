@@ -113,7 +113,3 @@ class CandidateScorer:
             "finite": True,
             "tokens": stats.prompt_tokens + stats.new_tokens,
         }
-
-    def release(self) -> None:
-        """Free the last candidate."""
-        self._last = None

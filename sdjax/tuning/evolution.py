@@ -14,7 +14,9 @@ from sdjax.tuning.types import Tunable
 _MIN_DIMENSIONS = 2  # of the library
 
 
-def search_by_evolution(tunable: Tunable, evaluations: Evaluations, config: SearchConfig) -> None:
+def search_by_evolution(
+    tunable: Tunable, evaluations: Evaluations, config: SearchConfig, *, resume: bool = False
+) -> None:
     """Maximize the development score.
 
     Each start evaluates its initial values first, which are the mean of its first generation. A
@@ -24,13 +26,17 @@ def search_by_evolution(tunable: Tunable, evaluations: Evaluations, config: Sear
         tunable: what is tuned.
         evaluations: the development evaluations, whose `best` is the result.
         config: settings of the search.
+        resume: make one start, from the best values so far, with what is left of the budget.
     """
     box = Box(tunable)
     size = len(tunable.parameters)
-    for start in range(config.starts):
-        last = sum(config.share(earlier) for earlier in range(start + 1))
-        initial = box.initial(start, config.seed)
-        evaluations(box.values(initial), start=start, generation=0)
+    for start in range(1 if resume else config.starts):
+        if resume and evaluations.best is not None:
+            initial, last = box.scaled(evaluations.best["values"]), config.budget
+        else:
+            initial = box.initial(start, config.seed)
+            last = sum(config.share(earlier) for earlier in range(start + 1))
+            evaluations(box.values(initial), start=start, generation=0)
         dimensions = max(size, _MIN_DIMENSIONS)  # further ones have no effect
         optimizer = CMA(
             mean=np.concatenate([initial, np.full(dimensions - size, 0.5)]),

@@ -170,12 +170,12 @@ class MergeLoss:
         """
         size = len(self._tunable.parameters)
         blocked = blocking_operations(self._representative_merges, size)
-        if not blocked:
+        if len(blocked) < size:
             try:
                 _ = self._traced
             except (NotImplementedError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:120]
-                blocked = dict.fromkeys(range(size), (reason,))
+                blocked = {index: blocked.get(index, (reason,)) for index in range(size)}
         return blocked
 
     @cached_property

@@ -12,6 +12,7 @@ from sdjax.core.progress import format_duration
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_difference
 from sdjax.io.atomic_write import write_file
 from sdjax.tuning.plot import search_plot
+from sdjax.tuning.trace import TRACE
 from sdjax.tuning.types import Parameter
 
 RESULT, PLOT, TUNED = "result.json", "tuning", "tuned"
@@ -23,7 +24,7 @@ class Tuning:
 
     Attributes:
         name: what was tuned.
-        optimizer: "gradient" or "cmaes".
+        optimizers: "gradient", "cmaes", or both in this order.
         metric: "strict" or "flexible".
         parameters: the numbers, with their initial values and bounds.
         values: the tuned numbers, in the same order.
@@ -43,7 +44,7 @@ class Tuning:
     """
 
     name: str
-    optimizer: str
+    optimizers: tuple[str, ...]
     metric: str
     parameters: tuple[Parameter, ...]
     values: tuple[float, ...]
@@ -60,6 +61,11 @@ class Tuning:
     notes: tuple[str, ...]
     trace: tuple[Mapping[str, Any], ...]
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files with the tuned program or recipe, the plot and the trace."""
+        return (f"{TUNED}{self.suffix}", f"{PLOT}.svg", f"{PLOT}.png", TRACE)
+
     def summary(self) -> str:
         """Return the result in a few lines."""
         starts = [parameter.start for parameter in self.parameters]
@@ -69,9 +75,9 @@ class Tuning:
             f"  {name:<{width}}  {start:>10.6g} -> {value:.6g}"
             for name, start, value in zip(names, starts, self.values, strict=True)
         ]
-        gradient = f", {self.steps} gradient steps" if self.optimizer == "gradient" else ""
+        gradient = f", {self.steps} gradient steps" if self.steps else ""
         dropped = f" ({self.dropped_steps} more dropped: not finite)" if self.dropped_steps else ""
-        count, how = len(self.parameters), _NAMES[self.optimizer]
+        count, how = len(self.parameters), " and ".join(_NAMES[name] for name in self.optimizers)
         return "\n".join(
             [
                 f"{self.name}: {count} number{'s' * (count > 1)} tuned by {how}, "
@@ -103,8 +109,8 @@ def paired_results(
     }
 
 
-def write_result(folder: Path, result: Tuning) -> list[Path]:
-    """Write the tuned program or recipe, the plot and the result; return their paths.
+def write_result(folder: Path, result: Tuning) -> None:
+    """Write the tuned program or recipe, the plot and the result.
 
     Args:
         folder: the folder of the trace.
@@ -115,12 +121,11 @@ def write_result(folder: Path, result: Tuning) -> list[Path]:
     files.append((RESULT, json.dumps(_to_json(result), indent=2) + "\n"))
     for name, content in files:
         write_file(folder / name, content)
-    return [folder / name for name, _ in files]
 
 
 def _to_json(result: Tuning) -> dict[str, Any]:
     intervals = {name: vars(getattr(result, name)) for name in ("untuned", "tuned", "gain")}
-    fields = ("name", "optimizer", "metric", "development", "evaluations", "steps")
+    fields = ("name", "optimizers", "metric", "development", "evaluations", "steps")
     return {
         **{name: getattr(result, name) for name in fields},
         "dropped_steps": result.dropped_steps,

@@ -6,7 +6,7 @@ Axes: parameters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +28,9 @@ class SearchConfig:
 
     Attributes:
         budget: number of development evaluations.
-        optimizer: "gradient", "cmaes", or "auto": by gradient if the task has training problems and
-            the merge is differentiable in every number, else by CMA-ES.
+        optimizer: "cmaes"; or "gradient" or "auto", by gradient if the task has training problems
+            and the merge is differentiable. If it is so in some of the numbers only, CMA-ES tunes
+            all of them with the second half of the budget, from the best values so far.
         starts: searches from different initial values, which share the budget; the first starts
             from the program's own values, the others at random.
         seed: seed of initial values, of the order of the training problems and of CMA-ES.
@@ -87,10 +88,14 @@ class Box:
         rounded = np.array([float(f"{value:.{_DIGITS}g}") for value in exact])
         return np.clip(rounded, self._low, self._low + self.width)
 
+    def scaled(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return values [parameters] scaled to [0, 1]."""
+        return (np.asarray(values) - self._low) / self.width
+
     def initial(self, start: int, seed: int) -> np.ndarray:
         """Return the scaled initial values of one start, [parameters]."""
         if start == 0:
-            return (self._start - self._low) / self.width
+            return self.scaled(self._start)
         return np.random.default_rng([seed, start]).uniform(size=len(self.width))
 
 

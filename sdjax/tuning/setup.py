@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,25 @@ from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger, default_slots
 from sdjax.merging.recipe.from_algorithm import MergeModels, open_models
+from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.merging.scope import Scope
 from sdjax.models.config import ModelConfig
 from sdjax.models.fingerprint import text_fingerprint
 from sdjax.models.params import param_specs
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
+from sdjax.programs.program_file import read_program
+from sdjax.programs.signature import merge_signature, merge_trial
+from sdjax.sandbox.sandbox import Sandbox
 from sdjax.training.packing import Example
 from sdjax.tuning.candidates import CandidateScorer, split_development
 from sdjax.tuning.loss import training_examples
 from sdjax.tuning.model_set import ModelSet
-from sdjax.tuning.open_tunable import open_tunable
+from sdjax.tuning.open_tunable import open_tunable, read_named_merge
+from sdjax.tuning.programs import program_tunable
 from sdjax.tuning.types import Tunable
+
+DEFAULT_TASK = "arithmetic"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +51,8 @@ class TuningWeights:
     """The loaded weights of a search.
 
     Attributes:
-        base: the base's parameters; those that are not merged have the compute dtype.
+        base: parameters of the base, or of the first expert if there is no base. Those that are
+            not merged have the compute dtype.
         merger: merger of the base and the experts.
         scorer: decodes the answers of a candidate.
     """
@@ -115,17 +124,17 @@ class TuningSetup:
             metric: "strict" or "flexible" accuracy is the score.
         """
         scope = set(self.model_set.in_scope)
-        loaded = load_model(self.sources.base.name, mesh=self.mesh)[1]
+        loaded = self._load_model(self.sources.base)
         # Tensors outside the scope are only read by forward passes, so they are cast once.
         dtype = self.decoder.compute_dtype
         leaves = {p: x if p in scope else x.astype(dtype) for p, x in flatten(loaded).items()}
         base = unflatten(leaves)
-        experts = [
-            load_model(model.name, paths=sorted(scope), mesh=self.mesh)[1]
-            for model in self.sources.experts.values()
-        ]
+        # Without a base, the first expert takes its place.
+        experts = [] if self.model_set.base else [base]
+        for model in list(self.sources.experts.values())[len(experts) :]:
+            experts.append(self._load_model(model, paths=sorted(scope)))
         merger = Merger(
-            base,
+            base if self.model_set.base else None,
             experts,
             slots=self.tunable.slots,
             scope=tuple(sorted(scope)),
@@ -143,14 +152,19 @@ class TuningSetup:
         )
         return TuningWeights(base=base, merger=merger, scorer=scorer)
 
+    def _load_model(self, model: SourceModel, *, paths: Sequence[str] | None = None) -> Params:
+        folder, *adapters = model.reader.folders
+        adapter = adapters[0] if adapters else None
+        return load_model(folder, adapter=adapter, paths=paths, mesh=self.mesh)[1]
+
 
 def build_setup(
     what: str | Tunable,
-    task: str,
+    task: str | None,
     *,
     base: str | None,
     experts: Mapping[str, str] | Sequence[str],
-    scope: Scope,
+    scope: Scope | None,
     data: str | Path | None,
     shots: int | None,
     limit: int | None,
@@ -162,32 +176,50 @@ def build_setup(
     trust_code: bool,
 ) -> TuningSetup:
     """Open the models and read the problems; see `sdjax.tune` for the arguments."""
-    if base is None:
-        raise UserError("tune requires a base model; pass --base MODEL")
-    if not isinstance(experts, Mapping):
-        experts = dict(zip(default_slots(len(experts)), experts, strict=True))
+    named = read_named_merge(what) if isinstance(what, str) else None
+    if named is not None:
+        if base is not None or experts or scope is not None:
+            raise UserError(
+                f"{what} names its models and tensors; remove --base, --expert, --scope"
+            )
+        base, experts = named.base, named.experts
+        task = task or _only_task(str(what), named.tasks)
+    else:
+        if base is None:
+            raise UserError("tune requires a base model; pass --base MODEL")
+        if not isinstance(experts, Mapping):
+            experts = dict(zip(default_slots(len(experts)), experts, strict=True))
     if not experts:
         raise UserError("tune requires at least one expert; pass --expert NAME=MODEL")
-    sources = open_models(base, experts, Path.cwd())
-    config = load_config(base)
-    paths = tuple(param_specs(config))
+    reference = next(iter(experts.values())) if base is None else base
+    sources = open_models(reference, experts, Path.cwd() if named is None else named.folder)
+    folder = sources.base.reader.folders[0]
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
     dtypes = {info.dtype.name for info in sources.base.info.values()}
     model_set = ModelSet(
         base=base,
         experts=dict(experts),
-        paths=paths,
-        scope=scope,
+        paths=tuple(param_specs(config)),
+        scope=scope or "all",
         dtype=dtypes.pop() if len(dtypes) == 1 else None,
     )
-    tunable = open_tunable(what, model_set) if isinstance(what, str) else what
+    tunable = what
+    if isinstance(tunable, str):
+        open_program = partial(
+            _open_program, sources=sources, scope=model_set.scope, allow_missing=allow_missing
+        )
+        tunable = open_tunable(tunable, model_set, open_program=open_program)
     if tunable.slots != tuple(experts):
         raise UserError(
             f"{tunable.name} merges {', '.join(tunable.slots)}, but the experts are named "
             f"{', '.join(experts)}; name them with --expert NAME=MODEL, in this order"
         )
-    tokenizer = load_tokenizer(base)
     loaded_task = find_task(
-        task, data=data, shots=shots, trust_code=trust_code, allow_missing=tuple(allow_missing)
+        task or DEFAULT_TASK,
+        data=data,
+        shots=shots,
+        trust_code=trust_code,
+        allow_missing=tuple(allow_missing),
     )
     problems = select_problems(loaded_task, "development")
     halves = [
@@ -222,3 +254,21 @@ def build_setup(
         mesh=mesh,
         notes=(*map(str, call_checked(loaded_task, "notes", (list, tuple))), *remarks),
     )
+
+
+def _only_task(what: str, tasks: Sequence[str]) -> str | None:
+    """Return the task that a file names, if any."""
+    if len(tasks) > 1:
+        raise UserError(f"{what}: one task at a time; choose with --task {' or '.join(tasks)}")
+    return tasks[0] if tasks else None
+
+
+def _open_program(
+    file: Path, *, sources: MergeModels, scope: Scope, allow_missing: Collection[str]
+) -> Tunable:
+    """Return a program file whose constants are tuned; the sandbox judges it."""
+    signature = merge_signature(sources, scope)
+    source = read_program(file, signature.limits.source_bytes)
+    with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
+        trial = merge_trial(sources, scope, compiler="full")
+        return program_tunable(source, sandbox, name=file.name, trial=trial)

@@ -22,8 +22,8 @@ def program() -> Kind:
 
 
 def check_program(folder: Path) -> None:
-    from sdjax.cli.open_algorithm import read_program
     from sdjax.core.errors import UserError
+    from sdjax.programs.program_file import read_program
     from sdjax.sandbox.refusal import Refusal
     from sdjax.sandbox.worker.rules import check_text
 
