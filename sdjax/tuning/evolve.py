@@ -45,7 +45,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 
 # Prefix of a task's name in lm-evaluation-harness, and the task here.
 _TASKS = {"gsm8k": "gsm8k", "minerva_math": "math", "hendrycks_math": "math", "svamp": "svamp"}
-_OWN_TASKS = ("arithmetic", "gsm8k", "math", "svamp")
 _GENOME_KEYS = (
     *("models", "merge_method", "base_model", "tokenizer_source", "layer_granularity", "normalize"),
     *("allow_negative_weights", "filters", "smooth"),
@@ -119,25 +118,6 @@ def read_evolve_config(document: YamlDocument, path: Path) -> NamedMerge:
         folder=path.parent,
         open=lambda models: genome_tunable(genome, models),
         tasks=_read_tasks(document, top.get("tasks")),
-    )
-
-
-def task_of(named: NamedMerge) -> str:
-    """Return the task here that corresponds to the file's task.
-
-    Raises:
-        UserError: there is none, or the file names several.
-    """
-    if len(named.tasks) != 1:
-        listed = ", ".join(named.tasks) or "none"
-        raise UserError(f"one task is needed, the file names {listed}; use --task TASK")
-    (name,) = named.tasks
-    for prefix, task in {**_TASKS, **{own: own for own in _OWN_TASKS}}.items():
-        if name.startswith(prefix):
-            return task
-    raise UserError(
-        f"the task {name!r} of lm-evaluation-harness has no counterpart here; use --task with "
-        f"{', '.join(_OWN_TASKS)}, a JSONL file or a class of your own"
     )
 
 
@@ -326,5 +306,10 @@ def _read_tasks(document: YamlDocument, node: yaml.Node | None) -> tuple[str, ..
             if "name" not in keys:
                 raise document.fail(item, "a task needs the key 'name'")
             name = keys["name"]
-        names.append(document.string(name, "a task"))
-    return tuple(names)
+        names.append(_own_task(document.string(name, "a task")))
+    return tuple(dict.fromkeys(names))
+
+
+def _own_task(name: str) -> str:
+    """Return the counterpart of a task of lm-evaluation-harness, or the name if it has none."""
+    return next((task for prefix, task in _TASKS.items() if name.startswith(prefix)), name)

@@ -51,7 +51,8 @@ class NamedMerge:
         experts: slot to name of the model, in order.
         folder: folder that the names of models are relative to, before the working directory.
         open: returns what is tuned, given those models.
-        tasks: names of the tasks that the file wants, if it names any.
+        tasks: names of the tasks that the file wants, if it names any; those of other tools that
+            have a counterpart here are translated.
     """
 
     base: str | None

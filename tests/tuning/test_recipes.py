@@ -5,7 +5,6 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.merging.engine import Merger
 from sdjax.merging.recipe.pipeline import merge_recipe
-from sdjax.tuning.evolve import task_of
 from sdjax.tuning.open_tunable import open_tunable, read_named_merge
 
 RECIPE = """\
@@ -137,21 +136,15 @@ def test_groups_of_layers_switch_at_their_ends(folders, model_set):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ("[gsm8k_train]", "gsm8k"),
-        ("[hendrycks_math_algebra]", "math"),
-        ("[arithmetic]", "arithmetic"),
-        ("[mmlu]", "the task 'mmlu' of lm-evaluation-harness has no counterpart"),
-        ("[gsm8k, mmlu]", "the file names gsm8k, mmlu; use --task"),
+        ("[gsm8k_train]", ("gsm8k",)),
+        ("[{name: hendrycks_math_algebra}, minerva_math]", ("math",)),
+        ("[arithmetic, mmlu]", ("arithmetic", "mmlu")),  # mmlu has no counterpart
     ],
 )
-def test_tasks_are_mapped_or_refused(folders, model_set, names, expected):
+def test_tasks_of_the_harness_are_translated(tmp_path, model_set, names, expected):
     start = EVOLVE.partition("tasks:")[0]
-    named, _ = open_recipe(folders, f"{start}tasks: {names}\n", model_set)
-    try:
-        found = task_of(named)
-    except UserError as error:
-        found = str(error)
-    assert expected in found
+    named, _ = open_recipe(tmp_path, f"{start}tasks: {names}\n", model_set)
+    assert named.tasks == expected
 
 
 SLICES = "slices: [{sources: [{model: math, layer_range: [0, 1]}]}]\nmerge_method: passthrough\n"
