@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any, TypeVar
 
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import local_model_folder
@@ -36,6 +37,8 @@ from sdjax.search.types import (
     StoredPair,
     program_entry,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +144,8 @@ class ReportData:
 
 def read_report(store: Store) -> ReportData:
     """Read all data of a report from a run's store."""
-    config = store.run().config
-    metric = config.get("task", {}).get("metric", "strict")
+    metric = _config_value(store, "task", "metric", default="strict")
+    metric = metric if metric in ("strict", "flexible") else "strict"
     scores = complete_scores(store, metric)
     tables = {
         setting.name: final_rows(store, setting.name, metric) for setting in store.select(Setting)
@@ -150,16 +153,16 @@ def read_report(store: Store) -> ReportData:
     tables = {setting: rows for setting, rows in tables.items() if rows}
     judged = store.judged()
     iterations = _iterations(store, judged, development_scores(store, metric))
-    top_k = config.get("test", {}).get("top_k", 15)
+    top_k = _config_value(store, "test", "top_k", default=15)
     return ReportData(
         metric=metric,
         iterations=iterations,
         references=_reference_lines(store, scores),
         tables=tables,
         best_method=best_method(store, metric),
-        min_change=config.get("selection", {}).get("min_change", 0.0),
+        min_change=_config_value(store, "selection", "min_change", default=0.0),
         best=_best_programs(store, judged, scores, metric, tables.get(MAIN, ()), top_k),
-        missing=_missing(store, config.get("iterations"), iterations, tables),
+        missing=_missing(store, _config_value(store, "iterations", default=0), iterations, tables),
     )
 
 
@@ -205,6 +208,17 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
+def _config_value(store: Store, *keys: str, default: T) -> T:
+    """Return a value of the run's config; the default if it is missing or of another type.
+
+    A report is also written for a run whose config this version of sdjax does not accept.
+    """
+    value: Any = store.run().config
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if type(value) is type(default) else default
+
+
 def _reference_lines(store: Store, scores: Mapping[str, float]) -> tuple[ReferenceLine, ...]:
     """Return the scores of the seed, the best expert and the best method of each grid."""
     groups = [
@@ -222,6 +236,7 @@ def _groups(entry: Entry) -> list[str]:
             return ["best expert"]
         case "method":
             grids = entry.detail.get("grids", [])
+            grids = grids if isinstance(grids, list) else []
             return [f"best method, {grid} grid" for grid in grids] or ["best method"]
     return []
 
@@ -276,7 +291,7 @@ def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
 
 def _missing(
     store: Store,
-    total: int | None,
+    total: int,
     iterations: Sequence[IterationReport],
     tables: Mapping[str, Sequence[TestRow]],
 ) -> tuple[str, ...]:
@@ -286,7 +301,7 @@ def _missing(
         sentences.append("The run is unfinished; these are the results so far.")
     if not iterations:
         sentences.append("No program has been sampled yet.")
-    elif total is not None and len(iterations) < total:
+    elif len(iterations) < total:
         sentences.append(f"{len(iterations)} of {total} iterations have started.")
     waiting = sum(iteration.counts.get(NOT_JUDGED, 0) for iteration in iterations)
     if waiting:

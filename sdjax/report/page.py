@@ -52,7 +52,7 @@ def render(store: Store) -> str:
     run = store.run()
     report = read_report(store)
     return template.render(
-        name=run.config.get("name", "sdjax run"),
+        name=str(run.config.get("name", "sdjax run")),
         run=run,
         report=report,
         settings=store.select(Setting),

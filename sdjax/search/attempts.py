@@ -5,18 +5,18 @@ the process was killed in that merge. A crash or a hang is the program's fault, 
 (`cli/watchdog.py`) marks the attempt as the last one. Any other death, such as a power failure, may
 have nothing to do with the program, which is therefore tried once more.
 
-This module imports nothing but the standard library, `Refusal` and `schema_check`, since the
-watchdog is a process without JAX.
+This module and those that it imports need nothing but the standard library, since the watchdog is a
+process without JAX.
 """
 
 import contextlib
-import json
 import math
 import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+from sdjax.core.json import parse_json
 from sdjax.sandbox.refusal import COMPILER, Refusal
 from sdjax.search.schema_check import foreign_object, untrusted
 
@@ -41,18 +41,17 @@ def too_many_attempts(number: int) -> Refusal | None:
 
 def pending_attempt(folder: Path) -> tuple[str, str, int] | None:
     """Return entry, setting and number of the merge that is in progress in a run's folder."""
-    rows, _ = _execute(folder, "ro", "SELECT entry, setting, number FROM attempt")
+    rows, _ = _execute(folder, "ro", "SELECT entry, setting, number FROM attempt LIMIT 1")
     return rows[0] if rows else None
 
 
 def attempt_seconds(folder: Path) -> float:
     """Return the time that a merge may take: `sandbox.apply_seconds` of the run's config."""
-    rows, _ = _execute(folder, "ro", "SELECT config FROM run")
+    rows, _ = _execute(folder, "ro", "SELECT config FROM run LIMIT 1")
     try:
-        # A run of sdjax 0.2 has no such key.
-        return float(json.loads(rows[0][0])["sandbox"].get("apply_seconds", math.inf))
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-        return math.inf  # no run yet, or a damaged config, which the command itself reports
+        return float(parse_json(rows[0][0])["sandbox"]["apply_seconds"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return math.inf  # no run yet, one of sdjax 0.2, or a damaged one, which the command reports
 
 
 def make_attempt_the_last(folder: Path) -> bool:

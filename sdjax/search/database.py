@@ -172,7 +172,8 @@ class Database:
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise
         except sqlite3.DatabaseError as error:
-            remedy = storage_reason(error) or f"{error}; restore the file from a backup"
+            reason = " ".join(str(error).split())[:200]
+            remedy = storage_reason(error) or f"{reason}; restore the file from a backup"
             raise TransientError(
                 f"{self.path}: committed results are kept, but {remedy} and use --resume"
             ) from error

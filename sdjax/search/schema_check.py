@@ -1,13 +1,30 @@
 """Check of a run's database that may come from someone else.
 
 SQLite guarantees types, required values and references, but only those that the file's own schema
-declares. Views and triggers are programs, which may run forever.
+declares. It evaluates views, triggers, generated columns and the conditions of columns and indexes,
+which may never end or take all memory. Therefore only tables as sdjax declares them are read.
+
+This module needs nothing but the standard library, since the watchdog is a process without JAX.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
+
+MAX_CELL_BYTES = 32 << 20  # the largest cells are IR, at most `sandbox.ir_bytes`
+
+_NAMES = r"\w+(?:, \w+)*"
+_ITEMS = (
+    r"\w+ (?:TEXT|INTEGER|REAL|BLOB)(?: NOT NULL)?",
+    rf"PRIMARY KEY \({_NAMES}\)",
+    rf"FOREIGN KEY \({_NAMES}\) REFERENCES \w+\({_NAMES}\)",
+    r"CHECK \(kind IN \('\w+'(?:, '\w+')*\)\)",
+    r"CHECK \(chosen_identity <> rejected_identity\)",
+)
+_ITEM = rf"(?:{'|'.join(_ITEMS)})"
+_TABLE = re.compile(rf"CREATE TABLE \w+ \({_ITEM}(?:, {_ITEM})*\) STRICT")
 
 
 def untrusted(connection: sqlite3.Connection) -> None:
@@ -15,15 +32,16 @@ def untrusted(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA mmap_size = 0")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL_BYTES)
 
 
 def foreign_object(connection: sqlite3.Connection) -> str | None:
-    """Return the name of a view, trigger or virtual table in a database; None without one."""
-    row = connection.execute(
-        "SELECT type || ' ' || name FROM sqlite_master "
-        "WHERE type NOT IN ('table', 'index') OR rootpage = 0 OR rootpage IS NULL"
-    ).fetchone()
-    return None if row is None else str(row[0])
+    """Return the kind and name of anything that sdjax would not declare; None without one."""
+    for kind, name, text in connection.execute("SELECT type, name, sql FROM sqlite_master"):
+        is_index_of_key = kind == "index" and text is None
+        if not is_index_of_key and not (kind == "table" and _TABLE.fullmatch(text or "")):
+            return f"{kind} {str(name)[:60]!r}"
+    return None
 
 
 def damage(connection: sqlite3.Connection, schema: str, *, current: bool) -> str | None:
@@ -36,7 +54,7 @@ def damage(connection: sqlite3.Connection, schema: str, *, current: bool) -> str
             that may be null, and may have others.
     """
     if (name := foreign_object(connection)) is not None:
-        return f"contains the {name}"
+        return f"the {name} is not one of a run"
     with contextlib.closing(sqlite3.connect(":memory:")) as reference:
         reference.executescript(schema)
         for (table,) in reference.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):

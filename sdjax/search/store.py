@@ -11,20 +11,19 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.evaluation.task import Outcome
-from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
+from sdjax.sandbox.verdict import DuplicateIndex
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.database import Database, now
+from sdjax.search.sample_status import judged_sample
 from sdjax.search.tables import TABLES, migrations, schema
 from sdjax.search.types import (
     MAIN,
-    NO_PROGRAM,
-    NOT_JUDGED,
     SEARCH,
     Application,
     Attempt,
@@ -152,14 +151,21 @@ class Store:
         table = TABLES[record]
         if table.since > self._database.version:
             return ()
-        rows = self._database.read(*table.select(**where))
+        return self._decode(table.decode, self._database.read(*table.select(**where)))
+
+    def _values(self, record: type, *names: str, **where: Any) -> Iterator[list[Any]]:
+        """Return some columns of the selected records, without reading the others."""
+        table = TABLES[record]
+        columns = [column for column in table.columns if column.name in names]
+        rows = self._database.read(*table.select(", ".join(c.name for c in columns), **where))
+        return iter(self._decode(lambda row: table.decode_cells(row, columns), rows))
+
+    def _decode(self, decode: Callable[[Any], T], rows: Iterable[Any]) -> tuple[T, ...]:
+        """Decode rows; the file may be damaged, or somebody else may have written it."""
         try:
-            return tuple(table.decode(row) for row in rows)
+            return tuple(map(decode, rows))
         except ValueError as error:
-            raise UserError(
-                f"{self._database.path}: damaged (table {table.name}: {error}); restore it from a "
-                "backup, or start over with another --out"
-            ) from None
+            raise _damaged(self._database.path, error) from None
 
     def by_key(self, record: type[T], **where: Any) -> dict[str, T]:
         """Return the selected records by the first column of their key."""
@@ -248,12 +254,16 @@ class Store:
 
     def sample_numbers(self, iteration: int, purpose: str = SEARCH) -> set[int]:
         """Return the numbers of an iteration's samples."""
-        query = "SELECT number FROM sample WHERE purpose = ? AND iteration = ?"
-        return {row["number"] for row in self._database.read(query, (purpose, iteration))}
+        values = self._values(Sample, "number", purpose=purpose, iteration=iteration)
+        return {number for (number,) in values}
 
     def program(self, identity: str) -> Program:
-        """Return the program with an identity. Raises KeyError if it does not exist."""
-        return self.by_key(Program, identity=identity)[identity]
+        """Return the program with an identity."""
+        programs = self.select(Program, identity=identity)
+        if not programs:
+            name = truncated_repr(identity[:12])
+            raise _damaged(self._database.path, f"table program, column identity: no {name}")
+        return programs[0]
 
     def judged(self, iteration: int | None = None, purpose: str = SEARCH) -> list[JudgedSample]:
         """Return the samples of a purpose with their statuses, in sampling order.
@@ -262,10 +272,7 @@ class Store:
         "duplicate" afterwards, regardless of the order in which the verdicts were saved.
         """
         verdicts, earlier = self.by_key(StoredVerdict), DuplicateIndex()
-        fingerprints = {
-            row["identity"]: row["fingerprint"]
-            for row in self._database.read("SELECT identity, fingerprint FROM program")
-        }
+        fingerprints = dict(self._values(Program, "identity", "fingerprint"))
         setting_of = {generator.iteration: generator.setting for generator in self.select(Lineage)}
         applications = {
             (application.entry, application.setting): application
@@ -278,7 +285,7 @@ class Store:
             if verdict is not None and verdict.identity is not None:
                 name = program_entry(verdict.identity)
                 application = applications.get((name, setting_of.get(sample.iteration, MAIN)))
-            one = _judged(sample, verdict, application, earlier, fingerprints)
+            one = judged_sample(sample, verdict, application, earlier, fingerprints)
             if iteration is None or sample.iteration == iteration:
                 judged.append(one)
         return judged
@@ -347,57 +354,27 @@ class Store:
         """
         rows = self._database.read(
             """
-            SELECT entry, setting, split, e.complete, count(*) AS problems,
-                   avg(outcome_strict) AS strict, avg(outcome_flexible) AS flexible
-            FROM evaluation e JOIN score USING (entry, setting, split)
+            SELECT entry, setting, split, count(*) AS problems,
+                   avg(outcome_strict IS TRUE) AS strict, avg(outcome_flexible IS TRUE) AS flexible
+            FROM score
             WHERE (?1 IS NULL OR split = ?1) AND (?2 IS NULL OR setting = ?2)
-            GROUP BY e.rowid ORDER BY e.rowid
+            GROUP BY entry, setting, split
             """,
             (split, setting),
         )
-        return [Summary(**{**dict(row), "complete": bool(row["complete"])}) for row in rows]
+        means = {(row["entry"], row["setting"], row["split"]): dict(row) for row in rows}
+        keys = {(e.entry, e.setting, e.split): e.complete for e in self.select(Evaluation)}
+        return [Summary(**means[key], complete=keys[key]) for key in keys if key in means]
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(
+        f"{path}: {reason}; the file is damaged or was changed: restore it from a backup, or start "
+        "over with another --out"
+    )
 
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:
     """Return a hash of a config's JSON form."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _judged(
-    sample: Sample,
-    verdict: StoredVerdict | None,
-    application: Application | None,
-    earlier: DuplicateIndex,
-    fingerprints: Mapping[str, str | None],
-) -> JudgedSample:
-    """Return a sample with its status; add its program to `earlier`."""
-
-    def judged(
-        status: str, rule: str, identity: str | None = None, unconfirmed: str | None = None
-    ) -> JudgedSample:
-        values = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
-        return JudgedSample(
-            **values, status=status, rule=rule, identity=identity, unconfirmed=unconfirmed
-        )
-
-    if sample.source is None:
-        return judged(NO_PROGRAM, "no program in the text")
-    if verdict is None:
-        return judged(NOT_JUDGED, "")
-    if not is_admissible(verdict.verdict) or verdict.identity is None:
-        return judged(verdict.verdict, verdict.rule)
-    if application is not None and not is_admissible(application.verdict):
-        return judged(application.verdict, application.rule)
-    identity, unconfirmed = verdict.identity, None
-    if application is not None and application.original is not None:
-        identity = application.original
-    fingerprint = fingerprints.get(verdict.identity)
-    original = earlier.find(identity)
-    if original is None and application is None:
-        original = earlier.find_similar(fingerprint)
-        unconfirmed = original and identity
-    earlier.add(identity, fingerprint, original or identity)
-    if original is None:
-        return judged(ADMITTED, "", identity)
-    return judged(DUPLICATE, "", original, unconfirmed)

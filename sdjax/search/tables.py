@@ -12,13 +12,13 @@ import math
 import sqlite3
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
+from sdjax.core.errors import truncated_repr
 from sdjax.core.json import parse_json
 from sdjax.search.types import (
     Application,
@@ -44,7 +44,22 @@ from sdjax.search.types import (
 T = TypeVar("T")
 
 _SQL_TYPES = {str: "TEXT", int: "INTEGER", bool: "INTEGER", float: "REAL", tuple[int, ...]: "BLOB"}
+_STORED_TYPES: dict[Any, Any] = {
+    str: str,
+    int: int,
+    bool: int,
+    float: float,
+    tuple[int, ...]: bytes,
+}
 _LARGEST_INTEGER = 2**63 - 1
+_LARGEST = {"iteration": 1_000_000, "number": 1_000_000}
+_CELLS = {
+    type(None): "NULL",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bytes: "a blob",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,33 +96,31 @@ class Column:
     def decode(self, stored: Any) -> Any:
         """Convert a SQLite cell to a value; the inverse of `encode`.
 
-        SQLite guarantees the type of the cell (`schema_check.damage`), but not what is in a text.
-
         Raises:
-            ValueError: not a value of this column.
+            ValueError: the cell is not what `encode` writes. The message has no subject.
         """
-        if stored is None or self.kind in (str, int):
+        if stored is None and self.nullable:
+            return None
+        stored_type = _STORED_TYPES.get(self.kind, str)
+        if type(stored) is not stored_type:
+            found, expected = _CELLS[type(stored)], _CELLS[stored_type]
+            raise ValueError(f"is {found}, not {expected}")
+        if self.kind is str or (self.kind is float and math.isfinite(stored)):
             return stored
-        if self.kind is float:
-            if not math.isfinite(stored):
-                raise ValueError(f"{self.name} is not finite")
+        if self.kind is int and 0 <= stored <= self.largest:
             return stored
-        if self.kind is bool:
+        if self.kind is bool and stored in (0, 1):
             return bool(stored)
-        if self.kind == tuple[int, ...]:
-            if len(stored) % 4:
-                raise ValueError(f"{self.name} is not a list of 32-bit integers")
+        if self.kind == tuple[int, ...] and len(stored) % 4 == 0:
             return tuple(np.frombuffer(stored, dtype="<i4").tolist())
-        try:
-            return self._json.validate_python(parse_json(stored, non_finite=True))
-        except ValueError as error:  # also pydantic's
-            is_json = isinstance(error, ValidationError)
-            reason = "has a value of the wrong type" if is_json else f"is not JSON: {error}"
-            raise ValueError(f"{self.name} {reason}") from None
+        if stored_type is not str:
+            raise ValueError(f"has an impossible value ({truncated_repr(stored)})")
+        return _check_json(parse_json(stored, non_finite=True), self.kind)
 
-    @cached_property
-    def _json(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.kind)
+    @property
+    def largest(self) -> int:
+        """The largest integer that the column may have."""
+        return _LARGEST.get(self.name.rpartition("_")[2], _LARGEST_INTEGER)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,12 +173,12 @@ class Table(Generic[T]):
             statement += f" ON CONFLICT ({', '.join(self.key)}) DO UPDATE SET {updates}"
         return statement
 
-    def select(self, **where: Any) -> tuple[str, tuple[Any, ...]]:
+    def select(self, names: str = "*", /, **where: Any) -> tuple[str, tuple[Any, ...]]:
         """Return the SELECT statement of the rows whose columns equal `where`, and its values."""
         columns = {column.name: column for column in self.columns}
         condition = " AND ".join(f"{name} = ?" for name in where) or "TRUE"
         values = tuple(columns[name].encode(value) for name, value in where.items())
-        return f"SELECT * FROM {self.name} WHERE {condition} ORDER BY {self.order}", values
+        return f"SELECT {names} FROM {self.name} WHERE {condition} ORDER BY {self.order}", values
 
     def encode(self, record: T) -> tuple[Any, ...]:
         """Convert a record to a row."""
@@ -176,11 +189,33 @@ class Table(Generic[T]):
         """Convert a row to a record; a column that its database lacks is None.
 
         Raises:
-            ValueError: a cell contains something else.
+            ValueError: a cell is not what `encode` writes; the message names table and column.
         """
-        stored = row.keys()
-        cells = (c.decode(row[c.name]) if c.name in stored else None for c in self.columns)
-        return _build(self.record, cells)
+        return _build(self.record, iter(self.decode_cells(row, self.columns)))
+
+    def decode_cells(self, row: sqlite3.Row, columns: Iterable[Column]) -> list[Any]:
+        """Convert cells of a row to values; see `decode`."""
+        stored, values = row.keys(), []
+        for column in columns:
+            try:
+                values.append(column.decode(row[column.name] if column.name in stored else None))
+            except ValueError as error:
+                message = f"table {self.name}, column {column.name}: {error}"
+                raise ValueError(message) from None
+        return values
+
+
+def _check_json(value: Any, kind: Any) -> Any:
+    """Return a JSON value as a tuple of texts, or as a mapping to texts or to anything."""
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ValueError("is not a list of texts")
+    if not isinstance(value, dict):
+        raise ValueError("is not an object")
+    if typing.get_args(kind)[1] is str and not all(isinstance(x, str) for x in value.values()):
+        raise ValueError("is not an object of texts")
+    return value
 
 
 def _columns(record: type, prefix: str = "") -> Iterator[Column]:

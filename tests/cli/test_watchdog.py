@@ -41,8 +41,8 @@ exec(behavior)
 @pytest.fixture
 def folder(tmp_path):
     with sqlite3.connect(tmp_path / "run.sqlite") as connection:
-        connection.execute("CREATE TABLE run (config TEXT)")
-        connection.execute("CREATE TABLE attempt (entry TEXT, setting TEXT, number INTEGER)")
+        connection.execute("CREATE TABLE run (config TEXT) STRICT")
+        connection.execute("CREATE TABLE attempt (entry TEXT, setting TEXT, number INTEGER) STRICT")
         config = json.dumps({"sandbox": {"apply_seconds": 0.5}})
         connection.execute("INSERT INTO run VALUES (?)", (config,))
     return tmp_path

@@ -134,7 +134,7 @@ def test_first_verdict_on_a_source_is_kept(tmp_path):
         assert store.program("A").cost == 2**63 - 1
         assert store.program("A").ir == "{}"
         assert store.by_key(Program)["A"].notes == ("scales expert_1",)
-        with pytest.raises(KeyError):
+        with pytest.raises(UserError, match="table program, column identity: no 'B'"):
             store.program("B")
 
 

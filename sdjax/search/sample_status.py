@@ -1,0 +1,55 @@
+"""Status of a sample, from its verdict, its merge and the samples before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
+from sdjax.search.types import (
+    NO_PROGRAM,
+    NOT_JUDGED,
+    Application,
+    JudgedSample,
+    Sample,
+    StoredVerdict,
+)
+
+
+def judged_sample(
+    sample: Sample,
+    verdict: StoredVerdict | None,
+    application: Application | None,
+    earlier: DuplicateIndex,
+    fingerprints: Mapping[str, str | None],
+) -> JudgedSample:
+    """Return a sample with its status; add its program to `earlier`."""
+
+    def judged(
+        status: str, rule: str, identity: str | None = None, unconfirmed: str | None = None
+    ) -> JudgedSample:
+        values = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+        return JudgedSample(
+            **values, status=status, rule=rule, identity=identity, unconfirmed=unconfirmed
+        )
+
+    if sample.source is None:
+        return judged(NO_PROGRAM, "no program in the text")
+    if verdict is None:
+        return judged(NOT_JUDGED, "")
+    if not is_admissible(verdict.verdict) or verdict.identity is None:
+        return judged(verdict.verdict, verdict.rule)
+    if application is not None and not is_admissible(application.verdict):
+        return judged(application.verdict, application.rule)
+    identity, unconfirmed = verdict.identity, None
+    if application is not None and application.original is not None:
+        identity = application.original
+    fingerprint = fingerprints.get(verdict.identity)
+    original = earlier.find(identity)
+    if original is None and application is None:
+        original = earlier.find_similar(fingerprint)
+        unconfirmed = original and identity
+    earlier.add(identity, fingerprint, original or identity)
+    if original is None:
+        return judged(ADMITTED, "", identity)
+    return judged(DUPLICATE, "", original, unconfirmed)
