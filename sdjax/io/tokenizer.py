@@ -16,11 +16,13 @@ from typing import Any
 import tokenizers
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
 from sdjax.io.chat_template import RENDERER
 from sdjax.io.links import member
 from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.model_paths import locate
 from sdjax.io.safetensors_reader import read_json
+from sdjax.io.tokenizer_limits import check_growth, library_errors
 from sdjax.models.hf_config import read_eos_token_ids
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -73,11 +75,13 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         """Return the ids of a text, with special tokens such as the start token if requested."""
-        return self._encode(text, add_special)
+        with library_errors(self.folder, "the tokenizer fails on a text"):
+            return self._encode(text, add_special)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of token ids."""
-        return self._decode([int(token) for token in ids], skip_special)
+        with library_errors(self.folder, "the tokenizer fails to decode"):
+            return self._decode([int(token) for token in ids], skip_special)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -262,16 +266,19 @@ def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.To
 def read_tokenizer_json(folder: Path) -> tokenizers.Tokenizer:
     """Read tokenizer.json of a folder. Raises UserError if it is damaged."""
     path = member(folder, TOKENIZER_FILE)
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
-        line = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read ({line}); copy the file again") from None
+    with library_errors(path, "cannot be read"):
+        content = read_bytes(path, MAX_VOCABULARY_BYTES)
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        check_growth(tokenizer, path)
+    return tokenizer
 
 
 def _require_files(folder: Path) -> None:
     # All files that transformers may read are checked, of which one must be the vocabulary.
     files = {*tokenizer_files(folder), *other_files(folder)}
+    for name in files:
+        if (size := (folder / name).stat().st_size) > MAX_VOCABULARY_BYTES:
+            raise UserError(f"{folder / name}: too large ({size:,} bytes); remove the file")
     if not files.intersection(_TOKEN_FILES):
         raise UserError(
             f"{folder}: no tokenizer; copy {TOKENIZER_FILE} and {TOKENIZER_CONFIG} next to its "
@@ -284,16 +291,14 @@ def load_full_tokenizer(folder: Path) -> Any:
     _require_files(folder)
     from transformers import AutoTokenizer
 
-    try:
+    with library_errors(folder, "the tokenizer cannot be read"):
         # Explicitly False: by default transformers asks on the terminal whether to run the code.
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # tokenizer classes raise anything on damaged files
-        line = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{folder}: the tokenizer cannot be read ({line}); copy its files again"
-        ) from None
+        if tokenizer.is_fast:
+            check_growth(tokenizer.backend_tokenizer, folder)
+    return tokenizer
 
 
 def _plain(token: Any) -> str | list[str]:

@@ -278,3 +278,51 @@ def test_templates_that_fail_are_reported_in_one_line(folder, template):
     with pytest.raises(UserError, match="the chat template rejects these messages") as error:
         load_tokenizer(folder).as_prompt("x")
     assert "\n" not in str(error.value)
+
+
+def test_regular_expressions_that_take_too_long_are_reported(folder):
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    edit(folder / "tokenizer.json", pre_tokenizer={**pattern, "invert": False})
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(UserError, match=r"fails on a text \(.*retry-limit-in-match") as error:
+        tokenizer.encode("a" * 40 + "c", add_special=False)
+    assert "\n" not in str(error.value)
+
+
+def replace(text, pattern="String"):
+    return {"type": "Replace", "pattern": {pattern: "a"}, "content": text}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [replace("aa")] * 40}},
+            "1,099,511,627",
+        ),
+        ({"normalizer": replace("a" * 2_000, "Regex")}, "may make a text 2,001 times as long"),
+        ({"normalizer": {"type": "Prepend", "prepend": "a" * 5_000}}, "a text 5,001 times as long"),
+        (
+            {"decoder": {"type": "Sequence", "decoders": [replace("aa")] * 40}},
+            "the decoder may make",
+        ),
+        ({"normalizer": {"type": "Sequence", "normalizers": [replace("b")] * 40}}, None),
+    ],
+)
+def test_texts_that_explode_are_refused(folder, parts, message):
+    edit(folder / "tokenizer.json", **parts)
+    if message is None:
+        load_tokenizer(folder)
+        return
+    with pytest.raises(UserError, match=f"tokenizer.json: .*{message}"):
+        load_tokenizer(folder)
+
+
+def test_huge_tokens_are_refused(folder):
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    edit(
+        folder / "tokenizer.json",
+        added_tokens=[*added, {**added[0], "content": "a" * 20_000, "id": 400}],
+    )
+    with pytest.raises(UserError, match=r"tokenizer.json: a token of 20,000 characters"):
+        load_tokenizer(folder)
