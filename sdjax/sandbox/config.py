@@ -28,12 +28,16 @@ class Limits:
         nesting: depth of nested scan, while and cond.
         max_expansion: elements of one intermediate array, relative to the tensors of one expert;
             twice as many may be alive at once.
-        cost_per_element: scalar operations per element of the tensors in scope.
+        cost_per_element: units of cost per element of the tensors in scope. A unit is a product of
+            two elements, about 2 ns of one processor thread (`verify/primitive_costs.py`), so the
+            default is 0.2 ms. Loops count with all their iterations: the costliest shipped method
+            is charged 34,000 units for three experts.
         max_loop_iterations: iterations of one `while` loop.
         max_total_iterations: iterations of all loops of one array program, nested ones multiplied.
         probe_elements: larger tensors are probed at a reduced shape.
         max_probe_elements: elements per expert of a probe run at real shapes.
-        max_probe_cost: scalar operations of one probe run, and of one run of a trial.
+        max_probe_cost: units of cost of one probe run, and of one run of a trial. The default is
+            about 4 s, and less than `compile_cpu_seconds` for the slowest primitive.
         cpu_seconds: processor time of a worker per candidate.
         wall_seconds: wall-clock time of a worker per candidate.
         address_space: virtual memory of a worker in bytes.
@@ -51,7 +55,7 @@ class Limits:
     equations: PositiveInt = 4_000
     nesting: NonNegativeInt = 8
     max_expansion: PositiveInt = 32
-    cost_per_element: PositiveInt = 20_000
+    cost_per_element: PositiveInt = 100_000
     max_loop_iterations: PositiveInt = 128
     max_total_iterations: PositiveInt = 1_000_000
     probe_elements: PositiveInt = 1 << 12

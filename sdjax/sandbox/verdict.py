@@ -69,7 +69,8 @@ class Verdict:
         fingerprint: hash of the rounded results on the probe tensors.
         duplicate_of: name of the earlier candidate with the same identity.
         similar_to: name of the earlier candidate with the same results on the probe tensors.
-        cost: scalar operations over all tensors in scope, loop iterations included.
+        cost: units of cost over all tensors in scope, loop iterations included; one unit is a
+            product of two elements.
         memory: peak bytes alive at once in one array program.
         requests: optional inputs that the candidate reads: base, key, depth, kind.
         form: "tensor" for merge_models, "tree" for merge_trees.

@@ -269,7 +269,8 @@ class StoredVerdict:
         form: "tensor" for merge_models, "tree" for merge_trees.
         requests: optional inputs that the candidate reads: base, key, depth, kind.
         notes: remarks on the results, such as "equals the seed".
-        cost: scalar operations over all tensors in scope, loop iterations included.
+        cost: units of cost over all tensors in scope, loop iterations included; one unit is a
+            product of two elements.
         memory: peak bytes alive at once in one array program.
         layers: confinement layers that were active.
     """
@@ -309,7 +310,7 @@ class Program:
         families: families of its operations.
         held_out: the families that the training programs do not contain.
         notes: remarks of the sandbox.
-        cost: scalar operations over the scope.
+        cost: units of cost over the scope.
     """
 
     identity: str

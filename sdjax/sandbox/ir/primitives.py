@@ -1,7 +1,7 @@
 """Allow-list of the array primitives that the parent accepts from a worker.
 
 Each entry lists the number of operands, the parameters and their decoders (encode.py writes them),
-the cost, how the parent binds the primitive, and the JAX versions that have it. A message cannot
+how the parent binds the primitive, and the JAX versions that have it. A message cannot
 name a primitive that is not listed. A parameter that is not listed is either `fixed` (the worker
 refuses any other value) or ignored (`weak_type`, sharding hints); the parent supplies both itself.
 The comment above each group says why it is allowed.
@@ -52,49 +52,6 @@ from sdjax.sandbox.ir.parameters import (
     sequence_of,
 )
 
-# --- costs, in scalar operations -------------------------------------------------------------
-
-Avals = Sequence[Any]
-CostFunction = Callable[[Avals, Avals, Mapping[str, Any]], int]  # inputs, outputs, parameters
-
-
-def _size(avals: Avals) -> int:
-    return sum(math.prod(aval.shape) for aval in avals)
-
-
-def _per_output(operations: int) -> CostFunction:
-    return lambda inputs, outputs, params: operations * _size(outputs)
-
-
-def _per_input(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
-    return _size(inputs)
-
-
-def _n_log_n(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
-    size = _size(inputs)
-    return size * max(1, math.ceil(math.log2(max(2, size))))
-
-
-def _horner(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
-    return 2 * len(inputs) * _size(outputs)
-
-
-def _contraction(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
-    (contracted, _), _ = params["dimension_numbers"]
-    return 2 * _size(outputs) * math.prod(inputs[0].shape[axis] for axis in contracted)
-
-
-def _factorization(inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
-    """Return about 20·m·n·min(m, n), the order of magnitude of LAPACK's SVD with vectors.
-
-    m × n is the largest matrix among inputs and outputs: a full basis is larger than its matrix.
-    """
-    smaller = min(inputs[0].shape[-2:] or (1,))
-    return max(20 * math.prod(aval.shape) * smaller for aval in (*inputs, *outputs))
-
-
-# --- the list --------------------------------------------------------------------------------
-
 OLDEST = "0.10.2"  # the oldest JAX that sdjax supports
 
 
@@ -111,7 +68,6 @@ class AllowedPrimitive:
         fixed: the only legal value of each parameter that is not in the IR.
         since: the first JAX version with this primitive.
         fallback: the same function in older operations, for JAX versions that lack the primitive.
-        cost: scalar operations, from input avals, output avals and parameters.
     """
 
     arity: tuple[int, int]
@@ -121,7 +77,6 @@ class AllowedPrimitive:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     since: str = OLDEST
     fallback: Callable[..., Any] | None = None
-    cost: CostFunction = field(default=_per_output(1))
 
 
 ALLOWED: dict[str, AllowedPrimitive] = {}
@@ -154,7 +109,6 @@ def find_primitive(name: str) -> Any | None:
 def _allow(
     names: str,
     arity: int | tuple[int, int],
-    cost: CostFunction | None = None,
     *,
     fixed: Mapping[str, Any] | None = None,
     supplied: Mapping[str, Any] | None = None,
@@ -168,7 +122,6 @@ def _allow(
     Args:
         names: names separated by spaces.
         arity: number of operands, or (minimum, maximum).
-        cost: scalar operations; one per output element by default.
         fixed: parameters with a single legal value. The primitive is bound with them.
         supplied: parameters that the worker ignores. The primitive is bound with them.
         bind: a function to call in place of the primitive, or its name in `jax.lax`. It sets
@@ -190,7 +143,6 @@ def _allow(
             fixed=fixed or {},
             since=since,
             fallback=fallback,
-            cost=cost or _per_output(1),
         )
 
 
@@ -230,35 +182,33 @@ _allow("mul", 2, fixed={"out_dtype": None})
 _allow("clamp", 3)
 _allow("select_n", (2, _MANY))
 _allow("round", 1, rounding_method=member_of("RoundingMethod"))
-_allow("integer_pow", 1, _per_output(8), y=decode_exponent)  # becomes a chain of products
+_allow("integer_pow", 1, y=decode_exponent)  # becomes a chain of products
 _allow("reduce_precision", 1, exponent_bits=decode_int, mantissa_bits=decode_int)
 _allow(
     "convert_element_type", 1, supplied={"weak_type": False} | _NO_SHARDING, new_dtype=decode_dtype
 )
 _allow("bitcast_convert_type", 1, new_dtype=decode_dtype)
 # The derivative of tanh and of the inverse functions; (1 + x)(1 - x) is exact near one.
-_allow("one_minus_square", 1, _per_output(3), since="0.12", fallback=lambda x: (1 + x) * (1 - x))
+_allow("one_minus_square", 1, since="0.12", fallback=lambda x: (1 + x) * (1 - x))
 # Smooth functions and the special functions of scores, gates, normal quantiles and entropies.
 _allow(
     "exp exp2 log log1p expm1 sin cos tan tanh logistic",
     1,
-    _per_output(10),
     fixed=_DEFAULT_ACCURACY,
 )
 _allow(
     "log2",
     1,
-    _per_output(10),
     fixed=_DEFAULT_ACCURACY,
     since="0.12",
     fallback=lambda x: lax.log(x) / math.log(2),
 )
-_allow("sqrt rsqrt cbrt", 1, _per_output(4), fixed=_DEFAULT_ACCURACY)
-_allow("asin acos atan sinh cosh asinh acosh atanh", 1, _per_output(10))
-_allow("erf erf_inv lgamma digamma bessel_i0e bessel_i1e", 1, _per_output(20))
-_allow("erfc", 1, _per_output(20), fixed=_DEFAULT_ACCURACY, bind="erfc")  # no accuracy in 0.10
-_allow("pow", 2, _per_output(20))
-_allow("polynomial", (2, _MANY), _horner, since="0.12", fallback=_evaluate_polynomial)
+_allow("sqrt rsqrt cbrt", 1, fixed=_DEFAULT_ACCURACY)
+_allow("asin acos atan sinh cosh asinh acosh atanh", 1)
+_allow("erf erf_inv lgamma digamma bessel_i0e bessel_i1e", 1)
+_allow("erfc", 1, fixed=_DEFAULT_ACCURACY, bind="erfc")  # no accuracy in 0.10
+_allow("pow", 2)
+_allow("polynomial", (2, _MANY), since="0.12", fallback=_evaluate_polynomial)
 # Shapes: view a tensor as rows, columns, blocks or a stack of experts.
 _allow(
     "broadcast_in_dim",
@@ -299,7 +249,6 @@ for _name in ("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_m
     _allow(
         _name if _name == "scatter" else _name.replace("_", "-"),
         3,
-        _per_input,
         bind=_name,  # the public function builds the jaxpr of the update itself
         dimension_numbers=dimension_numbers("ScatterDimensionNumbers"),
         indices_are_sorted=decode_bool,
@@ -307,51 +256,43 @@ for _name in ("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_m
         mode=member_of("GatherScatterMode"),
     )
 # Statistics over a tensor: norms, means, ranks, quantiles, thresholds, running sums.
-_allow(
-    "reduce_sum reduce_max reduce_min", 1, _per_input, supplied=_NO_OUT_SHARDING, axes=decode_ints
-)
-_allow("reduce_prod reduce_and reduce_or reduce_xor", 1, _per_input, axes=decode_ints)
-_allow("reduce", (2, 256), _per_input, bind=_reduce, axes=decode_ints, reducers=_decode_reducers)
-_allow("argmax argmin", 1, _per_input, axes=decode_ints, index_dtype=decode_dtype)
-_allow(
-    "cumsum cumprod cummax cummin cumlogsumexp", 1, _n_log_n, axis=decode_int, reverse=decode_bool
-)
-_allow("sort", (1, 4), _n_log_n, dimension=decode_int, is_stable=decode_bool, num_keys=decode_int)
+_allow("reduce_sum reduce_max reduce_min", 1, supplied=_NO_OUT_SHARDING, axes=decode_ints)
+_allow("reduce_prod reduce_and reduce_or reduce_xor", 1, axes=decode_ints)
+_allow("reduce", (2, 256), bind=_reduce, axes=decode_ints, reducers=_decode_reducers)
+_allow("argmax argmin", 1, axes=decode_ints, index_dtype=decode_dtype)
+_allow("cumsum cumprod cummax cummin cumlogsumexp", 1, axis=decode_int, reverse=decode_bool)
+_allow("sort", (1, 4), dimension=decode_int, is_stable=decode_bool, num_keys=decode_int)
 # JAX before 0.12 has no `is_stable` here and keeps the order of equal elements.
-_allow("top_k", 1, _n_log_n, fixed={"is_stable": True}, bind="top_k", k=decode_int, axis=decode_int)
+_allow("top_k", 1, fixed={"is_stable": True}, bind="top_k", k=decode_int, axis=decode_int)
 # Linear algebra: similarities, projections, low-rank parts.
 _allow(
     "dot_general",
     2,
-    _contraction,
     supplied=_NO_OUT_SHARDING,
     dimension_numbers=decode_contraction,
     precision=decode_precision,
     preferred_element_type=optional(decode_dtype),
 )
 _SPECTRUM = {"subset_by_index": None, "algorithm": None}
-_allow("svd", 1, _factorization, fixed=_SPECTRUM, full_matrices=decode_bool, compute_uv=decode_bool)
-_allow("eigh", 1, _factorization, fixed=_SPECTRUM, lower=decode_bool, sort_eigenvalues=decode_bool)
-_allow(
-    "qr", 1, _factorization, fixed={"pivoting": False, "use_magma": None}, full_matrices=decode_bool
-)
-_allow("cholesky lu", 1, _factorization)
+_allow("svd", 1, fixed=_SPECTRUM, full_matrices=decode_bool, compute_uv=decode_bool)
+_allow("eigh", 1, fixed=_SPECTRUM, lower=decode_bool, sort_eigenvalues=decode_bool)
+_allow("qr", 1, fixed={"pivoting": False, "use_magma": None}, full_matrices=decode_bool)
+_allow("cholesky lu", 1)
 _allow(
     "triangular_solve",
     2,
-    _factorization,
     left_side=decode_bool,
     lower=decode_bool,
     transpose_a=decode_bool,
     conjugate_a=decode_bool,
     unit_diagonal=decode_bool,
 )
-_allow("fft", 1, _n_log_n, fft_type=member_of("FftType"), fft_lengths=decode_ints)
+_allow("fft", 1, fft_type=member_of("FftType"), fft_lengths=decode_ints)
 # Random numbers from keys alone (threefry): the same on every platform.
 _allow("random_seed", 1, impl=decode_key_impl)
 _allow("random_wrap", 1, bind=_wrap_key, impl=decode_key_impl)
 _allow("random_unwrap", 1, bind=lambda keys: jax.random.key_data(keys))
-_allow("random_bits", 1, _per_output(100), bit_width=decode_bit_width, shape=decode_ints)
-_allow("random_split", 1, _per_output(100), shape=decode_ints)
-_allow("random_fold_in", 2, _per_output(100))
-_allow("threefry2x32", 4, _per_output(100))
+_allow("random_bits", 1, bit_width=decode_bit_width, shape=decode_ints)
+_allow("random_split", 1, shape=decode_ints)
+_allow("random_fold_in", 2)
+_allow("threefry2x32", 4)

@@ -16,24 +16,14 @@ elementwise operations and those that move elements.
 from collections import defaultdict
 from typing import Any
 
-import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.verify.primitive_costs import table_units
 
 MAX_COPIES = 50_000  # about two seconds of compilation
 MAX_CHAIN = 1_250
-# Units of other operations: what XLA expands them to.
-CHAIN_UNITS = {
-    **dict.fromkeys(
-        """acos acosh asin asinh atan atan2 atanh cbrt cos cosh erf exp exp2 expm1 log log1p log2
-        logistic pow rem round sin sinh tan tanh""".split(),  # noqa: SIM905
-        4,
-    ),
-    **dict.fromkeys(("erfc", "nextafter"), 8),
-    **dict.fromkeys(("bessel_i0e", "bessel_i1e", "digamma", "erf_inv", "lgamma"), 16),
-}
-COMPLEX_UNITS = 8  # times those of a real operation
+CODE_UNITS = {"transpose": 8}  # where they are more than those of the cost
 
 INDEXING = frozenset(
     """broadcast_in_dim reshape squeeze rev transpose concatenate stack tile pad split slice
@@ -46,6 +36,12 @@ MATERIALIZED = frozenset(
     threefry2x32 scan while cond jit scatter scatter-add scatter-sub scatter-mul scatter-min
     scatter-max optimization_barrier""".split()  # noqa: SIM905
 )
+
+
+def is_materialized(name: str) -> bool:
+    """Return whether XLA stores the results of a primitive rather than fusing it into others."""
+    reduces = name.startswith("reduce_") and name != "reduce_precision"
+    return name in MATERIALIZED or reduces
 
 
 def check_codegen_size(jaxpr: Any) -> None:
@@ -77,13 +73,12 @@ def _longest_chain(jaxpr: Any, inputs: list[int]) -> tuple[int, list[int]]:
         if name == "jit":
             inner = equation.params["jaxpr"].jaxpr
             length, results = _longest_chain(inner, operands)
-        elif name in MATERIALIZED or name.startswith("reduce_"):
+        elif is_materialized(name):
             length, results = 0, [0] * len(equation.outvars)
         else:
-            is_complex = any(
-                jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in equation.invars
+            units = max(
+                CODE_UNITS.get(name, 1), table_units(name, [v.aval for v in equation.invars])
             )
-            units = CHAIN_UNITS.get(name, 1) * (COMPLEX_UNITS if is_complex else 1)
             length = max(operands, default=0) + units
             results = [length] * len(equation.outvars)
         longest = max(longest, length)
@@ -106,7 +101,7 @@ def _check_copies(jaxpr: Any) -> None:
         if copies > MAX_COPIES:
             message = "too many shifted, flipped or transposed uses of the same values in a row"
             raise Refusal("too costly", "code-size", message)
-        if name in MATERIALIZED or name.startswith("reduce_"):
+        if is_materialized(name):
             indices = {hash(number)}
         for position, variable in enumerate(equation.invars):
             if isinstance(variable, Literal):

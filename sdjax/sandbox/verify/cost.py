@@ -2,10 +2,14 @@
 
 XLA's own analysis counts the body of a loop once, so it cannot be used. Here a scan counts once per
 iteration, a `while` loop as if it ran to its iteration limit, and a branch as the most expensive
-one.
+one. The unit is defined in primitive_costs.py.
+
+XLA fuses a chain of elementwise operations into the loop over its result. If that result is larger,
+as after a broadcast, a gather or a tile, it computes the chain again for each of its elements.
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +17,12 @@ from jax.extend import core
 
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.parameters import MAX_RANK
-from sdjax.sandbox.ir.primitives import ALLOWED
 from sdjax.sandbox.refusal import Refusal
-from sdjax.sandbox.verify.codegen_size import check_codegen_size
+from sdjax.sandbox.verify.codegen_size import check_codegen_size, is_materialized
+from sdjax.sandbox.verify.primitive_costs import primitive_cost, size, units_per_element
 
-ITERATION_COST = 1_000  # scalar operations charged per loop iteration in addition to its body
+ITERATION_COST = 1_000  # units per loop iteration, in addition to its body and to its carry
+STORED_PER_FUSED = 4  # time of an operation alone, relative to one within a fused chain
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class CostEstimate:
     """Cost of one jaxpr.
 
     Attributes:
-        cost: scalar operations.
+        cost: units, see primitive_costs.py.
         memory: peak bytes alive at once, before XLA's fusion.
         iterations: total number of loop iterations.
     """
@@ -54,11 +59,12 @@ def estimate_cost(jaxpr: Any, limits: Limits, *, max_elements: int) -> CostEstim
     kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)} | set(jaxpr.invars)
     alive = sum(_num_bytes(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars))
     cost, peak, iterations = 0, alive, 0
+    chains = _FusedChains()
     for index, equation in enumerate(jaxpr.eqns):
         for variable in equation.outvars:
             _check_size(variable.aval, equation.primitive.name, max_elements)
         inner = _equation_cost(equation, limits, max_elements)
-        cost += inner.cost
+        cost += inner.cost + chains.recomputed(equation, inner.cost)
         iterations += inner.iterations
         alive += sum(_num_bytes(v.aval) for v in equation.outvars)
         peak = max(peak, alive + inner.memory)
@@ -76,34 +82,69 @@ def _equation_cost(equation: Any, limits: Limits, max_elements: int) -> CostEsti
     def of(body: Any) -> CostEstimate:
         return estimate_cost(body, limits, max_elements=max_elements)
 
+    outs = [v.aval for v in equation.outvars]
     if name == "scan":
-        return _repeated(of(params["jaxpr"]), params["length"])
+        # XLA may copy the carry, and the slices that the body reads and writes.
+        body = params["jaxpr"]
+        slices = body.in_avals[params["num_consts"] + params["num_carry"] :]
+        return _repeated(of(body), size((*body.out_avals, *slices)), params["length"])
     if name == "while":
         condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
         memory = max(condition.memory, body.memory)
         both = CostEstimate(condition.cost + body.cost, memory, body.iterations)
-        return _repeated(both, limits.max_loop_iterations + 1)
+        return _repeated(both, size(outs), limits.max_loop_iterations + 1)
     if name == "cond":
         branches = [of(branch) for branch in params["branches"]]
         return CostEstimate(
-            cost=1 + max(branch.cost for branch in branches),
+            cost=size(outs) + max(branch.cost for branch in branches),
             memory=max(branch.memory for branch in branches),
             iterations=max(branch.iterations for branch in branches),
         )
-    ins = [v.aval for v in equation.invars]
-    outs = [v.aval for v in equation.outvars]
-    entry = ALLOWED.get(name)
-    if entry is None and "jaxpr" in params:  # `jit` inside one of JAX's own public functions
+    if name == "jit":  # inside one of JAX's own public functions
         return of(params["jaxpr"])
-    operations = entry.cost(ins, outs, params) if entry else sum(math.prod(a.shape) for a in outs)
-    return CostEstimate(operations + 1, 0)
+    return CostEstimate(primitive_cost(name, [v.aval for v in equation.invars], outs, params), 0)
 
 
-def _repeated(body: CostEstimate, count: int) -> CostEstimate:
-    """Return the cost of a loop."""
-    return CostEstimate(
-        count * (body.cost + ITERATION_COST), body.memory, count * (1 + body.iterations)
-    )
+class _FusedChains:
+    """Chains of operations that XLA fuses, as sets of equations in the bits of an integer."""
+
+    def __init__(self) -> None:
+        self._chains: dict[Any, int] = {}  # variable -> equations fused into it
+        self._by_units: dict[int, int] = defaultdict(int)  # units per element -> equations
+        self._count = 0
+
+    def recomputed(self, equation: Any, cost: int) -> int:
+        """Return the cost of chains that this equation computes again, and extend the chains.
+
+        Args:
+            equation: the next equation of the jaxpr.
+            cost: its own cost.
+        """
+        name = equation.primitive.name
+        if is_materialized(name) and name != "jit":
+            return 0
+        elements, again, chain = size([v.aval for v in equation.outvars]), 0, 1 << self._count
+        for variable in equation.invars:
+            fused = 0 if isinstance(variable, core.Literal) else self._chains.get(variable, 0)
+            if fused and math.prod(variable.aval.shape) < elements:
+                again += elements * self._units(fused) // STORED_PER_FUSED
+            chain |= fused
+        units = units_per_element(name, [v.aval for v in equation.invars])
+        if name == "jit":
+            units = -(-cost // max(1, elements))
+        self._by_units[units] |= 1 << self._count
+        self._count += 1
+        self._chains.update(dict.fromkeys(equation.outvars, chain))
+        return again
+
+    def _units(self, chain: int) -> int:
+        return sum(u * (chain & members).bit_count() for u, members in self._by_units.items())
+
+
+def _repeated(body: CostEstimate, copied: int, count: int) -> CostEstimate:
+    """Return the cost of a loop that copies some elements per iteration."""
+    cost = count * (body.cost + copied + ITERATION_COST)
+    return CostEstimate(cost, body.memory, count * (1 + body.iterations))
 
 
 def _check_size(aval: Any, name: str, max_elements: int) -> None:

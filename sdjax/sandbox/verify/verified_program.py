@@ -34,7 +34,7 @@ class VerifiedProgram:
         form: "tensor" if it merges one tensor per call, "tree" if it merges all at once.
         requests: optional inputs that it reads: base, key, depth, kind.
         hyperparameters: default values of its float hyperparameters.
-        cost: scalar operations over all tensors in scope.
+        cost: units (see primitive_costs.py) over all tensors in scope.
         memory: peak bytes alive at once in one array program.
         max_memory: bytes of temporary memory that a compiled array program may use.
         programs: one array program per tensor shape, or per kind and shape.
@@ -217,9 +217,7 @@ def _probes(
             hint = "take sizes from the arguments' shapes"
             raise Refusal("wrong signature", "probe", f"{text}; {hint}")
         if estimates[name].cost > limits.max_probe_cost:
-            usage = (
-                f"the program takes {estimates[name].cost:.3g} scalar operations on small tensors"
-            )
+            usage = f"the program costs {estimates[name].cost:.3g} operations on small tensors"
             text = f"{usage}; the limit is {limits.max_probe_cost:.3g}"
             raise Refusal("too costly", "probe", text)
         names.append(name)
@@ -229,7 +227,7 @@ def _probes(
 def _total_cost(
     message: Message, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
 ) -> int:
-    """Return the scalar operations over all tensors in scope."""
+    """Return the cost over all tensors in scope."""
     scope = signature.scope
     if message.form == "tree":
         cost = estimates["scope"].cost
@@ -239,7 +237,7 @@ def _total_cost(
     elements = max(MIN_ELEMENTS, sum(tensor.size for tensor in scope))
     budget = signature.limits.cost_per_element * elements
     if cost > budget:
-        usage = f"the program takes {cost:.3g} scalar operations over the model with all iterations"
+        usage = f"the program costs {cost:.3g} operations over the model with all iterations"
         raise Refusal("too costly", "cost", f"{usage}; the limit is {budget:.3g}")
     return cost
 

@@ -161,22 +161,6 @@ def test_algorithm_of_a_program_merges_like_the_source(name, signature):
         assert np.array_equal(left, right)
 
 
-def test_cost_counts_every_loop_iteration(signature):
-    def cost(body):
-        source = source_of("x = task_vectors['expert_1']\n" + body)
-        return verify_ir(trace_trusted(source, signature), signature).cost
-
-    once, elements = cost("return x * 2.0"), sum(t.size for t in signature.scope)
-    assert elements <= once <= elements + len(signature.scope)
-    loop = "return jax.lax.fori_loop(0, {}, lambda i, v: v * 2.0, x)"
-    assert cost(loop.format(100)) > 95 * elements
-    assert cost(loop.format(200)) > 1.9 * cost(loop.format(100))
-    endless = "return jax.lax.while_loop(lambda v: v[0, 0] < 1, lambda v: v * 2.0, x)"
-    assert cost(endless) > signature.limits.max_loop_iterations * elements
-    product = cost("return x @ (x.T @ x)")
-    assert product > 2 * 2 * 8 * elements
-
-
 def test_exceeded_cost_budget_is_refused(signature):
     ir = trace_trusted(VALID["ties"], signature)
     poor = MergeSignature.of(
@@ -184,7 +168,7 @@ def test_exceeded_cost_budget_is_refused(signature):
         {path: (t.kind, t.shape) for path, t in signature.paths},
         Limits(cost_per_element=1),
     )
-    with pytest.raises(Refusal, match="scalar operations over the model") as refusal:
+    with pytest.raises(Refusal, match="operations over the model") as refusal:
         verify_ir(ir, poor)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "cost")
 
@@ -216,43 +200,3 @@ def test_hyperparameter_may_be_named_self(tensors, signature):
     source = "def merge_models(t, self: float = 0.5):\n    return self * t['expert_1']\n"
     program = verify_ir(trace_trusted(source, signature), signature)
     assert np.array_equal(program(tensors), 0.5 * tensors["expert_1"])
-
-
-@pytest.mark.parametrize(
-    "other", ["x[::-1]", "jnp.roll(x, 1, 0)", "jnp.concatenate([x[1:], x[:1]])"]
-)
-def test_exponential_code_size_is_refused(other, signature):
-    """Check a program whose code doubles at each step: 20 steps take XLA a minute."""
-    body = "x = task_vectors['expert_1']\nfor _ in range({}):\n    x = 0.5 * (x + {})\nreturn x"
-    verify_ir(trace_trusted(source_of(body.format(8, other)), signature), signature)
-    with pytest.raises(Refusal) as refusal:
-        verify_ir(trace_trusted(source_of(body.format(40, other)), signature), signature)
-    assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "code-size")
-
-
-@pytest.mark.parametrize(
-    ("step", "longest"),
-    [
-        ("x * 1.01", 1_250),
-        ("jax.nn.sigmoid(x)", 312),
-        ("jax.lax.lgamma(x)", 78),
-        ("jnp.real(jax.lax.asin(jax.lax.complex(x, x)))", 30),
-    ],
-)
-def test_chain_that_could_overflow_the_compilers_stack_is_refused(step, longest):
-    one = MergeSignature.of(("expert_1",), {"layers/0/mlp/up_proj": ("mlp.up_proj", (16, 8))})
-    body = (
-        f"def inner(_, x):\n    for _ in range(LENGTH):\n        x = {step}\n    return x\n"
-        "return jax.lax.fori_loop(0, 3, inner, task_vectors['expert_1'])"
-    )
-    verify_ir(trace_trusted(source_of(body.replace("LENGTH", str(longest))), one), one)
-    ir = trace_trusted(source_of(body.replace("LENGTH", str(longest + 1))), one)
-    with pytest.raises(Refusal, match="chain of elementwise operations") as refusal:
-        verify_ir(ir, one)
-    assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "code-size")
-
-
-@pytest.mark.parametrize("step", ["x - 0.1 * jnp.tanh(x)", "x / (1 + jnp.linalg.norm(x))"])
-def test_long_elementwise_chains_are_admitted(step, signature):
-    body = f"x = task_vectors['expert_1']\nfor _ in range(60):\n    x = {step}\nreturn x"
-    assert verify_ir(trace_trusted(source_of(body), signature), signature)

@@ -1,0 +1,96 @@
+"""Cost of one application of each allowed primitive, calibrated by measurement.
+
+The unit of cost is an elementwise operation such as a float32 product, per element. It takes about
+2 ns of one thread: 0.5 ns within a fused chain, 5 ns where its result is stored. The table holds
+what primitives take on their slowest operands, measured on 2026-11-26 (AMD EPYC, jax 0.10.2, the
+compiler options of `sdjax run`) by `benchmarks/sandbox/primitive_costs.py`. That script fails if
+the time per unit of a primitive differs from the median by more than a factor of ten.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CALL = 16  # units per equation, in addition to those of its elements
+MATRIX_CALL = 200  # units per matrix of a factorization, in addition to those of its elements
+# Units per element; one for primitives that are not listed. `_total` says which elements count.
+UNITS = {
+    name: units
+    for units, names in {
+        2: "rsqrt sqrt nextafter one_minus_square scatter",
+        4: """argmax argmin atan cbrt cos cosh eigh erf exp exp2 expm1 integer_pow log log1p log2
+            logistic rem sin sinh sort svd tanh top_k""",
+        8: "acos asin atan2 bessel_i0e bessel_i1e erfc pow tan",
+        16: """acosh asinh atanh cumlogsumexp digamma erf_inv lgamma random_bits random_fold_in
+            random_split threefry2x32""",
+    }.items()
+    for name in names.split()
+}
+# The remainder of floats is computed bit by bit: its time grows with the quotient's logarithm.
+REMAINDER_UNITS = {"float32": 400, "bfloat16": 100, "float16": 40}
+COMPLEX_FACTORS = {False: 2, True: 8}  # the second for primitives of several units
+# Units per product of a contraction, of dtypes for which there is a library.
+PRODUCT_UNITS = {"float32": 1 / 32, "bfloat16": 1 / 8, "int32": 1 / 8, "complex64": 1 / 8}
+FACTORIZATIONS = frozenset(("cholesky", "eigh", "lu", "qr", "svd", "triangular_solve"))
+
+Avals = Sequence[Any]
+
+
+def primitive_cost(name: str, inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> int:
+    """Return the cost of one application of a primitive.
+
+    Args:
+        name: name of the primitive.
+        inputs: shapes and dtypes of the operands.
+        outputs: shapes and dtypes of the results.
+        params: parameters of the primitive.
+    """
+    return CALL + math.ceil(_total(name, inputs, outputs, params))
+
+
+def units_per_element(name: str, inputs: Avals) -> int:
+    """Return the units of an elementwise primitive, per element of its result."""
+    if name == "rem" and (units := REMAINDER_UNITS.get(str(inputs[0].dtype))):
+        return units
+    return table_units(name, inputs)
+
+
+def table_units(name: str, inputs: Avals) -> int:
+    """Return the units per element according to the table, whatever the values are."""
+    units, is_complex = UNITS.get(name.partition("-")[0], 1), _is_complex(inputs)
+    return units * (COMPLEX_FACTORS[units > 1] if is_complex else 1)
+
+
+def size(avals: Avals) -> int:
+    """Return the total number of elements."""
+    return sum(math.prod(aval.shape) for aval in avals)
+
+
+def _total(name: str, inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> float:
+    units, everything = units_per_element(name, inputs), size((*inputs, *outputs))
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        products = size(outputs) * math.prod(inputs[0].shape[axis] for axis in contracted)
+        return everything + products * PRODUCT_UNITS.get(str(inputs[0].dtype), 1)
+    if name in FACTORIZATIONS:
+        *batch, rows, columns = inputs[0].shape
+        # A full basis is larger than its matrix.
+        steps = min(rows, columns) * max(math.prod(aval.shape) for aval in (*inputs, *outputs))
+        factor = UNITS.get(name, 1) * (2 if _is_complex(inputs) else 1)
+        return MATRIX_CALL * math.prod(batch) + everything + factor * steps / 4
+    if name == "fft":
+        return everything * max(1, _log2(math.prod(params["fft_lengths"])) // 2)
+    if name == "top_k":
+        return size(inputs) * _log2(2 * params["k"]) * units
+    if name == "sort" or name.startswith("cum"):
+        return size(inputs) * _log2(size(inputs)) * units
+    of_inputs = name.startswith(("arg", "concatenate", "polynomial", "reduce", "scatter", "select"))
+    return size(inputs if of_inputs else outputs) * units
+
+
+def _is_complex(avals: Avals) -> bool:
+    return any(aval.dtype == "complex64" for aval in avals)
+
+
+def _log2(number: int) -> int:
+    return max(1, math.ceil(math.log2(max(2, number))))
