@@ -48,7 +48,18 @@ def test_help_lists_every_command_without_importing_jax():
         "print(CliRunner().invoke(main, ['--help']).output)\nprint('jax' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    for command in ["demo", "run", "report", "merge", "eval", "check", "train", "zoo", "methods"]:
+    for command in [
+        "demo",
+        "run",
+        "report",
+        "merge",
+        "tune",
+        "eval",
+        "check",
+        "train",
+        "zoo",
+        "methods",
+    ]:
         assert f"\n  {command} " in result.stdout
     assert result.stdout.splitlines()[-1] == "False"
 
