@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import ast
 import builtins
-import itertools
 import keyword
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -363,14 +363,16 @@ def _bounds(value: float, use: _Use) -> tuple[float, float]:
 def _named(constants: Sequence[Constant], taken: Iterable[str]) -> Iterator[Constant]:
     """Yield the constants with unique names that mean nothing else in the program."""
     used = {*taken, *REQUESTS, *keyword.kwlist, *dir(builtins)}
+    counts: Counter[str] = Counter()
     for constant in constants:
         stem = re.sub(r"\W", "_", constant.name, flags=re.ASCII)[:40].strip("_")
         if re.match(r"[A-Za-z]", stem):
-            numbered = (f"{stem}_{n}" for n in itertools.count(1))
+            name, prefix = stem, f"{stem}_"
         else:
-            stem, numbered = "", (f"c{n}" for n in itertools.count(1))
-        names = itertools.chain([stem] if stem else [], numbered)
-        name = next(name for name in names if name not in used)
+            name, prefix = "", "c"
+        while not name or name in used:
+            counts[prefix] += 1
+            name = f"{prefix}{counts[prefix]}"
         used.add(name)
         yield replace(constant, name=name)
 

@@ -27,8 +27,10 @@ def parse_program(source: str) -> tuple[ast.Module, ast.FunctionDef]:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"line {error.lineno or 1}: {error.msg}") from None
-    except (RecursionError, MemoryError, ValueError):
+    except (RecursionError, MemoryError):
         raise UserError("the program is nested too deeply") from None
+    except ValueError:
+        raise UserError("the program is not valid text") from None
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in ENTRY_POINTS:
             return tree, node
