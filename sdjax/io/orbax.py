@@ -26,6 +26,7 @@ from sdjax.core.errors import TransientError, UserError
 from sdjax.core.files import MAX_TEXT_BYTES, read_bytes
 from sdjax.core.json import parse_json
 from sdjax.core.storage_errors import storage_errors, storage_reason
+from sdjax.io.library_errors import library_errors
 from sdjax.io.links import check_own_folder
 from sdjax.models.lora import Adapter
 
@@ -88,7 +89,14 @@ class CheckpointFolder:
             # which a resumed run needs.
             policies.append(BestN(get_metric_fn=_score, n=keep_best))
         logging.getLogger("absl").addFilter(_is_not_raised)
-        with storage_errors(self.folder):
+        with (
+            library_errors(
+                self.folder,
+                "the checkpoints cannot be read",
+                then="remove the damaged one, or the folder to start from the beginning",
+            ),
+            storage_errors(self.folder),
+        ):
             self._manager = self._open(policies)
 
     def _open(self, policies: list[Any]) -> ocp.CheckpointManager:
@@ -292,7 +300,14 @@ class GeneratorCheckpoints(CheckpointFolder):
         """
         factors = None if reference is None else reference.factors
         restored = self.restore(iteration, reference=factors)
-        return Adapter(factors=restored.tree, scale=restored.description["scale"]), restored
+        description: Any = restored.description
+        scale = description.get("scale") if isinstance(description, Mapping) else None
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise UserError(
+                f"{self.folder / str(restored.number)}: its description has no scale of the "
+                "adapter; restore the folder from a backup, or start from the beginning"
+            )
+        return Adapter(factors=restored.tree, scale=float(scale)), restored
 
 
 def _remove_damaged_scores(folder: Path) -> None:

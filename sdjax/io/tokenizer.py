@@ -18,11 +18,12 @@ import tokenizers
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
 from sdjax.io.chat_template import RENDERER
+from sdjax.io.library_errors import library_errors
 from sdjax.io.links import member
 from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.model_paths import locate
 from sdjax.io.safetensors_reader import read_json
-from sdjax.io.tokenizer_limits import check_growth, library_errors
+from sdjax.io.tokenizer_limits import check_growth
 from sdjax.models.hf_config import read_eos_token_ids
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -1,15 +1,14 @@
-"""Limits of the tokenizers library on tokenizer.json of others: its panics, and texts that explode.
+"""Limits on tokenizer.json of others, with which a short text could explode.
 
-The library is written in Rust. It raises a panic, which is not an `Exception`, for some damaged
-files, and when a regular expression takes more than ten million steps (0.3 s) on a text.
+Regular expressions need no limit: the tokenizers library panics (`library_errors`) when one takes
+more than ten million steps (0.3 s) on a text.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,6 @@ from sdjax.core.errors import UserError
 
 MAX_GROWTH = 1_000  # of a text by normalizers or decoders; real ones grow it by 18 at most
 MAX_TOKEN_LENGTH = 10_000  # characters
-
-
-@contextlib.contextmanager
-def library_errors(path: Path, problem: str) -> Iterator[None]:
-    """Report the library's errors and panics in this block in one line.
-
-    Args:
-        path: the tokenizer's file or folder.
-        problem: what failed, such as "cannot be read".
-
-    Raises:
-        UserError: any error or panic of the library.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise  # Ctrl-C and the like
-        line = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: {problem} ({line}); copy the file again") from None
 
 
 def check_growth(tokenizer: tokenizers.Tokenizer, path: Path) -> None:

@@ -9,24 +9,21 @@ import dataclasses
 import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from sdjax.core.errors import UserError
 from sdjax.core.files import open_file
 from sdjax.core.json import parse_json
 from sdjax.io.atomic_write import make_folder, write_file
+from sdjax.io.library_errors import library_errors
 from sdjax.io.links import member
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 
 SOURCES_FILE = "training_programs.json.gz"
 MAX_SOURCES_BYTES = 2**28  # decompressed; 50 times the zoo's
-# Raised for a damaged file, and for one whose header announces more than memory can hold.
-_DAMAGE = (OSError, EOFError, ValueError, MemoryError)
 MIXED_SIGNATURES = "several"
 
 
@@ -109,22 +106,18 @@ def read_training_programs(folder: Path) -> TrainingPrograms | None:
     path, fields = member(folder, TRAINING_PROGRAMS), _read_fields(folder)
     if not path.is_file() or fields is None:
         return None
-    try:
+    with library_errors(
+        path,
+        "not a list of the programs that the model was trained on",
+        then="restore the file, or remove it, and the report will not show which programs are "
+        "remembered",
+    ):
         with open_file(path) as file:
             identities = np.lib.format.read_array(file, allow_pickle=False)
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-    else:
-        if identities.dtype == np.uint64 and identities.ndim == 1:
-            return TrainingPrograms(
-                sources=tuple(fields["texts"]),
-                identities=identities,
-                signature=fields["contract"],
-            )
-        reason = f"it contains {identities.dtype} {list(identities.shape)}"
-    raise UserError(
-        f"{path}: not a list of the programs that the model was trained on ({reason}); restore the "
-        "file, or remove it, and the report will not show which programs are remembered"
+        if identities.dtype != np.uint64 or identities.ndim != 1:
+            raise ValueError(f"it contains {identities.dtype} {list(identities.shape)}")
+    return TrainingPrograms(
+        sources=tuple(fields["texts"]), identities=identities, signature=fields["contract"]
     )
 
 
@@ -140,12 +133,10 @@ def _read_fields(folder: Path) -> dict[str, Any] | None:
     path = member(folder, SOURCES_FILE)
     if not path.is_file():
         return None
-    try:
+    with library_errors(path, "cannot be read", then="copy the model again"):
         with open_file(path) as compressed, gzip.GzipFile(fileobj=compressed) as file:
             text = file.read(MAX_SOURCES_BYTES + 1)
         if len(text) > MAX_SOURCES_BYTES:
             raise ValueError(f"more than {MAX_SOURCES_BYTES:,} bytes when decompressed")
         fields = parse_json(text)
         return {"contract": str(fields["contract"]), "texts": list(map(str, fields["texts"]))}
-    except (*_DAMAGE, KeyError, TypeError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the model again") from None

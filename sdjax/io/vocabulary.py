@@ -8,6 +8,7 @@ from pathlib import Path
 import tokenizers
 
 from sdjax.io.atomic_write import write_file
+from sdjax.io.library_errors import library_errors
 from sdjax.io.tokenizer import TOKENIZER_FILE, load_full_tokenizer, read_tokenizer_json
 
 
@@ -36,8 +37,10 @@ def write_extended(
         Token to id of the extended tokenizer.
     """
     backend = _backend(folder)
-    backend.add_tokens(list(new.values()))
-    write_file(out, backend.to_str(pretty=True))
+    with library_errors(folder, "tokens cannot be added to its tokenizer"):
+        backend.add_tokens(list(new.values()))
+        text = backend.to_str(pretty=True)
+    write_file(out, text)
     return backend.get_vocab(with_added_tokens=True)
 
 

@@ -12,7 +12,10 @@ _PYTHON = ("lambda", "eval", "def merge_models(x):", "import os", 'f"{x}"', "mat
 
 def program() -> Kind:
     """Source text of a program, checked by the text rules."""
-    texts = [path.read_bytes() for path in (inputs.PACKAGE / "merging/methods").glob("[a-z]*.py")]
+    from sdjax.cli.open_algorithm import source_of_method
+    from sdjax.merging.methods.registry import methods
+
+    texts = [source_of_method(name).encode() for name in methods()]
     return Kind(
         folders=[{"program.py": text} for text in texts],
         formats={"program.py": mutations.mutate_text},

@@ -197,6 +197,21 @@ def test_damaged_tokenizer_raises_user_error(folder, damage, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("where", ["post_processor", "unknown token"])
+def test_tokenizer_that_fails_on_a_text_raises_user_error(folder, where):
+    file = folder / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    if where == "post_processor":  # the library panics
+        fields["post_processor"]["special_tokens"] = {}
+    else:
+        fields["model"]["unk_token"] = "missing"
+        fields["pre_tokenizer"] = None
+    file.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="copy the file again") as caught:
+        load_tokenizer(folder).encode("日", add_special=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_folder_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         load_tokenizer(tmp_path / "none")
