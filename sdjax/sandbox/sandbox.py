@@ -58,7 +58,7 @@ class Sandbox:
         >>> verdict.verdict, verdict.program.requests
         ('admitted', ())
         >>> refused.message
-        'line 1: `import os` is not allowed'
+        'line 1: `import os` is not allowed; available: jax, numpy, math, functools, ...'
     """
 
     def __init__(

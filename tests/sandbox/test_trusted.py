@@ -15,7 +15,7 @@ import pytest
 
 import sdjax
 from sdjax.isolation.confine import ALWAYS, LAYERS
-from sdjax.sandbox.worker import rules
+from sdjax.sandbox.worker import imports
 
 PACKAGE = Path(sdjax.__file__).parent
 SANDBOX = PACKAGE / "sandbox"
@@ -102,7 +102,7 @@ def test_workers_and_isolation_import_no_module_of_sdjax_by_name():
 
 def _sdjax_modules() -> set[str]:
     """Return the modules of sdjax that a program may import."""
-    return {name for name in rules.IMPORTS if name.startswith("sdjax")}
+    return {name for name in imports.IMPORTS if name.startswith("sdjax")}
 
 
 def test_programs_import_only_modules_with_an_import_contract():
@@ -118,9 +118,9 @@ def test_programs_import_only_modules_with_an_import_contract():
         assert name.startswith(allowed), name
 
 
-@pytest.mark.parametrize("name", sorted(rules.SDJAX_MEMBERS))
+@pytest.mark.parametrize("name", sorted(imports.SDJAX_MEMBERS))
 def test_every_member_that_a_program_may_import_exists(name):
-    module, members = importlib.import_module(name), rules.SDJAX_MEMBERS[name]
+    module, members = importlib.import_module(name), imports.SDJAX_MEMBERS[name]
     assert all(hasattr(module, member) for member in members)
     if name.startswith("sdjax.merging.operations."):
         functions = [f for f in vars(module).values() if getattr(f, "__module__", "") == name]

@@ -6,6 +6,7 @@ hyperparameters sorted by name. One with a value per expert is one scalar per sl
 input without using it has the same IR as one that does not request it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,11 @@ class CallingConvention:
     def num_leaves(self) -> int:
         """Number of tensors per expert."""
         return len(self.shapes)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of one expert's tensors."""
+        return sum(math.prod(shape) for shape in self.shapes)
 
     def position(self, request: str) -> range:
         """Return the argument positions of an optional input; hyperparameters follow "depth"."""

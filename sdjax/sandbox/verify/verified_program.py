@@ -143,7 +143,7 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
     max_memory = 0
     for name, (convention, block) in message.programs.items():
         jaxpr = _trace(block, convention, list(message.hyperparameters), limits.max_loop_iterations)
-        max_elements = limits.max_expansion * max(_elements(convention), MIN_ELEMENTS)
+        max_elements = limits.max_expansion * max(convention.elements, MIN_ELEMENTS)
         estimate = estimates[name] = estimate_cost(jaxpr, limits, max_elements=max_elements)
         allowed = 8 * max_elements  # two float32 arrays of the maximum size
         if estimate.memory > allowed:
@@ -195,11 +195,6 @@ def _trace(
     return jaxpr
 
 
-def _elements(convention: CallingConvention) -> int:
-    """Return the number of elements of one expert's tensors."""
-    return sum(int(np.prod(shape)) for shape in convention.shapes)
-
-
 def _probes(
     message: Message, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
 ) -> tuple[Any, ...]:
@@ -212,7 +207,7 @@ def _probes(
     for reduced, real in trace_plan(signature, message.form, message.by_kind).probes:
         name = reduced if reduced in message.programs else real
         convention, _ = message.programs[name]
-        if _elements(convention) > limits.max_probe_elements:
+        if convention.elements > limits.max_probe_elements:
             text = "the program does not work at the smaller shapes of the probe tensors"
             hint = "take sizes from the arguments' shapes"
             raise Refusal("wrong signature", "probe", f"{text}; {hint}")

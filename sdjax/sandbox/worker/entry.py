@@ -21,12 +21,12 @@ def prepare(signature_json: str) -> Callable[[bytes], bytes]:
     os.environ["JAX_PLATFORMS"] = "none"
     import jax
 
-    from sdjax.sandbox.worker import rules, warmup
+    from sdjax.sandbox.worker import imports, warmup
 
     signature = MergeSignature.from_json(signature_json)
     jax.config.update("jax_platforms", "none")
     jax.config.update("jax_traceback_filtering", "off")
-    for module in sorted(rules.IMPORTS):
+    for module in sorted(imports.IMPORTS):
         importlib.import_module(module)
     warmup.warm_up(signature)
     return lambda source: json.dumps(_trace(source, signature)).encode()

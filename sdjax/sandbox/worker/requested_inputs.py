@@ -111,11 +111,13 @@ def _parameters(function: Callable) -> list[inspect.Parameter]:
     ):
         raise _refuse("the first parameter must be the dict of task vectors")
     for parameter in parameters[1:]:
-        if parameter.kind in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.VAR_KEYWORD,
-            inspect.Parameter.POSITIONAL_ONLY,
-        ):
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            inputs = ", ".join(REQUESTS)
+            raise _refuse(
+                f"`{parameter}` is not allowed; name the inputs that are needed ({inputs}) and"
+                " the hyperparameters, with defaults"
+            )
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             raise _refuse(f"the parameter `{parameter.name}` must accept a keyword argument")
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     return [

@@ -6,9 +6,17 @@ They are not a security boundary. They run in the worker, as does everything tha
 
 import ast
 import re
-from collections.abc import Callable
+import string
 
 from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.worker.annotations import (
+    Refuse,
+    check_shape,
+    expressions_in_strings,
+    shape_types,
+)
+from sdjax.sandbox.worker.imports import IMPORTS, member_allowed, not_allowed
+from sdjax.sandbox.worker.scopes import Scope, aliased, module_references
 
 
 def _words(text: str) -> frozenset[str]:
@@ -16,47 +24,6 @@ def _words(text: str) -> frozenset[str]:
 
 
 ENTRY_POINTS = ("merge_models", "merge_trees")
-# The algorithm API and the operations that the shipped methods are written with. None of these
-# modules reaches files, weights, the registry or the engine (an import contract).
-SDJAX_MEMBERS = {
-    "sdjax": _words("PerExpert"),
-    "sdjax.merging.algorithm": _words("PerExpert TaskVectors Tensor"),
-    "sdjax.merging.method": _words("RecipeSchema"),
-    "sdjax.merging.operations.geometry": _words(
-        "gram linear_combination nearest_orthonormal slerp_weights"
-    ),
-    "sdjax.merging.operations.mixing": _words(
-        """ELECT_CHOICES RESCALE_CHOICES changed_elements elected_sum keep_and_rescale
-        sign_agreement weighted_sum"""
-    ),
-    "sdjax.merging.operations.random": _words("bernoulli bits uniform"),
-    "sdjax.merging.operations.ranks": _words("outranks rank_fraction"),
-    "sdjax.merging.operations.sparsify": _words(
-        "random_drop random_drop_by_rank trim trim_both_ends"
-    ),
-    "sdjax.merging.operations.topk_threshold": _words(
-        "kth_largest_magnitudes largest_mask magnitude_band_masks topk_masks"
-    ),
-    "sdjax.xla.reductions": _words("count_true reproducible_sum sums"),
-    "jaxtyping": _words("Array Bool Float Float32 Int Int32 Key UInt32"),
-}
-# Dimensions of a jaxtyping annotation that `isinstance` does not evaluate as an expression.
-DIMENSION = re.compile(r"\.\.\.|[*#?]*([A-Za-z_]\w*=)?(\d+|[A-Za-z_]\w*)?", re.ASCII)
-IMPORTS = _words(
-    """jax jax.numpy jax.lax jax.nn jax.random jax.scipy jax.scipy.linalg jax.scipy.special
-    jax.scipy.stats math functools itertools typing einops numpy numpy.linalg collections
-    dataclasses operator __future__"""
-).union(SDJAX_MEMBERS)
-# Allowed members of `jax` itself; the others access the host, the devices or the file system.
-JAX_MEMBERS = _words(
-    """numpy lax nn random scipy vmap jit grad value_and_grad jacfwd jacrev hessian jvp vjp tree
-    tree_util checkpoint Array named_scope"""
-)
-NUMPY_MEMBERS_REFUSED = _words(
-    """fromfile tofile load save savez savez_compressed memmap loadtxt savetxt genfromtxt fromregex
-    DataSource ctypeslib ctypes random f2py testing lib core distutils open_memmap frombuffer
-    show_config get_include source info lookfor"""
-)
 NAMES_REFUSED = _words(
     """eval exec compile open input breakpoint globals locals vars getattr setattr delattr
     help exit quit memoryview __import__ __builtins__ __loader__ __spec__ license credits
@@ -70,21 +37,19 @@ ATTRIBUTES_REFUSED = _words(
     debug experimental ffi tofile dump dumps f_globals f_locals f_builtins f_back gi_frame
     gi_code cr_frame tb_frame tb_next mro to_device addressable_data
     get_type_hints ForwardRef evaluate_forward_ref singledispatch singledispatchmethod attrgetter
-    methodcaller"""
+    methodcaller update_wrapper"""
 )
-# Syntax of an annotation that is written as a string.
-TYPE_EXPRESSIONS = (
-    ast.Expression,
-    ast.Name,
-    ast.Attribute,
-    ast.Subscript,
-    ast.Constant,
-    ast.Tuple,
-    ast.List,
-    ast.BinOp,
-    ast.BitOr,
-    ast.Load,
+# Special methods that a class may define.
+METHODS = _words(
+    """__init__ __post_init__ __call__ __len__ __iter__ __next__ __contains__ __getitem__
+    __setitem__ __repr__ __str__ __hash__ __bool__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
+    __neg__ __abs__ __add__ __radd__ __iadd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__
+    __rtruediv__ __pow__ __matmul__ __enter__ __exit__"""
 )
+# Names and attributes that begin with an underscore and are harmless strings or lists of names.
+NAMES_ALLOWED = _words("__name__ __all__ __slots__")
+ATTRIBUTES_ALLOWED = _words("__name__ __doc__")
+_FORMATTER = string.Formatter()
 
 
 def check_text(source: str, max_bytes: int) -> ast.Module:
@@ -113,8 +78,9 @@ def check_text(source: str, max_bytes: int) -> ast.Module:
         raise Refusal("refused", "syntax", f"line {error.lineno or 1}: {error.msg}") from None
     except (RecursionError, MemoryError, ValueError):
         raise Refusal("refused", "syntax", "the source is nested too deeply") from None
+    tree.body = [node for node in tree.body if not _is_main_guard(node)]
     try:
-        _check_nodes(tree, _module_names(tree), _shape_types(tree))
+        _check_nodes(tree, Scope(), shape_types(tree))
     except (RecursionError, MemoryError):
         raise Refusal("refused", "syntax", "the source is nested too deeply") from None
     _check_entry_point(tree)
@@ -146,8 +112,26 @@ def _check_entry_point(tree: ast.Module) -> None:
         )
 
 
-def _check_nodes(tree: ast.AST, modules: dict[str, str], shape_types: frozenset[str]) -> None:
-    with_shape: set[ast.AST] = set()
+def _is_main_guard(node: ast.stmt) -> bool:
+    """Return whether a statement is `if __name__ == "__main__":`, which never runs here."""
+    match node:
+        case ast.If(
+            test=ast.Compare(
+                left=ast.Name(id="__name__"),
+                ops=[ast.Eq()],
+                comparators=[ast.Constant(value="__main__")],
+            ),
+            orelse=[],
+        ):
+            return True
+    return False
+
+
+def _check_nodes(tree: ast.AST, scope: Scope, array_types: frozenset[str]) -> None:
+    modules = module_references(tree, scope)
+    members = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    values = modules.keys() - members - set(aliased(tree))  # modules that are used as values
+    checked: set[ast.AST] = set()  # names whose use was checked together with that of their parent
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 1)
 
@@ -155,157 +139,105 @@ def _check_nodes(tree: ast.AST, modules: dict[str, str], shape_types: frozenset[
             return Refusal("refused", rule, f"line {line}: {message}")
 
         match node:
-            case ast.Import(names=names):
-                for alias in names:
-                    if alias.name not in IMPORTS:
-                        raise refuse("import", f"`import {alias.name}` is not allowed")
-                    if alias.name == "jaxtyping":
-                        raise refuse("import", "write `from jaxtyping import …`, with the names")
-            case ast.ImportFrom(module=module, names=names, level=level):
-                if level or module not in IMPORTS:
-                    raise refuse("import", f"`from {module or '.'} import …` is not allowed")
-                for alias in names:
-                    path = f"{module}.{alias.name}"
-                    if alias.name == "*":
-                        raise refuse("import", f"`from {module} import *` is not allowed")
-                    if not _member_allowed(module, alias.name) and path not in IMPORTS:
-                        raise refuse(
-                            "import", f"`from {module} import {alias.name}` is not allowed"
-                        )
+            case ast.Import() | ast.ImportFrom():
+                _check_import(node, refuse)
             case ast.Attribute(value=value, attr=name):
-                root = _module_of(value, modules)
-                if name.startswith("_"):
-                    raise refuse("private-attribute", f"the attribute `{name}` is not allowed")
-                if name in ATTRIBUTES_REFUSED or (root and not _member_allowed(root, name)):
-                    raise refuse("attribute", f"the attribute `{name}` is not allowed")
-            case ast.AsyncFunctionDef() | ast.Await() | ast.Yield() | ast.YieldFrom():
-                raise refuse("statement", "generators and async functions are not allowed")
-            case ast.Subscript(value=ast.Name(id=name) as value) if name in shape_types:
-                _check_shape(node.slice, refuse)
-                with_shape.add(value)
-            case ast.Name(id=name) if name in shape_types and node not in with_shape:
+                _check_attribute(value, name, modules.get(value), refuse)
+            case ast.Call(func=ast.Name(id="getattr") as function, args=[value, name, *_]):
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    _check_attribute(value, name.value, modules.get(value), refuse)
+                    checked.add(function)
+            case ast.Call(func=function) if _copies_attributes(node):
+                text = ast.unparse(function)
+                raise refuse("attribute", f"`{text}` takes the wrapped function only")
+            case ast.AsyncFunctionDef() | ast.Await() | ast.AsyncFor() | ast.AsyncWith():
+                raise refuse("statement", "async functions are not allowed")
+            case ast.ClassDef(body=body):
+                checked.update(n for n in body if getattr(n, "name", None) in METHODS)
+            case ast.Subscript(value=ast.Name(id=name) as value) if name in array_types:
+                check_shape(node.slice, refuse)
+                checked.add(value)
+            case ast.Name(id=name) if name in array_types and node not in checked:
                 raise refuse("annotation", f'write `{name}[Array, "…"]` in full')
-        for text in _annotations(node):
-            if expression := _parsed(text):
-                if text in (getattr(node, "annotation", None), getattr(node, "returns", None)):
-                    _check_type_expression(expression, refuse)
-                _check_nodes(expression, modules, shape_types)
-        for name in _names(node):
-            if name.startswith("__"):
+        if node in values:
+            text = ast.unparse(node)
+            raise refuse("module", f"`{text}` is a module; use its members, as `{text}.NAME`")
+        for expression in expressions_in_strings(node, refuse):
+            _check_nodes(expression, scope, array_types)
+        for name in _names(node) if node not in checked else ():
+            if name.startswith("__") and name not in NAMES_ALLOWED:
                 raise refuse("dunder", f"the name `{name}` is not allowed")
             if name in NAMES_REFUSED:
-                raise refuse("name", f"`{name}` is not allowed")
+                hint = ", except with the attribute as a string" if name == "getattr" else ""
+                raise refuse("name", f"`{name}` is not allowed{hint}")
 
 
-def _check_shape(arguments: ast.expr, refuse: Callable[[str, str], Refusal]) -> None:
-    """Refuse a jaxtyping annotation unless its dimensions are plain: names, numbers, "..."."""
-    match arguments:
-        case ast.Tuple(elts=[_, ast.Constant(value=str(dimensions))]):
-            if all(DIMENSION.fullmatch(dimension) for dimension in dimensions.split()):
-                return
-    raise refuse(
-        "annotation", "the dimensions of an annotation must be a string of names and numbers"
-    )
+def _check_import(node: ast.Import | ast.ImportFrom, refuse: Refuse) -> None:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name not in IMPORTS:
+                raise refuse("import", not_allowed(f"import {alias.name}", alias.name))
+            if alias.name == "jaxtyping":
+                raise refuse("import", "write `from jaxtyping import …`, with the names")
+        return
+    module = "." * node.level + (node.module or "")
+    if module not in IMPORTS:
+        raise refuse("import", not_allowed(f"from {module} import …", module))
+    for alias in node.names:
+        name, path = alias.name, f"{module}.{alias.name}"
+        if name == "*":
+            hint = f"import {module}" if "." not in module else f"import {module} as NAME"
+            raise refuse("import", f"`from {module} import *` is not allowed; use `{hint}`")
+        is_member = member_allowed(module, name) and name not in ATTRIBUTES_REFUSED
+        if not is_member and path not in IMPORTS:
+            raise refuse("import", not_allowed(f"from {module} import {name}", path))
 
 
-def _annotations(node: ast.AST) -> list[ast.Constant]:
-    """Return the strings inside the annotation of a node, or inside a string of an annotation."""
-    match node:
-        case ast.arg(annotation=expression) | ast.AnnAssign(annotation=expression):
-            pass
-        case ast.FunctionDef(returns=expression) | ast.Expression(body=expression):
-            pass
-        case _:
-            return []
-    nodes = ast.walk(expression) if expression else ()
-    return [n for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+def _check_attribute(value: ast.expr, name: str, module: str | None, refuse: Refuse) -> None:
+    """Check the attribute of an expression, which may refer to a module."""
+    if name.startswith("_"):
+        is_own = isinstance(value, ast.Name) and value.id == "self" and name[:2] != "__"
+        is_super = name in METHODS and ast.unparse(value) == "super()"
+        if not (is_own or is_super or (name in ATTRIBUTES_ALLOWED and module is None)):
+            raise refuse("private-attribute", f"the attribute `{name}` is not allowed")
+    elif name in ATTRIBUTES_REFUSED and not (name == "format" and _is_plain_format(value)):
+        hint = "; use an f-string" if name == "format" else ""
+        raise refuse("attribute", f"the attribute `{name}` is not allowed{hint}")
+    elif module is not None and not member_allowed(module, name):
+        raise refuse("attribute", not_allowed(f"{ast.unparse(value)}.{name}", f"{module}.{name}"))
 
 
-def _parsed(text: ast.Constant) -> ast.Expression | None:
-    """Parse a string of an annotation; None if it is text that Python cannot evaluate."""
-    try:
-        tree = ast.parse(str(text.value).strip(), mode="eval")
-    except (SyntaxError, ValueError):
-        return None
-    return ast.increment_lineno(tree, text.lineno - 1)
+def _copies_attributes(call: ast.Call) -> bool:
+    """Return whether `functools.wraps` is called with names of attributes."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name == "wraps" and (len(call.args) > 1 or bool(call.keywords))
 
 
-def _check_type_expression(tree: ast.Expression, refuse: Callable[[str, str], Refusal]) -> None:
-    """Refuse an annotation, written as a string, that is not a plain type such as "float"."""
-    for node in ast.walk(tree):
-        if not isinstance(node, TYPE_EXPRESSIONS):
-            kind = type(node).__name__
-            raise refuse("annotation", f"an annotation must be a type; {kind} is not allowed")
-
-
-def _member_allowed(module: str, name: str) -> bool:
-    if name.startswith("_") or name in ATTRIBUTES_REFUSED:
+def _is_plain_format(value: ast.expr) -> bool:
+    """Return whether an expression is a string whose fields look up no attributes or items."""
+    if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
         return False
-    if module == "jax":
-        return name in JAX_MEMBERS
-    if module in SDJAX_MEMBERS:
-        return name in SDJAX_MEMBERS[module]
-    if module in ("numpy", "jax.numpy"):
-        return name not in NUMPY_MEMBERS_REFUSED
-    return True
-
-
-def _module_of(node: ast.expr, modules: dict[str, str]) -> str | None:
-    """Return the module that an expression such as `jax.numpy` or `jnp` refers to."""
-    if isinstance(node, ast.Name):
-        return modules.get(node.id)
-    if isinstance(node, ast.Attribute) and (parent := _module_of(node.value, modules)):
-        path = f"{parent}.{node.attr}"
-        return path if path in IMPORTS else None
-    return None
-
-
-def _module_names(tree: ast.Module) -> dict[str, str]:
-    """Map local names to modules, such as {"jnp": "jax.numpy"}."""
-    names: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                local = alias.asname or alias.name.split(".")[0]
-                names[local] = alias.name if alias.asname else local
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                path = f"{node.module}.{alias.name}"
-                if path in IMPORTS:
-                    names[alias.asname or alias.name] = path
-    return names
-
-
-def _shape_types(tree: ast.Module) -> frozenset[str]:
-    """Return the local names of jaxtyping's types of arrays, which take dimensions."""
-    return frozenset(
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping"
-        for alias in node.names
-        if alias.name != "Array"
-    )
+    try:
+        fields = [(name or "", spec or "") for _, name, spec, _ in _FORMATTER.parse(value.value)]
+    except ValueError:  # Python reports it
+        return True
+    return all(re.fullmatch(r"\w*", name) and "{" not in spec for name, spec in fields)
 
 
 def _names(node: ast.AST) -> list[str]:
     """Return all identifiers that a node binds or reads, except attributes."""
     match node:
-        case ast.Name(id=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+        case ast.Name(id=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
             return [name]
-        case ast.arg(arg=name):
-            return [name]
-        case ast.keyword(arg=str(name)):
-            return [name]
-        case ast.alias(asname=str(name)):
-            return [name]
-        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
-            return [name]
-        case ast.MatchStar(name=str(name)):
-            return [name]
+        case ast.alias(name=_, asname=name):
+            return [name] if name is not None else []
         case ast.MatchMapping(rest=str(name)):
             return [name]
         case ast.MatchClass(kwd_attrs=names):
             return list(names)
         case ast.Global(names=names) | ast.Nonlocal(names=names):
             return list(names)
-    return []
+    # Functions, classes, exceptions, patterns, type parameters.
+    name = getattr(node, "name", None)
+    return [name] if isinstance(name, str) else []

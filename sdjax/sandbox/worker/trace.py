@@ -6,7 +6,6 @@ executed inside every trace, so that top-level arrays are traced too and no stat
 
 import ast
 import builtins
-import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -75,7 +74,7 @@ def _builtins() -> dict[str, Any]:
 
     `__import__` is kept, because NumPy's C code imports lazily through the calling frame.
     """
-    refused = rules.NAMES_REFUSED - {"__import__"}
+    refused = rules.NAMES_REFUSED - {"__import__", "getattr"}
     return {name: value for name, value in vars(builtins).items() if name not in refused}
 
 
@@ -98,8 +97,11 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
     }
     encoder.start_probes()
     for of, convention in plan.optional.items():
-        with contextlib.suppress(Refusal):  # it may work only at the real shapes
+        try:
             blocks[of] = _block(load, requested, of, convention, encoder, signature)
+        except Refusal as refusal:  # it may work only at the real shapes
+            real = next(real for reduced, real in plan.probes if reduced == of)
+            _check_probed_at_real_shapes(plan.required[real], refusal, signature)
     if by_kind:
         blocks = _without_unused_kind(blocks, signature)
     message = {
@@ -110,6 +112,15 @@ def _trace(load: Loader, name: str, signature: MergeSignature) -> str:
         "programs": [{"of": of, "block": block} for of, block in blocks.items()],
     }
     return canonical(message)
+
+
+def _check_probed_at_real_shapes(
+    convention: CallingConvention, refusal: Refusal, signature: MergeSignature
+) -> None:
+    """Refuse a candidate that fails at reduced shapes if the real ones are too large to probe."""
+    if convention.elements > signature.limits.max_probe_elements:
+        reason = f"it fails at the smaller shapes of the probe tensors: {refusal.message}"
+        raise Refusal("wrong signature", "probe", f"{reason}; take sizes from the arguments")
 
 
 def _block(
@@ -265,6 +276,13 @@ def _explain(error: Exception, signature: MergeSignature) -> Refusal:
             "concrete-value",
             f"{at}an array cannot be indexed by a mask, as the result's shape would depend on"
             " values; use jnp.where(mask, x, 0.0) instead",
+        )
+    if isinstance(error, jax.errors.ConcretizationTypeError) and "size argument" in str(error):
+        return Refusal(
+            "refused",
+            "concrete-value",
+            f"{at}the shape of this result would depend on values; pass size=, or use"
+            " jnp.where(mask, x, 0.0) instead",
         )
     if isinstance(error, jax.errors.ConcretizationTypeError):
         return Refusal(
