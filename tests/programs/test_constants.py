@@ -48,7 +48,6 @@ def merged(source, **values):
         ("1 / 3 * a + 2 / 3 * b", [1 / 3, 2 / 3]),
         ("a / 2.5", [2.5]),
         ("jnp.where(depth < 0.5, 0.6, 0.1) * c", [0.5, 0.6, 0.1]),
-        ("jnp.where(jnp.abs(a) > jnp.quantile(jnp.abs(a), 0.9), a, 0.0)", [0.9]),
         ("jnp.tensordot(jnp.array([0.5, 0.3, 1]), jnp.stack([a, b, c]), axes=1)", [0.5, 0.3, 1.0]),
         ('sum({"a": 0.5, "b": 0}[k] * v for k, v in zip("ab", (a, b)))', [0.5, 0.0]),
         ("(1.0 - depth) * a + 1.0 / (1.0 + jnp.exp(-b)) * b", []),
@@ -66,17 +65,20 @@ def test_use_decides_what_is_tunable(expression, expected):
     constants = find_constants(source, SLOTS)
     form = parametric_form(source, constants)
     assert form.count(": float=") == len(expected)
-    np.testing.assert_allclose(merged(form), merged(source), rtol=2e-6, atol=1e-6)
+    if expected:
+        np.testing.assert_allclose(merged(form), merged(source), rtol=2e-6, atol=1e-6)
+    else:
+        assert form == ast.unparse(ast.parse(source)) + "\n"
 
 
 def test_bounds_follow_from_use():
-    source = program("jnp.where(depth < 0.5, 0.6 * a, b / 2.5) + jnp.percentile(c, 90.0) + 3.0 * c")
+    source = program("jnp.where(depth < 0.5, 0.6 * a, b / 2.5) + jnp.quantile(c, q=0.9) + 3.0 * c")
     bounds = {c.start: (c.low, c.high) for c in find_constants(source, SLOTS)}
     assert bounds == {
         0.5: (0, 1),
         0.6: (0.6 - 1.2, 0.6 + 1.2),
         2.5: (0.625, 10),
-        90.0: (0, 100),
+        0.9: (0, 1),
         3.0: (-3, 9),
     }
 
@@ -175,7 +177,7 @@ def check_drawn(count, seed):
 
 
 def test_forms_of_random_programs_merge_alike_and_share_their_identity():
-    assert check_drawn(12, seed=0) >= 8
+    assert check_drawn(8, seed=0) >= 6
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
-from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.tuning.differentiability import blocking_operations
@@ -47,7 +46,7 @@ def merger():
     return Merger(base, experts, compile_cache=CompileCache())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tunable(sandbox):
     return program_tunable(SOURCE, sandbox, name="mine.py")
 
@@ -129,16 +128,12 @@ def test_a_program_that_cannot_be_tuned_is_refused_in_one_line(sandbox, body, me
     assert "\n" not in str(raised.value)
 
 
-def test_a_method_without_a_base_is_written_as_a_program(sandbox, merger, model_set):
+def test_a_method_without_a_base_is_written_as_a_program(sandbox, model_set):
     tunable = family_tunable("slerp", "weights", model_set(experts={"a": "x", "b": "y"}))
     assert [(p.name, p.start, p.low, p.high) for p in tunable.parameters] == [("t", 0.5, 0.0, 1.0)]
     text = tunable.write(np.array([0.3]))
     assert "t: float = 0.3" in text
-    verdict = sandbox.judge(text)
-    assert verdict.admitted
-    algorithms = tunable.bind(np.array([0.3])), to_algorithm(verdict.program, name="slerp.py")
-    merged = [merger(algorithm).params for algorithm in algorithms]
-    for path in PATHS:
-        np.testing.assert_allclose(merged[0][path], merged[1][path], rtol=0, atol=1e-6)
+    assert sandbox.judge(text).admitted
+    assert tunable.bind(np.array([0.3])).hyperparameters == {"t": 0.3}
     with pytest.raises(UserError, match="slerp: its recipes subtract no base"):
         family_tunable("slerp", "layers", model_set())

@@ -50,6 +50,10 @@ def open_recipe(folder, text, model_set):
     return named, open_tunable(str(path), model_set(base=named.base, experts=named.experts))
 
 
+def away_from_start(tunable):
+    return tunable.start + np.linspace(0.01, 0.1, len(tunable.parameters))
+
+
 def check_merge(folder, tensors, named, tunable, values):
     """Check that the written recipe merges as in memory; return the result."""
     (folder / "tuned.yaml").write_text(tunable.write(values))
@@ -67,22 +71,24 @@ def check_merge(folder, tensors, named, tunable, values):
     return on_disk
 
 
-def test_numbers_of_a_recipe_are_parameters(folders, tensors, model_set):
-    named, tunable = open_recipe(folders, RECIPE, model_set)
+def test_numbers_of_a_recipe_are_parameters(tmp_path, model_set):
+    named, tunable = open_recipe(tmp_path, RECIPE, model_set)
     assert (named.base, dict(named.experts)) == ("base", {"expert_1": "math", "expert_2": "code"})
     assert sorted(p.name for p in tunable.parameters) == sorted(NAMES)
     assert tunable.write(tunable.start) == RECIPE
-    values = tunable.start + np.linspace(0.01, 0.1, len(tunable.parameters))
-    text = tunable.write(values)
-    changed = [
-        (old, new)
-        for old, new in zip(RECIPE.split("\n"), text.split("\n"), strict=True)
-        if old != new
-    ]
-    assert len(changed) == 5
+    text = tunable.write(away_from_start(tunable))
+    pairs = zip(RECIPE.split("\n"), text.split("\n"), strict=True)
+    assert sum(old != new for old, new in pairs) == 5
     assert "# along the layers" in text
     assert "&shared" in text
-    check_merge(folders, tensors, named, tunable, values)
+
+
+@pytest.mark.parametrize(
+    "method", ["task_arithmetic", pytest.param("ties", marks=pytest.mark.slow)]
+)
+def test_a_tuned_recipe_merges_as_in_memory(folders, tensors, model_set, method):
+    named, tunable = open_recipe(folders, RECIPE.replace("ties", method), model_set)
+    check_merge(folders, tensors, named, tunable, away_from_start(tunable))
 
 
 @pytest.mark.parametrize(
