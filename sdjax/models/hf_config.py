@@ -44,10 +44,33 @@ def _boolean(value: Any) -> bool:
     return value
 
 
+def _numbers(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(map(_number, value))
+
+
 _NOUNS: dict[Callable[[Any], Any], str] = {
     _integer: "an integer",
     _number: "a number",
     _boolean: "true or false",
+    _numbers: "a list of numbers",
+}
+# Rope parameters that earlier versions of transformers have next to `rope_scaling`.
+_SHARED_ROPE_FIELDS = ("rope_theta", "partial_rotary_factor")
+# Type of each field of the rope parameters that a scaling may read.
+_ROPE_FIELDS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(
+        (
+            *("rope_theta", "partial_rotary_factor", "factor", "attention_factor", "beta_fast"),
+            *("beta_slow", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim"),
+        ),
+        _number,
+    ),
+    "original_max_position_embeddings": _integer,
+    "short_factor": _numbers,
+    "long_factor": _numbers,
+    "truncate": _boolean,
 }
 
 
@@ -65,25 +88,23 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
     name = fields.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
-            f"{where}: model_type {name!r} is not supported; use one of {', '.join(FAMILIES)}"
+            f"{where}: model_type {truncated_repr(name)} is not supported; use one of "
+            f"{', '.join(FAMILIES)}"
         )
     family = FAMILIES[name]
     fields = {**family.defaults, **fields}
     for key, supported in family.fixed.items():
         if fields.get(key) not in (None, supported):
             raise UserError(
-                f"{where}: {key}={fields[key]!r} is not supported; only {supported!r} is"
+                f"{where}: {key}={truncated_repr(fields[key])} is not supported; only "
+                f"{supported!r} is"
             )
 
     def read(key: str, convert: Callable[[Any], Any], default: Any = None) -> Any:
         value = default if fields.get(key) is None else fields[key]
         if value is None:
             raise UserError(f"{where}: the required field {key!r} is missing; add it")
-        try:
-            converted = convert(value)
-        except (TypeError, ValueError, OverflowError):
-            noun, shown = _NOUNS[convert], truncated_repr(value)
-            raise UserError(f"{where}: {key} must be {noun}, not {shown}") from None
+        converted = _convert(value, key, convert, where)
         limit = _MAX_SIZES.get(key, _MAX_SIZE)
         if convert is _integer and converted > limit:
             raise UserError(
@@ -125,6 +146,15 @@ def from_hf(fields: Mapping[str, Any], where: str) -> ModelConfig:
     )
     _check(config, where)
     return config
+
+
+def _convert(value: Any, key: str, convert: Callable[[Any], Any], where: str) -> Any:
+    """Return a field's value as its type; raise UserError if it has another one."""
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        noun, shown = _NOUNS[convert], truncated_repr(value)
+        raise UserError(f"{where}: {key} must be {noun}, not {shown}") from None
 
 
 def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
@@ -182,9 +212,10 @@ def read_eos_token_ids(fields: Mapping[str, Any], where: str) -> tuple[int, ...]
     """
     eos = fields.get("eos_token_id")
     token_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if not all(isinstance(token_id, int) for token_id in token_ids):
+    if not all(type(token_id) is int for token_id in token_ids):
         raise UserError(
-            f"{where}: eos_token_id must be a token id or a list of token ids, not {eos!r}"
+            f"{where}: eos_token_id must be a token id or a list of token ids, "
+            f"not {truncated_repr(eos)}"
         )
     return tuple(token_ids)
 
@@ -198,9 +229,9 @@ def _layer_types(
         if fields.get("layer_types"):
             return tuple(map(str, fields["layer_types"]))
         if family.windows == "upper":
-            num_full = int(fields["max_window_layers"])
+            num_full = _integer(fields["max_window_layers"])
             return tuple(FULL if layer < num_full else SLIDING for layer in range(num_layers))
-        period = int(fields["sliding_window_pattern"])
+        period = _integer(fields["sliding_window_pattern"])
         return tuple(SLIDING if (layer + 1) % period else FULL for layer in range(num_layers))
     except (TypeError, ValueError, ArithmeticError):
         raise UserError(
@@ -254,12 +285,15 @@ def _rope(
     original = fields.get("original_max_position_embeddings")
     if original is not None:
         rope = {**rope, "original_max_position_embeddings": original}
+    shared = {key: fields.get(key) for key in _SHARED_ROPE_FIELDS if rope.get(key) is None}
+    rope = {**rope, **shared}
+    for key, convert in _ROPE_FIELDS.items():
+        if rope.get(key) is not None:
+            _convert(rope[key], f"the rope parameter {key}", convert, where)
     try:
         return Rope(
-            theta=float(_first(rope.get("rope_theta"), fields.get("rope_theta"), 10_000.0)),
-            partial=float(
-                rope.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
-            ),
+            theta=float(_first(rope["rope_theta"], 10_000.0)),
+            partial=float(rope["partial_rotary_factor"] or 1.0),
             scaling=None if kind == "default" else SCALINGS[kind].from_hf(rope, max_seq_len),
         )
     except KeyError as missing:
@@ -310,6 +344,16 @@ def _check(config: ModelConfig, where: str) -> None:
     for key in (*sizes, "intermediate_size", "max_seq_len"):
         if getattr(config, key) < 1:
             raise UserError(f"{where}: {key} must be at least 1, not {getattr(config, key)}")
+    for key in ("query_pre_attn_scalar", "sliding_window"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise UserError(f"{where}: {key} must be at least 1, not {truncated_repr(value)}")
+    for key in ("attn_logit_softcap", "final_logit_softcap"):
+        value = getattr(config, key)
+        if value is not None and value <= 0:
+            raise UserError(f"{where}: {key} must be above 0, not {value}")
+    if config.norm_eps < 0:
+        raise UserError(f"{where}: norm_eps must be 0 or more, not {config.norm_eps}")
     if config.head_dim > _MAX_SIZES["head_dim"]:
         raise UserError(
             f"{where}: head_dim must be at most {_MAX_SIZES['head_dim']:,}, not {config.head_dim}"

@@ -139,7 +139,16 @@ def test_windows_and_ropes_of_each_layer():
             "rope type 'dynamic' is not supported; use one of default, linear, llama3, yarn",
         ),
         ("llama", {"rope_scaling": {"type": "linear"}}, "of type 'linear' need the field 'factor'"),
-        ("llama", {"rope_theta": "far"}, "the rope parameters must be numbers"),
+        (
+            "gemma2",
+            {"query_pre_attn_scalar": -4},
+            "query_pre_attn_scalar must be at least 1, not -4",
+        ),
+        ("gemma2", {"sliding_window": 0}, "sliding_window must be at least 1, not 0"),
+        ("gemma2", {"final_logit_softcapping": 0}, "final_logit_softcap must be above 0, not 0.0"),
+        ("llama", {"rms_norm_eps": -1}, "norm_eps must be 0 or more, not -1.0"),
+        ("llama", {"eos_token_id": True}, "eos_token_id must be a token id or a list"),
+        ("llama", {"rope_theta": "far"}, "the rope parameter rope_theta must be a number"),
         ("llama", {"rope_theta": -5.0}, "rope_theta must be above 0, not -5.0"),
         ("llama", {"rope_theta": 0}, "rope_theta must be above 0, not 0.0"),
         ("llama", {"rope_scaling": "foo"}, "rope_scaling is 'foo'; it must be a JSON object"),
@@ -174,16 +183,16 @@ def test_windows_and_ropes_of_each_layer():
         ("llama", {"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list"),
         ("gemma2", {"sliding_window": "7"}, "sliding_window must be an integer, not '7'"),
         ("gemma2", {"sliding_window_pattern": 1e400}, "layers with a sliding window are unknown"),
-        ("llama", {"rope_theta": 10**400}, "the rope parameters must be numbers"),
-        ("llama", {"rope_theta": math.nan}, "rope_theta must be above 0, not nan"),
+        ("llama", {"rope_theta": 10**400}, "parameter rope_theta must be a number"),
+        ("llama", {"rope_theta": math.nan}, "rope_theta must be a number, not nan"),
         ("llama", {"partial_rotary_factor": 1e300}, "the rope parameters do not fit"),
-        ("llama", {"partial_rotary_factor": math.nan}, "the rope parameters do not fit"),
+        ("llama", {"partial_rotary_factor": math.nan}, "must be a number, not nan"),
         ("llama", {"rope_scaling": {"type": ["yarn"]}}, "rope type ['yarn'] is not supported"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "do not fit heads"),
         (
             "llama",
             {"rope_scaling": {"type": "yarn", "factor": 2, "attention_factor": math.inf}},
-            "do not fit heads",
+            "the rope parameter attention_factor must be a number, not inf",
         ),
         (
             "llama",
@@ -193,7 +202,7 @@ def test_windows_and_ropes_of_each_layer():
         (
             "phi3",
             {"rope_scaling": {"type": "longrope", **LONG, "long_factor": 5}},
-            "the rope parameters must be numbers",
+            "the rope parameter long_factor must be a list of numbers, not 5",
         ),
         (
             "gemma3_text",
@@ -244,3 +253,50 @@ def test_round_trip_preserves_every_field():
     changed = {name for name, value in vars(config).items() if value != defaults[name]}
     assert changed >= {*defaults} - {"rope", "local_rope", "tie_embeddings"}
     assert from_hf(to_hf(config, dtype="float32"), "config.json") == config
+
+
+VALUES = (True, "12", [], [1.5], {}, {"a": 1}, math.nan, math.inf, -1e308, 1e-320, 0, -1, 10**200)
+SCALINGS = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"type": "yarn", "factor": 2.0, "attention_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+    | {"beta_fast": 32, "beta_slow": 1, "truncate": True, "original_max_position_embeddings": 99},
+    {"type": "longrope", **LONG, "factor": 2.0, "attention_factor": None},
+]
+
+
+def message_of(fields):
+    """Return the error about a config; "" if it is valid and can be written."""
+    try:
+        config = from_hf(fields, "config.json")
+    except UserError as error:
+        return str(error)
+    json.dumps(to_hf(config, dtype="float32"), allow_nan=False)
+    return ""
+
+
+def is_one_line(message):
+    return message.startswith("config.json: ") and message.isprintable() and len(message) < 400
+
+
+def test_any_value_of_any_field_is_refused_in_one_line_or_valid():
+    fields = {**SIZES, "model_type": "gemma3_text"}
+    sizes = ["vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_key_value_heads"]
+    others = ["rms_norm_eps", "eos_token_id", "bos_token_id", "tie_word_embeddings", "layer_types"]
+    windows = ["sliding_window", "sliding_window_pattern", "max_window_layers", "hidden_act"]
+    scalars = ["query_pre_attn_scalar", "final_logit_softcapping", "partial_rotary_factor"]
+    ropes = ["rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"]
+    for key in (*sizes, *others, *windows, *scalars, *ropes):
+        for value in VALUES:
+            message = message_of({**fields, key: value})
+            assert not message or is_one_line(message), (key, value)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_any_value_of_a_rope_scaling_is_refused_in_one_line_or_valid(scaling):
+    fields = {**SIZES, "model_type": "llama"}
+    assert message_of({**fields, "rope_scaling": scaling}) == ""
+    for key in scaling:
+        for value in VALUES:
+            message = message_of({**fields, "rope_scaling": {**scaling, key: value}})
+            assert not message or is_one_line(message), (key, value)
