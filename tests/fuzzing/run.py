@@ -3,6 +3,7 @@
 Input N of a kind under a random seed is always the same, so a fault is reproduced by its number.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,7 +14,6 @@ import signal
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,13 @@ class Outcome:
 class Fuzzer:
     """The inputs of one kind, and the judge of what their loaders do."""
 
-    def __init__(self, name: str, *, seed: int = 0) -> None:
-        """Create the valid files and load them once, so that all modules are imported."""
+    def __init__(self, name: str, *, seed: int = 0, kind: Kind | None = None) -> None:
+        """Create the valid files. A `kind` of the caller's need not be in `KINDS`."""
         self.name, self.seed = name, seed
         self._root = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_memory_folder()))
         self._cwd = self._root / "cwd"
         self._outside = self._root / "outside"
-        self.kind = targets.KINDS[name]()
+        self.kind = kind or targets.KINDS[name]()
         self._corpora = {file: _corpus(self.kind, file) for file in self.kind.formats}
         inputs.write(self._cwd, self.kind.shared)
         inputs.write(self._outside, {"secret.txt": SECRET, "model/x": SECRET, "x.jsonl": b""})
@@ -221,24 +221,26 @@ def limit_resources() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-class _time_limit:
-    """Raises Hang in the block after SECONDS of processor time, or WAITING_SECONDS of time.
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise Hang in the block after SECONDS of processor time, or WAITING_SECONDS of time.
 
     Code in C that never returns is ended by `supervise`, with the process.
     """
 
-    def __enter__(self) -> None:
-        def hang(number: int, frame: Any) -> None:
-            raise Hang
+    def hang(number: int, frame: Any) -> None:
+        raise Hang
 
-        signal.signal(signal.SIGPROF, hang)
-        signal.signal(signal.SIGALRM, hang)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
-
-    def __exit__(self, *_: object) -> None:
+    before = [(name, signal.signal(name, hang)) for name in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
+    try:
+        yield
+    finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        for name, handler in before:
+            signal.signal(name, handler)
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -274,8 +276,3 @@ def _corpus(kind: Kind, name: str) -> Corpus:
 
 def _memory_folder() -> str | None:
     return "/dev/shm" if os.path.isdir("/dev/shm") else None
-
-
-def summary(outcomes: Counter[str]) -> str:
-    """Return the counts in one line."""
-    return ", ".join(f"{name} {count:,}" for name, count in sorted(outcomes.items()))
