@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sdjax.core.errors import UserError
+from sdjax.io.links import member
+
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 5.0  # also bounds the name look-up, which has no time limit of its own
@@ -30,6 +33,10 @@ _LIBRARIES = ("huggingface_hub", "datasets")
 # Of a model: no duplicate weights in other formats, and no subfolders.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 _IGNORED_FILES = ("*/*", "consolidated*")
+# Formats that `datasets` decompresses, completely, into its cache.
+_COMPRESSED = frozenset(
+    (".7z", ".bz2", ".gz", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
+)
 
 
 class HubError(Exception):
@@ -105,9 +112,12 @@ def load_dataset(path: str, config: str | None = None, *, split: str) -> Any:
 
     Raises:
         HubError: the dataset does not exist, or cannot be downloaded or read.
+        UserError: a local folder contains a link that leads out of it, or a compressed file.
     """
     import datasets
 
+    if os.path.isdir(path):
+        _check_data_folder(Path(path))
     with _session(is_local=os.path.isdir(path)) as unreachable:
         try:
             return datasets.load_dataset(path, config, split=split, trust_remote_code=False)
@@ -117,6 +127,18 @@ def load_dataset(path: str, config: str | None = None, *, split: str) -> Any:
             if unreachable and missing:
                 reason = f"it is not in the cache, and {unreachable}"
     raise HubError(reason)
+
+
+def _check_data_folder(folder: Path) -> None:
+    """Raise UserError if a folder would make `datasets` read elsewhere, or without a limit."""
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = member(folder, os.path.relpath(os.path.join(parent, name), folder))
+            if path.suffix.lower() in _COMPRESSED:
+                raise UserError(
+                    f"{path}: compressed data may expand to any size; decompress it if you trust "
+                    "it, or pass a .jsonl.gz file by its own name"
+                )
 
 
 @functools.cache

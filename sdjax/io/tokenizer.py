@@ -44,6 +44,8 @@ _CHANGING_SETTINGS = (
 )
 # Above this vocabulary size transformers may patch the tokenizer's regular expression.
 _MAX_UNPATCHED_VOCABULARY = 100_000
+# Read by transformers to find the class of a tokenizer.
+_OTHER_READ_FILES = ("config.json", "adapter_config.json")
 _TOKEN_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "tekken.json")
 
 
@@ -277,6 +279,8 @@ def read_tokenizer_json(folder: Path) -> tokenizers.Tokenizer:
 def _require_files(folder: Path) -> None:
     # All files that transformers may read are checked, of which one must be the vocabulary.
     files = {*tokenizer_files(folder), *other_files(folder)}
+    for name in _OTHER_READ_FILES:
+        member(folder, name)
     for name in files:
         if (size := (folder / name).stat().st_size) > MAX_VOCABULARY_BYTES:
             raise UserError(f"{folder / name}: too large ({size:,} bytes); remove the file")

@@ -11,8 +11,11 @@ from click.testing import CliRunner
 
 from sdjax.cli.main import main
 from sdjax.core.errors import UserError
+from sdjax.evaluation.data import read_rows
+from sdjax.evaluation.results import ResultsFolder, read_results
 from sdjax.io.atomic_write import staged_folder, write_file
 from sdjax.io.hf_checkpoint import load_model, write_model
+from sdjax.io.hub import load_dataset
 from sdjax.io.links import check_own_folder, member
 from sdjax.io.lock import lock_folder
 from sdjax.io.model_files import tokenizer_files
@@ -81,6 +84,7 @@ def test_only_names_in_the_folder_are_members(tmp_path, name):
         ("generation_config.json", load_tokenizer),
         ("chat_template.jinja", load_full_tokenizer),
         ("vocab.json", load_full_tokenizer),
+        ("config.json", load_full_tokenizer),
         ("tokenizer.model", tokenizer_files),
     ],
 )
@@ -230,3 +234,47 @@ def test_the_folder_that_the_user_names_may_be_a_link(tmp_path):
     with pytest.raises(UserError, match="neither a file nor a folder"):
         lock_folder(tmp_path / "alias", "lock")
     check_own_folder(tmp_path / "missing")
+
+
+def test_links_next_to_data_are_refused(tmp_path, outside):
+    """A split of --data FOLDER, and the worked examples next to --data FILE."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "test.jsonl").symlink_to(outside / "secret")
+    with pytest.raises(UserError, match=REFUSED):
+        read_rows("questions", data, None, "test", ())
+    (data / "x_test.jsonl").write_text("{}")
+    (data / "x_train.jsonl").symlink_to(outside / "secret")
+    with pytest.raises(UserError, match=REFUSED):
+        read_rows("questions", data / "x_test.jsonl", None, "train", ())
+    alias = tmp_path / "alias.jsonl"  # named by the user
+    alias.symlink_to(data / "x_test.jsonl")
+    assert len(read_rows("questions", alias, None, "test", ())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("train.jsonl", REFUSED), ("part/train.jsonl", REFUSED), ("x.zip", "may expand to any size")],
+)
+def test_folders_of_data_are_read_without_links_and_archives(tmp_path, outside, name, message):
+    path = tmp_path / "data" / name
+    path.parent.mkdir(parents=True)
+    if name == "x.zip":
+        path.write_bytes(b"")
+    else:
+        path.symlink_to(outside / "secret")
+    with pytest.raises(UserError, match=message):
+        load_dataset(str(tmp_path / "data"), split="train")
+
+
+@pytest.mark.parametrize("name", ["settings.json", "results.jsonl", "scores.json", "eval.lock"])
+def test_links_in_a_folder_of_results_are_refused(tmp_path, outside, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "settings.json").write_text("{}")
+    replace_by_link(out / name, outside / "secret")
+    with pytest.raises(UserError, match=REFUSED):
+        ResultsFolder(out, {})
+    if name == "results.jsonl":
+        with pytest.raises(UserError, match=REFUSED):
+            read_results(out)
