@@ -111,10 +111,10 @@ def tune(
     Examples:
         >>> import sdjax
         >>> experts = ["zoo:reader", "zoo:calculator", "zoo:judge"]
-        >>> result = sdjax.tune("weights", base="zoo:seed", experts=experts, budget=1, steps=2,
-        ...                     limit=8)
-        >>> len(result.values), result.evaluations, result.steps
-        (3, 1, 2)
+        >>> models = {"base": "zoo:seed", "experts": experts, "scope": "mlp"}
+        >>> result = sdjax.tune("weights", **models, budget=2, optimizer="cmaes", limit=4)
+        >>> len(result.values), result.evaluations
+        (3, 2)
     """
     fields = {
         "budget": budget,
@@ -145,6 +145,7 @@ def tune(
         dtype=dtype,
         allow_missing=allow_missing,
         trust_code=trust_code,
+        with_training=search.optimizer != "cmaes",
     )
     if overrides:
         checked = {name: tuple(map(float, numbers)) for name, numbers in overrides.items()}

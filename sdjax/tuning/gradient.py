@@ -22,6 +22,9 @@ LossAndGradient = Callable[[np.ndarray, int, int], tuple[float, np.ndarray]]
 
 # Steps with a gradient that is not finite, in a row, that end a start.
 _MAX_DROPPED = 3
+# Learning rate of the last step, relative to the first: small, so that the noise of batches averages
+# out.
+_FINAL_RATE = 0.1
 
 
 def search_by_gradient(
@@ -47,7 +50,8 @@ def search_by_gradient(
         trace: records the steps.
         on_step: called after each step with (start, step from 1, event).
     """
-    box, adam = Box(tunable), optax.adam(config.learning_rate)
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=_FINAL_RATE)
+    box, adam = Box(tunable), optax.adam(schedule)
     for start in range(config.starts):
         scaled = box.initial(start, config.seed)
         state = adam.init(scaled.astype(np.float32))

@@ -15,11 +15,9 @@ from pydantic.dataclasses import dataclass
 
 from sdjax.core.config import STRICT, NonNegativeInt, PositiveFloat, PositiveInt
 from sdjax.core.errors import UserError, did_you_mean
+from sdjax.tuning.patterns import rounded
 from sdjax.tuning.trace import Trace
 from sdjax.tuning.types import Tunable
-
-# Significant digits of all values that are evaluated: those of the text that is written at the end.
-_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -85,8 +83,9 @@ class Box:
     def values(self, scaled: np.ndarray) -> np.ndarray:
         """Return values [parameters] within the bounds, rounded to the digits that are written."""
         exact = self._low + np.clip(scaled, 0, 1) * self.width
-        rounded = np.array([float(f"{value:.{_DIGITS}g}") for value in exact])
-        return np.clip(rounded, self._low, self._low + self.width)
+        # Rounded to the digits that are written at the end, so that the file scores the same.
+        written = np.array([rounded(value) for value in exact])
+        return np.clip(written, self._low, self._low + self.width)
 
     def scaled(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return values [parameters] scaled to [0, 1]."""

@@ -75,7 +75,7 @@ class TuningSetup:
         task: the task.
         development: problems that choose between candidates.
         confirmation: problems that confirm the gain.
-        training: training problems as tokens; empty if the task has none.
+        training: training problems as tokens; empty if the task has none, or for CMA-ES alone.
         decoder: decoder for all these problems.
         mesh: devices that the models are sharded over.
         notes: remarks about the problems.
@@ -174,8 +174,12 @@ def build_setup(
     dtype: DTypeLike | None,
     allow_missing: Collection[str],
     trust_code: bool,
+    with_training: bool,
 ) -> TuningSetup:
-    """Open the models and read the problems; see `sdjax.tune` for the arguments."""
+    """Open the models and read the problems.
+
+    See `sdjax.tune` for the arguments, except `with_training`: whether training problems are read.
+    """
     named = read_named_merge(what) if isinstance(what, str) else None
     if named is not None:
         if base is not None or experts or scope is not None:
@@ -226,8 +230,10 @@ def build_setup(
         build_prompts(loaded_task, half[:limit], tokenizer, chat=chat)
         for half in split_development(problems)
     ]
-    held_out = [*problems, *read_problems(loaded_task, "test")]
-    training = read_training(loaded_task, held_out)
+    training = []
+    if with_training:
+        held_out = [*problems, *read_problems(loaded_task, "test")]
+        training = read_training(loaded_task, held_out)
     new_tokens, remarks = limit_answers(loaded_task, config, max_new_tokens)
     prompts = [item.tokens for half in halves for item in half]
     return TuningSetup(

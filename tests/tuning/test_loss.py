@@ -1,0 +1,118 @@
+"""Loss through the merge: its gradient, one compilation, and numbers without a gradient."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdjax
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.methods.registry import algorithm
+from sdjax.models.tree import flatten
+from sdjax.testing import count_compilations, random_params, tiny_model
+from sdjax.training.packing import Example
+from sdjax.training.sft import sft_loss
+from sdjax.tuning.differentiability import blocking_operations
+from sdjax.tuning.loss import MergeLoss
+from sdjax.tuning.search import SearchConfig
+from tests.tuning.searches import tunable
+
+EXAMPLES = [Example(prompt=(5, 6 + i % 7), target=(9, 10 + i % 5, 1)) for i in range(60)]
+SEARCH = SearchConfig(budget=2, steps=3, starts=2, batch=2)
+
+
+def loss_of(tuned, dtype=jnp.float32):
+    config, base = tiny_model(dtype=dtype, max_seq_len=16, num_layers=1)
+    experts = [random_params(config, seed=seed, dtype=dtype) for seed in (1, 2)]
+    merger = sdjax.Merger(base, experts, scope="mlp")
+    loss = MergeLoss(
+        merger,
+        tuned,
+        base,
+        config=config,
+        compute_dtype=jnp.float32,
+        key=jax.random.key(0),
+        examples=EXAMPLES,
+        search=SEARCH,
+    )
+    return loss, merger, config
+
+
+def test_gradient_matches_finite_differences_and_compiles_once():
+    loss, _, _ = loss_of(tunable(start=0.5))
+    assert loss.blocking() == {}
+    values, step = np.array([0.5, 0.5]), 1e-2
+    _, gradient = loss(values, 0, 0)
+    slopes = [
+        (loss(values + d, 0, 0)[0] - loss(values - d, 0, 0)[0]) / (2 * step)
+        for d in step * np.eye(2)
+    ]
+    np.testing.assert_allclose(gradient, slopes, rtol=2e-2, atol=1e-4)
+    with count_compilations() as compilations:
+        others = [loss(values * start, start, step)[0] for start in (0, 1) for step in range(3)]
+    assert compilations.count == 0
+    assert len(set(others)) == 6
+
+
+@pytest.mark.slow
+def test_loss_is_that_of_the_merged_weights_in_their_stored_dtype():
+    tuned = tunable(start=0.5)
+    loss, merger, config = loss_of(tuned, jnp.bfloat16)
+    merged = merger(tuned.bind(tuned.start)).params
+    assert {leaf.dtype for leaf in flatten(merged).values()} == {jnp.dtype(jnp.bfloat16)}
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
+    batch = loss._batches[1][2]
+    expected, _ = jax.jit(sft_loss(config))({}, flatten(params), batch)
+    np.testing.assert_allclose(loss(tuned.start, 1, 2)[0], expected, rtol=1e-5)
+
+
+def test_operations_without_a_gradient_are_named():
+    x = jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)
+
+    def function(values):
+        kept = jnp.where(values[1] > 0.3, 1.0, 2.0) * x
+        return values[0] * kept + jnp.floor(values[2]) + jnp.sort(values.reshape(5, 1)[3] * x)
+
+    assert blocking_operations(function, 5) == {1: ("gt",), 2: ("floor",), 4: ()}
+
+    def repeated(values):
+        return jax.lax.while_loop(
+            lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * values[0]), (0, x)
+        )
+
+    assert blocking_operations(repeated, 1) == {0: ("while",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "operations"),
+    [("ties", "density", ("floor", "ge", "gt")), ("sce", "select_topk", ("floor", "ge"))],
+)
+def test_number_of_a_method_without_a_gradient_is_named(name, parameter, operations):
+    tuned = dataclasses.replace(
+        tunable(start=0.5), bind=lambda values: algorithm(name, **{parameter: values[1]})
+    )
+    loss, _, _ = loss_of(tuned)
+    # The first number is unused.
+    assert loss.blocking() == {0: (), 1: operations}
+
+
+def test_merge_that_jax_cannot_differentiate_is_reported():
+    @jax.custom_vjp
+    def refused(x):
+        return x
+
+    def backward(*_):
+        raise NotImplementedError("no rule for this")
+
+    refused.defvjp(lambda x: (x, x), backward)
+
+    def blend(task_vectors, a: float = 1.0, b: float = 1.0):
+        first, second = task_vectors.values()
+        return refused(a * first) + b * second
+
+    made = Algorithm.from_function(blend)
+    tuned = dataclasses.replace(tunable(), bind=lambda v: made.bind(a=v[0], b=v[1]))
+    loss, _, _ = loss_of(tuned)
+    assert loss.blocking() == dict.fromkeys((0, 1), ("no rule for this",))
