@@ -1,7 +1,6 @@
 """Kinds: configs of runs and training jobs, and recipes of merges."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from tests.fuzzing.kinds import Kind
 
 def run_config() -> Kind:
     """Config of a run."""
-    texts = _configs(lambda name: not name.startswith("train-"))
+    folder = inputs.PACKAGE / "configs"
     return Kind(
-        folders=[{"run.yaml": text} for text in texts],
+        folders=[{"run.yaml": (folder / "demo.yaml").read_bytes()}],
+        donors=[{"run.yaml": (folder / "paper-mistral-7b.yaml").read_bytes()}],
         formats={"run.yaml": mutations.mutate_yaml},
         loaders=[(read_run_config, 1), (plan_run_config, 200)],
         words=inputs.words("search/config.py", "decoding/config.py", "sandbox/config.py")
@@ -45,15 +45,15 @@ def plan_run_config(folder: Path) -> None:
 
 def train_config() -> Kind:
     """Config of a training job."""
-    texts = {
-        kind: _configs(lambda name, kind=kind: name == f"train-{kind}")[0]
-        for kind in ("sft", "dpo", "warmstart")
-    }
+    folder = inputs.PACKAGE / "configs"
+    kinds = ("sft", "dpo", "warmstart")
+    texts = {kind: (folder / f"train-{kind}.yaml").read_bytes() for kind in kinds}
     return Kind(
         folders=[{f"{kind}.yaml": text} for kind, text in texts.items()],
         formats={f"{kind}.yaml": mutations.mutate_yaml for kind in texts},
         loaders=[(read_train_config, 1)],
         words=inputs.words("training/config.py", "models/lora.py"),
+        shared={path.name: path.read_bytes() for path in folder.glob("*.jsonl")},
     )
 
 
@@ -116,8 +116,3 @@ def plan_files(path: Path, *, allow_crimes: bool = False) -> Any:
     output_files.write_tokenizer(out, plan.tokenizer, plan.template.folder, template)
     write_model_card(out, "out", plan, provenance)
     return plan
-
-
-def _configs(choose: Callable[[str], bool]) -> list[bytes]:
-    paths = sorted((inputs.PACKAGE / "configs").glob("*.yaml"))
-    return [path.read_bytes() for path in paths if choose(path.stem)]

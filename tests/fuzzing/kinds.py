@@ -16,6 +16,7 @@ class Kind:
 
     Attributes:
         folders: valid folders to start from.
+        donors: further files, whose parts mutations take.
         formats: the files that are mutated, with the mutation of their format.
         loaders: the functions that read the folder; the second number says for one in how many
             inputs, since some take long.
@@ -28,5 +29,6 @@ class Kind:
     formats: Mapping[str, Mutate]
     loaders: Sequence[tuple[Load, int]]
     words: Sequence[str] = ()
+    donors: Sequence[Folder] = ()
     shared: Folder = dataclasses.field(default_factory=dict)
     writes: bool = False

@@ -258,7 +258,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def _corpus(kind: Kind, name: str) -> Corpus:
-    contents = [files[name] for files in kind.folders if name in files]
+    contents = [files[name] for files in (*kind.folders, *kind.donors) if name in files]
     match kind.formats[name]:
         case mutate if mutate is mutate_json:
             trees = [json.loads(content) for content in contents]
