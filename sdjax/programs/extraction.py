@@ -3,32 +3,64 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-# An opening fence with an optional language, the code, and a closing fence or the end of the text
-# (generation may hit the token limit before the closing fence).
-_FENCED = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n]*\n"
-    r"(?P<body>.*?)(?:^[ \t]*(?P=fence)[ \t]*$|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
+_OPENING = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+-]*)([^\n]*)")
 _START = re.compile(r"^(?:import\s|from\s+[\w.]+\s+import\b|def\s+\w+\s*\(|@\w)", re.MULTILINE)
+_MERGE_FUNCTION = re.compile(r"^def\s+merge_(?:models|trees)\b", re.MULTILINE)
 _PYTHON = ("", "python", "py", "python3")
+_CODE_INDENT = 4  # a fence that is indented this much more than the opening one is code
 
 
 def extract_source(text: str) -> str | None:
     """Return the source code in generated text, or None if there is none.
 
-    The source is the last fenced block that is marked as Python or has no language. Without such a
-    block, it starts at the first import, definition or decorator. Reasoning before it is ignored.
+    The source is the last fenced block that defines a merge function, among those that are marked
+    as Python or have no language. Without such a block it starts at the first import, definition or
+    decorator if a merge function is defined there, and is the last fenced block otherwise.
+    Reasoning before it is ignored.
     """
     text = text.replace("\r\n", "\n")
-    blocks = [
-        match["body"] for match in _FENCED.finditer(text) if match["language"].lower() in _PYTHON
-    ]
-    if blocks:
-        return _tidy(blocks[-1])
+    blocks = list(_python_blocks(text))
     start = _START.search(text)
-    return _tidy(text[start.start() :]) if start else None
+    bare = text[start.start() :] if start else None
+    for source in reversed(blocks):
+        if _MERGE_FUNCTION.search(source):
+            return _tidy(source)
+    if bare is not None and (not blocks or _MERGE_FUNCTION.search(bare)):
+        return _tidy(bare)
+    return _tidy(blocks[-1]) if blocks else None
+
+
+def _python_blocks(text: str) -> Iterator[str]:
+    """Yield the fenced blocks that are marked as Python or have no language.
+
+    As in Markdown, a block ends at a fence of the same character that is at least as long and at
+    most three spaces further to the right, or with the text: generation may hit the token limit.
+    """
+    lines = iter(text.split("\n"))
+    for line in lines:
+        opening = _OPENING.fullmatch(line)
+        if opening is None or (opening[2][0] == "`" and "`" in opening[4]):
+            continue
+        indent, fence, language, _ = opening.groups()
+        body = []
+        for inner in lines:
+            if _closes(inner, indent, fence):
+                break
+            body.append(inner[len(indent) :] if inner.startswith(indent) else inner.lstrip(" \t"))
+        if language.lower() in _PYTHON:
+            yield "\n".join(body)
+
+
+def _closes(line: str, indent: str, fence: str) -> bool:
+    marks = line.strip(" \t")
+    within = len(line.expandtabs()) - len(line.expandtabs().lstrip())
+    return (
+        len(marks) >= len(fence)
+        and set(marks) == {fence[0]}
+        and within < len(indent.expandtabs()) + _CODE_INDENT
+    )
 
 
 def _tidy(source: str) -> str | None:

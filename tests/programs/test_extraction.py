@@ -1,5 +1,7 @@
 """Extraction of source code from fenced, bare and unfinished generations."""
 
+import textwrap
+
 import pytest
 
 from sdjax.programs.extraction import extract_source
@@ -39,6 +41,55 @@ def test_bare_source_starts_at_its_first_line(start):
 )
 def test_text_without_source(text):
     assert extract_source(text) is None
+
+
+DOCUMENTED = '''import jax.numpy as jnp
+
+def merge_models(task_vectors):
+    """Halve.
+
+    ```python
+    merge_models({})
+    ```
+
+    ~~~
+    0.5
+    ~~~
+    """
+    return 1.0
+'''
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DOCUMENTED,
+        f"```python\n{DOCUMENTED}```",
+        f"````\n{DOCUMENTED}````\nDone.",
+        f"~~~python\n{DOCUMENTED}~~~~\n",
+        f"1. Here:\n\n   ```python\n{textwrap.indent(DOCUMENTED, '   ')}   ```",
+        f"Sure:\n{DOCUMENTED}",
+    ],
+)
+def test_fences_inside_the_source_do_not_end_it(text):
+    assert extract_source(text) == DOCUMENTED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{PROGRAM}```\nUse it:\n```python\nprint(merge_models(vectors))\n```",
+        f"The idea:\n```\nsum(w * t)\n```\n{PROGRAM}",
+        f"````markdown\n```python\ndef merge_models(x): pass\n```\n````\n```python\n{PROGRAM}```",
+    ],
+)
+def test_block_that_defines_a_merge_function_is_preferred(text):
+    assert extract_source(text) == PROGRAM
+
+
+def test_last_block_is_the_source_if_none_defines_a_merge_function():
+    text = "import this first:\n```python\ndef f(): pass\n```\n```\ndef g(): pass\n```"
+    assert extract_source(text) == "def g(): pass\n"
 
 
 def test_prose_with_from_is_not_source():
