@@ -7,7 +7,7 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.duplicates import compare_with_earlier
-from sdjax.search.phases import score_programs
+from sdjax.search.scoring import score_programs
 from sdjax.search.store import Store
 from sdjax.search.types import (
     Application,
@@ -90,7 +90,8 @@ def test_programs_are_duplicates_if_their_merges_are_equal(
 
     scored = []
     monkeypatch.setattr(
-        "sdjax.search.phases.score", lambda context, store, entry, *rest: scored.append(entry)
+        "sdjax.search.scoring.score",
+        lambda context, store, entry, *rest, **limit: scored.append(entry),
     )
     score_programs(context, store, sandbox, iteration=1)
     assert scored == [
