@@ -19,6 +19,7 @@ from sdjax.cli.sandbox_options import (
     trust_code_option,
     trust_limits_option,
 )
+from sdjax.cli.watchdog import report_role
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _joined_processes(folder: Path | None, *, trust_code: bool) -> Iterator[list
     Yields:
         options of the command that resumes the run, for the advice after an interrupt.
     """
-    from sdjax.sharding.multihost import exit_together, start_distributed
+    from sdjax.sharding.multihost import exit_together, is_main_process, start_distributed
 
     options = ["--trust-code"] if trust_code else []
 
@@ -169,6 +170,7 @@ def _joined_processes(folder: Path | None, *, trust_code: bool) -> Iterator[list
 
     if start_distributed():
         handle_signals()  # JAX has replaced a handler
+        report_role(is_main=is_main_process())
     with exit_together(exit_status), resume_hint(hint):
         yield options
 

@@ -100,7 +100,8 @@ class SandboxConfig(Limits):
         allow_missing: layers of confinement that this machine may lack. The sandbox refuses to
             start if any other layer is missing.
         apply_seconds: time to compile the merge of an admitted program and to merge with it.
-            `sdjax run` ends a run that takes longer, and resumes it without the program.
+            `sdjax run` ends a run that takes longer, and resumes it without the program; on several
+            hosts, it is resumed by whoever starts it again.
     """
 
     workers: Annotated[int, Field(ge=1, le=1_000)] = 2

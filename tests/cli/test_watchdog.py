@@ -48,9 +48,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _start(folder, behavior):
+def _start(folder, behavior, **variables):
     command = [sys.executable, "-c", SCRIPT, str(folder), behavior]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SDJAX_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SDJAX_")} | variables
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -88,6 +88,31 @@ def test_other_ends_are_passed_on(folder, behavior, status):
         output, _ = process.communicate(timeout=60)
     assert process.returncode == status
     assert len(output.splitlines()) == 1  # one child
+
+
+JOIN = "watchdog.report_role(is_main={}); time.sleep(0.2); begin(); "
+
+
+@pytest.mark.parametrize(
+    ("is_main", "behavior", "status", "number"),
+    [
+        (True, "time.sleep(600)", -signal.SIGKILL, 2),
+        (True, "die(signal.SIGSEGV)", -signal.SIGSEGV, 2),
+        (True, "die(signal.SIGABRT)", -signal.SIGABRT, 1),  # as JAX does if another process dies
+        (False, "time.sleep(1.5); sys.exit(1)", 1, 1),  # the store is on another host
+    ],
+)
+def test_run_of_several_processes_is_ended_by_the_main_one(
+    folder, is_main, behavior, status, number
+):
+    with _start(folder, JOIN.format(is_main) + behavior, SDJAX_COORDINATOR="auto") as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert len(output.splitlines()) == 1  # one child
+    remedy = f"start `sdjax run --resume {folder}` on all processes, which refuses it"
+    assert (remedy in errors) == (number == 2)
+    attempts = sqlite3.connect(folder / "run.sqlite").execute("SELECT number FROM attempt")
+    assert attempts.fetchone() == (number,)
 
 
 # A stand-in for Ctrl-Z: the time during which the run is stopped is not part of a merge.

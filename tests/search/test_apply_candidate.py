@@ -14,6 +14,7 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program
+from sdjax.search.attempts import attempt_seconds, pending_attempt
 from sdjax.search.context import build_context
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
@@ -202,6 +203,26 @@ def test_attempt_is_in_the_store_during_the_merge_only(
     assert store.select(Attempt) == ()  # the process lives
     assert apply_fine().admitted
     assert [attempt.number for attempt in seen] == [1, 1]
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_merge_on_an_accelerator_is_watched_and_not_tried_in_a_child(
+    store, sandbox, apply_fine, context, monkeypatch, platform
+):
+    merge, watched = type(context).merge, []
+
+    def observed(*arguments, **named):
+        watched.append((pending_attempt(store.folder), attempt_seconds(store.folder)))
+        return merge(*arguments, **named)
+
+    monkeypatch.setattr(type(context), "merge", observed)
+    monkeypatch.setattr(sandbox, "try_merge", None)
+    monkeypatch.setattr("jax.default_backend", lambda: platform)
+    config = {"sandbox": {"apply_seconds": 7.0}}
+    store.amend(config=config, versions={}, inputs=[])
+    application = apply_fine()
+    assert application.admitted
+    assert set(watched) == {((application.entry, MAIN, 1), 7.0)}
 
 
 def test_refusal_of_the_trial_is_stored(store, sandbox, apply_fine, monkeypatch):
