@@ -15,6 +15,7 @@ from sdjax.cli.methods import methods
 from sdjax.cli.report import report
 from sdjax.cli.run import run
 from sdjax.cli.train import train
+from sdjax.cli.transfer import transfer
 from sdjax.cli.tune import tune
 from sdjax.cli.zoo import zoo_group
 from sdjax.core.logging import configure_logging
@@ -32,6 +33,7 @@ for command in (
     run,
     report,
     merge,
+    transfer,
     evaluate,
     generate,
     check,

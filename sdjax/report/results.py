@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
 from sdjax.search.ranking import best_method, complete_scores, rank_key, ranked_programs
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN, TEST, Entry, Summary
+from sdjax.search.types import MAIN, TEST, Entry
 
 KINDS = ("seed", "expert", "method", "program")
 METRICS = ("strict", "flexible")
@@ -32,6 +32,10 @@ class TestRow:
         flexible_gain: flexible accuracy minus the seed's.
         method_gain: for a program, accuracy by the run's metric minus that of the human-designed
             method with the best development score.
+        tuned_gain: for a program that is transferred to other experts, the same for the method
+            with the best development score there.
+        tuned_on: the experts that the hyperparameters of a method, or a program, were selected on;
+            empty if all rows of a table have the same.
     """
 
     __test__ = False  # pytest would collect a class named Test…
@@ -46,6 +50,8 @@ class TestRow:
     strict_gain: Interval | None
     flexible_gain: Interval | None
     method_gain: Interval | None
+    tuned_gain: Interval | None = None
+    tuned_on: str = ""
 
     @property
     def is_answer(self) -> bool:
@@ -68,12 +74,49 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
     that also holds in settings without development scores of their own, such as the transfer.
     """
     entries = store.by_key(Entry)
-    tested = [summary for summary in store.summaries(TEST, setting) if summary.complete]
     development = complete_scores(store, metric)
-    ranks = {entry.name: rank for rank, entry in enumerate(ranked_programs(store, metric), 1)}
-    outcomes = {summary.entry: store.outcomes(summary.entry, TEST, setting) for summary in tested}
+    if setting != MAIN:  # other experts in the same slots
+        development = {n: one for n, one in development.items() if entries[n].kind != "expert"}
+    return result_rows(
+        store,
+        [summary.entry for summary in store.summaries(TEST, setting)],
+        metric,
+        setting=setting,
+        development=development,
+        ranks={entry.name: rank for rank, entry in enumerate(ranked_programs(store, metric), 1)},
+        method=best_method(store, metric),
+    )
+
+
+def result_rows(
+    store: Store,
+    names: Iterable[str],
+    metric: str,
+    *,
+    setting: str = MAIN,
+    development: Mapping[str, float],
+    ranks: Mapping[str, int],
+    method: str | None,
+    tuned_method: str | None = None,
+    tuned_on: Mapping[str, str] | None = None,
+) -> tuple[TestRow, ...]:
+    """Return a table of the entries with a complete test score; see `final_rows` for its order.
+
+    Args:
+        store: the store of the results.
+        names: names of the entries.
+        metric: the run's metric.
+        setting: name of the setting.
+        development: development scores to show.
+        ranks: ranks of the programs.
+        method: the method that programs are compared with.
+        tuned_method: another method that they are compared with, see `TestRow.tuned_gain`.
+        tuned_on: `TestRow.tuned_on` of entries.
+    """
+    entries = store.by_key(Entry)
+    complete = {one.entry for one in store.summaries(TEST, setting) if one.complete}
+    outcomes = {name: store.outcomes(name, TEST, setting) for name in names if name in complete}
     seed = next((name for name in outcomes if entries[name].kind == "seed"), None)
-    method = best_method(store, metric)
 
     def gain(name: str, reference: str | None, answer_filter: str) -> Interval | None:
         if reference not in outcomes or name == reference:
@@ -86,26 +129,27 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
             return None
         return paired_by_key(correct, reference_correct)
 
-    def row(summary: Summary) -> TestRow:
-        name = summary.entry
-        kind = entries[name].kind
-        # Another setting has other experts in the same slots.
-        selected_here = setting == MAIN or kind != "expert"
+    def row(name: str) -> TestRow:
+        is_program = entries[name].kind == "program"
         return TestRow(
             name=name,
-            kind=kind,
+            kind=entries[name].kind,
             rank=ranks.get(name),
-            development=development.get(name) if selected_here else None,
+            development=development.get(name),
             problems=len(outcomes[name]),
             strict=accuracy_interval([o.strict for o in outcomes[name]]),
             flexible=accuracy_interval([o.flexible for o in outcomes[name]]),
             strict_gain=gain(name, seed, "strict"),
             flexible_gain=gain(name, seed, "flexible"),
-            method_gain=gain(name, method, metric) if kind == "program" else None,
+            method_gain=gain(name, method, metric) if is_program else None,
+            tuned_gain=gain(name, tuned_method, metric) if is_program else None,
+            tuned_on=(tuned_on or {}).get(name, ""),
         )
 
-    rows = [row(summary) for summary in tested]
-    rows.sort(key=lambda r: (KINDS.index(r.kind), rank_key(r.development or 0.0, r.name)))
+    rows = [row(name) for name in outcomes]
+    rows.sort(
+        key=lambda r: (KINDS.index(r.kind), r.rank or 0, rank_key(r.development or 0.0, r.name))
+    )
     return tuple(rows)
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import Interval, percent
-from sdjax.report.data import ReportData, read_report
+from sdjax.report.data import read_report
 from sdjax.report.results import TestRow, cut_middle, display_name, shown_metrics
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN
@@ -32,46 +32,98 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
     """
     report = read_report(store)
     rows = report.tables.get(setting, ())
+    title = f"Test accuracy (%), setting {visible(setting)}"
+    table, notes = rows_table(rows, report.metric, title=title, width=width)
+    if any(row.is_answer for row in rows):
+        notes.insert(
+            0,
+            "* the run's answer: best development score; `sdjax merge --run DIR --rank RANK OUT` "
+            "writes it",
+        )
+    notes += gain_notes(rows, report.best_method, "the best method")
+    notes += report.missing if setting == MAIN else ()
+    return Group(table, *map(Text, notes))
+
+
+def rows_table(
+    rows: Sequence[TestRow], metric: str, *, title: str, width: int = TABLE_WIDTH
+) -> tuple[Table, list[str]]:
+    """Return a table of test results, and notes about its columns.
+
+    Args:
+        rows: the rows, in order.
+        metric: the run's metric.
+        title: text above the table.
+        width: as in `final_table`.
+    """
     table = Table(
-        title=Text(f"Test accuracy (%), setting {visible(setting)}"),
+        title=Text(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, _COLUMN_GAP - 1, 0, 0),  # the box adds one more space
         pad_edge=False,
     )
-    columns, name_width = _fitting_columns(report, rows, width)
+    columns, name_width = _fitting_columns(rows, metric, width)
     for header, _ in columns:
-        is_name = header == "name"
-        table.add_column(Text(header), justify="left" if is_name else "right", no_wrap=True)
+        is_text = header in ("name", "tuned on")
+        table.add_column(Text(header), justify="left" if is_text else "right", no_wrap=True)
     for number, row in enumerate(rows):
         cells = [cells[number] for _, cells in columns]
         cells[1] = Text(cut_middle(cells[1].plain, name_width))
         table.add_row(*cells, style="bold" if row.is_answer else None)
-    notes = [*_explanations(report, rows, columns), *_gain_over_method(report, rows)]
-    notes += report.missing if setting == MAIN else ()
-    return Group(table, *map(Text, notes))
+    notes = []
+    if rows and len(shown_metrics(rows, metric)) == 1:
+        notes.append("strict and flexible accuracy are equal in every row")
+    elif rows and not any(header in ("flex.", "strict") for header, _ in columns):
+        notes.append(f"{metric} accuracy; the report also has the other metric")
+    return table, notes
+
+
+def gain_notes(
+    rows: Sequence[TestRow], method: str | None, description: str, *, tuned: bool = False
+) -> list[str]:
+    """Return a sentence about the gain of the best program over a human-designed method.
+
+    Args:
+        rows: the rows of the table.
+        method: name of the method's entry.
+        description: what the method is, such as "the best method".
+        tuned: compare with the method that was tuned where the program is transferred to.
+    """
+    answer = next((row for row in rows if row.is_answer), None)
+    if answer is None or method is None:
+        return []
+    gain = answer.tuned_gain if tuned else answer.method_gain
+    if gain is None:
+        return []
+    return [
+        f"{display_name(answer.name)} vs. {description}, {display_name(method)}: "
+        f"{gain.in_percent(signed=True)} points"
+    ]
 
 
 def _fitting_columns(
-    report: ReportData, rows: Sequence[TestRow], width: int
+    rows: Sequence[TestRow], metric: str, width: int
 ) -> tuple[list[tuple[str, list[Text]]], int]:
     """Return (header, cells) of each column, and the width that is left for names."""
-    metrics = shown_metrics(rows, report.metric)
+    metrics = shown_metrics(rows, metric)
     names = [visible(display_name(row.name)) for row in rows]
     longest = max(map(len, names), default=0)
-    layouts = [(metrics, metrics), (metrics, (report.metric,)), ((report.metric,),) * 2]
+    layouts = [(metrics, metrics), (metrics, (metric,)), ((metric,),) * 2]
     for accuracies, gains in layouts:
         columns: list[tuple[str, list[Text]]] = [
             ("rank", [Text(_rank(row)) for row in rows]),
             ("name", [Text(name) for name in names]),
             ("dev.", [Text(percent(row.development)) for row in rows]),
         ]
-        for metric in accuracies:
-            short = "test" if len(accuracies) == 1 else {"flexible": "flex."}.get(metric, metric)
-            columns.append((short, [Text(percent(row.accuracy(metric).mean)) for row in rows]))
-            if metric in gains:
-                columns.append(("vs. seed [95 %]", [_gain(row.gain(metric)) for row in rows]))
+        if any(row.tuned_on for row in rows):
+            columns.insert(2, ("tuned on", [Text(row.tuned_on) for row in rows]))
+        for name in accuracies:
+            short = "test" if len(accuracies) == 1 else {"flexible": "flex."}.get(name, name)
+            columns.append((short, [Text(percent(row.accuracy(name).mean)) for row in rows]))
+            if name in gains:
+                columns.append(("vs. seed [95 %]", [_gain(row.gain(name)) for row in rows]))
         others = (c for c in columns if c[0] != "name")
         taken = sum(
             max([len(header), *(len(cell) for cell in cells)]) + _COLUMN_GAP
@@ -80,33 +132,6 @@ def _fitting_columns(
         if width - taken >= min(longest, _MIN_NAME_WIDTH):
             break
     return columns, max(width - taken, 8)
-
-
-def _explanations(
-    report: ReportData, rows: Sequence[TestRow], columns: Sequence[tuple[str, object]]
-) -> list[str]:
-    notes = []
-    if any(row.is_answer for row in rows):
-        notes.append(
-            "* the run's answer: best development score; `sdjax merge --run DIR --rank RANK OUT` "
-            "writes it"
-        )
-    if rows and len(shown_metrics(rows, report.metric)) == 1:
-        notes.append("strict and flexible accuracy are equal in every row")
-    elif rows and not any(header in ("flex.", "strict") for header, _ in columns):
-        notes.append(f"{report.metric} accuracy; the report also has the other metric")
-    return notes
-
-
-def _gain_over_method(report: ReportData, rows: Sequence[TestRow]) -> list[str]:
-    """Return a sentence about the gain of the answer over the best human-designed method."""
-    answer = next((row for row in rows if row.is_answer), None)
-    if answer is None or answer.method_gain is None or report.best_method is None:
-        return []
-    return [
-        f"{display_name(answer.name)} vs. the best method, {display_name(report.best_method)}: "
-        f"{answer.method_gain.in_percent(signed=True)} points"
-    ]
 
 
 def _rank(row: TestRow) -> str:

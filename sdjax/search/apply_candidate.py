@@ -21,13 +21,13 @@ from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
 from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
 from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
-from sdjax.search.context import RunContext
+from sdjax.search.context import ScoringContext
 from sdjax.search.types import Application, Program, program_entry
 from sdjax.sharding.memory import MemoryLimitExceeded, memory_of
 
 
 def apply_program(
-    context: RunContext, program: Program, setting: str
+    context: ScoringContext, program: Program, setting: str
 ) -> tuple[Application, MergedModel | None]:
     """Merge the models of a setting with a program.
 
@@ -78,7 +78,7 @@ def refused_application(
     )
 
 
-def trial_of(context: RunContext, setting: str) -> MergeTrial:
+def trial_of(context: ScoringContext, setting: str) -> MergeTrial:
     """Return what `apply_program` compiles, for `Sandbox.try_merge`."""
     merger = context.mergers[setting]
     tensors = tuple(
@@ -98,14 +98,14 @@ def trial_of(context: RunContext, setting: str) -> MergeTrial:
     )
 
 
-def merge_memory(context: RunContext, setting: str) -> int:
+def merge_memory(context: ScoringContext, setting: str) -> int:
     """Return the bytes that the devices of a setting's models have together."""
     _, experts = next(iter(context.mergers[setting].tensors.values()))
     return memory_of(experts[0].sharding.device_set)
 
 
 def _why_not_finite(
-    context: RunContext, algorithm: Algorithm, verified: VerifiedProgram, setting: str
+    context: ScoringContext, algorithm: Algorithm, verified: VerifiedProgram, setting: str
 ) -> Refusal:
     """Return the reason for NaNs, which also mark a loop that hit its iteration limit."""
     if any(block.loops for _, block in verified.programs.values()):

@@ -9,9 +9,9 @@ from sdjax.core.progress import progress_bar
 from sdjax.merging.methods.registry import algorithm
 from sdjax.sandbox.refusal import NON_FINITE
 from sdjax.sandbox.verdict import ADMITTED
-from sdjax.search.context import RunContext
+from sdjax.search.config import RunConfig
+from sdjax.search.context import ScoringContext
 from sdjax.search.grids import grid_methods
-from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import best_by_group, complete_scores
 from sdjax.search.scoring import score
 from sdjax.search.store import Store
@@ -24,7 +24,7 @@ def expert_entry(slot: str) -> str:
 
 
 def score_baselines(
-    context: RunContext, store: Store, *, on_scored: Callable[[], None] = lambda: None
+    context: ScoringContext, store: Store, *, on_scored: Callable[[], None] = lambda: None
 ) -> None:
     """Score the seed, the experts and every grid point on the development problems.
 
@@ -47,7 +47,7 @@ def score_baselines(
 
 
 def score_baseline(
-    context: RunContext,
+    context: ScoringContext,
     store: Store,
     name: str,
     detail: Mapping[str, Any] | None,
@@ -80,14 +80,14 @@ def score_baseline(
         score(context, store, name, params, split, setting)
 
 
-def tuned_methods(plan: RunPlan, store: Store) -> list[str]:
+def tuned_methods(config: RunConfig, store: Store) -> list[str]:
     """Return the best entry of each method on each grid, without duplicates."""
     groups = [
         (f"{grid}: {detail['method']}", name)
-        for name, detail in grid_methods(plan.config).items()
+        for name, detail in grid_methods(config).items()
         for grid in detail["grids"]
     ]
-    best = best_by_group(groups, complete_scores(store, plan.config.task.metric))
+    best = best_by_group(groups, complete_scores(store, config.task.metric))
     return list(dict.fromkeys(best.values()))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.search.config import RunConfig
-from sdjax.search.plan import RunPlan, plan_run
+from sdjax.search.plan import RunPlan, ScoringPlan, plan_run
 from sdjax.search.types import MAIN, Program
 from sdjax.training.jit_cache import JitCache
 
@@ -42,40 +43,24 @@ def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RunContext(RunPlan):
-    """The loaded parts of a run. Only the caches, `verified` and `training_jits`, change.
+class ScoringContext(ScoringPlan):
+    """The loaded models of a run. Only `verified`, a cache, changes.
 
     Attributes:
         seed: parameters of the seed.
         experts: for each setting, the parameters in scope of each expert, in slot order.
         mergers: for each setting, the merger of the seed and the experts.
         verified: verified programs by identity, for programs that this process has verified.
-        training_jits: jitted functions of training, shared by all iterations.
     """
 
     seed: Params
     experts: Mapping[str, Sequence[Params]]
     mergers: Mapping[str, Merger]
     verified: dict[str, VerifiedProgram] = dataclasses.field(default_factory=dict)
-    training_jits: JitCache = dataclasses.field(default_factory=JitCache)
 
     def key(self, purpose: str, *numbers: int) -> jax.Array:
         """Return the PRNG key of one purpose; see `run_key`."""
         return run_key(self.config.rng_seed, purpose, *numbers)
-
-    @cached_property
-    def compute_seed(self) -> Params:
-        """The seed's parameters in the compute dtype of training."""
-        dtype = self.generator_decoder.compute_dtype
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), self.seed)
-
-    def new_adapter(self) -> Adapter:
-        """Return the initial adapter of the first generator."""
-        training = self.config.training
-        adapter = self.initial_adapter or init_adapter(
-            self.model, self.key("adapter"), rank=training.rank, alpha=training.alpha
-        )
-        return adapter if self.mesh is None else shard_adapter(adapter, self.model, self.mesh)
 
     def verified_program(self, program: Program) -> VerifiedProgram:
         """Return the verified form of a stored program, verifying it on first use.
@@ -111,6 +96,31 @@ class RunContext(RunPlan):
         algorithm = Algorithm.from_function(merge_models, name=f"expert_{index + 1}")
         return self.merge(algorithm, setting).params
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RunContext(ScoringContext, RunPlan):
+    """The loaded parts of a run. Only the caches, `verified` and `training_jits`, change.
+
+    Attributes:
+        training_jits: jitted functions of training, shared by all iterations.
+    """
+
+    training_jits: JitCache = dataclasses.field(default_factory=JitCache)
+
+    @cached_property
+    def compute_seed(self) -> Params:
+        """The seed's parameters in the compute dtype of training."""
+        dtype = self.generator_decoder.compute_dtype
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), self.seed)
+
+    def new_adapter(self) -> Adapter:
+        """Return the initial adapter of the first generator."""
+        training = self.config.training
+        adapter = self.initial_adapter or init_adapter(
+            self.model, self.key("adapter"), rank=training.rank, alpha=training.alpha
+        )
+        return adapter if self.mesh is None else shard_adapter(adapter, self.model, self.mesh)
+
     def was_trained_on(self, identity: str) -> bool | None:
         """Return whether the first generator was trained on a program; None if unknown."""
         if self.training_identities is None:
@@ -145,6 +155,20 @@ def load_context(plan: RunPlan) -> RunContext:
     Raises:
         UserError: weights that cannot be read or contain NaN.
     """
+    return RunContext(**vars(plan), **_load_models(plan))
+
+
+def load_scoring(plan: ScoringPlan) -> ScoringContext:
+    """Load the weights of the models that are merged and scored.
+
+    Raises:
+        UserError: weights that cannot be read or contain NaN.
+    """
+    return ScoringContext(**vars(plan), **_load_models(plan))
+
+
+def _load_models(plan: ScoringPlan) -> dict[str, Any]:
+    """Return the attributes that `ScoringContext` adds to a plan."""
     config = plan.config
     _, seed = load_model(config.seed, mesh=plan.mesh)
     experts = {
@@ -167,4 +191,4 @@ def load_context(plan: RunPlan) -> RunContext:
         )
         for setting, trees in experts.items()
     }
-    return RunContext(**vars(plan), seed=seed, experts=experts, mergers=mergers)
+    return {"seed": seed, "experts": experts, "mergers": mergers}

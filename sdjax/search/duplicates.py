@@ -20,7 +20,7 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import DUPLICATE
 from sdjax.search.apply_candidate import merge_memory, trial_of
-from sdjax.search.context import RunContext
+from sdjax.search.context import ScoringContext
 from sdjax.search.multihost import try_merge
 from sdjax.search.store import Store
 from sdjax.search.types import Application, Program, program_entry
@@ -37,7 +37,7 @@ _CANNOT_MERGE = (
 
 
 def compare_with_earlier(
-    context: RunContext,
+    context: ScoringContext,
     store: Store,
     sandbox: Sandbox | None,
     program: Program,
@@ -79,7 +79,7 @@ def compare_with_earlier(
 
 
 def _distance(
-    context: RunContext, sandbox: Sandbox | None, program: Program, other: Program, setting: str
+    context: ScoringContext, sandbox: Sandbox | None, program: Program, other: Program, setting: str
 ) -> float | None:
     """Return the norm of the difference of two merges, in the unit of `Application.change`.
 

@@ -76,7 +76,7 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
     )
     to_judge = to_sample + len(judged) - len(known)
     trained = {checkpoint.iteration for checkpoint in store.select(Checkpoint)}
-    tuned = tuned_methods(plan, store)
+    tuned = tuned_methods(config, store)
     methods = tuned_method_count(config) if baselines else len(tuned)
     per_setting = len(fixed) + methods + config.test.top_k
     best = [entry.name for entry in ranked_programs(store, config.task.metric)]

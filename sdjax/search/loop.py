@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sdjax.core.progress import progress_bar
 from sdjax.evaluation.statistics import percent
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.io.peft import write_adapter
@@ -14,13 +13,12 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.announcement import announce, announce_resumption
 from sdjax.search.baselines import (
     expert_entry,
-    score_baseline,
     score_baselines,
     tuned_methods,
 )
 from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
-from sdjax.search.grids import grid_methods
+from sdjax.search.final_test import score_test
 from sdjax.search.multihost import (
     check_resumption,
     main_process_layers,
@@ -38,9 +36,9 @@ from sdjax.search.phases import (
 from sdjax.search.plan import plan_run
 from sdjax.search.ranking import best_method, complete_scores, ranked_programs
 from sdjax.search.sampling import adapter_folder
-from sdjax.search.scoring import score_program, score_programs
+from sdjax.search.scoring import save_settings, score_programs
 from sdjax.search.store import Store
-from sdjax.search.types import TEST, Checkpoint, Lineage, Setting
+from sdjax.search.types import Checkpoint, Lineage
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
@@ -101,7 +99,7 @@ def run_search(
     with open_store(context, folder, accept_versions=accept_versions) as store:
         for line in announce_resumption(store):
             logger.info("%s", line)
-        _save_settings(context, store)
+        save_settings(context, store)
         clock = PhaseClock(context, store)
         with GeneratorCheckpoints(folder / GENERATORS_FOLDER) as checkpoints:
             with clock.timed(0, "baselines"):
@@ -222,27 +220,12 @@ def run_test(context: RunContext, store: Store, sandbox: Sandbox | None) -> None
     """
     config = context.config
     programs = ranked_programs(store, config.task.metric)[: config.test.top_k]
-    methods = grid_methods(config)
     experts = [expert_entry(slot) for slot in config.slots]
-    baselines = ["seed", *experts, *tuned_methods(context, store)]
-    settings = context.settings
-    entries: dict[str, str | None] = dict.fromkeys(baselines)
+    entries: dict[str, str | None] = dict.fromkeys(
+        ["seed", *experts, *tuned_methods(config, store)]
+    )
     entries |= {program.name: program.identity for program in programs}
-    tasks = [
-        (name, setting)
-        for setting in settings
-        for name in entries
-        if not store.is_complete(name, TEST, setting)
-    ]
-    done = len(settings) * len(entries) - len(tasks)
-    with progress_bar("test", done + len(tasks), completed=done) as advance:
-        for name, setting in tasks:
-            identity = entries[name]
-            if identity is None:
-                score_baseline(context, store, name, methods.get(name), TEST, setting)
-            else:
-                score_program(context, store, sandbox, identity, TEST, setting)
-            advance()
+    score_test(context, store, sandbox, entries)
 
 
 def _baseline_summary(context: RunContext, store: Store) -> str:
@@ -265,22 +248,6 @@ def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str
         f"development score mean {percent(sum(scores) / len(scores))}%, "
         f"best {percent(max(scores))}%"
     )
-
-
-def _save_settings(context: RunContext, store: Store) -> None:
-    config = context.config
-    saved = store.by_key(Setting)
-    for name, experts in context.settings.items():
-        if name not in saved:
-            store.save_setting(
-                Setting(
-                    name=name,
-                    seed=config.seed,
-                    slots={slot: experts[slot].model for slot in config.slots},
-                    scope=str(config.scope),
-                    task=config.task.name,
-                )
-            )
 
 
 def _trained_iterations(store: Store) -> set[int]:

@@ -23,7 +23,7 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, config_from
-from sdjax.search.context import RunContext
+from sdjax.search.context import ScoringContext
 from sdjax.search.limits import check_limits
 from sdjax.search.provenance import run_inputs
 from sdjax.search.resume import resume_store, stored_config_changes
@@ -31,7 +31,7 @@ from sdjax.search.store import Store
 from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 
-def open_store(context: RunContext, folder: Path, *, accept_versions: bool = False) -> Store:
+def open_store(context: ScoringContext, folder: Path, *, accept_versions: bool = False) -> Store:
     """Create the store of a new run, or open that of an existing run to resume it.
 
     Args:
@@ -96,7 +96,7 @@ def main_process_layers(config: RunConfig) -> tuple[str, ...]:
         return require_layers(config.sandbox.allow_missing)
 
 
-def open_sandbox(context: RunContext) -> AbstractContextManager[Sandbox | None]:
+def open_sandbox(context: ScoringContext) -> AbstractContextManager[Sandbox | None]:
     """Start the sandbox on the main process; return a context of None on the others."""
     if not is_main_process():
         return nullcontext()

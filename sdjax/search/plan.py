@@ -35,8 +35,8 @@ from sdjax.training.warmstart import signature_digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RunPlan:
-    """The parts of a run that need no weights.
+class ScoringPlan:
+    """What applying algorithms to models and scoring the results takes, except for weights.
 
     Attributes:
         config: the run's config.
@@ -46,13 +46,8 @@ class RunPlan:
         paths: paths of the tensors in scope.
         task: the task that models are scored on.
         problems: for each split, the problems with their prompts.
-        generator_decoder: decoder that samples programs.
         eval_decoder: decoder that solves problems.
         signature: merge signature that programs are verified against.
-        prompt: the generator's prompt.
-        initial_adapter: adapter of the first generator, if the config specifies one.
-        training_identities: first 64 bits of the identities of the programs that the first
-            generator was trained on, sorted; None if its folder does not list them.
     """
 
     config: RunConfig
@@ -62,18 +57,32 @@ class RunPlan:
     paths: tuple[str, ...]
     task: Task
     problems: Mapping[str, Sequence[PromptedProblem]]
-    generator_decoder: Decoder
     eval_decoder: Decoder
     signature: MergeSignature
-    prompt: str
-    initial_adapter: Adapter | None
-    training_identities: np.ndarray | None
 
     @property
     def settings(self) -> dict[str, Mapping[str, ExpertConfig]]:
         """The experts of each setting: those of the search, and those of the transfer if any."""
         experts: dict[str, Mapping[str, ExpertConfig]] = {MAIN: self.config.experts}
         return experts | ({TRANSFER: self.config.transfer} if self.config.transfer else {})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RunPlan(ScoringPlan):
+    """The parts of a run that need no weights.
+
+    Attributes:
+        generator_decoder: decoder that samples programs.
+        prompt: the generator's prompt.
+        initial_adapter: adapter of the first generator, if the config specifies one.
+        training_identities: first 64 bits of the identities of the programs that the first
+            generator was trained on, sorted; None if its folder does not list them.
+    """
+
+    generator_decoder: Decoder
+    prompt: str
+    initial_adapter: Adapter | None
+    training_identities: np.ndarray | None
 
 
 def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
@@ -85,13 +94,44 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
             this process.
 
     Raises:
+        UserError: see `plan_scoring`; a generator for another model or of another rank, or an
+            unusable prompt. The message starts with the place of the config's key.
+    """
+    plan = plan_scoring(config, trust_code=trust_code)
+    model, folder = plan.model, locate(config.seed)[0]
+    with errors_at(config, "generator"):
+        generator = None if config.generator is None else model_folder(config.generator)
+        initial_adapter = (
+            None if generator is None else _read_generator(config, generator, model, folder)
+        )
+    decoding = config.generation.decoding
+    with errors_at(config, "generation.decoding"):
+        generator_decoder = _build_decoder(model, plan.tokenizer, decoding, plan.mesh)
+    return RunPlan(
+        **vars(plan),
+        generator_decoder=generator_decoder,
+        prompt=_generator_prompt(config, plan.tokenizer),
+        initial_adapter=initial_adapter,
+        training_identities=read_training_identities(
+            generator or folder, signature_digest(plan.signature)
+        ),
+    )
+
+
+def plan_scoring(config: RunConfig, *, trust_code: bool = False) -> ScoringPlan:
+    """Check what a config refers to, except for its generator.
+
+    Args:
+        config: config of the run.
+        trust_code: as in `plan_run`.
+
+    Raises:
         UserError: an unknown method or hyperparameter, a missing model, a damaged file, tensors of
-            an expert that do not match the seed's, a generator for another model or of another
-            rank, unusable problems or prompts, or a mesh that does not match the devices. The
-            message starts with the place of the config's key.
+            an expert that do not match the seed's, unusable problems, or a mesh that does not match
+            the devices. The message starts with the place of the config's key.
     """
     check_methods(config)
-    task = _load_task(config, trust_code=trust_code)
+    task = load_task(config, trust_code=trust_code)
     with errors_at(config, "mesh"):
         mesh = config.mesh.make(default_axis="tensor")
     with errors_at(config, "seed"):
@@ -102,17 +142,9 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
     with errors_at(config, "scope"):
         paths = select_paths(specs, config.scope)
     _check_models(config, specs, paths)
-    signature = model_signature(model, config.slots, config.scope, config.sandbox)
-    with errors_at(config, "generator"):
-        generator = None if config.generator is None else model_folder(config.generator)
-        initial_adapter = (
-            None if generator is None else _read_generator(config, generator, model, folder)
-        )
-    with errors_at(config, "generation.decoding"):
-        generator_decoder = _build_decoder(model, tokenizer, config.generation.decoding, mesh)
     with errors_at(config, "evaluation"):
         eval_decoder = _build_decoder(model, tokenizer, config.evaluation, mesh)
-    return RunPlan(
+    return ScoringPlan(
         config=config,
         model=model,
         tokenizer=tokenizer,
@@ -122,14 +154,8 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
         problems={
             split: _load_problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
         },
-        generator_decoder=generator_decoder,
         eval_decoder=eval_decoder,
-        signature=signature,
-        prompt=_generator_prompt(config, tokenizer),
-        initial_adapter=initial_adapter,
-        training_identities=read_training_identities(
-            generator or folder, signature_digest(signature)
-        ),
+        signature=model_signature(model, config.slots, config.scope, config.sandbox),
     )
 
 
@@ -190,7 +216,8 @@ def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
     return prompt
 
 
-def _load_task(config: RunConfig, *, trust_code: bool) -> Task:
+def load_task(config: RunConfig, *, trust_code: bool) -> Task:
+    """Return the task of a run."""
     with errors_at(config, "task.name"):
         return find_task(
             config.task.name,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
+
 from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
 from sdjax.core.versions import UNKNOWN, changed_versions
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.models.fingerprint import fingerprint, text_fingerprint
-from sdjax.search.context import RunContext
-from sdjax.search.plan import RunPlan
+from sdjax.search.context import ScoringContext
+from sdjax.search.plan import RunPlan, ScoringPlan
 from sdjax.search.types import MAIN, Change
 
 
-def run_inputs(context: RunContext) -> dict[str, str]:
+def run_inputs(context: ScoringContext) -> dict[str, str]:
     """Return the fingerprint of each input of a run, by name.
 
     Fingerprints of weights are those of the loaded arrays, so a copied or renamed folder is the
@@ -28,15 +30,15 @@ def run_inputs(context: RunContext) -> dict[str, str]:
     return inputs | plan_inputs(context)
 
 
-def plan_inputs(plan: RunPlan) -> dict[str, str]:
+def plan_inputs(plan: ScoringPlan) -> dict[str, str]:
     """Return the fingerprint of each input of a run except the weights of its models, by name."""
-    inputs = {
-        "tokenizer": _tokenizer_fingerprint(plan.tokenizer),
-        "prompt": text_fingerprint(plan.prompt),
-    }
-    if plan.initial_adapter is not None:
-        adapter = plan.initial_adapter
-        inputs["generator"] = text_fingerprint(adapter.scale, fingerprint(adapter.factors))
+    inputs = {"tokenizer": _tokenizer_fingerprint(plan.tokenizer)}
+    if isinstance(plan, RunPlan):
+        inputs["prompt"] = text_fingerprint(plan.prompt)
+        if (adapter := plan.initial_adapter) is not None:
+            inputs["generator"] = text_fingerprint(adapter.scale, fingerprint(adapter.factors))
+    else:
+        inputs["dtype"] = jnp.dtype(plan.eval_decoder.compute_dtype).name
     for split, problems in plan.problems.items():
         inputs[f"{split} problems"] = text_fingerprint(
             *((item.problem, item.tokens) for item in problems)

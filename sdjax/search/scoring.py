@@ -21,9 +21,10 @@ from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import apply_program, refused_application, trial_of
 from sdjax.search.attempts import too_many_attempts
-from sdjax.search.context import RunContext
+from sdjax.search.context import RunContext, ScoringContext
 from sdjax.search.duplicates import compare_with_earlier
 from sdjax.search.multihost import try_merge
+from sdjax.search.plan import ScoringPlan
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -32,10 +33,28 @@ from sdjax.search.types import (
     SEARCH,
     Application,
     Entry,
+    Setting,
     program_entry,
 )
 
 _OUTCOMES_PER_COMMIT = 64
+
+
+def save_settings(plan: ScoringPlan, store: Store) -> None:
+    """Save the models of each setting, which scores refer to."""
+    config = plan.config
+    saved = store.by_key(Setting)
+    for name, experts in plan.settings.items():
+        if name not in saved:
+            store.save_setting(
+                Setting(
+                    name=name,
+                    seed=config.seed,
+                    slots={slot: experts[slot].model for slot in config.slots},
+                    scope=str(config.scope),
+                    task=config.task.name,
+                )
+            )
 
 
 def score_programs(
@@ -121,7 +140,7 @@ def racing_order(problems: Sequence[PromptedProblem]) -> list[PromptedProblem]:
 
 
 def score_program(
-    context: RunContext,
+    context: ScoringContext,
     store: Store,
     sandbox: Sandbox | None,
     identity: str,
@@ -168,7 +187,7 @@ def score_program(
 
 
 def score(
-    context: RunContext,
+    context: ScoringContext,
     store: Store,
     entry: str,
     params: dict[str, Any],
@@ -207,7 +226,7 @@ def score(
 
 
 def _is_answered(
-    context: RunContext, store: Store, entry: str, split: str, setting: str, limit: int | None
+    context: ScoringContext, store: Store, entry: str, split: str, setting: str, limit: int | None
 ) -> bool:
     """Return whether an entry has answered the first `limit` problems, or is complete."""
     if store.is_complete(entry, split, setting):
@@ -219,7 +238,7 @@ def _is_answered(
 
 
 def _unanswered(
-    context: RunContext, store: Store, entry: str, split: str, setting: str, limit: int | None
+    context: ScoringContext, store: Store, entry: str, split: str, setting: str, limit: int | None
 ) -> list[PromptedProblem]:
     """Return the problems without an outcome, among the first `limit` in `racing_order`."""
     problems = context.problems[split]

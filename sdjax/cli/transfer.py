@@ -1,0 +1,150 @@
+"""`sdjax transfer`: apply a run's best programs to other experts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from sdjax.cli.device_options import dtype_option, mesh_option, parse_mesh
+from sdjax.cli.group import FILE_PATH, FOLDER_PATH, examples
+from sdjax.cli.interrupts import resume_hint
+from sdjax.cli.merge import parse_experts
+from sdjax.cli.sandbox_options import (
+    allow_missing_option,
+    trust_code_option,
+    trust_limits_option,
+)
+from sdjax.core.errors import UserError
+
+
+@click.command(
+    epilog=examples(
+        "sdjax transfer runs/demo --expert expert_1=zoo:storyteller "
+        "--expert expert_2=zoo:accountant --expert expert_3=zoo:detective",
+        "sdjax transfer RUN --base MODEL --expert expert_1=A --expert expert_2=B --out found.json",
+    ),
+)
+@click.argument("run", type=FOLDER_PATH)
+@click.option(
+    "--expert",
+    "experts",
+    multiple=True,
+    metavar="NAME=MODEL",
+    help="The model in place of an expert of the run. Repeat for each expert.",
+)
+@click.option(
+    "--base", metavar="MODEL", help="What the experts are fine-tunes of.  [the run's seed]"
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of the run's best programs.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Use at most this many problems per split."
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Maximum tokens per answer.  [default: the run's]",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Problems decoded at a time.")
+@mesh_option
+@dtype_option
+@click.option(
+    "--out",
+    type=FILE_PATH,
+    help="Write the results to this JSON file; an interrupted transfer resumes.",
+)
+@click.option(
+    "--accept-versions",
+    is_flag=True,
+    help="Resume although versions of packages or weights differ.",
+)
+@trust_code_option
+@trust_limits_option
+@allow_missing_option
+def transfer(
+    run: Path,
+    experts: tuple[str, ...],
+    base: str | None,
+    top_k: int,
+    limit: int | None,
+    max_new_tokens: int | None,
+    batch: int | None,
+    mesh: str | None,
+    dtype: str | None,
+    out: Path | None,
+    accept_versions: bool,
+    trust_code: bool,
+    trust_limits: bool,
+    allow_missing: tuple[str, ...],
+) -> None:
+    """Apply the best programs of RUN to other experts, and compare them with merge methods.
+
+    The programs are applied as they are, to fine-tunes of the run's seed or, with --base, of any
+    other model. Human-designed methods are applied as the run tuned them, and tuned on the
+    development problems with these experts.
+    """
+    from rich.console import Console
+
+    from sdjax.report.terminal import TABLE_WIDTH
+    from sdjax.report.transfer import transfer_json, transfer_rows, transfer_table
+    from sdjax.search import transfer as job
+    from sdjax.search.store import Store
+
+    options = job.TransferOptions(
+        base=base,
+        top_k=top_k,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        mesh=parse_mesh(mesh),
+        dtype=dtype,
+        allow_missing=allow_missing,
+        accept_versions=accept_versions,
+        trust_code=trust_code,
+        trust_limits=trust_limits,
+    )
+    hint = "run the same command to resume" if out else "use --out FILE to make it resumable"
+    with resume_hint(hint), _results_folder(out) as folder:
+        result = job.transfer(run, parse_experts(experts), folder, options)
+        with Store.open(folder) as store:
+            rows = transfer_rows(store, result)
+            data = transfer_json(store, rows, result, run)
+        if out is not None:
+            from sdjax.io.atomic_write import write_file
+
+            write_file(out, json.dumps(data, indent=1) + "\n")
+    console = Console()
+    width = console.width if console.is_terminal else TABLE_WIDTH
+    Console(width=width).print(transfer_table(rows, result, width=width))
+
+
+@contextmanager
+def _results_folder(out: Path | None) -> Iterator[Path]:
+    """Yield the folder of the results; it remains after an interruption if there is an `out`.
+
+    Raises:
+        UserError: `out` exists.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="sdjax-transfer-") as temporary:
+            yield Path(temporary)
+        return
+    from sdjax.io.links import check_own_folder
+
+    if out.exists():
+        raise UserError(f"{out}: exists; remove it, or choose another --out")
+    folder = out.with_name(f".{out.name}.store")
+    check_own_folder(folder)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,300 @@
+"""Transfer of a run's best programs to other experts, compared with human-designed methods.
+
+A program is a function of tensors, so it merges any experts: fine-tunes of the run's seed, or of a
+model of another family with tensors of other shapes. Nothing of it is tuned there. The methods are
+scored twice: with the hyperparameters that the run selected on its own experts, untouched like the
+programs, and with those that are best on the development problems with the new experts.
+
+The results are kept in a store like that of a run, so an interrupted transfer resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jax.typing import DTypeLike
+
+from sdjax.core.errors import UserError
+from sdjax.decoding.config import fit_decoder_config
+from sdjax.decoding.decoder import Decoder
+from sdjax.evaluation.prompts import build_prompts
+from sdjax.evaluation.task import read_problems
+from sdjax.io.hf_checkpoint import load_config
+from sdjax.io.model_paths import locate
+from sdjax.io.tokenizer import load_tokenizer
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.verdict import is_admissible
+from sdjax.search.baselines import expert_entry, score_baselines, tuned_methods
+from sdjax.search.config import ExpertConfig, RunConfig
+from sdjax.search.context import ScoringContext, load_scoring
+from sdjax.search.final_test import score_test
+from sdjax.search.limits import check_limits
+from sdjax.search.multihost import open_sandbox, open_store
+from sdjax.search.plan import ScoringPlan, load_task, plan_scoring
+from sdjax.search.ranking import complete_scores, ranked, ranked_programs
+from sdjax.search.scoring import save_settings
+from sdjax.search.store import Store
+from sdjax.search.types import (
+    DEVELOPMENT,
+    TEST,
+    Application,
+    Entry,
+    Program,
+    program_entry,
+)
+from sdjax.sharding.config import MeshConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferOptions:
+    """Settings of a transfer; None means that of the run, or the default.
+
+    Attributes:
+        base: model that the experts are fine-tunes of.
+        top_k: number of the run's best programs.
+        limit: maximum number of problems per split.
+        max_new_tokens: maximum tokens per answer.
+        batch: number of problems that are decoded at the same time.
+        mesh: devices that the models are sharded over.
+        dtype: dtype of activations and KV cache.
+        allow_missing: layers of confinement that this machine may lack, whatever the run says.
+        accept_versions: resume although versions or weights differ from those at the start.
+        trust_code: whether the run's task may be a class, whose code runs unconfined.
+        trust_limits: use limits of the run that are above the defaults.
+    """
+
+    base: str | None = None
+    top_k: int = 1
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    batch: int | None = None
+    mesh: MeshConfig | None = None
+    dtype: DTypeLike | None = None
+    allow_missing: tuple[str, ...] = ()
+    accept_versions: bool = False
+    trust_code: bool = False
+    trust_limits: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Winners:
+    """What a run found, selected on its own experts.
+
+    Attributes:
+        config: config of the run.
+        programs: its best programs, best first.
+        methods: the best hyperparameters of each human-designed method on each grid, best first, as
+            names of entries.
+    """
+
+    config: RunConfig
+    programs: tuple[Program, ...]
+    methods: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A finished transfer, whose scores are in a store.
+
+    Attributes:
+        config: config of the transfer, with its base and experts.
+        winners: what was transferred.
+        tuned: the best hyperparameters of each method on each grid with the new experts, best
+            first, as names of entries.
+        refused: verdict and reason of each program that cannot merge these models, by entry.
+    """
+
+    config: RunConfig
+    winners: Winners
+    tuned: tuple[str, ...]
+    refused: Mapping[str, str]
+
+
+def transfer(
+    run: Path, experts: Mapping[str, str], folder: Path, options: TransferOptions
+) -> Transfer:
+    """Apply the best programs of a run to other experts, and score them and the methods.
+
+    Args:
+        run: folder of the run.
+        experts: the model of each of the run's experts, by name.
+        folder: folder of the results, which resumes a transfer that it contains.
+        options: settings.
+
+    Raises:
+        UserError: the run does not exist or has no scored program, an expert is missing or
+            unknown, a model does not exist or does not match the base, or the folder contains
+            another transfer.
+    """
+    winners = read_winners(run, options)
+    plan = _plan(winners, experts, options, str(run))
+    for line in _announcement(plan, winners, run):
+        logger.info("%s", line)
+    context = load_scoring(plan)
+    with open_store(context, folder, accept_versions=options.accept_versions) as store:
+        save_settings(plan, store)
+        score_baselines(context, store)
+        with open_sandbox(context) as sandbox:
+            assert sandbox is not None  # only processes other than the main one have none
+            _judge_programs(context, store, sandbox, winners.programs)
+            tuned = _best_first(tuned_methods(plan.config, store), store, plan.config)
+            names = ["seed", *map(expert_entry, plan.config.slots), *winners.methods, *tuned]
+            entries: dict[str, str | None] = dict.fromkeys(names)
+            entries |= {program_entry(one.identity): one.identity for one in winners.programs}
+            refused = _refused(store, entries)
+            entries = {name: one for name, one in entries.items() if name not in refused}
+            score_test(context, store, sandbox, entries)
+            refused = _refused(store, [program_entry(one.identity) for one in winners.programs])
+        return Transfer(config=plan.config, winners=winners, tuned=tuned, refused=refused)
+
+
+def read_winners(run: Path, options: TransferOptions) -> Winners:
+    """Return the best programs and methods of a run.
+
+    Raises:
+        UserError: the run does not exist, has too few scored programs, or has limits that are not
+            trusted.
+    """
+    with Store.open(run) as store:
+        config = store.config()
+        sandbox = dataclasses.replace(config.sandbox, allow_missing=())
+        check_limits(sandbox, str(run), trusted=options.trust_limits)
+        sandbox = dataclasses.replace(sandbox, allow_missing=options.allow_missing)
+        config = dataclasses.replace(config, sandbox=sandbox)
+        programs = ranked_programs(store, config.task.metric)
+        if len(programs) < options.top_k:
+            raise UserError(
+                f"{run}: the run has {len(programs)} scored programs, fewer than {options.top_k}; "
+                + ("lower --top-k" if programs else "resume it until it has some")
+            )
+        return Winners(
+            config=config,
+            programs=tuple(
+                store.program(entry.identity or "") for entry in programs[: options.top_k]
+            ),
+            methods=_best_first(tuned_methods(config, store), store, config),
+        )
+
+
+def _plan(
+    winners: Winners, experts: Mapping[str, str], options: TransferOptions, where: str
+) -> ScoringPlan:
+    """Return the plan of the transfer: the run's, with other models and devices."""
+    config = winners.config
+    _check_names(experts, config, where)
+    config = dataclasses.replace(
+        config,
+        seed=options.base or config.seed,
+        generator=None,
+        experts={slot: ExpertConfig(model=experts[slot]) for slot in config.slots},
+        transfer={},
+        mesh=options.mesh or MeshConfig(),
+        test=dataclasses.replace(config.test, top_k=options.top_k),
+    )
+    config = _fit_decoder(config, options)
+    plan = plan_scoring(config, trust_code=options.trust_code)
+    decoder = Decoder(
+        plan.model,
+        config.evaluation,
+        tokenizer=plan.tokenizer,
+        compute_dtype=options.dtype,
+        mesh=plan.mesh,
+    )
+    problems = {split: items[: options.limit] for split, items in plan.problems.items()}
+    return dataclasses.replace(plan, eval_decoder=decoder, problems=problems)
+
+
+def _check_names(experts: Mapping[str, str], config: RunConfig, where: str) -> None:
+    """Raise UserError unless there is one model for each of the run's experts."""
+    slots = ", ".join(config.slots)
+    if unknown := [name for name in experts if name not in config.slots]:
+        raise UserError(f"{where}: the run has no expert {unknown[0]}; its experts are {slots}")
+    if missing := [slot for slot in config.slots if slot not in experts]:
+        options = " ".join(f"--expert {slot}=MODEL" for slot in missing)
+        raise UserError(
+            f"{where}: its programs merge {slots}, but no model is given for "
+            f"{', '.join(missing)}; add {options}"
+        )
+
+
+def _fit_decoder(config: RunConfig, options: TransferOptions) -> RunConfig:
+    """Return the config with decoder sizes for another tokenizer or number of slots.
+
+    The run's own sizes are kept if nothing else is requested, since a greedy answer may depend on
+    them at near-ties of two tokens.
+    """
+    new_tokens = options.max_new_tokens or config.evaluation.max_new_tokens
+    if options.base is None and options.batch is None:
+        sizes = dataclasses.replace(config.evaluation, max_new_tokens=new_tokens)
+        return dataclasses.replace(config, evaluation=sizes)
+    folder = locate(config.seed)[0]
+    tokenizer, task = load_tokenizer(folder), load_task(config, trust_code=options.trust_code)
+    problems = [one for split in (DEVELOPMENT, TEST) for one in read_problems(task, split)]
+    prompts = build_prompts(task, problems, tokenizer, chat=config.task.prompt == "chat")
+    sizes = fit_decoder_config(
+        load_config(folder), [one.tokens for one in prompts], new_tokens, slots=options.batch
+    )
+    return dataclasses.replace(config, evaluation=sizes)
+
+
+def _announcement(plan: ScoringPlan, winners: Winners, run: Path) -> list[str]:
+    config, count = plan.config, len(winners.programs)
+    models = ", ".join(f"{slot}={config.experts[slot].model}" for slot in config.slots)
+    points = sum(math.prod(map(len, axes.values())) for axes in config.baselines.fine.values())
+    points += sum(math.prod(map(len, axes.values())) for axes in config.baselines.paper.values())
+    return [
+        f"transfer of {count} program{'' if count == 1 else 's'} of {run} to {models}; base "
+        f"{config.seed}",
+        f"methods: {len(winners.methods)} as tuned by the run, and {points} points of its grids on "
+        f"{len(plan.problems[DEVELOPMENT]):,} development problems; test: "
+        f"{len(plan.problems[TEST]):,} problems of {plan.task.name}",
+    ]
+
+
+def _judge_programs(
+    context: ScoringContext, store: Store, sandbox: Sandbox, programs: Sequence[Program]
+) -> None:
+    """Save each program as an array program for the shapes of these models.
+
+    Its name remains that in the run, though its identity may differ for other shapes.
+    """
+    known = store.by_key(Program)
+    for program in programs:
+        if program.identity in known:
+            continue
+        name = program_entry(program.identity)
+        verdict = sandbox.judge(program.source)
+        if is_admissible(verdict.verdict) and verdict.ir is not None:
+            translated = dataclasses.replace(program, ir=verdict.ir, cost=verdict.cost)
+            store.save(translated, Entry(name=name, kind="program", identity=program.identity))
+            continue
+        refused = Application(
+            entry=name,
+            verdict=verdict.verdict,
+            rule=verdict.rule,
+            message=verdict.message,
+            change=0.0,
+        )
+        entry = Entry(name=name, kind="program", identity=program.identity)
+        store.save(dataclasses.replace(program, ir=""), entry, refused)
+
+
+def _refused(store: Store, names: Sequence[str] | Mapping[str, str | None]) -> dict[str, str]:
+    """Return the reason for each of these entries whose merge was refused."""
+    applications = store.by_key(Application, setting="main")
+    return {
+        name: f"{one.verdict} ({one.rule}): {one.message}" if one.message else one.verdict
+        for name in names
+        if (one := applications.get(name)) is not None and not one.admitted
+    }
+
+
+def _best_first(names: Sequence[str], store: Store, config: RunConfig) -> tuple[str, ...]:
+    scores = complete_scores(store, config.task.metric)
+    return tuple(ranked({name: scores[name] for name in names}))
