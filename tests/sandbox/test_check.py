@@ -1,15 +1,16 @@
 """`sdjax check`: report and exit status."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 
 import pytest
 from catalogue import TIES, VALID
+from click.testing import CliRunner
 
 from sdjax.cli.check import check_files
+from sdjax.cli.main import main
 from sdjax.cli.open_algorithm import open_algorithm
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import ZOO
@@ -120,38 +121,27 @@ def test_every_program_can_be_pretty_printed(name, signature):
     assert "<" not in text.replace("<=", "")  # no repr of a Python object
 
 
-def _sdjax(*arguments, **environment):
-    command = [
-        sys.executable,
-        "-c",
-        "from sdjax.__main__ import start; start()",
-        "check",
-        *arguments,
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | environment, timeout=300
-    )
-
-
 def test_command(tmp_path):
     """Check the exit status: 0 if all are admitted, 1 if one is not, 2 on a user error."""
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(TIES)
     bad.write_text("import os\n")
-    done = _sdjax(str(good), str(bad), "--json", "--show")
+    program = "from sdjax.__main__ import start; start()"
+    command = [sys.executable, "-c", program, "check", str(good), str(bad), "--json", "--show"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     rows = [json.loads(line) for line in done.stdout.strip().split("\n")]
     assert [r["verdict"] for r in rows] == ["admitted", "refused"]
     assert {"file", "verdict", "rule", "message", "identity", "cost"} <= rows[0].keys()
     assert "seccomp" in rows[0]["layers"]
-    done = _sdjax(str(good), "--model", str(ZOO / "seed" / "config.json"))
-    assert done.returncode == 0, done.stderr
+    model = str(ZOO / "seed" / "config.json")
+    assert CliRunner().invoke(main, ["check", str(good), "--model", model]).exit_code == 0
     for arguments in (
         ["none.py"],
         [str(good), "--allow-missing", "x"],
         [str(good), "--model", "x"],
     ):
-        done = _sdjax(*arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith("sdjax: ")
-        assert done.stderr.count("\n") == 1
+        result = CliRunner().invoke(main, ["check", *arguments])
+        assert result.exit_code == 2
+        assert result.stderr.startswith("sdjax: ")
+        assert result.stderr.count("\n") == 1

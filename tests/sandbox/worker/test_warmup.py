@@ -46,7 +46,7 @@ def test_warmup_survives_a_primitive_missing_from_jax(signature, monkeypatch):
 
 def test_equation_limit_grows_with_the_kinds_of_tensors():
     """Check the limit for several kinds, since each is traced separately."""
-    tensors = {f"layers/0/{n}": (f"kind {n}", (6, 4 + n)) for n in range(14)}
+    tensors = {f"layers/0/{n}": (f"kind {n}", (6, 4 + n)) for n in range(7)}
     signature = MergeSignature.of(("a", "b", "c"), tensors)
     warm_up(signature)
     assert trace_trusted(TIES, signature)
