@@ -147,7 +147,7 @@ def plan_algorithm(
         info, place = base.info[name], parse_name(name)
         sources = [TensorRef(model=base, name=name)]
         merged, program = place.path in in_scope and is_mergeable(info), None
-        own = algorithm.at(place.spellings[-1], depths[place.path])
+        own = algorithm.at(place.spellings[-1], depths[place.path]) if merged else None
         if merged:
             for expert in experts.values():
                 sources.append(tensor_in(expert, name, base))
@@ -162,7 +162,7 @@ def plan_algorithm(
         elif not is_floating(info):
             refs = [TensorRef(model=e, name=name) for e in experts.values() if name in e.info]
             buffers.append([*sources, *refs])
-        if merged and algorithm.form == "tensor":
+        if own is not None and own.form == "tensor":
             first, *others = (
                 jax.ShapeDtypeStruct(
                     info.shape, ref.model.info[ref.name].dtype, sharding=tensor_sharding(info.shape)
@@ -185,7 +185,7 @@ def plan_algorithm(
                 spec=jax.ShapeDtypeStruct(info.shape, info.dtype),
                 sources=tuple(sources),
                 has_base=merged,
-                algorithm=own if merged else None,
+                algorithm=own,
                 program=program,
             )
         )
