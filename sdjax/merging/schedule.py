@@ -76,6 +76,12 @@ def interpolate(values: Sequence[Any], position: float) -> Any:
     return (1 - fraction) * values[first] + fraction * values[second]
 
 
+def has_schedules(hyperparameters: Mapping[str, Any]) -> bool:
+    """Return whether some hyperparameter, or its value for an expert, is a schedule."""
+    leaves = jax.tree.leaves(dict(hyperparameters), is_leaf=_is_schedule)
+    return any(map(_is_schedule, leaves))
+
+
 def resolve_schedules(
     hyperparameters: Mapping[str, Any], name: str, depth: float
 ) -> dict[str, Any] | None:
@@ -89,8 +95,7 @@ def resolve_schedules(
     Returns:
         The resolved hyperparameters; None if none of them is a schedule.
     """
-    leaves = jax.tree.leaves(dict(hyperparameters), is_leaf=_is_schedule)
-    if not any(map(_is_schedule, leaves)):
+    if not has_schedules(hyperparameters):
         return None
     return jax.tree.map(
         lambda leaf: leaf.at(name, depth) if _is_schedule(leaf) else leaf,

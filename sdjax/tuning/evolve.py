@@ -15,7 +15,6 @@ et al., "Evolutionary optimization of model merging recipes" (arXiv 2403.13187).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +52,6 @@ _OPTIONS = (
     *("limit", "num_fewshot", "shuffle", "random_init", "apply_chat_template"),
     "fewshot_as_multiturn",
 )
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +104,15 @@ def read_evolve_config(document: YamlDocument, path: Path) -> NamedMerge:
     if "genome" not in top:
         raise document.fail(document.root, "the key 'genome' is empty")
     genome = _read_genome(document, top["genome"], path)
-    if ignored := [key for key in _OPTIONS if key in top]:
-        _logger.warning(
-            "%s: %s: ignored; the options of sdjax tune say how problems are chosen and asked",
-            *(path, ", ".join(ignored)),
-        )
+    ignored = [key for key in _OPTIONS if key in top]
+    notes = (f"{path}: {', '.join(ignored)}: ignored; use the command's options",)
     return NamedMerge(
         base=genome.base,
         experts=dict(zip(default_slots(len(genome.models)), genome.models, strict=True)),
         folder=path.parent,
         open=lambda models: genome_tunable(genome, models),
         tasks=_read_tasks(document, top.get("tasks")),
+        notes=notes if ignored else (),
     )
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from sdjax.evaluation.task import Problem, Task, call_checked
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.engine import Merger
+from sdjax.merging.schedule import has_schedules
 from sdjax.models.config import ModelConfig
 from sdjax.models.tensor_names import parse_name
 from sdjax.models.tree import flatten, unflatten
@@ -198,10 +199,13 @@ class MergeLoss:
         return unflatten({path: x.astype(self._dtype) for path, x in leaves.items()}), None
 
     def _representative_merges(self, values: Float[Array, " parameters"]) -> Any:
-        """Return merged tensors, one per kind and shape: all that the tensor form compiles."""
+        """Return merged tensors: one per kind and shape, all that the tensor form compiles.
+
+        Numbers that differ between layers reach only some tensors, so that all are needed.
+        """
         algorithm = self._tunable.bind(values)
         tensors = dict(self._merger.tensors)
-        if algorithm.form == "tensor":
+        if algorithm.form == "tensor" and not has_schedules(algorithm.hyperparameters):
             places = {
                 (parse_name(path).kind, parse_name(path).layer is None, experts[0].shape): path
                 for path, (_, experts) in tensors.items()

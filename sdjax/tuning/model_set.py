@@ -53,6 +53,7 @@ class NamedMerge:
         open: returns what is tuned, given those models.
         tasks: names of the tasks that the file wants, if it names any; those of other tools that
             have a counterpart here are translated.
+        notes: remarks for the user.
     """
 
     base: str | None
@@ -60,6 +61,7 @@ class NamedMerge:
     folder: Path
     open: Callable[[ModelSet], Tunable]
     tasks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def filter_of(place: TensorName) -> str:

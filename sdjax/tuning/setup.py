@@ -258,7 +258,11 @@ def build_setup(
             mesh=mesh,
         ),
         mesh=mesh,
-        notes=(*map(str, call_checked(loaded_task, "notes", (list, tuple))), *remarks),
+        notes=(
+            *(named.notes if named is not None else ()),
+            *map(str, call_checked(loaded_task, "notes", (list, tuple))),
+            *remarks,
+        ),
     )
 
 

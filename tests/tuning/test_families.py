@@ -50,14 +50,15 @@ def test_the_written_recipe_merges_as_in_memory(folders, tensors, model_set, wha
 
 
 def test_the_written_recipe_gives_every_tensor_the_same_bits(folders, tensors, model_set):
-    tunable = open_tunable("layers", model_set())
+    models = model_set(scope="mlp")
+    tunable = open_tunable("kinds", models)
     values = away_from_start(tunable)
     (folders / "tuned.yaml").write_text(tunable.write(values))
     merge_recipe(folders / "tuned.yaml", folders / "merged")
     merge_algorithm(
         tunable.bind(values),
-        open_models("base", model_set().experts, folders),
-        "all",
+        open_models("base", models.experts, folders),
+        "mlp",
         folders / "by_algorithm",
         provenance=Provenance(method="tuned", file="tuned.yaml", text="", seed=0),
         key=jax.random.key(0),

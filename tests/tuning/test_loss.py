@@ -16,6 +16,8 @@ from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
 from sdjax.tuning.differentiability import blocking_operations
 from sdjax.tuning.loss import MergeLoss
+from sdjax.tuning.model_set import ModelSet
+from sdjax.tuning.open_tunable import open_tunable
 from sdjax.tuning.search import SearchConfig
 from tests.tuning.searches import tunable
 
@@ -23,8 +25,8 @@ EXAMPLES = [Example(prompt=(5, 6 + i % 7), target=(9, 10 + i % 5, 1)) for i in r
 SEARCH = SearchConfig(budget=2, steps=3, starts=2, batch=2)
 
 
-def loss_of(tuned, dtype=jnp.float32):
-    config, base = tiny_model(dtype=dtype, max_seq_len=16, num_layers=1)
+def loss_of(tuned, dtype=jnp.float32, num_layers=1):
+    config, base = tiny_model(dtype=dtype, max_seq_len=16, num_layers=num_layers)
     experts = [random_params(config, seed=seed, dtype=dtype) for seed in (1, 2)]
     merger = sdjax.Merger(base, experts, scope="mlp")
     loss = MergeLoss(
@@ -54,6 +56,13 @@ def test_gradient_matches_finite_differences_and_compiles_once():
         others = [loss(values * start, start, step)[0] for start in (0, 1) for step in range(3)]
     assert compilations.count == 0
     assert len(set(others)) == 6
+
+
+def test_numbers_of_every_layer_have_a_gradient():
+    paths = ("layers/0/mlp/up_proj", "layers/1/mlp/up_proj")
+    models = ModelSet(base="base", experts={"expert_1": "a", "expert_2": "b"}, paths=paths)
+    loss, _, _ = loss_of(open_tunable("layers", models), num_layers=2)
+    assert loss.blocking() == {}
 
 
 @pytest.mark.slow

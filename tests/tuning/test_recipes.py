@@ -123,6 +123,12 @@ def test_a_genome_has_the_numbers_of_mergekit_evolve(folders, tensors, model_set
     assert merged["lm_head.weight"].any()
 
 
+def test_options_of_mergekit_evolve_are_reported(tmp_path, model_set):
+    named, _ = open_recipe(tmp_path, EVOLVE + "limit: 100\n", model_set)
+    (note,) = named.notes
+    assert note.endswith("recipe.yaml: limit: ignored; use the command's options")
+
+
 def test_groups_of_layers_switch_at_their_ends(folders, model_set):
     _, tunable = open_recipe(folders, EVOLVE.replace("  filters: [mlp]\n", ""), model_set)
     values = np.zeros(len(tunable.parameters))
