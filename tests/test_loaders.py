@@ -1,6 +1,8 @@
 """Files from others are read by one bounded reader, and the threat model lists every loader."""
 
 import ast
+import importlib
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -97,3 +99,17 @@ def test_files_are_read_by_the_bounded_readers():
     assert not {name: calls for name, calls in unexpected.items() if calls}
     unused = {name: calls - found.get(name, set()) for name, calls in _UNBOUNDED.items()}
     assert not {name: calls for name, calls in unused.items() if calls}
+
+
+def test_the_threat_model_lists_readers_and_tests_that_exist():
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    table = text.partition("## Limits of every reader")[2].partition("\n--8<--")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for _, functions, limits, test in rows:
+        assert limits
+        for name in re.findall(r"`(sdjax\.[\w.]+)`", functions):
+            module, _, function = name.rpartition(".")
+            assert callable(getattr(importlib.import_module(module), function)), name
+        (path,) = re.findall(r"`(tests/[\w/.]+)`", test)
+        assert (ROOT / path).is_file(), path

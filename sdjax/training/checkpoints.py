@@ -19,7 +19,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.files import read_bytes, read_text
 from sdjax.core.json import parse_json
 from sdjax.core.storage_errors import storage_errors
@@ -87,19 +87,29 @@ class TrainingCheckpoints:
             return 0, trainable, opt_state
         leaves, structure = jax.tree.flatten((trainable, opt_state))
         saved = self._folder.restore(reference=_numbered(leaves))
-        if saved.description.get("format") != _FORMAT:
+        description: Any = saved.description
+        kinds = {"job": dict, "versions": dict, "accepted": list}
+        if not isinstance(description, dict) or not all(
+            isinstance(description.get(key, kind()), kind) for key, kind in kinds.items()
+        ):
+            raise UserError(
+                f"{self._folder.folder}: a checkpoint has an invalid description; remove the folder"
+                " to start over"
+            )
+        if description.get("format") != _FORMAT:
             raise UserError(
                 f"{self._folder.folder}: written by another version of sdjax; finish training with "
                 "that version, or remove the folder to start over"
             )
         for key, value in self._job.items():
-            stored = saved.description["job"].get(key)
+            stored = description.get("job", {}).get(key)
             if stored != value:
                 raise UserError(
-                    f"{self._folder.folder}: started with {key} = {stored!r}, not {value!r}; "
-                    "resume with the same config, or remove the folder to start over"
+                    f"{self._folder.folder}: started with {key} = {truncated_repr(stored)}, not "
+                    f"{truncated_repr(value)}; resume with the same config, or remove the folder "
+                    "to start over"
                 )
-        self._check_versions(saved.description)
+        self._check_versions(description)
         for number in saved.skipped:
             logger.warning(
                 "the checkpoint of step %d is truncated or damaged; resuming from step %d",
