@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,15 +298,13 @@ def merge_discovered(
     from sdjax.sandbox.algorithm import to_algorithm
     from sdjax.sandbox.sandbox import Sandbox
     from sdjax.search.context import run_key, verify_stored
-    from sdjax.search.limits import check_limits
+    from sdjax.search.limits import limits_of_run
     from sdjax.search.ranking import ranked_programs
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
         config = store.config()
-        # The layers that may be missing are those of `allow_missing`.
-        limits = replace(config.sandbox, allow_missing=())
-        check_limits(limits, str(run), trusted=trust_limits)
+        limits = limits_of_run(config, run, trusted=trust_limits)
         programs = ranked_programs(store, config.task.metric)
         if not 1 <= rank <= len(programs):
             raise UserError(

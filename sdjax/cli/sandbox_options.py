@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -112,12 +111,10 @@ def signature_from_options(
     for name, value in (("--model", model), ("--experts", experts), ("--scope", scope)):
         if value is not None:
             raise UserError(f"--run judges as the run did; remove {name}")
-    from sdjax.search.limits import check_limits
+    from sdjax.search.limits import limits_of_run
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
         of_run = store.config()
-    # The layers that may be missing are those of --allow-missing.
-    sandbox = replace(of_run.sandbox, allow_missing=())
-    check_limits(sandbox, str(run), trusted=trust_limits)
-    return model_signature(load_config(of_run.seed), of_run.slots, of_run.scope, sandbox)
+    limits = limits_of_run(of_run, run, trusted=trust_limits)
+    return model_signature(load_config(of_run.seed), of_run.slots, of_run.scope, limits)

@@ -13,7 +13,6 @@ import dataclasses
 import jax
 
 from sdjax.core.errors import UserError
-from sdjax.merging.compile_cache import MemoryLimitExceeded
 from sdjax.sandbox.algorithm import difference
 from sdjax.sandbox.merge_trial import check_estimate
 from sdjax.sandbox.refusal import Refusal
@@ -24,6 +23,7 @@ from sdjax.search.context import ScoringContext
 from sdjax.search.multihost import try_merge
 from sdjax.search.store import Store
 from sdjax.search.types import Application, Program, program_entry
+from sdjax.sharding.memory import MemoryLimitExceeded
 
 AGREEMENT = 1e-5  # relative distance below which two merges are the same up to rounding
 

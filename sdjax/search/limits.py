@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from sdjax.core.errors import UserError
 from sdjax.sandbox.config import SandboxConfig
+from sdjax.search.config import RunConfig
 
 
 def raised_limits(config: SandboxConfig) -> dict[str, str]:
@@ -53,3 +55,17 @@ def check_limits(
             f"{where}: its config allows programs more than the defaults: "
             f"{'; '.join(higher[:3])}{more}; if you trust whoever made this run, add --trust-limits"
         )
+
+
+def limits_of_run(config: RunConfig, run: Path, *, trusted: bool) -> SandboxConfig:
+    """Return the limits of a stored run, for a command that judges or applies programs as it did.
+
+    The layers of confinement that may be missing are not the run's to say: none, or those that the
+    command line names.
+
+    Raises:
+        UserError: see `check_limits`.
+    """
+    limits = dataclasses.replace(config.sandbox, allow_missing=())
+    check_limits(limits, str(run), trusted=trusted)
+    return limits

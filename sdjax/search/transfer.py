@@ -32,7 +32,7 @@ from sdjax.search.baselines import expert_entry, score_baselines, tuned_methods
 from sdjax.search.config import ExpertConfig, RunConfig
 from sdjax.search.context import ScoringContext, load_scoring
 from sdjax.search.final_test import score_test
-from sdjax.search.limits import check_limits
+from sdjax.search.limits import limits_of_run
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.plan import ScoringPlan, load_task, plan_scoring
 from sdjax.search.ranking import complete_scores, ranked, ranked_programs
@@ -163,9 +163,8 @@ def read_winners(run: Path, options: TransferOptions) -> Winners:
     """
     with Store.open(run) as store:
         config = store.config()
-        sandbox = dataclasses.replace(config.sandbox, allow_missing=())
-        check_limits(sandbox, str(run), trusted=options.trust_limits)
-        sandbox = dataclasses.replace(sandbox, allow_missing=options.allow_missing)
+        limits = limits_of_run(config, run, trusted=options.trust_limits)
+        sandbox = dataclasses.replace(limits, allow_missing=options.allow_missing)
         config = dataclasses.replace(config, sandbox=sandbox)
         programs = ranked_programs(store, config.task.metric)
         if len(programs) < options.top_k:
