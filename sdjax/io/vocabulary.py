@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
+from sdjax.core.errors import UserError
 from sdjax.io.atomic_write import write_file
 from sdjax.io.library_errors import library_errors
 from sdjax.io.tokenizer import TOKENIZER_FILE, load_full_tokenizer, read_tokenizer_json
@@ -47,4 +48,10 @@ def write_extended(
 def _backend(folder: Path) -> tokenizers.Tokenizer:
     if (folder / TOKENIZER_FILE).is_file():
         return read_tokenizer_json(folder)
-    return load_full_tokenizer(folder).backend_tokenizer
+    backend = getattr(load_full_tokenizer(folder), "backend_tokenizer", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        raise UserError(
+            f"{folder}: its tokenizer has no {TOKENIZER_FILE}; save it with transformers as a fast "
+            "tokenizer"
+        )
+    return backend
