@@ -3,6 +3,7 @@
     python -m tests.fuzzing --inputs 100000                     every kind, 100,000 inputs each
     python -m tests.fuzzing --kind recipe --inputs 5000 --seed 1
     python -m tests.fuzzing --kind recipe --number 17           one input, with its traceback
+    python -m tests.fuzzing --kind recipe --atheris CORPUS -runs=100000      (needs atheris)
 
 Each kind runs in a process of its own. FOLDER (--out) has the state of every kind, with which the
 same command resumes, and the input and the traceback of the first fault of each mechanism. The exit
@@ -31,15 +32,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--number", type=int, help="run this input only, and show its fault")
     parser.add_argument("--out", type=Path, default=Path("/tmp/sdjax-fuzzing"))
-    options = parser.parse_args()
+    parser.add_argument("--atheris", type=Path, help="corpus; flags of libFuzzer may follow")
+    options, flags = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
     kinds = options.kind or list(KINDS)
+    if options.atheris is not None:
+        from tests.fuzzing.guided import fuzz_guided
+
+        fuzz_guided(kinds[0], options.atheris, flags)
+    elif flags:
+        parser.error(f"unknown arguments: {' '.join(flags)}")
     if options.number is not None:
         numbers = range(options.number, options.number + 1)
         for _, outcome in fuzz(kinds[0], numbers, seed=options.seed, keep=options.out / "faults"):
             print(outcome.fault or f"accepted {outcome.accepted}, refused {outcome.refused}")
         return 0
-    return int(any(supervise(kind, options.seed, options.inputs, options.out) for kind in kinds))
+    faults = [supervise(kind, options.seed, options.inputs, options.out) for kind in kinds]
+    return int(any(faults))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ class Fuzzer:
         linked = draw.random() < LINKS
         for name in chosen:
             if not linked:
-                corpus = self._corpora[name]
+                corpus = self.corpus(name)
                 files[name] = self.kind.formats[name](files[name], corpus, draw)
         inputs.write(folder, files)
         if linked:
@@ -110,7 +110,7 @@ class Fuzzer:
     def check_valid(self) -> None:
         """Raise Fault unless all loaders accept all valid folders."""
         for files in self.kind.folders:
-            with self._folder() as folder:
+            with self.folder() as folder:
                 inputs.write(folder, files)
                 outcome = self.judge(folder, 0)
             if outcome.fault is not None or outcome.refused:
@@ -119,7 +119,7 @@ class Fuzzer:
 
     def run(self, number: int, *, keep: Path | None = None) -> Outcome:
         """Write and judge an input; keep its folder if there is a fault."""
-        with self._folder() as folder:
+        with self.folder() as folder:
             self.write_input(number, folder)
             outcome = self.judge(folder, number)
         if outcome.fault is not None and keep is not None:
@@ -182,23 +182,20 @@ class Fuzzer:
             if path.is_symlink() or (path.is_file() and SECRET in path.read_bytes()):
                 outcome.key = outcome.fault = f"the result has a file from outside: {path.name}"
 
-    def _folder(self) -> "_Folder":
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yield a folder for one input, removed afterwards."""
         self._number += 1
-        return _Folder(self._root / f"input-{self._number}")
+        parent = self._root / f"input-{self._number}"
+        (parent / "in").mkdir(parents=True)
+        try:
+            yield parent / "in"
+        finally:
+            shutil.rmtree(parent, ignore_errors=True)
 
-
-class _Folder:
-    """A folder for one input, removed afterwards."""
-
-    def __init__(self, parent: Path) -> None:
-        self._parent = parent
-
-    def __enter__(self) -> Path:
-        (self._parent / "in").mkdir(parents=True)
-        return self._parent / "in"
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._parent, ignore_errors=True)
+    def corpus(self, file: str) -> Corpus:
+        """Return what the mutations of a file draw from."""
+        return self._corpora[file]
 
 
 def fuzz(
