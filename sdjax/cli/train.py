@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,7 @@ def _run_job(kind: str, job: TrainingJob, *, accept_versions: bool) -> str:
     from sdjax.training.trainable import full_finetune, lora_finetune
 
     out = Path(job.out)
-    if out.exists():
+    if os.path.lexists(out):  # pathlib raises on invalid names
         raise UserError(f"{out}: already exists; choose another folder with --out")
     with errors_at(job, "model"):
         folder = locate(job.model)[0]
@@ -270,7 +271,7 @@ def _rows(job: SFTJob | DPOJob) -> Sequence[TrainingRow]:
 
     with errors_at(job, "data"):
         path = path_of(job, "data", job.data)
-        if not (isinstance(job, DPOJob) and path.is_dir()):
+        if not (isinstance(job, DPOJob) and os.path.isdir(path)):
             return read_rows(str(path), job.split)
         rows = number_rows(str(path), preferences_of_run(path))
         if not rows:

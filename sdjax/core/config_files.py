@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sdjax.core.errors import UserError, did_you_mean
@@ -39,14 +40,14 @@ def find_config(path: str | Path, job: str | None = None) -> Path:
         UserError: neither exists.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # pathlib raises on invalid names
         return path
     shipped = shipped_configs(job)
     name = path.name.removesuffix(".yaml")
     is_name = path.parent in (Path("."), Path("configs"))
     if is_name and name in shipped:
         return shipped[name]
-    is_other = is_name and (CONFIG_FOLDER / f"{name}.yaml").is_file()
+    is_other = is_name and os.path.isfile(CONFIG_FOLDER / f"{name}.yaml")
     problem = "a config for another command" if is_other else "config not found"
     advice = f"pass a YAML file or a shipped config: {', '.join(shipped)}"
     raise UserError(f"{path}: {problem}; {did_you_mean(path.stem, shipped, advice)}")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,8 @@ def read_rows(
 
 def _split_file(data: Path, split: str) -> Path | None:
     """Return the user's file of a split, if it exists."""
-    data = data.expanduser()
-    if data.is_dir():
+    data = Path(os.path.expanduser(data))
+    if os.path.isdir(data):
         path = member(data, f"{split}.jsonl")
     elif split == TEST:
         path = data
@@ -110,7 +111,7 @@ def _split_file(data: Path, split: str) -> Path | None:
         if name == data.name:
             return None
         path = member(data.parent, name)
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def _read_hub(task: str, hub: HubDataset, split: str, fields: Sequence[str]) -> list[DataRow]:

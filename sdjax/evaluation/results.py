@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -190,7 +191,7 @@ def read_results(path: Path) -> list[ProblemResult]:
     Raises:
         UserError: the file does not exist, or is not a results file.
     """
-    file = member(path, RESULTS) if path.is_dir() else path
+    file = member(path, RESULTS) if os.path.isdir(path) else path
     names = [field.name for field in dataclasses.fields(ProblemResult)]
     rows = read_jsonl(file, names)
     if not rows:

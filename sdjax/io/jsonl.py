@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,8 +32,8 @@ def read_jsonl(path: str | Path, fields: Sequence[str]) -> list[tuple[int, dict[
         UserError: no such file, a line that is not a JSON object with these fields, or too much
             data in a line or a compressed file.
     """
-    file = Path(path).expanduser()
-    if not file.exists():
+    file = Path(os.path.expanduser(path))
+    if not os.path.exists(file):
         raise UserError(f"{path}: no such file; give a file with one JSON object per line")
     rows = []
     for number, line in enumerate(_lines(file), start=1):

@@ -17,6 +17,7 @@ $experts    one line per expert, "- NAME: DESCRIPTION"
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -110,9 +111,9 @@ def find_prompt(name: str, *, relative_to: Path | None = None) -> Prompt:
     """
     if name in names():
         return Prompt(name=name, text=_read(FOLDER / f"{name}.txt"))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     paths = [path] if relative_to is None else [relative_to / path, path]
-    existing = next((path for path in paths if path.is_file()), None)
+    existing = next((path for path in paths if os.path.isfile(path)), None)
     if existing is None:
         advice = f"pass a text file or one of {', '.join(names())}"
         raise UserError(

@@ -81,5 +81,5 @@ def _execute(
             rows = cursor.fetchall()
             connection.commit()
             return rows, cursor.rowcount
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeError):  # SQLite quotes a damaged file in its message
         return [], 0

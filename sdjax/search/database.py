@@ -110,7 +110,8 @@ class Database:
                 if write:
                     _migrate(connection, migrations)
                 database = cls(folder, connection, lock)
-            except (sqlite3.DatabaseError, OSError) as error:
+            # SQLite quotes a damaged file in its message, which need not be text.
+            except (sqlite3.DatabaseError, OSError, UnicodeError) as error:
                 if write and (reason := storage_reason(error)):
                     raise TransientError(f"{path}: {reason} and use --resume again") from error
                 raise UserError(
@@ -171,7 +172,7 @@ class Database:
             yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeError) as error:
             reason = " ".join(str(error).split())[:200]
             remedy = storage_reason(error) or f"{reason}; restore the file from a backup"
             raise TransientError(

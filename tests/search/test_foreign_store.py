@@ -187,3 +187,24 @@ def test_report_passes_over_values_of_a_config_that_it_cannot_use(run, value):
     with Store.open(run) as store:
         data = read_report(store)
     assert data.metric == "strict"
+
+
+def test_key_that_differs_from_its_index_is_damage(run):
+    path = run / "run.sqlite"
+    content = path.read_bytes()
+    name = b"method:task_arithmetic(weight=0.6)"
+    assert content.count(name) > 1
+    path.write_bytes(content.replace(name, name.replace(b"0.6", b"0.7"), 1))
+    with pytest.raises(UserError, match="run.sqlite: damaged"):
+        Store.open(run)
+
+
+def test_schema_that_is_not_text_is_damage(run):
+    path = run / "run.sqlite"
+    path.write_bytes(
+        path.read_bytes().replace(b"CREATE TABLE setting (", b"CREATE TABLE sett\xa7ng (", 1)
+    )
+    with pytest.raises(UserError) as caught:
+        Store.open(run)
+    assert "\n" not in str(caught.value)
+    assert pending_attempt(run) is None

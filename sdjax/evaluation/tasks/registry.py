@@ -52,13 +52,13 @@ def find_task(
     settings: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if name in TASKS:
         kind = _import_task(TASKS[name])
-    elif name.endswith(".jsonl") or Path(name).expanduser().is_file():
+    elif name.endswith(".jsonl") or os.path.isfile(os.path.expanduser(name)):
         if data is not None:
             raise UserError(f"task {name}: already a file of problems; remove data")
         kind = _import_task(_FILE_TASK)
-        path = str(
-            Path(name).expanduser().resolve()
-        )  # the name must not depend on the current folder
+        path = os.path.expanduser(name)
+        if os.path.exists(path):
+            path = os.path.realpath(path)  # the name must not depend on the current folder
         settings |= {"data": path, "name": path}
     elif ":" in name:
         if not trust_code:

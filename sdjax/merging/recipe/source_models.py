@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.model_paths import locate
 from sdjax.io.peft import AdaptedReader
 from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, TensorInfo, read_json
@@ -117,6 +117,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
+    architectures = _read_fields(folder, config)
     family = FAMILIES.get(str(config.get("model_type")))
     tied = ties_embeddings(config)
     if tied and isinstance(reader, AdaptedReader) and OUTPUT in reader.adapted:
@@ -143,7 +144,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
             f"{name}: {OUTPUT} differs from the embedding, to which {CONFIG} ties it: left out, as "
             "transformers does"
         )
-    if family and family.architecture in (config.get("architectures") or ()):
+    if family and family.architecture in architectures:
         _check_complete(folder, reader, family, len(layers), bool(tied))
         known = {hf_name for hf_name, _ in OUTSIDE_TENSORS.values()}
         extra = [n for n in outside if n not in known and info[n].dtype in DTYPES.values()]
@@ -166,6 +167,20 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         prefix=prefix or "",
         notes=tuple(notes),
     )
+
+
+def _read_fields(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Check the fields that a merge reads of any family's config; return its architectures."""
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        shown = truncated_repr(architectures)
+        raise UserError(f"{folder / CONFIG}: architectures must be a list of names, not {shown}")
+    if (found := layer_count(config)) is not None:
+        section, key = found
+        if isinstance(section[key], bool) or not isinstance(section[key], int):
+            shown = truncated_repr(section[key])
+            raise UserError(f"{folder / CONFIG}: {key} must be an integer, not {shown}")
+    return architectures
 
 
 def _is_embedding(reader: SafetensorsReader, output: str) -> bool:

@@ -189,3 +189,19 @@ def test_damaged_tokenizer_config_raises_user_error_before_the_merge(tmp_path, m
             on_tensor=lambda *progress: seen.append(progress),
         )
     assert not seen
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architectures": True}, "architectures must be a list of names, not True"),
+        ({"architectures": [["A"]]}, "architectures must be a list of names"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers must be an integer, not '2'"),
+        ({"text_config": {"num_layers": [2]}}, r"num_layers must be an integer, not \[2\]"),
+    ],
+)
+def test_config_fields_of_a_wrong_type_are_refused(tmp_path, models, fields, message):
+    config = {"model_type": "llama"} | fields
+    (tmp_path / "code" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"code/config.json: {message}"):
+        merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
