@@ -195,7 +195,7 @@ def test_key_that_differs_from_its_index_is_damage(run):
     name = b"method:task_arithmetic(weight=0.6)"
     assert content.count(name) > 1
     path.write_bytes(content.replace(name, name.replace(b"0.6", b"0.7"), 1))
-    with pytest.raises(UserError, match="run.sqlite: damaged"):
+    with pytest.raises(UserError, match=r"run\.sqlite: damaged"):
         Store.open(run)
 
 

@@ -75,7 +75,7 @@ FAMILY = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
         (
             {},
             {"num_hidden_layers": "2"},
-            "has 2 layers, but num_hidden_layers in config.json is '2'",
+            "num_hidden_layers must be an integer, not '2'",
         ),
         ({}, {"num_hidden_layers": 1}, "has 2 layers, but num_hidden_layers in config.json is 1"),
         ({}, FAMILY, "lacks tensor lm_head.weight, which every LlamaForCausalLM has"),
