@@ -12,6 +12,7 @@ import jax
 from sdjax.core.errors import UserError
 from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, read_prompt
+from sdjax.search.controls import check_controls
 from sdjax.search.database import is_unused
 from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import main_process_layers
@@ -62,8 +63,9 @@ def announce_resumption(store: Store) -> list[str]:
 
 
 def tuned_method_count(config: RunConfig) -> int:
-    """Return the number of methods and grids, each of which has at most one tuned method."""
-    return sum(len(grid) for grid in (config.baselines.paper, config.baselines.fine))
+    """Return the number of methods and grids, each with at most one tuned method, and controls."""
+    controls = 0 if config.tuning is None else len(config.tuning.controls)
+    return controls + sum(len(grid) for grid in (config.baselines.paper, config.baselines.fine))
 
 
 def dry_run(
@@ -95,6 +97,7 @@ def dry_run(
     if folder is not None and not resume:
         check_new_folder(folder)
     plan = plan_run(config, trust_code=trust_code)
+    check_controls(plan)
     layers = main_process_layers(config)
     lines = announce(plan, folder)
     if folder is not None and resume:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from sdjax.core.progress import progress_bar
+from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.methods.registry import algorithm
 from sdjax.sandbox.refusal import NON_FINITE
 from sdjax.sandbox.verdict import ADMITTED
 from sdjax.search.config import RunConfig
 from sdjax.search.context import ScoringContext
+from sdjax.search.controls import open_control
 from sdjax.search.grids import grid_methods
+from sdjax.search.plan import ScoringPlan
 from sdjax.search.ranking import best_by_group, complete_scores
 from sdjax.search.scoring import score
 from sdjax.search.store import Store
@@ -60,14 +65,15 @@ def score_baseline(
         context: the loaded run.
         store: the run's store.
         name: entry name.
-        detail: method and hyperparameters; None for the seed and the experts.
+        detail: method and hyperparameters, or family and tuned values; None for the seed and the
+            experts.
         split: "development" or "test".
         setting: name of the setting whose models are merged.
     """
     if _is_settled(store, name, split, setting):
         return
     if detail is not None:
-        merged = context.merge(algorithm(detail["method"], **detail["hyperparameters"]), setting)
+        merged = context.merge(_algorithm_of(context, detail), setting)
         verdict = ADMITTED if merged.finite else NON_FINITE
         store.save(Application(entry=name, setting=setting, verdict=verdict, change=merged.change))
         if merged.finite:
@@ -89,6 +95,13 @@ def tuned_methods(config: RunConfig, store: Store) -> list[str]:
     ]
     best = best_by_group(groups, complete_scores(store, config.task.metric))
     return list(dict.fromkeys(best.values()))
+
+
+def _algorithm_of(plan: ScoringPlan, detail: Mapping[str, Any]) -> Algorithm:
+    """Return the algorithm of a grid point or of a tuned control."""
+    if "family" in detail:
+        return open_control(plan, detail["family"]).bind(np.array(detail["values"]))
+    return algorithm(detail["method"], **detail["hyperparameters"])
 
 
 def _is_settled(store: Store, name: str, split: str, setting: str) -> bool:

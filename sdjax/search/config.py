@@ -33,6 +33,7 @@ from sdjax.programs import prompts
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
+from sdjax.tuning.search import SearchConfig
 
 Hyperparameter = bool | int | float | str
 Grid = dict[str, dict[str, Annotated[tuple[Hyperparameter, ...], Field(min_length=1)]]]
@@ -191,6 +192,24 @@ class RaceConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunTuningConfig:
+    """Config of tuning numbers after the last iteration: those of controls and of programs.
+
+    Each is tuned by its own search with the same settings; see `sdjax.search.tune`.
+
+    Attributes:
+        controls: families of human-designed merges to compare with, such as weights, layers or
+            ties:slope; see `sdjax tune --help`.
+        programs: number of best programs, of different structures, whose constants are tuned.
+        search: settings of each search.
+    """
+
+    controls: tuple[NonEmptyStr, ...] = ("weights",)
+    programs: NonNegativeInt = 3
+    search: SearchConfig
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TestConfig:
     """Config of the final test.
 
@@ -225,6 +244,8 @@ class RunConfig:
         baselines: hyperparameter grids of the human-designed methods.
         race: how programs race on the development problems; null has every program answer all of
             them, as in the paper.
+        tuning: how the numbers of controls and of the best programs are tuned; null leaves programs
+            as they were written, as in the paper.
         test: the final evaluation on the test problems.
         rng_seed: seed for all random numbers of the run.
         mesh: device mesh over which models are sharded.
@@ -247,6 +268,7 @@ class RunConfig:
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     baselines: BaselinesConfig = Field(default_factory=BaselinesConfig)
     race: RaceConfig | None = None
+    tuning: RunTuningConfig | None = None
     test: TestConfig = Field(default_factory=TestConfig)
     rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     mesh: MeshConfig = Field(default_factory=MeshConfig)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sdjax.core.progress import format_duration
 from sdjax.search.announcement import tuned_method_count
 from sdjax.search.baselines import expert_entry, tuned_methods
+from sdjax.search.controls import tuned_controls
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import complete_scores, development_scores, ranked_programs
@@ -76,7 +77,7 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
     )
     to_judge = to_sample + len(judged) - len(known)
     trained = {checkpoint.iteration for checkpoint in store.select(Checkpoint)}
-    tuned = tuned_methods(config, store)
+    tuned = [*tuned_methods(config, store), *tuned_controls(store)]
     methods = tuned_method_count(config) if baselines else len(tuned)
     per_setting = len(fixed) + methods + config.test.top_k
     best = [entry.name for entry in ranked_programs(store, config.task.metric)]

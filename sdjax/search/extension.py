@@ -80,6 +80,7 @@ REASONS: dict[str, str] = {
     "generator": "all iterations started from it",
     "generation": "earlier iterations were sampled with it",
     "race": "it decided which problems the programs answered",
+    "tuning": "results of its searches are kept",
     "selection": "earlier generators were trained on pairs that it chose",
     "training": "earlier generators were trained with it",
     "sandbox": "it decides which programs are admitted",

@@ -8,10 +8,9 @@ from sdjax.core.progress import progress_bar
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.baselines import score_baseline
 from sdjax.search.context import ScoringContext
-from sdjax.search.grids import grid_methods
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
-from sdjax.search.types import TEST
+from sdjax.search.types import TEST, Entry
 
 
 def score_test(
@@ -28,7 +27,7 @@ def score_test(
         sandbox: the sandbox on the main process; None on the others.
         entries: the identity of each program, and None for each baseline, by name of the entry.
     """
-    methods = grid_methods(context.config)
+    details = {name: entry.detail for name, entry in store.by_key(Entry).items()}
     tasks = [
         (name, setting)
         for setting in context.settings
@@ -40,7 +39,7 @@ def score_test(
         for name, setting in tasks:
             identity = entries[name]
             if identity is None:
-                score_baseline(context, store, name, methods.get(name), TEST, setting)
+                score_baseline(context, store, name, details[name] or None, TEST, setting)
             else:
                 score_program(context, store, sandbox, identity, TEST, setting)
             advance()

@@ -18,6 +18,7 @@ from sdjax.search.baselines import (
 )
 from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
+from sdjax.search.controls import check_controls, tuned_controls
 from sdjax.search.final_test import score_test
 from sdjax.search.multihost import (
     check_resumption,
@@ -38,6 +39,7 @@ from sdjax.search.ranking import best_method, complete_scores, ranked_programs
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.scoring import save_settings, score_programs
 from sdjax.search.store import Store
+from sdjax.search.tune import tune_entries
 from sdjax.search.types import Checkpoint, Lineage
 from sdjax.sharding.multihost import broadcast_from_main
 
@@ -92,6 +94,7 @@ def run_search(
     folder = Path(folder)
     check_resumption(config, folder)
     plan = plan_run(config, trust_code=trust_code)
+    check_controls(plan)
     main_process_layers(config)
     for line in announce(plan, folder):
         logger.info("%s", line)
@@ -110,6 +113,9 @@ def run_search(
                     run_iteration(context, store, checkpoints, sandbox, iteration, clock)
                     logger.info("%s", _iteration_summary(context, store, iteration))
                     clock.log_estimate()
+                if config.tuning is not None:
+                    with clock.timed(0, "tune"):
+                        tune_entries(context, store, sandbox)
                 with clock.timed(0, "test"):
                     run_test(context, store, sandbox)
         store.finish()
@@ -222,7 +228,7 @@ def run_test(context: RunContext, store: Store, sandbox: Sandbox | None) -> None
     programs = ranked_programs(store, config.task.metric)[: config.test.top_k]
     experts = [expert_entry(slot) for slot in config.slots]
     entries: dict[str, str | None] = dict.fromkeys(
-        ["seed", *experts, *tuned_methods(config, store)]
+        ["seed", *experts, *tuned_methods(config, store), *tuned_controls(store)]
     )
     entries |= {program.name: program.identity for program in programs}
     score_test(context, store, sandbox, entries)

@@ -7,6 +7,7 @@ decisions. Only the main process has a sandbox; it broadcasts the verdicts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,9 @@ from sdjax.isolation.confine import require_layers
 from sdjax.sandbox.merge_trial import MergeTrial
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Verdict
+from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.context import ScoringContext
@@ -131,6 +134,37 @@ def judge_all(
     for index in range(len(sources)):
         data, layers = json.loads(broadcast_from_main(judge_next))
         yield index, local or Verdict.from_dict(data), tuple(layers)
+
+
+class SharedJudge:
+    """The sandbox of the main process, with the same verdicts and programs on every process.
+
+    Attributes:
+        signature: merge signature that programs are verified against.
+    """
+
+    def __init__(self, sandbox: Sandbox | None, signature: MergeSignature) -> None:
+        """Wrap the sandbox, which is None on all processes but the main one."""
+        self._sandbox = sandbox
+        self.signature = signature
+
+    def judge(self, source: str, *, name: str) -> Verdict:
+        """Judge one candidate; `name` is unused, since it is not compared with others."""
+        del name
+        ((_, verdict),) = self.judge_all([source])
+        return verdict
+
+    def judge_all(self, sources: Sequence[str]) -> Iterator[tuple[int, Verdict]]:
+        """Yield the index and the verdict of each source, in order."""
+        for index, verdict, _ in judge_all(self._sandbox, sources):
+            if verdict.program is None and verdict.ir is not None:
+                program = verify_ir(verdict.ir, self.signature)
+                verdict = dataclasses.replace(verdict, program=program)
+            yield index, verdict
+
+    def try_merge(self, ir: str, trial: MergeTrial) -> Refusal | None:
+        """Return why a merge is refused, or None."""
+        return try_merge(self._sandbox, ir, trial)
 
 
 def try_merge(sandbox: Sandbox | None, ir: str, trial: MergeTrial) -> Refusal | None:

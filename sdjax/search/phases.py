@@ -123,12 +123,12 @@ def judge(
         for index, verdict, layers in judge_all(sandbox, sources):
             source = sources[index]
             stored = StoredVerdict.of(source, verdict, layers)
-            program = _program(context, source, verdict)
+            program = judged_program(context, source, verdict)
             store.save(stored, *([program] if program is not None else []))
             advance()
 
 
-def _program(context: RunContext, source: str, verdict: Verdict) -> Program | None:
+def judged_program(context: RunContext, source: str, verdict: Verdict) -> Program | None:
     """Return the program of an admissible verdict, with its families; None otherwise."""
     if not is_admissible(verdict.verdict) or verdict.identity is None or verdict.ir is None:
         return None

@@ -81,7 +81,7 @@ def score_programs(
         if (identity := sample.identity if sample.novel else sample.unconfirmed) is not None
     ]
     if context.config.race is not None:
-        _race(context, store, sandbox, identities, iteration)
+        _race(context, store, sandbox, identities, iteration=iteration, purpose=purpose)
         return
     missing = [one for one in identities if not store.is_complete(program_entry(one), DEVELOPMENT)]
     done = len(identities) - len(missing)
@@ -96,7 +96,9 @@ def _race(
     store: Store,
     sandbox: Sandbox | None,
     identities: Sequence[str],
+    *,
     iteration: int,
+    purpose: str,
 ) -> None:
     """Race new programs against each other and against the best earlier ones.
 
@@ -112,8 +114,9 @@ def _race(
     metric = context.config.task.metric
     problems = racing_order(context.problems[DEVELOPMENT])
     new = set(identities)
+    sampled_before = {s.identity for s in store.judged(purpose=purpose) if s.iteration < iteration}
     best = [entry.identity or "" for entry in ranked_programs(store, metric)]
-    earlier = [identity for identity in best if identity not in new][: rules.winners]
+    earlier = [identity for identity in best if identity in sampled_before - new][: rules.winners]
     with progress_bar(f"iteration {iteration}: score", len(identities)) as advance:
 
         def answer(identity: str, start: int, stop: int) -> list[bool]:

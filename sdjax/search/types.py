@@ -170,7 +170,7 @@ class Phase:
 
     Attributes:
         iteration: number of the iteration; 0 for phases of the whole run.
-        name: "baselines", "generate", "admit", "score", "refine" or "test".
+        name: "baselines", "generate", "admit", "score", "refine", "tune" or "test".
         seconds: duration in seconds, without interrupted calls, and with later work on a run that
             was extended.
         finished_at: ISO 8601 timestamp in UTC.
@@ -333,7 +333,9 @@ class Entry:
             "program:IDENTITY".
         kind: "seed", "expert", "method" or "program".
         identity: identity of a program; None for other kinds.
-        detail: name, hyperparameters and grids of a method.
+        detail: of a method, its name, hyperparameters and grids; of a tuned control, its family and
+            values; of a tuned program, the identity of the program that it was tuned from. Both
+            have the number of their tuned constants.
     """
 
     name: str

@@ -12,9 +12,9 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
@@ -23,7 +23,8 @@ from sdjax.programs.constants import Constant, find_constants
 from sdjax.programs.parametric import parametric_form, with_values
 from sdjax.sandbox.algorithm import to_algorithm
 from sdjax.sandbox.merge_trial import MergeTrial
-from sdjax.sandbox.sandbox import Sandbox
+from sdjax.sandbox.refusal import Refusal
+from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Verdict
 from sdjax.tuning.patterns import Pattern, PatternedAlgorithm, rounded
 from sdjax.tuning.types import Parameter, Tunable
@@ -33,8 +34,23 @@ MAX_CONSTANTS = 32
 _logger = logging.getLogger(__name__)
 
 
+class Judge(Protocol):
+    """A sandbox, or what shares one between processes."""
+
+    signature: MergeSignature
+
+    def judge(self, source: str, *, name: str) -> Verdict:
+        """Judge one candidate."""
+
+    def judge_all(self, sources: Sequence[str]) -> Iterator[tuple[int, Verdict]]:
+        """Yield the index and the verdict of each candidate."""
+
+    def try_merge(self, ir: str, trial: MergeTrial) -> Refusal | None:
+        """Return why a merge is refused, or None."""
+
+
 def program_tunable(
-    source: str, sandbox: Sandbox, *, name: str, trial: MergeTrial | None = None
+    source: str, sandbox: Judge, *, name: str, trial: MergeTrial | None = None
 ) -> Tunable:
     """Return a program whose constants are tuned.
 
@@ -110,7 +126,7 @@ def _admitted(verdict: Verdict, name: str) -> None:
 
 
 def _tunable_constants(
-    source: str, constants: Sequence[Constant], sandbox: Sandbox, name: str
+    source: str, constants: Sequence[Constant], sandbox: Judge, name: str
 ) -> tuple[Sequence[Constant], Verdict]:
     """Return the constants that can be hyperparameters, and the verdict on that form."""
     if not constants:

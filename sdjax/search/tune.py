@@ -1,0 +1,203 @@
+"""Tuning within a run: the numbers of control families, and those of the best programs.
+
+A discovered program has a structure and constants, and its score depends on both. So that programs
+and human-designed merges are compared at equal effort, the numbers of both are tuned by the same
+search with the same budget (see `sdjax.tuning`): by gradient on training problems where possible,
+with development scores choosing between candidates. A tuned program is again a program of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
+from sdjax.evaluation.task import read_training
+from sdjax.sandbox.sandbox import Sandbox
+from sdjax.search.apply_candidate import trial_of
+from sdjax.search.attempts import too_many_attempts
+from sdjax.search.baselines import score_baseline
+from sdjax.search.context import RunContext
+from sdjax.search.controls import control_entry, open_control
+from sdjax.search.multihost import SharedJudge
+from sdjax.search.phases import judged_program
+from sdjax.search.ranking import ranked_programs
+from sdjax.search.scoring import score_program
+from sdjax.search.store import Store
+from sdjax.search.types import DEVELOPMENT, MAIN, Entry, StoredVerdict, program_entry
+from sdjax.training.packing import Example
+from sdjax.tuning.candidates import CandidateScorer
+from sdjax.tuning.evolution import search_by_evolution
+from sdjax.tuning.gradient import search_by_gradient
+from sdjax.tuning.loss import MergeLoss, training_examples
+from sdjax.tuning.programs import program_tunable
+from sdjax.tuning.search import Evaluations
+from sdjax.tuning.trace import Trace
+from sdjax.tuning.types import Tunable
+
+TUNING_FOLDER = "tuning"
+
+logger = logging.getLogger(__name__)
+
+
+def tune_entries(context: RunContext, store: Store, sandbox: Sandbox | None) -> None:
+    """Tune the control families and the best programs; score the results on development.
+
+    Each search has a trace in the run folder, `tuning/NAME/`, and resumes from it.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+        sandbox: the sandbox on the main process; None on the others.
+    """
+    config = context.config.tuning
+    if config is None:
+        return
+    entries = store.by_key(Entry)
+    tuned = {entry.detail.get("tuned_from") for entry in entries.values()}
+    controls = [name for name in config.controls if control_entry(name) not in entries]
+    programs = [one for one in _finalists(context, store, config.programs) if one not in tuned]
+    examples = _training_examples(context)
+    total = len(config.controls) + config.programs
+    done = total - len(controls) - len(programs)
+    with progress_bar("tune", total, completed=max(0, done)) as advance:
+        for family in controls:
+            _tune_control(context, store, family, examples)
+            advance()
+        for identity in programs:
+            _tune_program(context, store, sandbox, identity, examples)
+            advance()
+    for name, entry in store.by_key(Entry).items():  # unless the run was interrupted in between
+        if entry.detail.get("family"):
+            score_baseline(context, store, name, entry.detail, DEVELOPMENT)
+        elif entry.detail.get("tuned_from") and entry.identity is not None:
+            score_program(context, store, sandbox, entry.identity, DEVELOPMENT)
+
+
+def _tune_control(
+    context: RunContext, store: Store, family: str, examples: Sequence[Example]
+) -> None:
+    tunable = open_control(context, family)
+    loss = _differentiable_loss(context, tunable, examples)
+    values = _search(context, store, tunable, loss, folder=family)
+    detail = {
+        "family": family,
+        "values": values.tolist(),
+        "constants": len(values),
+        "grids": ["tuned"],
+    }
+    store.save(Entry(name=control_entry(family), kind="method", detail=detail))
+
+
+def _tune_program(
+    context: RunContext,
+    store: Store,
+    sandbox: Sandbox | None,
+    identity: str,
+    examples: Sequence[Example],
+) -> None:
+    judge = SharedJudge(sandbox, context.signature)
+    title = f"program {identity[:8]}"
+    trial = trial_of(context, MAIN) if jax.default_backend() == "cpu" else None
+    try:
+        tunable = program_tunable(store.program(identity).source, judge, name=title, trial=trial)
+        with store.attempt(program_entry(identity), TUNING_FOLDER) as number:
+            if refusal := too_many_attempts(number):
+                raise UserError(f"{title}: {refusal.message}")
+            loss = _differentiable_loss(context, tunable, examples)
+    except UserError as error:
+        logger.info("not tuned: %s", error)
+        return
+    values = _search(context, store, tunable, loss, folder=identity[:16])
+    source = tunable.write(values)
+    verdict = judge.judge(source, name=title)
+    program = judged_program(context, source, verdict)
+    if program is None:
+        logger.info("not tuned: %s: %s (%s)", title, verdict.verdict, verdict.message)
+        return
+    detail = {"tuned_from": identity, "constants": len(values)}
+    name = program_entry(program.identity)
+    store.save(program, Entry(name=name, kind="program", identity=program.identity, detail=detail))
+
+
+def _differentiable_loss(
+    context: RunContext, tunable: Tunable, examples: Sequence[Example]
+) -> MergeLoss | None:
+    """Return the compiled loss on training problems, or None if the search is by CMA-ES."""
+    assert context.config.tuning is not None
+    search = context.config.tuning.search
+    if search.optimizer == "cmaes" or not examples:
+        return None
+    loss = MergeLoss(
+        context.mergers[MAIN],
+        tunable,
+        context.seed,
+        config=context.model,
+        compute_dtype=context.eval_decoder.compute_dtype,
+        key=context.key("merge"),
+        examples=examples,
+        search=search,
+    )
+    if loss.blocking():
+        return None
+    _ = loss.compiled
+    return loss
+
+
+def _search(
+    context: RunContext, store: Store, tunable: Tunable, loss: MergeLoss | None, *, folder: str
+) -> np.ndarray:
+    """Return the tuned values [parameters]."""
+    assert context.config.tuning is not None
+    search = context.config.tuning.search
+    scorer = CandidateScorer(
+        context.mergers[MAIN],
+        tunable.bind,
+        decoder=context.eval_decoder,
+        tokenizer=context.tokenizer,
+        task=context.task,
+        metric=context.config.task.metric,
+        key=context.key("merge"),
+    )
+    settings = {"tuned": tunable.name, "start": tunable.start.tolist()}
+    with Trace(store.folder / TUNING_FOLDER / folder.replace(":", "-"), settings) as trace:
+        score = partial(scorer, problems=context.problems[DEVELOPMENT])
+        evaluations = Evaluations(score, search.budget, trace)
+        if loss is not None:
+            search_by_gradient(tunable, loss, evaluations, search, trace)
+        else:
+            search_by_evolution(tunable, evaluations, search)
+    assert evaluations.best is not None  # every search evaluates at least one candidate
+    return np.array(evaluations.best["values"])
+
+
+def _finalists(context: RunContext, store: Store, count: int) -> list[str]:
+    """Return the identities of the best programs of different structures, not tuned ones."""
+
+    def distinct() -> Iterator[str]:
+        verdicts = store.select(StoredVerdict)
+        structures = {one.identity: one.structure for one in verdicts if one.identity is not None}
+        seen = set()
+        for entry in ranked_programs(store, context.config.task.metric):
+            structure = structures.get(entry.identity or "", entry.identity)
+            if "tuned_from" not in entry.detail and structure not in seen:
+                seen.add(structure)
+                yield entry.identity or ""
+
+    return [identity for identity, _ in zip(distinct(), range(count), strict=False)]
+
+
+def _training_examples(context: RunContext) -> list[Example]:
+    held_out = [item.problem for split in context.problems.values() for item in split]
+    training = read_training(context.task, held_out)
+    if not training:
+        return []
+    chat = context.config.task.prompt == "chat"
+    return training_examples(
+        context.task, training, context.tokenizer, max_length=context.model.max_seq_len, chat=chat
+    )
