@@ -4,7 +4,8 @@ A constant is a number with a decimal point, or an expression of numbers alone s
 `1 / 3`. Its use decides what it is:
 
 * Stays: exponents, indices, axes, shapes, counts, tolerances (up to 1e-4), huge numbers (from 1e4),
-  zeros, the 1 in `1.0 - x`, `1.0 + x` and `1.0 / x`, integers, arguments of NumPy and `math`, and
+  zeros, the 1 in `1.0 - x`, `1.0 + x` and `1.0 / x`, the 1 or -1 that limits or replaces something
+  (`jnp.maximum(x, 1.0)`, `jnp.where(x > 0, x, 1.0)`), integers, arguments of NumPy and `math`, and
   whatever Python itself has to know (`if`, `while`, `and`, `int`, `range`).
 * Tunable: everything else, and integers and zeros that stand in a list, tuple or dict of weights
   next to such a number.
@@ -59,6 +60,7 @@ _STATIC_MODULES = ("math", "numpy")
 _STATIC_KEYWORDS = _words("axis axes ord shape dtype eps epsilon tol rtol atol rcond decimals")
 _TOLERANCES = _words("eps epsilon tol tolerance rtol atol")
 _POWERS = _words("power float_power pow")
+_LIMITS = _words("maximum minimum clip max min")
 # Call -> position and keyword of an argument, and its bounds.
 _BOUNDED_ARGUMENTS: dict[str, tuple[int, str, tuple[float, float]]] = {
     "quantile": (1, "q", (0.0, 1.0)),
@@ -300,7 +302,8 @@ class _Reader:
         # `jnp.array([0.5, 0.3])` names its numbers as the list alone would.
         hint = use.hint if name in ("array", "asarray", "float32") else None
         for i, argument in enumerate(node.args):
-            own = _Use(static=static or (name in _POWERS and i == 1), hint=hint)
+            fixed = (name in _POWERS and i == 1) or _is_guard(name, node.args, argument)
+            own = _Use(static=static or fixed, hint=hint)
             if i == position:
                 own = replace(own, bounds=bounds)
             self.visit(argument, own)
@@ -375,6 +378,15 @@ def _named(constants: Sequence[Constant], taken: Iterable[str]) -> Iterator[Cons
             name = f"{prefix}{counts[prefix]}"
         used.add(name)
         yield replace(constant, name=name)
+
+
+def _is_guard(name: str, arguments: Sequence[ast.expr], argument: ast.expr) -> bool:
+    """Return whether an argument is a 1 or -1 that limits or replaces the others."""
+    if number(argument) not in (1, -1):
+        return False
+    if name == "where":  # next to another number, it is a choice of weights
+        return not any(number(other) not in (None, 1, -1) for other in arguments[1:])
+    return name in _LIMITS
 
 
 def _joined(hint: str | None, part: str) -> str | None:

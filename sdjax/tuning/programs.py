@@ -135,8 +135,14 @@ def _tunable_constants(
             "as 0.5, or tune one of the families, such as weights"
         )
     verdict = sandbox.judge(parametric_form(source, constants), name=name)
-    if verdict.program is not None:
-        return constants, verdict
+    if verdict.ir is not None:
+        unused = unused_hyperparameters(verdict.ir)
+        kept = [constant for constant in constants if not _scalars(constant, constants) <= unused]
+        if kept and len(kept) < len(constants):
+            verdict = sandbox.judge(parametric_form(source, kept), name=name)
+        if not kept:
+            raise UserError(f"{name}: no constant to tune; the result depends on none of them")
+        return kept, verdict
     groups = _by_hyperparameter(constants)
     forms = [parametric_form(source, group) for group in groups.values()]
     kept = [
@@ -155,6 +161,28 @@ def _tunable_constants(
             f"{verdict.verdict} ({verdict.rule}): {verdict.message}"
         )
     return kept, verdict
+
+
+def unused_hyperparameters(ir: str) -> frozenset[str]:
+    """Return the scalar hyperparameters of an IR that none of its array programs reads."""
+    message = json.loads(ir)
+    names = sorted(message["hyperparameters"])
+    used: set[str] = set()
+    for array_program in message["programs"]:
+        block = array_program["block"]
+        first = block["inputs"] - len(names)  # the last inputs; see `CallingConvention`
+        atoms = [atom for _, operands, _, _ in block["equations"] for atom in operands]
+        read = {atom for atom in (*atoms, *block["outputs"]) if isinstance(atom, int)}
+        used |= {name for i, name in enumerate(names, first) if i in read}
+    return frozenset(names) - used
+
+
+def _scalars(constant: Constant, constants: Sequence[Constant]) -> frozenset[str]:
+    """Return the scalars of a constant's hyperparameter in an IR: one, or one per expert."""
+    if constant.expert is None:
+        return frozenset({constant.name})
+    group = _by_hyperparameter(constants)[constant.name]
+    return frozenset(f"{constant.name}.{number + 1}" for number in range(len(group)))
 
 
 def _by_hyperparameter(constants: Sequence[Constant]) -> dict[str, list[Constant]]:

@@ -51,6 +51,8 @@ def merged(source, **values):
         ("jnp.tensordot(jnp.array([0.5, 0.3, 1]), jnp.stack([a, b, c]), axes=1)", [0.5, 0.3, 1.0]),
         ('sum({"a": 0.5, "b": 0}[k] * v for k, v in zip("ab", (a, b)))', [0.5, 0.0]),
         ("(1.0 - depth) * a + 1.0 / (1.0 + jnp.exp(-b)) * b", []),
+        ("jnp.where(depth < 0.5, 1.0, 0.3) * a", [0.5, 1.0, 0.3]),
+        ("a / jnp.where(a > 0, a, 1.0) + jnp.where(b > 0, 1.0, -1.0) + jnp.clip(c, -1.0, 1.0)", []),
         ("a ** 2 + jnp.abs(b) ** 0.5 + jnp.power(c, 3.0)", []),
         ("a / (jnp.linalg.norm(a) + 1e-8) + b / jnp.maximum(jnp.std(b), 1e-4)", []),
         ("jnp.clip(a, -1e9, 1e9)[0:2, ...].sum() * 2 * b / 3", []),

@@ -112,6 +112,14 @@ def test_no_more_constants_than_the_limit_are_tuned(sandbox, caplog):
     assert "long.py: 32 of its 35 constants are tuned" in caplog.text
 
 
+def test_constants_without_effect_are_left_out(sandbox):
+    body = "unused = 0.7\n    a, b = task_vectors.values()\n    return 0.5 * a"
+    source = f"def merge_models(task_vectors, rate: float = 0.1):\n    {body}\n"
+    tunable = program_tunable(source, sandbox, name="mine.py")
+    assert [parameter.name for parameter in tunable.parameters] == ["c1"]
+    assert tunable.write(np.array([0.25])) == source.replace("0.5", "0.25")
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
