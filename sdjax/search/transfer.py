@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from sdjax.search.baselines import expert_entry, score_baselines, tuned_methods
 from sdjax.search.config import ExpertConfig, RunConfig
 from sdjax.search.context import ScoringContext, load_scoring
 from sdjax.search.final_test import score_test
+from sdjax.search.grids import grid_methods
 from sdjax.search.limits import limits_of_run
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.plan import ScoringPlan, load_task, plan_scoring
@@ -40,6 +40,7 @@ from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
+    MAIN,
     TEST,
     Application,
     Entry,
@@ -147,8 +148,6 @@ def transfer(
             names = ["seed", *map(expert_entry, plan.config.slots), *winners.methods, *tuned]
             entries: dict[str, str | None] = dict.fromkeys(names)
             entries |= {program_entry(one.identity): one.identity for one in winners.programs}
-            refused = _refused(store, entries)
-            entries = {name: one for name, one in entries.items() if name not in refused}
             score_test(context, store, sandbox, entries)
             refused = _refused(store, [program_entry(one.identity) for one in winners.programs])
         return Transfer(config=plan.config, winners=winners, tuned=tuned, refused=refused)
@@ -245,8 +244,7 @@ def _fit_decoder(config: RunConfig, options: TransferOptions) -> RunConfig:
 def _announcement(plan: ScoringPlan, winners: Winners, run: Path) -> list[str]:
     config, count = plan.config, len(winners.programs)
     models = ", ".join(f"{slot}={config.experts[slot].model}" for slot in config.slots)
-    points = sum(math.prod(map(len, axes.values())) for axes in config.baselines.fine.values())
-    points += sum(math.prod(map(len, axes.values())) for axes in config.baselines.paper.values())
+    points = len(grid_methods(config))
     return [
         f"transfer of {count} program{'' if count == 1 else 's'} of {run} to {models}; base "
         f"{config.seed}",
@@ -284,9 +282,9 @@ def _judge_programs(
         store.save(dataclasses.replace(program, ir=""), entry, refused)
 
 
-def _refused(store: Store, names: Sequence[str] | Mapping[str, str | None]) -> dict[str, str]:
+def _refused(store: Store, names: Sequence[str]) -> dict[str, str]:
     """Return the reason for each of these entries whose merge was refused."""
-    applications = store.by_key(Application, setting="main")
+    applications = store.by_key(Application, setting=MAIN)
     return {
         name: f"{one.verdict} ({one.rule}): {one.message}" if one.message else one.verdict
         for name in names
