@@ -33,6 +33,7 @@ JUNK: tuple[Any, ...] = (
     *([], {}, [0], [[]], [None], [""], [1, 2, 3], [{}], {"": 0}, {"a": None}, {"a": {"b": []}}),
     *([0] * 1_000, [1e308, 1e308], [True, "x"], {"content": "x"}, {"content": 1}, {"0": "x"}),
 )
+MAX_TEXT = 200_000  # characters; the tokenizers library needs a second per million
 NUMBERS = (0, 1, -1, 2, 4, 1000, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**64, 10**18)
 
 
@@ -145,7 +146,7 @@ def _string(node: str, words: Sequence[str], draw: random.Random) -> str:
     if action == 4:
         return node[:at]
     if action == 5:
-        return node * draw.choice((2, 10, 1_000))
+        return (node * draw.choice((2, 10, 1_000)))[:MAX_TEXT]
     return draw.choice((node.upper(), node.swapcase(), f" {node} ", node[::-1]))
 
 
