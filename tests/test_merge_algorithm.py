@@ -1,12 +1,15 @@
 """`sdjax merge --algorithm` with zoo models."""
 
+import re
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from sdjax.cli.main import main
 from sdjax.cli.merge import merge_algorithm_file
 from sdjax.cli.open_algorithm import parse_parameters, source_of_method
 from sdjax.cli.sandbox_options import signature_from_options
@@ -208,3 +211,17 @@ def test_only_the_same_merge_is_resumed(tmp_path, function):
             run(*first, on_tensor=stop)
         assert (run(*again).resumed >= 12) == same
         shutil.rmtree(tmp_path / "out")
+
+
+def test_merge_that_does_not_fit_into_memory_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdjax.sharding.memory.host_memory", lambda: 10_000)
+    arguments = ["merge", "--algorithm", "task_arithmetic", "--base", "zoo:seed"]
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, [*arguments, "--expert", "expert_1=zoo:reader", str(out)])
+    assert result.exit_code == 2
+    assert re.fullmatch(
+        r"sdjax: the compiled merge needs \S+ GB of memory at once, but the machine has 1e-05 GB;"
+        r" merge fewer tensors or models, or use a machine with more memory\n",
+        result.output,
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from pathlib import Path, PurePosixPath
 
 _V2_FILE, _V1_FILE = "memory.max", "memory.limit_in_bytes"
 
 
+@functools.cache
 def host_memory() -> int:
     """Return the bytes of the host's memory, or the lower limit of a cgroup of this process.
 

@@ -20,7 +20,8 @@ STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdjax.search.schema_check.MAX_CELL_BYTES", 1_000_000)
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(STORED, folder)
@@ -137,7 +138,7 @@ def test_watchdog_ignores_a_damaged_config(run, config):
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("UPDATE sample SET text = hex(zeroblob(20000000)) WHERE number = 1", "too big"),
+        ("UPDATE sample SET text = hex(zeroblob(600000)) WHERE number = 1", "too big"),
         ("DROP TABLE phase", "the table phase is missing"),
         ("ALTER TABLE sample DROP COLUMN text", "the column text of the table sample is missing"),
         ("DELETE FROM prompt", "a row of the table pair refers to one of prompt that is missing"),
@@ -161,9 +162,9 @@ def test_tables_have_their_keys(run):
     ("statement", "message"),
     [
         ("UPDATE program SET ir = '{}'", "the stored program '"),
-        ("UPDATE program SET ir = hex(zeroblob(3000000))", "the stored program '"),
+        ("UPDATE program SET ir = hex(zeroblob(300000))", "the stored program '"),
         ("UPDATE program SET ir = replace(ir, 'mul', 'callback')", "the stored program '"),
-        ("UPDATE program SET ir = hex(zeroblob(20000000))", "too big"),
+        ("UPDATE program SET ir = hex(zeroblob(600000))", "too big"),
         ("UPDATE run SET config = '{}'", "its config: the key"),
         ("UPDATE run SET config = '[]'", "table run, column config: is not an object"),
         ("DELETE FROM score", "the run has 0 scored programs"),
@@ -176,6 +177,15 @@ def test_merge_reports_a_foreign_store_in_one_line(run, tmp_path, statement, mes
     assert result.exit_code == 2
     assert re.fullmatch(r"sdjax: .*\n", result.output)
     assert message in result.output
+
+
+@pytest.mark.parametrize("ir", ["", "[]", "{", '{"programs": 5}', "[" * 100_000])
+def test_merge_refuses_a_changed_program_in_one_line(run, tmp_path, ir):
+    execute(run, "UPDATE program SET ir = ?", ir)
+    result = CliRunner().invoke(main, ["merge", "--run", str(run), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert re.fullmatch(r"sdjax: the stored program '\w{12}' is not accepted .*\n", result.output)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", ["5", '"x"', "[]", "null", '{"metric": "entry", "top_k": "x"}'])

@@ -57,6 +57,7 @@ def refusal(source, signature, memory):
     return caught.value.message
 
 
+@pytest.mark.slow
 def test_program_is_refused_before_it_is_compiled(signature, monkeypatch):
     monkeypatch.setattr("sdjax.sandbox.compiler.trial._compile", None)
     assert refusal(FLAT, signature, 16 * GB) == (
@@ -64,6 +65,7 @@ def test_program_is_refused_before_it_is_compiled(signature, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_program_is_refused_before_it_runs(signature):
     # Four models of 11.3 GB, the result, and a float32 array of 22.5 GB that is rounded.
     assert refusal(SCALED, signature, 24 * GB) == (
