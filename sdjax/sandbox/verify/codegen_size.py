@@ -1,11 +1,15 @@
 """Bounds on the code that XLA generates for the operations that it fuses.
 
-XLA's emitter for the CPU recurses along a chain of fused operations. With the options of a search
-it overflowed a stack of 8 MiB in a loop's body after 2,600 to 2,900 pairs of product and sum and
-after 1,400 to 1,600 sigmoids (bisected in child processes with JAX 0.10.2). It survived 1,300
-arcsines, 790 complements of the error function, 350 logarithms of the gamma function and 175
-complex arcsines; more were not tried. Hence the longest chain is bounded, in units of one product,
-to a quarter of the shortest that overflowed and of the longest that was tried.
+XLA's emitter for the CPU recurses along a chain of fused operations and may overflow its stack. The
+longest chain is therefore bounded, in the units per element of primitive_costs.py and 16 units per
+operation that moves elements: 1,250 products, 312 exponentials, 78 logarithms of the gamma function
+or transpositions, 19 complex arcsines. The bounds were found with
+`benchmarks/sandbox/fusion_limits.py`, which compiles chains of some 80 kinds in forked processes
+with a stack of 8 MiB and the limits of a compiling worker, in a loop's body and outside of one,
+with the options that sdjax uses. These overflowed: products with sums from 2,600 pairs on (625 are
+admitted), sigmoids from 1,400 (312), transpositions times a number from 300 (73), pads and slices
+times a number from 390 (37). All others compiled at four times what is admitted, or took more than
+the limit on processor time.
 
 In `x + x[::-1]` the value of x is read at two indices, and fusion emits its computation twice.
 Twenty such steps in a row make a million copies, which take a minute and 4.6 GB to compile on a
@@ -23,7 +27,7 @@ from sdjax.sandbox.verify.primitive_costs import table_units
 
 MAX_COPIES = 50_000  # about two seconds of compilation
 MAX_CHAIN = 1_250
-CODE_UNITS = {"transpose": 8}  # where they are more than those of the cost
+INDEXING_UNITS = 16
 
 INDEXING = frozenset(
     """broadcast_in_dim reshape squeeze rev transpose concatenate stack tile pad split slice
@@ -76,9 +80,8 @@ def _longest_chain(jaxpr: Any, inputs: list[int]) -> tuple[int, list[int]]:
         elif is_materialized(name):
             length, results = 0, [0] * len(equation.outvars)
         else:
-            units = max(
-                CODE_UNITS.get(name, 1), table_units(name, [v.aval for v in equation.invars])
-            )
+            inputs = [v.aval for v in equation.invars]
+            units = INDEXING_UNITS if name in INDEXING else table_units(name, inputs)
             length = max(operands, default=0) + units
             results = [length] * len(equation.outvars)
         longest = max(longest, length)

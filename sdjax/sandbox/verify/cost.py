@@ -21,7 +21,8 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.codegen_size import check_codegen_size, is_materialized
 from sdjax.sandbox.verify.primitive_costs import primitive_cost, size, units_per_element
 
-ITERATION_COST = 1_000  # units per loop iteration, in addition to its body and to its carry
+ITERATION_COST = 100  # units per loop iteration, in addition to its body and to its carry
+COPIED_PER_UNIT = 8  # elements that a loop or a branch copies at the cost of one unit
 STORED_PER_FUSED = 4  # time of an operation alone, relative to one within a fused chain
 
 
@@ -96,7 +97,7 @@ def _equation_cost(equation: Any, limits: Limits, max_elements: int) -> CostEsti
     if name == "cond":
         branches = [of(branch) for branch in params["branches"]]
         return CostEstimate(
-            cost=size(outs) + max(branch.cost for branch in branches),
+            cost=size(outs) // COPIED_PER_UNIT + max(branch.cost for branch in branches),
             memory=max(branch.memory for branch in branches),
             iterations=max(branch.iterations for branch in branches),
         )
@@ -143,7 +144,7 @@ class _FusedChains:
 
 def _repeated(body: CostEstimate, copied: int, count: int) -> CostEstimate:
     """Return the cost of a loop that copies some elements per iteration."""
-    cost = count * (body.cost + copied + ITERATION_COST)
+    cost = count * (body.cost + copied // COPIED_PER_UNIT + ITERATION_COST)
     return CostEstimate(cost, body.memory, count * (1 + body.iterations))
 
 

@@ -1,10 +1,13 @@
 """Limits on the code that XLA generates."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 from catalogue import merge as source_of
+from jax import lax
 
 from sdjax.sandbox.refusal import Refusal
-from sdjax.sandbox.signature import MergeSignature
+from sdjax.sandbox.verify.codegen_size import check_codegen_size
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 
@@ -24,23 +27,26 @@ def test_exponential_code_size_is_refused(other, signature):
 @pytest.mark.parametrize(
     ("step", "longest"),
     [
-        ("x * 1.01", 1_250),
-        ("jax.nn.sigmoid(x)", 312),
-        ("jax.lax.lgamma(x)", 78),
-        ("jnp.real(jax.lax.asin(jax.lax.complex(x, x)))", 18),
-        ("x.T.T * 1.01", 73),
+        (lambda x: x * 1.01, 1_250),
+        (jax.nn.sigmoid, 312),
+        (lax.lgamma, 78),
+        (lambda x: jnp.real(lax.asin(lax.complex(x, x))), 18),
+        (lambda x: x.T * 1.01, 73),
     ],
 )
 def test_chain_that_could_overflow_the_compilers_stack_is_refused(step, longest):
-    one = MergeSignature.of(("expert_1",), {"layers/0/mlp/up_proj": ("mlp.up_proj", (16, 8))})
-    body = (
-        f"def inner(_, x):\n    for _ in range(LENGTH):\n        x = {step}\n    return x\n"
-        "return jax.lax.fori_loop(0, 3, inner, task_vectors['expert_1'])"
-    )
-    verify_ir(trace_trusted(source_of(body.replace("LENGTH", str(longest))), one), one)
-    ir = trace_trusted(source_of(body.replace("LENGTH", str(longest + 1))), one)
+    """Check the bounds that the docstring of codegen_size.py names."""
+
+    def chain(x, length):
+        for _ in range(length):
+            x = step(x)
+        return x
+
+    jaxpr = jax.make_jaxpr(chain, static_argnums=1)(jnp.ones((4, 4)), longest)
+    check_codegen_size(jaxpr.jaxpr)
+    jaxpr = jax.make_jaxpr(chain, static_argnums=1)(jnp.ones((4, 4)), longest + 1)
     with pytest.raises(Refusal, match="chain of elementwise operations") as refusal:
-        verify_ir(ir, one)
+        check_codegen_size(jaxpr.jaxpr)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "code-size")
 
 

@@ -7,7 +7,7 @@ from jax import lax
 
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.primitives import ALLOWED
-from sdjax.sandbox.verify.cost import ITERATION_COST, estimate_cost
+from sdjax.sandbox.verify.cost import COPIED_PER_UNIT, ITERATION_COST, estimate_cost
 from sdjax.sandbox.verify.primitive_costs import CALL, FACTORIZATIONS, REMAINDER_UNITS, UNITS
 
 N = 64
@@ -78,9 +78,12 @@ def test_carry_that_a_loop_copies_counts():
     def swap(x, y):
         return lax.fori_loop(0, 100, lambda i, v: (v[1], v[0]), (x, y))
 
-    assert cost(swap, X, X) > 2 * 100 * N * N
+    assert cost(swap, X, X) > 2 * 100 * N * N / COPIED_PER_UNIT
     stacked = jax.ShapeDtypeStruct((100, N, N), jnp.float32)
-    assert cost(lambda xs: lax.scan(lambda c, x: (c, x), 0.0, xs)[1], stacked) > 100 * N * N
+    assert (
+        cost(lambda xs: lax.scan(lambda c, x: (c, x), 0.0, xs)[1], stacked)
+        > 100 * N * N / COPIED_PER_UNIT
+    )
     scalar = cost(lambda x: lax.fori_loop(0, 100, lambda i, v: v, x[0, 0]), X)
     assert 100 * ITERATION_COST < scalar < 200 * ITERATION_COST
 
