@@ -222,7 +222,7 @@ def _parameter(genome: Genome, key: str, place: str) -> Parameter:
     name = f"{key}[{place}]"
     if key == "density":
         return Parameter(name=name, start=1.0, low=0.0, high=1.0)
-    low = -2.0 if genome.negative else 0.0
+    low = -2.0 if genome.negative else 0.01 if genome.normalize else 0.0
     return Parameter(name=name, start=1 / genome.count, low=low, high=2.0)
 
 

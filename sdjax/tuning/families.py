@@ -215,8 +215,13 @@ def bounds_of(
     if name in method.schema.unit_interval or name in ("t", "rate"):
         return 0.0, 1.0
     if name == "weight":
-        return (0.0 if normalized else -1.0), 2.0
+        return weight_low(start, normalized=normalized), 2.0
     return free_bounds(start)
+
+
+def weight_low(start: float, *, normalized: bool) -> float:
+    """Return the lower bound of a weight; if weights are normalized, one that keeps their sum."""
+    return min(0.01, start) if normalized and start >= 0 else -1.0
 
 
 def free_bounds(start: float) -> tuple[float, float]:

@@ -99,7 +99,7 @@ class _Reader:
         self._document = YamlDocument(self.recipe.text, str(self.recipe.path))
         self._places: list[tuple[int, int]] = []  # of each parameter, in the text
         self._indices: dict[int, int] = {}  # of a node
-        self._has_lists = False
+        self._has_lists = self._normalized = False
 
     def tunable(self) -> Tunable:
         """Return the recipe with its numbers as parameters."""
@@ -113,7 +113,13 @@ class _Reader:
         }
         own = [by_line.get(source.line, {}) if source.parameters else {} for source in self.experts]
         labels = _labels([source.model for source in self.experts])
-        schema, static = self.method.schema, {}
+        schema = self.method.schema
+        static = {
+            p.name: self._static(p, shared.get(schema.recipe_key(p.name)))
+            for p in self.method.hyperparameters
+            if p.type not in ("float", "per_expert")
+        }
+        self._normalized = bool(static.get("normalize", False))
         patterns: dict[str, Pattern] = {}
         per_expert: dict[str, list[Pattern]] = {}
         for parameter in self.method.hyperparameters:
@@ -125,8 +131,6 @@ class _Reader:
                 ]
             elif parameter.type == "float":
                 patterns[parameter.name] = self._pattern(parameter, [(shared.get(key), "")])
-            else:
-                static[parameter.name] = self._static(parameter, shared.get(key))
         patterned = PatternedAlgorithm(
             algorithm=self.method.bind(**static), shared=patterns, per_expert=per_expert
         )
@@ -251,7 +255,7 @@ class _Reader:
         if (value == 0 and single) or (0 < abs(value) <= SMALL and parameter.name != "t"):
             return value
         key = self.method.schema.recipe_key(parameter.name)
-        low, high = bounds_of(self.method, parameter, value)
+        low, high = bounds_of(self.method, parameter, value, normalized=self._normalized)
         name = f"{key}[{label}]" if label else key
         try:
             found = Parameter(name=name, start=value, low=low, high=high)

@@ -169,6 +169,13 @@ def test_what_cannot_be_tuned_is_said_in_one_line(model_set, what, changes, mess
     assert "\n" not in str(raised.value)
 
 
+def test_normalized_weights_cannot_sum_to_zero(model_set):
+    for what, low in (("weights", -1.0), ("linear", 0.01), ("ties", 0.01)):
+        tunable = open_tunable(what, model_set())
+        assert {p.low for p in tunable.parameters if p.name.startswith("weight")} == {low}
+        tunable.bind(tunable.bounds[:, 0])
+
+
 def test_a_start_outside_its_bounds_is_refused(model_set):
     with pytest.raises(UserError, match=r"density\[expert_1\]: the bounds \[0, 1\] exclude"):
         family_tunable("ties", "weights", model_set(), starts={"density": 2.0})
