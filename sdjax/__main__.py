@@ -18,6 +18,7 @@ def start() -> None:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM))
     import sys
 
+    _leave_out_working_directory()
     from sdjax.cli.interrupts import handle_signals, ignore_signals, leave
     from sdjax.xla.allocator import collect_garbage_rarely, restart_with_huge_pages
 
@@ -41,6 +42,23 @@ def start() -> None:
         if error.code:
             leave(error.code)
     ignore_signals()
+
+
+def _leave_out_working_directory() -> None:
+    """Remove the working directory from `sys.path`, unless PYTHONPATH names it.
+
+    `python -m` adds it, so that in a downloaded folder a `rich.py` there would be imported.
+    """
+    import os
+    import sys
+
+    try:
+        here = os.path.realpath(os.getcwd())
+    except FileNotFoundError:  # it was removed
+        return
+    named = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if here not in map(os.path.realpath, named):
+        sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) != here]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Libraries never run a downloaded folder's code, and never ask whether to."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +52,13 @@ def test_only_tasks_are_imported_by_a_name_that_a_user_wrote():
         "sdjax/sandbox/compiler/entry.py",
         "sdjax/sandbox/worker/entry.py",
     }
+
+
+def test_modules_of_the_working_directory_are_not_imported(tmp_path):
+    for name in ("click", "rich", "yaml", "logging"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "sdjax", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "imported" not in done.stdout + done.stderr

@@ -63,7 +63,8 @@ class ChatRenderer:
             "max_seconds": MAX_SECONDS,
         }
         with self._lock:
-            reply = self._answer(json.dumps(request).encode() + b"\n")
+            # Rows of datasets may have dates and the like in further fields.
+            reply = self._answer(json.dumps(request, default=str).encode() + b"\n")
         if not isinstance(reply, dict) or not isinstance(reply.get("text"), str):
             raise ValueError(str(reply["error"]) if isinstance(reply, dict) else "no text")
         return str(reply["text"])
