@@ -38,6 +38,7 @@ def test_json_has_one_object_per_file(files, signature):
     assert len(rows[0]["identity"]) == 64
     assert rows[0]["cost"] > 0
     assert rows[1]["duplicate_of"] == str(files[0])
+    assert rows[0]["similar_to"] is None
     assert rows[2]["rule"] == "import"
     assert rows[2]["identity"] is None
     assert rows[3]["rule"] == "encoding"

@@ -22,7 +22,7 @@ from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
 from sdjax.search.resume import resume_store
 from sdjax.search.store import Store
-from sdjax.search.types import Change, Checkpoint, Program, RunInput
+from sdjax.search.types import Application, Change, Checkpoint, Program, RunInput
 
 STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
 
@@ -86,6 +86,9 @@ def test_run_of_an_earlier_version_is_resumed_only_if_accepted(run):
         assert store.judged() == samples
         store.save(Checkpoint(name="generator-2", iteration=2, path="generators/2"))
         assert [one.iteration for one in store.select(Checkpoint)] == [1, 2]
+        duplicate = dataclasses.replace(store.select(Application)[0], original="an identity")
+        store.save(duplicate)
+        assert duplicate in store.select(Application)
         assert {one.name: one.fingerprint for one in store.select(RunInput)} == INPUTS
         assert [dataclasses.replace(one, changed_at="") for one in store.select(Change)] == list(
             changes
