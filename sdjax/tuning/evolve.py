@@ -42,6 +42,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 }
 """Method to the parameters in its genome."""
 
+MAX_NUMBERS = 20_000
+
 # Prefix of a task's name in lm-evaluation-harness, and the task here.
 _TASKS = {"gsm8k": "gsm8k", "minerva_math": "math", "hendrycks_math": "math", "svamp": "svamp"}
 _GENOME_KEYS = (
@@ -120,7 +122,8 @@ def genome_tunable(genome: Genome, models: ModelSet) -> Tunable:
     """Return a genome's numbers for models with so many layers.
 
     Raises:
-        UserError: the number of layers is not a multiple of the granularity.
+        UserError: the number of layers is not a multiple of the granularity, or there are too many
+            numbers.
     """
     num_layers, size = models.num_layers, genome.granularity
     if size > 0 and (not num_layers or num_layers % size):
@@ -131,6 +134,12 @@ def genome_tunable(genome: Genome, models: ModelSet) -> Tunable:
     groups = num_layers // size if size > 0 else 1
     slots, filters = default_slots(len(genome.models)), (*genome.filters, None)
     keys = METHODS[genome.method.name]
+    count = groups * len(slots) * len(filters) * len(keys)
+    if count > MAX_NUMBERS:
+        raise UserError(
+            f"{genome.name}: the genome has {count:,} numbers; at most {MAX_NUMBERS:,} can be "
+            "tuned, so raise layer_granularity or remove filters"
+        )
     parameters: list[Parameter] = []
     index: dict[tuple[int, str, str | None, str], int] = {}
     for group in range(groups):

@@ -182,6 +182,10 @@ SLICES = "slices: [{sources: [{model: math, layer_range: [0, 1]}]}]\nmerge_metho
         (EVOLVE.replace("ties", "tise"), "merge_method 'tise': did you mean ties?"),
         (EVOLVE.replace("filters", "filter"), "did you mean filters?"),
         (EVOLVE.replace("layer_granularity: 1", "layer_granularity: 2"), "3 layers, which is not"),
+        (
+            EVOLVE.replace("[mlp]", str(["mlp"] * 2_000)),
+            "24,012 numbers; at most 20,000 can be tuned",
+        ),
         (EVOLVE.replace("  base_model: base\n", ""), "ties needs base_model"),
         (EVOLVE.replace("ties", "linear"), "linear gives every model a weight; add base to models"),
     ],

@@ -1,7 +1,8 @@
 """Text rules: checks of the syntax tree that give clear messages to people and to the generator.
 
 They are not a security boundary. They run in the worker, as does everything that reads source text
-(a deeply nested source can crash `ast.parse` itself).
+for the first time (a deeply nested source can crash `ast.parse` itself). The parent parses the text
+of an admitted program again to tune its constants (`programs/constants.py`).
 """
 
 import ast
