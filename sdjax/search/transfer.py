@@ -192,6 +192,8 @@ def _plan(
         generator=None,
         experts={slot: ExpertConfig(model=experts[slot]) for slot in config.slots},
         transfer={},
+        race=None,
+        tuning=None,
         mesh=options.mesh or MeshConfig(),
         test=dataclasses.replace(config.test, top_k=options.top_k),
     )
