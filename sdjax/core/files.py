@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 from sdjax.core.errors import UserError
 from sdjax.core.json import parse_json
 
-# Far above any real file's: the largest of each kind on Hugging Face has about a tenth.
+# Far above the files of known models.
 MAX_TEXT_BYTES = 10_000_000  # config.json, a chat template, a prompt, a program
-MAX_INDEX_BYTES = 100_000_000  # model.safetensors.index.json, 100 bytes per tensor
-MAX_VOCABULARY_BYTES = 300_000_000  # tokenizer.json, tokenizer.model and the like
+MAX_INDEX_BYTES = 50_000_000  # model.safetensors.index.json, 100 bytes per tensor
+MAX_VOCABULARY_BYTES = 150_000_000  # tokenizer.json, tokenizer.model and the like
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -22,7 +22,7 @@ from sdjax.io.atomic_write import write_file
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000  # as in transformers
-MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
+MAX_HEADER_BYTES = 30_000_000  # 130 bytes per tensor; the safetensors library reads 100 MB
 MAX_NAME_LENGTH = 1_000  # of a tensor; patterns are matched with names
 
 # Name of each supported dtype in safetensors, and in Hugging Face's configs.
