@@ -7,6 +7,18 @@ from typing import Any
 from tests.fuzzing import inputs, mutations
 from tests.fuzzing.kinds import Kind
 
+EVOLVE = b"""\
+genome:
+  models: [math, code]
+  merge_method: ties
+  base_model: base
+  layer_granularity: 2
+  filters: [mlp]
+  normalize: true
+tasks: [{name: gsm8k_train, weight: 1.0}]
+limit: 100
+"""
+
 
 def run_config() -> Kind:
     """Config of a run."""
@@ -79,6 +91,30 @@ def recipe() -> Kind:
         words=inputs.words("merging/recipe", "merging/methods"),
         shared=inputs.read(inputs.RECIPES / "models"),
     )
+
+
+def tunable() -> Kind:
+    """Recipe whose numbers are tuned, and configuration of mergekit-evolve."""
+    recipes = [inputs.RECIPES / "recipes" / f"{name}.yaml" for name in ("task_arithmetic", "ties")]
+    texts = [EVOLVE, *(path.read_bytes() for path in recipes)]
+    return Kind(
+        folders=[{"recipe.yaml": text} for text in texts],
+        formats={"recipe.yaml": mutations.mutate_yaml},
+        loaders=[(read_tunable, 1)],
+        words=inputs.words("tuning/evolve.py", "tuning/recipes.py", "merging/recipe/schema.py"),
+    )
+
+
+def read_tunable(folder: Path) -> None:
+    from sdjax.tuning.model_set import ModelSet
+    from sdjax.tuning.open_tunable import read_named_merge
+
+    named = read_named_merge(str(folder / "recipe.yaml"))
+    assert named is not None
+    layers = [f"layers/{n}/mlp/up_proj" for n in range(4)]
+    models = ModelSet(base=named.base, experts=named.experts, paths=("embed", *layers))
+    tunable = named.open(models)
+    tunable.write(tunable.start)
 
 
 def plan_recipe_file(folder: Path) -> None:

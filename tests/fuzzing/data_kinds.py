@@ -1,6 +1,7 @@
 """Kinds: data of tasks and training, results of evaluations, and prompts."""
 
 import functools
+import gzip
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,18 @@ def jsonl() -> Kind:
     )
 
 
+def jsonl_gzip() -> Kind:
+    """Compressed data of training."""
+    content = gzip.compress(inputs.jsonl(dict(inputs.data_rows())["sft.jsonl"]), mtime=0)
+    return Kind(
+        folders=[{"sft.jsonl.gz": content}],
+        formats={"sft.jsonl.gz": mutations.mutate_jsonl_gzip},
+        loaders=[(read_data, 1)],
+        words=inputs.words("training/data.py"),
+        shared=shared_model(),
+    )
+
+
 def read_data(folder: Path) -> None:
     from sdjax.evaluation.comparison import compare
     from sdjax.evaluation.prompts import build_prompts
@@ -31,10 +44,10 @@ def read_data(folder: Path) -> None:
     from sdjax.training.data import fingerprint, read_rows, tokenize_examples, tokenize_pairs
 
     path = next(folder.iterdir(), folder / "sft.jsonl")
-    if path.stem in ("sft", "dpo"):
+    if path.name.startswith(("sft", "dpo")):
         rows = read_rows(str(path), "train")
         fingerprint(rows)
-        tokenize = tokenize_examples if path.stem == "sft" else tokenize_pairs
+        tokenize = tokenize_examples if path.name.startswith("sft") else tokenize_pairs
         tokenize(rows, _tokenizer(), 64)
     elif path.stem == "results":
         compare(path, path)

@@ -6,9 +6,10 @@ import functools
 import gzip
 import hashlib
 import json
+import os
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def write(folder: Path, files: Folder) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+        os.utime(path, (0, 0))  # merges are resumed only if their files are unchanged
 
 
 def words(*modules: str) -> tuple[str, ...]:
@@ -244,3 +246,50 @@ def checkpoint() -> Folder:
         checkpoints.save_adapter(1, adapter, score=0.5, metadata={"pairs": 3})
         checkpoints.close()
         return read(folder)
+
+
+@functools.cache
+def cached_array() -> bytes:
+    """Return a file of `sdjax.training.checkpoints.cached_array`."""
+    import numpy as np
+
+    from sdjax.training.checkpoints import cached_array
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.npz"
+        cached_array(path, {}, lambda: np.ones(3), {})
+        return path.read_bytes()
+
+
+def merge_base(folder: Path, on_tensor: Callable[[int, int], None] | None = None) -> int:
+    """Copy "base" of the working directory by a merge, to "merged" in a folder.
+
+    Returns:
+        number of tensors that an interrupted merge had written.
+    """
+    from sdjax.merging.recipe.pipeline import merge_recipe
+
+    recipe = folder / "recipe" / "recipe.yaml"
+    text = b"merge_method: passthrough\nmodels: [{model: base}]\n"
+    write(recipe.parent, {recipe.name: text})
+    return merge_recipe(recipe, folder / "merged", on_tensor=on_tensor).resumed
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@functools.cache
+def partial_merge() -> Folder:
+    """Return the folder of a merge that was interrupted after a few tensors."""
+    from sdjax.io.atomic_write import partial_path
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total // 2:
+            raise _Interrupted
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        write(Path("base"), models()[0])
+        with contextlib.suppress(_Interrupted):
+            merge_base(Path(folder), interrupt)
+        return read(partial_path(Path(folder) / "merged"))

@@ -133,6 +133,13 @@ def mutate_jsonl(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
     return b"\n".join([*lines, b""])
 
 
+def mutate_jsonl_gzip(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
+    """Change the lines in a compressed file, or the compressed bytes."""
+    if draw.random() < 0.2:
+        return mutate_bytes(content, corpus, draw)
+    return gzip.compress(mutate_jsonl(gzip.decompress(content), corpus, draw), 1, mtime=0)
+
+
 def mutate_gzip(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
     """Change the JSON in a compressed file, or the compressed bytes."""
     if draw.random() < 0.2:

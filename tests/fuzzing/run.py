@@ -5,6 +5,7 @@ Input N of a kind under a random seed is always the same, so a fault is reproduc
 
 import contextlib
 import dataclasses
+import gzip
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from tests.fuzzing.mutations import (
     Corpus,
     mutate_json,
     mutate_jsonl,
+    mutate_jsonl_gzip,
     mutate_links,
     mutate_safetensors,
     mutate_yaml,
@@ -261,7 +263,9 @@ def _corpus(kind: Kind, name: str) -> Corpus:
             trees = [json.loads(content) for content in contents]
         case mutate if mutate is mutate_yaml:
             trees = [yaml.safe_load(content) for content in contents]
-        case mutate if mutate is mutate_jsonl:
+        case mutate if mutate in (mutate_jsonl, mutate_jsonl_gzip):
+            if mutate is mutate_jsonl_gzip:
+                contents = [gzip.decompress(content) for content in contents]
             lines = [line for content in contents for line in content.split(b"\n") if line]
             trees = [json.loads(line) for line in lines]
         case mutate if mutate is mutate_safetensors:

@@ -3,8 +3,11 @@
 import io
 from pathlib import Path
 
+import numpy as np
+
 from tests.fuzzing import inputs, mutations
 from tests.fuzzing.kinds import Kind
+from tests.fuzzing.model_kinds import shared_model
 
 MAX_SOURCE = 16_384  # bytes
 _PYTHON = ("lambda", "eval", "def merge_models(x):", "import os", 'f"{x}"', "match x:", "\\")
@@ -114,6 +117,58 @@ def extend_run(folder: Path) -> None:
     config = stored_config(folder, ["iterations=5"])
     with Store.open(folder, write=True) as store:
         resume_store(store, config, {}, accept_versions=True)
+
+
+def training_folder() -> Kind:
+    """Working folder of a training job: metrics and cached arrays."""
+    lines = [{"step": step, "loss": 1.0 / step} for step in range(1, 4)]
+    return Kind(
+        folders=[{"metrics.jsonl": inputs.jsonl(lines), "reference.npz": inputs.cached_array()}],
+        formats={
+            "metrics.jsonl": mutations.mutate_jsonl,
+            "reference.npz": mutations.mutate_bytes,
+        },
+        loaders=[(resume_training, 1)],
+        writes=True,
+    )
+
+
+def resume_training(folder: Path) -> None:
+    from sdjax.training.checkpoints import MetricsLog, cached_array
+
+    with MetricsLog(folder) as log:
+        log.add(3, {"loss": 0.25})
+    array = cached_array(folder / "reference.npz", {}, lambda: np.ones(3), {})
+    assert array.shape == (3,)
+
+
+def partial_merge() -> Kind:
+    """Result of a merge that was interrupted."""
+    return Kind(
+        folders=[inputs.partial_merge()],
+        formats={
+            "journal": mutations.mutate_jsonl,
+            "model.safetensors": mutations.mutate_safetensors,
+        },
+        loaders=[(resume_merge, 1)],
+        words=(
+            "fingerprint",
+            "tensor",
+            "file",
+            "boot",
+            "../outside/secret.txt",
+            "model.safetensors",
+        ),
+        shared=shared_model(),
+        writes=True,
+    )
+
+
+def resume_merge(folder: Path) -> None:
+    from sdjax.io.atomic_write import partial_path
+
+    folder.rename(partial_path(folder.parent / "merged"))
+    inputs.merge_base(folder.parent)
 
 
 def checkpoint() -> Kind:

@@ -11,6 +11,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
         config_kinds.run_config,
         config_kinds.train_config,
         config_kinds.recipe,
+        config_kinds.tunable,
         model_kinds.config_json,
         model_kinds.generation_config,
         model_kinds.tokenizer_json,
@@ -21,10 +22,13 @@ KINDS: dict[str, Callable[[], Kind]] = {
         model_kinds.adapter,
         model_kinds.training_programs,
         data_kinds.jsonl,
+        data_kinds.jsonl_gzip,
         data_kinds.results,
         data_kinds.prompt,
         run_kinds.program,
         run_kinds.run,
         run_kinds.checkpoint,
+        run_kinds.training_folder,
+        run_kinds.partial_merge,
     )
 }
