@@ -7,15 +7,29 @@ from pathlib import Path
 
 import tokenizers
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import write_file
 from sdjax.io.library_errors import library_errors
 from sdjax.io.tokenizer import TOKENIZER_FILE, load_full_tokenizer, read_tokenizer_json
 
+MAX_TOKEN_ID = 2**24  # real vocabularies have up to 300,000 tokens
+
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Return a dict from token to id, with added tokens. Raises UserError without a tokenizer."""
-    return _backend(folder).get_vocab(with_added_tokens=True)
+    """Return a dict from token to id, with added tokens.
+
+    Raises:
+        UserError: there is no tokenizer, or an id is above `MAX_TOKEN_ID`, for which a merge would
+            allocate a row.
+    """
+    tokens = _backend(folder).get_vocab(with_added_tokens=True)
+    token = max(tokens, key=tokens.__getitem__, default="")
+    if tokens.get(token, 0) > MAX_TOKEN_ID:
+        raise UserError(
+            f"{folder}: the tokenizer gives {truncated_repr(token)} the id {tokens[token]:,}; ids "
+            f"may be at most {MAX_TOKEN_ID:,}; copy its files again"
+        )
+    return tokens
 
 
 def added_tokens(folder: Path) -> dict[str, tokenizers.AddedToken]:

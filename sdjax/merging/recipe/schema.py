@@ -21,6 +21,8 @@ from sdjax.merging.recipe.parameters import ParameterMap, ParameterValue
 
 DTYPES = ("bfloat16", "float16", "float32")
 
+MAX_PADDING = 2**16  # of a vocabulary's size; every row of the padding is allocated
+
 _CONTENTS = ("models", "slices", "modules")
 TOP_LEVEL_KEYS = (
     "merge_method",
@@ -348,8 +350,9 @@ class _RecipeDocument(YamlDocument):
         multiple = 1
         if "pad_to_multiple_of" in inside:
             multiple = self.integer(inside["pad_to_multiple_of"], "pad_to_multiple_of")
-            if multiple == 0:
-                raise self.fail(inside["pad_to_multiple_of"], "pad_to_multiple_of must not be 0")
+            if not 1 <= multiple <= MAX_PADDING:
+                message = f"pad_to_multiple_of must be from 1 to {MAX_PADDING:,}, not {multiple}"
+                raise self.fail(inside["pad_to_multiple_of"], message)
         source = self.model(inside["source"], "source") if "source" in inside else "union"
         line = self.line(inside.get("source", keys["tokenizer"]))
         return TokenizerChoice(source=source, line=line, pad_to_multiple_of=multiple)

@@ -169,3 +169,12 @@ def test_embedding_of_unknown_name_cannot_be_aligned(tmp_path):
         merge_recipe(recipe, tmp_path / "out")
     recipe.write_text(text.format("math", "base"))  # the same tokens
     assert merge_recipe(recipe, tmp_path / "out").notes == ()
+
+
+def test_token_id_that_no_vocabulary_has_is_refused(tmp_path):
+    fields = json.loads((MODELS / "base" / "tokenizer.json").read_text())
+    token = next(iter(fields["model"]["vocab"]))
+    fields["model"]["vocab"][token] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"the id 2,147,483,648; ids may be at most"):
+        read_vocabulary(tmp_path)
