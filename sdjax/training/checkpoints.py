@@ -193,8 +193,8 @@ def cached_array(
             with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
                 if str(arrays["identity"]) == identity:
                     return arrays["array"]
-    except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile):
-        pass  # missing, truncated or written by something else
+    except Exception:  # missing, truncated or written by something else: NumPy raises many types
+        pass
     array = compute()
     if is_main_process():
         make_folder(path.parent)

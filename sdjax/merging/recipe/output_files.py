@@ -173,7 +173,8 @@ def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str 
 def file_stats(folder: Path) -> dict[str, Any]:
     """Return the size and modification time of every file that a merge may read."""
     names = {*tokenizer_files(folder), *other_files(folder)}
-    names |= {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json")}
+    paths = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    names |= {path.name for path in paths if path.is_file()}
     stats = {name: (folder / name).stat() for name in sorted(names)}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 

@@ -205,3 +205,11 @@ def test_config_fields_of_a_wrong_type_are_refused(tmp_path, models, fields, mes
     (tmp_path / "code" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=rf"code/config.json: {message}"):
         merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+
+
+def test_links_that_a_merge_does_not_need_lead_nowhere(tmp_path, models):
+    for name, target in (("x.json", "missing"), ("y.json", "y.json")):
+        (tmp_path / "code" / name).symlink_to(target)
+    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+    assert not (tmp_path / "out" / "x.json").is_symlink()
+    assert not (tmp_path / "out" / "y.json").is_symlink()
