@@ -22,8 +22,7 @@ LossAndGradient = Callable[[np.ndarray, int, int], tuple[float, np.ndarray]]
 
 # Steps with a gradient that is not finite, in a row, that end a start.
 _MAX_DROPPED = 3
-# Learning rate of the last step, relative to the first: small, so that the noise of batches averages
-# out.
+# Learning rate of the last step, relative to the first; small, since batches are noisy.
 _FINAL_RATE = 0.1
 
 

@@ -2,9 +2,10 @@
 
     loss(values) = mean over the completions' tokens of -log p(token | base + merge(values))
 
-Base and experts are arguments of the compiled step, on the devices as they were loaded. Only hidden
-states between layers are stored for the backward pass, which merges each layer again; merged
-weights in float32 never exist for all layers at once.
+Base and experts are arguments of the compiled step, on the devices as they were loaded. A step
+loops over parts of its batch, so that activations exist for one part at a time: XLA for CPUs removes
+the barriers of `jax.checkpoint`, which elsewhere recompute each layer, and its merge, in the
+backward pass.
 
 Axes: parameters; see also `sdjax.training.types`.
 """
@@ -16,6 +17,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -40,6 +42,8 @@ from sdjax.tuning.types import Tunable
 
 _MIN_LENGTH = 128  # of a packed row
 _ROUND = 64
+# Tokens per device in a part of a batch: enough for matrix products at full speed.
+_PART_TOKENS = 1024
 
 
 def training_examples(
@@ -82,32 +86,53 @@ def packed_length(examples: Sequence[Example], max_seq_len: int) -> int:
     return min(max_seq_len, max(_MIN_LENGTH, -(-longest // _ROUND) * _ROUND))
 
 
+def rows_per_part(batch: int, length: int, devices: int = 1) -> int:
+    """Return the number of rows that a step processes at a time, a divisor of the batch.
+
+    Args:
+        batch: rows per step.
+        length: tokens per row.
+        devices: number of devices that rows are divided over, a divisor of the batch.
+    """
+    most = max(1, _PART_TOKENS // length) * devices
+    divisors = [rows for rows in range(devices, batch + 1, devices) if batch % rows == 0]
+    return max([rows for rows in divisors if rows <= most], default=batch)
+
+
 def tuning_batches(
-    examples: Sequence[Example], config: SearchConfig, *, length: int, parts: int = 1
-) -> list[list[Batch]]:
-    """Return the batches of each start and step, all of the same shape.
+    examples: Sequence[Example],
+    config: SearchConfig,
+    *,
+    length: int,
+    rows: int,
+    devices: int = 1,
+) -> list[list[list[Batch]]]:
+    """Return the parts of the batch of each start and step, all of the same shape.
 
     Args:
         examples: the training problems.
         config: seed, starts, steps and rows per batch.
         length: tokens per row.
-        parts: number of parts into which a batch is divided over the devices.
+        rows: rows per part.
+        devices: number of devices that the rows of a part are divided over.
     """
     data = pack(examples, length)
-    keys = [jax.random.key(config.seed + start) for start in range(config.starts)]
+    count = config.batch // rows
     indices = [
-        list(
-            shuffled_batches(
-                len(data["tokens"]),
-                batch_size=config.batch,
-                num_batches=config.steps,
-                key=key,
-            )
+        part
+        for start in range(config.starts)
+        for part in shuffled_batches(
+            len(data["tokens"]),
+            batch_size=rows,
+            num_batches=config.steps * count,
+            key=jax.random.key(config.seed + start),
         )
-        for key in keys
     ]
-    batches = target_batches(data, [rows for start in indices for rows in start], parts=parts)
-    return [[next(batches) for _ in start] for start in indices]
+    parts = target_batches(data, indices, parts=devices)
+    return [
+        [[next(parts) for _ in range(count)] for _ in range(config.steps)]
+        for _ in range(config.starts)
+    ]
 
 
 class MergeLoss:
@@ -147,9 +172,9 @@ class MergeLoss:
         others = {p: x for p, x in flatten(params).items() if p not in merger.changed}
         self._frozen = {"others": others, "tensors": dict(merger.tensors)}
         self._sharding = replicated(params)
-        self._batches = tuning_batches(
-            examples, search, length=length, parts=num_parts(params, search.batch)
-        )
+        devices = num_parts(params, search.batch)
+        rows = rows_per_part(search.batch, length, devices)
+        self._batches = tuning_batches(examples, search, length=length, rows=rows, devices=devices)
         self._params = params
         self.tokens = search.batch * length
 
@@ -184,9 +209,19 @@ class MergeLoss:
         loss = rematerialize(sft_loss(self._config, self._assemble))
 
         @partial(jax.jit, out_shardings=self._sharding)
-        def step(values: jax.Array, frozen: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(values, frozen, batch)
-            return value, gradient
+        def step(values: jax.Array, frozen: Any, parts: list[Batch]) -> tuple[jax.Array, jax.Array]:
+            def add(total: Any, part: Batch) -> tuple[Any, None]:
+                (mean, metrics), slope = jax.value_and_grad(loss, has_aux=True)(
+                    values, frozen, part
+                )
+                # Parts have different numbers of tokens in the loss.
+                count = metrics["tokens"]
+                return jax.tree.map(jnp.add, total, (mean * count, slope * count, count)), None
+
+            zeros = (jnp.float32(0), jnp.zeros_like(values), jnp.float32(0))
+            stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *parts)
+            (value, slope, count), _ = jax.lax.scan(add, zeros, stacked)
+            return value / count, slope / count
 
         values = np.asarray(self._tunable.start, np.float32)
         return step.trace(values, self._frozen, self._device_batch(0, 0))
@@ -214,5 +249,5 @@ class MergeLoss:
             tensors = {path: tensors[path] for path in places.values()}
         return self._merger.merge_in_trace(algorithm, tensors, key=self._key)
 
-    def _device_batch(self, start: int, step: int) -> Batch:
-        return shard_batch(self._batches[start][step], self._params)
+    def _device_batch(self, start: int, step: int) -> list[Batch]:
+        return [shard_batch(part, self._params) for part in self._batches[start][step]]

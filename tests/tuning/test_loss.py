@@ -15,7 +15,7 @@ from sdjax.testing import count_compilations, random_params, tiny_model
 from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
 from sdjax.tuning.differentiability import blocking_operations
-from sdjax.tuning.loss import MergeLoss
+from sdjax.tuning.loss import MergeLoss, rows_per_part
 from sdjax.tuning.model_set import ModelSet
 from sdjax.tuning.open_tunable import open_tunable
 from sdjax.tuning.search import SearchConfig
@@ -72,9 +72,30 @@ def test_loss_is_that_of_the_merged_weights_in_their_stored_dtype():
     merged = merger(tuned.bind(tuned.start)).params
     assert {leaf.dtype for leaf in flatten(merged).values()} == {jnp.dtype(jnp.bfloat16)}
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
-    batch = loss._batches[1][2]
+    (batch,) = loss._batches[1][2]
     expected, _ = jax.jit(sft_loss(config))({}, flatten(params), batch)
     np.testing.assert_allclose(loss(tuned.start, 1, 2)[0], expected, rtol=1e-5)
+
+
+def test_rows_of_a_part_divide_the_batch_and_the_devices():
+    assert rows_per_part(64, 128) == 8
+    assert rows_per_part(8, 128) == 8
+    assert rows_per_part(12, 256) == 4
+    assert rows_per_part(7, 512) == 1
+    assert rows_per_part(8, 4096) == 1
+    assert rows_per_part(64, 128, devices=4) == 32
+    assert rows_per_part(8, 4096, devices=4) == 4
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(monkeypatch):
+    whole = loss_of(tunable(start=0.5))[0](np.array([0.5, 0.4]), 0, 1)
+    monkeypatch.setattr("sdjax.tuning.loss._PART_TOKENS", 1)
+    loss = loss_of(tunable(start=0.5))[0]
+    assert len(loss._batches[0][1]) == SEARCH.batch
+    parts = loss(np.array([0.5, 0.4]), 0, 1)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-4)
 
 
 def test_operations_without_a_gradient_are_named():
