@@ -89,6 +89,8 @@ def check_python(arguments):
         assert all((ROOT / name).exists() for name in arguments[2:] if "/" in name)
         return
     module = arguments[1].replace(".", "/") + ".py" if arguments[0] == "-m" else arguments[0]
+    if not (ROOT / module).exists():
+        module = module.removesuffix(".py") + "/__main__.py"
     source = (ROOT / module).read_text()
     for option in arguments[1:]:
         if option.startswith("--") and option != "--help":
