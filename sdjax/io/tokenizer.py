@@ -24,7 +24,7 @@ from sdjax.io.model_files import other_files, tokenizer_files
 from sdjax.io.model_paths import locate
 from sdjax.io.safetensors_reader import read_json
 from sdjax.io.tokenizer_limits import check_growth
-from sdjax.models.hf_config import read_eos_token_ids
+from sdjax.models.hf_config import is_token_id, read_eos_token_ids
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -187,8 +187,9 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
     pad = special("pad_token")
     if pad is None:
         pad = generation_config.get("pad_token_id", model_config.get("pad_token_id"))
-        if pad is not None and (isinstance(pad, bool) or not isinstance(pad, int)):
+        if pad is not None and not is_token_id(pad):
             raise UserError(f"{folder}: pad_token_id must be a token id, not {truncated_repr(pad)}")
+        pad = None if pad is not None and pad < 0 else pad
     return Tokenizer(
         folder=folder,
         vocab_size=vocab_size,

@@ -23,6 +23,7 @@ from sdjax.models.rope import SCALINGS, Rope
 LOCAL_THETA = 10_000.0  # Gemma 3's default
 # Far above any model's. Larger values would take memory and time before the weights disprove them.
 _MAX_SIZE = 2**31 - 1
+_MAX_END_TOKENS = 1_000
 _MAX_SIZES = {"num_hidden_layers": 10_000, "num_attention_heads": 2**16, "head_dim": 2**16}
 
 
@@ -207,17 +208,24 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
 def read_eos_token_ids(fields: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """Return the field `eos_token_id`, an id, a list of ids or null, as a tuple.
 
+    Negative ids, which stand for no token, are left out.
+
     Raises:
-        UserError: the field is anything else.
+        UserError: the field is anything else, or has absurdly many or large ids.
     """
     eos = fields.get("eos_token_id")
     token_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if not all(type(token_id) is int for token_id in token_ids):
+    if len(token_ids) > _MAX_END_TOKENS or not all(map(is_token_id, token_ids)):
         raise UserError(
             f"{where}: eos_token_id must be a token id or a list of token ids, "
             f"not {truncated_repr(eos)}"
         )
-    return tuple(token_ids)
+    return tuple(token_id for token_id in token_ids if token_id >= 0)
+
+
+def is_token_id(value: Any) -> bool:
+    """Return whether a value is a token id, or a negative number in place of one."""
+    return type(value) is int and -_MAX_SIZE <= value <= _MAX_SIZE
 
 
 def _layer_types(

@@ -114,6 +114,8 @@ def test_truncation_and_padding_are_disabled(folder):
 def test_end_tokens_come_from_the_generation_config_first(folder):
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     assert load_tokenizer(folder).eos_ids == (2, 5)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [-1, 5]}')
+    assert load_tokenizer(folder).eos_ids == (5,)
     (folder / "generation_config.json").unlink()
     (folder / "config.json").write_text("{}")
     assert load_tokenizer(folder).eos_ids == (2,)
@@ -262,6 +264,11 @@ def test_padding_id_of_a_wrong_type_is_refused(folder):
     (folder / "generation_config.json").write_text('{"pad_token_id": "0"}')
     with pytest.raises(UserError, match="pad_token_id must be a token id, not '0'"):
         load_tokenizer(folder)
+    (folder / "generation_config.json").write_text('{"pad_token_id": 4294967296}')
+    with pytest.raises(UserError, match="pad_token_id must be a token id, not 4294967296"):
+        load_tokenizer(folder)
+    (folder / "generation_config.json").write_text('{"pad_token_id": -1}')
+    assert load_tokenizer(folder).pad_id is None
 
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

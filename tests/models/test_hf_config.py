@@ -147,6 +147,8 @@ def test_windows_and_ropes_of_each_layer():
         ("gemma2", {"sliding_window": 0}, "sliding_window must be at least 1, not 0"),
         ("gemma2", {"final_logit_softcapping": 0}, "final_logit_softcap must be above 0, not 0.0"),
         ("llama", {"rms_norm_eps": -1}, "norm_eps must be 0 or more, not -1.0"),
+        ("llama", {"eos_token_id": 2**31}, "eos_token_id must be a token id or a list"),
+        ("llama", {"eos_token_id": [2] * 5_000}, "eos_token_id must be a token id or a list"),
         ("llama", {"eos_token_id": True}, "eos_token_id must be a token id or a list"),
         ("llama", {"rope_theta": "far"}, "the rope parameter rope_theta must be a number"),
         ("llama", {"rope_theta": -5.0}, "rope_theta must be above 0, not -5.0"),
