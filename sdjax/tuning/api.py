@@ -28,7 +28,7 @@ from sdjax.tuning.evolution import search_by_evolution
 from sdjax.tuning.gradient import search_by_gradient
 from sdjax.tuning.loss import MergeLoss
 from sdjax.tuning.results import TUNED, Tuning, paired_results, steps_of, write_result
-from sdjax.tuning.search import Evaluations, SearchConfig, override_parameters
+from sdjax.tuning.search import Evaluations, SearchConfig
 from sdjax.tuning.setup import TuningSetup, TuningWeights, build_setup
 from sdjax.tuning.trace import Trace
 from sdjax.tuning.types import Tunable
@@ -145,11 +145,9 @@ def tune(
         dtype=dtype,
         allow_missing=allow_missing,
         trust_code=trust_code,
+        overrides={name: tuple(map(float, new)) for name, new in (overrides or {}).items()},
         with_training=search.optimizer != "cmaes",
     )
-    if overrides:
-        checked = {name: tuple(map(float, numbers)) for name, numbers in overrides.items()}
-        setup = dataclasses.replace(setup, tunable=override_parameters(setup.tunable, checked))
     settings = setup.fingerprint() | {"metric": metric, **dataclasses.asdict(search)}
     trace = Trace(
         None if out is None else Path(out),

@@ -3,7 +3,7 @@
     loss(values) = mean over the completions' tokens of -log p(token | base + merge(values))
 
 Base and experts are arguments of the compiled step, on the devices as they were loaded. A step
-loops over parts of its batch, so that activations exist for one part at a time: XLA for CPUs removes
+loops over parts of its batch, so that activations exist for one part at a time: XLA for CPUs drops
 the barriers of `jax.checkpoint`, which elsewhere recompute each layer, and its merge, in the
 backward pass.
 

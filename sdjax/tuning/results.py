@@ -11,7 +11,6 @@ from typing import Any
 from sdjax.core.progress import format_duration
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_difference
 from sdjax.io.atomic_write import write_file
-from sdjax.tuning.plot import search_plot
 from sdjax.tuning.trace import TRACE
 from sdjax.tuning.types import Parameter
 
@@ -116,6 +115,8 @@ def write_result(folder: Path, result: Tuning) -> None:
         folder: the folder of the trace.
         result: the result.
     """
+    from sdjax.tuning.plot import search_plot  # matplotlib takes a second to import
+
     files: list[tuple[str, str | bytes]] = [(f"{TUNED}{result.suffix}", result.text)]
     files += [(f"{PLOT}.{kind}", content) for kind, content in search_plot(result).items()]
     files.append((RESULT, json.dumps(_to_json(result), indent=2) + "\n"))

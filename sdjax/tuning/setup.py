@@ -41,6 +41,7 @@ from sdjax.tuning.loss import training_examples
 from sdjax.tuning.model_set import ModelSet
 from sdjax.tuning.open_tunable import open_tunable, read_named_merge
 from sdjax.tuning.programs import program_tunable
+from sdjax.tuning.search import override_parameters
 from sdjax.tuning.types import Tunable
 
 DEFAULT_TASK = "arithmetic"
@@ -174,6 +175,7 @@ def build_setup(
     dtype: DTypeLike | None,
     allow_missing: Collection[str],
     trust_code: bool,
+    overrides: Mapping[str, tuple[float, ...]],
     with_training: bool,
 ) -> TuningSetup:
     """Open the models and read the problems.
@@ -218,6 +220,7 @@ def build_setup(
             f"{tunable.name} merges {', '.join(tunable.slots)}, but the experts are named "
             f"{', '.join(experts)}; name them with --expert NAME=MODEL, in this order"
         )
+    tunable = override_parameters(tunable, overrides)
     loaded_task = find_task(
         task or DEFAULT_TASK,
         data=data,
