@@ -23,6 +23,7 @@ from sdjax.models.rope import SCALINGS, Rope
 LOCAL_THETA = 10_000.0  # Gemma 3's default
 # Far above any model's. Larger values would take memory and time before the weights disprove them.
 _MAX_SIZE = 2**31 - 1
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MAX_END_TOKENS = 1_000
 _MAX_SIZES = {"num_hidden_layers": 10_000, "num_attention_heads": 2**16, "head_dim": 2**16}
 
@@ -34,7 +35,7 @@ def _integer(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool | str) or not math.isfinite(value):
+    if isinstance(value, bool | str) or not abs(value) <= _MAX_FLOAT32:  # NaN is refused too
         raise TypeError
     return float(value)
 
