@@ -20,6 +20,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from sdjax.core.visible import escape
 from sdjax.isolation.confine import die_with
 from sdjax.search.attempts import (
     CRASHES,
@@ -77,7 +78,7 @@ def watch_run() -> None:
             _exit_like(status)
         how = "hung" if hung else "crashed"
         if distributed:
-            command = shlex.join(["sdjax", "run", "--resume", str(folder)])
+            command = escape(shlex.join(["sdjax", "run", "--resume", str(folder)]))
             remedy = f"start `{command}` on all processes, which refuses it"
             print(f"sdjax: the run {how} in a program; {remedy}", file=sys.stderr, flush=True)
             _exit_like(status)

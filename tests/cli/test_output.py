@@ -69,7 +69,7 @@ def test_hostile_text_is_escaped_on_every_way_to_the_terminal(command, status):
 
 
 def test_commands_print_through_echo_alone():
-    """`json.dumps` escapes by itself; the watchdog prints constants."""
+    """`json.dumps` escapes by itself; the watchdog prints constants and an escaped command."""
     calls = set()
     for path in Path(sdjax.cli.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -80,6 +80,7 @@ def test_commands_print_through_echo_alone():
         ("group.py", "escape(text)"),
         ("group.py", "start + escape(message)"),
         ("watchdog.py", "f'sdjax: the run {how} in a program; it resumes without it'"),
+        ("watchdog.py", "f'sdjax: the run {how} in a program; {remedy}'"),
     }
 
 
