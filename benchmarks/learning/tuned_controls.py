@@ -19,15 +19,15 @@ for name, model in EXPERTS.items():
     MODELS += ["--expert", f"{name}={model}"]
 SCOPE = ["--scope", "mlp"]
 PROGRAM = Path(__file__).with_name("depth_structure.py")
-REFERENCE = "one weight per expert, CMA-ES, seed 0"
+REFERENCE = "one weight per expert, gradient"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tuned-controls"))
     parser.add_argument("--run", type=Path, help="a finished run of the demo  [default: runs one]")
-    parser.add_argument("--budget", type=int, default=192, help="development evaluations")
-    parser.add_argument("--seeds", type=int, default=3, help="searches for the weights")
+    parser.add_argument("--budget", type=int, default=192, help="evaluations by CMA-ES")
+    parser.add_argument("--seeds", type=int, default=3, help="searches by CMA-ES")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -47,13 +47,18 @@ def main() -> None:
     merged("task_arithmetic(0.7)", "1", "task-arithmetic", *method, *MODELS, *SCOPE)
     merged("slerp()", "0", "slerp", "--algorithm", "slerp", *MODELS, *SCOPE)
     merged("the demo's best program", constants_of(run), "demo-best", "--run", run, "--rank", "1")
-    for seed in range(options.seeds):
-        folder, search = out / f"weights-{seed}", out / f"search-{seed}"
-        models[f"one weight per expert, CMA-ES, seed {seed}"] = "3", folder
+
+    def tuned(name: str, suffix: str, *arguments: object) -> None:
+        folder = out / f"weights-{suffix}"
+        models[name] = "3", folder
         if not folder.exists():
-            arguments = ["--budget", options.budget, "--optimizer", "cmaes", "--seed", seed]
-            files = ["--out", search, "--merged", folder]
+            files = ["--out", out / f"search-{suffix}", "--merged", folder]
             command("tune", "weights", *MODELS, *SCOPE, *arguments, *files)
+
+    tuned(REFERENCE, "gradient", "--budget", 4, "--optimizer", "gradient")
+    for seed in range(options.seeds):
+        evolution = ["--budget", options.budget, "--optimizer", "cmaes", "--seed", seed]
+        tuned(f"one weight per expert, CMA-ES, seed {seed}", str(seed), *evolution)
     name = "0.7 a + 0.9 b + where(depth < 1/2, 0.6, 0.1) c"
     merged(f"`{name}`, by hand", "4", "depth", "--algorithm", PROGRAM, *MODELS, *SCOPE)
 
@@ -68,9 +73,6 @@ def main() -> None:
         )
         gain = "0" if name == REFERENCE else points(paired_by_key(correct["test"], reference))
         print(f"| {name} | {number} | {development} | {test} | {gain} |")
-    weights = [rows[name][1]["test"] for name in rows if name.startswith("one weight")]
-    mean = sum(accuracy_interval([*one.values()]).mean for one in weights) / len(weights)
-    print(f"\nmean of the {len(weights)} searches for the weights: {percent(mean)} % of the test")
 
 
 def command(*arguments: object) -> None:
