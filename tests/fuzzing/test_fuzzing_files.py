@@ -14,11 +14,11 @@ from tests.fuzzing.targets import KINDS
 
 # Loaders that take long are called for every 20th input, or more rarely.
 NUMBERS = range(1, 20)
-# These need transformers or Orbax, whose import takes seconds.
-IMPORTS_LIBRARIES = ("chat-template", "checkpoint", "tokenizer-json", "tokenizer-config")
+# These need transformers or Orbax, whose import takes seconds, or merge all tensors.
+SLOW = ("chat-template", "checkpoint", "tokenizer-json", "tokenizer-config", "partial-merge")
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name not in IMPORTS_LIBRARIES])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in SLOW])
 def test_mutated_files_are_read_or_refused_in_one_line(name):
     with Fuzzer(name, seed=17) as fuzzer:
         outcomes = [fuzzer.run(number) for number in NUMBERS]
