@@ -34,7 +34,7 @@ from tests.fuzzing.mutations import (
 )
 
 SECONDS = 10  # limit on processor time per input
-WAITING_SECONDS = 30  # limit on time per input, for loaders that wait; the machine may be loaded
+WAITING_SECONDS = 120  # limit on time per input, for loaders that wait; the machine may be loaded
 MEMORY = 2**31  # bytes that an input may take
 MAX_LINE = 2_100  # characters of an error message, with "sdjax: "
 LINKS = 0.02  # fraction of the inputs in which a file is a link or something else

@@ -11,7 +11,7 @@ from tests.fuzzing.run import Fuzzer, limit_resources
 
 SAVE_SECONDS = 10
 REPORT_SECONDS = 60
-HANG_SECONDS = 120  # of all loaders of one input
+HANG_SECONDS = 300  # of all loaders of one input
 MAX_FAULTS = 40
 
 
