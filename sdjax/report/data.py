@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import local_model_folder
 from sdjax.io.training_programs import read_training_sources
+from sdjax.report.answer import read_answers
 from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.report.results import TestRow, final_rows
 from sdjax.sandbox.verdict import ADMITTED, is_admissible
@@ -130,6 +131,7 @@ class ReportData:
         min_change: programs that change the seed by less than this are flagged.
         best: the best programs.
         missing: sentences about results that do not exist yet.
+        answers: the run's answer, as sentences; see `sdjax.report.answer`.
     """
 
     metric: str
@@ -140,6 +142,7 @@ class ReportData:
     min_change: float
     best: tuple[ProgramReport, ...]
     missing: tuple[str, ...]
+    answers: tuple[str, ...]
 
 
 def read_report(store: Store) -> ReportData:
@@ -163,6 +166,7 @@ def read_report(store: Store) -> ReportData:
         min_change=_config_value(store, "selection", "min_change", default=0.0),
         best=_best_programs(store, judged, scores, metric, tables.get(MAIN, ()), top_k),
         missing=_missing(store, _config_value(store, "iterations", default=0), iterations, tables),
+        answers=tuple(answer.sentence() for answer in read_answers(store, metric)),
     )
 
 

@@ -22,7 +22,7 @@ _MIN_NAME_WIDTH = 24
 
 
 def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) -> Group:
-    """Return the final table of a setting, followed by notes about it and about missing results.
+    """Return the final table of a setting with notes; that of the search after the run's answer.
 
     Args:
         store: the run's store.
@@ -40,9 +40,13 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
             "* the run's answer: best development score; `sdjax merge --run DIR --rank RANK OUT` "
             "writes it",
         )
-    notes += gain_notes(rows, report.best_method, "the best method")
-    notes += report.missing if setting == MAIN else ()
-    return Group(table, *map(Text, notes))
+    answers: Sequence[str] = ()
+    if setting == MAIN:
+        answers = report.answers
+        notes += report.missing
+    else:
+        notes += gain_notes(rows, report.best_method, "the best method")
+    return Group(*map(Text, answers), table, *map(Text, notes))
 
 
 def rows_table(

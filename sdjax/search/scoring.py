@@ -182,7 +182,8 @@ def score_program(
             result, merged = refused_application(program, setting, refusal), None
         if application is None and result.admitted and split == DEVELOPMENT:
             result = compare_with_earlier(context, store, sandbox, program, result)
-    store.save(Entry(name=name, kind="program", identity=identity))
+    if not store.select(Entry, name=name):
+        store.save(Entry(name=name, kind="program", identity=identity))
     if application is None or not result.admitted:
         store.save(result)
     if merged is not None and result.admitted:

@@ -299,7 +299,7 @@ TABLES: dict[type, Table[Any]] = {
             name="entry",
             record=Entry,
             key=("name",),
-            on_conflict="ignore",
+            on_conflict="update",
             references={"identity": "program(identity)"},
             constraints=("CHECK (kind IN ('seed', 'expert', 'method', 'program'))",),
         ),

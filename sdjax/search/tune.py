@@ -120,6 +120,7 @@ def _tune_program(
     if program is None:
         logger.info("not tuned: %s: %s (%s)", title, verdict.verdict, verdict.message)
         return
+    # If no other numbers were better, this is the entry of the program as it was written.
     detail = {"tuned_from": identity, "constants": len(values)}
     name = program_entry(program.identity)
     store.save(program, Entry(name=name, kind="program", identity=program.identity, detail=detail))
@@ -177,7 +178,7 @@ def _search(
 
 
 def _finalists(context: RunContext, store: Store, count: int) -> list[str]:
-    """Return the identities of the best programs of different structures, not tuned ones."""
+    """Return the identities of the best programs of different structures, as they were written."""
 
     def distinct() -> Iterator[str]:
         verdicts = store.select(StoredVerdict)
@@ -185,7 +186,8 @@ def _finalists(context: RunContext, store: Store, count: int) -> list[str]:
         seen = set()
         for entry in ranked_programs(store, context.config.task.metric):
             structure = structures.get(entry.identity or "", entry.identity)
-            if "tuned_from" not in entry.detail and structure not in seen:
+            is_written = entry.detail.get("tuned_from", entry.identity) == entry.identity
+            if is_written and structure not in seen:
                 seen.add(structure)
                 yield entry.identity or ""
 

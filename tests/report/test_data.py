@@ -75,9 +75,11 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
     )
     assert rows[-1].method_gain == paired_by_key(best, method)
     (answer,) = [row for row in rows if row.is_answer]
-    method = display_name(report.best_method)
-    compared = f"{display_name(answer.name)} vs. the best method, {method}: "
-    assert any(compared in str(note) for note in final_table(finished).renderables[1:])
+    assert display_name(answer.name) in report.answers[0]
+    assert str(final_table(finished).renderables[0]) == report.answers[0]
+    compared = f"vs. the best method, {display_name(report.best_method)}: "
+    notes = final_table(finished, "transfer").renderables
+    assert any(compared in str(note) for note in notes)
 
 
 def test_every_setting_is_sorted_by_the_development_score_of_the_search(finished):

@@ -131,16 +131,18 @@ def test_report_of_a_run_that_is_being_written(tmp_path, made_up):
 
 
 def printed(table, width: int) -> list[str]:
+    """Return the lines of the table and of the notes below it."""
     console = Console(width=width, force_terminal=False)
     with console.capture() as captured:
         console.print(table)
-    return captured.get().rstrip().splitlines()
+    lines = captured.get().rstrip().splitlines()
+    assert max(map(len, lines)) <= width
+    return lines[next(n for n, line in enumerate(lines) if line.startswith("Test accuracy")) :]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
 def test_final_table_has_one_line_per_row(finished, width):
     lines = printed(final_table(finished, width=width), width)
-    assert max(map(len, lines)) <= width
     body = lines[3 : 3 + 11]
     programs = [line for line in body if "program " in line]
     assert [line.split()[0] for line in programs] == ["*", "2", "3", "4", "5"]

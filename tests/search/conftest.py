@@ -28,6 +28,7 @@ def small_config() -> RunConfig:
         training=dataclasses.replace(config.training, max_steps=2, rank=2, batch_size=2),
         baselines=BaselinesConfig(paper={"task_arithmetic": {"weight": (0.2, 0.6)}}),
         transfer={},
+        tuning=None,
         test=dataclasses.replace(config.test, top_k=2),
     )
 

@@ -26,8 +26,8 @@ from sdjax.models.tree import flatten
 from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
-from sdjax.search import context, multihost, phases, resume, scoring
-from sdjax.search.config import BaselinesConfig, ExpertConfig, RaceConfig
+from sdjax.search import context, multihost, phases, resume, scoring, tune
+from sdjax.search.config import BaselinesConfig, ExpertConfig, RaceConfig, RunTuningConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
 from sdjax.search.provenance import run_inputs
@@ -44,10 +44,12 @@ from sdjax.search.types import (
     TEST,
     Change,
     Checkpoint,
+    Entry,
     Program,
     StoredPair,
     program_entry,
 )
+from sdjax.tuning.search import SearchConfig
 
 
 def results(folder):
@@ -209,14 +211,17 @@ def test_interrupted_run_gives_the_same_result(
     assert results(folder) == results(finished)
 
 
-def test_race_asks_only_what_it_needs_and_resumes(finished, small_config, tmp_path, monkeypatch):
-    """Compare a race with its simulation on the stored answers of a run without a race."""
-    rules = Race(first_rung=6, winners=2, z=0.5)
+def test_race_and_tuning_resume(finished, small_config, tmp_path, monkeypatch):
+    """Interrupt a run in its race and in a search; compare the race with its simulation."""
+    rules = Race(first_rung=6, winners=3, z=0.5)  # the number of tested programs
     config = dataclasses.replace(
         small_config,
         iterations=1,
         race=RaceConfig(first_rung=6, winners=2, z=0.5),
-        test=dataclasses.replace(small_config.test, top_k=2),
+        tuning=RunTuningConfig(
+            controls=("slope",), programs=1, search=SearchConfig(budget=2, steps=2, batch=2)
+        ),
+        test=dataclasses.replace(small_config.test, top_k=3),
     )
     folder, score, calls = tmp_path / "run", scoring.score, itertools.count()
 
@@ -226,6 +231,18 @@ def test_race_asks_only_what_it_needs_and_resumes(finished, small_config, tmp_pa
             raise KeyboardInterrupt
 
     monkeypatch.setattr(scoring, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(config, folder)
+    monkeypatch.undo()
+    evaluate = tune.CandidateScorer.__call__
+
+    def interrupted_again(*arguments, **options):
+        if next(calls) == 10:  # in the second search, that of the program
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)
+
+    calls = itertools.count(8)
+    monkeypatch.setattr(tune.CandidateScorer, "__call__", interrupted_again)
     with pytest.raises(KeyboardInterrupt):
         run_search(config, folder)
     monkeypatch.undo()
@@ -247,11 +264,24 @@ def test_race_asks_only_what_it_needs_and_resumes(finished, small_config, tmp_pa
             answered = {o.problem_id: o.strict for o in store.outcomes(name, "development")}
             assert answered == dict(zip(order, expected[name], strict=False))
             assert store.is_complete(name, "development") == (len(answered) == len(order))
-        tested = {s.entry for s in store.summaries("test") if s.entry.startswith("program:")}
+        entries = store.by_key(Entry)
+        tested = {s.entry for s in store.summaries("test")}
         best = sorted(names, key=lambda name: (-sum(expected[name]), name))
         complete = [name for name in best if len(expected[name]) == len(order)]
-        assert tested == set(complete[:2])
+        (tuned,) = [entry for entry in entries.values() if "tuned_from" in entry.detail]
+        assert tuned.detail["tuned_from"] == entries[complete[0]].identity
+        control = entries["method:slope, tuned"]
+        assert len(control.detail["values"]) == control.detail["constants"] == 6
+        assert {tuned.name, control.name, complete[0]} <= tested
+        assert len([one for one in tested if one.startswith("program:")]) == 3
+        for name, count in ((control.name, 6), (tuned.name, tuned.detail["constants"])):
+            assert store.is_complete(name, "development"), count
+        tunings = sorted(path.name for path in (folder / "tuning").iterdir())
+        assert tunings == sorted([complete[0].removeprefix("program:")[:16], "slope"])
+        before = results(folder)
     assert any(len(row) < len(order) for row in expected.values())
+    run_search(config, folder)
+    assert results(folder) == before
 
 
 KILLED = """
