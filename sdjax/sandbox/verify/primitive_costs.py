@@ -4,7 +4,7 @@ The unit of cost is an elementwise operation such as a float32 product, per elem
 2 ns of one thread: 0.5 ns within a fused chain, 5 ns where its result is stored. The table holds
 what primitives take on their slowest operands, measured on 2026-11-26 (AMD EPYC, jax 0.10.2, the
 compiler options of `sdjax run`) by `benchmarks/sandbox/primitive_costs.py`. That script fails if
-the time per unit of a primitive differs from the median by more than a factor of ten.
+the time per unit of a case differs from the median by more than a factor of ten.
 """
 
 import math
