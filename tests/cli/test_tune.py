@@ -135,4 +135,4 @@ def test_recipe_is_tuned_on_a_task_without_training_problems(tmp_path):
     assert result.exit_code == 0, result.output
     assert "has no training problems: tuned by CMA-ES" in result.output
     assert "merge_method: ties" in result.output
-    assert "the file names its models; remove --base" in user_error(file, *MODELS, "--budget", 2)
+    assert "names its models and tensors; remove --base" in user_error(file, *MODELS, "--budget", 2)
