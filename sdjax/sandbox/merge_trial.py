@@ -41,12 +41,15 @@ class MergeTrial:
         compiler: how executables are compiled: "quick" and "full" as in `CompileCache`, "single
             use" as in a merge from disk (`compile_for_single_use`; a tree is compiled in full).
         subtracted: IR of a program whose result is subtracted, to compare two programs.
+        computes: what the executables compute: merged tensors, or the gradient of a scalar of them
+            in the program's hyperparameters.
     """
 
     memory: int
     tensors: tuple[TrialTensor, ...]
     compiler: Literal["quick", "full", "single use"]
     subtracted: str | None = None
+    computes: Literal["merge", "gradient"] = "merge"
 
     def to_json(self) -> str:
         """Serialize for a worker; `from_json` is the inverse."""

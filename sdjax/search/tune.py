@@ -8,6 +8,7 @@ with development scores choosing between candidates. A tuned program is again a 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -41,6 +42,7 @@ from sdjax.tuning.trace import Trace
 from sdjax.tuning.types import Tunable
 
 TUNING_FOLDER = "tuning"
+NOT_TUNED = "not_tuned"  # in an entry's details: why no later start of the run tunes the program
 
 logger = logging.getLogger(__name__)
 
@@ -102,16 +104,26 @@ def _tune_program(
     examples: Sequence[Example],
 ) -> None:
     judge = SharedJudge(sandbox, context.signature)
-    title = f"program {identity[:8]}"
+    title, name = f"program {identity[:8]}", program_entry(identity)
+    (written,) = store.select(Entry, name=name)
     trial = trial_of(context, MAIN) if jax.default_backend() == "cpu" else None
     try:
+        if reason := written.detail.get(NOT_TUNED):
+            raise UserError(f"{title}: {reason}")
         tunable = program_tunable(store.program(identity).source, judge, name=title, trial=trial)
-        with store.attempt(program_entry(identity), TUNING_FOLDER) as number:
+        with store.attempt(name, TUNING_FOLDER) as number:
             if refusal := too_many_attempts(number):
+                detail = {**written.detail, NOT_TUNED: refusal.message}
+                store.save(dataclasses.replace(written, detail=detail))
                 raise UserError(f"{title}: {refusal.message}")
             loss = _differentiable_loss(context, tunable, examples)
+            _run_once(context, tunable, loss)
     except UserError as error:
         logger.info("not tuned: %s", error)
+        return
+    except jax.errors.JaxRuntimeError as error:
+        message = "the array program fails on the model"
+        logger.info("not tuned: %s: %s (%s)", title, message, type(error).__name__)
         return
     values = _search(context, store, tunable, loss, folder=identity[:16])
     source = tunable.write(values)
@@ -129,10 +141,13 @@ def _tune_program(
 def _differentiable_loss(
     context: RunContext, tunable: Tunable, examples: Sequence[Example]
 ) -> MergeLoss | None:
-    """Return the compiled loss on training problems, or None if the search is by CMA-ES."""
+    """Return the loss on training problems, or None if the search is by CMA-ES."""
     assert context.config.tuning is not None
     search = context.config.tuning.search
     if search.optimizer == "cmaes" or not examples:
+        return None
+    if refusal := tunable.gradient_refusal:
+        logger.info("%s: the gradient is %s: tuned by CMA-ES", tunable.name, refusal)
         return None
     loss = MergeLoss(
         context.mergers[MAIN],
@@ -146,8 +161,14 @@ def _differentiable_loss(
     )
     if loss.blocking():
         return None
-    _ = loss.compiled
     return loss
+
+
+def _run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> None:
+    """Compile and run what the search of a program does, without using the results."""
+    context.mergers[MAIN](tunable.bind(tunable.start), key=context.key("merge"))
+    if loss is not None:
+        loss(tunable.start, 0, 0)
 
 
 def _search(

@@ -22,6 +22,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Problem, Task, call_checked
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.engine import Merger
@@ -199,7 +200,7 @@ class MergeLoss:
         if len(blocked) < size:
             try:
                 _ = self._traced
-            except (NotImplementedError, TypeError, ValueError) as error:
+            except (UserError, NotImplementedError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:120]
                 blocked = {index: blocked.get(index, (reason,)) for index in range(size)}
         return blocked

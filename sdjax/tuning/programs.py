@@ -4,6 +4,9 @@ The program is judged twice: as written, before its text is read in this process
 parametric form, which is what merges. Use decides which constants are parameters
 (`sdjax.programs.constants`), and the sandbox has the last word: a constant whose parametric form is
 refused, because Python needs its value, stays as it is.
+
+The merge and its gradient are compiled in a confined process first. A program whose gradient is
+refused there, or by its size, is tuned without one.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from sdjax.merging.method import Method
 from sdjax.programs.constants import Constant, find_constants
 from sdjax.programs.parametric import parametric_form, with_values
 from sdjax.sandbox.algorithm import to_algorithm
+from sdjax.sandbox.gradient import check_gradient
 from sdjax.sandbox.merge_trial import MergeTrial
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verdict import Verdict
+from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.tuning.patterns import Pattern, PatternedAlgorithm, rounded
 from sdjax.tuning.types import Parameter, Tunable
 
@@ -58,7 +63,7 @@ def program_tunable(
         source: text of the program.
         sandbox: a running sandbox for the models that are merged.
         name: name of the program in messages.
-        trial: what the merges will compile, if the program is tried first.
+        trial: what the merges will compile, if the program and its gradient are tried first.
 
     Raises:
         UserError: the program is refused, or it has no constants to tune.
@@ -78,12 +83,16 @@ def program_tunable(
     assert verdict.program is not None
     assert verdict.ir is not None
     if trial is not None and (refusal := sandbox.try_merge(verdict.ir, trial)):
-        raise UserError(f"{name}: {refusal.verdict} ({refusal.rule}): {refusal.message}")
+        raise UserError(f"{name}: {_text(refusal)}")
     algorithm = replace(
         to_algorithm(verdict.program, name=name), identity=identity_without_defaults(verdict.ir)
     )
     ranges = [Parameter(name=c.name, start=c.start, low=c.low, high=c.high) for c in constants]
-    return _tunable(name, source, slots, constants, ranges, algorithm)
+    refusal = _refuse_gradient(verdict.program, verdict.ir, sandbox, trial)
+    return replace(
+        _tunable(name, source, slots, constants, ranges, algorithm),
+        gradient_refusal=None if refusal is None else _text(refusal),
+    )
 
 
 def method_program_tunable(
@@ -118,6 +127,24 @@ def identity_without_defaults(ir: str) -> str:
     message["hyperparameters"] = sorted(message["hyperparameters"])
     text = json.dumps(message, sort_keys=True, separators=(",", ":"))
     return f"parametric {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _refuse_gradient(
+    program: VerifiedProgram, ir: str, sandbox: Judge, trial: MergeTrial | None
+) -> Refusal | None:
+    """Return why the gradient of a program in its hyperparameters is refused, or None."""
+    try:
+        differentiable = check_gradient(program, sandbox.signature)
+    except Refusal as refusal:
+        return refusal
+    if trial is None or not differentiable:  # there is nothing to compile; see `MergeLoss.blocking`
+        return None
+    # As `MergeLoss` compiles it.
+    return sandbox.try_merge(ir, replace(trial, compiler="full", computes="gradient"))
+
+
+def _text(refusal: Refusal) -> str:
+    return f"{refusal.verdict} ({refusal.rule}): {refusal.message}"
 
 
 def _admitted(verdict: Verdict, name: str) -> None:

@@ -62,6 +62,8 @@ class Tunable:
             values may be traced, so that a merge can be differentiated in them.
         write: values [parameters] to the text of the tuned program or recipe.
         suffix: suffix of the file for that text, ".py" or ".yaml".
+        gradient_refusal: why the gradient of the merges must not be compiled here, for an untrusted
+            program whose gradient the sandbox refuses; it is then tuned by CMA-ES.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Tunable:
     bind: Callable[[Any], Algorithm]
     write: Callable[[Any], str]
     suffix: str
+    gradient_refusal: str | None = None
 
     @property
     def start(self) -> np.ndarray:

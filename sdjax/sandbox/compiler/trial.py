@@ -1,4 +1,4 @@
-"""Trial of a merge: compiles what the merge will compile, and runs it on random tensors."""
+"""Trial of a merge or of its gradient: compiles what will be compiled, and runs it once."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import squared_norm_or_inf
 from sdjax.merging.tensor_program import TensorProgram, TreeProgram
 from sdjax.sandbox.algorithm import difference, loop_limit_check, to_algorithm
+from sdjax.sandbox.compiler.merge_gradient import GradientProgram, merge_gradient
 from sdjax.sandbox.compiler.probe_run import raise_if_out_of_memory
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
@@ -25,6 +26,8 @@ from sdjax.xla.compiler_options import compile_for_single_use
 
 # The rest is for the process itself, which takes 1.3 GB of addresses, and for the compiler.
 RUN_SHARE = 0.25  # share of the address space that the arrays of one run may take
+
+Computation = TensorProgram | TreeProgram | GradientProgram
 
 
 def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSignature) -> None:
@@ -45,14 +48,17 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
     total = sum(tensor.size for tensor in signature.scope)
     tried = set()
     try:
-        for weights, computation in (
+        for weights, merge in (
             pair
             for algorithm in algorithms
             for pair in _computations(algorithm, trial, signature.slots, sharding)
         ):
-            if computation.cache_key in tried:
+            if merge.cache_key in tried:
                 continue
-            tried.add(computation.cache_key)
+            tried.add(merge.cache_key)
+            computation: Computation = merge
+            if trial.computes == "gradient":
+                weights, computation = merge_gradient(weights, merge)
             executable = _compile(computation, trial.compiler)
             needed = compiled_memory(executable)
             if needed > trial.memory:
@@ -78,7 +84,8 @@ def _algorithms(
         return [difference(program, verify_ir(trial.subtracted, signature))]
     name = f"program {program.identity[:12]}"
     algorithms = [to_algorithm(program, name=name)]
-    if any(block.loops for _, block in program.programs.values()):
+    # The gradient is compiled of the merge alone.
+    if trial.computes == "merge" and any(block.loops for _, block in program.programs.values()):
         algorithms.append(loop_limit_check(program, name=name))
     return algorithms
 
@@ -122,7 +129,7 @@ def _computations(
     ]
 
 
-def _compile(computation: TensorProgram | TreeProgram, compiler: str) -> jax.stages.Compiled:
+def _compile(computation: Computation, compiler: str) -> jax.stages.Compiled:
     if compiler == "single use" and isinstance(computation, TensorProgram):
         return compile_for_single_use(computation.lower())
     (executable,) = CompileCache(quick=compiler == "quick").get([computation])
@@ -139,9 +146,7 @@ def _fits(executable: jax.stages.Compiled, limits: Limits) -> bool:
     return total <= RUN_SHARE * limits.compile_address_space
 
 
-def _run(
-    executable: jax.stages.Compiled, weights: Any, computation: TensorProgram | TreeProgram
-) -> None:
+def _run(executable: jax.stages.Compiled, weights: Any, computation: Computation) -> None:
     """Run an executable once on tensors like weights and their fine-tunes."""
     seed = hashlib.sha256(repr(computation.cache_key[1]).encode()).digest()[:8]
     rng = np.random.default_rng(int.from_bytes(seed, "big"))

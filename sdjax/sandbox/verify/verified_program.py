@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.calling_convention import CallingConvention, trace_plan
 from sdjax.sandbox.ir.decode import Block, Message, decode
 from sdjax.sandbox.ir.hashes import identity_of, structure_of
@@ -140,20 +141,9 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
     message = decode(ir, signature)
     limits = signature.limits
     estimates: dict[Any, CostEstimate] = {}
-    max_memory = 0
     for name, (convention, block) in message.programs.items():
         jaxpr = _trace(block, convention, list(message.hyperparameters), limits.max_loop_iterations)
-        max_elements = limits.max_expansion * max(convention.elements, MIN_ELEMENTS)
-        estimate = estimates[name] = estimate_cost(jaxpr, limits, max_elements=max_elements)
-        allowed = 8 * max_elements  # two float32 arrays of the maximum size
-        if estimate.memory > allowed:
-            usage = f"the program keeps {estimate.memory:.3g} bytes alive at once"
-            raise Refusal("too costly", "memory", f"{usage}; the limit is {allowed:.3g}")
-        max_memory = max(max_memory, allowed)
-        if estimate.iterations > limits.max_total_iterations:
-            usage = f"the program's loops take {estimate.iterations:.3g} iterations in total"
-            text = f"{usage}; the limit is {limits.max_total_iterations:.3g}"
-            raise Refusal("too costly", "loop-iterations", text)
+        estimates[name] = estimate_within_limits(jaxpr, convention, limits)
     probes = _probes(message, signature, estimates)
     return VerifiedProgram(
         identity=identity_of(ir),
@@ -161,13 +151,45 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
         form=message.form,
         requests=_requests(message),
         hyperparameters=message.hyperparameters,
-        cost=_total_cost(message, signature, estimates),
+        cost=total_cost(message.form, message.by_kind, signature, estimates),
         memory=max(estimate.memory for estimate in estimates.values()),
-        max_memory=max_memory,
+        max_memory=max(
+            _max_memory(convention, limits) for convention, _ in message.programs.values()
+        ),
         programs=message.programs,
         probes=probes,
         max_loop_iterations=limits.max_loop_iterations,
     )
+
+
+def estimate_within_limits(
+    jaxpr: Any, convention: CallingConvention, limits: Limits
+) -> CostEstimate:
+    """Return the cost of an array program, or of its gradient.
+
+    Args:
+        jaxpr: the array program.
+        convention: its arguments.
+        limits: limits on a candidate.
+
+    Raises:
+        Refusal: its arrays, its loops or the code that XLA would generate exceed a limit.
+    """
+    allowed = _max_memory(convention, limits)
+    estimate = estimate_cost(jaxpr, limits, max_elements=allowed // 8)
+    if estimate.memory > allowed:
+        usage = f"the program keeps {estimate.memory:.3g} bytes alive at once"
+        raise Refusal("too costly", "memory", f"{usage}; the limit is {allowed:.3g}")
+    if estimate.iterations > limits.max_total_iterations:
+        usage = f"the program's loops take {estimate.iterations:.3g} iterations in total"
+        text = f"{usage}; the limit is {limits.max_total_iterations:.3g}"
+        raise Refusal("too costly", "loop-iterations", text)
+    return estimate
+
+
+def _max_memory(convention: CallingConvention, limits: Limits) -> int:
+    """Return the bytes of two float32 arrays of the maximum size."""
+    return 8 * limits.max_expansion * max(convention.elements, MIN_ELEMENTS)
 
 
 def _trace(
@@ -219,15 +241,25 @@ def _probes(
     return tuple(names)
 
 
-def _total_cost(
-    message: Message, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
+def total_cost(
+    form: str, by_kind: bool, signature: MergeSignature, estimates: Mapping[Any, CostEstimate]
 ) -> int:
-    """Return the cost over all tensors in scope."""
+    """Return the cost over all tensors in scope.
+
+    Args:
+        form: "tensor" or "tree".
+        by_kind: whether there is an array program per kind and shape, not only per shape.
+        signature: tensors and limits.
+        estimates: estimate of each array program by name.
+
+    Raises:
+        Refusal: the cost exceeds its limit.
+    """
     scope = signature.scope
-    if message.form == "tree":
+    if form == "tree":
         cost = estimates["scope"].cost
     else:
-        kinds = [tensor.kind if message.by_kind else None for tensor in scope]
+        kinds = [tensor.kind if by_kind else None for tensor in scope]
         cost = sum(estimates[kind, t.shape].cost for kind, t in zip(kinds, scope, strict=True))
     elements = max(MIN_ELEMENTS, sum(tensor.size for tensor in scope))
     budget = signature.limits.cost_per_element * elements

@@ -6,12 +6,13 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from catalogue import VALID, merge
+from catalogue import HEAD, VALID, merge
 
 from sdjax.isolation import client
 from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
+from sdjax.tuning.programs import program_tunable
 
 # Admitted only without limits on cost.
 UNBOUNDED = {"cost_per_element": 10**12, "max_probe_cost": 10**15}
@@ -25,8 +26,8 @@ FAULTY = """
 import sys; sys.path[:0] = {paths!r}
 from sdjax.sandbox.compiler import probe, trial
 real_probe, real_trial = probe.probe, trial.try_merge
+import ctypes
 def fail(program):
-    import ctypes
     if "base" in program.requests:
         ctypes.string_at(0)  # a segmentation fault
     if "depth" in program.requests:
@@ -34,15 +35,16 @@ def fail(program):
 def faulty_probe(program, signature):
     fail(program)
     return real_probe(program, signature)
-def faulty_trial(program, *rest):
+def faulty_trial(program, description, *rest):
     fail(program)
-    if program.hyperparameters:
+    if len(program.hyperparameters) > (description.computes == "merge"):
         ctypes.string_at(0)
-    return real_trial(program, *rest)
+    return real_trial(program, description, *rest)
 probe.probe, trial.try_merge = faulty_probe, faulty_trial
 from sdjax.isolation.server import main; main({groups})
 """
 CRASHES = merge("return 0.5 * task_vectors['expert_1'] + base", "task_vectors, base")
+SCALED = merge("return a * task_vectors['expert_1']", "task_vectors, a: float = 0.4")
 EXHAUSTS = merge("return depth * task_vectors['expert_1']", "task_vectors, depth")
 
 
@@ -117,6 +119,12 @@ def test_crash_is_a_verdict_and_the_others_are_judged(short, monkeypatch):
         refusal = sandbox.try_merge(found[0].ir, dataclasses.replace(trial, memory=1_000))
         assert (refusal.verdict, refusal.rule) == ("too costly", "memory")
         assert "but the machine has 1e-06 GB" in refusal.message
+        # Only its gradient crashes.
+        tuned = program_tunable(SCALED, sandbox, name="scaled.py", trial=trial)
+        assert (
+            tuned.gradient_refusal
+            == "compiler (crash): XLA crashed or ran out of memory on the program, twice"
+        )
 
 
 RARE = {
@@ -156,6 +164,33 @@ def test_trial_compiles_and_runs_a_merge(sandbox, signature, name):
     verdict = sandbox.judge(VALID[name])
     for compiler in ("quick", "single use"):
         assert sandbox.try_merge(verdict.ir, trial_of(signature, compiler)) is None
+
+
+GRADIENTS = {
+    "per expert": merge(
+        "return sum(w * task_vectors[name] for name, w in weight.items()) * depth",
+        "task_vectors, depth, weight: sdjax.PerExpert = 0.3",
+        head=HEAD + "import sdjax\n",
+    ),
+    "loop": merge(
+        "x = task_vectors['expert_1']\n"
+        "return jax.lax.fori_loop(0, 5, lambda i, x: a * jnp.tanh(x), x)",
+        "task_vectors, a: float = 0.9",
+    ),
+    "tree": HEAD
+    + "def merge_trees(task_vectors, a: float = 0.9):\n"
+    + "    return jax.tree.map(lambda x, y: a * x + y, *list(task_vectors.values())[:2])\n",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["per expert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("loop", "tree"))],
+)
+def test_trial_compiles_and_runs_a_gradient(sandbox, signature, name):
+    verdict = sandbox.judge(GRADIENTS[name])
+    trial = dataclasses.replace(trial_of(signature, "full"), computes="gradient")
+    assert sandbox.try_merge(verdict.ir, trial) is None
 
 
 def test_trial_of_other_tensors_is_a_refusal(sandbox, signature):
