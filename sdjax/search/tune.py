@@ -31,6 +31,7 @@ from sdjax.search.ranking import ranked_programs
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Entry, StoredVerdict, program_entry
+from sdjax.sharding.memory import MemoryLimitExceeded
 from sdjax.training.packing import Example
 from sdjax.tuning.candidates import CandidateScorer
 from sdjax.tuning.evolution import search_by_evolution
@@ -117,7 +118,7 @@ def _tune_program(
                 store.save(dataclasses.replace(written, detail=detail))
                 raise UserError(f"{title}: {refusal.message}")
             loss = _differentiable_loss(context, tunable, examples)
-            _run_once(context, tunable, loss)
+            loss = _run_once(context, tunable, loss)
     except UserError as error:
         logger.info("not tuned: %s", error)
         return
@@ -164,11 +165,20 @@ def _differentiable_loss(
     return loss
 
 
-def _run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> None:
-    """Compile and run what the search of a program does, without using the results."""
+def _run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> MergeLoss | None:
+    """Compile and run what the search of a program does, without using the results.
+
+    Returns:
+        the loss, or None if its gradient does not fit into memory.
+    """
     context.mergers[MAIN](tunable.bind(tunable.start), key=context.key("merge"))
     if loss is not None:
-        loss(tunable.start, 0, 0)
+        try:
+            loss(tunable.start, 0, 0)
+        except MemoryLimitExceeded as error:
+            logger.info("%s: %s: tuned by CMA-ES", tunable.name, error)
+            return None
+    return loss
 
 
 def _search(

@@ -68,18 +68,28 @@ def devices_of(executable: jax.stages.Compiled) -> Collection[jax.Device]:
     return jax.tree.leaves(executable.output_shardings)[0].device_set
 
 
-def require_fit(executable: jax.stages.Compiled) -> None:
-    """Check that a compiled merge fits into the memory of its devices.
+_FEWER_TENSORS = "merge fewer tensors or models, or use a machine with more memory"
+
+
+def require_fit(
+    executable: jax.stages.Compiled,
+    what: str = "the compiled merge",
+    *,
+    remedy: str = _FEWER_TENSORS,
+) -> None:
+    """Check that an executable fits into the memory of its devices.
+
+    Args:
+        executable: the executable.
+        what: what it computes, as the subject of the message.
+        remedy: what to do.
 
     Raises:
         MemoryLimitExceeded: it needs more.
     """
     needed, available = compiled_memory(executable), memory_of(devices_of(executable))
     if needed > available:
-        raise MemoryLimitExceeded(
-            f"the compiled merge {shortage(needed, available)}; merge fewer tensors or models, or "
-            "use a machine with more memory"
-        )
+        raise MemoryLimitExceeded(f"{what} {shortage(needed, available)}; {remedy}")
 
 
 def shortage(needed: int, available: int) -> str:
@@ -91,14 +101,16 @@ def shortage(needed: int, available: int) -> str:
 
 
 @contextlib.contextmanager
-def exhaustion_reported() -> Iterator[None]:
-    """Raise MemoryLimitExceeded if XLA cannot allocate memory in this block."""
+def exhaustion_reported(what: str = "the merge", *, remedy: str = _FEWER_TENSORS) -> Iterator[None]:
+    """Raise MemoryLimitExceeded if XLA cannot allocate memory in this block.
+
+    Args:
+        what: what the block computes, as the subject of the message.
+        remedy: what to do.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise MemoryLimitExceeded(
-            "the merge needs more memory than is free; merge fewer tensors or models, or use a "
-            "machine with more memory"
-        ) from error
+        raise MemoryLimitExceeded(f"{what} needs more memory than is free; {remedy}") from error

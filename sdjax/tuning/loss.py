@@ -31,6 +31,7 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.tensor_names import parse_name
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
+from sdjax.sharding.memory import exhaustion_reported, require_fit
 from sdjax.sharding.rules import replicated
 from sdjax.training.data import number_rows, tokenize_examples
 from sdjax.training.fit import num_parts, rematerialize, shard_batch
@@ -45,6 +46,8 @@ _MIN_LENGTH = 128  # of a packed row
 _ROUND = 64
 # Tokens per device in a part of a batch: enough for matrix products at full speed.
 _PART_TOKENS = 1024
+_GRADIENT = "the gradient"
+_REMEDY = "tune by CMA-ES (optimizer cmaes), or use a machine with more memory"
 
 
 def training_examples(
@@ -180,15 +183,26 @@ class MergeLoss:
         self.tokens = search.batch * length
 
     def __call__(self, values: np.ndarray, start: int, step: int) -> tuple[float, np.ndarray]:
-        """Return the loss on a batch, and its gradient [parameters]."""
+        """Return the loss on a batch, and its gradient [parameters].
+
+        Raises:
+            MemoryLimitExceeded: the gradient needs more memory than there is.
+        """
         batch = self._device_batch(start, step)
-        loss, gradient = self.compiled(np.asarray(values, np.float32), self._frozen, batch)
+        with exhaustion_reported(_GRADIENT, remedy=_REMEDY):
+            loss, gradient = self.compiled(np.asarray(values, np.float32), self._frozen, batch)
         return float(loss), np.asarray(gradient, np.float64)
 
     @cached_property
     def compiled(self) -> jax.stages.Compiled:
-        """The executable of (values, frozen, batch) -> (loss, gradient)."""
-        return self._traced.lower().compile()
+        """The executable of (values, frozen, batch) -> (loss, gradient).
+
+        Raises:
+            MemoryLimitExceeded: it needs more memory than the devices have.
+        """
+        executable = self._traced.lower().compile()
+        require_fit(executable, _GRADIENT, remedy=_REMEDY)
+        return executable
 
     def blocking(self) -> dict[int, tuple[str, ...]]:
         """Return the numbers without a gradient and the operations that prevent it.

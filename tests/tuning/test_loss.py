@@ -11,6 +11,7 @@ import sdjax
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.methods.registry import algorithm
 from sdjax.models.tree import flatten
+from sdjax.sharding.memory import MemoryLimitExceeded
 from sdjax.testing import count_compilations, random_params, tiny_model
 from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
@@ -56,6 +57,14 @@ def test_gradient_matches_finite_differences_and_compiles_once():
         others = [loss(values * start, start, step)[0] for start in (0, 1) for step in range(3)]
     assert compilations.count == 0
     assert len(set(others)) == 6
+
+
+def test_gradient_that_does_not_fit_into_memory_is_not_run(monkeypatch):
+    loss, _, _ = loss_of(tunable(start=0.5))
+    monkeypatch.setattr("sdjax.sharding.memory.host_memory", lambda: 10_000)
+    message = r"the gradient needs .* GB of memory at once, but the machine has 1e-05 GB; tune by"
+    with pytest.raises(MemoryLimitExceeded, match=message):
+        loss(np.array([0.5, 0.5]), 0, 0)
 
 
 def test_numbers_of_every_layer_have_a_gradient():
