@@ -148,7 +148,7 @@ def _differentiable_loss(
     if search.optimizer == "cmaes" or not examples:
         return None
     if refusal := tunable.gradient_refusal:
-        logger.info("%s: the gradient is %s: tuned by CMA-ES", tunable.name, refusal)
+        logger.info("%s: the gradient is refused: %s: tuned by CMA-ES", tunable.name, refusal)
         return None
     loss = MergeLoss(
         context.mergers[MAIN],

@@ -244,7 +244,7 @@ def _training_loss(
     if not setup.training:
         return None, False, [f"task {setup.task.name} has no training problems: tuned by CMA-ES"]
     if refusal := setup.tunable.gradient_refusal:
-        return None, False, [f"the gradient is {refusal}: tuned by CMA-ES"]
+        return None, False, [f"the gradient is refused: {refusal}: tuned by CMA-ES"]
     loss = MergeLoss(
         weights.merger,
         setup.tunable,

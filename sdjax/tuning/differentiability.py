@@ -8,6 +8,7 @@ Axes: parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -25,6 +26,8 @@ _STRUCTURAL = frozenset(
     {"slice", "squeeze", "reshape", "concatenate", "broadcast_in_dim", "transpose", "expand_dims"}
     | {"stack", "unstack", "copy", "rev", "split"}
 )
+# Elements up to which an array is followed element by element: these analyses run in this process.
+_MAX_FOLLOWED = 1 << 16
 
 # What an array depends on: element by element, 1 + the index of a number or 0; or as a whole.
 _Source: TypeAlias = np.ndarray | frozenset[int]
@@ -94,6 +97,9 @@ class _Analysis:
 
 def _move(equation: core.JaxprEqn, operands: Sequence[_Source]) -> list[_Source] | None:
     """Apply a structural operation to the sources, if they are known element by element."""
+    variables = (*equation.invars, *equation.outvars)
+    if any(math.prod(_aval(variable).shape) > _MAX_FOLLOWED for variable in variables):
+        return None
     arrays = [
         np.zeros(_aval(atom).shape, np.int32) if isinstance(x, frozenset) and not x else x
         for atom, x in zip(equation.invars, operands, strict=True)

@@ -120,6 +120,23 @@ def test_program_is_tuned_in_its_text(tmp_path):
 
 
 @pytest.mark.slow
+def test_program_whose_gradient_is_too_large_is_tuned_by_cmaes(tmp_path):
+    steps = "    for _ in range(270):\n        x = jnp.sin(x)\n"
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp\n\ndef merge_models(task_vectors):\n"
+        f"    x = 0.5 * task_vectors['expert_1']\n{steps}    return x\n"
+    )
+    result = tune(tmp_path / "mine.py", *MODELS, "--budget", 1, "--limit", 4)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if "the gradient is refused" in line]
+    assert (
+        "the gradient is refused: too costly (code-size): a chain of elementwise operations is"
+        in line
+    )
+    assert line.endswith(": tuned by CMA-ES")
+
+
+@pytest.mark.slow
 def test_recipe_is_tuned_on_a_task_without_training_problems(tmp_path):
     models = zoo_models()
     experts = [

@@ -13,7 +13,9 @@ from sdjax.search.attempts import pending_attempt
 from sdjax.search.config import RunTuningConfig
 from sdjax.search.store import Store
 from sdjax.search.types import Attempt, Entry, Program, Setting, program_entry
+from sdjax.training.packing import Example
 from sdjax.tuning.search import SearchConfig
+from tests.tuning.searches import tunable
 
 SOURCE = "def merge_models(task_vectors):\n    return 0.5 * task_vectors['expert_1']\n"
 SEARCH = SearchConfig(budget=1, steps=1, batch=2)
@@ -73,6 +75,21 @@ def test_program_is_not_tuned_again_after_the_second_death(store, identity, tune
         assert tune_it() == tune_it() == []
     assert [record.getMessage() for record in caplog.records] == [message, message]
     assert store.select(Attempt) == ()
+
+
+def test_program_whose_gradient_is_refused_is_searched_by_evolution(context, caplog):
+    config = dataclasses.replace(context.config, tuning=RunTuningConfig(search=SEARCH))
+    refused = dataclasses.replace(tunable(), gradient_refusal="compiler (cpu): too slow")
+    with caplog.at_level(logging.INFO):
+        loss = tune._differentiable_loss(
+            dataclasses.replace(context, config=config),
+            refused,
+            [Example(prompt=(5, 6), target=(9, 1))],
+        )
+    assert loss is None
+    (record,) = caplog.records
+    text = f"{refused.name}: the gradient is refused: compiler (cpu): too slow: tuned by CMA-ES"
+    assert record.getMessage() == text
 
 
 CRASHING = """

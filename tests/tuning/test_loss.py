@@ -124,6 +124,13 @@ def test_operations_without_a_gradient_are_named():
     assert blocking_operations(repeated, 1) == {0: ("while",)}
 
 
+def test_analysis_allocates_no_large_array():
+    def function(values):
+        return jnp.broadcast_to(values[0], (1 << 22, 1 << 22))[::-1] + jnp.floor(values[1])
+
+    assert blocking_operations(function, 2) == {1: ("floor",)}
+
+
 @pytest.mark.parametrize(
     ("name", "parameter", "operations"),
     [("ties", "density", ("floor", "ge", "gt")), ("sce", "select_topk", ("floor", "ge"))],

@@ -9,6 +9,8 @@ from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
+from sdjax.sandbox.merge_trial import MergeTrial
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.tuning.differentiability import blocking_operations
@@ -26,6 +28,7 @@ def merge_models(task_vectors, depth):
     weights = [0.7, -0.3]  # found by hand
     return weights[0] * a + jnp.where(depth < 0.5, weights[1], 1 / 3) * b / max(2.0, 1.5)
 """
+TRIAL = MergeTrial(memory=1 << 40, tensors=(), compiler="full")
 OTHER = SOURCE.replace("0.7, -0.3", "0.2,  0.9").replace("< 0.5", "<  0.75").replace("1 / 3", "0.1")
 
 
@@ -118,6 +121,61 @@ def test_constants_without_effect_are_left_out(sandbox):
     tunable = program_tunable(source, sandbox, name="mine.py")
     assert [parameter.name for parameter in tunable.parameters] == ["c1"]
     assert tunable.write(np.array([0.25])) == source.replace("0.5", "0.25")
+
+
+CHAIN = """\
+import jax.numpy as jnp
+
+
+def merge_models(task_vectors):
+    x = 0.5 * task_vectors["expert_1"]
+    for _ in range(270):
+        x = jnp.sin(x)
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "failing", "tried", "reason"),
+    [
+        (SOURCE, None, ["merge", "gradient"], None),
+        (SOURCE, "gradient", ["merge", "gradient"], "compiler (crash): XLA crashed"),
+        # Only the merge may be compiled.
+        (
+            CHAIN,
+            None,
+            ["merge"],
+            "too costly (code-size): a chain of elementwise operations is 1352",
+        ),
+    ],
+)
+def test_refusal_of_the_gradient_leaves_a_tunable(
+    sandbox, monkeypatch, source, failing, tried, reason
+):
+    seen = _fail_trials(sandbox, monkeypatch, failing)
+    tunable = program_tunable(source, sandbox, name="mine.py", trial=TRIAL)
+    assert [trial.computes for trial in seen] == tried
+    assert {trial.compiler for trial in seen} == {"full"}
+    assert (tunable.gradient_refusal or "").startswith(reason or "")
+    assert (tunable.gradient_refusal is None) == (reason is None)
+
+
+def test_refusal_of_the_merge_is_an_error(sandbox, monkeypatch):
+    _fail_trials(sandbox, monkeypatch, "merge")
+    with pytest.raises(UserError, match=r"^mine\.py: compiler \(crash\): XLA crashed$"):
+        program_tunable(SOURCE, sandbox, name="mine.py", trial=TRIAL)
+
+
+def _fail_trials(sandbox, monkeypatch, failing):
+    """Have the trial of the merge, or of the gradient, refused; return the trials to come."""
+    seen = []
+
+    def try_merge(ir, trial):
+        seen.append(trial)
+        return Refusal("compiler", "crash", "XLA crashed") if trial.computes == failing else None
+
+    monkeypatch.setattr(sandbox, "try_merge", try_merge)
+    return seen
 
 
 @pytest.mark.parametrize(
