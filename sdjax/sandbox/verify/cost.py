@@ -87,7 +87,8 @@ def _equation_cost(equation: Any, limits: Limits, max_elements: int) -> CostEsti
     if name == "scan":
         # XLA may copy the carry, and the slices that the body reads and writes.
         body = params["jaxpr"]
-        slices = body.in_avals[params["num_consts"] + params["num_carry"] :]
+        pairs = zip(equation.invars, body.in_avals, strict=True)
+        slices = [inner for outer, inner in pairs if outer.aval.shape != inner.shape]
         return _repeated(of(body), size((*body.out_avals, *slices)), params["length"])
     if name == "while":
         condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
