@@ -9,7 +9,8 @@ with a stack of 8 MiB and the limits of a compiling worker, in a loop's body and
 with the options that sdjax uses. These overflowed: products with sums from 2,600 pairs on (625 are
 admitted), sigmoids from 1,400 (312), transpositions times a number from 300 (73), pads and slices
 times a number from 390 (37). Of the others, most were tried in a loop only; none of those
-crashed at four times what is admitted, and some took more than the limit on processor time.
+crashed at four times what is admitted, and some took more than the limit on processor time. A chain
+continues through the bodies of loops and branches, each of which counts once.
 
 In `x + x[::-1]` the value of x is read at two indices, and fusion emits its computation twice.
 Twenty such steps in a row make a million copies, which take a minute and 4.6 GB to compile on a
@@ -44,8 +45,7 @@ MATERIALIZED = frozenset(
 
 def is_materialized(name: str) -> bool:
     """Return whether XLA stores the results of a primitive rather than fusing it into others."""
-    reduces = name.startswith("reduce_") and name != "reduce_precision"
-    return name in MATERIALIZED or reduces
+    return name in MATERIALIZED or (name.startswith("reduce_") and name != "reduce_precision")
 
 
 def check_codegen_size(jaxpr: Any) -> None:
@@ -74,19 +74,30 @@ def _longest_chain(jaxpr: Any, inputs: list[int]) -> tuple[int, list[int]]:
 
     for equation in jaxpr.eqns:
         name, operands = equation.primitive.name, [read(v) for v in equation.invars]
-        if name == "jit":
-            inner = equation.params["jaxpr"].jaxpr
-            length, results = _longest_chain(inner, operands)
+        if bodies := _bodies(name, equation.params, operands):
+            # XLA removes loops of one iteration and branches whose predicate is known.
+            chains = [_longest_chain(body, inputs) for body, inputs in bodies]
+            length = max(chain for chain, _ in chains)
+            results = [max(ends) for ends in zip(*(ends for _, ends in chains), strict=True)]
         elif is_materialized(name):
             length, results = 0, [0] * len(equation.outvars)
         else:
-            inputs = [v.aval for v in equation.invars]
-            units = INDEXING_UNITS if name in INDEXING else table_units(name, inputs)
+            avals = [v.aval for v in equation.invars]
+            units = INDEXING_UNITS if name in INDEXING else table_units(name, avals)
             length = max(operands, default=0) + units
             results = [length] * len(equation.outvars)
         longest = max(longest, length)
         length_at.update(zip(equation.outvars, results, strict=True))
     return longest, [read(v) for v in jaxpr.outvars]
+
+
+def _bodies(name: str, params: Any, operands: list[int]) -> list[tuple[Any, list[int]]]:
+    """Return the jaxprs of a call, loop or branch, each with the operands that it reads."""
+    if name in ("jit", "scan"):
+        return [(params["jaxpr"].jaxpr, operands)]
+    if name == "while":
+        return [(params["body_jaxpr"].jaxpr, operands[params["cond_nconsts"] :])]
+    return [(branch.jaxpr, operands[1:]) for branch in params.get("branches", ())]
 
 
 def _check_copies(jaxpr: Any) -> None:
@@ -104,8 +115,7 @@ def _check_copies(jaxpr: Any) -> None:
         if copies > MAX_COPIES:
             message = "too many shifted, flipped or transposed uses of the same values in a row"
             raise Refusal("too costly", "code-size", message)
-        if is_materialized(name):
-            indices = {hash(number)}
+        indices = {hash(number)} if is_materialized(name) else indices
         for position, variable in enumerate(equation.invars):
             if isinstance(variable, Literal):
                 continue

@@ -50,6 +50,31 @@ def test_chain_that_could_overflow_the_compilers_stack_is_refused(step, longest)
     assert (refusal.value.verdict, refusal.value.rule) == ("too costly", "code-size")
 
 
+def _in_scan(step, x):
+    return lax.scan(lambda x, _: (step(x), None), x, None, length=1)[0]
+
+
+def _in_while(step, x):
+    return lax.while_loop(lambda pair: pair[0] < 1, lambda pair: (1, step(pair[1])), (0, x))[1]
+
+
+def _in_cond(step, x):
+    return lax.cond(True, step, lambda x: x, x)
+
+
+@pytest.mark.parametrize("wrap", [_in_scan, _in_while, _in_cond])
+def test_chain_continues_through_control_flow_that_xla_removes(wrap):
+    def half(x):
+        for _ in range(700):
+            x = x * 1.01
+        return x
+
+    check_codegen_size(jax.make_jaxpr(lambda x: wrap(half, x))(jnp.ones((4, 4))).jaxpr)
+    twice = jax.make_jaxpr(lambda x: wrap(half, wrap(half, x)))(jnp.ones((4, 4)))
+    with pytest.raises(Refusal, match="chain of elementwise operations"):
+        check_codegen_size(twice.jaxpr)
+
+
 @pytest.mark.parametrize("step", ["x - 0.1 * jnp.tanh(x)", "x / (1 + jnp.linalg.norm(x))"])
 def test_long_elementwise_chains_are_admitted(step, signature):
     body = f"x = task_vectors['expert_1']\nfor _ in range(60):\n    x = {step}\nreturn x"
