@@ -155,7 +155,8 @@ class Attempt:
 
     Attributes:
         entry: name of the entry.
-        setting: name of the setting whose models are merged.
+        setting: name of the setting whose models are merged; "tuning" for the first merge and the
+            first gradient step before a program is tuned.
         number: number of the attempt; 2 if an earlier process was killed in the first one.
     """
 

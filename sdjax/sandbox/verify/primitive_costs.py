@@ -23,6 +23,7 @@ UNITS = {
         8: "acos asin atan2 bessel_i0e bessel_i1e erfc pow tan",
         16: """acosh asinh atanh cumlogsumexp digamma erf_inv lgamma random_bits random_fold_in
             random_split threefry2x32""",
+        32: "polygamma",  # in the gradient of digamma only
     }.items()
     for name in names.split()
 }
