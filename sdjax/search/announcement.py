@@ -44,9 +44,22 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
         f"search: {programs} ({iterations} of {samples:,}) and "
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
+        *_describe_tuning(config),
         f"test: the best {_count(config.test.top_k, 'program')} and at most "
         f"{_count(test_models, 'baseline')} on {_count(problems[TEST], 'problem')}"
         f"{', with the experts of the search and of the transfer' if transfer else ''}",
+    ]
+
+
+def _describe_tuning(config: RunConfig) -> list[str]:
+    if config.tuning is None:
+        return []
+    controls = _count(len(config.tuning.controls), "control")
+    programs = _count(config.tuning.programs, "program")
+    evaluations = _count(config.tuning.search.budget, "evaluation")
+    return [
+        f"tuning: {controls} and at most {programs}, each with {evaluations} on the development "
+        "problems"
     ]
 
 

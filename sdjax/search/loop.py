@@ -35,7 +35,7 @@ from sdjax.search.phases import (
     scored_samples,
 )
 from sdjax.search.plan import plan_run
-from sdjax.search.ranking import best_method, complete_scores, ranked_programs
+from sdjax.search.ranking import best_method, complete_scores, finalists
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.scoring import save_settings, score_programs
 from sdjax.search.store import Store
@@ -225,7 +225,7 @@ def run_test(context: RunContext, store: Store, sandbox: Sandbox | None) -> None
     The same programs are then scored, unchanged, on the transfer experts.
     """
     config = context.config
-    programs = ranked_programs(store, config.task.metric)[: config.test.top_k]
+    programs = finalists(store, config.task.metric, config.test.top_k)
     experts = [expert_entry(slot) for slot in config.slots]
     entries: dict[str, str | None] = dict.fromkeys(
         ["seed", *experts, *tuned_methods(config, store), *tuned_controls(store)]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,7 +24,7 @@ from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.training_programs import read_training_identities
 from sdjax.merging.scope import select_paths
 from sdjax.models.config import ModelConfig
-from sdjax.models.lora import Adapter
+from sdjax.models.lora import Adapter, init_adapter
 from sdjax.models.params import ParamSpec, param_specs
 from sdjax.models.tree import flatten
 from sdjax.programs.signature import model_signature
@@ -94,8 +95,9 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
             this process.
 
     Raises:
-        UserError: see `plan_scoring`; a generator for another model or of another rank, or an
-            unusable prompt. The message starts with the place of the config's key.
+        UserError: see `plan_scoring`; a generator for another model or of another rank, a rank
+            above that of every projection, or an unusable prompt. The message starts with the place
+            of the config's key.
     """
     plan = plan_scoring(config, trust_code=trust_code)
     model, folder = plan.model, locate(config.seed)[0]
@@ -104,6 +106,15 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
         initial_adapter = (
             None if generator is None else _read_generator(config, generator, model, folder)
         )
+    if initial_adapter is None:
+        training = config.training
+        with errors_at(config, "training.rank"):
+            jax.eval_shape(
+                lambda key: (
+                    init_adapter(model, key, rank=training.rank, alpha=training.alpha).factors
+                ),
+                jax.eval_shape(jax.random.key, 0),
+            )
     decoding = config.generation.decoding
     with errors_at(config, "generation.decoding"):
         generator_decoder = _build_decoder(model, plan.tokenizer, decoding, plan.mesh)
@@ -116,6 +127,12 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
             generator or folder, signature_digest(plan.signature)
         ),
     )
+
+
+def _check_rank(model: ModelConfig, rank: int) -> None:
+    """Raise UserError if no projection of the model has this rank."""
+    key = jax.eval_shape(jax.random.key, 0)
+    jax.eval_shape(lambda key: init_adapter(model, key, rank=rank, alpha=1.0).factors, key)
 
 
 def plan_scoring(config: RunConfig, *, trust_code: bool = False) -> ScoringPlan:

@@ -59,6 +59,20 @@ def ranked_programs(store: Store, metric: str) -> list[Entry]:
     return [entries[name] for name in ranked(scores) if entries[name].kind == "program"]
 
 
+def finalists(store: Store, metric: str, count: int) -> list[Entry]:
+    """Return the programs to test: the best ones, and the best as it was written.
+
+    Args:
+        store: the run's store.
+        metric: "strict" or "flexible".
+        count: number of best programs, tuned ones included.
+    """
+    programs = ranked_programs(store, metric)
+    best = programs[:count]
+    written = [program for program in programs if "tuned_from" not in program.detail]
+    return best + [program for program in written[:1] if program not in best]
+
+
 def best_method(store: Store, metric: str) -> str | None:
     """Return the human-designed method with the best development score; None if none is scored."""
     scores, entries = complete_scores(store, metric), store.by_key(Entry)

@@ -64,8 +64,11 @@ def test_dry_run_writes_nothing(tmp_path):
     lines = result.output.splitlines()
     assert lines[0].startswith(f"run demo in {folder}, on ")
     assert "192 programs (3 iterations of 64) and 33 baselines on 8 " in lines[2]
-    assert "with the experts of the search and of the transfer" in lines[3]
-    assert lines[4].startswith("sandbox: ")
+    assert lines[3] == (
+        "tuning: 1 control and at most 3 programs, each with 6 evaluations on the development problems"
+    )
+    assert "with the experts of the search and of the transfer" in lines[4]
+    assert lines[5].startswith("sandbox: ")
     assert list(tmp_path.iterdir()) == []
     assert CliRunner().invoke(run, options).exit_code == 0  # no folder is needed
 
@@ -75,6 +78,7 @@ def test_dry_run_writes_nothing(tmp_path):
     [
         ("experts.expert_1.model=zoo:none", "experts.expert_1.model: zoo:none: no such model"),
         ("sandbox.allow_missing=[x]", "sandbox.allow_missing: allow_missing: unknown layer 'x'"),
+        ("training.rank=512", "training.rank: rank is 512, but no adapted projection has"),
         ("generation.decoding.buckets=[2]", "generation.decoding.buckets: the prompt 'short' has"),
     ],
 )
