@@ -1,12 +1,12 @@
 """Operations that move elements, reductions, linear algebra, random bits and control flow."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from cost_case import Case, ControlFlowCase, case_of, draw, several, square
+from cost_case import REAL, Case, ControlFlowCase, case_of, draw, several, square
 from jax import lax
 
 from sdjax.sandbox.ir.parameters import KEY_IMPL
@@ -119,7 +119,7 @@ def reduction_cases() -> Iterator[Case]:
         return [draw("normal", square(n), dtype)]
 
     for name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"):
-        for dtype in ("float32", "bfloat16", "int32", "complex64"):
+        for dtype in (*REAL, "int32", "complex64"):
             for axes in ((0,), (1,), (0, 1)):
                 yield case_of(
                     name, f"{dtype}, axes {axes}", lambda n, d=dtype: matrix(n, d), axes=axes
@@ -135,13 +135,14 @@ def reduction_cases() -> Iterator[Case]:
             lambda xs: {"axes": (0,), "reducers": ("add", "max") * (len(xs) // 4)},
         )  # fmt: skip
     for name in ("argmax", "argmin"):
-        for axis in (0, 1):
-            yield case_of(
-                name, f"axis {axis}", lambda n: matrix(n, "float32"), axes=(axis,),
-                index_dtype=jnp.dtype("int32"),
-            )  # fmt: skip
+        for dtype in (*REAL, "int32"):
+            for axis in (0, 1):
+                yield case_of(
+                    name, f"{dtype}, axis {axis}", lambda n, d=dtype: matrix(n, d), axes=(axis,),
+                    index_dtype=jnp.dtype("int32"),
+                )  # fmt: skip
     for name in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"):
-        for dtype in ("float32", "int32", "complex64"):
+        for dtype in (*REAL, "int32", "complex64"):
             for axis in (0, 1):
                 yield case_of(
                     name, f"{dtype}, axis {axis}", lambda n, d=dtype: matrix(n, d), axis=axis,
@@ -164,6 +165,15 @@ def reduction_cases() -> Iterator[Case]:
                                 draw("normal", (n // c + 1,), "float32")],
             dimension=0, is_stable=True, num_keys=keys,
         )  # fmt: skip
+    for dtype in ("bfloat16", "float16", "int8"):
+        yield case_of(
+            "sort", f"{dtype}, long axis", lambda n, d=dtype: [draw("normal", (n,), d)],
+            dimension=0, is_stable=True, num_keys=1,
+        )  # fmt: skip
+        yield case_of(
+            "top_k", f"{dtype}, k = half", lambda n, d=dtype: [draw("normal", (n,), d)],
+            lambda xs: {"k": max(1, xs[0].size // 2), "axis": 0},
+        )  # fmt: skip
     for k in (1, 0):
         yield case_of(
             "top_k", f"k = {k or 'half'}", lambda n: [draw("normal", (n,), "float32")],
@@ -185,7 +195,7 @@ def linear_algebra_cases() -> Iterator[Case]:
         }[kind]
         return [draw("normal", shape, dtype, i) for i, shape in enumerate(shapes)]
 
-    for dtype in ("float32", "bfloat16", "int32", "int8", "complex64"):
+    for dtype in (*REAL, "int32", "int8", "complex64"):
         for kind in ("square", "long", "outer", "vector", "batch"):
             batch = ((0,), (0,)) if kind == "batch" else ((), ())
             axes = ((2,), (1,)) if kind == "batch" else ((1,), (0,))
@@ -194,27 +204,7 @@ def linear_algebra_cases() -> Iterator[Case]:
                 lambda n, d=dtype, k=kind: product(n, d, k),
                 dimension_numbers=(axes, batch), precision=None, preferred_element_type=None,
             )  # fmt: skip
-    for label, sides in {"one": None, "many of 2 x 2": 2, "many of 16 x 16": 16}.items():
-        for dtype in ("float32", "complex64"):
-
-            def matrices(n: int, side: int | None = sides, dtype: str = dtype) -> list[Any]:
-                # A matrix of 2^18 elements would take seconds.
-                side = side or max(1, min(128, math.isqrt(n)))
-                x = draw("normal", (max(1, min(n, 1 << 16) // side**2), side, side), dtype)
-                gram = x @ np.conj(np.swapaxes(x, -1, -2)) + np.eye(side)
-                return [gram.astype(dtype)]
-
-            of = f"{label}, {dtype}"
-            yield case_of("svd", of, matrices, full_matrices=True, compute_uv=True)
-            yield case_of("eigh", of, matrices, lower=True, sort_eigenvalues=True)
-            yield case_of("qr", of, matrices, full_matrices=True)
-            yield case_of("cholesky", of, matrices)
-            yield case_of("lu", of, matrices)
-            yield case_of(
-                "triangular_solve", of, lambda n, f=matrices: f(n) * 2,
-                left_side=True, lower=True, transpose_a=False, conjugate_a=False,
-                unit_diagonal=False,
-            )  # fmt: skip
+    yield from _factorization_cases()
     for label, length in {"power of two": 64, "prime": 61, "long prime": 4093}.items():
         for kind in ("FFT", "RFFT", "IRFFT"):
             dtype = "float32" if kind == "RFFT" else "complex64"
@@ -224,6 +214,52 @@ def linear_algebra_cases() -> Iterator[Case]:
                     [draw("normal", (max(1, n // m), m // 2 + 1 if h else m), d)],
                 fft_type=getattr(lax.FftType, kind), fft_lengths=(length,),
             )  # fmt: skip
+
+
+FACTORIZATIONS = {
+    "svd": {"full_matrices": True, "compute_uv": True},
+    "eigh": {"lower": True, "sort_eigenvalues": True},
+    "qr": {"full_matrices": True},
+    "cholesky": {},
+    "lu": {},
+    "triangular_solve": {
+        "left_side": True, "lower": True, "transpose_a": False, "conjugate_a": False,
+        "unit_diagonal": False,
+    },
+}  # fmt: skip
+MATRICES = {
+    "positive definite": lambda x, side: x @ np.conj(np.swapaxes(x, -1, -2)) + np.eye(side),
+    "normal": lambda x, side: x,
+    "rank one": lambda x, side: x[..., :1] * np.conj(np.swapaxes(x[..., :1], -1, -2)),
+    "graded": lambda x, side: x * np.logspace(0, -40, side)[:, None],
+    "overflowing": lambda x, side: x * 4e37,
+    "denormal": lambda x, side: x * 1e-42,
+    "growing": lambda x, side: np.tril(0 * x.real - 1, -1) + 1e-3 * np.eye(side) + 0 * x,
+}
+
+
+def _factorization_cases() -> Iterator[Case]:
+    for label, sides in {"one": None, "many of 2 x 2": 2, "many of 16 x 16": 16}.items():
+        for dtype in ("float32", "complex64"):
+
+            def matrices(
+                n: int, kinds: Sequence[str], side: int | None = sides, dtype: str = dtype
+            ) -> list[Any]:
+                # A matrix of 2^18 elements would take seconds.
+                side = side or max(1, min(128, math.isqrt(n)))
+                x = draw("normal", (max(1, min(n, 1 << 14) // side**2), side, side), dtype)
+                with np.errstate(all="ignore"):
+                    return [MATRICES[kinds[0]](x, side).astype(dtype)]
+
+            for name, params in FACTORIZATIONS.items():
+                count = 2 if name == "triangular_solve" else 1
+                yield Case(
+                    primitive=name,
+                    label=f"{label}, {dtype}",
+                    make=lambda n, kinds, f=matrices, c=count: f(n, kinds) * c,
+                    params=lambda xs, p=params: p,
+                    values=[(kind,) for kind in MATRICES],
+                )
 
 
 def random_cases() -> Iterator[Case]:

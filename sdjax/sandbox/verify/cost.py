@@ -22,7 +22,7 @@ from sdjax.sandbox.verify.codegen_size import check_codegen_size, is_materialize
 from sdjax.sandbox.verify.primitive_costs import primitive_cost, size, units_per_element
 
 ITERATION_COST = 100  # units per loop iteration, in addition to its body and to its carry
-COPIED_PER_UNIT = 8  # elements that a loop or a branch copies at the cost of one unit
+COPIED_PER_UNIT = 16  # elements that a loop or a branch copies at the cost of one unit
 STORED_PER_FUSED = 4  # time of an operation alone, relative to one within a fused chain
 
 
@@ -131,7 +131,7 @@ class _FusedChains:
             if fused and math.prod(variable.aval.shape) < elements:
                 again += elements * self._units(fused) // STORED_PER_FUSED
             chain |= fused
-        units = units_per_element(name, [v.aval for v in equation.invars])
+        units = math.ceil(units_per_element(name, [v.aval for v in equation.invars]))
         if name == "jit":
             units = -(-cost // max(1, elements))
         self._by_units[units] |= 1 << self._count

@@ -3,8 +3,9 @@
 The unit of cost is an elementwise operation such as a float32 product, per element. It takes about
 2 ns of one thread: 0.5 ns within a fused chain, 5 ns where its result is stored. The table holds
 what primitives take on their slowest operands, measured on 2026-11-26 (AMD EPYC, jax 0.10.2, the
-compiler options of `sdjax run`) by `benchmarks/sandbox/primitive_costs.py`. That script fails if
-the time per unit of a case differs from the median by more than a factor of ten.
+compiler options of `sdjax run`) by `benchmarks/sandbox/primitive_costs.py`, which fails if the time
+per unit of a primitive in one of its dtypes differs from the median by more than a factor of ten.
+`benchmarks/sandbox/primitive_costs.md` has the times.
 """
 
 import math
@@ -17,9 +18,9 @@ MATRIX_CALL = 200  # units per matrix of a factorization, in addition to those o
 UNITS = {
     name: units
     for units, names in {
-        2: "rsqrt sqrt nextafter one_minus_square scatter",
-        4: """argmax argmin atan cbrt cos cosh eigh erf exp exp2 expm1 integer_pow log log1p log2
-            logistic rem sin sinh sort svd tanh top_k""",
+        2: "rsqrt sqrt nextafter one_minus_square scatter shift_right_arithmetic",
+        4: """argmax argmin atan cbrt cos cosh erf exp exp2 expm1 integer_pow log log1p log2
+            logistic rem sin sinh sort tanh top_k""",
         8: "acos asin atan2 bessel_i0e bessel_i1e erfc pow tan",
         16: """acosh asinh atanh cumlogsumexp digamma erf_inv lgamma random_bits random_fold_in
             random_split threefry2x32""",
@@ -27,12 +28,26 @@ UNITS = {
     }.items()
     for name in names.split()
 }
-# The remainder of floats is computed bit by bit: its time grows with the quotient's logarithm.
-REMAINDER_UNITS = {"float32": 400, "bfloat16": 100, "float16": 40}
+# Units of primitives that take much more or less in one dtype than the other rules say.
+EXCEPTIONS: Mapping[str, Mapping[str, float]] = {
+    # A remainder is computed bit by bit: its time grows with the logarithm of the quotient.
+    "rem": {"float32": 400, "bfloat16": 100, "float16": 40},
+    "atanh": {"complex64": 32},
+    "integer_pow": {"complex64": 8},
+    "one_minus_square": {"complex64": 4},
+    "random_unwrap": {"key<fry>": 0},
+    "random_wrap": {"uint32": 0},
+    "reduce_max": {"float32": 1 / 8, "bfloat16": 1 / 8},
+    "reduce_min": {"float32": 1 / 8, "bfloat16": 1 / 8},
+    "reduce_sum": {"float32": 1 / 8},
+    "scatter": {"complex64": 4},
+}
 COMPLEX_FACTORS = {False: 2, True: 8}  # the second for primitives of several units
 # Units per product of a contraction, of dtypes for which there is a library.
 PRODUCT_UNITS = {"float32": 1 / 32, "bfloat16": 1 / 8, "int32": 1 / 8, "complex64": 1 / 8}
-FACTORIZATIONS = frozenset(("cholesky", "eigh", "lu", "qr", "svd", "triangular_solve"))
+# Units per step of a factorization, of which there are as many as elements times rows.
+FACTORIZATIONS = dict.fromkeys(("cholesky", "lu", "triangular_solve"), 1 / 16)
+FACTORIZATIONS |= {"qr": 1 / 4, "eigh": 1, "svd": 1}
 
 Avals = Sequence[Any]
 
@@ -49,11 +64,12 @@ def primitive_cost(name: str, inputs: Avals, outputs: Avals, params: Mapping[str
     return CALL + math.ceil(_total(name, inputs, outputs, params))
 
 
-def units_per_element(name: str, inputs: Avals) -> int:
+def units_per_element(name: str, inputs: Avals) -> float:
     """Return the units of an elementwise primitive, per element of its result."""
-    if name == "rem" and (units := REMAINDER_UNITS.get(str(inputs[0].dtype))):
-        return units
-    return table_units(name, inputs)
+    dtype = str(inputs[0].dtype) if inputs else ""
+    # Each operation on float16 converts it to float32 and back.
+    usual = table_units(name, inputs) * (2 if dtype == "float16" else 1)
+    return EXCEPTIONS.get(name.partition("-")[0], {}).get(dtype, usual)
 
 
 def table_units(name: str, inputs: Avals) -> int:
@@ -69,17 +85,16 @@ def size(avals: Avals) -> int:
 
 def _total(name: str, inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> float:
     units, everything = units_per_element(name, inputs), size((*inputs, *outputs))
+    parts = 2 if _is_complex(inputs) else 1
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         products = size(outputs) * math.prod(inputs[0].shape[axis] for axis in contracted)
-        return everything + products * PRODUCT_UNITS.get(str(inputs[0].dtype), 1)
+        return everything * parts + products * PRODUCT_UNITS.get(str(inputs[0].dtype), 1)
     if name in FACTORIZATIONS:
         *batch, rows, columns = inputs[0].shape
-        # A full basis is larger than its matrix. Singular or overflowing ones took up to 170
-        # times as long as others (triangular_solve).
+        # A full basis is larger than its matrix.
         steps = min(rows, columns) * max(math.prod(aval.shape) for aval in (*inputs, *outputs))
-        factor = UNITS.get(name, 1) * (2 if _is_complex(inputs) else 1)
-        return MATRIX_CALL * math.prod(batch) + everything + 5 * factor * steps
+        return MATRIX_CALL * math.prod(batch) + everything + FACTORIZATIONS[name] * parts * steps
     if name == "fft":
         return everything * max(1, _log2(math.prod(params["fft_lengths"])) // 2)
     if name == "top_k":

@@ -39,7 +39,7 @@ COSTLY = {
         "probe",
     ),
     "triangular systems": (
-        loop("z = lax.linalg.triangular_solve(z, y, left_side=True)", 30_000),
+        loop("z = lax.linalg.triangular_solve(z, y, left_side=True)", 100_000),
         "probe",
     ),
     "integer divisions": (
