@@ -40,6 +40,7 @@ from sdjax.xla.compiler_options import quick_options
 
 TOLERANCE = 10
 SIZES = (1 << 12, 1 << 16)
+STEPS = 8  # equations that one primitive becomes at most
 SLOW_SECONDS = 0.02  # an iteration that takes longer is repeated only once
 OPTIONS: dict[str, Callable] = {"quick": quick_options, "full": lambda: None}
 
@@ -78,7 +79,7 @@ class Row(NamedTuple):
         size: number of elements that was asked for.
         cost: units that an application is charged.
         elements: size of the largest operand or result.
-        moved: total size of operands and results.
+        moved: total size of operands and results; in several steps, of those of each.
         ordinary: nanoseconds on the first set of operands.
         worst: nanoseconds on the slowest set of operands.
     """
@@ -101,7 +102,7 @@ class Row(NamedTuple):
     @property
     def least(self) -> bool:
         """Whether the charge is at most a unit per element that is read or written."""
-        return self.cost <= self.moved + CALL
+        return self.cost <= self.moved + CALL * STEPS
 
 
 class Timer:
@@ -175,6 +176,7 @@ def measure(case: Case, size: int, timer: Timer) -> Row | None:
         return None
     cost = estimate_cost(jaxpr, Limits(), max_elements=1 << 40).cost
     sizes = [math.prod(x.shape) for x in (*jaxpr.in_avals, *jaxpr.out_avals)]
+    steps = [math.prod(v.aval.shape) for e in jaxpr.eqns for v in (*e.invars, *e.outvars)]
     try:
         ordinary, worst = timer.nanoseconds(step, inputs)
     except OverflowError:  # cumlogsumexp of integers, whose initial value is infinite
@@ -182,7 +184,7 @@ def measure(case: Case, size: int, timer: Timer) -> Row | None:
     dtype = str(max(jaxpr.in_avals, key=lambda x: (x.dtype != "bool", x.size)).dtype)
     row = Row(
         primitive=case.primitive, dtype=dtype, label=case.label, size=size, cost=cost,
-        elements=max(sizes), moved=sum(sizes), ordinary=ordinary, worst=worst,
+        elements=max(sizes), moved=sum(steps), ordinary=ordinary, worst=worst,
     )  # fmt: skip
     print(f"{row.primitive} {row.label}, {size}: {row.per_unit:.3f} ns/unit", file=sys.stderr)
     return row

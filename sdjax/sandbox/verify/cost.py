@@ -131,10 +131,9 @@ class _FusedChains:
             if fused and math.prod(variable.aval.shape) < elements:
                 again += elements * self._units(fused) // STORED_PER_FUSED
             chain |= fused
-        units = math.ceil(units_per_element(name, [v.aval for v in equation.invars]))
-        if name == "jit":
-            units = -(-cost // max(1, elements))
-        self._by_units[units] |= 1 << self._count
+        avals = [v.aval for v in equation.invars]
+        units = cost / max(1, elements) if name == "jit" else units_per_element(name, avals)
+        self._by_units[math.ceil(units)] |= 1 << self._count
         self._count += 1
         self._chains.update(dict.fromkeys(equation.outvars, chain))
         return again
@@ -154,14 +153,12 @@ def _check_size(aval: Any, name: str, max_elements: int) -> None:
         raise Refusal("refused", "ir", f"`{name}` makes an array with a negative dimension")
     # The length of each axis counts too, even if the array is empty.
     elements = max(math.prod(aval.shape), *aval.shape, 0)
+    array = f"`{name}` makes an array of"
     if elements > max_elements:
-        raise Refusal(
-            "too costly",
-            "elements",
-            f"`{name}` makes an array of {elements:.3g} elements; the limit is {max_elements:.3g}",
-        )
+        text = f"{array} {elements:.3g} elements; the limit is {max_elements:.3g}"
+        raise Refusal("too costly", "elements", text)
     if len(aval.shape) > MAX_RANK:
-        raise Refusal("too costly", "rank", f"`{name}` makes an array of more than {MAX_RANK} axes")
+        raise Refusal("too costly", "rank", f"{array} more than {MAX_RANK} axes")
 
 
 def _num_bytes(aval: Any) -> int:

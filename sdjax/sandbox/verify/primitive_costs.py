@@ -18,9 +18,9 @@ MATRIX_CALL = 200  # units per matrix of a factorization, in addition to those o
 UNITS = {
     name: units
     for units, names in {
-        2: "rsqrt sqrt nextafter one_minus_square scatter shift_right_arithmetic",
+        2: "nextafter one_minus_square scatter shift_right_arithmetic",
         4: """argmax argmin atan cbrt cos cosh erf exp exp2 expm1 integer_pow log log1p log2
-            logistic rem sin sinh sort tanh top_k""",
+            logistic rem rsqrt sin sinh sort sqrt tanh top_k""",
         8: "acos asin atan2 bessel_i0e bessel_i1e erfc pow tan",
         16: """acosh asinh atanh cumlogsumexp digamma erf_inv lgamma random_bits random_fold_in
             random_split threefry2x32""",
@@ -34,15 +34,13 @@ EXCEPTIONS: Mapping[str, Mapping[str, float]] = {
     "rem": {"float32": 400, "bfloat16": 100, "float16": 40},
     "atanh": {"complex64": 32},
     "integer_pow": {"complex64": 8},
-    "one_minus_square": {"complex64": 4},
-    "random_unwrap": {"key<fry>": 0},
-    "random_wrap": {"uint32": 0},
-    "reduce_max": {"float32": 1 / 8, "bfloat16": 1 / 8},
-    "reduce_min": {"float32": 1 / 8, "bfloat16": 1 / 8},
     "reduce_sum": {"float32": 1 / 8},
-    "scatter": {"complex64": 4},
+    "reduce_max": {"float32": 1 / 8, "bfloat16": 1 / 8, "float16": 1 / 8},
+    "reduce_min": {"float32": 1 / 8, "bfloat16": 1 / 8, "float16": 1 / 8},
+    "random_unwrap": {"key<fry>": 1 / 16},
+    "random_wrap": {"uint32": 1 / 16},
 }
-COMPLEX_FACTORS = {False: 2, True: 8}  # the second for primitives of several units
+COMPLEX_FACTORS = {False: 2, True: 8}  # the second for primitives of more than two units
 # Units per product of a contraction, of dtypes for which there is a library.
 PRODUCT_UNITS = {"float32": 1 / 32, "bfloat16": 1 / 8, "int32": 1 / 8, "complex64": 1 / 8}
 # Units per step of a factorization, of which there are as many as elements times rows.
@@ -75,7 +73,7 @@ def units_per_element(name: str, inputs: Avals) -> float:
 def table_units(name: str, inputs: Avals) -> int:
     """Return the units per element according to the table, whatever the values are."""
     units, is_complex = UNITS.get(name.partition("-")[0], 1), _is_complex(inputs)
-    return units * (COMPLEX_FACTORS[units > 1] if is_complex else 1)
+    return units * (COMPLEX_FACTORS[units > 2] if is_complex else 1)
 
 
 def size(avals: Avals) -> int:
@@ -97,10 +95,8 @@ def _total(name: str, inputs: Avals, outputs: Avals, params: Mapping[str, Any]) 
         return MATRIX_CALL * math.prod(batch) + everything + FACTORIZATIONS[name] * parts * steps
     if name == "fft":
         return everything * max(1, _log2(math.prod(params["fft_lengths"])) // 2)
-    if name == "top_k":
-        return size(inputs) * _log2(2 * params["k"]) * units
-    if name == "sort" or name.startswith("cum"):
-        return size(inputs) * _log2(size(inputs)) * units
+    if name.startswith(("cum", "sort", "top_k")):
+        return size(inputs) * units * _log2(2 * params["k"] if name == "top_k" else size(inputs))
     of_inputs = name.startswith(("arg", "concatenate", "polynomial", "reduce", "scatter", "select"))
     return size(inputs if of_inputs else outputs) * units
 
