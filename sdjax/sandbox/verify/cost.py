@@ -10,7 +10,7 @@ as after a broadcast, a gather or a tile, it computes the chain again for each o
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from jax.extend import core
@@ -91,17 +91,13 @@ def _equation_cost(equation: Any, limits: Limits, max_elements: int) -> CostEsti
         slices = [inner for outer, inner in pairs if outer.aval.shape != inner.shape]
         return _repeated(of(body), size((*body.out_avals, *slices)), params["length"])
     if name == "while":
-        condition, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
-        memory = max(condition.memory, body.memory)
-        both = CostEstimate(condition.cost + body.cost, memory, body.iterations)
+        test, body = of(params["cond_jaxpr"]), of(params["body_jaxpr"])
+        both = CostEstimate(test.cost + body.cost, max(test.memory, body.memory), body.iterations)
         return _repeated(both, size(outs), limits.max_loop_iterations + 1)
     if name == "cond":
-        branches = [of(branch) for branch in params["branches"]]
-        return CostEstimate(
-            cost=size(outs) // COPIED_PER_UNIT + max(branch.cost for branch in branches),
-            memory=max(branch.memory for branch in branches),
-            iterations=max(branch.iterations for branch in branches),
-        )
+        branches = [astuple(of(branch)) for branch in params["branches"]]
+        cost, memory, iterations = map(max, zip(*branches, strict=True))
+        return CostEstimate(size(outs) // COPIED_PER_UNIT + cost, memory, iterations)
     if name == "jit":  # inside one of JAX's own public functions
         return of(params["jaxpr"])
     return CostEstimate(primitive_cost(name, [v.aval for v in equation.invars], outs, params), 0)

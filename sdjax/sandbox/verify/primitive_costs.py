@@ -33,14 +33,12 @@ EXCEPTIONS: Mapping[str, Mapping[str, float]] = {
     # A remainder is computed bit by bit: its time grows with the logarithm of the quotient.
     "rem": {"float32": 400, "bfloat16": 100, "float16": 40},
     "atanh": {"complex64": 32},
-    "integer_pow": {"complex64": 8},
     "reduce_sum": {"float32": 1 / 8},
     "reduce_max": {"float32": 1 / 8, "bfloat16": 1 / 8, "float16": 1 / 8},
     "reduce_min": {"float32": 1 / 8, "bfloat16": 1 / 8, "float16": 1 / 8},
     "random_unwrap": {"key<fry>": 1 / 16},
     "random_wrap": {"uint32": 1 / 16},
 }
-COMPLEX_FACTORS = {False: 2, True: 8}  # the second for primitives of more than two units
 # Units per product of a contraction, of dtypes for which there is a library.
 PRODUCT_UNITS = {"float32": 1 / 32, "bfloat16": 1 / 8, "int32": 1 / 8, "complex64": 1 / 8}
 # Units per step of a factorization, of which there are as many as elements times rows.
@@ -72,8 +70,9 @@ def units_per_element(name: str, inputs: Avals) -> float:
 
 def table_units(name: str, inputs: Avals) -> int:
     """Return the units per element according to the table, whatever the values are."""
-    units, is_complex = UNITS.get(name.partition("-")[0], 1), _is_complex(inputs)
-    return units * (COMPLEX_FACTORS[units > 2] if is_complex else 1)
+    units = UNITS.get(name.partition("-")[0], 1)
+    # Functions of complex numbers take several real ones.
+    return units * ((8 if units > 2 else 2) if _is_complex(inputs) else 1)
 
 
 def size(avals: Avals) -> int:
