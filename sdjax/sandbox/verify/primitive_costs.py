@@ -72,7 +72,7 @@ def table_units(name: str, inputs: Avals) -> int:
     """Return the units per element according to the table, whatever the values are."""
     units = UNITS.get(name.partition("-")[0], 1)
     # Functions of complex numbers take several real ones.
-    return units * ((8 if units > 2 else 2) if _is_complex(inputs) else 1)
+    return units * _parts(inputs) ** (3 if units > 2 else 1)
 
 
 def size(avals: Avals) -> int:
@@ -82,16 +82,15 @@ def size(avals: Avals) -> int:
 
 def _total(name: str, inputs: Avals, outputs: Avals, params: Mapping[str, Any]) -> float:
     units, everything = units_per_element(name, inputs), size((*inputs, *outputs))
-    parts = 2 if _is_complex(inputs) else 1
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         products = size(outputs) * math.prod(inputs[0].shape[axis] for axis in contracted)
-        return everything * parts + products * PRODUCT_UNITS.get(str(inputs[0].dtype), 1)
+        return everything * _parts(inputs) + products * PRODUCT_UNITS.get(str(inputs[0].dtype), 1)
     if name in FACTORIZATIONS:
-        *batch, rows, columns = inputs[0].shape
         # A full basis is larger than its matrix.
-        steps = min(rows, columns) * max(math.prod(aval.shape) for aval in (*inputs, *outputs))
-        return MATRIX_CALL * math.prod(batch) + everything + FACTORIZATIONS[name] * parts * steps
+        largest = max(math.prod(aval.shape) for aval in (*inputs, *outputs))
+        steps = FACTORIZATIONS[name] * _parts(inputs) * min(inputs[0].shape[-2:]) * largest
+        return MATRIX_CALL * math.prod(inputs[0].shape[:-2]) + everything + steps
     if name == "fft":
         return everything * max(1, _log2(math.prod(params["fft_lengths"])) // 2)
     if name.startswith(("cum", "sort", "top_k")):
@@ -100,8 +99,9 @@ def _total(name: str, inputs: Avals, outputs: Avals, params: Mapping[str, Any]) 
     return size(inputs if of_inputs else outputs) * units
 
 
-def _is_complex(avals: Avals) -> bool:
-    return any(aval.dtype == "complex64" for aval in avals)
+def _parts(avals: Avals) -> int:
+    """Return the number of real numbers per element."""
+    return 2 if any(aval.dtype == "complex64" for aval in avals) else 1
 
 
 def _log2(number: int) -> int:
