@@ -27,7 +27,8 @@ SMALL = [
     for override in (
         *("iterations=1", "generation.samples=24", "training.max_steps=2", "test.top_k=2"),
         *("task.development=64", "task.test=64", "selection.min_gap=0", "transfer={}"),
-        *("baselines.paper={}", "baselines.fine={linear: {}}"),
+        *("baselines.paper={}", "baselines.fine={linear: {}}", "training.after_last=true"),
+        "tuning={programs: 1, search: {budget: 2, steps: 2}}",
     )
     for word in ("--set", override)
 ]
@@ -94,6 +95,20 @@ def check_report(demo, folder):
     (demo / "report.html").unlink()
     sdjax("report", demo)
     assert "<html" in (demo / "report.html").read_text()
+
+
+def check_transfer(demo, folder):
+    names = dict(expert_1="storyteller", expert_2="accountant", expert_3="detective")
+    experts = [word for slot in names for word in ("--expert", f"{slot}=zoo:{names[slot]}")]
+    assert "tuned on" in sdjax("transfer", demo, *experts, "--limit", "8", "--out", "t.json")
+    assert Path("t.json").is_file()
+
+
+def check_tune(demo, folder):
+    experts = ["--expert", "expert_1=zoo:reader", "--expert", "expert_2=zoo:calculator"]
+    small = ["--budget", "2", "--steps", "2", "--limit", "8", "--out", "tuned"]
+    sdjax("tune", "weights", "--base", "zoo:seed", *experts, *small)
+    sdjax("merge", "tuned/tuned.yaml", "merged")
 
 
 def check_merge(demo, folder):
@@ -176,6 +191,8 @@ CHECKS = {
     "demo": check_demo,
     "run": check_run,
     "report": check_report,
+    "transfer": check_transfer,
+    "tune": check_tune,
     "merge": check_merge,
     "eval": check_eval,
     "generate": check_generate,
@@ -187,8 +204,9 @@ CHECKS = {
 
 
 def test_every_command_of_the_readme_is_run():
-    rows = re.findall(r"^\| `sdjax (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(CHECKS)
+    rows = re.findall(r"^\| (`sdjax .*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = {command for row in rows for command in re.findall(r"`sdjax (\w+)", row)}
+    assert commands == set(CHECKS)
 
 
 @pytest.mark.slow

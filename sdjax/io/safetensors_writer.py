@@ -150,11 +150,10 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
             header = parse_json(file.read(length))
         if not isinstance(header, dict):
             raise ValueError("the header is not a JSON object")
-        return {
-            name: _parse_entry(name, entry, 8 + length, size)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
+        header.pop("__metadata__", None)
+        if longest := max((len(name) for name in header if len(name) > MAX_NAME_LENGTH), default=0):
+            raise ValueError(f"a name of {longest:,} characters")
+        return _parse_entries(header, 8 + length, size)
     except (ValueError, OSError) as error:
         raise not_safetensors(path, error) from None
 
@@ -164,22 +163,24 @@ def not_safetensors(path: Path, reason: object) -> UserError:
     return UserError(f"{path}: truncated or not a safetensors file ({reason}); copy the file again")
 
 
-def _parse_entry(name: str, entry: Any, start: int, size: int) -> HeaderEntry:
-    """Return a tensor of a header of a file with `size` bytes whose first tensor is at `start`."""
-    match entry:
-        case {"dtype": str(code), "shape": [*shape], "data_offsets": [first, end]} if all(
-            type(number) is int and number >= 0 for number in (*shape, first, end)
-        ):
-            stored = end - first
-            if stored < 0 or start + end > size:
-                raise ValueError(f"{truncated_repr(name)} is not within the file")
-            if code in STORED_DTYPES and stored != math.prod(shape) * STORED_DTYPES[code].itemsize:
-                raise ValueError(f"{truncated_repr(name)} has a size unlike its shape")
-        case _:
-            raise ValueError(f"the header of {truncated_repr(name)} is invalid")
-    if len(name) > MAX_NAME_LENGTH:
-        raise ValueError(f"a name of {len(name):,} characters")
-    return HeaderEntry(tuple(shape), code, start + first)
+def _parse_entries(header: Mapping[str, Any], start: int, size: int) -> dict[str, HeaderEntry]:
+    """Return the tensors of a header of a file with `size` bytes, the first of them at `start`."""
+    entries = {}
+    for name, entry in header.items():
+        match entry:
+            case {"dtype": str(code), "shape": [*shape], "data_offsets": [first, end]} if all(
+                type(number) is int and number >= 0 for number in (*shape, first, end)
+            ):
+                stored = end - first
+                if stored < 0 or start + end > size:
+                    raise ValueError(f"{truncated_repr(name)} is not within the file")
+                known = STORED_DTYPES.get(code)
+                if known is not None and stored != math.prod(shape) * known.itemsize:
+                    raise ValueError(f"{truncated_repr(name)} has a size unlike its shape")
+            case _:
+                raise ValueError(f"the header of {truncated_repr(name)} is invalid")
+        entries[name] = HeaderEntry(tuple(shape), code, start + first)
+    return entries
 
 
 def write_safetensors(path: Path | None, tensors: Mapping[str, Any]) -> None:

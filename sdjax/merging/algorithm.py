@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError, did_you_mean
-from sdjax.merging.schedule import resolve_schedules
+from sdjax.merging.schedule import has_schedules, resolve_schedules
 from sdjax.merging.signature import Constraints, Form, TracedType, check_value, read_signature
 from sdjax.merging.signature import PerExpert as PerExpert
 from sdjax.merging.signature import TaskVectors as TaskVectors
@@ -157,6 +157,11 @@ class Algorithm:
         """
         values = resolve_schedules(self.hyperparameters, name, depth)
         return self if values is None else replace(self, hyperparameters=values)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a hyperparameter differs between tensors."""
+        return has_schedules(self.hyperparameters)
 
     @property
     def static(self) -> dict[str, StaticValue]:

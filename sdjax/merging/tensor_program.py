@@ -89,7 +89,8 @@ class TensorProgram:
             donated: an array of the new tensor's shape and dtype whose buffer is reused.
             statistic: function of the new tensor and the merged task vector to a scalar.
         """
-        algorithm = algorithm.at(parse_name(path).spellings[-1], depth)
+        if algorithm.is_scheduled:
+            algorithm = algorithm.at(parse_name(path).spellings[-1], depth)
         reference = experts[0] if base is None else base
         out_dtype = reference.dtype if dtype is None else jnp.dtype(dtype)
         requests, key_impl = algorithm.requests, _key_impl(algorithm, key)

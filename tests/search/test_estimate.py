@@ -65,7 +65,8 @@ def test_dry_run_writes_nothing(tmp_path):
     assert lines[0].startswith(f"run demo in {folder}, on ")
     assert "192 programs (3 iterations of 64) and 33 baselines on 8 " in lines[2]
     assert lines[3] == (
-        "tuning: 1 control and at most 3 programs, each with 6 evaluations on the development problems"
+        "tuning: 1 control and at most 3 programs, each with 6 evaluations on the development "
+        "problems"
     )
     assert "with the experts of the search and of the transfer" in lines[4]
     assert lines[5].startswith("sandbox: ")
