@@ -18,11 +18,7 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.cost import CostEstimate
 from sdjax.sandbox.verify.interpreter import run_block
-from sdjax.sandbox.verify.verified_program import (
-    VerifiedProgram,
-    estimate_within_limits,
-    total_cost,
-)
+from sdjax.sandbox.verify.verified_program import VerifiedProgram, bounded_estimate, total_cost
 
 # What JAX raises for operations without a derivative, or without one in reverse mode.
 NOT_DIFFERENTIABLE = (NotImplementedError, TypeError, ValueError)
@@ -53,7 +49,7 @@ def check_gradient(program: VerifiedProgram, signature: MergeSignature) -> bool:
         except Exception as error:  # JAX may raise anything on hostile IR
             message = f"its gradient cannot be traced ({type(error).__name__})"
             raise Refusal("refused", "ir", message) from None
-        estimates[name] = estimate_within_limits(jaxpr, convention, signature.limits)
+        estimates[name] = bounded_estimate(jaxpr, convention, signature.limits)
         differentiable = True
     total_cost(program.form, "kind" in program.requests, signature, estimates)
     return differentiable

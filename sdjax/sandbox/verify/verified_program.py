@@ -143,7 +143,7 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
     estimates: dict[Any, CostEstimate] = {}
     for name, (convention, block) in message.programs.items():
         jaxpr = _trace(block, convention, list(message.hyperparameters), limits.max_loop_iterations)
-        estimates[name] = estimate_within_limits(jaxpr, convention, limits)
+        estimates[name] = bounded_estimate(jaxpr, convention, limits)
     probes = _probes(message, signature, estimates)
     return VerifiedProgram(
         identity=identity_of(ir),
@@ -153,18 +153,14 @@ def verify_ir(ir: str, signature: MergeSignature) -> VerifiedProgram:
         hyperparameters=message.hyperparameters,
         cost=total_cost(message.form, message.by_kind, signature, estimates),
         memory=max(estimate.memory for estimate in estimates.values()),
-        max_memory=max(
-            _max_memory(convention, limits) for convention, _ in message.programs.values()
-        ),
+        max_memory=max(_max_memory(c, limits) for c, _ in message.programs.values()),
         programs=message.programs,
         probes=probes,
         max_loop_iterations=limits.max_loop_iterations,
     )
 
 
-def estimate_within_limits(
-    jaxpr: Any, convention: CallingConvention, limits: Limits
-) -> CostEstimate:
+def bounded_estimate(jaxpr: Any, convention: CallingConvention, limits: Limits) -> CostEstimate:
     """Return the cost of an array program, or of its gradient.
 
     Args:
