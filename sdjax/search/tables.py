@@ -12,8 +12,8 @@ import math
 import sqlite3
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from functools import cache, cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -219,9 +219,8 @@ def _check_json(value: Any, kind: Any) -> Any:
 
 
 def _columns(record: type, prefix: str = "") -> Iterator[Column]:
-    hints = typing.get_type_hints(record)
-    for field in dataclasses.fields(record):
-        kind, name = hints[field.name], f"{prefix}{field.name}"
+    for field, kind in _fields(record):
+        name = f"{prefix}{field}"
         if dataclasses.is_dataclass(kind):
             yield from _columns(typing.cast(type, kind), f"{name}_")
             continue
@@ -240,16 +239,20 @@ def _leaves(record: Any) -> Iterator[Any]:
             yield value
 
 
-def _build(record: type[T], cells: Iterator[Any]) -> T:
-    hints = typing.get_type_hints(record)
+def _build(record: Any, cells: Iterator[Any]) -> Any:
     return record(
         **{
-            field.name: _build(hints[field.name], cells)
-            if dataclasses.is_dataclass(hints[field.name])
-            else next(cells)
-            for field in dataclasses.fields(record)  # type: ignore[arg-type]
+            name: _build(kind, cells) if dataclasses.is_dataclass(kind) else next(cells)
+            for name, kind in _fields(record)
         }
     )
+
+
+@cache
+def _fields(record: Hashable) -> tuple[tuple[str, Any], ...]:
+    """Return name and type of each field."""
+    hints = typing.get_type_hints(record)
+    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(record))  # type: ignore[arg-type]
 
 
 _ENTRY = {"entry": "entry(name)", "setting": "setting(name)"}

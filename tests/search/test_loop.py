@@ -138,6 +138,7 @@ def test_every_generator_is_a_peft_adapter_folder(finished, small_config):
         np.testing.assert_allclose(flatten(merged)[path], expected[path], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_generator_is_trained_after_the_last_iteration_on_request(finished, small_config, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

@@ -53,7 +53,7 @@ def random_family(folder, family):
     return models
 
 
-@pytest.mark.parametrize("family", ["gemma2", pytest.param("qwen2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", [pytest.param("gemma2", marks=pytest.mark.slow), "qwen2"])
 def test_programs_merge_models_of_other_shapes_with_their_constants(run, tmp_path, family):
     models = random_family(tmp_path / "models", family)
     experts = {slot: str(tmp_path / "models" / slot) for slot in SLOTS}
