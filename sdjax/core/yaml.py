@@ -2,13 +2,13 @@
 
 The dialect is a safe subset: strings, numbers, booleans, null, lists and mappings, with merge keys
 (`<<`). Unlike PyYAML's, it rejects duplicate keys and recursive aliases, reads 1e-6 as a number and
-reads dates as strings.
+reads dates and times such as 12:30 as strings (YAML 1.2), which PyYAML reads as numbers in base 60.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,27 +25,62 @@ MAX_LEVELS = 30
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
 _NULL = f"{_TAG}null"
+_MAX_DIGITS = 1_000  # of a number
+
+
+def _number(construct: Callable[..., Any]) -> Callable[..., Any]:
+    """Return PyYAML's function for numbers without those in base 60, whose time is quadratic."""
+
+    def checked(constructor: SafeConstructor, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value or len(node.value) > _MAX_DIGITS:
+            raise ValueError(node.value[:60])
+        return construct(constructor, node)
+
+    return checked
+
+
 _SCALARS = {
     f"{_TAG}str": SafeConstructor.construct_yaml_str,
-    f"{_TAG}int": SafeConstructor.construct_yaml_int,
-    f"{_TAG}float": SafeConstructor.construct_yaml_float,
+    f"{_TAG}int": _number(SafeConstructor.construct_yaml_int),
+    f"{_TAG}float": _number(SafeConstructor.construct_yaml_float),
     f"{_TAG}bool": SafeConstructor.construct_yaml_bool,
     _NULL: SafeConstructor.construct_yaml_null,
 }
 
 
+class _TooLargeError(yaml.YAMLError):
+    """A document has more values than allowed."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Loader that reads dates as strings, and exponents without a decimal point as numbers."""
+    """Loader that reads dates and times as strings, and 1e-6 as a number, up to `MAX_VALUES`."""
+
+    _values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise _TooLargeError
+        return super().compose_node(parent, index)
 
 
+_REPLACED = (f"{_TAG}timestamp", f"{_TAG}int", f"{_TAG}float")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    f"{_TAG}float",
-    re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
+    f"{_TAG}int",
+    re.compile(r"^[-+]?(?:0b[0-1_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
     list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    f"{_TAG}float",
+    re.compile(
+        r"^(?:[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+|[-+]?[0-9][0-9_]*\.[0-9_]*"
+        r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
 )
 
 
@@ -75,6 +110,8 @@ class YamlDocument:
             raise self.fail(None, f"too large; at most {MAX_CHARACTERS:,} characters")
         try:
             self.root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+        except _TooLargeError:
+            raise self.fail(None, f"too large; at most {MAX_VALUES:,} values") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or str(error)
@@ -84,6 +121,8 @@ class YamlDocument:
             raise self.fail(mark and mark.line + 1, message) from error
         except RecursionError:
             raise self.fail(None, "nested too deeply") from None
+        except ValueError as error:  # an escape such as \\U00110000 that is not a character
+            raise self.fail(None, f"not valid YAML: {error}") from None
         if self.root is not None:
             self._check_size(self.root, {})
 
@@ -218,18 +257,24 @@ class YamlDocument:
         return value
 
     def _check_size(
-        self, node: yaml.Node, sizes: dict[yaml.Node, tuple[int, int] | None]
+        self, node: yaml.Node, sizes: dict[yaml.Node, tuple[int, int] | None], key: str = ""
     ) -> tuple[int, int]:
         """Return (values, levels) of a node with aliases expanded; raise UserError if too large.
 
-        `sizes` caches the visited nodes; None marks those that enclose the current one.
+        `sizes` caches the visited nodes; None marks those that enclose the current one. `key` is
+        that of the node, for messages.
         """
         if node not in sizes:
             sizes[node] = None
-            children = [] if isinstance(node, yaml.ScalarNode) else node.value
-            if isinstance(node, yaml.MappingNode):
-                children = [child for pair in node.value for child in pair]
-            inner = [self._check_size(child, sizes) for child in children]
+            if isinstance(node, yaml.ScalarNode):
+                self._check_text(node, key)
+                children = []
+            elif isinstance(node, yaml.MappingNode):
+                children = [(name, "") for name, _ in node.value]
+                children += [(value, str(name.value)[:60]) for name, value in node.value]
+            else:
+                children = [(item, key) for item in node.value]
+            inner = [self._check_size(child, sizes, name) for child, name in children]
             values = 1 + sum(count for count, _ in inner)
             levels = 1 + max((depth for _, depth in inner), default=0)
             if values > MAX_VALUES or levels > MAX_LEVELS:
@@ -243,3 +288,10 @@ class YamlDocument:
         if size is None:
             raise self.fail(node, "recursive alias")
         return size
+
+    def _check_text(self, node: yaml.ScalarNode, key: str) -> None:
+        """Raise UserError for half of a surrogate pair, which cannot be written or printed."""
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            subject = f"{key}: " if key else ""
+            shown = truncated_repr(node.value)
+            raise self.fail(node, f"{subject}{shown} contains half of a surrogate pair")

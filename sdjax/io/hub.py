@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sdjax.core.errors import UserError
-from sdjax.io.links import member
+from sdjax.io.dataset_folder import check_columns, check_data_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,6 @@ _LIBRARIES = ("huggingface_hub", "datasets")
 # Of a model: no duplicate weights in other formats, and no subfolders.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 _IGNORED_FILES = ("*/*", "consolidated*")
-# Formats that `datasets` decompresses, completely, into its cache.
-_COMPRESSED = frozenset(
-    (".7z", ".bz2", ".gz", ".lz4", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
-)
 
 
 class HubError(Exception):
@@ -112,33 +108,26 @@ def load_dataset(path: str, config: str | None = None, *, split: str) -> Any:
 
     Raises:
         HubError: the dataset does not exist, or cannot be downloaded or read.
-        UserError: a local folder contains a link that leads out of it, or a compressed file.
+        UserError: a local folder contains a link that leads out of it, a compressed file or a
+            README.md that names files elsewhere; or the data has columns of images and the like.
     """
     import datasets
 
     if os.path.isdir(path):
-        _check_data_folder(Path(path))
+        check_data_folder(Path(path))
     with _session(is_local=os.path.isdir(path)) as unreachable:
         try:
-            return datasets.load_dataset(path, config, split=split, trust_remote_code=False)
+            data = datasets.load_dataset(path, config, split=split, trust_remote_code=False)
+            check_columns(data.features, path)
+            return data
+        except UserError:
+            raise
         except Exception as error:  # raised by the network, the cache or a parser
             missing = isinstance(error, ConnectionError | FileNotFoundError)
             reason = _line(error)
             if unreachable and missing:
                 reason = f"it is not in the cache, and {unreachable}"
     raise HubError(reason)
-
-
-def _check_data_folder(folder: Path) -> None:
-    """Raise UserError if a folder would make `datasets` read elsewhere, or without a limit."""
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = member(folder, os.path.relpath(os.path.join(parent, name), folder))
-            if path.suffix.lower() in _COMPRESSED:
-                raise UserError(
-                    f"{path}: compressed data may expand to any size; decompress it if you trust "
-                    "it, or pass a .jsonl.gz file by its own name"
-                )
 
 
 @functools.cache

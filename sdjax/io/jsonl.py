@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,14 @@ from sdjax.core.errors import UserError
 from sdjax.core.files import open_file
 from sdjax.core.json import parse_json
 
-MAX_LINE_BYTES = 50_000_000
-MAX_DECOMPRESSED_BYTES = 2_000_000_000  # of a compressed file, whose size says nothing
+MAX_LINE_BYTES = 4_000_000  # tokenizers need a second per million
+MAX_DECOMPRESSED_BYTES = 2_000_000_000
+MAX_RATIO = 100  # of a compressed file's content to its size; JSON of real data has 3 to 20
+_SMALL_BYTES = 10_000_000  # content of any ratio
+_BLOCK_BYTES = 1 << 20
 _SHOWN_FIELDS = 200
+# The rest of a line, its end, and blank lines after it.
+_REST_AND_BLANK = re.compile(rb"([^\n]*)(\n(?:[ \t\r\v\f]*\n)*+)")
 
 
 def read_jsonl(path: str | Path, fields: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
@@ -36,9 +42,7 @@ def read_jsonl(path: str | Path, fields: Sequence[str]) -> list[tuple[int, dict[
     if not os.path.exists(file):
         raise UserError(f"{path}: no such file; give a file with one JSON object per line")
     rows = []
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(file):
         try:
             row = parse_json(line)
         except ValueError as error:
@@ -54,25 +58,51 @@ def read_jsonl(path: str | Path, fields: Sequence[str]) -> list[tuple[int, dict[
     return rows
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, without reading further than the limits."""
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the number, from 1, and the content of each line that is not blank.
+
+    Blank lines are skipped in bulk, since a compressed file may have a billion.
+    """
+    number, line = 1, b""  # the line that a block has begun
+    for block in _blocks(path):
+        position = 0
+        while match := _REST_AND_BLANK.match(block, position):
+            line += match[1]
+            _check_length(path, number, line)
+            if line.strip():
+                yield number, line
+            number += match[2].count(b"\n")
+            line, position = b"", match.end()
+        line += block[position:]
+        _check_length(path, number, line)
+    if line.strip():
+        yield number, line
+
+
+def _check_length(path: Path, number: int, line: bytes) -> None:
+    if len(line) > MAX_LINE_BYTES:
+        raise UserError(
+            f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; write one object per "
+            "line"
+        )
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file, without reading further than the limits."""
     with open_file(path) as file:
         source: IO[bytes] = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[assignment]
-        total, number = 0, 0
+        size = os.fstat(file.fileno()).st_size
+        limit = min(MAX_DECOMPRESSED_BYTES, max(MAX_RATIO * size, _SMALL_BYTES))
+        total = 0
         try:
-            while line := source.readline(MAX_LINE_BYTES + 1):
-                total, number = total + len(line), number + 1
-                if len(line) > MAX_LINE_BYTES:
+            while block := source.read(_BLOCK_BYTES):
+                total += len(block)
+                if source is not file and total > limit:
                     raise UserError(
-                        f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; write one "
-                        "object per line"
+                        f"{path}: more than {limit:,} bytes when decompressed; decompress it "
+                        "yourself if you trust it"
                     )
-                if source is not file and total > MAX_DECOMPRESSED_BYTES:
-                    raise UserError(
-                        f"{path}: more than {MAX_DECOMPRESSED_BYTES:,} bytes when decompressed; "
-                        "decompress it yourself if you trust it"
-                    )
-                yield line
+                yield block
         except (OSError, EOFError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"{path}: cannot be read ({reason}); copy the file again") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sdjax.core.errors import UserError
+from sdjax.core.files import MAX_VOCABULARY_BYTES
 from sdjax.io.links import member
 
 # A tokenizer's vocabulary in its own format, which tokenizer.json repeats.
@@ -23,6 +25,25 @@ _OTHER = re.compile(
     r"|(modeling|configuration|processing|image_processing|video_processing|feature_extraction)"
     r"_\w+\.py"
 )
+# Formats of the files that transformers' tokenizer classes read.
+_READ_SUFFIXES = frozenset(
+    (".json", ".jinja", ".txt", ".model", ".tiktoken", ".codes", ".tokenizer")
+)
+
+
+def check_files(folder: Path) -> None:
+    """Check all files of a model's folder, since a library may read a file of any name.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        UserError: a file is a link that leads out of the folder, or too large for a tokenizer's.
+    """
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        size = member(folder, path.relative_to(folder).as_posix()).stat().st_size
+        if path.suffix in _READ_SUFFIXES and size > MAX_VOCABULARY_BYTES:
+            raise UserError(f"{path}: too large ({size:,} bytes); remove the file")
 
 
 def tokenizer_files(

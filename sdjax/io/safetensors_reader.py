@@ -22,6 +22,7 @@ from sdjax.io.safetensors_writer import (
     SINGLE,
     STORED_DTYPES,
     HeaderEntry,
+    check_header_size,
     not_safetensors,
     raw_bytes,
     read_header,
@@ -131,7 +132,13 @@ class SafetensorsReader:
         """
         infos = self._infos if name in self._infos else self.infos([name])
         shape, dtype, offset = infos[name]
-        array = allocate(shape, dtype)
+        try:
+            array = allocate(shape, dtype)
+        except MemoryError:
+            raise UserError(
+                f"{self.where(name)} of shape {shape} does not fit in memory; use a machine or a "
+                "limit (ulimit -v) with more memory"
+            ) from None
         remaining = raw_bytes(array)
         try:
             path = member(self.folder, self.file_of[name])
@@ -193,11 +200,15 @@ class SafetensorsReader:
         """Open a file, or return it if it is open."""
         if file not in self._open_files:
             path = member(self.folder, file)
+            if not path.exists():
+                raise UserError(f"{path}: listed in {INDEX} but missing; copy the missing file")
+            check_header_size(path)
             try:
                 self._open_files[file] = safe_open(path, framework="numpy")
-            except FileNotFoundError:
+            except MemoryError:
                 raise UserError(
-                    f"{path}: listed in {INDEX} but missing; copy the missing file"
+                    f"{path}: {path.stat().st_size:,} bytes cannot be mapped into memory; raise "
+                    "the limit of the address space (ulimit -v), or use a smaller file"
                 ) from None
             except (SafetensorError, OSError) as error:
                 raise not_safetensors(path, error) from None

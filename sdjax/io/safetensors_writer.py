@@ -22,7 +22,9 @@ from sdjax.io.atomic_write import write_file
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000  # as in transformers
-MAX_HEADER_BYTES = 30_000_000  # 130 bytes per tensor; the safetensors library reads 100 MB
+MAX_HEADER_BYTES = 16_000_000  # 130 bytes per tensor; the safetensors library reads 100 MB
+MAX_TENSORS = 100_000  # of a file
+_MAX_PADDING = 64  # bytes of blanks after the header's JSON; the format needs up to 7
 MAX_NAME_LENGTH = 1_000  # of a tensor; patterns are matched with names
 
 # Name of each supported dtype in safetensors, and in Hugging Face's configs.
@@ -142,12 +144,8 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
         UserError: not a safetensors file, or a truncated or damaged one.
     """
     try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                raise ValueError(f"a header of {length:,} bytes")
-            header = parse_json(file.read(length))
+        text, size = _read_header(path)
+        header, length = parse_json(text), len(text)
         if not isinstance(header, dict):
             raise ValueError("the header is not a JSON object")
         header.pop("__metadata__", None)
@@ -156,6 +154,30 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
         return _parse_entries(header, 8 + length, size)
     except (ValueError, OSError) as error:
         raise not_safetensors(path, error) from None
+
+
+def check_header_size(path: Path) -> None:
+    """Raise UserError for a header that would take a library long to parse."""
+    try:
+        _read_header(path)
+    except (ValueError, OSError) as error:
+        raise not_safetensors(path, error) from None
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """Return the JSON of a header, and the size of its file."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise ValueError(f"a header of {length:,} bytes")
+        text = file.read(length)
+    # Each tensor has an object of its own in the header's.
+    if (count := text.count(b"{")) > MAX_TENSORS + 2:
+        raise ValueError(f"a header of more than {MAX_TENSORS:,} tensors")
+    if not count or text[0] not in b"{[" or len(text) - len(text.rstrip()) > _MAX_PADDING:
+        raise ValueError("the header is not a JSON object")
+    return text, size
 
 
 def not_safetensors(path: Path, reason: object) -> UserError:

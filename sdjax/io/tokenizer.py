@@ -20,18 +20,24 @@ from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
 from sdjax.io.chat_template import RENDERER
 from sdjax.io.library_errors import library_errors
 from sdjax.io.links import member
-from sdjax.io.model_files import other_files, tokenizer_files
+from sdjax.io.model_files import check_files
 from sdjax.io.model_paths import locate
 from sdjax.io.safetensors_reader import read_json
 from sdjax.io.tokenizer_limits import check_growth
+from sdjax.io.tokenizer_settings import (
+    PLAIN_CLASSES,
+    check_class,
+    check_settings,
+    check_special_tokens,
+    config_of_type,
+    token_text,
+)
 from sdjax.models.hf_config import is_token_id, read_eos_token_ids
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 
-# Tokenizer classes that use tokenizer.json as it is.
-_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # Settings with which transformers modifies the tokenizer of tokenizer.json.
 _CHANGING_SETTINGS = (
     "add_bos_token",
@@ -44,8 +50,6 @@ _CHANGING_SETTINGS = (
 )
 # Above this vocabulary size transformers may patch the tokenizer's regular expression.
 _MAX_UNPATCHED_VOCABULARY = 100_000
-# Read by transformers to find the class of a tokenizer.
-_OTHER_READ_FILES = ("config.json", "adapter_config.json")
 _TOKEN_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "tekken.json")
 
 
@@ -151,7 +155,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
         raise UserError(f"{folder}: no such model folder; give one with {TOKENIZER_FILE}")
     _require_files(folder)
     settings = read_json(folder / TOKENIZER_CONFIG)
-    _check_settings(settings, folder / TOKENIZER_CONFIG)
+    check_settings(settings, folder / TOKENIZER_CONFIG)
     plain = _plain_tokenizer(folder, settings)
     if plain is not None:
         token_id, vocab_size = plain.token_to_id, plain.get_vocab_size()
@@ -175,7 +179,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
             return full.decode(ids, skip_special_tokens=skip_special)
 
     def special(name: str) -> int | None:
-        text = _token_text(settings.get(name))
+        text = token_text(settings.get(name))
         return None if text is None else token_id(text)
 
     generation_config, model_config = (
@@ -202,48 +206,11 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
     )
 
 
-def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError if a setting that is read has a wrong type."""
-
-    def is_token(value: Any) -> bool:
-        # Flags such as `add_bos_token` are booleans.
-        return value is None or isinstance(_token_text(value), str | bool)
-
-    def is_token_list(value: Any) -> bool:
-        items = value.values() if isinstance(value, dict) else value
-        return value is None or (isinstance(value, list | dict) and all(map(is_token, items)))
-
-    def is_template(value: Any) -> bool:
-        if value is None or isinstance(value, str):
-            return True
-        return isinstance(value, list) and all(
-            isinstance(item, dict)
-            and isinstance(item.get("name"), str)
-            and isinstance(item.get("template"), str)
-            for item in value
-        )
-
-    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
-        name: (is_token, "a token") for name in settings if name.endswith("_token")
-    }
-    for name in ("extra_special_tokens", "additional_special_tokens"):
-        checks[name] = is_token_list, "a list or mapping of tokens"
-    checks["added_tokens_decoder"] = (
-        lambda value: value is None or (isinstance(value, dict) and is_token_list(value)),
-        "a mapping of ids to tokens",
-    )
-    checks["chat_template"] = is_template, "a template, or a list with name and template"
-    for name, (is_valid, expected) in checks.items():
-        if not is_valid(settings.get(name)):
-            shown = truncated_repr(settings[name])
-            raise UserError(f"{path}: {name} must be {expected}, not {shown}; copy the file again")
-
-
 def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
     """Return the tokenizer of tokenizer.json, or None if transformers modifies or replaces it."""
     if not (folder / TOKENIZER_FILE).is_file():
         return None
-    if settings.get("tokenizer_class") not in _PLAIN_CLASSES:
+    if settings.get("tokenizer_class") not in PLAIN_CLASSES:
         return None
     if any(settings.get(name) for name in _CHANGING_SETTINGS):
         return None
@@ -260,7 +227,7 @@ def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.To
         extra = settings.get(name) or []
         named += extra.values() if isinstance(extra, dict) else extra
     named += (settings.get("added_tokens_decoder") or {}).values()
-    if any(_token_text(token) not in added for token in named if token is not None):
+    if any(token_text(token) not in added for token in named if token is not None):
         return None
     plain.no_truncation()
     plain.no_padding()
@@ -278,14 +245,8 @@ def read_tokenizer_json(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _require_files(folder: Path) -> None:
-    # All files that transformers may read are checked, of which one must be the vocabulary.
-    files = {*tokenizer_files(folder), *other_files(folder)}
-    for name in _OTHER_READ_FILES:
-        member(folder, name)
-    for name in files:
-        if (size := (folder / name).stat().st_size) > MAX_VOCABULARY_BYTES:
-            raise UserError(f"{folder / name}: too large ({size:,} bytes); remove the file")
-    if not files.intersection(_TOKEN_FILES):
+    check_files(folder)
+    if not any((folder / name).is_file() for name in _TOKEN_FILES):
         raise UserError(
             f"{folder}: no tokenizer; copy {TOKENIZER_FILE} and {TOKENIZER_CONFIG} next to its "
             "weights"
@@ -293,14 +254,28 @@ def _require_files(folder: Path) -> None:
 
 
 def load_full_tokenizer(folder: Path) -> Any:
-    """Load a folder's tokenizer with transformers. Raises UserError if it cannot be read."""
+    """Load a folder's tokenizer with transformers.
+
+    Raises:
+        UserError: it cannot be read, or its settings name a class that is not a tokenizer or a file
+            elsewhere.
+    """
     _require_files(folder)
+    settings = read_json(folder / TOKENIZER_CONFIG)
+    check_settings(settings, folder / TOKENIZER_CONFIG)
+    check_special_tokens(folder)
+    model_config = read_json(folder / "config.json")
+    check_class(settings, folder / TOKENIZER_CONFIG)
+    check_class(model_config, folder / "config.json")
     from transformers import AutoTokenizer
 
     with library_errors(folder, "the tokenizer cannot be read"):
         # Explicitly False: by default transformers asks on the terminal whether to run the code.
         tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
+            str(folder),
+            config=config_of_type(model_config),
+            local_files_only=True,
+            trust_remote_code=False,
         )
         if tokenizer.is_fast:
             check_growth(tokenizer.backend_tokenizer, folder)
@@ -310,8 +285,3 @@ def load_full_tokenizer(folder: Path) -> Any:
 def _plain(token: Any) -> str | list[str]:
     """Return a special token, or several, as text."""
     return [str(item) for item in token] if isinstance(token, list | tuple) else str(token)
-
-
-def _token_text(token: Any) -> str | None:
-    """Return the text of a token in a config, which is the text or a dict with `content`."""
-    return token.get("content") if isinstance(token, dict) else token

@@ -43,6 +43,27 @@ def test_compressed_files_are_read_within_a_limit(tmp_path, monkeypatch):
         read_jsonl(path, ("a",))
 
 
+def test_the_ratio_of_compression_is_limited(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n" * 5_000_000 + b'{"a": 1}'))
+    assert read_jsonl(path, ("a",)) == [(5_000_001, {"a": 1})]
+    monkeypatch.setattr(jsonl, "_SMALL_BYTES", 10)
+    with pytest.raises(
+        UserError, match=r"rows.jsonl.gz: more than \d+,\d+ bytes when decompressed"
+    ):
+        read_jsonl(path, ("a",))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1_000])
+def test_lines_and_blank_lines_span_blocks(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\n \t\r\n{"a": 1}\r\n\n\n  {"a": 2}  \n{"a": 3}\n\n \n{"a": 4}')
+    assert read_jsonl(path, ("a",)) == [(3, {"a": 1}), (6, {"a": 2}), (7, {"a": 3}), (10, {"a": 4})]
+    path.write_bytes(b" \n\n ")
+    assert read_jsonl(path, ("a",)) == []
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_lines_are_read_within_a_limit(tmp_path, monkeypatch, name):
     monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1_000)

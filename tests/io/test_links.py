@@ -14,6 +14,7 @@ from sdjax.core.errors import UserError
 from sdjax.evaluation.data import read_rows
 from sdjax.evaluation.results import ResultsFolder, read_results
 from sdjax.io.atomic_write import staged_folder, write_file
+from sdjax.io.dataset_folder import check_data_folder
 from sdjax.io.hf_checkpoint import load_model, write_model
 from sdjax.io.hub import load_dataset
 from sdjax.io.links import check_own_folder, member
@@ -254,17 +255,66 @@ def test_links_next_to_data_are_refused(tmp_path, outside):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("train.jsonl", REFUSED), ("part/train.jsonl", REFUSED), ("x.zip", "may expand to any size")],
+    [
+        *(("train.jsonl", REFUSED), ("part/train.jsonl", REFUSED)),
+        *(("x.zip", "may expand to any size"), ("x.XML", "may name files elsewhere")),
+    ],
 )
 def test_folders_of_data_are_read_without_links_and_archives(tmp_path, outside, name, message):
     path = tmp_path / "data" / name
     path.parent.mkdir(parents=True)
-    if name == "x.zip":
+    if name.startswith("x."):
         path.write_bytes(b"")
     else:
         path.symlink_to(outside / "secret")
     with pytest.raises(UserError, match=message):
         load_dataset(str(tmp_path / "data"), split="train")
+
+
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("data_files: ../outside/secret", "data_files may not name '../outside/secret'"),
+        ("data_files: [{split: train, path: [/etc/passwd]}]", "may not name '/etc/passwd'"),
+        ("data_files: {train: 'http://127.0.0.1:9/x.jsonl'}", "may not name 'http://127.0.0.1:9"),
+        ("data_files: 'zip://x.jsonl::x'", "may not name 'zip://x.jsonl::x'"),
+        ("data_dir: ~", None),
+        ("data_dir: '~root'", "may not name '~root'"),
+        ("storage_options: {}", "'storage_options' is not supported in `configs`"),
+        ("data_files: &a [*a]", "recursive alias"),
+        ("data_files: 1", None),
+    ],
+)
+def test_settings_of_a_dataset_stay_in_its_folder(tmp_path, outside, name, config, message):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text('{"a": 1}')
+    text = f"configs:\n- config_name: default\n  {config}\n"
+    (data / name).write_text(f"---\n{text}---\n" if name == "README.md" else text)
+    if message is None:
+        check_data_folder(data)
+    else:
+        with pytest.raises(UserError, match=re.escape(message)) as error:
+            load_dataset(str(data), split="train")
+        assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_a_dataset_keeps_its_configurations(tmp_path):
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "train.jsonl").write_text('{"a": "main"}')
+    (tmp_path / "train.jsonl").write_text('{"a": "other"}')
+    files = "data_files: [{split: train, path: main/train*}]"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  {files}\n---\n# X")
+    assert load_dataset(str(tmp_path), "main", split="train")[0] == {"a": "main"}
+
+
+def test_columns_that_name_files_are_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"a": "/etc/passwd"}')
+    features = "dataset_info: {features: [{name: a, dtype: image}]}"
+    (tmp_path / "README.md").write_text(f"---\n{features}\n---\n")
+    with pytest.raises(UserError, match="the column 'a' has files such as images"):
+        load_dataset(str(tmp_path), split="train")
 
 
 @pytest.mark.parametrize("name", ["settings.json", "results.jsonl", "scores.json", "eval.lock"])

@@ -1,11 +1,14 @@
 """Damaged and hostile headers of safetensors files, and indexes of several files."""
 
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
+from sdjax.io import safetensors_writer
 from sdjax.io.safetensors_reader import SafetensorsReader
 from sdjax.io.safetensors_writer import read_header, write_safetensors
 
@@ -43,6 +46,8 @@ FILES = {
     "offsets beyond the file": content({"a": {**ENTRY, "shape": [4], "data_offsets": [0, 16]}}),
     "offsets reversed": content({"a": {**ENTRY, "data_offsets": [8, 0]}}),
     "one offset": content({"a": {**ENTRY, "data_offsets": [8]}}),
+    "blanks": content(b" " * 100 + b"{}"),
+    "padding of 100 bytes": content(b"{}" + b" " * 100),
     "overlap": content({"a": ENTRY, "b": ENTRY}),
     "data between tensors": content({"a": {**ENTRY, "data_offsets": [8, 16]}}, data=b"\0" * 16),
     "more data": content({"a": ENTRY}, data=b"\0" * 9),
@@ -81,6 +86,43 @@ def test_long_names_are_refused(tmp_path):
     write_safetensors(tmp_path / "model.safetensors", {"a" * 2_000: np.zeros(1, np.float32)})
     with pytest.raises(UserError, match="a name of 2,000 characters"):
         read_header(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [("MAX_TENSORS", "a header of more than 2 tensors"), ("MAX_HEADER_BYTES", "a header of 3")],
+)
+def test_large_headers_are_refused_before_they_are_parsed(tmp_path, monkeypatch, limit, message):
+    tensors = {name: np.zeros(1, np.float32) for name in "abcde"}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    assert len(read_infos(tmp_path)) == 5
+    monkeypatch.setattr(safetensors_writer, limit, 2)
+    for read in (SafetensorsReader, lambda folder: read_header(folder / "model.safetensors")):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path)
+
+
+def test_files_larger_than_the_address_space_are_refused_in_one_line(tmp_path):
+    """A sparse file of 1 TiB, whose tensor is as large."""
+    size = 2**40
+    header = content(
+        {"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}, data=b""
+    )
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(header)
+    os.truncate(path, len(header) + size)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    reader = SafetensorsReader(tmp_path)
+    resource.setrlimit(resource.RLIMIT_AS, (2**39, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be mapped into memory; raise the limit"):
+            SafetensorsReader(tmp_path)
+        with pytest.raises(
+            UserError, match=r"the tensor 'a' of shape \(\d+,\) does not fit in memory"
+        ):
+            reader.read("a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sdjax.core.errors import UserError
 from sdjax.io import chat_template
-from sdjax.io.tokenizer import load_tokenizer
+from sdjax.io.tokenizer import load_full_tokenizer, load_tokenizer
 
 CORPUS = [
     "Tom has 12 apples and buys 30 more. How many apples has he?",
@@ -225,14 +225,72 @@ def test_code_in_a_tokenizer_folder_is_neither_run_nor_asked_for(folder, tmp_pat
 
     monkeypatch.setattr("builtins.input", ask)
     (folder / "tokenization_x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    edit(
-        folder / "tokenizer_config.json",
-        tokenizer_class="XTokenizer",
-        auto_map={"AutoTokenizer": ["tokenization_x.XTokenizer", None]},
-    )
+    code = {"AutoTokenizer": ["tokenization_x.XTokenizer", None]}
+    settings = folder / "tokenizer_config.json"
+    edit(settings, tokenizer_class="XTokenizer", auto_map=code)
+    with pytest.raises(UserError, match="tokenizer_class 'XTokenizer' is not a tokenizer class"):
+        load_tokenizer(folder)
+    edit(settings, tokenizer_class=None, auto_map=code)
+    edit(folder / "config.json", model_type="x", auto_map={"AutoConfig": "tokenization_x.X"} | code)
     with pytest.raises(UserError, match="the tokenizer cannot be read"):
         load_tokenizer(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("AutoTokenizer", "AutoModelForCausalLM", "LlamaForCausalLM", "CLIPModel", "Trainer"),
+        *("RagTokenizer", "BertJapaneseTokenizer", "pipeline", "", ["LlamaTokenizer"], 5),
+    ],
+)
+def test_only_tokenizer_classes_are_loaded(folder, file, name):
+    edit(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    edit(folder / file, tokenizer_class=name)
+    with pytest.raises(UserError, match=rf"{file}: tokenizer_class .* is not a tokenizer class"):
+        load_full_tokenizer(folder)
+
+
+def test_values_of_the_models_config_do_not_reach_transformers(folder):
+    """transformers would build a list of all layers and all labels."""
+    edit(folder / "tokenizer_config.json", add_bos_token=True)
+    model = {"model_type": "qwen2", "num_hidden_layers": 10**9, "num_labels": 10**9}
+    edit(folder / "config.json", **model)
+    assert load_full_tokenizer(folder).get_vocab()["<s>"] == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "message"),
+    [
+        ("tokenizer_config", "fast_tokenizer_files", ["../x/tokenizer.4.0.0.json"], "must list"),
+        ("tokenizer_config", "fast_tokenizer_files", ["/tokenizer.4.0.0.json"], "must list"),
+        ("tokenizer_config", "fast_tokenizer_files", [".."], "is not the name of a file"),
+        ("tokenizer_config", "fast_tokenizer_files", {"a": 1}, "must list"),
+        ("tokenizer_config", "sp_model_kwargs", {"model_file": "/x"}, "must be a mapping of"),
+        ("tokenizer_config", "gguf_file", "/x", "may make transformers read other files"),
+        ("tokenizer_config", "init_inputs", ["/x"], "may make transformers read other files"),
+        ("special_tokens_map", "tokenizer_file", "/dev/zero", "is not a special token"),
+        ("special_tokens_map", "vocab_file", "/etc/passwd", "is not a special token"),
+    ],
+)
+def test_settings_that_name_other_files_are_refused(folder, file, name, value, message):
+    path = folder / f"{file}.json"
+    if not path.exists():
+        path.write_text("{}")
+    edit(folder / "tokenizer_config.json", add_bos_token=True)
+    edit(path, **{name: value})
+    with pytest.raises(UserError, match=message) as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.4.0.0.json", "normalizer.json", "any"])
+def test_links_of_any_name_next_to_a_tokenizer_are_refused(folder, name):
+    (folder / name).symlink_to("/dev/zero")
+    for load in (load_tokenizer, load_full_tokenizer):
+        with pytest.raises(UserError, match="leads to /dev/zero by a symbolic link"):
+            load(folder)
 
 
 @pytest.mark.parametrize(
