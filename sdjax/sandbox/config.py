@@ -37,7 +37,7 @@ class Limits:
         probe_elements: larger tensors are probed at a reduced shape.
         max_probe_elements: elements per expert of a probe run at real shapes.
         max_probe_cost: units of cost of one probe run, and of one run of a trial. The default is
-            about 4 s, and less than `compile_cpu_seconds` for the slowest primitive.
+            about 4 s; 14 s for the slowest primitive, less than `compile_cpu_seconds`.
         cpu_seconds: processor time of a worker per candidate.
         wall_seconds: wall-clock time of a worker per candidate.
         address_space: virtual memory of a worker in bytes.

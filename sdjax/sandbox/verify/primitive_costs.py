@@ -1,11 +1,11 @@
 """Cost of one application of each allowed primitive, calibrated by measurement.
 
 The unit of cost is an elementwise operation such as a float32 product, per element. It takes about
-2 ns of one thread: 0.5 ns within a fused chain, 5 ns where its result is stored. The table holds
+2 ns of one thread: 0.5 ns within a fused chain, 3 ns where its result is stored. The table holds
 what primitives take on their slowest operands, measured on 2026-11-26 (AMD EPYC, jax 0.10.2, the
-compiler options of `sdjax run`) by `benchmarks/sandbox/primitive_costs.py`, which fails if the time
-per unit of a primitive in one of its dtypes differs from the median by more than a factor of ten.
-`benchmarks/sandbox/primitive_costs.md` has the times.
+compiler options of `sdjax run`) by `benchmarks/sandbox/primitive_costs.py`; the times are in
+`benchmarks/sandbox/primitive_costs.md`. That script fails if the time per unit of a primitive in
+one of its dtypes differs from the median by more than a factor of ten.
 """
 
 import math
