@@ -174,8 +174,8 @@ def bounded_estimate(jaxpr: Any, convention: CallingConvention, limits: Limits) 
     allowed = _max_memory(convention, limits)
     estimate = estimate_cost(jaxpr, limits, max_elements=allowed // 8)
     if estimate.memory > allowed:
-        usage = f"the program keeps {estimate.memory:.3g} bytes alive at once"
-        raise Refusal("too costly", "memory", f"{usage}; the limit is {allowed:.3g}")
+        usage = f"the program keeps {estimate.memory:,} bytes alive at once"
+        raise Refusal("too costly", "memory", f"{usage}; the limit is {allowed:,}")
     if estimate.iterations > limits.max_total_iterations:
         usage = f"the program's loops take {estimate.iterations:.3g} iterations in total"
         text = f"{usage}; the limit is {limits.max_total_iterations:.3g}"
