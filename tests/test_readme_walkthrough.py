@@ -98,7 +98,7 @@ def check_report(demo, folder):
 
 
 def check_transfer(demo, folder):
-    names = dict(expert_1="storyteller", expert_2="accountant", expert_3="detective")
+    names = {"expert_1": "storyteller", "expert_2": "accountant", "expert_3": "detective"}
     experts = [word for slot in names for word in ("--expert", f"{slot}=zoo:{names[slot]}")]
     assert "tuned on" in sdjax("transfer", demo, *experts, "--limit", "8", "--out", "t.json")
     assert Path("t.json").is_file()

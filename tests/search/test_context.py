@@ -53,7 +53,7 @@ def test_worked_examples_and_splits(sums):
     ("section", "changes", "message"),
     [
         ("task", {"test": 12_000_000}, r"task.test is 12000000, but there are only 100000 test"),
-        ("task", {"development": 100_001}, r"task.development is 100001, but there are only 100000"),
+        ("task", {"development": 100_001}, r"task.development is 100001, but there are only 1000"),
         (
             "evaluation",
             {"slots": 10**9, "prefill_batch": 1},
