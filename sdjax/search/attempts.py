@@ -18,7 +18,7 @@ from typing import Any
 
 from sdjax.core.json import parse_json
 from sdjax.sandbox.refusal import COMPILER, Refusal
-from sdjax.search.schema_check import foreign_object, untrusted
+from sdjax.search.schema_check import foreign_object, journal_of, untrusted
 
 MAX_ATTEMPTS = 2
 # Signals by which a process ends that made a mistake, not ones that another process sends.
@@ -69,7 +69,8 @@ def _execute(
     command itself reports them.
     """
     path = folder / DATABASE_FILE
-    if path.is_symlink() or not path.is_file():  # the command itself reports a link
+    # The command itself reports a link or a journal.
+    if path.is_symlink() or not path.is_file() or journal_of(path) is not None:
         return [], 0
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     try:

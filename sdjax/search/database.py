@@ -24,11 +24,12 @@ from sdjax.io.atomic_write import commit, partial_path
 from sdjax.io.links import check_own_folder
 from sdjax.io.lock import lock_folder
 from sdjax.search.attempts import DATABASE_FILE
-from sdjax.search.schema_check import damage, untrusted
+from sdjax.search.schema_check import damage, journal_of, untrusted
 
 LOCK_FILE = "run.lock"
 VERSION = 6  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
 OLDEST_VERSION = 3
+_ENDINGS = ("-journal", "-wal", "-shm")  # of files that SQLite writes next to a database
 
 Schema = Callable[[int], str]
 """Returns the CREATE statements of the tables that a version has, with their current columns."""
@@ -97,6 +98,11 @@ class Database:
         if not path.is_file():
             raise UserError(
                 f"{folder}: not a run folder ({DATABASE_FILE} is missing); pass another folder"
+            )
+        if (journal := journal_of(path)) is not None:
+            raise UserError(
+                f"{journal}: a rollback journal, which sdjax does not write but SQLite applies; "
+                "remove it if you trust the rest of the folder, or copy the folder again"
             )
         with contextlib.ExitStack() as stack:
             try:
@@ -183,7 +189,7 @@ class Database:
 def is_unused(folder: Path) -> bool:
     """Return whether a folder contains nothing, or only what a run killed at its start has left."""
     partial = partial_path(folder / DATABASE_FILE).name
-    leftovers = {LOCK_FILE, partial, f"{partial}-journal"}
+    leftovers = {LOCK_FILE, partial, *(partial + end for end in _ENDINGS)}
     return {path.name for path in folder.iterdir()} <= leftovers
 
 
@@ -211,9 +217,12 @@ def _remove_unused(folder: Path) -> None:
 def _create_file(path: Path, schema: str, rows: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
     """Create the file under a temporary name and rename it when it is complete."""
     partial = partial_path(path)
-    partial.unlink(missing_ok=True)
+    for end in ("", *_ENDINGS):
+        partial.with_name(partial.name + end).unlink(missing_ok=True)
     try:
         with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as connection:
+            # Under its final name the file never has a rollback journal, which `open` refuses.
+            connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN; {schema} PRAGMA user_version = {VERSION}; COMMIT;")
             for row in rows:
                 connection.execute(*row)

@@ -10,8 +10,10 @@ This module needs nothing but the standard library, since the watchdog is a proc
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sqlite3
+from pathlib import Path
 
 MAX_CELL_BYTES = 32 << 20  # the largest cells are IR, at most `sandbox.ir_bytes`
 
@@ -25,6 +27,19 @@ _ITEMS = (
 )
 _ITEM = rf"(?:{'|'.join(_ITEMS)})"
 _TABLE = re.compile(rf"CREATE TABLE \w+ \({_ITEM}(?:, {_ITEM})*\) STRICT")
+
+
+def journal_of(path: Path) -> Path | None:
+    """Return the rollback journal of a database, or None without one.
+
+    SQLite would apply it before anything can be checked, and delete a file that it names. A run's
+    database never has one, since it uses a write-ahead log from the start.
+
+    Args:
+        path: the database.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    return journal if os.path.lexists(journal) else None
 
 
 def untrusted(connection: sqlite3.Connection) -> None:

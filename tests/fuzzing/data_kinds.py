@@ -36,6 +36,42 @@ def jsonl_gzip() -> Kind:
     )
 
 
+def dataset_folder() -> Kind:
+    """Settings of a local folder that the `datasets` library reads."""
+    configs = "configs: [{config_name: default, data_files: [{split: train, path: train*}]}]\n"
+    features = "dataset_info: {features: [{name: a, dtype: string}]}\n"
+    rows = inputs.jsonl([{"a": "x"}])
+    return Kind(
+        folders=[{".huggingface.yaml": (configs + features).encode(), "train.jsonl": rows}],
+        formats={".huggingface.yaml": mutations.mutate_yaml},
+        loaders=[(load_folder, 1)],
+        words=(
+            *inputs.words("io/dataset_folder.py"),
+            *(
+                "../outside/secret.txt",
+                "http://127.0.0.1:9/x",
+                "zip://x::y",
+                "image",
+                "audio",
+                "**",
+            ),
+        ),
+    )
+
+
+def load_folder(folder: Path) -> None:
+    import datasets
+
+    from sdjax.core.errors import UserError
+    from sdjax.io.hub import HubError, load_dataset
+
+    datasets.config.HF_DATASETS_CACHE = folder.parent / "cache"
+    try:
+        list(load_dataset(str(folder), split="train"))
+    except HubError as error:  # as the commands report it
+        raise UserError(str(error)) from None
+
+
 def read_data(folder: Path) -> None:
     from sdjax.evaluation.comparison import compare
     from sdjax.evaluation.prompts import build_prompts

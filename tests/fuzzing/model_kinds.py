@@ -21,6 +21,12 @@ _TOKENIZERS = (
     *("BertProcessing", "TemplateProcessing", "CTC", "Fuse", "LlamaTokenizer", "BertTokenizer"),
     *("ignore_merges", "fuse_unk", "dropout", "byte_fallback", "truncation", "padding", "(a|a)*$"),
 )
+_TOKENIZER_SETTINGS = (
+    *("tokenizer_class", "processor_class", "auto_map", "AutoTokenizer", "AutoModelForCausalLM"),
+    *("CLIPModel", "LlamaForCausalLM", "RagTokenizer", "PreTrainedTokenizerFast", "GPT2Tokenizer"),
+    *("fast_tokenizer_files", "../outside/tokenizer.4.0.0.json", "tokenizer.4.0.0.json"),
+    *("tokenizer_file", "vocab_file", "merges_file", "gguf_file", "init_inputs", "sp_model_kwargs"),
+)
 _JINJA = (
     *("{{", "}}", "{% for m in messages %}", "{% endfor %}", "range(9999)", "loop", "|join"),
     *("messages", "namespace(a=0)", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "cycler"),
@@ -210,7 +216,10 @@ def _tokenizer_kind(names: Sequence[str], loaders: Sequence[tuple[Load, int]]) -
         folders=[{**model, **files} for files in inputs.tokenizers()],
         formats=dict.fromkeys(names, mutations.mutate_json),
         loaders=loaders,
-        words=(*inputs.words("io/tokenizer.py", "io/model_files.py"), *_TOKENIZERS),
+        words=(
+            *inputs.words("io/tokenizer.py", "io/tokenizer_settings.py", "io/model_files.py"),
+            *(*_TOKENIZERS, *_TOKENIZER_SETTINGS),
+        ),
         shared=shared_model(),
     )
 

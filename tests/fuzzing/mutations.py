@@ -21,7 +21,22 @@ import yaml
 from tests.fuzzing.trees import JUNK, Raw, mutated, to_text
 
 MANY = 100_000  # repetitions in files that are large or deeply nested
-_NESTS = ("[", "{", '{"a":', "(", "- ", "  ", "[0,", "<<: [", "&a [*a,", "{{", "{% if a %}")
+_NESTS = (
+    "\n",
+    " \n",
+    ":1",
+    "[",
+    "{",
+    '{"a":',
+    "(",
+    "- ",
+    "  ",
+    "[0,",
+    "<<: [",
+    "&a [*a,",
+    "{{",
+    "{% if a %}",
+)
 _BYTES = (b"\x00", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\x1b[2J", b"\xed\xa0\x80", b"\x80", b"\t")
 
 

@@ -23,6 +23,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
         model_kinds.training_programs,
         data_kinds.jsonl,
         data_kinds.jsonl_gzip,
+        data_kinds.dataset_folder,
         data_kinds.results,
         data_kinds.prompt,
         run_kinds.program,

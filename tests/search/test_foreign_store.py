@@ -3,6 +3,7 @@
 import re
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sdjax.cli.main import main
 from sdjax.core.errors import UserError
 from sdjax.report.data import read_report
 from sdjax.search.attempts import attempt_seconds, make_attempt_the_last, pending_attempt
+from sdjax.search.database import _create_file
 from sdjax.search.store import Store
 from sdjax.search.tables import TABLES
 from sdjax.search.types import DEVELOPMENT
@@ -149,6 +151,44 @@ def test_damage_is_reported(run, statement, message):
     execute(run, statement)
     with pytest.raises(UserError, match=rf"run\.sqlite: .*{message}"):
         read_all(run)
+
+
+def hot_journal(database, deleted):
+    """Return a journal that SQLite applies, whose end names a file that SQLite then deletes."""
+    page_size, name = 4096, str(deleted).encode()
+    head = bytes.fromhex("d9d505f920a163d7")
+    pages = len(database) // page_size
+    journal = (head + struct.pack(">IIIII", 0, 0, pages, 512, page_size)).ljust(512, b"\0")
+    end = struct.pack(">II", len(name), sum(name))
+    return journal + struct.pack(">I", 2**30 // page_size + 1) + name + end + head
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_journal_is_refused_and_not_applied(run, tmp_path, write):
+    victim, journal = tmp_path / "victim", run / "run.sqlite-journal"
+    victim.write_text("kept")
+    content = (run / "run.sqlite").read_bytes()
+    journal.write_bytes(hot_journal(content, victim))
+    with pytest.raises(
+        UserError, match=r"run\.sqlite-journal: a rollback journal, which sdjax does"
+    ):
+        Store.open(run, write=write)
+    assert pending_attempt(run) is None
+    assert not make_attempt_the_last(run)
+    assert victim.read_text() == "kept"
+    assert journal.exists()
+    assert (run / "run.sqlite").read_bytes() == content
+
+
+def test_a_database_has_no_journal_from_its_first_moment(tmp_path):
+    """One that another process has left next to the hidden name is not applied either."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.sqlite.partial-journal").write_bytes(hot_journal(b"", tmp_path / "x"))
+    (tmp_path / "x").write_text("kept")
+    _create_file(tmp_path / "run" / "run.sqlite", "CREATE TABLE a (b TEXT) STRICT;", [])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.sqlite"]
+    assert (tmp_path / "run" / "run.sqlite").read_bytes()[18:20] == b"\2\2"  # WAL
+    assert (tmp_path / "x").read_text() == "kept"
 
 
 def test_tables_have_their_keys(run):
