@@ -41,7 +41,8 @@ def check_files(folder: Path) -> None:
         UserError: a file is a link that leads out of the folder, or too large for a tokenizer's.
     """
     for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
-        size = member(folder, path.relative_to(folder).as_posix()).stat().st_size
+        member(folder, path.relative_to(folder).as_posix())
+        size = path.stat().st_size if path.is_file() else 0  # not a file: a link to itself
         if path.suffix in _READ_SUFFIXES and size > MAX_VOCABULARY_BYTES:
             raise UserError(f"{path}: too large ({size:,} bytes); remove the file")
 

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,12 @@ def load_folder(folder: Path) -> None:
     from sdjax.core.errors import UserError
     from sdjax.io.hub import HubError, load_dataset
 
-    datasets.config.HF_DATASETS_CACHE = folder.parent / "cache"
-    try:
-        list(load_dataset(str(folder), split="train"))
-    except HubError as error:  # as the commands report it
-        raise UserError(str(error)) from None
+    with tempfile.TemporaryDirectory() as cache:
+        datasets.config.HF_DATASETS_CACHE = Path(cache)
+        try:
+            list(load_dataset(str(folder), split="train"))
+        except HubError as error:  # as the commands report it
+            raise UserError(str(error)) from None
 
 
 def read_data(folder: Path) -> None:

@@ -1,6 +1,12 @@
 """Files next to the weights of a model."""
 
-from sdjax.io.model_files import other_files, tokenizer_files
+import os
+
+import pytest
+
+from sdjax.core.errors import UserError
+from sdjax.core.files import MAX_VOCABULARY_BYTES
+from sdjax.io.model_files import check_files, other_files, tokenizer_files
 
 TOKENIZER = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
 VOCABULARY = ["qwen.tiktoken", "spiece.model", "tekken.json", "tokenizer.model", "vocab.txt"]
@@ -37,3 +43,14 @@ def test_files_of_a_model_are_the_tokenizers_or_others(tmp_path):
     assert tokenizer_files(tmp_path, vocabulary=False) == sorted([*TOKENIZER, *TEMPLATES])
     assert tokenizer_files(tmp_path, chat_templates=False) == sorted([*TOKENIZER, *VOCABULARY])
     assert other_files(tmp_path) == OTHER
+
+
+def test_files_of_a_tokenizer_are_limited_in_size(tmp_path):
+    (tmp_path / "loop.json").symlink_to("loop.json")  # cannot be read
+    for name in ("model.safetensors", "training.jsonl", "other.json"):
+        (tmp_path / name).write_text("")
+        os.truncate(tmp_path / name, MAX_VOCABULARY_BYTES + 1)
+    with pytest.raises(UserError, match=r"other\.json: too large \(150,000,001 bytes\)"):
+        check_files(tmp_path)
+    (tmp_path / "other.json").unlink()
+    check_files(tmp_path)
