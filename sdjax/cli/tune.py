@@ -66,7 +66,8 @@ from sdjax.core.errors import UserError
     type=click.Choice(["auto", "gradient", "cmaes"]),
     default="auto",
     show_default=True,
-    help="auto: by gradient if the task has training problems and the merge is differentiable.",
+    help="auto: by gradient if the task has training problems, in the numbers that have one, and "
+    "otherwise by CMA-ES. gradient: by gradient, or refused. cmaes: by CMA-ES only.",
 )
 @click.option(
     "--steps",

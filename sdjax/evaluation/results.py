@@ -117,7 +117,7 @@ class ResultsFolder:
             settings,
             file=RESULTS,
             lock=LOCK,
-            content="an evaluation",
+            content="evaluation",
             versions=versions,
             accept_versions=accept_versions,
         )

@@ -57,7 +57,7 @@ class ResumableLog:
             settings: everything that the lines depend on, JSON-compatible.
             file: name of the JSONL file.
             lock: name of the lock file.
-            content: what the folder contains, for error messages, such as "an evaluation".
+            content: what the folder contains, for error messages, such as "evaluation".
             versions: versions of packages, which `check_versions` compares with those of the
                 folder.
             accept_versions: continue although versions differ, and record the difference.
@@ -75,17 +75,21 @@ class ResumableLog:
         self._stored: dict[str, Any] = {_VERSIONS: self._versions, _ACCEPTED: []}
         with contextlib.ExitStack() as resources, storage_errors(folder):
             if not _is_usable(folder, lock):
-                raise UserError(f"{folder}: not empty, and without {content}; choose another --out")
+                raise UserError(
+                    f"{folder}: contains other files, but no {content}; choose another --out"
+                )
             folder.mkdir(parents=True, exist_ok=True)
             resources.callback(lock_folder(folder, lock).release)
             if (folder / SETTINGS).is_file():
                 stored = read_json(folder / SETTINGS)
-                self._stored = {  # sdjax 0.2 stored no versions
+                stored_versions = {  # sdjax 0.2 stored no versions
                     _VERSIONS: _checked(stored.pop(_VERSIONS, {}), dict, folder),
                     _ACCEPTED: _checked(stored.pop(_ACCEPTED, []), list, folder),
                 }
-                self._check_settings(stored, content)
                 self.lines = _complete_lines(self.path)
+                if self.lines:  # otherwise nothing depends on the settings yet
+                    self._stored = stored_versions
+                    self._check_settings(stored, content)
             self._write_settings()
             self.rewrite(self.lines)
             self._file: IO[str] = resources.enter_context(self.path.open("a", encoding="utf-8"))
@@ -135,9 +139,10 @@ class ResumableLog:
     def _check_settings(self, stored: Mapping[str, Any], content: str) -> None:
         for key in stored:  # version 0.2.0 stored no dtype
             if stored[key] != self._settings.get(key):
+                article = "an" if content[0] in "aeiou" else "a"
                 name = key if key.isidentifier() else truncated_repr(key)
                 raise UserError(
-                    f"{self.folder}: contains {content} with {name} = "
+                    f"{self.folder}: contains {article} {content} with {name} = "
                     f"{truncated_repr(stored[key])}, not {truncated_repr(self._settings.get(key))};"
                     " choose another --out"
                 )

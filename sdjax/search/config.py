@@ -208,6 +208,13 @@ class RunTuningConfig:
     programs: NonNegativeInt = 3
     search: SearchConfig
 
+    @model_validator(mode="after")
+    def _check_controls(self) -> RunTuningConfig:
+        for name in self.controls:
+            if self.controls.count(name) > 1:
+                raise ValueError(f"controls: {name!r} is listed twice; remove one")
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TestConfig:

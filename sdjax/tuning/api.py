@@ -19,9 +19,10 @@ from sdjax.core.errors import UserError
 from sdjax.core.progress import Advance, progress_bar
 from sdjax.core.versions import current_versions
 from sdjax.io.atomic_write import resolve_new_folder
-from sdjax.io.hf_checkpoint import write_model
 from sdjax.merging.recipe.from_algorithm import merge_algorithm
 from sdjax.merging.recipe.model_card import Provenance
+from sdjax.merging.recipe.pipeline import merge_parsed
+from sdjax.merging.recipe.schema import parse_recipe
 from sdjax.merging.scope import Scope
 from sdjax.sharding.multihost import is_main_process
 from sdjax.tuning.evolution import search_by_evolution
@@ -76,8 +77,9 @@ def tune(
         base: the base model; a recipe names its own.
         experts: the experts, in order, or a mapping from name to model.
         budget: number of development evaluations.
-        optimizer: "cmaes", or "auto" or "gradient": by gradient if the task has training problems
-            and the merge is differentiable, and by CMA-ES otherwise; see `SearchConfig`.
+        optimizer: "auto", by gradient if the task has training problems, in the numbers in which
+            the merge has one, and otherwise by CMA-ES; "gradient", by gradient or not at all; or
+            "cmaes".
         steps: gradient steps per start.
         learning_rate: of Adam, as a fraction of the distance between a number's bounds.
         batch: rows of packed training problems per step.
@@ -106,7 +108,8 @@ def tune(
 
     Raises:
         UserError: a model, the task or its data do not exist, there is nothing to tune, a program
-            is refused, the budget is below one evaluation, or bounds exclude the start.
+            is refused, the budget is below one evaluation, bounds exclude the start, or `optimizer`
+            is "gradient" and there is none.
 
     Examples:
         >>> import sdjax
@@ -148,6 +151,8 @@ def tune(
         overrides={name: tuple(map(float, new)) for name, new in (overrides or {}).items()},
         with_training=search.optimizer != "cmaes",
     )
+    if search.optimizer == "gradient" and (reason := _why_no_gradient(setup)):
+        raise _gradient_refused(setup, reason)
     settings = setup.fingerprint() | {"metric": metric, **dataclasses.asdict(search)}
     trace = Trace(
         None if out is None else Path(out),
@@ -162,7 +167,7 @@ def tune(
         if out is not None and is_main_process():
             write_result(Path(out), result)
     if merged is not None:
-        _write_merged(setup, weights, result, Path(merged), seed)
+        _write_merged(setup, result, Path(merged), seed)
     return result
 
 
@@ -206,7 +211,14 @@ def _search(
         )
     steps, dropped = steps_of(trace.events)
     if dropped:
-        notes.append(f"{dropped} gradient steps were dropped: the gradient was not finite")
+        were = "steps were" if dropped > 1 else "step was"
+        notes.append(f"{dropped} gradient {were} dropped: the gradient was not finite")
+    if np.array_equal(values, tunable.start):
+        notes.append(
+            "the budget allowed to evaluate the initial values only; raise --budget"
+            if loss is None and evaluations.count == 1
+            else "no better values were found; these are the initial ones"
+        )
     return Tuning(
         name=tunable.name,
         optimizers=tuple(optimizers),
@@ -219,6 +231,7 @@ def _search(
         evaluations=evaluations.count,
         steps=steps,
         dropped_steps=dropped,
+        max_steps=search.starts * search.steps if loss is not None else 0,
         seconds=trace.seconds,
         notes=(*setup.notes, *notes),
         trace=tuple(trace.events),
@@ -238,13 +251,14 @@ def _training_loss(
 
     Returns:
         the loss; whether it has a gradient in every number; and the reason for CMA-ES.
+
+    Raises:
+        UserError: the optimizer is "gradient", and a number has no gradient.
     """
     if search.optimizer == "cmaes":
         return None, False, []
-    if not setup.training:
-        return None, False, [f"task {setup.task.name} has no training problems: tuned by CMA-ES"]
-    if refusal := setup.tunable.gradient_refusal:
-        return None, False, [f"the gradient is refused: {refusal}: tuned by CMA-ES"]
+    if reason := _why_no_gradient(setup):
+        return None, False, [f"{reason}: tuned by CMA-ES"]
     loss = MergeLoss(
         weights.merger,
         setup.tunable,
@@ -262,10 +276,27 @@ def _training_loss(
     operations = sorted({name for found in blocked.values() for name in found})
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     reason = f" ({', '.join(operations)})" if operations else ", the merge does not depend on it"
-    note = f"no gradient in {shown}{reason}: tuned by CMA-ES"
+    note = f"no gradient in {shown}{reason}"
+    if search.optimizer == "gradient":
+        raise _gradient_refused(setup, note)
     # One evaluation is needed for each optimizer and start.
     usable = len(blocked) < len(setup.tunable.parameters) and search.budget // 2 >= search.starts
-    return (loss if usable else None), False, [note]
+    return (loss if usable else None), False, [f"{note}: tuned by CMA-ES"]
+
+
+def _why_no_gradient(setup: TuningSetup) -> str | None:
+    """Return the reason for which there is no gradient, as far as it is known without weights."""
+    if not setup.training:
+        return f"task {setup.task.name} has no training problems"
+    if refusal := setup.tunable.gradient_refusal:
+        return f"the gradient is refused: {refusal}"
+    return None
+
+
+def _gradient_refused(setup: TuningSetup, reason: str) -> UserError:
+    return UserError(
+        f"{setup.tunable.name} cannot be tuned by gradient: {reason}; use --optimizer auto"
+    )
 
 
 @contextlib.contextmanager
@@ -290,18 +321,15 @@ def _reporting(trace: Trace, kind: str, total: int, *, before: int = 0) -> Itera
         yield report
 
 
-def _write_merged(
-    setup: TuningSetup, weights: TuningWeights, result: Tuning, folder: Path, seed: int
-) -> None:
+def _write_merged(setup: TuningSetup, result: Tuning, folder: Path, seed: int) -> None:
     """Write the merged model, whose tensors are those that were evaluated."""
-    algorithm, key = setup.tunable.bind(np.array(result.values)), jax.random.key(seed)
-    if setup.model_set.base is None:
-        source = setup.sources.base.folder
-        merged = weights.merger(algorithm, key=key)
-        write_model(folder, setup.config, merged.params, assets_from=source)
-    elif is_main_process():
+    if not is_main_process():
+        return
+    if setup.recipe is not None:  # as `sdjax merge` does with the tuned recipe
+        merge_parsed(parse_recipe(result.text, setup.recipe), folder, seed=seed)
+    else:
         merge_algorithm(
-            algorithm,
+            setup.tunable.bind(np.array(result.values)),
             setup.sources,
             setup.model_set.scope,
             folder,
@@ -311,5 +339,5 @@ def _write_merged(
                 text=result.text,
                 seed=seed,
             ),
-            key=key,
+            key=jax.random.key(seed),
         )

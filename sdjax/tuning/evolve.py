@@ -29,7 +29,7 @@ from sdjax.merging.method import Method
 from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.tensor_roles import precedes_layers
 from sdjax.models.tensor_names import parse_name
-from sdjax.tuning.model_set import ModelSet, NamedMerge
+from sdjax.tuning.model_set import ModelSet, NamedMerge, short_names
 from sdjax.tuning.patterns import Pattern, PatternedAlgorithm
 from sdjax.tuning.recipe_text import dump_yaml
 from sdjax.tuning.types import Parameter, Tunable
@@ -140,13 +140,14 @@ def genome_tunable(genome: Genome, models: ModelSet) -> Tunable:
             f"{genome.name}: the genome has {count:,} numbers; at most {MAX_NUMBERS:,} can be "
             "tuned, so raise layer_granularity or remove filters"
         )
+    labels = short_names(genome.models)
     parameters: list[Parameter] = []
     index: dict[tuple[int, str, str | None, str], int] = {}
     for group in range(groups):
-        for slot in slots:
+        for slot, label in zip(slots, labels, strict=True):
             for text in filters:
                 for key in keys:
-                    place = [slot, f"group {group}" if groups > 1 else "", text or ""]
+                    place = [label, f"group {group}" if groups > 1 else "", text or ""]
                     index[group, slot, text, key] = len(parameters)
                     parameters.append(_parameter(genome, key, ", ".join(filter(None, place))))
     last = frozenset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,12 @@ class NamedMerge:
     open: Callable[[ModelSet], Tunable]
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """Return the last parts of the models' names if they are distinct, else the names."""
+    short = [model.rstrip("/").rpartition("/")[2] for model in models]
+    return short if len(set(short)) == len(short) else list(models)
 
 
 def filter_of(place: TensorName) -> str:

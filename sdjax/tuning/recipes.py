@@ -25,7 +25,7 @@ from sdjax.merging.recipe.parameters import ParameterType, resolve
 from sdjax.merging.recipe.recipe_method import find_method
 from sdjax.merging.recipe.schema import Recipe, Source, read_recipe
 from sdjax.tuning.families import SMALL, bounds_of
-from sdjax.tuning.model_set import ModelSet, NamedMerge
+from sdjax.tuning.model_set import ModelSet, NamedMerge, short_names
 from sdjax.tuning.patterns import Number, Pattern, PatternedAlgorithm, rounded
 from sdjax.tuning.types import Parameter, Tunable
 
@@ -112,7 +112,7 @@ class _Reader:
             for item in top["models"].value
         }
         own = [by_line.get(source.line, {}) if source.parameters else {} for source in self.experts]
-        labels = _labels([source.model for source in self.experts])
+        labels = short_names([source.model for source in self.experts])
         schema = self.method.schema
         static = {
             p.name: self._static(p, shared.get(schema.recipe_key(p.name)))
@@ -282,12 +282,6 @@ def _entries(document: YamlDocument, node: yaml.Node | None) -> dict[str, yaml.N
     if node is None or not isinstance(node, yaml.MappingNode):
         return {}
     return {key: value for key, (_, value) in document.entries(node, "").items()}
-
-
-def _labels(models: Sequence[str]) -> list[str]:
-    """Return the last parts of the models' names if they are distinct, else the names."""
-    short = [model.rstrip("/").rpartition("/")[2] for model in models]
-    return short if len(set(short)) == len(short) else list(models)
 
 
 def _yaml_number(number: float) -> str:

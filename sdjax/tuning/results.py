@@ -37,6 +37,7 @@ class Tuning:
         evaluations: number of development evaluations.
         steps: number of gradient steps, without those that were dropped.
         dropped_steps: number of steps whose gradient was not finite.
+        max_steps: number of gradient steps if no start had ended early.
         seconds: total time of all computations, over all processes of a resumed search.
         notes: remarks, such as why CMA-ES replaced the gradient.
         trace: all events of the search.
@@ -56,6 +57,7 @@ class Tuning:
     evaluations: int
     steps: int
     dropped_steps: int
+    max_steps: int
     seconds: float
     notes: tuple[str, ...]
     trace: tuple[Mapping[str, Any], ...]
@@ -74,13 +76,16 @@ class Tuning:
             f"  {name:<{width}}  {start:>10.6g} -> {value:.6g}"
             for name, start, value in zip(names, starts, self.values, strict=True)
         ]
-        gradient = f", {self.steps} gradient steps" if self.steps else ""
+        gradient = f", {_counted(self.steps, 'gradient step')}" if self.max_steps else ""
+        taken = self.steps + self.dropped_steps
+        if taken < self.max_steps:
+            gradient += f", stopped early after {taken} of {self.max_steps} steps"
         dropped = f" ({self.dropped_steps} more dropped: not finite)" if self.dropped_steps else ""
-        count, how = len(self.parameters), " and ".join(_NAMES[name] for name in self.optimizers)
+        how = " and ".join(_NAMES[name] for name in self.optimizers)
         return "\n".join(
             [
-                f"{self.name}: {count} number{'s' * (count > 1)} tuned by {how}, "
-                f"{self.evaluations} development evaluations{gradient}{dropped}, "
+                f"{self.name}: {_counted(len(self.parameters), 'number')} tuned by {how}, "
+                f"{_counted(self.evaluations, 'development evaluation')}{gradient}{dropped}, "
                 f"{format_duration(self.seconds)}",
                 *numbers,
                 f"development problems not used for tuning, {self.metric} accuracy in %, 95% "
@@ -94,6 +99,10 @@ class Tuning:
 
 
 _NAMES = {"gradient": "gradient", "cmaes": "CMA-ES"}
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def paired_results(
@@ -130,6 +139,7 @@ def _to_json(result: Tuning) -> dict[str, Any]:
     return {
         **{name: getattr(result, name) for name in fields},
         "dropped_steps": result.dropped_steps,
+        "max_steps": result.max_steps,
         "seconds": round(result.seconds, 1),
         "parameters": [
             vars(parameter) | {"tuned": value}

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -25,11 +26,14 @@ from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger, default_slots
 from sdjax.merging.recipe.from_algorithm import MergeModels, open_models
+from sdjax.merging.recipe.plan import is_floating
+from sdjax.merging.recipe.schema import Recipe, parse_recipe
 from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.merging.scope import Scope
 from sdjax.models.config import ModelConfig
 from sdjax.models.fingerprint import text_fingerprint
 from sdjax.models.params import param_specs
+from sdjax.models.tensor_names import parse_name
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
 from sdjax.programs.program_file import read_program
@@ -80,6 +84,8 @@ class TuningSetup:
         decoder: decoder for all these problems.
         mesh: devices that the models are sharded over.
         notes: remarks about the problems.
+        recipe: file of the recipe or configuration that names the models, if one does.
+        merged_dtypes: path to the dtype of the merged tensor, where it is not the base's.
     """
 
     tunable: Tunable
@@ -94,6 +100,8 @@ class TuningSetup:
     decoder: Decoder
     mesh: Mesh | None
     notes: tuple[str, ...]
+    recipe: Path | None = None
+    merged_dtypes: Mapping[str, np.dtype] = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that the events of a search depend on, JSON-compatible."""
@@ -127,8 +135,11 @@ class TuningSetup:
         scope = set(self.model_set.in_scope)
         loaded = self._load_model(self.sources.base)
         # Tensors outside the scope are only read by forward passes, so they are cast once.
-        dtype = self.decoder.compute_dtype
-        leaves = {p: x if p in scope else x.astype(dtype) for p, x in flatten(loaded).items()}
+        outside = self.decoder.compute_dtype
+        leaves = {
+            p: x.astype(self.merged_dtypes.get(p, x.dtype) if p in scope else outside)
+            for p, x in flatten(loaded).items()
+        }
         base = unflatten(leaves)
         # Without a base, the first expert takes its place.
         experts = [] if self.model_set.base else [base]
@@ -221,6 +232,11 @@ def build_setup(
             f"{', '.join(experts)}; name them with --expert NAME=MODEL, in this order"
         )
     tunable = override_parameters(tunable, overrides)
+    recipe = Path(what) if isinstance(what, str) and named is not None else None
+    merged_dtypes: Mapping[str, np.dtype] = {}
+    if recipe is not None:
+        text = tunable.write(tunable.start)
+        merged_dtypes = _merged_dtypes(parse_recipe(text, recipe), sources)
     loaded_task = find_task(
         task or DEFAULT_TASK,
         data=data,
@@ -266,7 +282,39 @@ def build_setup(
             *map(str, call_checked(loaded_task, "notes", (list, tuple))),
             *remarks,
         ),
+        recipe=recipe,
+        merged_dtypes=merged_dtypes,
     )
+
+
+def _merged_dtypes(recipe: Recipe, sources: MergeModels) -> dict[str, np.dtype]:
+    """Return the dtypes of the tensors that `sdjax merge` writes, by path.
+
+    A merge in memory has the dtypes of its base, so the base is loaded in these.
+
+    Raises:
+        UserError: the recipe's dtype cannot represent the base's tensors.
+    """
+    written = recipe.out_dtype or recipe.dtype
+    experts = [_stored_dtypes(model) for model in sources.experts.values()]
+    dtypes = {}
+    for path, stored in _stored_dtypes(sources.base).items():
+        others = [dtype[path] for dtype in experts if path in dtype]
+        dtype = jnp.dtype(written) if written else jnp.result_type(stored, *others)
+        if jnp.promote_types(stored, dtype) != dtype:
+            raise recipe.fail(
+                "out_dtype" if recipe.out_dtype else "dtype",
+                f"the base is stored in {stored.name}, and tuning does not round merges to "
+                f"{written}; remove the key until the final merge",
+            )
+        dtypes[path] = dtype
+    return dtypes
+
+
+def _stored_dtypes(model: SourceModel) -> dict[str, np.dtype]:
+    return {
+        parse_name(name).path: info.dtype for name, info in model.info.items() if is_floating(info)
+    }
 
 
 def _only_task(what: str, tasks: Sequence[str]) -> str | None:

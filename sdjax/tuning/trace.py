@@ -64,7 +64,7 @@ class Trace:
                 settings or {},
                 file=TRACE,
                 lock=LOCK,
-                content="the trace of a search with sdjax tune",
+                content="search of sdjax tune",
                 versions=versions,
                 accept_versions=accept_versions,
             )

@@ -101,7 +101,7 @@ def test_family_is_tuned_resumed_written_and_merged(tmp_path):
     resumed = json.loads((out / "result.json").read_text())
     same = ("parameters", "gain", "untuned", "tuned", "development", "steps", "evaluations")
     assert {key: resumed[key] for key in same} == {key: result[key] for key in same}
-    assert "contains the trace of a search with sdjax tune with steps = 20, not 5" in user_error(
+    assert "contains a search of sdjax tune with steps = 20, not 5" in user_error(
         *command, "--steps", 5
     )
 

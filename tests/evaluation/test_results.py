@@ -139,7 +139,7 @@ def test_different_settings_raise_user_error(scored, tmp_path):
     line = user_error("eval", "zoo:seed", "--limit", 12, "--max-new-tokens", 9, "--out", scored)
     assert "max_new_tokens = 64, not 9; choose another --out" in line
     (tmp_path / "mine.txt").write_text("mine")
-    assert "not empty, and without an evaluation" in user_error(
+    assert "contains other files, but no evaluation" in user_error(
         "eval", "zoo:seed", "--out", tmp_path
     )
 

@@ -133,7 +133,7 @@ def test_groups_of_layers_switch_at_their_ends(folders, model_set):
     _, tunable = open_recipe(folders, EVOLVE.replace("  filters: [mlp]\n", ""), model_set)
     values = np.zeros(len(tunable.parameters))
     for i, parameter in enumerate(tunable.parameters):
-        if parameter.name.startswith("weight[expert_1, group"):
+        if parameter.name.startswith("weight[math, group"):
             values[i] = 1 + int(parameter.name[-2])
     algorithm = tunable.bind(values)
 

@@ -59,7 +59,7 @@ def test_trace_is_read_and_written_exactly(tmp_path):
 def test_other_settings_events_or_versions_raise_user_error(tmp_path):
     folder = tmp_path / "out"
     run(folder, "gradient", versions={"jax": "1"})
-    with pytest.raises(UserError, match="out: contains the trace of a search with sdjax tune with"):
+    with pytest.raises(UserError, match="out: contains a search of sdjax tune with"):
         Trace(folder, {"task": "gsm8k"})
     with pytest.raises(UserError, match=r"trace.jsonl, line 1: not the event that this search"):
         run(folder, "cmaes")

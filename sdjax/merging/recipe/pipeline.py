@@ -31,7 +31,7 @@ from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
 from sdjax.merging.recipe.recipe_method import LoadProgram, find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
-from sdjax.merging.recipe.schema import read_recipe
+from sdjax.merging.recipe.schema import Recipe, read_recipe
 from sdjax.merging.recipe.source_models import open_source_model
 from sdjax.merging.recipe.tokenizer_plan import align_rows
 from sdjax.merging.tensor_program import TensorProgram
@@ -104,13 +104,34 @@ def merge_recipe(
         UserError: an invalid recipe, missing or damaged models, models that do not match or have
             different architectures, a result that is not finite, or an `out` that exists.
     """
-    recipe = read_recipe(Path(recipe_path))
+    return merge_parsed(
+        read_recipe(Path(recipe_path)),
+        Path(out),
+        seed=seed,
+        allow_crimes=allow_crimes,
+        load_program=load_program,
+        on_tensor=on_tensor,
+        max_file_bytes=max_file_bytes,
+    )
+
+
+def merge_parsed(
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    allow_crimes: bool = False,
+    load_program: LoadProgram | None = None,
+    on_tensor: OnTensor | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> MergeResult:
+    """Merge models as described by a parsed recipe; see `merge_recipe`."""
     open_model = cache(lambda name: open_source_model(name, recipe.path.parent))
     method, program = find_method(recipe, open_model, load_program)
     plan = plan_recipe(recipe, method, open_model, seed, allow_crimes=allow_crimes)
     return write_merged(
         plan,
-        Path(out),
+        out,
         provenance=Provenance(
             method=recipe.merge_method, file=RECIPE, text=recipe.text, seed=seed, program=program
         ),

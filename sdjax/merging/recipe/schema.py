@@ -146,7 +146,23 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: an invalid recipe; the message names the key and the line.
     """
-    document = _RecipeDocument.read(path)
+    return _parsed(_RecipeDocument.read(path), path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """Parse the text of a recipe.
+
+    Args:
+        text: the recipe.
+        path: its file, which need not exist: names of models are relative to its folder.
+
+    Raises:
+        UserError: as in `read_recipe`.
+    """
+    return _parsed(_RecipeDocument(text, str(path)), path)
+
+
+def _parsed(document: _RecipeDocument, path: Path) -> Recipe:
     top = document.top()
     if "merge_method" not in top:
         raise document.fail(None, "the key 'merge_method' is missing")
