@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,12 @@ from sdjax.cli.sandbox_options import (
     trust_limits_option,
 )
 from sdjax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sdjax.report.results import TestRow
+    from sdjax.search.transfer import Transfer, TransferOptions
+
+_MAX_BYTES = 1_000_000_000  # of the results
 
 
 @click.command(
@@ -94,10 +101,7 @@ def transfer(
     other model. Human-designed methods are applied as the run tuned them, and tuned on the
     development problems with these experts.
     """
-    from rich.console import Console
-
-    from sdjax.report.terminal import TABLE_WIDTH
-    from sdjax.report.transfer import transfer_json, transfer_rows, transfer_table
+    from sdjax.report.transfer import transfer_json, transfer_rows
     from sdjax.search import transfer as job
     from sdjax.search.store import Store
 
@@ -114,6 +118,10 @@ def transfer(
         trust_code=trust_code,
         trust_limits=trust_limits,
     )
+    if out is not None and out.exists():
+        rows, result = _finished(run, parse_experts(experts), options, out)
+        _print(rows, result)
+        return
     hint = "run the same command to resume" if out else "use --out FILE to make it resumable"
     with resume_hint(hint), _results_folder(out) as folder:
         result = job.transfer(run, parse_experts(experts), folder, options)
@@ -124,26 +132,55 @@ def transfer(
             from sdjax.io.atomic_write import write_file
 
             write_file(out, json.dumps(data, indent=1) + "\n")
+    _print(rows, result)
+
+
+def _print(rows: Sequence[TestRow], result: Transfer) -> None:
+    from rich.console import Console
+
+    from sdjax.report.terminal import TABLE_WIDTH
+    from sdjax.report.transfer import transfer_table
+
     console = Console()
     width = console.width if console.is_terminal else TABLE_WIDTH
     Console(width=width).print(transfer_table(rows, result, width=width))
 
 
-@contextmanager
-def _results_folder(out: Path | None) -> Iterator[Path]:
-    """Yield the folder of the results; it remains after an interruption if there is an `out`.
+def _finished(
+    run: Path, experts: Mapping[str, str], options: TransferOptions, out: Path
+) -> tuple[Sequence[TestRow], Transfer]:
+    """Return the results in `out`.
 
     Raises:
-        UserError: `out` exists.
+        UserError: `out` contains something else than the results of this transfer.
     """
+    from sdjax.core.files import read_json_file
+    from sdjax.report.transfer import read_transfer
+    from sdjax.search.transfer import plan_transfer, transfer_request
+
+    other = UserError(f"{out}: exists; remove it, or choose another --out")
+    try:
+        data = read_json_file(out, _MAX_BYTES, non_finite=True)
+    except (UserError, ValueError):
+        raise other from None
+    if not isinstance(data, dict) or "request" not in data:
+        raise other
+    winners, plan = plan_transfer(run, experts, options)
+    found = read_transfer(data, winners, transfer_request(winners, plan), plan.config)
+    if found is None:
+        raise other
+    return found
+
+
+@contextmanager
+def _results_folder(out: Path | None) -> Iterator[Path]:
+    """Yield the folder of the results; it remains after an interruption if there is an `out`."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="sdjax-transfer-") as temporary:
             yield Path(temporary)
         return
     from sdjax.io.links import check_own_folder
 
-    if out.exists():
-        raise UserError(f"{out}: exists; remove it, or choose another --out")
     folder = out.with_name(f".{out.name}.store")
     check_own_folder(folder)
     yield folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from sdjax.evaluation.statistics import Interval
 from sdjax.report.results import TestRow, display_name, result_rows
 from sdjax.report.terminal import TABLE_WIDTH, gain_notes, rows_table
 from sdjax.search.baselines import expert_entry
+from sdjax.search.config import RunConfig
 from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
-from sdjax.search.transfer import Transfer
-from sdjax.search.types import TEST, program_entry
+from sdjax.search.transfer import Transfer, Winners
+from sdjax.search.types import TEST, RunInput, program_entry
 
 FORMAT = 1
 _RUN, _HERE = "run", "here"
@@ -89,6 +91,12 @@ def transfer_json(
     problems = [one.problem_id for one in next(iter(outcomes.values()), ())]
     return {
         "format": FORMAT,
+        "request": {
+            "config": json.loads(json.dumps(config.to_json())),
+            "inputs": {one.name: one.fingerprint for one in store.select(RunInput)},
+            "untouched": list(result.winners.methods),
+        },
+        "tuned": list(result.tuned),
         "run": str(run),
         "base": config.seed,
         "experts": {slot: config.experts[slot].model for slot in config.slots},
@@ -124,6 +132,53 @@ def transfer_json(
             for name, results in outcomes.items()
         },
     }
+
+
+def read_transfer(
+    data: Any, winners: Winners, request: Mapping[str, Any], config: RunConfig
+) -> tuple[tuple[TestRow, ...], Transfer] | None:
+    """Return the rows and the transfer in a file, or None if it contains another transfer.
+
+    Args:
+        data: the content of the file, as of `transfer_json`.
+        winners: what is to be transferred.
+        request: what determines the results; see `sdjax.search.transfer.transfer_request`.
+        config: config of the transfer.
+    """
+    programs = {program_entry(one.identity): one.source for one in winners.programs}
+    try:
+        if (data["format"], data["request"], data["programs"]) != (FORMAT, request, programs):
+            return None
+        rows = tuple(_row(row) for row in data["rows"])
+        tuned = tuple(map(str, data["tuned"]))
+        refused = {str(name): str(reason) for name, reason in data["refused"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):  # the file was changed
+        return None
+    return rows, Transfer(config=config, winners=winners, tuned=tuned, refused=refused)
+
+
+def _row(data: Mapping[str, Any]) -> TestRow:
+    def interval(key: str) -> Interval | None:
+        found = data[key]
+        return None if found is None else Interval(**{k: float(v) for k, v in found.items()})
+
+    strict, flexible = interval("strict"), interval("flexible")
+    if strict is None or flexible is None:
+        raise ValueError("a row without an accuracy")
+    return TestRow(
+        name=str(data["name"]),
+        kind=str(data["kind"]),
+        rank=None if data["rank"] is None else int(data["rank"]),
+        tuned_on=str(data["tuned_on"]),
+        development=None if data["development"] is None else float(data["development"]),
+        problems=int(data["problems"]),
+        strict=strict,
+        flexible=flexible,
+        strict_gain=interval("strict_gain_over_base"),
+        flexible_gain=interval("flexible_gain_over_base"),
+        method_gain=interval("gain_over_untouched_method"),
+        tuned_gain=interval("gain_over_tuned_method"),
+    )
 
 
 def _interval(interval: Interval | None) -> dict[str, float] | None:

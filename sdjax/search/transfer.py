@@ -11,9 +11,11 @@ The results are kept in a store like that of a run, so an interrupted transfer r
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.typing import DTypeLike
 
@@ -35,6 +37,7 @@ from sdjax.search.grids import grid_methods
 from sdjax.search.limits import limits_of_run
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.plan import ScoringPlan, load_task, plan_scoring
+from sdjax.search.provenance import run_inputs
 from sdjax.search.ranking import complete_scores, ranked, ranked_programs
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
@@ -133,8 +136,7 @@ def transfer(
             unknown, a model does not exist or does not match the base, or the folder contains
             another transfer.
     """
-    winners = read_winners(run, options)
-    plan = _plan(winners, experts, options, str(run))
+    winners, plan = plan_transfer(run, experts, options)
     for line in _announcement(plan, winners, run):
         logger.info("%s", line)
     context = load_scoring(plan)
@@ -151,6 +153,31 @@ def transfer(
             score_test(context, store, sandbox, entries)
             refused = _refused(store, [program_entry(one.identity) for one in winners.programs])
         return Transfer(config=plan.config, winners=winners, tuned=tuned, refused=refused)
+
+
+def plan_transfer(
+    run: Path, experts: Mapping[str, str], options: TransferOptions
+) -> tuple[Winners, ScoringPlan]:
+    """Return what a transfer applies, and its models and problems, without their weights.
+
+    Raises:
+        UserError: as in `transfer`.
+    """
+    winners = read_winners(run, options)
+    return winners, _plan(winners, experts, options, str(run))
+
+
+def transfer_request(winners: Winners, plan: ScoringPlan) -> dict[str, Any]:
+    """Return what determines the results of a transfer, JSON-compatible.
+
+    It contains fingerprints of the problems and of the weights, which are loaded for it.
+    """
+    request = {
+        "config": plan.config.to_json(),
+        "inputs": run_inputs(load_scoring(plan)),
+        "untouched": winners.methods,
+    }
+    return json.loads(json.dumps(request))
 
 
 def read_winners(run: Path, options: TransferOptions) -> Winners:

@@ -233,10 +233,10 @@ def build_setup(
         )
     tunable = override_parameters(tunable, overrides)
     recipe = Path(what) if isinstance(what, str) and named is not None else None
-    merged_dtypes: Mapping[str, np.dtype] = {}
+    dtypes: Mapping[str, np.dtype] = {}
     if recipe is not None:
         text = tunable.write(tunable.start)
-        merged_dtypes = _merged_dtypes(parse_recipe(text, recipe), sources)
+        dtypes = merged_dtypes(parse_recipe(text, recipe), sources)
     loaded_task = find_task(
         task or DEFAULT_TASK,
         data=data,
@@ -283,14 +283,18 @@ def build_setup(
             *remarks,
         ),
         recipe=recipe,
-        merged_dtypes=merged_dtypes,
+        merged_dtypes=dtypes,
     )
 
 
-def _merged_dtypes(recipe: Recipe, sources: MergeModels) -> dict[str, np.dtype]:
+def merged_dtypes(recipe: Recipe, sources: MergeModels) -> dict[str, np.dtype]:
     """Return the dtypes of the tensors that `sdjax merge` writes, by path.
 
     A merge in memory has the dtypes of its base, so the base is loaded in these.
+
+    Args:
+        recipe: the recipe of the merge.
+        sources: its models.
 
     Raises:
         UserError: the recipe's dtype cannot represent the base's tensors.

@@ -144,12 +144,19 @@ def test_recipe_is_tuned_on_a_task_without_training_problems(tmp_path):
         for name in ("reader", "calculator")
     ]
     recipe = {"merge_method": "ties", "base_model": str(models["seed"]), "models": experts}
+    recipe["dtype"] = "float32"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     rows = [{"question": f"{i}+{i + 1}=", "answer": str(2 * i + 1)} for i in range(10, 22)]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
     file = tmp_path / "recipe.yaml"
-    result = tune(file, "--task", tmp_path / "sums.jsonl", "--budget", 2)
+    folders = tmp_path / "out", tmp_path / "merged", tmp_path / "again"
+    command = [file, "--task", tmp_path / "sums.jsonl", "--budget", 2]
+    result = tune(*command, "--out", folders[0], "--merged", folders[1])
     assert result.exit_code == 0, result.output
+    arguments = ["merge", str(folders[0] / "tuned.yaml"), str(folders[2])]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in folders[1:])
+    assert first == second
     assert "has no training problems: tuned by CMA-ES" in result.output
-    assert "merge_method: ties" in result.output
+    assert "merge_method: ties" in (folders[0] / "tuned.yaml").read_text()
     assert "names its models and tensors; remove --base" in user_error(file, *MODELS, "--budget", 2)

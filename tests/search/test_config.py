@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from sdjax.core.config import dataclass_from
 from sdjax.core.config_files import CONFIG_FOLDER, find_config
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import read_problems
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hub import HubError
 from sdjax.search.config import (
+    RunTuningConfig,
     config_from,
     method_entry,
     prompt_template,
@@ -262,3 +264,10 @@ def test_entry_name_of_a_method():
         "method:ties(density=0.4,scale=0.6)"
     )
     assert method_entry("linear", {}) == "method:linear()"
+
+
+def test_control_that_is_listed_twice_is_refused():
+    changes = {"controls": ["weights", "ties:layers", "weights"], "search": {"budget": 1}}
+    with pytest.raises(UserError, match="'weights' is listed twice; remove one") as error:
+        dataclass_from(RunTuningConfig, changes, "tuning")
+    assert "\n" not in str(error.value)

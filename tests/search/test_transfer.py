@@ -1,5 +1,6 @@
 """Transfer of a stored run's programs to other experts: the same family, or models of any other."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,11 +15,16 @@ from sdjax.cli.transfer import transfer as command
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import write_model
 from sdjax.io.model_paths import model_folder
-from sdjax.report.transfer import transfer_json, transfer_rows
+from sdjax.report.transfer import read_transfer, transfer_json, transfer_rows
 from sdjax.search import scoring
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.store import Store
-from sdjax.search.transfer import TransferOptions, transfer
+from sdjax.search.transfer import (
+    TransferOptions,
+    plan_transfer,
+    transfer,
+    transfer_request,
+)
 from sdjax.search.types import TEST, Application
 from sdjax.testing import random_params, tiny_config
 
@@ -64,6 +70,12 @@ def test_programs_merge_models_of_other_shapes_with_their_constants(run, tmp_pat
         rows = transfer_rows(store, result)
         applications = store.by_key(Application, setting="main")
         data = transfer_json(store, rows, result, run)
+    winners, plan = plan_transfer(run, experts, options)
+    request = transfer_request(winners, plan)
+    stored = json.loads(json.dumps(data))
+    assert read_transfer(stored, winners, request, plan.config) == (rows, result)
+    assert read_transfer(stored, winners, request | {"inputs": {}}, plan.config) is None
+    assert read_transfer(stored | {"rows": [1]}, winners, request, plan.config) is None
     assert not result.refused
     assert [row.rank for row in rows if row.kind == "program"] == [1, 2, 3]
     assert {row.problems for row in rows} == {4}
@@ -139,8 +151,12 @@ def test_interrupted_transfer_resumes_and_writes_its_file_at_the_end(run, tmp_pa
     assert len(evaluated) + len(counted) == 6 + len(data["rows"])
     assert not out.with_name(".transfer.json.store").exists()
     assert set(data["correct"]) == {row["name"] for row in data["rows"]}
+    with monkeypatch.context() as patch:  # printed again, without decoding
+        patch.setattr(scoring, "evaluate_problems", pytest.fail)
+        again = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert again.output == result.output
     with pytest.raises(UserError, match=r"transfer.json: exists; remove it"):
-        CliRunner().invoke(command, arguments, catch_exceptions=False)
+        CliRunner().invoke(command, [*arguments, "--limit", "3"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

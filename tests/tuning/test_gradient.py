@@ -1,11 +1,20 @@
 """Search by gradient: convergence, bounds, early stopping, dropped steps."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sdjax
 from sdjax.core.config import dataclass_from
 from sdjax.core.errors import UserError
+from sdjax.merging.algorithm import Algorithm
+from sdjax.testing import random_params, tiny_model
+from sdjax.training.packing import Example
 from sdjax.tuning.gradient import search_by_gradient
+from sdjax.tuning.loss import MergeLoss
 from sdjax.tuning.search import SearchConfig, override_parameters
 from sdjax.tuning.trace import Trace
 from tests.tuning.searches import OPTIMUM, Objective, tunable
@@ -109,3 +118,36 @@ def test_starts_and_bounds_can_be_changed():
         override_parameters(tunable(), {"weight[expert_1]": (2.0,)})
     with pytest.raises(UserError, match=r"no number 'wieght' to tune; available: weight\[expert_1"):
         override_parameters(tunable(), {"wieght": (2.0,)})
+
+
+def test_program_whose_gradient_is_nan_ends_the_start():
+    def directions(task_vectors, a: float = 0.5, b: float = 0.5):
+        first, second = task_vectors.values()
+        second = b * second
+        norm = jnp.sqrt(jnp.sum(second**2))  # its derivative at zero is infinite
+        return a * first + jnp.where(norm > 0, second / jnp.where(norm > 0, norm, 1.0), 0.0)
+
+    made = Algorithm.from_function(directions)
+    tuned = dataclasses.replace(tunable(start=0.5), bind=lambda v: made.bind(a=v[0], b=v[1]))
+    config, base = tiny_model(max_seq_len=16, num_layers=1)
+    search_config = SearchConfig(budget=2, steps=5, batch=2)
+    loss = MergeLoss(
+        sdjax.Merger(base, [random_params(config, seed=1), base], scope="mlp"),
+        tuned,
+        base,
+        config=config,
+        compute_dtype=jnp.float32,
+        key=jax.random.key(0),
+        examples=[Example(prompt=(5, 6 + i), target=(9, 1)) for i in range(8)],
+        search=search_config,
+    )
+    assert loss.blocking() == {}
+    value, gradient = loss(tuned.start, 0, 0)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).tolist() == [True, False]
+    trace, objective = Trace(), Objective()
+    evaluations = objective.evaluations(search_config, trace)
+    search_by_gradient(tuned, loss, evaluations, search_config, trace)
+    steps = of_kind(trace, "step")
+    assert [(event["values"], event["gradient"]) for event in steps] == [([0.5, 0.5], None)] * 3
+    assert evaluations.best["values"] == [0.5, 0.5]

@@ -4,8 +4,12 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.merging.engine import Merger
-from sdjax.merging.recipe.pipeline import merge_recipe
+from sdjax.merging.recipe.from_algorithm import open_models
+from sdjax.merging.recipe.pipeline import merge_parsed, merge_recipe
+from sdjax.merging.recipe.schema import parse_recipe
+from sdjax.models.tensor_names import parse_name
 from sdjax.tuning.open_tunable import open_tunable, read_named_merge
+from sdjax.tuning.setup import merged_dtypes
 
 RECIPE = """\
 # Tuned by hand.
@@ -201,3 +205,50 @@ def test_lists_need_layers(tmp_path, model_set):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     with pytest.raises(UserError, match="lists of numbers run along the layers, but"):
         open_tunable(str(tmp_path / "recipe.yaml"), model_set(paths=("layers/0/mlp/up_proj",)))
+
+
+@pytest.mark.parametrize("folders", ["bfloat16"], indirect=True)
+def test_a_recipe_with_a_dtype_is_searched_in_it(folders, tensors, model_set):
+    text = """\
+merge_method: task_arithmetic
+base_model: base
+models: [{model: math, parameters: {weight: 0.3}}]
+dtype: float32
+"""
+    named, tunable = open_recipe(folders, text, model_set)
+    sources = open_models(named.base, named.experts, folders)
+    recipe = parse_recipe(tunable.write(tunable.start), folders / "recipe.yaml")
+    dtypes = merged_dtypes(recipe, sources)
+    merge_parsed(recipe, folders / "merged")
+    base = tensors(folders / "base")
+    cast = {
+        parse_name(name).path: x.astype(dtypes[parse_name(name).path]) for name, x in base.items()
+    }
+    experts = [
+        {parse_name(name).path: x for name, x in tensors(folders / model).items()}
+        for model in named.experts.values()
+    ]
+    in_memory = Merger(cast, experts)(tunable.bind(tunable.start)).params
+    for name, tensor in tensors(folders / "merged").items():
+        found = np.asarray(in_memory[parse_name(name).path])
+        assert found.dtype == tensor.dtype == np.float32
+        np.testing.assert_allclose(found, tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("folders", ["bfloat16"], indirect=True)
+def test_a_dtype_that_rounds_the_merge_is_refused(folders, model_set):
+    named, tunable = open_recipe(folders, RECIPE + "dtype: float16\n", model_set)
+    sources = open_models(named.base, named.experts, folders)
+    recipe = parse_recipe(tunable.write(tunable.start), folders / "recipe.yaml")
+    with pytest.raises(UserError, match=r"recipe.yaml, line 19: the base is stored in bfloat16,"):
+        merged_dtypes(recipe, sources)
+    unset = parse_recipe(RECIPE, folders / "recipe.yaml")
+    stored = {info.dtype for info in sources.base.info.values()}
+    assert set(merged_dtypes(unset, sources).values()) == stored
+
+
+def test_a_genome_names_its_models(folders, model_set):
+    text = EVOLVE.replace("  layer_granularity: 1\n  filters: [mlp]\n", "")
+    _, tunable = open_recipe(folders, text, model_set)
+    names = [parameter.name for parameter in tunable.parameters]
+    assert names == ["weight[math]", "density[math]", "weight[code]", "density[code]"]

@@ -73,5 +73,13 @@ def test_other_settings_events_or_versions_raise_user_error(tmp_path):
     (folder / "trace.jsonl").write_text("[1]\n")
     with pytest.raises(UserError, match=r"trace.jsonl, line 1: not an event of a search"):
         Trace(folder, SETTINGS)
-    with pytest.raises(UserError, match="not empty, and without the trace of a search"):
+    with pytest.raises(UserError, match="contains other files, but no search of sdjax tune"):
         Trace(tmp_path, SETTINGS)
+
+
+def test_folder_without_events_takes_other_settings(tmp_path):
+    Trace(tmp_path, SETTINGS, versions={"jax": "1"}).close()
+    with Trace(tmp_path, {"task": "gsm8k"}, versions={"jax": "2"}) as trace:
+        trace.record({"event": "step"}, lambda: {"gradient": [1.0]})
+    with pytest.raises(UserError, match="search of sdjax tune with task = 'gsm8k', not 'arithmet"):
+        Trace(tmp_path, SETTINGS, versions={"jax": "2"})
