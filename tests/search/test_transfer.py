@@ -1,6 +1,5 @@
 """Transfer of a stored run's programs to other experts: the same family, or models of any other."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
