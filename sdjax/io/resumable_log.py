@@ -87,7 +87,8 @@ class ResumableLog:
                     _ACCEPTED: _checked(stored.pop(_ACCEPTED, []), list, folder),
                 }
                 self.lines = _complete_lines(self.path)
-                if self.lines:  # otherwise nothing depends on the settings yet
+                # Without a line, nothing depends on the settings, if they are of the same kind.
+                if self.lines or stored.keys() != self._settings.keys():
                     self._stored = stored_versions
                     self._check_settings(stored, content)
             self._write_settings()

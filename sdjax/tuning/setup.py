@@ -233,10 +233,10 @@ def build_setup(
         )
     tunable = override_parameters(tunable, overrides)
     recipe = Path(what) if isinstance(what, str) and named is not None else None
-    dtypes: Mapping[str, np.dtype] = {}
+    result_dtypes: Mapping[str, np.dtype] = {}
     if recipe is not None:
         text = tunable.write(tunable.start)
-        dtypes = merged_dtypes(parse_recipe(text, recipe), sources)
+        result_dtypes = merged_dtypes(parse_recipe(text, recipe), sources)
     loaded_task = find_task(
         task or DEFAULT_TASK,
         data=data,
@@ -283,7 +283,7 @@ def build_setup(
             *remarks,
         ),
         recipe=recipe,
-        merged_dtypes=dtypes,
+        merged_dtypes=result_dtypes,
     )
 
 
