@@ -463,6 +463,7 @@ def test_generator_without_programs_raises_user_error_and_keeps_samples(small_co
         assert len(store.judged(1)) == generation.samples
 
 
+@pytest.mark.slow
 def test_control_is_never_trained(small_config, tmp_path):
     training = dataclasses.replace(small_config.training, enabled=False)
     config = dataclasses.replace(small_config, training=training)
@@ -472,6 +473,7 @@ def test_control_is_never_trained(small_config, tmp_path):
         assert {sample.iteration for sample in store.judged()} == {1, 2}
 
 
+@pytest.mark.slow
 def test_without_pairs_the_generator_is_unchanged(small_config, tmp_path, monkeypatch):
     """Check that the run continues with the same generator."""
     monkeypatch.setattr(phases, "make_pairs", lambda *args, **options: ())

@@ -208,6 +208,7 @@ def test_lists_need_layers(tmp_path, model_set):
 
 
 @pytest.mark.parametrize("folders", ["bfloat16"], indirect=True)
+@pytest.mark.slow
 def test_a_recipe_with_a_dtype_is_searched_in_it(folders, tensors, model_set):
     text = """\
 merge_method: task_arithmetic
