@@ -10,25 +10,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sdjax.core.config import STRICT, NonNegativeFloat, PositiveInt
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Race:
     """The rules of a race.
 
     Attributes:
         first_rung: number of problems of the first rung; each further rung doubles it.
-        winners: number of best candidates that the race must not lose.
-        z: a candidate stops if it is more than `z` standard errors below the worst current winner,
-            problem by problem.
+        winners: number of best candidates that must not stop; in a run, at least `test.top_k`.
+        z: a candidate stops only if it is more than z standard errors below the worst current
+            winner, problem by problem.
     """
 
-    first_rung: int = 40
-    winners: int = 5
-    z: float = 2.0
+    first_rung: Annotated[int, Field(ge=2)] = 40
+    winners: PositiveInt = 5
+    z: NonNegativeFloat = 2.0
 
     def rungs(self, problems: int) -> tuple[int, ...]:
         """Return the numbers of problems that have been answered after each rung.

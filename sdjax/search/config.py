@@ -29,6 +29,7 @@ from sdjax.core.config import (
 )
 from sdjax.core.config_files import find_config
 from sdjax.decoding.config import DecoderConfig
+from sdjax.evaluation.racing import Race
 from sdjax.programs import prompts
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.sharding.config import MeshConfig
@@ -174,24 +175,6 @@ class BaselinesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RaceConfig:
-    """Config of the race between the programs of an iteration on the development problems.
-
-    After each rung, at most half of the programs stop; see `sdjax.evaluation.racing`.
-
-    Attributes:
-        first_rung: number of problems of the first rung; each further rung doubles it.
-        winners: number of best programs that must not stop; at least `test.top_k`.
-        z: a program stops only if it is more than z standard errors below the worst of the
-            winners, problem by problem.
-    """
-
-    first_rung: Annotated[int, Field(ge=2)] = 40
-    winners: PositiveInt = 5
-    z: NonNegativeFloat = 2.0
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunTuningConfig:
     """Config of tuning numbers after the last iteration: those of controls and of programs.
 
@@ -274,7 +257,7 @@ class RunConfig:
     evaluation: DecoderConfig = Field(default_factory=DecoderConfig)
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     baselines: BaselinesConfig = Field(default_factory=BaselinesConfig)
-    race: RaceConfig | None = None
+    race: Race | None = None
     tuning: RunTuningConfig | None = None
     test: TestConfig = Field(default_factory=TestConfig)
     rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0

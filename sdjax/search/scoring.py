@@ -7,6 +7,7 @@ on the problems that they have answered.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import jax
 from sdjax.core.progress import progress_bar
 from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.prompts import PromptedProblem
-from sdjax.evaluation.racing import Race, race
+from sdjax.evaluation.racing import race
 from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import apply_program, refused_application, trial_of
@@ -104,13 +105,9 @@ def _race(
 
     What an interrupted race has stored is not computed again, and the race takes the same course.
     """
-    config = context.config.race
-    assert config is not None
-    rules = Race(
-        first_rung=config.first_rung,
-        winners=max(config.winners, context.config.test.top_k),
-        z=config.z,
-    )
+    rules = context.config.race
+    assert rules is not None
+    rules = dataclasses.replace(rules, winners=max(rules.winners, context.config.test.top_k))
     metric = context.config.task.metric
     problems = racing_order(context.problems[DEVELOPMENT])
     new = set(identities)

@@ -27,7 +27,7 @@ from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search import context, multihost, phases, resume, scoring, tune
-from sdjax.search.config import BaselinesConfig, ExpertConfig, RaceConfig, RunTuningConfig
+from sdjax.search.config import BaselinesConfig, ExpertConfig, RunTuningConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
 from sdjax.search.provenance import run_inputs
@@ -218,7 +218,7 @@ def test_race_and_tuning_resume(finished, small_config, tmp_path, monkeypatch):
     config = dataclasses.replace(
         small_config,
         iterations=1,
-        race=RaceConfig(first_rung=6, winners=2, z=0.5),
+        race=Race(first_rung=6, winners=2, z=0.5),
         tuning=RunTuningConfig(
             controls=("slope",), programs=1, search=SearchConfig(budget=2, steps=2, batch=2)
         ),
