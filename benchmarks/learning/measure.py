@@ -36,9 +36,10 @@ from sdjax.search.context import RunContext, build_context
 from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search
 from sdjax.search.phases import generate, judge
 from sdjax.search.ranking import complete_scores
+from sdjax.search.score_types import Application
 from sdjax.search.scoring import score_programs
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, SEARCH, Application, Entry, Program, program_entry
+from sdjax.search.types import DEVELOPMENT, MAIN, SEARCH, Entry, Program, program_entry
 
 TEMPERATURE = 1.0
 MEASURES = (

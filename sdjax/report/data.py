@@ -25,17 +25,16 @@ from sdjax.search.ranking import (
     development_scores,
     ranked_programs,
 )
+from sdjax.search.score_types import Application, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
-    Application,
     Entry,
     JudgedSample,
     Lineage,
     Program,
     Setting,
-    StoredPair,
     program_entry,
 )
 
@@ -104,7 +103,7 @@ class ProgramReport:
         iteration: iteration in which it first occurred.
         development: development score.
         test: test accuracy by the run's metric; None if the program was not tested.
-        change: size of its change to the seed; see `sdjax.search.types.Application`.
+        change: size of its change to the seed; see `sdjax.search.score_types.Application`.
         nearest: most similar training program, if the generator's training programs are available.
     """
 

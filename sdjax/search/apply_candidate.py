@@ -22,7 +22,8 @@ from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
 from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verify.verified_program import VerifiedProgram
 from sdjax.search.context import ScoringContext
-from sdjax.search.types import Application, Program, program_entry
+from sdjax.search.score_types import Application
+from sdjax.search.types import Program, program_entry
 from sdjax.sharding.memory import MemoryLimitExceeded, memory_of
 
 

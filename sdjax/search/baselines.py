@@ -18,9 +18,10 @@ from sdjax.search.controls import open_control
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import ScoringPlan
 from sdjax.search.ranking import best_by_group, complete_scores
+from sdjax.search.score_types import Application
 from sdjax.search.scoring import score
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, Application, Entry
+from sdjax.search.types import DEVELOPMENT, MAIN, Entry
 
 
 def expert_entry(slot: str) -> str:

@@ -123,8 +123,8 @@ class SelectionConfig:
         rejected_percent: percentage of the distinct scored programs to reject, worst first.
         elites: number of best programs of each earlier iteration that are also chosen.
         min_gap: minimum difference of the scores within a pair.
-        min_change: minimum change to the seed (see `sdjax.search.types.Application`) that a chosen
-            program must make.
+        min_change: minimum change to the seed that a chosen program must make; see
+            `sdjax.search.score_types.Application`.
         max_pairs: maximum number of pairs, above which they are subsampled; null keeps all.
     """
 

@@ -21,8 +21,9 @@ from sdjax.sandbox.verdict import DUPLICATE
 from sdjax.search.apply_candidate import merge_memory, trial_of
 from sdjax.search.context import ScoringContext
 from sdjax.search.multihost import try_merge
+from sdjax.search.score_types import Application
 from sdjax.search.store import Store
-from sdjax.search.types import Application, Program, program_entry
+from sdjax.search.types import Program, program_entry
 from sdjax.sharding.memory import MemoryLimitExceeded
 
 AGREEMENT = 1e-5  # relative distance below which two merges are the same up to rounding

@@ -11,16 +11,9 @@ from sdjax.search.controls import tuned_controls
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import complete_scores, development_scores, ranked_programs
+from sdjax.search.score_types import Application
 from sdjax.search.store import Store
-from sdjax.search.types import (
-    DEVELOPMENT,
-    MAIN,
-    NOT_JUDGED,
-    TEST,
-    Application,
-    Checkpoint,
-    program_entry,
-)
+from sdjax.search.types import DEVELOPMENT, MAIN, NOT_JUDGED, TEST, Checkpoint, program_entry
 
 # Phases without a rate until they are measured, and what an estimate without them leaves out.
 _LEFT_OUT = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sdjax.search.config import SelectionConfig
 from sdjax.search.ranking import rank_key
+from sdjax.search.score_types import Pair, ScoredSample, StoredPair
 from sdjax.search.store import Store
-from sdjax.search.types import Pair, ScoredSample, StoredPair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,17 +25,14 @@ from sdjax.search.context import RunContext
 from sdjax.search.multihost import judge_all
 from sdjax.search.pairs import make_pairs, select
 from sdjax.search.ranking import development_scores
+from sdjax.search.score_types import Application, Pair, ScoredSample, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
     SEARCH,
-    Application,
-    Pair,
     Program,
     Sample,
-    ScoredSample,
-    StoredPair,
     StoredVerdict,
     program_entry,
 )

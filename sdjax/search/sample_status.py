@@ -6,14 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
-from sdjax.search.types import (
-    NO_PROGRAM,
-    NOT_JUDGED,
-    Application,
-    JudgedSample,
-    Sample,
-    StoredVerdict,
-)
+from sdjax.search.score_types import Application
+from sdjax.search.types import NO_PROGRAM, NOT_JUDGED, JudgedSample, Sample, StoredVerdict
 
 
 def judged_sample(

@@ -27,16 +27,9 @@ from sdjax.search.duplicates import compare_with_earlier
 from sdjax.search.multihost import try_merge
 from sdjax.search.plan import ScoringPlan
 from sdjax.search.ranking import ranked_programs
+from sdjax.search.score_types import Application
 from sdjax.search.store import Store
-from sdjax.search.types import (
-    DEVELOPMENT,
-    MAIN,
-    SEARCH,
-    Application,
-    Entry,
-    Setting,
-    program_entry,
-)
+from sdjax.search.types import DEVELOPMENT, MAIN, SEARCH, Entry, Setting, program_entry
 
 _OUTCOMES_PER_COMMIT = 64
 

@@ -1,7 +1,7 @@
 """The store of a run, which commits every result as soon as it is available.
 
 A folder contains one run, in one SQLite file. The tables are derived from the records in
-`sdjax.search.types`. Each save is one commit. Duplicates and accuracies are computed on
+`sdjax.search.types` and `score_types`. Each save is one commit. Duplicates and accuracies are computed on
 reading, so they do not depend on interruptions or on the order in which results arrive.
 """
 
@@ -21,14 +21,13 @@ from sdjax.sandbox.verdict import DuplicateIndex
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.database import Database, now
 from sdjax.search.sample_status import judged_sample
+from sdjax.search.score_types import Application, Evaluation, StoredOutcome, Summary
 from sdjax.search.tables import TABLES, migrations, schema
 from sdjax.search.types import (
     MAIN,
     SEARCH,
-    Application,
     Attempt,
     Change,
-    Evaluation,
     JudgedSample,
     Lineage,
     Phase,
@@ -38,9 +37,7 @@ from sdjax.search.types import (
     RunRecord,
     Sample,
     Setting,
-    StoredOutcome,
     StoredVerdict,
-    Summary,
     program_entry,
     text_hash,
 )

@@ -20,13 +20,12 @@ import numpy as np
 
 from sdjax.core.errors import truncated_repr
 from sdjax.core.json import parse_json
+from sdjax.search.score_types import Application, Evaluation, StoredOutcome, StoredPair
 from sdjax.search.types import (
-    Application,
     Attempt,
     Change,
     Checkpoint,
     Entry,
-    Evaluation,
     Lineage,
     Phase,
     Program,
@@ -35,8 +34,6 @@ from sdjax.search.types import (
     RunRecord,
     Sample,
     Setting,
-    StoredOutcome,
-    StoredPair,
     StoredVerdict,
     storable,
 )

@@ -39,17 +39,10 @@ from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.plan import ScoringPlan, load_task, plan_scoring
 from sdjax.search.provenance import run_inputs
 from sdjax.search.ranking import complete_scores, ranked, ranked_programs
+from sdjax.search.score_types import Application
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
-from sdjax.search.types import (
-    DEVELOPMENT,
-    MAIN,
-    TEST,
-    Application,
-    Entry,
-    Program,
-    program_entry,
-)
+from sdjax.search.types import DEVELOPMENT, MAIN, TEST, Entry, Program, program_entry
 from sdjax.sharding.config import MeshConfig
 
 logger = logging.getLogger(__name__)

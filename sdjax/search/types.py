@@ -1,4 +1,4 @@
-"""The records of a run's store, as frozen dataclasses.
+"""The records of a run and its programs; those of scores are in `sdjax.search.score_types`.
 
 Each record is a row of a table; `sdjax.search.tables` derives the tables from these classes.
 
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import ADMITTED, Verdict, is_admissible
 
 MAIN = "main"  # setting of the search itself
@@ -343,130 +342,3 @@ class Entry:
     kind: str
     identity: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Application:
-    """The result of merging the models of a setting with an entry.
-
-    Attributes:
-        entry: name of the entry.
-        setting: name of the setting whose models are merged.
-        verdict: "admitted", "duplicate" if the merge equals that of an earlier program, or the
-            refusal on the real weights.
-        rule: check that the merge failed; empty if admitted.
-        message: reason for the verdict, in one line; empty if admitted.
-        change: norm of the merged task vector over the mean norm of the experts' task vectors.
-        seconds: duration of the merge.
-        original: identity of the earlier program with the same merge, for a duplicate.
-    """
-
-    entry: str
-    setting: str = MAIN
-    verdict: str = ADMITTED
-    rule: str = ""
-    message: str = ""
-    change: float
-    seconds: float = 0.0
-    original: str | None = None
-
-    @property
-    def admitted(self) -> bool:
-        """Whether the merged model may be scored."""
-        return self.verdict == ADMITTED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The evaluation of an entry; immutable once complete.
-
-    Attributes:
-        entry: name of the entry.
-        setting: name of the setting whose models are merged.
-        split: "development" or "test".
-        complete: whether every problem has an outcome.
-    """
-
-    entry: str
-    setting: str
-    split: str
-    complete: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredOutcome:
-    """The outcome of one problem of an evaluation.
-
-    Attributes:
-        entry: name of the entry.
-        setting: name of the setting whose models are merged.
-        split: "development" or "test".
-        outcome: the model's output and its grades.
-    """
-
-    entry: str
-    setting: str
-    split: str
-    outcome: Outcome
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The accuracies of an evaluation; computed, not stored."""
-
-    entry: str
-    setting: str
-    split: str
-    problems: int
-    strict: float
-    flexible: float
-    complete: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredSample:
-    """An admissible sample with the development score of its program.
-
-    Attributes:
-        identity: identity of the program.
-        prompt: hash of the prompt.
-        text: the completion to train on.
-        score: accuracy on the development problems.
-        change: size of the program's change to the seed; see `Application`.
-        iteration: iteration of the sample.
-        number: index of the sample within the iteration.
-    """
-
-    identity: str
-    prompt: str
-    text: str
-    score: float
-    change: float
-    iteration: int
-    number: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A preference pair.
-
-    Attributes:
-        chosen: the sample with the higher score.
-        rejected: the sample with the lower score.
-    """
-
-    chosen: ScoredSample
-    rejected: ScoredSample
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredPair(Pair):
-    """A preference pair of an iteration.
-
-    Attributes:
-        iteration: iteration whose generator is trained on the pair.
-        number: index within the iteration.
-    """
-
-    iteration: int
-    number: int

@@ -7,8 +7,8 @@ import yaml
 
 from sdjax.io.model_paths import zoo_models
 from sdjax.search.attempts import DATABASE_FILE
+from sdjax.search.score_types import StoredPair
 from sdjax.search.store import Store
-from sdjax.search.types import StoredPair
 
 
 def check(folder):

@@ -9,17 +9,15 @@ import pytest
 from sdjax.evaluation.task import Outcome
 from sdjax.search.config import SelectionConfig
 from sdjax.search.pairs import make_pairs, select
+from sdjax.search.score_types import Application, ScoredSample, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import (
-    Application,
     Checkpoint,
     Entry,
     Lineage,
     Program,
     Sample,
-    ScoredSample,
     Setting,
-    StoredPair,
     StoredVerdict,
     program_entry,
 )

@@ -8,7 +8,8 @@ from sdjax.report import final_table
 from sdjax.report.data import read_report
 from sdjax.report.page import render
 from sdjax.report.results import cut_middle, display_name, final_rows, shown_metrics
-from sdjax.search.types import Application, Entry, Program, StoredPair, program_entry
+from sdjax.search.score_types import Application, StoredPair
+from sdjax.search.types import Entry, Program, program_entry
 
 
 def test_counts_and_reasons_of_the_samples(finished):

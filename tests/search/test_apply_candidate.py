@@ -16,12 +16,12 @@ from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.apply_candidate import apply_program
 from sdjax.search.attempts import attempt_seconds, pending_attempt
 from sdjax.search.context import build_context
+from sdjax.search.score_types import Application
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
-    Application,
     Attempt,
     Program,
     Sample,

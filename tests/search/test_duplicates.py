@@ -7,17 +7,10 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.duplicates import compare_with_earlier
+from sdjax.search.score_types import Application
 from sdjax.search.scoring import score_programs
 from sdjax.search.store import Store
-from sdjax.search.types import (
-    Application,
-    Entry,
-    Program,
-    Sample,
-    Setting,
-    StoredVerdict,
-    program_entry,
-)
+from sdjax.search.types import Entry, Program, Sample, Setting, StoredVerdict, program_entry
 
 # Of the tensors in scope, those with more rows than columns are not probed.
 SOURCE = """

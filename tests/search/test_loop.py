@@ -37,18 +37,10 @@ from sdjax.search.sampling import (
     generator_of_run,
     sample_programs,
 )
+from sdjax.search.score_types import StoredPair
 from sdjax.search.scoring import racing_order
 from sdjax.search.store import Store
-from sdjax.search.types import (
-    DEVELOPMENT,
-    TEST,
-    Change,
-    Checkpoint,
-    Entry,
-    Program,
-    StoredPair,
-    program_entry,
-)
+from sdjax.search.types import DEVELOPMENT, TEST, Change, Checkpoint, Entry, Program, program_entry
 from sdjax.tuning.search import SearchConfig
 
 

@@ -13,8 +13,9 @@ from sdjax.sandbox.verdict import Verdict
 from sdjax.search import multihost
 from sdjax.search.config import BaselinesConfig
 from sdjax.search.loop import run_search
+from sdjax.search.score_types import StoredPair
 from sdjax.search.store import Store
-from sdjax.search.types import Checkpoint, StoredPair
+from sdjax.search.types import Checkpoint
 
 SDJAX = ("-c", "from sdjax.cli.main import main; main()")
 

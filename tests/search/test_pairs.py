@@ -4,7 +4,7 @@ import pytest
 
 from sdjax.search.config import SelectionConfig
 from sdjax.search.pairs import make_pairs, quota, rank_samples, select
-from sdjax.search.types import ScoredSample
+from sdjax.search.score_types import ScoredSample
 
 CONFIG = SelectionConfig(chosen_percent=5, rejected_percent=10, elites=3, min_gap=0.02)
 

@@ -12,10 +12,10 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.search.pairs import preferences_of_run
+from sdjax.search.score_types import Application, ScoredSample, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
-    Application,
     Change,
     Checkpoint,
     Entry,
@@ -23,9 +23,7 @@ from sdjax.search.types import (
     Program,
     RunInput,
     Sample,
-    ScoredSample,
     Setting,
-    StoredPair,
     StoredVerdict,
     program_entry,
 )

@@ -21,8 +21,9 @@ from sdjax.programs.signature import merge_signature
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
 from sdjax.search.resume import resume_store
+from sdjax.search.score_types import Application
 from sdjax.search.store import Store
-from sdjax.search.types import Application, Change, Checkpoint, Program, RunInput
+from sdjax.search.types import Change, Checkpoint, Program, RunInput
 
 STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
 

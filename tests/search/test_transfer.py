@@ -17,6 +17,7 @@ from sdjax.io.model_paths import model_folder
 from sdjax.report.transfer import read_transfer, transfer_json, transfer_rows
 from sdjax.search import scoring
 from sdjax.search.ranking import ranked_programs
+from sdjax.search.score_types import Application
 from sdjax.search.store import Store
 from sdjax.search.transfer import (
     TransferOptions,
@@ -24,7 +25,7 @@ from sdjax.search.transfer import (
     transfer,
     transfer_request,
 )
-from sdjax.search.types import TEST, Application
+from sdjax.search.types import TEST
 from sdjax.testing import random_params, tiny_config
 
 STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
