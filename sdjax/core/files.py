@@ -20,8 +20,7 @@ def open_file(path: Path) -> BinaryIO:
     """Open a file for reading, at once: a pipe without a writer does not block.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or it is a folder, pipe, socket or
-            device.
+        UserError: the file does not exist, cannot be read, or is a folder, pipe, socket or device.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

@@ -1,7 +1,7 @@
 """Renderer of chat templates in a process of its own, started by `sdjax.io.chat_template`.
 
-A template is a program from whoever made the model. transformers runs it in Jinja's sandbox, which
-limits what it can reach but neither time nor memory.
+A template is a program written by the author of the model. transformers runs it in Jinja's sandbox,
+which limits what it can reach but neither time nor memory.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
     """Return a dict from token to id, with added tokens.
 
     Raises:
-        UserError: there is no tokenizer, or an id is above `MAX_TOKEN_ID`, for which a merge would
-            allocate a row.
+        UserError: the folder has no tokenizer, or a token id is above `MAX_TOKEN_ID` (a merge
+            allocates a row for each id).
     """
     tokens = _backend(folder).get_vocab(with_added_tokens=True)
     token = max(tokens, key=tokens.__getitem__, default="")

@@ -223,8 +223,8 @@ class Merger:
 
         Args:
             algorithm: the algorithm; its hyperparameters may be traced.
-            tensors: stands in for the attribute `tensors`, with the same shapes. In the tensor form
-                it may have some of the paths only, which are then merged.
+            tensors: replaces the attribute `tensors`, with the same shapes. For an algorithm in the
+                tensor form it may be a subset, and only that is merged.
             key: concrete typed PRNG key; required if the algorithm requests one.
 
         Raises:

@@ -99,10 +99,10 @@ class SandboxConfig(Limits):
         workers: number of candidates that are traced, and that are compiled, at the same time.
         allow_missing: layers of confinement that this machine may lack. The sandbox refuses to
             start if any other layer is missing.
-        apply_seconds: time to compile the merge of an admitted program and to merge with it; before
-            its tuning, also for one step by gradient. `sdjax run` ends a run that takes longer, and
-            resumes it without the program; on several hosts, it is resumed by whoever starts it
-            again.
+        apply_seconds: maximum time to compile the merge of an admitted program and to merge with
+            it, and before it is tuned, for one gradient step. `sdjax run` ends a run that takes
+            longer and resumes it without the program; a run on several hosts must be resumed by
+            the user.
     """
 
     workers: Annotated[int, Field(ge=1, le=1_000)] = 2

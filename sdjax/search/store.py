@@ -1,8 +1,9 @@
 """The store of a run, which commits every result as soon as it is available.
 
 A folder contains one run, in one SQLite file. The tables are derived from the records in
-`sdjax.search.types` and `score_types`. Each save is one commit. Duplicates and accuracies are computed on
-reading, so they do not depend on interruptions or on the order in which results arrive.
+`sdjax.search.types` and `sdjax.search.score_types`. Each save is one commit. Duplicates and
+accuracies are computed on reading, so they do not depend on interruptions or on the order in which
+results arrive.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ def _training_loss(
 
 
 def _why_no_gradient(setup: TuningSetup) -> str | None:
-    """Return the reason for which there is no gradient, as far as it is known without weights."""
+    """Return why no gradient is available, if that is known before weights are loaded."""
     if not setup.training:
         return f"task {setup.task.name} has no training problems"
     if refusal := setup.tunable.gradient_refusal:

@@ -56,8 +56,8 @@ class TuningWeights:
     """The loaded weights of a search.
 
     Attributes:
-        base: parameters of the base, or of the first expert if there is no base. Those that are
-            not merged have the compute dtype.
+        base: parameters of the base, or of the first expert if there is no base. Parameters outside
+            the scope have the compute dtype.
         merger: merger of the base and the experts.
         scorer: decodes the answers of a candidate.
     """

@@ -48,7 +48,7 @@ def test_message_names_three_limits_at_most():
     assert str(error.value) == (
         "folder: its config allows programs more than the defaults: sandbox.equations is 10,000, "
         "not 4,000; sandbox.nesting is 9, not 8; sandbox.max_expansion is 64, not 32 (and 1 more);"
-        " if you trust whoever made this run, add --trust-limits"
+        " if you trust the author of this run, add --trust-limits"
     )
 
 

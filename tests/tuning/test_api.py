@@ -1,4 +1,4 @@
-"""What a search reports: why there is no gradient, and what was not found."""
+"""Reports of a search: the reason for CMA-ES, and that nothing better was found."""
 
 import dataclasses
 import json
