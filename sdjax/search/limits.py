@@ -1,4 +1,4 @@
-"""Limits in the config of a stored run, which its author chose, not the owner of this machine.
+"""Limits in the config of a stored run, which were chosen by the author of the run.
 
 A folder from someone else must not raise what a command may use of this machine. The stored limits
 may be lower than the defaults; higher ones are used only if the user says so.
@@ -53,7 +53,8 @@ def check_limits(
         more = f" (and {len(higher) - 3} more)" if len(higher) > 3 else ""
         raise UserError(
             f"{where}: its config allows programs more than the defaults: "
-            f"{'; '.join(higher[:3])}{more}; if you trust the author of this run, add --trust-limits"
+            f"{'; '.join(higher[:3])}{more}; if you trust the author of this run, add "
+            "--trust-limits"
         )
 
 
