@@ -33,11 +33,11 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import BaselinesConfig, RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
+from sdjax.search.iteration_scores import score_programs
 from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search
 from sdjax.search.phases import generate, judge
 from sdjax.search.ranking import complete_scores
 from sdjax.search.score_types import Application
-from sdjax.search.scoring import score_programs
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, SEARCH, Entry, Program, program_entry
 

@@ -20,6 +20,7 @@ from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
 from sdjax.search.controls import check_controls, tuned_controls
 from sdjax.search.final_test import score_test
+from sdjax.search.iteration_scores import score_programs
 from sdjax.search.multihost import (
     check_resumption,
     main_process_layers,
@@ -37,7 +38,7 @@ from sdjax.search.phases import (
 from sdjax.search.plan import plan_run
 from sdjax.search.ranking import best_method, complete_scores, finalists
 from sdjax.search.sampling import adapter_folder
-from sdjax.search.scoring import save_settings, score_programs
+from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
 from sdjax.search.tune import tune_entries
 from sdjax.search.types import Checkpoint, Lineage

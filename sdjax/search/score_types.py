@@ -1,10 +1,11 @@
-"""The records of scores in a run's store: applied entries, their answers, and preference pairs.
+"""The records of scores in a run's store: applied entries, structures, answers, preference pairs.
 
 Entries and settings are records of `sdjax.search.types`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdjax.evaluation.task import Outcome
@@ -88,6 +89,65 @@ class Summary:
     strict: float
     flexible: float
     complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Numbers of a program's constants that were tried while its structure was scored.
+
+    Attributes:
+        structure: hash of the structure.
+        number: index within the structure; 0 has the numbers of the program as it was written.
+        rung: index of the rung before which the numbers were chosen.
+        origin: "written", "gradient" or "sampled".
+        constants: name of each constant that is tuned to its value.
+        steps: gradient steps that led to the numbers, from the best ones before.
+        change: norm of the merged task vector over the mean norm of the experts' task vectors.
+        finite: whether the merged weights are finite; if not, there are no answers.
+    """
+
+    structure: str
+    number: int
+    rung: int
+    origin: str
+    constants: Mapping[str, float]
+    steps: int = 0
+    change: float
+    finite: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateOutcome:
+    """The outcome of one development problem for a candidate.
+
+    Attributes:
+        structure: hash of the candidate's structure.
+        number: index of the candidate within the structure.
+        outcome: the model's output and its grades.
+    """
+
+    structure: str
+    number: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredStructure:
+    """The result of scoring a structure: the program with its best numbers, whose score it has.
+
+    Attributes:
+        structure: hash of the structure.
+        purpose: "search", or the name of a measurement.
+        iteration: iteration of its first sample.
+        written: identity of the first program with this structure, as it was written.
+        best: identity of the program with the best numbers; `written` if no others were better.
+    """
+
+    structure: str
+    purpose: str
+    iteration: int
+    written: str
+    best: str
 
 
 @dataclass(frozen=True, kw_only=True)

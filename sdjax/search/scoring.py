@@ -1,35 +1,26 @@
-"""Scoring of programs: merge the models of a setting with each, and answer the task's problems.
-
-With `race` in the config, the programs of an iteration answer growing numbers of the development
-problems, and clear losers stop early (see `sdjax.evaluation.racing`). Their score is the accuracy
-on the problems that they have answered.
-"""
+"""Scoring of a program: merge the models of a setting with it, and answer the task's problems."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from sdjax.core.progress import progress_bar
 from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.prompts import PromptedProblem
-from sdjax.evaluation.racing import race
 from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import apply_program, refused_application, trial_of
 from sdjax.search.attempts import too_many_attempts
-from sdjax.search.context import RunContext, ScoringContext
+from sdjax.search.context import ScoringContext
 from sdjax.search.duplicates import compare_with_earlier
 from sdjax.search.multihost import try_merge
 from sdjax.search.plan import ScoringPlan
-from sdjax.search.ranking import ranked_programs
 from sdjax.search.score_types import Application
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, SEARCH, Entry, Setting, program_entry
+from sdjax.search.types import DEVELOPMENT, MAIN, Entry, Setting, program_entry
 
 _OUTCOMES_PER_COMMIT = 64
 
@@ -49,78 +40,6 @@ def save_settings(plan: ScoringPlan, store: Store) -> None:
                     task=config.task.name,
                 )
             )
-
-
-def score_programs(
-    context: RunContext,
-    store: Store,
-    sandbox: Sandbox | None,
-    *,
-    iteration: int,
-    purpose: str = SEARCH,
-) -> None:
-    """Apply the programs of an iteration and score the distinct ones on the development problems.
-
-    Args:
-        context: the loaded run.
-        store: the run's store.
-        sandbox: the sandbox on the main process; None on the others.
-        iteration: number of the iteration.
-        purpose: "search", or the name of a measurement.
-    """
-    samples = store.judged(iteration, purpose)
-    identities = [
-        identity
-        for sample in samples
-        if (identity := sample.identity if sample.novel else sample.unconfirmed) is not None
-    ]
-    if context.config.race is not None:
-        _race(context, store, sandbox, identities, iteration=iteration, purpose=purpose)
-        return
-    missing = [one for one in identities if not store.is_complete(program_entry(one), DEVELOPMENT)]
-    done = len(identities) - len(missing)
-    with progress_bar(f"iteration {iteration}: score", len(identities), completed=done) as advance:
-        for identity in missing:
-            score_program(context, store, sandbox, identity, DEVELOPMENT)
-            advance()
-
-
-def _race(
-    context: RunContext,
-    store: Store,
-    sandbox: Sandbox | None,
-    identities: Sequence[str],
-    *,
-    iteration: int,
-    purpose: str,
-) -> None:
-    """Race new programs against each other and against the best earlier ones.
-
-    What an interrupted race has stored is not computed again, and the race takes the same course.
-    """
-    rules = context.config.race
-    assert rules is not None
-    rules = dataclasses.replace(rules, winners=max(rules.winners, context.config.test.top_k))
-    metric = context.config.task.metric
-    problems = racing_order(context.problems[DEVELOPMENT])
-    new = set(identities)
-    sampled_before = {s.identity for s in store.judged(purpose=purpose) if s.iteration < iteration}
-    best = [entry.identity or "" for entry in ranked_programs(store, metric)]
-    earlier = [identity for identity in best if identity in sampled_before - new][: rules.winners]
-    with progress_bar(f"iteration {iteration}: score", len(identities)) as advance:
-
-        def answer(identity: str, start: int, stop: int) -> list[bool]:
-            score_program(context, store, sandbox, identity, DEVELOPMENT, limit=stop)
-            outcomes = store.outcomes(program_entry(identity), DEVELOPMENT)
-            solved = {outcome.problem_id: getattr(outcome, metric) for outcome in outcomes}
-            # A program that is refused, or that duplicates another, has no outcomes.
-            return [solved.get(item.problem.id, False) for item in problems[start:stop]]
-
-        def stop(identity: str) -> None:
-            if identity in new:
-                advance()
-
-        race([*identities, *earlier], answer, len(problems), rules, on_stop=stop)
 
 
 def racing_order(problems: Sequence[PromptedProblem]) -> list[PromptedProblem]:

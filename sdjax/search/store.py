@@ -22,7 +22,13 @@ from sdjax.sandbox.verdict import DuplicateIndex
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.database import Database, now
 from sdjax.search.sample_status import judged_sample
-from sdjax.search.score_types import Application, Evaluation, StoredOutcome, Summary
+from sdjax.search.score_types import (
+    Application,
+    CandidateOutcome,
+    Evaluation,
+    StoredOutcome,
+    Summary,
+)
 from sdjax.search.tables import TABLES, migrations, schema
 from sdjax.search.types import (
     MAIN,
@@ -342,6 +348,13 @@ class Store:
         """Return the outcomes of an evaluation, sorted by problem id; may be empty."""
         stored = self.select(StoredOutcome, entry=entry, split=split, setting=setting)
         return tuple(score.outcome for score in stored)
+
+    def candidate_problems(self) -> dict[str, int]:
+        """Return how many problems the candidates of each structure have answered together."""
+        if TABLES[CandidateOutcome].since > self._database.version:
+            return {}
+        query = "SELECT structure, count(*) AS problems FROM candidate_score GROUP BY structure"
+        return {row["structure"]: row["problems"] for row in self._database.read(query)}
 
     def summaries(self, split: str | None = None, setting: str | None = MAIN) -> list[Summary]:
         """Return the accuracies of the evaluations, in the order in which they were started.

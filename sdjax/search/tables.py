@@ -20,7 +20,15 @@ import numpy as np
 
 from sdjax.core.errors import truncated_repr
 from sdjax.core.json import parse_json
-from sdjax.search.score_types import Application, Evaluation, StoredOutcome, StoredPair
+from sdjax.search.score_types import (
+    Application,
+    Candidate,
+    CandidateOutcome,
+    Evaluation,
+    ScoredStructure,
+    StoredOutcome,
+    StoredPair,
+)
 from sdjax.search.types import (
     Attempt,
     Change,
@@ -332,6 +340,21 @@ TABLES: dict[type, Table[Any]] = {
             references={_EVALUATION: f"evaluation({_EVALUATION})"},
         ),
         Table(
+            name="structure",
+            record=ScoredStructure,
+            key=("structure",),
+            references=dict.fromkeys(("written", "best"), "program(identity)"),
+            since=7,
+        ),
+        Table(name="candidate", record=Candidate, key=("structure", "number"), since=7),
+        Table(
+            name="candidate_score",
+            record=CandidateOutcome,
+            key=("structure", "number", "outcome_problem_id"),
+            references={"structure, number": "candidate(structure, number)"},
+            since=7,
+        ),
+        Table(
             name="pair",
             record=StoredPair,
             key=("iteration", "number"),
@@ -354,9 +377,13 @@ def schema(version: int) -> str:
 
 def migrations() -> dict[int, str]:
     """Return the statements that lead from a version of a database to the next, by version."""
-    new_tables = "\n".join(table.schema() for table in TABLES.values() if table.since == 4)
+
+    def new_tables(version: int) -> str:
+        return "\n".join(table.schema() for table in TABLES.values() if table.since == version)
+
     return {
-        3: new_tables,
+        3: new_tables(4),
         4: "ALTER TABLE checkpoint DROP COLUMN role;",  # all checkpoints had the same one
         5: "ALTER TABLE application ADD COLUMN original TEXT;",
+        6: new_tables(7),
     }

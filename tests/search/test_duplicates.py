@@ -7,8 +7,8 @@ from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.sandbox.worker.trace import trace_trusted
 from sdjax.search.duplicates import compare_with_earlier
+from sdjax.search.iteration_scores import score_programs
 from sdjax.search.score_types import Application
-from sdjax.search.scoring import score_programs
 from sdjax.search.store import Store
 from sdjax.search.types import Entry, Program, Sample, Setting, StoredVerdict, program_entry
 
