@@ -25,6 +25,7 @@ TYPE_CHECKED: tuple[str, ...] = (
     "sdjax.models",
     "sdjax.decoding",
     "sdjax.training",
+    "sdjax.merging.operations.adam",
     "sdjax.merging.operations.geometry",
     "sdjax.merging.operations.mixing",
     "sdjax.merging.operations.sparsify",

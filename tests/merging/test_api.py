@@ -163,7 +163,8 @@ def test_invalid_arguments_raise_user_error():
 @pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), (1,)])
 def test_every_method_accepts_scalars_and_empty_tensors(name, shape):
     rng = np.random.default_rng(0)
-    base, *experts = ({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(3))
+    arrays = (rng.standard_normal(shape).astype(np.float32) for _ in range(3))
+    base, *experts = ({"layers/0/x": array} for array in arrays)
     one, schema = methods()[name], methods()[name].schema
     hyperparameters = {"t": 0.5} if "t" in schema.required else {}
     merged = sdjax.merge(
@@ -173,7 +174,7 @@ def test_every_method_accepts_scalars_and_empty_tensors(name, shape):
         key=jax.random.key(0),
         **hyperparameters,
     )
-    assert merged.params["x"].shape == shape
+    assert merged.params["layers/0/x"].shape == shape
     assert merged.finite
 
 

@@ -131,7 +131,7 @@ def test_gradients_reach_every_number(model_set):
     np.testing.assert_allclose(gradient, 1.0)
 
 
-NOTHING_TO_TUNE = ("karcher", "model_stock", "arcee_fusion", "ram")
+NOTHING_TO_TUNE = ("karcher", "model_stock", "arcee_fusion", "ram", "wudi")
 
 
 @pytest.mark.parametrize("name", methods())

@@ -9,6 +9,7 @@ Axes: rows and columns (of a matrix), experts, *angles (any shape).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
+from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Tensor
 from sdjax.xla.reductions import sums
 
@@ -55,3 +57,21 @@ def nearest_orthonormal(
     """Return U Vᵀ of the singular value decomposition (the polar factor)."""
     u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
     return u @ vt
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def forbid_gradient(x: Tensor, reason: str) -> Tensor:
+    """Return `x`; the derivative of a function of it is an error with this reason.
+
+    The singular vectors of a matrix of low rank have no derivative: it would be NaN or noise.
+    """
+    del reason
+    return x
+
+
+@forbid_gradient.defjvp
+def _forbid_gradient_jvp(
+    reason: str, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    del primals, tangents
+    raise UserError(f"the weights have no derivative here: {reason}")

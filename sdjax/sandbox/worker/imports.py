@@ -26,8 +26,9 @@ SDJAX_MEMBERS = {
     "sdjax": _words("PerExpert"),
     "sdjax.merging.algorithm": _words("PerExpert TaskVectors Tensor"),
     "sdjax.merging.method": _words("RecipeSchema"),
+    "sdjax.merging.operations.adam": _words("adam"),
     "sdjax.merging.operations.geometry": _words(
-        "gram linear_combination nearest_orthonormal slerp_weights"
+        "forbid_gradient gram linear_combination nearest_orthonormal slerp_weights"
     ),
     "sdjax.merging.operations.mixing": _words(
         """ELECT_CHOICES RESCALE_CHOICES changed_elements elected_sum keep_and_rescale

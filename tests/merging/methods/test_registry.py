@@ -28,7 +28,17 @@ NAMES = [
     "ramplus_tl",
     "tsv",
     "iso_c",
+    "iso_cts",
+    "subspace_boosting",
+    "svc",
+    "opcm",
+    "wudi",
+    "doge",
     "magmax",
+    "consensus",
+    "pcb",
+    "lines",
+    "expo",
     "self_developing_a",
 ]
 
@@ -62,7 +72,7 @@ def test_methods_trace_for_any_number_of_dimensions():
             vectors = tuple(jax.ShapeDtypeStruct(shape, np.float32) for _ in slots)
 
             def run(vectors, arguments, bound=bound, slots=slots):
-                requested = {"key": jax.random.key(0), "base": vectors[0]}
+                requested = {"key": jax.random.key(0), "base": vectors[0], "depth": 0.5}
                 return bound.call(slots, vectors, arguments, requested)
 
             out = jax.eval_shape(run, vectors, bound.hyperparameter_arrays(slots))

@@ -1,10 +1,14 @@
-"""Methods that select elements or singular vectors, against float64 references."""
+"""Methods that select elements, against float64 references."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from one_leaf import SHAPE, as_float64, check, leaf_key, run, vectors
 
 from sdjax.core.errors import UserError
+from sdjax.merging.engine import merge
+from sdjax.merging.methods.registry import algorithm
 from sdjax.merging.operations.random import uniform
 
 
@@ -156,33 +160,69 @@ def test_passthrough():
     check(run("passthrough", [v], scale=0.5), 0.5 * as_float64([v])[0])
 
 
-@pytest.mark.parametrize("name", ["passthrough", "nearswap", "arcee_fusion"])
+@pytest.mark.parametrize("name", ["passthrough", "nearswap", "arcee_fusion", "expo"])
 def test_wrong_number_of_experts_raises_user_error(name):
     with pytest.raises(UserError, match="exactly one expert"):
         run(name, vectors(2))
 
 
-def orthonormal(x):
-    u, _, vt = np.linalg.svd(x, full_matrices=False)
-    return u @ vt
+def test_consensus():
+    task_vectors, ratios, weight = np.stack(as_float64(vectors(3))), (0.2, 0.4, 1.5), (0.5, 1, 0.8)
+    total = sum(w * v for w, v in zip(weight, task_vectors, strict=True))
+    # As in the authors' code: distances of the base and of the merged weights to the expert's.
+    masks = [abs(0 - v) > abs(total - v) * r for v, r in zip(task_vectors, ratios, strict=True)]
+    for least in (1, 2, 4):
+        kept = sum(mask.astype(int) for mask in masks) >= least
+        got = run(
+            "consensus", vectors(3), mask_ratio=ratios, weight=weight, scale=0.7, min_experts=least
+        )
+        check(got, 0.7 * kept * total)
+        assert kept.any() == (least < 4)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_tsv(rank):
-    kept = rank or min(SHAPE) // 3
-    parts = [np.linalg.svd(v, full_matrices=False) for v in as_float64(vectors(3))]
-    left = orthonormal(np.concatenate([u[:, :kept] for u, _, _ in parts], axis=1))
-    right = orthonormal(np.concatenate([vt[:kept].T for _, _, vt in parts], axis=1))
-    values = np.concatenate([s[:kept] for _, s, _ in parts])
-    check(run("tsv", vectors(3), rank=rank), left @ np.diag(values) @ right.T, rtol=1e-4)
+def pcb(task_vectors, ratio):
+    """Follow the authors' code, with its sorts."""
+    flat = np.stack([v.ravel() for v in task_vectors])
+
+    def clamp(x, low, high):
+        ordered, size = np.sort(x, axis=1), x.shape[1]
+        at = [int(size * low), int(size * (1 - high) - 1)]
+        return np.clip(x, *(ordered[:, [i]] for i in at))
+
+    def normalize(x):
+        low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+        return (x - low) / (high - low)
+
+    magnitude = clamp(np.abs(flat), 1e-4, 1e-4)
+    own = np.exp(len(flat) * normalize(magnitude) ** 2)
+    scale = normalize(clamp(own * np.tanh(flat * flat.sum(axis=0)), 1 - ratio, 0))
+    merged = (np.sign(flat) * magnitude * scale).sum(axis=0)
+    return (merged / np.maximum(scale.sum(axis=0), 1e-12)).reshape(SHAPE)
 
 
-def test_iso_c():
-    u, s, vt = np.linalg.svd(sum(as_float64(vectors(3))), full_matrices=False)
-    check(run("iso_c", vectors(3), scale=0.7), 0.7 * s.mean() * u @ vt, rtol=1e-4)
+@pytest.mark.parametrize("density", [0.125, 0.75])
+def test_pcb(density):
+    """Check thresholds among the positive and among the negative scores."""
+    expected = 0.7 * pcb(as_float64(vectors(3)), density)
+    check(run("pcb", vectors(3), density=density, scale=0.7), expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["tsv", "iso_c"])
-def test_tensors_that_are_not_matrices_are_averaged(name):
-    rows = [x[0] for x in vectors(3)]
-    check(run(name, rows), sum(as_float64(rows)) / 3)
+def test_expo():
+    (v,) = as_float64(vectors(1))
+    check(run("expo", vectors(1), alpha=0.5), v + 0.5 * v)
+
+
+def test_lines():
+    """Check the weights of three layers and of a tensor outside of them."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "norm": rng.standard_normal(5),
+        "layers": {str(i): {"w": rng.standard_normal((4, 3))} for i in range(3)},
+    }
+    base = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
+    experts = [jax.tree.map(lambda x, f=f: jnp.asarray(f * x, jnp.float32), tree) for f in (1, 3)]
+    merged = merge(base, experts, algorithm("lines", alpha=0.8, beta=0.6, weight=(1.0, 0.5)))
+    for i, weight in enumerate((0.4, 0.7, 1.0)):
+        want = weight * 2.5 * tree["layers"][str(i)]["w"]
+        check(np.asarray(merged.params["layers"][str(i)]["w"]), want)
+    check(np.asarray(merged.params["norm"]), 0.4 * 2.5 * tree["norm"])
