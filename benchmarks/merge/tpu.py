@@ -4,8 +4,8 @@
 
 Every method is compiled for each matrix of a layer of Mistral-7B in bfloat16, sharded over the
 chips by `sdjax.sharding.rules`. The minimum is one read of base and experts and one write of the
-result; methods that need a norm or a count must read more than once. tsv and iso_c are omitted
-because compiling their singular value decompositions takes more than 24 GiB of memory.
+result; methods that need a norm or a count must read more than once. The methods of `SPECTRAL` are
+omitted because compiling a singular value decomposition takes more than 24 GiB of memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sdjax.merging.tensor_program import TensorProgram
 from sdjax.sharding.mesh import make_mesh
 from sdjax.sharding.rules import sharding_of
 
-SPECTRAL = ("tsv", "iso_c")
+SPECTRAL = ("tsv", "iso_c", "iso_cts", "subspace_boosting", "svc", "opcm", "doge")
 HIDDEN, INNER, KEY_VALUE = 4096, 14336, 1024
 # Shape, logical axes, and number of such matrices per layer.
 MATRICES = {

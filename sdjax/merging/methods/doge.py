@@ -1,10 +1,10 @@
 """DOGE: add to all task vectors what makes up for their interference, outside the shared subspace.
 
-Wei et al., "Modeling multi-task model merging as adaptive projective gradient descent",
-arXiv 2501.01230 (DOGE TA), as in the code that its authors contributed to FusionBench. Task
-vectors are weighted by `eta` divided by their norm. A correction Δ of all of them is found by
-`steps` steps of Adam on the squared inner products, row by row, of each task vector with what the
-merged one lacks of it. Gradients are projected out of the subspace that the leading left singular vectors of the
+Wei et al., "Modeling multi-task model merging as adaptive projective gradient descent", arXiv
+2501.01230 (DOGE TA), as in the code that its authors contributed to FusionBench. Task vectors are
+weighted by `eta` divided by their norm. A correction Δ of all of them is found by `steps` steps of
+Adam on the squared inner products, row by row, of each task vector with what the merged one lacks
+of it. Gradients are projected out of the subspace that the leading left singular vectors of the
 experts span together, 1/`subspace` of the full rank. Of each expert the fraction `density` of
 largest elements is used; the authors rank the elements of the whole model, here each tensor is
 ranked separately. Tensors that are not matrices keep the base's values.
