@@ -31,6 +31,7 @@ from sdjax.programs.grammar_pieces import (
 
 FAULT_SHARE = 0.11
 MIN_LENGTH, MAX_LENGTH = 90, 345  # characters
+MIN_SLOTS, MAX_SLOTS = 2, 5  # numbers of experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ def sample_candidate(
         slots: number of experts, 2 to 5.
         allow_held_out: whether to use the held-out families, in about a third of the candidates.
     """
-    if not 2 <= slots <= 5:
-        raise ValueError(f"slots must be between 2 and 5, not {slots}")
+    if not MIN_SLOTS <= slots <= MAX_SLOTS:
+        raise ValueError(f"slots must be between {MIN_SLOTS} and {MAX_SLOTS}, not {slots}")
     while True:
         draft = _draft(rng, slots, allow_held_out)
         text = draft.text()

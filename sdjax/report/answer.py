@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sdjax.evaluation.statistics import Interval, paired_by_key
 from sdjax.report.results import display_name
-from sdjax.search.ranking import complete_scores, ranked, ranked_programs
+from sdjax.search.ranking import complete_scores, controls, ranked, ranked_programs
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN, TEST, Entry
 
@@ -73,11 +73,8 @@ def read_answers(store: Store, metric: str) -> tuple[Answer, ...]:
     tested = {one.entry for one in store.summaries(TEST, MAIN) if one.complete}
     scores = complete_scores(store, metric)
     programs = [entry for entry in ranked_programs(store, metric) if entry.name in tested]
-    controls = [
-        entries[name]
-        for name in ranked(scores)
-        if entries[name].kind == "method" and name in tested
-    ]
+    candidates = controls(store) & tested
+    against = [entries[name] for name in ranked(scores) if name in candidates]
     answers = []
     for group in (
         [entry for entry in programs if _count(entry) > 0],
@@ -86,7 +83,7 @@ def read_answers(store: Store, metric: str) -> tuple[Answer, ...]:
         program = next(iter(group), None)
         if program is None:
             continue
-        control = next((c for c in controls if _count(c) <= _count(program)), None)
+        control = next((c for c in against if _count(c) <= _count(program)), None)
         if control is None:
             continue
         answers.append(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sdjax.core.plot_style import INK, SOFT, STYLE
 from sdjax.report.data import IterationReport, ReferenceLine
-from sdjax.report.results import TestRow, cut_middle, display_name, shown_metrics
+from sdjax.report.results import TestRow, cut_middle, shown_metrics
 from sdjax.sandbox.verdict import ADMISSIBLE, ADMITTED, is_admissible
 
 # Okabe and Ito's color-blind safe palette
@@ -19,6 +19,7 @@ COLORS = {
     "seed": "#000000",
     "expert": "#E69F00",
     "method": "#009E73",
+    "control": "#CC79A7",
     "program": "#0072B2",
 }
 LINES = ("#000000", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -186,7 +187,7 @@ def gains(rows: Sequence[TestRow], metric: str) -> Figure:
                     zorder=3,
                 )
         axes.axvline(0, color=COLORS["seed"], linewidth=1.2)
-        axes.set_yticks(range(len(rows)), [cut_middle(display_name(row.name), 44) for row in rows])
+        axes.set_yticks(range(len(rows)), [cut_middle(row.title, 44) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         legend = "   ● strict   ○ flexible" if len(metrics) > 1 else ""

@@ -6,11 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
-from sdjax.search.ranking import best_method, complete_scores, rank_key, ranked_programs
+from sdjax.search.ranking import (
+    best_method,
+    complete_scores,
+    programs_of,
+    rank_key,
+    ranked_programs,
+)
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN, TEST, Entry
+from sdjax.search.types import MAIN, RANDOM, SEARCH, TEST, UNTRAINED, Entry
 
-KINDS = ("seed", "expert", "method", "program")
+CONTROL = "control"  # kind of a program that a control has found, and the search has not
+KINDS = ("seed", "expert", "method", CONTROL, "program")
 METRICS = ("strict", "flexible")
 
 
@@ -20,7 +27,8 @@ class TestRow:
 
     Attributes:
         name: name of the entry.
-        kind: kind of the entry, such as "method".
+        kind: kind of the entry, such as "method"; "control" for a program that is not the run's.
+        purpose: what the program was sampled for, such as "random"; "search" for other entries.
         rank: for a program, its rank by development score, starting at 1, as `sdjax merge --run
             --rank` takes it.
         development: score on the development problems with the search's experts, which selects
@@ -42,6 +50,7 @@ class TestRow:
 
     name: str
     kind: str
+    purpose: str = SEARCH
     rank: int | None = None
     development: float | None
     problems: int
@@ -57,6 +66,12 @@ class TestRow:
     def is_answer(self) -> bool:
         """Whether this is the run's answer: the program with the best development score."""
         return self.rank == 1
+
+    @property
+    def title(self) -> str:
+        """The readable name."""
+        title = display_name(self.name)
+        return title if self.purpose == SEARCH else f"{self.purpose} {title}"
 
     def accuracy(self, metric: str) -> Interval:
         """Return the accuracy by "strict" or "flexible"."""
@@ -129,11 +144,16 @@ def result_rows(
             return None
         return paired_by_key(correct, reference_correct)
 
+    controls = {name: one for one in (UNTRAINED, RANDOM) for name in programs_of(store, one)}
+    own = programs_of(store, SEARCH)
+
     def row(name: str) -> TestRow:
         is_program = entries[name].kind == "program"
+        is_control = is_program and name not in own
         return TestRow(
             name=name,
-            kind=entries[name].kind,
+            kind=CONTROL if is_control else entries[name].kind,
+            purpose=controls[name] if is_control else SEARCH,
             rank=ranks.get(name),
             development=development.get(name),
             problems=len(outcomes[name]),

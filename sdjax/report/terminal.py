@@ -112,7 +112,7 @@ def _fitting_columns(
 ) -> tuple[list[tuple[str, list[Text]]], int]:
     """Return (header, cells) of each column, and the width that is left for names."""
     metrics = shown_metrics(rows, metric)
-    names = [visible(display_name(row.name)) for row in rows]
+    names = [visible(row.title) for row in rows]
     longest = max(map(len, names), default=0)
     layouts = [(metrics, metrics), (metrics, (metric,)), ((metric,),) * 2]
     for accuracies, gains in layouts:

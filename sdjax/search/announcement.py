@@ -12,7 +12,12 @@ import jax
 from sdjax.core.errors import UserError
 from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, read_prompt
-from sdjax.search.controls import check_controls
+from sdjax.search.controls import (
+    check_controls,
+    control_names,
+    program_controls,
+    samples_of_control,
+)
 from sdjax.search.database import is_unused
 from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import main_process_layers
@@ -38,29 +43,40 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
     iterations = _count(config.iterations, "iteration")
     problems = {split: len(plan.problems[split]) for split in (DEVELOPMENT, TEST)}
     test_models = 1 + len(experts) + tuned_method_count(config)
+    test_programs = config.test.top_k * (1 + len(program_controls(config)))
     return [
         f"run {config.name}{where}, on {_describe_devices()}",
         models,
         f"search: {programs} ({iterations} of {samples:,}) and "
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
-        *_describe_tuning(config),
-        f"test: the best {_count(config.test.top_k, 'program')} and at most "
+        *_describe_controls(config),
+        f"test: the best {_count(test_programs, 'program')} and at most "
         f"{_count(test_models, 'baseline')} on {_count(problems[TEST], 'problem')}"
         f"{', with the experts of the search and of the transfer' if transfer else ''}",
     ]
 
 
-def _describe_tuning(config: RunConfig) -> list[str]:
-    if config.tuning is None:
-        return []
-    controls = _count(len(config.tuning.controls), "control")
-    programs = _count(config.tuning.programs, "program")
-    evaluations = _count(config.tuning.search.budget, "evaluation")
-    return [
-        f"tuning: {controls} and at most {programs}, each with {evaluations} on the development "
-        "problems"
-    ]
+def _describe_controls(config: RunConfig) -> list[str]:
+    lines = []
+    if config.tuning is not None:
+        programs = _count(config.tuning.programs, "program")
+        evaluations = _count(config.tuning.search.budget, "evaluation")
+        lines.append(
+            f"tuning: at most {programs}, each with {evaluations} on the development problems"
+        )
+    controls = []
+    if control_names(config):
+        controls.append(f"{', '.join(control_names(config))}, tuned")
+    for purpose in program_controls(config):
+        samples = samples_of_control(config, purpose)
+        controls.append(f"at most {_count(samples, f'{purpose} program')}")
+    if controls:
+        lines.append(
+            f"controls: {'; '.join(controls)}; each with at most as many evaluated problems as "
+            "the programs of the search"
+        )
+    return lines
 
 
 def announce_resumption(store: Store) -> list[str]:
@@ -76,8 +92,11 @@ def announce_resumption(store: Store) -> list[str]:
 
 
 def tuned_method_count(config: RunConfig) -> int:
-    """Return the number of methods and grids, each with at most one tuned method, and controls."""
-    controls = 0 if config.tuning is None else len(config.tuning.controls)
+    """Return the number of methods and grids, each with at most one best point, and controls.
+
+    A tuned control has at most two results: that of the gradient, and that of CMA-ES.
+    """
+    controls = 2 * len(control_names(config))
     return controls + sum(len(grid) for grid in (config.baselines.paper, config.baselines.fine))
 
 

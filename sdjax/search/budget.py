@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdjax.search.ranking import programs_of, purpose_samples
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, SEARCH, StoredVerdict, program_entry
+from sdjax.search.types import (
+    DEVELOPMENT,
+    SEARCH,
+    UNTRAINED,
+    Entry,
+    StoredVerdict,
+    phase_name,
+    program_entry,
+)
+
+TUNING = "tuning"  # in an entry's details: problems and seconds of the search for its numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +32,19 @@ class Spent:
     seconds: float
 
 
-def score_phase(purpose: str = SEARCH) -> str:
-    """Return the name of the phase that scores the programs of a purpose."""
-    return "score" if purpose == SEARCH else f"score {purpose}"
+def spent_on_tuning(store: Store, purpose: str = SEARCH) -> Spent:
+    """Return what the tuning of a purpose's best programs, after their scores, has cost so far.
+
+    Args:
+        store: the run's store.
+        purpose: "search" or that of a control.
+    """
+    entries = store.by_key(Entry)
+    costs = [entries[name].detail.get(TUNING) or {} for name in programs_of(store, purpose)]
+    return Spent(
+        problems=sum(cost.get("problems", 0) for cost in costs),
+        seconds=sum(cost.get("seconds", 0.0) for cost in costs),
+    )
 
 
 def spent(store: Store, purpose: str = SEARCH) -> Spent:
@@ -33,12 +54,12 @@ def spent(store: Store, purpose: str = SEARCH) -> Spent:
 
     Args:
         store: the run's store.
-        purpose: "search", or the name of a measurement.
+        purpose: "search", that of a control, or the name of a measurement.
     """
     structures = {one.identity: one.structure for one in store.select(StoredVerdict)}
     answered = {one.entry: one.problems for one in store.summaries(DEVELOPMENT)}
     tried = store.candidate_problems()
-    samples = store.judged(purpose=purpose)
+    samples = purpose_samples(store, purpose)
     identities = {sample.unconfirmed or sample.identity for sample in samples} - {None}
     tuned = {structures[identity] for identity in identities} & tried.keys()
     problems = sum(tried[structure] for structure in tuned if structure is not None)
@@ -47,6 +68,9 @@ def spent(store: Store, purpose: str = SEARCH) -> Spent:
         for identity in identities
         if structures[identity] not in tuned
     )
-    phase = score_phase(purpose)
-    seconds = sum(time for (_, name), time in store.phases().items() if name == phase)
+    phases = store.phases()
+    phase = phase_name("score", purpose)
+    seconds = sum(time for (_, name), time in phases.items() if name == phase)
+    if purpose == UNTRAINED:  # see `purpose_samples`
+        seconds += phases.get((1, "score"), 0.0)
     return Spent(problems=problems, seconds=seconds)

@@ -176,26 +176,49 @@ class BaselinesConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunTuningConfig:
-    """Config of tuning numbers after the last iteration: those of controls and of programs.
+    """Config of tuning the numbers of programs after the last iteration.
 
-    Each is tuned by its own search with the same settings; see `sdjax.search.tune`.
+    Each program is tuned by its own search with the same settings; see `sdjax.search.tune`.
 
     Attributes:
-        controls: families of human-designed merges to compare with, such as weights, layers or
-            ties:slope; see `sdjax tune --help`.
         programs: number of best programs, of different structures, whose constants are tuned.
         search: settings of each search.
     """
 
-    controls: tuple[NonEmptyStr, ...] = ("weights",)
     programs: NonNegativeInt = 3
     search: SearchConfig
 
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ControlsConfig:
+    """Config of the controls: what a run's programs must beat, at the budget of the run.
+
+    No control evaluates more development problems than the run's own programs did; see
+    `sdjax.search.controls` and `sdjax.search.program_controls`.
+
+    Attributes:
+        tuned: human-designed merges whose numbers are tuned, each by its own search: families and
+            methods, such as weights, layers, ties or ties:slope; see `sdjax tune --help`.
+        random: try random programs of the grammar, as many as the run samples.
+        untrained: sample as many programs from the untrained generator; its samples in the first
+            iteration count. Without training, they are those of the run.
+        max_evaluations: maximum evaluations of the development problems in the search of each
+            tuned control; null allows as many as the run's own budget.
+    """
+
+    tuned: tuple[NonEmptyStr, ...] = (
+        *("weights", "slope", "layers"),
+        *("ties", "dare_linear", "breadcrumbs"),
+    )
+    random: bool = True
+    untrained: bool = True
+    max_evaluations: PositiveInt | None = None
+
     @model_validator(mode="after")
-    def _check_controls(self) -> RunTuningConfig:
-        for name in self.controls:
-            if self.controls.count(name) > 1:
-                raise ValueError(f"controls: {name!r} is listed twice; remove one")
+    def _check_tuned(self) -> ControlsConfig:
+        for name in self.tuned:
+            if self.tuned.count(name) > 1:
+                raise ValueError(f"tuned: {name!r} is listed twice; remove one")
         return self
 
 
@@ -234,8 +257,10 @@ class RunConfig:
         baselines: hyperparameter grids of the human-designed methods.
         race: how programs race on the development problems; null has every program answer all of
             them, as in the paper.
-        tuning: how the numbers of controls and of the best programs are tuned; null leaves programs
-            as they were written, as in the paper.
+        tuning: how the numbers of the best programs are tuned; null leaves programs as they were
+            written, as in the paper.
+        controls: what the programs are compared with, at the budget of the run; null switches all
+            controls off.
         test: the final evaluation on the test problems.
         rng_seed: seed for all random numbers of the run.
         mesh: device mesh over which models are sharded.
@@ -259,6 +284,7 @@ class RunConfig:
     baselines: BaselinesConfig = Field(default_factory=BaselinesConfig)
     race: Race | None = None
     tuning: RunTuningConfig | None = None
+    controls: ControlsConfig | None = Field(default_factory=ControlsConfig)
     test: TestConfig = Field(default_factory=TestConfig)
     rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     mesh: MeshConfig = Field(default_factory=MeshConfig)

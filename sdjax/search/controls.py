@@ -1,20 +1,28 @@
-"""Controls for discovered programs: families of human-designed merges, tuned by the run."""
+"""Which controls a run has: tuned human-designed merges, and programs that are not the run's.
+
+A discovered program is worth something only if it beats what the same effort gives without it.
+`sdjax.search.control_search` tunes the merges, and `sdjax.search.control_programs` tries the
+programs, each with the budget of the run.
+"""
 
 from __future__ import annotations
 
 from sdjax.core.config import errors_at
+from sdjax.core.errors import UserError
 from sdjax.models.params import param_specs
+from sdjax.programs.grammar import MAX_SLOTS, MIN_SLOTS
+from sdjax.search.config import RunConfig
 from sdjax.search.plan import ScoringPlan
 from sdjax.search.store import Store
-from sdjax.search.types import Entry
+from sdjax.search.types import RANDOM, UNTRAINED, Entry
 from sdjax.tuning.model_set import ModelSet
 from sdjax.tuning.open_tunable import open_tunable
 from sdjax.tuning.types import Tunable
 
 
-def control_entry(family: str) -> str:
-    """Return the entry name of a tuned control."""
-    return f"method:{family}, tuned"
+def control_names(config: RunConfig) -> tuple[str, ...]:
+    """Return the families and methods that a run tunes as controls."""
+    return () if config.controls is None else config.controls.tuned
 
 
 def open_control(plan: ScoringPlan, family: str) -> Tunable:
@@ -37,14 +45,60 @@ def open_control(plan: ScoringPlan, family: str) -> Tunable:
     return open_tunable(family, models)
 
 
+def program_controls(config: RunConfig) -> tuple[str, ...]:
+    """Return the purposes of a run's control programs.
+
+    Without training, the run's own programs are those of the untrained generator.
+    """
+    if config.controls is None:
+        return ()
+    wanted = {
+        RANDOM: config.controls.random,
+        UNTRAINED: config.controls.untrained and config.training.enabled and config.iterations > 1,
+    }
+    return tuple(purpose for purpose, is_wanted in wanted.items() if is_wanted)
+
+
+def samples_of_control(config: RunConfig, purpose: str) -> int:
+    """Return the maximum number of samples of a control, in addition to those of the search."""
+    iterations = config.iterations if purpose == RANDOM else config.iterations - 1
+    return iterations * config.generation.samples
+
+
 def check_controls(plan: ScoringPlan) -> None:
     """Raise UserError if a control of the config is unknown or does not fit the models."""
-    if plan.config.tuning is not None:
-        for family in plan.config.tuning.controls:
-            with errors_at(plan.config, "tuning.controls"):
-                open_control(plan, family)
+    config = plan.config
+    for family in control_names(config):
+        with errors_at(config, "controls.tuned"):
+            open_control(plan, family)
+    count = len(config.slots)
+    if RANDOM in program_controls(config) and not MIN_SLOTS <= count <= MAX_SLOTS:
+        with errors_at(config, "controls.random"):
+            raise UserError(
+                f"random programs merge {MIN_SLOTS} to {MAX_SLOTS} experts, and the run has "
+                f"{count}; set controls.random to false"
+            )
 
 
 def tuned_controls(store: Store) -> list[str]:
-    """Return the entry names of the controls that have been tuned."""
-    return [name for name, entry in store.by_key(Entry).items() if "family" in entry.detail]
+    """Return the entry names of the controls that have been tuned, with the largest budgets.
+
+    A run that was extended has tuned its controls again, with the budget that its programs had
+    then.
+    """
+    entries = [entry for entry in store.by_key(Entry).values() if is_tuned_control(entry)]
+    budgets: dict[str, int] = {}
+    for entry in entries:
+        family = entry.detail["family"]
+        budgets[family] = max(budgets.get(family, 0), control_budget(entry))
+    return [e.name for e in entries if control_budget(e) == budgets[e.detail["family"]]]
+
+
+def is_tuned_control(entry: Entry) -> bool:
+    """Return whether an entry is a tuned control."""
+    return entry.kind == "method" and "family" in entry.detail
+
+
+def control_budget(entry: Entry) -> int:
+    """Return the number of evaluations that the search of a tuned control was allowed."""
+    return int(entry.detail.get("budget", 0))

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sdjax.core.progress import format_duration
 from sdjax.search.announcement import tuned_method_count
 from sdjax.search.baselines import expert_entry, tuned_methods
-from sdjax.search.controls import tuned_controls
+from sdjax.search.budget import TUNING
+from sdjax.search.config import RunConfig
+from sdjax.search.controls import (
+    control_names,
+    is_tuned_control,
+    program_controls,
+    samples_of_control,
+    tuned_controls,
+)
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import complete_scores, development_scores, ranked_programs
 from sdjax.search.score_types import Application
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, NOT_JUDGED, TEST, Checkpoint, program_entry
+from sdjax.search.types import (
+    DEVELOPMENT,
+    MAIN,
+    NOT_JUDGED,
+    PURPOSES,
+    RANDOM,
+    SEARCH,
+    TEST,
+    UNTRAINED,
+    Checkpoint,
+    Entry,
+    phase_name,
+    program_entry,
+)
 
 # Phases without a rate until they are measured, and what an estimate without them leaves out.
 _LEFT_OUT = {
@@ -21,6 +43,8 @@ _LEFT_OUT = {
     "admit": "checking",
     "score": "the trial and compilation of programs",
     "refine": "training",
+    "tune": "tuning of programs",
+    "controls": "tuned controls",
 }
 
 
@@ -30,10 +54,12 @@ class WorkLeft:
 
     Attributes:
         baselines: baselines to score on the development problems.
-        generate: programs to sample.
-        admit: programs to judge.
+        generate: programs to sample, at most; control programs may reach their budget earlier.
+        admit: programs to judge, at most.
         score: programs to score; all samples count as novel until the share is known.
         refine: generators to train.
+        tune: programs to tune.
+        controls: controls to tune.
         test: models to score on the test problems. Tested programs that are no longer among the
             best are not counted as done.
     """
@@ -43,6 +69,8 @@ class WorkLeft:
     admit: int
     score: float
     refine: int
+    tune: int
+    controls: int
     test: int
 
 
@@ -55,35 +83,61 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
     baselines = sum(
         name not in scores and name not in refused for name in (*fixed, *grid_methods(config))
     )
-    judged = store.judged()
+    judged = [sample for purpose in PURPOSES for sample in store.judged(purpose=purpose)]
     known = [sample for sample in judged if sample.status != NOT_JUDGED]
     novel_share = sum(sample.novel for sample in known) / len(known) if known else 1.0
     started = development_scores(store, config.task.metric)
-    unscored = sum(
-        sample.novel and program_entry(sample.identity or "") not in started for sample in known
-    )
-    generated = {iteration for iteration, phase in store.phases() if phase == "generate"}
+    unscored = {
+        sample.identity
+        for sample in known
+        if sample.novel and program_entry(sample.identity or "") not in started
+    }
+    phases = store.phases()
+    generated = {iteration for iteration, phase in phases if phase == "generate"}
     to_sample = sum(
         max(0, config.generation.samples - len(store.sample_numbers(iteration)))
         for iteration in range(1, config.iterations + 1)
         if iteration not in generated
     )
-    to_judge = to_sample + len(judged) - len(known)
+    random = 0
+    if not {(0, "controls"), (0, "test")} & phases.keys():
+        for purpose in program_controls(config):
+            left = samples_of_control(config, purpose) - len(store.judged(purpose=purpose))
+            to_sample += left if purpose == UNTRAINED else 0
+            random += left if purpose == RANDOM else 0
+    to_judge = to_sample + random + len(judged) - len(known)
     trained = {checkpoint.iteration for checkpoint in store.select(Checkpoint)}
     tuned = [*tuned_methods(config, store), *tuned_controls(store)]
     methods = tuned_method_count(config) if baselines else len(tuned)
-    per_setting = len(fixed) + methods + config.test.top_k
-    best = [entry.name for entry in ranked_programs(store, config.task.metric)]
-    wanted = {*fixed, *tuned, *best[: config.test.top_k]}
+    purposes = (SEARCH, *program_controls(config))
+    per_setting = len(fixed) + methods + len(purposes) * config.test.top_k
+    wanted = {*fixed, *tuned}
+    for purpose in purposes:
+        best = ranked_programs(store, config.task.metric, purpose)[: config.test.top_k]
+        wanted |= {entry.name for entry in best}
     tested = sum(one.complete and one.entry in wanted for one in store.summaries(TEST, None))
     return WorkLeft(
         baselines=baselines,
         generate=to_sample,
         admit=to_judge,
-        score=unscored + novel_share * to_judge,
+        score=len(unscored) + novel_share * to_judge,
         refine=len(set(config.trained_iterations) - trained),
+        tune=_programs_to_tune(config, phases),
+        controls=len(set(control_names(config)) - _tuned_families(store)),
         test=max(0, per_setting * len(plan.settings) - tested),
     )
+
+
+def _programs_to_tune(config: RunConfig, phases: Collection[tuple[int, str]]) -> int:
+    if config.tuning is None:
+        return 0
+    purposes = (SEARCH, *program_controls(config))
+    left = [purpose for purpose in purposes if (0, phase_name("tune", purpose)) not in phases]
+    return config.tuning.programs * len(left)
+
+
+def _tuned_families(store: Store) -> set[str]:
+    return {e.detail["family"] for e in store.by_key(Entry).values() if is_tuned_control(e)}
 
 
 def describe_time_left(plan: RunPlan, store: Store, rates: dict[str, float]) -> str | None:
@@ -117,13 +171,18 @@ def describe_time_left(plan: RunPlan, store: Store, rates: dict[str, float]) -> 
 
 def units_done(store: Store, phase: str) -> int:
     """Return the number of finished units of a phase, over all iterations."""
+    judged = [sample for purpose in PURPOSES for sample in store.judged(purpose=purpose)]
     match phase:
         case "generate":
-            return len(store.judged())
+            return sum(sample.purpose != RANDOM for sample in judged)
         case "admit":
-            return sum(sample.status != NOT_JUDGED for sample in store.judged())
+            return sum(sample.status != NOT_JUDGED for sample in judged)
         case "refine":
             return len(store.select(Checkpoint))
+        case "tune":
+            return sum(TUNING in entry.detail for entry in store.by_key(Entry).values())
+        case "controls":
+            return len(_tuned_families(store))
         case "test":
             return sum(summary.complete for summary in store.summaries(TEST, None))
     return len(store.summaries(DEVELOPMENT))

@@ -42,6 +42,18 @@ _MORE_POINTS = _Extension(
     ),
     condition="values and methods can only be added, since results are kept",
 )
+_MORE_CONTROLS = _Extension(
+    allowed=lambda old, new: (
+        old is None
+        or (
+            new is not None
+            and set(old["tuned"]) <= set(new["tuned"])
+            and all(old[key] <= new[key] for key in ("random", "untrained"))
+            and old["max_evaluations"] == new["max_evaluations"]
+        )
+    ),
+    condition="controls can only be added, since results are kept",
+)
 _NEW_EXPERTS = _Extension(
     allowed=lambda old, new: not old,
     condition="experts can only be added to a run without them, since results are kept",
@@ -56,6 +68,7 @@ EXTENSIONS: dict[str, _Extension] = {
     "training.after_last": _ANY,
     "baselines.paper.*": _MORE_POINTS,
     "baselines.fine.*": _MORE_POINTS,
+    "controls": _MORE_CONTROLS,
     "transfer": _NEW_EXPERTS,
     "sandbox.workers": _ANY,
     "sandbox.allow_missing": _ANY,

@@ -17,7 +17,7 @@ from sdjax.search.context import RunContext
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, SEARCH, program_entry
+from sdjax.search.types import DEVELOPMENT, SEARCH, UNTRAINED, program_entry
 
 
 def score_programs(
@@ -35,7 +35,8 @@ def score_programs(
         store: the run's store.
         sandbox: the sandbox on the main process; None on the others.
         iteration: number of the iteration.
-        purpose: "search", or the name of a measurement.
+        purpose: "search", that of a control, or the name of a measurement. Programs that the search
+            has sampled keep the outcomes that they have.
     """
     samples = store.judged(iteration, purpose)
     identities = [
@@ -43,6 +44,9 @@ def score_programs(
         for sample in samples
         if (identity := sample.identity if sample.novel else sample.unconfirmed) is not None
     ]
+    if purpose != SEARCH:
+        found = {sample.identity for sample in store.judged()}
+        identities = [identity for identity in identities if identity not in found]
     if context.config.race is not None:
         _race(context, store, sandbox, identities, iteration=iteration, purpose=purpose)
         return
@@ -74,7 +78,9 @@ def _race(
     problems = racing_order(context.problems[DEVELOPMENT])
     new = set(identities)
     sampled_before = {s.identity for s in store.judged(purpose=purpose) if s.iteration < iteration}
-    best = [entry.identity or "" for entry in ranked_programs(store, metric)]
+    if purpose == UNTRAINED:  # as which the first iteration counts
+        sampled_before |= {sample.identity for sample in store.judged(1)}
+    best = [entry.identity or "" for entry in ranked_programs(store, metric, purpose)]
     earlier = [identity for identity in best if identity in sampled_before - new][: rules.winners]
     with progress_bar(f"iteration {iteration}: score", len(identities)) as advance:
 

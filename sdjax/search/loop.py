@@ -18,7 +18,14 @@ from sdjax.search.baselines import (
 )
 from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
-from sdjax.search.controls import check_controls, tuned_controls
+from sdjax.search.control_programs import try_control_programs
+from sdjax.search.control_search import tune_controls
+from sdjax.search.controls import (
+    check_controls,
+    control_names,
+    program_controls,
+    tuned_controls,
+)
 from sdjax.search.final_test import score_test
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.multihost import (
@@ -41,7 +48,7 @@ from sdjax.search.sampling import adapter_folder
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
 from sdjax.search.tune import tune_entries
-from sdjax.search.types import Checkpoint, Lineage
+from sdjax.search.types import SEARCH, Checkpoint, Lineage
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
@@ -117,6 +124,7 @@ def run_search(
                 if config.tuning is not None:
                     with clock.timed(0, "tune"):
                         tune_entries(context, store, sandbox)
+                run_controls(context, store, sandbox, clock)
                 with clock.timed(0, "test"):
                     run_test(context, store, sandbox)
         store.finish()
@@ -186,6 +194,20 @@ def run_iteration(
         export_generator(context, checkpoints, iteration, store.folder)
 
 
+def run_controls(
+    context: RunContext, store: Store, sandbox: Sandbox | None, clock: PhaseClock
+) -> None:
+    """Give the controls what the search had: as many evaluated problems as its programs took."""
+    try_control_programs(context, store, sandbox, clock)
+    if context.config.tuning is not None:
+        for purpose in program_controls(context.config):
+            with clock.timed(0, "tune", purpose):
+                tune_entries(context, store, sandbox, purpose)
+    if control_names(context.config):
+        with clock.timed(0, "controls"):
+            tune_controls(context, store)
+
+
 def load_generator(
     context: RunContext, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
 ) -> Adapter:
@@ -221,12 +243,16 @@ def export_generator(
 
 
 def run_test(context: RunContext, store: Store, sandbox: Sandbox | None) -> None:
-    """Score the best programs and the baselines on the test problems, once.
+    """Score the best programs and the controls on the test problems, once.
 
     The same programs are then scored, unchanged, on the transfer experts.
     """
     config = context.config
-    programs = finalists(store, config.task.metric, config.test.top_k)
+    programs = [
+        program
+        for purpose in (SEARCH, *program_controls(config))
+        for program in finalists(store, config.task.metric, config.test.top_k, purpose)
+    ]
     experts = [expert_entry(slot) for slot in config.slots]
     entries: dict[str, str | None] = dict.fromkeys(
         ["seed", *experts, *tuned_methods(config, store), *tuned_controls(store)]

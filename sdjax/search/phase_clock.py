@@ -12,6 +12,7 @@ from itertools import pairwise
 from sdjax.search.estimate import describe_time_left, units_done
 from sdjax.search.plan import RunPlan
 from sdjax.search.store import Store
+from sdjax.search.types import SEARCH, phase_name
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class PhaseClock:
         self._baseline_times: list[float] = []
 
     @contextmanager
-    def timed(self, iteration: int, phase: str) -> Iterator[None]:
+    def timed(self, iteration: int, phase: str, purpose: str = SEARCH) -> Iterator[None]:
         """Measure a phase and save its duration.
 
         The duration of a phase that an extension of the run continues is that of all its work. A
@@ -38,11 +39,12 @@ class PhaseClock:
         seconds, units = time.monotonic() - start, units_done(self._store, phase) - before
         if units > 0 and phase != "baselines":
             self._rates[phase] = seconds / units
-        earlier = self._store.phases().get((iteration, phase))
+        name = phase_name(phase, purpose)
+        earlier = self._store.phases().get((iteration, name))
         if earlier is None:
-            self._store.save_phase(iteration, phase, seconds)
+            self._store.save_phase(iteration, name, seconds)
         elif units > 0:
-            self._store.save_phase(iteration, phase, earlier + seconds)
+            self._store.save_phase(iteration, name, earlier + seconds)
 
     def baseline_scored(self) -> None:
         """Measure the rate of scoring, and log the first estimate after the fourth baseline.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from sdjax.search.store import Store
-from sdjax.search.types import Entry
+from sdjax.search.types import RANDOM, SEARCH, UNTRAINED, Entry, JudgedSample, program_entry
 
 
 def rank_key(score: float, name: str) -> tuple[float, str]:
@@ -52,22 +52,75 @@ def development_scores(store: Store, metric: str) -> dict[str, float]:
     return {summary.entry: getattr(summary, metric) for summary in store.summaries("development")}
 
 
-def ranked_programs(store: Store, metric: str) -> list[Entry]:
-    """Return the discovered programs with a complete development score, best first."""
+def purpose_samples(store: Store, purpose: str) -> list[JudgedSample]:
+    """Return the judged samples of a purpose; the first iteration of the search is untrained."""
+    earlier = store.judged(1) if purpose == UNTRAINED else []
+    return earlier + store.judged(purpose=purpose)
+
+
+def programs_of(store: Store, purpose: str) -> frozenset[str]:
+    """Return the entry names of the programs of a purpose, and of those tuned from them.
+
+    A program that several purposes have sampled belongs to each of them. What only a measurement
+    has sampled, or nothing, belongs to the search.
+
+    Args:
+        store: the run's store.
+        purpose: "search", "random" or "untrained".
+    """
+    names = _descendants(store, _sampled(store, purpose))
+    if purpose != SEARCH:
+        return frozenset(names)
+    every = {name for name, entry in store.by_key(Entry).items() if entry.kind == "program"}
+    controls = _sampled(store, RANDOM) | _sampled(store, UNTRAINED)
+    return frozenset(every - (_descendants(store, controls) - names))
+
+
+def controls(store: Store) -> frozenset[str]:
+    """Return the entry names of what programs must beat: methods, and programs of controls.
+
+    A program that the search and a control have found is both.
+    """
+    names = {name for name, entry in store.by_key(Entry).items() if entry.kind == "method"}
+    for purpose in (RANDOM, UNTRAINED):
+        if store.judged(purpose=purpose):  # without it, the first iteration is the search's alone
+            names |= programs_of(store, purpose)
+    return frozenset(names)
+
+
+def _sampled(store: Store, purpose: str) -> set[str]:
+    samples = purpose_samples(store, purpose)
+    return {program_entry(one.identity) for one in samples if one.identity is not None}
+
+
+def _descendants(store: Store, names: set[str]) -> set[str]:
+    """Return the programs and those that were tuned from them, in one or more steps."""
+    found, origins = set(names), {}
+    for name, entry in store.by_key(Entry).items():
+        if "tuned_from" in entry.detail:
+            origins[name] = program_entry(str(entry.detail["tuned_from"]))
+    while more := {name for name, origin in origins.items() if origin in found} - found:
+        found |= more
+    return found
+
+
+def ranked_programs(store: Store, metric: str, purpose: str = SEARCH) -> list[Entry]:
+    """Return the programs of a purpose with a complete development score, best first."""
     scores = complete_scores(store, metric)
-    entries = store.by_key(Entry)
-    return [entries[name] for name in ranked(scores) if entries[name].kind == "program"]
+    entries, names = store.by_key(Entry), programs_of(store, purpose)
+    return [entries[name] for name in ranked(scores) if name in names]
 
 
-def finalists(store: Store, metric: str, count: int) -> list[Entry]:
+def finalists(store: Store, metric: str, count: int, purpose: str = SEARCH) -> list[Entry]:
     """Return the programs to test: the best ones, and the best as it was written.
 
     Args:
         store: the run's store.
         metric: "strict" or "flexible".
         count: number of best programs, tuned ones included.
+        purpose: whose programs.
     """
-    programs = ranked_programs(store, metric)
+    programs = ranked_programs(store, metric, purpose)
     best = programs[:count]
     written = [program for program in programs if "tuned_from" not in program.detail]
     return best + [program for program in written[:1] if program not in best]

@@ -214,6 +214,7 @@ def _plan(
         transfer={},
         race=None,
         tuning=None,
+        controls=None,
         mesh=options.mesh or MeshConfig(),
         test=dataclasses.replace(config.test, top_k=options.top_k),
     )

@@ -1,9 +1,10 @@
-"""Tuning within a run: the numbers of control families, and those of the best programs.
+"""Tuning within a run: the numbers of the best programs.
 
 A discovered program has a structure and constants, and its score depends on both. So that programs
-and human-designed merges are compared at equal effort, the numbers of both are tuned by the same
-search with the same budget (see `sdjax.tuning`): by gradient on training problems where possible,
-with development scores choosing between candidates. A tuned program is again a program of the run.
+and human-designed merges are compared as what they are, the numbers of both are tuned by the same
+searches (see `sdjax.tuning`, and `sdjax.search.control_search` for the merges): by gradient on
+training problems where possible, with development scores choosing between candidates. A tuned
+program is again a program of the run.
 """
 
 from __future__ import annotations
@@ -22,15 +23,22 @@ from sdjax.evaluation.task import read_training
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import trial_of
 from sdjax.search.attempts import too_many_attempts
-from sdjax.search.baselines import score_baseline
+from sdjax.search.budget import TUNING
 from sdjax.search.context import RunContext
-from sdjax.search.controls import control_entry, open_control
 from sdjax.search.multihost import SharedJudge
 from sdjax.search.phases import judged_program
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, Entry, StoredVerdict, program_entry
+from sdjax.search.types import (
+    DEVELOPMENT,
+    MAIN,
+    SEARCH,
+    Entry,
+    StoredVerdict,
+    phase_name,
+    program_entry,
+)
 from sdjax.sharding.memory import MemoryLimitExceeded
 from sdjax.training.packing import Example
 from sdjax.tuning.candidates import CandidateScorer
@@ -38,7 +46,7 @@ from sdjax.tuning.evolution import search_by_evolution
 from sdjax.tuning.gradient import search_by_gradient
 from sdjax.tuning.loss import MergeLoss, training_examples
 from sdjax.tuning.programs import program_tunable
-from sdjax.tuning.search import Evaluations
+from sdjax.tuning.search import Evaluations, SearchConfig
 from sdjax.tuning.trace import Trace
 from sdjax.tuning.types import Tunable
 
@@ -48,8 +56,10 @@ NOT_TUNED = "not_tuned"  # in an entry's details: why no later start of the run 
 logger = logging.getLogger(__name__)
 
 
-def tune_entries(context: RunContext, store: Store, sandbox: Sandbox | None) -> None:
-    """Tune the control families and the best programs; score the results on development.
+def tune_entries(
+    context: RunContext, store: Store, sandbox: Sandbox | None, purpose: str = SEARCH
+) -> None:
+    """Tune the best programs of a purpose; score the results on development.
 
     Each search has a trace in the run folder, `tuning/NAME/`, and resumes from it.
 
@@ -57,44 +67,24 @@ def tune_entries(context: RunContext, store: Store, sandbox: Sandbox | None) -> 
         context: the loaded run.
         store: the run's store.
         sandbox: the sandbox on the main process; None on the others.
+        purpose: whose programs: those of the search, or of a control.
     """
     config = context.config.tuning
     if config is None:
         return
     entries = store.by_key(Entry)
     tuned = {entry.detail.get("tuned_from") for entry in entries.values()}
-    controls = [name for name in config.controls if control_entry(name) not in entries]
-    programs = [one for one in _finalists(context, store, config.programs) if one not in tuned]
-    examples = _training_examples(context)
-    total = len(config.controls) + config.programs
-    done = total - len(controls) - len(programs)
-    with progress_bar("tune", total, completed=max(0, done)) as advance:
-        for family in controls:
-            _tune_control(context, store, family, examples)
-            advance()
+    best = _finalists(context, store, config.programs, purpose)
+    programs = [identity for identity in best if identity not in tuned]
+    examples = training_texts(context) if programs else []
+    done = config.programs - len(programs)
+    with progress_bar(phase_name("tune", purpose), config.programs, completed=done) as advance:
         for identity in programs:
             _tune_program(context, store, sandbox, identity, examples)
             advance()
-    for name, entry in store.by_key(Entry).items():  # unless the run was interrupted in between
-        if entry.detail.get("family"):
-            score_baseline(context, store, name, entry.detail, DEVELOPMENT)
-        elif entry.detail.get("tuned_from") and entry.identity is not None:
+    for entry in store.by_key(Entry).values():  # unless the run was interrupted in between
+        if entry.detail.get("tuned_from") and entry.identity is not None:
             score_program(context, store, sandbox, entry.identity, DEVELOPMENT)
-
-
-def _tune_control(
-    context: RunContext, store: Store, family: str, examples: Sequence[Example]
-) -> None:
-    tunable = open_control(context, family)
-    loss = _differentiable_loss(context, tunable, examples)
-    values = _search(context, store, tunable, loss, folder=family)
-    detail = {
-        "family": family,
-        "values": values.tolist(),
-        "constants": len(values),
-        "grids": ["tuned"],
-    }
-    store.save(Entry(name=control_entry(family), kind="method", detail=detail))
 
 
 def _tune_program(
@@ -104,6 +94,8 @@ def _tune_program(
     identity: str,
     examples: Sequence[Example],
 ) -> None:
+    assert context.config.tuning is not None
+    search = context.config.tuning.search
     judge = SharedJudge(sandbox, context.signature)
     title, name = f"program {identity[:8]}", program_entry(identity)
     (written,) = store.select(Entry, name=name)
@@ -117,8 +109,8 @@ def _tune_program(
                 detail = {**written.detail, NOT_TUNED: refusal.message}
                 store.save(dataclasses.replace(written, detail=detail))
                 raise UserError(f"{title}: {refusal.message}")
-            loss = _differentiable_loss(context, tunable, examples)
-            loss = _run_once(context, tunable, loss)
+            loss = differentiable_loss(context, tunable, examples, search)
+            loss = run_once(context, tunable, loss)
     except UserError as error:
         logger.info("not tuned: %s", error)
         return
@@ -126,7 +118,9 @@ def _tune_program(
         message = "the array program fails on the model"
         logger.info("not tuned: %s: %s (%s)", title, message, type(error).__name__)
         return
-    values = _search(context, store, tunable, loss, folder=identity[:16])
+    values, cost = _search(context, store, tunable, loss, search, folder=identity[:16])
+    written = dataclasses.replace(written, detail={**written.detail, TUNING: cost})
+    store.save(written)
     source = tunable.write(values)
     verdict = judge.judge(source, name=title)
     program = judged_program(context, source, verdict)
@@ -135,16 +129,29 @@ def _tune_program(
         return
     # If no other numbers were better, this is the entry of the program as it was written.
     detail = {"tuned_from": identity, "constants": len(values)}
+    if program.identity == identity:
+        detail |= {TUNING: cost}
     name = program_entry(program.identity)
     store.save(program, Entry(name=name, kind="program", identity=program.identity, detail=detail))
 
 
-def _differentiable_loss(
-    context: RunContext, tunable: Tunable, examples: Sequence[Example]
+def differentiable_loss(
+    context: RunContext,
+    tunable: Tunable,
+    examples: Sequence[Example],
+    search: SearchConfig,
+    *,
+    partly: bool = False,
 ) -> MergeLoss | None:
-    """Return the loss on training problems, or None if the search is by CMA-ES."""
-    assert context.config.tuning is not None
-    search = context.config.tuning.search
+    """Return the loss on training problems, or None if the search is by CMA-ES.
+
+    Args:
+        context: the loaded run.
+        tunable: what is tuned.
+        examples: the training problems.
+        search: settings of the search.
+        partly: also return a loss that has a gradient in some of the numbers only.
+    """
     if search.optimizer == "cmaes" or not examples:
         return None
     if refusal := tunable.gradient_refusal:
@@ -160,13 +167,14 @@ def _differentiable_loss(
         examples=examples,
         search=search,
     )
-    if loss.blocking():
+    blocked = loss.blocking()
+    if len(blocked) == len(tunable.parameters) or (blocked and not partly):
         return None
     return loss
 
 
-def _run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> MergeLoss | None:
-    """Compile and run what the search of a program does, without using the results.
+def run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> MergeLoss | None:
+    """Compile and run what a search does, without using the results.
 
     Returns:
         the loss, or None if its gradient does not fit into memory.
@@ -181,13 +189,9 @@ def _run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> 
     return loss
 
 
-def _search(
-    context: RunContext, store: Store, tunable: Tunable, loss: MergeLoss | None, *, folder: str
-) -> np.ndarray:
-    """Return the tuned values [parameters]."""
-    assert context.config.tuning is not None
-    search = context.config.tuning.search
-    scorer = CandidateScorer(
+def candidate_scorer(context: RunContext, tunable: Tunable) -> CandidateScorer:
+    """Return a scorer of a tunable's candidates on problems of the run."""
+    return CandidateScorer(
         context.mergers[MAIN],
         tunable.bind,
         decoder=context.eval_decoder,
@@ -196,26 +200,42 @@ def _search(
         metric=context.config.task.metric,
         key=context.key("merge"),
     )
+
+
+def _search(
+    context: RunContext,
+    store: Store,
+    tunable: Tunable,
+    loss: MergeLoss | None,
+    search: SearchConfig,
+    *,
+    folder: str,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Return the tuned values [parameters], and the problems and device-seconds that they cost."""
     settings = {"tuned": tunable.name, "start": tunable.start.tolist()}
-    with Trace(store.folder / TUNING_FOLDER / folder.replace(":", "-"), settings) as trace:
-        score = partial(scorer, problems=context.problems[DEVELOPMENT])
+    with Trace(store.folder / TUNING_FOLDER / folder, settings) as trace:
+        score = partial(candidate_scorer(context, tunable), problems=context.problems[DEVELOPMENT])
         evaluations = Evaluations(score, search.budget, trace)
         if loss is not None:
             search_by_gradient(tunable, loss, evaluations, search, trace)
         else:
             search_by_evolution(tunable, evaluations, search)
+        cost = {
+            "problems": evaluations.count * len(context.problems[DEVELOPMENT]),
+            "seconds": trace.seconds,
+        }
     assert evaluations.best is not None  # every search evaluates at least one candidate
-    return np.array(evaluations.best["values"])
+    return np.array(evaluations.best["values"]), cost
 
 
-def _finalists(context: RunContext, store: Store, count: int) -> list[str]:
+def _finalists(context: RunContext, store: Store, count: int, purpose: str) -> list[str]:
     """Return the identities of the best programs of different structures, as they were written."""
 
     def distinct() -> Iterator[str]:
         verdicts = store.select(StoredVerdict)
         structures = {one.identity: one.structure for one in verdicts if one.identity is not None}
         seen = set()
-        for entry in ranked_programs(store, context.config.task.metric):
+        for entry in ranked_programs(store, context.config.task.metric, purpose):
             structure = structures.get(entry.identity or "", entry.identity)
             is_written = entry.detail.get("tuned_from", entry.identity) == entry.identity
             if is_written and structure not in seen:
@@ -225,7 +245,8 @@ def _finalists(context: RunContext, store: Store, count: int) -> list[str]:
     return [identity for identity, _ in zip(distinct(), range(count), strict=False)]
 
 
-def _training_examples(context: RunContext) -> list[Example]:
+def training_texts(context: RunContext) -> list[Example]:
+    """Return the task's training problems as tokens, without those of the run's splits."""
     held_out = [item.problem for split in context.problems.values() for item in split]
     training = read_training(context.task, held_out)
     if not training:

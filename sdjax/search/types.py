@@ -19,9 +19,17 @@ from sdjax.sandbox.verdict import ADMITTED, Verdict, is_admissible
 MAIN = "main"  # setting of the search itself
 TRANSFER = "transfer"  # setting with other experts, on which the best programs are tested again
 SEARCH = "search"  # purpose of the samples of the search itself
+RANDOM = "random"  # purpose of the random programs of the grammar
+UNTRAINED = "untrained"  # purpose of the programs of the untrained generator
+PURPOSES = (SEARCH, RANDOM, UNTRAINED)
 DEVELOPMENT = "development"
 TEST = "test"
 NO_PROGRAM, NOT_JUDGED = "no program", "not judged"  # statuses of samples without a verdict
+
+
+def phase_name(name: str, purpose: str = SEARCH) -> str:
+    """Return the name of a phase such as "score", with the purpose if it is not the search."""
+    return name if purpose == SEARCH else f"{name} {purpose}"
 
 
 def storable(text: str) -> str:
@@ -169,8 +177,10 @@ class Phase:
     """A completed phase of an iteration.
 
     Attributes:
-        iteration: number of the iteration; 0 for phases of the whole run.
-        name: "baselines", "generate", "admit", "score", "refine", "tune" or "test".
+        iteration: number of the iteration, or of the batch of control programs; 0 for phases of the
+            whole run.
+        name: "baselines", "generate", "admit", "score", "refine", "tune", "controls" or "test";
+            those of control programs end with their purpose, as in "score random".
         seconds: duration in seconds, without interrupted calls, and with later work on a run that
             was extended.
         finished_at: ISO 8601 timestamp in UTC.
@@ -202,8 +212,8 @@ class Sample:
     """A completion sampled from the generator.
 
     Attributes:
-        purpose: "search", or the name of a measurement.
-        iteration: iteration whose generator was sampled.
+        purpose: "search", that of a control ("random", "untrained"), or the name of a measurement.
+        iteration: iteration whose generator was sampled, or the batch of a control.
         number: index within the purpose and iteration.
         prompt: hash of the prompt.
         text: the decoded completion.
@@ -333,9 +343,9 @@ class Entry:
             "program:IDENTITY".
         kind: "seed", "expert", "method" or "program".
         identity: identity of a program; None for other kinds.
-        detail: of a method, its name, hyperparameters and grids; of a tuned control, its family and
-            values; of a tuned program, the identity of the program that it was tuned from. Both
-            have the number of their tuned constants.
+        detail: of a method, its name, hyperparameters and grids; of a tuned control, its family,
+            values and cost; of a tuned program, the identity of the program that it was tuned from.
+            Both have the number of their tuned constants.
     """
 
     name: str

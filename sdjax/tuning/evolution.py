@@ -5,6 +5,8 @@ Axes: parameters.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from cmaes import CMA
 
@@ -15,7 +17,12 @@ _MIN_DIMENSIONS = 2  # of the library
 
 
 def search_by_evolution(
-    tunable: Tunable, evaluations: Evaluations, config: SearchConfig, *, resume: bool = False
+    tunable: Tunable,
+    evaluations: Evaluations,
+    config: SearchConfig,
+    *,
+    resume: bool = False,
+    patience: int | None = None,
 ) -> None:
     """Maximize the development score.
 
@@ -27,6 +34,8 @@ def search_by_evolution(
         evaluations: the development evaluations, whose `best` is the result.
         config: settings of the search.
         resume: make one start, from the best values so far, with what is left of the budget.
+        patience: generations that do not improve the best score, in a row, after which a start
+            ends; by default, a start does not end for that.
     """
     box = Box(tunable)
     size = len(tunable.parameters)
@@ -45,8 +54,9 @@ def search_by_evolution(
             seed=config.seed + start,
             population_size=config.population,
         )
-        while evaluations.count < last and not optimizer.should_stop():
-            generation = []
+        stale = 0
+        while evaluations.count < last and not optimizer.should_stop() and stale != patience:
+            generation, best = [], _best_score(evaluations)
             for _ in range(min(optimizer.population_size, last - evaluations.count)):
                 scaled = optimizer.ask()
                 score = evaluations(
@@ -55,3 +65,8 @@ def search_by_evolution(
                 generation.append((scaled, -score))
             if len(generation) == optimizer.population_size:
                 optimizer.tell(generation)
+            stale = 0 if _best_score(evaluations) > best else stale + 1
+
+
+def _best_score(evaluations: Evaluations) -> float:
+    return -math.inf if evaluations.best is None else evaluations.best["score"]

@@ -29,6 +29,7 @@ def small_config() -> RunConfig:
         baselines=BaselinesConfig(paper={"task_arithmetic": {"weight": (0.2, 0.6)}}),
         transfer={},
         tuning=None,
+        controls=None,
         test=dataclasses.replace(config.test, top_k=2),
     )
 

@@ -12,7 +12,7 @@ from sdjax.evaluation.task import read_problems
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hub import HubError
 from sdjax.search.config import (
-    RunTuningConfig,
+    ControlsConfig,
     config_from,
     method_entry,
     prompt_template,
@@ -267,7 +267,7 @@ def test_entry_name_of_a_method():
 
 
 def test_control_that_is_listed_twice_is_refused():
-    changes = {"controls": ["weights", "ties:layers", "weights"], "search": {"budget": 1}}
+    changes = {"tuned": ["weights", "ties:layers", "weights"]}
     with pytest.raises(UserError, match="'weights' is listed twice; remove one") as error:
-        dataclass_from(RunTuningConfig, changes, "tuning")
+        dataclass_from(ControlsConfig, changes, "controls")
     assert "\n" not in str(error.value)

@@ -65,11 +65,14 @@ def test_dry_run_writes_nothing(tmp_path):
     assert lines[0].startswith(f"run demo in {folder}, on ")
     assert "192 programs (3 iterations of 64) and 33 baselines on 8 " in lines[2]
     assert lines[3] == (
-        "tuning: 1 control and at most 3 programs, each with 6 evaluations on the development "
-        "problems"
+        "tuning: at most 3 programs, each with 6 evaluations on the development problems"
     )
-    assert "with the experts of the search and of the transfer" in lines[4]
-    assert lines[5].startswith("sandbox: ")
+    assert lines[4] == (
+        "controls: weights, layers, tuned; at most 192 random programs; each with at most as many "
+        "evaluated problems as the programs of the search"
+    )
+    assert "with the experts of the search and of the transfer" in lines[5]
+    assert lines[6].startswith("sandbox: ")
     assert list(tmp_path.iterdir()) == []
     assert CliRunner().invoke(run, options).exit_code == 0  # no folder is needed
 
@@ -177,6 +180,8 @@ def test_work_left_of_a_new_run(plan, store):
         "admit": 16,
         "score": 16.0,
         "refine": 1,
+        "tune": 0,
+        "controls": 0,
         "test": 7,
     }
 
@@ -190,6 +195,8 @@ def test_work_left_uses_the_share_of_novel_programs(plan, store):
         "admit": 8,
         "score": 6.0,
         "refine": 0,
+        "tune": 0,
+        "controls": 0,
         "test": 7,
     }
 

@@ -27,7 +27,7 @@ from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search import context, multihost, phases, resume, scoring, tune
-from sdjax.search.config import BaselinesConfig, ExpertConfig, RunTuningConfig
+from sdjax.search.config import BaselinesConfig, ControlsConfig, ExpertConfig, RunTuningConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
 from sdjax.search.provenance import run_inputs
@@ -211,9 +211,8 @@ def test_race_and_tuning_resume(finished, small_config, tmp_path, monkeypatch):
         small_config,
         iterations=1,
         race=Race(first_rung=6, winners=2, z=0.5),
-        tuning=RunTuningConfig(
-            controls=("slope",), programs=1, search=SearchConfig(budget=2, steps=2, batch=2)
-        ),
+        tuning=RunTuningConfig(programs=1, search=SearchConfig(budget=2, steps=2, batch=2)),
+        controls=ControlsConfig(tuned=("slope",), random=False, untrained=False, max_evaluations=2),
         test=dataclasses.replace(small_config.test, top_k=3),
     )
     folder, score, calls = tmp_path / "run", scoring.score, itertools.count()
@@ -230,7 +229,7 @@ def test_race_and_tuning_resume(finished, small_config, tmp_path, monkeypatch):
     evaluate = tune.CandidateScorer.__call__
 
     def interrupted_again(*arguments, **options):
-        if next(calls) == 10:  # in the second search, that of the program
+        if next(calls) == 10:  # in the search of the control, after that of the program
             raise KeyboardInterrupt
         return evaluate(*arguments, **options)
 
@@ -270,7 +269,7 @@ def test_race_and_tuning_resume(finished, small_config, tmp_path, monkeypatch):
         for name, count in ((control.name, 6), (tuned.name, tuned.detail["constants"])):
             assert store.is_complete(name, "development"), count
         tunings = sorted(path.name for path in (folder / "tuning").iterdir())
-        assert tunings == sorted([complete[0].removeprefix("program:")[:16], "slope"])
+        assert tunings == sorted([complete[0].removeprefix("program:")[:16], "slope-2"])
         before = results(folder)
     assert any(len(row) < len(order) for row in expected.values())
     run_search(config, folder)

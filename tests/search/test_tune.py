@@ -41,14 +41,14 @@ def store(sandbox, identity, tmp_path):
 def tune_it(context, store, sandbox, identity, monkeypatch):
     """Return a function that tunes SOURCE as a run does, and returns the attempts it saw."""
     monkeypatch.setattr(sandbox, "try_merge", lambda ir, trial: None)
-    config = dataclasses.replace(context.config, tuning=RunTuningConfig(controls=(), search=SEARCH))
+    config = dataclasses.replace(context.config, tuning=RunTuningConfig(search=SEARCH))
     tuned, seen = dataclasses.replace(context, config=config), []
 
     def interrupted(*arguments):
         seen.append(pending_attempt(store.folder))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tune, "_run_once", interrupted)
+    monkeypatch.setattr(tune, "run_once", interrupted)
 
     def run():
         seen.clear()
@@ -81,10 +81,11 @@ def test_program_whose_gradient_is_refused_is_searched_by_evolution(context, cap
     config = dataclasses.replace(context.config, tuning=RunTuningConfig(search=SEARCH))
     refused = dataclasses.replace(tunable(), gradient_refusal="compiler (cpu): too slow")
     with caplog.at_level(logging.INFO):
-        loss = tune._differentiable_loss(
+        loss = tune.differentiable_loss(
             dataclasses.replace(context, config=config),
             refused,
             [Example(prompt=(5, 6), target=(9, 1))],
+            SEARCH,
         )
     assert loss is None
     (record,) = caplog.records
@@ -114,7 +115,7 @@ def test_run_that_crashes_in_the_gradient_ends_without_tuning_the_programs(small
     config = dataclasses.replace(
         small_config,
         iterations=1,
-        tuning=RunTuningConfig(controls=(), programs=2, search=SEARCH),
+        tuning=RunTuningConfig(programs=2, search=SEARCH),
     )
     (tmp_path / "config.yaml").write_text(json.dumps(config.to_json()))
     folder = tmp_path / "run"

@@ -1,0 +1,158 @@
+"""Tuning of the controls: each has the budget that the run's own programs had.
+
+A discovered program is worth something only if it beats what the same effort gives without it. Each
+control is tuned with at most as many evaluations of the development problems as the run's programs
+have used, in the search and in their own tuning. The gradient on training problems comes first,
+since it overfits the development problems least; CMA-ES continues from its result. A search that no
+longer improves leaves the rest of its budget.
+
+CMA-ES chooses by development scores alone, so it may gain on these problems and lose on others. If
+it has changed the result of the gradient, that result is a control of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from sdjax.core.progress import progress_bar
+from sdjax.search.baselines import score_baseline
+from sdjax.search.budget import spent, spent_on_tuning
+from sdjax.search.context import RunContext
+from sdjax.search.controls import control_names, is_tuned_control, open_control, tuned_controls
+from sdjax.search.store import Store
+from sdjax.search.tune import (
+    TUNING_FOLDER,
+    candidate_scorer,
+    differentiable_loss,
+    run_once,
+    training_texts,
+)
+from sdjax.search.types import DEVELOPMENT, SEARCH, Entry
+from sdjax.training.packing import Example
+from sdjax.tuning.evolution import search_by_evolution
+from sdjax.tuning.gradient import search_by_gradient
+from sdjax.tuning.search import Evaluations, SearchConfig
+from sdjax.tuning.trace import Trace
+
+
+def tune_controls(context: RunContext, store: Store) -> None:
+    """Tune the controls and score the results on the development problems.
+
+    Each search has a trace in the run folder, `tuning/NAME-BUDGET/`, and resumes from it. If the
+    budget has grown since a run was extended, the controls are tuned again.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+    """
+    families = control_names(context.config)
+    if not families:
+        return
+    budget = control_evaluations(context, store)
+    done = {
+        entry.detail["family"]
+        for entry in store.by_key(Entry).values()
+        if is_tuned_control(entry) and entry.detail["budget"] == budget
+    }
+    missing = [family for family in families if family not in done]
+    examples = training_texts(context) if missing else []
+    total = len(families)
+    with progress_bar("controls", total, completed=total - len(missing)) as advance:
+        for family in missing:
+            _tune_control(context, store, family, budget, examples)
+            advance()
+    entries = store.by_key(Entry)
+    for name in tuned_controls(store):  # unless the run was interrupted in between
+        score_baseline(context, store, name, entries[name].detail, DEVELOPMENT)
+
+
+def control_evaluations(context: RunContext, store: Store) -> int:
+    """Return the budget of each control, in evaluations of the development problems.
+
+    It is what the programs of the search have used, rounded down, and at least one evaluation.
+    """
+    controls = context.config.controls
+    problems = spent(store, SEARCH).problems + spent_on_tuning(store, SEARCH).problems
+    evaluations = problems // len(context.problems[DEVELOPMENT])
+    if controls is not None and controls.max_evaluations is not None:
+        evaluations = min(evaluations, controls.max_evaluations)
+    return max(1, evaluations)
+
+
+def _tune_control(
+    context: RunContext, store: Store, family: str, budget: int, examples: Sequence[Example]
+) -> None:
+    tunable = open_control(context, family)
+    tuning = context.config.tuning
+    search = SearchConfig(budget=budget)
+    if tuning is not None:
+        search = dataclasses.replace(tuning.search, budget=budget, starts=1)
+    loss = differentiable_loss(context, tunable, examples, search, partly=True)
+    loss = run_once(context, tunable, loss)
+    folder = store.folder / TUNING_FOLDER / f"{family.replace(':', '-')}-{budget}"
+    settings = {"tuned": tunable.name, "start": tunable.start.tolist(), "budget": budget}
+    results: list[dict[str, Any]] = []  # after the gradient, and at the end
+    with Trace(folder, settings) as trace:
+        score = partial(candidate_scorer(context, tunable), problems=context.problems[DEVELOPMENT])
+        evaluations = Evaluations(score, budget, trace)
+
+        def save_result(optimizer: str) -> None:
+            assert evaluations.best is not None
+            results.append(
+                {
+                    "values": evaluations.best["values"],
+                    "optimizer": optimizer,
+                    "evaluations": evaluations.count,
+                    "seconds": round(trace.seconds * jax.device_count(), 1),
+                }
+            )
+
+        if loss is not None:
+            search_by_gradient(tunable, loss, evaluations, search, trace)
+            save_result("gradient")
+        if evaluations.count < budget:
+            search_by_evolution(
+                tunable, evaluations, search, resume=loss is not None, patience=search.patience
+            )
+            save_result("CMA-ES" if loss is None else "gradient, then CMA-ES")
+    last = results[-1]
+    if last["values"] == results[0]["values"]:  # of the same numbers, one entry
+        results = [last]
+    store.save(
+        *(
+            Entry(
+                name=_entry_name(store, family, result is last, budget),
+                kind="method",
+                detail=_detail(context, family, budget, result),
+            )
+            for result in results
+        )
+    )
+
+
+def _detail(
+    context: RunContext, family: str, budget: int, result: Mapping[str, Any]
+) -> dict[str, Any]:
+    problems = result["evaluations"] * len(context.problems[DEVELOPMENT])
+    return {
+        "family": family,
+        "constants": len(result["values"]),
+        "grids": ["tuned"],
+        "budget": budget,
+        "problems": problems,
+        **result,
+    }
+
+
+def _entry_name(store: Store, family: str, is_last: bool, budget: int) -> str:
+    """Return the name of a result; with its budget if an earlier budget has the plain name."""
+    name = f"method:{family}, tuned" if is_last else f"method:{family}, tuned by gradient"
+    taken = store.by_key(Entry).get(name)
+    if taken is None or taken.detail["budget"] == budget:
+        return name
+    return f"{name} ({budget} evaluations)"
