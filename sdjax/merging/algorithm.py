@@ -15,6 +15,8 @@ by naming a parameter after them:
 `key`    a typed PRNG key for this tensor, independent of order, sharding and devices
 `depth`  float32 scalar *array*: the position of the layer in [0, 1], -1 outside the layers
 `kind`   Python string such as `"mlp.down_proj"`, on which the function may branch
+`fisher`, `gram`, `input_norm`  dicts from expert name to a statistic of that expert on data
+         (`sdjax.merging.statistics`); None for a tensor that has none
 
 Any other parameter needs a default and is a **hyperparameter**:
 
@@ -69,7 +71,8 @@ class Algorithm:
             hyperparameters are not part of it.
         form: "tensor" or "tree".
         function: the function of the algorithm API.
-        requests: the optional inputs that the function takes: "base", "key", "depth", "kind".
+        requests: the optional inputs that the function takes: "base", "key", "depth", "kind",
+            "fisher", "gram", "input_norm".
         hyperparameters: name to value; in place of a number, there may be a `Schedule` of numbers
             that differ between tensors.
         traced: hyperparameters that are arguments of the executable, with their types.
@@ -197,8 +200,8 @@ class Algorithm:
             slots: the names of the experts.
             task_vectors: one tensor (or flat dict of tensors) per expert, in slot order.
             hyperparameters: the arrays of `hyperparameter_arrays`.
-            optional_inputs: values of "base", "key", "depth" and "kind"; those that the function
-                does not request are ignored.
+            optional_inputs: values of "base", "key", "depth", "kind" and the statistics; those that
+                the function does not request are ignored.
         """
         keywords: dict[str, Any] = dict(self.static)
         for key, value in hyperparameters.items():

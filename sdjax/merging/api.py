@@ -15,6 +15,7 @@ from sdjax.merging.merged_model import MergedModel
 from sdjax.merging.methods.registry import algorithm
 from sdjax.merging.model_tree import ModelTree, Tree
 from sdjax.merging.scope import Scope
+from sdjax.merging.statistics import Statistics
 from sdjax.models.tensor_names import LAYER_TENSORS, OUTSIDE_TENSORS, TensorName
 from sdjax.sharding.rules import sharding_of
 
@@ -27,6 +28,7 @@ def merge(
     scope: Scope = "all",
     mesh: Mesh | None = None,
     key: jax.Array | None = None,
+    stats: Sequence[Statistics] | Mapping[str, Statistics] | None = None,
     donate: MergedModel | None = None,
     **hyperparameters: Any,
 ) -> MergedModel:
@@ -53,6 +55,8 @@ def merge(
             moved.
         key: typed PRNG key, for random methods. A tensor's random numbers depend on the key and on
             its path, not on its spelling.
+        stats: statistics of each expert on data, like `experts` a list or by name; methods such as
+            fisher and regmean need them. `sdjax.load_stats` reads what `sdjax stats` has written.
         donate: an earlier result whose buffers are donated to the new one.
         **hyperparameters: hyperparameters of the method.
 
@@ -84,16 +88,31 @@ def merge(
     if not isinstance(mesh, Mesh | None):
         raise UserError(f"mesh must be a jax.sharding.Mesh, not {type(mesh).__name__}")
     bound = _bind(method, hyperparameters)
+    own = _in_slot_order(stats, slots)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((base, trees))):
         return jax.eval_shape(
-            lambda base, trees: engine.merge(base, trees, bound, slots=slots, scope=scope, key=key),
+            lambda base, trees: engine.merge(
+                base, trees, bound, slots=slots, scope=scope, key=key, stats=own
+            ),
             base,
             trees,
         )
     if mesh is not None:
         base = None if base is None else place_on_mesh(base, mesh)
         trees = [place_on_mesh(tree, mesh) for tree in trees]
-    return engine.merge(base, trees, bound, slots=slots, scope=scope, key=key, donate=donate)
+    return engine.merge(
+        base, trees, bound, slots=slots, scope=scope, key=key, stats=own, donate=donate
+    )
+
+
+def _in_slot_order(
+    stats: Sequence[Statistics] | Mapping[str, Statistics] | None, slots: Sequence[str] | None
+) -> list[Statistics] | None:
+    if stats is None or not isinstance(stats, Mapping):
+        return None if stats is None else list(stats)
+    if slots is None or set(stats) != set(slots):
+        raise UserError("stats by name needs experts by name, with the same names")
+    return [stats[slot] for slot in slots]
 
 
 def _is_model(experts: Mapping[str, Any], base: Any) -> bool:

@@ -44,10 +44,12 @@ from sdjax.merging.model_tree import (
     warn_of_surplus,
 )
 from sdjax.merging.scope import Scope, select_paths
+from sdjax.merging.statistics import Statistics, check_statistics, tensor_statistics
 from sdjax.merging.tensor_program import (
     TensorProgram,
     TreeProgram,
     check_layers,
+    replicated,
     squared_norm_or_inf,
     task_vectors,
 )
@@ -91,6 +93,7 @@ class Merger:
         slots: Sequence[str] | None = None,
         scope: Scope = "all",
         num_layers: int | None = None,
+        stats: Sequence[Statistics] | None = None,
         compile_cache: CompileCache | None = None,
     ) -> None:
         """Prepare merges of the same models.
@@ -102,6 +105,7 @@ class Merger:
             scope: "all" (every floating-point tensor), "mlp", "attention", or glob patterns over
                 tensor paths.
             num_layers: number of layers, for the `depth` of a base that has only some of them.
+            stats: statistics of each expert on data, in slot order, for methods that request them.
             compile_cache: cache to use; by default a new one.
 
         Raises:
@@ -115,6 +119,9 @@ class Merger:
             raise UserError(
                 f"{len(experts)} experts need {len(experts)} distinct names, not {self.slots}"
             )
+        if stats is not None and len(stats) != len(experts):
+            raise UserError(f"stats has {len(stats)} entries for {len(experts)} experts")
+        self._stats = stats
         self.compile_cache = compile_cache if compile_cache is not None else CompileCache()
         base_tree = None if base is None else ModelTree.of(base, "the base")
         expert_trees = [
@@ -209,6 +216,7 @@ class Merger:
                     "function that is compiled or transformed"
                 )
         check_layers(algorithm, list(self._names.values()))
+        check_statistics(algorithm.name, algorithm.requests, self._stats, self.slots)
         if self._base_is_zero:
             algorithm.constraints.check_without_base(algorithm.name, algorithm.hyperparameters)
 
@@ -260,10 +268,32 @@ class Merger:
                 path=self._names[path].path,
                 depth=self._depths[self._names[path].path],
                 key=key,
+                statistics=self._statistics(algorithm, path, experts[0]),
                 donated=(donated or {}).get(path),
                 statistic=statistic,
             )
             for path, (base, experts) in tensors.items()
+        }
+
+    def _statistics(
+        self, algorithm: Algorithm, path: str, reference: jax.Array
+    ) -> dict[str, tuple[jax.Array, ...] | None]:
+        """Return the statistics of one tensor that an algorithm requests, on its devices."""
+        found = tensor_statistics(
+            algorithm.requests, self._stats, self.slots, self._names[path].path, reference.shape
+        )
+
+        def place(array: Any) -> jax.Array:
+            if isinstance(reference, jax.core.Tracer) or isinstance(array, jax.core.Tracer):
+                return jnp.asarray(array)
+            same = array.shape == reference.shape
+            return jax.device_put(
+                array, reference.sharding if same else replicated(reference.sharding)
+            )
+
+        return {
+            kind: None if arrays is None else tuple(map(place, arrays))
+            for kind, arrays in found.items()
         }
 
     def _merge_tensors(
@@ -382,6 +412,7 @@ def merge(
     scope: Scope = "all",
     key: jax.Array | None = None,
     num_layers: int | None = None,
+    stats: Sequence[Statistics] | None = None,
     compile_cache: CompileCache | None = None,
     donate: MergedModel | None = None,
 ) -> MergedModel:
@@ -392,6 +423,7 @@ def merge(
         slots=slots,
         scope=scope,
         num_layers=num_layers,
+        stats=stats,
         compile_cache=_SHARED_CACHE if compile_cache is None else compile_cache,
     )
     return merger(algorithm, key=key, donate=donate)

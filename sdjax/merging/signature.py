@@ -28,8 +28,11 @@ TracedType = Literal["float", "per_expert"]
 PerExpert = Annotated[Any, "one value per expert"]
 """Annotation of a hyperparameter with one value per expert (see `sdjax.merging.algorithm`)."""
 
+STATISTICS = ("fisher", "gram", "input_norm")
+"""Optional inputs that are statistics of the experts on data (`sdjax.merging.statistics`)."""
+
 OPTIONAL_INPUTS: Mapping[Form, frozenset[str]] = {
-    "tensor": frozenset({"base", "key", "depth", "kind"}),
+    "tensor": frozenset({"base", "key", "depth", "kind", *STATISTICS}),
     "tree": frozenset({"base", "key"}),
 }
 
@@ -115,7 +118,8 @@ class AlgorithmSignature:
     """The parameters of an algorithm other than the task vectors.
 
     Attributes:
-        requests: the optional inputs that it takes: "base", "key", "depth", "kind".
+        requests: the optional inputs that it takes: "base", "key", "depth", "kind", and those of
+            `STATISTICS`.
         defaults: default of each hyperparameter.
         types: type of each hyperparameter: "float", "per_expert", "bool", "int" or "str".
     """

@@ -52,7 +52,7 @@ class TensorProgram:
         cache_key: programs with the same cache key share an executable.
         function: the merge, to be called inside another trace.
         lower: traces and lowers the merge.
-        inputs: hyperparameter arrays, depth and key data of this tensor.
+        inputs: hyperparameter arrays, depth, key data and statistics of this tensor.
     """
 
     cache_key: tuple
@@ -72,6 +72,7 @@ class TensorProgram:
         depth: float = -1.0,
         key: jax.Array | None,
         dtype: Any = None,
+        statistics: Mapping[str, Sequence[ArraySpec] | None] | None = None,
         donated: ArraySpec | None = None,
         statistic: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> TensorProgram:
@@ -86,6 +87,8 @@ class TensorProgram:
             depth: relative depth of its layer, or -1 outside the layers.
             key: typed PRNG key of the merge; required if the algorithm requests one.
             dtype: dtype of the new tensor; by default that of the base.
+            statistics: the experts' arrays of each statistic that the algorithm requests, or None
+                if the tensor has none. Shapes alone are replaced in `inputs` before it is used.
             donated: an array of the new tensor's shape and dtype whose buffer is reused.
             statistic: function of the new tensor and the merged task vector to a scalar.
         """
@@ -99,11 +102,18 @@ class TensorProgram:
             algorithm.hyperparameter_arrays(slots),
             np.float32(depth) if "depth" in requests else None,
             None if key_impl is None or key is None else tensor_key_data(key, path),
+            {k: None if x is None else tuple(x) for k, x in (statistics or {}).items()},
         )
 
         @jax.default_matmul_precision("highest")
         def merge_tensor(
-            base: Any, experts: Any, hyperparameters: Any, depth: Any, key_data: Any, donated: Any
+            base: Any,
+            experts: Any,
+            hyperparameters: Any,
+            depth: Any,
+            key_data: Any,
+            statistics: Mapping[str, Any],
+            donated: Any,
         ) -> tuple[jax.Array, jax.Array | None]:
             del donated
             optional_inputs = {
@@ -111,6 +121,10 @@ class TensorProgram:
                 "depth": depth,
                 "kind": kind,
                 "key": _wrap_key(key_data, key_impl),
+                **{
+                    name: None if arrays is None else dict(zip(slots, arrays, strict=True))
+                    for name, arrays in statistics.items()
+                },
             }
             vectors = task_vectors(base, experts)
             merged = _call_algorithm(algorithm, slots, vectors, hyperparameters, optional_inputs)
@@ -121,20 +135,21 @@ class TensorProgram:
         def lower() -> jax.stages.Lowered:
             shardings = (
                 reference.sharding,
-                None if statistic is None else _replicated(reference.sharding),
+                None if statistic is None else replicated(reference.sharding),
             )
             # keep_unused: the donated argument is never read.
             return jax.jit(
                 rematerialize(merge_tensor),
                 out_shardings=shardings,
-                donate_argnums=5,
+                donate_argnums=6,
                 keep_unused=True,
             ).lower(*_abstract((base, experts)), *inputs, _abstract(donated))
 
         identity = ("tensor", algorithm.identity, tuple(slots), kind, key_impl, out_dtype.name)
         shapes = _describe((base, *experts, donated))
+        known = tuple((k, x and _describe(x)) for k, x in sorted(inputs[3].items()))
         return cls(
-            cache_key=(*identity, statistic, shapes),
+            cache_key=(*identity, statistic, shapes, known),
             function=merge_tensor,
             lower=lower,
             inputs=inputs,
@@ -223,7 +238,7 @@ class TreeProgram:
             bases = _abstract(tuple(base for base, _ in tensors.values()))
             experts = _abstract(tuple(e for _, e in tensors.values()))
             pinned = tuple(references[path].sharding for path in paths if path in changed)
-            norms = _replicated(references[paths[0]].sharding)
+            norms = replicated(references[paths[0]].sharding)
             return jax.jit(merge_scope, out_shardings=(pinned, norms)).lower(
                 bases, experts, *inputs
             )
@@ -360,7 +375,8 @@ def _describe(tensors: Sequence[ArraySpec | None]) -> tuple:
     )
 
 
-def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+def replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Return the sharding of an array that every device of a mesh holds entirely."""
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec())
     return sharding

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.merging.model_tree import ModelTree
+from sdjax.merging.statistics import statistic_name
 from sdjax.testing import count_compilations
 
 SHAPES = {"gate_proj": (6, 4), "up_proj": (6, 4), "down_proj": (4, 6)}
@@ -30,6 +32,22 @@ def build_tree(seed, layers=3, dtype=jnp.float32, near=None, scale=1.0):
 @pytest.fixture(name="make_tree")
 def make_tree_fixture():
     return build_tree
+
+
+@pytest.fixture
+def make_stats():
+    """Return a function that makes up statistics of a model: a mapping from name to array."""
+
+    def build(tree, seed=0):
+        rng, stats = np.random.default_rng(seed), {}
+        for name, tensor in ModelTree.of(tree, "a model").by_name.items():
+            stats[statistic_name("fisher", name)] = rng.random(tensor.shape).astype(np.float32)
+            if tensor.ndim == 2:
+                x = rng.standard_normal((9, tensor.shape[1]))
+                stats[statistic_name("gram", name)] = (x.T @ x / 9).astype(np.float32)
+        return stats
+
+    return build
 
 
 @pytest.fixture

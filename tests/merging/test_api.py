@@ -161,7 +161,7 @@ def test_invalid_arguments_raise_user_error():
 
 @pytest.mark.parametrize("name", sorted(methods()))
 @pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), (1,)])
-def test_every_method_accepts_scalars_and_empty_tensors(name, shape):
+def test_every_method_accepts_scalars_and_empty_tensors(name, shape, make_stats):
     rng = np.random.default_rng(0)
     arrays = (rng.standard_normal(shape).astype(np.float32) for _ in range(3))
     base, *experts = ({"layers/0/x": array} for array in arrays)
@@ -172,6 +172,7 @@ def test_every_method_accepts_scalars_and_empty_tensors(name, shape):
         experts[: schema.max_models],
         one.name,
         key=jax.random.key(0),
+        stats=[make_stats({**expert, "x": np.eye(3)}) for expert in experts[: schema.max_models]],
         **hyperparameters,
     )
     assert merged.params["layers/0/x"].shape == shape

@@ -103,12 +103,13 @@ QUICK = ("ties", "slerp", "model_stock")
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in methods()],
 )
-def test_every_method_is_differentiable_in_an_expert(name):
+def test_every_method_is_differentiable_in_an_expert(name, make_stats):
     count = methods()[name].schema.max_models
+    stats = [make_stats(expert) for expert in EXPERTS][:count]
 
     def loss(expert):
         experts = [expert, EXPERTS[1]][:count]
-        return total(sdjax.merge(BASE, experts, name, key=KEY))
+        return total(sdjax.merge(BASE, experts, name, key=KEY, stats=stats))
 
     if name == "iso_cts":
         with pytest.raises(UserError, match="no derivative here: in iso_cts"):

@@ -10,8 +10,10 @@ import pytest
 
 from sdjax.merging.engine import default_slots, merge
 from sdjax.merging.methods.registry import methods
+from sdjax.merging.signature import STATISTICS
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sandbox.algorithm import to_algorithm
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import verify_ir
@@ -19,6 +21,8 @@ from sdjax.sandbox.worker.trace import trace_source
 
 TENSORS = {"layers/0/mlp/up_proj": ("mlp.up_proj", (16, 8)), "norm": ("norm", (8,))}
 KEY = jax.random.key(3)
+ON_DATA = [n for n, method in methods().items() if method.algorithm.requests & set(STATISTICS)]
+DATA_FREE = [name for name in methods() if name not in ON_DATA]
 
 
 def signature_for(method, **parameters) -> MergeSignature:
@@ -50,7 +54,7 @@ def assert_same_merge(program, algorithm):
         np.testing.assert_array_equal(np.asarray(new[path]), np.asarray(tensor), strict=True)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", DATA_FREE)
 def test_every_shipped_method_is_verified_as_it_stands(name):
     signature = signature_for(methods()[name])
     program = verify_ir(trace_source(source_of(methods()[name]), signature), signature)
@@ -61,13 +65,19 @@ def test_every_shipped_method_is_verified_as_it_stands(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", DATA_FREE)
 def test_sandbox_admits_every_shipped_method_and_merges_the_same_tensors(name):
     method = methods()[name]
     with Sandbox(signature_for(method), workers=1) as sandbox:
         verdict = sandbox.judge(source_of(method))
     assert verdict.verdict == "admitted", verdict.message
     assert_same_merge(verdict.program, method.bind())
+
+
+@pytest.mark.parametrize("name", ON_DATA)
+def test_programs_do_not_receive_statistics(name):
+    with pytest.raises(Refusal, match=f"`{'fisher' if name == 'fisher' else 'gram'}`: programs do"):
+        trace_source(source_of(methods()[name]), signature_for(methods()[name]))
 
 
 def test_values_are_set_without_a_new_trace_by_number_list_or_mapping():

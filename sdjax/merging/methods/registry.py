@@ -21,6 +21,7 @@ from sdjax.merging.methods import (
     della_linear,
     doge,
     expo,
+    fisher,
     iso_c,
     iso_cts,
     karcher,
@@ -36,6 +37,7 @@ from sdjax.merging.methods import (
     pcb,
     ram,
     ramplus_tl,
+    regmean,
     sce,
     self_developing_a,
     slerp,
@@ -48,7 +50,8 @@ from sdjax.merging.methods import (
 )
 from sdjax.merging.signature import read_signature
 
-# In order of presentation: averages, arcs, task vectors, then methods that mergekit lacks.
+# In order of presentation: averages, arcs, task vectors, then methods that mergekit lacks: on
+# singular values, on elements, on data.
 _MODULES: tuple[ModuleType, ...] = (
     linear,
     slerp,
@@ -83,6 +86,8 @@ _MODULES: tuple[ModuleType, ...] = (
     pcb,
     lines,
     expo,
+    fisher,
+    regmean,
     self_developing_a,
 )
 

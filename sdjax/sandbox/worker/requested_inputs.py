@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.core.errors import UserError, did_you_mean
-from sdjax.merging.signature import check_value, hyperparameter_type
+from sdjax.merging.signature import STATISTICS, check_value, hyperparameter_type
 from sdjax.sandbox.ir.calling_convention import REQUESTS
 from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.signature import MergeSignature
@@ -56,6 +56,8 @@ class RequestedInputs:
                 raise _refuse(f"merge_trees does not receive `{name}`; it may request base and key")
             if name in available:
                 requests.append(name)
+            elif name in STATISTICS:
+                raise _refuse(f"`{name}`: programs do not receive statistics of data")
             elif default is inspect.Parameter.empty:
                 names = ", ".join(available)
                 raise _refuse(f"the parameter `{name}` needs a default (only {names} do not)")

@@ -4,6 +4,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.merging.methods.registry import algorithm, methods
+from sdjax.merging.signature import STATISTICS
 
 NAMES = [
     "linear",
@@ -39,6 +40,8 @@ NAMES = [
     "pcb",
     "lines",
     "expo",
+    "fisher",
+    "regmean",
     "self_developing_a",
 ]
 
@@ -72,7 +75,8 @@ def test_methods_trace_for_any_number_of_dimensions():
             vectors = tuple(jax.ShapeDtypeStruct(shape, np.float32) for _ in slots)
 
             def run(vectors, arguments, bound=bound, slots=slots):
-                requested = {"key": jax.random.key(0), "base": vectors[0], "depth": 0.5}
+                requested = dict.fromkeys(STATISTICS)
+                requested |= {"key": jax.random.key(0), "base": vectors[0], "depth": 0.5}
                 return bound.call(slots, vectors, arguments, requested)
 
             out = jax.eval_shape(run, vectors, bound.hyperparameter_arrays(slots))

@@ -50,13 +50,15 @@ def test_invalid_models_raise_user_error_and_leave_no_files(tmp_path, models):
 
 @pytest.mark.parametrize("method", sorted(methods()))
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_no_method_hides_non_finite_weights(method, value):
+def test_no_method_hides_non_finite_weights(method, value, make_stats):
     rng = np.random.default_rng(0)
     base, good, bad = (rng.standard_normal((6, 8)).astype(np.float32) for _ in range(3))
     bad[1, 2] = value
     trees = [{"layers": {"0": {"mlp": {"up_proj": jnp.asarray(x)}}}} for x in (base, good, bad)]
     experts = trees[2:] if methods()[method].schema.max_models == 1 else trees[1:]
-    assert not merge(trees[0], experts, algorithm(method), key=jax.random.key(0)).finite
+    stats = [make_stats(expert) for expert in experts]
+    bound, key = algorithm(method), jax.random.key(0)
+    assert not merge(trees[0], experts, bound, key=key, stats=stats).finite
 
 
 FAMILY = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
