@@ -6,11 +6,11 @@
 Prints JSON: the seconds and the scores of each population. `mergekit_evolve.py` next to this file
 writes GENOME and TASKS and calls it.
 
-mergekit-evolve needs accelerators, and an lm-eval that imports its vLLM model without vLLM, which none
-does that runs with the transformers that mergekit needs. Four things are changed in memory so that it
+mergekit-evolve needs accelerators, and an lm-eval that imports its vLLM model without vLLM. No such
+version runs with the transformers that mergekit needs. Four things are changed in memory so that it
 runs on CPUs: Ray is started with accelerators that do not exist, one per worker; lm-eval's default
-device, which mergekit-evolve does not choose, is the CPU; `torch.cpu` has the method `empty_cache`; and
-an empty module replaces lm-eval's vLLM model, which is not used.
+device, which mergekit-evolve does not choose, is the CPU; `torch.cpu` has an `empty_cache`; and an
+empty module replaces lm-eval's vLLM model, which is not used.
 """
 
 import argparse

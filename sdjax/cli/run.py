@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdjax.cli.group import FOLDER_PATH, echo, examples, exit_status
-from sdjax.cli.interrupts import handle_signals, resume_hint
+from sdjax.cli.group import FOLDER_PATH, echo, examples
+from sdjax.cli.processes import joined_processes
 from sdjax.cli.report import print_report
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
@@ -19,7 +19,6 @@ from sdjax.cli.sandbox_options import (
     trust_code_option,
     trust_limits_option,
 )
-from sdjax.cli.watchdog import report_role
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,8 +156,6 @@ def _joined_processes(folder: Path | None, *, trust_code: bool) -> Iterator[list
     Yields:
         options of the command that resumes the run, for the advice after an interrupt.
     """
-    from sdjax.sharding.multihost import exit_together, is_main_process, start_distributed
-
     options = ["--trust-code"] if trust_code else []
 
     def hint() -> str:
@@ -168,10 +165,7 @@ def _joined_processes(folder: Path | None, *, trust_code: bool) -> Iterator[list
         command = shlex.join(["sdjax", "run", "--resume", str(folder), *options])
         return f"resume with: {command}" if started else "nothing was saved"
 
-    if start_distributed():
-        handle_signals()  # JAX has replaced a handler
-        report_role(is_main=is_main_process())
-    with exit_together(exit_status), resume_hint(hint):
+    with joined_processes(hint):
         yield options
 
 

@@ -13,6 +13,7 @@ from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.merge import parse_experts
 from sdjax.cli.sandbox_options import SCOPE_HELP, allow_missing_option, trust_code_option
+from sdjax.cli.search_options import search_options
 from sdjax.core.errors import UserError
 
 
@@ -54,48 +55,13 @@ from sdjax.core.errors import UserError
     help="Accuracy that is the score.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Maximum tokens per answer.")
-@click.option(
-    "--budget",
-    type=int,
-    required=True,
-    metavar="N",
-    help="Number of evaluations of the development problems.",
-)
-@click.option(
-    "--optimizer",
-    type=click.Choice(["auto", "gradient", "cmaes"]),
-    default="auto",
-    show_default=True,
-    help="auto: by gradient if the task has training problems, in the numbers that have one, and "
-    "otherwise by CMA-ES. gradient: by gradient, or refused. cmaes: by CMA-ES only.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=60,
-    show_default=True,
-    help="Gradient steps per start.",
-)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.02,
-    show_default=True,
-    help="Of Adam, as a fraction of the distance between a number's bounds.",
-)
+@search_options(budget="Number of evaluations of the development problems.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
     help="Rows of packed training problems per gradient step.",
-)
-@click.option(
-    "--starts",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Searches from different values, which share the budget.",
 )
 @click.option(
     "--seed",
