@@ -162,6 +162,11 @@ class Merger:
         """The base's tensor (None without a base) and the experts' in scope, by path."""
         return self._tensors
 
+    def place(self, path: str) -> tuple[str, float]:
+        """Return the canonical path of a tensor in scope and the relative depth of its layer."""
+        name = self._names[path].path
+        return name, self._depths[name]
+
     def __call__(
         self,
         algorithm: Algorithm,
@@ -259,23 +264,24 @@ class Merger:
         donated: Mapping[str, jax.Array] | None = None,
         statistic: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> dict[str, TensorProgram]:
-        return {
-            path: TensorProgram.of(
+        programs = {}
+        for path, (base, experts) in tensors.items():
+            name, depth = self.place(path)
+            programs[path] = TensorProgram.of(
                 algorithm,
                 self.slots,
                 base,
                 experts,
-                path=self._names[path].path,
-                depth=self._depths[self._names[path].path],
+                path=name,
+                depth=depth,
                 key=key,
-                statistics=self._statistics(algorithm, path, experts[0]),
+                statistics=self.statistics(algorithm, path, experts[0]),
                 donated=(donated or {}).get(path),
                 statistic=statistic,
             )
-            for path, (base, experts) in tensors.items()
-        }
+        return programs
 
-    def _statistics(
+    def statistics(
         self, algorithm: Algorithm, path: str, reference: jax.Array
     ) -> dict[str, tuple[jax.Array, ...] | None]:
         """Return the statistics of one tensor that an algorithm requests, on its devices."""

@@ -184,6 +184,7 @@ class TreeProgram:
         *,
         changed: frozenset[str],
         key: jax.Array | None,
+        dtype: Any = None,
     ) -> TreeProgram:
         """Describe the merge of a scope.
 
@@ -193,6 +194,7 @@ class TreeProgram:
             tensors: canonical path to (base or None, experts). The algorithm sees all of them.
             changed: paths of the tensors that are replaced; the others are kept unchanged.
             key: typed PRNG key; required if the algorithm requests one.
+            dtype: dtype of the new tensors; by default those of the bases.
         """
         paths = tuple(tensors)
         references = {
@@ -230,7 +232,7 @@ class TreeProgram:
                 if path not in changed:
                     continue
                 vector = _check_result(algorithm, merged[path], references[path].shape, path)
-                new.append(_new_tensor(base, own, vector, references[path].dtype))
+                new.append(_new_tensor(base, own, vector, dtype or references[path].dtype))
                 squares.append(squared_norm_or_inf(new[-1], vector))
             return tuple(new), jnp.stack(squares)
 
@@ -244,7 +246,8 @@ class TreeProgram:
             )
 
         shapes = tuple((path, _describe((b, *e))) for path, (b, e) in tensors.items())
-        identity = ("tree", algorithm.identity, tuple(slots), key_impl, changed)
+        out_dtype = None if dtype is None else jnp.dtype(dtype).name
+        identity = ("tree", algorithm.identity, tuple(slots), key_impl, changed, out_dtype)
         return cls(cache_key=(*identity, shapes), function=merge_scope, lower=lower, inputs=inputs)
 
 

@@ -44,19 +44,21 @@ def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringContext(ScoringPlan):
-    """The loaded models of a run. Only `verified`, a cache, changes.
+    """The loaded models of a run. Only the caches, `verified` and `model_gradients`, change.
 
     Attributes:
         seed: parameters of the seed.
         experts: for each setting, the parameters in scope of each expert, in slot order.
         mergers: for each setting, the merger of the seed and the experts.
         verified: verified programs by identity, for programs that this process has verified.
+        model_gradients: executables of the models' gradients, shared by all that is tuned.
     """
 
     seed: Params
     experts: Mapping[str, Sequence[Params]]
     mergers: Mapping[str, Merger]
     verified: dict[str, VerifiedProgram] = dataclasses.field(default_factory=dict)
+    model_gradients: CompileCache = dataclasses.field(default_factory=CompileCache)
 
     def key(self, purpose: str, *numbers: int) -> jax.Array:
         """Return the PRNG key of one purpose; see `run_key`."""
@@ -99,7 +101,7 @@ class ScoringContext(ScoringPlan):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext(ScoringContext, RunPlan):
-    """The loaded parts of a run. Only the caches, `verified` and `training_jits`, change.
+    """The loaded parts of a run. Only the caches change.
 
     Attributes:
         training_jits: jitted functions of training, shared by all iterations.

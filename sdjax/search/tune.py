@@ -166,6 +166,7 @@ def differentiable_loss(
         key=context.key("merge"),
         examples=examples,
         search=search,
+        compile_cache=context.model_gradients,
     )
     blocked = loss.blocking()
     if len(blocked) == len(tunable.parameters) or (blocked and not partly):

@@ -76,6 +76,7 @@ def require_fit(
     what: str = "the compiled merge",
     *,
     remedy: str = _FEWER_TENSORS,
+    resident: int = 0,
 ) -> None:
     """Check that an executable fits into the memory of its devices.
 
@@ -83,11 +84,13 @@ def require_fit(
         executable: the executable.
         what: what it computes, as the subject of the message.
         remedy: what to do.
+        resident: bytes of arrays that stay on the devices and are not among its arguments.
 
     Raises:
         MemoryLimitExceeded: it needs more.
     """
-    needed, available = compiled_memory(executable), memory_of(devices_of(executable))
+    needed = compiled_memory(executable) + resident
+    available = memory_of(devices_of(executable))
     if needed > available:
         raise MemoryLimitExceeded(f"{what} {shortage(needed, available)}; {remedy}")
 

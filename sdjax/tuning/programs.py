@@ -139,8 +139,7 @@ def _refuse_gradient(
         return refusal
     if trial is None or not differentiable:  # there is nothing to compile; see `MergeLoss.blocking`
         return None
-    # As `MergeLoss` compiles it.
-    return sandbox.try_merge(ir, replace(trial, compiler="full", computes="gradient"))
+    return sandbox.try_merge(ir, replace(trial, computes="gradient"))
 
 
 def _text(refusal: Refusal) -> str:

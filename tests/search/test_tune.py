@@ -102,9 +102,9 @@ watch = watchdog.watch_run
 def watch_and_crash():
     watch()
     from sdjax.tuning.loss import MergeLoss
-    def crash(self):
+    def crash(self, *_):
         os.kill(os.getpid(), signal.SIGSEGV)
-    MergeLoss.compiled = property(crash)
+    MergeLoss.__call__ = crash
 watchdog.watch_run = watch_and_crash
 __main__.start()
 """

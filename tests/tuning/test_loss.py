@@ -1,4 +1,4 @@
-"""Loss through the merge: its gradient, one compilation, and numbers without a gradient."""
+"""Loss through the merge: its gradient, what is compiled for it, and numbers without one."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import pytest
 
 import sdjax
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.methods.registry import algorithm
 from sdjax.models.tree import flatten
 from sdjax.sharding.memory import MemoryLimitExceeded
@@ -24,9 +25,11 @@ from tests.tuning.searches import tunable
 
 EXAMPLES = [Example(prompt=(5, 6 + i % 7), target=(9, 10 + i % 5, 1)) for i in range(60)]
 SEARCH = SearchConfig(budget=2, steps=3, starts=2, batch=2)
+PATHS = tuple(f"layers/{i}/mlp/{kind}_proj" for i in (0, 1) for kind in ("up", "gate", "down"))
+MODEL_GRADIENTS = CompileCache()  # of all tests
 
 
-def loss_of(tuned, dtype=jnp.float32, num_layers=1):
+def loss_of(tuned, dtype=jnp.float32, num_layers=1, compile_cache=MODEL_GRADIENTS):
     config, base = tiny_model(dtype=dtype, max_seq_len=16, num_layers=num_layers)
     experts = [random_params(config, seed=seed, dtype=dtype) for seed in (1, 2)]
     merger = sdjax.Merger(base, experts, scope="mlp")
@@ -39,8 +42,47 @@ def loss_of(tuned, dtype=jnp.float32, num_layers=1):
         key=jax.random.key(0),
         examples=EXAMPLES,
         search=SEARCH,
+        compile_cache=compile_cache,
     )
     return loss, merger, config
+
+
+def program(function):
+    """Return a tunable whose two numbers are the hyperparameters a and b of a function."""
+    made = Algorithm.from_function(function)
+    return dataclasses.replace(
+        tunable(start=0.5), bind=lambda values: made.bind(a=values[0], b=values[1])
+    )
+
+
+def by_kind_and_depth(task_vectors, kind, depth, key, a: float = 0.5, b: float = 0.5):
+    first, second = task_vectors.values()
+    kept = jnp.where(jax.random.bernoulli(key, 0.7, first.shape), first, 0.0)
+    return (a * kept if kind == "mlp.down_proj" else a * b * jnp.tanh(first)) + depth * b * second
+
+
+def merge_trees(task_vectors, base, a: float = 0.5, b: float = 0.5):
+    norm = jnp.sqrt(sum(jnp.sum(x * x) for x in base.values()))
+    first, second = task_vectors.values()
+    return {path: a * first[path] + b * b / norm * second[path] for path in first}
+
+
+def weights_of_layers():
+    models = ModelSet(base="base", experts={"expert_1": "a", "expert_2": "b"}, paths=PATHS)
+    return open_tunable("layers", models)
+
+
+def composed_gradient(tuned, loss, merger, config):
+    """Return the loss of the second step and its gradient, differentiated as one function."""
+    (batch,) = loss._batches[0][1]
+    leaves, key = flatten(loss._params), jax.random.key(0)
+
+    def composed(values):
+        algorithm = tuned.bind(values)
+        merged = merger.merge_in_trace(algorithm, dict(merger.tensors), key=key)
+        return sft_loss(config)({}, {**leaves, **merged}, batch)[0]
+
+    return jax.jit(jax.value_and_grad(composed))(np.asarray(tuned.start, np.float32))
 
 
 def test_gradient_matches_finite_differences_and_compiles_once():
@@ -67,11 +109,32 @@ def test_gradient_that_does_not_fit_into_memory_is_not_run(monkeypatch):
         loss(np.array([0.5, 0.5]), 0, 0)
 
 
-def test_numbers_of_every_layer_have_a_gradient():
-    paths = ("layers/0/mlp/up_proj", "layers/1/mlp/up_proj")
-    models = ModelSet(base="base", experts={"expert_1": "a", "expert_2": "b"}, paths=paths)
-    loss, _, _ = loss_of(open_tunable("layers", models), num_layers=2)
+STRUCTURES = [
+    pytest.param(lambda: program(by_kind_and_depth), id="kind and depth"),
+    pytest.param(weights_of_layers, id="layers", marks=pytest.mark.slow),
+    pytest.param(lambda: program(merge_trees), id="tree", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_gradient_is_that_of_the_composed_loss(structure):
+    tuned = structure()
+    loss, merger, config = loss_of(tuned, num_layers=2)
     assert loss.blocking() == {}
+    value, gradient = loss(tuned.start, 0, 1)
+    expected, slopes = composed_gradient(tuned, loss, merger, config)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-7)
+
+
+def test_another_structure_compiles_no_model_gradient():
+    cache, compiled = CompileCache(), []
+    for tuned in (tunable(start=0.5), program(by_kind_and_depth), program(merge_trees)):
+        loss, merger, _ = loss_of(tuned, compile_cache=cache)
+        loss(tuned.start, 0, 0)
+        compiled.append((cache.compiled, merger.compile_cache.compiled))
+    # A merge and its gradient for each of two shapes, for each of three kinds, and for the tree.
+    assert compiled == [(1, 4), (1, 6), (1, 2)]
 
 
 @pytest.mark.slow

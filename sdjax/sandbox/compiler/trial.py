@@ -12,9 +12,9 @@ from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import squared_norm_or_inf
+from sdjax.merging.merge_gradient import MergeGradient
 from sdjax.merging.tensor_program import TensorProgram, TreeProgram
 from sdjax.sandbox.algorithm import difference, loop_limit_check, to_algorithm
-from sdjax.sandbox.compiler.merge_gradient import GradientProgram, merge_gradient
 from sdjax.sandbox.compiler.probe_run import raise_if_out_of_memory
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
@@ -27,7 +27,7 @@ from sdjax.xla.compiler_options import compile_for_single_use
 # The rest is for the process itself, which takes 1.3 GB of addresses, and for the compiler.
 RUN_SHARE = 0.25  # share of the address space that the arrays of one run may take
 
-Computation = TensorProgram | TreeProgram | GradientProgram
+Computation = TensorProgram | TreeProgram | MergeGradient
 
 
 def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSignature) -> None:
@@ -48,17 +48,14 @@ def try_merge(program: VerifiedProgram, trial: MergeTrial, signature: MergeSigna
     total = sum(tensor.size for tensor in signature.scope)
     tried = set()
     try:
-        for weights, merge in (
+        for weights, computation in (
             pair
             for algorithm in algorithms
             for pair in _computations(algorithm, trial, signature.slots, sharding)
         ):
-            if merge.cache_key in tried:
+            if computation.cache_key in tried:
                 continue
-            tried.add(merge.cache_key)
-            computation: Computation = merge
-            if trial.computes == "gradient":
-                weights, computation = merge_gradient(weights, merge)
+            tried.add(computation.cache_key)
             executable = _compile(computation, trial.compiler)
             needed = compiled_memory(executable)
             if needed > trial.memory:
@@ -92,7 +89,7 @@ def _algorithms(
 
 def _computations(
     algorithm: Algorithm, trial: MergeTrial, slots: Sequence[str], sharding: Any
-) -> list[tuple[Any, TensorProgram | TreeProgram]]:
+) -> list[tuple[Any, Computation]]:
     """Return (weights, computation) of each merged tensor, or of the whole tree."""
 
     def specs(tensor: TrialTensor) -> tuple[Any, tuple[Any, ...]]:
@@ -103,29 +100,36 @@ def _computations(
         return base, tuple(map(spec, tensor.experts))
 
     key = jax.random.key(0)
+    changed = [tensor for tensor in trial.tensors if tensor.changed]
+    if not changed:
+        return []
     if algorithm.form == "tree":
-        tensors = {tensor.path: specs(tensor) for tensor in trial.tensors}
-        changed = frozenset(tensor.path for tensor in trial.tensors if tensor.changed)
-        tree = TreeProgram.of(algorithm, slots, tensors, changed=changed, key=key)
+        ordered = sorted(trial.tensors, key=lambda tensor: tensor.path)  # as the merger does
+        tensors = {tensor.path: specs(tensor) for tensor in ordered}
+        paths = frozenset(tensor.path for tensor in changed)
+        if trial.computes == "gradient":
+            gradient = MergeGradient.of_tree(algorithm, slots, tensors, changed=paths, key=key)
+            return [(gradient.weights, gradient)]
+        tree = TreeProgram.of(algorithm, slots, tensors, changed=paths, key=key)
         bases, experts = zip(*tensors.values(), strict=True)
-        return [((bases, experts), tree)] if changed else []
+        return [((bases, experts), tree)]
+    place: dict[str, Any] = {"depth": 0.5, "key": key}
+    if trial.computes == "gradient":
+        gradients = [
+            MergeGradient.of_tensor(algorithm, slots, *specs(tensor), path=tensor.path, **place)
+            for tensor in changed
+        ]
+        return [(gradient.weights, gradient) for gradient in gradients]
     # A merge from disk computes no statistic.
     statistic = None if trial.compiler == "single use" else squared_norm_or_inf
     return [
         (
             specs(tensor),
             TensorProgram.of(
-                algorithm,
-                slots,
-                *specs(tensor),
-                path=tensor.path,
-                depth=0.5,
-                key=key,
-                statistic=statistic,
+                algorithm, slots, *specs(tensor), path=tensor.path, statistic=statistic, **place
             ),
         )
-        for tensor in trial.tensors
-        if tensor.changed
+        for tensor in changed
     ]
 
 
