@@ -22,7 +22,7 @@ import jax
 from sdjax.core.progress import progress_bar
 from sdjax.search.baselines import score_baseline
 from sdjax.search.budget import spent, spent_on_tuning
-from sdjax.search.context import RunContext
+from sdjax.search.context import RunContext, ScoringContext
 from sdjax.search.controls import control_names, is_tuned_control, open_control, tuned_controls
 from sdjax.search.store import Store
 from sdjax.search.tune import (
@@ -40,7 +40,7 @@ from sdjax.tuning.search import Evaluations, SearchConfig
 from sdjax.tuning.trace import Trace
 
 
-def tune_controls(context: RunContext, store: Store) -> None:
+def tune_controls(context: ScoringContext, store: Store, search: SearchConfig) -> None:
     """Tune the controls and score the results on the development problems.
 
     Each search has a trace in the run folder, `tuning/NAME-BUDGET/`, and resumes from it. If the
@@ -49,11 +49,12 @@ def tune_controls(context: RunContext, store: Store) -> None:
     Args:
         context: the loaded run.
         store: the run's store.
+        search: settings of each search.
     """
     families = control_names(context.config)
     if not families:
         return
-    budget = control_evaluations(context, store)
+    budget = search.budget
     done = {
         entry.detail["family"]
         for entry in store.by_key(Entry).values()
@@ -64,34 +65,38 @@ def tune_controls(context: RunContext, store: Store) -> None:
     total = len(families)
     with progress_bar("controls", total, completed=total - len(missing)) as advance:
         for family in missing:
-            _tune_control(context, store, family, budget, examples)
+            _tune_control(context, store, family, search, examples)
             advance()
     entries = store.by_key(Entry)
     for name in tuned_controls(store):  # unless the run was interrupted in between
         score_baseline(context, store, name, entries[name].detail, DEVELOPMENT)
 
 
-def control_evaluations(context: RunContext, store: Store) -> int:
-    """Return the budget of each control, in evaluations of the development problems.
+def control_settings(context: RunContext, store: Store) -> SearchConfig:
+    """Return the settings of the search of each control of a run.
 
-    It is what the programs of the search have used, rounded down, and at least one evaluation.
+    The budget is what the programs of the search have used, rounded down to evaluations of all
+    development problems, and at least one.
     """
     controls = context.config.controls
     problems = spent(store, SEARCH).problems + spent_on_tuning(store, SEARCH).problems
     evaluations = problems // len(context.problems[DEVELOPMENT])
     if controls is not None and controls.max_evaluations is not None:
         evaluations = min(evaluations, controls.max_evaluations)
-    return max(1, evaluations)
+    budget, tuning = max(1, evaluations), context.config.tuning
+    if tuning is None:
+        return SearchConfig(budget=budget)
+    return dataclasses.replace(tuning.search, budget=budget, starts=1)
 
 
 def _tune_control(
-    context: RunContext, store: Store, family: str, budget: int, examples: Sequence[Example]
+    context: ScoringContext,
+    store: Store,
+    family: str,
+    search: SearchConfig,
+    examples: Sequence[Example],
 ) -> None:
-    tunable = open_control(context, family)
-    tuning = context.config.tuning
-    search = SearchConfig(budget=budget)
-    if tuning is not None:
-        search = dataclasses.replace(tuning.search, budget=budget, starts=1)
+    tunable, budget = open_control(context, family), search.budget
     loss = differentiable_loss(context, tunable, examples, search, partly=True)
     loss = run_once(context, tunable, loss)
     folder = store.folder / TUNING_FOLDER / f"{family.replace(':', '-')}-{budget}"
@@ -105,6 +110,7 @@ def _tune_control(
             assert evaluations.best is not None
             results.append(
                 {
+                    "names": [parameter.name for parameter in tunable.parameters],
                     "values": evaluations.best["values"],
                     "optimizer": optimizer,
                     "evaluations": evaluations.count,
@@ -136,7 +142,7 @@ def _tune_control(
 
 
 def _detail(
-    context: RunContext, family: str, budget: int, result: Mapping[str, Any]
+    context: ScoringContext, family: str, budget: int, result: Mapping[str, Any]
 ) -> dict[str, Any]:
     problems = result["evaluations"] * len(context.problems[DEVELOPMENT])
     return {

@@ -95,8 +95,13 @@ def tuned_controls(store: Store) -> list[str]:
 
 
 def is_tuned_control(entry: Entry) -> bool:
-    """Return whether an entry is a tuned control."""
-    return entry.kind == "method" and "family" in entry.detail
+    """Return whether an entry is a control that was tuned with the models of its store."""
+    return entry.kind == "method" and "family" in entry.detail and not is_untouched(entry)
+
+
+def is_untouched(entry: Entry) -> bool:
+    """Return whether an entry is a control that a transfer took from a run."""
+    return bool(entry.detail.get("untouched"))
 
 
 def control_budget(entry: Entry) -> int:

@@ -19,7 +19,7 @@ from sdjax.search.baselines import (
 from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
 from sdjax.search.control_programs import try_control_programs
-from sdjax.search.control_search import tune_controls
+from sdjax.search.control_search import control_settings, tune_controls
 from sdjax.search.controls import (
     check_controls,
     control_names,
@@ -205,7 +205,7 @@ def run_controls(
                 tune_entries(context, store, sandbox, purpose)
     if control_names(context.config):
         with clock.timed(0, "controls"):
-            tune_controls(context, store)
+            tune_controls(context, store, control_settings(context, store))
 
 
 def load_generator(

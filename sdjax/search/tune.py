@@ -24,7 +24,7 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import trial_of
 from sdjax.search.attempts import too_many_attempts
 from sdjax.search.budget import TUNING
-from sdjax.search.context import RunContext
+from sdjax.search.context import RunContext, ScoringContext
 from sdjax.search.multihost import SharedJudge
 from sdjax.search.phases import judged_program
 from sdjax.search.ranking import ranked_programs
@@ -136,7 +136,7 @@ def _tune_program(
 
 
 def differentiable_loss(
-    context: RunContext,
+    context: ScoringContext,
     tunable: Tunable,
     examples: Sequence[Example],
     search: SearchConfig,
@@ -174,7 +174,7 @@ def differentiable_loss(
     return loss
 
 
-def run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> MergeLoss | None:
+def run_once(context: ScoringContext, tunable: Tunable, loss: MergeLoss | None) -> MergeLoss | None:
     """Compile and run what a search does, without using the results.
 
     Returns:
@@ -190,7 +190,7 @@ def run_once(context: RunContext, tunable: Tunable, loss: MergeLoss | None) -> M
     return loss
 
 
-def candidate_scorer(context: RunContext, tunable: Tunable) -> CandidateScorer:
+def candidate_scorer(context: ScoringContext, tunable: Tunable) -> CandidateScorer:
     """Return a scorer of a tunable's candidates on problems of the run."""
     return CandidateScorer(
         context.mergers[MAIN],
@@ -246,7 +246,7 @@ def _finalists(context: RunContext, store: Store, count: int, purpose: str) -> l
     return [identity for identity, _ in zip(distinct(), range(count), strict=False)]
 
 
-def training_texts(context: RunContext) -> list[Example]:
+def training_texts(context: ScoringContext) -> list[Example]:
     """Return the task's training problems as tokens, without those of the run's splits."""
     held_out = [item.problem for split in context.problems.values() for item in split]
     training = read_training(context.task, held_out)
