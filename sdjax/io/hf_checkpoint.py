@@ -1,4 +1,4 @@
-"""Models as Hugging Face folders: config.json and safetensors, one file or a sharded index.
+"""Models as Hugging Face folders: config.json and weights, written as safetensors.
 
 Weights are read tensor by tensor and, on a mesh, shard by shard: each process reads only the bytes
 of its own devices, so peak memory is little more than the result. Weights are also written tensor
@@ -22,11 +22,12 @@ from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
 from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
+from sdjax.io.adapted_reader import open_weights
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.links import member
 from sdjax.io.model_paths import locate
-from sdjax.io.peft import AdaptedReader, has_plain_factors, read_adapter
-from sdjax.io.safetensors_reader import CONFIG, MAX_MAPPED_BYTES, SafetensorsReader, read_json
+from sdjax.io.peft import has_plain_factors, read_adapter
+from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import (
     DTYPE_CODES,
     DTYPES,
@@ -38,6 +39,7 @@ from sdjax.io.safetensors_writer import (
     write_index,
     write_safetensors,
 )
+from sdjax.io.tensor_reader import MAX_BLOCK_BYTES
 from sdjax.models.config import ModelConfig
 from sdjax.models.hf_config import from_hf, to_hf
 from sdjax.models.lora import Adapter, shard_adapter
@@ -88,9 +90,7 @@ class ModelReader:
         self.folder = Path(folder)
         self.config = load_config(self.folder)
         self.specs = param_specs(self.config)
-        self._tensors = (
-            SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
-        )
+        self._tensors = open_weights(self.folder, adapter)
         self._check_names()
 
     def read(self, path: str, *, dtype: Any = None, mesh: Mesh | None = None) -> jax.Array:
@@ -167,7 +167,7 @@ class ModelReader:
         self._check_shape(self.specs["embed"])
         shape, head_shape = (self._tensors.shape(name) for name in names)
         same = shape == head_shape and len({self._tensors.dtype(name) for name in names}) == 1
-        rows = max(1, MAX_MAPPED_BYTES // (4 * shape[1]))
+        rows = max(1, MAX_BLOCK_BYTES // (4 * shape[1]))
         for start in range(0, shape[0] if same else 0, rows):
             box = (slice(start, min(start + rows, shape[0])), slice(None))
             embed, head = (self._tensors.read_box(name, box) for name in names)

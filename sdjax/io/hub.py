@@ -32,6 +32,8 @@ _CONNECT_ATTEMPTS = 2
 _LIBRARIES = ("huggingface_hub", "datasets")
 # Of a model: no duplicate weights in other formats, and no subfolders.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+# Only if it has no safetensors.
+_TORCH_FILES = ("pytorch_model*.bin", "adapter_model.bin", "pytorch_model.bin.index.json")
 _IGNORED_FILES = ("*/*", "consolidated*")
 
 
@@ -54,14 +56,18 @@ def download_model(name: str) -> Path:
     repository, _, revision = name.partition("@")
     with _session() as unreachable:
         try:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    repository,
-                    revision=revision or None,
-                    allow_patterns=list(_MODEL_FILES),
-                    ignore_patterns=list(_IGNORED_FILES),
+            for files in (_MODEL_FILES, _TORCH_FILES):
+                folder = Path(
+                    huggingface_hub.snapshot_download(
+                        repository,
+                        revision=revision or None,
+                        allow_patterns=list(files),
+                        ignore_patterns=list(_IGNORED_FILES),
+                    )
                 )
-            )
+                if any(folder.glob("*.safetensors")):
+                    break
+            return folder
         except errors.GatedRepoError:
             reason = "it is gated: accept its terms on its page, then log in with `hf auth login`"
         except errors.RepositoryNotFoundError:

@@ -1,13 +1,14 @@
-"""PEFT LoRA adapters: read, written, or merged into a model's weights while reading them."""
+"""PEFT LoRA adapters, read and written."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +16,23 @@ import numpy as np
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
-from sdjax.core.linear_regex import PatternList
 from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
-from sdjax.io.safetensors_reader import SafetensorsReader, read_json
+from sdjax.io.lora_alpha import LoraAlphas
+from sdjax.io.safetensors_reader import read_json
 from sdjax.io.safetensors_writer import write_safetensors
+from sdjax.io.tensor_reader import TensorReader
+from sdjax.io.weights import ADAPTER_SAFETENSORS, open_adapter_weights
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, Adapter
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
-from sdjax.xla.alignment import Allocate, aligned_empty
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_MAX_ALPHA = 1e9
 # Suffixes of the tensor names of (A, B): of a linear layer, and of an embedding.
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+_MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,23 +44,43 @@ class LoraPair:
         b: name of B, [out, rank], in the adapter's files.
         scale: alpha / rank, or alpha / sqrt(rank) with `use_rslora`.
         transposed: whether the change is transposed before it is added.
+        magnitude: name of the norms of the adapted weights per output (DoRA), or None.
+        experts: number of experts of a tensor that has several, each with factors of its own: A is
+            [experts * rank, in] and B [out, rank * experts].
     """
 
     a: str
     b: str
     scale: float
     transposed: bool
+    magnitude: str | None = None
+    experts: int | None = None
+
+
+class ParameterPair(NamedTuple):
+    """The factors of an adapted parameter (`target_parameters`), whose name is not stored.
+
+    Attributes:
+        module: the module of the parameter.
+        a: name of A in the adapter's files.
+        b: name of B in the adapter's files.
+    """
+
+    module: str
+    a: str
+    b: str
 
 
 class PeftAdapter:
     """A PEFT adapter folder, with its tensors assigned to those of the model.
 
     Hu et al., "LoRA: low-rank adaptation of large language models", arXiv 2106.09685; `use_rslora`
-    is arXiv 2312.03732.
+    is arXiv 2312.03732, `use_dora` Liu et al., arXiv 2402.09353.
 
     Attributes:
         reader: reads the adapter's tensors.
         pairs: name of an adapted tensor of the model to its factors.
+        parameters: factors of adapted parameters; `resolve` finds the names of these.
         replacements: name of a replaced tensor of the model (`modules_to_save`) to the name of its
             replacement in the adapter's files.
     """
@@ -69,34 +90,90 @@ class PeftAdapter:
         settings = read_json(folder / ADAPTER_CONFIG)
         if settings.get("peft_type") != "LORA":
             raise UserError(f"{folder}: not a LoRA adapter; {ADAPTER_CONFIG} must be of type LORA")
-        for key in ("use_dora", "alora_invocation_tokens"):
-            if settings.get(key):
-                raise UserError(
-                    f"{folder / ADAPTER_CONFIG}: {key} is not supported; merge it with peft"
-                )
-        for key in ("use_rslora", "fan_in_fan_out"):
+        if settings.get("alora_invocation_tokens"):
+            raise UserError(
+                f"{folder / ADAPTER_CONFIG}: alora_invocation_tokens is not supported: such an "
+                "adapter changes only a part of each text, which no merged model can"
+            )
+        for key in ("use_dora", "use_rslora", "fan_in_fan_out"):
             if not isinstance(settings.get(key), bool | None):
                 shown = truncated_repr(settings[key])
                 raise UserError(
                     f"{folder / ADAPTER_CONFIG}: {key} must be true or false, not {shown}"
                 )
+        self._targets = settings.get("target_parameters") or []
+        if not isinstance(self._targets, list) or not all(
+            isinstance(t, str) for t in self._targets
+        ):
+            shown = truncated_repr(self._targets)
+            raise UserError(
+                f"{folder / ADAPTER_CONFIG}: target_parameters must be a list of names, not {shown}"
+            )
         self._settings = settings
-        self._alphas = _Alphas(settings, folder / ADAPTER_CONFIG)
-        self.reader = SafetensorsReader(folder, single=ADAPTER_WEIGHTS)
+        self._alphas = LoraAlphas(settings, folder / ADAPTER_CONFIG)
+        self.reader = open_adapter_weights(folder)
+        self._stored = frozenset(self.reader.names)
+        self.parameters: list[ParameterPair] = []
         self.pairs: dict[str, LoraPair] = {}
         self.replacements: dict[str, str] = {}
         for stored in self.reader.names:
             self._assign(stored)
-        if not self.pairs and not self.replacements:
+        if not self.pairs and not self.parameters and not self.replacements:
             raise UserError(f"{folder}: contains no adapter weights; copy the folder again")
 
     def check(self, names: Collection[str], model: Path) -> None:
         """Raise UserError if the adapter changes a tensor that the model does not have."""
         if unknown := sorted({*self.pairs, *self.replacements} - set(names)):
-            raise UserError(
-                f"{self.reader.folder}: adapts {unknown[0]}, which {model} does not have; "
-                "use the model that it was trained for"
+            raise self._unknown(unknown[0], model)
+
+    def resolve(self, model: TensorReader) -> None:
+        """Find the adapted parameters in a model and add them to `pairs`.
+
+        The files have only the module of a parameter. Which one it is, and the order of its axes,
+        follow from the shapes of the factors.
+
+        Raises:
+            UserError: no parameter of the module fits, or several do.
+        """
+        for pair in self.parameters:
+            (rows, in_size), (out_size, _) = map(self.reader.shape, (pair.a, pair.b))
+            fits: dict[str, tuple[int | None, bool]] = {}
+            for name in model.names:
+                targeted = any(_is_name(name, target) for target in self._targets)
+                if not targeted or name.rpartition(".")[0] != pair.module:
+                    continue
+                *experts, first, second = (0, 0, *model.shape(name))[-3:]
+                forward, backward = (first, second) == (out_size, in_size), False
+                if len(model.shape(name)) == 3:
+                    backward = (first, second) == (in_size, out_size)
+                    count: int | None = experts[0]
+                    if not count or rows % count:
+                        continue
+                else:
+                    count = None
+                # A square matrix has the same shape in both orders of its axes.
+                if forward != backward and name not in self.pairs:
+                    fits[name] = count, backward
+            if len(fits) != 1:
+                raise UserError(
+                    f"{self.reader.where(pair.a)} adapts one of the target_parameters of "
+                    f"{pair.module}, but the shapes in {model.folder} do not decide which, or in "
+                    "which order of its axes; merge it with peft"
+                )
+            ((name, (count, transposed)),) = fits.items()
+            self.pairs[name] = LoraPair(
+                a=pair.a,
+                b=pair.b,
+                scale=self._scale(name, rows // (count or 1)),
+                transposed=transposed,
+                experts=count,
             )
+
+    def _unknown(self, name: str, model: Path) -> UserError:
+        return UserError(
+            f"{self.reader.folder}: adapts {name}, which {model} does not have; "
+            "use the model that it was trained for"
+        )
 
     def read_factors(self, pair: LoraPair) -> tuple[np.ndarray, np.ndarray]:
         """Return (A [rank, in], B [out, rank]) in float32."""
@@ -107,25 +184,48 @@ class PeftAdapter:
         name = stored.removeprefix(_PREFIX)
         for (suffix_a, suffix_b), is_embedding in ((_LINEAR, False), (_EMBEDDING, True)):
             if name.endswith(suffix_a):
-                module = name.removesuffix(suffix_a)
                 b = self._partner(stored, suffix_a, suffix_b)
+                module = name.removesuffix(suffix_a)
+                rank = self._rank(stored, b)
+                # Several parameters of a module are adapted one around another.
+                owner = re.sub(r"(\.base_layer)+$", "", module)
+                if any(_is_name(owner, target.rpartition(".")[0]) for target in self._targets):
+                    self.parameters.append(ParameterPair(owner, stored, b))
+                    return
                 self.pairs[f"{module}.weight"] = LoraPair(
                     a=stored,
                     b=b,
-                    scale=self._scale(module, self._rank(stored, b)),
+                    scale=self._scale(module, rank),
                     transposed=is_embedding or bool(self._settings.get("fan_in_fan_out")),
+                    magnitude=self._magnitude(stored.removesuffix(suffix_a)),
                 )
                 return
             if name.endswith(suffix_b):
                 self._partner(stored, suffix_b, suffix_a)
                 return
+        if (magnitude := _MAGNITUDE.fullmatch(stored)) and self._settings.get("use_dora"):
+            factors = {magnitude[1] + suffix for suffix, _ in (_LINEAR, _EMBEDDING)}
+            if factors & self._stored:
+                return
         if "lora_" in name:
             raise UserError(f"{self.reader.where(stored)} is not supported; merge it with peft")
         self.replacements[name.replace(".base_layer.", ".")] = stored
 
+    def _magnitude(self, module: str) -> str | None:
+        """Return the name of the magnitudes of a module, which an adapter of DoRA must have."""
+        if not self._settings.get("use_dora"):
+            return None
+        for suffix in (".lora_magnitude_vector", ".lora_magnitude_vector.weight"):
+            if module + suffix in self._stored:
+                return module + suffix
+        raise UserError(
+            f"{self.reader.folder}: {module} has no lora_magnitude_vector, though use_dora is set; "
+            "copy the folder again"
+        )
+
     def _partner(self, stored: str, suffix: str, partner_suffix: str) -> str:
         partner = stored.removesuffix(suffix) + partner_suffix
-        if partner not in self.reader.file_of:
+        if partner not in self._stored:
             raise UserError(
                 f"{self.reader.where(stored)} has no matching tensor {partner}; "
                 "copy the folder again"
@@ -147,112 +247,9 @@ class PeftAdapter:
         return alpha / (rank**0.5 if self._settings.get("use_rslora") else rank)
 
 
-class _Alphas:
-    """The alpha of each module: `lora_alpha`, or that of the first pattern that matches its name.
-
-    PEFT's patterns are regular expressions, whose matches may take forever. Here they take linear
-    time, and few constructs are not supported.
-    """
-
-    def __init__(self, settings: Mapping[str, Any], path: Path):
-        self._path = path
-        self._default = settings.get("lora_alpha")
-        patterns = settings.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise self._invalid(f"not {truncated_repr(patterns)}")
-        self._values = list(patterns.values())
-        try:
-            self._patterns = PatternList(patterns)
-        except ValueError as error:
-            raise self._invalid(str(error)) from None
-
-    def of(self, module: str, rank: int) -> float:
-        """Return the alpha of a module; without any, it is the rank."""
-        try:
-            match = self._patterns.first_match(module)
-        except ValueError as error:
-            raise self._invalid(str(error)) from None
-        alpha = self._default if match is None else self._values[match]
-        alpha = rank if alpha is None else alpha
-        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not is_number or not -_MAX_ALPHA < alpha < _MAX_ALPHA:  # NaN is refused too
-            raise UserError(f"{self._path}: alpha must be a number, not {truncated_repr(alpha)}")
-        return float(alpha)
-
-    def _invalid(self, reason: str) -> UserError:
-        return UserError(
-            f"{self._path}: alpha_pattern must be a mapping of regular expressions to numbers "
-            f"({reason}); merge the adapter with peft if you trust it"
-        )
-
-
-class AdaptedReader(SafetensorsReader):
-    """Reader of a model's tensors with an adapter merged in.
-
-    An adapted tensor is W + scale * B @ A, computed in float32 and rounded once to W's dtype.
-    """
-
-    def __init__(self, folder: str | Path, adapter: Path):
-        """Open a model folder and an adapter for it.
-
-        Raises:
-            UserError: a damaged model, or an adapter that is not a LoRA adapter, not supported or
-                for another model.
-        """
-        super().__init__(folder)
-        self._adapter = PeftAdapter(adapter)
-        self._adapter.check(self.names, self.folder)
-
-    @property
-    def adapted(self) -> frozenset[str]:
-        """Names of the tensors that the adapter changes or replaces."""
-        return frozenset(self._adapter.pairs) | frozenset(self._adapter.replacements)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The folders of the model and of the adapter."""
-        return (self.folder, self._adapter.reader.folder)
-
-    def read(self, name: str, allocate: Allocate = aligned_empty) -> np.ndarray:
-        """Read a tensor, as `SafetensorsReader.read` does."""
-        if name not in self.adapted:
-            return super().read(name, allocate)
-        array = allocate(self.shape(name), self.dtype(name))
-        array[...] = self.read_box(name, (slice(None),) * array.ndim)
-        return array
-
-    def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
-        """Read a part of a tensor, one slice per axis."""
-        adapter = self._adapter
-        if name in adapter.replacements:
-            stored = adapter.replacements[name]
-            self._check_shape(stored, adapter.reader.shape(stored), name)
-            weights = adapter.reader.read_box(stored, box).astype(self.dtype(name))
-        else:
-            weights = super().read_box(name, box)
-        if name not in adapter.pairs:
-            return weights
-        pair = adapter.pairs[name]
-        a, b = adapter.read_factors(pair)
-        out_size, in_size = b.shape[0], a.shape[1]
-        shape = (in_size, out_size) if pair.transposed else (out_size, in_size)
-        self._check_shape(pair.a, shape, name)
-        rows, columns = reversed(box) if pair.transposed else box
-        change = pair.scale * (b[rows] @ a[:, columns])
-        change = change.T if pair.transposed else change
-        return (weights.astype(np.float32) + change).astype(weights.dtype)
-
-    def where(self, name: str) -> str:
-        """Return the file and the tensor as the subject of an error message."""
-        adapter = f" with {self._adapter.reader.folder}" if name in self.adapted else ""
-        return super().where(name) + adapter
-
-    def _check_shape(self, stored: str, shape: tuple[int, ...], name: str) -> None:
-        if shape != self.shape(name):
-            raise UserError(
-                f"{self._adapter.reader.where(stored)} has an update of shape {list(shape)}, but "
-                f"{name} has shape {list(self.shape(name))}; use the model that it was trained for"
-            )
+def _is_name(name: str, end: str) -> bool:
+    """Return whether a name is another one, or ends with it after a dot."""
+    return bool(end) and (name == end or name.endswith(f".{end}"))
 
 
 def write_adapter(
@@ -307,7 +304,7 @@ def write_adapter(
         "target_modules": sorted({name.split(".")[-1] for name in ranks}),
     }
     with staged_folder(folder) if jax.process_index() == 0 else nullcontext() as staged:
-        write_safetensors(None if staged is None else staged / ADAPTER_WEIGHTS, tensors)
+        write_safetensors(None if staged is None else staged / ADAPTER_SAFETENSORS, tensors)
         if staged is not None:
             write_file(staged / ADAPTER_CONFIG, json.dumps(settings, indent=2) + "\n")
             for file in extra_files:
@@ -360,11 +357,15 @@ def has_plain_factors(folder: Path, config: ModelConfig) -> bool:
 
 def _unlike_factors(stored: PeftAdapter, paths: Mapping[str, str]) -> str | None:
     """Return why an adapter cannot be an `Adapter`, or None; `paths` has the path of each name."""
-    if stored.replacements or any(
-        pair.transposed or kind_of(paths[name]) not in ALL_PROJECTIONS
-        for name, pair in stored.pairs.items()
+    if (
+        stored.replacements
+        or stored.parameters
+        or any(
+            pair.transposed or pair.magnitude or kind_of(paths[name]) not in ALL_PROJECTIONS
+            for name, pair in stored.pairs.items()
+        )
     ):
-        return "adapts tensors that are not projections"
+        return "adapts tensors that are not projections, or by other means than LoRA factors"
     if len({pair.scale for pair in stored.pairs.values()}) != 1:
         return (
             f"{ADAPTER_CONFIG}: rank_pattern and alpha_pattern result in several scales, which is "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sdjax
+from tests.fuzzing.torch_files import torch_file
 
 PACKAGE = Path(sdjax.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -72,6 +73,18 @@ def models() -> tuple[Folder, ...]:
             write_model(folder, *tiny_model(family, **TINY, **scalar))
             found.append({**read(folder), **tokenizers()[0]})
     return tuple(found)
+
+
+def in_torch_files(folder: Folder) -> Folder:
+    """Return a model or an adapter with its weights in a file of torch.save."""
+    from safetensors.numpy import load
+
+    names = {"model.safetensors": "pytorch_model.bin"}
+    names["adapter_model.safetensors"] = "adapter_model.bin"
+    return {
+        names.get(name, name): torch_file(load(content)) if name in names else content
+        for name, content in folder.items()
+    }
 
 
 @functools.cache
@@ -149,7 +162,7 @@ def adapters() -> tuple[Folder, ...]:
     settings = json.loads(plain["adapter_config.json"])
     settings |= {"alpha_pattern": {"q_proj": 3, r"layers\.1\..*": 1}, "use_rslora": True}
     patterns = json.dumps(settings | {"modules_to_save": ["lm_head"]}).encode()
-    return plain, {**plain, "adapter_config.json": patterns}
+    return plain, in_torch_files({**plain, "adapter_config.json": patterns})
 
 
 def data_rows() -> Iterable[tuple[str, list[dict]]]:

@@ -79,6 +79,17 @@ def safetensors() -> Kind:
     )
 
 
+def torch_weights() -> Kind:
+    """Weights of a model and of an adapter in files of torch.save."""
+    return Kind(
+        folders=[inputs.in_torch_files(folder) for folder in inputs.models()[:2]],
+        formats={"pytorch_model.bin": mutations.mutate_torch},
+        loaders=[(open_model, 1), (read_tensors, 1), (plan_merge, 8)],
+        words=inputs.words("io/torch_pickle.py", "io/torch_file.py", "models/params.py"),
+        shared=shared_model(),
+    )
+
+
 def index() -> Kind:
     """Index of a model with several files of weights."""
     return Kind(
@@ -99,9 +110,9 @@ def open_model(folder: Path) -> None:
 
 
 def read_tensors(folder: Path) -> None:
-    from sdjax.io.safetensors_reader import SafetensorsReader
+    from sdjax.io.weights import open_model_weights
 
-    reader = SafetensorsReader(folder)
+    reader = open_model_weights(folder)
     reader.infos(reader.names)
     for name in reader.names:
         reader.read(name)
@@ -158,9 +169,16 @@ def adapter() -> Kind:
         formats={
             "adapter_config.json": mutations.mutate_json,
             "adapter_model.safetensors": mutations.mutate_safetensors,
+            "adapter_model.bin": mutations.mutate_torch,
         },
         loaders=[(use_adapter, 1), (read_adapted, 1)],
-        words=(*inputs.words("io/peft.py", "models/lora.py"), "(a+)+$", ".*", "(", "q_proj|v_proj"),
+        words=(
+            *inputs.words("io/peft.py", "io/lora_alpha.py", "models/lora.py"),
+            "(a+)+$",
+            ".*",
+            "(",
+            "q_proj|v_proj",
+        ),
         shared=shared_model(),
     )
 

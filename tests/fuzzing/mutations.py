@@ -7,17 +7,20 @@ format valid, so that they reach the code behind the parser; some damage it.
 import contextlib
 import dataclasses
 import gzip
+import io
 import json
 import os
 import random
 import sqlite3
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.fuzzing.torch_files import archive
 from tests.fuzzing.trees import JUNK, Raw, mutated, to_text
 
 MANY = 100_000  # repetitions in files that are large or deeply nested
@@ -36,6 +39,40 @@ _NESTS = (
     "&a [*a,",
     "{{",
     "{% if a %}",
+)
+# Parts of a pickle: names of functions, operations that build objects, sizes.
+_PICKLED = (
+    *(
+        "ctorch._utils\n_rebuild_tensor_v2\n",
+        "cos\nsystem\n",
+        "c__builtin__\neval\n",
+        "tR",
+        "tQ",
+        ")R",
+    ),
+    *(
+        "ctorch\nFloatStorage\n",
+        "ctorch\nLongStorage\n",
+        "ccollections\nOrderedDict\n",
+        "}",
+        "]",
+        "(",
+    ),
+    *(
+        "J\x08\0\0\0",
+        "J\0\0\0\x7f",
+        "h\0",
+        "q\0",
+        "\x81",
+        "b",
+        "s",
+        "u.",
+        "o",
+        "i",
+        "N",
+        "K\0",
+        ".",
+    ),
 )
 _BYTES = (b"\x00", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\x1b[2J", b"\xed\xa0\x80", b"\x80", b"\t")
 
@@ -184,6 +221,28 @@ def mutate_safetensors(content: bytes, corpus: Corpus, draw: random.Random) -> b
     else:
         return mutate_bytes(content, corpus, draw)
     return len(header).to_bytes(8, "little") + header + body
+
+
+def mutate_torch(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
+    """Change the pickle in a file of torch.save, its other entries, or the bytes of the file."""
+    if draw.random() < 0.2:
+        return mutate_bytes(content, corpus, draw)
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    name = next(name for name in entries if name.endswith("data.pkl"))
+    action = draw.random()
+    if action < 0.6:
+        old = draw.choice(_PICKLED).encode()
+        new = draw.choice((*_PICKLED, *corpus.words)).encode()
+        entries[name] = entries[name].replace(old, new, draw.choice((1, -1)))
+    if action > 0.4:
+        entries[name] = mutate_bytes(entries[name], corpus, draw)
+    if action > 0.9:
+        return entries[name]
+    if draw.random() < 0.1:
+        other = draw.choice(list(entries))
+        entries[draw.choice((other, "model/x", "../x", "model/constants.pkl"))] = entries.pop(other)
+    return archive(entries)
 
 
 def mutate_sqlite(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:

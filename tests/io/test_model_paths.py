@@ -19,6 +19,7 @@ def hub(monkeypatch):
 
     def download(repository, *, revision, allow_patterns, ignore_patterns):
         request.update(repository=repository, revision=revision)
+        request.setdefault("patterns", []).extend(allow_patterns)
         if isinstance(request["answer"], Exception):
             raise request["answer"]
         return str(request["answer"])
@@ -39,6 +40,15 @@ def test_hub_model_is_downloaded(hub, name, repository, revision):
     folder = model_folder(name)
     assert (hub["repository"], hub["revision"]) == (repository, revision)
     assert load_model(folder)[0].family == "llama"
+
+
+def test_files_of_pytorch_are_downloaded_only_without_safetensors(hub, tmp_path):
+    hub["answer"] = model_folder("zoo:seed")
+    model_folder("org/model")
+    assert not [pattern for pattern in hub["patterns"] if pattern.endswith(".bin")]
+    hub["answer"] = tmp_path
+    model_folder("org/model")
+    assert "pytorch_model*.bin" in hub["patterns"]
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~nouser/x", "a\nb", "a\0b"])

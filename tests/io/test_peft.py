@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sdjax.core.errors import UserError
+from sdjax.io.adapted_reader import open_weights
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import locate, model_folder
-from sdjax.io.peft import AdaptedReader, read_adapter, write_adapter
+from sdjax.io.peft import read_adapter, write_adapter
 from sdjax.models.lora import init_adapter, merge_lora
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
@@ -47,7 +48,7 @@ def adapted(tmp_path, tensors=None, dtype=np.float32, **settings):
     save_file(prefixed, adapter / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **settings}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    return AdaptedReader(model, adapter)
+    return open_weights(model, adapter)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_embeddings_and_replaced_tensors(tmp_path):
     ("tensors", "settings", "message"),
     [
         (None, {"peft_type": "IA3"}, "not a LoRA adapter"),
-        (None, {"use_dora": True}, "use_dora is not supported"),
+        (None, {"use_dora": True}, "q_proj has no lora_magnitude_vector, though use_dora is set"),
         ({f"{Q}.lora_A.weight": A}, {}, "has no matching tensor"),
         ({f"{Q}.lora_B.weight": B}, {}, "has no matching tensor"),
         ({}, {}, "contains no adapter weights"),
@@ -115,7 +116,9 @@ def test_embeddings_and_replaced_tensors(tmp_path):
         (None, {"alpha_pattern": {"q_proj": [], ".*": True}}, r"alpha must be a number, not \[\]"),
         (None, {"alpha_pattern": 5}, "alpha_pattern must be a mapping .*not 5"),
         (None, {"peft_type": ["LORA"]}, "not a LoRA adapter"),
-        (None, {"use_dora": "false"}, "use_dora is not supported"),
+        (None, {"use_dora": "false"}, "use_dora must be true or false, not 'false'"),
+        (None, {"alora_invocation_tokens": [1]}, "changes only a part of each text"),
+        (None, {"target_parameters": "x"}, "target_parameters must be a list of names"),
         (None, {"alpha_pattern": ["q_proj"]}, "alpha_pattern must be a mapping of regular expr"),
         ({"model.x.lora_A.weight": A, "model.x.lora_B.weight": B}, {}, "adapts model.x.weight"),
         ({f"{Q}.lora_magnitude_vector": A}, {}, "lora_magnitude_vector.* is not supported"),

@@ -71,17 +71,6 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, name):
     assert len(message) < 600
 
 
-@pytest.mark.parametrize("name", sorted(FILES.keys() - {"overlap", "data between tensors"}))
-def test_the_header_is_checked_without_the_library_too(tmp_path, name):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(FILES[name])
-    if name in ("unknown dtype", "more data"):  # refused by its use, and harmless
-        assert read_header(path)["a"].shape == (2,)
-        return
-    with pytest.raises(UserError, match="truncated or not a safetensors file"):
-        read_header(path)
-
-
 def test_long_names_are_refused(tmp_path):
     write_safetensors(tmp_path / "model.safetensors", {"a" * 2_000: np.zeros(1, np.float32)})
     with pytest.raises(UserError, match="a name of 2,000 characters"):
@@ -115,8 +104,6 @@ def test_files_larger_than_the_address_space_are_refused_in_one_line(tmp_path):
     reader = SafetensorsReader(tmp_path)
     resource.setrlimit(resource.RLIMIT_AS, (2**39, before[1]))
     try:
-        with pytest.raises(UserError, match="cannot be mapped into memory; raise the limit"):
-            SafetensorsReader(tmp_path)
         with pytest.raises(
             UserError, match=r"the tensor 'a' of shape \(\d+,\) does not fit in memory"
         ):
@@ -129,12 +116,12 @@ def test_files_larger_than_the_address_space_are_refused_in_one_line(tmp_path):
     ("index", "message"),
     [
         (b"{", "not valid JSON"),
-        (b"[]", "not valid JSON"),
-        (b"{}", "not a safetensors index"),
-        (b'{"weight_map": 5}', "not a safetensors index"),
-        (b'{"weight_map": [["a", "b"]]}', "not a safetensors index"),
-        (b'{"weight_map": {"a": 5}}', "not a safetensors index"),
-        (b'{"weight_map": {"a": null}}', "not a safetensors index"),
+        (b"[]", "not an index of weights"),
+        (b"{}", "not an index of weights"),
+        (b'{"weight_map": 5}', "not an index of weights"),
+        (b'{"weight_map": [["a", "b"]]}', "not an index of weights"),
+        (b'{"weight_map": {"a": 5}}', "not an index of weights"),
+        (b'{"weight_map": {"a": null}}', "not an index of weights"),
         (b'{"weight_map": {"a": "b"}, "weight_map": {}}', "duplicate key 'weight_map'"),
         (b'{"weight_map": {"a": ""}}', "is not the name of a file"),
         (b'{"weight_map": {"a": "."}}', "is not the name of a file"),

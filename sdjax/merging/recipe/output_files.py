@@ -20,6 +20,7 @@ from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.io.tokenizer import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_FILE
 from sdjax.io.vocabulary import write_extended
+from sdjax.io.weights import WEIGHTS_SUFFIXES
 from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
 from sdjax.merging.recipe.plan import MergePlan
 from sdjax.merging.recipe.schema import Recipe
@@ -173,7 +174,7 @@ def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str 
 def file_stats(folder: Path) -> dict[str, Any]:
     """Return the size and modification time of every file that a merge may read."""
     names = {*tokenizer_files(folder), *other_files(folder)}
-    paths = (path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    paths = (path for path in folder.iterdir() if path.suffix in (*WEIGHTS_SUFFIXES, ".json"))
     names |= {path.name for path in paths if path.is_file()}
     stats = {name: (folder / name).stat() for name in sorted(names)}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sdjax.core.errors import UserError
-from sdjax.io.safetensors_reader import TensorInfo
 from sdjax.io.safetensors_writer import DTYPES
+from sdjax.io.tensor_reader import TensorInfo
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.recipe.source_models import (
     EMBEDDING,

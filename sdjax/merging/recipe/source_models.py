@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from sdjax.core.errors import UserError, truncated_repr
+from sdjax.io.adapted_reader import open_weights
 from sdjax.io.model_paths import locate
-from sdjax.io.peft import AdaptedReader
-from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, TensorInfo, read_json
+from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import DTYPES
+from sdjax.io.tensor_reader import TensorInfo, TensorReader
 from sdjax.merging.recipe.tensor_roles import (
     is_other_part,
     is_output_matrix,
@@ -61,7 +62,7 @@ class SourceModel:
 
     name: str
     folder: Path
-    reader: SafetensorsReader
+    reader: TensorReader
     info: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
     tied: bool | None
@@ -113,14 +114,14 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         UserError: a missing or damaged file, or a missing layer.
     """
     folder, adapter = locate(name, relative_to=relative_to)
-    reader = SafetensorsReader(folder) if adapter is None else AdaptedReader(folder, adapter)
+    reader = open_weights(folder, adapter)
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
     architectures = _read_fields(folder, config)
     family = FAMILIES.get(str(config.get("model_type")))
     tied = ties_embeddings(config)
-    if tied and isinstance(reader, AdaptedReader) and OUTPUT in reader.adapted:
+    if tied and OUTPUT in reader.adapted:
         raise UserError(
             f"{adapter}: adapts {OUTPUT}, which {folder} ties to its embedding; merge the adapter "
             "with peft first"
@@ -138,7 +139,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
     outside = tuple(n for n in names if prefix is None or not n.startswith(prefix))
     if layers:
         _check_num_layers(folder, config, len(layers))
-    notes = []
+    notes = [f"{name}: {note}" for note in reader.notes]
     if tied and not _is_embedding(reader, OUTPUT):
         notes.append(
             f"{name}: {OUTPUT} differs from the embedding, to which {CONFIG} ties it: left out, as "
@@ -183,7 +184,7 @@ def _read_fields(folder: Path, config: Mapping[str, Any]) -> list[str]:
     return architectures
 
 
-def _is_embedding(reader: SafetensorsReader, output: str) -> bool:
+def _is_embedding(reader: TensorReader, output: str) -> bool:
     """Return whether the output matrix equals the embedding; True if one of them is not stored."""
     if output not in reader.names or EMBEDDING not in reader.names:
         return True
@@ -251,7 +252,7 @@ def _check_num_layers(folder: Path, config: Mapping[str, Any], count: int) -> No
 
 
 def _check_complete(
-    folder: Path, reader: SafetensorsReader, family: Family, num_layers: int, tied: bool
+    folder: Path, reader: TensorReader, family: Family, num_layers: int, tied: bool
 ) -> None:
     required = [hf for name, (hf, _) in OUTSIDE_TENSORS.items() if name != "lm_head" or not tied]
     suffixes = [LAYER_TENSORS[name][0] for name in layer_tensors(family)]

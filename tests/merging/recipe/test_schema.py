@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdjax.core.errors import UserError
-from sdjax.io.safetensors_reader import TensorInfo
+from sdjax.io.tensor_reader import TensorInfo
 from sdjax.merging.recipe.recipe_method import find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
 from sdjax.merging.recipe.schema import read_recipe

@@ -1,0 +1,51 @@
+"""The one way to open weights, in whatever format a folder has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdjax.core.errors import UserError
+from sdjax.io.links import member
+from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader
+from sdjax.io.safetensors_writer import INDEX, SINGLE
+from sdjax.io.tensor_reader import TensorReader
+from sdjax.io.torch_reader import TORCH_INDEX, TORCH_SINGLE, TorchReader
+
+# Of the files that the readers here may read.
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".gguf")
+ADAPTER_SAFETENSORS = "adapter_model.safetensors"
+ADAPTER_TORCH = "adapter_model.bin"
+
+
+def open_model_weights(folder: Path) -> TensorReader:
+    """Open the weights of a model folder: safetensors, or files of PyTorch.
+
+    Args:
+        folder: the folder; safetensors are preferred if it has several formats.
+
+    Raises:
+        UserError: no weights, or damaged ones.
+    """
+    if any(member(folder, name).exists() for name in (INDEX, SINGLE)):
+        return SafetensorsReader(folder)
+    if any(member(folder, name).exists() for name in (TORCH_INDEX, TORCH_SINGLE)):
+        return TorchReader(folder)
+    raise UserError(
+        f"{folder}: no weights; {SINGLE}, {INDEX}, {TORCH_SINGLE} or {TORCH_INDEX} must be next to "
+        f"{CONFIG}"
+    )
+
+
+def open_adapter_weights(folder: Path) -> TensorReader:
+    """Open the weights of an adapter folder: safetensors, or a file of PyTorch.
+
+    Raises:
+        UserError: no weights, or damaged ones.
+    """
+    if member(folder, ADAPTER_SAFETENSORS).exists():
+        return SafetensorsReader(folder, single=ADAPTER_SAFETENSORS)
+    if member(folder, ADAPTER_TORCH).exists():
+        return TorchReader(folder, single=ADAPTER_TORCH)
+    raise UserError(
+        f"{folder}: no weights of an adapter; add {ADAPTER_SAFETENSORS} or {ADAPTER_TORCH}"
+    )
