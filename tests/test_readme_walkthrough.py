@@ -29,6 +29,7 @@ SMALL = [
         *("task.development=64", "task.test=64", "selection.min_gap=0", "transfer={}"),
         *("baselines.paper={}", "baselines.fine={linear: {}}", "training.after_last=true"),
         "tuning={programs: 1, search: {budget: 2, steps: 2}}",
+        "controls={tuned: [weights], random: false, untrained: false, max_evaluations: 2}",
     )
     for word in ("--set", override)
 ]

@@ -357,9 +357,19 @@ def prompt_template(config: RunConfig) -> prompts.Prompt:
         return prompts.Prompt(name=name, text=text)
 
 
+# What the runs of earlier versions did, whose stored configs lack these keys.
+_EARLIER_RUNS: Mapping[str, Any] = {"controls": None}
+
+
 def config_from(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Parse a config from JSON-compatible data; error messages start with `where`."""
-    return dataclass_from(RunConfig, data, where, overrides)
+    """Parse the config of a stored run from JSON-compatible data.
+
+    Args:
+        data: the inverse of `RunConfig.to_json`, also by an earlier version of sdjax.
+        where: the run, with which error messages start.
+        overrides: assignments such as "iterations=2".
+    """
+    return dataclass_from(RunConfig, {**_EARLIER_RUNS, **data}, where, overrides)
 
 
 def method_entry(method: str, hyperparameters: Mapping[str, Any]) -> str:

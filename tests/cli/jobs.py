@@ -56,6 +56,7 @@ def search(folder, out=None):
     config["generation"]["decoding"] |= {"slots": 8, "prefill_batch": 8}
     config["training"] |= {"max_steps": 2, "rank": 2, "batch_size": 2}
     config["baselines"] = {"paper": {"task_arithmetic": {"weight": [0.2, 0.6]}}}
+    config["controls"] = {"tuned": ["weights"], "random": False, "max_evaluations": 2}
     (folder / "search.yaml").write_text(yaml.safe_dump(config))
     return ("run", folder / "search.yaml", "--out", out)
 

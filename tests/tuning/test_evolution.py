@@ -40,3 +40,13 @@ def test_continues_from_the_best_values_with_the_rest_of_the_budget():
     assert objective.evaluated == 6
     mean = np.mean([event["values"] for event in trace.events[2:]], axis=0)
     assert np.linalg.norm(mean - [0.7, -0.2]) < np.linalg.norm(mean - [-0.7, 0.2])
+
+
+def test_ends_after_generations_without_improvement():
+    config, objective, trace = SearchConfig(budget=500, population=4), Objective(), Trace()
+    evaluations = objective.evaluations(config, trace)
+    search_by_evolution(tunable(), evaluations, config, patience=2)
+    assert 1 + 2 * 4 <= evaluations.count < 500
+    scores = [event["score"] for event in trace.events]
+    assert max(scores[:-8]) >= max(scores[-8:])
+    assert evaluations.best["score"] > 0.9
