@@ -39,7 +39,7 @@ def simulate(table: np.ndarray, rules: Race, orders: int) -> tuple[float, float]
     for seed in range(orders):
         shuffled = table[:, np.random.default_rng(seed).permutation(table.shape[1])]
         correct = race(
-            names, lambda name, a, b, s=shuffled: s[int(name), a:b], table.shape[1], rules
+            names, lambda name, n, s=shuffled: s[int(name), :n], table.shape[1], rules
         )
         used.append(sum(map(len, correct.values())) / table.size)
         kept.append(all(len(correct[str(index)]) == table.shape[1] for index in best))

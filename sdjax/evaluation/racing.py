@@ -74,7 +74,7 @@ class Race:
 
 def race(
     candidates: Sequence[str],
-    answer: Callable[[str, int, int], Sequence[bool]],
+    answer: Callable[[str, int], Sequence[bool]],
     problems: int,
     rules: Race,
     *,
@@ -84,8 +84,8 @@ def race(
 
     Args:
         candidates: names of the candidates.
-        answer: called with a candidate and the range [start, stop) of problems that it answers
-            next; returns whether each was solved.
+        answer: called with a candidate and a number of problems, which it grows; returns whether
+            each of the first ones was solved.
         problems: number of problems; they must be in random order.
         rules: the rules.
         on_stop: called with each candidate that stops early or has answered all problems.
@@ -98,7 +98,7 @@ def race(
     running = list(candidates)
     for rung in rules.rungs(problems):
         for name in running:
-            correct[name] += tuple(answer(name, len(correct[name]), rung))
+            correct[name] = tuple(answer(name, rung))
         survivors = rules.survivors({name: correct[name] for name in running})
         for name in running:
             if rung == problems or name not in survivors:

@@ -22,11 +22,11 @@ from sdjax.search.ranking import (
     best_by_group,
     best_method,
     complete_scores,
-    development_scores,
     ranked_programs,
 )
 from sdjax.search.score_types import Application, StoredPair
 from sdjax.search.store import Store
+from sdjax.search.structures import program_scores
 from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
@@ -35,7 +35,6 @@ from sdjax.search.types import (
     Lineage,
     Program,
     Setting,
-    program_entry,
 )
 
 T = TypeVar("T")
@@ -154,7 +153,7 @@ def read_report(store: Store) -> ReportData:
     }
     tables = {setting: rows for setting, rows in tables.items() if rows}
     judged = store.judged()
-    iterations = _iterations(store, judged, development_scores(store, metric))
+    iterations = _iterations(store, judged, program_scores(store, metric))
     top_k = _config_value(store, "test", "top_k", default=15)
     return ReportData(
         metric=metric,
@@ -185,10 +184,8 @@ def _iterations(
             if not s.admissible and s.status != NOT_JUDGED
         )
         novel = [programs[s.identity] for s in samples if s.novel and s.identity in programs]
-        novel_scores = [scores.get(program_entry(program.identity)) for program in novel]
-        sample_scores = [
-            scores.get(program_entry(s.identity or "")) for s in samples if s.admissible
-        ]
+        novel_scores = [scores.get(program.identity) for program in novel]
+        sample_scores = [scores.get(s.identity or "") for s in samples if s.admissible]
         in_training = [p.in_training for p in novel if p.in_training is not None]
         reports.append(
             IterationReport(
@@ -258,17 +255,16 @@ def _best_programs(
             first_iteration.setdefault(sample.identity, sample.iteration)
     programs, applications = store.by_key(Program), store.by_key(Application, setting=MAIN)
     tested = {row.name: row.accuracy(metric).mean for row in rows}
-    best = {
-        entry.name: programs[entry.identity or ""]
-        for entry in ranked_programs(store, metric)[:top_k]
-    }
+    entries = ranked_programs(store, metric)[:top_k]
+    best = {entry.name: programs[entry.identity or ""] for entry in entries}
+    sampled = {entry.name: entry.detail.get("tuned_from", entry.identity) for entry in entries}
     nearest = _nearest(store, {name: program.source for name, program in best.items()})
     return tuple(
         ProgramReport(
             rank=rank,
             name=name,
             program=program,
-            iteration=first_iteration.get(program.identity),
+            iteration=first_iteration.get(sampled[name]),
             development=scores[name],
             test=tested.get(name),
             change=applications[name].change if name in applications else None,

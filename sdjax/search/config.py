@@ -175,18 +175,41 @@ class BaselinesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RunTuningConfig:
-    """Config of tuning the numbers of programs after the last iteration.
+class StructuresConfig:
+    """Config of tuning the constants of every structure while it is scored (`score: tuned`).
 
-    Each program is tuned by its own search with the same settings; see `sdjax.search.tune`.
+    Before each rung of the race, numbers with a gradient move by gradient from the best values so
+    far, and candidates are sampled around these for the others; see `sdjax.search.halving`.
 
     Attributes:
-        programs: number of best programs, of different structures, whose constants are tuned.
-        search: settings of each search.
+        steps: gradient steps on training problems before each rung; 0 for none.
+        learning_rate: of Adam, as a fraction of the distance between a number's bounds.
+        batch: rows of packed training problems per step.
+        candidates: candidates per rung in which the numbers without a gradient are sampled.
     """
 
+    steps: NonNegativeInt = 20
+    learning_rate: PositiveFloat = 0.05
+    batch: PositiveInt = 8
+    candidates: NonNegativeInt = 2
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunTuningConfig:
+    """Config of tuning the numbers of programs.
+
+    Those of every program are tuned a little while it is scored, and those of the best programs
+    after the last iteration, each by its own search; see `sdjax.search.tune`.
+
+    Attributes:
+        structures: tuning of every program while it is scored, with `score: tuned`.
+        programs: number of best programs, of different structures, whose constants are tuned.
+        search: settings of each search after the last iteration.
+    """
+
+    structures: StructuresConfig = Field(default_factory=StructuresConfig)
     programs: NonNegativeInt = 3
-    search: SearchConfig
+    search: SearchConfig = Field(default_factory=lambda: SearchConfig(budget=12))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -255,10 +278,13 @@ class RunConfig:
         evaluation: decoding of the answers to the task's problems.
         sandbox: limits on candidates, and the workers and confinement of the sandbox.
         baselines: hyperparameter grids of the human-designed methods.
+        score: what the score of a program is: with "tuned", what its structure reaches when its
+            constants are tuned, and programs that differ in these only are duplicates; with
+            "as_written", what it reaches with its own constants, as in the paper.
         race: how programs race on the development problems; null has every program answer all of
             them, as in the paper.
-        tuning: how the numbers of the best programs are tuned; null leaves programs as they were
-            written, as in the paper.
+        tuning: how the numbers of programs are tuned; null leaves programs as they were written,
+            as in the paper, and needs `score: as_written`.
         controls: what the programs are compared with, at the budget of the run; null switches all
             controls off.
         test: the final evaluation on the test problems.
@@ -282,8 +308,9 @@ class RunConfig:
     evaluation: DecoderConfig = Field(default_factory=DecoderConfig)
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     baselines: BaselinesConfig = Field(default_factory=BaselinesConfig)
-    race: Race | None = None
-    tuning: RunTuningConfig | None = None
+    score: Literal["tuned", "as_written"] = "tuned"
+    race: Race | None = Field(default_factory=Race)
+    tuning: RunTuningConfig | None = Field(default_factory=RunTuningConfig)
     controls: ControlsConfig | None = Field(default_factory=ControlsConfig)
     test: TestConfig = Field(default_factory=TestConfig)
     rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
@@ -296,6 +323,15 @@ class RunConfig:
                 raise ValueError(
                     f"the slots of {key} must be {', '.join(self.slots)}, not {', '.join(experts)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_score(self) -> RunConfig:
+        if self.score == "tuned" and self.tuning is None:
+            raise ValueError(
+                "tuning is null, but score: tuned needs it; set score: as_written, or remove "
+                "`tuning: null`"
+            )
         return self
 
     @property
@@ -358,7 +394,12 @@ def prompt_template(config: RunConfig) -> prompts.Prompt:
 
 
 # What the runs of earlier versions did, whose stored configs lack these keys.
-_EARLIER_RUNS: Mapping[str, Any] = {"controls": None}
+_EARLIER_RUNS: Mapping[str, Any] = {
+    "score": "as_written",
+    "race": None,
+    "tuning": None,
+    "controls": None,
+}
 
 
 def config_from(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> RunConfig:

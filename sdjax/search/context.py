@@ -27,6 +27,8 @@ from sdjax.search.plan import RunPlan, ScoringPlan, plan_run
 from sdjax.search.types import MAIN, Program
 from sdjax.training.jit_cache import JitCache
 
+_CACHED_MERGES = 1024  # executables; a program has one per shape and kind of tensor
+
 
 def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
     """Return the PRNG key of one purpose, independent of all others.
@@ -181,7 +183,8 @@ def _load_models(plan: ScoringPlan) -> dict[str, Any]:
         for setting, named in plan.settings.items()
     }
     # Each program runs only a few times, so compilation time matters more than execution time.
-    compile_cache = CompileCache(quick=True)
+    # A race comes back to each program, so that those of an iteration stay in the cache.
+    compile_cache = CompileCache(quick=True, capacity=_CACHED_MERGES)
     mergers = {
         setting: Merger(
             seed,

@@ -92,6 +92,7 @@ REASONS: dict[str, str] = {
     "evaluation": "scores of other answers are not comparable",
     "generator": "all iterations started from it",
     "generation": "earlier iterations were sampled with it",
+    "score": "all programs were scored that way",
     "race": "it decided which problems the programs answered",
     "tuning": "results of its searches are kept",
     "selection": "earlier generators were trained on pairs that it chose",

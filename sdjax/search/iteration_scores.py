@@ -1,6 +1,7 @@
 """Scores of the programs of an iteration on the development problems.
 
-With `race` in the config, the programs answer growing numbers of the problems, and clear losers
+With `score: tuned` in the config, structures are scored (see `halving.py`). Otherwise programs are,
+as they were written: with `race`, they answer growing numbers of the problems, and clear losers
 stop early (see `sdjax.evaluation.racing`). Their score is the accuracy on the problems that they
 have answered.
 """
@@ -14,6 +15,7 @@ from sdjax.core.progress import progress_bar
 from sdjax.evaluation.racing import race
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.context import RunContext
+from sdjax.search.halving import score_structures
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
@@ -28,7 +30,7 @@ def score_programs(
     iteration: int,
     purpose: str = SEARCH,
 ) -> None:
-    """Apply the programs of an iteration and score the distinct ones on the development problems.
+    """Score the distinct programs, or structures, of an iteration on the development problems.
 
     Args:
         context: the loaded run.
@@ -38,6 +40,9 @@ def score_programs(
         purpose: "search", that of a control, or the name of a measurement. Programs that the search
             has sampled keep the outcomes that they have.
     """
+    if context.config.score == "tuned":
+        score_structures(context, store, sandbox, iteration=iteration, purpose=purpose)
+        return
     samples = store.judged(iteration, purpose)
     identities = [
         identity
@@ -84,12 +89,12 @@ def _race(
     earlier = [identity for identity in best if identity in sampled_before - new][: rules.winners]
     with progress_bar(f"iteration {iteration}: score", len(identities)) as advance:
 
-        def answer(identity: str, start: int, stop: int) -> list[bool]:
-            score_program(context, store, sandbox, identity, DEVELOPMENT, limit=stop)
+        def answer(identity: str, count: int) -> list[bool]:
+            score_program(context, store, sandbox, identity, DEVELOPMENT, limit=count)
             outcomes = store.outcomes(program_entry(identity), DEVELOPMENT)
             solved = {outcome.problem_id: getattr(outcome, metric) for outcome in outcomes}
             # A program that is refused, or that duplicates another, has no outcomes.
-            return [solved.get(item.problem.id, False) for item in problems[start:stop]]
+            return [solved.get(item.problem.id, False) for item in problems[:count]]
 
         def stop(identity: str) -> None:
             if identity in new:

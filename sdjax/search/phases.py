@@ -27,6 +27,7 @@ from sdjax.search.pairs import make_pairs, select
 from sdjax.search.ranking import development_scores
 from sdjax.search.score_types import Application, Pair, ScoredSample, StoredPair
 from sdjax.search.store import Store
+from sdjax.search.structures import scored_programs
 from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
@@ -149,18 +150,22 @@ def judged_program(context: RunContext, source: str, verdict: Verdict) -> Progra
 
 
 def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterator[ScoredSample]:
-    """Yield the admissible samples of an iteration; a duplicate gets its original's score."""
+    """Yield the admissible samples of an iteration with their scores.
+
+    A duplicate gets its original's score. If structures are scored, all samples of one count as the
+    program with its best numbers.
+    """
     scores = development_scores(store, context.config.task.metric)
-    applications = store.by_key(Application, setting=MAIN)
+    applications, scored = store.by_key(Application, setting=MAIN), scored_programs(store)
     for sample in store.judged(iteration):
-        name = program_entry(sample.identity or "")
-        if sample.admissible and sample.identity is not None and name in scores:
+        identity = scored.get(sample.identity or "")
+        if sample.admissible and identity is not None and program_entry(identity) in scores:
             yield ScoredSample(
-                identity=sample.identity,
+                identity=identity,
                 prompt=sample.prompt,
                 text=sample.text,
-                score=scores[name],
-                change=applications[name].change,
+                score=scores[program_entry(identity)],
+                change=applications[program_entry(identity)].change,
                 iteration=iteration,
                 number=sample.number,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from sdjax.search.store import Store
+from sdjax.search.structures import scored_programs
 from sdjax.search.types import RANDOM, SEARCH, UNTRAINED, Entry, JudgedSample, program_entry
 
 
@@ -90,7 +91,9 @@ def controls(store: Store) -> frozenset[str]:
 
 def _sampled(store: Store, purpose: str) -> set[str]:
     samples = purpose_samples(store, purpose)
-    return {program_entry(one.identity) for one in samples if one.identity is not None}
+    found = {one.identity for one in samples if one.identity is not None}
+    scored = scored_programs(store)
+    return {program_entry(one) for one in found | {scored.get(one, one) for one in found}}
 
 
 def _descendants(store: Store, names: set[str]) -> set[str]:

@@ -16,8 +16,20 @@ def judged_sample(
     application: Application | None,
     earlier: DuplicateIndex,
     fingerprints: Mapping[str, str | None],
+    *,
+    by_structure: bool = False,
 ) -> JudgedSample:
-    """Return a sample with its status; add its program to `earlier`."""
+    """Return a sample with its status; add its program to `earlier`.
+
+    Args:
+        sample: the sample.
+        verdict: the sandbox's verdict on its source, if there is one.
+        application: the result of merging with its program, if there is one.
+        earlier: the programs of the samples before it.
+        fingerprints: hash of the results on the probe tensors, by identity.
+        by_structure: whether programs that differ only in constants are duplicates, and equal
+            results on the probe tensors are not, since tuning separates them.
+    """
 
     def judged(
         status: str, rule: str, identity: str | None = None, unconfirmed: str | None = None
@@ -36,6 +48,13 @@ def judged_sample(
     if application is not None and not is_admissible(application.verdict):
         return judged(application.verdict, application.rule)
     identity, unconfirmed = verdict.identity, None
+    if by_structure:
+        if application is not None and application.original is not None:
+            return judged(DUPLICATE, "", application.original)
+        key = verdict.structure or identity
+        original = earlier.find(key)
+        earlier.add(key, None, original or identity)
+        return judged(DUPLICATE if original else ADMITTED, "", original or identity)
     if application is not None and application.original is not None:
         identity = application.original
     fingerprint = fingerprints.get(verdict.identity)

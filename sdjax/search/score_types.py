@@ -155,11 +155,12 @@ class ScoredSample:
     """An admissible sample with the development score of its program.
 
     Attributes:
-        identity: identity of the program.
+        identity: identity of the program whose score this is: the sample's own or, if structures
+            are scored, the one with the best numbers.
         prompt: hash of the prompt.
         text: the completion to train on.
         score: accuracy on the development problems.
-        change: size of the program's change to the seed; see `Application`.
+        change: size of that program's change to the seed; see `Application`.
         iteration: iteration of the sample.
         number: index of the sample within the iteration.
     """

@@ -18,7 +18,7 @@ from sdjax.search.context import ScoringContext
 from sdjax.search.duplicates import compare_with_earlier
 from sdjax.search.multihost import try_merge
 from sdjax.search.plan import ScoringPlan
-from sdjax.search.score_types import Application
+from sdjax.search.score_types import Application, ScoredStructure
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Entry, Setting, program_entry
 
@@ -83,7 +83,8 @@ def score_program(
     program = store.program(identity)
     with store.attempt(name, setting) as number:
         refusal = too_many_attempts(number)
-        if refusal is None and application is None and jax.default_backend() == "cpu":
+        tried = application is not None and not _is_from_candidate(store, identity)
+        if refusal is None and not tried and jax.default_backend() == "cpu":
             refusal = try_merge(sandbox, program.ir, trial_of(context, setting))
         if refusal is None:
             result, merged = apply_program(context, program, setting)
@@ -97,6 +98,11 @@ def score_program(
         store.save(result)
     if merged is not None and result.admitted:
         score(context, store, name, merged.params, split, setting, limit=limit)
+
+
+def _is_from_candidate(store: Store, identity: str) -> bool:
+    """Return whether only a program's parametric form may have been merged so far."""
+    return any(store.select(ScoredStructure, **{side: identity}) for side in ("written", "best"))
 
 
 def score(

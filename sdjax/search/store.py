@@ -191,6 +191,10 @@ class Store:
         """Return the run's config."""
         return config_from(self.run().config, f"{self.folder}: its config")
 
+    def scores_structures(self) -> bool:
+        """Return whether a program's score is what its structure reaches with tuned constants."""
+        return self.run().config.get("score") == "tuned"
+
     def amend(
         self,
         *,
@@ -273,8 +277,10 @@ class Store:
         """Return the samples of a purpose with their statuses, in sampling order.
 
         A program is "admitted" at its first sample over all iterations of the purpose and a
-        "duplicate" afterwards, regardless of the order in which the verdicts were saved.
+        "duplicate" afterwards, regardless of the order in which the verdicts were saved. In a run
+        that scores structures, all programs of one structure are one.
         """
+        by_structure = self.scores_structures()
         verdicts, earlier = self.by_key(StoredVerdict), DuplicateIndex()
         fingerprints = dict(self._values(Program, "identity", "fingerprint"))
         setting_of = {generator.iteration: generator.setting for generator in self.select(Lineage)}
@@ -289,7 +295,9 @@ class Store:
             if verdict is not None and verdict.identity is not None:
                 name = program_entry(verdict.identity)
                 application = applications.get((name, setting_of.get(sample.iteration, MAIN)))
-            one = judged_sample(sample, verdict, application, earlier, fingerprints)
+            one = judged_sample(
+                *(sample, verdict, application, earlier, fingerprints), by_structure=by_structure
+            )
             if iteration is None or sample.iteration == iteration:
                 judged.append(one)
         return judged

@@ -212,6 +212,7 @@ def _plan(
         generator=None,
         experts={slot: ExpertConfig(model=experts[slot]) for slot in config.slots},
         transfer={},
+        score="as_written",
         race=None,
         tuning=None,
         controls=None,

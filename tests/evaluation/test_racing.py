@@ -18,9 +18,9 @@ def run_race(table, rules):
     names = [f"c{i}" for i in range(len(table))]
     answered = []
 
-    def answer(name, start, stop):
-        answered.append((name, start, stop))
-        return table[int(name[1:]), start:stop]
+    def answer(name, count):
+        answered.append((name, count))
+        return table[int(name[1:]), :count]
 
     return race(names, answer, table.shape[1], rules), answered
 
@@ -33,13 +33,14 @@ def test_rungs_double_up_to_all_problems(problems, expected):
     assert Race().rungs(problems) == expected
 
 
-def test_each_candidate_answers_a_prefix_of_the_problems_once():
+def test_each_candidate_answers_more_and_more_of_the_problems():
     table = outcomes(np.linspace(0.3, 0.9, 40))
     correct, answered = run_race(table, Race())
     for index, row in enumerate(table):
         assert correct[f"c{index}"] == tuple(row[: len(correct[f"c{index}"])])
-        spans = [(start, stop) for name, start, stop in answered if name == f"c{index}"]
-        assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+        counts = [count for name, count in answered if name == f"c{index}"]
+        assert counts == list(Race().rungs(640)[: len(counts)])
+        assert counts[-1] == len(correct[f"c{index}"])
 
 
 def test_race_of_many_keeps_the_best_at_a_quarter_of_the_evaluations():
@@ -64,5 +65,5 @@ def test_result_does_not_depend_on_the_order_of_the_candidates():
     table = outcomes(np.linspace(0.3, 0.9, 30))
     correct, _ = run_race(table, Race())
     names = [f"c{i}" for i in range(30)]
-    other = race(names[::-1], lambda name, a, b: table[int(name[1:]), a:b], table.shape[1], Race())
+    other = race(names[::-1], lambda name, n: table[int(name[1:]), :n], table.shape[1], Race())
     assert other == correct

@@ -13,7 +13,7 @@ from sdjax.search.context import RunContext, build_context
 
 @pytest.fixture(scope="session")
 def small_config() -> RunConfig:
-    """Two iterations of eight samples and 24 problems per split."""
+    """Two iterations of eight samples, scored as written, and 24 problems per split."""
     config = read_config("configs/demo.yaml")
     return dataclasses.replace(
         config,
@@ -28,6 +28,7 @@ def small_config() -> RunConfig:
         training=dataclasses.replace(config.training, max_steps=2, rank=2, batch_size=2),
         baselines=BaselinesConfig(paper={"task_arithmetic": {"weight": (0.2, 0.6)}}),
         transfer={},
+        score="as_written",
         tuning=None,
         controls=None,
         test=dataclasses.replace(config.test, top_k=2),
