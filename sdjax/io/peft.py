@@ -32,6 +32,12 @@ _PREFIX = "base_model.model."
 # Suffixes of the tensor names of (A, B): of a linear layer, and of an embedding.
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+# Variants with another change than B @ A, and initializations that also change the model.
+_UNSUPPORTED = (
+    *("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config"),
+    "layer_replication",
+)
+_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 
 
@@ -90,6 +96,18 @@ class PeftAdapter:
         settings = read_json(folder / ADAPTER_CONFIG)
         if settings.get("peft_type") != "LORA":
             raise UserError(f"{folder}: not a LoRA adapter; {ADAPTER_CONFIG} must be of type LORA")
+        for key in _UNSUPPORTED:
+            if settings.get(key):
+                raise UserError(
+                    f"{folder / ADAPTER_CONFIG}: {key} is not supported; merge it with peft"
+                )
+        start = settings.get("init_lora_weights")
+        if isinstance(start, str) and start.startswith(_CHANGING_STARTS):
+            raise UserError(
+                f"{folder / ADAPTER_CONFIG}: init_lora_weights is {truncated_repr(start)}: such an "
+                "adapter starts from changed weights of the model; save it with peft's "
+                "path_initial_model_for_weight_conversion"
+            )
         if settings.get("alora_invocation_tokens"):
             raise UserError(
                 f"{folder / ADAPTER_CONFIG}: alora_invocation_tokens is not supported: such an "

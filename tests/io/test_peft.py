@@ -20,6 +20,7 @@ from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
 from sdjax.sharding.mesh import make_mesh
 from sdjax.testing import tiny_config
+from tests.fuzzing.torch_files import torch_file
 
 Q, HEAD, EMBED = "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens"
 RNG = np.random.default_rng(0)
@@ -118,6 +119,10 @@ def test_embeddings_and_replaced_tensors(tmp_path):
         (None, {"peft_type": ["LORA"]}, "not a LoRA adapter"),
         (None, {"use_dora": "false"}, "use_dora must be true or false, not 'false'"),
         (None, {"alora_invocation_tokens": [1]}, "changes only a part of each text"),
+        (None, {"use_qalora": True}, "use_qalora is not supported; merge it with peft"),
+        (None, {"layer_replication": [[0, 2]]}, "layer_replication is not supported"),
+        (None, {"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4.* starts from changed weig"),
+        (None, {"init_lora_weights": "olora"}, "olora.* starts from changed weights"),
         (None, {"target_parameters": "x"}, "target_parameters must be a list of names"),
         (None, {"alpha_pattern": ["q_proj"]}, "alpha_pattern must be a mapping of regular expr"),
         ({"model.x.lora_A.weight": A, "model.x.lora_B.weight": B}, {}, "adapts model.x.weight"),
@@ -256,3 +261,45 @@ def test_adapter_of_another_model_raises_user_error(tmp_path):
     wide = dataclasses.replace(CONFIG, intermediate_size=16)
     with pytest.raises(UserError, match="use the model that it was trained for"):
         read_adapter(tmp_path / "a", wide, model=Path("other"))
+
+
+REFERENCES = json.loads((Path(__file__).parent / "peft_references/references.json").read_text())
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("stored", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_merged_weights_equal_those_of_peft(tmp_path, name, stored):
+    """The references come from PEFT itself (`peft_references/make_references.py`)."""
+    reference = REFERENCES[name]
+    arrays = {
+        part: {n: np.array(values, np.float32) for n, values in reference[part].items()}
+        for part in ("model", "adapter", "merged")
+    }
+    save_file(arrays["model"], tmp_path / "model.safetensors")
+    if stored.endswith(".bin"):
+        (tmp_path / stored).write_bytes(torch_file(arrays["adapter"]))
+    else:
+        save_file(arrays["adapter"], tmp_path / stored)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(reference["settings"]))
+    reader = open_weights(tmp_path, tmp_path)
+    assert len(reader.adapted) == len(arrays["adapter"]) // (3 if "dora" in name else 2)
+    for tensor, expected in arrays["merged"].items():
+        np.testing.assert_allclose(reader.read(tensor), expected, rtol=1e-6, atol=1e-7)
+        for index in np.ndindex(expected.shape):  # such as a shard on a mesh
+            box = tuple(slice(i, None) for i in index)
+            part = reader.read_box(tensor, box)
+            np.testing.assert_allclose(part, expected[box], rtol=1e-6, atol=1e-7)
+
+
+def test_parameters_that_shapes_do_not_decide_are_refused(tmp_path):
+    reference = REFERENCES["parameters"]
+    model = {n: np.array(v, np.float32) for n, v in reference["model"].items()}
+    adapter = {n: np.array(v, np.float32) for n, v in reference["adapter"].items()}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(reference["settings"]))
+    save_file(adapter, tmp_path / "adapter_model.safetensors")
+    for shape in ((2, 3, 3), (2, 5, 3), (3, 4, 3), (4,)):
+        changed = {**model, "experts.gate_up_proj": np.zeros(shape, np.float32)}
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=r"the shapes in .* do not decide which") as error:
+            open_weights(tmp_path, tmp_path)
+        assert "\n" not in str(error.value)
