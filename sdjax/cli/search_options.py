@@ -28,14 +28,15 @@ def search_options(*, budget: str, of_run: bool = False) -> Callable[[Command], 
             return click.option(name, help=text + _OF_RUN, **details)
         return click.option(name, default=default, show_default=True, help=text, **details)
 
+    gradient = "" if of_run else "gradient: by gradient, or refused. "
     options = (
         click.option("--budget", type=int, required=not of_run, metavar="N", help=budget),
         option(
             "--optimizer",
             "auto",
             "auto: by gradient if the task has training problems, in the numbers that have one, "
-            "and otherwise by CMA-ES. gradient: by gradient, or refused. cmaes: by CMA-ES only.",
-            type=click.Choice(["auto", "gradient", "cmaes"]),
+            f"and otherwise by CMA-ES. {gradient}cmaes: by CMA-ES only.",
+            type=click.Choice(["auto", *(["gradient"] if gradient else []), "cmaes"]),
         ),
         option("--steps", 60, "Gradient steps per start.", type=click.IntRange(min=1)),
         option(

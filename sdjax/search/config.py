@@ -204,12 +204,22 @@ class RunTuningConfig:
     Attributes:
         structures: tuning of every program while it is scored, with `score: tuned`.
         programs: number of best programs, of different structures, whose constants are tuned.
-        search: settings of each search after the last iteration.
+        search: settings of each search after the last iteration. Its optimizer is "auto" or
+            "cmaes", since it is not known at the start whether the programs have a gradient.
     """
 
     structures: StructuresConfig = Field(default_factory=StructuresConfig)
     programs: NonNegativeInt = 3
     search: SearchConfig = Field(default_factory=lambda: SearchConfig(budget=12))
+
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> RunTuningConfig:
+        if self.search.optimizer == "gradient":
+            raise ValueError(
+                "search.optimizer: a run cannot promise a gradient for programs that are not "
+                "written yet; choose auto, which uses it where there is one, or cmaes"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -103,7 +103,13 @@ def _tune_program(
     try:
         if reason := written.detail.get(NOT_TUNED):
             raise UserError(f"{title}: {reason}")
-        tunable = program_tunable(store.program(identity).source, judge, name=title, trial=trial)
+        tunable = program_tunable(
+            store.program(identity).source,
+            judge,
+            name=title,
+            trial=trial,
+            with_gradient=search.optimizer != "cmaes",
+        )
         with store.attempt(name, TUNING_FOLDER) as number:
             if refusal := too_many_attempts(number):
                 detail = {**written.detail, NOT_TUNED: refusal.message}

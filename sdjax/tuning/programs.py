@@ -55,7 +55,12 @@ class Judge(Protocol):
 
 
 def program_tunable(
-    source: str, sandbox: Judge, *, name: str, trial: MergeTrial | None = None
+    source: str,
+    sandbox: Judge,
+    *,
+    name: str,
+    trial: MergeTrial | None = None,
+    with_gradient: bool = True,
 ) -> Tunable:
     """Return a program whose constants are tuned.
 
@@ -64,6 +69,7 @@ def program_tunable(
         sandbox: a running sandbox for the models that are merged.
         name: name of the program in messages.
         trial: what the merges will compile, if the program and its gradient are tried first.
+        with_gradient: whether the search may use the gradient.
 
     Raises:
         UserError: the program is refused, or it has no constants to tune.
@@ -88,7 +94,9 @@ def program_tunable(
         to_algorithm(verdict.program, name=name), identity=identity_without_defaults(verdict.ir)
     )
     ranges = [Parameter(name=c.name, start=c.start, low=c.low, high=c.high) for c in constants]
-    refusal = _refuse_gradient(verdict.program, verdict.ir, sandbox, trial)
+    refusal = None
+    if with_gradient:
+        refusal = _refuse_gradient(verdict.program, verdict.ir, sandbox, trial)
     return replace(
         _tunable(name, source, slots, constants, ranges, algorithm),
         gradient_refusal=None if refusal is None else _text(refusal),

@@ -28,8 +28,8 @@ class SearchConfig:
         budget: number of development evaluations.
         optimizer: "cmaes"; or "auto", by gradient if the task has training problems and the merge
             is differentiable. If it is so in some of the numbers only, CMA-ES tunes all of them
-            with the second half of the budget, from the best values so far. With "gradient",
-            `sdjax tune` raises UserError instead of using CMA-ES; in a run it means "auto".
+            with the second half of the budget, from the best values so far. "gradient" is an error
+            where "auto" would use CMA-ES; only `sdjax tune` has it.
         starts: searches from different initial values, which share the budget; the first starts
             from the program's own values, the others at random.
         seed: seed of initial values, of the order of the training problems and of CMA-ES.

@@ -191,7 +191,8 @@ def build_setup(
 ) -> TuningSetup:
     """Open the models and read the problems.
 
-    See `sdjax.tune` for the arguments, except `with_training`: whether training problems are read.
+    See `sdjax.tune` for the arguments, except `with_training`: whether the search may use the
+    gradient, so that training problems are read and the gradient of a program is tried.
     """
     named = read_named_merge(what) if isinstance(what, str) else None
     if named is not None:
@@ -223,7 +224,11 @@ def build_setup(
     tunable = what
     if isinstance(tunable, str):
         open_program = partial(
-            _open_program, sources=sources, scope=model_set.scope, allow_missing=allow_missing
+            _open_program,
+            sources=sources,
+            scope=model_set.scope,
+            allow_missing=allow_missing,
+            with_gradient=with_training,
         )
         tunable = open_tunable(tunable, model_set, open_program=open_program)
     if tunable.slots != tuple(experts):
@@ -329,11 +334,18 @@ def _only_task(what: str, tasks: Sequence[str]) -> str | None:
 
 
 def _open_program(
-    file: Path, *, sources: MergeModels, scope: Scope, allow_missing: Collection[str]
+    file: Path,
+    *,
+    sources: MergeModels,
+    scope: Scope,
+    allow_missing: Collection[str],
+    with_gradient: bool,
 ) -> Tunable:
     """Return a program file whose constants are tuned; the sandbox judges it."""
     signature = merge_signature(sources, scope)
     source = read_program(file, signature.limits.source_bytes)
     with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
         trial = merge_trial(sources, scope, compiler="full")
-        return program_tunable(source, sandbox, name=file.name, trial=trial)
+        return program_tunable(
+            source, sandbox, name=file.name, trial=trial, with_gradient=with_gradient
+        )

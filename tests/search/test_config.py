@@ -119,9 +119,10 @@ def test_prompt_file_is_next_to_the_config_and_kept_in_it(tmp_path):
         ("generation.samples=12000000", "generation.samples: must be at most 1000000"),
         ("iterations=100000", "iterations: must be at most 1000"),
         ("sandbox.workers=100000", "sandbox.workers: must be at most 1000"),
+        ("tuning.search.optimizer=gradient", "a run cannot promise a gradient .* choose auto"),
     ],
 )
-def test_counts_beyond_reason_are_errors(override, message):
+def test_values_that_no_run_can_have_are_errors(override, message):
     with pytest.raises(UserError, match=message):
         read_config("demo", [override])
 

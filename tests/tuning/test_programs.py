@@ -160,6 +160,13 @@ def test_refusal_of_the_gradient_leaves_a_tunable(
     assert (tunable.gradient_refusal is None) == (reason is None)
 
 
+def test_gradient_that_no_search_uses_is_not_tried(sandbox, monkeypatch):
+    seen = _fail_trials(sandbox, monkeypatch, "gradient")
+    tunable = program_tunable(SOURCE, sandbox, name="mine.py", trial=TRIAL, with_gradient=False)
+    assert [trial.computes for trial in seen] == ["merge"]
+    assert tunable.gradient_refusal is None
+
+
 def test_refusal_of_the_merge_is_an_error(sandbox, monkeypatch):
     _fail_trials(sandbox, monkeypatch, "merge")
     with pytest.raises(UserError, match=r"^mine\.py: compiler \(crash\): XLA crashed$"):
