@@ -11,7 +11,7 @@ from sdjax.search import control_programs
 from sdjax.search.budget import spent
 from sdjax.search.config import ControlsConfig
 from sdjax.search.control_programs import random_program, try_control_programs
-from sdjax.search.control_search import control_evaluations
+from sdjax.search.control_search import control_settings
 from sdjax.search.controls import check_controls, program_controls, samples_of_control
 from sdjax.search.loop import run_controls
 from sdjax.search.phase_clock import PhaseClock
@@ -221,12 +221,12 @@ def test_interrupted_controls_give_the_same_programs(
 
 def test_budget_of_tuned_controls_is_that_of_the_search(controlled, store, searched):
     problems = len(controlled.problems[DEVELOPMENT])
-    assert control_evaluations(controlled, store) == spent(store).problems // problems
+    assert control_settings(controlled, store).budget == spent(store).problems // problems
     few = dataclasses.replace(controlled.config.controls, max_evaluations=1)
     limited = dataclasses.replace(
         controlled, config=dataclasses.replace(controlled.config, controls=few)
     )
-    assert control_evaluations(limited, store) == 1
+    assert control_settings(limited, store).budget == 1
 
 
 def test_switched_off_is_off(context, store):
