@@ -12,6 +12,7 @@ from sdjax.cli.device_options import dtype_option, make_mesh, mesh_option
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.sandbox_options import allow_missing_option, trust_code_option
+from sdjax.cli.task_options import accept_versions_option, task_options
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,26 +28,13 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("model", required=False)
-@click.option(
-    "--task",
-    default="arithmetic",
-    show_default=True,
-    help="arithmetic, gsm8k, math, svamp, a JSONL file, or module:Class with --trust-code.",
-)
-@click.option(
-    "--data",
-    type=ANY_PATH,
-    help="File or folder with the problems.  [default of gsm8k, math, svamp: Hugging Face Hub]",
-)
-@click.option("--shots", type=click.IntRange(min=0), help="Number of worked examples.")
+@task_options(default="arithmetic")
 @click.option(
     "--split",
     type=click.Choice(["development", "test", "all"]),
     help="Split of the problems, as in a run.  [default: all test problems]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate at most this many problems.")
-@click.option("--chat", is_flag=True, help="Format prompts with the tokenizer's chat template.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Maximum tokens per answer.")
 @click.option(
     "--out",
     type=FOLDER_PATH,
@@ -55,11 +43,7 @@ if TYPE_CHECKING:
 @mesh_option
 @dtype_option
 @click.option("--batch", type=click.IntRange(min=1), help="Problems decoded at a time.")
-@click.option(
-    "--accept-versions",
-    is_flag=True,
-    help="Resume although versions of packages differ; --out records it.",
-)
+@accept_versions_option
 @click.option(
     "--compare",
     nargs=2,

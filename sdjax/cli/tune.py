@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from sdjax.cli.device_options import dtype_option, make_mesh, mesh_option
-from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
+from sdjax.cli.group import FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.merge import parse_experts
 from sdjax.cli.sandbox_options import SCOPE_HELP, allow_missing_option, trust_code_option
 from sdjax.cli.search_options import search_options
+from sdjax.cli.task_options import accept_versions_option, task_options
 from sdjax.core.errors import UserError
 
 
@@ -30,23 +31,12 @@ from sdjax.core.errors import UserError
     "--expert", "experts", multiple=True, metavar="NAME=MODEL", help="An expert. Repeatable."
 )
 @click.option("--scope", metavar="SCOPE", help=SCOPE_HELP.replace("tensors", "Tensors", 1))
-@click.option(
-    "--task",
-    help="arithmetic, gsm8k, math, svamp, a JSONL file, or module:Class with --trust-code.  "
-    "[default: arithmetic]",
-)
-@click.option(
-    "--data",
-    type=ANY_PATH,
-    help="File or folder with the problems.  [default of gsm8k, math, svamp: Hugging Face Hub]",
-)
-@click.option("--shots", type=click.IntRange(min=0), help="Number of worked examples.")
+@task_options(default=None)
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     help="Use at most this many development problems per evaluation.",
 )
-@click.option("--chat", is_flag=True, help="Format prompts with the tokenizer's chat template.")
 @click.option(
     "--metric",
     type=click.Choice(["strict", "flexible"]),
@@ -54,7 +44,6 @@ from sdjax.core.errors import UserError
     show_default=True,
     help="Accuracy that is the score.",
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Maximum tokens per answer.")
 @search_options(budget="Number of evaluations of the development problems.")
 @click.option(
     "--batch",
@@ -86,11 +75,7 @@ from sdjax.core.errors import UserError
 @click.option("--merged", type=FOLDER_PATH, help="Write the merged model to this folder.")
 @mesh_option
 @dtype_option
-@click.option(
-    "--accept-versions",
-    is_flag=True,
-    help="Resume although versions of packages differ; --out records it.",
-)
+@accept_versions_option
 @trust_code_option
 @allow_missing_option
 def tune(
