@@ -8,9 +8,9 @@ The genome has one number per group of layers, model, filter and parameter of th
 * Weights start at 1 / models and densities at 1. mergekit-evolve takes the absolute value of a
   weight unless `allow_negative_weights`, and limits densities to [0, 1]; here bounds do the same.
 
-A genome over `slerp` chooses its two models by the numbers, so that it is not one algorithm; tune
-`slerp` itself. Sources: mergekit/evo/genome.py and mergekit/evo/config.py of mergekit 0.1.5; Akiba
-et al., "Evolutionary optimization of model merging recipes" (arXiv 2403.13187).
+A genome over `slerp` also chooses its two models by the numbers (`evolve_slerp.py`). Sources:
+mergekit/evo/genome.py and mergekit/evo/config.py of mergekit 0.1.5; Akiba et al., "Evolutionary
+optimization of model merging recipes" (arXiv 2403.13187).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sdjax.merging.method import Method
 from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.tensor_roles import precedes_layers
 from sdjax.models.tensor_names import parse_name
+from sdjax.tuning.evolve_slerp import SlerpGenome
 from sdjax.tuning.model_set import ModelSet, NamedMerge, short_names
 from sdjax.tuning.patterns import Pattern, PatternedAlgorithm
 from sdjax.tuning.recipe_text import dump_yaml
@@ -39,6 +40,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "task_arithmetic": ("weight",),
     "ties": ("weight", "density"),
     "dare_ties": ("weight", "density"),
+    "slerp": ("weight",),
 }
 """Method to the parameters in its genome."""
 
@@ -141,6 +143,21 @@ def genome_tunable(genome: Genome, models: ModelSet) -> Tunable:
             "tuned, so raise layer_granularity or remove filters"
         )
     labels = short_names(genome.models)
+    last = frozenset(
+        name.spellings[-1]
+        for name in map(parse_name, models.paths)
+        if name.layer is None and not precedes_layers(name.spellings[-1])
+    )
+    if genome.method.name == "slerp":
+        return SlerpGenome(
+            name=genome.name,
+            models=genome.models,
+            labels=labels,
+            layers=size,
+            groups=groups,
+            last=last,
+            dtype=models.dtype,
+        ).tunable()
     parameters: list[Parameter] = []
     index: dict[tuple[int, str, str | None, str], int] = {}
     for group in range(groups):
@@ -150,11 +167,6 @@ def genome_tunable(genome: Genome, models: ModelSet) -> Tunable:
                     place = [label, f"group {group}" if groups > 1 else "", text or ""]
                     index[group, slot, text, key] = len(parameters)
                     parameters.append(_parameter(genome, key, ", ".join(filter(None, place))))
-    last = frozenset(
-        name.spellings[-1]
-        for name in map(parse_name, models.paths)
-        if name.layer is None and not precedes_layers(name.spellings[-1])
-    )
 
     def pattern(slot: str, key: str) -> Pattern:
         numbers = [[index[group, slot, text, key] for group in range(groups)] for text in filters]
@@ -244,8 +256,6 @@ def _read_genome(document: YamlDocument, node: yaml.Node, path: Path) -> Genome:
     name = document.string(keys["merge_method"], "merge_method")
     if name not in METHODS:
         remedy = did_you_mean(name, METHODS, f"a genome can have {', '.join(METHODS)}")
-        if name == "slerp":
-            remedy = "its models would depend on the numbers; tune the method slerp itself"
         raise document.fail(keys["merge_method"], f"merge_method {name!r}: {remedy}")
     method = methods()[name]
     if "tokenizer_source" in keys and document.value(keys["tokenizer_source"]) != "base":
@@ -260,12 +270,18 @@ def _read_genome(document: YamlDocument, node: yaml.Node, path: Path) -> Genome:
     base = document.string(keys["base_model"], "base_model") if "base_model" in keys else None
     if method.schema.base == "required" and base is None:
         raise document.fail(node, f"{name} needs base_model")
-    if method.schema.base == "plain":
+    if method.schema.base in ("plain", "first"):
         if base is not None and base not in listed:
             raise document.fail(
                 keys["base_model"], f"{name} gives every model a weight; add {base} to models"
             )
         base = None
+    if name == "slerp":
+        if len(listed) < 2:
+            raise document.fail(keys["models"], "slerp needs at least two models")
+        for key in ("filters", "smooth"):
+            if key in keys and document.value(keys[key]):
+                raise document.fail(keys[key], f"{key}: a genome over slerp has none; remove it")
     models = tuple(model for model in listed if model != base)
     if not models:
         raise document.fail(keys["models"], "a genome needs a model besides base_model")

@@ -1,6 +1,8 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 from sdjax.core.errors import UserError
 from sdjax.merging.engine import Merger
@@ -127,6 +129,36 @@ def test_a_genome_has_the_numbers_of_mergekit_evolve(folders, tensors, model_set
     assert merged["lm_head.weight"].any()
 
 
+@pytest.mark.parametrize("folders", ["float32"], indirect=True)
+@pytest.mark.parametrize("groups", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_genome_over_slerp_chooses_two_models(folders, tensors, model_set, groups):
+    text = f"""\
+genome:
+  models: [math, base, code]
+  merge_method: slerp
+  base_model: base
+  layer_granularity: {3 // groups}
+"""
+    named, tunable = open_recipe(folders, text, model_set)
+    assert (named.base, list(named.experts.values())) == (None, ["math", "base", "code"])
+    assert [p.start for p in tunable.parameters] == [1 / 3] * 3 * groups
+    numbers = [0.1, 0.7, 0.3, 0.2, 0.2, -0.5, 1.0, 0.0, 1.5]
+    check_merge(folders, tensors, named, tunable, np.array(numbers[: 3 * groups]))
+    written = yaml.safe_load(tunable.write(np.array(numbers[: 3 * groups])))
+    slices = written["slices"] if groups > 1 else [written]
+    # t = softmax of the two largest numbers; of equal ones, the first is the base.
+    expected = [("base", 0.401312), ("math", 0.5), ("code", 0.377541)]
+    found = [(part["base_model"], part["parameters"]["t"]) for part in slices]
+    assert found == expected[:groups]
+
+    def position(values):
+        return tunable.bind(values).at("x", 0.0).hyperparameters["t"]
+
+    gradient = jax.grad(position)(jnp.array(numbers[: 3 * groups]))
+    np.testing.assert_allclose(gradient[:3], [0.0, -0.24026, 0.24026], atol=1e-5)
+    assert not gradient[3:].any()
+
+
 def test_options_of_mergekit_evolve_are_reported(tmp_path, model_set):
     named, _ = open_recipe(tmp_path, EVOLVE + "limit: 100\n", model_set)
     (note,) = named.notes
@@ -182,7 +214,11 @@ SLICES = "slices: [{sources: [{model: math, layer_range: [0, 1]}]}]\nmerge_metho
             "merge_method: linear\nmodels: [{model: a}]\n",
             "linear needs the parameter 'weight'",
         ),
-        (EVOLVE.replace("ties", "slerp"), "tune the method slerp itself"),
+        (EVOLVE.replace("ties", "slerp"), "slerp gives every model a weight; add base to models"),
+        (
+            EVOLVE.replace("ties", "slerp").replace("base_model: base", "normalize: true"),
+            "line 6: filters: a genome over slerp has none",
+        ),
         (EVOLVE.replace("ties", "tise"), "merge_method 'tise': did you mean ties?"),
         (EVOLVE.replace("filters", "filter"), "did you mean filters?"),
         (EVOLVE.replace("layer_granularity: 1", "layer_granularity: 2"), "3 layers, which is not"),
