@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sdjax.cli.main import main
 from sdjax.merging.methods.registry import methods
 from sdjax.search import config as search_config
-from sdjax.search.tables import TABLES
+from sdjax.search.schema import TABLES
 from sdjax.training.config import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]

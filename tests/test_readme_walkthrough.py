@@ -17,7 +17,7 @@ from sdjax.cli.main import main
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import zoo_models
 from sdjax.models.tree import flatten
-from sdjax.search.ranking import ranked_programs
+from sdjax.search.ranking import final_ranking
 from sdjax.search.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def weights(folder):
 def best_program(folder):
     """Return the run's best program by development score."""
     with Store.open(folder) as store:
-        identity = ranked_programs(store, "strict")[0].identity
+        identity = final_ranking(store, "strict")[0].identity
         return store.program(identity)
 
 

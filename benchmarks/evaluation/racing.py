@@ -38,9 +38,7 @@ def simulate(table: np.ndarray, rules: Race, orders: int) -> tuple[float, float]
     used, kept = [], []
     for seed in range(orders):
         shuffled = table[:, np.random.default_rng(seed).permutation(table.shape[1])]
-        correct = race(
-            names, lambda name, n, s=shuffled: s[int(name), :n], table.shape[1], rules
-        )
+        correct = race(names, lambda name, n, s=shuffled: s[int(name), :n], table.shape[1], rules)
         used.append(sum(map(len, correct.values())) / table.size)
         kept.append(all(len(correct[str(index)]) == table.shape[1] for index in best))
     return float(np.mean(used)), float(np.mean(kept))

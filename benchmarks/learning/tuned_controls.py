@@ -84,11 +84,11 @@ def command(*arguments: object) -> None:
 
 def constants_of(run: Path) -> str:
     """Return the number of numeric literals with a decimal point in a run's best program."""
-    from sdjax.search.ranking import ranked_programs
+    from sdjax.search.ranking import final_ranking
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
-        best = ranked_programs(store, store.config().task.metric)[0]
+        best = final_ranking(store, store.config().task.metric)[0]
         return str(len(re.findall(r"\d\.\d+", store.program(best.identity or "").source)))
 
 

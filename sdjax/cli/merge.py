@@ -299,13 +299,13 @@ def merge_discovered(
     from sdjax.sandbox.sandbox import Sandbox
     from sdjax.search.context import run_key, verify_stored
     from sdjax.search.limits import limits_of_run
-    from sdjax.search.ranking import ranked_programs
+    from sdjax.search.ranking import final_ranking
     from sdjax.search.store import Store
 
     with Store.open(run) as store:
         config = store.config()
         limits = limits_of_run(config, run, trusted=trust_limits)
-        programs = ranked_programs(store, config.task.metric)
+        programs = final_ranking(store, config.task.metric)
         if not 1 <= rank <= len(programs):
             raise UserError(
                 f"{run}: no program of rank {rank}: the run has {len(programs)} scored programs; "

@@ -157,3 +157,53 @@ def paired_by_key(
         raise ValueError(f"{len(unpaired)} keys are in only one mapping, such as {unpaired[0]}")
     keys = list(a)
     return paired_difference([a[key] for key in keys], [b[key] for key in keys], confidence)
+
+
+def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the two-sided p-value of scipy's `ttest_rel` for no difference of the means.
+
+    It is below 1 - confidence if and only if the interval of `paired_difference` excludes zero.
+
+    Args:
+        a: one value per problem or seed.
+        b: values of the same problems or seeds, in the same order.
+
+    Raises:
+        ValueError: the lengths differ, or there are no values.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.size == 0:
+        raise ValueError(f"expected pairs, got {first.size} and {second.size} values")
+    differences = first - second
+    if first.size == 1 or np.ptp(differences) == 0:
+        return 1.0 if first.size == 1 or differences[0] == 0 else 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # as in `paired_difference`
+        return float(stats.ttest_rel(first, second).pvalue)
+
+
+def holm_levels(p_values: Sequence[float], level: float = 0.05) -> list[float]:
+    """Return the level at which Holm's procedure decides on each hypothesis.
+
+    The procedure (Scand. J. Stat. 6, 1979) takes m hypotheses in the order of their p-values and
+    rejects the first one if its p-value is at most level / m, the second one if its is at most
+    level / (m - 1), and so on; it stops at the first one that it does not reject, and rejects
+    none after it. The probability of rejecting any true hypothesis is at most `level`, however the
+    tests depend on each other.
+
+    A hypothesis is rejected if and only if its p-value is at most the returned level. Those after
+    the stop have the level of the stop.
+
+    Args:
+        p_values: one per hypothesis.
+        level: probability of rejecting any true hypothesis.
+    """
+    levels = [0.0] * len(p_values)
+    order = sorted(range(len(p_values)), key=lambda number: p_values[number])
+    current, stopped = 0.0, False
+    for step, number in enumerate(order):
+        if not stopped:
+            current = level / (len(p_values) - step)
+            stopped = p_values[number] > current
+        levels[number] = current
+    return levels

@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import local_model_folder
 from sdjax.io.training_programs import read_training_sources
-from sdjax.report.answer import read_answers
 from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.report.results import TestRow, final_rows
 from sdjax.sandbox.verdict import ADMITTED, is_admissible
+from sdjax.search.answer import read_answer
 from sdjax.search.ranking import (
     best_by_group,
     best_method,
     complete_scores,
-    ranked_programs,
+    final_ranking,
 )
-from sdjax.search.score_types import Application, StoredPair
+from sdjax.search.score_types import Answer, Application, Comparison, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.structures import program_scores
 from sdjax.search.types import (
@@ -96,7 +96,7 @@ class ProgramReport:
     """One of the best programs.
 
     Attributes:
-        rank: rank by development score, starting at 1.
+        rank: rank, starting at 1; see `sdjax.search.ranking.final_ranking`.
         name: name of the entry.
         program: the stored program; its source is untrusted and must be escaped.
         iteration: iteration in which it first occurred.
@@ -129,7 +129,8 @@ class ReportData:
         min_change: programs that change the seed by less than this are flagged.
         best: the best programs.
         missing: sentences about results that do not exist yet.
-        answers: the run's answer, as sentences; see `sdjax.report.answer`.
+        answer: the run's answer, see `sdjax.search.answer`; None if it has none yet.
+        comparisons: comparisons of all tested programs with a control, best program first.
     """
 
     metric: str
@@ -140,7 +141,8 @@ class ReportData:
     min_change: float
     best: tuple[ProgramReport, ...]
     missing: tuple[str, ...]
-    answers: tuple[str, ...]
+    answer: Answer | None
+    comparisons: tuple[Comparison, ...]
 
 
 def read_report(store: Store) -> ReportData:
@@ -155,6 +157,7 @@ def read_report(store: Store) -> ReportData:
     judged = store.judged()
     iterations = _iterations(store, judged, program_scores(store, metric))
     top_k = _config_value(store, "test", "top_k", default=15)
+    answer, comparisons = read_answer(store, metric)
     return ReportData(
         metric=metric,
         iterations=iterations,
@@ -164,7 +167,8 @@ def read_report(store: Store) -> ReportData:
         min_change=_config_value(store, "selection", "min_change", default=0.0),
         best=_best_programs(store, judged, scores, metric, tables.get(MAIN, ()), top_k),
         missing=_missing(store, _config_value(store, "iterations", default=0), iterations, tables),
-        answers=tuple(answer.sentence() for answer in read_answers(store, metric)),
+        answer=answer,
+        comparisons=comparisons,
     )
 
 
@@ -255,7 +259,7 @@ def _best_programs(
             first_iteration.setdefault(sample.identity, sample.iteration)
     programs, applications = store.by_key(Program), store.by_key(Application, setting=MAIN)
     tested = {row.name: row.accuracy(metric).mean for row in rows}
-    entries = ranked_programs(store, metric)[:top_k]
+    entries = final_ranking(store, metric)[:top_k]
     best = {entry.name: programs[entry.identity or ""] for entry in entries}
     sampled = {entry.name: entry.detail.get("tuned_from", entry.identity) for entry in entries}
     nearest = _nearest(store, {name: program.source for name, program in best.items()})

@@ -24,7 +24,8 @@ from sdjax.report.plots import (
     sample_shares,
     score_distributions,
 )
-from sdjax.report.results import display_name, shown_metrics
+from sdjax.report.results import shown_metrics
+from sdjax.search.entry_names import display_name
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN, Change, Checkpoint, Lineage, RunInput, Setting
 

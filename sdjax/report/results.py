@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
+from sdjax.search.entry_names import display_name
 from sdjax.search.ranking import (
     best_method,
     complete_scores,
+    final_ranking,
     programs_of,
     rank_key,
-    ranked_programs,
 )
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN, RANDOM, SEARCH, TEST, UNTRAINED, Entry
+from sdjax.search.types import (
+    CONFIRMATION,
+    DEVELOPMENT,
+    MAIN,
+    RANDOM,
+    SEARCH,
+    TEST,
+    UNTRAINED,
+    Entry,
+)
 
 CONTROL = "control"  # kind of a program that a control has found, and the search has not
 KINDS = ("seed", "expert", "method", CONTROL, "program")
@@ -29,10 +40,12 @@ class TestRow:
         name: name of the entry.
         kind: kind of the entry, such as "method"; "control" for a program that is not the run's.
         purpose: what the program was sampled for, such as "random"; "search" for other entries.
-        rank: for a program, its rank by development score, starting at 1, as `sdjax merge --run
-            --rank` takes it.
-        development: score on the development problems with the search's experts, which selects
-            methods and programs; None if the entry has none.
+        rank: for a program, its rank, starting at 1, as `sdjax merge --run --rank` takes it; see
+            `sdjax.search.ranking.final_ranking`.
+        development: score on the development problems with the search's experts; None if the entry
+            has none.
+        confirmation: score on the confirmation problems with the search's experts; None if the
+            entry has none.
         problems: number of test problems.
         strict: accuracy by the strict filter.
         flexible: accuracy by the flexible filter.
@@ -53,6 +66,7 @@ class TestRow:
     purpose: str = SEARCH
     rank: int | None = None
     development: float | None
+    confirmation: float | None = None
     problems: int
     strict: Interval
     flexible: Interval
@@ -64,7 +78,7 @@ class TestRow:
 
     @property
     def is_answer(self) -> bool:
-        """Whether this is the run's answer: the program with the best development score."""
+        """Whether this is the run's best program, which its answer is about."""
         return self.rank == 1
 
     @property
@@ -85,20 +99,26 @@ class TestRow:
 def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
     """Return the final table: the seed, then experts, methods, controls and programs.
 
-    Rows of one kind are ordered by development score, as in the selection, never by test score;
-    that also holds in settings without development scores of their own, such as the transfer.
+    Rows of one kind are ordered as in the selection, never by test score; that also holds in
+    settings without development scores of their own, such as the transfer.
     """
     entries = store.by_key(Entry)
-    development = complete_scores(store, metric)
-    if setting != MAIN:  # other experts in the same slots
-        development = {n: one for n, one in development.items() if entries[n].kind != "expert"}
+    development, confirmation = (
+        {
+            name: score
+            for name, score in complete_scores(store, metric, split=split).items()
+            if setting == MAIN or entries[name].kind != "expert"  # others are in the same slots
+        }
+        for split in (DEVELOPMENT, CONFIRMATION)
+    )
     return result_rows(
         store,
         [summary.entry for summary in store.summaries(TEST, setting)],
         metric,
         setting=setting,
         development=development,
-        ranks={entry.name: rank for rank, entry in enumerate(ranked_programs(store, metric), 1)},
+        confirmation=confirmation,
+        ranks={entry.name: rank for rank, entry in enumerate(final_ranking(store, metric), 1)},
         method=best_method(store, metric),
     )
 
@@ -110,6 +130,7 @@ def result_rows(
     *,
     setting: str = MAIN,
     development: Mapping[str, float],
+    confirmation: Mapping[str, float] | None = None,
     ranks: Mapping[str, int],
     method: str | None,
     tuned_method: str | None = None,
@@ -123,6 +144,7 @@ def result_rows(
         metric: the run's metric.
         setting: name of the setting.
         development: development scores to show.
+        confirmation: confirmation scores to show.
         ranks: ranks of the programs.
         method: the method that programs are compared with.
         tuned_method: another method that they are compared with, see `TestRow.tuned_gain`.
@@ -156,6 +178,7 @@ def result_rows(
             purpose=controls[name] if is_control else SEARCH,
             rank=ranks.get(name),
             development=development.get(name),
+            confirmation=(confirmation or {}).get(name),
             problems=len(outcomes[name]),
             strict=accuracy_interval([o.strict for o in outcomes[name]]),
             flexible=accuracy_interval([o.flexible for o in outcomes[name]]),
@@ -168,7 +191,12 @@ def result_rows(
 
     rows = [row(name) for name in outcomes]
     rows.sort(
-        key=lambda r: (KINDS.index(r.kind), r.rank or 0, rank_key(r.development or 0.0, r.name))
+        key=lambda r: (
+            KINDS.index(r.kind),
+            math.inf if r.rank is None else r.rank,
+            -(r.confirmation or 0.0),
+            rank_key(r.development or 0.0, r.name),
+        )
     )
     return tuple(rows)
 
@@ -177,14 +205,6 @@ def shown_metrics(rows: Sequence[TestRow], metric: str) -> tuple[str, ...]:
     """Return the metrics to show: the run's metric alone if both are equal in every row."""
     equal = all(row.strict == row.flexible and row.strict_gain == row.flexible_gain for row in rows)
     return (metric,) if equal else METRICS
-
-
-def display_name(entry: str) -> str:
-    """Return a readable name of an entry, such as "program 3fa9c1d0" or "ties(density=0.4)"."""
-    kind, _, rest = entry.partition(":")
-    if kind == "program":
-        return f"program {rest[:8]}"
-    return rest or kind.replace("_", " ")
 
 
 def cut_middle(text: str, length: int) -> str:

@@ -12,7 +12,8 @@ from rich.text import Text
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import Interval, percent
 from sdjax.report.data import read_report
-from sdjax.report.results import TestRow, cut_middle, display_name, shown_metrics
+from sdjax.report.results import TestRow, cut_middle, shown_metrics
+from sdjax.search.entry_names import display_name
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN
 
@@ -34,19 +35,21 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
     rows = report.tables.get(setting, ())
     title = f"Test accuracy (%), setting {visible(setting)}"
     table, notes = rows_table(rows, report.metric, title=title, width=width)
+    has_confirmation = any(row.confirmation is not None for row in rows)
     if any(row.is_answer for row in rows):
         notes.insert(
             0,
-            "* the run's answer: best development score; `sdjax merge --run DIR --rank RANK OUT` "
-            "writes it",
+            "* the run's best program, by "
+            f"{'confirmation' if has_confirmation else 'development'} score; "
+            "`sdjax merge --run DIR --rank RANK OUT` writes it",
         )
-    answers: Sequence[str] = ()
+    answer: Sequence[str] = ()
     if setting == MAIN:
-        answers = report.answers
+        answer = () if report.answer is None else (visible(report.answer.sentence),)
         notes += report.missing
     else:
         notes += gain_notes(rows, report.best_method, "the best method")
-    return Group(*map(Text, answers), table, *map(Text, notes))
+    return Group(*map(Text, answer), table, *map(Text, notes))
 
 
 def rows_table(
@@ -121,6 +124,8 @@ def _fitting_columns(
             ("name", [Text(name) for name in names]),
             ("dev.", [Text(percent(row.development)) for row in rows]),
         ]
+        if any(row.confirmation is not None for row in rows):
+            columns.append(("conf.", [Text(percent(row.confirmation)) for row in rows]))
         if any(row.tuned_on for row in rows):
             columns.insert(2, ("tuned on", [Text(row.tuned_on) for row in rows]))
         for name in accuracies:

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import Interval
-from sdjax.report.results import TestRow, display_name, result_rows
+from sdjax.report.results import TestRow, result_rows
 from sdjax.report.terminal import TABLE_WIDTH, gain_notes, rows_table
 from sdjax.search.baselines import expert_entry
 from sdjax.search.config import RunConfig
+from sdjax.search.entry_names import display_name
 from sdjax.search.ranking import complete_scores
 from sdjax.search.store import Store
 from sdjax.search.transfer import Transfer, Winners

@@ -25,7 +25,7 @@ from sdjax.search.plan import RunPlan, plan_run
 from sdjax.search.provenance import plan_inputs
 from sdjax.search.resume import run_changes
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, TEST, Change
+from sdjax.search.types import CONFIRMATION, DEVELOPMENT, TEST, Change
 
 
 def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
@@ -44,6 +44,8 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
     problems = {split: len(plan.problems[split]) for split in (DEVELOPMENT, TEST)}
     test_models = 1 + len(experts) + tuned_method_count(config)
     test_programs = config.test.top_k * (1 + len(program_controls(config)))
+    confirmed = len(plan.problems.get(CONFIRMATION, ()))
+    confirmation = f"{_count(confirmed, 'confirmation problem')} and " if confirmed else ""
     return [
         f"run {config.name}{where}, on {_describe_devices()}",
         models,
@@ -52,7 +54,8 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
         *_describe_controls(config),
         f"test: the best {_count(test_programs, 'program')} and at most "
-        f"{_count(test_models, 'baseline')} on {_count(problems[TEST], 'problem')}"
+        f"{_count(test_models, 'baseline')} on {confirmation}"
+        f"{_count(problems[TEST], 'test problem')}"
         f"{', with the experts of the search and of the transfer' if transfer else ''}",
     ]
 

@@ -68,7 +68,7 @@ def score_baseline(
         name: entry name.
         detail: method and hyperparameters, or family and tuned values; None for the seed and the
             experts.
-        split: "development" or "test".
+        split: "development", "confirmation" or "test".
         setting: name of the setting whose models are merged.
     """
     if _is_settled(store, name, split, setting):

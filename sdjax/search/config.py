@@ -70,6 +70,9 @@ class TaskConfig:
         data: a file or folder with the task's problems; null reads those of gsm8k, math and svamp
             from the Hugging Face Hub.
         development: number of development problems; null uses the task's default.
+        confirmation: number of the development problems that the search never sees. The finalists
+            are scored on them before the test, which chooses the run's answer. Null sets half of
+            the development problems aside, 0 none, as in the paper.
         test: number of test problems; null uses the task's default.
         shots: number of worked examples before each problem; null uses the task's default.
         prompt: format of prompts, plain text or the chat template.
@@ -79,6 +82,7 @@ class TaskConfig:
     name: NonEmptyStr
     data: NonEmptyStr | None = None
     development: PositiveInt | None = None
+    confirmation: NonNegativeInt | None = None
     test: PositiveInt | None = None
     shots: NonNegativeInt | None = None
     prompt: Literal["plain", "chat"] = "plain"
@@ -260,12 +264,17 @@ class TestConfig:
     """Config of the final test.
 
     Attributes:
-        top_k: number of best programs by development score to score on the test problems.
+        top_k: number of best programs by development score to score on the confirmation and on the
+            test problems.
+        ablations: number of those programs, best first, that are taken apart on the confirmation
+            problems: scaled, without each constant, without each expert, and so on. Null takes all
+            of them apart. There are none without confirmation problems.
     """
 
     __test__ = False  # pytest would collect a class named Test…
 
     top_k: PositiveInt = 15
+    ablations: NonNegativeInt | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -409,6 +418,7 @@ _EARLIER_RUNS: Mapping[str, Any] = {
     "race": None,
     "tuning": None,
     "controls": None,
+    "task": {"confirmation": 0},
 }
 
 
@@ -420,7 +430,18 @@ def config_from(data: Mapping[str, Any], where: str, overrides: Sequence[str] = 
         where: the run, with which error messages start.
         overrides: assignments such as "iterations=2".
     """
-    return dataclass_from(RunConfig, {**_EARLIER_RUNS, **data}, where, overrides)
+    return dataclass_from(RunConfig, _with_keys(data, _EARLIER_RUNS), where, overrides)
+
+
+def _with_keys(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested data with the defaults of missing keys; sections are not added."""
+    filled = dict(data)
+    for key, default in defaults.items():
+        if not isinstance(default, Mapping):
+            filled.setdefault(key, default)
+        elif isinstance(section := filled.get(key), Mapping):
+            filled[key] = _with_keys(section, default)
+    return filled
 
 
 def method_entry(method: str, hyperparameters: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from sdjax.search.ranking import complete_scores, development_scores, ranked_pro
 from sdjax.search.score_types import Application
 from sdjax.search.store import Store
 from sdjax.search.types import (
+    CONFIRMATION,
     DEVELOPMENT,
     MAIN,
     NOT_JUDGED,
@@ -183,6 +184,8 @@ def units_done(store: Store, phase: str) -> int:
             return sum(TUNING in entry.detail for entry in store.by_key(Entry).values())
         case "controls":
             return len(_tuned_families(store))
+        case "confirm":
+            return sum(summary.complete for summary in store.summaries(CONFIRMATION))
         case "test":
             return sum(summary.complete for summary in store.summaries(TEST, None))
     return len(store.summaries(DEVELOPMENT))

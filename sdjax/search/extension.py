@@ -65,6 +65,7 @@ EXTENSIONS: dict[str, _Extension] = {
     "iterations": _LARGER,
     "generation.samples": _LARGER,
     "test.top_k": _LARGER,
+    "test.ablations": _ANY,
     "training.after_last": _ANY,
     "baselines.paper.*": _MORE_POINTS,
     "baselines.fine.*": _MORE_POINTS,

@@ -1,23 +1,70 @@
-"""The final evaluation on the test problems, of a run and of a transfer."""
+"""The final evaluation of a run and of a transfer: confirmation, then the test, once.
+
+Finalists and controls are scored on the confirmation problems, which choose the one that the answer
+is about, before any of them is scored on the test problems. Each time that entries are added to the
+test, an opening is recorded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 from sdjax.core.progress import progress_bar
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.search.baselines import score_baseline
+from sdjax.search.baselines import expert_entry, score_baseline, tuned_methods
+from sdjax.search.config import RunConfig
 from sdjax.search.context import ScoringContext
+from sdjax.search.controls import program_controls, tuned_controls
+from sdjax.search.ranking import finalists
+from sdjax.search.score_types import TestOpening
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
-from sdjax.search.types import TEST, Entry
+from sdjax.search.types import CONFIRMATION, MAIN, SEARCH, TEST, Entry
+
+Entries = Mapping[str, str | None]
+"""The identity of each program, and None for each baseline, by name of the entry."""
+
+
+def final_entries(config: RunConfig, store: Store) -> Entries:
+    """Return what is confirmed and tested: baselines, controls, and the finalists.
+
+    Args:
+        config: the run's config.
+        store: the run's store. Confirmation scores may add the other form of the best program; see
+            `sdjax.search.ranking.finalists`.
+    """
+    names = [
+        "seed",
+        *map(expert_entry, config.slots),
+        *tuned_methods(config, store),
+        *tuned_controls(store),
+    ]
+    programs = [
+        program
+        for purpose in (SEARCH, *program_controls(config))
+        for program in finalists(store, config.task.metric, config.test.top_k, purpose)
+    ]
+    return {**dict.fromkeys(names), **{program.name: program.identity for program in programs}}
+
+
+def confirm(context: ScoringContext, store: Store, sandbox: Sandbox | None) -> None:
+    """Score finalists and controls on the confirmation problems, if there are any.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+        sandbox: the sandbox on the main process; None on the others.
+    """
+    if CONFIRMATION not in context.problems:
+        return
+    for _ in range(2):  # the scores may add the other form of the best program
+        entries = final_entries(context.config, store)
+        _score_entries(context, store, sandbox, entries, CONFIRMATION, [MAIN], title="confirm")
 
 
 def score_test(
-    context: ScoringContext,
-    store: Store,
-    sandbox: Sandbox | None,
-    entries: Mapping[str, str | None],
+    context: ScoringContext, store: Store, sandbox: Sandbox | None, entries: Entries
 ) -> None:
     """Score entries on the test problems, with the experts of each setting.
 
@@ -25,21 +72,53 @@ def score_test(
         context: the loaded models.
         store: the store of the results.
         sandbox: the sandbox on the main process; None on the others.
-        entries: the identity of each program, and None for each baseline, by name of the entry.
+        entries: what is scored.
     """
+    for setting in context.settings:
+        record_opening(store, entries, setting)
+    _score_entries(context, store, sandbox, entries, TEST, list(context.settings), title="test")
+
+
+def record_opening(store: Store, entries: Entries, setting: str) -> None:
+    """Record that the test is about to be opened, unless all entries are part of earlier openings.
+
+    A store of an earlier version did not record openings; what it has tested counts as one.
+    """
+    earlier = store.select(TestOpening, setting=setting)
+    if not earlier and (tested := [one.entry for one in store.summaries(TEST, setting)]):
+        store.save(TestOpening(setting=setting, number=1, entries=tuple(tested)))
+        earlier = store.select(TestOpening, setting=setting)
+    known = set(chain.from_iterable(one.entries for one in earlier))
+    if new := tuple(name for name in entries if name not in known):
+        store.save(TestOpening(setting=setting, number=len(earlier) + 1, entries=new))
+
+
+def _score_entries(
+    context: ScoringContext,
+    store: Store,
+    sandbox: Sandbox | None,
+    entries: Entries,
+    split: str,
+    settings: list[str],
+    *,
+    title: str,
+) -> None:
+    """Score entries on a split with the experts of some settings, unless they have a score."""
     details = {name: entry.detail for name, entry in store.by_key(Entry).items()}
     tasks = [
         (name, setting)
-        for setting in context.settings
+        for setting in settings
         for name in entries
-        if not store.is_complete(name, TEST, setting)
+        if not store.is_complete(name, split, setting)
     ]
-    total = len(context.settings) * len(entries)
-    with progress_bar("test", total, completed=total - len(tasks)) as advance:
+    if not tasks:
+        return
+    total = len(settings) * len(entries)
+    with progress_bar(title, total, completed=total - len(tasks)) as advance:
         for name, setting in tasks:
             identity = entries[name]
             if identity is None:
-                score_baseline(context, store, name, details[name] or None, TEST, setting)
+                score_baseline(context, store, name, details[name] or None, split, setting)
             else:
-                score_program(context, store, sandbox, identity, TEST, setting)
+                score_program(context, store, sandbox, identity, split, setting)
             advance()

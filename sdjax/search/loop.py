@@ -11,11 +11,8 @@ from sdjax.io.peft import write_adapter
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.announcement import announce, announce_resumption
-from sdjax.search.baselines import (
-    expert_entry,
-    score_baselines,
-    tuned_methods,
-)
+from sdjax.search.answer import save_answer
+from sdjax.search.baselines import score_baselines
 from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
 from sdjax.search.control_programs import try_control_programs
@@ -24,9 +21,8 @@ from sdjax.search.controls import (
     check_controls,
     control_names,
     program_controls,
-    tuned_controls,
 )
-from sdjax.search.final_test import score_test
+from sdjax.search.final_test import confirm, final_entries, score_test
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.multihost import (
     check_resumption,
@@ -43,12 +39,12 @@ from sdjax.search.phases import (
     scored_samples,
 )
 from sdjax.search.plan import plan_run
-from sdjax.search.ranking import best_method, complete_scores, finalists
+from sdjax.search.ranking import best_method, complete_scores
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
 from sdjax.search.tune import tune_entries
-from sdjax.search.types import SEARCH, Checkpoint, Lineage
+from sdjax.search.types import Checkpoint, Lineage
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
@@ -125,8 +121,11 @@ def run_search(
                     with clock.timed(0, "tune"):
                         tune_entries(context, store, sandbox)
                 run_controls(context, store, sandbox, clock)
+                with clock.timed(0, "confirm"):
+                    confirm(context, store, sandbox)
                 with clock.timed(0, "test"):
-                    run_test(context, store, sandbox)
+                    score_test(context, store, sandbox, final_entries(config, store))
+                save_answer(store, config.task.metric)
         store.finish()
 
 
@@ -240,25 +239,6 @@ def export_generator(
         return
     adapter, _ = checkpoints.restore_adapter(iteration, reference=context.new_adapter())
     write_adapter(path, context.model, adapter, base=context.config.seed)
-
-
-def run_test(context: RunContext, store: Store, sandbox: Sandbox | None) -> None:
-    """Score the best programs and the controls on the test problems, once.
-
-    The same programs are then scored, unchanged, on the transfer experts.
-    """
-    config = context.config
-    programs = [
-        program
-        for purpose in (SEARCH, *program_controls(config))
-        for program in finalists(store, config.task.metric, config.test.top_k, purpose)
-    ]
-    experts = [expert_entry(slot) for slot in config.slots]
-    entries: dict[str, str | None] = dict.fromkeys(
-        ["seed", *experts, *tuned_methods(config, store), *tuned_controls(store)]
-    )
-    entries |= {program.name: program.identity for program in programs}
-    score_test(context, store, sandbox, entries)
 
 
 def _baseline_summary(context: RunContext, store: Store) -> str:

@@ -31,8 +31,9 @@ from sdjax.programs.signature import model_signature
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.search.config import ExpertConfig, RunConfig, prompt_template
 from sdjax.search.grids import check_methods
-from sdjax.search.types import DEVELOPMENT, MAIN, TEST, TRANSFER
+from sdjax.search.types import CONFIRMATION, DEVELOPMENT, MAIN, TEST, TRANSFER
 from sdjax.training.warmstart import signature_digest
+from sdjax.tuning.candidates import split_development
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +47,8 @@ class ScoringPlan:
         mesh: devices of the run; None on a single device.
         paths: paths of the tensors in scope.
         task: the task that models are scored on.
-        problems: for each split, the problems with their prompts.
+        problems: for each split, the problems with their prompts. Those of the splits
+            "development" and "confirmation" are disjoint parts of the task's development problems.
         eval_decoder: decoder that solves problems.
         signature: merge signature that programs are verified against.
     """
@@ -168,9 +170,7 @@ def plan_scoring(config: RunConfig, *, trust_code: bool = False) -> ScoringPlan:
         mesh=mesh,
         paths=tuple(paths),
         task=task,
-        problems={
-            split: _load_problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
-        },
+        problems=_load_splits(task, config, tokenizer),
         eval_decoder=eval_decoder,
         signature=model_signature(model, config.slots, config.scope, config.sandbox),
     )
@@ -245,6 +245,26 @@ def load_task(config: RunConfig, *, trust_code: bool) -> Task:
             trust_code=trust_code,
             allow_missing=config.sandbox.allow_missing,
         )
+
+
+def _load_splits(
+    task: Task, config: RunConfig, tokenizer: Tokenizer
+) -> dict[str, Sequence[PromptedProblem]]:
+    """Return the problems of each split; without confirmation problems there is no such split."""
+    splits = {
+        split: _load_problems(task, split, config, tokenizer) for split in (DEVELOPMENT, TEST)
+    }
+    development = splits[DEVELOPMENT]
+    count = config.task.confirmation
+    if count == 0 or (count is None and len(development) < 2):
+        return splits
+    with errors_at(config, "task.confirmation"):
+        search, _ = split_development([item.problem for item in development], count)
+    seen = set(map(id, search))
+    return splits | {
+        DEVELOPMENT: [item for item in development if id(item.problem) in seen],
+        CONFIRMATION: [item for item in development if id(item.problem) not in seen],
+    }
 
 
 def _load_problems(

@@ -2,6 +2,10 @@
 
 Every ranking is by descending score, with ties broken by name. The name of a discovered program
 ends with its identity, so ties between programs are broken by identity.
+
+The search ranks by development score. After it, finalists and controls are scored on confirmation
+problems, by which no number was tuned and nothing was selected, and these scores alone decide about
+them (`selection_order`): a development score says the less the more was tuned on it.
 """
 
 from __future__ import annotations
@@ -10,7 +14,15 @@ from collections.abc import Iterable, Mapping
 
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs
-from sdjax.search.types import RANDOM, SEARCH, UNTRAINED, Entry, JudgedSample, program_entry
+from sdjax.search.types import (
+    CONFIRMATION,
+    RANDOM,
+    SEARCH,
+    UNTRAINED,
+    Entry,
+    JudgedSample,
+    program_entry,
+)
 
 
 def rank_key(score: float, name: str) -> tuple[float, str]:
@@ -31,7 +43,7 @@ def complete_scores(
     Args:
         store: the run's store.
         metric: "strict" or "flexible".
-        split: "development" or "test".
+        split: "development", "confirmation" or "test".
         setting: name of the setting in which the entries were scored.
     """
     return {
@@ -114,8 +126,38 @@ def ranked_programs(store: Store, metric: str, purpose: str = SEARCH) -> list[En
     return [entries[name] for name in ranked(scores) if name in names]
 
 
+def selection_order(store: Store, metric: str, names: Iterable[str]) -> list[str]:
+    """Return entries with a development score, best first: those with a confirmation score first.
+
+    Entries with confirmation scores are ordered by these, ties by development score; the others
+    follow by development score.
+
+    Args:
+        store: the run's store.
+        metric: "strict" or "flexible".
+        names: names of the entries.
+    """
+    development = complete_scores(store, metric)
+    confirmation = complete_scores(store, metric, split=CONFIRMATION)
+
+    def key(name: str) -> tuple[bool, float, float, str]:
+        confirmed = confirmation.get(name)
+        return (confirmed is None, -(confirmed or 0.0), *rank_key(development[name], name))
+
+    return sorted((name for name in names if name in development), key=key)
+
+
+def final_ranking(store: Store, metric: str, purpose: str = SEARCH) -> list[Entry]:
+    """Return the programs of a purpose in `selection_order`; the first one is its best."""
+    programs = {entry.name: entry for entry in ranked_programs(store, metric, purpose)}
+    return [programs[name] for name in selection_order(store, metric, programs)]
+
+
 def finalists(store: Store, metric: str, count: int, purpose: str = SEARCH) -> list[Entry]:
-    """Return the programs to test: the best ones, and the best as it was written.
+    """Return the programs to confirm and to test.
+
+    These are the best ones by development score, the best one as it was written, and the best one
+    by confirmation score both as it was written and as it was tuned.
 
     Args:
         store: the run's store.
@@ -123,10 +165,48 @@ def finalists(store: Store, metric: str, count: int, purpose: str = SEARCH) -> l
         count: number of best programs, tuned ones included.
         purpose: whose programs.
     """
-    programs = ranked_programs(store, metric, purpose)
-    best = programs[:count]
-    written = [program for program in programs if "tuned_from" not in program.detail]
-    return best + [program for program in written[:1] if program not in best]
+    ranking = ranked_programs(store, metric, purpose)
+    written = next((one for one in ranking if not is_tuned(one)), None)
+    forms = both_forms(store, metric, final_ranking(store, metric, purpose)[0]) if ranking else ()
+    chosen = [one for one in (*ranking[:count], written, *forms) if one is not None]
+    return list({one.name: one for one in chosen}.values())
+
+
+def is_tuned(program: Entry) -> bool:
+    """Return whether the numbers of a program are tuned ones, and not as they were written."""
+    return program.detail.get("tuned_from", program.identity) != program.identity
+
+
+def both_forms(store: Store, metric: str, program: Entry) -> tuple[Entry | None, Entry | None]:
+    """Return a program as it was tuned and as it was written; None if there is no such form.
+
+    Args:
+        store: the run's store.
+        metric: "strict" or "flexible".
+        program: the program in either form. If it was tuned several times from the same numbers,
+            and this is not one of the results, the best result counts.
+    """
+    entries = store.by_key(Entry)
+    if is_tuned(program):
+        return program, _as_written(entries, program)
+    programs = [name for name, entry in entries.items() if entry.kind == "program"]
+    for name in selection_order(store, metric, programs):
+        entry = entries[name]
+        if is_tuned(entry) and _as_written(entries, entry) == program:
+            return entry, program
+    return None, program
+
+
+def _as_written(entries: Mapping[str, Entry], program: Entry) -> Entry | None:
+    """Return the program that a tuned one comes from, in one or more steps; None without one."""
+    steps = {program.name}
+    while is_tuned(program):
+        origin = entries.get(program_entry(str(program.detail["tuned_from"])))
+        if origin is None or origin.name in steps:
+            return None
+        steps.add(origin.name)
+        program = origin
+    return program
 
 
 def best_method(store: Store, metric: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The records of scores in a run's store: applied entries, structures, answers, preference pairs.
+"""The records of scores in a run's store: applied entries, their outcomes, and what follows.
 
 Entries and settings are records of `sdjax.search.types`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sdjax.evaluation.statistics import Interval
 from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import ADMITTED
 from sdjax.search.types import MAIN
@@ -51,7 +52,7 @@ class Evaluation:
     Attributes:
         entry: name of the entry.
         setting: name of the setting whose models are merged.
-        split: "development" or "test".
+        split: "development", "confirmation" or "test".
         complete: whether every problem has an outcome.
     """
 
@@ -68,7 +69,7 @@ class StoredOutcome:
     Attributes:
         entry: name of the entry.
         setting: name of the setting whose models are merged.
-        split: "development" or "test".
+        split: "development", "confirmation" or "test".
         outcome: the model's output and its grades.
     """
 
@@ -198,3 +199,83 @@ class StoredPair(Pair):
 
     iteration: int
     number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOpening:
+    """One opening of the test problems, which scores entries that were not tested before.
+
+    Attributes:
+        setting: name of the setting whose models are merged.
+        number: 1 for the first opening. A later one follows an extension of the run.
+        entries: names of the entries that are tested.
+    """
+
+    __test__ = False  # pytest would collect a class named Test…
+
+    setting: str = MAIN
+    number: int
+    entries: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A tested program, compared with the best control that has at most as many tuned numbers.
+
+    Attributes:
+        opening: number of times that the test had been opened.
+        program: entry name of the program.
+        program_numbers: number of its tuned numbers; 0 if it is as it was written.
+        control: entry name of the control.
+        control_numbers: number of the control's tuned numbers; 0 for a method from a grid.
+        problems: number of test problems.
+        gain: accuracy of the program minus that of the control on the test problems.
+        low: lower end of the interval of `gain`.
+        high: upper end of the interval of `gain`.
+        p_value: of the two-sided paired t-test of no difference.
+        confidence: confidence level of the interval, by Holm's procedure over all comparisons; see
+            `sdjax.search.answer`.
+    """
+
+    opening: int
+    program: str
+    program_numbers: int
+    control: str
+    control_numbers: int
+    problems: int
+    gain: float
+    low: float
+    high: float
+    p_value: float
+    confidence: float
+
+    @property
+    def is_discovery(self) -> bool:
+        """Whether the program is better than the control."""
+        return self.low > 0
+
+    @property
+    def interval(self) -> Interval:
+        """The gain with its interval."""
+        return Interval(mean=self.gain, low=self.low, high=self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer of a run: whether anything was discovered.
+
+    Attributes:
+        opening: number of times that the test had been opened.
+        sentence: the answer in one sentence.
+        is_discovery: whether the best program is better than its control, as tuned or as written.
+        tuned: entry name of the best program as it was tuned; None if it was not.
+        written: entry name of the best program as it was written.
+        selected_by: split by whose scores the best program and the controls were selected.
+    """
+
+    opening: int
+    sentence: str
+    is_discovery: bool
+    tuned: str | None
+    written: str | None
+    selected_by: str

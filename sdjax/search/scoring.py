@@ -70,7 +70,7 @@ def score_program(
         store: the run's store.
         sandbox: the sandbox on the main process, which tries the merge first; None on the others.
         identity: identity of the program.
-        split: "development" or "test".
+        split: "development", "confirmation" or "test".
         setting: name of the setting.
         limit: answer only the first problems in `racing_order`; all by default.
     """
@@ -122,7 +122,7 @@ def score(
         store: the run's store.
         entry: name of a saved entry.
         params: parameters of the entry's model.
-        split: "development" or "test".
+        split: "development", "confirmation" or "test".
         setting: name of the setting in which the entry was applied.
         limit: answer only the first problems in `racing_order`; all by default.
     """

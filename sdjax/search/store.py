@@ -22,6 +22,7 @@ from sdjax.sandbox.verdict import DuplicateIndex
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.database import Database, now
 from sdjax.search.sample_status import judged_sample
+from sdjax.search.schema import TABLES, migrations, schema
 from sdjax.search.score_types import (
     Application,
     CandidateOutcome,
@@ -29,7 +30,6 @@ from sdjax.search.score_types import (
     StoredOutcome,
     Summary,
 )
-from sdjax.search.tables import TABLES, migrations, schema
 from sdjax.search.types import (
     MAIN,
     SEARCH,
@@ -317,7 +317,7 @@ class Store:
 
         Args:
             entry: name of a saved entry.
-            split: "development" or "test".
+            split: "development", "confirmation" or "test".
             outcomes: outcomes of problems that do not have one yet.
             complete: whether these outcomes complete the evaluation.
             setting: name of a saved setting.

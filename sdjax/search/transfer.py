@@ -38,7 +38,7 @@ from sdjax.search.limits import limits_of_run
 from sdjax.search.multihost import open_sandbox, open_store
 from sdjax.search.plan import ScoringPlan, load_task, plan_scoring
 from sdjax.search.provenance import run_inputs
-from sdjax.search.ranking import complete_scores, ranked, ranked_programs
+from sdjax.search.ranking import complete_scores, final_ranking, ranked
 from sdjax.search.score_types import Application
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
@@ -185,7 +185,7 @@ def read_winners(run: Path, options: TransferOptions) -> Winners:
         limits = limits_of_run(config, run, trusted=options.trust_limits)
         sandbox = dataclasses.replace(limits, allow_missing=options.allow_missing)
         config = dataclasses.replace(config, sandbox=sandbox)
-        programs = ranked_programs(store, config.task.metric)
+        programs = final_ranking(store, config.task.metric)
         if len(programs) < options.top_k:
             raise UserError(
                 f"{run}: the run has {len(programs)} scored programs, fewer than {options.top_k}; "

@@ -1,6 +1,6 @@
 """The records of a run and its programs; those of scores are in `sdjax.search.score_types`.
 
-Each record is a row of a table; `sdjax.search.tables` derives the tables from these classes.
+Each record is a row of a table; `sdjax.search.schema` derives the tables from these classes.
 
 An *entry* is anything that is scored: the seed, an expert, a human-designed method, or a program
 discovered by the run. A *setting* is the input of a merge: the seed model, the model in each slot,
@@ -23,6 +23,7 @@ RANDOM = "random"  # purpose of the random programs of the grammar
 UNTRAINED = "untrained"  # purpose of the programs of the untrained generator
 PURPOSES = (SEARCH, RANDOM, UNTRAINED)
 DEVELOPMENT = "development"
+CONFIRMATION = "confirmation"  # development problems that the search never sees
 TEST = "test"
 NO_PROGRAM, NOT_JUDGED = "no program", "not judged"  # statuses of samples without a verdict
 
@@ -179,7 +180,8 @@ class Phase:
     Attributes:
         iteration: number of the iteration, or of the batch of control programs; 0 for phases of the
             whole run.
-        name: "baselines", "generate", "admit", "score", "refine", "tune", "controls" or "test";
+        name: "baselines", "generate", "admit", "score", "refine", "tune", "controls",
+            "confirm", "ablate" or "test";
             those of control programs end with their purpose, as in "score random".
         seconds: duration in seconds, without interrupted calls, and with later work on a run that
             was extended.
@@ -339,13 +341,14 @@ class Entry:
     """A scored item: a model, a method or a program.
 
     Attributes:
-        name: name such as "seed", "expert:expert_1", "method:ties(density=0.4)" or
-            "program:IDENTITY".
-        kind: "seed", "expert", "method" or "program".
+        name: name such as "seed", "expert:expert_1", "method:ties(density=0.4)",
+            "program:IDENTITY" or "ablation:IDENTITY:scaled by 0.5".
+        kind: "seed", "expert", "method", "program" or "ablation".
         identity: identity of a program; None for other kinds.
         detail: of a method, its name, hyperparameters and grids; of a tuned control, its family,
             values and cost; of a tuned program, the identity of the program that it was tuned from.
-            Both have the number of their tuned constants.
+            Both have the number of their tuned constants. Of an ablation, its program and what was
+            changed.
     """
 
     name: str

@@ -20,26 +20,38 @@ from sdjax.merging.engine import Merger
 from sdjax.merging.merged_model import MergedModel
 
 
-def split_development(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """Return two disjoint halves of the development problems, each in the task's order.
+def split_development(
+    problems: Sequence[Problem], held_out: int | None = None
+) -> tuple[list[Problem], list[Problem]]:
+    """Return two disjoint parts of the development problems, each in the task's order.
 
-    A search chooses by the first; the second, which it never sees, says what was gained. The halves
+    A search chooses by the first; the second, which it never sees, says what was gained. The parts
     depend only on the problems' ids and questions.
 
+    Args:
+        problems: the development problems.
+        held_out: number of problems in the second part; by default half of them, rounded down.
+
     Raises:
-        UserError: there are fewer than two problems.
+        UserError: a part would be empty.
     """
+    count = len(problems) // 2 if held_out is None else held_out
     if len(problems) < 2:
         raise UserError(
             f"tuning needs at least 2 development problems, not {len(problems)}: half of them to "
             "choose by, the other half to confirm the gain"
+        )
+    if not 0 < count < len(problems):
+        raise UserError(
+            f"{count} of {len(problems)} development problems cannot be held out: at least one "
+            "must be left to choose by"
         )
 
     def digest(problem: Problem) -> bytes:
         text = f"{problem.id}\0{problem.question}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
-    first = {id(problem) for problem in sorted(problems, key=digest)[: -(-len(problems) // 2)]}
+    first = {id(problem) for problem in sorted(problems, key=digest)[: len(problems) - count]}
     return (
         [problem for problem in problems if id(problem) in first],
         [problem for problem in problems if id(problem) not in first],

@@ -5,9 +5,11 @@ import pytest
 
 from sdjax.evaluation.statistics import (
     accuracy_interval,
+    holm_levels,
     mean_interval,
     paired_by_key,
     paired_difference,
+    paired_p_value,
 )
 
 
@@ -81,3 +83,26 @@ def test_empty_input_raises_value_error():
     ):
         with pytest.raises(ValueError, match=r"need|expected pairs"):
             call()
+
+
+def test_holm_levels_by_hand():
+    # In the order of the p-values: 0.005 <= 0.05 / 4, 0.011 <= 0.05 / 3, 0.02 <= 0.05 / 2,
+    # 0.04 <= 0.05.
+    assert holm_levels([0.011, 0.04, 0.005, 0.02]) == [0.05 / 3, 0.05, 0.05 / 4, 0.05 / 2]
+    # 0.01 <= 0.05 / 4, but 0.02 > 0.05 / 3: the procedure stops, also for 0.03 and for 0.04, which
+    # its own step would have rejected.
+    assert holm_levels([0.01, 0.04, 0.03, 0.02]) == [0.05 / 4, 0.05 / 3, 0.05 / 3, 0.05 / 3]
+    assert holm_levels([0.2, 0.6]) == [0.05 / 2, 0.05 / 2]
+    assert holm_levels([0.2], 0.1) == [0.1]
+    assert holm_levels([]) == []
+
+
+@pytest.mark.parametrize("flips", [3, 12, 40])
+def test_p_value_agrees_with_the_interval(flips):
+    a, b = np.zeros(200), np.zeros(200)
+    a[:flips], b[flips : flips + 2] = 1, 1
+    p_value = paired_p_value(a, b)
+    for level in (0.5, 0.05, 0.05 / 6, 1e-9):
+        assert (p_value < level) == paired_difference(a, b, 1 - level).excludes_zero
+    assert paired_p_value(a, a) == paired_p_value([1.0], [0.0]) == 1
+    assert paired_p_value(a + 1, a) == 0

@@ -68,13 +68,13 @@ def read_run(folder: Path) -> None:
     from sdjax.cli.sandbox_options import signature_from_options
     from sdjax.search.context import verify_stored
     from sdjax.search.pairs import preferences_of_run
-    from sdjax.search.ranking import ranked_programs
+    from sdjax.search.ranking import final_ranking
     from sdjax.search.store import Store
 
     preferences_of_run(folder)
     with Store.open(folder) as store:
         config = store.config()
-        programs = ranked_programs(store, config.task.metric)
+        programs = final_ranking(store, config.task.metric)
         program = store.program(programs[0].identity or "") if programs else None
     signature = signature_from_options(model=None, experts=None, scope=None, run=folder)
     if program is not None:

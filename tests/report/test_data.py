@@ -7,7 +7,8 @@ from sdjax.evaluation.task import Outcome
 from sdjax.report import final_table
 from sdjax.report.data import read_report
 from sdjax.report.page import render
-from sdjax.report.results import cut_middle, display_name, final_rows, shown_metrics
+from sdjax.report.results import cut_middle, final_rows, shown_metrics
+from sdjax.search.entry_names import display_name
 from sdjax.search.score_types import Application, StoredPair
 from sdjax.search.types import Entry, Program, program_entry
 
@@ -76,8 +77,8 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
     )
     assert rows[-1].method_gain == paired_by_key(best, method)
     (answer,) = [row for row in rows if row.is_answer]
-    assert display_name(answer.name) in report.answers[0]
-    assert str(final_table(finished).renderables[0]) == report.answers[0]
+    assert display_name(answer.name) in report.answer.sentence
+    assert str(final_table(finished).renderables[0]) == report.answer.sentence
     compared = f"vs. the best method, {display_name(report.best_method)}: "
     notes = final_table(finished, "transfer").renderables
     assert any(compared in str(note) for note in notes)

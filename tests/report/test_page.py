@@ -150,7 +150,7 @@ def test_final_table_has_one_line_per_row(finished, width):
     assert sum("task_arithmetic" in line for line in body) == (3 if width > 60 else 0)
     differences = 2 if width >= 100 else 1
     assert len(re.findall(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", body[3])) == differences
-    assert "* the run's answer" in " ".join(lines)
+    assert "* the run's best program" in " ".join(lines)
 
 
 def test_long_names_are_cut_in_the_table(tmp_path, made_up):
@@ -178,7 +178,7 @@ def test_page_and_terminal_agree(finished, page):
                 re.sub(r"<small>.*?</small>|<[^>]+>", "", cell).strip()
                 for cell in re.findall(r"<td.*?</td>", row, flags=re.S)
             ]
-            assert cells[1].endswith("the run's answer") == line.strip().startswith("*")
+            assert cells[1].endswith("the run's best program") == line.strip().startswith("*")
             shown = re.sub(r"\[.*?\]", "", line.replace("*", "")).split()
             assert shown[0] == cells[0]
             assert shown[1:3] == cells[1].split()[:2]

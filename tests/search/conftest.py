@@ -18,7 +18,7 @@ def small_config() -> RunConfig:
     return dataclasses.replace(
         config,
         iterations=2,
-        task=dataclasses.replace(config.task, development=24, test=24),
+        task=dataclasses.replace(config.task, development=24, confirmation=0, test=24),
         generation=dataclasses.replace(
             config.generation,
             samples=8,

@@ -33,7 +33,9 @@ def sums(small_config, tmp_path):
     for split, count in (("test", 6), ("train", 4)):
         rows = [{"question": f"{split} 1+{i}=", "answer": 1 + i} for i in range(count)]
         (tmp_path / f"sums_{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = TaskConfig(name=str(tmp_path / "sums_test.jsonl"), development=2, shots=2)
+    task = TaskConfig(
+        name=str(tmp_path / "sums_test.jsonl"), development=2, confirmation=0, shots=2
+    )
     sizes = DecoderConfig(slots=4, prefill_batch=4, buckets=(96,), max_new_tokens=8)
     return dataclasses.replace(small_config, task=task, evaluation=sizes)
 
@@ -47,6 +49,26 @@ def test_worked_examples_and_splits(sums):
         assert len(examples) == 2
         assert all(example.startswith("train 1+") for example in examples)
         assert question == f"{one.problem.question}\nA:"
+
+
+@pytest.mark.parametrize(("confirmation", "count"), [(None, 12), (5, 5), (0, 0)])
+def test_confirmation_problems_are_disjoint_from_those_of_the_search(
+    small_config, confirmation, count
+):
+    everything = plan_run(small_config).problems["development"]
+    task = dataclasses.replace(small_config.task, confirmation=confirmation)
+    problems = plan_run(dataclasses.replace(small_config, task=task)).problems
+    search = [one.problem.id for one in problems["development"]]
+    confirmed = [one.problem.id for one in problems.get("confirmation", ())]
+    assert len(confirmed) == count
+    assert ("confirmation" in problems) == bool(count)
+    assert sorted(search + confirmed) == sorted(one.problem.id for one in everything)
+
+
+def test_confirmation_leaves_problems_for_the_search(small_config):
+    task = dataclasses.replace(small_config.task, confirmation=24)
+    with pytest.raises(UserError, match=r"task.confirmation: 24 of 24 development problems cannot"):
+        plan_run(dataclasses.replace(small_config, task=task))
 
 
 @pytest.mark.parametrize(

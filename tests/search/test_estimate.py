@@ -50,7 +50,7 @@ def test_announcement_counts_the_work(plan):
         "run demo, on 1 cpu device",
         "seed zoo:seed; 3 experts: zoo:reader, zoo:calculator, zoo:judge",
         "16 programs (2 iterations of 8) and 6 baselines on 24 development problems of arithmetic",
-        "test: the best 2 programs and at most 5 baselines on 24 problems",
+        "test: the best 2 programs and at most 5 baselines on 24 test problems",
     ):
         assert part in text
     assert "transfer" not in text
@@ -63,7 +63,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith(f"run demo in {folder}, on ")
-    assert "192 programs (3 iterations of 64) and 33 baselines on 8 " in lines[2]
+    assert "192 programs (3 iterations of 64) and 33 baselines on 4 " in lines[2]
     assert lines[3] == (
         "tuning: at most 3 programs, each with 6 evaluations on the development problems"
     )
@@ -71,7 +71,7 @@ def test_dry_run_writes_nothing(tmp_path):
         "controls: weights, layers, tuned; at most 192 random programs; each with at most as many "
         "evaluated problems as the programs of the search"
     )
-    assert "with the experts of the search and of the transfer" in lines[5]
+    assert "baselines on 4 confirmation problems and 8 test problems, with the experts" in lines[5]
     assert lines[6].startswith("sandbox: ")
     assert list(tmp_path.iterdir()) == []
     assert CliRunner().invoke(run, options).exit_code == 0  # no folder is needed

@@ -14,8 +14,8 @@ from sdjax.core.errors import UserError
 from sdjax.report.data import read_report
 from sdjax.search.attempts import attempt_seconds, make_attempt_the_last, pending_attempt
 from sdjax.search.database import _create_file
+from sdjax.search.schema import TABLES
 from sdjax.search.store import Store
-from sdjax.search.tables import TABLES
 from sdjax.search.types import DEVELOPMENT
 
 STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"

@@ -16,7 +16,7 @@ from sdjax.io.hf_checkpoint import write_model
 from sdjax.io.model_paths import model_folder
 from sdjax.report.transfer import read_transfer, transfer_json, transfer_rows
 from sdjax.search import scoring
-from sdjax.search.ranking import ranked_programs
+from sdjax.search.ranking import final_ranking
 from sdjax.search.score_types import Application
 from sdjax.search.store import Store
 from sdjax.search.transfer import (
@@ -80,7 +80,7 @@ def test_programs_merge_models_of_other_shapes_with_their_constants(run, tmp_pat
     assert [row.rank for row in rows if row.kind == "program"] == [1, 2, 3]
     assert {row.problems for row in rows} == {4}
     with Store.open(run) as store:
-        best = [entry.name for entry in ranked_programs(store, "strict")][:3]
+        best = [entry.name for entry in final_ranking(store, "strict")][:3]
     assert [row.name for row in rows if row.kind == "program"] == best
     # The norm of each merge is that of the program's source on these tensors.
     for name, source in data["programs"].items():

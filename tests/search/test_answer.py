@@ -1,0 +1,151 @@
+"""The run's answer: which programs and controls it compares, and what it says."""
+
+import dataclasses
+
+import pytest
+
+from sdjax.evaluation.statistics import paired_by_key
+from sdjax.evaluation.task import Outcome
+from sdjax.search.answer import compute_answer, read_answer, save_answer
+from sdjax.search.final_test import record_opening
+from sdjax.search.ranking import final_ranking, finalists
+from sdjax.search.score_types import Answer, TestOpening
+from sdjax.search.store import Store
+from sdjax.search.types import Entry, Program, Setting, program_entry
+
+
+def solved(skill, count):
+    """Return outcomes of which the first `skill` percent are correct."""
+    return [
+        Outcome(problem_id=f"p{n}", output="", strict=n < skill * count, flexible=True)
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that stores entries with their scores by split."""
+    with Store.create(tmp_path, config={}, versions={}, layers=[]) as store:
+        store.save_setting(Setting(seed="s", slots={"expert_1": "a"}, scope="mlp", task="t"))
+
+        def save(*rows):
+            for name, constants, *scores in rows:
+                detail = {"constants": constants} if constants else {}
+                if name.startswith("method:"):
+                    entry = Entry(name=name, kind="method", detail=detail)
+                else:
+                    name, _, original = name.partition(" from ")
+                    detail |= {"tuned_from": original} if original else {}
+                    store.save(Program(identity=name, source=f"# {name}"))
+                    entry = Entry(
+                        name=program_entry(name), kind="program", identity=name, detail=detail
+                    )
+                store.save(entry)
+                splits = (("development", 200), ("confirmation", 200), ("test", 400))
+                for (split, count), score in zip(splits, scores, strict=False):
+                    if score is not None:
+                        store.save_scores(entry.name, split, solved(score, count))
+            return store
+
+        yield save
+
+
+CONTROLS = (
+    ("method:grid", 0, 0.70, None, 0.70),
+    ("method:weights, tuned", 3, 0.80, None, 0.80),
+    ("method:layers, tuned", 12, 0.90, None, 0.90),
+)
+
+
+def test_each_form_is_compared_with_a_control_of_at_most_as_many_numbers(run):
+    store = run(
+        *CONTROLS,
+        ("b2", 0, 0.75, None, 0.705),
+        ("a1 from b2", 4, 0.85, None, 0.84),
+        ("c3", 0, 0.74, None, 0.70),
+    )
+    answer, comparisons = compute_answer(store, "strict")
+    assert (answer.tuned, answer.written) == ("program:a1", "program:b2")
+    assert answer.selected_by == "development"
+    tuned, written, other = comparisons
+    assert (tuned.program, tuned.control) == ("program:a1", "method:weights, tuned")
+    assert (written.program, written.control) == ("program:b2", "method:grid")
+    assert (other.program, other.gain) == ("program:c3", 0)
+    # Holm: the smallest p-value at 5 % / 3, the next at 5 % / 2, where the procedure stops.
+    assert tuned.p_value < 0.05 / 3 < 0.05 / 2 < written.p_value < other.p_value
+    assert [one.confidence for one in comparisons] == [1 - 0.05 / 3, 1 - 0.05 / 2, 1 - 0.05 / 2]
+    gain = paired_by_key(
+        {o.problem_id: float(o.strict) for o in solved(0.84, 400)},
+        {o.problem_id: float(o.strict) for o in solved(0.80, 400)},
+        1 - 0.05 / 3,
+    )
+    assert dataclasses.astuple(tuned.interval) == pytest.approx(dataclasses.astuple(gain))
+    assert answer.sentence == (
+        "Discovered as tuned only: the best program, program a1, as tuned (4 tuned numbers) minus "
+        f"weights, tuned (3 tuned numbers) {gain.in_percent(signed=True)}, as written minus grid "
+        f"{written.interval.in_percent(signed=True)} points on 400 test problems (against the best "
+        "control with at most as many tuned numbers; 95 % intervals, paired by problem, by Holm's "
+        "procedure for 3 finalists)"
+    )
+
+
+@pytest.mark.parametrize(("skill", "discovered"), [(0.8025, False), (0.79, False), (0.84, True)])
+def test_discovered_is_said_only_if_the_interval_is_above_zero(run, skill, discovered):
+    store = run(*CONTROLS, ("a1", 3, 0.85, None, skill), ("b2", 20, 0.84, None, 0.99))
+    answer, (best, _) = compute_answer(store, "strict")
+    assert best.program == "program:a1"  # by development score, whatever the test says
+    assert answer.is_discovery == (best.low > 0) == discovered
+    assert answer.sentence.startswith("Discovered: " if discovered else "Nothing discovered: ")
+
+
+def test_confirmation_scores_choose_program_and_control(run):
+    store = run(
+        ("method:grid", 0, 0.70, 0.72, 0.70),
+        ("method:other", 0, 0.71, 0.70, 0.60),
+        ("a1", 0, 0.85, 0.80, 0.80),
+        ("b2", 0, 0.84, 0.81, 0.70),
+        ("c3", 0, 0.99, None, None),  # found after the others were confirmed
+    )
+    assert [entry.name[-2:] for entry in final_ranking(store, "strict")] == ["b2", "a1", "c3"]
+    assert [entry.name[-2:] for entry in finalists(store, "strict", 2)] == ["c3", "a1", "b2"]
+    answer, comparisons = compute_answer(store, "strict")
+    assert (answer.written, answer.tuned) == ("program:b2", None)
+    assert [one.control for one in comparisons] == ["method:grid"] * 2
+    assert answer.selected_by == "confirmation"
+    assert not answer.is_discovery
+
+
+def test_only_tested_entries_are_compared(run):
+    store = run(CONTROLS[0], ("a1", 0, 0.9, None, None))
+    assert compute_answer(store, "strict") == (None, ())
+    store = run(("b2", 0, 0.95, None, 0.8))
+    answer, (comparison,) = compute_answer(store, "strict")
+    assert comparison.program == answer.written == "program:b2"
+    assert answer.sentence.endswith("95 % intervals, paired by problem)")
+
+
+def test_answer_is_kept_with_every_opening_of_the_test(run):
+    store = run(CONTROLS[0], ("a1", 0, 0.8, None, 0.8))
+    record_opening(store, {"method:grid": None, "program:a1": "a1"}, "main")
+    record_opening(store, {"method:grid": None, "program:a1": "a1"}, "main")
+    (first,) = store.select(TestOpening)
+    assert (first.number, first.entries) == (1, ("method:grid", "program:a1"))
+    save_answer(store, "strict")
+    run(("b2", 0, 0.9, None, 0.9))
+    record_opening(store, {"method:grid": None, "program:b2": "b2"}, "main")
+    save_answer(store, "strict")
+    assert [one.entries for one in store.select(TestOpening)] == [first.entries, ("program:b2",)]
+    answer, comparisons = read_answer(store, "strict")
+    assert [one.opening for one in store.select(Answer)] == [1, 2]
+    assert answer == store.select(Answer)[1]
+    assert [one.program for one in comparisons] == ["program:b2", "program:a1"]
+    assert answer.sentence.endswith("; the test was opened 2 times)")
+
+
+def test_what_an_earlier_version_tested_counts_as_one_opening(run):
+    store = run(CONTROLS[0], ("a1", 0, 0.8, None, 0.8))
+    record_opening(store, {"method:grid": None, "program:b2": "b2"}, "main")
+    assert [(one.number, one.entries) for one in store.select(TestOpening)] == [
+        (1, ("method:grid", "program:a1")),
+        (2, ("program:b2",)),
+    ]
