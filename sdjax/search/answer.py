@@ -19,10 +19,25 @@ from collections.abc import Mapping, Sequence
 
 from sdjax.evaluation.statistics import holm_levels, paired_difference, paired_p_value
 from sdjax.search.entry_names import display_name
-from sdjax.search.ranking import both_forms, final_ranking, selection_order
+from sdjax.search.ranking import (
+    both_forms,
+    controls,
+    final_ranking,
+    programs_of,
+    selection_order,
+)
 from sdjax.search.score_types import Answer, Comparison, TestOpening
 from sdjax.search.store import Store
-from sdjax.search.types import CONFIRMATION, DEVELOPMENT, MAIN, TEST, Entry
+from sdjax.search.types import (
+    CONFIRMATION,
+    DEVELOPMENT,
+    MAIN,
+    RANDOM,
+    SEARCH,
+    TEST,
+    UNTRAINED,
+    Entry,
+)
 
 _LEVEL = 0.05
 
@@ -86,7 +101,7 @@ def compute_answer(store: Store, metric: str) -> tuple[Answer | None, tuple[Comp
     names = {form: one.program for form, one in chosen}
     answer = Answer(
         opening=openings(store),
-        sentence=_sentence(chosen, len(comparisons), openings(store)),
+        sentence=_sentence(store, chosen, len(comparisons)),
         is_discovery=any(one.is_discovery for _, one in chosen),
         tuned=names.get("as tuned"),
         written=names.get("as written"),
@@ -156,24 +171,34 @@ def _paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[list[float]
     return [a[key] for key in common], [b[key] for key in common]
 
 
-def _sentence(chosen: Sequence[tuple[str, Comparison]], count: int, opened: int) -> str:
+def _sentence(store: Store, chosen: Sequence[tuple[str, Comparison]], count: int) -> str:
     found = [form for form, one in chosen if one.is_discovery]
     verdict = "Nothing discovered" if not found else "Discovered"
     if found and len(chosen) > len(found):
         verdict += f" {found[0]} only"
     parts = [
-        f"{form}{_how_many(one.program_numbers)} minus {display_name(one.control)}"
+        f"{form}{_how_many(one.program_numbers)} minus {_title(store, one.control)}"
         f"{_how_many(one.control_numbers)} {one.interval.in_percent(signed=True)}"
         for form, one in chosen
     ]
     problems = chosen[0][1].problems
     correction = f", by Holm's procedure for {count} finalists" if count > 1 else ""
+    opened = openings(store)
     again = f"; the test was opened {opened} times" if opened > 1 else ""
     return (
         f"{verdict}: the best program, {display_name(chosen[0][1].program)}, {', '.join(parts)} "
         f"points on {problems:,} test problems (against the best control with at most as many "
         f"tuned numbers; 95 % intervals, paired by problem{correction}{again})"
     )
+
+
+def _title(store: Store, control: str) -> str:
+    """Return the readable name of a control, with the purpose of a control program."""
+    if control not in programs_of(store, SEARCH):
+        for purpose in (RANDOM, UNTRAINED):
+            if control in programs_of(store, purpose):
+                return f"{purpose} {display_name(control)}"
+    return display_name(control)
 
 
 def _how_many(count: int) -> str:
