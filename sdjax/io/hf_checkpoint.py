@@ -111,7 +111,9 @@ class ModelReader:
             )
         spec = self.specs[path]
         self._check_shape(spec)
-        result_dtype = self._tensors.dtype(spec.hf_name) if dtype is None else np.dtype(dtype)
+        stored = self._tensors.dtype(spec.hf_name)
+        # float64 only if JAX has it enabled
+        result_dtype = jax.dtypes.canonicalize_dtype(stored if dtype is None else dtype)
 
         @functools.cache  # replicas ask for the same box
         def read_box(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:

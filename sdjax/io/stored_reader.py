@@ -79,10 +79,10 @@ class StoredReader(TensorReader):
             return
         # Everything from the first element to the last, of which the array's are a part.
         last = _dot([size - 1 for size in array.shape], strides)
-        elements = np.empty(last + 1, array.dtype)
-        read_range(path, offset, raw_bytes(elements), where)
+        span = np.empty((last + 1) * array.itemsize, np.uint8)
+        read_range(path, offset, raw_bytes(span), where)
         steps = [stride * array.itemsize for stride in strides]
-        array[...] = np.lib.stride_tricks.as_strided(elements, array.shape, steps)
+        array[...] = np.ndarray(array.shape, array.dtype, span, 0, steps)
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

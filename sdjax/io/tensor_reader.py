@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import TransientError, UserError
@@ -109,6 +110,18 @@ class TensorReader(abc.ABC):
             f"{self.where(name)} is stored as {code}, which is not supported; "
             f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
         )
+
+
+def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """Return the dtype that represents the numbers of all, as JAX promotes them."""
+    dtypes = list(dtypes)
+    wide = np.dtype(np.float64)  # which JAX takes for float32
+    return wide if wide in dtypes else np.dtype(jnp.result_type(*dtypes))
+
+
+def narrowed(dtype: np.dtype) -> np.dtype:
+    """Return the dtype in which an array is computed with: float32 for float64."""
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def read_range(path: Path, offset: int, buffer: memoryview, where: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdjax.core.errors import UserError
+from sdjax.io.float8_reader import Float8Reader
 from sdjax.io.links import member
-from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader
-from sdjax.io.safetensors_writer import INDEX, SINGLE
+from sdjax.io.quantization import check_not_packed
+from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, read_json
+from sdjax.io.safetensors_writer import FLOAT8_DTYPES, INDEX, SINGLE
 from sdjax.io.tensor_reader import TensorReader
 from sdjax.io.torch_reader import TORCH_INDEX, TORCH_SINGLE, TorchReader
 
@@ -20,12 +22,25 @@ ADAPTER_TORCH = "adapter_model.bin"
 def open_model_weights(folder: Path) -> TensorReader:
     """Open the weights of a model folder: safetensors, or files of PyTorch.
 
+    8-bit floats are dequantized.
+
     Args:
         folder: the folder; safetensors are preferred if it has several formats.
 
     Raises:
-        UserError: no weights, or damaged ones.
+        UserError: no weights, damaged ones, or weights that are packed into integers.
     """
+    config = read_json(folder / CONFIG)
+    reader = _open_stored(folder)
+    infos = {name: reader.infos([name])[name] for name in reader.names}
+    check_not_packed(folder, config, infos)
+    if any(infos[name].dtype in FLOAT8_DTYPES.values() for name in reader.names):
+        return Float8Reader(reader, config)
+    return reader
+
+
+def _open_stored(folder: Path) -> TensorReader:
+    """Open weights as they are stored."""
     if any(member(folder, name).exists() for name in (INDEX, SINGLE)):
         return SafetensorsReader(folder)
     if any(member(folder, name).exists() for name in (TORCH_INDEX, TORCH_SINGLE)):

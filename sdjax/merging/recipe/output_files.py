@@ -16,6 +16,7 @@ from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes, read_text
 from sdjax.io.atomic_write import write_file
 from sdjax.io.links import member
 from sdjax.io.model_files import other_files, tokenizer_files
+from sdjax.io.quantization import QUANTIZATION
 from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.io.tokenizer import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_FILE
@@ -48,6 +49,9 @@ def write_config(
         tensors: name to shape and dtype; the config gets the dtype of most weights.
     """
     fields = copy.deepcopy(dict(plan.template.config))
+    for section in text_sections(fields):
+        for key in QUANTIZATION:  # its weights are dequantized
+            section.pop(key, None)
     _stack_layers(fields, plan)
     sizes: Counter[str] = Counter()
     for spec in tensors.values():

@@ -26,6 +26,7 @@ from sdjax.core.storage_errors import storage_errors
 from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
+from sdjax.io.tensor_reader import narrowed
 from sdjax.merging.recipe import output_files
 from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
@@ -225,12 +226,14 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
             with np.errstate(over="ignore"):
                 new = arrays[0].astype(step.spec.dtype, copy=False)
         else:
-            placed = [jax.device_put(array, tensor_sharding(array.shape)) for array in arrays]
+            with np.errstate(over="ignore"):
+                floats = [array.astype(narrowed(array.dtype), copy=False) for array in arrays]
+            placed = [jax.device_put(array, tensor_sharding(array.shape)) for array in floats]
             base, experts = (placed[0], placed[1:]) if step.has_base else (None, placed)
             executable = executables[step.program.cache_key].result()
             with exhaustion_reported():
                 result, _ = executable(base, tuple(experts), *step.program.inputs, None)
-                new = np.asarray(result)
+                new = np.asarray(result).astype(step.spec.dtype, copy=False)
         # Not part of the executable, which would store the result in float32 to measure it.
         if not is_finite(new):
             raise not_finite(step, arrays)

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sdjax.core.errors import UserError
 from sdjax.io.safetensors_writer import DTYPES
-from sdjax.io.tensor_reader import TensorInfo
+from sdjax.io.tensor_reader import TensorInfo, narrowed
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.recipe.source_models import (
     EMBEDDING,
@@ -165,7 +165,9 @@ def plan_algorithm(
         if own is not None and own.form == "tensor":
             first, *others = (
                 jax.ShapeDtypeStruct(
-                    info.shape, ref.model.info[ref.name].dtype, sharding=tensor_sharding(info.shape)
+                    info.shape,
+                    narrowed(ref.model.info[ref.name].dtype),
+                    sharding=tensor_sharding(info.shape),
                 )
                 for ref in sources
             )

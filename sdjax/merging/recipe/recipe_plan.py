@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.io.tensor_reader import common_dtype, narrowed
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Method
@@ -217,7 +218,7 @@ class _SlicePlanner:
             if len(info.shape) != len(infos[0].shape) or info.shape[fixed] != infos[0].shape[fixed]:
                 raise shape_error(ref, sources[0])
         out_dtype = self._recipe.out_dtype or self._recipe.dtype
-        dtype = jnp.dtype(out_dtype) if out_dtype else jnp.result_type(*(i.dtype for i in infos))
+        dtype = jnp.dtype(out_dtype) if out_dtype else common_dtype(i.dtype for i in infos)
         shape, row_maps = infos[0].shape, None
         if vocabulary is not None and name in self._vocabulary:
             shape = (vocabulary.size, *shape[1:])
@@ -229,9 +230,10 @@ class _SlicePlanner:
             algorithm = self._bind(name, sources, max(position, 0.0))
             dtypes = [info.dtype for info in infos]
             if row_maps is not None:  # aligned in the common dtype
-                dtypes = [jnp.result_type(*dtypes)] * len(dtypes)
+                dtypes = [common_dtype(dtypes)] * len(dtypes)
             specs = [
-                jax.ShapeDtypeStruct(shape, d, sharding=tensor_sharding(shape)) for d in dtypes
+                jax.ShapeDtypeStruct(shape, narrowed(d), sharding=tensor_sharding(shape))
+                for d in dtypes
             ]
             base, experts = (specs[0], specs[1:]) if self._has_base else (None, specs)
             program = TensorProgram.of(
@@ -242,7 +244,7 @@ class _SlicePlanner:
                 path=place.path,
                 depth=depth,
                 key=self._key,
-                dtype=spec.dtype,
+                dtype=narrowed(spec.dtype),
             )
         return MergeStep(
             name=name,

@@ -19,7 +19,7 @@ from sdjax.core.errors import UserError, closest_name, did_you_mean, truncated_r
 from sdjax.core.yaml import YamlDocument
 from sdjax.merging.recipe.parameters import ParameterMap, ParameterValue
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 MAX_PADDING = 2**16  # of a vocabulary's size; every row of the padding is allocated
 

@@ -132,7 +132,6 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         if not (name.endswith(_IGNORED_SUFFIX) or (tied and name == OUTPUT))
     ]
     info = reader.infos(names)
-    _check_not_quantized(folder, config, info)
     stacks = _stacks(names)
     prefix = _main_stack(stacks, config)
     layers = () if prefix is None else _layers_of(folder, prefix, stacks[prefix])
@@ -140,6 +139,8 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
     if layers:
         _check_num_layers(folder, config, len(layers))
     notes = [f"{name}: {note}" for note in reader.notes]
+    if any(info[n].dtype == np.float64 for n in names):
+        notes.append(f"{name}: has float64 tensors, which are merged in float32 like all others")
     if tied and not _is_embedding(reader, OUTPUT):
         notes.append(
             f"{name}: {OUTPUT} differs from the embedding, to which {CONFIG} ties it: left out, as "
@@ -192,20 +193,6 @@ def _is_embedding(reader: TensorReader, output: str) -> bool:
     return first.dtype == second.dtype and np.array_equal(
         first.view(np.uint8), second.view(np.uint8)
     )
-
-
-def _check_not_quantized(
-    folder: Path, config: Mapping[str, Any], info: Mapping[str, TensorInfo]
-) -> None:
-    """Raise UserError if integer tensors are weights, which must not be copied like buffers."""
-    settings = config.get("quantization_config") or config.get("compression_config")
-    stored = [name for name in info if info[name].dtype not in DTYPES.values()]
-    if settings and stored:
-        method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-        raise UserError(
-            f"{folder}: the weights are quantized ({method or 'quantization_config'}; "
-            f"{stored[0]} is {info[stored[0]].dtype}); merge the unquantized model"
-        )
 
 
 def _stacks(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 from tokenizers import AddedToken
 
 from sdjax.core.errors import UserError
+from sdjax.io.tensor_reader import common_dtype
 from sdjax.io.vocabulary import added_tokens, read_vocabulary
 from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import SourceModel
@@ -183,7 +183,7 @@ def align_rows(
         size: number of rows of the result.
         fallback: index of the model whose rows fill in for missing ones, if it has them.
     """
-    dtype = jnp.result_type(*(matrix.dtype for matrix in matrices))
+    dtype = common_dtype(matrix.dtype for matrix in matrices)
     present = np.stack([row_of_id >= 0 for row_of_id in rows])  # [model, v]
     incomplete = np.flatnonzero(~present.all(axis=0))  # ids that some model lacks
     fill = np.zeros((len(incomplete), *matrices[0].shape[1:]), np.float32)

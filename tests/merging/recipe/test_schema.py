@@ -137,7 +137,7 @@ parameters: {{normalize: {normalize}}}
         (
             "dtype: bfloat16",
             "dtype: int4",
-            "line 14: dtype must be one of bfloat16, float16, float32",
+            "line 14: dtype must be one of bfloat16, float16, float32, float64",
         ),
         ("  - model: b\n", "  - model: b\n    weight: 1\n", "line 9: unknown key 'weight'"),
         (
@@ -236,7 +236,7 @@ parameters: {{normalize: {normalize}}}
             "  - model: deep",
             "all sources must have the same number of layers: .* deep has 7",
         ),
-        ("dtype: bfloat16", "dtype: torch.float64", "line 14: dtype must be one of"),
+        ("dtype: bfloat16", "dtype: torch.float8", "line 14: dtype must be one of"),
         (
             "dtype: b",
             "models: []\ndtype: b",
