@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdjax.cli.device_options import dtype_option, mesh_option, parse_mesh
 from sdjax.cli.group import FILE_PATH, FOLDER_PATH, examples
-from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.merge import parse_experts
+from sdjax.cli.processes import joined_processes
 from sdjax.cli.sandbox_options import (
     allow_missing_option,
     trust_code_option,
     trust_limits_option,
 )
+from sdjax.cli.search_options import search_options
 from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
-    from sdjax.report.results import TestRow
+    from sdjax.report.transfer import TransferResults
     from sdjax.search.transfer import Transfer, TransferOptions
 
 _MAX_BYTES = 1_000_000_000  # of the results
@@ -76,66 +77,85 @@ _MAX_BYTES = 1_000_000_000  # of the results
     is_flag=True,
     help="Resume although versions of packages or weights differ.",
 )
+@click.option(
+    "--tune",
+    "families",
+    multiple=True,
+    metavar="FAMILY",
+    help="Merge to tune with these experts, by the name that `sdjax tune` takes, such as weights, "
+    "layers or ties. Repeatable.  [default: the run's tuned controls, or weights]",
+)
+@search_options(
+    budget="Evaluations of the development problems for each --tune; 0 tunes nothing by search.  "
+    "[default: the run's, or 20]",
+    of_run=True,
+)
 @trust_code_option
 @trust_limits_option
 @allow_missing_option
 def transfer(
     run: Path,
     experts: tuple[str, ...],
-    base: str | None,
-    top_k: int,
-    limit: int | None,
-    max_new_tokens: int | None,
-    batch: int | None,
-    mesh: str | None,
-    dtype: str | None,
     out: Path | None,
-    accept_versions: bool,
-    trust_code: bool,
-    trust_limits: bool,
-    allow_missing: tuple[str, ...],
+    mesh: str | None,
+    optimizer: str | None,
+    steps: int | None,
+    learning_rate: float | None,
+    starts: int | None,
+    **settings: Any,
 ) -> None:
     """Apply the best programs of RUN to other experts, and compare them with merge methods.
 
     The programs are applied as they are, to fine-tunes of the run's seed or, with --base, of any
     other model. Human-designed methods are applied as the run tuned them, and tuned on the
-    development problems with these experts.
+    development problems with these experts: over the run's grids, and by the searches of --tune.
     """
-    from sdjax.report.transfer import transfer_json, transfer_rows
+    from sdjax.search.transfer import TransferOptions
+
+    search = {
+        "optimizer": optimizer,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "starts": starts,
+    }
+    options = TransferOptions(
+        mesh=parse_mesh(mesh),
+        search={name: value for name, value in search.items() if value is not None},
+        **settings,
+    )
+    hint = "run the same command to resume" if out else "use --out FILE to make it resumable"
+    with joined_processes(hint):
+        _transfer(run, parse_experts(experts), out, options)
+
+
+def _transfer(
+    run: Path, experts: Mapping[str, str], out: Path | None, options: TransferOptions
+) -> None:
+    from sdjax.report.transfer import transfer_json, transfer_results
     from sdjax.search import transfer as job
     from sdjax.search.store import Store
+    from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
-    options = job.TransferOptions(
-        base=base,
-        top_k=top_k,
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-        batch=batch,
-        mesh=parse_mesh(mesh),
-        dtype=dtype,
-        allow_missing=allow_missing,
-        accept_versions=accept_versions,
-        trust_code=trust_code,
-        trust_limits=trust_limits,
-    )
-    if out is not None and out.exists():
-        rows, result = _finished(run, parse_experts(experts), options, out)
-        _print(rows, result)
+    if out is not None and broadcast_from_main(lambda: bytes([out.exists()])) == b"\x01":
+        results, result = _finished(run, experts, options, out)
+        if is_main_process():
+            _print(results, result)
         return
-    hint = "run the same command to resume" if out else "use --out FILE to make it resumable"
-    with resume_hint(hint), _results_folder(out) as folder:
-        result = job.transfer(run, parse_experts(experts), folder, options)
+    with _results_folder(out) as folder:
+        result = job.transfer(run, experts, folder, options)
+        if not is_main_process():
+            return
         with Store.open(folder) as store:
-            rows = transfer_rows(store, result)
-            data = transfer_json(store, rows, result, run)
+            results = transfer_results(store, result)
+            data = transfer_json(store, results, result, run)
         if out is not None:
             from sdjax.io.atomic_write import write_file
 
             write_file(out, json.dumps(data, indent=1) + "\n")
-    _print(rows, result)
+    _print(results, result)
 
 
-def _print(rows: Sequence[TestRow], result: Transfer) -> None:
+def _print(results: TransferResults, result: Transfer) -> None:
     from rich.console import Console
 
     from sdjax.report.terminal import TABLE_WIDTH
@@ -143,12 +163,12 @@ def _print(rows: Sequence[TestRow], result: Transfer) -> None:
 
     console = Console()
     width = console.width if console.is_terminal else TABLE_WIDTH
-    Console(width=width).print(transfer_table(rows, result, width=width))
+    Console(width=width).print(transfer_table(results, result, width=width))
 
 
 def _finished(
     run: Path, experts: Mapping[str, str], options: TransferOptions, out: Path
-) -> tuple[Sequence[TestRow], Transfer]:
+) -> tuple[TransferResults, Transfer]:
     """Return the results in `out`.
 
     Raises:
@@ -180,8 +200,10 @@ def _results_folder(out: Path | None) -> Iterator[Path]:
             yield Path(temporary)
         return
     from sdjax.io.links import check_own_folder
+    from sdjax.sharding.multihost import is_main_process
 
     folder = out.with_name(f".{out.name}.store")
     check_own_folder(folder)
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    if is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)

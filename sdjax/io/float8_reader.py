@@ -144,10 +144,15 @@ class Float8Reader(TensorReader):
             per_row = scales[-1] if scales else 0
             by_group = (1, columns // per_row) if per_row and columns % per_row == 0 else None
             for block in (declared, by_group, _DEFAULT_BLOCK):
-                if block is not None and all(block) and scales == (
-                    *lead,
-                    -(-rows // block[0]),
-                    -(-columns // block[1]),
+                if (
+                    block is not None
+                    and all(block)
+                    and scales
+                    == (
+                        *lead,
+                        -(-rows // block[0]),
+                        -(-columns // block[1]),
+                    )
                 ):
                     return block
         raise UserError(

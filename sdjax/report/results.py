@@ -53,8 +53,6 @@ class TestRow:
         flexible_gain: flexible accuracy minus the seed's.
         method_gain: for a program, accuracy by the run's metric minus that of the human-designed
             method with the best development score.
-        tuned_gain: for a program that is transferred to other experts, the same for the method
-            with the best development score there.
         tuned_on: the experts that the hyperparameters of a method, or a program, were selected on;
             empty if all rows of a table have the same.
     """
@@ -73,7 +71,6 @@ class TestRow:
     strict_gain: Interval | None
     flexible_gain: Interval | None
     method_gain: Interval | None
-    tuned_gain: Interval | None = None
     tuned_on: str = ""
 
     @property
@@ -133,7 +130,6 @@ def result_rows(
     confirmation: Mapping[str, float] | None = None,
     ranks: Mapping[str, int],
     method: str | None,
-    tuned_method: str | None = None,
     tuned_on: Mapping[str, str] | None = None,
 ) -> tuple[TestRow, ...]:
     """Return a table of the entries with a complete test score; see `final_rows` for its order.
@@ -147,7 +143,6 @@ def result_rows(
         confirmation: confirmation scores to show.
         ranks: ranks of the programs.
         method: the method that programs are compared with.
-        tuned_method: another method that they are compared with, see `TestRow.tuned_gain`.
         tuned_on: `TestRow.tuned_on` of entries.
     """
     entries = store.by_key(Entry)
@@ -185,7 +180,6 @@ def result_rows(
             strict_gain=gain(name, seed, "strict"),
             flexible_gain=gain(name, seed, "flexible"),
             method_gain=gain(name, method, metric) if is_program else None,
-            tuned_gain=gain(name, tuned_method, metric) if is_program else None,
             tuned_on=(tuned_on or {}).get(name, ""),
         )
 

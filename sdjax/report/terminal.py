@@ -18,7 +18,7 @@ from sdjax.search.store import Store
 from sdjax.search.types import MAIN
 
 TABLE_WIDTH = 100  # of tables that are not printed on a terminal
-_COLUMN_GAP = 2
+COLUMN_GAP = 2
 _MIN_NAME_WIDTH = 24
 
 
@@ -63,14 +63,7 @@ def rows_table(
         title: text above the table.
         width: as in `final_table`.
     """
-    table = Table(
-        title=Text(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, _COLUMN_GAP - 1, 0, 0),  # the box adds one more space
-        pad_edge=False,
-    )
+    table = plain_table(title)
     columns, name_width = _fitting_columns(rows, metric, width)
     for header, _ in columns:
         is_text = header in ("name", "tuned on")
@@ -87,21 +80,34 @@ def rows_table(
     return table, notes
 
 
-def gain_notes(
-    rows: Sequence[TestRow], method: str | None, description: str, *, tuned: bool = False
-) -> list[str]:
+def plain_table(title: str) -> Table:
+    """Return an empty table without edges.
+
+    Args:
+        title: text above the table.
+    """
+    return Table(
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, COLUMN_GAP - 1, 0, 0),  # the box adds one more space
+        pad_edge=False,
+    )
+
+
+def gain_notes(rows: Sequence[TestRow], method: str | None, description: str) -> list[str]:
     """Return a sentence about the gain of the best program over a human-designed method.
 
     Args:
         rows: the rows of the table.
         method: name of the method's entry.
         description: what the method is, such as "the best method".
-        tuned: compare with the method that was tuned where the program is transferred to.
     """
     answer = next((row for row in rows if row.is_answer), None)
     if answer is None or method is None:
         return []
-    gain = answer.tuned_gain if tuned else answer.method_gain
+    gain = answer.method_gain
     if gain is None:
         return []
     return [
@@ -132,10 +138,10 @@ def _fitting_columns(
             short = "test" if len(accuracies) == 1 else {"flexible": "flex."}.get(name, name)
             columns.append((short, [Text(percent(row.accuracy(name).mean)) for row in rows]))
             if name in gains:
-                columns.append(("vs. seed [95 %]", [_gain(row.gain(name)) for row in rows]))
+                columns.append(("vs. seed [95 %]", [gain_text(row.gain(name)) for row in rows]))
         others = (c for c in columns if c[0] != "name")
         taken = sum(
-            max([len(header), *(len(cell) for cell in cells)]) + _COLUMN_GAP
+            max([len(header), *(len(cell) for cell in cells)]) + COLUMN_GAP
             for header, cells in others
         )
         if width - taken >= min(longest, _MIN_NAME_WIDTH):
@@ -147,7 +153,8 @@ def _rank(row: TestRow) -> str:
     return "" if row.rank is None else f"{'* ' if row.is_answer else ''}{row.rank}"
 
 
-def _gain(gain: Interval | None) -> Text:
+def gain_text(gain: Interval | None) -> Text:
+    """Return a difference in points with its interval, in color if the interval excludes zero."""
     if gain is None:
         return Text("–")
     style = "green" if gain.low > 0 else "red" if gain.high < 0 else ""

@@ -2,8 +2,9 @@
 
 A program is a function of tensors, so it merges any experts: fine-tunes of the run's seed, or of a
 model of another family with tensors of other shapes. Nothing of it is tuned there. The methods are
-scored twice: with the hyperparameters that the run selected on its own experts, untouched like the
-programs, and with those that are best on the development problems with the new experts.
+scored twice: with the numbers that the run selected on its own experts, untouched like the
+programs, and with numbers selected on the development problems with the new experts, from the run's
+grids and by searches as in a run (see `sdjax.search.control_search`).
 
 The results are kept in a store like that of a run, so an interrupted transfer resumes.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
+from sdjax.core.config import dataclass_from
 from sdjax.core.errors import UserError
 from sdjax.decoding.config import fit_decoder_config
 from sdjax.decoding.decoder import Decoder
@@ -29,23 +31,33 @@ from sdjax.io.model_paths import locate
 from sdjax.io.tokenizer import load_tokenizer
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import is_admissible
-from sdjax.search.baselines import expert_entry, score_baselines, tuned_methods
-from sdjax.search.config import ExpertConfig, RunConfig
+from sdjax.search.baselines import (
+    expert_entry,
+    score_baseline,
+    score_baselines,
+    tuned_methods,
+)
+from sdjax.search.config import ControlsConfig, ExpertConfig, RunConfig, RunTuningConfig
 from sdjax.search.context import ScoringContext, load_scoring
+from sdjax.search.control_search import tune_controls
+from sdjax.search.controls import check_controls, control_names, tuned_controls
 from sdjax.search.final_test import score_test
 from sdjax.search.grids import grid_methods
-from sdjax.search.limits import limits_of_run
-from sdjax.search.multihost import open_sandbox, open_store
+from sdjax.search.multihost import judge_all, open_sandbox, open_store
 from sdjax.search.plan import ScoringPlan, load_task, plan_scoring
 from sdjax.search.provenance import run_inputs
-from sdjax.search.ranking import complete_scores, final_ranking, ranked
+from sdjax.search.ranking import complete_scores, ranked
 from sdjax.search.score_types import Application
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, TEST, Entry, Program, program_entry
+from sdjax.search.winners import Winners, controls_that_fit, read_winners
 from sdjax.sharding.config import MeshConfig
+from sdjax.tuning.search import SearchConfig
 
 logger = logging.getLogger(__name__)
+
+_FAMILIES, _BUDGET = ("weights",), 20  # of searches, if the run has not tuned any control
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +76,12 @@ class TransferOptions:
         accept_versions: resume although versions or weights differ from those at the start.
         trust_code: whether the run's task may be a class, whose code runs unconfined.
         trust_limits: use limits of the run that are above the defaults.
+        families: families and methods that are tuned with the new experts; by default those that
+            the run tuned as controls, or one weight per expert.
+        budget: number of development evaluations of each of these searches; 0 tunes none. By
+            default that of the run's controls, or 20.
+        search: other settings of the searches that differ from the run's, by name; see
+            `sdjax.tuning.search.SearchConfig`.
     """
 
     base: str | None = None
@@ -77,22 +95,9 @@ class TransferOptions:
     accept_versions: bool = False
     trust_code: bool = False
     trust_limits: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Winners:
-    """What a run found, selected on its own experts.
-
-    Attributes:
-        config: config of the run.
-        programs: its best programs, best first.
-        methods: the best hyperparameters of each human-designed method on each grid, best first, as
-            names of entries.
-    """
-
-    config: RunConfig
-    programs: tuple[Program, ...]
-    methods: tuple[str, ...]
+    families: tuple[str, ...] = ()
+    budget: int | None = None
+    search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,15 +107,22 @@ class Transfer:
     Attributes:
         config: config of the transfer, with its base and experts.
         winners: what was transferred.
-        tuned: the best hyperparameters of each method on each grid with the new experts, best
-            first, as names of entries.
-        refused: verdict and reason of each program that cannot merge these models, by entry.
+        tuned: the best hyperparameters of each method on each grid and the tuned controls, with the
+            new experts, best first, as names of entries.
+        refused: the reason for each program and method of the run that cannot merge these models,
+            by entry.
     """
 
     config: RunConfig
     winners: Winners
     tuned: tuple[str, ...]
     refused: Mapping[str, str]
+
+    @property
+    def untouched(self) -> tuple[str, ...]:
+        """The run's methods that merge these models, best in the run first, as entries."""
+        names = (entry.name for entry in self.winners.methods)
+        return tuple(name for name in names if name not in self.refused)
 
 
 def transfer(
@@ -136,16 +148,24 @@ def transfer(
     with open_store(context, folder, accept_versions=options.accept_versions) as store:
         save_settings(plan, store)
         score_baselines(context, store)
+        if plan.config.tuning is not None:
+            tune_controls(context, store, plan.config.tuning.search)
+        controls, refused = controls_that_fit(plan, winners.methods)
+        for entry in controls:
+            store.save(entry)
+            score_baseline(context, store, entry.name, entry.detail, DEVELOPMENT)
+        methods = [entry.name for entry in winners.methods if entry.name not in refused]
+        here = [*tuned_methods(plan.config, store), *tuned_controls(store)]
+        tuned = ranked(_only(here, complete_scores(store, plan.config.task.metric)))
+        programs = [program_entry(one.identity) for one in winners.programs]
         with open_sandbox(context) as sandbox:
-            assert sandbox is not None  # only processes other than the main one have none
             _judge_programs(context, store, sandbox, winners.programs)
-            tuned = _best_first(tuned_methods(plan.config, store), store, plan.config)
-            names = ["seed", *map(expert_entry, plan.config.slots), *winners.methods, *tuned]
+            names = ["seed", *map(expert_entry, plan.config.slots), *methods, *tuned]
             entries: dict[str, str | None] = dict.fromkeys(names)
             entries |= {program_entry(one.identity): one.identity for one in winners.programs}
             score_test(context, store, sandbox, entries)
-            refused = _refused(store, [program_entry(one.identity) for one in winners.programs])
-        return Transfer(config=plan.config, winners=winners, tuned=tuned, refused=refused)
+        refused |= _refused(store, [*methods, *programs])
+    return Transfer(config=plan.config, winners=winners, tuned=tuple(tuned), refused=refused)
 
 
 def plan_transfer(
@@ -156,7 +176,12 @@ def plan_transfer(
     Raises:
         UserError: as in `transfer`.
     """
-    winners = read_winners(run, options)
+    winners = read_winners(
+        run,
+        options.top_k,
+        allow_missing=options.allow_missing,
+        trust_limits=options.trust_limits,
+    )
     return winners, _plan(winners, experts, options, str(run))
 
 
@@ -168,36 +193,9 @@ def transfer_request(winners: Winners, plan: ScoringPlan) -> dict[str, Any]:
     request = {
         "config": plan.config.to_json(),
         "inputs": run_inputs(load_scoring(plan)),
-        "untouched": winners.methods,
+        "untouched": winners.untouched(),
     }
     return json.loads(json.dumps(request))
-
-
-def read_winners(run: Path, options: TransferOptions) -> Winners:
-    """Return the best programs and methods of a run.
-
-    Raises:
-        UserError: the run does not exist, has too few scored programs, or has limits that are not
-            trusted.
-    """
-    with Store.open(run) as store:
-        config = store.config()
-        limits = limits_of_run(config, run, trusted=options.trust_limits)
-        sandbox = dataclasses.replace(limits, allow_missing=options.allow_missing)
-        config = dataclasses.replace(config, sandbox=sandbox)
-        programs = final_ranking(store, config.task.metric)
-        if len(programs) < options.top_k:
-            raise UserError(
-                f"{run}: the run has {len(programs)} scored programs, fewer than {options.top_k}; "
-                + ("lower --top-k" if programs else "resume it until it has some")
-            )
-        return Winners(
-            config=config,
-            programs=tuple(
-                store.program(entry.identity or "") for entry in programs[: options.top_k]
-            ),
-            methods=_best_first(tuned_methods(config, store), store, config),
-        )
 
 
 def _plan(
@@ -214,13 +212,13 @@ def _plan(
         transfer={},
         score="as_written",
         race=None,
-        tuning=None,
-        controls=None,
+        **_searches(winners, options),
         mesh=options.mesh or MeshConfig(),
         test=dataclasses.replace(config.test, top_k=options.top_k),
     )
     config = _fit_decoder(config, options)
     plan = plan_scoring(config, trust_code=options.trust_code)
+    check_controls(plan)
     decoder = Decoder(
         plan.model,
         config.evaluation,
@@ -230,6 +228,25 @@ def _plan(
     )
     problems = {split: items[: options.limit] for split, items in plan.problems.items()}
     return dataclasses.replace(plan, eval_decoder=decoder, problems=problems)
+
+
+def _searches(winners: Winners, options: TransferOptions) -> dict[str, Any]:
+    """Return the sections of a config for what is tuned with the new experts."""
+    if options.budget == 0:
+        return {"tuning": None, "controls": None}
+    tuning = winners.config.tuning
+    settings = {} if tuning is None else dataclasses.asdict(tuning.search)
+    budget = options.budget or winners.budget or _BUDGET
+    settings |= {"starts": 1, **options.search, "budget": budget}
+    families = options.families or winners.families or _FAMILIES
+    return {
+        "tuning": RunTuningConfig(
+            programs=0, search=dataclass_from(SearchConfig, settings, "transfer")
+        ),
+        "controls": ControlsConfig(
+            tuned=tuple(dict.fromkeys(families)), random=False, untrained=False
+        ),
+    }
 
 
 def _check_names(experts: Mapping[str, str], config: RunConfig, where: str) -> None:
@@ -268,32 +285,37 @@ def _fit_decoder(config: RunConfig, options: TransferOptions) -> RunConfig:
 def _announcement(plan: ScoringPlan, winners: Winners, run: Path) -> list[str]:
     config, count = plan.config, len(winners.programs)
     models = ", ".join(f"{slot}={config.experts[slot].model}" for slot in config.slots)
-    points = len(grid_methods(config))
+    problems = f"{len(plan.problems[DEVELOPMENT]):,} development problems"
+    here = f"{len(grid_methods(config))} points of its grids"
+    if config.tuning is not None:
+        search = config.tuning.search
+        here += (
+            f" and {', '.join(control_names(config))}, each tuned with at most {search.budget:,} "
+            f"evaluation{'s' * (search.budget > 1)},"
+        )
     return [
         f"transfer of {count} program{'' if count == 1 else 's'} of {run} to {models}; base "
         f"{config.seed}",
-        f"methods: {len(winners.methods)} as tuned by the run, and {points} points of its grids on "
-        f"{len(plan.problems[DEVELOPMENT]):,} development problems; test: "
+        f"methods: {len(winners.methods)} as tuned by the run, and {here} on {problems}; test: "
         f"{len(plan.problems[TEST]):,} problems of {plan.task.name}",
     ]
 
 
 def _judge_programs(
-    context: ScoringContext, store: Store, sandbox: Sandbox, programs: Sequence[Program]
+    context: ScoringContext, store: Store, sandbox: Sandbox | None, programs: Sequence[Program]
 ) -> None:
     """Save each program as an array program for the shapes of these models.
 
     Its name remains that in the run, though its identity may differ for other shapes.
     """
     known = store.by_key(Program)
-    for program in programs:
-        if program.identity in known:
-            continue
+    missing = [program for program in programs if program.identity not in known]
+    for index, verdict, _ in judge_all(sandbox, [program.source for program in missing]):
+        program = missing[index]
         name = program_entry(program.identity)
-        verdict = sandbox.judge(program.source)
+        entry = Entry(name=name, kind="program", identity=program.identity)
         if is_admissible(verdict.verdict) and verdict.ir is not None:
-            translated = dataclasses.replace(program, ir=verdict.ir, cost=verdict.cost)
-            store.save(translated, Entry(name=name, kind="program", identity=program.identity))
+            store.save(dataclasses.replace(program, ir=verdict.ir, cost=verdict.cost), entry)
             continue
         refused = Application(
             entry=name,
@@ -302,7 +324,6 @@ def _judge_programs(
             message=verdict.message,
             change=0.0,
         )
-        entry = Entry(name=name, kind="program", identity=program.identity)
         store.save(dataclasses.replace(program, ir=""), entry, refused)
 
 
@@ -316,6 +337,6 @@ def _refused(store: Store, names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _best_first(names: Sequence[str], store: Store, config: RunConfig) -> tuple[str, ...]:
-    scores = complete_scores(store, config.task.metric)
-    return tuple(ranked({name: scores[name] for name in names}))
+def _only(names: Sequence[str], scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores of these entries; one whose merge is not finite has none."""
+    return {name: scores[name] for name in names if name in scores}

@@ -14,7 +14,7 @@ from sdjax.cli.transfer import transfer as command
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import write_model
 from sdjax.io.model_paths import model_folder
-from sdjax.report.transfer import read_transfer, transfer_json, transfer_rows
+from sdjax.report.transfer import read_transfer, transfer_json, transfer_results
 from sdjax.search import scoring
 from sdjax.search.ranking import final_ranking
 from sdjax.search.score_types import Application
@@ -63,17 +63,20 @@ def random_family(folder, family):
 def test_programs_merge_models_of_other_shapes_with_their_constants(run, tmp_path, family):
     models = random_family(tmp_path / "models", family)
     experts = {slot: str(tmp_path / "models" / slot) for slot in SLOTS}
-    options = TransferOptions(base=str(tmp_path / "models" / "base"), top_k=3, limit=4, batch=4)
+    options = TransferOptions(
+        base=str(tmp_path / "models" / "base"), top_k=3, limit=4, batch=4, budget=0
+    )
     folder = tmp_path / "results"
     result = transfer(run, experts, folder, options)
     with Store.open(folder) as store:
-        rows = transfer_rows(store, result)
+        results = transfer_results(store, result)
         applications = store.by_key(Application, setting="main")
-        data = transfer_json(store, rows, result, run)
+        data = transfer_json(store, results, result, run)
+    rows = results.rows
     winners, plan = plan_transfer(run, experts, options)
     request = transfer_request(winners, plan)
     stored = json.loads(json.dumps(data))
-    assert read_transfer(stored, winners, request, plan.config) == (rows, result)
+    assert read_transfer(stored, winners, request, plan.config) == (results, result)
     assert read_transfer(stored, winners, request | {"inputs": {}}, plan.config) is None
     assert read_transfer(stored | {"rows": [1]}, winners, request, plan.config) is None
     assert not result.refused
@@ -96,10 +99,8 @@ def test_programs_merge_models_of_other_shapes_with_their_constants(run, tmp_pat
     methods = {row.name: row.tuned_on for row in rows if row.kind == "method"}
     assert methods["method:task_arithmetic(weight=0.6)"] in ("run", "run, here")
     assert "here" in " ".join(methods.values())
-    for row in rows:
-        if row.kind == "program":
-            assert row.method_gain is not None
-            assert row.tuned_gain is not None
+    compared = {(one.program, one.method): one.tuned_on for one in results.comparisons}
+    assert compared == {(program, name): on for program in best for name, on in methods.items()}
 
 
 @pytest.mark.slow
@@ -110,7 +111,7 @@ def test_transfer_to_the_same_experts_gives_the_scores_of_the_run(run, tmp_path)
     experts = {slot: config.experts[slot].model for slot in SLOTS}
     result = transfer(run, experts, tmp_path / "results", TransferOptions(top_k=2))
     with Store.open(tmp_path / "results") as store:
-        found = {row.name: row.strict.mean for row in transfer_rows(store, result)}
+        found = {row.name: row.strict.mean for row in transfer_results(store, result).rows}
     assert found == expected
 
 
