@@ -14,6 +14,7 @@ from sdjax.cli.transfer import transfer as command
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import write_model
 from sdjax.io.model_paths import model_folder
+from sdjax.merging.methods.registry import algorithm
 from sdjax.report.transfer import read_transfer, transfer_json, transfer_results
 from sdjax.search import scoring
 from sdjax.search.ranking import final_ranking
@@ -25,8 +26,9 @@ from sdjax.search.transfer import (
     transfer,
     transfer_request,
 )
-from sdjax.search.types import TEST
+from sdjax.search.types import DEVELOPMENT, TEST, Entry
 from sdjax.testing import random_params, tiny_config
+from sdjax.tuning import candidates
 
 STORED = Path(__file__).parent / "stored" / "jax-0.10.2" / "run.sqlite"
 SLOTS = ("expert_1", "expert_2", "expert_3")
@@ -37,12 +39,34 @@ FAMILIES = {
 }
 
 
+WEIGHTS, LAYERS = "method:weights, tuned", "method:layers, tuned"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run on the zoo with 10 scored programs; the third best depends on the depth."""
     folder = tmp_path_factory.mktemp("stored") / "run"
     folder.mkdir()
     shutil.copy(STORED, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_with_controls(run, tmp_path_factory):
+    """The run with two tuned controls: a weight per expert, and one per expert and layer."""
+    folder = tmp_path_factory.mktemp("controls") / "run"
+    shutil.copytree(run, folder)
+    with Store.open(folder, write=True) as store:
+        solved = store.outcomes("seed", DEVELOPMENT)
+        names = [f"weight[{slot}, layer {layer}]" for slot in SLOTS for layer in range(4)]
+        details = {
+            WEIGHTS: {"family": "weights", "values": [0.5, 0.25, 1.0], "budget": 3},
+            LAYERS: {"family": "layers", "values": [0.5] * 12, "budget": 3, "names": names},
+        }
+        for name, detail in details.items():
+            detail |= {"constants": len(detail["values"]), "grids": ["tuned"]}
+            store.save(Entry(name=name, kind="method", detail=detail))
+            store.save_scores(name, DEVELOPMENT, solved, complete=True)
     return folder
 
 
@@ -59,12 +83,25 @@ def random_family(folder, family):
     return models
 
 
+def experts_in(folder):
+    return {slot: str(folder / slot) for slot in SLOTS}
+
+
 @pytest.mark.parametrize("family", [pytest.param("gemma2", marks=pytest.mark.slow), "qwen2"])
-def test_programs_merge_models_of_other_shapes_with_their_constants(run, tmp_path, family):
+def test_programs_merge_models_of_other_shapes_with_their_constants(
+    run_with_controls, tmp_path, family
+):
+    run = run_with_controls
     models = random_family(tmp_path / "models", family)
-    experts = {slot: str(tmp_path / "models" / slot) for slot in SLOTS}
+    experts = experts_in(tmp_path / "models")
     options = TransferOptions(
-        base=str(tmp_path / "models" / "base"), top_k=3, limit=4, batch=4, budget=0
+        base=str(tmp_path / "models" / "base"),
+        top_k=3,
+        limit=4,
+        batch=4,
+        families=("weights",),
+        budget=2,
+        search={"optimizer": "cmaes"},
     )
     folder = tmp_path / "results"
     result = transfer(run, experts, folder, options)
@@ -79,28 +116,41 @@ def test_programs_merge_models_of_other_shapes_with_their_constants(run, tmp_pat
     assert read_transfer(stored, winners, request, plan.config) == (results, result)
     assert read_transfer(stored, winners, request | {"inputs": {}}, plan.config) is None
     assert read_transfer(stored | {"rows": [1]}, winners, request, plan.config) is None
-    assert not result.refused
     assert [row.rank for row in rows if row.kind == "program"] == [1, 2, 3]
     assert {row.problems for row in rows} == {4}
     with Store.open(run) as store:
         best = [entry.name for entry in final_ranking(store, "strict")][:3]
     assert [row.name for row in rows if row.kind == "program"] == best
+
+    def change(algorithm):
+        """Return the norm of a merge."""
+        return sdjax.merge(
+            models["base"], {slot: models[slot] for slot in SLOTS}, algorithm, scope="mlp"
+        ).change
+
     # The norm of each merge is that of the program's source on these tensors.
     for name, source in data["programs"].items():
         scope: dict = {}
         exec(source, scope)
-        merged = sdjax.merge(
-            models["base"],
-            {slot: models[slot] for slot in SLOTS},
-            scope["merge_models"],
-            scope="mlp",
-        )
-        np.testing.assert_allclose(applications[name].change, merged.change, rtol=1e-4)
+        found = applications[name].change
+        np.testing.assert_allclose(found, change(scope["merge_models"]), rtol=1e-4)
+    # The run's weights are applied as they are; those of its layers are not those of these models.
+    untouched = f"{WEIGHTS} in the run"
+    weighted = algorithm("task_arithmetic", weight=(0.5, 0.25, 1.0))
+    np.testing.assert_allclose(applications[untouched].change, change(weighted), rtol=1e-4)
+    assert result.refused.keys() == {f"{LAYERS} in the run"}
+    assert "12 numbers, such as weight[expert_1, layer" in result.refused[f"{LAYERS} in the run"]
     methods = {row.name: row.tuned_on for row in rows if row.kind == "method"}
     assert methods["method:task_arithmetic(weight=0.6)"] in ("run", "run, here")
-    assert "here" in " ".join(methods.values())
+    assert (methods[untouched], methods[WEIGHTS]) == ("run", "here")
+    assert data["tuned"][WEIGHTS]["evaluations"] == 2
     compared = {(one.program, one.method): one.tuned_on for one in results.comparisons}
     assert compared == {(program, name): on for program in best for name, on in methods.items()}
+    for one in results.comparisons:
+        program, method = (
+            np.array(data["correct"][n]["strict"]) for n in (one.program, one.method)
+        )
+        assert one.gain.mean == pytest.approx((program - method).mean())
 
 
 @pytest.mark.slow
@@ -116,48 +166,79 @@ def test_transfer_to_the_same_experts_gives_the_scores_of_the_run(run, tmp_path)
 
 
 @pytest.mark.slow
-def test_interrupted_transfer_resumes_and_writes_its_file_at_the_end(run, tmp_path, monkeypatch):
+def test_interrupted_transfer_resumes_and_writes_its_file_at_the_end(
+    run_with_controls, tmp_path, monkeypatch
+):
+    """Interrupt it in a search by gradient, and compare with the results of another start."""
     random_family(tmp_path / "models", "qwen2")
-    out = tmp_path / "transfer.json"
-    arguments = [str(run), "--base", str(tmp_path / "models" / "base"), "--limit", "4"]
-    for slot in SLOTS:
-        arguments += ["--expert", f"{slot}={tmp_path / 'models' / slot}"]
-    arguments += ["--out", str(out)]
-    evaluated = []
-    evaluate = scoring.evaluate_problems
+    out, whole = tmp_path / "transfer.json", tmp_path / "uninterrupted.json"
+    arguments = [str(run_with_controls), "--base", str(tmp_path / "models" / "base")]
+    arguments += ["--limit", "4", "--budget", "3", "--steps", "4"]
+    for slot, model in experts_in(tmp_path / "models").items():
+        arguments += ["--expert", f"{slot}={model}"]
+    counts = []
 
-    def interrupted(*args, **options):
-        if len(evaluated) == 5:
-            raise KeyboardInterrupt
-        evaluated.append(args)
-        return evaluate(*args, **options)
+    def count(module, limit=None):
+        decoded, evaluate = [], module.evaluate_problems
 
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring, "evaluate_problems", interrupted)
-        result = CliRunner().invoke(command, arguments)
-    assert result.exit_code != 0
+        def evaluate_or_stop(*args, **options):
+            if len(decoded) == limit:
+                raise KeyboardInterrupt
+            decoded.append(args)
+            return evaluate(*args, **options)
+
+        counts.append(decoded)
+        return evaluate_or_stop
+
+    def invoke(file, search_limit=None, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring, "evaluate_problems", count(scoring))
+            patch.setattr(candidates, "evaluate_problems", count(candidates, search_limit))
+            return CliRunner().invoke(command, [*arguments, "--out", str(file)], **options)
+
+    assert invoke(out, search_limit=2).exit_code != 0
     assert not out.exists()
-    counted = []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            scoring,
-            "evaluate_problems",
-            lambda *args, **options: counted.append(args) or evaluate(*args, **options),
-        )
-        result = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert "program 16269aeb vs. the run's best method, untouched" in result.output
-    assert "vs. the best method tuned here" in result.output
-    data = json.loads(out.read_text())
-    # Six models on the development problems, and six or seven on the test problems.
-    assert len(evaluated) + len(counted) == 6 + len(data["rows"])
+    result = invoke(out, catch_exceptions=False)
+    assert "program 16269aeb minus each method" in result.output
     assert not out.with_name(".transfer.json.store").exists()
+    expected = invoke(whole, catch_exceptions=False)
+    assert result.output == expected.output
+    first, second, third = counts[:2], counts[2:4], counts[4:]
+    assert [len(a) + len(b) for a, b in zip(first, second, strict=True)] == list(map(len, third))
+    data, other = json.loads(out.read_text()), json.loads(whole.read_text())
+    assert data["correct"] == other["correct"]
+    assert data["tuned"][LAYERS]["values"] == other["tuned"][LAYERS]["values"]
+    assert len(data["tuned"][LAYERS]["values"]) == 6
     assert set(data["correct"]) == {row["name"] for row in data["rows"]}
-    with monkeypatch.context() as patch:  # printed again, without decoding
-        patch.setattr(scoring, "evaluate_problems", pytest.fail)
-        again = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    again = invoke(out, search_limit=0, catch_exceptions=False)  # printed again
     assert again.output == result.output
+    assert counts[-2:] == [[], []]
+    arguments += ["--budget", "2"]
     with pytest.raises(UserError, match=r"transfer.json: exists; remove it"):
-        CliRunner().invoke(command, [*arguments, "--limit", "3"], catch_exceptions=False)
+        invoke(out, catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(run_with_controls, tmp_path, two_processes):
+    random_family(tmp_path / "models", "qwen2")
+    arguments = [run_with_controls, "--base", tmp_path / "models" / "base", "--limit", "4"]
+    arguments += ["--budget", "2", "--tune", "weights", "--mesh", "data=2,tensor=2"]
+    for slot, model in experts_in(tmp_path / "models").items():
+        arguments += ["--expert", f"{slot}={model}"]
+    out = tmp_path / "two.json"
+    sdjax_command = ("-c", "from sdjax.cli.main import main; main()")
+    processes = two_processes(*sdjax_command, "transfer", *arguments, "--out", out)
+    texts = [process.communicate(timeout=400) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    assert "minus each method" in texts[0][0]
+    assert texts[1][0] == ""
+    one = tmp_path / "one.json"
+    words = [str(word) for word in arguments[:-2]]
+    CliRunner().invoke(command, [*words, "--out", str(one)], catch_exceptions=False)
+    data, expected = json.loads(out.read_text()), json.loads(one.read_text())
+    assert data["correct"] == expected["correct"]
+    assert data["comparisons"] == expected["comparisons"]
+    assert not list(tmp_path.glob(".*.store"))
 
 
 @pytest.mark.parametrize(
