@@ -31,7 +31,7 @@ from sdjax.search.context import RunContext
 from sdjax.search.multihost import SharedJudge
 from sdjax.search.score_types import Candidate, CandidateOutcome
 from sdjax.search.store import Store
-from sdjax.search.tune import NOT_TUNED, TUNING_FOLDER, differentiable_loss, run_once
+from sdjax.search.tune import NOT_TUNED, TUNING_FOLDER, compile_gradient, differentiable_loss
 from sdjax.search.types import MAIN, Entry, program_entry
 from sdjax.training.packing import Example
 from sdjax.tuning.gradient import search_by_gradient
@@ -251,7 +251,8 @@ class StructureSearches:
                     store.save(dataclasses.replace(entry, detail=detail))
                     raise UserError(f"{title}: {refusal.message}")
                 loss, sampled = self._loss(tunable)
-                loss = run_once(context, tunable, loss)
+                self._merge(tunable, tunable.start)
+                loss = compile_gradient(tunable, loss)
         except UserError as error:
             logger.debug("scored as written: %s", error)
             return None
@@ -282,7 +283,7 @@ class StructureSearches:
         steps: int = 0,
     ) -> tuple[Candidate, MergedModel]:
         """Merge with some values, and save the candidate under the next number."""
-        merged = self._merge(numbers, values)
+        merged = self._merge(numbers.tunable, values)
         names = [parameter.name for parameter in numbers.tunable.parameters]
         candidate = Candidate(
             structure=structure,
@@ -297,8 +298,8 @@ class StructureSearches:
         self._store.save(candidate)
         return candidate, merged
 
-    def _merge(self, numbers: Numbers, values: np.ndarray) -> MergedModel:
-        algorithm, key = numbers.tunable.bind(values), self._context.key("merge")
+    def _merge(self, tunable: Tunable, values: np.ndarray) -> MergedModel:
+        algorithm, key = tunable.bind(values), self._context.key("merge")
         merger = self._context.mergers[MAIN]
         self._last = merged = merger(algorithm, key=key, donate=self._last)
         return merged
@@ -322,7 +323,7 @@ class StructureSearches:
         missing = [item for item in self._problems[:count] if item.problem.id not in done]
         if not candidate.finite or not missing:
             return
-        merged = merged or self._merge(numbers, _values(candidate))
+        merged = merged or self._merge(numbers.tunable, _values(candidate))
         unsaved: list[CandidateOutcome] = []
 
         def save(outcome: Outcome) -> None:

@@ -30,12 +30,13 @@ from sdjax.search.phases import judged_program
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
+from sdjax.search.structures import scored_programs, structures_of
 from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
     SEARCH,
     Entry,
-    StoredVerdict,
+    Program,
     phase_name,
     program_entry,
 )
@@ -51,6 +52,7 @@ from sdjax.tuning.trace import Trace
 from sdjax.tuning.types import Tunable
 
 TUNING_FOLDER = "tuning"
+CONTINUED_FROM = "continued_from"  # in an entry's details: the program that tuning started from
 NOT_TUNED = "not_tuned"  # in an entry's details: why no later start of the run tunes the program
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ def tune_entries(
 ) -> None:
     """Tune the best programs of a purpose; score the results on development.
 
-    Each search has a trace in the run folder, `tuning/NAME/`, and resumes from it.
+    A search continues from the numbers of the program, which are the best ones of its structure if
+    structures were scored. It has a trace in the run folder, `tuning/NAME/`, and resumes from it.
 
     Args:
         context: the loaded run.
@@ -73,18 +76,21 @@ def tune_entries(
     if config is None:
         return
     entries = store.by_key(Entry)
-    tuned = {entry.detail.get("tuned_from") for entry in entries.values()}
     best = _finalists(context, store, config.programs, purpose)
-    programs = [identity for identity in best if identity not in tuned]
+    programs = [one for one in best if TUNING not in entries[program_entry(one)].detail]
     examples = training_texts(context) if programs else []
     done = config.programs - len(programs)
     with progress_bar(phase_name("tune", purpose), config.programs, completed=done) as advance:
         for identity in programs:
             _tune_program(context, store, sandbox, identity, examples)
             advance()
-    for entry in store.by_key(Entry).values():  # unless the run was interrupted in between
-        if entry.detail.get("tuned_from") and entry.identity is not None:
-            score_program(context, store, sandbox, entry.identity, DEVELOPMENT)
+    # Unless the run was interrupted in between, only these programs are not scored: the results,
+    # and what they were as they were written, if the race of the structures left that open.
+    entries = store.by_key(Entry)
+    results = [one for one in entries.values() if one.detail.get(CONTINUED_FROM) in best]
+    written = [entries[program_entry(one)].detail.get("tuned_from", one) for one in best]
+    for identity in (*(one.identity for one in results), *written):
+        score_program(context, store, sandbox, identity, DEVELOPMENT)
 
 
 def _tune_program(
@@ -98,10 +104,10 @@ def _tune_program(
     search = context.config.tuning.search
     judge = SharedJudge(sandbox, context.signature)
     title, name = f"program {identity[:8]}", program_entry(identity)
-    (written,) = store.select(Entry, name=name)
+    (entry,) = store.select(Entry, name=name)
     trial = trial_of(context, MAIN) if jax.default_backend() == "cpu" else None
     try:
-        if reason := written.detail.get(NOT_TUNED):
+        if reason := entry.detail.get(NOT_TUNED):
             raise UserError(f"{title}: {reason}")
         tunable = program_tunable(
             store.program(identity).source,
@@ -112,8 +118,8 @@ def _tune_program(
         )
         with store.attempt(name, TUNING_FOLDER) as number:
             if refusal := too_many_attempts(number):
-                detail = {**written.detail, NOT_TUNED: refusal.message}
-                store.save(dataclasses.replace(written, detail=detail))
+                detail = {**entry.detail, NOT_TUNED: refusal.message}
+                store.save(dataclasses.replace(entry, detail=detail))
                 raise UserError(f"{title}: {refusal.message}")
             loss = differentiable_loss(context, tunable, examples, search)
             loss = run_once(context, tunable, loss)
@@ -125,20 +131,27 @@ def _tune_program(
         logger.info("not tuned: %s: %s (%s)", title, message, type(error).__name__)
         return
     values, cost = _search(context, store, tunable, loss, search, folder=identity[:16])
-    written = dataclasses.replace(written, detail={**written.detail, TUNING: cost})
-    store.save(written)
     source = tunable.write(values)
     verdict = judge.judge(source, name=title)
     program = judged_program(context, source, verdict)
+    detail = {**entry.detail, TUNING: cost}
+    records: list[Program | Entry] = []
     if program is None:
         logger.info("not tuned: %s: %s (%s)", title, verdict.verdict, verdict.message)
-        return
-    # If no other numbers were better, this is the entry of the program as it was written.
-    detail = {"tuned_from": identity, "constants": len(values)}
-    if program.identity == identity:
-        detail |= {TUNING: cost}
-    name = program_entry(program.identity)
-    store.save(program, Entry(name=name, kind="program", identity=program.identity, detail=detail))
+    elif program.identity == identity:  # no other numbers were better
+        detail["constants"] = len(values)
+    else:
+        new = {
+            "tuned_from": entry.detail.get("tuned_from", identity),
+            CONTINUED_FROM: identity,
+            "constants": len(values),
+        }
+        name = program_entry(program.identity)
+        records += [
+            program,
+            Entry(name=name, kind="program", identity=program.identity, detail=new),
+        ]
+    store.save(dataclasses.replace(entry, detail=detail), *records)
 
 
 def differentiable_loss(
@@ -187,6 +200,11 @@ def run_once(context: ScoringContext, tunable: Tunable, loss: MergeLoss | None) 
         the loss, or None if its gradient does not fit into memory.
     """
     context.mergers[MAIN](tunable.bind(tunable.start), key=context.key("merge"))
+    return compile_gradient(tunable, loss)
+
+
+def compile_gradient(tunable: Tunable, loss: MergeLoss | None) -> MergeLoss | None:
+    """Compile and run a gradient step; return the loss, or None if it does not fit into memory."""
     if loss is not None:
         try:
             loss(tunable.start, 0, 0)
@@ -236,16 +254,15 @@ def _search(
 
 
 def _finalists(context: RunContext, store: Store, count: int, purpose: str) -> list[str]:
-    """Return the identities of the best programs of different structures, as they were written."""
+    """Return the identities of the best programs of different structures, before this tuning."""
 
     def distinct() -> Iterator[str]:
-        verdicts = store.select(StoredVerdict)
-        structures = {one.identity: one.structure for one in verdicts if one.identity is not None}
-        seen = set()
+        structures, seen = structures_of(store), set()
+        scored = set(scored_programs(store).values())  # without the results of this tuning
         for entry in ranked_programs(store, context.config.task.metric, purpose):
-            structure = structures.get(entry.identity or "", entry.identity)
-            is_written = entry.detail.get("tuned_from", entry.identity) == entry.identity
-            if is_written and structure not in seen:
+            written = entry.detail.get("tuned_from", entry.identity)
+            structure = structures.get(written, written)
+            if entry.identity in scored and structure not in seen:
                 seen.add(structure)
                 yield entry.identity or ""
 

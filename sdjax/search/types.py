@@ -346,9 +346,9 @@ class Entry:
         kind: "seed", "expert", "method", "program" or "ablation".
         identity: identity of a program; None for other kinds.
         detail: of a method, its name, hyperparameters and grids; of a tuned control, its family,
-            values and cost; of a tuned program, the identity of the program that it was tuned from.
-            Both have the number of their tuned constants. Of an ablation, its program and what was
-            changed.
+            values and cost; of a tuned program, the identity of the program as it was written. Both
+            have the number of their tuned constants, as has a program whose own were the best. Of
+            an ablation, its program and what was changed.
     """
 
     name: str
