@@ -23,6 +23,7 @@ from sdjax.search.ranking import (
     both_forms,
     controls,
     final_ranking,
+    is_tuned,
     programs_of,
     selection_order,
 )
@@ -158,6 +159,8 @@ def _compare(
 
 def numbers(entry: Entry) -> int:
     """Return how many numbers of an entry were tuned; 0 as written, or for a method of a grid."""
+    if entry.kind == "program" and not is_tuned(entry):
+        return 0
     return int(entry.detail.get("constants", 0))
 
 

@@ -184,7 +184,7 @@ def units_done(store: Store, phase: str) -> int:
             return sum(TUNING in entry.detail for entry in store.by_key(Entry).values())
         case "controls":
             return len(_tuned_families(store))
-        case "confirm":
+        case "confirm" | "ablate":
             return sum(summary.complete for summary in store.summaries(CONFIRMATION))
         case "test":
             return sum(summary.complete for summary in store.summaries(TEST, None))

@@ -10,6 +10,7 @@ from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.io.peft import write_adapter
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.search.ablations import ablate
 from sdjax.search.announcement import announce, announce_resumption
 from sdjax.search.answer import save_answer
 from sdjax.search.baselines import score_baselines
@@ -126,6 +127,8 @@ def run_search(
                 with clock.timed(0, "test"):
                     score_test(context, store, sandbox, final_entries(config, store))
                 save_answer(store, config.task.metric)
+                with clock.timed(0, "ablate"):
+                    ablate(context, store, sandbox)
         store.finish()
 
 

@@ -91,7 +91,7 @@ def test_each_form_is_compared_with_a_control_of_at_most_as_many_numbers(run):
 
 @pytest.mark.parametrize(("skill", "discovered"), [(0.8025, False), (0.79, False), (0.84, True)])
 def test_discovered_is_said_only_if_the_interval_is_above_zero(run, skill, discovered):
-    store = run(*CONTROLS, ("a1", 3, 0.85, None, skill), ("b2", 20, 0.84, None, 0.99))
+    store = run(*CONTROLS, ("a1 from z", 3, 0.85, None, skill), ("b2 from y", 20, 0.84, None, 0.99))
     answer, (best, _) = compute_answer(store, "strict")
     assert best.program == "program:a1"  # by development score, whatever the test says
     assert answer.is_discovery == (best.low > 0) == discovered
