@@ -173,7 +173,8 @@ _NO_SHARDING = {"sharding": None}
 _NO_OUT_SHARDING = {"out_sharding": None}
 
 # Arithmetic, comparison and logic, elementwise: the bulk of merge algorithms.
-_allow("neg sign floor ceil abs not is_finite square real imag conj", 1)
+_allow("neg sign floor ceil abs not is_finite square real imag", 1)
+_allow("conj", 1, bind="conj")  # its derivative needs the dtype of its operand
 _allow("population_count clz", 1)
 _allow("add add_any sub div rem max min and or xor atan2 nextafter complex", 2)
 _allow("eq ne lt le gt ge eq_to lt_to le_to", 2)
@@ -256,7 +257,9 @@ for _name in ("scatter", "scatter_add", "scatter_sub", "scatter_mul", "scatter_m
         mode=member_of("GatherScatterMode"),
     )
 # Statistics over a tensor: norms, means, ranks, quantiles, thresholds, running sums.
-_allow("reduce_sum reduce_max reduce_min", 1, supplied=_NO_OUT_SHARDING, axes=decode_ints)
+_allow("reduce_sum", 1, supplied=_NO_OUT_SHARDING, axes=decode_ints)
+for _name in ("reduce_max", "reduce_min"):
+    _allow(_name, 1, bind=_name, axes=decode_ints)  # no out_sharding in 0.10
 _allow("reduce_prod reduce_and reduce_or reduce_xor", 1, axes=decode_ints)
 _allow("reduce", (2, 256), bind=_reduce, axes=decode_ints, reducers=_decode_reducers)
 _allow("argmax argmin", 1, axes=decode_ints, index_dtype=decode_dtype)

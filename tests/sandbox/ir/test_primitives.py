@@ -55,6 +55,37 @@ def test_verified_program_equals_jit_bit_for_bit(name):
         assert np.array_equal(_bits(found), _bits(reference))
 
 
+_FAST = ("complex", "reductions", "calls")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in _FAST else pytest.mark.slow) for n in CASES]
+)
+def test_verified_program_is_differentiable_where_jax_is(name):
+    function, arguments = CASES[name]
+    _, decoded = _through_json(function, arguments)
+    assert _differentiable(lambda *xs: decoded(*xs)[0], arguments) == _differentiable(
+        function, arguments
+    )
+
+
+def _differentiable(function, arguments):
+    """Return, for each result, whether JAX can differentiate it in the first argument."""
+    count = len(jax.eval_shape(lambda *xs: tuple(function(*xs)), *arguments))
+    found = []
+    for i in range(count):
+
+        def total(x, i=i):
+            return jnp.sum(jnp.real(function(x, *arguments[1:])[i]))
+
+        try:
+            jax.eval_shape(jax.grad(total), arguments[0])
+            found.append(True)
+        except (NotImplementedError, TypeError, ValueError):
+            found.append(False)
+    return found
+
+
 def test_cases_cover_every_primitive_of_this_jax():
     covered = set().union(*(_through_json(*case)[0] for case in CASES.values()))
     assert covered == {*(name for name, entry in ALLOWED.items() if entry.native), *CONTROL_FLOW}
