@@ -12,9 +12,11 @@ __all__ = [
     "PerExpert",
     "Sandbox",
     "__version__",
+    "compute_stats",
     "evaluate",
     "from_nnx",
     "load_model",
+    "load_stats",
     "load_tokenizer",
     "merge",
     "run_search",
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from sdjax.decoding.decoder import Decoder as Decoder
     from sdjax.evaluation.api import evaluate as evaluate
     from sdjax.io.hf_checkpoint import load_model as load_model
+    from sdjax.io.statistics_folder import load_stats as load_stats
     from sdjax.io.tokenizer import load_tokenizer as load_tokenizer
     from sdjax.merging.algorithm import PerExpert as PerExpert
     from sdjax.merging.api import merge as merge
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from sdjax.models.nnx import to_nnx as to_nnx
     from sdjax.sandbox.sandbox import Sandbox as Sandbox
     from sdjax.search.loop import run_search as run_search
+    from sdjax.statistics.api import compute_stats as compute_stats
     from sdjax.training.api import train_dpo as train_dpo
     from sdjax.training.api import train_sft as train_sft
     from sdjax.tuning.api import tune as tune
@@ -46,9 +50,11 @@ _MODULE_OF = {
     "Merger": "sdjax.merging.engine",
     "PerExpert": "sdjax.merging.algorithm",
     "Sandbox": "sdjax.sandbox.sandbox",
+    "compute_stats": "sdjax.statistics.api",
     "evaluate": "sdjax.evaluation.api",
     "from_nnx": "sdjax.models.nnx",
     "load_model": "sdjax.io.hf_checkpoint",
+    "load_stats": "sdjax.io.statistics_folder",
     "load_tokenizer": "sdjax.io.tokenizer",
     "merge": "sdjax.merging.api",
     "run_search": "sdjax.search.loop",

@@ -14,6 +14,7 @@ from sdjax.cli.merge import merge
 from sdjax.cli.methods import methods
 from sdjax.cli.report import report
 from sdjax.cli.run import run
+from sdjax.cli.stats import stats
 from sdjax.cli.train import train
 from sdjax.cli.transfer import transfer
 from sdjax.cli.tune import tune
@@ -39,6 +40,7 @@ for command in (
     check,
     train,
     tune,
+    stats,
     zoo_group,
     methods,
 ):

@@ -5,6 +5,9 @@ Axes: see `sdjax.models.types`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -20,6 +23,9 @@ from sdjax.xla.matmul import matmul_transposed
 # Large and finite, so that rows without any allowed key (padding) stay finite.
 _MASKED = -1e30
 
+Observe = Callable[[str, str, jax.Array], None]
+"""Called with (module, name, input) of a projection: "layers/3/attn", "q_proj", [batch time in]."""
+
 # Checkpoint name of the hidden states between layers, for policies of `jax.checkpoint`.
 RESIDUAL = "residual"
 
@@ -34,6 +40,7 @@ def forward(
     segments: Int[AnyArray, "batch time"] | None = None,
     cache: KVCache | None = None,
     max_length: int | None = None,
+    observe: Observe | None = None,
 ) -> tuple[Float[Array, "batch time hidden"], KVCache]:
     """Return the hidden states after the final norm, and the KV cache.
 
@@ -53,6 +60,7 @@ def forward(
         max_length: maximum length that these sequences will ever have, by which LongRoPE selects
             its frequencies; the size of the cache, or `time`, by default. All calls that share a
             cache must use the same value.
+        observe: called during tracing with the input of every projection in the layers.
 
     Returns:
         The hidden states and the cache including the new tokens. Without an input cache, the
@@ -95,13 +103,19 @@ def forward(
                 positions,
                 None if cache is None else cache[index],
                 config,
+                observe and partial(observe, f"layers/{index}/attn"),
             )
             mlp_norm = layer["post_attn_norm"]
             if arch.sandwich_norms:
                 attn_out, mlp_norm = norm(attn_out, layer["post_attn_norm"]), layer["pre_mlp_norm"]
             hidden = hidden + attn_out
             mlp_out = _mlp(
-                norm(hidden, mlp_norm), layer["mlp"], lora and lora.get("mlp"), lora_scale, config
+                norm(hidden, mlp_norm),
+                layer["mlp"],
+                lora and lora.get("mlp"),
+                lora_scale,
+                config,
+                observe and partial(observe, f"layers/{index}/mlp"),
             )
             if arch.sandwich_norms:
                 mlp_out = norm(mlp_out, layer["post_mlp_norm"])
@@ -167,17 +181,18 @@ def _attention(
     positions: Int[AnyArray, "batch time"],
     cache: dict[str, jax.Array] | None,
     config: ModelConfig,
+    observe: Callable[[str, jax.Array], None] | None,
 ) -> tuple[Float[Array, "batch time hidden"], dict[str, jax.Array]]:
     """Return the output of grouped-query attention, and the layer's keys and values."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if config.arch.fused:
-        fused = _project(x, weights, lora, "qkv_proj", lora_scale)
+        fused = _project(x, weights, lora, "qkv_proj", lora_scale, observe)
         ends = [heads * config.head_dim, (heads + kv_heads) * config.head_dim]
         query, key, value = jnp.split(fused, ends, axis=-1)
     else:
-        query = _project(x, weights, lora, "q_proj", lora_scale)
-        key = _project(x, weights, lora, "k_proj", lora_scale)
-        value = _project(x, weights, lora, "v_proj", lora_scale)
+        query = _project(x, weights, lora, "q_proj", lora_scale, observe)
+        key = _project(x, weights, lora, "k_proj", lora_scale, observe)
+        value = _project(x, weights, lora, "v_proj", lora_scale, observe)
     query = rearrange(query, "b t (n h) -> b n t h", n=heads)
     key = rearrange(key, "b t (k h) -> b k t h", k=kv_heads)
     value = rearrange(value, "b t (k h) -> b k t h", k=kv_heads)
@@ -200,7 +215,8 @@ def _attention(
     probs = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(value.dtype)
     attn_out = jnp.einsum("bkgts,bksh->bkgth", probs, value)
     attn_out = rearrange(attn_out, "b k g t h -> b t (k g h)")
-    return _project(attn_out, weights, lora, "o_proj", lora_scale), {"k": key, "v": value}
+    attn_out = _project(attn_out, weights, lora, "o_proj", lora_scale, observe)
+    return attn_out, {"k": key, "v": value}
 
 
 def _update_cache(
@@ -227,14 +243,16 @@ def _mlp(
     lora: Params | None,
     lora_scale: float,
     config: ModelConfig,
+    observe: Callable[[str, jax.Array], None] | None,
 ) -> Float[Array, "batch time hidden"]:
     if config.arch.fused:
-        fused = _project(x, weights, lora, "gate_up_proj", lora_scale)
+        fused = _project(x, weights, lora, "gate_up_proj", lora_scale, observe)
         gate, up = jnp.split(fused, 2, axis=-1)
     else:
-        gate = _project(x, weights, lora, "gate_proj", lora_scale)
-        up = _project(x, weights, lora, "up_proj", lora_scale)
-    return _project(config.arch.activation(gate) * up, weights, lora, "down_proj", lora_scale)
+        gate = _project(x, weights, lora, "gate_proj", lora_scale, observe)
+        up = _project(x, weights, lora, "up_proj", lora_scale, observe)
+    product = config.arch.activation(gate) * up
+    return _project(product, weights, lora, "down_proj", lora_scale, observe)
 
 
 def _project(
@@ -243,8 +261,11 @@ def _project(
     lora: Params | None,
     name: str,
     lora_scale: float,
+    observe: Callable[[str, jax.Array], None] | None,
 ) -> Float[Array, "batch time out"]:
     """Apply a projection with its bias and LoRA factors, if it has them."""
+    if observe is not None:
+        observe(name, x)
     # One matrix: XLA's CPU backend is slower when a gradient contracts over two axes.
     rows = rearrange(x, "b t i -> (b t) i")
     out = matmul_transposed(rows, weights[name])
