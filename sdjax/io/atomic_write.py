@@ -87,20 +87,36 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def commit(partial: Path, path: Path) -> None:
+def commit(partial: Path, path: Path, *, overwrite: bool = False) -> None:
     """Rename a complete file, which is on disk, or a complete folder to its final name.
 
     The files of a folder are flushed first, because libraries write some of them without fsync.
+
+    Args:
+        partial: the complete file or folder.
+        path: its final name.
+        overwrite: replace a folder that has files.
     """
     if partial.is_dir():
         for entry in (*partial.rglob("*"), partial):
             flush(entry)
-    os.replace(partial, path)
+    if overwrite and path.is_dir():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # left by a killed process
+        os.replace(path, old)
+        os.replace(partial, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(partial, path)
     flush(path.parent)
 
 
-def resolve_new_folder(folder: Path) -> Path:
+def resolve_new_folder(folder: Path, *, overwrite: bool = False) -> Path:
     """Return the path of a folder that is to be written, with symbolic links resolved.
+
+    Args:
+        folder: the folder.
+        overwrite: accept a model's folder, which has a config.json.
 
     Raises:
         UserError: it exists and is not empty, or it cannot be replaced.
@@ -110,9 +126,15 @@ def resolve_new_folder(folder: Path) -> Path:
         if os.path.lexists(target) and not target.is_dir():
             raise UserError(f"{folder}: is a file; choose a folder that does not exist yet")
         if target.is_dir() and any(target.iterdir()):
-            raise UserError(
-                f"{folder}: exists and is not empty; remove it or choose another folder"
-            )
+            if not overwrite:
+                raise UserError(
+                    f"{folder}: exists and is not empty; remove it or choose another folder"
+                )
+            if not (target / "config.json").is_file():
+                raise UserError(
+                    f"{folder}: has files but no config.json, so it is not a model to overwrite; "
+                    "choose another folder"
+                )
         if target == Path.cwd() or target.is_mount():
             kind = "a mount point" if target.is_mount() else "the working directory"
             raise UserError(

@@ -47,21 +47,29 @@ class ResumableFolder:
     """
 
     def __init__(
-        self, out: Path, tensors: Mapping[str, Any], *, fingerprint: str, max_file_bytes: int
+        self,
+        out: Path,
+        tensors: Mapping[str, Any],
+        *,
+        fingerprint: str,
+        max_file_bytes: int,
+        overwrite: bool = False,
     ):
         """Resume the attempt with the same fingerprint and files, or start from the beginning.
 
         Args:
-            out: the folder, which must not exist, or must be empty.
+            out: the folder, which must not exist, or must be empty unless `overwrite`.
             tensors: name to anything with a shape and a dtype, in the order of the files.
             fingerprint: identifies the content, so that only the same content is resumed.
             max_file_bytes: size limit of a file.
+            overwrite: replace a model's folder.
 
         Raises:
             UserError: `out` is not empty or cannot be written, the disk is full, or another process
                 is writing it.
         """
-        self.out = resolve_new_folder(out)
+        self.out = resolve_new_folder(out, overwrite=overwrite)
+        self._overwrite = overwrite
         self.folder = partial_path(self.out)
         with storage_errors(out):
             check_own_folder(self.folder)
@@ -100,7 +108,7 @@ class ResumableFolder:
         write_index(self.folder, self._files, self._tensors)
         (self.folder / JOURNAL).unlink()
         (self.folder / LOCK).unlink()
-        commit(self.folder, self.out)
+        commit(self.folder, self.out, overwrite=self._overwrite)
         self.close()
 
     def discard(self) -> None:

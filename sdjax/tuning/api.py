@@ -21,8 +21,8 @@ from sdjax.core.versions import current_versions
 from sdjax.io.atomic_write import resolve_new_folder
 from sdjax.merging.recipe.from_algorithm import merge_algorithm
 from sdjax.merging.recipe.model_card import Provenance
-from sdjax.merging.recipe.pipeline import merge_parsed
-from sdjax.merging.recipe.schema import parse_recipe
+from sdjax.merging.recipe.pipeline import merge_recipe
+from sdjax.merging.recipe.recipe_document import parse_recipe
 from sdjax.merging.scope import Scope
 from sdjax.sharding.multihost import is_main_process
 from sdjax.tuning.evolution import search_by_evolution
@@ -326,7 +326,7 @@ def _write_merged(setup: TuningSetup, result: Tuning, folder: Path, seed: int) -
     if not is_main_process():
         return
     if setup.recipe is not None:  # as `sdjax merge` does with the tuned recipe
-        merge_parsed(parse_recipe(result.text, setup.recipe), folder, seed=seed)
+        merge_recipe(parse_recipe(result.text, setup.recipe), folder, seed=seed)
     else:
         merge_algorithm(
             setup.tunable.bind(np.array(result.values)),

@@ -7,8 +7,8 @@ import yaml
 from sdjax.core.errors import UserError
 from sdjax.merging.engine import Merger
 from sdjax.merging.recipe.from_algorithm import open_models
-from sdjax.merging.recipe.pipeline import merge_parsed, merge_recipe
-from sdjax.merging.recipe.schema import parse_recipe
+from sdjax.merging.recipe.pipeline import merge_recipe
+from sdjax.merging.recipe.recipe_document import parse_recipe
 from sdjax.models.tensor_names import parse_name
 from sdjax.tuning.open_tunable import open_tunable, read_named_merge
 from sdjax.tuning.setup import merged_dtypes
@@ -256,7 +256,7 @@ dtype: float32
     sources = open_models(named.base, named.experts, folders)
     recipe = parse_recipe(tunable.write(tunable.start), folders / "recipe.yaml")
     dtypes = merged_dtypes(recipe, sources)
-    merge_parsed(recipe, folders / "merged")
+    merge_recipe(recipe, folders / "merged")
     base = tensors(folders / "base")
     cast = {
         parse_name(name).path: x.astype(dtypes[parse_name(name).path]) for name, x in base.items()

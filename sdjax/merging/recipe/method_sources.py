@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sdjax.core.errors import did_you_mean, truncated_repr
+from sdjax.core.errors import closest_name, did_you_mean, truncated_repr
 from sdjax.merging.method import Method
-from sdjax.merging.recipe.parameters import IGNORED_PARAMETERS, ParameterMap
-from sdjax.merging.recipe.recipe_method import meaningless_parameters
+from sdjax.merging.recipe.parameters import RECIPE_PARAMETERS, ParameterMap
+from sdjax.merging.recipe.recipe_method import is_shipped, known_parameters
 from sdjax.merging.recipe.schema import Recipe, Slice, Source
 
 
@@ -33,7 +33,7 @@ def split_base(recipe: Recipe, method: Method, part: Slice) -> tuple[Source | No
     if base_name is None and schema.base in ("required", "first"):
         raise recipe.fail("merge_method", f"{method.name} needs base_model")
     bases = [source for source in sources if source.model == base_name]
-    if base_name is not None and not bases and recipe.whole_models:
+    if base_name is not None and not bases and part.whole_models:
         line = recipe.lines.get("base_model", part.line)
         bases = [Source(model=base_name, layers=None, parameters={}, line=line)]
         sources += bases
@@ -73,7 +73,7 @@ def _check_count(
 def check_parameters(
     recipe: Recipe, method: Method, part: Slice, sources: Sequence[Source]
 ) -> list[str]:
-    """Return remarks on parameters of other methods, which are ignored.
+    """Return remarks on parameters that the method does not have, which are ignored.
 
     Args:
         recipe: the recipe.
@@ -82,27 +82,26 @@ def check_parameters(
         sources: the models of the slice.
 
     Raises:
-        UserError: a misspelled parameter.
+        UserError: a misspelled parameter, or a required one where it has no effect.
     """
     schema, parameters = method.schema, method.hyperparameters
     notes = []
     shared = {schema.recipe_key(p.name) for p in parameters}
     per_model = {schema.recipe_key(p.name) for p in parameters if p.type == "per_expert"}
+    required = {schema.recipe_key(name) for name in schema.required}
     levels: list[tuple[ParameterMap, set[str], str]] = [
         (source.parameters, per_model, "for a single model") for source in sources
     ]
     levels += [(level, shared, "for the whole merge") for level in part.levels]
-    meaningless = meaningless_parameters(method)
+    strict = not is_shipped(method)  # the recipe was not written for mergekit
     for level, allowed, scope in levels:
         for key, value in level.items():
-            if key in (*allowed, *schema.ignored, *IGNORED_PARAMETERS):
+            if key in (*allowed, *schema.ignored, *RECIPE_PARAMETERS):
                 continue
             message = f"{method.name} has no parameter {truncated_repr(key)} {scope}"
-            if key in meaningless and key not in shared:
-                note = value.fail(f"{message}; ignored, as by mergekit")
-                notes.append(str(note))
-                continue
-            listed = f"allowed: {', '.join(sorted(allowed)) or 'none'}"
-            hint = did_you_mean(key, allowed, listed)
-            raise recipe.fail(value.line, f"{message}; {hint}")
+            misspelled = key not in known_parameters() and closest_name(key, shared) is not None
+            if strict or misspelled or key in required:
+                listed = f"allowed: {', '.join(sorted(allowed)) or 'none'}"
+                raise recipe.fail(value.line, f"{message}; {did_you_mean(key, allowed, listed)}")
+            notes.append(str(value.fail(f"{message}; ignored, as by mergekit")))
     return notes

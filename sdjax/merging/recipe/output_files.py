@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from sdjax.core.errors import UserError, truncated_repr
+from sdjax.core.errors import truncated_repr
 from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes, read_text
 from sdjax.io.atomic_write import write_file
 from sdjax.io.links import member
@@ -23,19 +23,17 @@ from sdjax.io.tokenizer import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_FILE
 from sdjax.io.vocabulary import write_extended
 from sdjax.io.weights import WEIGHTS_SUFFIXES
 from sdjax.merging.recipe.chat_templates import CHAT_TEMPLATES
+from sdjax.merging.recipe.layer_config import set_layers
 from sdjax.merging.recipe.plan import MergePlan
 from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.merging.recipe.tensor_roles import (
     TIE,
     is_output_matrix,
-    layer_count,
     text_sections,
 )
 from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
-
-# Config lists that are not per-layer, even if they happen to have one item per layer.
-_NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
+from sdjax.models.tensor_names import parse_name
 
 
 def write_config(
@@ -52,7 +50,9 @@ def write_config(
     for section in text_sections(fields):
         for key in QUANTIZATION:  # its weights are dequantized
             section.pop(key, None)
-    _stack_layers(fields, plan)
+    for stack in plan.stacks:
+        if stack:
+            set_layers(fields, plan.template, stack)
     sizes: Counter[str] = Counter()
     for spec in tensors.values():
         if spec.dtype in DTYPES.values():
@@ -64,36 +64,9 @@ def write_config(
         keyed = [section for section in sections if "vocab_size" in section]
         for section in keyed or [fields]:
             section["vocab_size"] = plan.tokenizer.vocabulary.size
-    prefix = plan.last.prefix
-    outside = (name for name in tensors if not (prefix and name.startswith(prefix)))
+    outside = (name for name in tensors if parse_name(name).layer is None)
     _set_tie(fields, plan, has_output=any(map(is_output_matrix, outside)))
     write_file(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
-
-
-def _stack_layers(fields: dict[str, Any], plan: MergePlan) -> None:
-    """Set the number of layers and the lists with one item per layer to those of the result."""
-    num_layers = len(plan.template.layers)
-    counted = layer_count(fields)
-    if counted is None:
-        if len(plan.layers) != num_layers:
-            raise UserError(
-                f"{plan.template.folder / CONFIG}: does not say how many layers the model has, so "
-                f"that the {len(plan.layers)} layers of the result cannot be declared"
-            )
-        section = fields
-    else:
-        section, count_key = counted
-        section[count_key] += len(plan.layers) - num_layers
-
-    def items_of(model: SourceModel, key: str, default: list[Any]) -> Any:
-        found = layer_count(model.config)
-        return (found[0] if found else model.config).get(key, default)
-
-    for key, value in section.items():
-        if isinstance(value, list) and len(value) == num_layers and key not in _NOT_PER_LAYER:
-            sources = [(items_of(model, key, value), layer) for model, layer in plan.layers]
-            if all(isinstance(items, list) and layer < len(items) for items, layer in sources):
-                section[key] = [items[layer] for items, layer in sources]
 
 
 def _set_tie(fields: dict[str, Any], plan: MergePlan, *, has_output: bool) -> None:

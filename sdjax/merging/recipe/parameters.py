@@ -16,7 +16,9 @@ from typing import Any
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.schedule import interpolate
 
-IGNORED_PARAMETERS = ("int8_mask",)  # saves memory in mergekit; no masks are stored here
+FUSE_EXPERTS = "fuse_experts"
+# Parameters that every method has. `int8_mask` saves memory in mergekit; no masks are stored here.
+RECIPE_PARAMETERS = ("int8_mask", FUSE_EXPERTS)
 _MAX_FLOAT32 = 3.4e38  # methods compute in float32
 _NO_MATCH = object()
 _TYPE_NAMES = {

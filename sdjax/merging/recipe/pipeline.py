@@ -28,11 +28,13 @@ from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
 from sdjax.io.tensor_reader import narrowed
 from sdjax.merging.recipe import output_files
+from sdjax.merging.recipe.fused_experts import read_fused, split_fused
 from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
+from sdjax.merging.recipe.recipe_document import read_recipe
 from sdjax.merging.recipe.recipe_method import LoadProgram, find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
-from sdjax.merging.recipe.schema import Recipe, read_recipe
+from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import open_source_model
 from sdjax.merging.recipe.tokenizer_plan import align_rows
 from sdjax.merging.tensor_program import TensorProgram
@@ -77,7 +79,7 @@ class MergeResult:
 
 
 def merge_recipe(
-    recipe_path: Path | str,
+    recipe: Recipe | Path | str,
     out: Path | str,
     *,
     seed: int = 0,
@@ -85,6 +87,7 @@ def merge_recipe(
     load_program: LoadProgram | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
+    overwrite: bool = False,
 ) -> MergeResult:
     """Merge models as described by a recipe (mergekit's YAML).
 
@@ -93,52 +96,38 @@ def merge_recipe(
     streamed merge gives the same result as one in memory.
 
     Args:
-        recipe_path: the recipe; its paths are relative to its folder or the working directory.
+        recipe: the recipe, or its file; its paths are relative to its folder or the working
+            directory.
         out: folder of the result.
         seed: random seed.
         allow_crimes: merge models of different architectures.
         load_program: has the program file judged that is a recipe's method.
         on_tensor: called with (tensors done, total) at the beginning and after each tensor.
         max_file_bytes: maximum size of a safetensors file.
+        overwrite: replace `out` if it exists.
 
     Raises:
         UserError: an invalid recipe, missing or damaged models, models that do not match or have
             different architectures, a result that is not finite, or an `out` that exists.
     """
-    return merge_parsed(
-        read_recipe(Path(recipe_path)),
-        Path(out),
-        seed=seed,
-        allow_crimes=allow_crimes,
-        load_program=load_program,
-        on_tensor=on_tensor,
-        max_file_bytes=max_file_bytes,
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(Path(recipe))
+    path, architectures = recipe.path, recipe.architectures
+    open_model = cache(
+        lambda name: open_source_model(name, path.parent, architecture=architectures.get(name))
     )
-
-
-def merge_parsed(
-    recipe: Recipe,
-    out: Path,
-    *,
-    seed: int = 0,
-    allow_crimes: bool = False,
-    load_program: LoadProgram | None = None,
-    on_tensor: OnTensor | None = None,
-    max_file_bytes: int = MAX_FILE_BYTES,
-) -> MergeResult:
-    """Merge models as described by a parsed recipe; see `merge_recipe`."""
-    open_model = cache(lambda name: open_source_model(name, recipe.path.parent))
     method, program = find_method(recipe, open_model, load_program)
     plan = plan_recipe(recipe, method, open_model, seed, allow_crimes=allow_crimes)
     return write_merged(
         plan,
-        out,
+        Path(out),
         provenance=Provenance(
             method=recipe.merge_method, file=RECIPE, text=recipe.text, seed=seed, program=program
         ),
         chat_template=output_files.resolve_chat_template(recipe, plan.models),
         on_tensor=on_tensor,
         max_file_bytes=max_file_bytes,
+        overwrite=overwrite,
     )
 
 
@@ -150,6 +139,7 @@ def write_merged(
     chat_template: str | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
+    overwrite: bool = False,
 ) -> MergeResult:
     """Write the model that a plan describes.
 
@@ -160,13 +150,23 @@ def write_merged(
         chat_template: replaces the tokenizer's chat template.
         on_tensor: called with (tensors done, total) at the beginning and after each tensor.
         max_file_bytes: maximum size of a safetensors file.
+        overwrite: replace `out` if it exists.
 
     Raises:
         UserError: as in `merge_recipe`.
     """
-    specs = {step.name: step.spec for step in plan.steps}
+    specs = plan.tensors
     fingerprint = _fingerprint(plan, provenance, chat_template)
-    writer = ResumableFolder(out, specs, fingerprint=fingerprint, max_file_bytes=max_file_bytes)
+    inputs = {folder.resolve() for model in plan.models for folder in model.reader.folders}
+    if overwrite and out.resolve() in inputs:
+        raise UserError(f"{out}: is one of the merged models; choose another folder")
+    writer = ResumableFolder(
+        out,
+        specs,
+        fingerprint=fingerprint,
+        max_file_bytes=max_file_bytes,
+        overwrite=overwrite,
+    )
     resumed = len(writer.done)
     try:
         with storage_errors(out, then=_RESUME):
@@ -188,7 +188,7 @@ def write_merged(
         writer.close()
     return MergeResult(
         folder=out,
-        tensors=len(plan.steps),
+        tensors=len(specs),
         coverage=plan.coverage,
         unchanged=unchanged,
         resumed=resumed,
@@ -199,7 +199,10 @@ def write_merged(
 
 def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor | None) -> int:
     """Merge the tensors that are not written yet; return the number that were only copied."""
-    steps = [step for step in plan.steps if step.name not in writer.done]
+    members = {step.name: [name for names in step.members for name in names] for step in plan.steps}
+    steps = [
+        step for step in plan.steps if not writer.done.issuperset(members[step.name] or [step.name])
+    ]
     merge_threads = MERGE_THREADS if len(jax.devices()) == 1 else 1
     pool = BufferPool()
 
@@ -207,10 +210,12 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
         if step.array is not None:
             return [step.array]
         with np.errstate(over="ignore"):
+            if step.members:
+                return [read_fused(ref) for ref in step.sources]
             arrays = [ref.model.reader.read(ref.name, pool.acquire) for ref in step.sources]
-        if step.row_maps is None:
+        if step.alignment is None:
             return arrays
-        aligned = align_rows(arrays, step.row_maps, step.spec.shape[0], step.fallback)
+        aligned = align_rows(arrays, step.alignment)
         pool.release(arrays)
         return aligned
 
@@ -241,7 +246,11 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
         return step, new, unchanged
 
     def write(step: MergeStep, new: np.ndarray, unchanged: bool) -> bool:
-        writer.write(step.name, new)
+        if step.members:
+            for name, tensor in split_fused(step.members, new):
+                writer.write(name, tensor)
+        else:
+            writer.write(step.name, new)
         pool.release([new])
         return unchanged
 
@@ -307,7 +316,6 @@ def not_finite(step: MergeStep, arrays: Sequence[np.ndarray]) -> UserError:
 
 def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | None) -> str:
     """Return a hash of everything that determines the result; only the same merge is resumed."""
-    indices = {id(model): index for index, model in enumerate(plan.models)}
     content = {
         "versions": (__version__, jax.__version__),
         "text": provenance.text,
@@ -323,10 +331,10 @@ def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | N
             {
                 "tensor": (step.name, step.path, step.spec.shape, step.spec.dtype.name),
                 "base": step.has_base,
-                "sources": [(indices[id(ref.model)], ref.name) for ref in step.sources],
+                "sources": [(ref.model.name, ref.name, ref.members) for ref in step.sources],
                 "algorithm": step.algorithm
                 and (step.algorithm.identity, dict(step.algorithm.hyperparameters)),
-                "rows": (step.row_maps is not None, step.fallback),
+                "rows": step.alignment is not None,
                 "merged": step.array is not None,
             }
             for step in plan.steps

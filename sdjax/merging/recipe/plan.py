@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import jax
 import numpy as np
@@ -24,18 +24,29 @@ from sdjax.merging.recipe.source_models import (
     OUTPUT,
     SourceModel,
 )
-from sdjax.merging.recipe.tokenizer_plan import TokenizerPlan
+from sdjax.merging.recipe.tokenizer_plan import RowAlignment, TokenizerPlan
 from sdjax.merging.tensor_program import TensorProgram, check_layers
 from sdjax.models.tensor_names import layer_depths, parse_name
 from sdjax.sharding.mesh import make_mesh
 
+Members = tuple[tuple[str, ...], ...]
+"""Names of tensors that are merged as one, by expert and part."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRef:
-    """A tensor of a source model."""
+    """A tensor of a source model.
+
+    Attributes:
+        model: the model.
+        name: name of the tensor.
+        members: for tensors that are merged as one, their names, by expert and part; `name` is then
+            the name that they share.
+    """
 
     model: SourceModel
     name: str
+    members: Members = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,8 +62,8 @@ class MergeStep:
         has_base: whether the first source is a base that task vectors are relative to.
         algorithm: the algorithm, or None to copy the source.
         program: the merge to compile, with its inputs; None for the tree form or a copy.
-        row_maps: for vocabulary tensors that have to be aligned, each source's row per token.
-        fallback: index among the sources of the recipe's base, which fills in missing rows.
+        alignment: for vocabulary tensors, how their rows are aligned, if they have to be.
+        members: for tensors that are merged as one, their names in the result, by expert and part.
         array: the values, if they have been merged in memory already.
     """
 
@@ -63,9 +74,13 @@ class MergeStep:
     has_base: bool = False
     algorithm: Algorithm | None = None
     program: TensorProgram | None = None
-    row_maps: tuple[np.ndarray, ...] | None = None
-    fallback: int | None = None
+    alignment: RowAlignment | None = None
+    members: Members = ()
     array: np.ndarray | None = None
+
+
+Stack = tuple[tuple[SourceModel, int], ...]
+"""Templates of the layers of a stack: a source model and a layer number each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +90,8 @@ class MergePlan:
     Attributes:
         steps: one step per tensor, in the order of the result's files.
         template: source of the result's config and, by default, of its tokenizer.
-        layers: for each layer of the result, its template: a source model and a layer number, from
-            which it takes tensor names and per-layer config entries.
+        stacks: for each stack of layers of the result, the templates of its layers: a source model
+            and a layer number, from which a layer takes tensor names and config entries.
         last: source of the tensors after the last layer.
         models: all source models.
         tokenizer: the tokenizer of the result.
@@ -88,7 +103,7 @@ class MergePlan:
 
     steps: tuple[MergeStep, ...]
     template: SourceModel
-    layers: tuple[tuple[SourceModel, int], ...]
+    stacks: tuple[Stack, ...]
     last: SourceModel
     models: tuple[SourceModel, ...]
     tokenizer: TokenizerPlan
@@ -97,15 +112,27 @@ class MergePlan:
     scope: str | None = None
     notes: tuple[str, ...] = ()
 
+    @cached_property
+    def tensors(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Name, shape and dtype of all tensors of the result, in the order of its files."""
+        specs: dict[str, jax.ShapeDtypeStruct] = {}
+        for step in self.steps:
+            if step.members:
+                specs |= member_specs(step.members, step.spec)
+            else:
+                specs[step.name] = step.spec
+        return specs
+
     @property
     def num_merged(self) -> int:
         """Number of tensors that are merged rather than copied."""
-        return sum(step.algorithm is not None or step.array is not None for step in self.steps)
+        merged = (s for s in self.steps if s.algorithm is not None or s.array is not None)
+        return sum(sum(map(len, step.members)) or 1 for step in merged)
 
     @property
     def coverage(self) -> str:
         """How many tensors are merged, and how many are copied."""
-        merged, total = self.num_merged, len(self.steps)
+        merged, total = self.num_merged, len(self.tensors)
         if merged == total:
             return f"merged all {total} tensors"
         scope = "" if self.scope is None else f" (scope {self.scope})"
@@ -150,7 +177,7 @@ def plan_algorithm(
         own = algorithm.at(place.spellings[-1], depths[place.path]) if merged else None
         if merged:
             for expert in experts.values():
-                sources.append(tensor_in(expert, name, base))
+                sources.append(required_tensor(expert, name, base))
                 if expert.info[sources[-1].name].shape != info.shape:
                     error = shape_error(sources[-1], sources[0])
                     if name in base.vocabulary_tensors:
@@ -160,8 +187,8 @@ def plan_algorithm(
                         )
                     raise error
         elif not is_floating(info):
-            refs = [TensorRef(model=e, name=name) for e in experts.values() if name in e.info]
-            buffers.append([*sources, *refs])
+            refs = (tensor_in(expert, name) for expert in experts.values())
+            buffers.append([*sources, *(ref for ref in refs if ref is not None)])
         if own is not None and own.form == "tensor":
             first, *others = (
                 jax.ShapeDtypeStruct(
@@ -194,7 +221,7 @@ def plan_algorithm(
     return MergePlan(
         steps=tuple(steps),
         template=base,
-        layers=tuple((base, layer) for layer in range(len(base.layers))),
+        stacks=(tuple((base, layer) for layer in range(len(base.layers))),),
         last=base,
         models=(base, *experts.values()),
         tokenizer=TokenizerPlan(folder=base.folder, new_tokens={}, vocabulary=None),
@@ -210,6 +237,18 @@ def plan_algorithm(
     )
 
 
+def fused_shape(members: Members, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a fused tensor: experts, rows of all parts, columns."""
+    return (len(members), len(members[0]) * shape[0], *shape[1:])
+
+
+def member_specs(members: Members, spec: jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shape and dtype of the members of a fused tensor."""
+    rows, columns = spec.shape[1] // len(members[0]), spec.shape[2]
+    member = jax.ShapeDtypeStruct((rows, columns), spec.dtype)
+    return {name: member for names in members for name in names}
+
+
 def is_floating(info: TensorInfo) -> bool:
     """Return whether a tensor holds weights, and not a buffer such as position ids or a mask."""
     return info.dtype in DTYPES.values()
@@ -220,31 +259,39 @@ def is_mergeable(info: TensorInfo) -> bool:
     return is_floating(info) and math.prod(info.shape) > 0
 
 
-def tensor_in(model: SourceModel, name: str, reference: SourceModel) -> TensorRef:
+def tensor_in(model: SourceModel, name: str) -> TensorRef | None:
+    """Return a model's tensor of this name, in the model's own spelling; None if it has none."""
+    found = model.counterpart(name)
+    if found is None and name == OUTPUT and EMBEDDING in model.info:
+        found = EMBEDDING  # the model ties the output matrix to its embedding
+    return None if found is None else TensorRef(model=model, name=found)
+
+
+def required_tensor(model: SourceModel, name: str, reference: SourceModel) -> TensorRef:
     """Return a model's counterpart of a tensor of the reference.
 
     Raises:
         UserError: the model lacks it.
     """
-    if name not in model.info and name == OUTPUT and EMBEDDING in model.info:
-        name = EMBEDDING  # the model ties the output matrix to its embedding
-    if name not in model.info:
-        raise missing_tensor(model, name, reference)
-    return TensorRef(model=model, name=name)
+    ref = tensor_in(model, name)
+    if ref is None:
+        raise UserError(f"{model.folder} lacks tensor {name}, which is in {reference.folder}")
+    return ref
 
 
 def unused_tensors(base: SourceModel, models: Iterable[SourceModel]) -> list[str]:
     """Return a note for each model with tensors that the base lacks, which are left out."""
     notes = []
     for model in models:
-        if extra := [name for name in model.tensor_names() if name not in base.info]:
+        extra = [name for name in model.tensor_names() if base.counterpart(name) is None]
+        if extra:
             notes.append(left_out(model, extra, base))
     return notes
 
 
 def left_out(model: SourceModel, names: Sequence[str], reference: SourceModel) -> str:
     """Return the note for tensors of a model that the reference lacks."""
-    return f"{model.name}: {_count(names, 'tensor')} that {reference.name} lacks: left out"
+    return f"{model.name}: {count_names(names, 'tensor')} that {reference.name} lacks: left out"
 
 
 def different_buffers(buffers: Iterable[Sequence[TensorRef]]) -> list[str]:
@@ -260,21 +307,17 @@ def different_buffers(buffers: Iterable[Sequence[TensorRef]]) -> list[str]:
             if not np.array_equal(values, ref.model.reader.read(ref.name)):
                 different.setdefault((ref.model.name, copied.model.name), []).append(ref.name)
     return [
-        f"{model}: {_count(names, 'integer or boolean tensor')} differ"
+        f"{model}: {count_names(names, 'integer or boolean tensor')} differ"
         f"{'s' * (len(names) == 1)} from {source}'s, which the result has"
         for (model, source), names in different.items()
     ]
 
 
-def _count(names: Sequence[str], noun: str) -> str:
+def count_names(names: Sequence[str], noun: str) -> str:
+    """Return how many tensors there are, with the name of one of them."""
     if len(names) == 1:
         return f"the {noun} {names[0]}"
     return f"{len(names)} {noun}s (such as {names[0]})"
-
-
-def missing_tensor(model: SourceModel, name: str, reference: SourceModel) -> UserError:
-    """Return the error for a tensor that a model lacks."""
-    return UserError(f"{model.folder} lacks tensor {name}, which is in {reference.folder}")
 
 
 def shape_error(ref: TensorRef, reference: TensorRef) -> UserError:

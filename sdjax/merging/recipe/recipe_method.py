@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Hyperparameter, Method, RecipeSchema
 from sdjax.merging.methods.registry import methods
-from sdjax.merging.recipe.parameters import IGNORED_PARAMETERS, ParameterMap
+from sdjax.merging.recipe.parameters import RECIPE_PARAMETERS, ParameterMap
 from sdjax.merging.recipe.plan import is_floating
-from sdjax.merging.recipe.schema import TOP_LEVEL_KEYS, Recipe, Slice
+from sdjax.merging.recipe.recipe_document import TOP_LEVEL_KEYS
+from sdjax.merging.recipe.schema import Recipe, Slice
 from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.merging.recipe.tokenizer_plan import plan_tokenizer
 from sdjax.models.tensor_names import kind_of, parse_name
@@ -59,20 +61,19 @@ def find_method(
     return available[name], None
 
 
-def meaningless_parameters(method: Method) -> frozenset[str]:
-    """Return keys that mergekit passes over among a method's parameters, if it lacks them.
+def is_shipped(method: Method) -> bool:
+    """Return whether a method is one of the package, rather than a program file."""
+    return methods().get(method.name) is method
 
-    These are the parameters of other methods, and top-level keys. A program file has none: its
-    recipe was not written for mergekit.
-    """
-    available = methods()
-    if available.get(method.name) is not method:
-        return frozenset()
+
+@cache
+def known_parameters() -> frozenset[str]:
+    """Return the keys of the parameters of all methods, and the top-level keys."""
     keys = set(TOP_LEVEL_KEYS)
-    for other in available.values():
+    for method in methods().values():
         keys |= {
-            *other.schema.ignored,
-            *(other.schema.recipe_key(p.name) for p in other.hyperparameters),
+            *method.schema.ignored,
+            *(method.schema.recipe_key(p.name) for p in method.hyperparameters),
         }
     return frozenset(keys)
 
@@ -128,7 +129,7 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     shared: list[ParameterMap] = [level for part in recipe.slices for level in part.levels]
     own = [source.parameters for part in recipe.slices for source in part.sources]
     for key in dict.fromkeys(key for level in (*shared, *own) for key in level):
-        if key in IGNORED_PARAMETERS:
+        if key in RECIPE_PARAMETERS:
             continue
         values = [level[key].value for level in (*shared, *own) if key in level]
         single = isinstance(values[0], bool | int | float | str) and all(

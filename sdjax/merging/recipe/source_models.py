@@ -22,10 +22,12 @@ from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.io.tensor_reader import TensorInfo, TensorReader
 from sdjax.merging.recipe.tensor_roles import (
+    core_name,
+    is_coder,
     is_other_part,
     is_output_matrix,
     is_token_embedding,
-    layer_count,
+    layer_counts,
     precedes_layers,
     ties_embeddings,
 )
@@ -37,6 +39,7 @@ EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 # A tensor in a layer, of the outermost stack: what precedes the layer's number, and what follows.
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers?|blocks?|h)\.)([0-9]{1,9})(\..+)")
+_PREDICTION = (".embed_tokens.weight", ".shared_head.head.weight")
 # Buffers in old checkpoints of the Llama family, which follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -73,15 +76,49 @@ class SourceModel:
 
     @functools.cached_property
     def vocabulary_tensors(self) -> frozenset[str]:
-        """Names of the tensors whose first axis is the vocabulary."""
-        roles = (is_token_embedding, is_output_matrix)
-        return frozenset(n for n in self.outside if any(role(n) for role in roles))
+        """Names of the tensors whose first axis is the vocabulary.
+
+        In a layer, these are the embedding and the output matrix of multi-token prediction.
+        """
+        outside = [
+            name
+            for name in self.outside
+            if parse_name(name).layer is None
+            and (is_token_embedding(name) or is_output_matrix(name))
+        ]
+        inside = (
+            f"{self.prefix}{index}{suffix}"
+            for index, suffixes in enumerate(self.layers)
+            for suffix in suffixes
+            if suffix in _PREDICTION
+        )
+        return frozenset((*outside, *inside))
 
     @functools.cached_property
     def num_rows(self) -> int | None:
         """Number of rows of the token embedding, or None if no tensor is known to be one."""
-        embeddings = [name for name in self.outside if is_token_embedding(name)]
+        names = (n for n in self.outside if parse_name(n).layer is None)
+        embeddings = [name for name in names if is_token_embedding(name)]
         return self.info[embeddings[0]].shape[0] if embeddings else None
+
+    def counterpart(self, name: str) -> str | None:
+        """Return the name of a tensor of another model in this one, or None if it has none.
+
+        Names may differ in parts that versions of transformers move or omit, such as `model.`.
+        """
+        if name in self.info:
+            return name
+        return self._by_core_name.get(core_name(name))
+
+    @functools.cached_property
+    def _by_core_name(self) -> Mapping[str, str]:
+        names: dict[str, str] = {}
+        for name in self.info:
+            core = core_name(name)
+            if core in names:  # ambiguous
+                return {}
+            names[core] = name
+        return names
 
     def depth(self, name: str) -> float:
         """Return the depth in [0, 1] of a tensor outside these layers that has a layer of its own.
@@ -103,12 +140,15 @@ class SourceModel:
         return [*first, *in_layers, *(name for name in self.outside if name not in first)]
 
 
-def open_source_model(name: str, relative_to: Path) -> SourceModel:
+def open_source_model(
+    name: str, relative_to: Path, *, architecture: str | None = None
+) -> SourceModel:
     """Open a model and check that it is complete.
 
     Args:
         name: MODEL or MODEL+ADAPTER: a folder, OWNER/NAME on Hugging Face, or zoo:NAME.
         relative_to: folder that paths are relative to, before the working directory.
+        architecture: replaces the architectures that its config names.
 
     Raises:
         UserError: a missing or damaged file, or a missing layer.
@@ -118,6 +158,8 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
     config = read_json(folder / CONFIG)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
+    if architecture is not None:
+        config = {**config, "architectures": [architecture]}
     architectures = _read_fields(folder, config)
     family = FAMILIES.get(str(config.get("model_type")))
     tied = ties_embeddings(config)
@@ -131,11 +173,9 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         for name in reader.names
         if not (name.endswith(_IGNORED_SUFFIX) or (tied and name == OUTPUT))
     ]
-    info = reader.infos(names)
-    stacks = _stacks(names)
-    prefix = _main_stack(stacks, config)
-    layers = () if prefix is None else _layers_of(folder, prefix, stacks[prefix])
-    outside = tuple(n for n in names if prefix is None or not n.startswith(prefix))
+    infos = reader.infos(names)
+    info = {name: infos[name] for name in names}  # the reader adds others
+    prefix, layers, outside = main_stack(names, config, folder)
     if layers:
         _check_num_layers(folder, config, len(layers))
     notes = [f"{name}: {note}" for note in reader.notes]
@@ -166,7 +206,7 @@ def open_source_model(name: str, relative_to: Path) -> SourceModel:
         tied=tied,
         outside=outside,
         layers=layers,
-        prefix=prefix or "",
+        prefix=prefix,
         notes=tuple(notes),
     )
 
@@ -177,8 +217,7 @@ def _read_fields(folder: Path, config: Mapping[str, Any]) -> list[str]:
     if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
         shown = truncated_repr(architectures)
         raise UserError(f"{folder / CONFIG}: architectures must be a list of names, not {shown}")
-    if (found := layer_count(config)) is not None:
-        section, key = found
+    for section, key in layer_counts(config):
         if isinstance(section[key], bool) or not isinstance(section[key], int):
             shown = truncated_repr(section[key])
             raise UserError(f"{folder / CONFIG}: {key} must be an integer, not {shown}")
@@ -195,45 +234,60 @@ def _is_embedding(reader: TensorReader, output: str) -> bool:
     )
 
 
-def _stacks(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
-    """Return the stacks of layers: prefix to {layer: suffixes of its tensors' names}."""
+Layers = tuple[tuple[str, ...], ...]
+
+
+def main_stack(
+    names: Iterable[str], config: Mapping[str, Any], folder: Path, *, parts: bool = False
+) -> tuple[str, Layers, tuple[str, ...]]:
+    """Find the layers among the tensors of a model, or of a part of one.
+
+    Args:
+        names: names of the tensors.
+        config: the model's config.
+        folder: the model's folder, for error messages.
+        parts: whether layers that read images or sound may be the stack.
+
+    Returns:
+        The part of a tensor's name before the number of its layer, the suffixes of each layer's
+        names, and the names outside the layers. The first two are empty if there is not exactly
+        one stack of layers.
+
+    Raises:
+        UserError: a layer is missing.
+    """
+    names = tuple(names)
     stacks: dict[str, dict[int, list[str]]] = {}
     for match in filter(None, map(_LAYER.fullmatch, names)):
         stacks.setdefault(match[1], {}).setdefault(int(match[2]), []).append(match[3])
-    return stacks
-
-
-def _main_stack(stacks: Mapping[str, Mapping[int, Any]], config: Mapping[str, Any]) -> str | None:
-    """Return the prefix of the language model's layers, or None if there is not exactly one."""
-    candidates = [prefix for prefix in stacks if not is_other_part(prefix)]
-    if len(candidates) > 1 and (found := layer_count(config)):
-        candidates = [c for c in candidates if len(stacks[c]) == found[0][found[1]]]
-    return candidates[0] if len(candidates) == 1 else None
-
-
-def _layers_of(
-    folder: Path, prefix: str, layers: Mapping[int, list[str]]
-) -> tuple[tuple[str, ...], ...]:
-    """Return the suffixes of each layer's tensors; raise UserError if a layer is missing."""
+    candidates = [prefix for prefix in stacks if parts or not is_other_part(prefix)]
+    if len(candidates) > 1 and not any(map(is_coder, candidates)):
+        counts = {section[key] for section, key in layer_counts(config)}
+        candidates = [prefix for prefix in candidates if len(stacks[prefix]) in counts]
+    if len(candidates) != 1:
+        return "", (), names
+    (prefix,) = candidates
+    layers = stacks[prefix]
     for index in range(len(layers)):
         if index not in layers:
             raise UserError(
                 f"{folder}: has {prefix}{max(layers)} but no {prefix}{index}; copy the model again"
             )
-    return tuple(tuple(sorted(layers[i])) for i in range(len(layers)))
+    suffixes = tuple(tuple(sorted(layers[i])) for i in range(len(layers)))
+    return prefix, suffixes, tuple(n for n in names if not n.startswith(prefix))
 
 
 def _check_num_layers(folder: Path, config: Mapping[str, Any], count: int) -> None:
-    found = layer_count(config)
-    expected, key = (found[0][found[1]], found[1]) if found else (None, "")
+    counts = list(layer_counts(config))
+    allowed = [section[key] for section, key in counts]
     # Layers for multi-token prediction follow the others and are not counted.
-    extra = (found[0] if found else config).get("num_nextn_predict_layers")
-    allowed = [expected]
-    if isinstance(expected, int) and isinstance(extra, int):
-        allowed.append(expected + extra)
-    if expected is not None and count not in allowed:
+    extra = [section.get("num_nextn_predict_layers") for section, _ in counts]
+    allowed += [
+        number + more for number, more in zip(allowed, extra, strict=True) if type(more) is int
+    ]
+    if allowed and count not in allowed:
         raise UserError(
-            f"{folder}: has {count} layers, but {key} in {CONFIG} is {expected!r}; "
+            f"{folder}: has {count} layers, but {counts[0][1]} in {CONFIG} is {allowed[0]!r}; "
             f"copy the model again, or correct {CONFIG}"
         )
 

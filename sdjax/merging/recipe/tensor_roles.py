@@ -6,7 +6,7 @@ Families name their input and output matrices differently; these are the names i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sdjax.models.families import FAMILIES
@@ -14,9 +14,20 @@ from sdjax.models.families import FAMILIES
 TIE = "tie_word_embeddings"
 # Sections of the language model in the config of a model with several parts.
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
+# Parts that read images or sound: a word in the names of their tensors and of their section of the
+# config, and the keys that count their layers.
+_PART_COUNTS = {
+    "vis": ("num_hidden_layers", "depth", "num_layers", "layers", "n_layers"),
+    "audio": ("num_hidden_layers", "encoder_layers", "num_layers", "n_layers"),
+}
+# Parts of tensor names that differ between versions of transformers.
+_MOVED = ("model", "language_model", "transformer", "bert", "roberta")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
-_OUTPUT = re.compile(r"(.*\.)?(lm_head|embed_out|output|cls\.predictions\.decoder)\.(weight|bias)")
+_OUTPUT = re.compile(
+    r"(.*\.)?(lm_head(\.decoder)?|embed_out|output|cls\.predictions(\.decoder)?|vocab_projector"
+    r"|shared_head\.head)\.(weight|bias)"
+)
 _TOKENS = re.compile(
     r"(.*\.)?(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings|shared)\.weight"
 )
@@ -33,7 +44,7 @@ def is_output_matrix(name: str) -> bool:
 
 def is_token_embedding(name: str) -> bool:
     """Return whether a tensor outside the layers has a row for each input token."""
-    return bool(_TOKENS.fullmatch(name)) and not is_other_part(name)
+    return bool(_TOKENS.fullmatch(name)) and not is_other_part(name.replace("mtp.", ""))
 
 
 def precedes_layers(name: str) -> bool:
@@ -51,6 +62,11 @@ def is_other_part(name: str) -> bool:
     Such parts read images and sound, or predict several tokens.
     """
     return bool(re.search(r"(^|[._])(vis\w+|image\w*|audio\w*|mtp)\.", name))
+
+
+def is_coder(prefix: str) -> bool:
+    """Return whether a stack of layers is that of an encoder or a decoder."""
+    return bool(re.search(r"(^|\.)(encoder|decoder)\.", prefix))
 
 
 def text_sections(config: Any) -> Iterable[Any]:
@@ -73,10 +89,50 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def layer_count(config: Any) -> tuple[Any, str] | None:
-    """Return the section and the key with the number of layers, or None."""
+def layer_counts(config: Any) -> Iterator[tuple[Any, str]]:
+    """Yield each section and key with the number of layers of the language model."""
     for section in text_sections(config):
         for key in _LAYER_COUNTS:
             if section.get(key) is not None:
-                return section, key
-    return None
+                yield section, key
+
+
+def stack_counts(config: Any, prefix: str) -> list[tuple[Any, str]]:
+    """Return each section and key with the number of layers of a stack.
+
+    Args:
+        config: the model's config.
+        prefix: the part of a tensor's name before the number of its layer.
+    """
+    for part, keys in _PART_COUNTS.items():
+        if re.search(rf"(^|[._]){part}", prefix):
+            sections = [v for k, v in config.items() if part in k and isinstance(v, Mapping)]
+            return [(s, key) for s in sections for key in keys if s.get(key) is not None]
+    coder = re.search(r"(^|\.)(encoder|decoder)\.", prefix)
+    if coder is not None:
+        own = [config.get(coder[2]), config.get(f"{coder[2]}_config"), config]
+        names = (f"{coder[2]}_layers", f"num_{coder[2]}_layers")
+        for section in own:
+            keys = _LAYER_COUNTS if section is not config else names
+            found = [k for k in keys if isinstance(section, Mapping) and section.get(k) is not None]
+            if found:
+                return [(section, key) for key in found]
+        # T5 counts the layers of its encoder by `num_layers`, and those of its decoder too unless
+        # `num_decoder_layers` is given.
+        if config.get("is_encoder_decoder") and (
+            coder[2] == "decoder" or config.get("num_decoder_layers") is None
+        ):
+            return []
+    return list(layer_counts(config))
+
+
+def core_name(name: str) -> str:
+    """Return a tensor's name without the parts that versions of transformers move or omit.
+
+    Examples:
+        >>> core_name("language_model.model.norm.weight")
+        'norm.weight'
+        >>> core_name("model.language_model.norm.weight")
+        'norm.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _MOVED) or name

@@ -9,19 +9,40 @@ Axes: v (tokens of the result), *d (width of the embedding; none of a bias).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from tokenizers import AddedToken
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.tensor_reader import common_dtype
 from sdjax.io.vocabulary import added_tokens, read_vocabulary
-from sdjax.merging.recipe.schema import Recipe
+from sdjax.merging.recipe.schema import Recipe, TokenRow
 from sdjax.merging.recipe.source_models import SourceModel
+
+ModelT = TypeVar("ModelT", str, int)  # the name or the index of a model
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOverride(Generic[ModelT]):
+    """Row that a recipe chooses for one token.
+
+    Attributes:
+        token_id: the token's id in the result.
+        model: the model that has the row; None for zeros.
+        row: the row in that model.
+        force: replace the rows of all models, rather than only missing ones.
+    """
+
+    token_id: int
+    model: ModelT | None
+    row: int
+    force: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,11 +53,59 @@ class VocabularyMap:
         tokens: token to id in the result's tokenizer.
         rows: model to int32 [v], its row for each id, or -1.
         size: number of rows of the result; rows beyond v are filled with the mean row.
+        overrides: rows that the recipe chooses, which have an effect.
     """
 
     tokens: Mapping[str, int]
     rows: Mapping[str, np.ndarray]
     size: int
+    overrides: tuple[RowOverride[str], ...] = ()
+
+    def alignment(self, models: Sequence[str], base: str | None) -> RowAlignment:
+        """Return how the rows of some of the models are aligned.
+
+        Args:
+            models: the models that have the tensor.
+            base: the model whose rows fill in for missing ones, if it is among them.
+
+        Raises:
+            ValueError: a chosen row is that of another model.
+        """
+        indices = {name: index for index, name in enumerate(models)}
+        for override in self.overrides:
+            if override.model is not None and override.model not in indices:
+                raise ValueError(override.model)
+        return RowAlignment(
+            rows=tuple(self.rows[name] for name in models),
+            size=self.size,
+            fallback=indices.get(base or ""),
+            overrides=tuple(
+                RowOverride(
+                    token_id=override.token_id,
+                    model=None if override.model is None else indices[override.model],
+                    row=override.row,
+                    force=override.force,
+                )
+                for override in self.overrides
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowAlignment:
+    """How the rows of one tensor of several models become those of the result.
+
+    Attributes:
+        rows: int32 [v] per model, its row for each token, or -1.
+        size: number of rows of the result.
+        fallback: index of the model whose rows fill in for missing ones, if it has them.
+        overrides: chosen rows, by index of the model.
+    """
+
+    rows: tuple[np.ndarray, ...]
+    size: int
+    fallback: int | None = None
+    overrides: tuple[RowOverride[int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +146,8 @@ def plan_tokenizer(
         UserError: a required tokenizer cannot be read, or rows cannot be aligned.
     """
     choice = recipe.tokenizer
-    source, new_tokens = template, {}
+    source = template
+    new_tokens: dict[str, AddedToken] = {}
     if choice is not None and choice.source not in ("base", "union"):
         try:
             source = open_model(choice.source)
@@ -93,9 +163,14 @@ def plan_tokenizer(
     except UserError as error:
         line = choice.line if choice is not None else recipe.slices[0].line
         raise recipe.fail(line, f"rows are matched by token: {error}") from None
-    if choice is not None and choice.source == "union":
-        new_tokens = _find_new_tokens(models, vocabularies, tokens)
-        tokens |= {token: max(tokens.values()) + 1 + i for i, token in enumerate(new_tokens)}
+    if choice is not None:
+        if choice.source == "union":
+            new_tokens = _find_new_tokens(models, vocabularies, tokens)
+        for token in choice.tokens:
+            if token not in tokens:
+                new_tokens.setdefault(token, AddedToken(token, normalized=True))
+        first = max(tokens.values()) + 1
+        tokens |= {token: first + i for i, token in enumerate(new_tokens)}
     multiple = 1 if choice is None else choice.pad_to_multiple_of
     for model in models:
         if model.name not in num_rows and (vocabularies[model.name] != tokens or multiple > 1):
@@ -113,6 +188,9 @@ def plan_tokenizer(
         identity_model=template.name if choice is None else None,
         multiple=multiple,
     )
+    if choice is not None and choice.tokens:
+        overrides = _find_overrides(recipe, choice.tokens, vocabulary, vocabularies, num_rows)
+        vocabulary = dataclasses.replace(vocabulary, overrides=overrides)
     notes = _describe(vocabulary, models, vocabularies)
     if choice is None:
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in num_rows.items())
@@ -162,7 +240,7 @@ def match_tokens(
 
 def is_identity(vocabulary: VocabularyMap, num_rows: Mapping[str, int]) -> bool:
     """Return whether every model already has the rows of the result, in the same order."""
-    return all(
+    return not vocabulary.overrides and all(
         vocabulary.size == num_rows[name] == len(rows)
         and np.array_equal(rows, np.arange(len(rows)))
         for name, rows in vocabulary.rows.items()
@@ -170,19 +248,15 @@ def is_identity(vocabulary: VocabularyMap, num_rows: Mapping[str, int]) -> bool:
 
 
 def align_rows(
-    matrices: Sequence[Float[np.ndarray, "_ ..."]],
-    rows: Sequence[Int32[np.ndarray, " v"]],
-    size: int,
-    fallback: int | None,
+    matrices: Sequence[Float[np.ndarray, "_ ..."]], alignment: RowAlignment
 ) -> list[Float[np.ndarray, "size ..."]]:
     """Return each model's matrix or bias with the rows of the result, in the common dtype.
 
     Args:
         matrices: [rows of the model, *d] per model.
-        rows: the model's row for each token, or -1.
-        size: number of rows of the result.
-        fallback: index of the model whose rows fill in for missing ones, if it has them.
+        alignment: the rows of the result.
     """
+    rows, size, fallback = alignment.rows, alignment.size, alignment.fallback
     dtype = common_dtype(matrix.dtype for matrix in matrices)
     present = np.stack([row_of_id >= 0 for row_of_id in rows])  # [model, v]
     incomplete = np.flatnonzero(~present.all(axis=0))  # ids that some model lacks
@@ -202,6 +276,10 @@ def align_rows(
         out[: len(row_of_id)] = matrix[np.maximum(row_of_id, 0)].astype(dtype, copy=False)
         absent = ~has_row[incomplete]
         out[incomplete[absent]] = fill[absent].astype(dtype)
+        for override in alignment.overrides:
+            if override.force or not has_row[override.token_id]:
+                chosen = None if override.model is None else matrices[override.model][override.row]
+                out[override.token_id] = 0 if chosen is None else chosen.astype(dtype)
         if size > len(row_of_id):
             out[len(row_of_id) :] = out[: len(row_of_id)].mean(axis=0, dtype=np.float32)
         aligned.append(out)
@@ -223,6 +301,44 @@ def _find_new_tokens(
             if token not in model_added:
                 ordinary.setdefault(token, AddedToken(token, normalized=True))
     return {token: value for token, value in {**ordinary, **added}.items() if token not in tokens}
+
+
+def _find_overrides(
+    recipe: Recipe,
+    chosen: Mapping[str, TokenRow],
+    vocabulary: VocabularyMap,
+    vocabularies: Mapping[str, Mapping[str, int]],
+    num_rows: Mapping[str, int],
+) -> tuple[RowOverride[str], ...]:
+    """Return the rows that a recipe chooses, without those of tokens that every model has.
+
+    Raises:
+        UserError: a model that is not merged, or that does not have the row.
+    """
+    overrides = []
+    for token, choice in chosen.items():
+        token_id, shown = vocabulary.tokens[token], truncated_repr(token)
+        if not choice.force and all(rows[token_id] >= 0 for rows in vocabulary.rows.values()):
+            continue
+        row = -1
+        if choice.model is not None:
+            if choice.model not in num_rows:
+                message = f"the source of {shown}, {choice.model}, is not one of the merged models"
+                raise recipe.fail(choice.line, message)
+            if choice.token is None:
+                row = int(vocabulary.rows[choice.model][token_id])
+            elif isinstance(choice.token, int):
+                row = choice.token
+            else:
+                row = vocabularies[choice.model].get(choice.token, -1)
+            if not 0 <= row < num_rows[choice.model]:
+                other = token if choice.token is None else choice.token
+                message = f"{choice.model} has no row for the token {truncated_repr(other)}"
+                raise recipe.fail(choice.line, message)
+        overrides.append(
+            RowOverride(token_id=token_id, model=choice.model, row=row, force=choice.force)
+        )
+    return tuple(overrides)
 
 
 def _describe(

@@ -32,9 +32,9 @@ def test_invalid_models_raise_user_error_and_leave_no_files(tmp_path, models):
     check_refused(rf"tensor {name} has shape \[4, 6\] in .*code, \[6, 4\] in .*base")
     rewrite(tmp_path / "code", {n: x for n, x in models["code"].items() if n != name})
     check_refused(f"code lacks tensor {name}, which is in .*base")
-    bias = "model.layers.1.mlp.up_proj.bias"
-    rewrite(tmp_path / "code", models["code"], **{bias: np.zeros(3, np.float32)})
-    check_refused(f"code has tensor {bias}, which is not in .*base")
+    query = "model.layers.0.self_attn.q_proj.weight"  # layer 1 of the base has one
+    rewrite(tmp_path / "code", models["code"], **{query: np.zeros((6, 4), np.float32)})
+    check_refused(f"base lacks tensor {query}, which is in .*code")
     broken = models["code"][name].copy()
     broken[0, 0] = np.nan
     rewrite(tmp_path / "code", models["code"], **{name: broken})

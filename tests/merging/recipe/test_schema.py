@@ -7,9 +7,9 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.io.tensor_reader import TensorInfo
+from sdjax.merging.recipe.recipe_document import read_recipe
 from sdjax.merging.recipe.recipe_method import find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
-from sdjax.merging.recipe.schema import read_recipe
 from sdjax.merging.recipe.source_models import SourceModel
 
 TIES = """\
@@ -177,7 +177,16 @@ parameters: {{normalize: {normalize}}}
         ("ties", "tiez", "line 1: no merge_method 'tiez'; did you mean ties"),
         ("merge_method: ties", "", "the key 'merge_method' is missing"),
         ("dtype: b", "slices: []\ndtype: b", "exactly one of models, slices and modules is needed"),
-        ("dtype: b", "tokenizer: {tokens: {}}\ndtype: b", "line 14: 'tokens' is not supported yet"),
+        (
+            "dtype: b",
+            "tokenizer: {tokens: {x: {force: true}}}\ndtype: b",
+            "line 14: the token 'x' needs a source",
+        ),
+        (
+            "dtype: b",
+            "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}\ndtype: b",
+            "line 14: model_token needs model, and either token or token_id",
+        ),
         ("dtype: b", "dtpye: b", "line 14: unknown key 'dtpye[a-z0-9]*'; did you mean dtype"),
         (
             "  - model: b",
@@ -229,7 +238,6 @@ parameters: {{normalize: {normalize}}}
             f"weight: {500 * 'x'}",
             "line 6: weight: expected a number, found 'x{58}…$",
         ),
-        ("weight: 0.5", f"{500 * 'x'}: 1", "line 6: ties has no parameter 'x{58}… for"),
         ("  - model: b", "  - model: a", "line 8: a is listed twice"),
         (
             "  - model: b",
@@ -264,6 +272,22 @@ def test_errors_name_the_key_and_the_line(tmp_path, old, new, message):
         ("dtype: b", "dtype: x\ndtype: b", "line 15: duplicate key 'dtype'; the last one counts"),
         ("weight: 0.5", "weight: 0.5\n      t: 1", "line 7: t: ties has no parameter 't' for"),
         ("  lambda", "  dtype: float32\n  lambda", "dtype: ties has no parameter"),
+        (
+            "  lambda",
+            "  int_space: cs\n  lambda",
+            "int_space: ties has no parameter 'int_space' for",
+        ),
+        (
+            "weight: 0.5",
+            "weight: 0.5\n      lambda: 2",
+            "lambda: ties has no parameter 'lambda' for a",
+        ),
+        (
+            "  - model: b\n",
+            "  - model: b\n    glorious: 1\n",
+            "line 9: the key 'glorious' means nothing",
+        ),
+        ("  - model: b\n", f"  - model: b\n    {500 * 'x'}: 1\n", "the key 'xxx"),
     ],
 )
 def test_keys_that_mean_nothing_give_a_note(tmp_path, old, new, note):
@@ -276,7 +300,7 @@ def test_keys_that_mean_nothing_give_a_note(tmp_path, old, new, note):
 
 def test_range_of_layers_of_a_whole_model_must_be_all_of_them(tmp_path):
     recipe = "merge_method: karcher\nmodels:\n  - {model: a, layer_range: [0, %d]}\n  - model: b\n"
-    assert len(load(tmp_path, recipe % 2).layers) == 2
+    assert len(load(tmp_path, recipe % 2).stacks[0]) == 2
     with pytest.raises(UserError, match=r"line 3: layer_range has no effect in models; use slices"):
         load(tmp_path, recipe % 1)
 
@@ -354,7 +378,7 @@ parameters:
 
 def test_slices_stack_layers_and_use_the_innermost_parameter(tmp_path):
     got = load(tmp_path, SLICES.replace("[0.5, {value: 2}]", "[0.5, 2.5]"))
-    assert len(got.layers) == 3
+    assert len(got.stacks[0]) == 3
     by_name = {step.name: step for step in got.steps}
     assert next(iter(by_name)) == "model.embed_tokens.weight"
     up = [by_name[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)]
@@ -391,7 +415,7 @@ def test_slices_stack_layers_and_use_the_innermost_parameter(tmp_path):
         ("layer_range: [6, 7]", "layer_range: [7, 6]", "line 13: layer_range must be two integers"),
         (", layer_range: [6, 7]", "", "line 13: the key 'layer_range' is missing"),
         ("base_model: deep", "base_model: c", "line 11: base_model c is not among the sources"),
-        ("base_model: deep", "residual_weight: 1", "line 11: 'residual_weight' is not supported"),
+        ("base_model: deep", "base_modl: deep", "line 11: unknown key 'base_modl'; did you mean"),
         ("task_arithmetic", "passthrough", "passthrough takes exactly 1 model, not 2"),
         ("      normalize", "      nomalize", "line 10: .* has no parameter 'nomalize'"),
     ],
@@ -403,13 +427,13 @@ def test_errors_in_slices_name_the_line(tmp_path, old, new, message):
     assert "\n" not in str(caught.value)
 
 
-def test_modules_must_be_default(tmp_path):
+def test_modules_are_parts_of_the_models(tmp_path):
     text = (
         "merge_method: linear\nmodules:\n  {}:\n    models: [{{model: a}}, {{model: b}}]\n"
         "    parameters: {{weight: 2}}\n"
     )
     assert hyperparameters(load(tmp_path, text.format("default")))["weight"] == (2.0, 2.0)
-    with pytest.raises(UserError, match="line 3: no module 'vision'"):
+    with pytest.raises(UserError, match="line 3: a has no part 'vision'; it has embed_tokens"):
         load(tmp_path, text.format("vision"))
 
 

@@ -12,7 +12,12 @@ from sdjax.core.errors import UserError
 from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.vocabulary import read_vocabulary
 from sdjax.merging.recipe.pipeline import merge_recipe
-from sdjax.merging.recipe.tokenizer_plan import align_rows, is_identity, match_tokens
+from sdjax.merging.recipe.tokenizer_plan import (
+    RowAlignment,
+    align_rows,
+    is_identity,
+    match_tokens,
+)
 
 MODELS = Path(__file__).parent / "mergekit" / "models"
 
@@ -34,22 +39,22 @@ def test_missing_rows_come_from_other_models():
     two = np.array([[10.0, 10.0], [20.0, 20.0]], np.float32)
     three = np.array([[6.0, 8.0]], np.float32)
     # Tokens that all models have, only the first, the first and the second, none.
-    rows = [np.array(x, np.int32) for x in ([0, 1, 1, -1], [0, -1, 1, -1], [0, -1, -1, -1])]
-    got = align_rows([one, two, three], rows, 5, fallback=None)
+    rows = tuple(np.array(x, np.int32) for x in ([0, 1, 1, -1], [0, -1, 1, -1], [0, -1, -1, -1]))
+    got = align_rows([one, two, three], RowAlignment(rows=rows, size=5))
     np.testing.assert_array_equal(got[0][:4], [[1, 1], [2, 2], [2, 2], [0, 0]])
     np.testing.assert_array_equal(got[1][:4], [[10, 10], [2, 2], [20, 20], [0, 0]])
     np.testing.assert_array_equal(got[2][:4], [[6, 8], [2, 2], [11, 11], [0, 0]])
     np.testing.assert_allclose(got[1][4], [8, 8])  # padding: the mean row
-    based = align_rows([one, two, three], rows, 4, fallback=1)
+    based = align_rows([one, two, three], RowAlignment(rows=rows, size=4, fallback=1))
     np.testing.assert_array_equal(based[2][2], [20, 20])
 
 
 def test_aligned_rows_have_the_common_dtype():
     half = np.ones((2, 2), ml_dtypes.bfloat16)
     single = np.full((2, 2), 1 + 2**-20, np.float32)
-    rows = [np.array([0, 1], np.int32)] * 2
-    assert [x.dtype for x in align_rows([half, single], rows, 2, None)] == [np.float32] * 2
-    assert align_rows([half, half], rows, 2, None)[0].dtype == ml_dtypes.bfloat16
+    alignment = RowAlignment(rows=(np.array([0, 1], np.int32),) * 2, size=2)
+    assert [x.dtype for x in align_rows([half, single], alignment)] == [np.float32] * 2
+    assert align_rows([half, half], alignment)[0].dtype == ml_dtypes.bfloat16
 
 
 def test_vocabularies_of_different_size_merge_by_token(tmp_path, monkeypatch):

@@ -1,0 +1,398 @@
+"""Reader of recipes: mergekit's YAML, checked strictly.
+
+Keys that mergekit passes over give a note if they mean nothing, and an error if they look
+misspelled or would have meant something, because ignoring those would produce a wrong merge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from sdjax.core.errors import closest_name, did_you_mean, truncated_repr
+from sdjax.core.files import read_text
+from sdjax.core.yaml import MAX_CHARACTERS, YamlDocument
+from sdjax.merging.recipe.parameters import ParameterMap, ParameterValue
+from sdjax.merging.recipe.schema import (
+    DEFAULT,
+    DTYPES,
+    Module,
+    Recipe,
+    Slice,
+    Source,
+    TokenizerChoice,
+    TokenRow,
+)
+
+MAX_PADDING = 2**16  # of a vocabulary's size; every row of the padding is allocated
+
+_CONTENTS = ("models", "slices", "modules")
+TOP_LEVEL_KEYS = (
+    "merge_method",
+    "base_model",
+    *_CONTENTS,
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+)
+# Keys of a model that would change the merge if they were not ignored: its parameters are set under
+# `parameters`, and its revision as MODEL@REVISION.
+_MISPLACED = ("weight", "density", "gamma", "epsilon", "scale", "t", "revision")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Parse a recipe.
+
+    Raises:
+        UserError: an invalid recipe; the message names the key and the line.
+    """
+    return _parsed(_RecipeDocument.read(path), path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """Parse the text of a recipe.
+
+    Args:
+        text: the recipe.
+        path: its file, which need not exist: names of models are relative to its folder.
+
+    Raises:
+        UserError: as in `read_recipe`.
+    """
+    return _parsed(_RecipeDocument(text, str(path)), path)
+
+
+def read_recipes(path: Path) -> tuple[Recipe, ...]:
+    """Parse a file with one or several recipes (YAML documents).
+
+    Raises:
+        UserError: as in `read_recipe`.
+    """
+    text = read_text(path, 4 * MAX_CHARACTERS)
+    documents = _split_documents(text)
+    if len(documents) <= 1:
+        return (parse_recipe(text, path),)
+    recipes = [
+        _parsed(_RecipeDocument(document, str(path), is_named=True), path) for document in documents
+    ]
+    return tuple(dataclasses.replace(r, text=r.text.lstrip("\n")) for r in recipes)
+
+
+def _split_documents(text: str) -> list[str]:
+    """Return the documents of a YAML text that are not empty, with their lines where they were."""
+    lines = text.splitlines(keepends=True)
+    starts = [0, *(i for i, line in enumerate(lines) if re.match(r"---(\s|$)", line))]
+    documents = []
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        content = (line.partition("#")[0].strip() for line in lines[start:end])
+        if any(line not in ("", "---", "...") and line[0] != "%" for line in content):
+            documents.append("\n" * start + "".join(lines[start:end]))
+    return documents
+
+
+def _parsed(document: _RecipeDocument, path: Path) -> Recipe:
+    top = document.top()
+    if "merge_method" not in top:
+        raise document.fail(None, "the key 'merge_method' is missing")
+    contents = [key for key in _CONTENTS if key in top]
+    if len(contents) != 1:
+        found = " and ".join(contents) or "none of them"
+        raise document.fail(
+            None, f"exactly one of models, slices and modules is needed, found {found}"
+        )
+    if "tokenizer" in top and "tokenizer_source" in top:
+        raise document.fail(
+            top["tokenizer"], "tokenizer and tokenizer_source are mutually exclusive; remove one"
+        )
+    levels = (document.parameters(top.get("parameters")),)
+    if "modules" in top:
+        modules = document.modules(top["modules"], levels)
+    else:
+        node = top[contents[0]]
+        slices = document.contents(top, levels)
+        modules = (Module(name=DEFAULT, slices=slices, line=document.line(node)),)
+    texts = {
+        key: document.string(top[key], key)
+        for key in ("merge_method", "chat_template", "name")
+        if key in top
+    }
+    return Recipe(
+        path=path,
+        text=document.text,
+        lines={key: document.line(value) for key, value in top.items()},
+        merge_method=texts["merge_method"],
+        base_model=document.model(top["base_model"], "base_model") if "base_model" in top else None,
+        modules=modules,
+        dtype=document.dtype(top, "dtype"),
+        out_dtype=document.dtype(top, "out_dtype"),
+        tokenizer=document.tokenizer(top),
+        chat_template=texts.get("chat_template"),
+        architectures=document.architectures,
+        name=texts.get("name"),
+        notes=tuple(document.notes),
+    )
+
+
+class _RecipeDocument(YamlDocument):
+    """A recipe's YAML document.
+
+    Attributes:
+        notes: remarks for the user.
+        architectures: model to the architecture that overrides that of its config.
+    """
+
+    def __init__(
+        self, text: str, name: str, *, show_lines: bool = True, is_named: bool = False
+    ) -> None:
+        """Parse a document, as `YamlDocument` does.
+
+        Args:
+            text: the YAML text.
+            name: name of the document in error messages.
+            show_lines: whether error messages contain line numbers.
+            is_named: whether `name` is a key of the recipe, since the file has several.
+        """
+        self.notes: list[str] = []
+        self.architectures: dict[str, str] = {}
+        self._top_level_keys = (*TOP_LEVEL_KEYS, *(["name"] if is_named else []))
+        super().__init__(text, name, show_lines=show_lines)
+
+    def note(self, line: int, message: str) -> None:
+        """Add a remark on a line."""
+        note = f"{self.name}, line {line}: {message}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def check_duplicate(self, key: yaml.ScalarNode, value: yaml.Node) -> None:
+        """Accept the last value of a key, as mergekit does, if it is a string or a number."""
+        if not isinstance(value, yaml.ScalarNode):
+            super().check_duplicate(key, value)
+        self.note(self.line(key), f"duplicate key {truncated_repr(key.value)}; the last one counts")
+
+    def top(self) -> dict[str, yaml.Node]:
+        """Return the top-level keys and their values, without those that mean nothing."""
+        return self.known(self.root, "a recipe", self._top_level_keys)
+
+    def known(
+        self,
+        node: yaml.Node | None,
+        name: str,
+        allowed: tuple[str, ...],
+        misplaced: tuple[str, ...] = (),
+    ) -> dict[str, yaml.Node]:
+        """Return the allowed keys of a mapping and their values, without those that are null.
+
+        A key that means nothing gives a note; a misplaced or misspelled one is an error.
+
+        Args:
+            node: a mapping node.
+            name: name of the node in error messages.
+            allowed: the keys that it may have.
+            misplaced: keys that would mean something elsewhere.
+        """
+        entries = self.entries(node, name)
+        for key, (line, _) in entries.items():
+            if key in allowed:
+                continue
+            if key in misplaced or closest_name(key, allowed) is not None:
+                hint = did_you_mean(key, allowed, f"allowed: {', '.join(allowed)}")
+                if key in misplaced:
+                    hint = (
+                        "write the model as MODEL@REVISION"
+                        if key == "revision"
+                        else f"write it under parameters: {{{key}: ...}}"
+                    )
+                raise self.fail(line, f"unknown key {truncated_repr(key)}; {hint}")
+            self.note(line, f"the key {truncated_repr(key)} means nothing; ignored")
+        values = self.mapping(node, name, allowed=tuple(entries))  # without null
+        return {key: value for key, value in values.items() if key in allowed}
+
+    def modules(self, node: yaml.Node, levels: tuple[ParameterMap, ...]) -> tuple[Module, ...]:
+        """Return the entries of `modules`."""
+        entries = self.entries(node, "modules")
+        if not entries:
+            raise self.fail(node, f"modules must have an entry, such as {DEFAULT!r}")
+        modules = []
+        for name, (line, value) in entries.items():
+            keys = self.known(value, "a module", ("models", "slices", "parameters"))
+            if ("models" in keys) == ("slices" in keys):
+                raise self.fail(line, "a module needs either models or slices")
+            own = self.parameters(keys.get("parameters"))
+            slices = self.contents(keys, (own, *levels))
+            modules.append(Module(name=name, slices=slices, line=line))
+        return tuple(modules)
+
+    def contents(
+        self, keys: Mapping[str, yaml.Node], levels: tuple[ParameterMap, ...]
+    ) -> tuple[Slice, ...]:
+        """Return the slices of a recipe or a module that has `models` or `slices`."""
+        if "models" in keys:
+            node = keys["models"]
+            sources = tuple(
+                self.source(item, whole=True)
+                for item in self.items(node, "models must be a list of entries `- model: PATH`")
+            )
+            line = self.line(node)
+            return (
+                Slice(
+                    sources=sources, base_model=None, levels=levels, line=line, whole_models=True
+                ),
+            )
+        items = self.items(keys["slices"], "slices must be a list of entries `- sources: [...]`")
+        return tuple(self.slice(item, levels) for item in items)
+
+    def slice(self, node: yaml.Node, levels: tuple[ParameterMap, ...]) -> Slice:
+        """Return an entry of `slices`."""
+        keys = self.known(node, "a slice", ("sources", "base_model", "parameters"))
+        if "sources" not in keys:
+            raise self.fail(node, "the key 'sources' is missing")
+        items = self.items(keys["sources"], "sources must be a list of entries `- model: PATH`")
+        base_model = keys.get("base_model")
+        return Slice(
+            sources=tuple(self.source(item) for item in items),
+            base_model=None if base_model is None else self.model(base_model, "base_model"),
+            levels=(self.parameters(keys.get("parameters")), *levels),
+            line=self.line(node),
+        )
+
+    def source(self, node: yaml.Node, *, whole: bool = False) -> Source:
+        """Return an entry of `models`, which lists whole models, or of `sources`."""
+        name = "an entry of models" if whole else "a source"
+        keys = self.known(node, name, ("model", "layer_range", "parameters"), _MISPLACED)
+        for key in ("model",) if whole else ("model", "layer_range"):
+            if key not in keys:
+                raise self.fail(node, f"the key {key!r} is missing")
+        layers = self.layers(keys["layer_range"]) if "layer_range" in keys else None
+        return Source(
+            model=self.model(keys["model"], "model"),
+            layers=None if whole else layers,
+            ignored_layers=layers if whole else None,
+            parameters=self.parameters(keys.get("parameters")),
+            line=self.line(node),
+        )
+
+    def layers(self, node: yaml.Node) -> tuple[int, int]:
+        """Return a half-open range of layers."""
+        message = "layer_range must be two integers, [start, end), with start <= end"
+        ends = [self.integer(item, "layer_range") for item in self.items(node, message)]
+        if len(ends) != 2 or ends[0] > ends[1]:
+            raise self.fail(node, message)
+        return ends[0], ends[1]
+
+    def model(self, node: yaml.Node, key: str) -> str:
+        """Return MODEL or MODEL+ADAPTER, also from a mapping with `model` and `lora`."""
+        if not isinstance(node, yaml.MappingNode):
+            return self.string(node, key)
+        allowed = ("model", "lora", "override_architecture")
+        parts = self.mapping(node, key, allowed=allowed)
+        if "model" not in parts:
+            raise self.fail(node, f"{key} as a mapping must have the key 'model'")
+        paths = [self.model_path(parts[n], n) for n in ("model", "lora") if n in parts]
+        name = "+".join(paths)
+        if "override_architecture" in parts:
+            value = self.string(parts["override_architecture"], "override_architecture")
+            self.architectures[name] = value
+        return name
+
+    def model_path(self, node: yaml.Node, key: str) -> str:
+        """Return PATH or PATH@REVISION, also from a mapping with `path` and `revision`."""
+        if not isinstance(node, yaml.MappingNode):
+            return self.string(node, key)
+        names = ("path", "revision")
+        parts = self.mapping(node, key, allowed=names)
+        if "path" not in parts:
+            raise self.fail(node, f"{key} as a mapping must have the key 'path'")
+        return "@".join(self.string(parts[n], n) for n in names if n in parts)
+
+    def parameters(self, node: yaml.Node | None) -> dict[str, ParameterValue]:
+        """Return the entries of `parameters`, if there are any."""
+        if node is None:
+            return {}
+        return {
+            key: ParameterValue(key=key, value=self.value(value), line=line, path=self.name)
+            for key, (line, value) in self.entries(node, "parameters").items()
+        }
+
+    def dtype(self, keys: Mapping[str, yaml.Node], key: str) -> str | None:
+        """Return the dtype of a key, or None."""
+        if key not in keys:
+            return None
+        name = self.string(keys[key], key).removeprefix("torch.")
+        if name not in DTYPES:
+            allowed = ", ".join(DTYPES)
+            raise self.fail(
+                keys[key], f"{key} must be one of {allowed}, not {truncated_repr(name)}"
+            )
+        return name
+
+    def tokenizer(self, keys: Mapping[str, yaml.Node]) -> TokenizerChoice | None:
+        """Return the choice made by `tokenizer_source` or `tokenizer`, or None."""
+        if "tokenizer_source" in keys:
+            node = keys["tokenizer_source"]
+            source = self.model(node, "tokenizer_source")
+            return TokenizerChoice(source=source, line=self.line(node))
+        if "tokenizer" not in keys:
+            return None
+        allowed = ("source", "pad_to_multiple_of", "tokens")
+        inside = self.known(keys["tokenizer"], "tokenizer", allowed)
+        multiple = 1
+        if "pad_to_multiple_of" in inside:
+            multiple = self.integer(inside["pad_to_multiple_of"], "pad_to_multiple_of")
+            if not 1 <= multiple <= MAX_PADDING:
+                message = f"pad_to_multiple_of must be from 1 to {MAX_PADDING:,}, not {multiple}"
+                raise self.fail(inside["pad_to_multiple_of"], message)
+        source = self.model(inside["source"], "source") if "source" in inside else "union"
+        tokens = self.entries(inside["tokens"], "tokens") if "tokens" in inside else {}
+        return TokenizerChoice(
+            source=source,
+            line=self.line(inside.get("source", keys["tokenizer"])),
+            pad_to_multiple_of=multiple,
+            tokens={
+                token: self.token_row(node, line, token) for token, (line, node) in tokens.items()
+            },
+        )
+
+    def token_row(self, node: yaml.Node, line: int, token: str) -> TokenRow:
+        """Return an entry of `tokens`."""
+        shown = truncated_repr(token)
+        keys = self.mapping(node, f"the token {shown}", allowed=("source", "force"))
+        if "source" not in keys:
+            raise self.fail(
+                line, f"the token {shown} needs a source: a model, or {{kind: zero}} for zeros"
+            )
+        force = self.value(keys["force"]) if "force" in keys else False
+        if not isinstance(force, bool):
+            message = f"force must be true or false, not {truncated_repr(force)}"
+            raise self.fail(keys["force"], message)
+        source = keys["source"]
+        kind = None
+        if isinstance(source, yaml.MappingNode):
+            kind = self.entries(source, "source").get("kind")
+        if kind is None:
+            model = self.model(source, "source")
+            return TokenRow(model=model, token=None, force=force, line=line)
+        name = self.string(kind[1], "kind")
+        if name == "zero":
+            self.mapping(source, "source", allowed=("kind",))
+            return TokenRow(model=None, token=None, force=force, line=line)
+        if name != "model_token":
+            message = f"kind must be zero or model_token, not {truncated_repr(name)}"
+            raise self.fail(kind[1], message)
+        parts = self.mapping(source, "source", allowed=("kind", "model", "token", "token_id"))
+        if "model" not in parts or ("token" in parts) == ("token_id" in parts):
+            raise self.fail(source, "model_token needs model, and either token or token_id")
+        return TokenRow(
+            model=self.model(parts["model"], "model"),
+            token=self.string(parts["token"], "token")
+            if "token" in parts
+            else self.integer(parts["token_id"], "token_id"),
+            force=force,
+            line=line,
+        )
