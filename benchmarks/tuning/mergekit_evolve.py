@@ -144,7 +144,7 @@ def main() -> None:
     genome = write_inputs(arguments.folder)
     # An absolute path that is not resolved: a virtual environment's python is a link.
     python, rates = arguments.mergekit.absolute(), []
-    for batch in arguments.batch_size or (64, 320):
+    for batch in arguments.batch_size or (64,):
         for name, extra in (("pool", ()), ("pool, in memory", ("--in-memory",))):
             populations = run_mergekit(python, genome, arguments.trials, batch, *extra)
             rates.append(row(f"mergekit-evolve, {name}, batch {batch}", populations))
