@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import local_model_folder
 from sdjax.io.training_programs import read_training_sources
+from sdjax.report.controls import ControlRow, control_rows
 from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.report.results import TestRow, final_rows
 from sdjax.sandbox.verdict import ADMITTED, is_admissible
@@ -131,6 +132,7 @@ class ReportData:
         missing: sentences about results that do not exist yet.
         answer: the run's answer, see `sdjax.search.answer`; None if it has none yet.
         comparisons: comparisons of all tested programs with a control, best program first.
+        controls: what the search and its controls have spent and reached.
     """
 
     metric: str
@@ -143,6 +145,7 @@ class ReportData:
     missing: tuple[str, ...]
     answer: Answer | None
     comparisons: tuple[Comparison, ...]
+    controls: tuple[ControlRow, ...]
 
 
 def read_report(store: Store) -> ReportData:
@@ -169,6 +172,7 @@ def read_report(store: Store) -> ReportData:
         missing=_missing(store, _config_value(store, "iterations", default=0), iterations, tables),
         answer=answer,
         comparisons=comparisons,
+        controls=control_rows(store, metric),
     )
 
 

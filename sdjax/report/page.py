@@ -17,6 +17,7 @@ from sdjax.core.plot_style import svg
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import percent
 from sdjax.io.atomic_write import write_file
+from sdjax.report.controls import shown_splits
 from sdjax.report.data import ReportData, read_report
 from sdjax.report.plots import (
     development_against_test,
@@ -66,6 +67,7 @@ def render(store: Store) -> str:
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
         display_name=display_name,
         shown_metrics=shown_metrics,
+        shown_splits=shown_splits(report.controls),
         median=median,
         **_figures(report),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import Interval, percent
+from sdjax.report.controls import ControlRow, shown_splits
 from sdjax.report.data import read_report
 from sdjax.report.results import TestRow, cut_middle, shown_metrics
 from sdjax.search.entry_names import display_name
@@ -20,6 +21,7 @@ from sdjax.search.types import MAIN
 TABLE_WIDTH = 100  # of tables that are not printed on a terminal
 COLUMN_GAP = 2
 _MIN_NAME_WIDTH = 24
+_SHORT = {"development": "dev. [95 %]", "confirmation": "conf. [95 %]", "test": "test [95 %]"}
 
 
 def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) -> Group:
@@ -49,7 +51,37 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
         notes += report.missing
     else:
         notes += gain_notes(rows, report.best_method, "the best method")
-    return Group(*map(Text, answer), table, *map(Text, notes))
+    shown: list[RenderableType] = [table, *map(Text, notes)]
+    if setting == MAIN and report.controls:
+        shown += [Text(), controls_table(report.controls, width=width)]
+    return Group(*map(Text, answer), *shown)
+
+
+def controls_table(rows: Sequence[ControlRow], *, width: int = TABLE_WIDTH) -> Table:
+    """Return the table of the search and its controls: what each has spent and reached."""
+    splits = shown_splits(rows)
+    headers = ["tuned", "problems", "device-s", *(_SHORT.get(name, name) for name in splits)]
+    cells = [
+        [
+            str(row.numbers),
+            f"{row.problems:,}",
+            f"{row.seconds:,.0f}",
+            *(
+                row.accuracies[split].in_percent() if split in row.accuracies else "–"
+                for split in splits
+            ),
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [headers, *cells]) for i in range(len(headers))]
+    name_width = max(_MIN_NAME_WIDTH, width - sum(one + COLUMN_GAP for one in widths))
+    table = plain_table("Search and controls: tuned numbers, budgets, accuracy (%)")
+    table.add_column(Text("best of"), no_wrap=True)
+    for header in headers:
+        table.add_column(Text(header), justify="right", no_wrap=True)
+    for row, line in zip(rows, cells, strict=True):
+        table.add_row(Text(cut_middle(visible(row.title), name_width)), *map(Text, line))
+    return table
 
 
 def rows_table(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sdjax.search.ranking import programs_of, purpose_samples
 from sdjax.search.store import Store
@@ -16,7 +18,8 @@ from sdjax.search.types import (
     program_entry,
 )
 
-TUNING = "tuning"  # in an entry's details: problems and seconds of the search for its numbers
+_PHASES = ("generate", "admit", "score", "refine")
+TUNING = "tuning"  # in an entry's details: what the search for its numbers cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,9 @@ class Spent:
 
     Attributes:
         problems: development problems that were answered, one for each candidate that answered it.
-        seconds: duration of the phases that scored them, of which interrupted calls are no part.
+        seconds: device-seconds: duration of the phases that sampled, judged and scored the programs
+            and trained their generator, times the number of devices. Interrupted calls are not
+            included.
     """
 
     problems: int
@@ -40,11 +45,19 @@ def spent_on_tuning(store: Store, purpose: str = SEARCH) -> Spent:
         purpose: "search" or that of a control.
     """
     entries = store.by_key(Entry)
-    costs = [entries[name].detail.get(TUNING) or {} for name in programs_of(store, purpose)]
+    names = programs_of(store, purpose)
+    details = [entries[name].detail.get(TUNING) for name in names if name in entries]
+    costs: list[Mapping[str, Any]] = [cost for cost in details if isinstance(cost, dict)]
     return Spent(
-        problems=sum(cost.get("problems", 0) for cost in costs),
-        seconds=sum(cost.get("seconds", 0.0) for cost in costs),
+        problems=int(sum(number_in(cost, "problems") for cost in costs)),
+        seconds=sum(number_in(cost, "seconds") for cost in costs),
     )
+
+
+def number_in(detail: Mapping[str, Any], key: str) -> float:
+    """Return a number of an entry's details; 0 if it is missing or not a number."""
+    value = detail.get(key)
+    return value if isinstance(value, int | float) else 0
 
 
 def spent(store: Store, purpose: str = SEARCH) -> Spent:
@@ -61,16 +74,22 @@ def spent(store: Store, purpose: str = SEARCH) -> Spent:
     tried = store.candidate_problems()
     samples = purpose_samples(store, purpose)
     identities = {sample.unconfirmed or sample.identity for sample in samples} - {None}
-    tuned = {structures[identity] for identity in identities} & tried.keys()
+    tuned = {structures.get(identity) for identity in identities} & tried.keys()
     problems = sum(tried[structure] for structure in tuned if structure is not None)
     problems += sum(
         answered.get(program_entry(identity or ""), 0)
         for identity in identities
-        if structures[identity] not in tuned
+        if structures.get(identity) not in tuned
     )
     phases = store.phases()
-    phase = phase_name("score", purpose)
-    seconds = sum(time for (_, name), time in phases.items() if name == phase)
+    names = {phase_name(name, purpose) for name in _PHASES}
+    seconds = sum(time for (_, name), time in phases.items() if name in names)
     if purpose == UNTRAINED:  # see `purpose_samples`
-        seconds += phases.get((1, "score"), 0.0)
-    return Spent(problems=problems, seconds=seconds)
+        seconds += sum(phases.get((1, name), 0.0) for name in _PHASES if name != "refine")
+    return Spent(problems=problems, seconds=seconds * device_count(store))
+
+
+def device_count(store: Store) -> int:
+    """Return the number of devices of a run; 1 if it is not recorded."""
+    count = store.run().versions.get("devices", "").partition(" ")[0]
+    return int(count) if count.isdecimal() and count != "0" else 1

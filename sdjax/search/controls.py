@@ -11,6 +11,7 @@ from sdjax.core.config import errors_at
 from sdjax.core.errors import UserError
 from sdjax.models.params import param_specs
 from sdjax.programs.grammar import MAX_SLOTS, MIN_SLOTS
+from sdjax.search.budget import number_in
 from sdjax.search.config import RunConfig
 from sdjax.search.plan import ScoringPlan
 from sdjax.search.store import Store
@@ -96,7 +97,8 @@ def tuned_controls(store: Store) -> list[str]:
 
 def is_tuned_control(entry: Entry) -> bool:
     """Return whether an entry is a control that was tuned with the models of its store."""
-    return entry.kind == "method" and "family" in entry.detail and not is_untouched(entry)
+    family = entry.detail.get("family")
+    return entry.kind == "method" and isinstance(family, str) and not is_untouched(entry)
 
 
 def is_untouched(entry: Entry) -> bool:
@@ -106,4 +108,4 @@ def is_untouched(entry: Entry) -> bool:
 
 def control_budget(entry: Entry) -> int:
     """Return the number of evaluations that the search of a tuned control was allowed."""
-    return int(entry.detail.get("budget", 0))
+    return int(number_in(entry.detail, "budget"))

@@ -19,7 +19,7 @@ from sdjax.search.halving import score_structures
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, SEARCH, UNTRAINED, program_entry
+from sdjax.search.types import DEVELOPMENT, SEARCH, UNTRAINED, phase_title, program_entry
 
 
 def score_programs(
@@ -57,7 +57,9 @@ def score_programs(
         return
     missing = [one for one in identities if not store.is_complete(program_entry(one), DEVELOPMENT)]
     done = len(identities) - len(missing)
-    with progress_bar(f"iteration {iteration}: score", len(identities), completed=done) as advance:
+    with progress_bar(
+        phase_title("score", iteration, purpose), len(identities), completed=done
+    ) as advance:
         for identity in missing:
             score_program(context, store, sandbox, identity, DEVELOPMENT)
             advance()
@@ -87,7 +89,7 @@ def _race(
         sampled_before |= {sample.identity for sample in store.judged(1)}
     best = [entry.identity or "" for entry in ranked_programs(store, metric, purpose)]
     earlier = [identity for identity in best if identity in sampled_before - new][: rules.winners]
-    with progress_bar(f"iteration {iteration}: score", len(identities)) as advance:
+    with progress_bar(phase_title("score", iteration, purpose), len(identities)) as advance:
 
         def answer(identity: str, count: int) -> list[bool]:
             score_program(context, store, sandbox, identity, DEVELOPMENT, limit=count)

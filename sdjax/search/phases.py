@@ -35,6 +35,7 @@ from sdjax.search.types import (
     Program,
     Sample,
     StoredVerdict,
+    phase_title,
     program_entry,
 )
 from sdjax.training.api import train_dpo
@@ -70,7 +71,7 @@ def generate(
     if not missing:
         return
     prompt = store.save_prompt(context.config.generation.prompt, context.prompt)
-    with progress_bar(f"iteration {iteration}: generate", len(missing)) as advance:
+    with progress_bar(phase_title("generate", iteration, purpose), len(missing)) as advance:
 
         def save(index: int, completion: Completion) -> None:
             text = completion.text or ""
@@ -117,7 +118,7 @@ def judge(
     """
     samples = store.judged(iteration, purpose)
     sources = list(dict.fromkeys(s.source for s in samples if s.source and s.status == NOT_JUDGED))
-    with progress_bar(f"iteration {iteration}: admit", len(sources)) as advance:
+    with progress_bar(phase_title("admit", iteration, purpose), len(sources)) as advance:
         for index, verdict, layers in judge_all(sandbox, sources):
             source = sources[index]
             stored = StoredVerdict.of(source, verdict, layers)

@@ -247,7 +247,7 @@ def _search(
             search_by_evolution(tunable, evaluations, search)
         cost = {
             "problems": evaluations.count * len(context.problems[DEVELOPMENT]),
-            "seconds": trace.seconds,
+            "seconds": round(trace.seconds * jax.device_count(), 1),
         }
     assert evaluations.best is not None  # every search evaluates at least one candidate
     return np.array(evaluations.best["values"]), cost

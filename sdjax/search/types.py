@@ -33,6 +33,11 @@ def phase_name(name: str, purpose: str = SEARCH) -> str:
     return name if purpose == SEARCH else f"{name} {purpose}"
 
 
+def phase_title(name: str, iteration: int, purpose: str = SEARCH) -> str:
+    """Return the title of a progress bar, such as "iteration 2: score" or "random 2: score"."""
+    return f"{'iteration' if purpose == SEARCH else purpose} {iteration}: {name}"
+
+
 def storable(text: str) -> str:
     """Replace lone surrogates, which cannot be encoded as UTF-8, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
