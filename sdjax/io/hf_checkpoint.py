@@ -27,7 +27,7 @@ from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.links import member
 from sdjax.io.model_paths import locate
 from sdjax.io.peft import has_plain_factors, read_adapter
-from sdjax.io.safetensors_reader import CONFIG, read_json
+from sdjax.io.safetensors_reader import CONFIG
 from sdjax.io.safetensors_writer import (
     DTYPE_CODES,
     DTYPES,
@@ -40,6 +40,7 @@ from sdjax.io.safetensors_writer import (
     write_safetensors,
 )
 from sdjax.io.tensor_reader import MAX_BLOCK_BYTES
+from sdjax.io.weights import read_model_config
 from sdjax.models.config import ModelConfig
 from sdjax.models.hf_config import from_hf, to_hf
 from sdjax.models.lora import Adapter, shard_adapter
@@ -202,10 +203,10 @@ def load_config(model: str | Path) -> ModelConfig:
     folder = locate(model)[0] if isinstance(model, str) else model
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; give a folder with {CONFIG} and {SINGLE}")
-    path = member(folder, CONFIG)
-    if not path.is_file():
+    path, fields = folder / CONFIG, read_model_config(folder)
+    if not fields:
         raise UserError(f"{path}: not found; a model folder needs it next to its weights")
-    return from_hf(read_json(path), str(path))
+    return from_hf(fields, str(path))
 
 
 def load_model(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sdjax.core.errors import UserError
 from sdjax.io.float8_reader import Float8Reader
+from sdjax.io.gguf_reader import GgufReader, gguf_files
 from sdjax.io.links import member
 from sdjax.io.quantization import check_not_packed
 from sdjax.io.safetensors_reader import CONFIG, SafetensorsReader, read_json
@@ -20,9 +22,9 @@ ADAPTER_TORCH = "adapter_model.bin"
 
 
 def open_model_weights(folder: Path) -> TensorReader:
-    """Open the weights of a model folder: safetensors, or files of PyTorch.
+    """Open the weights of a model folder: safetensors, files of PyTorch, or a GGUF file.
 
-    8-bit floats are dequantized.
+    8-bit floats and the blocks of GGUF are dequantized.
 
     Args:
         folder: the folder; safetensors are preferred if it has several formats.
@@ -30,8 +32,8 @@ def open_model_weights(folder: Path) -> TensorReader:
     Raises:
         UserError: no weights, damaged ones, or weights that are packed into integers.
     """
-    config = read_json(folder / CONFIG)
     reader = _open_stored(folder)
+    config = read_json(folder / CONFIG)
     infos = {name: reader.infos([name])[name] for name in reader.names}
     check_not_packed(folder, config, infos)
     if any(infos[name].dtype in FLOAT8_DTYPES.values() for name in reader.names):
@@ -45,10 +47,27 @@ def _open_stored(folder: Path) -> TensorReader:
         return SafetensorsReader(folder)
     if any(member(folder, name).exists() for name in (TORCH_INDEX, TORCH_SINGLE)):
         return TorchReader(folder)
+    if gguf_files(folder):
+        return GgufReader(folder)
     raise UserError(
-        f"{folder}: no weights; {SINGLE}, {INDEX}, {TORCH_SINGLE} or {TORCH_INDEX} must be next to "
-        f"{CONFIG}"
+        f"{folder}: no weights; {SINGLE}, {INDEX}, {TORCH_SINGLE}, {TORCH_INDEX} or a GGUF file "
+        f"must be next to {CONFIG}"
     )
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Return the fields of a model's config.json, or of the settings of its GGUF file.
+
+    Returns:
+        The fields; none if the folder has neither.
+
+    Raises:
+        UserError: config.json is not a JSON object, or the GGUF file's settings are not complete.
+    """
+    fields = read_json(folder / CONFIG)
+    if fields or not folder.is_dir() or not gguf_files(folder):
+        return fields
+    return GgufReader(folder).config
 
 
 def open_adapter_weights(folder: Path) -> TensorReader:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load
+
 import sdjax
+from tests.fuzzing.gguf_files import F32, Q8_0, in_gguf
 from tests.fuzzing.torch_files import torch_file
 
 PACKAGE = Path(sdjax.__file__).parent
@@ -77,14 +80,30 @@ def models() -> tuple[Folder, ...]:
 
 def in_torch_files(folder: Folder) -> Folder:
     """Return a model or an adapter with its weights in a file of torch.save."""
-    from safetensors.numpy import load
-
     names = {"model.safetensors": "pytorch_model.bin"}
     names["adapter_model.safetensors"] = "adapter_model.bin"
     return {
         names.get(name, name): torch_file(load(content)) if name in names else content
         for name, content in folder.items()
     }
+
+
+@functools.cache
+def gguf_models() -> tuple[Folder, ...]:
+    """Return tiny models in GGUF files, one of them without config.json."""
+    from sdjax.io.hf_checkpoint import write_model
+    from sdjax.testing import tiny_model
+
+    found = []
+    for family, kind in (("llama", Q8_0), ("gemma3_text", F32)):
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            write_model(folder, *tiny_model(family, hidden_size=32, intermediate_size=32))
+            files = read(folder)
+        config = json.loads(files["config.json"])
+        content = in_gguf(config, load(files["model.safetensors"]), kind)
+        found.append({"config.json": files["config.json"], "model.gguf": content})
+    return (*found, {"model.gguf": found[0]["model.gguf"]})
 
 
 @functools.cache

@@ -90,6 +90,17 @@ def torch_weights() -> Kind:
     )
 
 
+def gguf() -> Kind:
+    """Weights of a model in a GGUF file, with and without config.json."""
+    return Kind(
+        folders=inputs.gguf_models(),
+        formats={"model.gguf": mutations.mutate_gguf},
+        loaders=[(open_model, 1), (read_tensors, 1), (plan_merge, 8)],
+        words=inputs.words("io/gguf_file.py", "io/gguf_names.py"),
+        shared=shared_model(),
+    )
+
+
 def index() -> Kind:
     """Index of a model with several files of weights."""
     return Kind(

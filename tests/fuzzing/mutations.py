@@ -245,6 +245,27 @@ def mutate_torch(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
     return archive(entries)
 
 
+def mutate_gguf(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
+    """Change names, lengths and types in the header of a GGUF file, or the bytes of the file."""
+    if draw.random() < 0.2:
+        return mutate_bytes(content, corpus, draw)
+    start = content.index(b"token_embd")  # of the tensors
+    at = draw.choice((0, start))
+    front, header, body = content[:at], content[at : start + 1_500], content[start + 1_500 :]
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        at = draw.randrange(len(header))
+        if draw.random() < 0.5:
+            size = draw.choice((4, 8))
+            number = draw.choice((0, 1, 2, 8, 9, 10, 12, 16, 30, 31, 255, 2**20, 2**31, 2**32 - 1))
+            header = header[:at] + number.to_bytes(size, "little") + header[at + size :]
+        else:
+            word = draw.choice(corpus.words).encode()
+            header = header[:at] + len(word).to_bytes(8, "little") + word + header[at:]
+    if draw.random() < 0.3:
+        header = mutate_bytes(header, corpus, draw)
+    return front + header + body
+
+
 def mutate_sqlite(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
     """Change cells, rows or the schema of a database, or the bytes of its file."""
     if draw.random() < 0.15:

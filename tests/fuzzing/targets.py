@@ -19,6 +19,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
         model_kinds.chat_template,
         model_kinds.safetensors,
         model_kinds.torch_weights,
+        model_kinds.gguf,
         model_kinds.index,
         model_kinds.adapter,
         model_kinds.training_programs,

@@ -18,9 +18,10 @@ import numpy as np
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.adapted_reader import open_weights
 from sdjax.io.model_paths import locate
-from sdjax.io.safetensors_reader import CONFIG, read_json
+from sdjax.io.safetensors_reader import CONFIG
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.io.tensor_reader import TensorInfo, TensorReader
+from sdjax.io.weights import read_model_config
 from sdjax.merging.recipe.tensor_roles import (
     core_name,
     is_coder,
@@ -155,7 +156,7 @@ def open_source_model(
     """
     folder, adapter = locate(name, relative_to=relative_to)
     reader = open_weights(folder, adapter)
-    config = read_json(folder / CONFIG)
+    config = read_model_config(folder)
     if not config:
         raise UserError(f"{folder / CONFIG}: not found; a model folder needs it")
     if architecture is not None:
