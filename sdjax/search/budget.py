@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdjax.search.config import RunConfig
 from sdjax.search.ranking import programs_of, purpose_samples
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -87,6 +88,22 @@ def spent(store: Store, purpose: str = SEARCH) -> Spent:
     if purpose == UNTRAINED:  # see `purpose_samples`
         seconds += sum(phases.get((1, name), 0.0) for name in _PHASES if name != "refine")
     return Spent(problems=problems, seconds=seconds * device_count(store))
+
+
+def most_problems(config: RunConfig, problems: int) -> int:
+    """Return how many development problems the score of one program may cost at most.
+
+    With `score: tuned`, further numbers are tried before each rung; see `structure_search.py`.
+
+    Args:
+        config: config of a run.
+        problems: its number of development problems.
+    """
+    if config.score == "as_written" or config.tuning is None:
+        return problems
+    settings = config.tuning.structures
+    rungs = (problems,) if config.race is None else config.race.rungs(problems)
+    return problems + (int(settings.steps > 0) + settings.candidates) * sum(rungs)
 
 
 def device_count(store: Store) -> int:

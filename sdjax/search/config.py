@@ -231,7 +231,7 @@ class ControlsConfig:
     """Config of the controls: what a run's programs must beat, at the budget of the run.
 
     No control evaluates more development problems than the run's own programs did; see
-    `sdjax.search.controls` and `sdjax.search.program_controls`.
+    `sdjax.search.control_search` and `sdjax.search.control_programs`.
 
     Attributes:
         tuned: human-designed merges whose numbers are tuned, each by its own search: families and

@@ -3,8 +3,9 @@
 They show what the trained generator adds: at most as many samples, judged, scored and tuned in the
 same way, without it. Neither control evaluates more development problems than the programs of the
 search did, so it is sampled in batches: a batch has at most as many programs as fit into the rest
-of the budget if each of them answered every problem. Refused programs and duplicates cost nothing,
-and most programs stop early in a race, so later batches use what a batch leaves.
+of the budget if each of them cost as much as one can. Refused programs and duplicates cost nothing,
+and most programs stop early in a race, so later batches use what a batch leaves. What is left in
+the end is less than one program may cost.
 
 A control program that the search has found as well keeps the outcomes that it has, which count for
 both. The samples of the first iteration are from the untrained generator, so they count for it.
@@ -19,7 +20,7 @@ import numpy as np
 
 from sdjax.programs.grammar import sample_candidate
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.search.budget import spent, spent_on_tuning
+from sdjax.search.budget import most_problems, spent, spent_on_tuning
 from sdjax.search.context import RunContext
 from sdjax.search.controls import program_controls, samples_of_control
 from sdjax.search.iteration_scores import score_programs
@@ -79,7 +80,8 @@ def _try_batches(
             count = min(
                 config.generation.samples,
                 samples_of_control(config, purpose) - earlier,
-                problems_left(context, store, purpose) // len(context.problems[DEVELOPMENT]),
+                problems_left(context, store, purpose)
+                // most_problems(config, len(context.problems[DEVELOPMENT])),
             )
         if count < 1:
             return

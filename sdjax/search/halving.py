@@ -44,6 +44,7 @@ from sdjax.search.types import (
     Entry,
     Sample,
     StoredVerdict,
+    phase_title,
     program_entry,
 )
 
@@ -58,7 +59,7 @@ def score_structures(
         store: the run's store.
         sandbox: the sandbox on the main process; None on the others.
         iteration: number of the iteration.
-        purpose: "search", or the name of a measurement.
+        purpose: "search", that of a control, or the name of a measurement.
     """
     members = _structures(store, iteration, purpose)
     if not members:
@@ -101,7 +102,8 @@ class _Halving:
     def run(self, members: Mapping[str, Sequence[str]], rules: Race, problems: int) -> None:
         """Race the structures against each other and against the best of earlier iterations."""
         rungs = rules.rungs(problems)
-        with progress_bar(f"iteration {self._iteration}: score", len(members)) as advance:
+        title = phase_title("score", self._iteration, self._purpose)
+        with progress_bar(title, len(members)) as advance:
             for structure, identities in members.items():
                 for identity in identities:  # the first one that the real weights admit
                     if self._begin(structure, identity, rungs[0]):

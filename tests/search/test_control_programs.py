@@ -8,8 +8,8 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.search import control_programs
-from sdjax.search.budget import spent
-from sdjax.search.config import ControlsConfig
+from sdjax.search.budget import most_problems, spent
+from sdjax.search.config import ControlsConfig, read_config
 from sdjax.search.control_programs import random_program, try_control_programs
 from sdjax.search.control_search import control_settings
 from sdjax.search.controls import check_controls, program_controls, samples_of_control
@@ -227,6 +227,18 @@ def test_budget_of_tuned_controls_is_that_of_the_search(controlled, store, searc
         controlled, config=dataclasses.replace(controlled.config, controls=few)
     )
     assert control_settings(limited, store).budget == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        (["score=as_written"], 640),
+        (["score=tuned"], 640 + 3 * (40 + 80 + 160 + 320 + 640)),
+        (["score=tuned", "race=null", "tuning={structures: {candidates: 0}}"], 2 * 640),
+    ],
+)
+def test_most_that_a_program_may_cost(overrides, most):
+    assert most_problems(read_config("demo", overrides), 640) == most
 
 
 def test_switched_off_is_off(context, store):
