@@ -192,9 +192,9 @@ class StructuresConfig:
         candidates: candidates per rung in which the numbers without a gradient are sampled.
     """
 
-    steps: NonNegativeInt = 20
+    steps: NonNegativeInt = 10
     learning_rate: PositiveFloat = 0.05
-    batch: PositiveInt = 8
+    batch: PositiveInt = 4
     candidates: NonNegativeInt = 2
 
 
