@@ -21,8 +21,11 @@ from sdjax.search.ranking import ranked_programs
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT
 
-# Only the scores of the programs are compared, so there are no baselines and one test problem.
-SETTINGS = ("training.enabled=false", "tuning=null", "baselines={}", "transfer={}", "task.test=1")
+# Only the scores of programs as they were written are compared, and one test problem is the least.
+SETTINGS = (
+    *("training.enabled=false", "score=as_written", "tuning=null", "controls=null"),
+    *("baselines={}", "transfer={}", "task.development=640", "task.confirmation=0", "task.test=1"),
+)
 WINNERS = 5
 
 

@@ -3,8 +3,8 @@
     VENV/bin/python benchmarks/tuning/mergekit_side.py GENOME TASKS STORAGE [--trials 21]
         [--workers 2] [--batch-size 64] [--in-memory]
 
-Prints JSON: the seconds and the scores of each population. `mergekit_evolve.py` next to this file
-writes GENOME and TASKS and calls it.
+Prints JSON: the seconds, the processor seconds and the scores of each population.
+`mergekit_evolve.py` next to this file writes GENOME and TASKS and calls it.
 
 mergekit-evolve needs accelerators, and an lm-eval that imports its vLLM model without vLLM. No such
 version runs with the transformers that mergekit needs. Four things are changed in memory so that it
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import ray
 
 
@@ -39,6 +40,19 @@ def prepare() -> None:
         construct(self, *arguments, device=device, **options)
 
     HFLM.__init__ = construct_on_cpu
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and all processes that it has started."""
+    this = psutil.Process()
+    total = 0.0
+    for process in (this, *this.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:  # it has ended
+            continue
+        total += times.user + times.system
+    return total
 
 
 def main() -> None:
@@ -64,11 +78,12 @@ def main() -> None:
     evaluate = strategy.ActorPoolEvaluationStrategy.evaluate_genotypes
 
     def timed(self, genotypes):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), processor_seconds()
         results = evaluate(self, genotypes)
         populations.append(
             {
                 "seconds": time.perf_counter() - start,
+                "processor": processor_seconds() - used,
                 "scores": [result["score"] for result in results],
             }
         )
