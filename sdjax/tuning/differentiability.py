@@ -20,7 +20,7 @@ from jax.extend import core
 # Operations with floating-point results whose derivative is zero.
 _FLAT = frozenset({"sign", "floor", "ceil", "round", "nextafter", "stop_gradient"})
 # Control flow that reverse-mode differentiation does not support.
-_FORWARD_ONLY = frozenset({"while"})
+FORWARD_ONLY = frozenset({"while"})
 # Operations that only move elements.
 _STRUCTURAL = frozenset(
     {"slice", "squeeze", "reshape", "concatenate", "broadcast_in_dim", "transpose", "expand_dims"}
@@ -85,7 +85,7 @@ class _Analysis:
         numbers = frozenset[int]().union(*map(_numbers, operands))
         if name in _STRUCTURAL and (moved := _move(equation, operands)) is not None:
             return moved
-        if name in _FORWARD_ONLY:
+        if name in FORWARD_ONLY:
             _note(self.refused, numbers, name)
         elif (inner := _called(equation.params, operands)) is not None:
             return self.run(inner, operands)

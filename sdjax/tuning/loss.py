@@ -53,7 +53,7 @@ from sdjax.training.data import number_rows, tokenize_examples
 from sdjax.training.fit import num_parts, shard_batch
 from sdjax.training.packing import Example, pack, shuffled_batches, target_batches
 from sdjax.training.types import Batch
-from sdjax.tuning.differentiability import blocking_operations
+from sdjax.tuning.differentiability import FORWARD_ONLY, blocking_operations
 from sdjax.tuning.model_gradient import ModelGradient
 from sdjax.tuning.search import SearchConfig
 from sdjax.tuning.types import Tunable
@@ -258,8 +258,9 @@ class MergeLoss:
             try:
                 trace_gradient(self._merger, algorithm, tensors, key=self._key)
             except (UserError, *NOT_DIFFERENTIABLE) as error:
-                reason = " ".join(str(error).split())[:120]
-                blocked = {index: blocked.get(index, (reason,)) for index in range(size)}
+                known = FORWARD_ONLY & {name for found in blocked.values() for name in found}
+                reason = tuple(sorted(known)) or (" ".join(str(error).split())[:120],)
+                blocked = {index: blocked.get(index, reason) for index in range(size)}
         return blocked
 
     @cached_property

@@ -207,6 +207,16 @@ def test_number_of_a_method_without_a_gradient_is_named(name, parameter, operati
     assert loss.blocking() == {0: (), 1: operations}
 
 
+def test_loop_prevents_the_gradient_in_all_numbers():
+    def halve(task_vectors, a: float = 0.5, b: float = 0.5):
+        first, second = task_vectors.values()
+        halved = jax.lax.while_loop(lambda x: jnp.max(x) > 1e-3, lambda x: a * x, first)
+        return halved + b * second
+
+    loss, _, _ = loss_of(program(halve))
+    assert loss.blocking() == {0: ("while",), 1: ("while",)}
+
+
 def test_merge_that_jax_cannot_differentiate_is_reported():
     @jax.custom_vjp
     def refused(x):
