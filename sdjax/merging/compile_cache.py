@@ -13,7 +13,7 @@ from typing import Protocol
 
 import jax
 
-from sdjax.sharding.memory import MemoryLimitExceeded
+from sdjax.sharding.memory import MemoryLimitExceeded, memory_analysis
 from sdjax.xla.compiler_options import quick_options
 
 
@@ -114,5 +114,5 @@ class CompileCache:
 
 def _temp_memory(executable: jax.stages.Compiled) -> int:
     """Return the bytes that an executable needs in addition to its arguments and results."""
-    analysis = executable.memory_analysis()
+    analysis = memory_analysis(executable)
     return 0 if analysis is None else analysis.temp_size_in_bytes

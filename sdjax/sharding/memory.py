@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import weakref
+from collections.abc import Collection, Iterator, MutableMapping
+from typing import Any
 
 import jax
 
@@ -46,12 +48,25 @@ def require_memory(num_bytes: int, what: str, *, num_devices: int, remedy: str) 
         )
 
 
+def memory_analysis(executable: jax.stages.Compiled) -> Any:
+    """Return XLA's analysis of an executable, None if there is none.
+
+    XLA makes it again for each call, which takes milliseconds, so it is kept.
+    """
+    if executable not in _analyses:
+        _analyses[executable] = executable.memory_analysis()
+    return _analyses[executable]
+
+
+_analyses: MutableMapping[jax.stages.Compiled, Any] = weakref.WeakKeyDictionary()
+
+
 def compiled_memory(executable: jax.stages.Compiled) -> int:
     """Return the bytes that an executable needs at once, on all of its devices together.
 
     They are those of its arguments, its results and its temporary arrays.
     """
-    sizes = executable.memory_analysis()
+    sizes = memory_analysis(executable)
     if sizes is None:
         return 0
     per_device = (

@@ -89,3 +89,16 @@ def test_exhaustion_is_reported():
         raise error("RESOURCE_EXHAUSTED: Out of memory allocating 15700000000 bytes.")
     with pytest.raises(error, match="INTERNAL"), exhaustion_reported():
         raise error("INTERNAL: other")
+
+
+def test_executable_is_analyzed_once(monkeypatch):
+    executable, calls = compile_sum(1), []
+    analyze = type(executable).memory_analysis
+
+    def counted(self):
+        calls.append(self)
+        return analyze(self)
+
+    monkeypatch.setattr(type(executable), "memory_analysis", counted)
+    assert compiled_memory(executable) == compiled_memory(executable) > 0
+    assert calls == [executable]
