@@ -39,6 +39,10 @@ from sdjax.tuning.gradient import search_by_gradient
 from sdjax.tuning.search import Evaluations, SearchConfig
 from sdjax.tuning.trace import Trace
 
+# Initial standard deviation of CMA-ES around the result of the gradient, relative to that of a
+# search from the start: most candidates of a wide distribution would be worse by far.
+_LOCAL = 0.25
+
 
 def tune_controls(context: ScoringContext, store: Store, search: SearchConfig) -> None:
     """Tune the controls and score the results on the development problems.
@@ -122,6 +126,8 @@ def _tune_control(
             search_by_gradient(tunable, loss, evaluations, search, trace)
             save_result("gradient")
         if evaluations.count < budget:
+            if loss is not None:
+                search = dataclasses.replace(search, sigma=_LOCAL * search.sigma)
             search_by_evolution(
                 tunable, evaluations, search, resume=loss is not None, patience=search.patience
             )
