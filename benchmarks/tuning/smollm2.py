@@ -35,7 +35,7 @@ from sdjax.tuning.loss import MergeLoss, training_examples
 from sdjax.tuning.model_set import ModelSet
 from sdjax.tuning.search import SearchConfig
 
-ROWS, LENGTH, NOISE, REPEATS = 64, 128, 0.02, 5
+ROWS, LENGTH, NOISE = 64, 128, 0.02
 NEW_TOKENS = 128
 
 
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--family", default="weights")
     parser.add_argument("--scope", default="mlp")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeat", type=int, default=5, help="steps after the first one")
     parser.add_argument("--compile-only", action="store_true")
     arguments = parser.parse_args()
     config, base = sdjax.load_model(arguments.model)
@@ -96,11 +97,11 @@ def main() -> None:
         compute_dtype=dtype,
         key=jax.random.key(0),
         examples=examples,
-        search=SearchConfig(budget=1, steps=REPEATS + 1, batch=ROWS),
+        search=SearchConfig(budget=1, steps=arguments.repeat + 1, batch=ROWS),
     )
     assert loss.tokens == ROWS * LENGTH
     start = time.perf_counter()
-    memory = loss.compiled.memory_analysis()
+    memory = loss.model_gradient().memory_analysis()
     row = {
         "family": tunable.name,
         "scope": arguments.scope,
@@ -108,19 +109,21 @@ def main() -> None:
         "compilation seconds": round(time.perf_counter() - start, 1),
         "arguments GB": round(memory.argument_size_in_bytes / 1e9, 3),
         "temporary GB": round(memory.temp_size_in_bytes / 1e9, 3),
+        "results GB": round(memory.output_size_in_bytes / 1e9, 3),
     }
     print(json.dumps(row), flush=True)
     if arguments.compile_only:
         return
     seconds = []
-    for step in range(REPEATS + 1):
+    for step in range(arguments.repeat + 1):
         start, cpu = time.perf_counter(), time.process_time()
         value, gradient = loss(tunable.start, 0, step)
         seconds.append((time.perf_counter() - start, time.process_time() - cpu))
         assert np.isfinite(value)
         assert np.all(gradient != 0)
     wall, cpu = np.median(seconds[1:], axis=0)
-    step_row = {"step seconds": round(wall, 1), "step CPU seconds": round(cpu, 1)}
+    first = {"first step seconds": round(seconds[0][0], 1)}
+    step_row = first | {"step seconds": round(wall, 1), "step CPU seconds": round(cpu, 1)}
     print(json.dumps(step_row | {"peak GB": round(peak_memory(), 2)}), flush=True)
     svamp = find_task("svamp", data=arguments.svamp)
     problems = build_prompts(svamp, read_problems(svamp, "development")[:100], tokenizer)
