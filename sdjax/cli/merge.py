@@ -50,6 +50,13 @@ if TYPE_CHECKING:
     "--expert", "experts", multiple=True, metavar="NAME=MODEL", help="With --algorithm: an expert."
 )
 @click.option(
+    "--stats",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="With --algorithm: statistics of an expert on data, for fisher and regmean.  [default: "
+    "MODEL.stats]",
+)
+@click.option(
     "--scope",
     metavar="SCOPE",
     help=f"With --algorithm: {SCOPE_HELP}",
@@ -72,6 +79,7 @@ def merge(
     parameters: tuple[str, ...],
     base: str | None,
     experts: tuple[str, ...],
+    stats: tuple[str, ...],
     scope: str | None,
     run: Path | None,
     rank: int | None,
@@ -90,8 +98,10 @@ def merge(
         )
     if algorithm is not None and run is not None:
         raise UserError("merge takes --algorithm or --run, not both")
-    if algorithm is None and (base or experts or parameters or scope is not None):
-        raise UserError("--base, --expert, --param and --scope require --algorithm FILE|METHOD")
+    if algorithm is None and (base or experts or parameters or stats or scope is not None):
+        raise UserError(
+            "--base, --expert, --param, --stats and --scope require --algorithm FILE|METHOD"
+        )
     if rank is not None and run is None:
         raise UserError("--rank requires --run DIR")
     if trust_limits and run is None:
@@ -120,6 +130,7 @@ def merge(
                     seed=seed or 0,
                     allow_crimes=allow_crimes,
                     allow_missing=allow_missing,
+                    stats=parse_named(stats, "--stats", "expert_1=reader.stats"),
                     on_tensor=on_tensor,
                 )
             elif run is not None:
@@ -181,6 +192,7 @@ def merge_algorithm_file(
     seed: int = 0,
     allow_crimes: bool = False,
     allow_missing: Collection[str] = (),
+    stats: Mapping[str, str] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> MergeResult:
     """Merge experts into a base with the algorithm in a Python file, or with a shipped method.
@@ -198,6 +210,7 @@ def merge_algorithm_file(
         seed: random seed.
         allow_crimes: merge models of different architectures.
         allow_missing: layers of confinement that this machine may lack.
+        stats: name to folder of the expert's statistics, for methods that need them.
         on_tensor: called with (finished tensors, total) at the beginning and after each tensor.
 
     Raises:
@@ -230,6 +243,7 @@ def merge_algorithm_file(
         ),
         key=jax.random.key(seed),
         allow_crimes=allow_crimes,
+        stats=stats,
         on_tensor=on_tensor,
     )
 
@@ -343,12 +357,29 @@ def parse_experts(texts: Iterable[str]) -> dict[str, str]:
     Raises:
         UserError: not of this form, or a name that occurs twice.
     """
-    experts: dict[str, str] = {}
+    return parse_named(texts, "--expert", "expert_1=zoo:reader", "MODEL")
+
+
+def parse_named(
+    texts: Iterable[str], option: str, example: str, value: str = "DIR"
+) -> dict[str, str]:
+    """Return name to value of texts with an equals sign, in their order.
+
+    Args:
+        texts: the values of an option.
+        option: its name.
+        example: a value for the error message.
+        value: what follows the equals sign.
+
+    Raises:
+        UserError: not of this form, or a name that occurs twice.
+    """
+    named: dict[str, str] = {}
     for text in texts:
-        name, equals, model = text.partition("=")
-        if not (name and equals and model):
-            raise UserError(f"--expert {text}: write NAME=MODEL, such as expert_1=zoo:reader")
-        if name in experts:
-            raise UserError(f"--expert {text}: duplicate name; {name} is already {experts[name]}")
-        experts[name] = model
-    return experts
+        name, equals, rest = text.partition("=")
+        if not (name and equals and rest):
+            raise UserError(f"{option} {text}: write NAME={value}, such as {example}")
+        if name in named:
+            raise UserError(f"{option} {text}: duplicate name; {name} is already {named[name]}")
+        named[name] = rest
+    return named

@@ -5,6 +5,7 @@ The names of the statistics are explained in `sdjax.merging.statistics`.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,7 +72,7 @@ class StatisticsFolder(Mapping[str, np.ndarray]):
         """Return whether there is a statistic of this name; nothing is read."""
         return name in self._reader.file_of
 
-    @property
+    @functools.cached_property
     def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of all statistics by name; nothing is read."""
         infos = self._reader.infos(self)

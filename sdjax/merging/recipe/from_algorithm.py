@@ -10,10 +10,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sdjax.core.errors import UserError
 from sdjax.io.safetensors_writer import is_finite
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
 from sdjax.merging.recipe.compatibility import compare_configs
+from sdjax.merging.recipe.expert_statistics import (
+    ExpertStatistics,
+    find_statistics,
+    needs_statistics,
+)
 from sdjax.merging.recipe.model_card import Provenance
 from sdjax.merging.recipe.pipeline import MergeResult, OnTensor, not_finite, write_merged
 from sdjax.merging.recipe.plan import MergePlan, is_floating, plan_algorithm
@@ -65,6 +71,7 @@ def merge_algorithm(
     provenance: Provenance,
     key: jax.Array,
     allow_crimes: bool = False,
+    stats: Mapping[str, str] | None = None,
     on_tensor: OnTensor | None = None,
 ) -> MergeResult:
     """Write the base with the algorithm's merged task vector added to the tensors in scope.
@@ -77,6 +84,7 @@ def merge_algorithm(
         provenance: recorded in the model card.
         key: typed PRNG key.
         allow_crimes: merge models of different architectures.
+        stats: slot to folder of the expert's statistics; MODEL.stats by default.
         on_tensor: called with (tensors done, total) at the beginning and after each tensor.
 
     Raises:
@@ -90,11 +98,29 @@ def merge_algorithm(
         tuple(models.tensors(scope)),
         key,
         scope=scope if isinstance(scope, str) else ", ".join(scope),
+        statistics=_open_statistics(algorithm, models, stats or {}),
         notes=compare_configs(models.base, experts, allow_crimes=allow_crimes),
     )
     if algorithm.form == "tree":
         plan = _merge_in_memory(algorithm, plan, key)
     return write_merged(plan, out, provenance=provenance, on_tensor=on_tensor)
+
+
+def _open_statistics(
+    algorithm: Algorithm, models: MergeModels, named: Mapping[str, str]
+) -> ExpertStatistics | None:
+    """Return the statistics of the experts, if an algorithm needs them."""
+    if unknown := sorted(named.keys() - models.experts.keys()):
+        raise UserError(f"--stats {unknown[0]}: no expert of this name")
+    if not needs_statistics(algorithm):
+        if named:
+            raise UserError(f"--stats: {algorithm.name} needs no statistics; remove it")
+        return None
+    folders = [
+        find_statistics(expert.name, named.get(slot), Path.cwd())
+        for slot, expert in models.experts.items()
+    ]
+    return ExpertStatistics(algorithm, folders, list(models.experts))
 
 
 def _merge_in_memory(algorithm: Algorithm, plan: MergePlan, key: jax.Array) -> MergePlan:

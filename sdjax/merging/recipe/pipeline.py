@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
 from sdjax.io.tensor_reader import narrowed
 from sdjax.merging.recipe import output_files
+from sdjax.merging.recipe.expert_statistics import StepStatistics
 from sdjax.merging.recipe.fused_experts import read_fused, split_fused
 from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
@@ -236,8 +237,9 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
             placed = [jax.device_put(array, tensor_sharding(array.shape)) for array in floats]
             base, experts = (placed[0], placed[1:]) if step.has_base else (None, placed)
             executable = executables[step.program.cache_key].result()
+            inputs = _with_statistics(step.program.inputs, step.statistics)
             with exhaustion_reported():
-                result, _ = executable(base, tuple(experts), *step.program.inputs, None)
+                result, _ = executable(base, tuple(experts), *inputs, None)
                 new = np.asarray(result).astype(step.spec.dtype, copy=False)
         # Not part of the executable, which would store the result in float32 to measure it.
         if not is_finite(new):
@@ -275,6 +277,17 @@ def _write_tensors(plan: MergePlan, writer: ResumableFolder, on_tensor: OnTensor
     finally:
         compiler.shutdown(cancel_futures=True)
     return num_unchanged
+
+
+def _with_statistics(inputs: tuple[Any, ...], statistics: StepStatistics) -> tuple[Any, ...]:
+    """Return the inputs of a program, with the statistics read from their files."""
+    if not any(statistics.values()):
+        return inputs
+    read = {
+        kind: refs and tuple(jax.device_put(ref.read(), tensor_sharding(ref.shape)) for ref in refs)
+        for kind, refs in statistics.items()
+    }
+    return (*inputs[:-1], read)
 
 
 def _compile(
@@ -326,6 +339,7 @@ def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | N
             for model in plan.models
         ],
         "slots": plan.slots,
+        "statistics": [output_files.file_stats(folder) for folder in _statistics_folders(plan)],
         "tokenizer": output_files.file_stats(plan.tokenizer.folder),
         "steps": [
             {
@@ -335,12 +349,21 @@ def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | N
                 "algorithm": step.algorithm
                 and (step.algorithm.identity, dict(step.algorithm.hyperparameters)),
                 "rows": step.alignment is not None,
+                "statistics": {
+                    kind: refs and [(str(ref.folder.folder), ref.name) for ref in refs]
+                    for kind, refs in step.statistics.items()
+                },
                 "merged": step.array is not None,
             }
             for step in plan.steps
         ],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _statistics_folders(plan: MergePlan) -> list[Path]:
+    refs = (refs or () for step in plan.steps for refs in step.statistics.values())
+    return sorted({ref.folder.folder for group in refs for ref in group})
 
 
 def _prefetch(

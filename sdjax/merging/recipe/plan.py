@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import jax
@@ -19,6 +19,7 @@ from sdjax.core.errors import UserError
 from sdjax.io.safetensors_writer import DTYPES
 from sdjax.io.tensor_reader import TensorInfo, narrowed
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.recipe.expert_statistics import ExpertStatistics, StepStatistics
 from sdjax.merging.recipe.source_models import (
     EMBEDDING,
     OUTPUT,
@@ -65,6 +66,7 @@ class MergeStep:
         alignment: for vocabulary tensors, how their rows are aligned, if they have to be.
         members: for tensors that are merged as one, their names in the result, by expert and part.
         array: the values, if they have been merged in memory already.
+        statistics: the experts' statistics that the program takes.
     """
 
     name: str
@@ -77,6 +79,7 @@ class MergeStep:
     alignment: RowAlignment | None = None
     members: Members = ()
     array: np.ndarray | None = None
+    statistics: StepStatistics = field(default_factory=dict)
 
 
 Stack = tuple[tuple[SourceModel, int], ...]
@@ -148,6 +151,7 @@ def plan_algorithm(
     key: jax.Array,
     *,
     scope: str | None = None,
+    statistics: ExpertStatistics | None = None,
     notes: Sequence[str] = (),
 ) -> MergePlan:
     """Plan the merge of the tensors in scope by one algorithm; the others are copied from the base.
@@ -159,6 +163,7 @@ def plan_algorithm(
         paths: paths of the tensors in scope.
         key: typed PRNG key, if the algorithm is random.
         scope: the scope as the user named it.
+        statistics: statistics of the experts, if the algorithm requests any.
         notes: remarks for the user.
 
     Raises:
@@ -174,6 +179,7 @@ def plan_algorithm(
         info, place = base.info[name], parse_name(name)
         sources = [TensorRef(model=base, name=name)]
         merged, program = place.path in in_scope and is_mergeable(info), None
+        own_statistics: StepStatistics = {}
         own = algorithm.at(place.spellings[-1], depths[place.path]) if merged else None
         if merged:
             for expert in experts.values():
@@ -190,6 +196,9 @@ def plan_algorithm(
             refs = (tensor_in(expert, name) for expert in experts.values())
             buffers.append([*sources, *(ref for ref in refs if ref is not None)])
         if own is not None and own.form == "tensor":
+            if statistics is not None:
+                paths_of = (parse_name(ref.name).path for ref in sources[1:])
+                own_statistics = statistics.of_tensor(dict(enumerate(paths_of)), info.shape)
             first, *others = (
                 jax.ShapeDtypeStruct(
                     info.shape,
@@ -206,6 +215,7 @@ def plan_algorithm(
                 path=place.path,
                 depth=depths[place.path],
                 key=key,
+                statistics=statistic_specs(own_statistics),
             )
         steps.append(
             MergeStep(
@@ -216,6 +226,7 @@ def plan_algorithm(
                 has_base=merged,
                 algorithm=own,
                 program=program,
+                statistics=own_statistics,
             )
         )
     return MergePlan(
@@ -230,6 +241,7 @@ def plan_algorithm(
         scope=scope,
         notes=(
             *notes,
+            *(() if statistics is None else statistics.notes),
             *(note for model in (base, *experts.values()) for note in model.notes),
             *unused_tensors(base, experts.values()),
             *different_buffers(buffers),
@@ -327,6 +339,21 @@ def shape_error(ref: TensorRef, reference: TensorRef) -> UserError:
         f"tensor {ref.name} has shape {list(shape)} in {ref.model.folder}, "
         f"{list(expected)} in {reference.model.folder}"
     )
+
+
+def statistic_specs(
+    statistics: StepStatistics,
+) -> dict[str, tuple[jax.ShapeDtypeStruct, ...] | None]:
+    """Return the shapes, dtypes and shardings of a tensor's statistics, to compile for."""
+    return {
+        kind: None
+        if refs is None
+        else tuple(
+            jax.ShapeDtypeStruct(ref.shape, ref.spec.dtype, sharding=tensor_sharding(ref.shape))
+            for ref in refs
+        )
+        for kind, refs in statistics.items()
+    }
 
 
 @cache

@@ -265,7 +265,7 @@ class _RecipeDocument(YamlDocument):
     def source(self, node: yaml.Node, *, whole: bool = False) -> Source:
         """Return an entry of `models`, which lists whole models, or of `sources`."""
         name = "an entry of models" if whole else "a source"
-        keys = self.known(node, name, ("model", "layer_range", "parameters"), _MISPLACED)
+        keys = self.known(node, name, ("model", "layer_range", "parameters", "stats"), _MISPLACED)
         for key in ("model",) if whole else ("model", "layer_range"):
             if key not in keys:
                 raise self.fail(node, f"the key {key!r} is missing")
@@ -276,6 +276,7 @@ class _RecipeDocument(YamlDocument):
             ignored_layers=layers if whole else None,
             parameters=self.parameters(keys.get("parameters")),
             line=self.line(node),
+            stats=self.string(keys["stats"], "stats") if "stats" in keys else None,
         )
 
     def layers(self, node: yaml.Node) -> tuple[int, int]:

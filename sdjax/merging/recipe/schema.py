@@ -29,6 +29,7 @@ class Source:
         ignored_layers: half-open range of layers next to a whole model, which mergekit ignores.
         parameters: parameters of this model.
         line: line in the recipe.
+        stats: folder of its statistics; by default MODEL.stats, if the method needs any.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Source:
     parameters: ParameterMap
     line: int
     ignored_layers: tuple[int, int] | None = None
+    stats: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

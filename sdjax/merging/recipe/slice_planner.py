@@ -14,6 +14,12 @@ from sdjax.io.tensor_reader import common_dtype, narrowed
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Method
+from sdjax.merging.recipe.expert_statistics import (
+    ExpertStatistics,
+    StepStatistics,
+    find_statistics,
+    needs_statistics,
+)
 from sdjax.merging.recipe.fused_experts import fuse_experts
 from sdjax.merging.recipe.method_sources import check_parameters, split_base
 from sdjax.merging.recipe.parameters import FUSE_EXPERTS, ParameterType, resolve
@@ -27,6 +33,7 @@ from sdjax.merging.recipe.plan import (
     is_mergeable,
     left_out,
     shape_error,
+    statistic_specs,
     tensor_in,
     tensor_sharding,
 )
@@ -90,6 +97,7 @@ class SlicePlanner:
             each = [f"{m.name} has {n}" for m, n in zip(self.models, lengths, strict=True)]
             message = f"all sources must have the same number of layers: {', '.join(each)}"
             raise recipe.fail(part.line, message)
+        self._statistics = self._open_statistics()
         self._bound: dict[tuple, Algorithm] = {}
         self._vocabulary = frozenset[str]().union(*(m.vocabulary_tensors for m in self.models))
         # Tensors that a model has and the reference lacks, or the other way round.
@@ -217,6 +225,7 @@ class SlicePlanner:
         dtype = jnp.dtype(out_dtype) if out_dtype else common_dtype(i.dtype for i in infos)
         spec = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
         algorithm = program = None
+        statistics: StepStatistics = {}
         if is_mergeable(infos[0]) and inputs:
             algorithm = self._bind(name, inputs, max(position, 0.0))
             dtypes = [info.dtype for info in infos]
@@ -227,6 +236,14 @@ class SlicePlanner:
                 for d in dtypes
             ]
             base, experts = (specs[0], specs[1:]) if self._has_base else (None, specs)
+            if self._statistics is not None:
+                paths = {
+                    number: parse_name(ref.name).path
+                    for number, ref in enumerate(sources[self._has_base :])
+                    if ref is not None
+                }
+                realigned = alignment is not None
+                statistics = self._statistics.of_tensor(paths, shape, realigned=realigned)
             program = TensorProgram.of(
                 algorithm,
                 default_slots(len(experts)),
@@ -236,6 +253,7 @@ class SlicePlanner:
                 depth=depth,
                 key=self._key,
                 dtype=narrowed(spec.dtype),
+                statistics=statistic_specs(statistics),
             )
         return MergeStep(
             name=name,
@@ -247,6 +265,7 @@ class SlicePlanner:
             program=program,
             alignment=alignment,
             members=members,
+            statistics=statistics,
         )
 
     def _alignment(self, vocabulary: VocabularyMap, refs: Sequence[TensorRef]) -> RowAlignment:
@@ -310,6 +329,29 @@ class SlicePlanner:
             return bound
         except UserError as error:  # such as weights that sum to zero
             raise self._recipe.fail(self._slice.line, f"{error} (at {name})") from None
+
+    def _open_statistics(self) -> ExpertStatistics | None:
+        """Return the statistics of the models, if the method needs them."""
+        algorithm = self._method.algorithm
+        if not needs_statistics(algorithm):
+            self._notes += [
+                f"{self._recipe.path}, line {source.line}: stats has no meaning for "
+                f"{self._method.name}; ignored"
+                for source in self._slice.sources
+                if source.stats is not None
+            ]
+            return None
+        folders = []
+        for source in self._experts:
+            try:
+                folder = find_statistics(source.model, source.stats, self._recipe.path.parent)
+            except UserError as error:
+                raise self._recipe.fail(source.line, f"{self._method.name}: {error}") from None
+            folders.append(folder)
+        names = [source.model for source in self._experts]
+        statistics = ExpertStatistics(algorithm, folders, names)
+        self._notes += statistics.notes
+        return statistics
 
     def _open(self, source: Source, open_model: Callable[[str], SourceModel]) -> SourceModel:
         try:
