@@ -1,11 +1,12 @@
-"""Measure whether the generator learns: the first and last generators, and an untrained control.
+"""Measure whether the generator learns: the first and last generators, and controls without it.
 
-For each random seed, this script runs the config and a control with the same temperature schedule
-and an untrained generator. It then draws the same number of samples at temperature 1 from the first
-and the last generator. Scores are means over the samples that could be scored; a duplicate has its
-original's score. Two more columns count refused samples as 0 and as the seed's score. The rows of a
-run cover all its iterations. The table has means over the seeds with 95% intervals of the
-differences, paired by seed.
+For each random seed, this script runs the config with the controls `random` and `untrained`, which
+have the run's budget (see docs/tuning.md). It then draws the same number of samples at temperature
+1 from the first and the last generator. Every program answers all development problems as it was
+written. Scores are means over the samples that could be scored; a duplicate has its original's
+score. Two more columns count refused samples as 0 and as the seed's score. The rows of a run cover
+all its iterations. The table has means over the seeds with 95% intervals of the differences, paired
+by seed.
 
     python benchmarks/learning/measure.py --out runs/learning
 
@@ -31,21 +32,31 @@ from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.attempts import DATABASE_FILE
-from sdjax.search.config import BaselinesConfig, RunConfig, read_config
+from sdjax.search.config import BaselinesConfig, ControlsConfig, RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search
 from sdjax.search.phases import generate, judge
-from sdjax.search.ranking import complete_scores
+from sdjax.search.ranking import complete_scores, purpose_samples
 from sdjax.search.score_types import Application
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, MAIN, SEARCH, Entry, Program, program_entry
+from sdjax.search.types import (
+    DEVELOPMENT,
+    MAIN,
+    RANDOM,
+    SEARCH,
+    UNTRAINED,
+    Entry,
+    Program,
+    program_entry,
+)
 
 TEMPERATURE = 1.0
 MEASURES = (
     *("mean score", "refused as 0", "refused as seed"),
     *("admissible", "distinct", "not from training", "best"),
 )
+RUNS = {SEARCH: "trained run", UNTRAINED: "untrained control", RANDOM: "random control"}
 SEED_SCORE = 0.512  # the demo's seed on the development problems
 
 # Values by generator or run, then by measure.
@@ -82,35 +93,34 @@ def read_row(path: Path) -> Row:
 
 def measure(config: RunConfig, out: Path, seed: int, samples: int) -> Row:
     """Return all measures of one random seed."""
-    settings = {
-        "trained": _without_extras(config, seed, trained=True),
-        "control": _without_extras(config, seed, trained=False),
-    }
+    folder = out / f"run-{seed}"
+    print(f"{folder.name}:", flush=True)
+    config = _without_extras(config, seed)
+    run_search(config, folder)
+    context = build_context(config)
     row: Row = {}
-    for name, setting in settings.items():
-        folder = out / f"{name}-{seed}"
-        print(f"{folder.name}:", flush=True)
-        run_search(setting, folder)
-    context = build_context(settings["trained"])
-    with Store.open(out / f"trained-{seed}", write=True) as store:
+    with Store.open(folder, write=True) as store:
         for state, iteration in (("first", 1), ("last", config.iterations + 1)):
             _probe(context, store, state, iteration, samples)
             row[f"{state} generator"] = _measures(context, store, state)
-    for name in settings:
-        with Store.open(out / f"{name}-{seed}") as store:
-            row[f"{name} run"] = _measures(context, store, SEARCH)
+        for purpose, name in RUNS.items():
+            row[name] = _measures(context, store, purpose)
     return row
 
 
-def _without_extras(config: RunConfig, seed: int, *, trained: bool) -> RunConfig:
-    """Return the config with this seed and without baselines and transfer."""
+def _without_extras(config: RunConfig, seed: int) -> RunConfig:
+    """Return the config with this seed, scored as written, and without baselines and transfer."""
     return dataclasses.replace(
         config,
         rng_seed=seed,
         baselines=BaselinesConfig(),
+        controls=ControlsConfig(tuned=()),
         transfer={},
-        test=dataclasses.replace(config.test, top_k=1),
-        training=dataclasses.replace(config.training, enabled=trained, after_last=trained),
+        score="as_written",
+        race=None,
+        tuning=None,
+        test=dataclasses.replace(config.test, top_k=1, ablations=0),
+        training=dataclasses.replace(config.training, after_last=True),
     )
 
 
@@ -156,7 +166,7 @@ def _copy_scores(store: Store, iteration: int, purpose: str) -> None:
 
 
 def _measures(context: RunContext, store: Store, purpose: str) -> dict[str, float]:
-    samples = store.judged(purpose=purpose)
+    samples = purpose_samples(store, purpose)
     scores = complete_scores(store, context.config.task.metric)
     programs = store.by_key(Program)
     admissible = [sample for sample in samples if sample.admissible]
@@ -167,7 +177,7 @@ def _measures(context: RunContext, store: Store, purpose: str) -> dict[str, floa
     return {
         "mean score": float(np.mean(scored)),
         "admissible": len(admissible) / len(samples),
-        "distinct": len(novel) / len(samples),
+        "distinct": len({sample.identity for sample in novel}) / len(samples),
         "not from training": float(np.mean(unseen)),
         "best": max(scored),
     }
@@ -189,7 +199,8 @@ def _table(rows: list[Row], samples: int) -> str:
     if len(rows) > 1:
         for better, worse in (
             ("last generator", "first generator"),
-            ("trained run", "control run"),
+            ("trained run", "untrained control"),
+            ("trained run", "random control"),
         ):
             cells = []
             for measure in MEASURES:
