@@ -133,14 +133,15 @@ def transfer_table(
     comparisons = [one for one in results.comparisons if one.program == best]
     if best is None or not comparisons:
         return Group(table, *map(Text, notes))
-    return Group(table, *map(Text, notes), Text(), _comparison_table(best, comparisons, width))
+    note = (
+        "paired by problem; of each kind, the first method is the one that its development score "
+        "selects"
+    )
+    compared = _comparison_table(best, comparisons, width)
+    return Group(table, *map(Text, notes), Text(), compared, Text(note))
 
 
 def _comparison_table(program: str, comparisons: Sequence[Comparison], width: int) -> Table:
-    title = (
-        f"{display_name(program)} minus each method, points on the test problems, paired by "
-        "problem; the first of each kind is the one that its development score selects"
-    )
     rows = [
         (
             visible(display_name(one.method)),
@@ -150,7 +151,7 @@ def _comparison_table(program: str, comparisons: Sequence[Comparison], width: in
         )
         for one in comparisons
     ]
-    table = plain_table(title)
+    table = plain_table(f"{display_name(program)} minus each method, points on the test problems")
     taken = sum(
         max(map(len, column)) + COLUMN_GAP for column in list(zip(_COLUMNS, *rows, strict=True))[1:]
     )

@@ -40,7 +40,7 @@ from sdjax.search.baselines import (
 from sdjax.search.config import ControlsConfig, ExpertConfig, RunConfig, RunTuningConfig
 from sdjax.search.context import ScoringContext, load_scoring
 from sdjax.search.control_search import tune_controls
-from sdjax.search.controls import check_controls, control_names, tuned_controls
+from sdjax.search.controls import control_names, open_control, tuned_controls
 from sdjax.search.final_test import score_test
 from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import judge_all, open_sandbox, open_store
@@ -218,7 +218,7 @@ def _plan(
     )
     config = _fit_decoder(config, options)
     plan = plan_scoring(config, trust_code=options.trust_code)
-    check_controls(plan)
+    _check_families(plan)
     decoder = Decoder(
         plan.model,
         config.evaluation,
@@ -233,6 +233,11 @@ def _plan(
 def _searches(winners: Winners, options: TransferOptions) -> dict[str, Any]:
     """Return the sections of a config for what is tuned with the new experts."""
     if options.budget == 0:
+        if options.families:
+            raise UserError(
+                f"--budget 0 tunes nothing, so --tune {options.families[0]} has no effect; remove "
+                "either"
+            )
         return {"tuning": None, "controls": None}
     tuning = winners.config.tuning
     settings = {} if tuning is None else dataclasses.asdict(tuning.search)
@@ -247,6 +252,15 @@ def _searches(winners: Winners, options: TransferOptions) -> dict[str, Any]:
             tuned=tuple(dict.fromkeys(families)), random=False, untrained=False
         ),
     }
+
+
+def _check_families(plan: ScoringPlan) -> None:
+    """Raise UserError if a family is unknown or does not fit the models."""
+    for family in control_names(plan.config):
+        try:
+            open_control(plan, family)
+        except UserError as error:
+            raise UserError(f"--tune {family}: {error}") from None
 
 
 def _check_names(experts: Mapping[str, str], config: RunConfig, where: str) -> None:

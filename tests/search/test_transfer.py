@@ -261,6 +261,21 @@ def test_two_processes_give_the_results_of_one(run_with_controls, tmp_path, two_
             r"the run has 10 scored programs, fewer than 11; lower --top-k",
         ),
         (
+            dict.fromkeys(SLOTS, "zoo:reader"),
+            {"families": ("weighs",)},
+            r"--tune weighs: no method or family 'weighs'; did you mean weights\?",
+        ),
+        (
+            dict.fromkeys(SLOTS, "zoo:reader"),
+            {"families": ("weights",), "budget": 0},
+            r"--budget 0 tunes nothing, so --tune weights has no effect; remove either",
+        ),
+        (
+            dict.fromkeys(SLOTS, "zoo:reader"),
+            {"budget": -3},
+            r"transfer: budget: -3 is less than one evaluation of the development problems",
+        ),
+        (
             dict.fromkeys(SLOTS, "no/such/model"),
             {},
             r"experts.expert_1.model: .*no/such/model",
