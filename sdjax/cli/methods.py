@@ -85,6 +85,8 @@ def describe_method(method: Method) -> list[str]:
     repeated = title.lower().replace(" ", "_") in ("", method.name)
     heading = method.name if repeated else f"{method.name} ({title})"
     paragraphs = [f"{heading}: {summary}", *method.description.split("\n\n")]
+    if method.caution:
+        paragraphs.append(f"Caution: {method.caution}.")
     lines = []
     for paragraph in paragraphs:
         lines += [*textwrap.wrap(" ".join(paragraph.split()), _WIDTH), ""]

@@ -9,6 +9,12 @@ from typing import Any, Literal
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.signature import Constraints
 
+SUBSPACE_CAUTION = (
+    "in a comparison of six methods on four language models (arXiv 2511.21437), methods on singular "
+    "values typically scored lower than the base, and only task_arithmetic reliably gained"
+)
+"""Of the methods on singular values that the comparison includes."""
+
 BaseRole = Literal["required", "optional", "first", "plain"]
 
 
@@ -79,6 +85,7 @@ class Method:
         hyperparameters: all hyperparameters, in the order of the function's signature.
         algorithm: the method with its default hyperparameters.
         schema: how recipes use the method.
+        caution: what published comparisons found against it, a note of every merge; or "".
     """
 
     name: str
@@ -88,6 +95,7 @@ class Method:
     hyperparameters: tuple[Hyperparameter, ...]
     algorithm: Algorithm
     schema: RecipeSchema
+    caution: str = ""
 
     def bind(self, **values: Any) -> Algorithm:
         """Return the algorithm with these hyperparameters.

@@ -10,11 +10,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
-from sdjax.merging.method import RecipeSchema
+from sdjax.merging.method import SUBSPACE_CAUTION, RecipeSchema
 from sdjax.merging.operations.geometry import nearest_orthonormal
 
 FORMULA = "τ = λ mean(σ) U Vᵀ, U σ Vᵀ = Σ τ_j"
 RECIPE = RecipeSchema(param_names={"scale": "lambda"})
+CAUTION = SUBSPACE_CAUTION
 
 
 def merge_models(task_vectors: TaskVectors, scale: float = 1.0) -> Tensor:

@@ -128,4 +128,5 @@ def _describe(module: ModuleType) -> Method:
             module.merge_models, name=name, constraints=module.RECIPE.constraints
         ),
         schema=module.RECIPE,
+        caution=getattr(module, "CAUTION", ""),
     )

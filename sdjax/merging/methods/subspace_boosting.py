@@ -12,11 +12,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from sdjax.merging.algorithm import PerExpert, TaskVectors, Tensor
-from sdjax.merging.method import RecipeSchema
+from sdjax.merging.method import SUBSPACE_CAUTION, RecipeSchema
 from sdjax.merging.operations.mixing import weighted_sum
 
 FORMULA = "τ = λ U max(σ, σ_k) Vᵀ, U σ Vᵀ = Σ w_j τ_j, k the first with Σ_{i≤k} σ_i >= β Σ σ_i"
 RECIPE = RecipeSchema(param_names={"scale": "lambda"}, unit_interval=("beta",))
+CAUTION = SUBSPACE_CAUTION
 
 
 def merge_models(

@@ -15,11 +15,12 @@ import math
 import jax.numpy as jnp
 
 from sdjax.merging.algorithm import TaskVectors, Tensor
-from sdjax.merging.method import RecipeSchema
+from sdjax.merging.method import SUBSPACE_CAUTION, RecipeSchema
 from sdjax.merging.operations.geometry import nearest_orthonormal
 
 FORMULA = "τ = λ U⊥ Σ V⊥ᵀ, U⊥, V⊥ the nearest orthonormal to the stacked top-r U_j, V_j of τ_j"
 RECIPE = RecipeSchema(param_names={"scale": "lambda"})
+CAUTION = SUBSPACE_CAUTION
 
 
 def merge_models(task_vectors: TaskVectors, scale: float = 1.0, rank: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from sdjax.core.errors import UserError
 from sdjax.io.safetensors_writer import is_finite
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
+from sdjax.merging.methods.registry import methods
 from sdjax.merging.recipe.compatibility import compare_configs
 from sdjax.merging.recipe.expert_statistics import (
     ExpertStatistics,
@@ -99,11 +100,21 @@ def merge_algorithm(
         key,
         scope=scope if isinstance(scope, str) else ", ".join(scope),
         statistics=_open_statistics(algorithm, models, stats or {}),
-        notes=compare_configs(models.base, experts, allow_crimes=allow_crimes),
+        notes=(
+            *_cautions(algorithm),
+            *compare_configs(models.base, experts, allow_crimes=allow_crimes),
+        ),
     )
     if algorithm.form == "tree":
         plan = _merge_in_memory(algorithm, plan, key)
     return write_merged(plan, out, provenance=provenance, on_tensor=on_tensor)
+
+
+def _cautions(algorithm: Algorithm) -> tuple[str, ...]:
+    """Return what was published against a shipped method, as notes."""
+    method = methods().get(algorithm.name)
+    shipped = method is not None and method.algorithm.function is algorithm.function
+    return (f"{method.name}: {method.caution}",) if shipped and method.caution else ()
 
 
 def _open_statistics(

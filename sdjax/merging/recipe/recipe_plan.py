@@ -83,6 +83,7 @@ def plan_recipe(
         tokenizer=tokenizer,
         key=key,
         notes=(
+            *((f"{method.name}: {method.caution}",) if method.caution else ()),
             *notes,
             *(note for model in models for note in model.notes),
             *recipe.notes,

@@ -25,7 +25,7 @@ def _words(text: str) -> frozenset[str]:
 SDJAX_MEMBERS = {
     "sdjax": _words("PerExpert"),
     "sdjax.merging.algorithm": _words("PerExpert TaskVectors Tensor"),
-    "sdjax.merging.method": _words("RecipeSchema"),
+    "sdjax.merging.method": _words("RecipeSchema SUBSPACE_CAUTION"),
     "sdjax.merging.operations.adam": _words("adam"),
     "sdjax.merging.operations.geometry": _words(
         "forbid_gradient gram linear_combination nearest_orthonormal slerp_weights"

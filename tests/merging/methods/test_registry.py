@@ -103,3 +103,9 @@ def test_recipe_schemas_name_existing_hyperparameters():
             "arcee_fusion",
             "nearswap",
         )
+
+
+def test_methods_with_published_evidence_against_them_say_so():
+    cautious = {name for name, method in methods().items() if method.caution}
+    assert cautious == {"tsv", "iso_c", "subspace_boosting"}
+    assert all("arXiv 2511.21437" in methods()[name].caution for name in cautious)

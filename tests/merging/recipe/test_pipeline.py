@@ -205,3 +205,12 @@ def test_empty_tensor_is_copied(tmp_path, models, method):
     text += "base_model: math\nparameters: {t: 0.5}\n" if method == "slerp" else ""
     merge_recipe(write(tmp_path, text), tmp_path / "out")
     np.testing.assert_array_equal(read(tmp_path / "out")["empty"], empty)
+
+
+def test_published_evidence_against_a_method_is_a_note(tmp_path, models):
+    recipe = write(
+        tmp_path,
+        "merge_method: iso_c\nbase_model: base\nmodels: [{model: math}, {model: code}]\n",
+    )
+    notes = merge_recipe(recipe, tmp_path / "out").notes
+    assert any(note.startswith("iso_c: in a comparison of six methods on four") for note in notes)
