@@ -16,13 +16,14 @@ from typing import Any
 import tokenizers
 
 from sdjax.core.errors import UserError, truncated_repr
-from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
+from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes, read_text
 from sdjax.io.chat_template import RENDERER
 from sdjax.io.library_errors import library_errors
 from sdjax.io.links import member
 from sdjax.io.model_files import check_files
 from sdjax.io.model_paths import locate
 from sdjax.io.safetensors_reader import read_json
+from sdjax.io.sentencepiece_tokenizer import build_tokenizer, has_piece_ids
 from sdjax.io.tokenizer_limits import check_growth
 from sdjax.io.tokenizer_settings import (
     PLAIN_CLASSES,
@@ -36,6 +37,7 @@ from sdjax.models.hf_config import is_token_id, read_eos_token_ids
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
 CHAT_TEMPLATE = "chat_template.jinja"
 
 # Settings with which transformers modifies the tokenizer of tokenizer.json.
@@ -50,7 +52,7 @@ _CHANGING_SETTINGS = (
 )
 # Above this vocabulary size transformers may patch the tokenizer's regular expression.
 _MAX_UNPATCHED_VOCABULARY = 100_000
-_TOKEN_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "tekken.json")
+_TOKEN_FILES = (TOKENIZER_FILE, SENTENCEPIECE_FILE, "vocab.json", "tekken.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,7 +211,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 def _plain_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
     """Return the tokenizer of tokenizer.json, or None if transformers modifies or replaces it."""
     if not (folder / TOKENIZER_FILE).is_file():
-        return None
+        return read_sentencepiece_tokenizer(folder, settings)
     if settings.get("tokenizer_class") not in PLAIN_CLASSES:
         return None
     if any(settings.get(name) for name in _CHANGING_SETTINGS):
@@ -267,6 +269,8 @@ def load_full_tokenizer(folder: Path) -> Any:
     model_config = read_json(folder / "config.json")
     check_class(settings, folder / TOKENIZER_CONFIG)
     check_class(model_config, folder / "config.json")
+    if (backend := read_sentencepiece_tokenizer(folder, settings)) is not None:
+        return _as_transformers(backend, folder, settings)
     from transformers import AutoTokenizer
 
     with library_errors(folder, "the tokenizer cannot be read"):
@@ -280,6 +284,53 @@ def load_full_tokenizer(folder: Path) -> Any:
         if tokenizer.is_fast:
             check_growth(tokenizer.backend_tokenizer, folder)
     return tokenizer
+
+
+def read_sentencepiece_tokenizer(
+    folder: Path, settings: Mapping[str, Any]
+) -> tokenizers.Tokenizer | None:
+    """Read the SentencePiece model of a folder that has no tokenizer.json.
+
+    Args:
+        folder: the folder.
+        settings: content of tokenizer_config.json, after `check_settings`.
+
+    Returns:
+        The tokenizer; None if there is tokenizer.json or no SentencePiece model, or if the ids of
+        the tokenizer's class are not those of the model's pieces.
+
+    Raises:
+        UserError: it is damaged or of an unsupported kind.
+    """
+    path = member(folder, SENTENCEPIECE_FILE)
+    if (folder / TOKENIZER_FILE).is_file() or not path.is_file():
+        return None
+    if not has_piece_ids(settings, read_json(folder / "config.json")):
+        return None
+    tokenizer = build_tokenizer(path, settings)
+    check_growth(tokenizer, path)
+    return tokenizer
+
+
+def _as_transformers(
+    backend: tokenizers.Tokenizer, folder: Path, settings: Mapping[str, Any]
+) -> Any:
+    """Return a tokenizer as one of transformers, with the special tokens and the chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = {item["name"]: item["template"] for item in template}
+    if (file := member(folder, CHAT_TEMPLATE)).is_file():
+        template = read_text(file)
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    tokens = {name: token_text(settings.get(name)) for name in names}
+    with library_errors(folder, "the tokenizer cannot be read"):
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            chat_template=template,
+            **{name: text for name, text in tokens.items() if text is not None},
+        )
 
 
 def _plain(token: Any) -> str | list[str]:

@@ -10,7 +10,15 @@ import tokenizers
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import write_file
 from sdjax.io.library_errors import library_errors
-from sdjax.io.tokenizer import TOKENIZER_FILE, load_full_tokenizer, read_tokenizer_json
+from sdjax.io.safetensors_reader import read_json
+from sdjax.io.tokenizer import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    load_full_tokenizer,
+    read_sentencepiece_tokenizer,
+    read_tokenizer_json,
+)
+from sdjax.io.tokenizer_settings import check_settings
 
 MAX_TOKEN_ID = 2**24  # real vocabularies have up to 300,000 tokens
 
@@ -62,6 +70,10 @@ def write_extended(
 def _backend(folder: Path) -> tokenizers.Tokenizer:
     if (folder / TOKENIZER_FILE).is_file():
         return read_tokenizer_json(folder)
+    settings = read_json(folder / TOKENIZER_CONFIG)
+    check_settings(settings, folder / TOKENIZER_CONFIG)
+    if (pieces := read_sentencepiece_tokenizer(folder, settings)) is not None:
+        return pieces
     backend = getattr(load_full_tokenizer(folder), "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise UserError(

@@ -137,6 +137,17 @@ def tokenizers() -> tuple[Folder, ...]:
     return tuple(_tokenizer_files(backend) for backend in (plain, bytewise, spaced, pieces))
 
 
+@functools.cache
+def sentencepiece_models() -> tuple[Folder, ...]:
+    """Return models whose tokenizers are SentencePiece models alone."""
+    folder = TESTS / "io" / "sentencepiece_references"
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    files = models()[0].items()
+    plain = {name: content for name, content in files if "token" not in name}
+    plain["tokenizer_config.json"] = json.dumps(settings).encode()
+    return tuple({**plain, "tokenizer.model": p.read_bytes()} for p in folder.glob("*.model"))
+
+
 def _tokenizer_files(backend: Any) -> Folder:
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special, "chat_template": TEMPLATE}

@@ -65,6 +65,16 @@ def tokenizer_config() -> Kind:
     return _tokenizer_kind(["tokenizer_config.json", "special_tokens_map.json"], loaders)
 
 
+def sentencepiece() -> Kind:
+    """SentencePiece model of a folder without tokenizer.json."""
+    return Kind(
+        folders=inputs.sentencepiece_models(),
+        formats={"tokenizer.model": mutations.mutate_bytes},
+        loaders=[(use_tokenizer, 1), (plan_union, 4)],
+        shared=shared_model(),
+    )
+
+
 def chat_template() -> Kind:
     """Chat template of a model."""
     return _model_kind({"chat_template.jinja": mutations.mutate_text}, [(render_chat, 1)], _JINJA)

@@ -16,6 +16,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
         model_kinds.generation_config,
         model_kinds.tokenizer_json,
         model_kinds.tokenizer_config,
+        model_kinds.sentencepiece,
         model_kinds.chat_template,
         model_kinds.safetensors,
         model_kinds.torch_weights,
