@@ -10,8 +10,8 @@ from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.signature import Constraints
 
 SUBSPACE_CAUTION = (
-    "in a comparison of six methods on four language models (arXiv 2511.21437), methods on singular "
-    "values typically scored lower than the base, and only task_arithmetic reliably gained"
+    "in a comparison of six methods on four language models (arXiv 2511.21437), methods on "
+    "singular values typically scored lower than the base, and only task_arithmetic reliably gained"
 )
 """Of the methods on singular values that the comparison includes."""
 

@@ -113,8 +113,9 @@ def merge_algorithm(
 def _cautions(algorithm: Algorithm) -> tuple[str, ...]:
     """Return what was published against a shipped method, as notes."""
     method = methods().get(algorithm.name)
-    shipped = method is not None and method.algorithm.function is algorithm.function
-    return (f"{method.name}: {method.caution}",) if shipped and method.caution else ()
+    if method is None or method.algorithm.function is not algorithm.function:
+        return ()
+    return (f"{method.name}: {method.caution}",) if method.caution else ()
 
 
 def _open_statistics(
