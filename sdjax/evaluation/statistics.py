@@ -91,6 +91,21 @@ def accuracy_interval(correct: Sequence[bool], confidence: float = 0.95) -> Inte
     )
 
 
+def independent_difference(a: Interval, b: Interval) -> Interval:
+    """Return a - b for accuracies on different problems (Newcombe, Stat. Med. 17, 1998, method 10).
+
+    Args:
+        a: the first accuracy with its Wilson interval.
+        b: the second accuracy with its Wilson interval, of the same confidence.
+    """
+    difference = a.mean - b.mean
+    return Interval(
+        mean=difference,
+        low=difference - math.hypot(a.mean - a.low, b.high - b.mean),
+        high=difference + math.hypot(a.high - a.mean, b.mean - b.low),
+    )
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Return the t interval of a mean.
 

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from sdjax.core.errors import UserError
 from sdjax.io.model_paths import local_model_folder
 from sdjax.io.training_programs import read_training_sources
+from sdjax.report.ablations import AblationTable, read_ablations
 from sdjax.report.controls import ControlRow, control_rows
 from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.report.results import TestRow, final_rows
+from sdjax.report.selection import Selection, read_selection
 from sdjax.sandbox.verdict import ADMITTED, is_admissible
 from sdjax.search.answer import read_answer
 from sdjax.search.ranking import (
@@ -133,6 +135,8 @@ class ReportData:
         answer: the run's answer, see `sdjax.search.answer`; None if it has none yet.
         comparisons: comparisons of all tested programs with a control, best program first.
         controls: what the search and its controls have spent and reached.
+        ablations: what each part of the best programs gives.
+        selection: how much selection by development score overestimates.
     """
 
     metric: str
@@ -146,6 +150,8 @@ class ReportData:
     answer: Answer | None
     comparisons: tuple[Comparison, ...]
     controls: tuple[ControlRow, ...]
+    ablations: tuple[AblationTable, ...]
+    selection: Selection
 
 
 def read_report(store: Store) -> ReportData:
@@ -173,6 +179,8 @@ def read_report(store: Store) -> ReportData:
         answer=answer,
         comparisons=comparisons,
         controls=control_rows(store, metric),
+        ablations=read_ablations(store, metric),
+        selection=read_selection(store, metric),
     )
 
 

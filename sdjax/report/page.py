@@ -22,6 +22,7 @@ from sdjax.report.data import ReportData, read_report
 from sdjax.report.plots import (
     development_against_test,
     gains,
+    overestimates,
     sample_shares,
     score_distributions,
 )
@@ -88,6 +89,9 @@ def _figures(report: ReportData) -> dict:
         "shares": svg(sample_shares(iterations), "status of the samples") if iterations else None,
         "against": svg(development_against_test(compared, metric), "development vs. test")
         if compared
+        else None,
+        "overestimates": svg(overestimates(report.selection), "development minus test")
+        if report.selection.bests
         else None,
         "gain_figures": {
             setting: svg(gains(table, metric), f"differences from the seed {number}")

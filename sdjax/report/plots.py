@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sdjax.core.plot_style import INK, SOFT, STYLE
 from sdjax.report.data import IterationReport, ReferenceLine
 from sdjax.report.results import TestRow, cut_middle, shown_metrics
+from sdjax.report.selection import Selection
 from sdjax.sandbox.verdict import ADMISSIBLE, ADMITTED, is_admissible
 
 # Okabe and Ito's color-blind safe palette
@@ -230,4 +231,53 @@ def development_against_test(rows: Sequence[TestRow], metric: str) -> Figure:
         axes.set_ylabel(f"test accuracy, {metric} (%)")
         if seen:
             axes.legend(loc="upper left", fontsize=9)
+        return figure
+
+
+def overestimates(selection: Selection) -> Figure:
+    """Plot by how much the best program's development score is too high, by number of programs."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(0, color=SOFT, linewidth=1, linestyle=(0, (2, 2)))
+        if selection.halves:
+            counts = list(selection.halves)
+            axes.plot(
+                counts,
+                [100 * selection.halves[n] for n in counts],
+                color=COLORS["seed"],
+                linewidth=1.6,
+                label="one half of the development problems minus the other, random orders",
+            )
+        for name, color, shift in (
+            ("confirmation", COLORS["method"], 0.97),
+            ("test", COLORS["program"], 1.03),
+        ):
+            points = [
+                (best.tried * shift, gain)
+                for best in selection.bests
+                if (gain := getattr(best, f"minus_{name}")) is not None
+            ]
+            if not points:
+                continue
+            axes.errorbar(
+                [place for place, _ in points],
+                [100 * gain.mean for _, gain in points],
+                yerr=[
+                    [100 * (gain.mean - gain.low) for _, gain in points],
+                    [100 * (gain.high - gain.mean) for _, gain in points],
+                ],
+                fmt="o",
+                markersize=5,
+                elinewidth=0.9,
+                color=color,
+                label=f"development minus {name}, best program so far",
+            )
+        axes.set_xscale("log", base=2)
+        ticks = [best.tried for best in selection.bests]
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+        axes.set_xlabel("number of programs tried")
+        axes.set_ylabel("difference (points)")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
         return figure

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdjax.evaluation.statistics import Interval, accuracy_interval, paired_by_key
+from sdjax.search.answer import tested_entries
 from sdjax.search.entry_names import display_name
 from sdjax.search.ranking import (
     best_method,
@@ -108,9 +109,10 @@ def final_rows(store: Store, setting: str, metric: str) -> tuple[TestRow, ...]:
         }
         for split in (DEVELOPMENT, CONFIRMATION)
     )
+    tested = tested_entries(store, setting)
     return result_rows(
         store,
-        [summary.entry for summary in store.summaries(TEST, setting)],
+        [one.entry for one in store.summaries(TEST, setting) if one.entry in tested],
         metric,
         setting=setting,
         development=development,

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import Interval, percent
+from sdjax.report.ablations import AblationTable
 from sdjax.report.controls import ControlRow, shown_splits
 from sdjax.report.data import read_report
 from sdjax.report.results import TestRow, cut_middle, shown_metrics
@@ -54,6 +55,8 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
     shown: list[RenderableType] = [table, *map(Text, notes)]
     if setting == MAIN and report.controls:
         shown += [Text(), controls_table(report.controls, width=width)]
+    if setting == MAIN and report.ablations:
+        shown += [Text(), ablation_table(report.ablations[0], width=width)]
     return Group(*map(Text, answer), *shown)
 
 
@@ -81,6 +84,28 @@ def controls_table(rows: Sequence[ControlRow], *, width: int = TABLE_WIDTH) -> T
         table.add_column(Text(header), justify="right", no_wrap=True)
     for row, line in zip(rows, cells, strict=True):
         table.add_row(Text(cut_middle(visible(row.title), name_width)), *map(Text, line))
+    return table
+
+
+def ablation_table(ablations: AblationTable, *, width: int = TABLE_WIDTH) -> Table:
+    """Return the ablations of a program.
+
+    Args:
+        ablations: the ablations.
+        width: as in `final_table`.
+    """
+    title = (
+        f"Confirmation accuracy (%) of {display_name(ablations.program)}, {ablations.form}, "
+        f"{percent(ablations.accuracy)}, with changes"
+    )
+    table = plain_table(visible(title))
+    table.add_column(Text("change"), no_wrap=True)
+    table.add_column(Text("conf."), justify="right", no_wrap=True)
+    table.add_column(Text("minus the program [95 %]"), justify="right", no_wrap=True)
+    for row in ablations.rows:
+        difference = Text("refused") if row.refusal else gain_text(row.gain)
+        name = cut_middle(visible(row.title), max(width - 36, _MIN_NAME_WIDTH))
+        table.add_row(Text(name), Text(percent(row.accuracy)), difference)
     return table
 
 

@@ -83,7 +83,7 @@ def compute_answer(store: Store, metric: str) -> tuple[Answer | None, tuple[Comp
     Returns:
         no answer if the best program, or every control for it, lacks a test score.
     """
-    tested = {one.entry for one in store.summaries(TEST, MAIN) if one.complete}
+    tested = tested_entries(store, MAIN)
     ranking = final_ranking(store, metric)
     if not ranking:
         return None, ()
@@ -109,6 +109,14 @@ def compute_answer(store: Store, metric: str) -> tuple[Answer | None, tuple[Comp
         selected_by=CONFIRMATION if store.summaries(CONFIRMATION) else DEVELOPMENT,
     )
     return answer, tuple(comparisons.values())
+
+
+def tested_entries(store: Store, setting: str) -> set[str]:
+    """Return the names of the entries with a complete test score, without the earlier bests."""
+    recorded = store.select(TestOpening, setting=setting)
+    listed = {name for one in recorded for name in one.entries}
+    others = {name for one in recorded for name in one.earlier_bests} - listed
+    return {one.entry for one in store.summaries(TEST, setting) if one.complete} - others
 
 
 def openings(store: Store) -> int:

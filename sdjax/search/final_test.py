@@ -7,8 +7,7 @@ test, an opening is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterable, Mapping
 
 from sdjax.core.progress import progress_bar
 from sdjax.sandbox.sandbox import Sandbox
@@ -16,7 +15,7 @@ from sdjax.search.baselines import expert_entry, score_baseline, tuned_methods
 from sdjax.search.config import RunConfig
 from sdjax.search.context import ScoringContext
 from sdjax.search.controls import program_controls, tuned_controls
-from sdjax.search.ranking import finalists
+from sdjax.search.ranking import finalists, winners_so_far
 from sdjax.search.score_types import TestOpening
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
@@ -48,8 +47,20 @@ def final_entries(config: RunConfig, store: Store) -> Entries:
     return {**dict.fromkeys(names), **{program.name: program.identity for program in programs}}
 
 
+def earlier_bests(config: RunConfig, store: Store) -> Entries:
+    """Return the programs that were the best ones at some point, and are not part of the test.
+
+    Args:
+        config: the run's config.
+        store: the run's store.
+    """
+    entries, final = store.by_key(Entry), final_entries(config, store)
+    names = winners_so_far(store, config.task.metric).values()
+    return {name: entries[name].identity for name in names if name not in final}
+
+
 def confirm(context: ScoringContext, store: Store, sandbox: Sandbox | None) -> None:
-    """Score finalists and controls on the confirmation problems, if there are any.
+    """Score finalists, controls and earlier bests on the confirmation problems, if there are any.
 
     Args:
         context: the loaded run.
@@ -59,8 +70,22 @@ def confirm(context: ScoringContext, store: Store, sandbox: Sandbox | None) -> N
     if CONFIRMATION not in context.problems:
         return
     for _ in range(2):  # the scores may add the other form of the best program
-        entries = final_entries(context.config, store)
+        entries = {**final_entries(context.config, store), **earlier_bests(context.config, store)}
         _score_entries(context, store, sandbox, entries, CONFIRMATION, [MAIN], title="confirm")
+
+
+def score_run_test(context: ScoringContext, store: Store, sandbox: Sandbox | None) -> None:
+    """Score what `final_entries` returns on the test problems, and the earlier bests.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+        sandbox: the sandbox on the main process; None on the others.
+    """
+    entries, others = final_entries(context.config, store), earlier_bests(context.config, store)
+    record_opening(store, entries, MAIN, others)
+    score_test(context, store, sandbox, entries)
+    _score_entries(context, store, sandbox, others, TEST, [MAIN], title="test of earlier bests")
 
 
 def score_test(
@@ -79,18 +104,32 @@ def score_test(
     _score_entries(context, store, sandbox, entries, TEST, list(context.settings), title="test")
 
 
-def record_opening(store: Store, entries: Entries, setting: str) -> None:
+def record_opening(
+    store: Store, entries: Iterable[str], setting: str, others: Iterable[str] = ()
+) -> None:
     """Record that the test is about to be opened, unless all entries are part of earlier openings.
 
     A store of an earlier version did not record openings; what it has tested counts as one.
+
+    Args:
+        store: the store of the results.
+        entries: names of the entries.
+        setting: name of the setting whose models are merged.
+        others: names of the earlier bests.
     """
     earlier = store.select(TestOpening, setting=setting)
     if not earlier and (tested := [one.entry for one in store.summaries(TEST, setting)]):
         store.save(TestOpening(setting=setting, number=1, entries=tuple(tested)))
         earlier = store.select(TestOpening, setting=setting)
-    known = set(chain.from_iterable(one.entries for one in earlier))
-    if new := tuple(name for name in entries if name not in known):
-        store.save(TestOpening(setting=setting, number=len(earlier) + 1, entries=new))
+    known = {name for one in earlier for name in (*one.entries, *one.earlier_bests)}
+    listed = {name for one in earlier for name in one.entries}
+    new = tuple(name for name in entries if name not in listed)
+    new_others = tuple(name for name in others if name not in known)
+    if new or new_others:
+        number = len(earlier) + 1
+        store.save(
+            TestOpening(setting=setting, number=number, entries=new, earlier_bests=new_others)
+        )
 
 
 def _score_entries(

@@ -23,7 +23,7 @@ from sdjax.search.controls import (
     control_names,
     program_controls,
 )
-from sdjax.search.final_test import confirm, final_entries, score_test
+from sdjax.search.final_test import confirm, score_run_test
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.multihost import (
     check_resumption,
@@ -125,7 +125,7 @@ def run_search(
                 with clock.timed(0, "confirm"):
                     confirm(context, store, sandbox)
                 with clock.timed(0, "test"):
-                    score_test(context, store, sandbox, final_entries(config, store))
+                    score_run_test(context, store, sandbox)
                 save_answer(store, config.task.metric)
                 with clock.timed(0, "ablate"):
                     ablate(context, store, sandbox)

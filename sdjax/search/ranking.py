@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from sdjax.search.score_types import StoredOutcome
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs
 from sdjax.search.types import (
@@ -63,6 +64,26 @@ def development_scores(store: Store, metric: str) -> dict[str, float]:
         metric: "strict" or "flexible".
     """
     return {summary.entry: getattr(summary, metric) for summary in store.summaries("development")}
+
+
+def correct_answers(
+    store: Store, split: str, metric: str, *, setting: str = "main"
+) -> dict[str, dict[str, bool]]:
+    """Return whether each answer is correct, by entry and problem, without reading the answers.
+
+    Args:
+        store: the run's store.
+        split: "development", "confirmation" or "test".
+        metric: "strict" or "flexible".
+        setting: name of the setting in which the entries were scored.
+    """
+    columns = ("entry", "outcome_problem_id", f"outcome_{metric}")
+    correct: dict[str, dict[str, bool]] = {}
+    for entry, problem, value in store.values(
+        StoredOutcome, *columns, split=split, setting=setting
+    ):
+        correct.setdefault(entry, {})[problem] = value
+    return correct
 
 
 def purpose_samples(store: Store, purpose: str) -> list[JudgedSample]:
@@ -170,6 +191,32 @@ def finalists(store: Store, metric: str, count: int, purpose: str = SEARCH) -> l
     forms = both_forms(store, metric, final_ranking(store, metric, purpose)[0]) if ranking else ()
     chosen = [one for one in (*ranking[:count], written, *forms) if one is not None]
     return list({one.name: one for one in chosen}.values())
+
+
+def winners_so_far(store: Store, metric: str) -> dict[int, str]:
+    """Return the best program among the first 1, 2, 4, ... and among all that the search scored.
+
+    Programs count in the order in which their evaluation started. As in a race, those that have
+    answered more of the development problems come first.
+
+    Args:
+        store: the run's store.
+        metric: "strict" or "flexible".
+
+    Returns:
+        the entry names, by number of programs.
+    """
+    own = programs_of(store, SEARCH)
+    tried = [one for one in store.summaries("development") if one.entry in own]
+    counts = [2**power for power in range(len(tried).bit_length())]
+    return {
+        count: min(
+            tried[:count],
+            key=lambda one: (-one.problems, *rank_key(getattr(one, metric), one.entry)),
+        ).entry
+        for count in dict.fromkeys([*counts, len(tried)])
+        if count
+    }
 
 
 def is_tuned(program: Entry) -> bool:

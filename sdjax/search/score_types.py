@@ -209,6 +209,9 @@ class TestOpening:
         setting: name of the setting whose models are merged.
         number: 1 for the first opening. A later one follows an extension of the run.
         entries: names of the entries that are tested.
+        earlier_bests: names of further programs, which were the best ones at some point of the
+            search. They are tested to show by how much selection overestimates, and are neither in
+            the tables nor compared with controls.
     """
 
     __test__ = False  # pytest would collect a class named Test…
@@ -216,6 +219,7 @@ class TestOpening:
     setting: str = MAIN
     number: int
     entries: tuple[str, ...]
+    earlier_bests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,7 @@ class Store:
             return ()
         return self._decode(table.decode, self._database.read(*table.select(**where)))
 
-    def _values(self, record: type, *names: str, **where: Any) -> Iterator[list[Any]]:
+    def values(self, record: type, *names: str, **where: Any) -> Iterator[list[Any]]:
         """Return some columns of the selected records, without reading the others."""
         table = TABLES[record]
         columns = [column for column in table.columns if column.name in names]
@@ -262,7 +262,7 @@ class Store:
 
     def sample_numbers(self, iteration: int, purpose: str = SEARCH) -> set[int]:
         """Return the numbers of an iteration's samples."""
-        values = self._values(Sample, "number", purpose=purpose, iteration=iteration)
+        values = self.values(Sample, "number", purpose=purpose, iteration=iteration)
         return {number for (number,) in values}
 
     def program(self, identity: str) -> Program:
@@ -282,7 +282,7 @@ class Store:
         """
         by_structure = self.scores_structures()
         verdicts, earlier = self.by_key(StoredVerdict), DuplicateIndex()
-        fingerprints = dict(self._values(Program, "identity", "fingerprint"))
+        fingerprints = dict(self.values(Program, "identity", "fingerprint"))
         setting_of = {generator.iteration: generator.setting for generator in self.select(Lineage)}
         applications = {
             (application.entry, application.setting): application

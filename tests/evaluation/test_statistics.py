@@ -6,6 +6,7 @@ import pytest
 from sdjax.evaluation.statistics import (
     accuracy_interval,
     holm_levels,
+    independent_difference,
     mean_interval,
     paired_by_key,
     paired_difference,
@@ -106,3 +107,14 @@ def test_p_value_agrees_with_the_interval(flips):
         assert (p_value < level) == paired_difference(a, b, 1 - level).excludes_zero
     assert paired_p_value(a, a) == paired_p_value([1.0], [0.0]) == 1
     assert paired_p_value(a + 1, a) == 0
+
+
+def test_independent_difference_equals_published_value():
+    # Newcombe, Stat. Med. 17 (1998), table II, method 10, contrast (a): 56/70 - 48/80
+    first, second = (
+        accuracy_interval([True] * right + [False] * (of - right))
+        for right, of in ((56, 70), (48, 80))
+    )
+    difference = independent_difference(first, second)
+    assert difference.mean == pytest.approx(0.2)
+    assert (difference.low, difference.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)

@@ -94,7 +94,7 @@ def test_page_contains_the_results(page, finished):
     ):
         assert text in words, text
     assert ">in training<" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert "unfinished" not in words
 
 
