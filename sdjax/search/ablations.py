@@ -23,7 +23,7 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.ablation_merges import AblationMerges, MergeFailure
 from sdjax.search.attempts import too_many_attempts
 from sdjax.search.context import RunContext
-from sdjax.search.ranking import final_ranking
+from sdjax.search.ranking import final_ranking, set_aside
 from sdjax.search.score_types import Application
 from sdjax.search.scoring import score
 from sdjax.search.store import Store
@@ -79,10 +79,11 @@ def neutral_value(parameter: Parameter) -> float:
 
 def _finalists(context: RunContext, store: Store) -> list[Entry]:
     config = context.config
+    others = set_aside(store)
     confirmed = [
         program
         for program in final_ranking(store, config.task.metric)
-        if store.is_complete(program.name, CONFIRMATION)
+        if program.name not in others and store.is_complete(program.name, CONFIRMATION)
     ]
     return confirmed[: config.test.ablations]
 

@@ -26,6 +26,7 @@ from sdjax.search.ranking import (
     is_tuned,
     programs_of,
     selection_order,
+    set_aside,
 )
 from sdjax.search.score_types import Answer, Comparison, TestOpening
 from sdjax.search.store import Store
@@ -112,11 +113,9 @@ def compute_answer(store: Store, metric: str) -> tuple[Answer | None, tuple[Comp
 
 
 def tested_entries(store: Store, setting: str) -> set[str]:
-    """Return the names of the entries with a complete test score, without the earlier bests."""
-    recorded = store.select(TestOpening, setting=setting)
-    listed = {name for one in recorded for name in one.entries}
-    others = {name for one in recorded for name in one.earlier_bests} - listed
-    return {one.entry for one in store.summaries(TEST, setting) if one.complete} - others
+    """Return the names of the entries with a complete test score, but those in `set_aside`."""
+    tested = {one.entry for one in store.summaries(TEST, setting) if one.complete}
+    return tested - set_aside(store, setting)
 
 
 def openings(store: Store) -> int:

@@ -48,7 +48,7 @@ def final_entries(config: RunConfig, store: Store) -> Entries:
 
 
 def earlier_bests(config: RunConfig, store: Store) -> Entries:
-    """Return the programs that were the best ones at some point, and are not part of the test.
+    """Return the programs that were the best ones at some point, and are not finalists.
 
     Args:
         config: the run's config.
@@ -60,7 +60,7 @@ def earlier_bests(config: RunConfig, store: Store) -> Entries:
 
 
 def confirm(context: ScoringContext, store: Store, sandbox: Sandbox | None) -> None:
-    """Score finalists, controls and earlier bests on the confirmation problems, if there are any.
+    """Score finalists and controls on the confirmation problems, if there are any.
 
     Args:
         context: the loaded run.
@@ -70,12 +70,14 @@ def confirm(context: ScoringContext, store: Store, sandbox: Sandbox | None) -> N
     if CONFIRMATION not in context.problems:
         return
     for _ in range(2):  # the scores may add the other form of the best program
-        entries = {**final_entries(context.config, store), **earlier_bests(context.config, store)}
+        entries = final_entries(context.config, store)
         _score_entries(context, store, sandbox, entries, CONFIRMATION, [MAIN], title="confirm")
 
 
 def score_run_test(context: ScoringContext, store: Store, sandbox: Sandbox | None) -> None:
-    """Score what `final_entries` returns on the test problems, and the earlier bests.
+    """Score what `final_entries` returns on the test problems.
+
+    The earlier bests are scored on both splits, after they were recorded as no finalists.
 
     Args:
         context: the loaded run.
@@ -85,7 +87,10 @@ def score_run_test(context: ScoringContext, store: Store, sandbox: Sandbox | Non
     entries, others = final_entries(context.config, store), earlier_bests(context.config, store)
     record_opening(store, entries, MAIN, others)
     score_test(context, store, sandbox, entries)
-    _score_entries(context, store, sandbox, others, TEST, [MAIN], title="test of earlier bests")
+    for split in (CONFIRMATION, TEST):
+        if split in context.problems:
+            title = f"{split} of earlier bests"
+            _score_entries(context, store, sandbox, others, split, [MAIN], title=title)
 
 
 def score_test(

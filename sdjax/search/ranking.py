@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sdjax.search.score_types import StoredOutcome
+from sdjax.search.score_types import StoredOutcome, TestOpening
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs
 from sdjax.search.types import (
@@ -151,7 +151,7 @@ def selection_order(store: Store, metric: str, names: Iterable[str]) -> list[str
     """Return entries with a development score, best first: those with a confirmation score first.
 
     Entries with confirmation scores are ordered by these, ties by development score; the others
-    follow by development score.
+    follow by development score, and so do the programs in `set_aside`.
 
     Args:
         store: the run's store.
@@ -160,12 +160,28 @@ def selection_order(store: Store, metric: str, names: Iterable[str]) -> list[str
     """
     development = complete_scores(store, metric)
     confirmation = complete_scores(store, metric, split=CONFIRMATION)
+    for name in set_aside(store):
+        confirmation.pop(name, None)
 
     def key(name: str) -> tuple[bool, float, float, str]:
         confirmed = confirmation.get(name)
         return (confirmed is None, -(confirmed or 0.0), *rank_key(development[name], name))
 
     return sorted((name for name in names if name in development), key=key)
+
+
+def set_aside(store: Store, setting: str = "main") -> set[str]:
+    """Return the names of programs that are confirmed and tested, but are not finalists.
+
+    They were the best ones at some point of the search; see `winners_so_far`.
+
+    Args:
+        store: the run's store.
+        setting: name of the setting in which they were tested.
+    """
+    openings = store.select(TestOpening, setting=setting)
+    finalists = {name for one in openings for name in one.entries}
+    return {name for one in openings for name in one.earlier_bests} - finalists
 
 
 def final_ranking(store: Store, metric: str, purpose: str = SEARCH) -> list[Entry]:

@@ -115,6 +115,18 @@ def test_confirmation_scores_choose_program_and_control(run):
     assert not answer.is_discovery
 
 
+def test_earlier_bests_are_neither_ranked_first_nor_compared(run):
+    store = run(CONTROLS[0], ("a1", 0, 0.85, 0.80, 0.80))
+    record_opening(store, ["method:grid", "program:a1"], "main", ["program:b2"])
+    run(("b2", 0, 0.60, 0.90, 0.99))  # the best one of the first programs
+    assert [entry.name for entry in final_ranking(store, "strict")] == ["program:a1", "program:b2"]
+    answer, comparisons = compute_answer(store, "strict")
+    assert answer.written == "program:a1"
+    assert [one.program for one in comparisons] == ["program:a1"]
+    record_opening(store, ["method:grid", "program:a1"], "main", ["program:b2"])
+    assert len(store.select(TestOpening)) == 1
+
+
 def test_only_tested_entries_are_compared(run):
     store = run(CONTROLS[0], ("a1", 0, 0.9, None, None))
     assert compute_answer(store, "strict") == (None, ())
