@@ -13,12 +13,12 @@ from sdjax.search.context import RunContext, build_context
 
 @pytest.fixture(scope="session")
 def small_config() -> RunConfig:
-    """Two iterations of eight samples, scored as written, and 24 problems per split."""
+    """Two iterations of eight samples, scored as written, and 24 problems in the search."""
     config = read_config("configs/demo.yaml")
     return dataclasses.replace(
         config,
         iterations=2,
-        task=dataclasses.replace(config.task, development=24, confirmation=0, test=24),
+        task=dataclasses.replace(config.task, development=30, confirmation=6, test=24),
         generation=dataclasses.replace(
             config.generation,
             samples=8,
@@ -31,7 +31,7 @@ def small_config() -> RunConfig:
         score="as_written",
         tuning=None,
         controls=None,
-        test=dataclasses.replace(config.test, top_k=2),
+        test=dataclasses.replace(config.test, top_k=2, ablations=0),
     )
 
 

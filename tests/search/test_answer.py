@@ -116,9 +116,10 @@ def test_confirmation_scores_choose_program_and_control(run):
 
 
 def test_earlier_bests_are_neither_ranked_first_nor_compared(run):
-    store = run(CONTROLS[0], ("a1", 0, 0.85, 0.80, 0.80))
+    store = run()
     record_opening(store, ["method:grid", "program:a1"], "main", ["program:b2"])
-    run(("b2", 0, 0.60, 0.90, 0.99))  # the best one of the first programs
+    # b2 was the best one of the first programs
+    run(CONTROLS[0], ("a1", 0, 0.85, 0.80, 0.80), ("b2", 0, 0.60, 0.90, 0.99))
     assert [entry.name for entry in final_ranking(store, "strict")] == ["program:a1", "program:b2"]
     answer, comparisons = compute_answer(store, "strict")
     assert answer.written == "program:a1"

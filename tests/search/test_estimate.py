@@ -50,7 +50,7 @@ def test_announcement_counts_the_work(plan):
         "run demo, on 1 cpu device",
         "seed zoo:seed; 3 experts: zoo:reader, zoo:calculator, zoo:judge",
         "16 programs (2 iterations of 8) and 6 baselines on 24 development problems of arithmetic",
-        "test: the best 2 programs and at most 5 baselines on 24 test problems",
+        "test: the best 2 programs and at most 5 baselines on 6 confirmation problems and 24 test ",
     ):
         assert part in text
     assert "transfer" not in text

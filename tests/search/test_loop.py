@@ -1,6 +1,7 @@
 """Small search on the zoo: its results, and interruptions."""
 
 import dataclasses
+import html
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.core.versions import current_versions
+from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.racing import Race, race
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import model_folder
@@ -26,10 +28,11 @@ from sdjax.models.tree import flatten
 from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
-from sdjax.search import context, multihost, phases, resume, scoring, tune
+from sdjax.search import context, loop, multihost, phases, resume, scoring, tune
 from sdjax.search.config import BaselinesConfig, ControlsConfig, ExpertConfig, RunTuningConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
+from sdjax.search.plan import plan_run
 from sdjax.search.provenance import run_inputs
 from sdjax.search.sampling import (
     SamplingOptions,
@@ -37,10 +40,20 @@ from sdjax.search.sampling import (
     generator_of_run,
     sample_programs,
 )
-from sdjax.search.score_types import StoredPair
+from sdjax.search.score_types import Answer, Comparison, StoredPair, TestOpening
 from sdjax.search.scoring import racing_order
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, TEST, Change, Checkpoint, Entry, Program, program_entry
+from sdjax.search.types import (
+    CONFIRMATION,
+    DEVELOPMENT,
+    TEST,
+    Change,
+    Checkpoint,
+    Entry,
+    Program,
+    program_entry,
+)
+from sdjax.tuning import candidates
 from sdjax.tuning.search import SearchConfig
 
 
@@ -53,6 +66,7 @@ def results(folder):
                 (summary.entry, summary.split): (summary.strict, summary.flexible)
                 for summary in store.summaries(setting=None)
             },
+            "answer": (store.select(Answer), store.select(Comparison), store.select(TestOpening)),
             "pairs": [store.select(StoredPair, iteration=iteration) for iteration in (1, 2)],
         }
 
@@ -70,9 +84,33 @@ def verified():
 
 
 @pytest.fixture(scope="module")
-def finished(small_config, tmp_path_factory, verified):
+def decoded():
+    """The ids of the problems that are decoded in the run of `finished`, by the phase before."""
+    return {"search": set(), "confirm": set(), "test": set()}
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, tmp_path_factory, verified, decoded):
     folder = tmp_path_factory.mktemp("run") / "whole"
     with pytest.MonkeyPatch.context() as patch:
+        phase = "search"
+
+        def record(decoder, tokenizer, params, task, problems, **options):
+            decoded[phase] |= {item.problem.id for item in problems}
+            return evaluate_problems(decoder, tokenizer, params, task, problems, **options)
+
+        def entered(name, function):
+            def enter(*arguments):
+                nonlocal phase
+                phase = name
+                function(*arguments)
+
+            return enter
+
+        for module in (scoring, candidates):
+            patch.setattr(module, "evaluate_problems", record)
+        patch.setattr(loop, "confirm", entered("confirm", loop.confirm))
+        patch.setattr(loop, "score_run_test", entered("test", loop.score_run_test))
         for module, calls in verified.items():
 
             def recorded(ir, signature, calls=calls):
@@ -82,6 +120,23 @@ def finished(small_config, tmp_path_factory, verified):
             patch.setattr(module, "verify_ir", recorded)
         run_search(small_config, folder)
     return folder
+
+
+def test_search_reads_neither_confirmation_nor_test_problems(finished, small_config, decoded):
+    problems = {
+        split: {item.problem.id for item in items}
+        for split, items in plan_run(small_config).problems.items()
+    }
+    assert decoded["search"] == problems[DEVELOPMENT]
+    assert decoded["confirm"] == problems[CONFIRMATION]
+    assert problems[TEST] <= decoded["test"] <= problems[TEST] | problems[CONFIRMATION]
+    with Store.open(finished) as store:
+        (opening,) = store.select(TestOpening)
+        (answer,) = store.select(Answer)
+        tested = {one.entry for one in store.summaries(TEST)}
+        assert tested == {*opening.entries, *opening.earlier_bests}
+        assert {one.entry for one in store.summaries(CONFIRMATION)} == tested
+        assert answer.sentence in html.unescape(render(store))
 
 
 def test_each_source_is_decoded_and_verified_once(finished, verified):
@@ -105,8 +160,9 @@ def test_every_phase_saves_its_results(finished, small_config):
         assert novel <= scored
         assert {"seed", "expert:expert_1", "method:task_arithmetic(weight=0.2)"} <= scored
         assert [checkpoint.iteration for checkpoint in store.select(Checkpoint)] == [1]
-        tested = [s.entry for s in store.summaries(TEST)]
-        assert sum(name.startswith("program:") for name in tested) == min(2, len(novel))
+        (opening,) = store.select(TestOpening)
+        finalists = [name for name in opening.entries if name.startswith("program:")]
+        assert len(finalists) == min(2, len(novel))
 
 
 def test_every_generator_is_a_peft_adapter_folder(finished, small_config):
