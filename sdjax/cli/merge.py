@@ -295,7 +295,7 @@ def merge_discovered(
 
     Args:
         run: folder of the run.
-        rank: rank of the program by development score; 1 is the best.
+        rank: rank of the program, as in the report; 1 is the run's best.
         out: folder of the result.
         allow_crimes: merge models of different architectures.
         trust_limits: use limits of the run that are above the defaults.
