@@ -225,8 +225,10 @@ def test_interrupted_merge_says_how_to_resume(tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sdjax.merging.recipe.pipeline.read_recipe", interrupt)
-    result = run_cli("merge", "recipe.yaml", tmp_path / "out")
+    monkeypatch.setattr("sdjax.merging.recipe.pipeline.merge_recipe", interrupt)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("merge_method: karcher\nmodels: [{model: a}, {model: b}]\n")
+    result = run_cli("merge", recipe, tmp_path / "out")
     assert result.exit_code == 130
     assert result.output == "sdjax: interrupted; run the same command again to resume the merge\n"
 

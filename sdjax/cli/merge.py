@@ -12,6 +12,7 @@ import click
 
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
+from sdjax.cli.mergekit_options import mergekit_options, out_shard_size_option
 from sdjax.cli.open_algorithm import (
     judged_algorithm,
     open_algorithm,
@@ -38,7 +39,12 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("paths", nargs=-1, required=True, metavar="[RECIPE] OUT", type=ANY_PATH)
-@click.option("--seed", type=int, help="Seed of random methods; a run uses its own. [default: 0]")
+@click.option(
+    "--seed",
+    "--random-seed",
+    type=int,
+    help="Seed of random methods; a run uses its own. [default: 0]",
+)
 @click.option(
     "--algorithm",
     metavar="FILE|METHOD",
@@ -70,6 +76,16 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Merge models whose configs say different architectures, if their tensors fit.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is a model's folder.")
+@click.option(
+    "--intermediate-dir",
+    "-I",
+    "intermediate",
+    type=FOLDER_PATH,
+    help="With several recipes in RECIPE: folder of the named results.  [default: OUT.parts]",
+)
+@out_shard_size_option
+@mergekit_options
 @trust_limits_option
 @allow_missing_option
 def merge(
@@ -84,13 +100,16 @@ def merge(
     run: Path | None,
     rank: int | None,
     allow_crimes: bool,
+    overwrite: bool,
+    intermediate: Path | None,
+    out_shard_size: int | None,
     trust_limits: bool,
     allow_missing: tuple[str, ...],
 ) -> None:
     """Merge models into the folder OUT, which appears only when it is complete.
 
-    RECIPE is a YAML file in mergekit's format. Run the same command again to resume an interrupted
-    merge.
+    RECIPE is a YAML file in mergekit's format, also with several recipes that use one another's
+    results. Run the same command again to resume an interrupted merge.
     """
     if len(paths) != (2 if algorithm is None and run is None else 1):
         raise UserError(
@@ -115,45 +134,56 @@ def merge(
             f"{paths[0]}: a Python file is not a recipe; use --algorithm {paths[0]} --base MODEL "
             "--expert NAME=MODEL OUT"
         )
+    if intermediate is not None and len(paths) == 1:
+        raise UserError("--intermediate-dir requires RECIPE")
     out = paths[-1]
-    with resume_hint("run the same command again to resume the merge"):
-        resolve_new_folder(out)  # before models are opened and a program is judged
-        with _progress() as on_tensor:
-            if algorithm is not None:
-                result = merge_algorithm_file(
-                    algorithm,
-                    base or "",
-                    parse_experts(experts),
-                    out,
-                    parameters=parse_parameters(parameters),
-                    scope=scope or "all",
-                    seed=seed or 0,
-                    allow_crimes=allow_crimes,
-                    allow_missing=allow_missing,
-                    stats=parse_named(stats, "--stats", "expert_1=reader.stats"),
-                    on_tensor=on_tensor,
-                )
-            elif run is not None:
-                result = merge_discovered(
-                    run,
-                    rank or 1,
-                    out,
-                    allow_crimes=allow_crimes,
-                    trust_limits=trust_limits,
-                    allow_missing=allow_missing,
-                    on_tensor=on_tensor,
-                )
-            else:
-                from sdjax.merging.recipe.pipeline import merge_recipe
+    with resume_hint("run the same command again to resume the merge"), _progress() as on_tensor:
+        options: dict[str, Any] = {
+            "allow_crimes": allow_crimes,
+            "overwrite": overwrite,
+            "on_tensor": on_tensor,
+            **({} if out_shard_size is None else {"max_file_bytes": out_shard_size}),
+        }
+        if algorithm is not None or run is not None or out.is_file():
+            resolve_new_folder(out, overwrite=overwrite)  # before a program is judged
+        if algorithm is not None:
+            result = merge_algorithm_file(
+                algorithm,
+                base or "",
+                parse_experts(experts),
+                out,
+                parameters=parse_parameters(parameters),
+                scope=scope or "all",
+                seed=seed or 0,
+                allow_missing=allow_missing,
+                stats=parse_named(stats, "--stats", "expert_1=reader.stats"),
+                **options,
+            )
+            _report(result)
+        elif run is not None:
+            result = merge_discovered(
+                run,
+                rank or 1,
+                out,
+                trust_limits=trust_limits,
+                allow_missing=allow_missing,
+                **options,
+            )
+            _report(result)
+        else:
+            from sdjax.merging.recipe.documents import recipe_targets
+            from sdjax.merging.recipe.pipeline import merge_recipe
 
+            load_program = partial(_judge_program, allow_missing=allow_missing)
+            for recipe, target in recipe_targets(paths[0], out, intermediate):
                 result = merge_recipe(
-                    paths[0],
-                    out,
-                    seed=seed or 0,
-                    allow_crimes=allow_crimes,
-                    load_program=partial(_judge_program, allow_missing=allow_missing),
-                    on_tensor=on_tensor,
+                    recipe, target, seed=seed or 0, load_program=load_program, **options
                 )
+                _report(result)
+
+
+def _report(result: MergeResult) -> None:
+    """Print the notes and the summary of a merge."""
     for note in result.notes:
         echo(f"sdjax: {note}", err=True)
     resumed = f" ({result.resumed} by an earlier attempt)" if result.resumed else ""
@@ -171,7 +201,7 @@ def _progress() -> Iterator[OnTensor]:
 
         def on_tensor(done: int, total: int) -> None:
             nonlocal advance, last
-            if advance is None:
+            if advance is None or done < last:  # the first merge, or the next one
                 bar = progress_bar("merge", total, completed=done)
                 advance = stack.enter_context(bar)
             else:
@@ -190,10 +220,9 @@ def merge_algorithm_file(
     parameters: Mapping[str, Any] | None = None,
     scope: Scope = "all",
     seed: int = 0,
-    allow_crimes: bool = False,
     allow_missing: Collection[str] = (),
     stats: Mapping[str, str] | None = None,
-    on_tensor: OnTensor | None = None,
+    **options: Any,
 ) -> MergeResult:
     """Merge experts into a base with the algorithm in a Python file, or with a shipped method.
 
@@ -208,10 +237,9 @@ def merge_algorithm_file(
         parameters: values of hyperparameters by name.
         scope: tensors to merge; all others are copied from the base.
         seed: random seed.
-        allow_crimes: merge models of different architectures.
         allow_missing: layers of confinement that this machine may lack.
         stats: name to folder of the expert's statistics, for methods that need them.
-        on_tensor: called with (finished tensors, total) at the beginning and after each tensor.
+        options: as in `merge_algorithm`.
 
     Raises:
         UserError: the program is refused (the message says why), or see `merge_recipe`.
@@ -242,9 +270,8 @@ def merge_algorithm_file(
             method=Path(name).name, file=PROGRAM, text=source, seed=seed, parameters=parameters
         ),
         key=jax.random.key(seed),
-        allow_crimes=allow_crimes,
         stats=stats,
-        on_tensor=on_tensor,
+        **options,
     )
 
 
@@ -286,10 +313,9 @@ def merge_discovered(
     rank: int,
     out: Path,
     *,
-    allow_crimes: bool = False,
     trust_limits: bool = False,
     allow_missing: Collection[str] = (),
-    on_tensor: OnTensor | None = None,
+    **options: Any,
 ) -> MergeResult:
     """Write the merged model of a discovered program, identical to the one that the run scored.
 
@@ -297,10 +323,9 @@ def merge_discovered(
         run: folder of the run.
         rank: rank of the program, as in the report; 1 is the run's best.
         out: folder of the result.
-        allow_crimes: merge models of different architectures.
         trust_limits: use limits of the run that are above the defaults.
         allow_missing: layers of confinement that this machine may lack, whatever the run says.
-        on_tensor: called with (finished tensors, total) at the beginning and after each tensor.
+        options: as in `merge_algorithm`.
 
     Raises:
         UserError: the run does not exist, has fewer scored programs or has limits that are not
@@ -346,8 +371,7 @@ def merge_discovered(
             seed=config.rng_seed,
         ),
         key=run_key(config.rng_seed, "merge"),
-        allow_crimes=allow_crimes,
-        on_tensor=on_tensor,
+        **options,
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sdjax.core.errors import UserError
-from sdjax.io.safetensors_writer import is_finite
+from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import merge
 from sdjax.merging.methods.registry import methods
@@ -74,6 +74,8 @@ def merge_algorithm(
     allow_crimes: bool = False,
     stats: Mapping[str, str] | None = None,
     on_tensor: OnTensor | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    overwrite: bool = False,
 ) -> MergeResult:
     """Write the base with the algorithm's merged task vector added to the tensors in scope.
 
@@ -87,6 +89,8 @@ def merge_algorithm(
         allow_crimes: merge models of different architectures.
         stats: slot to folder of the expert's statistics; MODEL.stats by default.
         on_tensor: called with (tensors done, total) at the beginning and after each tensor.
+        max_file_bytes: maximum size of a safetensors file.
+        overwrite: replace `out` if it exists.
 
     Raises:
         UserError: as in `merge_recipe`.
@@ -107,7 +111,14 @@ def merge_algorithm(
     )
     if algorithm.form == "tree":
         plan = _merge_in_memory(algorithm, plan, key)
-    return write_merged(plan, out, provenance=provenance, on_tensor=on_tensor)
+    return write_merged(
+        plan,
+        out,
+        provenance=provenance,
+        on_tensor=on_tensor,
+        max_file_bytes=max_file_bytes,
+        overwrite=overwrite,
+    )
 
 
 def _cautions(algorithm: Algorithm) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ import numpy as np
 from sdjax import __version__
 from sdjax.core.errors import TransientError, UserError
 from sdjax.core.storage_errors import storage_errors
+from sdjax.io.atomic_write import resolve_new_folder
 from sdjax.io.buffer_pool import BufferPool
 from sdjax.io.resumable_writer import ResumableFolder
 from sdjax.io.safetensors_writer import MAX_FILE_BYTES, is_finite
@@ -113,6 +114,7 @@ def merge_recipe(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(Path(recipe))
+    resolve_new_folder(Path(out), overwrite=overwrite)  # before models are opened
     path, architectures = recipe.path, recipe.architectures
     open_model = cache(
         lambda name: open_source_model(name, path.parent, architecture=architectures.get(name))

@@ -69,20 +69,50 @@ def parse_recipe(text: str, path: Path) -> Recipe:
     return _parsed(_RecipeDocument(text, str(path)), path)
 
 
-def read_recipes(path: Path) -> tuple[Recipe, ...]:
+def read_recipes(path: Path, folders: Mapping[str, str] | None = None) -> tuple[Recipe, ...]:
     """Parse a file with one or several recipes (YAML documents).
+
+    Args:
+        path: the file.
+        folders: name of a recipe to the folder of its result, which the others may use.
 
     Raises:
         UserError: as in `read_recipe`.
     """
+    recipes = [_parsed(document, path) for document in _documents(path, folders or {})]
+    return tuple(dataclasses.replace(r, text=r.text.lstrip("\n")) for r in recipes)
+
+
+def named_folders(path: Path) -> list[str | None]:
+    """Return the names of the recipes of a file, None for one without a name.
+
+    Raises:
+        UserError: not valid YAML, a name that is not that of a folder, or one that occurs twice.
+    """
+    documents = _documents(path, {})
+    names: list[str | None] = []
+    for document in documents:
+        top = document.entries(document.root, "a recipe")
+        name = None
+        if len(documents) > 1 and "name" in top:
+            node = top["name"][1]
+            name = document.string(node, "name")
+            if not re.fullmatch(r"[\w-][\w.-]{0,199}", name):
+                raise document.fail(node, f"name must be that of a folder, not {name!r}")
+        if name in names:
+            what = "has no name" if name is None else f"is also named {name!r}"
+            message = f"another recipe {what}; give all but the last a name of their own"
+            raise document.fail(document.root, message)
+        names.append(name)
+    return names
+
+
+def _documents(path: Path, folders: Mapping[str, str]) -> list[_RecipeDocument]:
     text = read_text(path, 4 * MAX_CHARACTERS)
     documents = _split_documents(text)
     if len(documents) <= 1:
-        return (parse_recipe(text, path),)
-    recipes = [
-        _parsed(_RecipeDocument(document, str(path), is_named=True), path) for document in documents
-    ]
-    return tuple(dataclasses.replace(r, text=r.text.lstrip("\n")) for r in recipes)
+        return [_RecipeDocument(text, str(path))]
+    return [_RecipeDocument(document, str(path), folders=folders) for document in documents]
 
 
 def _split_documents(text: str) -> list[str]:
@@ -136,6 +166,7 @@ def _parsed(document: _RecipeDocument, path: Path) -> Recipe:
         chat_template=texts.get("chat_template"),
         architectures=document.architectures,
         name=texts.get("name"),
+        depends=tuple(document.depends),
         notes=tuple(document.notes),
     )
 
@@ -146,10 +177,16 @@ class _RecipeDocument(YamlDocument):
     Attributes:
         notes: remarks for the user.
         architectures: model to the architecture that overrides that of its config.
+        depends: names of the recipes whose results are used.
     """
 
     def __init__(
-        self, text: str, name: str, *, show_lines: bool = True, is_named: bool = False
+        self,
+        text: str,
+        name: str,
+        *,
+        show_lines: bool = True,
+        folders: Mapping[str, str] | None = None,
     ) -> None:
         """Parse a document, as `YamlDocument` does.
 
@@ -157,11 +194,14 @@ class _RecipeDocument(YamlDocument):
             text: the YAML text.
             name: name of the document in error messages.
             show_lines: whether error messages contain line numbers.
-            is_named: whether `name` is a key of the recipe, since the file has several.
+            folders: name of a recipe to the folder of its result; None if the file has only one
+                recipe, whose name then means nothing.
         """
         self.notes: list[str] = []
         self.architectures: dict[str, str] = {}
-        self._top_level_keys = (*TOP_LEVEL_KEYS, *(["name"] if is_named else []))
+        self.depends: dict[str, None] = {}
+        self._folders = folders or {}
+        self._top_level_keys = (*TOP_LEVEL_KEYS, *(["name"] if folders is not None else []))
         super().__init__(text, name, show_lines=show_lines)
 
     def note(self, line: int, message: str) -> None:
@@ -290,7 +330,7 @@ class _RecipeDocument(YamlDocument):
     def model(self, node: yaml.Node, key: str) -> str:
         """Return MODEL or MODEL+ADAPTER, also from a mapping with `model` and `lora`."""
         if not isinstance(node, yaml.MappingNode):
-            return self.string(node, key)
+            return self.located(self.string(node, key))
         allowed = ("model", "lora", "override_architecture")
         parts = self.mapping(node, key, allowed=allowed)
         if "model" not in parts:
@@ -305,12 +345,20 @@ class _RecipeDocument(YamlDocument):
     def model_path(self, node: yaml.Node, key: str) -> str:
         """Return PATH or PATH@REVISION, also from a mapping with `path` and `revision`."""
         if not isinstance(node, yaml.MappingNode):
-            return self.string(node, key)
+            return self.located(self.string(node, key))
         names = ("path", "revision")
         parts = self.mapping(node, key, allowed=names)
         if "path" not in parts:
             raise self.fail(node, f"{key} as a mapping must have the key 'path'")
-        return "@".join(self.string(parts[n], n) for n in names if n in parts)
+        return self.located("@".join(self.string(parts[n], n) for n in names if n in parts))
+
+    def located(self, model: str) -> str:
+        """Return a model's name, with that of another recipe's result replaced by its folder."""
+        name = re.split("[+@]", model, maxsplit=1)[0]
+        if name not in self._folders:
+            return model
+        self.depends[name] = None
+        return self._folders[name] + model[len(name) :]
 
     def parameters(self, node: yaml.Node | None) -> dict[str, ParameterValue]:
         """Return the entries of `parameters`, if there are any."""

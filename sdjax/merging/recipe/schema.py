@@ -126,6 +126,7 @@ class Recipe:
         chat_template: "auto", a template's name or a Jinja template.
         architectures: model to the architecture that the recipe says it has.
         name: name of the result in a file with several recipes.
+        depends: names of the recipes of the file whose results it uses.
         notes: remarks for the user.
     """
 
@@ -141,6 +142,7 @@ class Recipe:
     chat_template: str | None
     architectures: Mapping[str, str] = field(default_factory=dict)
     name: str | None = None
+    depends: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
