@@ -25,7 +25,7 @@ PAGES = [
 # A path of the checkout in backticks, such as `sdjax/xla/` or `configs/demo.yaml`.
 CODE_PATH = re.compile(r"`((?:sdjax|tests|benchmarks|configs|docs|examples|tpu)/[\w./-]+)`")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
-COMMAND = re.compile(r"\bsdjax (\w+)(?= )")
+COMMAND = re.compile(r"\bsdjax ([\w-]+)(?= )")
 
 
 def python_blocks(path):

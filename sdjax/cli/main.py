@@ -8,9 +8,11 @@ from sdjax import __version__
 from sdjax.cli.check import check
 from sdjax.cli.demo import demo
 from sdjax.cli.eval import evaluate
+from sdjax.cli.extract_lora import extract_lora
 from sdjax.cli.generate import generate
 from sdjax.cli.group import Group
 from sdjax.cli.merge import merge
+from sdjax.cli.merge_lora import merge_lora
 from sdjax.cli.methods import methods
 from sdjax.cli.report import report
 from sdjax.cli.run import run
@@ -41,6 +43,8 @@ for command in (
     train,
     tune,
     stats,
+    extract_lora,
+    merge_lora,
     zoo_group,
     methods,
 ):

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdjax.core.errors import UserError, truncated_repr
-from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes
-from sdjax.io.atomic_write import resolve_new_folder, staged_folder, write_file
 from sdjax.io.lora_alpha import LoraAlphas
+from sdjax.io.peft_writer import ADAPTER_CONFIG as ADAPTER_CONFIG
+from sdjax.io.peft_writer import LINEAR, PREFIX, write_factors
 from sdjax.io.safetensors_reader import read_json
-from sdjax.io.safetensors_writer import write_safetensors
 from sdjax.io.tensor_reader import TensorReader
-from sdjax.io.weights import ADAPTER_SAFETENSORS, open_adapter_weights
+from sdjax.io.weights import open_adapter_weights
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import ALL_PROJECTIONS, Adapter
 from sdjax.models.params import kind_of, param_specs
 from sdjax.models.tree import flatten, unflatten
 
-ADAPTER_CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
-# Suffixes of the tensor names of (A, B): of a linear layer, and of an embedding.
-_LINEAR = (".lora_A.weight", ".lora_B.weight")
+# Suffixes of the tensor names of (A, B) of an embedding.
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 # Variants with another change than B @ A, and initializations that also change the model.
 _UNSUPPORTED = (
@@ -139,6 +132,12 @@ class PeftAdapter:
         if not self.pairs and not self.parameters and not self.replacements:
             raise UserError(f"{folder}: contains no adapter weights; copy the folder again")
 
+    @property
+    def base(self) -> str:
+        """The name of the model that the adapter is for; "" if it does not say so."""
+        base = self._settings.get("base_model_name_or_path")
+        return base if isinstance(base, str) else ""
+
     def check(self, names: Collection[str], model: Path) -> None:
         """Raise UserError if the adapter changes a tensor that the model does not have."""
         if unknown := sorted({*self.pairs, *self.replacements} - set(names)):
@@ -199,8 +198,8 @@ class PeftAdapter:
         return a, b
 
     def _assign(self, stored: str) -> None:
-        name = stored.removeprefix(_PREFIX)
-        for (suffix_a, suffix_b), is_embedding in ((_LINEAR, False), (_EMBEDDING, True)):
+        name = stored.removeprefix(PREFIX)
+        for (suffix_a, suffix_b), is_embedding in ((LINEAR, False), (_EMBEDDING, True)):
             if name.endswith(suffix_a):
                 b = self._partner(stored, suffix_a, suffix_b)
                 module = name.removesuffix(suffix_a)
@@ -222,7 +221,7 @@ class PeftAdapter:
                 self._partner(stored, suffix_b, suffix_a)
                 return
         if (magnitude := _MAGNITUDE.fullmatch(stored)) and self._settings.get("use_dora"):
-            factors = {magnitude[1] + suffix for suffix, _ in (_LINEAR, _EMBEDDING)}
+            factors = {magnitude[1] + suffix for suffix, _ in (LINEAR, _EMBEDDING)}
             if factors & self._stored:
                 return
         if "lora_" in name:
@@ -292,41 +291,18 @@ def write_adapter(
     Raises:
         UserError: the folder is not empty.
     """
-    resolve_new_folder(folder)
-    specs = param_specs(config)
-    factors = flatten(adapter.factors)
-
-    def module(path: str) -> str:
-        return specs[path].hf_name.removesuffix(".weight")
-
-    tensors, ranks = {}, {}
-    for path, leaf in factors.items():
-        projection, factor = path.rsplit("/", 1)
-        tensors[f"{_PREFIX}{module(projection)}{_LINEAR[factor == 'b']}"] = leaf
-        if factor == "a":
-            ranks[module(projection)] = leaf.shape[0]
-    rank = max(ranks.values())
-    smaller = {name: own_rank for name, own_rank in ranks.items() if own_rank != rank}
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": adapter.scale * rank,
-        "rank_pattern": smaller,
-        "alpha_pattern": {name: adapter.scale * own_rank for name, own_rank in smaller.items()},
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": sorted({name.split(".")[-1] for name in ranks}),
-    }
-    with staged_folder(folder) if jax.process_index() == 0 else nullcontext() as staged:
-        write_safetensors(None if staged is None else staged / ADAPTER_SAFETENSORS, tensors)
-        if staged is not None:
-            write_file(staged / ADAPTER_CONFIG, json.dumps(settings, indent=2) + "\n")
-            for file in extra_files:
-                write_file(staged / file.name, read_bytes(file, MAX_VOCABULARY_BYTES))
+    specs, flat = param_specs(config), flatten(adapter.factors)
+    paths = dict.fromkeys(path.rsplit("/", 1)[0] for path in flat)
+    write_factors(
+        folder,
+        {
+            specs[path].hf_name.removesuffix(".weight"): (flat[f"{path}/a"], flat[f"{path}/b"])
+            for path in paths
+        },
+        scale=adapter.scale,
+        base=base,
+        extra_files=extra_files,
+    )
 
 
 def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
