@@ -22,7 +22,7 @@ from sdjax.search.types import MAIN
 TABLE_WIDTH = 100  # of tables that are not printed on a terminal
 COLUMN_GAP = 2
 _MIN_NAME_WIDTH = 24
-_SHORT = {"development": "dev. [95 %]", "confirmation": "conf. [95 %]", "test": "test [95 %]"}
+_SHORT = {"development": "dev.", "confirmation": "conf."}
 
 
 def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) -> Group:
@@ -61,30 +61,45 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
 
 
 def controls_table(rows: Sequence[ControlRow], *, width: int = TABLE_WIDTH) -> Table:
-    """Return the table of the search and its controls: what each has spent and reached."""
+    """Return the table of the search and its controls: what each has spent and reached.
+
+    Args:
+        rows: the rows.
+        width: number of characters per line. If all intervals do not fit, only those of the last
+            split are shown.
+    """
     splits = shown_splits(rows)
-    headers = ["tuned", "problems", "device-s", *(_SHORT.get(name, name) for name in splits)]
-    cells = [
-        [
-            str(row.numbers),
-            f"{row.problems:,}",
-            f"{row.seconds:,.0f}",
-            *(
-                row.accuracies[split].in_percent() if split in row.accuracies else "–"
-                for split in splits
-            ),
-        ]
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [headers, *cells]) for i in range(len(headers))]
-    name_width = max(_MIN_NAME_WIDTH, width - sum(one + COLUMN_GAP for one in widths))
+    for with_interval in (splits, splits[-1:]):
+        headers = ["tuned", "problems", "device-s"]
+        for split in splits:
+            ending = " [95 %]" if split in with_interval else ""
+            headers.append(f"{_SHORT.get(split, split)}{ending}")
+        cells = [_control_cells(row, splits, with_interval) for row in rows]
+        widths = [max(len(line[i]) for line in [headers, *cells]) for i in range(len(headers))]
+        name_width = width - sum(one + COLUMN_GAP for one in widths)
+        if name_width >= _MIN_NAME_WIDTH:
+            break
     table = plain_table("Search and controls: tuned numbers, budgets, accuracy (%)")
     table.add_column(Text("best of"), no_wrap=True)
     for header in headers:
         table.add_column(Text(header), justify="right", no_wrap=True)
     for row, line in zip(rows, cells, strict=True):
-        table.add_row(Text(cut_middle(visible(row.title), name_width)), *map(Text, line))
+        title = cut_middle(visible(row.title), max(name_width, _MIN_NAME_WIDTH))
+        table.add_row(Text(title), *map(Text, line))
     return table
+
+
+def _control_cells(
+    row: ControlRow, splits: Sequence[str], with_interval: Sequence[str]
+) -> list[str]:
+    cells = [str(row.numbers), f"{row.problems:,}", f"{row.seconds:,.0f}"]
+    for split in splits:
+        accuracy = row.accuracies.get(split)
+        if accuracy is not None and split in with_interval:
+            cells.append(accuracy.in_percent())
+        else:
+            cells.append(percent(None if accuracy is None else accuracy.mean))
+    return cells
 
 
 def ablation_table(ablations: AblationTable, *, width: int = TABLE_WIDTH) -> Table:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sdjax.evaluation.statistics import holm_levels, paired_difference, paired_p_value
+from sdjax.search.budget import number_in
 from sdjax.search.entry_names import display_name
 from sdjax.search.ranking import (
     both_forms,
@@ -168,7 +169,7 @@ def numbers(entry: Entry) -> int:
     """Return how many numbers of an entry were tuned; 0 as written, or for a method of a grid."""
     if entry.kind == "program" and not is_tuned(entry):
         return 0
-    return int(entry.detail.get("constants", 0))
+    return int(number_in(entry.detail, "constants"))
 
 
 def _correct(store: Store, entry: str, metric: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,9 +57,9 @@ def spent_on_tuning(store: Store, purpose: str = SEARCH) -> Spent:
 
 
 def number_in(detail: Mapping[str, Any], key: str) -> float:
-    """Return a number of an entry's details; 0 if it is missing or not a number."""
+    """Return a number of an entry's details; 0 if it is missing or not a finite number."""
     value = detail.get(key)
-    return value if isinstance(value, int | float) else 0
+    return value if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def spent(store: Store, purpose: str = SEARCH) -> Spent:
