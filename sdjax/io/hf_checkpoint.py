@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
@@ -62,6 +63,8 @@ ASSETS = (
     "generation_config.json",
 )
 
+logger = logging.getLogger(__name__)
+
 # Buffers in old checkpoints of the Llama family; they follow from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 _LM_HEAD = "lm_head.weight"
@@ -85,13 +88,14 @@ class ModelReader:
 
         Raises:
             UserError: no folder, config or safetensors; a truncated file; missing or unexpected
-                tensors; a tied model with a different output matrix; or an adapter that is not
-                supported or belongs to another model.
+                tensors; or an adapter that is not supported or belongs to another model.
         """
         self.folder = Path(folder)
         self.config = load_config(self.folder)
         self.specs = param_specs(self.config)
         self._tensors = open_weights(self.folder, adapter)
+        for note in self._tensors.notes:
+            _report(f"{self.folder}: {note}")
         self._check_names()
 
     def read(self, path: str, *, dtype: Any = None, mesh: Mesh | None = None) -> jax.Array:
@@ -157,15 +161,15 @@ class ModelReader:
             )
         unexpected = sorted(stored - expected)
         if unexpected == [_LM_HEAD]:
-            self._check_tied()
+            self._compare_tied()
         elif unexpected:
             raise UserError(
                 f"{self.folder}: tensors that the model in {CONFIG} does not have: "
                 f"{_enumerate(unexpected)}; correct {CONFIG}, or remove them"
             )
 
-    def _check_tied(self) -> None:
-        """Raise UserError if a tied model stores an output matrix that is not its embedding."""
+    def _compare_tied(self) -> None:
+        """Report a stored output matrix that is not the embedding of a tied model."""
         names = (self.specs["embed"].hf_name, _LM_HEAD)
         self._check_shape(self.specs["embed"])
         shape, head_shape = (self._tensors.shape(name) for name in names)
@@ -176,9 +180,9 @@ class ModelReader:
             embed, head = (self._tensors.read_box(name, box) for name in names)
             same = same and embed.tobytes() == head.tobytes()
         if not same:
-            raise UserError(
-                f"{self.folder}: {_LM_HEAD} differs from {names[0]} though {CONFIG} ties them; "
-                f"set tie_word_embeddings to false in {CONFIG}"
+            _report(
+                f"{self.folder}: {_LM_HEAD} differs from {names[0]}, to which {CONFIG} ties it: "
+                "not used, as in transformers"
             )
 
     def _check_shape(self, spec: ParamSpec) -> None:
@@ -339,6 +343,11 @@ def write_model(
                 write_file(staged / source.name, read_bytes(source, MAX_VOCABULARY_BYTES))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"write_model {folder.name}")
+
+
+@functools.cache  # once, although a model may be opened several times
+def _report(note: str) -> None:
+    logger.info(note)
 
 
 def _check_leaves(leaves: Mapping[str, Any], specs: Mapping[str, ParamSpec], folder: Path) -> None:

@@ -101,6 +101,8 @@ def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
     folder = _existing_folder(name, relative_to)
     if folder is not None:
         return folder
+    if os.path.isfile(name):
+        raise UserError(f"{name}: a file; give the folder that contains it")
     if HUB_NAME.fullmatch(name):
         try:
             return download_model(name)

@@ -59,6 +59,12 @@ def test_invalid_folder_name_raises_user_error(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+def test_files_are_refused_with_their_folder_named(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"model\.gguf: a file; give the folder that contains it"):
+        model_folder(str(tmp_path / "model.gguf"))
+
+
 def test_existing_folder_takes_precedence_over_hub(hub, tmp_path, monkeypatch):
     (tmp_path / "org/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -196,3 +196,14 @@ def test_float64_in_and_out(tmp_path, method):
         np.testing.assert_allclose(tensor, expected, rtol=1e-6, atol=1e-7)
     params = load_model(tmp_path / "out")[1]
     assert params["embed"].dtype == np.float32
+
+
+def test_dequantized_models_are_reported_once(tmp_path, caplog):
+    write_model(tmp_path / "model", *tiny_model())
+    in_8_bits(tmp_path / "model")
+    with caplog.at_level("INFO", logger="sdjax"):
+        load_model(tmp_path / "model")
+        load_model(tmp_path / "model")
+    assert caplog.messages == [
+        f"{tmp_path / 'model'}: 14 tensors stored as 8-bit floats: dequantized to float32"
+    ]
