@@ -130,6 +130,39 @@ def check_merge(demo, folder):
     assert any(not np.array_equal(leaf, seed[path]) for path, leaf in weights("by-run").items())
 
 
+def check_stats(demo, folder):
+    Path("sums.jsonl").write_text('{"prompt": "10+31=", "completion": "41"}\n{"text": "1+1=2"}\n')
+    names = ("reader", "calculator")
+    for name in names:
+        data = ["--data", "sums.jsonl"] if name == "reader" else ["--task", "arithmetic"]
+        options = ["--limit", "8", "--kinds", "gram", "--out", f"{name}.stats"]
+        assert "tokens" in sdjax("stats", f"zoo:{name}", *data, *options)
+    Path("recipe.yaml").write_text(
+        "merge_method: regmean\nmodels:\n"
+        + "".join(f"  - {{model: zoo:{name}, stats: {name}.stats}}\n" for name in names)
+    )
+    sdjax("merge", "recipe.yaml", "merged")
+    experts = [word for name in names for word in ("--expert", f"{name}=zoo:{name}")]
+    stats = [word for name in names for word in ("--stats", f"{name}={name}.stats")]
+    sdjax("merge", "--algorithm", "regmean", "--base", "zoo:seed", *experts, *stats, "relative")
+    relative = weights("relative")
+    for path, leaf in weights("merged").items():
+        assert np.allclose(leaf, relative[path], rtol=2**-6, atol=1e-3), path
+
+
+def check_extract_lora(demo, folder):
+    for name in ("reader", "calculator"):
+        assert "error" in sdjax("extract-lora", "zoo:seed", f"zoo:{name}", name, "--rank", 4)
+
+
+def check_merge_lora(demo, folder):
+    check_extract_lora(demo, folder)
+    adapters = ["--adapter", "reader=0.7", "--adapter", "calculator=0.7"]
+    assert "rank 8" in sdjax("merge-lora", "both", *adapters)
+    assert "rank 2" in sdjax("merge-lora", "small", *adapters, "--rank", 2)
+    assert "strict" in sdjax("eval", "zoo:seed+both", "--task", "arithmetic", "--limit", 4)
+
+
 def check_eval(demo, folder):
     Path("sums.jsonl").write_text('{"question": "10+31=", "answer": "41"}\n')
     guide = (ROOT / "docs" / "task.md").read_text()
@@ -195,6 +228,9 @@ CHECKS = {
     "transfer": check_transfer,
     "tune": check_tune,
     "merge": check_merge,
+    "stats": check_stats,
+    "extract-lora": check_extract_lora,
+    "merge-lora": check_merge_lora,
     "eval": check_eval,
     "generate": check_generate,
     "check": check_check,
@@ -206,7 +242,7 @@ CHECKS = {
 
 def test_every_command_of_the_readme_is_run():
     rows = re.findall(r"^\| (`sdjax .*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    commands = {command for row in rows for command in re.findall(r"`sdjax (\w+)", row)}
+    commands = {command for row in rows for command in re.findall(r"`sdjax ([\w-]+)", row)}
     assert commands == set(CHECKS)
 
 
