@@ -17,11 +17,10 @@ from sdjax.tuning.search import SearchConfig
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["as_written", "tuned"])
-def config(request, small_config):
+@pytest.fixture
+def config(small_config):
     return dataclasses.replace(
         small_config,
-        score=request.param,
         tuning=RunTuningConfig(programs=1, search=SearchConfig(budget=2, steps=2, batch=2)),
         controls=ControlsConfig(tuned=("weights", "ties"), max_evaluations=4),
         test=dataclasses.replace(small_config.test, ablations=0),
@@ -75,7 +74,6 @@ def test_controls_stay_within_the_budget_and_resume(config, tmp_path, monkeypatc
 
     again = tmp_path / "interrupted"
     for module, name, call in (
-        (control_programs, "judge", 1),
         (control_programs, "score_programs", 0),
         (control_search, "search_by_gradient", 0),
     ):
@@ -89,7 +87,10 @@ def test_controls_stay_within_the_budget_and_resume(config, tmp_path, monkeypatc
 
 def test_extended_run_gives_its_controls_more(config, tmp_path):
     config = dataclasses.replace(
-        config, controls=ControlsConfig(tuned=("weights",), untrained=False), iterations=1
+        config,
+        score="tuned",
+        iterations=1,
+        controls=ControlsConfig(tuned=("weights",), untrained=False),
     )
     run_search(config, tmp_path)
     with Store.open(tmp_path) as store:
