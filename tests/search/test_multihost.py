@@ -22,11 +22,11 @@ SDJAX = ("-c", "from sdjax.cli.main import main; main()")
 
 @pytest.fixture(scope="module")
 def quick_config(small_config):
-    """One iteration of four samples without training, four problems per split."""
+    """One iteration of four samples without training, at most four problems per split."""
     return dataclasses.replace(
         small_config,
         iterations=1,
-        task=dataclasses.replace(small_config.task, development=4, test=4),
+        task=dataclasses.replace(small_config.task, development=6, confirmation=2, test=4),
         generation=dataclasses.replace(
             small_config.generation,
             samples=4,
@@ -45,7 +45,7 @@ def trained_config(quick_config, small_config):
     generation = dataclasses.replace(
         quick_config.generation, samples=8, temperature=small_config.generation.temperature
     )
-    task = dataclasses.replace(small_config.task, development=16, test=4)
+    task = dataclasses.replace(small_config.task, development=16, confirmation=0, test=4)
     return dataclasses.replace(
         small_config, generation=generation, task=task, baselines=quick_config.baselines
     )
