@@ -6,15 +6,17 @@ best of each answers the test problems, once. The same command resumes.
 """
 
 import argparse
-import os
+import dataclasses
 import resource
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.programs.grammar import sample_candidate
 from sdjax.sandbox.verdict import ADMITTED
+from sdjax.search.budget import spent
 from sdjax.search.config import RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
 from sdjax.search.iteration_scores import score_programs
@@ -25,7 +27,8 @@ from sdjax.search.scoring import save_settings, score_program
 from sdjax.search.store import Store
 from sdjax.search.types import TEST, Entry, Sample, StoredVerdict
 
-MODES = ("tuned", "as_written")
+Mode = Literal["tuned", "as_written"]
+MODES: tuple[Mode, ...] = ("tuned", "as_written")
 WEIGHTS = "weights"
 # One weight per expert, scored like any other structure.
 WEIGHTED_SUM = """def merge_models(task_vectors):
@@ -43,11 +46,13 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config("demo", ["score=tuned", "transfer={}", *options.set])
     context = build_context(config)
-    runs = [(WEIGHTS, 0, "tuned")]
+    runs: list[tuple[str, int, Mode]] = [(WEIGHTS, 0, "tuned")]
     runs += [("random", seed, mode) for seed in range(options.seeds) for mode in MODES]
     solved = {}
-    print("| structures | seed | score | development | test | test minus the weights | problems |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| structures | seed | score | development | test | test - weights | problems | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name, seed, mode in runs:
         folder = options.out / f"{name}-{seed}-{mode}"
         before = cpu_seconds()
@@ -59,29 +64,34 @@ def main() -> None:
         print(
             f"| {name} | {seed} | {mode} | {100 * development:.1f} "
             f"| {100 * np.mean([*best.values()]):.1f} | {gain.in_percent(signed=True)} "
-            f"| {problems:,} | {seconds:.0f} s",
+            f"| {problems:,} | {seconds:.0f} |",
             flush=True,
         )
 
 
 def search(
-    config: RunConfig, context: RunContext, folder: Path, seed: int, mode: str, count: int
+    config: RunConfig, context: RunContext, folder: Path, seed: int, mode: Mode, count: int
 ) -> tuple[dict[str, bool], float, int]:
     """Score structures; return the best one's answers to the test, its score, and the cost."""
-    import dataclasses
-
-    from sdjax.search.budget import spent
-
     context = dataclasses.replace(context, config=dataclasses.replace(config, score=mode))
     with open_store(context, folder, accept_versions=True) as store:
         save_settings(context, store)
         with open_sandbox(context) as sandbox:
-            rng, prompt = np.random.default_rng(seed), store.save_prompt("grammar", "")
+            prompt = store.save_prompt("grammar", "")
             while len(structures(store)) < count:
                 number = len(store.sample_numbers(1))
-                source = WEIGHTED_SUM if count == 1 else random_source(rng, number, seed)
-                key = {"prompt": prompt, "tokens": (), "stopped": True}
-                store.save(Sample(iteration=1, number=number, text=source, source=source, **key))
+                source = WEIGHTED_SUM if count == 1 else random_source(seed, number)
+                store.save(
+                    Sample(
+                        iteration=1,
+                        number=number,
+                        prompt=prompt,
+                        text=source,
+                        tokens=(),
+                        stopped=True,
+                        source=source,
+                    )
+                )
                 judge(context, store, sandbox, iteration=1)
             score_programs(context, store, sandbox, iteration=1)
             scores = complete_scores(store, config.task.metric)
@@ -94,16 +104,17 @@ def search(
         return best, scores[name], spent(store).problems
 
 
-def random_source(rng: np.random.Generator, number: int, seed: int) -> str:
-    del rng
-    own = np.random.default_rng([seed, number])
+def random_source(seed: int, number: int) -> str:
+    """Return a random program of the whole grammar, without deliberate faults."""
+    rng = np.random.default_rng([seed, number])
     while True:
-        candidate = sample_candidate(own, allow_held_out=True)
+        candidate = sample_candidate(rng, allow_held_out=True)
         if not candidate.fails:
             return candidate.text
 
 
 def structures(store: Store) -> set[str | None]:
+    """Return the structures of the admitted programs."""
     verdicts = store.select(StoredVerdict)
     return {one.structure for one in verdicts if one.verdict == ADMITTED}
 
@@ -115,5 +126,4 @@ def cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

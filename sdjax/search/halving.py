@@ -35,7 +35,7 @@ from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
 from sdjax.search.structure_search import StructureSearches
 from sdjax.search.structures import structures_of
-from sdjax.search.tune import training_texts
+from sdjax.search.tune import NOT_TUNED, training_texts
 from sdjax.search.types import (
     DEVELOPMENT,
     MAIN,
@@ -133,7 +133,8 @@ class _Halving:
         """Return whether a structure takes part, searched from a program or with it as it is."""
         scored = self._store.select(ScoredStructure, structure=structure)
         if scored and scored[0].written == identity:
-            if self._store.select(Candidate, structure=structure):
+            (entry,) = self._store.select(Entry, name=program_entry(identity))
+            if self._searches.candidates(structure) and NOT_TUNED not in entry.detail:
                 self._tuned.add(structure)
             return True
         if not self._is_refused(identity) and self._searches.begin(structure, identity):

@@ -88,7 +88,7 @@ class StructureSearches:
         self._context, self._store, self._judge = context, store, judge
         self._problems, self._rungs, self._examples = problems, rungs, examples
         self._config = context.config.tuning
-        self._numbers: dict[str, Numbers | None] = {}
+        self._numbers: dict[str, Numbers] = {}
         self._best: dict[str, tuple[int, int]] = {}
         self._last: MergedModel | None = None
 
@@ -99,15 +99,13 @@ class StructureSearches:
             structure: hash of the structure.
             identity: identity of the program that the search starts from.
         """
-        first = self.candidates(structure).get(0)
-        if first is None or structure not in self._numbers:
-            self._numbers[structure] = self._open(structure, identity)
-        numbers = self._numbers[structure]
+        numbers = self._open(identity)
         if numbers is None:
             return False
-        if first is None:
-            first, _ = self._try(structure, numbers, numbers.tunable.start, origin="written")
-        return first.finite
+        if not self.candidates(structure):
+            self._try(structure, numbers, numbers.tunable.start, origin="written")
+        self._numbers[structure] = numbers
+        return True
 
     def close(self, structure: str) -> None:
         """Free what the search of a structure keeps in memory."""
@@ -148,9 +146,7 @@ class StructureSearches:
 
     def write(self, candidate: Candidate) -> str:
         """Return the program of a candidate."""
-        numbers = self._numbers[candidate.structure]
-        assert numbers is not None
-        return numbers.tunable.write(_values(candidate))
+        return self._numbers[candidate.structure].tunable.write(_values(candidate))
 
     def _advance(self, structure: str, best: int, rung: int) -> int:
         """Have the best candidate and the new ones answer a rung; return the best one's number."""
@@ -231,8 +227,8 @@ class StructureSearches:
             batch=settings.batch,
         )
 
-    def _open(self, structure: str, identity: str) -> Numbers | None:
-        """Return the numbers of a structure; None if the program takes part as it is."""
+    def _open(self, identity: str) -> Numbers | None:
+        """Return the numbers of a program; None if it takes part as it is."""
         context, store, name = self._context, self._store, program_entry(identity)
         entries = store.select(Entry, name=name)
         entry = entries[0] if entries else Entry(name=name, kind="program", identity=identity)
@@ -251,7 +247,8 @@ class StructureSearches:
                     store.save(dataclasses.replace(entry, detail=detail))
                     raise UserError(f"{title}: {refusal.message}")
                 loss, sampled = self._loss(tunable)
-                self._merge(tunable, tunable.start)
+                if not self._merge(tunable, tunable.start).finite:
+                    raise UserError(f"{title}: the merged weights are not finite")
                 loss = compile_gradient(tunable, loss)
         except UserError as error:
             logger.debug("scored as written: %s", error)

@@ -11,9 +11,9 @@ import pytest
 from sdjax.decoding.config import DecoderConfig
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search import multihost
-from sdjax.search.config import BaselinesConfig
+from sdjax.search.config import BaselinesConfig, RunTuningConfig, StructuresConfig
 from sdjax.search.loop import run_search
-from sdjax.search.score_types import StoredPair
+from sdjax.search.score_types import Candidate, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import Checkpoint
 
@@ -89,6 +89,24 @@ def test_two_processes_give_the_results_of_one(quick_config, tmp_path, two_proce
     assert "report" not in second_output + second_log
     assert "merge_models" in (tmp_path / "two" / "report.html").read_text()
     assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_score_structures_as_one_does(quick_config, tmp_path, two_processes):
+    structures = StructuresConfig(steps=1, batch=4, candidates=1)
+    tuning = RunTuningConfig(structures=structures, programs=0)
+    tuned = dataclasses.replace(quick_config, score="tuned", race=None, tuning=tuning)
+    config = on_four_devices(tuned, tmp_path / "config.yaml")
+    processes = two_processes(*SDJAX, "run", config, "--out", tmp_path / "two")
+    run_search(tuned, tmp_path / "one")
+    finish(processes, 0)
+    stored = []
+    for folder in ("one", "two"):
+        with Store.open(tmp_path / folder) as store:
+            found = store.select(Candidate)
+            assert {one.origin for one in found} >= {"written", "gradient"}
+            stored.append([(one.structure, one.number, one.origin, one.steps) for one in found])
+    assert stored[0] == stored[1]
 
 
 def test_main_process_yields_the_verdicts_of_its_sandbox(monkeypatch):
