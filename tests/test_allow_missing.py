@@ -56,6 +56,7 @@ def commands(tmp_path):
     merge = ["merge", "--base", "zoo:seed", "--expert", "expert_1=zoo:reader"]
     evaluation = ["--task", "math", "--data", "math.jsonl", "--shots", "0"]
     small = ["iterations=1", "generation.samples=2", "task.development=4", "task.test=2"]
+    small += ["test.ablations=0"]
     small += ["baselines={fine: {linear: {}}}"]
     settings = [argument for override in small for argument in ("--set", override)]
     return {

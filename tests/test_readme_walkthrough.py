@@ -27,6 +27,7 @@ SMALL = [
     for override in (
         *("iterations=1", "generation.samples=24", "training.max_steps=2", "test.top_k=2"),
         *("task.development=64", "task.test=64", "selection.min_gap=0", "transfer={}"),
+        "test.ablations=0",
         *("baselines.paper={}", "baselines.fine={linear: {}}", "training.after_last=true"),
         "tuning={programs: 1, search: {budget: 2, steps: 2}}",
         "controls={tuned: [weights], random: false, untrained: false, max_evaluations: 2}",
@@ -50,7 +51,7 @@ def weights(folder):
 
 
 def best_program(folder):
-    """Return the run's best program by development score."""
+    """Return the run's best program."""
     with Store.open(folder) as store:
         identity = final_ranking(store, "strict")[0].identity
         return store.program(identity)

@@ -27,6 +27,7 @@ from sdjax.report.plots import (
     score_distributions,
 )
 from sdjax.report.results import shown_metrics
+from sdjax.search.answer import control_title
 from sdjax.search.entry_names import display_name
 from sdjax.search.store import Store
 from sdjax.search.types import MAIN, Change, Checkpoint, Lineage, RunInput, Setting
@@ -67,6 +68,9 @@ def render(store: Store) -> str:
         reasons=_reasons(report),
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
         display_name=display_name,
+        control_titles={
+            one.control: control_title(store, one.control) for one in report.comparisons
+        },
         shown_metrics=shown_metrics,
         shown_splits=shown_splits(report.controls),
         median=median,

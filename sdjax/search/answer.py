@@ -188,7 +188,7 @@ def _sentence(store: Store, chosen: Sequence[tuple[str, Comparison]], count: int
     if found and len(chosen) > len(found):
         verdict += f" {found[0]} only"
     parts = [
-        f"{form}{_how_many(one.program_numbers)} minus {_title(store, one.control)}"
+        f"{form}{_how_many(one.program_numbers)} minus {control_title(store, one.control)}"
         f"{_how_many(one.control_numbers)} {one.interval.in_percent(signed=True)}"
         for form, one in chosen
     ]
@@ -203,7 +203,7 @@ def _sentence(store: Store, chosen: Sequence[tuple[str, Comparison]], count: int
     )
 
 
-def _title(store: Store, control: str) -> str:
+def control_title(store: Store, control: str) -> str:
     """Return the readable name of a control, with the purpose of a control program."""
     if control not in programs_of(store, SEARCH):
         for purpose in (RANDOM, UNTRAINED):
