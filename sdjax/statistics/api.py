@@ -107,13 +107,13 @@ def compute_stats(
         >>> from pathlib import Path
         >>> import sdjax
         >>> from sdjax.statistics.config import StatisticsConfig
-        >>> settings = StatisticsConfig(kinds=("input_norm",), batch=4)
+        >>> settings = StatisticsConfig(kinds=("gram",))
         >>> out = Path("reader.stats")
-        >>> result = sdjax.compute_stats(
-        ...     "zoo:reader", out, task="arithmetic", limit=4, settings=settings
+        >>> result = sdjax.compute_stats(  # doctest: +SKIP
+        ...     "zoo:reader", out, task="arithmetic", limit=100, settings=settings
         ... )
-        >>> sdjax.load_stats(out)["input_norm/layers/0/mlp/down_proj"].shape
-        (512,)
+        >>> sdjax.load_stats(out)["gram/layers/0/mlp/down_proj"].shape  # doctest: +SKIP
+        (512, 512)
     """
     settings = settings or StatisticsConfig()
     folder, adapter = locate(model)

@@ -29,7 +29,7 @@ def folders(tmp_path):
     rng, changes = np.random.default_rng(0), {}
     for name in ("a", "b"):
         leaves, changes[name] = dict(base), {}
-        for path in (CHANGED, "layers/1/attn/o_proj", f"layers/{'01'[name == 'b']}/attn/k_proj"):
+        for path in (CHANGED, f"layers/{'01'[name == 'b']}/mlp/gate_proj"):
             rows, columns = base[path].shape
             change = rng.standard_normal((rows, 3)) @ rng.standard_normal((3, columns))
             changes[name][path] = change.astype(np.float32)
@@ -52,11 +52,12 @@ def check_changes(got, want):
         np.testing.assert_allclose(got[path], change, atol=1e-4 * np.abs(change).max())
 
 
+@pytest.mark.slow
 def test_a_difference_of_low_rank_is_extracted_exactly(folders):
     root, base, changes = folders
     result = extract_lora(str(root / "base"), str(root / "a"), root / "lora", rank=3)
     check_changes(change_of(root / "base", root / "lora", base), changes["a"])
-    assert len(result.tensors) == 3
+    assert len(result.tensors) == 2
     assert all(tensor.error < 1e-5 and tensor.rank == 3 for tensor in result.tensors)
     assert result.notes == (
         "1 tensor that LoRA does not adapt differs too (such as model.norm.weight): left out",
@@ -65,6 +66,7 @@ def test_a_difference_of_low_rank_is_extracted_exactly(folders):
     assert settings["base_model_name_or_path"] == str(root / "base")
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_best_approximation():
     rng = np.random.default_rng(1)
     matrix = rng.standard_normal((40, 60)) * np.linspace(1, 0.1, 60)

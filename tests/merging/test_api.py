@@ -160,7 +160,7 @@ def test_invalid_arguments_raise_user_error():
 
 
 @pytest.mark.parametrize("name", sorted(methods()))
-@pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), (1,)])
+@pytest.mark.parametrize("shape", [(), (0, 4), (4, 0), pytest.param((1,), marks=pytest.mark.slow)])
 def test_every_method_accepts_scalars_and_empty_tensors(name, shape, make_stats):
     rng = np.random.default_rng(0)
     arrays = (rng.standard_normal(shape).astype(np.float32) for _ in range(3))

@@ -10,7 +10,6 @@ from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import write_model
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.tokenizer import load_tokenizer
-from sdjax.models.params import param_specs
 from sdjax.statistics.config import StatisticsConfig
 from sdjax.statistics.progress import Progress
 from sdjax.testing import tiny_model
@@ -43,17 +42,12 @@ def texts(tmp_path):
 
 
 def test_statistics_are_stored_next_to_the_model(folder, texts):
-    settings = StatisticsConfig(batch=5, checkpoint_every=5)
+    settings = StatisticsConfig(kinds=("gram", "input_norm"), batch=2, checkpoint_every=8)
     result = sdjax.compute_stats(str(folder), data=texts, settings=settings)
     assert result.folder == folder.with_name("tiny.stats")
     stats = sdjax.load_stats(result.folder)
-    config, _ = sdjax.load_model(folder)
-    specs = param_specs(config)
-    assert (
-        len(stats) == result.count == len(specs) + 2 * 5
-    )  # distinct inputs, with the output matrix's
-    for path, spec in specs.items():
-        assert stats[f"fisher/{path}"].shape == stats.shapes[f"fisher/{path}"].shape == spec.shape
+    assert len(stats) == result.count == 2 * 5  # distinct inputs, with that of the output matrix
+    assert all(stats[name].shape == stats.shapes[name].shape for name in stats)
     gram = stats["gram/layers/0/mlp/down_proj"]
     norm = stats["input_norm/layers/0/mlp/down_proj"]
     np.testing.assert_allclose(np.sqrt(np.diag(gram)), norm, rtol=1e-5)

@@ -94,6 +94,7 @@ def test_empirical_fisher_information(model):
             np.testing.assert_allclose(information[index], want, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_fisher_information_of_drawn_targets(model):
     """Average over many drawn targets of one token: the expectation is known exactly."""
     config, params = model

@@ -112,7 +112,7 @@ def dropped(task_vectors, densities, rescale):
     return out
 
 
-@pytest.mark.parametrize("rescale", ["density", "l1", "none"])
+@pytest.mark.parametrize("rescale", ["density", "l1", pytest.param("none", marks=pytest.mark.slow)])
 def test_dare(rescale):
     weights, densities = (0.5, 0.3, 0.8), (0.3, 0.6, 0.9)
     d = dropped(as_float64(vectors(3)), densities, rescale)

@@ -50,7 +50,7 @@ def della(task_vectors, densities, epsilons, rescale):
     return out
 
 
-@pytest.mark.parametrize("rescale", ["density", "l1", "none"])
+@pytest.mark.parametrize("rescale", ["density", "l1", pytest.param("none", marks=pytest.mark.slow)])
 def test_della(rescale):
     weights, densities, epsilons = (0.5, 0.3, 0.8), (0.3, 0.6, 0.9), (0.15, 0.05, 0.09)
     kept = della(as_float64(vectors(3)), densities, epsilons, rescale)

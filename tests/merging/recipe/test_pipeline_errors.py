@@ -48,7 +48,14 @@ def test_invalid_models_raise_user_error_and_leave_no_files(tmp_path, models):
     check_refused(f"code: no such model folder in {tmp_path}")
 
 
-@pytest.mark.parametrize("method", sorted(methods()))
+# They share the check; the others run with the slow tests.
+QUICK = ("linear", "magmax", "pcb", "sce", "ties")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(methods())],
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_no_method_hides_non_finite_weights(method, value, make_stats):
     rng = np.random.default_rng(0)
