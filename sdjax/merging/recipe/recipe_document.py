@@ -217,8 +217,11 @@ class _RecipeDocument(YamlDocument):
         self.note(self.line(key), f"duplicate key {truncated_repr(key.value)}; the last one counts")
 
     def top(self) -> dict[str, yaml.Node]:
-        """Return the top-level keys and their values, without those that mean nothing."""
-        return self.known(self.root, "a recipe", self._top_level_keys)
+        """Return the top-level keys and their values, without those that mean nothing.
+
+        A misspelled one gives a note too: published recipes have them, and mergekit ignores them.
+        """
+        return self.known(self.root, "a recipe", self._top_level_keys, lenient=True)
 
     def known(
         self,
@@ -226,6 +229,8 @@ class _RecipeDocument(YamlDocument):
         name: str,
         allowed: tuple[str, ...],
         misplaced: tuple[str, ...] = (),
+        *,
+        lenient: bool = False,
     ) -> dict[str, yaml.Node]:
         """Return the allowed keys of a mapping and their values, without those that are null.
 
@@ -236,12 +241,14 @@ class _RecipeDocument(YamlDocument):
             name: name of the node in error messages.
             allowed: the keys that it may have.
             misplaced: keys that would mean something elsewhere.
+            lenient: whether a misspelled key gives a note.
         """
         entries = self.entries(node, name)
         for key, (line, _) in entries.items():
             if key in allowed:
                 continue
-            if key in misplaced or closest_name(key, allowed) is not None:
+            similar = closest_name(key, allowed)
+            if key in misplaced or (similar is not None and not lenient):
                 hint = did_you_mean(key, allowed, f"allowed: {', '.join(allowed)}")
                 if key in misplaced:
                     hint = (
@@ -250,7 +257,8 @@ class _RecipeDocument(YamlDocument):
                         else f"write it under parameters: {{{key}: ...}}"
                     )
                 raise self.fail(line, f"unknown key {truncated_repr(key)}; {hint}")
-            self.note(line, f"the key {truncated_repr(key)} means nothing; ignored")
+            hint = "" if similar is None else f" (did you mean {similar}?)"
+            self.note(line, f"the key {truncated_repr(key)} means nothing{hint}; ignored")
         values = self.mapping(node, name, allowed=tuple(entries))  # without null
         return {key: value for key, value in values.items() if key in allowed}
 
