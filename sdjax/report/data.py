@@ -175,7 +175,10 @@ def read_report(store: Store) -> ReportData:
         best_method=best_method(store, metric),
         min_change=_config_value(store, "selection", "min_change", default=0.0),
         best=_best_programs(store, judged, scores, metric, tables.get(MAIN, ()), top_k),
-        missing=_missing(store, _config_value(store, "iterations", default=0), iterations, tables),
+        missing=(
+            *_missing(store, _config_value(store, "iterations", default=0), iterations, tables),
+            *_no_answer(answer, tables.get(MAIN, ())),
+        ),
         answer=answer,
         comparisons=comparisons,
         controls=control_rows(store, metric),
@@ -302,6 +305,16 @@ def _nearest(store: Store, sources: Mapping[str, str]) -> dict[str, Nearest]:
     except UserError:
         return {}
     return nearest_texts(sources, training or ())
+
+
+def _no_answer(answer: Answer | None, rows: Sequence[TestRow]) -> list[str]:
+    """Return why there is no answer although programs have been tested."""
+    if answer is not None or not any(row.kind == "program" for row in rows):
+        return []
+    return [
+        "There is no answer: no control has been tested that has at most as many tuned numbers as "
+        "the best program."
+    ]
 
 
 def _missing(

@@ -6,6 +6,7 @@ import pytest
 
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
+from sdjax.report.data import read_report
 from sdjax.search.answer import compute_answer, read_answer, save_answer
 from sdjax.search.final_test import record_opening
 from sdjax.search.ranking import final_ranking, finalists
@@ -131,6 +132,7 @@ def test_earlier_bests_are_neither_ranked_first_nor_compared(run):
 def test_only_tested_entries_are_compared(run):
     store = run(CONTROLS[0], ("a1", 0, 0.9, None, None))
     assert compute_answer(store, "strict") == (None, ())
+    assert not any("There is no answer" in text for text in read_report(store).missing)
     store = run(("b2", 0, 0.95, None, 0.8))
     answer, (comparison,) = compute_answer(store, "strict")
     assert comparison.program == answer.written == "program:b2"
@@ -162,3 +164,9 @@ def test_what_an_earlier_version_tested_counts_as_one_opening(run):
         (1, ("method:grid", "program:a1")),
         (2, ("program:b2",)),
     ]
+
+
+def test_run_without_controls_says_that_it_has_no_answer(run):
+    store = run(("a1", 0, 0.8, 0.8, 0.8), ("method:weights, tuned", 3, 0.7, 0.7, 0.7))
+    assert compute_answer(store, "strict") == (None, ())
+    assert any("There is no answer" in text for text in read_report(store).missing)
