@@ -74,6 +74,7 @@ class AdaptedReader(TensorReader):
         array[...] = self.read_box(name, (slice(None),) * array.ndim)
         return array
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # callers check the result
     def read_box(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
         """Read a part of a tensor, one slice per axis."""
         adapter = self._adapter

@@ -105,6 +105,7 @@ class Float8Reader(TensorReader):
         self._dequantize(narrow, name, starts, array)
         return array
 
+    @np.errstate(over="ignore", invalid="ignore")  # callers check the result
     def _dequantize(
         self, narrow: np.ndarray, name: str, starts: tuple[int, ...], array: np.ndarray
     ) -> None:

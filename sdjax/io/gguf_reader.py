@@ -141,6 +141,7 @@ class GgufReader(TensorReader):
             values = values.reshape(last - first, *shape[1:])[part - first]
             array[start : start + size] = values[:, *box[1:]]
 
+    @np.errstate(over="ignore", invalid="ignore")  # callers check the result
     def _rows(self, name: str, first: int, count: int) -> np.ndarray:
         """Read rows along the last axis and return them as [count, size of the last axis]."""
         tensor = self._tensors[name]

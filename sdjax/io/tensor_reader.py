@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +21,14 @@ from sdjax.xla.alignment import Allocate, aligned_empty
 MAX_BLOCK_BYTES = 2**24
 
 
+T = TypeVar("T")
+
+
 class TensorInfo(NamedTuple):
-    """A tensor in a file: its shape, its dtype and the offset of its first byte."""
+    """The shape and the dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    offset: int = 0
 
 
 class TensorReader(abc.ABC):
@@ -101,15 +103,21 @@ class TensorReader(abc.ABC):
         """
         dtype = self.infos([name])[name].dtype
         if dtype not in DTYPES.values():
-            raise self.unsupported(name, DTYPE_CODES[dtype])
+            raise unsupported(self.where(name), DTYPE_CODES[dtype])
         return dtype
 
-    def unsupported(self, name: str, code: str) -> UserError:
-        """Return the error for a tensor whose dtype is not supported."""
-        return UserError(
-            f"{self.where(name)} is stored as {code}, which is not supported; "
-            f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
-        )
+
+def unsupported(where: str, code: str) -> UserError:
+    """Return the error for a tensor whose dtype is not supported.
+
+    Args:
+        where: the file and the tensor.
+        code: name of the dtype.
+    """
+    return UserError(
+        f"{where} is stored as {code}, which is not supported; "
+        f"use weights in {', '.join(sorted(HF_DTYPES.values()))}"
+    )
 
 
 def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
@@ -166,6 +174,42 @@ def allocated(allocate: Allocate, info: TensorInfo, where: str) -> np.ndarray:
         ) from None
 
 
+def locate_tensors(
+    folder: Path, index: str, single: str, open_file: Callable[[str], Mapping[str, T]]
+) -> list[T]:
+    """Return what the files of a folder say of each tensor: of one file, or of several by an index.
+
+    Args:
+        folder: the folder.
+        index: name of the index.
+        single: name of the file if there is no index.
+        open_file: returns what a file says of its tensors, by their names.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not have the tensors that the index lists.
+    """
+    path = member(folder, index)
+    if not path.exists():
+        return list(open_file(single).values())
+    weight_map = read_weight_map(path)
+    found: dict[str, T] = {}
+    for file in sorted(set(weight_map.values())):
+        for name, tensor in open_file(file).items():
+            if weight_map.get(name) != file:
+                raise UserError(
+                    f"{folder / file}: {index} does not list the tensor {name!r} in this file; "
+                    "copy the folder again"
+                )
+            found[name] = tensor
+    if missing := weight_map.keys() - found.keys():
+        name = min(missing)
+        raise UserError(
+            f"{folder / weight_map[name]}: the tensor {name!r} is not in this file though {index} "
+            "lists it; copy the file again"
+        )
+    return list(found.values())
+
+
 def read_weight_map(index: Path) -> dict[str, str]:
     """Read the index of weights in several files: tensor name to the name of its file.
 
@@ -183,15 +227,3 @@ def read_weight_map(index: Path) -> dict[str, str]:
         if not os.path.isfile(path):  # pathlib raises on very long names
             raise UserError(f"{path}: listed in {index.name} but missing; copy the missing file")
     return weight_map
-
-
-def check_listed(
-    index: Path, weight_map: Mapping[str, str], file: str, names: Iterable[str]
-) -> None:
-    """Raise UserError if an index does not list a tensor that a file has."""
-    for name in names:
-        if weight_map.get(name) != file:
-            raise UserError(
-                f"{index.parent / file}: {index.name} does not list the tensor {name!r} in this "
-                "file; copy the folder again"
-            )

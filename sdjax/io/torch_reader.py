@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from sdjax.core.errors import UserError
 from sdjax.io.links import member
-from sdjax.io.safetensors_writer import DTYPE_CODES, MAX_NAME_LENGTH, MAX_TENSORS
-from sdjax.io.stored_reader import StoredReader
-from sdjax.io.tensor_reader import TensorInfo, check_listed, read_weight_map
+from sdjax.io.safetensors_writer import MAX_NAME_LENGTH, MAX_TENSORS, STORED_DTYPES
+from sdjax.io.stored_reader import Place, StoredReader
+from sdjax.io.tensor_reader import TensorInfo, locate_tensors, unsupported
 from sdjax.io.torch_file import read_torch_file
-from sdjax.io.torch_pickle import StoredTensor
 
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
@@ -30,55 +29,30 @@ class TorchReader(StoredReader):
         Raises:
             UserError: a damaged or missing file, or one that contains anything but tensors.
         """
-        self.folder = folder
-        self._tensors: dict[str, StoredTensor] = {}
-        self._infos: dict[str, TensorInfo] = {}
-        self._file_of: dict[str, str] = {}
-        index = member(folder, TORCH_INDEX)
-        if not index.exists():
-            self._open(single)
-            return
-        weight_map = read_weight_map(index)
-        for file in sorted(set(weight_map.values())):
-            check_listed(index, weight_map, file, self._open(file))
-        if missing := weight_map.keys() - self._infos.keys():
-            name = min(missing)
-            raise UserError(
-                f"{folder / weight_map[name]}: the tensor {name!r} is not in this file though "
-                f"{TORCH_INDEX} lists it; copy the file again"
-            )
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All tensor names, sorted."""
-        return tuple(sorted(self._infos))
+        def open_file(file: str) -> dict[str, Place]:
+            return {place.name: place for place in _places(member(folder, file))}
 
-    def infos(self, names: Iterable[str]) -> Mapping[str, TensorInfo]:
-        """Return the shape, dtype and offset of all tensors."""
-        return self._infos
+        super().__init__(folder, locate_tensors(folder, TORCH_INDEX, single, open_file))
 
-    def path(self, name: str) -> Path:
-        """Return the file of a tensor."""
-        return member(self.folder, self._file_of[name])
 
-    def strides(self, name: str) -> tuple[int, ...]:
-        """Return the steps between the elements along each axis, in elements."""
-        return self._tensors[name].strides
-
-    def _open(self, file: str) -> list[str]:
-        """Add the tensors of a file and return their names."""
-        path = member(self.folder, file)
-        tensors, offsets = read_torch_file(path)
-        longest = max(map(len, tensors), default=0)
-        if len(tensors) > MAX_TENSORS or longest > MAX_NAME_LENGTH:
-            raise UserError(
-                f"{path}: has {len(tensors):,} tensors with names of up to {longest:,} characters, "
-                "which no model has; check that it is the right file"
-            )
-        for name, tensor in tensors.items():
-            offset = offsets[tensor.storage.key] + tensor.offset * tensor.dtype.itemsize
-            self._tensors[name], self._file_of[name] = tensor, file
-            self._infos[name] = TensorInfo(tensor.shape, tensor.dtype, offset)
-            if tensor.dtype not in DTYPE_CODES:
-                raise self.unsupported(name, tensor.dtype.name)
-        return list(tensors)
+def _places(path: Path) -> Iterator[Place]:
+    """Yield the places of the tensors in a file."""
+    tensors, offsets = read_torch_file(path)
+    longest = max(map(len, tensors), default=0)
+    if len(tensors) > MAX_TENSORS or longest > MAX_NAME_LENGTH:
+        raise UserError(
+            f"{path}: has {len(tensors):,} tensors with names of up to {longest:,} characters, "
+            "which no model has; check that it is the right file"
+        )
+    for name, tensor in tensors.items():
+        place = Place(
+            name=name,
+            path=path,
+            offset=offsets[tensor.storage.key] + tensor.offset * tensor.dtype.itemsize,
+            info=TensorInfo(tensor.shape, tensor.dtype),
+            strides=tensor.strides,
+        )
+        if tensor.dtype not in STORED_DTYPES.values():
+            raise unsupported(place.where, tensor.dtype.name)
+        yield place

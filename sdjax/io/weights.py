@@ -34,7 +34,7 @@ def open_model_weights(folder: Path) -> TensorReader:
     """
     reader = _open_stored(folder)
     config = read_json(folder / CONFIG)
-    infos = {name: reader.infos([name])[name] for name in reader.names}
+    infos = reader.infos(reader.names)
     check_not_packed(folder, config, infos)
     if any(infos[name].dtype in FLOAT8_DTYPES.values() for name in reader.names):
         return Float8Reader(reader, config)
