@@ -44,6 +44,7 @@ class StatisticsFolder(Mapping[str, np.ndarray]):
                 f"{folder}: no statistics; compute them with `sdjax stats MODEL --data FILE`"
             )
         self._reader = SafetensorsReader(folder)
+        self._infos = self._reader.infos(self._reader.names)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read a statistic.
@@ -51,7 +52,7 @@ class StatisticsFolder(Mapping[str, np.ndarray]):
         Raises:
             UserError: the file is truncated, or has NaN or infinity.
         """
-        if name not in self._reader.file_of:
+        if name not in self._infos:
             raise KeyError(name)
         array = self._reader.read(name)
         if not is_finite(array):
@@ -66,16 +67,16 @@ class StatisticsFolder(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         """Return the number of statistics."""
-        return len(self._reader.file_of)
+        return len(self._infos)
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a statistic of this name; nothing is read."""
-        return name in self._reader.file_of
+        return name in self._infos
 
     @functools.cached_property
     def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of all statistics by name; nothing is read."""
-        infos = self._reader.infos(self)
+        infos = self._infos
         return {name: jax.ShapeDtypeStruct(infos[name].shape, infos[name].dtype) for name in self}
 
 
