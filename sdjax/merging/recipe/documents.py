@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sdjax.core.errors import UserError
+from sdjax.core.files import MAX_TEXT_BYTES, read_bytes
 from sdjax.io.atomic_write import make_folder
+from sdjax.io.links import member
 from sdjax.io.safetensors_reader import CONFIG
 from sdjax.merging.recipe.model_card import RECIPE
 from sdjax.merging.recipe.recipe_document import named_folders, read_recipes
@@ -84,8 +86,8 @@ def _is_result(folder: Path, recipe: Recipe) -> bool:
     """Return whether a folder has the result of a recipe; raise UserError if it has another."""
     if not (folder / CONFIG).is_file():
         return False
-    written = folder / RECIPE
-    if written.is_file() and written.read_bytes() == recipe.text.encode():
+    written = member(folder, RECIPE)
+    if written.is_file() and read_bytes(written, MAX_TEXT_BYTES) == recipe.text.encode():
         return True
     raise UserError(
         f"{folder}: exists, but was not merged by this recipe {recipe.name!r}; remove it or choose "
