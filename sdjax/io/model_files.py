@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from sdjax.core.errors import UserError
@@ -24,6 +25,13 @@ _OTHER = re.compile(
     r"generation_config\.json|.*(processor|feature_extractor)\w*\.json"
     r"|(modeling|configuration|processing|image_processing|video_processing|feature_extraction)"
     r"_\w+\.py"
+)
+# Files that a merge replaces or that say nothing of how a model is used: config, weights, adapters,
+# texts, pictures and records of training.
+_REPLACED = re.compile(
+    r"\..*|config\.json|.*\.index\.json|adapter_.*|(README|LICEN[CS]E|NOTICE|USE_POLICY).*"
+    r"|recipe\.yaml|program\.py|mergekit_config\.yml|(trainer_state|training_args|\w*results)\..*"
+    r"|.*\.(safetensors|bin|pth?|gguf|h5|msgpack|onnx|npz|npy|md|txt|png|jpe?g|gif|webp|svg|pdf)"
 )
 # Formats of the files that transformers' tokenizer classes read.
 _READ_SUFFIXES = frozenset(
@@ -75,6 +83,22 @@ def other_files(folder: Path) -> list[str]:
         UserError: one of them is a link that leads out of the folder.
     """
     return _files(folder, _OTHER)
+
+
+def dropped_files(folder: Path, copied: Collection[str], *, known: bool) -> list[str]:
+    """Return the files of a model's folder that a merged model lacks.
+
+    Args:
+        folder: the folder.
+        copied: names of the files that the merged model has.
+        known: only files that belong to a model, such as a processor's.
+    """
+    if known:
+        names = [*tokenizer_files(folder, vocabulary=False), *other_files(folder)]
+    else:
+        paths = (path for path in folder.iterdir() if path.is_file())
+        names = [path.name for path in paths if not _REPLACED.fullmatch(path.name)]
+    return sorted(name for name in names if name not in copied)
 
 
 def _files(folder: Path, pattern: re.Pattern[str]) -> list[str]:

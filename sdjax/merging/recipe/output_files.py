@@ -15,7 +15,7 @@ from sdjax.core.errors import truncated_repr
 from sdjax.core.files import MAX_VOCABULARY_BYTES, read_bytes, read_text
 from sdjax.io.atomic_write import write_file
 from sdjax.io.links import member
-from sdjax.io.model_files import other_files, tokenizer_files
+from sdjax.io.model_files import dropped_files, other_files, tokenizer_files
 from sdjax.io.quantization import QUANTIZATION
 from sdjax.io.safetensors_reader import CONFIG, read_json
 from sdjax.io.safetensors_writer import DTYPES
@@ -113,6 +113,27 @@ def write_tokenizer(
             text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
             write_file(folder / TOKENIZER_CONFIG, text)
         write_file(folder / CHAT_TEMPLATE, chat_template)
+
+
+def dropped(plan: MergePlan, chat_template: str | None) -> list[str]:
+    """Return a note for each model with files that the result lacks.
+
+    Args:
+        plan: the plan of the merge.
+        chat_template: replaces the tokenizer's chat template.
+    """
+    tokenizer, template = plan.tokenizer.folder, plan.template.folder
+    copied = {*tokenizer_files(tokenizer), *other_files(template)}
+    if chat_template is not None:
+        copied.add(CHAT_TEMPLATE)
+    notes = []
+    for model in plan.models:
+        names = dropped_files(model.folder, copied, known=model.folder != template)
+        if names:
+            several = f"{len(names)} files ({names[0]}, …) are"
+            such = f"{names[0]} is" if len(names) == 1 else several
+            notes.append(f"{model.name}: {such} not copied")
+    return notes
 
 
 def resolve_chat_template(recipe: Recipe, models: Sequence[SourceModel]) -> str | None:

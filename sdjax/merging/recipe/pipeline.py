@@ -7,6 +7,7 @@ so that an error in a method is reported at once; they are compiled in the backg
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import deque
@@ -158,6 +159,8 @@ def write_merged(
     Raises:
         UserError: as in `merge_recipe`.
     """
+    notes = (*plan.notes, *output_files.dropped(plan, chat_template))
+    plan = dataclasses.replace(plan, notes=notes)
     specs = plan.tensors
     fingerprint = _fingerprint(plan, provenance, chat_template)
     inputs = {folder.resolve() for model in plan.models for folder in model.reader.folders}

@@ -159,7 +159,13 @@ def test_files_of_processors_and_chat_templates_come_along(tmp_path, models):
     for name, text in files.items():
         (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "base" / name).write_text(text)
-    merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+    for model, name in (("base", "rag_index.json"), ("math", "video_preprocessor_config.json")):
+        (tmp_path / model / name).write_text("{}")
+    result = merge_recipe(write(tmp_path, TASK_ARITHMETIC), tmp_path / "out")
+    assert result.notes == (
+        "base: rag_index.json is not copied",
+        "math: video_preprocessor_config.json is not copied",
+    )
     for name, text in files.items():
         assert (tmp_path / "out" / name).read_text() == text
     merge_recipe(write(tmp_path, TASK_ARITHMETIC + "chat_template: chatml\n"), tmp_path / "other")
