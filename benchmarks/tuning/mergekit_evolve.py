@@ -98,9 +98,7 @@ class Population:
     scores: list[float]
 
 
-def run_mergekit(
-    python: Path, genome: Path, trials: int, batch: int, *extra: str
-) -> list[Population]:
+def run_mergekit(python: Path, genome: Path, trials: int, batch: int) -> list[Population]:
     """Return the populations of mergekit-evolve."""
     folder = genome.parent.resolve()
     storage = folder / "storage"
@@ -108,7 +106,7 @@ def run_mergekit(
     offline = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     caches = {"HF_HOME": str(folder / "hugging-face")}
     command = [python, SIDE, genome, folder / "tasks", storage]
-    options = ["--trials", str(trials), "--batch-size", str(batch), *extra]
+    options = ["--trials", str(trials), "--batch-size", str(batch)]
     done = subprocess.run(
         [*map(str, command), *options],
         env={**os.environ, **offline, **caches},
@@ -186,9 +184,8 @@ def main() -> None:
     # An absolute path that is not resolved: a virtual environment's python is a link.
     python, rows = arguments.mergekit.absolute(), []
     for batch in arguments.batch_size or (64,):
-        for name, extra in (("pool", ()), ("pool, in memory", ("--in-memory",))):
-            populations = run_mergekit(python, genome, arguments.trials, batch, *extra)
-            rows.append(print_row(f"mergekit-evolve, {name}, batch {batch}", populations))
+        populations = run_mergekit(python, genome, arguments.trials, batch)
+        rows.append(print_row(f"mergekit-evolve, batch {batch}", populations))
     ours = print_row("sdjax", run_sdjax(genome, arguments.trials))
     best, least = max(rate for rate, _ in rows), min(cost for _, cost in rows)
     print(

@@ -1,7 +1,7 @@
 """Run mergekit-evolve in its own environment and time its trials.
 
     VENV/bin/python benchmarks/tuning/mergekit_side.py GENOME TASKS STORAGE [--trials 21]
-        [--workers 2] [--batch-size 64] [--in-memory]
+        [--workers 2] [--batch-size 64]
 
 Prints JSON: the seconds, the processor seconds and the scores of each population.
 `mergekit_evolve.py` next to this file writes GENOME and TASKS and calls it.
@@ -63,7 +63,6 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=21)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--in-memory", action="store_true")
     options = parser.parse_args()
     prepare()
     from mergekit.evo import strategy
@@ -94,7 +93,7 @@ def main() -> None:
         [
             str(options.genome),
             *("--max-fevals", str(options.trials)),
-            *("--strategy", "pool", "--in-memory" if options.in_memory else "--no-in-memory"),
+            *("--strategy", "pool"),
             *("--num-gpus", str(options.workers), "--no-merge-cuda", "--no-reshard"),
             *("--batch-size", str(options.batch_size), "--no-save-final-model"),
             *("--storage-path", str(options.storage), "--task-search-path", str(options.tasks)),

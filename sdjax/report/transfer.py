@@ -37,7 +37,8 @@ class Comparison:
     Attributes:
         program: entry name of the program.
         method: entry name of the method.
-        tuned_on: the experts that the numbers of the method were selected on.
+        tuned_on: the experts that the method's numbers were selected on: "run", "here" or both.
+        best_on: those of them on which the method has the best development score.
         numbers: how many numbers a search has tuned; None for a point of a grid.
         gain: accuracy of the program minus that of the method, paired by problem.
     """
@@ -45,6 +46,7 @@ class Comparison:
     program: str
     method: str
     tuned_on: str
+    best_on: str
     numbers: int | None
     gain: Interval
 
@@ -55,8 +57,7 @@ class TransferResults:
 
     Attributes:
         rows: the test results of the base, the experts, the methods and the programs.
-        comparisons: each program with each method: those tuned in the run, then those tuned with
-            the new experts, each ordered by the development score that selected their numbers.
+        comparisons: each program with each method.
     """
 
     rows: tuple[TestRow, ...]
@@ -92,11 +93,13 @@ def transfer_results(store: Store, result: Transfer) -> TransferResults:
         for name in (*programs, *methods)
         if name in shown
     }
+    best = {_RUN: next(iter(result.untouched), None), _HERE: next(iter(result.tuned), None)}
     comparisons = [
         Comparison(
             program=program,
             method=method,
             tuned_on=tuned_on[method],
+            best_on=", ".join(kind for kind, name in best.items() if name == method),
             numbers=entries[method].detail.get("constants"),
             gain=paired_by_key(correct[program], correct[method]),
         )
@@ -133,10 +136,7 @@ def transfer_table(
     comparisons = [one for one in results.comparisons if one.program == best]
     if best is None or not comparisons:
         return Group(table, *map(Text, notes))
-    note = (
-        "paired by problem; of each kind, the first method is the one that its development score "
-        "selects"
-    )
+    note = "* best development score of these methods; intervals are paired by problem"
     compared = _comparison_table(best, comparisons, width)
     return Group(table, *map(Text, notes), Text(), compared, Text(note))
 
@@ -145,7 +145,7 @@ def _comparison_table(program: str, comparisons: Sequence[Comparison], width: in
     rows = [
         (
             visible(display_name(one.method)),
-            one.tuned_on,
+            _starred(one),
             "" if one.numbers is None else str(one.numbers),
             one.gain.in_percent(signed=True),
         )
@@ -161,6 +161,12 @@ def _comparison_table(program: str, comparisons: Sequence[Comparison], width: in
         shown = Text(cut_middle(name, max(width - taken - COLUMN_GAP, 8)))
         table.add_row(shown, *map(Text, cells[:-1]), gain_text(one.gain))
     return table
+
+
+def _starred(comparison: Comparison) -> str:
+    best = comparison.best_on.split(", ")
+    kinds = comparison.tuned_on.split(", ")
+    return ", ".join(f"{kind}*" if kind in best else kind for kind in kinds)
 
 
 def transfer_json(
@@ -214,6 +220,7 @@ def transfer_json(
                 "program": one.program,
                 "method": one.method,
                 "tuned_on": one.tuned_on,
+                "best_on": one.best_on,
                 "numbers": one.numbers,
                 "gain": _interval(one.gain),
             }
@@ -283,6 +290,7 @@ def _comparison(data: Mapping[str, Any]) -> Comparison:
         program=str(data["program"]),
         method=str(data["method"]),
         tuned_on=str(data["tuned_on"]),
+        best_on=str(data["best_on"]),
         numbers=None if data["numbers"] is None else int(data["numbers"]),
         gain=gain,
     )

@@ -146,6 +146,9 @@ def test_programs_merge_models_of_other_shapes_with_their_constants(
     assert data["tuned"][WEIGHTS]["evaluations"] == 2
     compared = {(one.program, one.method): one.tuned_on for one in results.comparisons}
     assert compared == {(program, name): on for program in best for name, on in methods.items()}
+    starred = {one.best_on: one.method for one in results.comparisons if one.best_on}
+    assert starred.get("run", starred.get("run, here")) == result.untouched[0]
+    assert starred.get("here", starred.get("run, here")) == result.tuned[0]
     for one in results.comparisons:
         program, method = (
             np.array(data["correct"][n]["strict"]) for n in (one.program, one.method)
