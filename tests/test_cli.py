@@ -233,6 +233,22 @@ def test_interrupted_merge_says_how_to_resume(tmp_path, monkeypatch):
     assert result.output == "sdjax: interrupted; run the same command again to resume the merge\n"
 
 
+def test_merge_explains_the_options_of_mergekit(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("merge_method: karcher\nmodels: [{model: zoo:seed}, {model: zoo:reader}]\n")
+    options = ["--cuda", "--copy-tokenizer", "--lora-merge-cache", "x", "--out-shard-size", "1M"]
+    result = run_cli("merge", recipe, tmp_path / "out", *options)
+    assert "--cuda has no effect: JAX uses all devices" in result.output
+    assert "--lora-merge-cache has no effect" in result.output
+    assert "--copy-tokenizer" not in result.output
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
+    arguments = ("merge", recipe, tmp_path / "other")
+    refusal = user_error(*arguments, "--trust-remote-code")
+    assert "custom code of models is copied, never run" in refusal
+    assert "delete the tokenizer's files" in user_error(*arguments, "--no-copy-tokenizer")
+    assert "'5X' is not a size" in run_cli(*arguments, "--out-shard-size", "5X").output
+
+
 def test_merge_into_a_file_raises_user_error(tmp_path):
     (tmp_path / "out").write_text("")
     assert "out: is a file; choose a folder" in user_error("merge", "r.yaml", tmp_path / "out")

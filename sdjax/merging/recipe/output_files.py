@@ -64,8 +64,9 @@ def write_config(
         keyed = [section for section in sections if "vocab_size" in section]
         for section in keyed or [fields]:
             section["vocab_size"] = plan.tokenizer.vocabulary.size
-    outside = (name for name in tensors if parse_name(name).layer is None)
-    _set_tie(fields, plan, has_output=any(map(is_output_matrix, outside)))
+    # A bias has no say: BERT ties its output matrix and has a bias of its own.
+    weights = (n for n in tensors if n.endswith(".weight") and parse_name(n).layer is None)
+    _set_tie(fields, plan, has_output=any(map(is_output_matrix, weights)))
     write_file(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 

@@ -84,8 +84,10 @@ def test_output_matrix_of_one_model_unties_a_family_that_ties_by_default(tmp_pat
     np.testing.assert_allclose(read(tmp_path / "out")["lm_head.weight"], expected, rtol=1e-5)
 
 
-def test_tied_models_stay_tied(tmp_path, models):
+@pytest.mark.parametrize("bias", ["lm_head.bias", "cls.predictions.bias"])
+def test_tied_models_stay_tied(tmp_path, models, bias):
     for name in models:
+        rewrite(tmp_path / name, models[name], **{bias: np.zeros(11, np.float32)})
         set_config(tmp_path, name, model_type="gemma2", tie_word_embeddings=True)
     assert merged_config(tmp_path)[0]["tie_word_embeddings"] is True
 
