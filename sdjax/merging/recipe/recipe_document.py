@@ -220,8 +220,10 @@ class _RecipeDocument(YamlDocument):
         """Return the top-level keys and their values, without those that mean nothing.
 
         A misspelled one gives a note too: published recipes have them, and mergekit ignores them.
+        Without `merge_method` it is an error, since the file is probably not a recipe.
         """
-        return self.known(self.root, "a recipe", self._top_level_keys, lenient=True)
+        lenient = "merge_method" in self.entries(self.root, "a recipe")
+        return self.known(self.root, "a recipe", self._top_level_keys, lenient=lenient)
 
     def known(
         self,
