@@ -37,7 +37,7 @@ def model(name):
         raise UserError("gone: no such folder")
     layers = (7 if name == "deep" else 2) * ((".mlp.up_proj.weight", ".self_attn.q_proj.weight"),)
     outside = ("model.embed_tokens.weight", "model.norm.weight")
-    info = {name: TensorInfo((4, 4), np.dtype(ml_dtypes.bfloat16), 0) for name in outside}
+    info = {name: TensorInfo((4, 4), np.dtype(ml_dtypes.bfloat16)) for name in outside}
     for index, suffixes in enumerate(layers):
         info |= {f"model.layers.{index}{s}": info[outside[0]] for s in suffixes}
     return SourceModel(
