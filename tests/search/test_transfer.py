@@ -225,18 +225,19 @@ def test_interrupted_transfer_resumes_and_writes_its_file_at_the_end(
 def test_two_processes_give_the_results_of_one(run_with_controls, tmp_path, two_processes):
     random_family(tmp_path / "models", "qwen2")
     arguments = [run_with_controls, "--base", tmp_path / "models" / "base", "--limit", "4"]
-    arguments += ["--budget", "2", "--tune", "weights", "--mesh", "data=2,tensor=2"]
+    arguments += ["--budget", "2", "--tune", "weights"]
     for slot, model in experts_in(tmp_path / "models").items():
         arguments += ["--expert", f"{slot}={model}"]
     out = tmp_path / "two.json"
     sdjax_command = ("-c", "from sdjax.cli.main import main; main()")
-    processes = two_processes(*sdjax_command, "transfer", *arguments, "--out", out)
+    devices = ["--mesh", "data=2,tensor=2"]
+    processes = two_processes(*sdjax_command, "transfer", *arguments, *devices, "--out", out)
     texts = [process.communicate(timeout=400) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     assert "minus each method" in texts[0][0]
     assert "method" not in texts[1][0]
     one = tmp_path / "one.json"
-    words = [str(word) for word in arguments[:-2]]
+    words = [str(word) for word in arguments]
     CliRunner().invoke(command, [*words, "--out", str(one)], catch_exceptions=False)
     data, expected = json.loads(out.read_text()), json.loads(one.read_text())
     assert data["correct"] == expected["correct"]
