@@ -32,7 +32,8 @@ from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.attempts import DATABASE_FILE
-from sdjax.search.config import BaselinesConfig, ControlsConfig, RunConfig, read_config
+from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig
+from sdjax.search.config import RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.loop import GENERATORS_FOLDER, load_generator, run_search

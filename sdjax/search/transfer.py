@@ -37,7 +37,8 @@ from sdjax.search.baselines import (
     score_baselines,
     tuned_methods,
 )
-from sdjax.search.config import ControlsConfig, ExpertConfig, RunConfig, RunTuningConfig
+from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig
+from sdjax.search.config import ExpertConfig, RunConfig
 from sdjax.search.context import ScoringContext, load_scoring
 from sdjax.search.control_search import tune_controls
 from sdjax.search.controls import control_names, open_control, tuned_controls

@@ -7,7 +7,8 @@ import pytest
 
 from sdjax.decoding.config import DecoderConfig
 from sdjax.sandbox.sandbox import Sandbox
-from sdjax.search.config import BaselinesConfig, RunConfig, read_config
+from sdjax.search.comparison_config import BaselinesConfig
+from sdjax.search.config import RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
 
 

@@ -11,14 +11,8 @@ from sdjax.core.errors import UserError
 from sdjax.evaluation.task import read_problems
 from sdjax.evaluation.tasks.registry import find_task
 from sdjax.io.hub import HubError
-from sdjax.search.config import (
-    ControlsConfig,
-    config_from,
-    method_entry,
-    prompt_template,
-    read_config,
-    read_prompt,
-)
+from sdjax.search.comparison_config import ControlsConfig
+from sdjax.search.config import config_from, method_entry, prompt_template, read_config, read_prompt
 from sdjax.search.plan import plan_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,7 +9,8 @@ from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.search import control_programs
 from sdjax.search.budget import most_problems, spent
-from sdjax.search.config import ControlsConfig, read_config
+from sdjax.search.comparison_config import ControlsConfig
+from sdjax.search.config import read_config
 from sdjax.search.control_programs import random_program, try_control_programs
 from sdjax.search.control_search import control_settings
 from sdjax.search.controls import check_controls, program_controls, samples_of_control

@@ -6,7 +6,7 @@ import pytest
 
 from sdjax.report.controls import control_rows
 from sdjax.search import control_programs, control_search
-from sdjax.search.config import ControlsConfig, RunTuningConfig
+from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig
 from sdjax.search.loop import run_search
 from sdjax.search.ranking import controls, programs_of
 from sdjax.search.score_types import Answer

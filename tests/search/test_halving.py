@@ -7,7 +7,7 @@ import pytest
 from sdjax.evaluation.racing import Race
 from sdjax.search import structure_search
 from sdjax.search.budget import spent
-from sdjax.search.config import RunTuningConfig, StructuresConfig
+from sdjax.search.comparison_config import RunTuningConfig, StructuresConfig
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.phases import judge, scored_samples
 from sdjax.search.score_types import Application, Candidate, CandidateOutcome, ScoredStructure

@@ -29,7 +29,8 @@ from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search import context, loop, multihost, phases, resume, scoring, tune
-from sdjax.search.config import BaselinesConfig, ControlsConfig, ExpertConfig, RunTuningConfig
+from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig, RunTuningConfig
+from sdjax.search.config import ExpertConfig
 from sdjax.search.context import build_context
 from sdjax.search.loop import run_search
 from sdjax.search.plan import plan_run

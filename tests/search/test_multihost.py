@@ -11,7 +11,7 @@ import pytest
 from sdjax.decoding.config import DecoderConfig
 from sdjax.sandbox.verdict import Verdict
 from sdjax.search import multihost
-from sdjax.search.config import BaselinesConfig, RunTuningConfig, StructuresConfig
+from sdjax.search.comparison_config import BaselinesConfig, RunTuningConfig, StructuresConfig
 from sdjax.search.loop import run_search
 from sdjax.search.score_types import Candidate, StoredPair
 from sdjax.search.store import Store

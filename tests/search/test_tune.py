@@ -10,7 +10,7 @@ import pytest
 
 from sdjax.search import tune
 from sdjax.search.attempts import pending_attempt
-from sdjax.search.config import RunTuningConfig
+from sdjax.search.comparison_config import RunTuningConfig
 from sdjax.search.store import Store
 from sdjax.search.types import Attempt, Entry, Program, Setting, program_entry
 from sdjax.training.packing import Example
