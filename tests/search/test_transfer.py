@@ -162,7 +162,7 @@ def test_transfer_to_the_same_experts_gives_the_scores_of_the_run(run, tmp_path)
         config = store.config()
         expected = {one.entry: one.strict for one in store.summaries(TEST)}
     experts = {slot: config.experts[slot].model for slot in SLOTS}
-    result = transfer(run, experts, tmp_path / "results", TransferOptions(top_k=2))
+    result = transfer(run, experts, tmp_path / "results", TransferOptions(top_k=2, budget=0))
     with Store.open(tmp_path / "results") as store:
         found = {row.name: row.strict.mean for row in transfer_results(store, result).rows}
     assert found == expected
