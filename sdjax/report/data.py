@@ -312,7 +312,7 @@ def _no_answer(answer: Answer | None, rows: Sequence[TestRow]) -> list[str]:
     if answer is not None or not any(row.kind == "program" for row in rows):
         return []
     return [
-        "There is no answer: no control has been tested that has at most as many tuned numbers as "
+        "There is no answer: no control has been tested that has at most as many numbers as "
         "the best program."
     ]
 

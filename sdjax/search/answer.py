@@ -1,8 +1,8 @@
 """The answer of a run: was anything discovered that a human-designed or random merge does not give?
 
 Each finalist that the search discovered is compared, on the test problems, with the best control
-that has at most as many tuned numbers; controls are tuned and found with the run's own budget. The
-best control, and the program that the answer is about, are those with the best confirmation score
+that has at most as many numbers; controls are tuned and found with the run's own budget. The best
+control, and the program that the answer is about, are those with the best confirmation score
 (`sdjax.search.ranking.selection_order`), so that the test problems select nothing.
 
 The comparisons are paired by problem. There is one per finalist, tuned programs and programs as
@@ -17,14 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import holm_levels, paired_difference, paired_p_value
+from sdjax.programs.constants import find_constants
 from sdjax.search.budget import number_in
 from sdjax.search.entry_names import display_name
 from sdjax.search.ranking import (
     both_forms,
     controls,
     final_ranking,
-    is_tuned,
     programs_of,
     selection_order,
     set_aside,
@@ -40,6 +41,7 @@ from sdjax.search.types import (
     TEST,
     UNTRAINED,
     Entry,
+    Setting,
 )
 
 _LEVEL = 0.05
@@ -134,10 +136,11 @@ def _compare(
     store: Store, metric: str, programs: Sequence[Entry], controls: Sequence[Entry]
 ) -> dict[str, Comparison]:
     """Return the comparison of each program that a control matches, by name of its entry."""
+    counts = {one.name: numbers(store, one) for one in (*programs, *controls)}
     matched = [
         (program, control)
         for program in programs
-        if (control := next((c for c in controls if numbers(c) <= numbers(program)), None))
+        if (control := next((c for c in controls if counts[c.name] <= counts[program.name]), None))
     ]
     pairs = [
         _paired(_correct(store, program.name, metric), _correct(store, control.name, metric))
@@ -152,9 +155,9 @@ def _compare(
         comparisons[program.name] = Comparison(
             opening=openings(store),
             program=program.name,
-            program_numbers=numbers(program),
+            program_numbers=counts[program.name],
             control=control.name,
-            control_numbers=numbers(control),
+            control_numbers=counts[control.name],
             problems=len(pair[0]),
             gain=gain.mean,
             low=max(gain.low, -1.0),  # the interval of one problem is infinite
@@ -165,11 +168,29 @@ def _compare(
     return comparisons
 
 
-def numbers(entry: Entry) -> int:
-    """Return how many numbers of an entry were tuned; 0 as written, or for a method of a grid."""
-    if entry.kind == "program" and not is_tuned(entry):
+def numbers(store: Store, entry: Entry) -> int:
+    """Return how many numbers of an entry could be tuned, whoever chose them.
+
+    A program found among many by its score has numbers that the search chose, as a grid chooses
+    those of its best point. So a program counts its constants also as it was written, and a method
+    of a grid its hyperparameters.
+    """
+    if "constants" in entry.detail:
+        return int(number_in(entry.detail, "constants"))
+    if entry.kind == "program":
+        return _constants(store, entry)
+    hyperparameters = entry.detail.get("hyperparameters")
+    values = hyperparameters.values() if isinstance(hyperparameters, Mapping) else ()
+    return sum(type(value) in (int, float) for value in values)
+
+
+def _constants(store: Store, program: Entry) -> int:
+    """Return the number of constants of a program that can be tuned."""
+    slots = store.by_key(Setting)[MAIN].slots
+    try:
+        return len(find_constants(store.program(program.identity or "").source, tuple(slots)))
+    except UserError:  # the store of an earlier version, or of a stranger
         return 0
-    return int(number_in(entry.detail, "constants"))
 
 
 def _correct(store: Store, entry: str, metric: str) -> dict[str, float]:
@@ -199,7 +220,7 @@ def _sentence(store: Store, chosen: Sequence[tuple[str, Comparison]], count: int
     return (
         f"{verdict}: the best program, {display_name(chosen[0][1].program)}, {', '.join(parts)} "
         f"points on {problems:,} test problems (against the best control with at most as many "
-        f"tuned numbers; 95 % intervals, paired by problem{correction}{again})"
+        f"numbers; 95 % intervals, paired by problem{correction}{again})"
     )
 
 
@@ -213,4 +234,4 @@ def control_title(store: Store, control: str) -> str:
 
 
 def _how_many(count: int) -> str:
-    return f" ({count} tuned number{'s' * (count > 1)})" if count else ""
+    return f" ({count} number{'s' * (count > 1)})" if count else ""

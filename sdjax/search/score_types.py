@@ -224,14 +224,14 @@ class TestOpening:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A tested program, compared with the best control that has at most as many tuned numbers.
+    """A tested program, compared with the best control that has at most as many numbers.
 
     Attributes:
         opening: number of times that the test had been opened.
         program: entry name of the program.
-        program_numbers: number of its tuned numbers; 0 if it is as it was written.
+        program_numbers: number of its constants that can be tuned.
         control: entry name of the control.
-        control_numbers: number of the control's tuned numbers; 0 for a method from a grid.
+        control_numbers: number of the control's tuned numbers, or hyperparameters of a grid.
         problems: number of test problems.
         gain: accuracy of the program minus that of the control on the test problems.
         low: lower end of the interval of `gain`.

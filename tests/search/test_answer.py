@@ -23,6 +23,16 @@ def solved(skill, count):
     ]
 
 
+def program(name, constants):
+    """Return a program with some constants that can be tuned."""
+    terms = [f"0.{n + 2} * x" for n in range(constants)] or ["x"]
+    return (
+        f"def merge_models(task_vectors):  # {name}\n"
+        f"    x = task_vectors['expert_1']\n"
+        f"    return {' + '.join(terms)}\n"
+    )
+
+
 @pytest.fixture
 def run(tmp_path):
     """Return a function that stores entries with their scores by split."""
@@ -30,14 +40,16 @@ def run(tmp_path):
         store.save_setting(Setting(seed="s", slots={"expert_1": "a"}, scope="mlp", task="t"))
 
         def save(*rows):
-            for name, constants, *scores in rows:
-                detail = {"constants": constants} if constants else {}
+            for name, numbers, *scores in rows:
+                tuned = {"constants": numbers}
                 if name.startswith("method:"):
+                    grid = {"hyperparameters": {f"h{n}": 0.5 for n in range(numbers)}}
+                    detail = tuned if name.endswith("tuned") else grid
                     entry = Entry(name=name, kind="method", detail=detail)
                 else:
                     name, _, original = name.partition(" from ")
-                    detail |= {"tuned_from": original} if original else {}
-                    store.save(Program(identity=name, source=f"# {name}"))
+                    detail = tuned | {"tuned_from": original} if original else {}
+                    store.save(Program(identity=name, source=program(name, numbers)))
                     entry = Entry(
                         name=program_entry(name), kind="program", identity=name, detail=detail
                     )
@@ -82,12 +94,28 @@ def test_each_form_is_compared_with_a_control_of_at_most_as_many_numbers(run):
     )
     assert dataclasses.astuple(tuned.interval) == pytest.approx(dataclasses.astuple(gain))
     assert answer.sentence == (
-        "Discovered as tuned only: the best program, program a1, as tuned (4 tuned numbers) minus "
-        f"weights, tuned (3 tuned numbers) {gain.in_percent(signed=True)}, as written minus grid "
+        "Discovered as tuned only: the best program, program a1, as tuned (4 numbers) minus "
+        f"weights, tuned (3 numbers) {gain.in_percent(signed=True)}, as written minus grid "
         f"{written.interval.in_percent(signed=True)} points on 400 test problems (against the best "
-        "control with at most as many tuned numbers; 95 % intervals, paired by problem, by Holm's "
+        "control with at most as many numbers; 95 % intervals, paired by problem, by Holm's "
         "procedure for 3 finalists)"
     )
+
+
+def test_numbers_count_whoever_chose_them(run):
+    store = run(
+        ("method:dare", 2, 0.85, None, 0.85),
+        *CONTROLS,
+        ("a1", 4, 0.86, None, 0.86),
+        ("b2", 2, 0.85, None, 0.86),
+        ("c3", 1, 0.84, None, 0.86),
+    )
+    _, comparisons = compute_answer(store, "strict")
+    assert [(one.program_numbers, one.control, one.control_numbers) for one in comparisons] == [
+        (4, "method:dare", 2),
+        (2, "method:dare", 2),
+        (1, "method:grid", 0),
+    ]
 
 
 @pytest.mark.parametrize(("skill", "discovered"), [(0.8025, False), (0.79, False), (0.84, True)])
