@@ -12,7 +12,7 @@ from sdjax.cli.main import main
 from sdjax.cli.sandbox_options import allow_missing_option
 
 STORED_RUN = Path(__file__).parent / "search" / "stored" / "jax-0.10.2"
-COMMANDS = ("check", "demo", "eval", "generate", "merge", "run", "transfer", "tune")
+COMMANDS = ("check", "demo", "eval", "generate", "merge", "run", "stats", "transfer", "tune")
 
 # Answers ENOSYS to landlock_create_ruleset, as an old kernel or a container does, then runs each
 # command and prints its exit status and the last line of its output.

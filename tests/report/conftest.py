@@ -87,7 +87,10 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
             [50 - 8 * iteration, 10 + 6 * iteration, 15, 8, 10, 2],
         )[0]
         identity = f"{iteration:02}{number:04}" * 8
-        source = f"def merge_models(task_vectors):\n    # {number} of {iteration}\n    return 0.5 * task_vectors['expert_1']\n"
+        source = (
+            f"def merge_models(task_vectors):\n    # {number} of {iteration}\n"
+            "    return 0.5 * task_vectors['expert_1']\n"
+        )
         if number == 3:
             source += f"    # {HOSTILE}\n"
             kind = "new"

@@ -39,9 +39,11 @@ BY_HAND = {
 
 @pytest.fixture(scope="module")
 def confirmed(context):
-    """Return a loaded run with confirmation problems."""
+    """Return a loaded run with confirmation problems and ablations."""
     problems = {**context.problems, "confirmation": context.problems["development"][:1]}
-    return dataclasses.replace(context, problems=problems)
+    test = dataclasses.replace(context.config.test, ablations=None)
+    config = dataclasses.replace(context.config, test=test)
+    return dataclasses.replace(context, config=config, problems=problems)
 
 
 @pytest.fixture(scope="module")

@@ -51,13 +51,16 @@ def test_worked_examples_and_splits(sums):
         assert question == f"{one.problem.question}\nA:"
 
 
-@pytest.mark.parametrize(("confirmation", "count"), [(None, 12), (5, 5), (0, 0)])
+@pytest.mark.parametrize(("confirmation", "count"), [(None, 15), (5, 5), (0, 0)])
 def test_confirmation_problems_are_disjoint_from_those_of_the_search(
     small_config, confirmation, count
 ):
-    everything = plan_run(small_config).problems["development"]
-    task = dataclasses.replace(small_config.task, confirmation=confirmation)
-    problems = plan_run(dataclasses.replace(small_config, task=task)).problems
+    def problems_with(confirmation):
+        task = dataclasses.replace(small_config.task, confirmation=confirmation)
+        return plan_run(dataclasses.replace(small_config, task=task)).problems
+
+    everything = problems_with(0)["development"]
+    problems = problems_with(confirmation)
     search = [one.problem.id for one in problems["development"]]
     confirmed = [one.problem.id for one in problems.get("confirmation", ())]
     assert len(confirmed) == count
@@ -66,8 +69,8 @@ def test_confirmation_problems_are_disjoint_from_those_of_the_search(
 
 
 def test_confirmation_leaves_problems_for_the_search(small_config):
-    task = dataclasses.replace(small_config.task, confirmation=24)
-    with pytest.raises(UserError, match=r"task.confirmation: 24 of 24 development problems cannot"):
+    task = dataclasses.replace(small_config.task, confirmation=30)
+    with pytest.raises(UserError, match=r"task.confirmation: 30 of 30 development problems cannot"):
         plan_run(dataclasses.replace(small_config, task=task))
 
 
