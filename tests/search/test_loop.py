@@ -261,6 +261,7 @@ def test_interrupted_run_gives_the_same_result(
     assert results(folder) == results(finished)
 
 
+@pytest.mark.slow
 def test_race_and_tuning_resume(finished, small_config, tmp_path, monkeypatch):
     """Interrupt a run in its race and in a search; compare the race with its simulation."""
     rules = Race(first_rung=6, winners=3, z=0.5)  # the number of tested programs
@@ -563,6 +564,7 @@ def scores_on(devices: int, config, folder: Path):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_eight_devices_match_the_scores_of_one_device(small_config, finished, tmp_path):
     mesh = dataclasses.replace(small_config.mesh, data=2, tensor=4)
     config = dataclasses.replace(small_config, iterations=1, mesh=mesh)

@@ -115,7 +115,8 @@ def test_rematerialized_loss_has_the_same_gradient(config, weights):
     loss = sft_loss(config, trainable.assemble)
     arguments = (trainable.trainable, {}, batch)
     plain, again = (
-        jax.value_and_grad(one, has_aux=True)(*arguments) for one in (loss, rematerialize(loss))
+        jax.jit(jax.value_and_grad(one, has_aux=True))(*arguments)
+        for one in (loss, rematerialize(loss))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)
     assert "remat" in str(jax.make_jaxpr(rematerialize(loss))(*arguments))
@@ -126,8 +127,9 @@ def test_bfloat16_computation_keeps_float32_master_weights(config, weights):
     assert {leaf.dtype for leaf in trainable.trainable.values()} == {jnp.dtype(jnp.float32)}
     batch = pack([Example(prompt=(3, 4), target=(5, 6, 1))], 8)
     loss = sft_loss(config, trainable.assemble)
-    (value, _), slopes = jax.value_and_grad(loss, has_aux=True)(trainable.trainable, {}, batch)
-    exact, _ = sft_loss(config)(full_finetune(config, weights).trainable, {}, batch)
+    slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, _), slopes = slope(trainable.trainable, {}, batch)
+    exact, _ = jax.jit(sft_loss(config))(full_finetune(config, weights).trainable, {}, batch)
     assert abs(value - exact) < 0.02
     assert value != exact
     assert {leaf.dtype for leaf in slopes.values()} == {jnp.dtype(jnp.float32)}
