@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -139,16 +140,10 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     Raises:
         ValueError: the lengths differ, or there are no values.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.size == 0:
-        raise ValueError(f"expected pairs, got {first.size} and {second.size} values")
-    differences = first - second
-    if first.size == 1 or np.ptp(differences) == 0:
+    differences, test = _paired_test(a, b)
+    if test is None:
         return mean_interval(differences.tolist(), confidence)
-    with warnings.catch_warnings():
-        # scipy warns of lost precision if nearly all differences are equal, which is common here.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = stats.ttest_rel(first, second).confidence_interval(confidence)
+    interval = test.confidence_interval(confidence)
     return Interval(
         mean=float(differences.mean()), low=float(interval.low), high=float(interval.high)
     )
@@ -186,15 +181,30 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
     Raises:
         ValueError: the lengths differ, or there are no values.
     """
+    differences, test = _paired_test(a, b)
+    if test is None:
+        return 1.0 if differences.size == 1 or differences[0] == 0 else 0.0
+    return float(test.pvalue)
+
+
+def _paired_test(a: Sequence[float], b: Sequence[float]) -> tuple[np.ndarray, Any]:
+    """Return the differences a - b, and scipy's `ttest_rel`.
+
+    There is no test for a single pair, nor if all differences are equal.
+
+    Raises:
+        ValueError: the lengths differ, or there are no values.
+    """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.size == 0:
         raise ValueError(f"expected pairs, got {first.size} and {second.size} values")
     differences = first - second
     if first.size == 1 or np.ptp(differences) == 0:
-        return 1.0 if first.size == 1 or differences[0] == 0 else 0.0
+        return differences, None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # as in `paired_difference`
-        return float(stats.ttest_rel(first, second).pvalue)
+        # scipy warns of lost precision if nearly all differences are equal, which is common here.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return differences, stats.ttest_rel(first, second)
 
 
 def holm_levels(p_values: Sequence[float], level: float = 0.05) -> list[float]:

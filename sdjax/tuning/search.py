@@ -37,7 +37,9 @@ class SearchConfig:
         learning_rate: of Adam, as a fraction of the distance between a number's bounds.
         batch: rows of packed training problems per step.
         evaluate_every: gradient steps between evaluations; more if the budget requires it.
-        patience: evaluations without improvement after which a start ends.
+        patience: evaluations by gradient, in a row, without improvement after which a start ends;
+            in the controls of a run also generations of CMA-ES. In `sdjax tune`, CMA-ES ignores
+            it.
         sigma: initial standard deviation of CMA-ES, as a fraction of the distance between bounds.
         population: candidates per generation of CMA-ES; by default 4 + 3 log(parameters).
     """
