@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sdjax.core.text import cut_middle
@@ -32,9 +32,50 @@ class TransientError(UserError):
 
 
 def truncated_repr(value: Any, max_chars: int = 60) -> str:
-    """Return the `repr` of a value for an error message, cut to `max_chars` characters."""
-    text = repr(value)
-    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+    """Return the `repr` of a value for an error message, cut to `max_chars` characters.
+
+    Time and memory are bounded by `max_chars`, however large, nested or recursive the lists,
+    tuples and dicts are: one that is referenced many times can be far longer than the file that
+    contains it.
+
+    Examples:
+        >>> truncated_repr({"sizes": (1,)})
+        "{'sizes': (1,)}"
+        >>> truncated_repr(list(range(1_000_000)), 12)
+        '[0, 1, 2, 3…'
+    """
+    text = ""
+    for piece in _repr_pieces(value, max_chars):
+        text += piece
+        if len(text) > max_chars:
+            return f"{text[: max_chars - 1]}…"
+    return text
+
+
+_BRACKETS: dict[Any, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}")}
+_MAX_BITS = 10_000  # of an integer in decimal, whose conversion takes quadratic time
+
+
+def _repr_pieces(value: Any, max_chars: int) -> Iterator[str]:
+    """Yield the parts of the `repr` of a value in order, each of at least one character."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        yield repr(value[: max_chars + 1])
+    elif kind is int and value.bit_length() > _MAX_BITS:
+        yield hex(value)
+    elif kind in _BRACKETS:
+        opening, closing = _BRACKETS[kind]
+        yield opening
+        for index, item in enumerate(value):
+            if index:
+                yield ", "
+            yield from _repr_pieces(item, max_chars)
+            if kind is dict:
+                yield ": "
+                yield from _repr_pieces(value[item], max_chars)
+        yield ",)" if kind is tuple and len(value) == 1 else closing
+    else:
+        yield repr(value)
 
 
 def closest_name(name: str, allowed: Iterable[str]) -> str | None:

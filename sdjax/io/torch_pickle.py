@@ -128,7 +128,7 @@ def load_pickle(content: bytes, start: int = 0) -> tuple[Any, int]:
         return machine.run(), machine.position
     except PickleError:
         raise
-    except (IndexError, struct.error, UnicodeDecodeError, KeyError, TypeError, ValueError):
+    except (LookupError, struct.error, TypeError, ValueError, RecursionError, MemoryError):
         raise PickleError("a damaged pickle") from None
 
 
@@ -224,6 +224,8 @@ class _Machine:
         self._stack[-1].extend(items)
 
     def _find(self, module: Any, name: Any) -> None:
+        if type(module) is not str or type(name) is not str:
+            raise PickleError(f"{_noun(module)} and {_noun(name)} as the name of a function")
         found = _GLOBALS.get(f"{module}.{name}")
         if found is None:
             full = truncated_repr(f"{module}.{name}", 100)
@@ -348,11 +350,11 @@ def _tensor(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any) -> 
 
 def _check_size(size: Any) -> None:
     if type(size) is not int or not 0 <= size <= _MAX_SIZE:
-        raise PickleError(f"the size {truncated_repr(size)}")
+        raise PickleError(f"the size {_noun(size)}")
 
 
 def _noun(value: Any) -> str:
-    """Return what a value is, for an error message; its repr might be endless."""
+    """Return what a value is, for an error message; containers by their kind alone."""
     match value:
         case _Global():
             return f"the name {value.name}"
@@ -361,7 +363,7 @@ def _noun(value: Any) -> str:
         case Storage():
             return "a storage"
         case None | bool() | int() | float() | str():
-            return f"{truncated_repr(value)}"
+            return truncated_repr(value)
         case dict():
             return "a dict"
         case list():

@@ -72,6 +72,9 @@ _PICKLED = (
         "N",
         "K\0",
         ".",
+        "\x93",  # a name from the stack
+        ")" + "\x85" * 5_000,  # a deep tuple, and one whose repr is longer than any memory
+        "K\1q\0" + "".join("(" + f"h{chr(i)}" * 10 + f"tq{chr(i + 1)}" for i in range(12)),
     ),
 )
 _BYTES = (b"\x00", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\x1b[2J", b"\xed\xa0\x80", b"\x80", b"\t")
@@ -232,8 +235,8 @@ def mutate_torch(content: bytes, corpus: Corpus, draw: random.Random) -> bytes:
     name = next(name for name in entries if name.endswith("data.pkl"))
     action = draw.random()
     if action < 0.6:
-        old = draw.choice(_PICKLED).encode()
-        new = draw.choice((*_PICKLED, *corpus.words)).encode()
+        old = draw.choice(_PICKLED).encode("latin-1")
+        new = draw.choice((*_PICKLED, *corpus.words)).encode("latin-1", "replace")
         entries[name] = entries[name].replace(old, new, draw.choice((1, -1)))
     if action > 0.4:
         entries[name] = mutate_bytes(entries[name], corpus, draw)

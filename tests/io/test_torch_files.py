@@ -179,6 +179,46 @@ def test_a_file_written_by_hand(tmp_path):
     np.testing.assert_array_equal(reader.read("b"), numbers.reshape(2, 3).T)
 
 
+# A tuple whose repr has 10^12 elements, in memo 12; and a tuple of 20,000 levels.
+EXPANDING = b"K\1q\0" + b"".join(
+    b"(" + b"h" + (b"%ch" % level) * 9 + b"%ctq%c" % (level, level + 1) for level in range(12)
+)
+DEEP = b")" + b"\x85" * 20_000
+NESTED = {"a huge tuple": EXPANDING, "a deep tuple": DEEP}
+
+
+def of_nested(value):
+    """Return pickles with a nested value in every place that its reader looks at."""
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\n%bX\x03\0\0\0cpu%btQ"
+    zero = b"X\x01\0\0\x000"
+    return {
+        "module": b"\x80\x02" + value + b"X\x01\0\0\0x\x93.",
+        "name": b"\x80\x02X\x01\0\0\0x" + value + b"\x93.",
+        "value": b"\x80\x02" + value + b".",
+        "item": b"\x80\x02}X\x01\0\0\0a" + value + b"s.",
+        "key": b"\x80\x02}" + value + b"K\1s.",
+        "function": b"\x80\x02" + value + b")R.",
+        "arguments": b"\x80\x02ctorch\nSize\n" + value + b"R.",
+        "state": b"\x80\x02}" + value + b"b.",
+        "storage": b"\x80\x02" + value + b"Q.",
+        "storage key": b"\x80\x02" + storage % (value, b"K\6") + b".",
+        "storage size": b"\x80\x02" + storage % (zero, value) + b".",
+        "offset": of_tensor(value + WHOLE[2:]),
+        "shape": of_tensor(b"K\0" + value + WHOLE[7:]),
+        "size": of_tensor(b"K\0(" + value + b"tK\1\x85"),
+        "stride": of_tensor(b"K\0K\1\x85(" + value + b"t"),
+    }
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("place", of_nested(b""))
+def test_nested_values_are_refused_by_their_kind(kind, place):
+    content = of_nested(NESTED[kind])[place]
+    with pytest.raises(PickleError) as error:
+        tensors_of(load_pickle(content)[0])
+    assert len(str(error.value)) < 120
+
+
 PICKLES = {
     "a call": (pickle.dumps({"a": Call(os.system, "touch hacked")}, 2), r"posix\.system"),
     "a call of eval": (pickle.dumps({"a": Call(eval, "1")}, 2), "__builtin__.eval"),
