@@ -51,11 +51,16 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Calls whose arguments are shapes, counts or values that Python has to know.
-_STATIC_CALLS = _words(
-    """int float bool str range round len isinstance enumerate print reshape zeros ones empty arange
-    eye expand_dims broadcast_to tile repeat roll split top_k PRNGKey key fold_in"""
+# Builtins, called by their bare name, whose arguments Python has to know.
+_STATIC_BUILTINS = _words("int float bool str range round len isinstance print")
+# Functions of JAX whose arguments are all shapes, counts or seeds.
+_STATIC_FUNCTIONS = _words("zeros ones empty arange eye PRNGKey key fold_in")
+# Functions of JAX, and methods of its arrays, in which only the array may be traced.
+_ONE_ARRAY = _words(
+    """reshape expand_dims broadcast_to tile repeat roll split array_split hsplit vsplit dsplit
+    top_k round around round_"""
 )
+_ARRAY_KEYWORDS = _words("a A ary array arr x operand")
 _STATIC_MODULES = ("math", "numpy")
 _STATIC_KEYWORDS = _words("axis axes ord shape dtype eps epsilon tol rtol atol rcond decimals")
 _TOLERANCES = _words("eps epsilon tol tolerance rtol atol")
@@ -158,6 +163,7 @@ class _Reader:
 
     def __init__(self, tree: ast.Module) -> None:
         self._modules = dict(imported(tree))
+        self._functions = {x.name for x in ast.walk(tree) if isinstance(x, ast.FunctionDef)}
         self.found: list[Constant] = []
         self.names = set(identifiers(tree))
 
@@ -268,8 +274,12 @@ class _Reader:
         self.visit(value, _Use(hint=hint, static=hint in _TOLERANCES))
 
     def _loop(self, target: ast.expr, iterator: ast.expr) -> None:
-        """Visit what a loop runs over; in `zip`, values are named after the loop's variables."""
+        """Visit what a loop runs over; in `zip`, values have the names of the loop's variables."""
         match target, iterator:
+            case ast.Tuple(elts=[_, item]), ast.Call(
+                func=ast.Name(id="enumerate"), args=[argument, *_]
+            ):
+                self._loop(item, argument)
             case ast.Tuple(elts=targets), ast.Call(func=ast.Name(id="zip"), args=arguments) if len(
                 targets
             ) == len(arguments):
@@ -297,24 +307,33 @@ class _Reader:
         name, module = called(node.func, self._modules)
         if isinstance(node.func, ast.Attribute):
             self.visit(node.func.value, use.inside())
-        static = use.static or name in _STATIC_CALLS or module in _STATIC_MODULES
+        traced = 0 if use.static else self._count_traced(node, name, module)
         position, keyword, bounds = _BOUNDED_ARGUMENTS.get(name, (None, "", None))
         # `jnp.array([0.5, 0.3])` names its numbers as the list alone would.
         hint = use.hint if name in ("array", "asarray", "float32") else None
         for i, argument in enumerate(node.args):
             fixed = (name in _POWERS and i == 1) or _is_guard(name, node.args, argument)
-            own = _Use(static=static or fixed, hint=hint)
+            own = _Use(static=fixed or (traced is not None and i >= traced), hint=hint)
             if i == position:
                 own = replace(own, bounds=bounds)
             self.visit(argument, own)
         for item in node.keywords:
-            own = _Use(
-                static=static or item.arg in _STATIC_KEYWORDS,
-                hint=item.arg,
-            )
+            is_array = bool(traced) and item.arg in _ARRAY_KEYWORDS
+            static = item.arg in _STATIC_KEYWORDS or (traced is not None and not is_array)
+            own = _Use(static=static, hint=item.arg)
             if item.arg == keyword and keyword:
                 own = replace(own, bounds=bounds)
             self.visit(item.value, own)
+
+    def _count_traced(self, node: ast.Call, name: str, module: str) -> int | None:
+        """Return the number of leading arguments that may be traced; None for all arguments."""
+        if module in _STATIC_MODULES:
+            return 0
+        if isinstance(node.func, ast.Name) and not module:
+            return 0 if name in _STATIC_BUILTINS and name not in self._functions else None
+        if name in _ONE_ARRAY:
+            return 1 if module else 0  # the array of a method is not an argument
+        return 0 if module and name in _STATIC_FUNCTIONS else None
 
     def _items(self, items: Sequence[ast.expr], hints: Sequence[str | None], use: _Use) -> None:
         weights = any(is_fractional(item) for item in items)

@@ -59,6 +59,18 @@ def merged(source, **values):
         ("a * math.sqrt(0.5) + b * np.float32(0.3) + c * int(0.5 * 7)", []),
         ("a if 0.5 * len(task_vectors) > 1 else b", []),
         ("jnp.mean(jnp.stack([a, b]), axis=(0,)) + (c + 1) / 2", []),
+        (
+            "jnp.round(100.0 * a * 0.7) + (0.5 * b).round(1) + jnp.round(a=0.3 * c, decimals=2)",
+            [100.0, 0.7, 0.5, 0.3],
+        ),
+        ("jnp.reshape(jnp.array([0.5, 0.3, 0.2, 0.1]), (4, 1)) * a", [0.5, 0.3, 0.2, 0.1]),
+        ("jnp.repeat(jnp.array([0.5, 0.3]), 3) * a", [0.5, 0.3]),
+        ("jnp.tile(A=0.4 * a, reps=(1, 1)) + jnp.broadcast_to(0.6, b.shape) * b", [0.4, 0.6]),
+        ("jnp.roll(0.4 * a, int(0.5 * 2)) + (0.6 * b).reshape(-1).reshape(b.shape)", [0.4, 0.6]),
+        ("jnp.split(0.4 * a, 2)[0].sum() * b + jnp.expand_dims(0.6 * c, 0)[0]", [0.4, 0.6]),
+        ("jax.lax.top_k(0.4 * a, 6)[0] + jnp.arange(0.0, 0.6, 0.1)", [0.4]),
+        ("sum(w * v for i, (w, v) in enumerate(zip((0.4, 0.6), (a, b))))", [0.4, 0.6]),
+        ("a * round(0.7 * 3)", []),
     ],
 )
 def test_use_decides_what_is_tunable(expression, expected):
