@@ -26,6 +26,7 @@ from decimal import Decimal
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.core.progress import progress_bar
 from sdjax.evaluation.task import Problem, Task
 
 SPLITS = ("train", "calibration", "development", "test")
@@ -39,6 +40,8 @@ _TRAINING = 4000
 HARD, RARE = 0.42, 0.32
 # Maximum number of problems of a split. Up to here no kind with many questions runs out of them.
 MAX_PROBLEMS = 100_000
+# From this number of problems on, sampling takes several seconds, so its progress is shown.
+_MANY_PROBLEMS = 5_000
 
 NAMES = ("Tom", "Ana", "Ben", "Eva", "Sam", "Lea", "Max", "Ida", "Leo", "Mia")
 ITEMS = ("apples", "books", "coins", "cards", "eggs", "pens", "nuts", "cups", "stamps", "balls")
@@ -351,7 +354,7 @@ class ArithmeticTask(Task):
                 question=exercise.question,
                 answer=exercise.answer,
             )
-            for number, exercise in enumerate(self._exercises(split, count))
+            for number, exercise in enumerate(self._reported_exercises(split, count))
         ]
 
     def training(self) -> list[Problem]:
@@ -380,6 +383,16 @@ class ArithmeticTask(Task):
             for index, kind in enumerate(KINDS)
         }
         return itertools.islice(_distinct_exercises(sources, split), count)
+
+    def _reported_exercises(self, split: str, count: int) -> Iterator[Exercise]:
+        """Yield what `_exercises` yields, with progress if there are many."""
+        if count < _MANY_PROBLEMS:
+            yield from self._exercises(split, count)
+            return
+        with progress_bar(f"{split} problems", count) as advance:
+            for exercise in self._exercises(split, count):
+                yield exercise
+                advance()
 
     def prompt(self, problem: Problem) -> str:
         """Return the prompt of a problem."""

@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+import logging
 import re
 from collections import Counter
 
@@ -147,9 +148,11 @@ def test_training_exercises_never_change():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", DIGESTS)
-def test_there_are_5000_distinct_problems_per_split(split):
+def test_there_are_5000_distinct_problems_per_split(split, caplog):
+    caplog.set_level(logging.INFO, logger="sdjax")
     problems = ArithmeticTask(development=5000, test=5000).problems(split)
     assert len({problem.question for problem in problems}) == 5000
+    assert any(f"{split} problems" in record.getMessage() for record in caplog.records)
     assert digest(problems[: getattr(TASK, split)]) == DIGESTS[split]
 
 
