@@ -28,7 +28,8 @@ class StatisticsFolder(Mapping[str, np.ndarray]):
 
     Attributes:
         folder: the folder.
-        manifest: how they were computed: model, data, numbers of examples and tokens.
+        manifest: how they were computed: model, data, numbers of examples and tokens, digest of
+            the weights.
     """
 
     def __init__(self, folder: Path):

@@ -87,7 +87,11 @@ def check_statistics(
             raise UserError(f"{name} needs statistics of the experts on data ({kind}); {HOW}")
         for slot, own in zip(slots, stats, strict=True):
             if not any(key.startswith(f"{kind}/") for key in own.keys()):  # noqa: SIM118
-                raise UserError(f"{name}: the statistics of {slot} have no {kind}; {HOW}")
+                raise UserError(
+                    f"{name}: the statistics of {slot} have no {kind}; compute them with `sdjax "
+                    f"stats MODEL --data FILE --kinds {kind} --out DIR`, and name DIR by `stats:` "
+                    "in a recipe or by --stats NAME=DIR"
+                )
 
 
 def tensor_statistics(

@@ -34,6 +34,7 @@ from sdjax.io.safetensors_writer import (
 )
 from sdjax.io.statistics_folder import MANIFEST, default_folder
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
+from sdjax.io.weights_digest import weights_digest
 from sdjax.models.config import ModelConfig
 from sdjax.models.types import Params
 from sdjax.sharding.memory import exhaustion_reported, require_fit
@@ -120,7 +121,7 @@ def compute_stats(
     out = out or default_folder(model)
     if out is None:
         raise UserError(f"{model}: nothing is written next to this model; pass --out DIR")
-    resolve_new_folder(out)
+    _require_new(out)
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     length = min(settings.max_length, config.max_seq_len)
     if task is None:
@@ -140,17 +141,17 @@ def compute_stats(
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     dtype = jnp.dtype(dtype)
-    folders = [folder] if adapter is None else [folder, adapter]
     identity = {
         "settings": asdict(settings),
-        "weights": files_fingerprint(*folders),
+        "weights": weights_digest(folder, adapter),
         "text": fingerprint(examples),
         "dtype": dtype.name,
         "mesh": None if mesh is None else dict(mesh.shape),
         "versions": current_versions(),
     }
     params = load_model(folder, adapter=adapter, dtype=dtype, mesh=mesh)[1]
-    progress = Progress(out, hashlib.sha256(repr(identity).encode()).hexdigest())
+    files = files_fingerprint(*([folder] if adapter is None else [folder, adapter]))
+    progress = Progress(out, hashlib.sha256(repr((identity, files)).encode()).hexdigest())
     with exhaustion_reported("computing statistics", remedy=_FEWER):
         sums = _sum_up(params, examples, progress, config=config, settings=settings, mesh=mesh)
     tokens = sum(map(len, examples))
@@ -169,6 +170,16 @@ def compute_stats(
     return StatisticsResult(
         folder=out, examples=len(examples), tokens=tokens, count=len(sums), bytes=size
     )
+
+
+def _require_new(out: Path) -> None:
+    """Raise UserError if a folder has statistics already, or anything else."""
+    if (out / MANIFEST).is_file():
+        raise UserError(
+            f"{out}: has statistics already; write others with --out DIR and name that folder by "
+            "`stats:` in a recipe or by --stats NAME=DIR, or remove this one"
+        )
+    resolve_new_folder(out)
 
 
 def _problems(

@@ -10,6 +10,7 @@ from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import write_model
 from sdjax.io.model_paths import zoo_models
 from sdjax.io.tokenizer import load_tokenizer
+from sdjax.io.weights_digest import weights_digest
 from sdjax.statistics.config import StatisticsConfig
 from sdjax.statistics.progress import Progress
 from sdjax.testing import tiny_model
@@ -56,8 +57,9 @@ def test_statistics_are_stored_next_to_the_model(folder, texts):
         "model.safetensors",
         "statistics.json",
     }
-    with pytest.raises(UserError, match=r"tiny\.stats: exists and is not empty"):
+    with pytest.raises(UserError, match=r"tiny\.stats: has statistics already; .* `stats:` in"):
         sdjax.compute_stats(str(folder), data=texts)
+    assert stats.manifest["weights"] == weights_digest(folder)
 
 
 def test_an_interrupted_computation_resumes_and_ends_the_same(folder, texts, tmp_path, monkeypatch):

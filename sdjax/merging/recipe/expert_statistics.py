@@ -9,8 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
+from sdjax.io.model_paths import locate
 from sdjax.io.statistics_folder import StatisticsFolder, default_folder
+from sdjax.io.weights_digest import weights_digest
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.signature import STATISTICS
 from sdjax.merging.statistics import HOW, check_statistics, tensor_statistics
@@ -110,7 +112,7 @@ def needs_statistics(algorithm: Algorithm) -> bool:
 
 
 def find_statistics(model: str, named: str | None, relative_to: Path) -> StatisticsFolder:
-    """Open the statistics of a model.
+    """Open the statistics of a model, and check that they are those of its weights.
 
     Args:
         model: the model's name.
@@ -118,12 +120,27 @@ def find_statistics(model: str, named: str | None, relative_to: Path) -> Statist
         relative_to: folder that is searched before the working directory.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they were computed with other weights.
     """
     if named is not None:
         folders = [base / Path(named).expanduser() for base in (relative_to, Path.cwd())]
-        return StatisticsFolder(next((f for f in folders if f.is_dir()), folders[-1]))
-    folder = default_folder(model, relative_to)
-    if folder is None or not folder.is_dir():
-        raise UserError(f"no statistics of {model}; {HOW}, and name other places than MODEL.stats")
-    return StatisticsFolder(folder)
+        folder: Path | None = next((f for f in folders if f.is_dir()), folders[-1])
+    else:
+        folder = default_folder(model, relative_to)
+        if folder is not None and not folder.is_dir():
+            folder = None
+    if folder is None:
+        raise UserError(
+            f"no statistics of {model}; {HOW}, and name a folder other than MODEL.stats by `stats:` "
+            "in a recipe or by --stats NAME=DIR"
+        )
+    statistics = StatisticsFolder(folder)
+    weights = statistics.manifest.get("weights")
+    if weights is not None and weights != weights_digest(*locate(model, relative_to=relative_to)):
+        owner = truncated_repr(statistics.manifest.get("model"), 200).strip("'")
+        whose = f"earlier weights of {model}" if owner == model else f"{owner}, not of {model}"
+        raise UserError(
+            f"{folder}: statistics of {whose}; name those of {model} by `stats:` in a recipe or by "
+            f"--stats NAME=DIR, or compute them again with `sdjax stats {model} --data FILE`"
+        )
+    return statistics

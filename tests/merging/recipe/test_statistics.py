@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from small_models import SHAPES, read, write
 
 import sdjax
 from sdjax.core.errors import UserError
 from sdjax.io.statistics_folder import StatisticsFolder
+from sdjax.io.weights_digest import weights_digest
 from sdjax.merging.methods.registry import algorithm
 from sdjax.merging.recipe.expert_statistics import ExpertStatistics
 from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
@@ -45,7 +46,10 @@ def make_stats(seed, kinds=("fisher", "gram")):
 def store(folder, stats):
     folder.mkdir()
     save_file(stats, folder / "model.safetensors")
-    (folder / "statistics.json").write_text(json.dumps({"examples": 9, "data": "a.jsonl"}))
+    model = folder.with_suffix("")
+    manifest = {"model": model.name, "weights": weights_digest(model)}
+    manifest |= {"examples": 9, "data": "a.jsonl"}
+    (folder / "statistics.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture
@@ -111,6 +115,23 @@ def test_named_statistics_and_a_merge_of_one_slot(tmp_path, with_stats):
         )
 
 
+def test_statistics_of_other_weights_are_refused(tmp_path, with_stats):
+    recipe = write(tmp_path, RECIPE.format(method="fisher", stats=", stats: code.stats"))
+    message = "line 3: fisher: .*code.stats: statistics of code, not of math; name those of math"
+    with pytest.raises(UserError, match=message):
+        merge_recipe(recipe, tmp_path / "out")
+    weights = tmp_path / "code" / "model.safetensors"
+    tensors = load_file(weights)
+    name = sorted(tensors)[-1]
+    save_file({**tensors, name: tensors[name] + 1}, weights, {"format": "pt"})
+    recipe = write(tmp_path, RECIPE.format(method="fisher", stats=""))
+    message = "line 4: fisher: .*code.stats: statistics of earlier weights of code; .* again with"
+    with pytest.raises(UserError, match=message):
+        merge_recipe(recipe, tmp_path / "out")
+    save_file(tensors, weights)  # at another time, the same weights
+    merge_recipe(recipe, tmp_path / "out")
+
+
 def test_changed_statistics_are_not_resumed_and_others_are_refused(tmp_path, with_stats):
     recipe = write(tmp_path, RECIPE.format(method="regmean", stats=""))
     fisher = {k: v for k, v in with_stats.stats["code"].items() if k.startswith("fisher")}
@@ -129,7 +150,7 @@ def test_changed_statistics_are_not_resumed_and_others_are_refused(tmp_path, wit
 
 def test_missing_and_needless_statistics(tmp_path, models):
     recipe = write(tmp_path, RECIPE.format(method="fisher", stats=""))
-    message = r"recipe.yml, line 3: fisher: no statistics of math; compute them with `sdjax stats"
+    message = r"recipe.yml, line 3: fisher: no statistics of math; compute them .* by `stats:` in a"
     with pytest.raises(UserError, match=message):
         merge_recipe(recipe, tmp_path / "out")
     recipe = write(tmp_path, RECIPE.format(method="linear", stats=", stats: math.stats"))
