@@ -1,6 +1,6 @@
 """Measure in-memory throughput of merge methods relative to the device's copy bandwidth.
 
-    python benchmarks/merge_throughput.py --model 135m --methods task_arithmetic,ties --repeat 5
+    python -m benchmarks.merge_throughput --model 135m --methods task_arithmetic,ties --repeat 5
 
 The number of bytes is the minimum for a merge: one read of base and experts, one write of the
 result. The copy reads and writes a float32 array once, into a fresh buffer (like a merge) and into
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.environment import describe_environment
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
@@ -112,19 +111,6 @@ def spread(rates: list[float]) -> str:
     return f"{statistics.median(rates):7.2f} GB/s  ({min(rates):.2f} to {max(rates):.2f})"
 
 
-def machine() -> str:
-    """Return a description of the processor, its cores and the JAX devices."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            names = [
-                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-            ]
-        name = names[0] if names else name
-    device = jax.devices()[0]
-    return f"{name}, {os.cpu_count()} cores; {len(jax.devices())} {device.device_kind} device(s)"
-
-
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -141,8 +127,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown method {unknown[0]!r}; use one of {', '.join(methods())}")
 
-    print(machine())
-    print(f"jax {jax.__version__}, numpy {np.__version__}, Python {platform.python_version()}")
+    print(f"{describe_environment('numpy')}; {len(jax.devices())} {jax.devices()[0].device_kind}")
     fresh, reused = copy_rates(options.copy_megabytes, options.repeat)
     print(f"copy of {options.copy_megabytes} MiB, fresh buffer   {spread(fresh)}")
     print(f"copy of {options.copy_megabytes} MiB, reused buffer  {spread(reused)}")

@@ -1,7 +1,7 @@
 """Compare decoding with transformers: equality of tokens, throughput, and evaluation time.
 
     PYTHONPATH=. python benchmarks/real_model.py --out /tmp/smollm2 (in the venv described there)
-    python benchmarks/decoding/compare.py greedy fixed evaluation --model /tmp/smollm2 \
+    python -m benchmarks.decoding.compare greedy fixed evaluation --model /tmp/smollm2 \
         --data DATA --transformers-python /tmp/smol/bin/python
 
 The two sides run alternately in separate processes, on two threads in float32. DATA is a folder
@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
+
+from benchmarks.environment import describe_environment, foreign_versions
 
 HERE = Path(__file__).parent
 NEAR_TIE = 1e-3
@@ -37,13 +37,8 @@ def main() -> None:
     )
     parser.add_argument("--under", default="", help="wrapper command for each process")
     options = parser.parse_args()
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    names = ("torch", "transformers")
-    code = f"from importlib.metadata import version; print([(n, version(n)) for n in {names}])"
-    versions = subprocess.run(
-        [options.transformers_python, "-c", code], capture_output=True, text=True, check=True
-    )
-    print(f"{machine}, jax {version('jax')}, {versions.stdout.strip()}", flush=True)
+    theirs = foreign_versions(options.transformers_python, "torch", "transformers")
+    print(f"{describe_environment()}; {theirs}", flush=True)
 
     def run(python: str, side: str, job: str, *arguments: object) -> dict:
         command = [*shlex.split(options.under), python, str(HERE / f"{side}.py"), job]

@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from benchmarks.environment import describe_environment
 from sdjax.core.logging import configure_logging
 from sdjax.evaluation.statistics import accuracy_interval
 from sdjax.search.config import read_config
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
     configure_logging()
+    print(describe_environment(), flush=True)
     kept, shares = [], []
     for seed in range(arguments.seeds):
         complete, best = answers(

@@ -1,10 +1,11 @@
 """Simulate races between the entries of a finished run, from its stored outcomes.
 
-    python benchmarks/evaluation/racing.py RUN
+    python -m benchmarks.evaluation.racing RUN
 
 Prints, per value of `z`, the share of the evaluations that a race uses and how often it keeps all
 five best entries, over random orders of the problems. The second table contains only the entries
-within `--close` points of the best one, where a race cannot save much.
+within `--close` points of the best one, where a race cannot save much. Entries that were tuned and
+ablations are left out, since a run races neither.
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.environment import describe_environment
 from sdjax.evaluation.racing import Race, race
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT
+from sdjax.search.types import DEVELOPMENT, Entry
 
 
 def outcome_table(folder: Path, metric: str) -> np.ndarray:
-    """Return bool [entries, problems] of all complete development evaluations."""
+    """Return bool [entries, problems] of the complete development evaluations that can race."""
     with Store.open(folder) as store:
-        rows = []
+        rows, entries = [], store.by_key(Entry)
         for summary in store.summaries(DEVELOPMENT):
-            if summary.complete:
+            if summary.complete and can_race(entries[summary.entry]):
                 outcomes = store.outcomes(summary.entry, DEVELOPMENT)
                 outcomes = sorted(outcomes, key=lambda outcome: outcome.problem_id)
                 rows.append([getattr(outcome, metric) for outcome in outcomes])
     return np.array(rows)
+
+
+def can_race(entry: Entry) -> bool:
+    """Return whether an entry is neither an ablation nor the result of tuning."""
+    return entry.kind != "ablation" and not entry.detail.keys() & {"tuned_from", "family"}
 
 
 def simulate(table: np.ndarray, rules: Race, orders: int) -> tuple[float, float]:
@@ -53,6 +60,7 @@ def main() -> None:
     parser.add_argument("--close", type=float, default=1.0, help="Percentage points.")
     options = parser.parse_args()
     table = outcome_table(options.run, options.metric)
+    print(describe_environment())
     accuracy = table.mean(1)
     close = table[accuracy >= accuracy.max() - options.close / 100]
     for title, rows in (("all entries", table), (f"within {options.close:g} points", close)):

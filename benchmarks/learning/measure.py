@@ -8,7 +8,7 @@ score. Two more columns count refused samples as 0 and as the seed's score. The 
 all its iterations. The table has means over the seeds with 95% intervals of the differences, paired
 by seed.
 
-    python benchmarks/learning/measure.py --out runs/learning
+    python -m benchmarks.learning.measure --out runs/learning
 
 An interrupted measurement resumes. Programs that were scored by another run of the measurement are
 not scored again. Seeds can be split between processes (`--only 0 2 4` and `--only 1 3`); the last
@@ -20,13 +20,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.environment import describe_environment
 from sdjax.core.logging import configure_logging
 from sdjax.evaluation.statistics import mean_interval
 from sdjax.io.orbax import GeneratorCheckpoints
@@ -57,10 +55,10 @@ MEASURES = (
     *("mean score", "refused as 0", "refused as seed"),
     *("admissible", "distinct", "not from training", "best"),
 )
+SEED = "seed"
 RUNS = {SEARCH: "trained run", UNTRAINED: "untrained control", RANDOM: "random control"}
-SEED_SCORE = 0.512  # the demo's seed on the development problems
 
-# Values by generator or run, then by measure.
+# Values by generator or run, then by measure; the score of the seed as `SEED`, "mean score".
 Row = dict[str, dict[str, float]]
 
 
@@ -85,10 +83,11 @@ def main() -> None:
 def read_row(path: Path) -> Row:
     """Read a measured row and add the means over all samples."""
     row: Row = json.loads(path.read_text())
+    seed_score = row.pop(SEED)["mean score"]
     for measured in row.values():
         sum_of_scored = measured["mean score"] * measured["admissible"]
         measured["refused as 0"] = sum_of_scored
-        measured["refused as seed"] = sum_of_scored + SEED_SCORE * (1 - measured["admissible"])
+        measured["refused as seed"] = sum_of_scored + seed_score * (1 - measured["admissible"])
     return row
 
 
@@ -106,6 +105,8 @@ def measure(config: RunConfig, out: Path, seed: int, samples: int) -> Row:
             row[f"{state} generator"] = _measures(context, store, state)
         for purpose, name in RUNS.items():
             row[name] = _measures(context, store, purpose)
+        scores = complete_scores(store, config.task.metric)
+        row[SEED] = {"mean score": scores["seed"]}
     return row
 
 
@@ -185,11 +186,9 @@ def _measures(context: RunContext, store: Store, purpose: str) -> dict[str, floa
 
 
 def _table(rows: list[Row], samples: int) -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "sdjax"))
     lines = [
         f"{len(rows)} seeds, {samples} samples per generator at temperature {TEMPERATURE}; means",
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"{versions}",
+        describe_environment(),
         "",
         f"| | {' | '.join(MEASURES)} |",
         "|---|" + "---|" * len(MEASURES),

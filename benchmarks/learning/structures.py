@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from benchmarks.environment import describe_environment
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.programs.grammar import sample_candidate
 from sdjax.sandbox.verdict import ADMITTED
@@ -25,7 +26,7 @@ from sdjax.search.phases import judge
 from sdjax.search.ranking import complete_scores, ranked
 from sdjax.search.scoring import save_settings, score_program
 from sdjax.search.store import Store
-from sdjax.search.types import TEST, Entry, Sample, StoredVerdict
+from sdjax.search.types import DEVELOPMENT, TEST, Entry, Sample, StoredVerdict
 
 Mode = Literal["tuned", "as_written"]
 MODES: tuple[Mode, ...] = ("tuned", "as_written")
@@ -49,9 +50,8 @@ def main() -> None:
     runs: list[tuple[str, int, Mode]] = [(WEIGHTS, 0, "tuned")]
     runs += [("random", seed, mode) for seed in range(options.seeds) for mode in MODES]
     solved = {}
-    print(
-        "| structures | seed | score | development | test | test - weights | problems | seconds |"
-    )
+    print(f"{describe_environment()}; {len(context.problems[DEVELOPMENT])} development problems")
+    print("| structures | seed | score | development | test | - weights | problems | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for name, seed, mode in runs:
         folder = options.out / f"{name}-{seed}-{mode}"
@@ -67,6 +67,10 @@ def main() -> None:
             f"| {problems:,} | {seconds:.0f} |",
             flush=True,
         )
+    print("\n| seed | best tuned minus best as written |\n|---|---|")
+    for seed in range(options.seeds):
+        tuned, written = (solved[options.out / f"random-{seed}-{mode}"] for mode in MODES)
+        print(f"| {seed} | {paired_by_key(tuned, written).in_percent(signed=True)} |")
 
 
 def search(

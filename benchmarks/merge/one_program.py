@@ -1,6 +1,6 @@
 """Measure the time to judge and compile a new program.
 
-    python benchmarks/merge/one_program.py
+    python -m benchmarks.merge.one_program
 
 A search generates thousands of programs and uses most of them for a single merge. The sandbox
 judges each program for all tensors of a model with the shapes of Mistral-7B (291 tensors at 32
@@ -11,7 +11,6 @@ the number of distinct shapes, not of layers.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.environment import describe_environment
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.tensor_program import TensorProgram
 from sdjax.models.tensor_names import kind_of, parse_name
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 32, 80])
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
-    print(f"{platform.machine()}, Python {platform.python_version()}, jax {jax.__version__}\n")
+    print(f"{describe_environment()}\n")
     print("| program | layers | tensors | judge s | compile s | executables | total s (range) |")
     print("|---|---|---|---|---|---|---|")
     for layers in options.layers:

@@ -1,7 +1,7 @@
 """Compare processes of `sdjax merge` and mergekit 0.1.5: wall time, user time and peak memory.
 
     python benchmarks/merge/make_checkpoints.py --size 135m --out /tmp/merge
-    python benchmarks/merge/whole_process.py --models /tmp/merge/135m \
+    python -m benchmarks.merge.whole_process --models /tmp/merge/135m \
         --mergekit /tmp/mk/bin/mergekit-yaml --repeat 3
 
 The two run alternately, merging the same models with the same recipe into a new folder that is then
@@ -13,9 +13,7 @@ and compilation.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -26,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from benchmarks.environment import describe_environment
 
 THREE = ("first", "second", "third")
 WEIGHTED = {"weight": 0.4}
@@ -102,8 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     scratch = options.scratch or options.models.absolute().parent
     choose = min if options.best else statistics.median
-    versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("sdjax", "jax"))
-    print(f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(describe_environment())
     statistic = "best" if options.best else "median"
     print(f"{options.models}, results in {scratch}: {statistic} of {options.repeat};")
     print("wall seconds (range), user seconds, peak memory\n")
@@ -179,11 +178,6 @@ def with_paths(recipe: dict[str, Any], models: Path) -> dict[str, Any]:
     return (recipe | {"models": entries}) | (
         {"base_model": str(models / "base")} if "base_model" in recipe else {}
     )
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from cost_case import REAL, Case, ControlFlowCase, case_of, draw, several, square
 from jax import lax
 
+from benchmarks.sandbox.cost_case import REAL, Case, ControlFlowCase, case_of, draw, several, square
 from sdjax.sandbox.ir.parameters import KEY_IMPL
 
 

@@ -5,8 +5,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from cost_case import ALL, INTEGER, PAIRS, REAL, VALUES, Case, case_of, draw, square
 from jax import lax
+
+from benchmarks.sandbox.cost_case import (
+    ALL,
+    INTEGER,
+    PAIRS,
+    REAL,
+    VALUES,
+    Case,
+    case_of,
+    draw,
+    square,
+)
 
 
 def _elementwise(

@@ -1,6 +1,6 @@
 """Find how long a chain of operations XLA's CPU compiler survives, per kind of operation.
 
-    python benchmarks/sandbox/fusion_limits.py [--kinds exp,sin] [--margin 4]
+    python -m benchmarks.sandbox.fusion_limits [--kinds exp,sin] [--margin 4]
 
 Each trial compiles one chain in a forked child under the limits of the sandbox's compiling workers
 (processor time, address space, a stack of 8 MiB). By default the script compiles a chain of
@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.environment import describe_environment
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.primitives import weight
 from sdjax.sandbox.refusal import Refusal
@@ -222,6 +223,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = arguments.kinds.split(",") if arguments.kinds else list(KINDS)
     crashed = 0
+    print(describe_environment(), flush=True)
     print(f"{'kind':20s} {'admitted':>8s} {'tried':>6s} context options  result   CPU s   MB")
     for kind in kinds:
         cap, limit = admitted(kind)

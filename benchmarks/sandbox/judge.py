@@ -1,6 +1,6 @@
 """Measure the time to judge candidates for the shapes of Mistral-7B's MLP.
 
-    python benchmarks/sandbox/judge.py
+    python -m benchmarks.sandbox.judge
 
 The baseline is an unconfined judge: it executes the source code in this process, traces it for
 every shape, and compiles and runs it once on the probe tensors, without source rules or cost
@@ -8,15 +8,14 @@ estimates.
 """
 
 import argparse
-import os
 import platform
 import time
 from collections import Counter
-from pathlib import Path
 
 import jax
 import numpy as np
 
+from benchmarks.environment import describe_environment
 from sdjax.programs.grammar import sample_candidate
 from sdjax.sandbox.compiler.probe import probe
 from sdjax.sandbox.refusal import Refusal
@@ -124,17 +123,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    model = next(
-        (
-            x.split(":")[1].strip()
-            for x in Path("/proc/cpuinfo").read_text().split("\n")
-            if "model name" in x
-        ),
-        platform.machine(),
-    )
-    print(f"{model}, {os.cpu_count()} threads, Linux {platform.release()}; jax {jax.__version__},")
     tensors = f"{len(SIGNATURE.paths)} tensors of 3 kinds and 2 shapes"
-    print(f"Python {platform.python_version()}; {tensors}")
+    print(f"{describe_environment()}, Linux {platform.release()}; {tensors}")
     with Sandbox(SIGNATURE, options.workers) as sandbox:
         sandbox.judge(REFUSED)
         row("trivial refusal (import os)", [timed(sandbox.judge, REFUSED)[0] for _ in range(100)])

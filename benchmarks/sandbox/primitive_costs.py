@@ -1,6 +1,6 @@
 """Measure the processor time of every allowed primitive against the cost that it is charged.
 
-    python benchmarks/sandbox/primitive_costs.py > benchmarks/sandbox/primitive_costs.md
+    python -m benchmarks.sandbox.primitive_costs > benchmarks/sandbox/primitive_costs.md
 
 Each primitive runs in a loop, as in a candidate, on several sets of operands and at two sizes,
 compiled with the options of a run ("quick") or of a merge ("full"). The slowest set counts, since
@@ -27,11 +27,12 @@ os.environ.update(NPROC="1", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 import jax
 import jax.numpy as jnp
-from array_cases import array_cases
-from cost_case import Case
-from elementwise_cases import elementwise_cases
 from jax import lax
 
+from benchmarks.environment import describe_environment
+from benchmarks.sandbox.array_cases import array_cases
+from benchmarks.sandbox.cost_case import Case
+from benchmarks.sandbox.elementwise_cases import elementwise_cases
 from sdjax.sandbox.config import Limits
 from sdjax.sandbox.ir.primitives import ALLOWED, CONTROL_FLOW
 from sdjax.sandbox.verify.cost import estimate_cost
@@ -238,6 +239,7 @@ def main() -> None:
     if missing := present - {case.primitive for case in cases}:
         sys.exit(f"no case for {', '.join(sorted(missing))}")
     only = set(arguments.only.split(",")) if arguments.only else {*present, *CONTROL_FLOW}
+    print(describe_environment(), flush=True)
     rows: dict[str, list[Row]] = defaultdict(list)
     for options in arguments.options.split(","):
         timer = Timer(OPTIONS[options](), arguments.seconds)

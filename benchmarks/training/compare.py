@@ -1,6 +1,6 @@
 """Compare training with sdjax and with TRL: parity, seconds per step, and peak memory.
 
-    python benchmarks/training/compare.py full lora sft --model MODEL \\
+    python -m benchmarks.training.compare full lora sft --model MODEL \\
         --problems GSM8K_TRAIN.jsonl --trl-python TRL_VENV/bin/python --work /tmp/tb
 
 The script creates the pairs and the initial adapter, runs the two sides alternately in separate
@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -20,6 +19,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.environment import describe_environment
 
 HERE = Path(__file__).parent
 DPO_KINDS = ("full", "lora")
@@ -66,7 +67,7 @@ def tables(work: Path) -> None:
         for path in sorted(work.glob("*.npz"))
         for name, version in json.loads(str(np.load(path)["versions"])).items()
     }
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {versions}\n")
+    print(f"{describe_environment()}, {versions}\n")
     if (work / "sdjax-full.npz").exists() and (work / "sdjax-lora.npz").exists():
         preferences(work)
     if (work / "sdjax-sft.npz").exists():

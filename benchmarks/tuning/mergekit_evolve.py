@@ -22,6 +22,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import sdjax
+from benchmarks.environment import describe_environment, foreign_versions
 from sdjax.core.logging import configure_logging
 from sdjax.evaluation.task import read_problems
 from sdjax.evaluation.tasks.registry import find_task
@@ -31,6 +32,7 @@ from sdjax.tuning.candidates import CandidateScorer, split_development
 SIDE = Path(__file__).with_name("mergekit_side.py")
 MAX_NEW_TOKENS = 10
 POPULATION = 7  # of CMA-ES with three numbers, in both
+PACKAGES = ("mergekit", "lm_eval", "transformers", "torch", "ray")
 TASK = "zoo_arithmetic"
 # Grades as the task's strict metric does: a number, optionally after an equation.
 TASK_YAML = f"""\
@@ -100,7 +102,8 @@ class Population:
 
 def run_mergekit(python: Path, genome: Path, trials: int, batch: int) -> list[Population]:
     """Return the populations of mergekit-evolve."""
-    folder = genome.parent.resolve()
+    genome = genome.resolve()
+    folder = genome.parent
     storage = folder / "storage"
     shutil.rmtree(storage, ignore_errors=True)
     offline = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -109,6 +112,7 @@ def run_mergekit(python: Path, genome: Path, trials: int, batch: int) -> list[Po
     options = ["--trials", str(trials), "--batch-size", str(batch)]
     done = subprocess.run(
         [*map(str, command), *options],
+        cwd=folder,  # pycma logs in the working folder
         env={**os.environ, **offline, **caches},
         stdout=subprocess.PIPE,
         text=True,
@@ -183,6 +187,8 @@ def main() -> None:
     genome = write_inputs(arguments.folder)
     # An absolute path that is not resolved: a virtual environment's python is a link.
     python, rows = arguments.mergekit.absolute(), []
+    theirs = foreign_versions(python, *PACKAGES)
+    print(f"{describe_environment()}; {theirs}", flush=True)
     for batch in arguments.batch_size or (64,):
         populations = run_mergekit(python, genome, arguments.trials, batch)
         rows.append(print_row(f"mergekit-evolve, batch {batch}", populations))

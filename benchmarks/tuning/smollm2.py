@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdjax
+from benchmarks.environment import describe_environment
 from sdjax.decoding.config import fit_decoder_config
 from sdjax.evaluation.prompts import build_prompts
 from sdjax.evaluation.task import read_problems, read_training
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="steps after the first one")
     parser.add_argument("--compile-only", action="store_true")
     arguments = parser.parse_args()
+    print(describe_environment(), flush=True)
     config, base = sdjax.load_model(arguments.model)
     tokenizer = sdjax.load_tokenizer(arguments.model)
     models = ModelSet(

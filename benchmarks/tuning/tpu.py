@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.decoding.tpu import mistral
+from benchmarks.environment import describe_environment
 from benchmarks.planning.topology import ResourceUsage, tpu_devices
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import default_slots
@@ -142,8 +143,9 @@ def main() -> None:
     devices = tpu_devices(options.topology)
     mesh = make_mesh({"fsdp": -1, "tensor": options.tensor}, devices=devices)
     print(
-        f"{options.topology}, {dict(mesh.shape)}, jax {jax.__version__}; Mistral-7B in bfloat16, "
-        f"{EXPERTS} experts, {options.rows} rows of {options.length} tokens\n"
+        f"{options.topology}, {dict(mesh.shape)}; {describe_environment('libtpu')}\n"
+        f"Mistral-7B in bfloat16, {EXPERTS} experts, "
+        f"{options.rows} rows of {options.length} tokens\n"
     )
     print(f"| GB per chip | {' | '.join(PARTS)} | compile s |\n|---|{'---|' * (len(PARTS) + 1)}")
     merge_rows(mesh)

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import sdjax
+from benchmarks.environment import describe_environment
 from sdjax.core.logging import configure_logging
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.tuning.results import Tuning
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     configure_logging()
+    print(describe_environment(), flush=True)
     for family in arguments.family or ("weights", "layers", "kinds"):
         by_gradient = measure(arguments.folder, family, "gradient", GRADIENT, arguments.seed)
         by_evolution = measure(arguments.folder, family, "cmaes", CMAES, arguments.seed)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 import sdjax
+from benchmarks.environment import describe_environment
 from benchmarks.tuning.tpu import discovered
 from sdjax.evaluation.task import read_training
 from sdjax.evaluation.tasks.registry import find_task
@@ -52,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=20)
     options = parser.parse_args()
+    print(describe_environment(), flush=True)
     config, base = sdjax.load_model("zoo:seed")
     tokenizer = sdjax.load_tokenizer("zoo:seed")
     task = find_task("arithmetic")

@@ -5,18 +5,16 @@ demo's experts and scores the merged models on the development problems. For com
 scores the seed, the experts, task arithmetic with several coefficients, and hand-picked weights
 that work well: 1.0 for the first two experts and 0.3 for the third.
 
-    python benchmarks/zoo/spread.py --programs 100
+    python -m benchmarks.zoo.spread --programs 100
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-from importlib import metadata
 
 import numpy as np
 
+from benchmarks.environment import describe_environment
 from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.statistics import paired_difference
 from sdjax.merging.algorithm import Algorithm
@@ -39,12 +37,10 @@ def main() -> None:
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--programs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--set", action="append", default=[], help="key of --config, KEY=VALUE")
     options = parser.parse_args()
-    context = build_context(read_config(options.config))
-    print(
-        f"{len(context.problems[DEVELOPMENT])} development problems, {os.cpu_count()} cores, "
-        f"{platform.machine()}, Python {platform.python_version()}, jax {metadata.version('jax')}"
-    )
+    context = build_context(read_config(options.config, options.set))
+    print(f"{describe_environment()}; {len(context.problems[DEVELOPMENT])} development problems")
     seed = correct(context, context.seed)
     references = {"seed": seed}
     for index, slot in enumerate(context.config.slots):
