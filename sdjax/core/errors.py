@@ -9,6 +9,7 @@ from typing import Any
 from sdjax.core.text import cut_middle
 
 MAX_MESSAGE = 2_000  # characters of a message
+_MIN_SIMILARITY = 0.7  # of a suggestion; with less, "slope" would be one for "nope"
 
 
 class UserError(Exception):
@@ -86,7 +87,7 @@ def closest_name(name: str, allowed: Iterable[str]) -> str | None:
         allowed: the allowed names.
     """
     by_lower_case = {other.lower(): other for other in allowed}
-    similar = difflib.get_close_matches(name.lower(), by_lower_case, 1)
+    similar = difflib.get_close_matches(name.lower(), by_lower_case, 1, _MIN_SIMILARITY)
     return by_lower_case[similar[0]] if similar else None
 
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -27,6 +28,7 @@ from sdjax.io.safetensors_reader import read_json
 SETTINGS = "settings.json"
 _MAX_BYTES = 2_000_000_000  # of all lines
 _VERSIONS, _ACCEPTED = "versions", "accepted"
+_DIGEST = re.compile("[0-9a-f]{16,}")  # says nothing to a user
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +143,10 @@ class ResumableLog:
         for key in stored:  # version 0.2.0 stored no dtype
             if stored[key] != self._settings.get(key):
                 article = "an" if content[0] in "aeiou" else "a"
-                name = key if key.isidentifier() else truncated_repr(key)
+                difference = _difference(key, stored[key], self._settings.get(key))
                 raise UserError(
-                    f"{self.folder}: contains {article} {content} with {name} = "
-                    f"{truncated_repr(stored[key])}, not {truncated_repr(self._settings.get(key))};"
-                    " choose another --out"
+                    f"{self.folder}: contains {article} {content} with {difference}; choose "
+                    "another --out"
                 )
 
     def _write_settings(self) -> None:
@@ -172,6 +173,22 @@ def _checked(value: Any, kind: type, folder: Path) -> Any:
         f"{folder / SETTINGS}: {truncated_repr(value)} is not a list of versions; choose another "
         "--out"
     )
+
+
+def _difference(name: str, stored: Any, new: Any) -> str:
+    """Return how a stored setting differs from the new one."""
+    name = _name(name)
+    if isinstance(stored, dict) and isinstance(new, dict):
+        names = [key for key in dict.fromkeys((*new, *stored)) if stored.get(key) != new.get(key)]
+        shown = ", ".join(map(_name, names[:8])) + (", …" if len(names) > 8 else "")
+        return f"other {name} of {shown}"
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (stored, new)):
+        return f"other {name}"
+    return f"{name} = {truncated_repr(stored)}, not {truncated_repr(new)}"
+
+
+def _name(key: str) -> str:
+    return key if key.isidentifier() else truncated_repr(key)
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -88,6 +88,8 @@ class StructureSearches:
         self._context, self._store, self._judge = context, store, judge
         self._problems, self._rungs, self._examples = problems, rungs, examples
         self._config = context.config.tuning
+        by_gradient = self._config.search.optimizer != "cmaes" and self._config.structures.steps > 0
+        self._with_gradient = by_gradient and bool(examples)
         self._numbers: dict[str, Numbers] = {}
         self._best: dict[str, tuple[int, int]] = {}
         self._last: MergedModel | None = None
@@ -238,7 +240,13 @@ class StructureSearches:
         trial = trial_of(context, MAIN) if jax.default_backend() == "cpu" else None
         try:
             source = store.program(identity).source
-            tunable = program_tunable(source, self._judge, name=title, trial=trial)
+            tunable = program_tunable(
+                source,
+                self._judge,
+                name=title,
+                trial=trial,
+                with_gradient=self._with_gradient,
+            )
             if not entries:
                 store.save(entry)
             with store.attempt(name, TUNING_FOLDER) as attempt:
@@ -263,7 +271,7 @@ class StructureSearches:
     def _loss(self, tunable: Tunable) -> tuple[MergeLoss | None, tuple[int, ...]]:
         """Return the loss, if any number has a gradient, and the numbers without one."""
         every = tuple(range(len(tunable.parameters)))
-        if self._config.structures.steps == 0:
+        if not self._with_gradient:
             return None, every
         config = self._gradient_config(rungs=len(self._rungs))
         loss = differentiable_loss(self._context, tunable, self._examples, config, partly=True)

@@ -233,6 +233,10 @@ def _plan(
 
 def _searches(winners: Winners, options: TransferOptions) -> dict[str, Any]:
     """Return the sections of a config for what is tuned with the new experts."""
+    if options.budget is not None and options.budget < 0:
+        raise UserError(
+            f"--budget {options.budget} is negative; give 0 or more (0 tunes nothing by search)"
+        )
     if options.budget == 0:
         if options.families:
             raise UserError(

@@ -251,7 +251,7 @@ def _method(name: str) -> tuple[Method, Algorithm]:
         method = available[DEFAULT_METHOD]
         return method, method.bind(normalize=True, weight=1.0)
     if name not in available:
-        listed = f"available: {', '.join((*FAMILIES, *available))}"
+        listed = f"families: {', '.join(FAMILIES)}; `sdjax methods` lists the methods"
         hint = did_you_mean(name, (*FAMILIES, *available), listed)
         raise UserError(f"no method or family {name!r}; {hint}")
     return available[name], available[name].algorithm

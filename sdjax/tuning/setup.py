@@ -196,13 +196,14 @@ def build_setup(
     gradient, so that training problems are read and the gradient of a program is tried.
     """
     named = read_named_merge(what) if isinstance(what, str) else None
+    named_task = None
     if named is not None:
         if base is not None or experts or scope is not None:
             raise UserError(
                 f"{what} names its models and tensors; remove --base, --expert, --scope"
             )
         base, experts = named.base, named.experts
-        task = task or _only_task(str(what), named.tasks)
+        named_task = None if task else _only_task(str(what), named.tasks)
     else:
         if base is None:
             raise UserError("tune requires a base model; pass --base MODEL")
@@ -243,13 +244,18 @@ def build_setup(
     if recipe is not None:
         text = tunable.write(tunable.start)
         result_dtypes = merged_dtypes(parse_recipe(text, recipe), sources)
-    loaded_task = find_task(
-        task or DEFAULT_TASK,
-        data=data,
-        shots=shots,
-        trust_code=trust_code,
-        allow_missing=tuple(allow_missing),
-    )
+    try:
+        loaded_task = find_task(
+            task or named_task or DEFAULT_TASK,
+            data=data,
+            shots=shots,
+            trust_code=trust_code,
+            allow_missing=tuple(allow_missing),
+        )
+    except UserError as error:
+        if task or not named_task:
+            raise
+        raise UserError(f"{what}: {error}; --task NAME chooses another task") from None
     problems = select_problems(loaded_task, "development")
     halves = [
         build_prompts(loaded_task, half[:limit], tokenizer, chat=chat)

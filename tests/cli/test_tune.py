@@ -61,6 +61,19 @@ def test_user_error_is_one_line(arguments, message):
     assert message in user_error(*arguments)
 
 
+def test_unknown_task_of_a_file_is_named_with_the_option(tmp_path):
+    models = ["zoo:reader", "zoo:judge"]
+    genome = {"models": models, "merge_method": "task_arithmetic", "base_model": "zoo:seed"}
+    file = tmp_path / "genome.yaml"
+    file.write_text(yaml.safe_dump({"genome": genome, "tasks": [{"name": "hellaswag"}]}))
+    line = user_error(file, "--budget", 1)
+    assert f"{file}: unknown task 'hellaswag': use one of " in line
+    assert line.endswith("; --task NAME chooses another task")
+    line = user_error(file, "--budget", 1, "--task", "nothing")
+    assert "unknown task 'nothing'" in line
+    assert "genome.yaml" not in line
+
+
 def test_starts_and_bounds_are_parsed():
     texts = ["scale=0.5", "weight[expert_1, layer 2]=1,0,3"]
     assert parse_overrides(texts) == {

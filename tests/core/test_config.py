@@ -122,7 +122,7 @@ def test_options_set_top_level_keys(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("steqs", "did you mean Steps? use it"), ("zzz", "use it")],
+    [("steqs", "did you mean Steps? use it"), ("seeds", "use it"), ("zzz", "use it")],
 )
 def test_did_you_mean(name, hint):
     assert did_you_mean(name, ["Steps", "names"], "use it") == hint

@@ -271,13 +271,19 @@ def test_two_processes_give_the_results_of_one(run_with_controls, tmp_path, two_
         ),
         (
             dict.fromkeys(SLOTS, "zoo:reader"),
+            {"families": ("nope",)},
+            r"--tune nope: no method or family 'nope'; families: weights, slope, layers, kinds; "
+            r"`sdjax methods` lists the methods$",
+        ),
+        (
+            dict.fromkeys(SLOTS, "zoo:reader"),
             {"families": ("weights",), "budget": 0},
             r"--budget 0 tunes nothing, so --tune weights has no effect; remove either",
         ),
         (
             dict.fromkeys(SLOTS, "zoo:reader"),
             {"budget": -3},
-            r"transfer: budget: -3 is less than one evaluation of the development problems",
+            r"--budget -3 is negative; give 0 or more",
         ),
         (
             dict.fromkeys(SLOTS, "no/such/model"),

@@ -152,6 +152,7 @@ def test_every_method_has_numbers_within_bounds_or_says_so(model_set, name):
     ("what", "changes", "message"),
     [
         ("wieghts", {}, "no method or family 'wieghts'; did you mean weights?"),
+        ("nope", {}, "no method or family 'nope'; families: weights, slope, layers, kinds; `sdjax"),
         ("ties:layer", {}, "no family 'layer'; did you mean layers?"),
         ("layers", {"paths": ("a", "b")}, "layers needs the layers, but no tensor in scope is"),
         ("slope", {"paths": ("layers/0/mlp/up_proj",)}, "slope needs at least two layers"),

@@ -77,6 +77,20 @@ def test_other_settings_events_or_versions_raise_user_error(tmp_path):
         Trace(tmp_path, SETTINGS)
 
 
+def test_other_weights_or_problems_are_named(tmp_path):
+    first = {"weights": {"base": "a1", "expert_1": "b1", "expert_2": "c1"}, "problems": "0a" * 8}
+    with Trace(tmp_path / "out", first) as trace:
+        trace.record({"event": "step"}, lambda: {"gradient": [1.0]})
+    other_weights = {"base": "a2", "expert_1": "b2", "expert_2": "c1"}
+    for changes, message in (
+        ({"weights": other_weights}, "with other weights of base, expert_1; choose another --out"),
+        ({"weights": {"base": "a1"}}, "with other weights of expert_1, expert_2; choose"),
+        ({"problems": "1b" * 8}, "with other problems; choose another --out"),
+    ):
+        with pytest.raises(UserError, match=f"out: contains a search of sdjax tune {message}"):
+            Trace(tmp_path / "out", first | changes)
+
+
 def test_folder_without_events_takes_other_settings(tmp_path):
     Trace(tmp_path, SETTINGS, versions={"jax": "1"}).close()
     with Trace(tmp_path, {"task": "gsm8k"}, versions={"jax": "2"}) as trace:
