@@ -23,6 +23,7 @@ from sdjax.core.errors import UserError
 from sdjax.merging.signature import STATISTICS
 
 HOW = "compute them with `sdjax stats MODEL --data FILE`"
+BY = "by `stats:` in a recipe or by --stats NAME=DIR"
 
 # Linear maps with the same input have one entry, under the name of the first of them.
 SAME_INPUT = {
@@ -89,8 +90,7 @@ def check_statistics(
             if not any(key.startswith(f"{kind}/") for key in own.keys()):  # noqa: SIM118
                 raise UserError(
                     f"{name}: the statistics of {slot} have no {kind}; compute them with `sdjax "
-                    f"stats MODEL --data FILE --kinds {kind} --out DIR`, and name DIR by `stats:` "
-                    "in a recipe or by --stats NAME=DIR"
+                    f"stats MODEL --data FILE --kinds {kind} --out DIR`, and name DIR {BY}"
                 )
 
 

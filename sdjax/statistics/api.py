@@ -35,6 +35,7 @@ from sdjax.io.safetensors_writer import (
 from sdjax.io.statistics_folder import MANIFEST, default_folder
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.weights_digest import weights_digest
+from sdjax.merging.statistics import BY
 from sdjax.models.config import ModelConfig
 from sdjax.models.types import Params
 from sdjax.sharding.memory import exhaustion_reported, require_fit
@@ -176,8 +177,8 @@ def _require_new(out: Path) -> None:
     """Raise UserError if a folder has statistics already, or anything else."""
     if (out / MANIFEST).is_file():
         raise UserError(
-            f"{out}: has statistics already; write others with --out DIR and name that folder by "
-            "`stats:` in a recipe or by --stats NAME=DIR, or remove this one"
+            f"{out}: has statistics already; write others with --out DIR and name that folder {BY}, "
+            "or remove this one"
         )
     resolve_new_folder(out)
 

@@ -15,7 +15,7 @@ from sdjax.io.statistics_folder import StatisticsFolder, default_folder
 from sdjax.io.weights_digest import weights_digest
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.signature import STATISTICS
-from sdjax.merging.statistics import HOW, check_statistics, tensor_statistics
+from sdjax.merging.statistics import BY, HOW, check_statistics, tensor_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,7 @@ def find_statistics(model: str, named: str | None, relative_to: Path) -> Statist
             folder = None
     if folder is None:
         raise UserError(
-            f"no statistics of {model}; {HOW}, and name a folder other than MODEL.stats by `stats:` "
-            "in a recipe or by --stats NAME=DIR"
+            f"no statistics of {model}; {HOW}, and name a folder other than MODEL.stats {BY}"
         )
     statistics = StatisticsFolder(folder)
     weights = statistics.manifest.get("weights")
@@ -140,7 +139,7 @@ def find_statistics(model: str, named: str | None, relative_to: Path) -> Statist
         owner = truncated_repr(statistics.manifest.get("model"), 200).strip("'")
         whose = f"earlier weights of {model}" if owner == model else f"{owner}, not of {model}"
         raise UserError(
-            f"{folder}: statistics of {whose}; name those of {model} by `stats:` in a recipe or by "
-            f"--stats NAME=DIR, or compute them again with `sdjax stats {model} --data FILE`"
+            f"{folder}: statistics of {whose}; name those of {model} {BY}, or compute them again "
+            f"with `sdjax stats {model} --data FILE`"
         )
     return statistics
