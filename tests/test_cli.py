@@ -238,7 +238,7 @@ def test_merge_explains_the_options_of_mergekit(tmp_path):
     recipe.write_text("merge_method: karcher\nmodels: [{model: zoo:seed}, {model: zoo:reader}]\n")
     options = ["--cuda", "--copy-tokenizer", "--lora-merge-cache", "x", "--out-shard-size", "1M"]
     result = run_cli("merge", recipe, tmp_path / "out", *options)
-    assert "--cuda has no effect: JAX uses all devices" in result.output
+    assert "--cuda has no effect: a merge runs on the accelerators that JAX" in result.output
     assert "--lora-merge-cache has no effect" in result.output
     assert "--copy-tokenizer" not in result.output
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
@@ -247,6 +247,15 @@ def test_merge_explains_the_options_of_mergekit(tmp_path):
     assert "custom code of models is copied, never run" in refusal
     assert "delete the tokenizer's files" in user_error(*arguments, "--no-copy-tokenizer")
     assert "'5X' is not a size" in run_cli(*arguments, "--out-shard-size", "5X").output
+
+
+def test_quiet_merges_show_no_progress(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("merge_method: passthrough\nmodels: [{model: zoo:seed}]\n")
+    assert "merge: 38 of 38 in" in run_cli("merge", recipe, tmp_path / "a").output
+    lines = run_cli("merge", recipe, tmp_path / "b", "--quiet").output.splitlines()
+    assert [line for line in lines if "sdjax: " not in line] == [lines[-1]]
+    assert lines[-1].startswith(f"{tmp_path / 'b'}: ")
 
 
 def test_merge_into_a_file_raises_user_error(tmp_path):
@@ -395,7 +404,7 @@ def test_train_warmstart_writes_its_programs_next_to_the_weights(tmp_path):
     ("lines", "message"),
     [
         ("save: adapter\nrank: null\n", "save: adapter requires rank"),
-        ("adapter: nowhere\n", "nowhere: no such model folder"),
+        ("adapter: nowhere\n", "nowhere: no such adapter folder"),
         ("adapter: nowhere\nrank: 4\n", "rank: set by the adapter to start from"),
         ("reference: seed\nrank: null\n", "reference: seed requires an adapter"),
         ("mesh: {fsdp: 8}\n", "fsdp=8, tensor=1 does not match 1 device;"),

@@ -47,7 +47,5 @@ def report(result: AdapterResult) -> None:
     for tensor in result.tensors:
         echo(f"{tensor.name:<{width}}  rank {tensor.rank}  error {100 * tensor.error:.3g} %")
     worst = max(result.tensors, key=lambda tensor: tensor.error)
-    count = len(result.tensors)
-    echo(
-        f"{result.folder}: {count} tensors; largest error {100 * worst.error:.3g} % ({worst.name})"
-    )
+    largest = f"largest error {100 * worst.error:.3g} % ({worst.name})" if worst.error else "exact"
+    echo(f"{result.folder}: {len(result.tensors)} tensors; {largest}")

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     type=FOLDER_PATH,
     help="With several recipes in RECIPE: folder of the named results.  [default: OUT.parts]",
 )
+@click.option("--quiet/--no-quiet", "-q", help="Show no progress.")
 @out_shard_size_option
 @mergekit_options
 @trust_limits_option
@@ -102,6 +103,7 @@ def merge(
     allow_crimes: bool,
     overwrite: bool,
     intermediate: Path | None,
+    quiet: bool,
     out_shard_size: int | None,
     trust_limits: bool,
     allow_missing: tuple[str, ...],
@@ -141,7 +143,7 @@ def merge(
         options: dict[str, Any] = {
             "allow_crimes": allow_crimes,
             "overwrite": overwrite,
-            "on_tensor": on_tensor,
+            "on_tensor": None if quiet else on_tensor,
             **({} if out_shard_size is None else {"max_file_bytes": out_shard_size}),
         }
         if algorithm is not None or run is not None or out.is_file():

@@ -17,7 +17,10 @@ from sdjax.core.errors import UserError
 
 Command = TypeVar("Command", bound=Callable)
 
-_DEVICES = "JAX uses all devices that it finds; set JAX_PLATFORMS=cpu to use none"
+_DEVICES = (
+    "a merge runs on the accelerators that JAX finds, and on the CPU if there are none or the "
+    "environment variable JAX_PLATFORMS is cpu"
+)
 _STREAMED = "tensors are read, merged and written one at a time on any machine"
 # Option to why it has no effect here.
 _NO_EFFECT = {
@@ -28,7 +31,6 @@ _NO_EFFECT = {
     "--low-cpu-memory": _STREAMED,
     "--lazy-unpickle": _STREAMED,
     "--async-write": _STREAMED,
-    "--quiet": "the progress bar appears only on a terminal",
     "--verbose": "notes are always printed",
 }
 # The same for options with a value.

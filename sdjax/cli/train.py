@@ -99,7 +99,7 @@ def _run_job(kind: str, job: TrainingJob, *, accept_versions: bool) -> str:
     from sdjax.core.random_keys import fold_in_name
     from sdjax.core.versions import current_versions
     from sdjax.io.hf_checkpoint import load_model
-    from sdjax.io.model_paths import locate, model_folder
+    from sdjax.io.model_paths import adapter_folder, locate
     from sdjax.io.peft import read_adapter
     from sdjax.io.tokenizer import load_tokenizer
     from sdjax.models.fingerprint import fingerprint
@@ -120,7 +120,7 @@ def _run_job(kind: str, job: TrainingJob, *, accept_versions: bool) -> str:
     adapter = None
     if job.adapter is not None:
         with errors_at(job, "adapter"):
-            adapter = read_adapter(model_folder(job.adapter), model, model=folder)
+            adapter = read_adapter(adapter_folder(job.adapter), model, model=folder)
     elif job.rank is not None:
         adapter = init_adapter(
             model,
@@ -296,7 +296,7 @@ def _write_result(
     import jax
 
     from sdjax.io.hf_checkpoint import load_model, write_model
-    from sdjax.io.model_paths import locate, model_folder
+    from sdjax.io.model_paths import adapter_folder, locate
     from sdjax.io.peft import write_adapter
     from sdjax.io.training_programs import (
         TrainingPrograms,
@@ -312,7 +312,7 @@ def _write_result(
     from sdjax.training.warmstart import signature_digest
 
     folder, merged_adapter = locate(job.model)
-    start_folder = merged_adapter or folder if job.adapter is None else model_folder(job.adapter)
+    start_folder = merged_adapter or folder if job.adapter is None else adapter_folder(job.adapter)
     extra_files, summary = training_program_files(start_folder), ""
     if candidates:
         assert isinstance(job, WarmstartJob)

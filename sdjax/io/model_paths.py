@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 from sdjax.io.hub import HubError, cached_model, download_model
@@ -59,9 +59,8 @@ def locate(name: str, *, relative_to: Path | None = None) -> tuple[Path, Path | 
     model, adapter = _split(name, relative_to)
     if not adapter or _existing_folder(name, relative_to) is not None:
         return model_folder(name, relative_to=relative_to), None
-    return model_folder(model, relative_to=relative_to), model_folder(
-        adapter, relative_to=relative_to
-    )
+    folder = model_folder(model, relative_to=relative_to)
+    return folder, adapter_folder(adapter, relative_to=relative_to)
 
 
 def _split(name: str, relative_to: Path | None) -> tuple[str, str]:
@@ -92,6 +91,15 @@ def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
     Raises:
         UserError: there is no such model, or it cannot be downloaded.
     """
+    return _folder(name, relative_to, "model")
+
+
+def adapter_folder(name: str, *, relative_to: Path | None = None) -> Path:
+    """Return the folder of a PEFT adapter, downloading it if necessary; see `model_folder`."""
+    return _folder(name, relative_to, "adapter")
+
+
+def _folder(name: str, relative_to: Path | None, kind: Literal["model", "adapter"]) -> Path:
     if name.startswith("zoo:"):
         models = zoo_models()
         if name[4:] not in models:
@@ -108,17 +116,18 @@ def model_folder(name: str, *, relative_to: Path | None = None) -> Path:
             return download_model(name)
         except HubError as error:
             raise UserError(
-                f"{name}: no such model folder, and not downloaded from Hugging Face: {error}"
+                f"{name}: no such {kind} folder, and not downloaded from Hugging Face: {error}"
             ) from None
     printable = name if name.isprintable() and len(name) <= 200 else truncated_repr(name)
     searched = [] if relative_to is None else [relative_to.resolve(), Path.cwd()]
     if os.path.isabs(os.path.expanduser(name)):
         searched = []
     where = f" in {' or in '.join(dict.fromkeys(map(str, searched)))}" if searched else ""
-    raise UserError(
-        f"{printable}: no such model folder{where}; give a Hugging Face folder, OWNER/MODEL on "
-        "Hugging Face, or zoo:NAME"
-    )
+    remedy = {
+        "model": "give a Hugging Face folder, OWNER/MODEL on Hugging Face, or zoo:NAME",
+        "adapter": "give the folder of a PEFT adapter, or OWNER/ADAPTER on Hugging Face",
+    }
+    raise UserError(f"{printable}: no such {kind} folder{where}; {remedy[kind]}")
 
 
 def _existing_folder(name: str, relative_to: Path | None) -> Path | None:

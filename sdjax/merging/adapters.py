@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax.core.errors import UserError
+from sdjax.core.errors import UserError, truncated_repr
 from sdjax.io.atomic_write import resolve_new_folder
 from sdjax.io.hf_checkpoint import ModelReader
-from sdjax.io.model_paths import locate, model_folder
+from sdjax.io.model_paths import adapter_folder, locate
 from sdjax.io.peft import LoraPair, PeftAdapter
 from sdjax.io.peft_writer import write_factors
 from sdjax.merging.operations.low_rank import (
@@ -142,10 +143,10 @@ def merge_adapters(
     if rank is not None and rank < 1:
         raise UserError(f"rank must be at least 1, not {rank}")
     resolve_new_folder(out)
-    opened = {name: PeftAdapter(model_folder(name)) for name in adapters}
+    opened = {name: PeftAdapter(adapter_folder(name)) for name in adapters}
     for name, adapter in opened.items():
         _check_plain(name, adapter)
-    bases = {name: adapter.base for name, adapter in opened.items()}
+    bases = [adapter.base for adapter in opened.values() if adapter.base]
     factors: dict[str, tuple[Any, Any]] = {}
     tensors = []
     for tensor in sorted({tensor for adapter in opened.values() for tensor in adapter.pairs}):
@@ -170,11 +171,15 @@ def merge_adapters(
         module = tensor.removesuffix(".weight")
         factors[module] = a, b
         tensors.append(AdaptedTensor(name=module, rank=len(a), error=error))
-    write_factors(out, factors, scale=1.0, base=next(filter(None, bases.values()), ""))
-    distinct = sorted({base for base in bases.values() if base})
-    notes = (
-        [f"the adapters name different models: {', '.join(distinct)}"] if len(distinct) > 1 else []
-    )
+    write_factors(out, factors, scale=1.0, base=next(iter(bases), ""))
+    # Only a note: a folder may be a copy of a model that another adapter names as on Hugging Face.
+    distinct = sorted({os.path.realpath(base) if os.path.isdir(base) else base for base in bases})
+    notes = []
+    if len(distinct) > 1:
+        notes.append(
+            f"the adapters are for different models ({', '.join(map(_quoted, distinct))}); unless "
+            "these are the same, the sum fits none of them"
+        )
     return AdapterResult(folder=out, tensors=tuple(tensors), notes=tuple(notes))
 
 
@@ -190,6 +195,11 @@ def _factors(
 def _to_host(array: jax.Array) -> Any:
     """Return an array on the host, unless it is spread over several processes."""
     return np.asarray(array) if array.is_fully_addressable else array
+
+
+def _quoted(base: str) -> str:
+    """Return a name from an adapter's file for a message."""
+    return truncated_repr(base, 200).strip("'")
 
 
 def _check_plain(name: str, adapter: PeftAdapter) -> None:

@@ -177,8 +177,8 @@ def _require_new(out: Path) -> None:
     """Raise UserError if a folder has statistics already, or anything else."""
     if (out / MANIFEST).is_file():
         raise UserError(
-            f"{out}: has statistics already; write others with --out DIR and name that folder {BY}, "
-            "or remove this one"
+            f"{out}: has statistics already; write others with --out DIR and name DIR {BY}, or "
+            "remove this folder"
         )
     resolve_new_folder(out)
 

@@ -117,7 +117,7 @@ def test_locate_model_with_adapter(tmp_path, monkeypatch):
     assert locate("c+b", relative_to=here) == (Path("c"), here / "b")
     assert locate("zoo:seed+c")[1] == Path("c")
     assert locate("a+b", relative_to=here) == (here / "a+b", None)
-    with pytest.raises(UserError, match=f"d: no such model folder in {here} or in"):
+    with pytest.raises(UserError, match=f"d: no such adapter folder in {here} or in"):
         locate("a+d", relative_to=here)
 
 
@@ -127,7 +127,7 @@ def test_plus_in_the_name_of_a_folder_does_not_separate_an_adapter(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert locate("c++/seed+c++/ad") == (Path("c++/seed"), Path("c++/ad"))
     assert locate("zoo:seed+c++/ad")[1] == Path("c++/ad")
-    with pytest.raises(UserError, match=r"^missing: no such model folder"):  # the last one
+    with pytest.raises(UserError, match=r"^missing: no such adapter folder"):  # the last one
         locate("c++/seed+missing")
     with pytest.raises(UserError, match=r"^c\+\+/none: no such model folder"):
         locate("c++/none+missing")

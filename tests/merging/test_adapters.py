@@ -9,9 +9,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdjax
+from sdjax.cli.extract_lora import report
 from sdjax.cli.merge_lora import _parse_weights
 from sdjax.core.errors import UserError
 from sdjax.io.hf_checkpoint import write_model
+from sdjax.io.peft_writer import write_factors
 from sdjax.merging.adapters import extract_lora, merge_adapters
 from sdjax.merging.operations.low_rank import low_rank_factors, relative_error
 from sdjax.models.tree import flatten, unflatten
@@ -80,7 +82,7 @@ def test_errors_are_those_of_the_best_approximation():
         assert best - 1e-5 <= error <= 1.02 * best + 1e-5
 
 
-def test_adapters_are_added_without_their_model(folders):
+def test_adapters_are_added_without_their_model(folders, capsys):
     root, base, changes = folders
     for name in ("a", "b"):
         extract_lora(str(root / "base"), str(root / name), root / f"lora-{name}", rank=3)
@@ -93,6 +95,8 @@ def test_adapters_are_added_without_their_model(folders):
     check_changes(change_of(root / "base", root / "sum", base), want)
     assert {tensor.rank for tensor in result.tensors} == {3, 6}
     assert result.notes == ()
+    report(result)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{root / 'sum'}: 3 tensors; exact"
     small = merge_adapters(weights, root / "small", rank=2)
     got = change_of(root / "base", root / "small", base)
     for tensor in small.tensors:
@@ -115,6 +119,8 @@ def test_what_cannot_be_extracted_or_added_is_an_error(folders):
     extract_lora(base, str(root / "a"), root / "lora", rank=2)
     with pytest.raises(UserError, match="lora: exists and is not empty"):
         extract_lora(base, str(root / "a"), root / "lora", rank=2)
+    with pytest.raises(UserError, match="gone: no such adapter folder; give the folder of a PEFT"):
+        merge_adapters({"gone": 1.0}, root / "out")
     with pytest.raises(UserError, match="requires at least one --adapter"):
         merge_adapters({}, root / "out")
     weights = root / "lora" / "adapter_model.safetensors"
@@ -125,6 +131,28 @@ def test_what_cannot_be_extracted_or_added_is_an_error(folders):
     both = {str(root / "lora"): 1.0, str(root / "lora-b"): 1.0}
     with pytest.raises(UserError, match=r"up_proj.weight has different shapes, \[24, 5\] and"):
         merge_adapters(both, root / "out")
+
+
+@pytest.mark.parametrize(
+    ("bases", "different"),
+    [
+        (("org/a", "org/a"), False),
+        (("org/a", ""), False),
+        (("base", "base/"), False),
+        (("org/a", "org/b"), True),
+        (("org/a", "base"), True),
+    ],
+)
+def test_adapters_of_different_models_give_a_note(tmp_path, monkeypatch, bases, different):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    factors = {"layers.0.mlp.up_proj": (np.ones((1, 4), np.float32), np.ones((6, 1), np.float32))}
+    for number, base in enumerate(bases):
+        write_factors(tmp_path / f"lora-{number}", factors, scale=1.0, base=base)
+    result = merge_adapters({"lora-0": 0.5, "lora-1": 0.5}, tmp_path / "out")
+    names = ", ".join(sorted(str(tmp_path / b) if b == "base" else b for b in bases))
+    note = f"the adapters are for different models ({names}); unless these are the same, the sum "
+    assert result.notes == ((f"{note}fits none of them",) if different else ())
 
 
 @pytest.mark.parametrize("text", ["lora", "lora=", "=1", "lora=x", "lora=nan"])

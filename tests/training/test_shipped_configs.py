@@ -146,7 +146,7 @@ def test_data_is_looked_up_next_to_the_config_unless_it_is_an_override(tmp_path,
     ("lines", "message"),
     [
         ("model: zoo:sede", "line 1: model: zoo:sede: no such model in the zoo"),
-        ("model: zoo:seed\nadapter: nowhere", "line 2: adapter: nowhere: no such model folder"),
+        ("model: zoo:seed\nadapter: nowhere", "line 2: adapter: nowhere: no such adapter folder"),
         ("model: zoo:seed\nrank: 2\nprompt: long", "line 3: prompt: prompt 'long': no such file"),
     ],
 )

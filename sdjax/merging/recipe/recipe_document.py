@@ -42,9 +42,8 @@ TOP_LEVEL_KEYS = (
     "tokenizer",
     "chat_template",
 )
-# Keys of a model that would change the merge if they were not ignored: its parameters are set under
-# `parameters`, and its revision as MODEL@REVISION.
-_MISPLACED = ("weight", "density", "gamma", "epsilon", "scale", "t", "revision")
+# Keys of a model that would change the merge if they were not ignored: its parameters.
+_MISPLACED = ("weight", "density", "gamma", "epsilon", "scale", "t")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -236,7 +235,8 @@ class _RecipeDocument(YamlDocument):
     ) -> dict[str, yaml.Node]:
         """Return the allowed keys of a mapping and their values, without those that are null.
 
-        A key that means nothing gives a note; a misplaced or misspelled one is an error.
+        A key that means nothing gives a note; a misplaced or misspelled one is an error. So is
+        `revision` anywhere, since other weights than meant would be merged.
 
         Args:
             node: a mapping node.
@@ -250,15 +250,15 @@ class _RecipeDocument(YamlDocument):
             if key in allowed:
                 continue
             similar = closest_name(key, allowed)
-            if key in misplaced or (similar is not None and not lenient):
-                hint = did_you_mean(key, allowed, f"allowed: {', '.join(allowed)}")
-                if key in misplaced:
-                    hint = (
-                        "write the model as MODEL@REVISION"
-                        if key == "revision"
-                        else f"write it under parameters: {{{key}: ...}}"
-                    )
-                raise self.fail(line, f"unknown key {truncated_repr(key)}; {hint}")
+            advice = None
+            if key == "revision":
+                advice = "write the model as MODEL@REVISION"
+            elif key in misplaced:
+                advice = f"write it under parameters: {{{key}: ...}}"
+            elif similar is not None and not lenient:
+                advice = did_you_mean(key, allowed, f"allowed: {', '.join(allowed)}")
+            if advice is not None:
+                raise self.fail(line, f"unknown key {truncated_repr(key)}; {advice}")
             hint = "" if similar is None else f" (did you mean {similar}?)"
             self.note(line, f"the key {truncated_repr(key)} means nothing{hint}; ignored")
         values = self.mapping(node, name, allowed=tuple(entries))  # without null

@@ -167,6 +167,7 @@ parameters: {{normalize: {normalize}}}
         ),
         ("normalize: false", "normalize: maybe", "line 12: normalize: expected true or false"),
         ("base_model: base\n", "", "line 1: ties needs base_model"),
+        ("dtype: b", "revision: v2\ndtype: b", "line 14: unknown key 'revision'; write the model"),
         ("base_model: base\n", "base_model: gone\n", "line 2: gone: no such folder"),
         ("  - model: b", "  - model: gone", "line 8: gone: no such folder"),
         ("ties", "tiez", "line 1: no merge_method 'tiez'; did you mean ties"),
