@@ -1,7 +1,9 @@
 """Merges of named parts, of models with different tensors, and of experts as one tensor."""
 
 import json
+import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +43,39 @@ def draw(tmp_path, models, names, **config):
         ("lm_head.weight", "text_decoder"),
         ("visual.merger.mlp.0.weight", "multi_modal_projector"),
         ("visual.blocks.0.attn.proj.weight", "vision_tower"),
+        ("model.visual.deepstack_merger_list.0.norm.weight", "multi_modal_projector"),
         ("vision_tower.encoder.layers.0.fc.weight", "vision_tower"),
     ],
 )
 def test_parts_have_the_names_of_tensors_or_those_of_mergekit(name, part):
     assert part_of(name, ["text_decoder", "multi_modal_projector", "vision_tower"]) == part
     assert part_of("model.visual.x.weight", ["model.visual", "default"]) == "model.visual"
+    assert part_of("model.visual.merger.x.weight", ["model.visual"]) == "model.visual"
     assert part_of("model.visual.x.weight", ["visual"]) == "visual"
     assert part_of("model.norm.weight", ["visual"]) is None
+
+
+def test_the_documented_recipe_of_parts(tmp_path, models):
+    page = (Path(__file__).parents[3] / "docs" / "merging.md").read_text()
+    (text,) = re.findall(r"\n\n((?:    [^\n]*\n)*    modules:\n(?:    [^\n]*\n)*)", page)
+    for name in ("BASE", "MATH", "CODE"):
+        text = text.replace(f"OWNER/{name}", name.lower())
+    text_name, merger, block = names = [
+        "model.language_model.norm.weight",
+        "model.visual.merger.norm.weight",
+        "model.visual.blocks.0.norm1.weight",
+    ]
+    draw(tmp_path, models, names)
+    result = merge_recipe(write(tmp_path, textwrap.dedent(text)), tmp_path / "out")
+    assert any(f"the tensor {merger} of parts" in note for note in result.notes), result.notes
+    base, math, code = (models[model] for model in ("base", "math", "code"))
+    expected = {
+        text_name: 0.6 * math[text_name] + 0.4 * code[text_name],
+        merger: base[merger],
+        block: 0.5 * (base[block] + math[block]),
+    }
+    for name, tensor in read(tmp_path / "out").items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_stack_of_one_part_and_copy_of_the_others(tmp_path, models):
