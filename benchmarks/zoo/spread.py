@@ -37,9 +37,8 @@ def main() -> None:
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--programs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--set", action="append", default=[], help="key of --config, KEY=VALUE")
     options = parser.parse_args()
-    context = build_context(read_config(options.config, options.set))
+    context = build_context(read_config(options.config))
     print(f"{describe_environment()}; {len(context.problems[DEVELOPMENT])} development problems")
     seed = correct(context, context.seed)
     references = {"seed": seed}
