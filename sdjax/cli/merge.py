@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import click
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
 from sdjax.cli.mergekit_options import mergekit_options, out_shard_size_option
+from sdjax.cli.named_values import parse_experts, parse_named
 from sdjax.cli.open_algorithm import (
     judged_algorithm,
     open_algorithm,
@@ -375,37 +376,3 @@ def merge_discovered(
         key=run_key(config.rng_seed, "merge"),
         **options,
     )
-
-
-def parse_experts(texts: Iterable[str]) -> dict[str, str]:
-    """Return slot to model of NAME=MODEL texts, in their order.
-
-    Raises:
-        UserError: not of this form, or a name that occurs twice.
-    """
-    return parse_named(texts, "--expert", "expert_1=zoo:reader", "MODEL")
-
-
-def parse_named(
-    texts: Iterable[str], option: str, example: str, value: str = "DIR"
-) -> dict[str, str]:
-    """Return name to value of texts with an equals sign, in their order.
-
-    Args:
-        texts: the values of an option.
-        option: its name.
-        example: a value for the error message.
-        value: what follows the equals sign.
-
-    Raises:
-        UserError: not of this form, or a name that occurs twice.
-    """
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, rest = text.partition("=")
-        if not (name and equals and rest):
-            raise UserError(f"{option} {text}: write NAME={value}, such as {example}")
-        if name in named:
-            raise UserError(f"{option} {text}: duplicate name; {name} is already {named[name]}")
-        named[name] = rest
-    return named

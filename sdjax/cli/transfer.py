@@ -14,7 +14,7 @@ import click
 
 from sdjax.cli.device_options import dtype_option, mesh_option, parse_mesh
 from sdjax.cli.group import FILE_PATH, FOLDER_PATH, examples
-from sdjax.cli.merge import parse_experts
+from sdjax.cli.named_values import parse_experts
 from sdjax.cli.processes import joined_processes
 from sdjax.cli.sandbox_options import (
     allow_missing_option,

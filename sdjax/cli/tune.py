@@ -11,7 +11,7 @@ import click
 from sdjax.cli.device_options import dtype_option, make_mesh, mesh_option
 from sdjax.cli.group import FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
-from sdjax.cli.merge import parse_experts
+from sdjax.cli.named_values import parse_experts
 from sdjax.cli.sandbox_options import SCOPE_HELP, allow_missing_option, trust_code_option
 from sdjax.cli.search_options import search_options
 from sdjax.cli.task_options import accept_versions_option, task_options

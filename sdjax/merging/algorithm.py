@@ -48,7 +48,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.core.errors import UserError, did_you_mean
+from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 from sdjax.merging.schedule import has_schedules, resolve_schedules
 from sdjax.merging.signature import Constraints, Form, TracedType, check_value, read_signature
 from sdjax.merging.signature import PerExpert as PerExpert
@@ -186,6 +186,32 @@ class Algorithm:
             else _float32(self.hyperparameters[key])
             for key, type_name in self.traced.items()
         }
+
+    def check_key(self, key: object) -> None:
+        """Check the key of a merge.
+
+        Raises:
+            UserError: the algorithm requests a key, and this is not a concrete typed PRNG key.
+        """
+        if "key" not in self.requests:
+            return
+        if key is None:
+            raise UserError(
+                f"{self.name} draws random numbers; pass a key such as jax.random.key(0)"
+            )
+        typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if not (isinstance(key, jax.Array) and typed and key.shape == ()):
+            found = truncated_repr(key)
+            if isinstance(key, jax.Array | np.ndarray):
+                found = f"an array {key.dtype}{list(key.shape)}"
+            raise UserError(
+                f"key must be one typed PRNG key such as jax.random.key(0), not {found}"
+            )
+        if isinstance(key, jax.core.Tracer):
+            raise UserError(
+                f"{self.name}: the key must not be traced; create it outside of the function that "
+                "is compiled or transformed"
+            )
 
     def call(
         self,

@@ -15,25 +15,22 @@ method.
 
 If a weight or a hyperparameter is traced (jit, grad, vmap), the same functions become part of that
 trace: nothing is compiled or fetched, and all numbers of the result are traced too.
-
-Axes: *shape (of the tensor), experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
-from sdjax.merging.merged_model import MergedModel, donated_tensors, merged_model
+from sdjax.merging.merged_model import MergedModel, donated_tensors, merged_model, squared_norms
 from sdjax.merging.model_tree import (
     ModelTree,
     Tensors,
@@ -44,18 +41,20 @@ from sdjax.merging.model_tree import (
     warn_of_surplus,
 )
 from sdjax.merging.scope import Scope, select_paths
-from sdjax.merging.statistics import Statistics, check_statistics, tensor_statistics
+from sdjax.merging.statistics import (
+    Statistics,
+    check_statistics,
+    place_statistics,
+    tensor_statistics,
+)
 from sdjax.merging.tensor_program import (
     TensorProgram,
     TreeProgram,
     check_layers,
-    replicated,
     squared_norm_or_inf,
-    task_vectors,
 )
 from sdjax.models.tensor_names import layer_depths
 from sdjax.sharding.memory import exhaustion_reported, require_fit
-from sdjax.xla.reductions import sums
 
 Merged = tuple[dict[str, jax.Array], list[jax.Array]]
 
@@ -141,7 +140,7 @@ class Merger:
         self._traced = any(any_traced(t.tensors.values()) for t in (self._reference, *expert_trees))
         align = partial(align_tensors, base_tree, expert_trees, self.paths, self.slots)
         self._tensors = align()
-        squares = _squared_norms(self._tensors)
+        squares = squared_norms(self._tensors)
         if self._traced:
             self.changed = frozenset(self.paths)
             self._is_changed = {path: jnp.any(square != 0) for path, square in squares.items()}
@@ -151,7 +150,7 @@ class Merger:
             # The weights are concrete, but a traced function closes over them.
             with jax.ensure_compile_time_eval():
                 self._tensors = align()
-                squares = _squared_norms(self._tensors)
+                squares = squared_norms(self._tensors)
         squares = jax.device_get(squares)
         self.changed = frozenset(path for path, s in squares.items() if not np.all(s == 0))
         total = np.sum([np.asarray(s, np.float64) for s in squares.values()], axis=0)
@@ -198,28 +197,18 @@ class Merger:
             )
         self._check(algorithm, key)
         with exhaustion_reported():
-            if algorithm.form == "tree":
+            if self._traced or any_traced(jax.tree.leaves(dict(algorithm.hyperparameters))):
+                if donate is not None and algorithm.form == "tensor":
+                    raise UserError("donate cannot be used while the merge is traced; leave it out")
+                new, squares = self._merge_in_trace(algorithm, key)
+            elif algorithm.form == "tree":
                 new, squares = self._merge_tree(algorithm, key, max_memory)
             else:
                 new, squares = self._merge_tensors(algorithm, key, donate, max_memory)
             return merged_model(self._reference, self.paths, new, squares, self.norms)
 
     def _check(self, algorithm: Algorithm, key: jax.Array | None) -> None:
-        if "key" in algorithm.requests:
-            if key is None:
-                raise UserError(
-                    f"{algorithm.name} draws random numbers; pass a key such as jax.random.key(0)"
-                )
-            if not _is_key(key):
-                raise UserError(
-                    "key must be one typed PRNG key such as jax.random.key(0), not "
-                    f"{_describe(key)}"
-                )
-            if isinstance(key, jax.core.Tracer):
-                raise UserError(
-                    f"{algorithm.name}: the key must not be traced; create it outside of the "
-                    "function that is compiled or transformed"
-                )
+        algorithm.check_key(key)
         check_layers(algorithm, list(self._names.values()))
         check_statistics(algorithm.name, algorithm.requests, self._stats, self.slots)
         if self._base_is_zero:
@@ -244,63 +233,38 @@ class Merger:
             UserError: as for a call.
         """
         self._check(algorithm, key)
-        if algorithm.form == "tree":
-            merged, _ = self._trace_tree(algorithm, tensors, key)
-        else:
-            tensors = self._changed(tensors)
-            programs = self._tensor_programs(algorithm, tensors, key)
-            merged, _ = _trace_programs(programs, tensors)
-        return merged
+        return self._trace(algorithm, tensors, key)[0]
 
-    def _changed(self, tensors: Tensors) -> Tensors:
-        return {path: x for path, x in tensors.items() if path in self.changed}
+    def program_arguments(
+        self, algorithm: Algorithm, tensors: Tensors, key: jax.Array | None
+    ) -> dict[str, dict[str, Any]]:
+        """Return what describes the merge of each changed tensor, by path.
 
-    def _tensor_programs(
-        self,
-        algorithm: Algorithm,
-        tensors: Tensors,
-        key: jax.Array | None,
-        *,
-        donated: Mapping[str, jax.Array] | None = None,
-        statistic: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    ) -> dict[str, TensorProgram]:
-        programs = {}
+        Args:
+            algorithm: an algorithm in the tensor form.
+            tensors: the tensors, as in `merge_in_trace`.
+            key: typed PRNG key; required if the algorithm requests one.
+
+        Returns:
+            keyword arguments of `TensorProgram.of` and of `MergeGradient.of_tensor`.
+        """
+        arguments = {}
         for path, (base, experts) in tensors.items():
+            if path not in self.changed:
+                continue
             name, depth = self.place(path)
-            programs[path] = TensorProgram.of(
-                algorithm,
-                self.slots,
-                base,
-                experts,
-                path=name,
-                depth=depth,
-                key=key,
-                statistics=self.statistics(algorithm, path, experts[0]),
-                donated=(donated or {}).get(path),
-                statistic=statistic,
+            statistics = tensor_statistics(
+                algorithm.requests, self._stats, self.slots, name, experts[0].shape
             )
-        return programs
-
-    def statistics(
-        self, algorithm: Algorithm, path: str, reference: jax.Array
-    ) -> dict[str, tuple[jax.Array, ...] | None]:
-        """Return the statistics of one tensor that an algorithm requests, on its devices."""
-        found = tensor_statistics(
-            algorithm.requests, self._stats, self.slots, self._names[path].path, reference.shape
-        )
-
-        def place(array: Any) -> jax.Array:
-            if isinstance(reference, jax.core.Tracer) or isinstance(array, jax.core.Tracer):
-                return jnp.asarray(array)
-            same = array.shape == reference.shape
-            return jax.device_put(
-                array, reference.sharding if same else replicated(reference.sharding)
-            )
-
-        return {
-            kind: None if arrays is None else tuple(map(place, arrays))
-            for kind, arrays in found.items()
-        }
+            arguments[path] = {
+                "base": base,
+                "experts": experts,
+                "path": name,
+                "depth": depth,
+                "key": key,
+                "statistics": place_statistics(statistics, experts[0]),
+            }
+        return arguments
 
     def _merge_tensors(
         self,
@@ -310,43 +274,24 @@ class Merger:
         max_memory: int | None,
     ) -> Merged:
         """Return the changed tensors by path, and the squared norms of their task vectors."""
-        if self._is_traced(algorithm) and donate is not None:
-            raise UserError("donate cannot be used while the merge is traced; leave it out")
-        tensors = self._changed(self._tensors)
-        donated = donated_tensors(donate, tensors)
-        programs = self._tensor_programs(
-            algorithm, tensors, key, donated=donated, statistic=squared_norm_or_inf
-        )
-        if self._is_traced(algorithm):
-            merged, norms = _trace_programs(programs, tensors)
-            kept = {path: self._if_changed(path, merged[path], norms[path]) for path in merged}
-            return (
-                {path: tensor for path, (tensor, _) in kept.items()},
-                [square for _, square in kept.values()],
-            )
+        arguments = self.program_arguments(algorithm, self._tensors, key)
+        donated = donated_tensors(donate, {path: self._tensors[path] for path in arguments})
+        describe = partial(TensorProgram.of, algorithm, self.slots, statistic=squared_norm_or_inf)
+        programs = {
+            path: describe(donated=donated.get(path), **own) for path, own in arguments.items()
+        }
         executables = self._compile(list(programs.values()), max_memory)
         new, squares = {}, []
         for (path, program), executable in zip(programs.items(), executables, strict=True):
-            base, experts = tensors[path]
+            base, experts = self._tensors[path]
             new[path], square = executable(base, experts, *program.inputs, donated.get(path))
             squares.append(square)
         return new, squares
 
-    def _if_changed(
-        self, path: str, tensor: jax.Array, square: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Keep the old tensor if no expert has changed it, which only the trace's run can tell."""
-        if not self._traced:
-            return tensor, square
-        base, experts = self._tensors[path]
-        changed = self._is_changed[path]
-        old = experts[0] if base is None else base
-        return jnp.where(changed, tensor, old), jnp.where(changed, square, 0.0)
-
     def _tree_program(
         self, algorithm: Algorithm, tensors: Tensors, key: jax.Array | None
-    ) -> tuple[TreeProgram, list[str], list[str]]:
-        """Return the merge of the scope, the paths that it reads, and those that it replaces."""
+    ) -> tuple[TreeProgram, tuple[Any, ...], list[str]]:
+        """Return the merge of the scope, its bases and experts, and the paths that it replaces."""
         paths = sorted(self.paths, key=lambda path: self._names[path].path)
         new_paths = [path for path in paths if path in self.changed]
         program = TreeProgram.of(
@@ -356,41 +301,56 @@ class Merger:
             changed=frozenset(self._names[path].path for path in new_paths),
             key=key,
         )
-        return program, paths, new_paths
-
-    def _trace_tree(
-        self, algorithm: Algorithm, tensors: Tensors, key: jax.Array | None
-    ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Merge in the tree form inside another trace."""
-        if not self.changed:
-            return {}, jnp.zeros(0)
-        program, paths, new_paths = self._tree_program(algorithm, tensors, key)
-        bases = tuple(tensors[path][0] for path in paths)
-        experts = tuple(tensors[path][1] for path in paths)
-        new, squares = program.function(bases, experts, *program.inputs)
-        return dict(zip(new_paths, new, strict=True)), squares
+        return program, tuple(zip(*(tensors[path] for path in paths), strict=True)), new_paths
 
     def _merge_tree(
         self, algorithm: Algorithm, key: jax.Array | None, max_memory: int | None
     ) -> Merged:
         if not self.changed:
             return {}, []
-        if self._is_traced(algorithm):
-            new, norms = self._trace_tree(algorithm, self._tensors, key)
-            kept = [
-                self._if_changed(path, tensor, square)
-                for (path, tensor), square in zip(new.items(), norms, strict=True)
-            ]
-            return (
-                {path: tensor for path, (tensor, _) in zip(new, kept, strict=True)},
-                [square for _, square in kept],
-            )
-        program, paths, new_paths = self._tree_program(algorithm, self._tensors, key)
-        bases = tuple(self._tensors[path][0] for path in paths)
-        experts = tuple(self._tensors[path][1] for path in paths)
+        program, arrays, new_paths = self._tree_program(algorithm, self._tensors, key)
         (executable,) = self._compile([program], max_memory)
-        tensors, squares = executable(bases, experts, *program.inputs)
+        tensors, squares = executable(*arrays, *program.inputs)
         return dict(zip(new_paths, tensors, strict=True)), [squares]
+
+    def _trace(
+        self,
+        algorithm: Algorithm,
+        tensors: Tensors,
+        key: jax.Array | None,
+        statistic: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    ) -> tuple[dict[str, jax.Array], Iterable[Any]]:
+        """Merge inside another trace.
+
+        Returns:
+            the new tensors by path, and for each the statistic; of a tree its squared norm.
+        """
+        if not self.changed:
+            return {}, ()
+        if algorithm.form == "tree":
+            tree, arrays, new_paths = self._tree_program(algorithm, tensors, key)
+            merged, squares = tree.function(*arrays, *tree.inputs)
+            return dict(zip(new_paths, merged, strict=True)), squares
+        programs = {
+            path: TensorProgram.of(algorithm, self.slots, statistic=statistic, **arguments)
+            for path, arguments in self.program_arguments(algorithm, tensors, key).items()
+        }
+        # Tensors that share a cache key are traced once.
+        functions = {p.cache_key: jax.jit(p.function) for p in programs.values()}
+        new, statistics = {}, []
+        for path, program in programs.items():
+            new[path], value = functions[program.cache_key](*tensors[path], *program.inputs, None)
+            statistics.append(value)
+        return new, statistics
+
+    def _merge_in_trace(self, algorithm: Algorithm, key: jax.Array | None) -> Merged:
+        new, squares = self._trace(algorithm, self._tensors, key, squared_norm_or_inf)
+        if not self._traced:
+            return new, list(squares)
+        # A tensor that no expert has changed stays as it is, which only the trace's run can tell.
+        old, changed = self._reference.tensors, self._is_changed
+        kept = {path: jnp.where(changed[path], x, old[path]) for path, x in new.items()}
+        return kept, [jnp.where(changed[p], s, 0.0) for p, s in zip(new, squares, strict=True)]
 
     def _compile(
         self, programs: Sequence[TensorProgram | TreeProgram], max_memory: int | None
@@ -400,10 +360,6 @@ class Merger:
         for executable in dict.fromkeys(executables):
             require_fit(executable)
         return executables
-
-    def _is_traced(self, algorithm: Algorithm) -> bool:
-        """Return whether weights or hyperparameters are traced."""
-        return self._traced or any_traced(jax.tree.leaves(dict(algorithm.hyperparameters)))
 
 
 _SHARED_CACHE = CompileCache()
@@ -438,48 +394,3 @@ def merge(
 def default_slots(count: int) -> tuple[str, ...]:
     """Return the experts' default names: expert_1 ... expert_k."""
     return tuple(f"expert_{i + 1}" for i in range(count))
-
-
-@jax.jit
-def task_vector_squared_norms(
-    base: Float[Array, "*shape"] | None, experts: tuple[Float[Array, "*shape"], ...]
-) -> Float[Array, " experts"]:
-    """Return the squared norm of each task vector of one tensor, in float32."""
-    return jnp.stack(sums([t * t for t in task_vectors(base, experts)]))
-
-
-def _trace_programs(
-    programs: Mapping[str, TensorProgram], tensors: Tensors
-) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """Run programs inside another trace; tensors that share a cache key are traced once.
-
-    Returns:
-        the new tensors, and their statistics, by path.
-    """
-    functions = {p.cache_key: jax.jit(p.function) for p in programs.values()}
-    results = {
-        path: functions[program.cache_key](*tensors[path], *program.inputs, None)
-        for path, program in programs.items()
-    }
-    return (
-        {path: tensor for path, (tensor, _) in results.items()},
-        {path: statistic for path, (_, statistic) in results.items()},
-    )
-
-
-def _is_key(key: object) -> bool:
-    if not isinstance(key, jax.Array):
-        return False
-    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, jax.Array | np.ndarray):
-        return f"an array {value.dtype}{list(value.shape)}"
-    return truncated_repr(value)
-
-
-def _squared_norms(
-    tensors: Tensors,
-) -> dict[str, jax.Array]:
-    return {path: task_vector_squared_norms(*arrays) for path, arrays in tensors.items()}

@@ -239,21 +239,10 @@ def _gradients(
             key=key,
         )
         return {ALL_TENSORS: tree}
-    gradients = {}
-    for path, (base, experts) in tensors.items():
-        if path in merger.changed:
-            name, depth = merger.place(path)
-            gradients[path] = MergeGradient.of_tensor(
-                algorithm,
-                merger.slots,
-                base,
-                experts,
-                path=name,
-                depth=depth,
-                key=key,
-                statistics=merger.statistics(algorithm, path, experts[0]),
-            )
-    return gradients
+    return {
+        path: MergeGradient.of_tensor(algorithm, merger.slots, **arguments)
+        for path, arguments in merger.program_arguments(algorithm, tensors, key).items()
+    }
 
 
 def _arrays(merger: Merger, path: str, cotangents: Mapping[str, jax.Array]) -> tuple[Any, Any, Any]:

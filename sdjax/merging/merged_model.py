@@ -1,4 +1,7 @@
-"""Results of in-memory merges, and the reuse of their buffers."""
+"""Results of in-memory merges, their norms, and the reuse of their buffers.
+
+Axes: *shape (of the tensor), experts.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from jaxtyping import Array, Float
 
 from sdjax.core.errors import UserError
 from sdjax.merging.model_tree import ModelTree, Tensors, any_traced
+from sdjax.merging.tensor_program import task_vectors
+from sdjax.xla.reductions import sums
 
 
 @partial(
@@ -119,3 +124,15 @@ def donated_tensors(donate: object, tensors: Tensors) -> dict[str, jax.Array]:
             raise UserError("donate: the buffers of this result were donated before")
         donated[path] = tensor
     return donated
+
+
+def squared_norms(tensors: Tensors) -> dict[str, jax.Array]:
+    """Return the squared norms of the task vectors by path, each float32 [experts]."""
+    return {path: _task_vector_squared_norms(*arrays) for path, arrays in tensors.items()}
+
+
+@jax.jit
+def _task_vector_squared_norms(
+    base: Float[Array, "*shape"] | None, experts: tuple[Float[Array, "*shape"], ...]
+) -> Float[Array, " experts"]:
+    return jnp.stack(sums([t * t for t in task_vectors(base, experts)]))

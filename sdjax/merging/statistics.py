@@ -16,11 +16,15 @@ Axes: *shape (of the statistic).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
 
 from sdjax.core.errors import UserError
 from sdjax.merging.signature import STATISTICS
+from sdjax.merging.tensor_program import replicated
 
 HOW = "compute them with `sdjax stats MODEL --data FILE`"
 BY = "by `stats:` in a recipe or by --stats NAME=DIR"
@@ -139,3 +143,25 @@ def tensor_statistics(
                 )
         found[kind] = arrays
     return found
+
+
+def place_statistics(
+    statistics: Mapping[str, Sequence[Any] | None], reference: jax.Array
+) -> dict[str, tuple[jax.Array, ...] | None]:
+    """Return the statistics of one tensor on its devices: sharded as it is, or replicated.
+
+    Args:
+        statistics: arrays by kind, as `tensor_statistics` returns them.
+        reference: the tensor.
+    """
+
+    def place(array: Any) -> jax.Array:
+        if isinstance(reference, jax.core.Tracer) or isinstance(array, jax.core.Tracer):
+            return jnp.asarray(array)
+        same = array.shape == reference.shape
+        return jax.device_put(array, reference.sharding if same else replicated(reference.sharding))
+
+    return {
+        kind: None if arrays is None else tuple(map(place, arrays))
+        for kind, arrays in statistics.items()
+    }

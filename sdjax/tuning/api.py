@@ -22,7 +22,7 @@ from sdjax.io.atomic_write import resolve_new_folder
 from sdjax.merging.recipe.from_algorithm import merge_algorithm
 from sdjax.merging.recipe.model_card import Provenance
 from sdjax.merging.recipe.pipeline import merge_recipe
-from sdjax.merging.recipe.recipe_document import parse_recipe
+from sdjax.merging.recipe.recipe_reader import parse_recipe
 from sdjax.merging.scope import Scope
 from sdjax.sharding.multihost import is_main_process
 from sdjax.tuning.evolution import search_by_evolution

@@ -22,8 +22,8 @@ from sdjax.merging.engine import default_slots
 from sdjax.merging.method import Hyperparameter, Method
 from sdjax.merging.recipe.method_sources import check_parameters, split_base
 from sdjax.merging.recipe.parameters import ParameterType, resolve
-from sdjax.merging.recipe.recipe_document import read_recipe
 from sdjax.merging.recipe.recipe_method import find_method
+from sdjax.merging.recipe.recipe_reader import read_recipe
 from sdjax.merging.recipe.schema import Recipe, Source
 from sdjax.tuning.families import SMALL, bounds_of
 from sdjax.tuning.model_set import ModelSet, NamedMerge, short_names

@@ -27,7 +27,7 @@ from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger, default_slots
 from sdjax.merging.recipe.from_algorithm import MergeModels, open_models
 from sdjax.merging.recipe.plan import is_floating
-from sdjax.merging.recipe.recipe_document import parse_recipe
+from sdjax.merging.recipe.recipe_reader import parse_recipe
 from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import SourceModel
 from sdjax.merging.scope import Scope

@@ -134,9 +134,9 @@ def plan_files(path: Path, *, allow_crimes: bool = False) -> Any:
     from sdjax.merging.recipe import output_files
     from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
     from sdjax.merging.recipe.pipeline import _fingerprint
-    from sdjax.merging.recipe.recipe_document import read_recipe
     from sdjax.merging.recipe.recipe_method import find_method
     from sdjax.merging.recipe.recipe_plan import plan_recipe
+    from sdjax.merging.recipe.recipe_reader import read_recipe
     from sdjax.merging.recipe.source_models import open_source_model
 
     parsed = read_recipe(path)

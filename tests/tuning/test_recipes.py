@@ -8,7 +8,7 @@ from sdjax.core.errors import UserError
 from sdjax.merging.engine import Merger
 from sdjax.merging.recipe.from_algorithm import open_models
 from sdjax.merging.recipe.pipeline import merge_recipe
-from sdjax.merging.recipe.recipe_document import parse_recipe
+from sdjax.merging.recipe.recipe_reader import parse_recipe
 from sdjax.models.tensor_names import parse_name
 from sdjax.tuning.open_tunable import open_tunable, read_named_merge
 from sdjax.tuning.setup import merged_dtypes

@@ -15,7 +15,7 @@ from sdjax.io.atomic_write import make_folder
 from sdjax.io.links import member
 from sdjax.io.safetensors_reader import CONFIG
 from sdjax.merging.recipe.model_card import RECIPE
-from sdjax.merging.recipe.recipe_document import named_folders, read_recipes
+from sdjax.merging.recipe.recipe_reader import named_folders, read_recipes
 from sdjax.merging.recipe.schema import Recipe
 
 

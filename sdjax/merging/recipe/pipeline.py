@@ -34,9 +34,9 @@ from sdjax.merging.recipe.expert_statistics import StepStatistics
 from sdjax.merging.recipe.fused_experts import read_fused, split_fused
 from sdjax.merging.recipe.model_card import RECIPE, Provenance, write_model_card
 from sdjax.merging.recipe.plan import MergePlan, MergeStep, tensor_sharding
-from sdjax.merging.recipe.recipe_document import read_recipe
 from sdjax.merging.recipe.recipe_method import LoadProgram, find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
+from sdjax.merging.recipe.recipe_reader import read_recipe
 from sdjax.merging.recipe.schema import Recipe
 from sdjax.merging.recipe.source_models import open_source_model
 from sdjax.merging.recipe.tokenizer_plan import align_rows

@@ -2,7 +2,7 @@
 
 A recipe merges one or several parts of its models (`modules`; "default" is the whole model). Every
 way of writing a part (`models` or `slices`) yields a list of slices: layers of some models, merged
-into the same number of layers of the result. `recipe_document.py` reads recipes, and
+into the same number of layers of the result. `recipe_reader.py` reads recipes, and
 `recipe_plan.py` turns them into merge plans.
 """
 

@@ -7,9 +7,9 @@ import pytest
 
 from sdjax.core.errors import UserError
 from sdjax.io.tensor_reader import TensorInfo
-from sdjax.merging.recipe.recipe_document import read_recipe
 from sdjax.merging.recipe.recipe_method import find_method
 from sdjax.merging.recipe.recipe_plan import plan_recipe
+from sdjax.merging.recipe.recipe_reader import read_recipe
 from sdjax.merging.recipe.source_models import SourceModel
 
 TIES = """\
