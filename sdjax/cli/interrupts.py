@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what they do before, during and after a command, and how a process exits.
+"""Handling of Ctrl-C and SIGTERM before, during and after a command, and exit of a process.
 
 The entry point blocks both signals until `handle_signals`. Before a command runs there is nothing
 to keep, so a signal exits at once; an exception would pass through half-initialized imports. While

@@ -110,7 +110,7 @@ def report_role(*, is_main: bool) -> None:
 
 
 class _Watched:
-    """What the child does, as far as this process may read the run's store.
+    """State of the child, as far as this process may read the run's store.
 
     Attributes:
         folder: the run folder.

@@ -1,4 +1,4 @@
-"""Element types of GGUF: how many bytes a block has, and the numbers that it stands for.
+"""Element types of GGUF: bytes per block, and dequantization.
 
 Formats and bit layouts are those of llama.cpp (ggml-common.h and ggml-quants.c). A block has 32 or
 256 elements of one row, with scales of their own. Everything is computed in float32, in llama.cpp's

@@ -1,4 +1,4 @@
-"""Names and changes of Hugging Face's tensors by llama.cpp's converter, and the way back.
+"""Inverse of llama.cpp's converter: names and changes of Hugging Face's tensors.
 
 The converter is llama.cpp's convert_hf_to_gguf.py. It interleaves the rows of the query and key
 projections of Llama and Mistral for its rotary embedding, and adds 1 to the scales of Gemma's

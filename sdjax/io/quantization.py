@@ -1,4 +1,4 @@
-"""Quantized weights: which are read, and which are refused by name."""
+"""Quantized weights: formats that are read, and formats that are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reader of weights offers, whatever the format of the files."""
+"""Interface of the readers of weights in all formats."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _DTYPES = {
 
 
 class PickleError(ValueError):
-    """What a pickle contains besides a dict of tensors."""
+    """Error for a pickle that contains anything but dicts of tensors."""
 
 
 class Storage(NamedTuple):

@@ -17,7 +17,7 @@ HEADER_BYTES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ChildJob:
-    """What a child does.
+    """Job of a child.
 
     Attributes:
         work: function from request to reply.

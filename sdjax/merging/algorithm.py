@@ -1,4 +1,4 @@
-"""The algorithm API: how merge methods are written, by people and by language models.
+"""The algorithm API, in which people and language models write merge methods.
 
 A method is a plain function. The *tensor form* is called once per tensor of the model::
 

@@ -1,4 +1,4 @@
-"""Constants of a merge program: which of them can be tuned, and where they are in the text.
+"""Tunable constants of a merge program, and their places in the text.
 
 A constant is a number with a decimal point, or an expression of numbers alone such as `-0.5` or
 `1 / 3`. Its use decides what it is:

@@ -1,4 +1,4 @@
-"""What a program is judged against: which tensors it merges, and what that compiles."""
+"""Description of the tensors that a program merges, against which it is judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each part of the best programs gives, from the ablations of a run."""
+"""Contribution of each part of the best programs, from the ablations of a run."""
 
 from __future__ import annotations
 

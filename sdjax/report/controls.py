@@ -1,4 +1,4 @@
-"""Table of the controls: what each had to spend, what it spent, and what its best merge reaches."""
+"""Table of the controls: budget, cost, and accuracy of the best merge of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TITLES: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ControlRow:
-    """What a control, or the search itself, has spent, and the accuracy of its best merge.
+    """Cost of a control, or of the search itself, and the accuracy of its best merge.
 
     Attributes:
         title: name of the control.

@@ -135,7 +135,7 @@ class ReportData:
         answer: the run's answer, see `sdjax.search.answer`; None if it has none yet.
         comparisons: comparisons of all tested programs with a control, best program first.
         controls: what the search and its controls have spent and reached.
-        ablations: what each part of the best programs gives.
+        ablations: contribution of each part of the best programs.
         selection: how much selection by development score overestimates.
     """
 

@@ -1,4 +1,4 @@
-"""How much the development score of the best program overestimates it, by number of programs.
+"""Overestimation of the best program by its development score, by number of programs.
 
 The best of many programs is partly the luckiest one, so its development score exceeds what it
 solves of other problems, by more the more programs were tried. Two estimates:

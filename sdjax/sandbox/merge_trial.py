@@ -33,7 +33,7 @@ class TrialTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeTrial:
-    """What a merge compiles and how.
+    """Description of what a merge compiles.
 
     Attributes:
         memory: bytes that the devices of the merge have together.

@@ -1,4 +1,4 @@
-"""Ablations of the finalists: what each part of a program gives, on the confirmation problems.
+"""Ablations of the finalists, which measure each part of a program on confirmation problems.
 
 The merged task vector is scaled, so that a better scale is not mistaken for a better direction.
 Each constant that could be tuned becomes 0, which removes a term or a weight; one that must not be

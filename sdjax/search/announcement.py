@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines, and the dry run that only announces it."""
+"""Announcement of a run in a few lines, and the dry run that only announces it."""
 
 from __future__ import annotations
 

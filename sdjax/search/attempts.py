@@ -1,4 +1,4 @@
-"""Merges that killed a run: what the next process, or the watchdog, does about them.
+"""Handling of merges that killed a run, by the next process or the watchdog.
 
 A run saves an `Attempt` before it merges with a program and deletes it afterwards. If one is left,
 the process was killed in that merge. A crash or a hang is the program's fault, so the watchdog

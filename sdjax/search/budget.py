@@ -1,4 +1,4 @@
-"""What the scoring of a purpose's programs has cost, so that controls get the same."""
+"""Cost of scoring the programs of a purpose, which is the budget of the controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which controls a run has: tuned human-designed merges, and programs that are not the run's.
+"""Controls of a run: tuned human-designed merges, and programs that are not the run's.
 
 A discovered program is worth something only if it beats what the same effort gives without it.
 `sdjax.search.control_search` tunes the merges, and `sdjax.search.control_programs` tries the

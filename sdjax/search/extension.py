@@ -1,4 +1,4 @@
-"""Which keys of a run's config may change when the run is resumed, and why others may not.
+"""Check of the changes to a run's config when the run is resumed.
 
 A key may change if all earlier results are also results of the new config. The run then resumes as
 if it had had the new value from the start, except that iterations whose samples are complete keep

@@ -1,4 +1,4 @@
-"""Scores of structures: what the programs of an iteration reach with tuned constants.
+"""Scores of structures: accuracies of the programs of an iteration with tuned constants.
 
 Successive halving over structures and problems at once, by the rules of the race (see
 `sdjax.evaluation.racing`). Before each rung, every structure that is still in it tries a few more

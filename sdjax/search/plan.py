@@ -38,7 +38,7 @@ from sdjax.tuning.candidates import split_development
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringPlan:
-    """What applying algorithms to models and scoring the results takes, except for weights.
+    """Everything except weights that is needed to apply algorithms to models and score the results.
 
     Attributes:
         config: the run's config.

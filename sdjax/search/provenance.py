@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its config: versions, weights, tokenizer and problems."""
+"""Provenance of a run's numbers: versions, weights, tokenizer and problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run found: its best programs, and the methods as they were tuned on its experts."""
+"""Results of a run: its best programs, and the methods as they were tuned on its experts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sdjax.sharding.multihost import broadcast_from_main, is_main_process
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Winners:
-    """What a run found, selected on its own experts.
+    """Best programs and methods of a run, selected on its own experts.
 
     Attributes:
         config: config of the run.

@@ -13,7 +13,7 @@ Labels = Literal["model", "data"]
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsConfig:
-    """What is computed, from which tokens.
+    """Settings of the statistics and of the tokens that they are computed from.
 
     Attributes:
         kinds: the statistics: "fisher", "gram", "input_norm".

@@ -1,4 +1,4 @@
-"""Whether a merge has a gradient in its numbers, and the operation that prevents it if not.
+"""Check that a merge has a gradient in its numbers; name the operation that prevents it.
 
 A comparison, the indices of a sort or a rounding has the derivative zero wherever it has one, so a
 number that only acts through them, such as a threshold on the depth, cannot be tuned by gradient.

@@ -1,4 +1,4 @@
-"""Gradient of a model's loss in some of its tensors: what all merges of the same models share.
+"""Gradient of a model's loss in some of its tensors, shared by all merges of the same models.
 
     (tensors in scope, others, parts of a batch) -> loss, d loss / d tensors in scope
 

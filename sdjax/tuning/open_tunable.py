@@ -1,4 +1,4 @@
-"""What `sdjax tune` tunes, by the name that the user gives."""
+"""Resolution of the argument of `sdjax tune`: a program, a recipe or a family."""
 
 from __future__ import annotations
 

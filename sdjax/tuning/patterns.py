@@ -1,4 +1,4 @@
-"""Patterns: which of a vector of numbers a hyperparameter has for which tensor.
+"""Patterns that map a vector of numbers to the hyperparameters of each tensor.
 
 A pattern is the value of a parameter in a recipe (mergekit's YAML: a number, a list of numbers
 along the layers, entries with a filter), with parameters to tune in place of numbers. It has two

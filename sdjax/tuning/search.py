@@ -1,4 +1,4 @@
-"""What the searches share: settings, development evaluations within a budget, and bounds.
+"""Parts shared by the searches: settings, evaluations within a budget, and bounds.
 
 Axes: parameters.
 """

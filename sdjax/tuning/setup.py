@@ -1,4 +1,4 @@
-"""What a search needs before weights are loaded: models, problems, and what is tuned."""
+"""Setup of a search before weights are loaded: models, problems, and the tunable merge."""
 
 from __future__ import annotations
 

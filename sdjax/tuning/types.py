@@ -1,4 +1,4 @@
-"""What is tuned: a family of merges with a vector of bounded numbers.
+"""Tunable merges: families with a vector of bounded numbers.
 
 Axes: parameters.
 """

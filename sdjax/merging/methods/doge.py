@@ -1,4 +1,4 @@
-"""DOGE: add to all task vectors what makes up for their interference, outside the shared subspace.
+"""DOGE: add a correction of their interference to all task vectors, outside the shared subspace.
 
 Wei et al., "Modeling multi-task model merging as adaptive projective gradient descent", arXiv
 2501.01230 (DOGE TA), as in the code that its authors contributed to FusionBench. Task vectors are

@@ -25,7 +25,7 @@ _TYPE_NAMES = {"per_expert": "PerExpert"}
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedInputs:
-    """What to call a candidate with, besides the task vectors.
+    """Inputs that a candidate is called with, in addition to the task vectors.
 
     Attributes:
         requests: optional inputs of the API: base, key, depth, kind.
