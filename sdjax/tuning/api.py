@@ -25,6 +25,7 @@ from sdjax.merging.recipe.pipeline import merge_recipe
 from sdjax.merging.recipe.recipe_reader import parse_recipe
 from sdjax.merging.scope import Scope
 from sdjax.sharding.multihost import is_main_process
+from sdjax.tuning.effect import listed
 from sdjax.tuning.evolution import search_by_evolution
 from sdjax.tuning.gradient import search_by_gradient
 from sdjax.tuning.loss import MergeLoss
@@ -163,6 +164,9 @@ def tune(
     key = jax.random.key(seed)
     with trace:
         weights = setup.load(key, metric)
+        setup = dataclasses.replace(
+            setup, tunable=weights.tunable, notes=(*setup.notes, *weights.notes)
+        )
         result = _search(setup, weights, search, metric, trace)
         if out is not None and is_main_process():
             write_result(Path(out), result)
@@ -274,9 +278,7 @@ def _training_loss(
         return loss, True, []
     names = [setup.tunable.parameters[index].name for index in blocked]
     operations = sorted({name for found in blocked.values() for name in found})
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    reason = f" ({', '.join(operations)})" if operations else ", the merge does not depend on it"
-    note = f"no gradient in {shown}{reason}"
+    note = f"no gradient in {listed(names)} ({', '.join(operations)})"
     if search.optimizer == "gradient":
         raise _gradient_refused(setup, note)
     # One evaluation is needed for each optimizer and start.

@@ -87,12 +87,28 @@ class _Analysis:
             return moved
         if name in FORWARD_ONLY:
             _note(self.refused, numbers, name)
+        elif name == "scan":
+            return self._scan(equation, operands)
         elif (inner := _called(equation.params, operands)) is not None:
             return self.run(inner, operands)
         smooth = [name not in _FLAT and _is_float(var) for var in equation.outvars]
         if not any(smooth):
             _note(self.flat, numbers, name)
         return [numbers if kept else _NOTHING for kept in smooth]
+
+    def _scan(self, equation: core.JaxprEqn, operands: Sequence[_Source]) -> list[_Source]:
+        """Return the sources of the results of a loop, as after any number of rounds."""
+        inner, first = equation.params["jaxpr"].jaxpr, equation.params["num_consts"]
+        last = first + equation.params["num_carry"]
+        # Constants are the same arrays in every round; the others are known as a whole.
+        sources = [*operands[:first], *map(_numbers, operands[first:])]
+        while True:
+            results = [_numbers(result) for result in self.run(inner, sources)]
+            carried = [_numbers(a) | b for a, b in zip(sources[first:last], results, strict=False)]
+            if carried == sources[first:last]:
+                # The results of no round at all are the initial ones.
+                return [*carried, *results[last - first :]]
+            sources[first:last] = carried
 
 
 def _move(equation: core.JaxprEqn, operands: Sequence[_Source]) -> list[_Source] | None:

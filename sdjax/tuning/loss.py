@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,6 @@ from jaxtyping import Array, Float
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Problem, Task, call_checked
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
 from sdjax.merging.merge_gradient import (
@@ -43,9 +41,7 @@ from sdjax.merging.merge_gradient import (
     hyperparameters_by_tensor,
     trace_gradient,
 )
-from sdjax.merging.model_tree import Tensors
 from sdjax.models.config import ModelConfig
-from sdjax.models.tensor_names import parse_name
 from sdjax.models.tree import flatten
 from sdjax.models.types import Params
 from sdjax.sharding.memory import exhaustion_reported, require_fit
@@ -54,6 +50,7 @@ from sdjax.training.fit import num_parts, shard_batch
 from sdjax.training.packing import Example, pack, shuffled_batches, target_batches
 from sdjax.training.types import Batch
 from sdjax.tuning.differentiability import FORWARD_ONLY, blocking_operations
+from sdjax.tuning.effect import representative_merges, representative_tensors
 from sdjax.tuning.model_gradient import ModelGradient
 from sdjax.tuning.search import SearchConfig
 from sdjax.tuning.types import Tunable
@@ -251,10 +248,11 @@ class MergeLoss:
         Traces the gradient of the merge as well, for operations that JAX cannot differentiate.
         """
         size = len(self._tunable.parameters)
-        blocked = blocking_operations(self._representative_merges, size)
+        merges = representative_merges(self._merger, self._tunable, self._key)
+        blocked = blocking_operations(merges, size)
         if len(blocked) < size:
             algorithm = self._tunable.bind(self._tunable.start)
-            tensors = self._representative_tensors(algorithm)
+            tensors = representative_tensors(self._merger, algorithm)
             try:
                 trace_gradient(self._merger, algorithm, tensors, key=self._key)
             except (UserError, *NOT_DIFFERENTIABLE) as error:
@@ -277,27 +275,6 @@ class MergeLoss:
             return transposed(like)[0]
 
         return pull_back
-
-    def _representative_merges(self, values: Float[Array, " parameters"]) -> Any:
-        """Return merged tensors: one per kind and shape, all that the tensor form compiles."""
-        algorithm = self._tunable.bind(values)
-        tensors = self._representative_tensors(algorithm)
-        return self._merger.merge_in_trace(algorithm, tensors, key=self._key)
-
-    def _representative_tensors(self, algorithm: Algorithm) -> Tensors:
-        """Return one tensor per kind and shape, or all of them.
-
-        Numbers that differ between layers reach only some tensors, so that all are needed.
-        """
-        tensors = dict(self._merger.tensors)
-        if algorithm.form == "tree" or algorithm.is_scheduled:
-            return tensors
-        places = {
-            (parse_name(path).kind, parse_name(path).layer is None, experts[0].shape): path
-            for path, (_, experts) in tensors.items()
-            if path in self._merger.changed
-        }
-        return {path: tensors[path] for path in places.values()}
 
     def _device_batch(self, start: int, step: int) -> list[Batch]:
         return [shard_batch(part, self._params) for part in self._batches[start][step]]

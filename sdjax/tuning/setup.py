@@ -42,6 +42,7 @@ from sdjax.programs.signature import merge_signature, merge_trial
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.training.packing import Example
 from sdjax.tuning.candidates import CandidateScorer, split_development
+from sdjax.tuning.effect import without_idle_numbers
 from sdjax.tuning.loss import training_examples
 from sdjax.tuning.model_set import ModelSet
 from sdjax.tuning.open_tunable import open_tunable, read_named_merge
@@ -60,11 +61,15 @@ class TuningWeights:
         base: parameters of the base, or of the first expert if there is no base. Parameters outside
             the scope have the compute dtype.
         merger: merger of the base and the experts.
+        tunable: what is tuned, without numbers that have no effect on these weights.
+        notes: remarks about such numbers.
         scorer: decodes the answers of a candidate.
     """
 
     base: Params
     merger: Merger
+    tunable: Tunable
+    notes: tuple[str, ...]
     scorer: CandidateScorer
 
 
@@ -132,6 +137,9 @@ class TuningSetup:
         Args:
             key: typed PRNG key of the merges, for random methods.
             metric: "strict" or "flexible" accuracy is the score.
+
+        Raises:
+            UserError: a model cannot be loaded, or no number has an effect.
         """
         scope = set(self.model_set.in_scope)
         loaded = self._load_model(self.sources.base)
@@ -154,16 +162,17 @@ class TuningSetup:
             num_layers=self.config.num_layers,
             compile_cache=CompileCache(),
         )
+        tunable, notes = without_idle_numbers(self.tunable, merger, key)
         scorer = CandidateScorer(
             merger,
-            self.tunable.bind,
+            tunable.bind,
             decoder=self.decoder,
             tokenizer=self.tokenizer,
             task=self.task,
             metric=metric,
             key=key,
         )
-        return TuningWeights(base=base, merger=merger, scorer=scorer)
+        return TuningWeights(base=base, merger=merger, tunable=tunable, notes=notes, scorer=scorer)
 
     def _load_model(self, model: SourceModel, *, paths: Sequence[str] | None = None) -> Params:
         folder, *adapters = model.reader.folders

@@ -5,11 +5,14 @@ Axes: parameters.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -83,3 +86,35 @@ class Tunable:
     def bounds(self) -> np.ndarray:
         """The lower and upper bounds, float64 [parameters, 2]."""
         return np.array([(parameter.low, parameter.high) for parameter in self.parameters])
+
+
+def restricted(tunable: Tunable, numbers: Sequence[int]) -> Tunable:
+    """Return a tunable of some numbers, while the others keep their initial values.
+
+    Args:
+        tunable: what is tuned.
+        numbers: indices of the numbers to tune, in increasing order.
+    """
+    start, tuned = tunable.start, frozenset(numbers)
+    runs = [
+        (is_tuned, len(list(run)))
+        for is_tuned, run in itertools.groupby(range(len(start)), tuned.__contains__)
+    ]
+
+    def complete(values: Any) -> Any:
+        """Return all values; by slices, in which `differentiability` follows every number."""
+        traced = isinstance(values, jax.core.Tracer)
+        values = values if traced else np.asarray(values)
+        parts, first, place = [], 0, 0
+        for is_tuned, count in runs:
+            source = values[first : first + count] if is_tuned else start[place : place + count]
+            parts.append(source)
+            first, place = first + count * is_tuned, place + count
+        return jnp.concatenate(parts) if traced else np.concatenate(parts)
+
+    return replace(
+        tunable,
+        parameters=tuple(tunable.parameters[number] for number in numbers),
+        bind=lambda values: tunable.bind(complete(values)),
+        write=lambda values: tunable.write(complete(values)),
+    )

@@ -190,6 +190,17 @@ def test_operations_without_a_gradient_are_named():
     assert blocking_operations(repeated, 1) == {0: ("while",)}
 
 
+def test_number_that_takes_two_rounds_of_a_loop_has_an_effect():
+    def function(values):
+        def rotated(carry, _):
+            a, b, c = carry
+            return (a, a * 2, b + jnp.floor(values[1])), c
+
+        return jax.lax.scan(rotated, (values[0], 0.0, 0.0), None, length=4)[1]
+
+    assert blocking_operations(function, 3) == {1: ("floor",), 2: ()}
+
+
 def test_analysis_allocates_no_large_array():
     def function(values):
         return jnp.broadcast_to(values[0], (1 << 22, 1 << 22))[::-1] + jnp.floor(values[1])
