@@ -68,7 +68,8 @@ def percent(fraction: float | None, *, signed: bool = False) -> str:
         fraction: such as an accuracy.
         signed: whether to show the sign of positive numbers too.
     """
-    return "–" if fraction is None else f"{100 * fraction:{'+' if signed else ''}.1f}"
+    # "z": a difference that rounds to zero has no minus sign.
+    return "–" if fraction is None else f"{100 * fraction:{'+' if signed else ''}z.1f}"
 
 
 def accuracy_interval(correct: Sequence[bool], confidence: float = 0.95) -> Interval:

@@ -10,10 +10,11 @@ from sdjax.search.budget import device_count, number_in, spent, spent_on_tuning
 from sdjax.search.controls import control_budget, tuned_controls
 from sdjax.search.entry_names import display_name
 from sdjax.search.ranking import (
-    best_by_group,
     complete_scores,
     final_ranking,
     purpose_samples,
+    selection_order,
+    tuned_from,
 )
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, RANDOM, SEARCH, TEST, UNTRAINED, Entry
@@ -70,7 +71,7 @@ def _program_row(store: Store, metric: str, purpose: str) -> ControlRow:
         problems=scored.problems + tuned.problems,
         seconds=scored.seconds + tuned.seconds,
         note=f"{len(samples):,} samples, {len(programs):,} distinct programs"
-        + ("" if best is None else f"; best: {display_name(best.name)}"),
+        + ("" if best is None else f"; best: {display_name(best.name, tuned_from(best))}"),
         accuracies=_accuracies(store, metric, None if best is None else best.name),
     )
 
@@ -103,7 +104,7 @@ def _grid_rows(store: Store, metric: str, entries: Mapping[str, Entry]) -> list[
     in_phase = {name for names in points.values() for name in names}
     in_phase |= {name for name in scores if entries[name].kind in ("seed", "expert")}
     seconds = store.phases().get((0, "baselines"), 0.0) * device_count(store)
-    best = best_by_group([(grid, name) for grid in points for name in points[grid]], scores)
+    best = {grid: selection_order(store, metric, names)[0] for grid, names in points.items()}
     return [
         ControlRow(
             title=f"{grid} grid of methods",

@@ -128,7 +128,8 @@ class ReportData:
         iterations: the iterations that have samples.
         references: reference lines of the plot of development scores.
         tables: final table of each setting that was tested.
-        best_method: entry name of the best human-designed method by development score.
+        best_method: entry name of the best human-designed method; see
+            `sdjax.search.ranking.best_method`.
         min_change: programs that change the seed by less than this are flagged.
         best: the best programs.
         missing: sentences about results that do not exist yet.

@@ -29,8 +29,9 @@ from sdjax.report.plots import (
 from sdjax.report.results import shown_metrics
 from sdjax.search.answer import control_title
 from sdjax.search.entry_names import display_name
+from sdjax.search.ranking import tuned_from
 from sdjax.search.store import Store
-from sdjax.search.types import MAIN, Change, Checkpoint, Lineage, RunInput, Setting
+from sdjax.search.types import MAIN, Change, Checkpoint, Entry, Lineage, RunInput, Setting
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -53,7 +54,11 @@ def render(store: Store) -> str:
     )
     environment.globals["points"] = percent
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    run = store.run()
+    run, entries = store.run(), store.by_key(Entry)
+
+    def entry_title(name: str) -> str:
+        return display_name(name, tuned_from(entries[name]))
+
     report = read_report(store)
     return template.render(
         name=str(run.config.get("name", "sdjax run")),
@@ -67,7 +72,7 @@ def render(store: Store) -> str:
         changes=store.select(Change),
         reasons=_reasons(report),
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
-        display_name=display_name,
+        entry_title=entry_title,
         control_titles={
             one.control: control_title(store, one.control) for one in report.comparisons
         },

@@ -15,6 +15,7 @@ from sdjax.search.ranking import (
     final_ranking,
     programs_of,
     rank_key,
+    tuned_from,
 )
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -52,8 +53,10 @@ class TestRow:
         flexible: accuracy by the flexible filter.
         strict_gain: strict accuracy minus the seed's.
         flexible_gain: flexible accuracy minus the seed's.
-        method_gain: for a program, accuracy by the run's metric minus that of the human-designed
-            method with the best development score.
+        method_gain: for a program, accuracy by the run's metric minus that of the best
+            human-designed method; see `sdjax.search.ranking.best_method`.
+        tuned_from: for a program with tuned numbers, the identity of the program as it was written;
+            empty for other entries.
         tuned_on: the experts that the hyperparameters of a method, or a program, were selected on;
             empty if all rows of a table have the same.
     """
@@ -72,6 +75,7 @@ class TestRow:
     strict_gain: Interval | None
     flexible_gain: Interval | None
     method_gain: Interval | None
+    tuned_from: str = ""
     tuned_on: str = ""
 
     @property
@@ -82,7 +86,7 @@ class TestRow:
     @property
     def title(self) -> str:
         """The readable name."""
-        title = display_name(self.name)
+        title = display_name(self.name, self.tuned_from)
         return title if self.purpose == SEARCH else f"{self.purpose} {title}"
 
     def accuracy(self, metric: str) -> Interval:
@@ -182,6 +186,7 @@ def result_rows(
             strict_gain=gain(name, seed, "strict"),
             flexible_gain=gain(name, seed, "flexible"),
             method_gain=gain(name, method, metric) if is_program else None,
+            tuned_from=tuned_from(entries[name]),
             tuned_on=(tuned_on or {}).get(name, ""),
         )
 

@@ -39,11 +39,15 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
     title = f"Test accuracy (%), setting {visible(setting)}"
     table, notes = rows_table(rows, report.metric, title=title, width=width)
     has_confirmation = any(row.confirmation is not None for row in rows)
+    selected_by = "confirmation" if has_confirmation else "development"
+    if any(row.tuned_from for row in rows):
+        notes.insert(
+            0, "(tuned ID): program ID with tuned numbers; the other programs are as written"
+        )
     if any(row.is_answer for row in rows):
         notes.insert(
             0,
-            "* the run's best program, by "
-            f"{'confirmation' if has_confirmation else 'development'} score; "
+            f"* the run's best program, by {selected_by} score; "
             "`sdjax merge --run DIR --rank RANK OUT` writes it",
         )
     answer: Sequence[str] = ()
@@ -51,7 +55,8 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
         answer = () if report.answer is None else (visible(report.answer.sentence),)
         notes += report.missing
     else:
-        notes += gain_notes(rows, report.best_method, "the best method")
+        best = f"the best method by {selected_by} score"
+        notes += gain_notes(rows, report.best_method, best)
     shown: list[RenderableType] = [table, *map(Text, notes)]
     if setting == MAIN and report.controls:
         shown += [Text(), controls_table(report.controls, width=width)]
@@ -174,7 +179,7 @@ def gain_notes(rows: Sequence[TestRow], method: str | None, description: str) ->
     Args:
         rows: the rows of the table.
         method: name of the method's entry.
-        description: what the method is, such as "the best method".
+        description: what the method is, such as "the best method by confirmation score".
     """
     answer = next((row for row in rows if row.is_answer), None)
     if answer is None or method is None:
@@ -183,7 +188,7 @@ def gain_notes(rows: Sequence[TestRow], method: str | None, description: str) ->
     if gain is None:
         return []
     return [
-        f"{display_name(answer.name)} vs. {description}, {display_name(method)}: "
+        f"{visible(answer.title)} vs. {description}, {display_name(method)}: "
         f"{gain.in_percent(signed=True)} points"
     ]
 
@@ -195,6 +200,8 @@ def _fitting_columns(
     metrics = shown_metrics(rows, metric)
     names = [visible(row.title) for row in rows]
     longest = max(map(len, names), default=0)
+    # A tuned program's name is not cut, since it says which program was tuned.
+    needed = max([_MIN_NAME_WIDTH, *(len(row.title) for row in rows if row.tuned_from)])
     layouts = [(metrics, metrics), (metrics, (metric,)), ((metric,),) * 2]
     for accuracies, gains in layouts:
         columns: list[tuple[str, list[Text]]] = [
@@ -216,7 +223,7 @@ def _fitting_columns(
             max([len(header), *(len(cell) for cell in cells)]) + COLUMN_GAP
             for header, cells in others
         )
-        if width - taken >= min(longest, _MIN_NAME_WIDTH):
+        if width - taken >= min(longest, needed):
             break
     return columns, max(width - taken, 8)
 

@@ -25,7 +25,7 @@ from sdjax.search.plan import RunPlan, plan_run
 from sdjax.search.provenance import plan_inputs
 from sdjax.search.resume import run_changes
 from sdjax.search.store import Store
-from sdjax.search.types import CONFIRMATION, DEVELOPMENT, TEST, Change
+from sdjax.search.types import CONFIRMATION, DEVELOPMENT, TEST, UNTRAINED, Change
 
 
 def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
@@ -78,6 +78,13 @@ def _describe_controls(config: RunConfig) -> list[str]:
         lines.append(
             f"controls: {'; '.join(controls)}; each with at most as many evaluated problems as "
             "the programs of the search"
+        )
+    wanted = config.controls is not None and config.controls.untrained
+    if wanted and UNTRAINED not in program_controls(config):
+        reason = "with one iteration" if config.training.enabled else "without training"
+        lines.append(
+            f"controls.untrained adds nothing {reason}: the programs of the search are those of "
+            "the untrained generator"
         )
     return lines
 

@@ -21,14 +21,16 @@ from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import holm_levels, paired_difference, paired_p_value
 from sdjax.programs.constants import find_constants
 from sdjax.search.budget import number_in
-from sdjax.search.entry_names import display_name
+from sdjax.search.entry_names import display_name, short_identity
 from sdjax.search.ranking import (
     both_forms,
     controls,
     final_ranking,
+    is_tuned,
     programs_of,
     selection_order,
     set_aside,
+    tuned_from,
 )
 from sdjax.search.score_types import Answer, Comparison, TestOpening
 from sdjax.search.store import Store
@@ -97,16 +99,17 @@ def compute_answer(store: Store, metric: str) -> tuple[Answer | None, tuple[Comp
     comparisons = _compare(store, metric, list(programs.values()), against)
     if ranking[0].name not in comparisons:
         return None, ()
-    tuned, written = both_forms(store, metric, ranking[0])
+    both = dict(zip(("as tuned", "as written"), both_forms(store, metric, ranking[0]), strict=True))
     chosen = [
         (form, comparisons[entry.name])
-        for form, entry in (("as tuned", tuned), ("as written", written))
+        for form, entry in both.items()
         if entry is not None and entry.name in comparisons
     ]
+    chosen.sort(key=lambda one: one[1].program != ranking[0].name)  # the form that is ranked first
     names = {form: one.program for form, one in chosen}
     answer = Answer(
         opening=openings(store),
-        sentence=_sentence(store, chosen, len(comparisons)),
+        sentence=_sentence(store, ranking[0], chosen, len(comparisons)),
         is_discovery=any(one.is_discovery for _, one in chosen),
         tuned=names.get("as tuned"),
         written=names.get("as written"),
@@ -203,7 +206,10 @@ def _paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[list[float]
     return [a[key] for key in common], [b[key] for key in common]
 
 
-def _sentence(store: Store, chosen: Sequence[tuple[str, Comparison]], count: int) -> str:
+def _sentence(
+    store: Store, best: Entry, chosen: Sequence[tuple[str, Comparison]], count: int
+) -> str:
+    """Return the answer about a program, whose own form is the first of those that are compared."""
     found = [form for form, one in chosen if one.is_discovery]
     verdict = "Nothing discovered" if not found else "Discovered"
     if found and len(chosen) > len(found):
@@ -218,19 +224,31 @@ def _sentence(store: Store, chosen: Sequence[tuple[str, Comparison]], count: int
     opened = openings(store)
     again = f"; the test was opened {opened} times" if opened > 1 else ""
     return (
-        f"{verdict}: the best program, {display_name(chosen[0][1].program)}, {', '.join(parts)} "
+        f"{verdict}: the best program, {_both_names(best, chosen)} {', '.join(parts)} "
         f"points on {problems:,} test problems (against the best control with at most as many "
         f"numbers; 95 % intervals, paired by problem{correction}{again})"
     )
 
 
+def _both_names(best: Entry, chosen: Sequence[tuple[str, Comparison]]) -> str:
+    """Return the name of a program, with that of its other form if there is one."""
+    name = display_name(best.name)
+    if is_tuned(best):
+        return f"{name}, tuned from {short_identity(tuned_from(best))}:"
+    others = [one.program for _, one in chosen if one.program != best.name]
+    if others:
+        return f"{name}, tuned to {display_name(others[0])}:"
+    return f"{name},"
+
+
 def control_title(store: Store, control: str) -> str:
     """Return the readable name of a control, with the purpose of a control program."""
+    title = display_name(control, tuned_from(store.by_key(Entry)[control]))
     if control not in programs_of(store, SEARCH):
         for purpose in (RANDOM, UNTRAINED):
             if control in programs_of(store, purpose):
-                return f"{purpose} {display_name(control)}"
-    return display_name(control)
+                return f"{purpose} {title}"
+    return title
 
 
 def _how_many(count: int) -> str:

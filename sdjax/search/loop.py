@@ -24,6 +24,7 @@ from sdjax.search.controls import (
     program_controls,
 )
 from sdjax.search.final_test import confirm, score_run_test
+from sdjax.search.grids import grid_methods
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.multihost import (
     check_resumption,
@@ -40,7 +41,7 @@ from sdjax.search.phases import (
     scored_samples,
 )
 from sdjax.search.plan import plan_run
-from sdjax.search.ranking import best_method, complete_scores
+from sdjax.search.ranking import complete_scores, ranked
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
@@ -247,10 +248,12 @@ def export_generator(
 def _baseline_summary(context: RunContext, store: Store) -> str:
     metric = context.config.task.metric
     scores = complete_scores(store, metric)
-    best = best_method(store, metric)
+    # A resumed run may have scored methods that its controls tuned, which are not baselines.
+    methods = {name: scores[name] for name in grid_methods(context.config) if name in scores}
     summary = f"baselines: seed {percent(scores['seed'])}%"
-    if best is None:
+    if not methods:
         return summary
+    best = ranked(methods)[0]
     return f"{summary}, best method {best.removeprefix('method:')} {percent(scores[best])}%"
 
 

@@ -237,7 +237,13 @@ def winners_so_far(store: Store, metric: str) -> dict[int, str]:
 
 def is_tuned(program: Entry) -> bool:
     """Return whether the numbers of a program are tuned ones, and not as they were written."""
-    return program.detail.get("tuned_from", program.identity) != program.identity
+    return bool(tuned_from(program))
+
+
+def tuned_from(entry: Entry) -> str:
+    """Return the identity of the program whose numbers an entry has tuned; empty for others."""
+    origin = entry.detail.get("tuned_from", entry.identity)
+    return "" if origin == entry.identity else str(origin)
 
 
 def both_forms(store: Store, metric: str, program: Entry) -> tuple[Entry | None, Entry | None]:
@@ -273,9 +279,12 @@ def _as_written(entries: Mapping[str, Entry], program: Entry) -> Entry | None:
 
 
 def best_method(store: Store, metric: str) -> str | None:
-    """Return the human-designed method with the best development score; None if none is scored."""
-    scores, entries = complete_scores(store, metric), store.by_key(Entry)
-    return next((name for name in ranked(scores) if entries[name].kind == "method"), None)
+    """Return the first human-designed method in `selection_order`; None if none is scored.
+
+    This is the rule by which the answer of a run chooses among controls.
+    """
+    methods = [name for name, entry in store.by_key(Entry).items() if entry.kind == "method"]
+    return next(iter(selection_order(store, metric, methods)), None)
 
 
 def best_by_group(groups: Iterable[tuple[str, str]], scores: Mapping[str, float]) -> dict[str, str]:

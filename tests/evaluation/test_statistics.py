@@ -11,6 +11,7 @@ from sdjax.evaluation.statistics import (
     paired_by_key,
     paired_difference,
     paired_p_value,
+    percent,
 )
 
 
@@ -118,3 +119,9 @@ def test_independent_difference_equals_published_value():
     difference = independent_difference(first, second)
     assert difference.mean == pytest.approx(0.2)
     assert (difference.low, difference.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_number_that_rounds_to_zero_has_no_minus_sign():
+    assert percent(-0.0004) == percent(-0.0) == "0.0"
+    assert percent(-0.0004, signed=True) == "+0.0"
+    assert percent(-0.0006, signed=True) == "-0.1"

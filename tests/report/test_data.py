@@ -79,7 +79,7 @@ def test_programs_are_paired_with_the_best_method_of_the_development_problems(fi
     (answer,) = [row for row in rows if row.is_answer]
     assert display_name(answer.name) in report.answer.sentence
     assert str(final_table(finished).renderables[0]) == report.answer.sentence
-    compared = f"vs. the best method, {display_name(report.best_method)}: "
+    compared = f"vs. the best method by development score, {display_name(report.best_method)}: "
     notes = final_table(finished, "transfer").renderables
     assert any(compared in str(note) for note in notes)
 
@@ -190,5 +190,6 @@ def test_long_names_are_cut_in_the_middle():
 
 def test_display_names():
     assert display_name("program:0123456789abcdef") == "program 01234567"
+    assert display_name("program:0123456789", "fedcba9876") == "program 01234567 (tuned fedcba98)"
     assert display_name("method:ties(density=0.4)") == "ties(density=0.4)"
     assert display_name("expert_1") == "expert 1"

@@ -6,7 +6,9 @@ import pytest
 
 from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
+from sdjax.report import final_table
 from sdjax.report.data import read_report
+from sdjax.report.page import render
 from sdjax.search.answer import compute_answer, read_answer, save_answer
 from sdjax.search.final_test import record_opening
 from sdjax.search.ranking import final_ranking, finalists
@@ -94,11 +96,11 @@ def test_each_form_is_compared_with_a_control_of_at_most_as_many_numbers(run):
     )
     assert dataclasses.astuple(tuned.interval) == pytest.approx(dataclasses.astuple(gain))
     assert answer.sentence == (
-        "Discovered as tuned only: the best program, program a1, as tuned (4 numbers) minus "
-        f"weights, tuned (3 numbers) {gain.in_percent(signed=True)}, as written minus grid "
-        f"{written.interval.in_percent(signed=True)} points on 400 test problems (against the best "
-        "control with at most as many numbers; 95 % intervals, paired by problem, by Holm's "
-        "procedure for 3 finalists)"
+        "Discovered as tuned only: the best program, program a1, tuned from b2: as tuned "
+        f"(4 numbers) minus weights, tuned (3 numbers) {gain.in_percent(signed=True)}, "
+        f"as written minus grid {written.interval.in_percent(signed=True)} "
+        "points on 400 test problems (against the best control with at most as many numbers; "
+        "95 % intervals, paired by problem, by Holm's procedure for 3 finalists)"
     )
 
 
@@ -116,6 +118,45 @@ def test_numbers_count_whoever_chose_them(run):
         (2, "method:dare", 2),
         (1, "method:grid", 0),
     ]
+
+
+def test_program_that_is_named_is_the_one_that_is_ranked_first(run):
+    store = run(
+        *CONTROLS,
+        ("method:other, tuned", 3, 0.79, 0.82, 0.80),
+        ("b2", 4, 0.80, 0.85, 0.84),
+        ("a1 from b2", 4, 0.90, 0.82, 0.80),
+    )
+    report = read_report(store)
+    assert [one.program for one in report.comparisons] == ["program:b2", "program:a1"]
+    (starred,) = [row for row in report.tables["main"] if row.is_answer]
+    assert starred.name == "program:b2"
+    written, tuned = (one.interval.in_percent(signed=True) for one in report.comparisons)
+    assert report.answer.sentence.startswith(
+        "Discovered as written only: the best program, program b2, tuned to program a1: as written "
+        f"(4 numbers) minus other, tuned (3 numbers) {written}, as tuned (4 numbers) minus other, "
+        f"tuned (3 numbers) {tuned} points"
+    )
+    assert (report.answer.written, report.answer.tuned) == ("program:b2", "program:a1")
+    # The method that programs are compared with is selected as the controls of the answer are.
+    assert report.best_method == "method:other, tuned"
+    assert "The best method by confirmation score is\nother, tuned" in render(store)
+
+
+def test_every_table_says_which_program_was_tuned(run):
+    store = run(*CONTROLS, ("b2", 4, 0.80, 0.85, 0.84), ("a1 from b2", 4, 0.90, 0.82, 0.80))
+    page = render(store)
+    for start, end in (
+        ("best control with at most as many</th>", "Differences on the test"),  # the comparisons
+        ("Differences on the test", "Wilson intervals"),  # the ranking
+        ("<h2>The best programs</h2>", "<h2>Configuration"),
+    ):
+        section = page.partition(start)[2].partition(end)[0]
+        assert section.count("program a1 (tuned b2)") == 1
+        assert section.count("program b2") == 1
+    table, *notes = final_table(store).renderables[1:]
+    assert {"program a1 (tuned b2)", "program b2"} <= {str(x) for x in table.columns[1].cells}
+    assert any("(tuned ID): program ID with tuned numbers" in str(note) for note in notes)
 
 
 @pytest.mark.parametrize(("skill", "discovered"), [(0.8025, False), (0.79, False), (0.84, True)])

@@ -9,12 +9,17 @@ from click.testing import CliRunner
 
 from sdjax.cli.run import run
 from sdjax.core.errors import UserError
+from sdjax.evaluation.task import Outcome
 from sdjax.search import phase_clock
 from sdjax.search.announcement import announce, announce_resumption, check_new_folder, dry_run
+from sdjax.search.comparison_config import ControlsConfig
 from sdjax.search.config import ExpertConfig, read_config
 from sdjax.search.estimate import describe_time_left, work_left
+from sdjax.search.grids import grid_methods
+from sdjax.search.loop import _baseline_summary
 from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.plan import plan_run
+from sdjax.search.ranking import best_method
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
@@ -54,6 +59,43 @@ def test_announcement_counts_the_work(plan):
     ):
         assert part in text
     assert "transfer" not in text
+
+
+@pytest.mark.parametrize(
+    ("iterations", "training", "reason"),
+    [(1, True, "with one iteration"), (2, False, "without training"), (2, True, None)],
+)
+def test_control_that_adds_nothing_is_announced(plan, iterations, training, reason):
+    config = dataclasses.replace(
+        plan.config,
+        iterations=iterations,
+        training=dataclasses.replace(plan.config.training, enabled=training),
+        controls=ControlsConfig(tuned=(), random=False, untrained=True),
+    )
+    lines = announce(dataclasses.replace(plan, config=config))
+    told = [line for line in lines if line.startswith("controls.untrained adds nothing")]
+    assert [f"adds nothing {reason}: " in line for line in told] == [True] * (reason is not None)
+
+
+def test_summary_of_baselines_ignores_tuned_controls(plan, store):
+    grid = grid_methods(plan.config)
+    for name, kind in {"seed": "seed", **dict.fromkeys(grid, "method")}.items():
+        store.save(Entry(name=name, kind=kind, detail=grid.get(name, {})))
+        store.save_scores(name, DEVELOPMENT, _outcomes(2))
+    control = "method:weights, tuned"
+    store.save(Entry(name=control, kind="method", detail={"family": "weights"}))
+    store.save_scores(control, DEVELOPMENT, _outcomes(4))
+    assert best_method(store, "strict") == control
+    assert _baseline_summary(SimpleNamespace(config=plan.config), store) == (
+        f"baselines: seed 50.0%, best method {min(grid).removeprefix('method:')} 50.0%"
+    )
+
+
+def _outcomes(correct):
+    return [
+        Outcome(problem_id=f"p{n}", output="", strict=n < correct, flexible=n < correct)
+        for n in range(4)
+    ]
 
 
 def test_dry_run_writes_nothing(tmp_path):
