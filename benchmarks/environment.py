@@ -9,6 +9,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+import sdjax
+
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -18,9 +20,10 @@ def describe_environment(*packages: str) -> str:
     Args:
         packages: names of further packages whose versions matter, in addition to sdjax and jax.
     """
-    versions = ", ".join(f"{name} {version(name)}" for name in ("sdjax", "jax", *packages))
-    python = platform.python_version()
-    return f"{processor()}, {os.cpu_count()} cores; Python {python}, {versions}"
+    versions = {"Python": platform.python_version(), "sdjax": sdjax.__version__}
+    versions |= {name: version(name) for name in ("jax", *packages)}
+    listed = ", ".join(f"{name} {found}" for name, found in versions.items())
+    return f"{processor()}, {os.cpu_count()} cores; {listed}"
 
 
 def foreign_versions(python: str | Path, *packages: str) -> str:

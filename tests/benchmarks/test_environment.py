@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import pytest
 
+import sdjax
 from benchmarks import environment
 from benchmarks.evaluation.racing import can_race
 from sdjax.search.types import Entry
@@ -18,7 +19,8 @@ def test_environment_names_processor_python_and_versions(tmp_path, monkeypatch):
     described = environment.describe_environment("numpy")
     assert described.startswith("Some CPU, ")
     assert f"Python {platform.python_version()}, " in described
-    for name in ("sdjax", "jax", "numpy"):
+    assert f"sdjax {sdjax.__version__}, " in described
+    for name in ("jax", "numpy"):
         assert f"{name} {version(name)}" in described
 
 
