@@ -53,7 +53,8 @@ class StructuresConfig:
     """Config of tuning the constants of every structure while it is scored (`score: tuned`).
 
     Before each rung of the race, numbers with a gradient move by gradient from the best values so
-    far, and candidates are sampled around these for the others; see `sdjax.search.halving`.
+    far, and candidates are sampled around these for the others; see
+    `sdjax.search.structure_scores`.
 
     Attributes:
         steps: gradient steps on training problems before each rung; 0 for none.

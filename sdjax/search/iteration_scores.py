@@ -1,9 +1,9 @@
 """Scores of the programs of an iteration on the development problems.
 
-With `score: tuned` in the config, structures are scored (see `halving.py`). Otherwise programs are,
-as they were written: with `race`, they answer growing numbers of the problems, and clear losers
-stop early (see `sdjax.evaluation.racing`). Their score is the accuracy on the problems that they
-have answered.
+With `score: tuned` in the config, structures are scored (see `structure_scores.py`). Otherwise
+programs are, as they were written: with `race`, they answer growing numbers of the problems, and
+clear losers stop early (see `sdjax.evaluation.racing`). Their score is the accuracy on the problems
+that they have answered.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sdjax.core.progress import progress_bar
 from sdjax.evaluation.racing import race
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.context import RunContext
-from sdjax.search.halving import score_structures
 from sdjax.search.ranking import ranked_programs
 from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
+from sdjax.search.structure_scores import score_structures
 from sdjax.search.types import DEVELOPMENT, SEARCH, UNTRAINED, phase_title, program_entry
 
 
