@@ -145,8 +145,8 @@ class ResumableLog:
                 article = "an" if content[0] in "aeiou" else "a"
                 difference = _difference(key, stored[key], self._settings.get(key))
                 raise UserError(
-                    f"{self.folder}: contains {article} {content} with {difference}; choose "
-                    "another --out"
+                    f"{self.folder}: contains {article} {content} {difference}; choose another "
+                    "--out"
                 )
 
     def _write_settings(self) -> None:
@@ -181,10 +181,10 @@ def _difference(name: str, stored: Any, new: Any) -> str:
     if isinstance(stored, dict) and isinstance(new, dict):
         names = [key for key in dict.fromkeys((*new, *stored)) if stored.get(key) != new.get(key)]
         shown = ", ".join(map(_name, names[:8])) + (", …" if len(names) > 8 else "")
-        return f"other {name} of {shown}"
+        return f"that differs in the {name} of {shown}"
     if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (stored, new)):
-        return f"other {name}"
-    return f"{name} = {truncated_repr(stored)}, not {truncated_repr(new)}"
+        return f"that differs in the {name}"
+    return f"with {name} = {truncated_repr(stored)}, not {truncated_repr(new)}"
 
 
 def _name(key: str) -> str:

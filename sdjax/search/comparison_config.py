@@ -80,7 +80,8 @@ class RunTuningConfig:
         structures: tuning of every program while it is scored, with `score: tuned`.
         programs: number of best programs, of different structures, whose constants are tuned.
         search: settings of each search after the last iteration. Its optimizer is "auto" or
-            "cmaes", since it is not known at the start whether the programs have a gradient.
+            "cmaes", since it is not known at the start whether the programs have a gradient; with
+            "cmaes", structures are tuned without a gradient as well.
     """
 
     structures: StructuresConfig = Field(default_factory=StructuresConfig)

@@ -218,6 +218,29 @@ def test_program_that_killed_the_run_twice_takes_part_as_written(tuned, sandbox,
         assert store.is_complete(name, "development")
 
 
+def test_optimizer_cmaes_does_not_try_the_gradient_of_structures(
+    tuned, sandbox, tmp_path, monkeypatch
+):
+    tuning = RunTuningConfig(
+        structures=StructuresConfig(steps=3, batch=2, candidates=1),
+        search=SearchConfig(budget=1, optimizer="cmaes"),
+    )
+    context = dataclasses.replace(tuned, config=dataclasses.replace(tuned.config, tuning=tuning))
+    tried, try_merge = [], sandbox.try_merge
+
+    def recorded(ir, trial):
+        tried.append(trial.computes)
+        return try_merge(ir, trial)
+
+    monkeypatch.setattr(sandbox, "try_merge", recorded)
+    with sampled(context, sandbox, tmp_path / "run", {"one": SOURCES["one"]}) as store:
+        score_programs(context, store, sandbox, iteration=1)
+        assert "gradient" not in tried
+        assert len(tried) > 0
+        origins = [one.origin for one in store.select(Candidate)]
+    assert set(origins) == {"written", "sampled"}
+
+
 @pytest.mark.slow
 def test_gradient_moves_the_numbers_before_each_rung(tuned, sandbox, tmp_path):
     structures = StructuresConfig(steps=3, batch=2)

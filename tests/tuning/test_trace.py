@@ -83,9 +83,12 @@ def test_other_weights_or_problems_are_named(tmp_path):
         trace.record({"event": "step"}, lambda: {"gradient": [1.0]})
     other_weights = {"base": "a2", "expert_1": "b2", "expert_2": "c1"}
     for changes, message in (
-        ({"weights": other_weights}, "with other weights of base, expert_1; choose another --out"),
-        ({"weights": {"base": "a1"}}, "with other weights of expert_1, expert_2; choose"),
-        ({"problems": "1b" * 8}, "with other problems; choose another --out"),
+        (
+            {"weights": other_weights},
+            "that differs in the weights of base, expert_1; choose another",
+        ),
+        ({"weights": {"base": "a1"}}, "that differs in the weights of expert_1, expert_2; choose"),
+        ({"problems": "1b" * 8}, "that differs in the problems; choose another --out"),
     ):
         with pytest.raises(UserError, match=f"out: contains a search of sdjax tune {message}"):
             Trace(tmp_path / "out", first | changes)
