@@ -98,8 +98,11 @@ class _Analysis:
 
     def _scan(self, equation: core.JaxprEqn, operands: Sequence[_Source]) -> list[_Source]:
         """Return the sources of the results of a loop, as after any number of rounds."""
-        inner, first = equation.params["jaxpr"].jaxpr, equation.params["num_consts"]
-        last = first + equation.params["num_carry"]
+        inner = equation.params["jaxpr"].jaxpr
+        # What is sliced or stacked has one more axis outside than inside. Versions of JAX have
+        # different names for the counts.
+        last = sum(map(_has_same_rank, equation.invars, inner.invars))
+        first = last - sum(map(_has_same_rank, equation.outvars, inner.outvars))
         # Constants are the same arrays in every round; the others are known as a whole.
         sources = [*operands[:first], *map(_numbers, operands[first:])]
         while True:
@@ -149,6 +152,10 @@ def _is_float(var: core.Var) -> bool:
 
 def _aval(atom: Any) -> Any:
     return atom.aval
+
+
+def _has_same_rank(first: Any, second: Any) -> bool:
+    return len(_aval(first).shape) == len(_aval(second).shape)
 
 
 def _called(params: Mapping[str, Any], operands: Sequence[Any]) -> core.Jaxpr | None:
