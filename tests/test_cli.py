@@ -292,7 +292,14 @@ def test_merge_rejects_incompatible_options(arguments, message):
     ("kind", "row", "extra"),
     [
         ("sft", {"prompt": "1+1=", "completion": "2"}, "batch_size: 1\nmax_length: 600\n"),
-        ("dpo", {"prompt": "1+1=", "chosen": "2", "rejected": "3"}, "rank: 2\nbatch_size: 1\n"),
+        pytest.param(
+            *(
+                "dpo",
+                {"prompt": "1+1=", "chosen": "2", "rejected": "3"},
+                "rank: 2\nbatch_size: 1\n",
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_train_writes_a_model(tmp_path, kind, row, extra):

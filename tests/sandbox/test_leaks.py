@@ -127,6 +127,7 @@ def test_attacks_are_refused_and_nothing_leaks(sandbox, canaries):
         assert verdict.verdict == "refused" or name in harmless, (name, verdict)
 
 
+@pytest.mark.slow
 def test_nothing_leaks_without_text_rules(signature, canaries, monkeypatch):
     monkeypatch.setattr("sdjax.isolation.client._BOOT", NO_RULES)
     with Sandbox(signature, workers=2) as sandbox:

@@ -100,7 +100,9 @@ def test_shared_prefix_gives_the_same_loss_and_gradient(config, weights, fresh_a
     separate = {name: np.concatenate([one[name] for one in separate]) for name in separate[0]}
     values, slopes = zip(
         *(
-            jax.value_and_grad(loss, has_aux=True)(trainable.trainable, trainable.frozen, batch)
+            jax.jit(jax.value_and_grad(loss, has_aux=True))(
+                trainable.trainable, trainable.frozen, batch
+            )
             for batch in (shared, separate)
         ),
         strict=True,

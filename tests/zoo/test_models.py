@@ -98,11 +98,13 @@ def concatenate(outcomes, kinds):
     return np.concatenate([outcomes[kind] for kind in kinds])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_seed_solves_some_of_every_kind(correct, kind):
     assert 0.3 <= correct["seed"][kind].mean() <= 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_KINDS)
 def test_expert_is_better_at_its_own_kinds_and_worse_at_others(correct, name):
     own = (concatenate(correct[model], OWN_KINDS[name]) for model in (name, "seed"))
@@ -111,6 +113,7 @@ def test_expert_is_better_at_its_own_kinds_and_worse_at_others(correct, name):
     assert any(correct[name][kind].mean() < correct["seed"][kind].mean() for kind in others)
 
 
+@pytest.mark.slow
 def test_merge_beats_the_seed_by_five_points_and_every_expert(correct):
     merged = concatenate(correct["merged"], KINDS)
     assert paired_difference(merged, concatenate(correct["seed"], KINDS)).low > 0.05
