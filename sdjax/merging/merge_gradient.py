@@ -28,9 +28,7 @@ from sdjax.merging.model_tree import Tensors
 from sdjax.merging.tensor_program import ArraySpec, TensorProgram, TreeProgram, replicated
 from sdjax.models.tensor_names import parse_name
 from sdjax.sharding.memory import require_fit
-
-# What JAX raises for operations without a derivative, or without one in reverse mode.
-NOT_DIFFERENTIABLE = (NotImplementedError, TypeError, ValueError)
+from sdjax.xla.differentiation import NOT_DIFFERENTIABLE
 
 # Hyperparameters of each tensor by path, as `Algorithm.hyperparameter_arrays` returns them; the
 # single path is ALL_TENSORS if they are the same for all.

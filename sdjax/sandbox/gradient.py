@@ -19,9 +19,7 @@ from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.cost import CostEstimate
 from sdjax.sandbox.verify.interpreter import run_block
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, bounded_estimate, total_cost
-
-# What JAX raises for operations without a derivative, or without one in reverse mode.
-NOT_DIFFERENTIABLE = (NotImplementedError, TypeError, ValueError)
+from sdjax.xla.differentiation import NOT_DIFFERENTIABLE
 
 
 def check_gradient(program: VerifiedProgram, signature: MergeSignature) -> bool:

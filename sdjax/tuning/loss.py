@@ -35,7 +35,6 @@ from sdjax.io.tokenizer import Tokenizer
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
 from sdjax.merging.merge_gradient import (
-    NOT_DIFFERENTIABLE,
     Hyperparameters,
     hyperparameter_gradient,
     hyperparameters_by_tensor,
@@ -54,6 +53,7 @@ from sdjax.tuning.effect import representative_merges, representative_tensors
 from sdjax.tuning.model_gradient import ModelGradient
 from sdjax.tuning.search import SearchConfig
 from sdjax.tuning.types import Tunable
+from sdjax.xla.differentiation import NOT_DIFFERENTIABLE
 
 _MIN_LENGTH = 128  # of a packed row
 _ROUND = 64
