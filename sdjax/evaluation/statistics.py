@@ -191,7 +191,7 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
 def _paired_test(a: Sequence[float], b: Sequence[float]) -> tuple[np.ndarray, Any]:
     """Return the differences a - b, and scipy's `ttest_rel`.
 
-    There is no test for a single pair, nor if all differences are equal.
+    The test is undefined for a single pair, and if all differences are equal.
 
     Raises:
         ValueError: the lengths differ, or there are no values.

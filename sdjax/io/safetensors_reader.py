@@ -26,7 +26,7 @@ class SafetensorsReader(StoredReader):
 
         Args:
             folder: a checkpoint folder.
-            single: name of the file if there is no index.
+            single: name of the only file of a model without an index.
 
         Raises:
             UserError: no such folder, no safetensors, a damaged index, a missing or truncated file,

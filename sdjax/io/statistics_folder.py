@@ -36,7 +36,7 @@ class StatisticsFolder(Mapping[str, np.ndarray]):
         """Open a folder that `sdjax stats` has written.
 
         Raises:
-            UserError: there is no such folder, or it is damaged.
+            UserError: the folder does not exist or is damaged.
         """
         self.folder = folder
         self.manifest = read_json(folder / MANIFEST) if folder.is_dir() else {}
@@ -91,7 +91,7 @@ def load_stats(folder: str | Path) -> Mapping[str, Any]:
         A mapping from name to array, which reads an array when it is looked up.
 
     Raises:
-        UserError: there is no such folder, or it is damaged.
+        UserError: the folder does not exist or is damaged.
 
     Examples:
         >>> import sdjax

@@ -182,7 +182,7 @@ def locate_tensors(
     Args:
         folder: the folder.
         index: name of the index.
-        single: name of the file if there is no index.
+        single: name of the only file of a model without an index.
         open_file: returns what a file says of its tensors, by their names.
 
     Raises:

@@ -24,7 +24,7 @@ class TorchReader(StoredReader):
 
         Args:
             folder: a folder with an index or a single file.
-            single: name of the file if there is no index.
+            single: name of the only file of a model without an index.
 
         Raises:
             UserError: a damaged or missing file, or one that contains anything but tensors.

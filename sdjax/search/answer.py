@@ -139,7 +139,7 @@ def _compare(
     store: Store, metric: str, programs: Sequence[Entry], controls: Sequence[Entry]
 ) -> dict[str, Comparison]:
     """Return the comparison of each program that a control matches, by name of its entry."""
-    counts = {one.name: numbers(store, one) for one in (*programs, *controls)}
+    counts = {one.name: count_numbers(store, one) for one in (*programs, *controls)}
     matched = [
         (program, control)
         for program in programs
@@ -171,12 +171,11 @@ def _compare(
     return comparisons
 
 
-def numbers(store: Store, entry: Entry) -> int:
-    """Return how many numbers of an entry could be tuned, whoever chose them.
+def count_numbers(store: Store, entry: Entry) -> int:
+    """Return how many numbers of an entry could be tuned.
 
-    A program found among many by its score has numbers that the search chose, as a grid chooses
-    those of its best point. So a program counts its constants also as it was written, and a method
-    of a grid its hyperparameters.
+    When a program is selected among many by its score, so are its constants, just as a grid selects
+    hyperparameters. So both count, although no optimizer tuned them.
     """
     if "constants" in entry.detail:
         return int(number_in(entry.detail, "constants"))

@@ -65,7 +65,7 @@ def generate(
         iteration: number of the iteration.
         count: number of samples of the iteration.
         temperature: sampling temperature.
-        purpose: "search", or the name of a measurement.
+        purpose: "search", that of a control, or the name of a measurement.
     """
     missing = sorted(set(range(count)) - store.sample_numbers(iteration, purpose))
     if not missing:
@@ -114,7 +114,7 @@ def judge(
         store: the run's store.
         sandbox: the sandbox on the main process; None on the others.
         iteration: number of the iteration.
-        purpose: "search", or the name of a measurement.
+        purpose: "search", that of a control, or the name of a measurement.
     """
     samples = store.judged(iteration, purpose)
     sources = list(dict.fromkeys(s.source for s in samples if s.source and s.status == NOT_JUDGED))

@@ -5,7 +5,8 @@ subspaces", arXiv 2502.04959 (Iso-CTS). The leading singular vectors of the sum,
 `common_fraction` of them (0.8 in the paper), form the common subspace. Each expert adds the leading
 singular vectors of what its task vector has outside of it, the same number for every expert. All
 left and all right vectors are orthogonalized, and all singular values become their mean. Tensors
-that are not matrices are averaged. `scale` is the paper's α. There is no derivative in the weights.
+that are not matrices are averaged. `scale` is the paper's α. The merge is not differentiable in the
+weights.
 """
 
 from __future__ import annotations
