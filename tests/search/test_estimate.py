@@ -110,8 +110,8 @@ def test_dry_run_writes_nothing(tmp_path):
         "tuning: at most 3 programs, each with 6 evaluations on the development problems"
     )
     assert lines[4] == (
-        "controls: weights, slope, layers, tuned; each with at most as many evaluated problems as "
-        "the programs of the search"
+        "controls: weights, layers, tuned; each with at most as many evaluated problems as the "
+        "programs of the search"
     )
     assert "baselines on 4 confirmation problems and 8 test problems, with the experts" in lines[5]
     assert lines[6].startswith("sandbox: ")
