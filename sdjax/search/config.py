@@ -290,8 +290,8 @@ def read_prompt(config: RunConfig, *, relative_to: Path | None = None) -> RunCon
     return replace_keys(config, generation=replace(generation, prompt_text=text))
 
 
-def prompt_template(config: RunConfig) -> prompts.Prompt:
-    """Return the prompt of a run, with placeholders.
+def prompt_template(config: RunConfig) -> prompts.PromptTemplate:
+    """Return the prompt of a run, before rendering.
 
     Raises:
         UserError: the prompt does not exist or is invalid.
@@ -300,7 +300,7 @@ def prompt_template(config: RunConfig) -> prompts.Prompt:
     with errors_at(config, "generation.prompt"):
         if text is None:
             return prompts.find_prompt(name)
-        return prompts.Prompt(name=name, text=text)
+        return prompts.parse_prompt(name, text)
 
 
 # What the runs of earlier versions did, whose stored configs lack these keys.

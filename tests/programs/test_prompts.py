@@ -75,7 +75,7 @@ def test_description_is_one_line():
 
 
 def test_errors_name_the_prompt_or_expert():
-    with pytest.raises(UserError, match=r"'long'.*full, short"):
+    with pytest.raises(UserError, match=r"'long'.*full, full-memory, short, short-memory"):
         prompts.find_prompt("long")
     with pytest.raises(UserError, match="expert_2 has no description"):
         prompts.find_prompt("full").render(
