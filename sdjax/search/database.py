@@ -27,7 +27,7 @@ from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.schema_check import damage, journal_of, untrusted
 
 LOCK_FILE = "run.lock"
-VERSION = 7  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
+VERSION = 8  # schema version; sdjax 0.1 used 2, and 0.2 used 3, which lacks some tables
 OLDEST_VERSION = 3
 _ENDINGS = ("-journal", "-wal", "-shm")  # of files that SQLite writes next to a database
 

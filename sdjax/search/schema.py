@@ -11,6 +11,7 @@ from sdjax.search.score_types import (
     CandidateOutcome,
     Comparison,
     Evaluation,
+    Promotion,
     ScoredStructure,
     StoredOutcome,
     StoredPair,
@@ -148,6 +149,13 @@ TABLES: dict[type, Table[Any]] = {
             constraints=("CHECK (chosen_identity <> rejected_identity)",),
         ),
         Table(
+            name="promotion",
+            record=Promotion,
+            key=("purpose", "iteration"),
+            references={"base": "entry(name)", "entry": "entry(name)"},
+            since=8,
+        ),
+        Table(
             name="test_opening",
             record=TestOpening,
             key=("setting", "number"),
@@ -191,4 +199,9 @@ def migrations() -> dict[int, str]:
         4: "ALTER TABLE checkpoint DROP COLUMN role;",  # all checkpoints had the same one
         5: "ALTER TABLE application ADD COLUMN original TEXT;",
         6: new_tables(7),
+        7: (
+            f"{new_tables(8)} ALTER TABLE program ADD COLUMN base TEXT; "
+            "ALTER TABLE lineage ADD COLUMN base TEXT; "
+            "ALTER TABLE lineage ADD COLUMN generator_base TEXT;"
+        ),
     }

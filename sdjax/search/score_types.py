@@ -202,6 +202,52 @@ class StoredPair(Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """The decision after an iteration whether the best merged model is the next base or generator.
+
+    Attributes:
+        purpose: "search", that of a control, or what a tuned control is; see
+            `sdjax.search.control_bases`.
+        iteration: iteration, batch or step after which it was decided.
+        base: entry whose merged model was the base so far; None for the seed.
+        entry: entry whose merged model was compared with it; None if there was no new best one.
+        problems: number of confirmation problems.
+        gain: accuracy of the merged model minus that of the base on them.
+        low: lower end of the interval of `gain`.
+        high: upper end of the interval of `gain`.
+        p_value: of the two-sided paired t-test of no difference.
+        confidence: confidence level of the interval; see `sdjax.search.promotion`.
+        is_base: whether the merged model is the base of the later iterations.
+        is_generator: whether the later generators start from the merged model.
+        admissible: share of admissible samples of the merged model as a generator; None if it was
+            not sampled.
+        admissible_before: share of admissible samples of the iteration.
+        fingerprint: fingerprint of the merged model's parameters if it was promoted.
+    """
+
+    purpose: str
+    iteration: int
+    base: str | None = None
+    entry: str | None = None
+    problems: int = 0
+    gain: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    p_value: float = 1.0
+    confidence: float = 0.0
+    is_base: bool = False
+    is_generator: bool = False
+    admissible: float | None = None
+    admissible_before: float | None = None
+    fingerprint: str | None = None
+
+    @property
+    def interval(self) -> Interval:
+        """The gain with its interval."""
+        return Interval(mean=self.gain, low=self.low, high=self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TestOpening:
     """One opening of the test problems, which scores entries that were not tested before.
 

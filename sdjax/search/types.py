@@ -145,7 +145,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """The generator of one iteration.
+    """The generator of one iteration, and the base that its programs are applied to.
 
     Attributes:
         iteration: iteration that the generator writes programs for, from 1.
@@ -153,6 +153,9 @@ class Lineage:
         generator: name of the model, or of the adapter of the first generator.
         checkpoint: name of the checkpoint; None for the first generator.
         temperature: sampling temperature.
+        base: entry whose merged model is the base of the iteration; None for the seed.
+        generator_base: entry whose merged model the generator's adapter belongs to; None for the
+            seed.
     """
 
     iteration: int
@@ -160,6 +163,8 @@ class Lineage:
     generator: str
     checkpoint: str | None = None
     temperature: float
+    base: str | None = None
+    generator_base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +324,7 @@ class Program:
     """An admissible program.
 
     Attributes:
-        identity: hash of the verified program.
+        identity: hash of the verified program, and of its base unless that is the seed.
         source: first source code with this identity; untrusted, never executed.
         ir: the verified program as JSON.
         fingerprint: hash of its outputs on the probe tensors; None if it was not probed.
@@ -328,6 +333,8 @@ class Program:
         held_out: the families that the training programs do not contain.
         notes: remarks of the sandbox.
         cost: units of cost over the scope.
+        base: entry whose merged model the program is applied to; None for the seed. See
+            `sdjax.search.bases`.
     """
 
     identity: str
@@ -339,6 +346,7 @@ class Program:
     held_out: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     cost: int | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -273,9 +273,9 @@ def test_missing_newer_or_foreign_database_raises_user_error(tmp_path):
         Store.open(tmp_path)
     create(tmp_path).close()
     connection = sqlite3.connect(tmp_path / "run.sqlite")
-    connection.execute("PRAGMA user_version = 8")
+    connection.execute("PRAGMA user_version = 9")
     connection.close()
-    with pytest.raises(UserError, match="database version 8"):
+    with pytest.raises(UserError, match="database version 9"):
         Store.open(tmp_path)
     connection = sqlite3.connect(tmp_path / "run.sqlite")
     connection.execute("PRAGMA user_version = 2")
