@@ -202,6 +202,9 @@ def migrations() -> dict[int, str]:
         7: (
             f"{new_tables(8)} ALTER TABLE program ADD COLUMN base TEXT; "
             "ALTER TABLE lineage ADD COLUMN base TEXT; "
-            "ALTER TABLE lineage ADD COLUMN generator_base TEXT;"
+            "ALTER TABLE lineage ADD COLUMN generator_base TEXT; "
+            "ALTER TABLE sample ADD COLUMN generator TEXT; "
+            "ALTER TABLE sample ADD COLUMN parents TEXT; "
+            "ALTER TABLE sample ADD COLUMN operation TEXT;"
         ),
     }

@@ -1,7 +1,8 @@
 """Tables derived from record classes, and the conversion of their rows.
 
 Each field is a column; a nested dataclass has one column per field. Text, numbers and booleans are
-stored directly, tuples of integers as little-endian int32, everything else as JSON.
+stored directly, tuples of integers as little-endian int32, everything else as JSON. A field that
+was `added_later` may be NULL, as it is in the rows of earlier versions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from sdjax.core.errors import truncated_repr
 from sdjax.core.json import parse_json
-from sdjax.search.types import storable
+from sdjax.search.types import ADDED_LATER, storable
 
 T = TypeVar("T")
 
@@ -45,11 +46,19 @@ _CELLS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column: its name, the Python type of its values, and whether they may be None."""
+    """A column.
+
+    Attributes:
+        name: its name.
+        kind: Python type of its values.
+        nullable: whether a cell may be NULL.
+        default: value of a cell that is NULL, or that the database lacks.
+    """
 
     name: str
     kind: Any
     nullable: bool
+    default: Any = None
 
     def declaration(self) -> str:
         """Return the column definition for CREATE TABLE."""
@@ -81,7 +90,7 @@ class Column:
             ValueError: the cell is not what `encode` writes. The message has no subject.
         """
         if stored is None and self.nullable:
-            return None
+            return self.default
         stored_type = _STORED_TYPES.get(self.kind, str)
         if type(stored) is not stored_type:
             found, expected = _CELLS[type(stored)], _CELLS[stored_type]
@@ -167,7 +176,7 @@ class Table(Generic[T]):
         return tuple(c.encode(v) for c, v in zip(self.columns, values, strict=True))
 
     def decode(self, row: sqlite3.Row) -> T:
-        """Convert a row to a record; a column that its database lacks is None.
+        """Convert a row to a record; a column that its database lacks has its default.
 
         Raises:
             ValueError: a cell is not what `encode` writes; the message names table and column.
@@ -200,6 +209,11 @@ def _check_json(value: Any, kind: Any) -> Any:
 
 
 def _columns(record: type, prefix: str = "") -> Iterator[Column]:
+    later = {
+        field.name: field.default
+        for field in dataclasses.fields(record)
+        if ADDED_LATER in field.metadata
+    }
     for field, kind in _fields(record):
         name = f"{prefix}{field}"
         if dataclasses.is_dataclass(kind):
@@ -208,7 +222,8 @@ def _columns(record: type, prefix: str = "") -> Iterator[Column]:
         nullable = isinstance(kind, types.UnionType)
         if nullable:
             (kind,) = (option for option in typing.get_args(kind) if option is not types.NoneType)
-        yield Column(name=name, kind=kind, nullable=nullable)
+        nullable = nullable or field in later
+        yield Column(name=name, kind=kind, nullable=nullable, default=later.get(field))
 
 
 def _leaves(record: Any) -> Iterator[Any]:

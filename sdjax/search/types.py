@@ -28,6 +28,15 @@ TEST = "test"
 NO_PROGRAM, NOT_JUDGED = "no program", "not judged"  # statuses of samples without a verdict
 
 
+ADDED_LATER = "added later"  # in the metadata of a field: earlier versions do not store it
+OWN_GENERATOR = "seed"  # name of the run's own generator: the seed with its adapter
+
+
+def added_later(default: Any) -> Any:
+    """Return a field that the rows of earlier versions lack, where it has this default."""
+    return field(default=default, metadata={ADDED_LATER: True})
+
+
 def phase_name(name: str, purpose: str = SEARCH) -> str:
     """Return the name of a phase such as "score", with the purpose if it is not the search."""
     return name if purpose == SEARCH else f"{name} {purpose}"
@@ -232,6 +241,10 @@ class Sample:
         tokens: the sampled tokens.
         stopped: whether the completion ended with a stop token rather than at the token limit.
         source: the candidate's source code, extracted from `text`; None if there is none.
+        generator: name of the generator: "seed" for the run's own, which is trained, or a key of
+            `generators`. The tokens of other generators are not stored.
+        parents: identities of the programs that the prompt shows.
+        operation: operation that the prompt asks for; None if it names none.
     """
 
     purpose: str = SEARCH
@@ -242,6 +255,9 @@ class Sample:
     tokens: tuple[int, ...]
     stopped: bool
     source: str | None
+    generator: str = added_later(OWN_GENERATOR)
+    parents: tuple[str, ...] = added_later(())
+    operation: str | None = added_later(None)
 
 
 @dataclass(frozen=True, kw_only=True)

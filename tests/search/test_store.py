@@ -268,6 +268,36 @@ def test_amended_run_is_unfinished_only_if_its_config_changed(tmp_path):
         assert stored.changed_at > run.started_at
 
 
+def test_database_of_an_earlier_version_has_the_defaults_of_later_columns(tmp_path):
+    with create(tmp_path) as store:
+        earlier = sample(0, "a", store.save_prompt("short", "def"))
+        store.save(earlier)
+    connection = sqlite3.connect(tmp_path / "run.sqlite")
+    for table, columns in (
+        ("sample", ("generator", "parents", "operation")),
+        ("program", ("base",)),
+        ("lineage", ("base", "generator_base")),
+    ):
+        for column in columns:
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    connection.execute("DROP TABLE promotion")
+    connection.execute("PRAGMA user_version = 7")
+    connection.close()
+    with Store.open(tmp_path) as store:
+        assert store.select(Sample) == (earlier,)
+    later = dataclasses.replace(
+        sample(1, "b", earlier.prompt),
+        generator="endpoint",
+        parents=("p", "q"),
+        operation="combine",
+    )
+    with Store.open(tmp_path, write=True) as store:
+        store.save(later)
+        assert store.select(Sample) == (earlier, later)
+    with Store.open(tmp_path) as store:
+        assert store.select(Sample) == (earlier, later)
+
+
 def test_missing_newer_or_foreign_database_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         Store.open(tmp_path)
