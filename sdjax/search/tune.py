@@ -63,9 +63,6 @@ def tune_entries(
 ) -> None:
     """Tune the best programs of a purpose; score the results on development.
 
-    A search continues from the numbers of the program, which are the best ones of its structure if
-    structures were scored. It has a trace in the run folder, `tuning/NAME/`, and resumes from it.
-
     Args:
         context: the loaded run.
         store: the run's store.
@@ -75,20 +72,44 @@ def tune_entries(
     config = context.config.tuning
     if config is None:
         return
-    entries = store.by_key(Entry)
     best = _finalists(context, store, config.programs, purpose)
-    programs = [one for one in best if TUNING not in entries[program_entry(one)].detail]
+    tune_programs(context, store, sandbox, best, title=phase_name("tune", purpose))
+
+
+def tune_programs(
+    context: RunContext,
+    store: Store,
+    sandbox: Sandbox | None,
+    identities: Sequence[str],
+    *,
+    title: str = "tune",
+) -> None:
+    """Tune programs that have a development score; score the results on development.
+
+    A search continues from the numbers of the program, which are the best ones of its structure if
+    structures were scored. It has a trace in the run folder, `tuning/NAME/`, and resumes from it.
+    A program that was tuned before is not tuned again.
+
+    Args:
+        context: the loaded run, whose config has settings of the tuning.
+        store: the run's store.
+        sandbox: the sandbox on the main process; None on the others.
+        identities: identities of the programs.
+        title: title of the progress bar.
+    """
+    entries = store.by_key(Entry)
+    programs = [one for one in identities if TUNING not in entries[program_entry(one)].detail]
     examples = training_texts(context) if programs else []
-    done = config.programs - len(programs)
-    with progress_bar(phase_name("tune", purpose), config.programs, completed=done) as advance:
+    total = len(identities)
+    with progress_bar(title, total, completed=total - len(programs)) as advance:
         for identity in programs:
             _tune_program(context, store, sandbox, identity, examples)
             advance()
     # Unless the run was interrupted in between, only these programs are not scored: the results,
     # and what they were as they were written, if the race of the structures left that open.
     entries = store.by_key(Entry)
-    results = [one for one in entries.values() if one.detail.get(CONTINUED_FROM) in best]
-    written = [entries[program_entry(one)].detail.get("tuned_from", one) for one in best]
+    results = [one for one in entries.values() if one.detail.get(CONTINUED_FROM) in identities]
+    written = [entries[program_entry(one)].detail.get("tuned_from", one) for one in identities]
     for identity in (*(one.identity for one in results), *written):
         score_program(context, store, sandbox, identity, DEVELOPMENT)
 
