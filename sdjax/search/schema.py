@@ -141,10 +141,11 @@ TABLES: dict[type, Table[Any]] = {
             record=StoredPair,
             key=("iteration", "number"),
             order="iteration, number",
+            # A rejected sample may be without a program.
             references={
-                f"{side}_{column}": table
-                for side in ("chosen", "rejected")
-                for column, table in (("identity", "program(identity)"), ("prompt", "prompt(hash)"))
+                "chosen_identity": "program(identity)",
+                "chosen_prompt": "prompt(hash)",
+                "rejected_prompt": "prompt(hash)",
             },
             constraints=("CHECK (chosen_identity <> rejected_identity)",),
         ),
@@ -205,6 +206,16 @@ def migrations() -> dict[int, str]:
             "ALTER TABLE lineage ADD COLUMN generator_base TEXT; "
             "ALTER TABLE sample ADD COLUMN generator TEXT; "
             "ALTER TABLE sample ADD COLUMN parents TEXT; "
-            "ALTER TABLE sample ADD COLUMN operation TEXT;"
+            "ALTER TABLE sample ADD COLUMN operation TEXT; "
+            f"{_recreated(TABLES[StoredPair], new=('chosen_fault', 'rejected_fault'))}"
         ),
     }
+
+
+def _recreated(table: Table[Any], *, new: tuple[str, ...]) -> str:
+    """Return the statements that declare a table again, with new columns that are null."""
+    names = ", ".join(column.name for column in table.columns if column.name not in new)
+    return (
+        f"ALTER TABLE {table.name} RENAME TO earlier; {table.schema()} "
+        f"INSERT INTO {table.name} ({names}) SELECT {names} FROM earlier; DROP TABLE earlier;"
+    )

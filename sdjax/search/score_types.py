@@ -153,17 +153,20 @@ class ScoredStructure:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSample:
-    """An admissible sample with the development score of its program.
+    """A sample that the generator may be trained on, with the development score of its program.
 
     Attributes:
         identity: identity of the program whose score this is: the sample's own or, if structures
-            are scored, the one with the best numbers.
+            are scored, the one with the best numbers. Empty for a sample without an admissible
+            program.
         prompt: hash of the prompt.
         text: the completion to train on.
-        score: accuracy on the development problems.
+        score: accuracy on the development problems; 0 without an admissible program.
         change: size of that program's change to the seed; see `Application`.
         iteration: iteration of the sample.
         number: index of the sample within the iteration.
+        fault: why the sample is rejected whatever its score: "refused", "duplicate" or "unchanged";
+            None if its score decides.
     """
 
     identity: str
@@ -173,6 +176,7 @@ class ScoredSample:
     change: float
     iteration: int
     number: int = 0
+    fault: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +185,7 @@ class Pair:
 
     Attributes:
         chosen: the sample with the higher score.
-        rejected: the sample with the lower score.
+        rejected: the sample with the lower score, or with a fault.
     """
 
     chosen: ScoredSample

@@ -204,6 +204,13 @@ def test_pairs_round_trip_in_order(tmp_path):
             store.save(same)
         store.save(second)
         assert [pair.iteration for pair in store.select(StoredPair)] == [1, 2]
+        refused = dataclasses.replace(
+            scored[1], identity="", text="1 +", score=0.0, fault="refused"
+        )
+        without_program = dataclasses.replace(second, number=1, rejected=refused)
+        store.save(without_program)
+        assert store.select(StoredPair, iteration=2) == (second, without_program)
+        store.delete(StoredPair, iteration=2, number=1)
         (text,) = store.prompts().values()
     assert preferences_of_run(tmp_path) == [{"prompt": text, "chosen": "A", "rejected": "B"}]
 

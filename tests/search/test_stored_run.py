@@ -21,7 +21,7 @@ from sdjax.programs.signature import merge_signature
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
 from sdjax.search.resume import resume_store
-from sdjax.search.score_types import Application
+from sdjax.search.score_types import Application, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import Change, Checkpoint, Program, RunInput
 
@@ -67,6 +67,18 @@ def test_best_program_of_a_stored_run_can_be_merged(run, tmp_path):
     out = tmp_path / "merged"
     merge_discovered(run, 1, out)
     assert (out / "model.safetensors").stat().st_size > 1_000_000
+
+
+def test_pairs_of_an_earlier_version_are_kept(run):
+    with Store.open(run) as store:
+        pairs = store.select(StoredPair)
+    with Store.open(run, write=True) as store:  # which updates the database
+        assert store.select(StoredPair) == pairs
+        assert len(pairs) == 16
+        refused = dataclasses.replace(pairs[0].rejected, identity="", fault="refused")
+        store.save(dataclasses.replace(pairs[0], number=16, rejected=refused))
+    with Store.open(run) as store:
+        assert store.select(StoredPair)[-1].rejected == refused
 
 
 INPUTS = {"seed": "5eed", "expert_1": "e1"}
