@@ -20,7 +20,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jinja2
 from jinja2 import meta
@@ -30,7 +30,9 @@ from sdjax.core.errors import UserError, did_you_mean, truncated_repr
 
 SUFFIX = ".jinja"
 VARIABLES = ("count", "experts", "names", "operation", "programs", "refused")
-OPERATIONS = ("improve", "combine", "simplify", "explore")
+Operation = Literal["improve", "combine", "simplify", "explore"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+COMBINE: Operation = "combine"  # the only one that needs two programs
 _MIN_FENCE = 3
 
 

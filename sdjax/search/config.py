@@ -32,6 +32,7 @@ from sdjax.evaluation.racing import Race
 from sdjax.programs import prompts
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig, RunTuningConfig
+from sdjax.search.memory_config import MemoryConfig
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
 
@@ -90,10 +91,13 @@ class GenerationConfig:
     """Config of sampling programs from the generator.
 
     Attributes:
-        prompt: a shipped prompt ("full", "short"), or a text file with placeholders, whose path is
-            relative to the config file or to the working directory.
+        prompt: a shipped prompt ("full", "short", "full-memory", "short-memory"), or a file, whose
+            path is relative to the config file or to the working directory: text with placeholders,
+            or a Jinja template if its name ends in .jinja.
         prompt_text: text of a prompt file; set when the config is read and kept with the run, so
             that resuming does not need the file.
+        memory: what prompts show of earlier iterations, for which `prompt` must be a template; null
+            has the same prompt in all iterations, as in the paper.
         samples: number of samples per iteration.
         temperature: sampling temperature of the first iteration.
         slope: decay of the temperature; iteration t uses temperature / (1 + slope * (t - 1)).
@@ -103,6 +107,7 @@ class GenerationConfig:
 
     prompt: NonEmptyStr = "full"
     prompt_text: NonEmptyStr | None = None
+    memory: MemoryConfig | None = None
     samples: Annotated[int, Field(ge=1, le=1_000_000)]
     temperature: PositiveFloat = 1.2
     slope: NonNegativeFloat = 0.2

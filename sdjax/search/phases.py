@@ -22,6 +22,7 @@ from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict, is_admissible
 from sdjax.search.context import RunContext
+from sdjax.search.memory.prompts import iteration_prompts
 from sdjax.search.multihost import judge_all
 from sdjax.search.pairs import make_pairs, select
 from sdjax.search.ranking import development_scores
@@ -33,6 +34,7 @@ from sdjax.search.types import (
     NOT_JUDGED,
     SEARCH,
     Program,
+    Prompt,
     Sample,
     StoredVerdict,
     phase_title,
@@ -70,7 +72,11 @@ def generate(
     missing = sorted(set(range(count)) - store.sample_numbers(iteration, purpose))
     if not missing:
         return
-    prompt = store.save_prompt(context.config.generation.prompt, context.prompt)
+    prompted = iteration_prompts(
+        context.renderer, store, purpose=purpose, iteration=iteration, numbers=missing
+    )
+    prompts = [Prompt.of(context.config.generation.prompt, one.prompt) for one in prompted]
+    store.save(*dict.fromkeys(prompts))
     with progress_bar(phase_title("generate", iteration, purpose), len(missing)) as advance:
 
         def save(index: int, completion: Completion) -> None:
@@ -79,18 +85,20 @@ def generate(
                 purpose=purpose,
                 iteration=iteration,
                 number=missing[index],
-                prompt=prompt,
+                prompt=prompts[index].hash,
                 text=text,
                 tokens=completion.tokens,
                 stopped=completion.stopped,
                 source=extract_source(text),
+                parents=prompted[index].parents,
+                operation=prompted[index].operation,
             )
             store.save(sample)
             advance()
 
         context.generator_decoder.generate(
             context.seed,
-            [context.prompt] * len(missing),
+            [prompt.text for prompt in prompts],
             adapter=adapter,
             sampling=Sampling(temperature=temperature, top_p=context.config.generation.top_p),
             key=context.key(purpose, iteration),

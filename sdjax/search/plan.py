@@ -27,10 +27,12 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter
 from sdjax.models.params import ParamSpec, param_specs
 from sdjax.models.tree import flatten
+from sdjax.programs.memory_prompts import MemoryPrompt
 from sdjax.programs.signature import model_signature
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.search.config import ExpertConfig, RunConfig, prompt_template
 from sdjax.search.grids import check_methods
+from sdjax.search.memory.renderer import PromptRenderer, longest_prompt
 from sdjax.search.types import CONFIRMATION, DEVELOPMENT, MAIN, TEST, TRANSFER
 from sdjax.training.warmstart import signature_digest
 from sdjax.tuning.candidates import split_development
@@ -76,13 +78,15 @@ class RunPlan(ScoringPlan):
 
     Attributes:
         generator_decoder: decoder that samples programs.
-        prompt: the generator's prompt.
+        renderer: the generator's prompt, before rendering.
+        prompt: the generator's prompt without earlier programs.
         initial_adapter: adapter of the first generator, if the config specifies one.
         training_identities: first 64 bits of the identities of the programs that the first
             generator was trained on, sorted; None if its folder does not list them.
     """
 
     generator_decoder: Decoder
+    renderer: PromptRenderer
     prompt: str
     initial_adapter: Adapter | None
     training_identities: np.ndarray | None
@@ -120,10 +124,13 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
     decoding = config.generation.decoding
     with errors_at(config, "generation.decoding"):
         generator_decoder = _build_decoder(model, plan.tokenizer, decoding, plan.mesh)
+    renderer = prompt_renderer(config, plan.tokenizer, decoding)
+    _check_prompt(renderer)
     return RunPlan(
         **vars(plan),
         generator_decoder=generator_decoder,
-        prompt=_generator_prompt(config, plan.tokenizer),
+        renderer=renderer,
+        prompt=plan.tokenizer.as_prompt(renderer.message()),
         initial_adapter=initial_adapter,
         training_identities=read_training_identities(
             generator or folder, signature_digest(plan.signature)
@@ -215,22 +222,54 @@ def _check_expert(
             )
 
 
-def _generator_prompt(config: RunConfig, tokenizer: Tokenizer) -> str:
-    """Return the generator's prompt, which must fit into its decoder."""
-    prompt = prompt_template(config).render(
-        slots=config.slots,
-        descriptions={slot: expert.description for slot, expert in config.experts.items()},
-        chat=tokenizer.as_prompt,
+def prompt_renderer(
+    config: RunConfig, tokenizer: Tokenizer, decoding: DecoderConfig
+) -> PromptRenderer:
+    """Return the prompt of a run, before rendering.
+
+    Args:
+        config: config of the run.
+        tokenizer: the generator's tokenizer.
+        decoding: config of the generator's decoder.
+
+    Raises:
+        UserError: the prompt does not exist or is invalid, or it has no place for the programs that
+            the config wants it to show.
+    """
+    template = prompt_template(config)
+    if config.generation.memory is not None and not isinstance(template, MemoryPrompt):
+        with errors_at(config, "generation.memory"):
+            raise UserError(
+                f"the prompt {config.generation.prompt!r} has no place for earlier programs; set "
+                "generation.prompt to short-memory, full-memory or a file that ends in .jinja, or "
+                "remove generation.memory"
+            )
+    return PromptRenderer(
+        config=config,
+        template=template,
+        tokenizer=tokenizer,
+        max_tokens=len(decoding.prefix) + decoding.buckets[-1],
     )
-    length = len(tokenizer.encode_prompt(prompt))
-    largest = config.generation.decoding.buckets[-1]
+
+
+def _check_prompt(renderer: PromptRenderer) -> None:
+    """Raise UserError if a prompt, with the longest programs, does not fit into the decoder."""
+    config, largest = renderer.config, renderer.max_tokens
+    generation = config.generation
+    length = renderer.length(renderer.message())
     with errors_at(config, "generation.decoding.buckets"):
         if length > largest:
             raise UserError(
-                f"the prompt {config.generation.prompt!r} has {length} tokens, but the largest "
-                f"bucket is {largest}; add a bucket of at least {length}"
+                f"the prompt {generation.prompt!r} has {length} tokens, but the largest bucket is "
+                f"{largest}; add a bucket of at least {length}"
             )
-    return prompt
+        longest = longest_prompt(renderer, generation.decoding.max_new_tokens)
+        if generation.memory is not None and longest > largest:
+            raise UserError(
+                f"a prompt {generation.prompt!r} with memory may have {longest} tokens, but the "
+                f"largest bucket is {largest}; add a bucket of at least {longest}, or lower "
+                f"generation.memory.programs or generation.decoding.max_new_tokens"
+            )
 
 
 def load_task(config: RunConfig, *, trust_code: bool) -> Task:

@@ -34,7 +34,8 @@ def plan_inputs(plan: ScoringPlan) -> dict[str, str]:
     """Return the fingerprint of each input of a run except the weights of its models, by name."""
     inputs = {"tokenizer": _tokenizer_fingerprint(plan.tokenizer)}
     if isinstance(plan, RunPlan):
-        inputs["prompt"] = text_fingerprint(plan.prompt)
+        template = () if plan.config.generation.memory is None else (plan.renderer.template.text,)
+        inputs["prompt"] = text_fingerprint(plan.prompt, *template)
         if (adapter := plan.initial_adapter) is not None:
             inputs["generator"] = text_fingerprint(adapter.scale, fingerprint(adapter.factors))
     else:

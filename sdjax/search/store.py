@@ -46,7 +46,6 @@ from sdjax.search.types import (
     Setting,
     StoredVerdict,
     program_entry,
-    text_hash,
 )
 
 T = TypeVar("T")
@@ -252,7 +251,7 @@ class Store:
 
     def save_prompt(self, name: str, text: str) -> str:
         """Save a prompt and return its hash."""
-        prompt = Prompt(hash=text_hash(text), name=name, text=text)
+        prompt = Prompt.of(name, text)
         self.save(prompt)
         return prompt.hash
 

@@ -227,6 +227,11 @@ class Prompt:
     name: str
     text: str
 
+    @classmethod
+    def of(cls, name: str, text: str) -> Prompt:
+        """Return the record of a prompt."""
+        return cls(hash=text_hash(text), name=name, text=text)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

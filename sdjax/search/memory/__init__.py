@@ -1,0 +1,1 @@
+"""Prompts with memory: which programs of earlier iterations a prompt shows."""

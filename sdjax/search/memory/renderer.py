@@ -1,0 +1,76 @@
+"""The prompt of a run, rendered with what earlier iterations have found."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sdjax.io.tokenizer import Tokenizer
+from sdjax.programs.memory_prompts import (
+    NO_MEMORY,
+    EarlierProgram,
+    PromptMemory,
+    RefusedProgram,
+)
+from sdjax.programs.prompts import PromptTemplate
+from sdjax.search.config import RunConfig
+
+# Programs of a few tokens, whose length stands for the rest of what a prompt says about a program.
+_PROGRAM = EarlierProgram(source="pass", score=55.5, change=0.55, families=("norm balance",) * 3)
+_REFUSED = RefusedProgram(source="pass", status="bad syntax", message="line 5: invalid syntax")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PromptRenderer:
+    """The prompt of a run, before rendering, and what renders it.
+
+    Attributes:
+        config: the run's config.
+        template: the prompt.
+        tokenizer: the generator's tokenizer.
+        max_tokens: tokens that a prompt may have.
+    """
+
+    config: RunConfig
+    template: PromptTemplate
+    tokenizer: Tokenizer
+    max_tokens: int
+
+    def message(self, memory: PromptMemory = NO_MEMORY) -> str:
+        """Return the text of a prompt without chat template."""
+        experts = self.config.experts
+        return self.template.render(
+            slots=self.config.slots,
+            descriptions={slot: expert.description for slot, expert in experts.items()},
+            memory=memory,
+        )
+
+    def length(self, message: str) -> int:
+        """Return the number of tokens of a prompt."""
+        return len(self.tokenizer.encode_prompt(self.tokenizer.as_prompt(message)))
+
+    def is_text(self, source: str) -> bool:
+        """Return whether a source is plain text, without special tokens such as the end token."""
+        tokens = self.tokenizer.encode(source, add_special=False)
+        decode = self.tokenizer.decode
+        return decode(tokens, skip_special=True) == decode(tokens, skip_special=False)
+
+
+def longest_prompt(renderer: PromptRenderer, program_tokens: int) -> int:
+    """Return an upper bound of the tokens of a prompt with memory.
+
+    Args:
+        renderer: the prompt of the run.
+        program_tokens: maximum number of tokens of a program.
+    """
+    memory = renderer.config.generation.memory
+    if memory is None:
+        return renderer.length(renderer.message())
+    empty = PromptMemory(
+        programs=(_PROGRAM,) * memory.programs,
+        refused=(_REFUSED,) * memory.refused,
+    )
+    lengths = [
+        renderer.length(renderer.message(dataclasses.replace(empty, operation=name)))
+        for name in memory.operations
+    ]
+    return max(lengths) + (memory.programs + memory.refused) * program_tokens
