@@ -1,0 +1,1 @@
+"""Generators of programs: local models, OpenAI-compatible endpoints and folders of programs."""

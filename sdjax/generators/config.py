@@ -1,0 +1,148 @@
+"""Config schema of generators, the section `generators` of a run's config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from sdjax.core.config import STRICT, NonEmptyStr, PositiveFloat, PositiveInt
+from sdjax.decoding.config import DecoderConfig
+
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+_NAME = re.compile("[a-z][a-z0-9_-]{0,39}")  # also the name of a file
+# Fields of a request that its answer depends on in a way that `extra_body` must not change.
+_OWN_FIELDS = ("model", "messages", "n", "stream")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EndpointConfig:
+    """Config of an OpenAI-compatible endpoint, such as vLLM or a hosted model.
+
+    Attributes:
+        base_url: address up to the version, such as "http://localhost:8000/v1"; requests go to
+            BASE_URL/chat/completions.
+        model: name of the model at the endpoint.
+        api_key_env: name of the environment variable that contains the key; null sends no key.
+        concurrency: maximum number of requests at a time.
+        timeout: maximum duration of one request in seconds.
+        retries: number of further attempts after one that failed, or that was refused because of
+            too many requests.
+        max_tokens: maximum number of tokens of an answer.
+        max_tokens_total: budget of the run, in tokens of prompts and answers; null is unlimited. A
+            request is made only if it fits into what is left.
+        extra_body: further fields of each request, such as `reasoning_effort`; one that is null is
+            removed, as `seed: null` for an endpoint that does not accept a seed.
+        replay: file with the recorded answers of an earlier run; nothing is asked of the endpoint.
+    """
+
+    base_url: NonEmptyStr
+    model: NonEmptyStr
+    api_key_env: NonEmptyStr | None = None
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    timeout: PositiveFloat = 120.0
+    retries: Annotated[int, Field(ge=0, le=100)] = 6
+    max_tokens: PositiveInt = 2048
+    max_tokens_total: PositiveInt | None = None
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    replay: NonEmptyStr | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EndpointConfig:
+        # The messages do not repeat values that may contain a key.
+        if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
+            raise ValueError(
+                "api_key_env must be the name of an environment variable in capital letters, such "
+                "as OPENAI_API_KEY, not the key itself"
+            )
+        try:
+            url = urlsplit(self.base_url)
+            usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            usable = False
+        if not usable or not self.base_url.isprintable() or " " in self.base_url:
+            raise ValueError("base_url must be an address such as http://localhost:8000/v1")
+        if "@" in url.netloc or url.query or url.fragment:
+            raise ValueError(
+                "base_url must not contain a name, a password or parameters, since it is stored "
+                "with the run; set api_key_env"
+            )
+        for field in _OWN_FIELDS:
+            if field in self.extra_body:
+                raise ValueError(f"extra_body must not contain {field}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GeneratorConfig:
+    """Config of a generator in addition to the seed with its adapter: exactly one of three kinds.
+
+    Attributes:
+        model: a local model, named like an expert; the adapter of MODEL+ADAPTER is kept separate.
+        decoding: config of its decoder; null is `generation.decoding`.
+        endpoint: an OpenAI-compatible endpoint.
+        programs: a folder of programs, NAME.py, relative to the working directory. Each is one
+            sample, once per run, in the order of the names.
+    """
+
+    model: NonEmptyStr | None = None
+    decoding: DecoderConfig | None = None
+    endpoint: EndpointConfig | None = None
+    programs: NonEmptyStr | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> GeneratorConfig:
+        kinds = [self.model, self.endpoint, self.programs]
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("a generator has exactly one of model, endpoint and programs")
+        if self.decoding is not None and self.model is None:
+            raise ValueError("decoding is only for a generator with a model")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SharesConfig:
+    """Config of the shares of several generators in an iteration; see `sdjax.generators.shares`.
+
+    Attributes:
+        minimum_percent: percentage of an iteration's samples that each generator gets at least.
+        top_percent: percentage of the distinct scored programs, best first, that count as a success
+            of their generators.
+    """
+
+    minimum_percent: Annotated[float, Field(ge=0, le=100)] = 10.0
+    top_percent: Annotated[float, Field(gt=0, le=100)] = 10.0
+
+
+def check_generators(
+    names: Collection[str], own: str, shares: SharesConfig, *, use_own: bool
+) -> None:
+    """Check the names of the generators, and that the minimum shares are possible.
+
+    Args:
+        names: names of the generators in addition to the run's own.
+        own: name of the run's own generator, which no other may have.
+        shares: the minimum share.
+        use_own: whether the run's own generator takes part.
+
+    Raises:
+        ValueError: a name that cannot be used, no generator, or too many.
+    """
+    for name in names:
+        if name == own or not _NAME.fullmatch(name):
+            raise ValueError(
+                f"generators: a name is up to 40 of a-z, 0-9, - and _, starts with a letter, and "
+                f"is not {own}, which is the seed with its adapter"
+            )
+    count = len(names) + use_own
+    if count == 0:
+        raise ValueError("generators must not be empty if generation.seed_generator is false")
+    if count * shares.minimum_percent > 100:
+        raise ValueError(
+            f"generation.shares.minimum_percent ({shares.minimum_percent:g}) for each of {count} "
+            f"generators is more than 100; lower it to at most {100 // count}"
+        )
