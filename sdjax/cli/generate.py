@@ -41,7 +41,8 @@ NO_PROGRAM = "no program"
 @click.option(
     "--prompt",
     metavar="FILE|NAME",
-    help="Text file, or shipped prompt: full or short.  [default: full; the run's]",
+    help="File, or shipped prompt: full, full-memory, short or short-memory.  [default: full; the "
+    "run's]",
 )
 @click.option(
     "-n",
@@ -130,18 +131,17 @@ def generate(
     settings = SamplingOptions(mesh=parse_mesh(mesh), **options)
     with _output(out) as file:
         if run is not None:
-            loaded = generator_of_run(run, settings, model=generator)
+            loaded = generator_of_run(run, settings, count=samples, model=generator)
         else:
             assert generator is not None
             names = default_slots(experts or 3)
             loaded = generator_of_model(generator, settings, slots=names, count=samples)
-        summary = _sample(loaded, samples, signature, allow_missing, file, as_json=as_json)
+        summary = _sample(loaded, signature, allow_missing, file, as_json=as_json)
     echo(summary, err=as_json)
 
 
 def _sample(
     generator: Generator,
-    count: int,
     signature: MergeSignature | None,
     allow_missing: tuple[str, ...],
     file: IO[str] | None,
@@ -154,6 +154,7 @@ def _sample(
     from sdjax.search.sampling import sample_programs
 
     checked, statuses, stopped = signature is not None, Counter[str](), 0
+    count = len(generator.prompts)
 
     def report(sample: GeneratedSample) -> None:
         nonlocal stopped
@@ -176,7 +177,7 @@ def _sample(
     # Between samples on a terminal, a bar would be in the way.
     bar = nullcontext(no_advance) if file is None else progress_bar("generate", count)
     with sandbox_context as sandbox, bar as advance:
-        sample_programs(generator, count, sandbox=sandbox, on_sample=report)
+        sample_programs(generator, sandbox=sandbox, on_sample=report)
     return _summary(count, stopped, statuses, checked=checked)
 
 

@@ -26,8 +26,10 @@ from sdjax.programs.extraction import extract_source
 from sdjax.programs.prompts import find_prompt
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import DuplicateIndex, Verdict
-from sdjax.search.config import RunConfig, prompt_template
+from sdjax.search.config import RunConfig
 from sdjax.search.context import run_key
+from sdjax.search.memory.prompts import iteration_prompts
+from sdjax.search.plan import prompt_renderer
 from sdjax.search.store import Store
 from sdjax.search.types import SEARCH, Checkpoint
 from sdjax.sharding.config import MeshConfig
@@ -46,7 +48,7 @@ class SamplingOptions:
     """Settings of `sdjax generate`; None means that of the run, or the default without a run.
 
     Attributes:
-        prompt: name of a shipped prompt, or path of a text file.
+        prompt: name of a shipped prompt, or path of a file.
         temperature: sampling temperature; 0 is greedy.
         top_p: nucleus sampling threshold.
         max_new_tokens: maximum number of tokens per sample; by default without a run, 512 or as
@@ -75,7 +77,7 @@ class Generator:
         decoder: decoder of the model, with its tokenizer.
         params: parameters of the model.
         adapter: its adapter, or None.
-        prompt: the rendered prompt.
+        prompts: the rendered prompt of each sample.
         sampling: sampling parameters.
         key: typed PRNG key of the iteration.
     """
@@ -83,7 +85,7 @@ class Generator:
     decoder: Decoder
     params: Params
     adapter: Adapter | None
-    prompt: str
+    prompts: tuple[str, ...]
     sampling: Sampling
     key: jax.Array
 
@@ -118,7 +120,7 @@ def generator_of_model(
         model: a name as in `sdjax.load_model`; the adapter of MODEL+ADAPTER is kept separate.
         options: settings.
         slots: names of the experts, for the prompt.
-        count: number of samples, which bounds the number of slots.
+        count: number of samples.
 
     Raises:
         UserError: the model or the prompt does not exist or is invalid, or the prompt with
@@ -136,22 +138,24 @@ def generator_of_model(
         decoder=Decoder(config, sizes, tokenizer=tokenizer, mesh=mesh),
         params=params,
         adapter=adapter,
-        prompt=prompt,
+        prompts=(prompt,) * count,
         sampling=sampling,
         key=run_key(_or(options.rng_seed, 0), SEARCH, _or(options.iteration, 1)),
     )
 
 
 def generator_of_run(
-    folder: Path, options: SamplingOptions, *, model: str | None = None
+    folder: Path, options: SamplingOptions, *, count: int, model: str | None = None
 ) -> Generator:
     """Load the generator of a run's iteration, whose samples equal those of the run.
 
-    The iteration is by default that of the newest generator.
+    The iteration is by default that of the newest generator. With memory, its prompts show what
+    the iterations before it have found.
 
     Args:
         folder: the run folder.
         options: settings in place of those of the run.
+        count: number of samples.
         model: another generator, as in `generator_of_model`.
 
     Raises:
@@ -172,19 +176,22 @@ def generator_of_run(
         model_config, params, adapter = load_generator(model, mesh=mesh)
     tokenizer = load_tokenizer(locate(name)[0])
     generation = config.generation
-    template = prompt_template(config) if options.prompt is None else find_prompt(options.prompt)
-    prompt = template.render(
-        slots=config.slots,
-        descriptions={slot: expert.description for slot, expert in config.experts.items()},
-        chat=tokenizer.as_prompt,
-    )
     sizes = generation.decoding
     if options.max_new_tokens is not None:
         sizes = dataclasses.replace(sizes, max_new_tokens=options.max_new_tokens)
     if options.slots is not None:
         prefill_batch = min(sizes.prefill_batch, options.slots)
         sizes = dataclasses.replace(sizes, slots=options.slots, prefill_batch=prefill_batch)
-    length = len(tokenizer.encode_prompt(prompt))
+    renderer = prompt_renderer(config, tokenizer, sizes)
+    if options.prompt is not None:
+        renderer = renderer.with_template(
+            find_prompt(options.prompt), model_config.max_seq_len - sizes.max_new_tokens
+        )
+    with Store.open(folder) as store:
+        prompts = iteration_prompts(
+            renderer, store, purpose=SEARCH, iteration=iteration, numbers=range(count)
+        )
+    length = max(len(tokenizer.encode_prompt(one)) for one in {one.prompt for one in prompts})
     check_length(model_config, length, sizes.max_new_tokens)
     if options.prompt is not None and length > sizes.buckets[-1]:
         sizes = dataclasses.replace(sizes, buckets=(*sizes.buckets, _bucket(length)))
@@ -192,7 +199,7 @@ def generator_of_run(
         decoder=Decoder(model_config, sizes, tokenizer=tokenizer, mesh=mesh),
         params=params,
         adapter=adapter,
-        prompt=prompt,
+        prompts=tuple(one.prompt for one in prompts),
         sampling=Sampling(
             temperature=_or(options.temperature, generation.temperature_at(iteration)),
             top_p=_or(options.top_p, generation.top_p),
@@ -203,7 +210,6 @@ def generator_of_run(
 
 def sample_programs(
     generator: Generator,
-    count: int,
     *,
     sandbox: Sandbox | None = None,
     on_sample: Callable[[GeneratedSample], None],
@@ -212,7 +218,6 @@ def sample_programs(
 
     Args:
         generator: the generator.
-        count: number of samples.
         sandbox: an entered sandbox that judges the programs; None judges nothing.
         on_sample: called with each sample in the order of their numbers, as soon as it and all
             samples before it are finished. A repeated program is a duplicate of the first, as in a
@@ -248,7 +253,7 @@ def sample_programs(
 
     generator.decoder.generate(
         generator.params,
-        [generator.prompt] * count,
+        generator.prompts,
         adapter=generator.adapter,
         sampling=generator.sampling,
         key=generator.key,

@@ -578,8 +578,8 @@ def test_eight_devices_match_the_scores_of_one_device(small_config, finished, tm
 
 def sampled(folder, count, **options):
     samples = []
-    generator = generator_of_run(folder, SamplingOptions(**options))
-    sample_programs(generator, count, on_sample=samples.append)
+    generator = generator_of_run(folder, SamplingOptions(**options), count=count)
+    sample_programs(generator, on_sample=samples.append)
     return [(sample.number, sample.text, sample.tokens, sample.stopped) for sample in samples]
 
 
@@ -606,7 +606,7 @@ def test_model_with_adapter_and_the_settings_of_a_run_gives_its_samples(finished
     )
     generator = generator_of_model(model, options, slots=small_config.slots, count=8)
     texts = []
-    sample_programs(generator, 8, on_sample=lambda sample: texts.append(sample.text))
+    sample_programs(generator, on_sample=lambda sample: texts.append(sample.text))
     with Store.open(finished) as store:
         assert texts == [sample.text for sample in store.judged(2)]
 
@@ -615,8 +615,8 @@ def test_generator_of_a_missing_iteration_is_an_error(finished, tmp_path):
     with pytest.raises(
         UserError, match=r"iteration 4 has no generator yet: .*--set training.after_last"
     ):
-        generator_of_run(finished, SamplingOptions(iteration=4))
+        generator_of_run(finished, SamplingOptions(iteration=4), count=1)
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "adapters")
     with pytest.raises(UserError, match=r"iteration-1: not found; `sdjax run --resume"):
-        generator_of_run(tmp_path / "run", SamplingOptions())
+        generator_of_run(tmp_path / "run", SamplingOptions(), count=1)

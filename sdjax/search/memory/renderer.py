@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from sdjax.core.config import replace_keys
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.programs.memory_prompts import (
     NO_MEMORY,
     EarlierProgram,
+    MemoryPrompt,
     PromptMemory,
     RefusedProgram,
 )
@@ -34,6 +36,14 @@ class PromptRenderer:
     template: PromptTemplate
     tokenizer: Tokenizer
     max_tokens: int
+
+    def with_template(self, template: PromptTemplate, max_tokens: int) -> PromptRenderer:
+        """Return the renderer of another prompt; one without place for programs shows none."""
+        config = self.config
+        if not isinstance(template, MemoryPrompt):
+            generation = dataclasses.replace(config.generation, memory=None)
+            config = replace_keys(config, generation=generation)
+        return dataclasses.replace(self, config=config, template=template, max_tokens=max_tokens)
 
     def message(self, memory: PromptMemory = NO_MEMORY) -> str:
         """Return the text of a prompt without chat template."""
