@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,32 @@ overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config."
 )
 
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --max-hours and --max-programs to a command."""
+    hours = click.option(
+        "--max-hours",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="H",
+        help="End the search after so many hours, earlier starts of the run included; then test "
+        "what it has found. [default: limits.max_hours of the config]",
+    )
+    programs = click.option(
+        "--max-programs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="End the search after so many sampled programs; then test what it has found. "
+        "[default: limits.max_programs of the config]",
+    )
+    return hours(programs(command))
+
+
+def limit_overrides(max_hours: float | None, max_programs: int | None) -> tuple[str, ...]:
+    """Return the overrides of the config that the limits on the command line stand for."""
+    limits = {"max_hours": max_hours, "max_programs": max_programs}
+    return tuple(f"limits.{key}={value}" for key, value in limits.items() if value is not None)
+
+
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Check the run and announce it, but compute and write nothing."
 )
@@ -37,7 +63,7 @@ dry_run_option = click.option(
     epilog=examples(
         "sdjax run configs/demo.yaml --out runs/first --set rng_seed=1",
         "sdjax run --resume runs/first",
-        "sdjax run --resume runs/first --set iterations=5",
+        "sdjax run --resume runs/first --set iterations=5 --max-hours 2",
     )
 )
 @click.argument("config", required=False)
@@ -53,6 +79,7 @@ dry_run_option = click.option(
     is_flag=True,
     help="Resume although versions of packages, weights or data differ; the run records it.",
 )
+@limit_options
 @dry_run_option
 @trust_code_option
 @trust_limits_option
@@ -63,6 +90,8 @@ def run(
     resume: Path | None,
     overrides: tuple[str, ...],
     accept_versions: bool,
+    max_hours: float | None,
+    max_programs: int | None,
     dry_run: bool,
     trust_code: bool,
     trust_limits: bool,
@@ -72,6 +101,7 @@ def run(
 
     CONFIG is a YAML file, or the name of a config that ships with the package.
     """
+    overrides += limit_overrides(max_hours, max_programs)
     overrides += allow_missing_override(allow_missing)
     if resume is not None:
         if config or out:

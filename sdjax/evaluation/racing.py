@@ -79,6 +79,7 @@ def race(
     rules: Race,
     *,
     on_stop: Callable[[str], None] = lambda name: None,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[bool, ...]]:
     """Run a race.
 
@@ -89,15 +90,21 @@ def race(
         problems: number of problems; they must be in random order.
         rules: the rules.
         on_stop: called with each candidate that stops early or has answered all problems.
+        out_of_time: called before each answer but the first; returns whether to end the race. The
+            best `rules.winners` of those that have answered the most problems then answer the
+            others, so that their results are complete.
 
     Returns:
         the results of each candidate, in the order of the problems; those that stopped early have
-        fewer.
+        fewer. If the race was ended, candidates that neither stopped nor answered all problems are
+        missing.
     """
     correct: dict[str, tuple[bool, ...]] = dict.fromkeys(candidates, ())
     running = list(candidates)
     for rung in rules.rungs(problems):
         for name in running:
+            if any(correct.values()) and out_of_time():
+                return _finish_leaders(correct, running, answer, problems, rules, on_stop)
             correct[name] = tuple(answer(name, rung))
         survivors = rules.survivors({name: correct[name] for name in running})
         for name in running:
@@ -105,3 +112,26 @@ def race(
                 on_stop(name)
         running = survivors
     return correct
+
+
+def _finish_leaders(
+    correct: dict[str, tuple[bool, ...]],
+    running: Sequence[str],
+    answer: Callable[[str, int], Sequence[bool]],
+    problems: int,
+    rules: Race,
+    on_stop: Callable[[str], None],
+) -> dict[str, tuple[bool, ...]]:
+    """Have the leaders answer all problems; return the results without the other running ones."""
+
+    def key(name: str) -> tuple[int, int, str]:
+        return (-len(correct[name]), -sum(correct[name]), name)
+
+    leaders = sorted((name for name in running if correct[name]), key=key)[: rules.winners]
+    for name in leaders:
+        for rung in rules.rungs(problems):
+            if rung > len(correct[name]):
+                correct[name] = tuple(answer(name, rung))
+        on_stop(name)
+    left_out = set(running) - set(leaders)
+    return {name: found for name, found in correct.items() if name not in left_out}

@@ -52,12 +52,22 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
         f"search: {programs} ({iterations} of {samples:,}) and "
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
+        *_describe_limits(config),
         *_describe_controls(config),
         f"test: the best {_count(test_programs, 'program')} and at most "
         f"{_count(test_models, 'baseline')} on {confirmation}"
         f"{_count(problems[TEST], 'test problem')}"
         f"{', with the experts of the search and of the transfer' if transfer else ''}",
     ]
+
+
+def _describe_limits(config: RunConfig) -> list[str]:
+    limits = []
+    if config.limits.max_programs is not None:
+        limits.append(_count(config.limits.max_programs, "program"))
+    if config.limits.max_hours is not None:
+        limits.append(f"{config.limits.max_hours:g} hours")
+    return [f"limits: the search ends after {' or '.join(limits)}"] if limits else []
 
 
 def _describe_controls(config: RunConfig) -> list[str]:

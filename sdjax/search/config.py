@@ -174,6 +174,21 @@ class TestConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class LimitsConfig:
+    """Config of limits that end the search early; its results are then tested as usual.
+
+    Attributes:
+        max_hours: hours that the baselines and the iterations may take, over all resumptions. What
+            is in progress is finished: a sample, the answers of a program, checking or training.
+            Tuning, controls and the test follow and are not included.
+        max_programs: number of programs that the search may sample, with those that are refused.
+    """
+
+    max_hours: PositiveFloat | None = None
+    max_programs: PositiveInt | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """Config of a search run.
 
@@ -203,6 +218,7 @@ class RunConfig:
         controls: what the programs are compared with, at the budget of the run; null switches all
             controls off.
         test: the final evaluation on the test problems.
+        limits: limits that end the search early.
         rng_seed: seed for all random numbers of the run.
         mesh: device mesh over which models are sharded.
     """
@@ -228,6 +244,7 @@ class RunConfig:
     tuning: RunTuningConfig | None = Field(default_factory=RunTuningConfig)
     controls: ControlsConfig | None = Field(default_factory=ControlsConfig)
     test: TestConfig = Field(default_factory=TestConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     mesh: MeshConfig = Field(default_factory=MeshConfig)
 
@@ -259,6 +276,13 @@ class RunConfig:
         """The iterations after which the generator is trained."""
         last = self.iterations if self.training.after_last else self.iterations - 1
         return range(1, last + 1 if self.training.enabled else 1)
+
+    @property
+    def max_samples(self) -> int:
+        """The number of programs that the search samples, unless it runs out of time."""
+        count = self.iterations * self.generation.samples
+        limit = self.limits.max_programs
+        return count if limit is None else min(count, limit)
 
     def to_json(self) -> dict[str, Any]:
         """Return the config as JSON-compatible data; the inverse of `config_from`."""

@@ -53,17 +53,18 @@ def program_controls(config: RunConfig) -> tuple[str, ...]:
     """
     if config.controls is None:
         return ()
+    trained = config.training.enabled and config.max_samples > config.generation.samples
     wanted = {
         RANDOM: config.controls.random,
-        UNTRAINED: config.controls.untrained and config.training.enabled and config.iterations > 1,
+        UNTRAINED: config.controls.untrained and trained,
     }
     return tuple(purpose for purpose, is_wanted in wanted.items() if is_wanted)
 
 
 def samples_of_control(config: RunConfig, purpose: str) -> int:
     """Return the maximum number of samples of a control, in addition to those of the search."""
-    iterations = config.iterations if purpose == RANDOM else config.iterations - 1
-    return iterations * config.generation.samples
+    first = 0 if purpose == RANDOM else config.generation.samples  # they are untrained
+    return max(0, config.max_samples - first)
 
 
 def check_controls(plan: ScoringPlan) -> None:

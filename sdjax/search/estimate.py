@@ -20,6 +20,7 @@ from sdjax.search.controls import (
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import complete_scores, development_scores, ranked_programs
+from sdjax.search.run_limits import is_trained, planned_samples
 from sdjax.search.score_types import Application
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -93,12 +94,10 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
         for sample in known
         if sample.novel and program_entry(sample.identity or "") not in started
     }
-    phases = store.phases()
-    generated = {iteration for iteration, phase in phases if phase == "generate"}
+    phases, planned = store.phases(), planned_samples(config, store)
     to_sample = sum(
-        max(0, config.generation.samples - len(store.sample_numbers(iteration)))
-        for iteration in range(1, config.iterations + 1)
-        if iteration not in generated
+        max(0, count - len(store.sample_numbers(iteration)))
+        for iteration, count in enumerate(planned, 1)
     )
     random = 0
     if not {(0, "controls"), (0, "test")} & phases.keys():
@@ -122,7 +121,9 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
         generate=to_sample,
         admit=to_judge,
         score=len(unscored) + novel_share * to_judge,
-        refine=len(set(config.trained_iterations) - trained),
+        refine=sum(
+            is_trained(config, store, n) for n in range(1, len(planned) + 1) if n not in trained
+        ),
         tune=_programs_to_tune(config, phases),
         controls=len(set(control_names(config)) - _tuned_families(store)),
         test=max(0, per_setting * len(plan.settings) - tested),

@@ -71,6 +71,8 @@ EXTENSIONS: dict[str, _Extension] = {
     "baselines.fine.*": _MORE_POINTS,
     "controls": _MORE_CONTROLS,
     "transfer": _NEW_EXPERTS,
+    "limits.max_hours": _ANY,
+    "limits.max_programs": _ANY,
     "sandbox.workers": _ANY,
     "sandbox.allow_missing": _ANY,
     "sandbox.apply_seconds": _ANY,

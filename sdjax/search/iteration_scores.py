@@ -9,13 +9,14 @@ that they have answered.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sdjax.core.progress import progress_bar
 from sdjax.evaluation.racing import race
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.context import RunContext
 from sdjax.search.ranking import ranked_programs
+from sdjax.search.run_limits import OutOfTime, end_if, never
 from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
 from sdjax.search.structure_scores import score_structures
@@ -29,6 +30,7 @@ def score_programs(
     *,
     iteration: int,
     purpose: str = SEARCH,
+    out_of_time: Callable[[], bool] = never,
 ) -> None:
     """Score the distinct programs, or structures, of an iteration on the development problems.
 
@@ -39,9 +41,19 @@ def score_programs(
         iteration: number of the iteration.
         purpose: "search", that of a control, or the name of a measurement. Programs that the search
             has sampled keep the outcomes that they have.
+        out_of_time: called after each program has answered; returns whether to stop. The leaders of
+            a race then answer the other problems.
+
+    Raises:
+        OutOfTime: programs are not scored.
     """
     if context.config.score == "tuned":
-        score_structures(context, store, sandbox, iteration=iteration, purpose=purpose)
+        score_structures(
+            *(context, store, sandbox),
+            iteration=iteration,
+            purpose=purpose,
+            out_of_time=out_of_time,
+        )
         return
     samples = store.judged(iteration, purpose)
     identities = [
@@ -53,14 +65,21 @@ def score_programs(
         found = {sample.identity for sample in store.judged()}
         identities = [identity for identity in identities if identity not in found]
     if context.config.race is not None:
-        _race(context, store, sandbox, identities, iteration=iteration, purpose=purpose)
+        _race(
+            *(context, store, sandbox, identities),
+            iteration=iteration,
+            purpose=purpose,
+            out_of_time=out_of_time,
+        )
         return
     missing = [one for one in identities if not store.is_complete(program_entry(one), DEVELOPMENT)]
     done = len(identities) - len(missing)
     with progress_bar(
         phase_title("score", iteration, purpose), len(identities), completed=done
     ) as advance:
-        for identity in missing:
+        for number, identity in enumerate(missing):
+            if number > 0:
+                end_if(out_of_time)
             score_program(context, store, sandbox, identity, DEVELOPMENT)
             advance()
 
@@ -73,6 +92,7 @@ def _race(
     *,
     iteration: int,
     purpose: str,
+    out_of_time: Callable[[], bool],
 ) -> None:
     """Race new programs against each other and against the best earlier ones.
 
@@ -102,4 +122,9 @@ def _race(
             if identity in new:
                 advance()
 
-        race([*identities, *earlier], answer, len(problems), rules, on_stop=stop)
+        names = [*identities, *earlier]
+        results = race(
+            *(names, answer, len(problems), rules), on_stop=stop, out_of_time=out_of_time
+        )
+    if len(results) < len(names):
+        raise OutOfTime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import percent
 from sdjax.io.orbax import GeneratorCheckpoints
 from sdjax.io.peft import write_adapter
@@ -41,7 +42,8 @@ from sdjax.search.phases import (
     scored_samples,
 )
 from sdjax.search.plan import plan_run
-from sdjax.search.ranking import complete_scores, ranked
+from sdjax.search.ranking import complete_scores, ranked, ranked_programs
+from sdjax.search.run_limits import OutOfTime, end_if, end_reason, is_trained, planned_samples
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
@@ -115,10 +117,7 @@ def run_search(
                 score_baselines(context, store, on_scored=clock.baseline_scored)
             logger.info("%s", _baseline_summary(context, store))
             with open_sandbox(context) as sandbox:
-                for iteration in range(1, config.iterations + 1):
-                    run_iteration(context, store, checkpoints, sandbox, iteration, clock)
-                    logger.info("%s", _iteration_summary(context, store, iteration))
-                    clock.log_estimate()
+                run_iterations(context, store, checkpoints, sandbox, clock)
                 if config.tuning is not None:
                     with clock.timed(0, "tune"):
                         tune_entries(context, store, sandbox)
@@ -131,6 +130,34 @@ def run_search(
                 with clock.timed(0, "ablate"):
                     ablate(context, store, sandbox)
         store.finish()
+
+
+def run_iterations(
+    context: RunContext,
+    store: Store,
+    checkpoints: GeneratorCheckpoints,
+    sandbox: Sandbox | None,
+    clock: PhaseClock,
+) -> None:
+    """Run all iterations, or those that the limits of the run leave.
+
+    Raises:
+        UserError: no program was scored.
+    """
+    config = context.config
+    try:
+        for iteration in range(1, len(planned_samples(config, store)) + 1):
+            run_iteration(context, store, checkpoints, sandbox, iteration, clock)
+            logger.info("%s", _iteration_summary(context, store, iteration))
+            clock.log_estimate()
+    except OutOfTime:
+        if not ranked_programs(store, config.task.metric):
+            raise UserError(
+                f"{store.folder}: no program was scored within limits.max_hours = "
+                f"{config.limits.max_hours:g}; use --resume with a larger --max-hours"
+            ) from None
+    if reason := end_reason(config, store):
+        logger.info("the search ends early, by %s", reason)
 
 
 def run_iteration(
@@ -159,25 +186,24 @@ def run_iteration(
                 temperature=temperature,
             )
         )
-    count = config.generation.samples
-    if (iteration, "generate") in store.phases():  # before the number of samples was raised
-        count = len(store.sample_numbers(iteration))
     with clock.timed(iteration, "generate"):
         generate(
             context,
             store,
             adapter,
             iteration=iteration,
-            count=count,
+            count=planned_samples(config, store)[iteration - 1],
             temperature=temperature,
+            out_of_time=clock.out_of_time,
         )
     with clock.timed(iteration, "admit"):
         judge(context, store, sandbox, iteration=iteration)
     with clock.timed(iteration, "score"):
-        score_programs(context, store, sandbox, iteration=iteration)
+        score_programs(context, store, sandbox, iteration=iteration, out_of_time=clock.out_of_time)
     pairs = choose_pairs(context, store, iteration=iteration)
-    if iteration not in config.trained_iterations:
+    if not is_trained(config, store, iteration):
         return
+    end_if(clock.out_of_time)
     with clock.timed(iteration, "refine"):
         # Without pairs there is nothing to train on, so the generator is unchanged.
         next_adapter = (
@@ -185,7 +211,8 @@ def run_iteration(
         )
         # A checkpoint is scored by the mean over all samples of the generator it was trained from.
         scores = [sample.score for sample in scored_samples(context, store, iteration)]
-        checkpoints.save_adapter(iteration, next_adapter, score=sum(scores) / len(scores))
+        mean = sum(scores) / len(scores) if scores else 0.0
+        checkpoints.save_adapter(iteration, next_adapter, score=mean)
         store.save(
             Checkpoint(
                 name=_checkpoint_name(iteration),
@@ -262,11 +289,13 @@ def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str
     admissible = sum(sample.admissible for sample in samples)
     novel = sum(sample.novel for sample in samples)
     scores = [sample.score for sample in scored_samples(context, store, iteration)]
-    return (
-        f"iteration {iteration}: {len(samples)} samples, {admissible} admissible, {novel} novel, "
-        f"development score mean {percent(sum(scores) / len(scores))}%, "
-        f"best {percent(max(scores))}%"
+    summary = (
+        f"iteration {iteration}: {len(samples)} samples, {admissible} admissible, {novel} novel"
     )
+    if not scores:
+        return f"{summary}, none scored"
+    mean = percent(sum(scores) / len(scores))
+    return f"{summary}, development score mean {mean}%, best {percent(max(scores))}%"
 
 
 def _trained_iterations(store: Store) -> set[int]:

@@ -7,8 +7,8 @@ phase resumes where it stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -26,6 +26,8 @@ from sdjax.search.memory.prompts import iteration_prompts
 from sdjax.search.multihost import judge_all
 from sdjax.search.pairs import make_pairs, select
 from sdjax.search.ranking import development_scores
+from sdjax.search.run_limits import end_if, never
+from sdjax.search.sample_status import describe_failures
 from sdjax.search.score_types import Application, Pair, ScoredSample, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs
@@ -45,7 +47,7 @@ from sdjax.training.dpo import TokenPair
 from sdjax.training.packing import Example
 from sdjax.training.trainable import lora_finetune
 
-_OUTCOMES_PER_COMMIT = 64
+logger = logging.getLogger(__name__)
 
 
 def generate(
@@ -57,6 +59,7 @@ def generate(
     count: int,
     temperature: float,
     purpose: str = SEARCH,
+    out_of_time: Callable[[], bool] = never,
 ) -> None:
     """Sample the programs of an iteration from the generator.
 
@@ -68,6 +71,10 @@ def generate(
         count: number of samples of the iteration.
         temperature: sampling temperature.
         purpose: "search", that of a control, or the name of a measurement.
+        out_of_time: called after each sample; returns whether to stop.
+
+    Raises:
+        OutOfTime: samples are missing; those that are there are saved.
     """
     missing = sorted(set(range(count)) - store.sample_numbers(iteration, purpose))
     if not missing:
@@ -95,6 +102,7 @@ def generate(
             )
             store.save(sample)
             advance()
+            end_if(out_of_time)
 
         context.generator_decoder.generate(
             context.seed,
@@ -183,19 +191,23 @@ def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterato
 def choose_pairs(context: RunContext, store: Store, *, iteration: int) -> tuple[Pair, ...]:
     """Make preference pairs from the programs of an iteration and the elites of earlier ones.
 
+    An iteration without scored programs has no pairs.
+
     Raises:
-        UserError: the iteration has no scored programs.
+        UserError: neither this iteration nor an earlier one has scored programs.
     """
     current = list(scored_samples(context, store, iteration))
-    if not current:
-        statuses = Counter(sample.status for sample in store.judged(iteration))
-        reasons = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-        raise UserError(
-            f"{store.folder}: no program of iteration {iteration} could be scored "
-            f"({reasons}); raise generation.samples, lower generation.temperature, or start from "
-            "a seed that can write programs"
-        )
     earlier = [list(scored_samples(context, store, number)) for number in range(1, iteration)]
+    if not current:
+        failures = describe_failures(store.judged(iteration), store.by_key(StoredVerdict))
+        nothing = f"no program of iteration {iteration} could be scored ({failures})"
+        if not any(earlier):
+            raise UserError(
+                f"{store.folder}: {nothing}; raise generation.samples, lower "
+                "generation.temperature, or start from a generator that can write programs"
+            )
+        logger.warning("%s; the run goes on with the same generator", nothing)
+        return ()
     config = context.config.selection
     key = int(jax.random.randint(context.key("pairs", iteration), (), 0, 2**31 - 1))
     pairs = make_pairs(select(current, earlier, config), config, key=key)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from sdjax.core.errors import truncated_repr
 from sdjax.sandbox.verdict import ADMITTED, DUPLICATE, DuplicateIndex, is_admissible
 from sdjax.search.score_types import Application
 from sdjax.search.types import NO_PROGRAM, NOT_JUDGED, JudgedSample, Sample, StoredVerdict
@@ -66,3 +68,27 @@ def judged_sample(
     if original is None:
         return judged(ADMITTED, "", identity)
     return judged(DUPLICATE, "", original, unconfirmed)
+
+
+def describe_failures(
+    samples: Sequence[JudgedSample], verdicts: Mapping[str, StoredVerdict]
+) -> str:
+    """Return how many samples failed for which reason, the most frequent first, and an example.
+
+    Args:
+        samples: samples without a score.
+        verdicts: the verdicts by source.
+    """
+    counts = Counter(
+        f"{one.status} ({one.rule})" if one.rule and one.status != NO_PROGRAM else one.status
+        for one in samples
+    )
+    parts = [f"{count} {reason}" for reason, count in counts.most_common()]
+    for one in sorted(samples, key=lambda sample: sample.status == NO_PROGRAM):
+        if not one.admissible:
+            verdict = verdicts.get(one.source or "")
+            reason = verdict.message if verdict is not None and verdict.message else one.status
+            text = one.text if one.source is None else one.source
+            parts[-1] += f"; for example sample {one.number}: {reason}: {truncated_repr(text)}"
+            break
+    return ", ".join(parts) or "no samples"

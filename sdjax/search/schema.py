@@ -32,6 +32,7 @@ from sdjax.search.types import (
     Sample,
     Setting,
     StoredVerdict,
+    UnfinishedPhase,
 )
 
 _ENTRY = {"entry": "entry(name)", "setting": "setting(name)"}
@@ -66,6 +67,13 @@ TABLES: dict[type, Table[Any]] = {
             key=("iteration", "name"),
             order="finished_at, rowid",
             on_conflict="update",
+        ),
+        Table(
+            name="unfinished_phase",
+            record=UnfinishedPhase,
+            key=("iteration", "name"),
+            on_conflict="update",
+            since=8,
         ),
         Table(name="prompt", record=Prompt, key=("hash",), on_conflict="ignore"),
         Table(

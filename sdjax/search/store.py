@@ -45,6 +45,7 @@ from sdjax.search.types import (
     Sample,
     Setting,
     StoredVerdict,
+    UnfinishedPhase,
     program_entry,
 )
 
@@ -241,11 +242,22 @@ class Store:
 
     def save_phase(self, iteration: int, name: str, seconds: float) -> None:
         """Record that a phase of an iteration is complete."""
-        self.save(Phase(iteration=iteration, name=name, seconds=seconds, finished_at=now()))
+        phase = Phase(iteration=iteration, name=name, seconds=seconds, finished_at=now())
+        table = TABLES[Phase]
+        with self._database.transaction() as connection:
+            connection.execute(table.insert, table.encode(phase))
+            connection.execute(
+                "DELETE FROM unfinished_phase WHERE iteration = ? AND name = ?", (iteration, name)
+            )
 
     def phases(self) -> dict[tuple[int, str], float]:
         """Return the duration in seconds by (iteration, phase), in the order of completion."""
         return {(phase.iteration, phase.name): phase.seconds for phase in self.select(Phase)}
+
+    def unfinished_phases(self) -> dict[tuple[int, str], float]:
+        """Return the seconds spent so far by (iteration, phase) that has not ended."""
+        found = self.select(UnfinishedPhase)
+        return {(phase.iteration, phase.name): phase.seconds for phase in found}
 
     # Samples and programs
 

@@ -13,7 +13,7 @@ without numbers to tune takes part as it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sdjax.core.progress import progress_bar
@@ -24,6 +24,7 @@ from sdjax.search.context import RunContext
 from sdjax.search.multihost import SharedJudge
 from sdjax.search.phases import judged_program
 from sdjax.search.ranking import complete_scores, rank_key
+from sdjax.search.run_limits import OutOfTime, never
 from sdjax.search.score_types import (
     Application,
     Candidate,
@@ -50,7 +51,13 @@ from sdjax.search.types import (
 
 
 def score_structures(
-    context: RunContext, store: Store, sandbox: Sandbox | None, *, iteration: int, purpose: str
+    context: RunContext,
+    store: Store,
+    sandbox: Sandbox | None,
+    *,
+    iteration: int,
+    purpose: str,
+    out_of_time: Callable[[], bool] = never,
 ) -> None:
     """Score the structures of an iteration that have no score yet.
 
@@ -60,6 +67,11 @@ def score_structures(
         sandbox: the sandbox on the main process; None on the others.
         iteration: number of the iteration.
         purpose: "search", that of a control, or the name of a measurement.
+        out_of_time: called after each structure has answered; returns whether to stop. The leaders
+            of the race then answer the other problems.
+
+    Raises:
+        OutOfTime: structures are not scored.
     """
     members = _structures(store, iteration, purpose)
     if not members:
@@ -76,7 +88,7 @@ def score_structures(
         examples=training_texts(context),
     )
     halving = _Halving(context, store, sandbox, searches, iteration=iteration, purpose=purpose)
-    halving.run(members, rules, len(problems))
+    halving.run(members, rules, len(problems), out_of_time)
 
 
 class _Halving:
@@ -99,12 +111,21 @@ class _Halving:
         self._tuned: set[str] = set()
         self._best: dict[str, Candidate] = {}
 
-    def run(self, members: Mapping[str, Sequence[str]], rules: Race, problems: int) -> None:
+    def run(
+        self,
+        members: Mapping[str, Sequence[str]],
+        rules: Race,
+        problems: int,
+        out_of_time: Callable[[], bool],
+    ) -> None:
         """Race the structures against each other and against the best of earlier iterations."""
         rungs = rules.rungs(problems)
         title = phase_title("score", self._iteration, self._purpose)
         with progress_bar(title, len(members)) as advance:
+            ended = False
             for structure, identities in members.items():
+                if self._written and (ended := out_of_time()):
+                    break
                 for identity in identities:  # the first one that the real weights admit
                     if self._begin(structure, identity, rungs[0]):
                         self._written[structure] = identity
@@ -127,7 +148,10 @@ class _Halving:
                     self._finish(name)
                     advance()
 
-            race([*self._written, *earlier], answer, problems, rules, on_stop=stop)
+            names = [*self._written, *earlier]
+            results = race(*(names, answer, problems, rules), on_stop=stop, out_of_time=out_of_time)
+        if ended or len(results) < len(names):
+            raise OutOfTime
 
     def _begin(self, structure: str, identity: str, count: int) -> bool:
         """Return whether a structure takes part, searched from a program or with it as it is."""

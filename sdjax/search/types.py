@@ -202,8 +202,8 @@ class Phase:
         name: "baselines", "generate", "admit", "score", "refine", "tune", "controls",
             "confirm", "ablate" or "test";
             those of control programs end with their purpose, as in "score random".
-        seconds: duration in seconds, without interrupted calls, and with later work on a run that
-            was extended.
+        seconds: duration in seconds, with later work on a run that was extended. A process that
+            was killed may miss the last seconds.
         finished_at: ISO 8601 timestamp in UTC.
     """
 
@@ -211,6 +211,21 @@ class Phase:
     name: str
     seconds: float
     finished_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedPhase:
+    """Time spent on a phase that has begun and not ended; see `Phase`.
+
+    Attributes:
+        iteration: number of the iteration.
+        name: name of the phase.
+        seconds: duration so far, of all processes that have worked on it.
+    """
+
+    iteration: int
+    name: str
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,3 +67,22 @@ def test_result_does_not_depend_on_the_order_of_the_candidates():
     names = [f"c{i}" for i in range(30)]
     other = race(names[::-1], lambda name, n: table[int(name[1:]), :n], table.shape[1], Race())
     assert other == correct
+
+
+def test_race_that_is_ended_completes_its_leaders():
+    table, calls = outcomes(np.linspace(0.3, 0.9, 12), problems=80), iter(range(100))
+    stopped = []
+    correct = race(
+        [f"c{i}" for i in range(12)],
+        lambda name, count: table[int(name[1:]), :count],
+        80,
+        Race(first_rung=20, winners=2),
+        on_stop=stopped.append,
+        out_of_time=lambda: next(calls) == 16,  # in the second rung
+    )
+    complete = {name for name, row in correct.items() if len(row) == 80}
+    assert len(complete) == 2
+    assert complete <= {"c7", "c8", "c9", "c10", "c11"}
+    # Those that stopped in the first rung have their results; the others are missing.
+    assert sorted(stopped) == sorted(correct)
+    assert len(complete) < len(correct) < 12
