@@ -13,6 +13,7 @@ from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.search.pairs import preferences_of_run
 from sdjax.search.score_types import Application, ScoredSample, StoredPair
+from sdjax.search.schema import TABLES
 from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
@@ -287,7 +288,9 @@ def test_database_of_an_earlier_version_has_the_defaults_of_later_columns(tmp_pa
     ):
         for column in columns:
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    connection.execute("DROP TABLE promotion")
+    for table in TABLES.values():
+        if table.since == 8:
+            connection.execute(f"DROP TABLE {table.name}")
     connection.execute("PRAGMA user_version = 7")
     connection.close()
     with Store.open(tmp_path) as store:

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ from sdjax.merging.recipe.from_algorithm import open_models
 from sdjax.programs.signature import merge_signature
 from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.config import config_from
+from sdjax.search.database import OLDEST_VERSION, VERSION
 from sdjax.search.resume import resume_store
+from sdjax.search.schema import TABLES, migrations
 from sdjax.search.score_types import Application, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import Change, Checkpoint, Program, RunInput
@@ -79,6 +83,41 @@ def test_pairs_of_an_earlier_version_are_kept(run):
         store.save(dataclasses.replace(pairs[0], number=16, rejected=refused))
     with Store.open(run) as store:
         assert store.select(StoredPair)[-1].rejected == refused
+
+
+def version_of(folder):
+    with closing(sqlite3.connect(folder / "run.sqlite")) as connection:
+        return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+@pytest.mark.parametrize("version", range(OLDEST_VERSION, VERSION))
+def test_database_of_each_earlier_version_is_read_and_migrated(run, version):
+    with Store.open(run) as store:
+        samples, summaries = store.judged(), store.summaries(None, None)
+    with closing(sqlite3.connect(run / "run.sqlite")) as connection:
+        for number in range(OLDEST_VERSION, version):
+            connection.executescript(migrations()[number])
+        connection.execute(f"PRAGMA user_version = {version}")
+    for write in (False, True, False):
+        with Store.open(run, write=write) as store:
+            assert (store.judged(), store.summaries(None, None)) == (samples, summaries)
+            for record in TABLES:
+                store.select(record)
+    assert version_of(run) == VERSION
+
+
+def test_interrupted_migration_changes_nothing(run, monkeypatch):
+    """The connection ends before the last statement, as it does when the process is killed."""
+    steps = migrations()
+    cut = {**steps, VERSION - 1: f"{steps[VERSION - 1]} SELECT killed();"}
+    monkeypatch.setattr("sdjax.search.store.migrations", lambda: cut)
+    with pytest.raises(UserError, match="killed"):
+        Store.open(run, write=True)
+    monkeypatch.undo()
+    assert version_of(run) == VERSION - 1
+    with Store.open(run, write=True) as store:
+        assert len(store.judged()) == 12
+    assert version_of(run) == VERSION
 
 
 INPUTS = {"seed": "5eed", "expert_1": "e1"}
