@@ -12,8 +12,8 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.search.pairs import preferences_of_run
-from sdjax.search.score_types import Application, ScoredSample, StoredPair
 from sdjax.search.schema import TABLES
+from sdjax.search.score_types import Application, ScoredSample, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.types import (
     MAIN,
