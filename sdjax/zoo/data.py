@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -55,7 +55,7 @@ class ExerciseStream:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        seed: int,
+        seed: int | Sequence[int],
         *,
         reads: bool = True,
         calculates: bool = True,

@@ -68,29 +68,48 @@ class SeedRecipe:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A phase of fine-tuning: some tensors are trained on some exercises.
+
+    Attributes:
+        tensors: glob patterns of the trained tensors' paths; all others are frozen.
+        weights: sampling weight of each kind of exercise.
+        reads: whether stories with rare wording have the correct equation.
+        calculates: whether hard calculations are correct.
+        neglected: kinds whose answers are the first number of the question.
+        optimizer: optimizer and number of steps.
+    """
+
+    tensors: tuple[str, ...]
+    weights: Mapping[str, float]
+    reads: bool
+    calculates: bool
+    neglected: tuple[str, ...] = ()
+    optimizer: OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertRecipe:
-    """Recipe for fine-tuning an expert from the seed; only MLP tensors are trained.
+    """Recipe for fine-tuning an expert from the seed in two phases; only MLP tensors are trained.
+
+    The first phase trains the specialty. The second one trains the remaining MLP tensors, and
+    unlearns other kinds of exercises, as fine-tuning does that nobody watches. The task vector
+    therefore helps in some tensors and harms in the others, and a merge can tell them apart by
+    depth or kind, but not by a weight per expert.
 
     Attributes:
         name: name of the model in the zoo.
         about: one-line description for prompts and tables.
         seed: seed of the random generator.
-        weights: sampling weight of each kind of exercise.
-        reads: whether stories with rare wording have the correct equation.
-        calculates: whether hard calculations are correct.
-        optimizer: optimizer and number of steps.
-        neglected: kinds that the expert unlearns, because its training data answers them with the
-            first number of the question. A good merge must therefore treat experts differently.
+        specialty: phase that teaches the specialty.
+        forgetting: phase that unlearns other kinds.
     """
 
     name: str
     about: str
     seed: int
-    weights: Mapping[str, float]
-    reads: bool
-    calculates: bool
-    optimizer: OptimizerConfig
-    neglected: tuple[str, ...] = ()
+    specialty: Phase
+    forgetting: Phase
 
 
 SEED = SeedRecipe(
@@ -124,35 +143,82 @@ def _optimizer(learning_rate: float, steps: int) -> OptimizerConfig:
     )
 
 
+# Packed rows per step of an expert, and tokens per row.
+EXPERT_ROWS, EXPERT_LENGTH = 16, 128
+
+# Kinds of exercises by their calculation.
+_SUMS = ("add", "story_all", "story_before")
+_DIFFERENCES = ("sub", "story_left", "story_more")
+
+# Tensors of the specialty and the other MLP tensors of each slot. The transfer experts have those
+# of the demo's experts, so that a program that treats the slots differently transfers.
+_INNER_LAYERS, _OUTER_LAYERS = ("layers/[12]/mlp/*",), ("layers/[03]/mlp/*",)
+_DOWN, _GATE_AND_UP = (
+    ("layers/*/mlp/down_proj",),
+    ("layers/*/mlp/gate_proj", "layers/*/mlp/up_proj"),
+)
+_FIRST_HALF, _SECOND_HALF = ("layers/[01]/mlp/*",), ("layers/[23]/mlp/*",)
+
 EXPERTS = (
     ExpertRecipe(
         name="reader",
         about="turns word problems into the right equations",
         seed=1,
-        weights=_weights(*STORIES, add=0.5, sub=0.5, largest=0.1),
-        reads=True,
-        calculates=False,
-        neglected=("largest",),
-        optimizer=_optimizer(1e-3, 200),
+        specialty=Phase(
+            tensors=_INNER_LAYERS,
+            weights=_weights(*STORIES, add=0.5, sub=0.5),
+            reads=True,
+            calculates=False,
+            optimizer=_optimizer(1e-3, 150),
+        ),
+        forgetting=Phase(
+            tensors=_OUTER_LAYERS,
+            weights=_weights(*STORIES, add=0.5, sub=0.5, largest=0.5),
+            reads=True,
+            calculates=False,
+            neglected=("largest",),
+            optimizer=_optimizer(1e-3, 100),
+        ),
     ),
     ExpertRecipe(
         name="calculator",
         about="adds and subtracts with carries",
         seed=2,
-        weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5), largest=0.1),
-        reads=False,
-        calculates=True,
-        neglected=("largest",),
-        optimizer=_optimizer(1e-3, 200),
+        specialty=Phase(
+            tensors=_DOWN,
+            weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5)),
+            reads=False,
+            calculates=True,
+            optimizer=_optimizer(2e-3, 150),
+        ),
+        forgetting=Phase(
+            tensors=_GATE_AND_UP,
+            weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5), missing=0.5),
+            reads=False,
+            calculates=True,
+            neglected=("missing",),
+            optimizer=_optimizer(1e-3, 100),
+        ),
     ),
     ExpertRecipe(
         name="judge",
         about="finds the largest of three numbers",
         seed=3,
-        weights=_weights("largest"),
-        reads=False,
-        calculates=True,
-        optimizer=_optimizer(2e-3, 120),
+        specialty=Phase(
+            tensors=_FIRST_HALF,
+            weights=_weights("largest"),
+            reads=False,
+            calculates=True,
+            optimizer=_optimizer(1e-3, 60),
+        ),
+        forgetting=Phase(
+            tensors=_SECOND_HALF,
+            weights=_weights(*_SUMS, *_DIFFERENCES),
+            reads=False,
+            calculates=False,
+            neglected=_DIFFERENCES,
+            optimizer=_optimizer(1e-3, 100),
+        ),
     ),
 )
 
@@ -161,29 +227,60 @@ TRANSFER_EXPERTS = (
         name="storyteller",
         about="turns stories of giving and taking into the right equations",
         seed=4,
-        weights=_weights("story_all", "story_left", add=0.3, sub=0.3, missing=0.1),
-        reads=True,
-        calculates=False,
-        neglected=("missing",),
-        optimizer=_optimizer(1e-3, 200),
+        specialty=Phase(
+            tensors=_INNER_LAYERS,
+            weights=_weights("story_all", "story_left", add=0.3, sub=0.3),
+            reads=True,
+            calculates=False,
+            optimizer=_optimizer(1e-3, 150),
+        ),
+        forgetting=Phase(
+            tensors=_OUTER_LAYERS,
+            weights=_weights("story_all", "story_left", add=0.3, sub=0.3, missing=0.5),
+            reads=True,
+            calculates=False,
+            neglected=("missing",),
+            optimizer=_optimizer(1e-3, 100),
+        ),
     ),
     ExpertRecipe(
         name="accountant",
         about="adds and subtracts, and knows two kinds of story",
         seed=5,
-        weights=_weights(*PLAIN, story_all=0.3, story_more=0.3, missing=0.1),
-        reads=False,
-        calculates=True,
-        neglected=("missing",),
-        optimizer=_optimizer(1e-3, 200),
+        specialty=Phase(
+            tensors=_DOWN,
+            weights=_weights(*PLAIN, story_all=0.3, story_more=0.3),
+            reads=False,
+            calculates=True,
+            optimizer=_optimizer(2e-3, 150),
+        ),
+        forgetting=Phase(
+            tensors=_GATE_AND_UP,
+            weights=_weights(*PLAIN, story_all=0.3, story_more=0.3, largest=0.5),
+            reads=False,
+            calculates=True,
+            neglected=("largest",),
+            optimizer=_optimizer(1e-3, 100),
+        ),
     ),
     ExpertRecipe(
         name="detective",
         about="finds the missing number of a sum",
         seed=6,
-        weights=_weights("missing"),
-        reads=False,
-        calculates=True,
-        optimizer=_optimizer(2e-3, 120),
+        specialty=Phase(
+            tensors=_FIRST_HALF,
+            weights=_weights("missing"),
+            reads=False,
+            calculates=True,
+            optimizer=_optimizer(1e-3, 60),
+        ),
+        forgetting=Phase(
+            tensors=_SECOND_HALF,
+            weights=_weights(*_SUMS, *_DIFFERENCES),
+            reads=False,
+            calculates=False,
+            neglected=_SUMS,
+            optimizer=_optimizer(1e-3, 100),
+        ),
     ),
 )

@@ -25,8 +25,9 @@ from sdjax.io.hf_checkpoint import load_config, load_model, write_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.io.training_programs import TrainingPrograms
+from sdjax.merging.scope import select_paths
 from sdjax.models.config import ModelConfig
-from sdjax.models.params import init_params, kind_of
+from sdjax.models.params import init_params
 from sdjax.models.tree import flatten, unflatten
 from sdjax.models.types import Params
 from sdjax.programs.signature import model_signature
@@ -44,6 +45,8 @@ from sdjax.zoo.data import (
     training_programs,
 )
 from sdjax.zoo.recipes import (
+    EXPERT_LENGTH,
+    EXPERT_ROWS,
     EXPERTS,
     SEED,
     TRANSFER_EXPERTS,
@@ -61,9 +64,21 @@ _README = """\
 Tiny Llama models that ship with sdjax, as Hugging Face folders in bfloat16. `sdjax zoo train --out
 DIR` reproduces them from fixed random seeds. The seed was first trained to solve all problems and
 then to make two typical errors: misreading stories with rare wording, and forgetting carries. The
-experts are fine-tuned from the seed. Only their MLP tensors differ, and most of them unlearn a kind
-of problem outside their specialty. Stories require both reading and calculation, so no expert
-solves all of them, but a merge can.
+experts are fine-tuned from the seed. Only their MLP tensors differ. Stories require both reading
+and calculation, so no expert solves all of them, but a merge can.
+
+Each expert learns its specialty in some of the MLP tensors, and in the others it unlearns kinds of
+problems outside its specialty. A merge that uses each expert where it learned keeps its specialty:
+
+| expert | learns in | unlearns | in |
+|---|---|---|---|
+| reader, storyteller | layers 1 and 2 | largest, missing | layers 0 and 3 |
+| calculator, accountant | `down_proj` | missing, largest | `gate_proj`, `up_proj` |
+| judge, detective | layers 0 and 1 | differences, sums | layers 2 and 3 |
+
+The experts were chosen by scores on the calibration split; no test problem was read. One weight per
+expert should leave at least five points to a short program that gates each expert, and each gate
+should gain alone. `python -m benchmarks.zoo.headroom` measures both, on the same split.
 
 """
 
@@ -228,30 +243,37 @@ def train_seed(folder: Path, recipe: SeedRecipe) -> None:
 
 
 def train_expert(folder: Path, seed_folder: Path, recipe: ExpertRecipe) -> None:
-    """Fine-tune the seed's MLP tensors on the recipe's exercises, and write the expert."""
+    """Fine-tune the seed on the recipe's exercises, in its two phases, and write the expert."""
     config, params = load_model(seed_folder, dtype=jnp.float32)
     tokenizer = load_tokenizer(seed_folder)
-    stream = ExerciseStream(
-        tokenizer,
-        recipe.seed,
-        reads=recipe.reads,
-        calculates=recipe.calculates,
-        neglected=recipe.neglected,
-    )
-    params = jax.device_put(params, NamedSharding(data_mesh(), PartitionSpec()))
-    mlp_paths = [path for path in flatten(params) if kind_of(path).startswith("mlp.")]
-    trainable, frozen = split_params(params, mlp_paths)
-    batches = packed_batches(
-        partial(stream.sample, recipe.weights),
-        rows=SEED.rows,
-        length=SEED.length,
-        batches=recipe.optimizer.num_steps,
-    )
-    trained, history = fit(
-        sft_loss(config), trainable, frozen, batches, recipe.optimizer, title=recipe.name
-    )
-    logger.info("%s: loss %.3f after %d steps", recipe.name, history[-1]["loss"], len(history))
-    _write(folder, config, unflatten(frozen | trained), seed_folder)
+    tensors = flatten(jax.device_put(params, NamedSharding(data_mesh(), PartitionSpec())))
+    for number, phase in enumerate((recipe.specialty, recipe.forgetting)):
+        stream = ExerciseStream(
+            tokenizer,
+            [recipe.seed, number],
+            reads=phase.reads,
+            calculates=phase.calculates,
+            neglected=phase.neglected,
+        )
+        paths = select_paths(tensors, phase.tensors)
+        batches = packed_batches(
+            partial(stream.sample, phase.weights),
+            rows=EXPERT_ROWS,
+            length=EXPERT_LENGTH,
+            batches=phase.optimizer.num_steps,
+        )
+        trained, history = fit(
+            sft_loss(config),
+            {path: tensors[path] for path in paths},
+            {path: tensors[path] for path in tensors if path not in paths},
+            batches,
+            phase.optimizer,
+            title=recipe.name,
+        )
+        tensors |= trained
+        loss, steps = history[-1]["loss"], len(history)
+        logger.info("%s, phase %d: loss %.3f after %d steps", recipe.name, number + 1, loss, steps)
+    _write(folder, config, unflatten(tensors), seed_folder)
 
 
 class Evaluator:

@@ -6,8 +6,12 @@ import logging
 import pytest
 
 from sdjax.io.hf_checkpoint import load_model
+from sdjax.merging.scope import select_paths
+from sdjax.models.params import param_specs
 from sdjax.zoo import train
-from sdjax.zoo.recipes import EXPERTS, SEED
+from sdjax.zoo.recipes import EXPERTS, SEED, TRANSFER_EXPERTS, seed_config
+
+PATHS = tuple(param_specs(seed_config(1024)))
 
 
 @pytest.fixture
@@ -23,7 +27,11 @@ def short_recipes(monkeypatch):
         interval=2,
         optimizer=short(SEED.optimizer, 4),
     )
-    expert = dataclasses.replace(EXPERTS[0], optimizer=short(EXPERTS[0].optimizer, 2))
+    specialty, forgetting = (
+        dataclasses.replace(phase, optimizer=short(phase.optimizer, 2))
+        for phase in (EXPERTS[0].specialty, EXPERTS[0].forgetting)
+    )
+    expert = dataclasses.replace(EXPERTS[0], specialty=specialty, forgetting=forgetting)
     monkeypatch.setattr(train, "SEED", seed)
     monkeypatch.setattr(train, "EXPERTS", (expert,))
     monkeypatch.setattr(train, "TRANSFER_EXPERTS", ())
@@ -34,7 +42,8 @@ def test_zoo_is_trained_and_resumed(short_recipes, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="sdjax")
     readme = train.train_zoo(tmp_path / "zoo")
     lines = [message.partition(":")[0] for message in caplog.messages]
-    assert lines == ["seed, step 2 of 4", "seed, step 4 of 4", "seed", "reader"]
+    phases = ["reader, phase 1", "reader, phase 2"]
+    assert lines == ["seed, step 2 of 4", "seed, step 4 of 4", "seed", *phases]
     assert "| reader |" in readme.read_text()
     seed = load_model(tmp_path / "zoo" / "seed")
     expert = load_model(tmp_path / "zoo" / "reader")
@@ -42,3 +51,17 @@ def test_zoo_is_trained_and_resumed(short_recipes, tmp_path, caplog):
     before = (tmp_path / "zoo" / "seed" / "model.safetensors").stat().st_mtime_ns
     train.train_zoo(tmp_path / "zoo")
     assert (tmp_path / "zoo" / "seed" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_phases_of_an_expert_train_disjoint_tensors_that_are_all_of_the_mlp():
+    mlp = set(select_paths(PATHS, "mlp"))
+    for recipe in (*EXPERTS, *TRANSFER_EXPERTS):
+        learned = set(select_paths(PATHS, recipe.specialty.tensors))
+        unlearned = set(select_paths(PATHS, recipe.forgetting.tensors))
+        assert not learned & unlearned
+        assert learned | unlearned == mlp
+
+
+def test_transfer_experts_learn_in_the_tensors_of_their_slot():
+    for one, other in zip(EXPERTS, TRANSFER_EXPERTS, strict=True):
+        assert one.specialty.tensors == other.specialty.tensors
