@@ -9,9 +9,10 @@ operation   what the generator is asked to do with the programs, or None if ther
 programs    list of earlier programs, best last; see `EarlierProgram`
 refused     list of refused programs; see `RefusedProgram`
 
-The filter `fenced` makes a Markdown code block of a source. A template runs in Jinja's sandbox: it
-reads these variables and nothing else, and a source is only ever a value, so that Jinja syntax
-within a source is text.
+The filter `fenced` makes a Markdown code block of a source, and `round` an integer or, with a number
+of digits, a decimal. A template runs in Jinja's sandbox with the filters in `FILTERS`: it reads
+these variables and nothing else, and a source is only ever a value, so that Jinja syntax within a
+source is text. Neither time nor memory is limited, so that a template is as trusted as a config.
 """
 
 from __future__ import annotations
@@ -32,8 +33,14 @@ SUFFIX = ".jinja"
 VARIABLES = ("count", "experts", "names", "operation", "programs", "refused")
 Operation = Literal["improve", "combine", "simplify", "explore"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+_SHARED_FILTERS = (
+    *("capitalize", "default", "first", "join", "last", "length", "lower", "replace", "reverse"),
+    *("trim", "upper"),
+)
 COMBINE: Operation = "combine"  # the only one that needs two programs
+FILTERS = ("fenced", "round", *_SHARED_FILTERS)
 _MIN_FENCE = 3
+_MAX_CHARACTERS = 1 << 20  # of a rendered prompt, far beyond any context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +154,7 @@ class MemoryPrompt:
         self, slots: Sequence[str], descriptions: Mapping[str, str], memory: PromptMemory
     ) -> str:
         try:
-            return self._template.render(
+            text = self._template.render(
                 names=quoted_names(slots),
                 count=count_in_words(slots),
                 experts=[
@@ -160,6 +167,11 @@ class MemoryPrompt:
             ).rstrip("\n")
         except Exception as error:  # a template is a program, which may raise anything
             raise self._error(error) from None
+        if len(text) > _MAX_CHARACTERS:
+            raise UserError(
+                f"prompt {self.name}: has more than {_MAX_CHARACTERS:,} characters; shorten it"
+            )
+        return text
 
     @cached_property
     def _template(self) -> jinja2.Template:
@@ -216,11 +228,28 @@ _EXAMPLE = PromptMemory(
 )
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox without what makes long texts or large numbers, which no prompt needs."""
+
+    intercepted_binops = frozenset({"*", "**", "<<", "%"})
+
+    def call_binop(
+        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
+    ) -> Any:
+        raise jinja2.TemplateRuntimeError(f"the operator {operator} is not allowed")
+
+
+def _rounded(number: float, digits: int = 0) -> float | int:
+    """Return a number rounded to some digits; an integer without digits."""
+    return round(number, digits) if digits else round(number)
+
+
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> _Environment:
+    environment = _Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.globals.clear()  # `range` and the others make long texts, and no prompt needs them
-    environment.filters["fenced"] = fenced
+    environment.globals.clear()
+    shared = {name: environment.filters[name] for name in _SHARED_FILTERS}
+    environment.filters = shared | {"fenced": fenced, "round": _rounded}
     return environment
