@@ -9,10 +9,11 @@ operation   what the generator is asked to do with the programs, or None if ther
 programs    list of earlier programs, best last; see `EarlierProgram`
 refused     list of refused programs; see `RefusedProgram`
 
-The filter `fenced` makes a Markdown code block of a source, and `round` an integer or, with a number
-of digits, a decimal. A template runs in Jinja's sandbox with the filters in `FILTERS`: it reads
-these variables and nothing else, and a source is only ever a value, so that Jinja syntax within a
-source is text. Neither time nor memory is limited, so that a template is as trusted as a config.
+The filter `fenced` makes a Markdown code block of a source, and `round` an integer or, with a
+number of digits, a decimal. A template runs in Jinja's sandbox with the filters in `FILTERS`: it
+reads these variables and nothing else, and a source is only ever a value, so that Jinja syntax
+within a source is text. Neither time nor memory is limited, so that a template is as trusted as a
+config.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
     with errors_at(config, "generation.decoding"):
         generator_decoder = _build_decoder(model, plan.tokenizer, decoding, plan.mesh)
     renderer = prompt_renderer(config, plan.tokenizer, decoding)
-    _check_prompt(renderer)
+    check_prompt(renderer)
     return RunPlan(
         **vars(plan),
         generator_decoder=generator_decoder,
@@ -252,7 +252,7 @@ def prompt_renderer(
     )
 
 
-def _check_prompt(renderer: PromptRenderer) -> None:
+def check_prompt(renderer: PromptRenderer) -> None:
     """Raise UserError if a prompt, with the longest programs, does not fit into the decoder."""
     config, largest = renderer.config, renderer.max_tokens
     generation = config.generation
