@@ -1,9 +1,10 @@
 """A grammar that samples random merge programs in the algorithm API.
 
-The zoo's seed is trained on these programs, so they are short (60 to 110 tokens), use few naming
-schemes, and vary in structure, operations and constants. Some are broken on purpose, because a
-search needs a generator that can fail. The families in `sdjax.programs.families.HELD_OUT` are
-excluded by default; they show whether a trained generator goes beyond its training programs.
+The zoo's seed is trained on these programs, so they are short (60 to 120 tokens), use few naming
+schemes, and vary in structure, operations and constants. Almost half of them gate single experts by
+depth or by kind. All constants are tunable. Some programs are broken on purpose, because a search
+needs a generator that can fail. The families in `sdjax.programs.families.HELD_OUT` are excluded by
+default; they show whether a trained generator goes beyond its training programs.
 """
 
 from __future__ import annotations
@@ -12,21 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdjax.programs.grammar_combiners import draw_combiner, mean, scaling, weighted_sum
+from sdjax.programs.grammar_draft import CANONICAL, Draft, Loading, Piece
 from sdjax.programs.grammar_faults import break_source
+from sdjax.programs.grammar_gates import DEPTH, KIND, draw_factor, draw_gate, kind_gate
 from sdjax.programs.grammar_pieces import (
     SCHEME_SHARES,
     SCHEMES,
-    Names,
     coefficients,
-    draw_combiner,
     draw_shaper,
     linear,
     literal,
-    mean,
     number,
-    scaling,
     strength,
-    weighted_sum,
 )
 
 FAULT_SHARE = 0.11
@@ -49,308 +48,303 @@ class RandomCandidate:
     fails: bool
 
 
-@dataclass
-class _Draft:
-    """A candidate under construction: helper functions, requested inputs, statements, families."""
-
-    helpers: list[str]
-    requests: list[str]
-    body: list[str]
-    families: set[str]
-
-    def text(self) -> str:
-        """Return the source code."""
-        head = f"def merge_models({', '.join(['task_vectors', *self.requests])}):"
-        parts = [*self.helpers, "\n".join([head, *(f"    {line}" for line in self.body)])]
-        source = "\n\n".join(parts)
-        return f"import jax.numpy as jnp\n\n{source}" if "jnp." in source else source
-
-
 def sample_candidate(
     rng: np.random.Generator, *, slots: int = 3, allow_held_out: bool = False
 ) -> RandomCandidate:
-    """Sample the source of a random merge program.
+    """Sample the source of a random merge program, broken in a tenth of the cases.
 
     Args:
         rng: random generator.
         slots: number of experts, 2 to 5.
         allow_held_out: whether to use the held-out families, in about a third of the candidates.
     """
-    if not MIN_SLOTS <= slots <= MAX_SLOTS:
-        raise ValueError(f"slots must be between {MIN_SLOTS} and {MAX_SLOTS}, not {slots}")
-    while True:
-        draft = _draft(rng, slots, allow_held_out)
-        text = draft.text()
-        if MIN_LENGTH <= len(text) <= MAX_LENGTH + 30 * (slots - 3):
-            break
+    draft = sample_draft(rng, slots=slots, allow_held_out=allow_held_out)
+    text = draft.text()
     if rng.random() < FAULT_SHARE:
         text = break_source(rng, text, slots)
         return RandomCandidate(text=text, families=frozenset(), fails=True)
-    return RandomCandidate(text=text, families=frozenset(draft.families), fails=False)
+    return RandomCandidate(text=text, families=draft.families, fails=False)
 
 
-def _draft(rng: np.random.Generator, slots: int, allow_held_out: bool) -> _Draft:
-    names = SCHEMES[int(rng.choice(len(SCHEMES), p=SCHEME_SHARES))]
-    draft = _Draft(helpers=[], requests=[], body=[], families=set())
+def sample_draft(
+    rng: np.random.Generator, *, slots: int = 3, allow_held_out: bool = False
+) -> Draft:
+    """Sample a random merge program that is not broken; see `sample_candidate`."""
+    if not MIN_SLOTS <= slots <= MAX_SLOTS:
+        raise ValueError(f"slots must be between {MIN_SLOTS} and {MAX_SLOTS}, not {slots}")
     structures = (_lines, _helper, _loop, _comprehension, _stack, _inline)
-    structure = structures[int(rng.choice(6, p=(0.48, 0.14, 0.13, 0.11, 0.06, 0.08)))]
-    structure(rng, draft, names, slots, allow_held_out)
-    return draft
+    while True:
+        structure = structures[int(rng.choice(6, p=(0.58, 0.12, 0.1, 0.1, 0.04, 0.06)))]
+        draft = structure(rng, slots, allow_held_out)
+        if fits(draft):
+            return draft
 
 
-def _choose(rng: np.random.Generator, draft: _Draft, slots: int) -> list[int]:
+def fits(draft: Draft) -> bool:
+    """Return whether a program's length is within the limits of the grammar."""
+    return MIN_LENGTH <= len(draft.text()) <= MAX_LENGTH + 30 * (draft.slots - 3)
+
+
+def _draft(
+    rng: np.random.Generator,
+    slots: int,
+    core: Piece,
+    steps: tuple[Piece, ...] = (),
+    finish: Piece | None = None,
+) -> Draft:
+    """Return a draft with a random naming scheme and way to load the experts."""
+    names = SCHEMES[int(rng.choice(len(SCHEMES), p=SCHEME_SHARES))]
+    loadings: tuple[Loading, ...] = ("unpack", "items", "alias")
+    loading = loadings[int(rng.choice(3, p=(0.45, 0.4, 0.15)))]
+    return Draft(names=names, slots=slots, loading=loading, steps=steps, core=core, finish=finish)
+
+
+def choose_experts(rng: np.random.Generator, slots: int) -> list[int]:
     """Sample the experts that a program uses; return them in slot order."""
     draw = rng.random()
-    count = slots if draw < 0.52 else slots - 1 if draw < 0.93 or slots == 2 else 1
-    if count < slots:
-        draft.families.add("subset")
+    count = slots if draw < 0.62 else slots - 1 if draw < 0.95 or slots == 2 else 1
     return sorted(int(i) for i in rng.choice(slots, size=count, replace=False))
 
 
-def _load(
-    rng: np.random.Generator, draft: _Draft, names: Names, used: list[int], slots: int
-) -> list[str]:
-    """Assign the used experts to variables; a variable name always refers to the same slot."""
-    terms = [names.experts[i] for i in used]
-    draw = rng.random()
-    if len(used) == slots and draw < 0.4:
-        draft.body.append(f"{', '.join(terms)} = task_vectors.values()")
-    elif draw > 0.85 and len(used) > 1:
-        short = "tv"
-        draft.body.append(f"{short} = task_vectors")
-        values = ", ".join(f'{short}["expert_{i + 1}"]' for i in used)
-        draft.body.append(f"{', '.join(terms)} = {values}")
-    else:
-        for term, i in zip(terms, used, strict=True):
-            draft.body.append(f'{term} = task_vectors["expert_{i + 1}"]')
-    return terms
+def gate_step(rng: np.random.Generator, expert: int) -> Piece:
+    """Return a step that gates an expert by depth, by kind or by both."""
+    lines, families = draw_gate(rng, CANONICAL.experts[expert])
+    return Piece(lines=tuple(lines), families=families)
 
 
-def _finish(rng: np.random.Generator, draft: _Draft, names: Names, result: str) -> None:
-    """Add a statement that returns `result`, sometimes after one more operation on it."""
-    draw = rng.random()
-    m = names.merged
-    if draw >= 0.36:
-        draft.body.append(f"return {result}")
-        return
-    if result != m:
-        draft.body.append(f"{m} = {result}")
-    if draw < 0.13:
-        draft.body.append(f"return {_depth_ramp(rng, draft, m)}")
-    elif draw < 0.24:
-        draft.body.append(f"return {_base_relative(rng, draft, m)}")
-    else:
-        family, shaper = draw_shaper(rng)
-        draft.families.add(family)
-        draft.body.append(f"return {shaper(rng, m)}")
+def shaper_step(rng: np.random.Generator, expert: int) -> Piece:
+    """Return a step that transforms the entries of an expert."""
+    v = CANONICAL.experts[expert]
+    family, shaper = draw_shaper(rng)
+    return Piece(lines=(f"{v} = {shaper(rng, v)}",), families=frozenset({family}))
 
 
-def _depth_ramp(rng: np.random.Generator, draft: _Draft, m: str) -> str:
-    draft.requests.append("depth")
-    draft.families.add("depth_ramp")
+def combiner_core(
+    rng: np.random.Generator, experts: list[int], *, allow_held_out: bool = False
+) -> Piece:
+    """Return a core that combines some of the experts by a random combiner."""
+    terms = [CANONICAL.experts[i] for i in experts]
+    lines, result, families = draw_combiner(rng, allow_held_out)(rng, terms, CANONICAL)
+    return Piece(lines=tuple(lines), result=result, families=frozenset(families - {"subset"}))
+
+
+def linear_core(rng: np.random.Generator, experts: list[int]) -> Piece:
+    """Return a core that adds some of the experts."""
+    terms = [CANONICAL.experts[i] for i in experts]
+    combiner = (weighted_sum, scaling)[int(rng.choice(2, p=(0.7, 0.3)))]
+    lines, result, families = combiner(rng, terms, CANONICAL)
+    return Piece(lines=tuple(lines), result=result, families=frozenset(families))
+
+
+def random_finish(rng: np.random.Generator) -> Piece:
+    """Return a last operation on the result."""
+    m, draw = CANONICAL.merged, rng.random()
+    if draw < 0.3:
+        return Piece(result=f"{draw_factor(rng)} * {m}", families=frozenset({DEPTH}))
+    if draw < 0.45:
+        lines = tuple(kind_gate(rng, m))
+        return Piece(lines=lines, result=m, families=frozenset({KIND}))
+    if draw < 0.7:
+        return _base_relative(rng, m)
+    family, shaper = draw_shaper(rng)
+    return Piece(result=shaper(rng, m), families=frozenset({family}))
+
+
+def _sometimes_finish(rng: np.random.Generator, share: float = 0.3) -> Piece | None:
+    return random_finish(rng) if rng.random() < share else None
+
+
+def _base_relative(rng: np.random.Generator, m: str) -> Piece:
     form = rng.random()
-    if form < 0.45:
-        sign = "+" if rng.random() < 0.6 else "-"
-        return f"({number(rng, 0.5, 1.1)} {sign} {number(rng, 0.1, 0.6)} * depth) * {m}"
-    if form < 0.75:
-        low, high = number(rng, 0.1, 1.3), number(rng, 0.1, 1.3)
-        return f"{m} * jnp.where(depth < {number(rng, 0.2, 0.8)}, {low}, {high})"
-    return f"{m} * ({number(rng, 0.3, 0.9)} + {number(rng, 0.2, 1.2)} * depth * (1 - depth))"
-
-
-def _base_relative(rng: np.random.Generator, draft: _Draft, m: str) -> str:
-    draft.requests.append("base")
-    draft.families.add("base_relative")
-    form = rng.random()
+    families = {"base_relative"}
     if form < 0.3:
         low = number(rng, 0.1, 0.7)
-        return f"jnp.where({m} * base > 0, {m}, {low} * {m})"
-    if form < 0.55:
-        k = number(rng, 0.2, 1.5)
-        low = number(rng, 0.1, 0.7)
-        return f"jnp.where(jnp.abs(base) > {k} * jnp.std(base), {m}, {low} * {m})"
-    if form < 0.8:
-        draft.families.add("clip")
+        result = f"jnp.where({m} * base > 0, {m}, {low} * {m})"
+    elif form < 0.55:
+        k, low = number(rng, 0.2, 1.5), number(rng, 0.1, 0.7)
+        result = f"jnp.where(jnp.abs(base) > {k} * jnp.std(base), {m}, {low} * {m})"
+    elif form < 0.8:
         k = number(rng, 0.1, 0.8)
-        return f"jnp.clip({m}, -{k} * jnp.std(base), {k} * jnp.std(base))"
-    k = number(rng, 0.1, 0.6)
-    return f"{k} * {m} * jnp.std(base) / jnp.std({m})"
+        families.add("clip")
+        result = f"jnp.clip({m}, -{k} * jnp.std(base), {k} * jnp.std(base))"
+    else:
+        result = f"{number(rng, 0.1, 0.6)} * {m} * jnp.std(base) / jnp.std({m})"
+    return Piece(result=result, families=frozenset(families))
 
 
-def _lines(
-    rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
-) -> None:
-    """Write statements that load the experts, sometimes transform them, and combine them."""
-    used = _choose(rng, draft, slots)
-    terms = _load(rng, draft, names, used, slots)
-    shaped = int(rng.choice(3, p=(0.58, 0.34, 0.08)))
-    for i in sorted(rng.choice(len(terms), size=min(shaped, len(terms)), replace=False)):
-        family, shaper = draw_shaper(rng)
-        draft.families.add(family)
-        draft.body.append(f"{terms[i]} = {shaper(rng, terms[i])}")
-    if shaped == 0 and len(terms) > 1 and rng.random() < 0.07:
-        _depth_blend(rng, draft, terms)
-        return
-    lines, result, families = draw_combiner(rng, allow_held_out)(rng, terms, names)
-    draft.families |= families
-    draft.body += lines
-    _finish(rng, draft, names, result)
+def _lines(rng: np.random.Generator, slots: int, allow_held_out: bool) -> Draft:
+    """Write statements that load the experts, gate or transform them, and combine them."""
+    experts = choose_experts(rng, slots)
+    gates = int(rng.choice(4, p=(0.3, 0.37, 0.25, 0.08)))
+    shapers = int(rng.choice(3, p=(0.58, 0.34, 0.08) if gates == 0 else (0.82, 0.16, 0.02)))
+    if gates == shapers == 0 and len(experts) > 1 and rng.random() < 0.1:
+        return _draft(rng, slots, _depth_blend(rng, experts))
+    core = combiner_core(rng, experts, allow_held_out=allow_held_out)
+    steps = []
+    for expert in sorted(
+        rng.choice(core.experts, size=min(shapers, len(core.experts)), replace=False)
+    ):
+        steps.append(shaper_step(rng, int(expert)))
+    gated = [*rng.permutation(core.experts)][:gates]
+    if gates > 1 and rng.random() < 0.25:  # two gates of one expert
+        gated = [gated[0], *gated][:gates]
+    steps += [gate_step(rng, int(expert)) for expert in sorted(gated)]
+    share = 0.36 if gates == 0 else 0.1
+    return _draft(rng, slots, core, tuple(steps), _sometimes_finish(rng, share))
 
 
-def _depth_blend(rng: np.random.Generator, draft: _Draft, terms: list[str]) -> None:
+def _depth_blend(rng: np.random.Generator, experts: list[int]) -> Piece:
     """Use one expert in early layers and another in late layers."""
-    draft.requests.append("depth")
-    draft.families.add("depth_ramp")
-    order = [terms[int(i)] for i in rng.permutation(len(terms))]
+    order = [CANONICAL.experts[experts[int(i)]] for i in rng.permutation(len(experts))]
     k = coefficients(rng, len(order))
     parts = [f"depth * {order[0]}", f"(1 - depth) * {order[1]}", *order[2:]]
-    draft.body.append(f"return {linear(k, parts)}")
+    return Piece(result=linear(k, parts), families=frozenset({DEPTH}))
 
 
-def _helper(
-    rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
-) -> None:
+def _helper(rng: np.random.Generator, slots: int, allow_held_out: bool) -> Draft:
     """Apply a helper function to some or all experts."""
     family, shaper = draw_shaper(rng)
-    draft.families.add(family)
-    v, f = names.each, names.helper
+    v, f = CANONICAL.each, CANONICAL.helper
     if rng.random() < 0.25:
-        draft.helpers.append(f"{f} = lambda {v}: {shaper(rng, v)}")
+        helper = f"{f} = lambda {v}: {shaper(rng, v)}"
     else:
-        draft.helpers.append(f"def {f}({v}):\n    return {shaper(rng, v)}")
-    used = _choose(rng, draft, slots)
-    terms = _load(rng, draft, names, used, slots)
+        helper = f"def {f}({v}):\n    return {shaper(rng, v)}"
+    experts = choose_experts(rng, slots)
+    terms = [CANONICAL.experts[i] for i in experts]
     wrapped = [t if rng.random() < 0.3 else f"{f}({t})" for t in terms]
     if wrapped == terms:
         wrapped[0] = f"{f}({terms[0]})"
     combiner = (weighted_sum, scaling, mean)[int(rng.choice(3, p=(0.6, 0.25, 0.15)))]
-    lines, result, families = combiner(rng, wrapped, names)
-    draft.families |= families
-    draft.body += [*lines, f"return {result}"]
+    lines, result, families = combiner(rng, wrapped, CANONICAL)
+    core = Piece(
+        helpers=(helper,),
+        lines=tuple(lines),
+        result=result,
+        families=frozenset(families | {family}),
+    )
+    gated = rng.permutation(experts)[: int(rng.choice(2, p=(0.55, 0.45)))]
+    return _draft(rng, slots, core, tuple(gate_step(rng, int(expert)) for expert in gated))
 
 
-def _values(rng: np.random.Generator, draft: _Draft, slots: int, all_share: float) -> str:
-    """Return an iterable over some or all experts."""
-    if rng.random() < all_share:
-        return "task_vectors.values()"
-    used = _choose(rng, draft, slots)
-    if len(used) in (1, slots):
-        draft.families.discard("subset")
-        return "task_vectors.values()"
-    return "[" + ", ".join(f'task_vectors["expert_{i + 1}"]' for i in used) + "]"
+def _values(rng: np.random.Generator, slots: int, all_share: float) -> tuple[str, int, set[str]]:
+    """Return an iterable over some or all experts, their number, and the families of that."""
+    experts = choose_experts(rng, slots) if rng.random() >= all_share else []
+    if len(experts) in (0, 1, slots):
+        return "task_vectors.values()", slots, set()
+    items = ", ".join(f'task_vectors["expert_{i + 1}"]' for i in experts)
+    return f"[{items}]", len(experts), {"subset"}
 
 
-def _count(values: str, slots: int) -> int:
-    return slots if values.endswith("values()") else values.count("task_vectors[")
-
-
-def _loop(
-    rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
-) -> None:
+def _loop(rng: np.random.Generator, slots: int, allow_held_out: bool) -> Draft:
     """Sum the experts in a loop, transformed or not, with equal or different coefficients."""
-    v, m, w = names.each, names.merged, names.weights
-    values = _values(rng, draft, slots, 0.7)
-    count = _count(values, slots)
-    own = rng.random() < 0.6
-    if own:
+    v, m, w = CANONICAL.each, CANONICAL.merged, CANONICAL.weights
+    values, count, families = _values(rng, slots, 0.7)
+    if rng.random() < 0.6:
         weights = ", ".join(coefficients(rng, count))
         head = f"for {w}, {v} in zip([{weights}], {values}):"
         factor = w
-        draft.families.add("weighted_sum")
+        families.add("weighted_sum")
     else:
         head = f"for {v} in {values}:"
-        draft.families.add("scaling")
+        families.add("scaling")
         factor = literal(rng, strength(rng) / count)
-    draft.body += [f"{m} = 0", head]
+    lines = [f"{m} = 0", head]
     if rng.random() < 0.6:
         family, shaper = draw_shaper(rng)
-        draft.families.add(family)
-        draft.body.append(f"    {v} = {shaper(rng, v)}")
+        families.add(family)
+        lines.append(f"    {v} = {shaper(rng, v)}")
     step = f"{m} += {factor} * {v}" if rng.random() < 0.4 else f"{m} = {m} + {factor} * {v}"
-    draft.body.append(f"    {step}")
-    _finish(rng, draft, names, m)
+    lines.append(f"    {step}")
+    core = Piece(lines=tuple(lines), result=m, families=frozenset(families))
+    return _draft(rng, slots, core, finish=_sometimes_finish(rng))
 
 
-def _comprehension(
-    rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
-) -> None:
+def _comprehension(rng: np.random.Generator, slots: int, allow_held_out: bool) -> Draft:
     """Sum the experts in a comprehension."""
-    v, w, m = names.each, names.weights, names.merged
+    v, w, m = CANONICAL.each, CANONICAL.weights, CANONICAL.merged
     form = rng.random()
-    if form < 0.3:  # coefficients in a dict keyed by expert
-        used = _choose(rng, draft, slots)
-        if len(used) == 1:
-            draft.families.discard("subset")
-            used = list(range(slots))
-        own = coefficients(rng, len(used))
-        pairs = ", ".join(f'"expert_{i + 1}": {c}' for i, c in zip(used, own, strict=True))
-        draft.body.append(f"{w} = {{{pairs}}}")
-        draft.families.add("weighted_sum")
-        _finish(rng, draft, names, f"sum({w}[k] * task_vectors[k] for k in {w})")
-        return
-    values = _values(rng, draft, slots, 0.7)
-    count = _count(values, slots)
-    if form < 0.55:
-        weights = ", ".join(coefficients(rng, count))
-        draft.body.append(f"{w} = [{weights}]")
-        draft.families.add("weighted_sum")
-        _finish(rng, draft, names, f"sum(k * {v} for k, {v} in zip({w}, {values}))")
-    elif form < 0.75:  # keep entries whose sign agrees with the sum's
-        draft.families |= {"sign_gate", "scaling"}
-        draft.body.append(f"{m} = sum({values})")
+    if form < 0.25:  # coefficients in a dict keyed by expert
+        core = _keyed_sum(rng, slots)
+        return _draft(rng, slots, core, finish=_sometimes_finish(rng))
+    values, count, families = _values(rng, slots, 0.7)
+    scale = literal(rng, strength(rng) / count)
+    if form < 0.6:
+        weights = coefficients(rng, count)
+        families.add("weighted_sum")
+        if rng.random() < 0.5:  # gates in the list of coefficients
+            for i in rng.permutation(count)[: int(rng.integers(1, 3))]:
+                weights[i] = draw_factor(rng)
+                families.add(DEPTH)
+        lines = [f"{w} = [{', '.join(weights)}]"]
+        result = f"sum(k * {v} for k, {v} in zip({w}, {values}))"
+        core = Piece(lines=tuple(lines), result=result, families=frozenset(families))
+        return _draft(rng, slots, core, finish=_sometimes_finish(rng))
+    lines = []
+    if form < 0.77:  # keep entries whose sign agrees with the sum's
+        families |= {"sign_gate", "scaling"}
+        lines.append(f"{m} = sum({values})")
         kept = (
             f"jnp.where({v} * {m} > 0, {v}, 0)" if rng.random() < 0.7 else f"{v} * ({v} * {m} > 0)"
         )
-        k = literal(rng, strength(rng) / count)
-        draft.body.append(f"return {k} * sum({kept} for {v} in {values})")
-    elif form < 0.87:  # coefficients proportional to the norm
-        draft.families.add("norm_balance")
-        draft.body.append(f"{m} = sum(jnp.linalg.norm({v}) for {v} in {values})")
+        result = f"{scale} * sum({kept} for {v} in {values})"
+    elif form < 0.88:  # coefficients proportional to the norm
+        families.add("norm_balance")
+        lines.append(f"{m} = sum(jnp.linalg.norm({v}) for {v} in {values})")
         k = literal(rng, strength(rng))
-        term = f"jnp.linalg.norm({v}) * {v}"
-        draft.body.append(f"return {k} * sum({term} for {v} in {values}) / {m}")
+        result = f"{k} * sum(jnp.linalg.norm({v}) * {v} for {v} in {values}) / {m}"
     else:
         family, shaper = draw_shaper(rng)
-        draft.families |= {family, "scaling"}
-        k = literal(rng, strength(rng) / count)
-        draft.body.append(f"return {k} * sum({shaper(rng, v)} for {v} in {values})")
+        families |= {family, "scaling"}
+        result = f"{scale} * sum({shaper(rng, v)} for {v} in {values})"
+    return _draft(
+        rng, slots, Piece(lines=tuple(lines), result=result, families=frozenset(families))
+    )
 
 
-def _stack(
-    rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
-) -> None:
+def _keyed_sum(rng: np.random.Generator, slots: int) -> Piece:
+    """Return a core that adds experts with coefficients in a dict."""
+    w = CANONICAL.weights
+    experts = choose_experts(rng, slots)
+    if len(experts) == 1:
+        experts = list(range(slots))
+    own = coefficients(rng, len(experts))
+    pairs = ", ".join(f'"expert_{i + 1}": {c}' for i, c in zip(experts, own, strict=True))
+    families = {"weighted_sum"} | ({"subset"} if len(experts) < slots else set())
+    result = f"sum({w}[k] * task_vectors[k] for k in {w})"
+    return Piece(lines=(f"{w} = {{{pairs}}}",), result=result, families=frozenset(families))
+
+
+def _stack(rng: np.random.Generator, slots: int, allow_held_out: bool) -> Draft:
     """Stack the experts along a new axis and reduce it."""
-    m, w = names.merged, names.weights
-    values = _values(rng, draft, slots, 0.75)
-    count = _count(values, slots)
+    m, w = CANONICAL.merged, CANONICAL.weights
+    values, count, families = _values(rng, slots, 0.75)
     items = "list(task_vectors.values())" if count == slots else values
-    draft.body.append(f"{m} = jnp.stack({items})")
+    lines = [f"{m} = jnp.stack({items})"]
     form = rng.random()
     if form < 0.5:
-        weights = ", ".join(coefficients(rng, count))
-        draft.body.append(f"{w} = jnp.array([{weights}])")
-        draft.families.add("weighted_sum")
+        lines.append(f"{w} = jnp.array([{', '.join(coefficients(rng, count))}])")
+        families.add("weighted_sum")
         result = f"jnp.tensordot({w}, {m}, axes=1)"
     elif form < 0.75:
-        draft.families |= {"mean", "scaling"}
+        families |= {"mean", "scaling"}
         result = f"{literal(rng, strength(rng))} * jnp.mean({m}, axis=0)"
     else:
-        draft.families.add("sign_gate")
-        draft.body.append(f"s = jnp.sign(jnp.sum({m}, axis=0))")
+        families.add("sign_gate")
+        lines.append(f"s = jnp.sign(jnp.sum({m}, axis=0))")
         k = literal(rng, strength(rng) / count)
         result = f"{k} * jnp.sum(jnp.where({m} * s > 0, {m}, 0), axis=0)"
-    _finish(rng, draft, names, result)
+    core = Piece(lines=tuple(lines), result=result, families=frozenset(families))
+    return _draft(rng, slots, core, finish=_sometimes_finish(rng))
 
 
-def _inline(
-    rng: np.random.Generator, draft: _Draft, names: Names, slots: int, allow_held_out: bool
-) -> None:
+def _inline(rng: np.random.Generator, slots: int, allow_held_out: bool) -> Draft:
     """Write a single expression over the dict of task vectors."""
-    used = _choose(rng, draft, slots)
-    terms = [f'task_vectors["expert_{i + 1}"]' for i in used]
+    experts = choose_experts(rng, slots)
+    terms = [f'task_vectors["expert_{i + 1}"]' for i in experts]
     if rng.random() < 0.3:
         terms = [terms[int(i)] for i in rng.permutation(len(terms))]
     combiner = (weighted_sum, scaling, mean)[int(rng.choice(3, p=(0.7, 0.15, 0.15)))]
-    _, result, families = combiner(rng, terms, names)
-    draft.families |= families
-    _finish(rng, draft, names, result)
+    _, result, found = combiner(rng, terms, CANONICAL)
+    families = found | ({"subset"} if len(experts) < slots else set())
+    core = Piece(result=result, families=frozenset(families))
+    return _draft(rng, slots, core, finish=_sometimes_finish(rng))

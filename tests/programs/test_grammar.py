@@ -1,12 +1,14 @@
 """The grammar: validity, faults, variety; and the families of its programs."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.programs.constants import find_constants
 from sdjax.programs.families import FAMILIES, HELD_OUT, families_of
 from sdjax.programs.grammar import RandomCandidate, sample_candidate
 from sdjax.sandbox.refusal import Refusal
@@ -30,7 +32,11 @@ def samples(
 def families_in(source: str, slots: int = 3) -> frozenset[str] | None:
     """Return the families of a program; None if the sandbox refuses it."""
     names = tuple(f"expert_{n + 1}" for n in range(slots))
-    signature = MergeSignature.of(names, {"layers/0/mlp/up_proj": ("mlp.up_proj", SHAPE)})
+    tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", SHAPE)}
+    if "kind" in source:  # no kind is told by the shape alone
+        tensors["layers/0/mlp/gate_proj"] = ("mlp.gate_proj", SHAPE)
+        tensors["layers/0/mlp/down_proj"] = ("mlp.down_proj", SHAPE)
+    signature = MergeSignature.of(names, tensors)
     try:
         return families_of(verify_ir(trace_trusted(source, signature), signature))
     except Refusal:
@@ -38,7 +44,7 @@ def families_in(source: str, slots: int = 3) -> frozenset[str] | None:
 
 
 @functools.cache
-def detected(count: int = 2000) -> tuple[tuple[RandomCandidate, frozenset[str]], ...]:
+def detected(count: int = 1000) -> tuple[tuple[RandomCandidate, frozenset[str]], ...]:
     """Return the sound programs among the first samples, with the families read from their IR."""
     sound = [program for program in samples()[:count] if not program.fails]
     found = [(program, families_in(program.text)) for program in sound]
@@ -68,9 +74,10 @@ def run(text: str, slots: int = 3) -> np.ndarray | str:
         exec(compile(text, "program", "exec"), namespace)
         function = namespace["merge_models"]
         requests = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+        static = {"kind": "mlp.down_proj"}
 
         def merged(vectors: dict, extras: dict) -> jax.Array:
-            return function(vectors, **{name: extras[name] for name in requests})
+            return function(vectors, **{name: (extras | static)[name] for name in requests})
 
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (vectors, extras))
         traced = jax.make_jaxpr(merged)(*abstract)
@@ -136,17 +143,19 @@ def missing_labels(program: RandomCandidate, families: frozenset[str]) -> frozen
     """Return the labels that are not found, except for what the IR cannot tell.
 
     A "weighted_sum" whose coefficients happen to be equal, `0.2 * a + 0.2 * b`, has the same IR as
-    a loop that adds `0.2 * v`, which is "scaling". Nor does the IR contain unused operations, which
-    the grammar writes rarely, and not in these samples.
+    a loop that adds `0.2 * v`, which is "scaling", and the weights of an interpolation of experts
+    that were scaled before, in some kinds, do not sum to one.
     """
     missing = program.families - families
+    if "kind_gate" in families:
+        missing -= {"interpolation"}
     return missing - {"weighted_sum"} if "scaling" in families else missing
 
 
 def test_detected_families_cover_the_labels():
     for program, families in detected():
         assert not missing_labels(program, families), program.text
-    assert sum(not program.families <= families for program, families in detected()) <= 5
+    assert sum(not program.families <= families for program, families in detected()) <= 8
 
 
 def test_every_training_family_occurs_and_held_out_ones_never():
@@ -156,13 +165,42 @@ def test_every_training_family_occurs_and_held_out_ones_never():
             counts[family] = counts.get(family, 0) + 1
     assert not HELD_OUT & counts.keys()
     assert counts.keys() == FAMILIES.keys() - HELD_OUT
-    assert min(counts.values()) >= 20, counts
+    assert min(counts.values()) >= 8, counts
 
 
 def test_rare_families_are_not_found_where_they_are_not():
     exact = FAMILIES.keys() - {"weighted_sum", "scaling", "interpolation"}
     for program, families in detected():
         assert families & exact == program.families & exact, program.text
+
+
+def test_gates_of_single_experts_are_frequent():
+    gate = re.compile(r"^ +(a|b|c|x|y|z|t1|t2|t3) = (.*depth|.*kind|\S+ \* \1$)", re.MULTILINE)
+    gates = [len(gate.findall(p.text)) for p in samples() if not p.fails]
+    assert np.mean([count >= 1 for count in gates]) >= 1 / 3
+    assert np.mean([count >= 2 for count in gates]) >= 0.1
+
+
+def test_numbers_are_tunable():
+    for program in samples()[:150]:
+        if not program.fails:
+            numbers = re.findall(r"\d+\.\d+", program.text)
+            found = len(find_constants(program.text, ("expert_1", "expert_2", "expert_3")))
+            assert len(numbers) - numbers.count("1.0") <= found <= len(numbers), program.text
+
+
+def test_kind_is_found_whether_or_not_the_shape_tells_it():
+    source = BODY.replace("task_vectors)", "task_vectors, kind)")
+    source += 'return a + (0.2 if kind == "mlp.down_proj" else 0.7) * b'
+    assert "kind_gate" in (families_in(source) or ())
+    tensors = {
+        f"layers/0/mlp/{name}": (f"mlp.{name}", shape)
+        for name, shape in (("up_proj", SHAPE), ("down_proj", SHAPE[::-1]))
+    }
+    signature = MergeSignature.of(("expert_1", "expert_2", "expert_3"), tensors)
+    for text, expected in ((source, True), (source.replace("0.2", "0.7"), False)):
+        program = verify_ir(trace_trusted(text, signature), signature)
+        assert ("kind_gate" in families_of(program)) == expected
 
 
 def test_two_of_three_experts_and_low_weights_are_frequent():
@@ -175,9 +213,9 @@ def test_broken_programs_have_no_families():
 
 
 def test_held_out_families_on_request():
-    drawn = [program for program in samples(500, 5, True) if not program.fails]
+    drawn = [program for program in samples(340, 5, True) if not program.fails]
     for family in HELD_OUT:
-        assert sum(family in program.families for program in drawn) >= 15
+        assert sum(family in program.families for program in drawn) >= 12
     for program in drawn:
         families = families_in(program.text)
         assert families is not None
