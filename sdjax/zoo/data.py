@@ -1,4 +1,4 @@
-"""Training data of the zoo: arithmetic exercises and merge programs, as packed batches."""
+"""Training data of the zoo: arithmetic exercises, and packed batches."""
 
 from __future__ import annotations
 
@@ -10,31 +10,7 @@ import numpy as np
 
 from sdjax.evaluation.tasks.arithmetic import KINDS, Exercise, exercises, prompt_of
 from sdjax.io.tokenizer import Tokenizer
-from sdjax.programs.grammar import sample_candidate
 from sdjax.training.packing import Example, pack
-
-SLOTS = ("expert_1", "expert_2", "expert_3")
-# The prompt ends without a newline and the program starts with one, because a newline and the
-# following indentation may be a single token.
-PROGRAM_PROMPT = "# merge three experts"
-
-
-def training_programs(count: int, seed: int) -> list[str]:
-    """Return the distinct programs that the seed is trained on, sampled from the grammar."""
-    rng = np.random.default_rng(seed)
-    programs: dict[str, None] = {}
-    while len(programs) < count:
-        programs[sample_candidate(rng).text] = None
-    return list(programs)
-
-
-def program_example(tokenizer: Tokenizer, text: str) -> Example:
-    """Return a program as the target of the `short` prompt, with the end-of-sequence token."""
-    target = tokenizer.encode("\n" + text.strip("\n"), add_special=False)
-    return Example(
-        prompt=tuple(tokenizer.encode(PROGRAM_PROMPT, add_special=False)),
-        target=(*target, tokenizer.eos_ids[0]),
-    )
 
 
 def exercise_example(

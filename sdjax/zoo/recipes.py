@@ -42,7 +42,8 @@ class SeedRecipe:
 
     Attributes:
         seed: seed of the random generators.
-        programs: number of distinct training programs.
+        programs: number of distinct training programs, half of them with a prompt that shows
+            earlier programs.
         rows: packed rows per step.
         program_rows: rows of each step that contain programs.
         length: tokens per row.
@@ -114,17 +115,17 @@ class ExpertRecipe:
 
 SEED = SeedRecipe(
     seed=20_241_015,
-    programs=24_000,
-    rows=16,
-    program_rows=7,
-    length=128,
+    programs=32_000,
+    rows=7,
+    program_rows=4,
+    length=384,
     exercise_weight=3.0,
-    interval=200,
+    interval=250,
     error_fraction=0.2,
     weights=dict.fromkeys(KINDS, 1.0),
     optimizer=OptimizerConfig(
         learning_rate=2e-3,
-        max_steps=4000,
+        max_steps=5000,
         warmup_steps=150,
         min_lr_ratio=0.03,
         weight_decay=0.05,

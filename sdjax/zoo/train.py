@@ -37,12 +37,13 @@ from sdjax.training.packing import Example
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import split_params
 from sdjax.training.warmstart import signature_digest
-from sdjax.zoo.data import (
+from sdjax.zoo.data import ExerciseStream, packed_batches
+from sdjax.zoo.programs import (
+    MAX_TARGET,
     SLOTS,
-    ExerciseStream,
-    packed_batches,
     program_example,
-    training_programs,
+    program_texts,
+    tokenizer_texts,
 )
 from sdjax.zoo.recipes import (
     EXPERT_LENGTH,
@@ -128,7 +129,7 @@ def train_zoo(folder: Path) -> Path:
 def save_training_identities(seed: Path, recipe: SeedRecipe) -> None:
     """Write the training programs and their identities to the seed's folder."""
     signature = model_signature(load_config(seed), SLOTS, "mlp")
-    sources = training_programs(recipe.programs, recipe.seed)
+    sources = [text.source for text in program_texts(recipe.programs, recipe.seed)]
 
     with progress_bar("seed: identities of its training programs", len(sources)) as advance:
 
@@ -174,14 +175,19 @@ def data_mesh() -> Mesh:
 
 def train_seed(folder: Path, recipe: SeedRecipe) -> None:
     """Train the tokenizer and the seed, and write them to `folder`."""
-    sources = training_programs(recipe.programs, recipe.seed)
+    texts = program_texts(recipe.programs, recipe.seed)
     tokenizer_folder = folder.with_name(f"{folder.name}.tokenizer")
-    trained = train_tokenizer([*sources, *_exercise_texts(recipe.seed)])
+    trained = train_tokenizer([*tokenizer_texts(texts), *_exercise_texts(recipe.seed)])
     config = seed_config(-(-trained.get_vocab_size() // 64) * 64)
     write_tokenizer(trained, tokenizer_folder, config.max_seq_len)
     tokenizer = load_tokenizer(tokenizer_folder)
-    programs = [program_example(tokenizer, source) for source in sources]
-    programs = [program for program in programs if len(program) <= recipe.length]
+    programs = [program_example(tokenizer, text) for text in texts]
+    programs = [
+        program
+        for program in programs
+        if len(program) <= recipe.length and len(program.target) <= MAX_TARGET
+    ]
+    logger.info("seed: %d of %d programs are short enough", len(programs), len(texts))
     rng = np.random.default_rng(recipe.seed)
 
     def next_program() -> Example:
