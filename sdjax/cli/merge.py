@@ -348,6 +348,8 @@ def merge_discovered(
         config = store.config()
         limits = limits_of_run(config, run, trusted=trust_limits)
         programs = final_ranking(store, config.task.metric)
+        if not programs:
+            raise UserError(f"{run}: the run has no scored program; resume it until it has one")
         if not 1 <= rank <= len(programs):
             raise UserError(
                 f"{run}: no program of rank {rank}: the run has {len(programs)} scored programs; "

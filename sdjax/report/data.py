@@ -27,6 +27,7 @@ from sdjax.search.ranking import (
     complete_scores,
     final_ranking,
 )
+from sdjax.search.run_limits import end_reason
 from sdjax.search.score_types import Answer, Application, Comparison, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.structures import program_scores
@@ -326,6 +327,9 @@ def _missing(
 ) -> tuple[str, ...]:
     """Return sentences about results that a reader may expect but that do not exist yet."""
     sentences = []
+    with contextlib.suppress(UserError):  # a config that this version cannot read
+        if reason := end_reason(store.config(), store):
+            sentences.append(f"The search ended early, by {reason}.")
     if store.run().finished_at is None:
         sentences.append("The run is unfinished; these are the results so far.")
     if not iterations:

@@ -66,7 +66,8 @@ def _describe_limits(config: RunConfig) -> list[str]:
     if config.limits.max_programs is not None:
         limits.append(_count(config.limits.max_programs, "program"))
     if config.limits.max_hours is not None:
-        limits.append(f"{config.limits.max_hours:g} hours")
+        hours = config.limits.max_hours
+        limits.append(f"{hours:g} hour{'' if hours == 1 else 's'}")
     return [f"limits: the search ends after {' or '.join(limits)}"] if limits else []
 
 

@@ -203,8 +203,8 @@ def choose_pairs(context: RunContext, store: Store, *, iteration: int) -> tuple[
         nothing = f"no program of iteration {iteration} could be scored ({failures})"
         if not any(earlier):
             raise UserError(
-                f"{store.folder}: {nothing}; raise generation.samples, lower "
-                "generation.temperature, or start from a generator that can write programs"
+                f"{store.folder}: {nothing}; start a run with more generation.samples, a lower "
+                "generation.temperature, another prompt, or a generator that can write programs"
             )
         logger.warning("%s; the run goes on with the same generator", nothing)
         return ()

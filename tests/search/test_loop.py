@@ -509,15 +509,6 @@ def test_other_weights_and_versions_are_refused_unless_accepted(
     run_search(small_config, folder)  # accepted once and for all
 
 
-def test_generator_without_programs_raises_user_error_and_keeps_samples(small_config, tmp_path):
-    generation = dataclasses.replace(small_config.generation, temperature=50.0)
-    config = dataclasses.replace(small_config, generation=generation)
-    with pytest.raises(UserError, match="no program of iteration 1 could be scored"):
-        run_search(config, tmp_path / "run")
-    with Store.open(tmp_path / "run") as store:
-        assert len(store.judged(1)) == generation.samples
-
-
 @pytest.mark.slow
 def test_control_is_never_trained(small_config, tmp_path):
     training = dataclasses.replace(small_config.training, enabled=False)
