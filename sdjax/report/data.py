@@ -5,6 +5,7 @@ The run may be unfinished; parts that the store does not contain yet are empty.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
