@@ -80,6 +80,27 @@ def sample_tokens(
     Args:
         logits: unnormalized log-probabilities.
         keys: one PRNG key per row.
+        temperature: see `warp_logits`, like the other three.
+        top_k: None keeps all tokens.
+        top_p: None keeps all tokens.
+        min_p: None keeps all tokens.
+    """
+    masked = warp_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    return jax.vmap(jax.random.categorical)(keys, masked).astype(jnp.int32)
+
+
+def warp_logits(
+    logits: Float[Array, "batch vocab"],
+    *,
+    temperature: Float[Array, ""],
+    top_k: int | None = None,
+    top_p: Float[Array, ""] | None = None,
+    min_p: Float[Array, ""] | None = None,
+) -> Float[Array, "batch vocab"]:
+    """Return the logits of the distribution that tokens are sampled from.
+
+    Args:
+        logits: unnormalized log-probabilities.
         temperature: divides the logits.
         top_k: see `Sampling`, like the other two.
         top_p: None keeps all tokens.
@@ -92,7 +113,7 @@ def sample_tokens(
         masked = mask_top_p(masked, top_p)
     if min_p is not None:
         masked = mask_min_p(masked, min_p)
-    return jax.vmap(jax.random.categorical)(keys, masked).astype(jnp.int32)
+    return masked
 
 
 def mask_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:

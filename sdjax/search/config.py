@@ -18,7 +18,6 @@ from sdjax.core.config import (
     NonEmptyStr,
     NonNegativeFloat,
     NonNegativeInt,
-    Percent,
     PositiveFloat,
     PositiveInt,
     dataclass_from,
@@ -33,6 +32,7 @@ from sdjax.programs import prompts
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig, RunTuningConfig
 from sdjax.search.memory_config import MemoryConfig
+from sdjax.search.selection_config import SelectionConfig
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
 
@@ -117,42 +117,6 @@ class GenerationConfig:
     def temperature_at(self, iteration: int) -> float:
         """Return the sampling temperature of an iteration (1-based)."""
         return self.temperature / (1 + self.slope * (iteration - 1))
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SelectionConfig:
-    """Config of making preference pairs from scored programs.
-
-    Attributes:
-        chosen_percent: percentage of the distinct scored programs to choose, best first.
-        rejected_percent: percentage of the distinct scored programs to reject, worst first.
-        elites: number of best programs of each earlier iteration that are also chosen.
-        min_gap: minimum difference of the scores within a pair.
-        min_change: minimum change to the seed that a chosen program must make; see
-            `sdjax.search.score_types.Application`.
-        max_pairs: maximum number of pairs, above which they are subsampled; null keeps all.
-    """
-
-    RENAMED_KEYS: ClassVar[dict[str, str]] = {
-        "winners_percent": "chosen_percent",
-        "losers_percent": "rejected_percent",
-    }
-
-    chosen_percent: Percent = 3.0
-    rejected_percent: Percent = 10.0
-    elites: NonNegativeInt = 3
-    min_gap: NonNegativeFloat = 0.0
-    min_change: NonNegativeFloat = 1e-3
-    max_pairs: NonNegativeInt | None = None
-
-    @model_validator(mode="after")
-    def _check_percentages(self) -> SelectionConfig:
-        if self.chosen_percent + self.rejected_percent > 100:
-            raise ValueError(
-                f"chosen_percent ({self.chosen_percent}) and rejected_percent "
-                f"({self.rejected_percent}) must sum to at most 100"
-            )
-        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -263,6 +227,15 @@ class RunConfig:
             raise ValueError(
                 "tuning is null, but score: tuned needs it; set score: as_written, or remove "
                 "`tuning: null`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_on_policy(self) -> RunConfig:
+        if self.training.objective == "entropic" and self.selection.iterations == "all":
+            raise ValueError(
+                "selection.iterations: all needs training.objective: pairs, since entropic learns "
+                "from what the current generator wrote; set selection.iterations: current"
             )
         return self
 

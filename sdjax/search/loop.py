@@ -34,15 +34,10 @@ from sdjax.search.multihost import (
     open_store,
 )
 from sdjax.search.phase_clock import PhaseClock
-from sdjax.search.phases import (
-    choose_pairs,
-    generate,
-    judge,
-    refine,
-    scored_samples,
-)
+from sdjax.search.phases import generate, judge
 from sdjax.search.plan import plan_run
 from sdjax.search.ranking import complete_scores, ranked, ranked_programs
+from sdjax.search.refinement import choose_training_data, refine, scored_samples
 from sdjax.search.run_limits import OutOfTime, end_if, end_reason, is_trained, planned_samples
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.scoring import save_settings
@@ -200,15 +195,12 @@ def run_iteration(
         judge(context, store, sandbox, iteration=iteration)
     with clock.timed(iteration, "score"):
         score_programs(context, store, sandbox, iteration=iteration, out_of_time=clock.out_of_time)
-    pairs = choose_pairs(context, store, iteration=iteration)
+    data = choose_training_data(context, store, iteration=iteration)
     if not is_trained(config, store, iteration):
         return
     end_if(clock.out_of_time)
     with clock.timed(iteration, "refine"):
-        # Without pairs there is nothing to train on, so the generator is unchanged.
-        next_adapter = (
-            refine(context, store, adapter, pairs, iteration=iteration) if pairs else adapter
-        )
+        next_adapter = refine(context, store, adapter, data, iteration=iteration)
         # A checkpoint is scored by the mean over all samples of the generator it was trained from.
         scores = [sample.score for sample in scored_samples(context, store, iteration)]
         mean = sum(scores) / len(scores) if scores else 0.0
@@ -218,7 +210,7 @@ def run_iteration(
                 name=_checkpoint_name(iteration),
                 iteration=iteration,
                 path=f"{GENERATORS_FOLDER}/{iteration}",
-                detail={"pairs": len(pairs)},
+                detail=data.summary(),
             )
         )
         export_generator(context, checkpoints, iteration, store.folder)

@@ -1,4 +1,4 @@
-"""The phases of an iteration: generate, judge, score, choose pairs, refine.
+"""The phases of an iteration that make programs: generate and judge.
 
 Phases are idempotent: each computes and saves only what the store is missing, so an interrupted
 phase resumes where it stopped.
@@ -7,12 +7,8 @@ phase resumes where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
-import jax
-
-from sdjax.core.errors import UserError
 from sdjax.core.progress import progress_bar
 from sdjax.decoding.decoder import Completion
 from sdjax.decoding.sampling import Sampling
@@ -24,15 +20,9 @@ from sdjax.sandbox.verdict import Verdict, is_admissible
 from sdjax.search.context import RunContext
 from sdjax.search.memory.prompts import iteration_prompts
 from sdjax.search.multihost import judge_all
-from sdjax.search.pairs import make_pairs, select
-from sdjax.search.ranking import development_scores
 from sdjax.search.run_limits import end_if, never
-from sdjax.search.sample_status import describe_failures
-from sdjax.search.score_types import Application, Pair, ScoredSample, StoredPair
 from sdjax.search.store import Store
-from sdjax.search.structures import scored_programs
 from sdjax.search.types import (
-    MAIN,
     NOT_JUDGED,
     SEARCH,
     Program,
@@ -40,14 +30,7 @@ from sdjax.search.types import (
     Sample,
     StoredVerdict,
     phase_title,
-    program_entry,
 )
-from sdjax.training.api import train_dpo
-from sdjax.training.dpo import TokenPair
-from sdjax.training.packing import Example
-from sdjax.training.trainable import lora_finetune
-
-logger = logging.getLogger(__name__)
 
 
 def generate(
@@ -164,99 +147,3 @@ def judged_program(context: RunContext, source: str, verdict: Verdict) -> Progra
         families=tuple(sorted(families)),
         held_out=tuple(sorted(families & HELD_OUT)),
     )
-
-
-def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterator[ScoredSample]:
-    """Yield the admissible samples of an iteration with their scores.
-
-    A duplicate gets its original's score. If structures are scored, all samples of one count as the
-    program with its best numbers.
-    """
-    scores = development_scores(store, context.config.task.metric)
-    applications, scored = store.by_key(Application, setting=MAIN), scored_programs(store)
-    for sample in store.judged(iteration):
-        identity = scored.get(sample.identity or "")
-        if sample.admissible and identity is not None and program_entry(identity) in scores:
-            yield ScoredSample(
-                identity=identity,
-                prompt=sample.prompt,
-                text=sample.text,
-                score=scores[program_entry(identity)],
-                change=applications[program_entry(identity)].change,
-                iteration=iteration,
-                number=sample.number,
-            )
-
-
-def choose_pairs(context: RunContext, store: Store, *, iteration: int) -> tuple[Pair, ...]:
-    """Make preference pairs from the programs of an iteration and the elites of earlier ones.
-
-    An iteration without scored programs has no pairs.
-
-    Raises:
-        UserError: neither this iteration nor an earlier one has scored programs.
-    """
-    current = list(scored_samples(context, store, iteration))
-    earlier = [list(scored_samples(context, store, number)) for number in range(1, iteration)]
-    if not current:
-        failures = describe_failures(store.judged(iteration), store.by_key(StoredVerdict))
-        nothing = f"no program of iteration {iteration} could be scored ({failures})"
-        if not any(earlier):
-            raise UserError(
-                f"{store.folder}: {nothing}; start a run with more generation.samples, a lower "
-                "generation.temperature, another prompt, or a generator that can write programs"
-            )
-        logger.warning("%s; the run goes on with the same generator", nothing)
-        return ()
-    config = context.config.selection
-    key = int(jax.random.randint(context.key("pairs", iteration), (), 0, 2**31 - 1))
-    pairs = make_pairs(select(current, earlier, config), config, key=key)
-    if not store.select(StoredPair, iteration=iteration):
-        store.save(
-            *(
-                StoredPair(
-                    iteration=iteration, number=number, chosen=pair.chosen, rejected=pair.rejected
-                )
-                for number, pair in enumerate(pairs)
-            )
-        )
-    return pairs
-
-
-def refine(
-    context: RunContext, store: Store, adapter: Adapter, pairs: Sequence[Pair], *, iteration: int
-) -> Adapter:
-    """Train the generator for one round of DPO; return the adapter for the next iteration."""
-    examples = _examples(context, store)
-    token_pairs = [
-        TokenPair(
-            chosen=examples[pair.chosen.iteration, pair.chosen.number],
-            rejected=examples[pair.rejected.iteration, pair.rejected.number],
-        )
-        for pair in pairs
-    ]
-    factors, _ = train_dpo(
-        lora_finetune(context.model, context.compute_seed, adapter),
-        token_pairs,
-        context.config.training,
-        key=context.key("refine", iteration),
-        title=f"iteration {iteration}: refine",
-        jit_cache=context.training_jits,
-    )
-    return dataclasses.replace(adapter, factors=factors)
-
-
-def _examples(context: RunContext, store: Store) -> dict[tuple[int, int], Example]:
-    """Return prompt and target tokens of the search's samples by (iteration, number)."""
-    prompts = {
-        digest: tuple(context.tokenizer.encode_prompt(text))
-        for digest, text in store.prompts().items()
-    }
-    end = context.tokenizer.eos_ids[:1]
-    return {
-        (sample.iteration, sample.number): Example(
-            prompt=prompts[sample.prompt],
-            target=sample.tokens + (end if sample.stopped else ()),
-        )
-        for sample in store.judged()
-    }

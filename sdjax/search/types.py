@@ -143,7 +143,8 @@ class Checkpoint:
         name: "generator-N".
         iteration: iteration on whose pairs the generator was trained.
         path: path within the run's folder.
-        detail: the number of pairs.
+        detail: the number of pairs or of samples, of their distinct texts, and of the texts with
+            each fault; see `sdjax.search.training_data.TrainingData`.
     """
 
     name: str

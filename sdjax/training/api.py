@@ -9,12 +9,18 @@ import jax
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.decoding.sampling import Sampling
 from sdjax.sharding.memory import require_memory
-from sdjax.training.config import DPOConfig, OptimizerConfig
+from sdjax.training.config import DPOConfig, OptimizerConfig, RunTrainingConfig
 from sdjax.training.dpo import TokenPair, dpo_loss, pad_pairs, reference_logprobs
 from sdjax.training.fit import Checkpoints, fit, num_parts, rematerialize
 from sdjax.training.jit_cache import JitCache
 from sdjax.training.packing import Example, pack, shuffled_batches, target_batches
+from sdjax.training.policy_gradient import (
+    AdvantageExample,
+    PolicyGradientLoss,
+    policy_gradient_data,
+)
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import Trainable
 from sdjax.training.types import ArrayCache, Batch, LossFn, OnStep
@@ -104,7 +110,7 @@ def train_dpo(
     """Train on preference pairs (DPO, Rafailov et al. 2023, arXiv 2305.18290).
 
     The reference log-probabilities are computed once, before the first update. The first loss is
-    therefore log 2, plus `nll_weight` times the negative log-likelihood.
+    therefore log 2 (not with `loss: ipo`), plus `nll_weight` times the negative log-likelihood.
 
     Args:
         trainable: model to train; its trainable arrays are donated.
@@ -147,7 +153,7 @@ def train_dpo(
         >>> round(history[0]["loss"], 4)
         0.6931
     """
-    config = config.for_pairs(len(pairs))
+    config = config.for_count(len(pairs))
     data = pad_pairs(pairs, trainable.config.max_seq_len)
     _check_batch(trainable, 2 * config.batch_size, data["tokens"].shape[-1])
 
@@ -169,6 +175,54 @@ def train_dpo(
         title=title,
         on_step=on_step,
         checkpoints=checkpoints,
+        jit_cache=jit_cache,
+    )
+
+
+def train_policy_gradient(
+    trainable: Trainable,
+    examples: Sequence[AdvantageExample],
+    config: RunTrainingConfig,
+    *,
+    sampling: Sampling,
+    key: jax.Array,
+    title: str = "train",
+    jit_cache: JitCache | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train on samples of the policy with advantages; see `sdjax.training.policy_gradient`.
+
+    Args:
+        trainable: model to train, which the samples come from; its trainable arrays are donated.
+        examples: at least one sample, each at most as long as the model's maximum sequence length.
+        config: optimizer and number of steps; `epochs` are converted to steps.
+        sampling: how the samples were drawn.
+        key: PRNG key for shuffling the samples.
+        title: text in front of the progress bar.
+        jit_cache: cache of the compiled functions; rounds with equal settings that share one
+            compile them once.
+
+    Returns:
+        the trained pytree, shaped like `trainable.trainable`, and the metrics of each step.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    config = config.for_count(len(examples))
+    data = policy_gradient_data(
+        trainable, examples, config, sampling=sampling, title=title, jit_cache=jit_cache
+    )
+    loss = PolicyGradientLoss(
+        config=trainable.config, assemble=trainable.assemble, clip_range=config.clip_range
+    )
+    return _fit(
+        trainable,
+        loss,
+        _shuffled(trainable, data, config, config.batch_size, key),
+        config,
+        remat=False,
+        title=title,
+        on_step=None,
+        checkpoints=None,
         jit_cache=jit_cache,
     )
 

@@ -21,7 +21,7 @@ from sdjax.core.config import (
 from sdjax.core.errors import closest_name
 from sdjax.models.lora import ALL_PROJECTIONS
 from sdjax.sharding.config import MeshConfig
-from sdjax.training.losses import LOSSES
+from sdjax.training.losses import LOSSES, SMOOTHED_LOSSES
 
 
 def _one_of(names: Collection[str]) -> AfterValidator:
@@ -104,8 +104,10 @@ class DPOConfig(OptimizerConfig):
     """Config of one round of DPO.
 
     Attributes:
-        loss: sigmoid (DPO) or ipo.
+        loss: sigmoid (DPO), ipo, robust (to pairs whose sides are swapped) or forward_kl (keeps
+            what the reference can write); see `sdjax.training.losses`.
         beta: strength of the pull toward the reference model.
+        label_smoothing: probability that the sides of a pair are swapped, for `loss: robust`.
         nll_weight: weight of the mean negative log-likelihood of the chosen completion (RPO, Pang
             et al. 2024, arXiv 2404.19733). Without it, small generators forget how to write
             programs.
@@ -120,6 +122,7 @@ class DPOConfig(OptimizerConfig):
 
     loss: LossName = "sigmoid"
     beta: PositiveFloat = 0.01
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     nll_weight: NonNegativeFloat = 0.0
     reference: Literal["policy", "seed"] = "policy"
     learning_rate: PositiveFloat = 1e-6
@@ -133,8 +136,22 @@ class DPOConfig(OptimizerConfig):
             raise ValueError("set exactly one of max_steps and epochs")
         return self
 
-    def for_pairs(self: _DPOConfig, count: int) -> _DPOConfig:
-        """Return the config for `count` pairs, with `epochs` converted to `max_steps`."""
+    @model_validator(mode="after")
+    def _check_label_smoothing(self) -> DPOConfig:
+        if self.loss in SMOOTHED_LOSSES and self.label_smoothing is None:
+            raise ValueError(
+                f"loss: {self.loss} needs label_smoothing, the probability that the sides of a "
+                "pair are swapped, such as 0.1"
+            )
+        if self.loss not in SMOOTHED_LOSSES and self.label_smoothing is not None:
+            raise ValueError(
+                f"label_smoothing: loss: {self.loss} does not use it; remove the key, or set "
+                f"loss: {SMOOTHED_LOSSES[0]}"
+            )
+        return self
+
+    def for_count(self: _DPOConfig, count: int) -> _DPOConfig:
+        """Return the config for `count` examples, with `epochs` converted to `max_steps`."""
         if self.epochs is None:
             return self
         batch = self.batch_size * self.gradient_accumulation_steps
@@ -151,6 +168,15 @@ class RunTrainingConfig(DPOConfig):
 
     Attributes:
         enabled: False leaves the generator unchanged, as a control with equal budget.
+        objective: "pairs" trains on preference pairs by `loss`. "entropic" trains on the samples of
+            the iteration by policy gradient, with the advantages of TTT-Discover
+            (`sdjax.training.advantages`) within one prompt or the iteration
+            (`selection.within_prompt`); `beta` is then the weight of the KL divergence to
+            `reference`, and there are `batch_size` samples per batch.
+        clip_range: for `objective: entropic`, the ratio of a token's probabilities after and before
+            a round is clipped to 1 plus or minus this (PPO).
+        start: generator that a round starts from: "current", which wrote the samples, or "first",
+            the run's first one, as in EvoTune (with `selection.iterations: all`).
         after_last: whether the generator is also trained after the last iteration, though no
             iteration samples from it then.
         rank: rank of the LoRA adapter.
@@ -158,9 +184,27 @@ class RunTrainingConfig(DPOConfig):
     """
 
     enabled: bool = True
+    objective: Literal["pairs", "entropic"] = "pairs"
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    start: Literal["current", "first"] = "current"
     after_last: bool = False
     rank: PositiveInt = 256
     alpha: PositiveFloat = 256.0
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> RunTrainingConfig:
+        if self.objective == "pairs":
+            return self
+        unused = {"loss": self.loss != "sigmoid", "nll_weight": self.nll_weight != 0}
+        for key, is_set in unused.items():
+            if is_set:
+                raise ValueError(f"{key}: objective: entropic has no pairs; remove the key")
+        if self.start == "first":
+            raise ValueError(
+                "start: objective: entropic learns from what the current generator wrote; "
+                "set start: current"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -51,6 +51,7 @@ class DPOLoss:
         assemble: combines trainable and frozen arrays into a model.
         loss: name of the preference loss.
         beta: strength of the pull toward the reference model.
+        label_smoothing: probability that the sides of a pair are swapped.
         nll_weight: weight of the negative log-likelihood.
     """
 
@@ -58,6 +59,7 @@ class DPOLoss:
     assemble: Assemble
     loss: str
     beta: float
+    label_smoothing: float
     nll_weight: float
 
     def __call__(self, trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -68,7 +70,8 @@ class DPOLoss:
         rewards = self.beta * log_ratios
         reward_margin = rewards[:, 0] - rewards[:, 1]
         nll = -(policy[:, 0] / lengths[:, 0]).mean()
-        value = LOSSES[self.loss](log_ratios, lengths, self.beta).mean()
+        losses = LOSSES[self.loss](log_ratios, lengths, self.beta, self.label_smoothing)
+        value = losses.mean()
         metrics = {
             "dpo_loss": value,
             "nll_loss": nll,
@@ -90,6 +93,7 @@ def dpo_loss(config: ModelConfig, assemble: Assemble, dpo: DPOConfig) -> DPOLoss
         assemble=assemble,
         loss=dpo.loss,
         beta=dpo.beta,
+        label_smoothing=dpo.label_smoothing or 0.0,
         nll_weight=dpo.nll_weight,
     )
 

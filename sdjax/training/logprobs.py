@@ -36,6 +36,7 @@ def token_logprobs(
     segments: Int[Array, "batch time"] | None = None,
     prefix: Int[Array, " prefix"] | None = None,
     target_index: Int[Array, "parts targets"] | None = None,
+    warp: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Float[Array, "batch time-1"] | Float[Array, "parts targets"]:
     """Return the log-probability of each token given the tokens before it, in float32.
 
@@ -50,6 +51,8 @@ def token_logprobs(
             must then start at the length of the prefix, and `segments` must be None.
         target_index: restricts the result to these entries. The batch is divided into `parts`
             equal parts, and the rows of each part are concatenated before indexing.
+        warp: maps logits [..., tokens, vocab] to those of another distribution, such as the one
+            that tokens were sampled from.
     """
     cache = max_length = None
     if prefix is not None:
@@ -76,7 +79,13 @@ def token_logprobs(
         joined = rearrange(tokens, "(g b) t -> g (b t)", g=parts)
         # The last entry has no next token; its weight is 0.
         targets = jnp.take_along_axis(joined, target_index + 1, axis=1, mode="clip")
-    return target_logprobs(partial(unembed, config=config), head_params(params), states, targets)
+    project = partial(unembed, config=config)
+
+    def logits_of(head: Any, states: jax.Array) -> jax.Array:
+        logits = project(head, states)
+        return logits if warp is None else warp(logits)
+
+    return target_logprobs(logits_of, head_params(params), states, targets)
 
 
 def _prefix_cache(

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from sdjax.evaluation.task import Outcome
-from sdjax.search.config import SelectionConfig
-from sdjax.search.pairs import make_pairs, select
+from sdjax.search.pairs import make_pairs
 from sdjax.search.score_types import Application, ScoredSample, StoredPair
+from sdjax.search.selection_config import SelectionConfig
 from sdjax.search.store import Store
 from sdjax.search.types import (
     Checkpoint,
@@ -148,7 +148,7 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
     store.save(
         *(
             StoredPair(iteration=iteration, number=n, chosen=pair.chosen, rejected=pair.rejected)
-            for n, pair in enumerate(make_pairs(select(scored, [], config), config, key=0))
+            for n, pair in enumerate(make_pairs(scored, [], config, key=0))
         )
     )
     store.save_phase(iteration, "generate", 12.5)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax.search import loop, phases, scoring, structure_search
+from sdjax.search import loop, refinement, scoring, structure_search
 from sdjax.search.attempts import pending_attempt
 from sdjax.search.config import config_from
 from sdjax.search.database import Database
@@ -84,12 +84,12 @@ def main(config: str, folder: str, moment: str) -> None:
     MergeLoss.__call__ = progress.before(MergeLoss.__call__)  # type: ignore[method-assign]
     saves = loop.GeneratorCheckpoints
     saves.save_adapter = progress.before(saves.save_adapter)  # type: ignore[method-assign]
-    train = phases.train_dpo
+    train = refinement.train_dpo
 
     def train_dpo(*arguments: Any, **options: Any) -> Any:
         return train(*arguments, on_step=progress.before(lambda *_: None), **options)
 
-    phases.train_dpo = train_dpo  # type: ignore[assignment]
+    refinement.train_dpo = train_dpo  # type: ignore[assignment]
     for module in (scoring, structure_search, candidates):
         module.evaluate_problems = progress.answering(module.evaluate_problems)
     loop.run_search(config_from(json.loads(config), "test"), folder)

@@ -248,10 +248,10 @@ def test_invalid_file_raises_user_error(tmp_path, content):
 
 def test_number_of_training_steps():
     by_steps = read_config("demo").training
-    assert by_steps.for_pairs(1000).max_steps == by_steps.max_steps
+    assert by_steps.for_count(1000).max_steps == by_steps.max_steps
     by_epochs = read_config("demo", ["training.max_steps=null", "training.epochs=1.5"]).training
-    assert by_epochs.for_pairs(100).max_steps == 19  # ceil(1.5 * 100 / 8)
-    assert by_epochs.for_pairs(1).max_steps == 1
+    assert by_epochs.for_count(100).max_steps == 19  # ceil(1.5 * 100 / 8)
+    assert by_epochs.for_count(1).max_steps == 1
 
 
 def test_entry_name_of_a_method():

@@ -28,7 +28,7 @@ from sdjax.models.tree import flatten
 from sdjax.report.page import render
 from sdjax.sandbox import sandbox
 from sdjax.sandbox.verify.verified_program import verify_ir
-from sdjax.search import context, loop, multihost, phases, resume, scoring, tune
+from sdjax.search import context, loop, multihost, refinement, resume, scoring, tune
 from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig, RunTuningConfig
 from sdjax.search.config import ExpertConfig
 from sdjax.search.context import build_context
@@ -343,7 +343,7 @@ def test_race_and_tuning_resume(finished, small_config, tmp_path, monkeypatch):
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from sdjax.search import loop, phases
+from sdjax.search import loop, refinement
 from sdjax.search.config import config_from
 from sdjax.search.store import Store
 from sdjax.search.types import Sample
@@ -363,8 +363,8 @@ where = sys.argv[3]
 if where == "generating":
     Store.save = dies(Store.save, 3, Sample)
 if where == "refining":
-    train = phases.train_dpo
-    phases.train_dpo = lambda *arguments, **options: train(
+    train = refinement.train_dpo
+    refinement.train_dpo = lambda *arguments, **options: train(
         *arguments, on_step=dies(lambda *_: None, 1), **options)
 if where == "checkpointing":  # its files are complete, but not recorded in the store
     saves = loop.GeneratorCheckpoints
@@ -522,12 +522,12 @@ def test_control_is_never_trained(small_config, tmp_path):
 @pytest.mark.slow
 def test_without_pairs_the_generator_is_unchanged(small_config, tmp_path, monkeypatch):
     """Check that the run continues with the same generator."""
-    monkeypatch.setattr(phases, "make_pairs", lambda *args, **options: ())
+    monkeypatch.setattr(refinement, "make_pairs", lambda *args, **options: ())
     training = dataclasses.replace(small_config.training, after_last=True)
     config = dataclasses.replace(small_config, iterations=1, training=training)
     run_search(config, tmp_path / "run")
     with Store.open(tmp_path / "run") as store:
-        assert store.select(Checkpoint)[0].detail == {"pairs": 0}
+        assert store.select(Checkpoint)[0].detail == {"pairs": 0, "texts": 0}
 
 
 SCORES = """

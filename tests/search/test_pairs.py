@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from sdjax.search.config import SelectionConfig
-from sdjax.search.pairs import make_pairs, quota, rank_samples, select
+from sdjax.search.pairs import all_pairs, make_pairs, quota, rank_samples, select, subsample
 from sdjax.search.score_types import ScoredSample
+from sdjax.search.selection_config import SelectionConfig
 
 CONFIG = SelectionConfig(chosen_percent=5, rejected_percent=10, elites=3, min_gap=0.02)
 
@@ -67,7 +67,7 @@ def test_selection_rules_hold_for_random_populations(case):
         max_pairs=cap,
     )
     selection = select(current, earlier, config)
-    pairs = make_pairs(selection, config, key=case)
+    pairs = make_pairs(current, earlier, config, key=case)
 
     chosen = {p.identity for p in selection.chosen}
     rejected = {p.identity for p in selection.rejected}
@@ -99,7 +99,7 @@ def test_selection_rules_hold_for_random_populations(case):
         rng.shuffle(programs)
     again = select(current, earlier, config)
     assert again == selection
-    assert make_pairs(again, config, key=case) == pairs
+    assert make_pairs(current, earlier, config, key=case) == pairs
 
 
 def test_best_are_chosen_and_worst_rejected():
@@ -107,7 +107,7 @@ def test_best_are_chosen_and_worst_rejected():
     selection = select(programs, [], CONFIG)
     assert [p.identity for p in selection.chosen] == ["p099", "p098", "p097", "p096", "p095"]
     assert [p.identity for p in selection.rejected] == [f"p{n:03}" for n in range(10)]
-    assert len(make_pairs(selection, CONFIG, key=0)) == 50
+    assert len(make_pairs(programs, [], CONFIG, key=0)) == 50
 
 
 def test_percentages_are_of_distinct_programs():
@@ -157,22 +157,22 @@ def test_selection_of_few_programs(size, chosen, rejected):
 def test_pairs_need_a_minimum_gap():
     programs = [program(f"p{n}", 0.5 + n / 100) for n in range(4)]
     selection = select(programs, [], CONFIG)
-    pairs = make_pairs(selection, SelectionConfig(min_gap=0.02), key=0)
+    pairs = all_pairs(selection, SelectionConfig(min_gap=0.02))
     assert {(p.chosen.identity, p.rejected.identity) for p in pairs} == {
         ("p3", "p0"),
         ("p3", "p1"),
         ("p2", "p0"),
     }
     level = select([program(f"p{n}", 0.5) for n in range(9)], [], CONFIG)
-    assert make_pairs(level, SelectionConfig(min_gap=0.0), key=0) == ()
+    assert all_pairs(level, SelectionConfig(min_gap=0.0)) == []
 
 
 def test_max_pairs_subsamples_by_key():
     programs = [program(f"p{n:03}", n / 200) for n in range(200)]
     config = SelectionConfig(chosen_percent=10, rejected_percent=10, max_pairs=50)
     selection = select(programs, [], config)
-    whole = make_pairs(selection, SelectionConfig(), key=0)
-    first, second = (make_pairs(selection, config, key=key) for key in (1, 2))
+    whole = all_pairs(selection, SelectionConfig())
+    first, second = (subsample(whole, config, key=key) for key in (1, 2))
     assert len(whole) == 400
     assert len(first) == len(second) == 50
     assert set(first) != set(second)

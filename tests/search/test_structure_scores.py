@@ -9,7 +9,8 @@ from sdjax.search import structure_search
 from sdjax.search.budget import spent
 from sdjax.search.comparison_config import RunTuningConfig, StructuresConfig
 from sdjax.search.iteration_scores import score_programs
-from sdjax.search.phases import judge, scored_samples
+from sdjax.search.phases import judge
+from sdjax.search.refinement import scored_samples
 from sdjax.search.score_types import Application, Candidate, CandidateOutcome, ScoredStructure
 from sdjax.search.scoring import racing_order, save_settings, score_program
 from sdjax.search.store import Store

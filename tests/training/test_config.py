@@ -14,15 +14,15 @@ JOB = {"model": "zoo:seed", "data": "pairs.jsonl", "out": "trained"}
 
 def test_epochs_become_steps():
     config = DPOConfig(epochs=2, batch_size=8, gradient_accumulation_steps=2)
-    assert config.for_pairs(40).num_steps == 5
-    assert config.for_pairs(41).num_steps == 6
-    assert config.for_pairs(1).num_steps == 1
+    assert config.for_count(40).num_steps == 5
+    assert config.for_count(41).num_steps == 6
+    assert config.for_count(1).num_steps == 1
     fixed = DPOConfig(max_steps=7)
-    assert fixed.for_pairs(40) is fixed
+    assert fixed.for_count(40) is fixed
 
 
 def test_epochs_become_steps_with_an_adapter():
-    job = DPOJob(**JOB, adapter="trained-before", epochs=1).for_pairs(8)
+    job = DPOJob(**JOB, adapter="trained-before", epochs=1).for_count(8)
     assert (job.num_steps, job.epochs, job.adapter) == (2, None, "trained-before")
 
 

@@ -239,10 +239,10 @@ def test_losses_equal_the_papers_equations():
     lengths = jnp.asarray(rng.integers(1, 9, (5, 2)).astype(float))
     margin = log_ratios[:, 0] - log_ratios[:, 1]
     expected = np.log1p(np.exp(-0.3 * margin))
-    np.testing.assert_allclose(sigmoid_loss(log_ratios, lengths, 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(sigmoid_loss(log_ratios, lengths, 0.3, 0.0), expected, rtol=1e-5)
     mean_log_ratios = log_ratios / lengths
     expected = (mean_log_ratios[:, 0] - mean_log_ratios[:, 1] - 1 / 0.6) ** 2
-    np.testing.assert_allclose(ipo_loss(log_ratios, lengths, 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(ipo_loss(log_ratios, lengths, 0.3, 0.0), expected, rtol=1e-5)
 
 
 def test_ipo_starts_at_its_target_margin_and_trains(params, adapter):
