@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 from sdjax.core.errors import UserError
@@ -287,7 +288,16 @@ def _iteration_summary(context: RunContext, store: Store, iteration: int) -> str
     if not scores:
         return f"{summary}, none scored"
     mean = percent(sum(scores) / len(scores))
-    return f"{summary}, development score mean {mean}%, best {percent(max(scores))}%"
+    summary += f", development score mean {mean}%, best {percent(max(scores))}%"
+    return summary + held_out_note(store, iteration)
+
+
+def held_out_note(store: Store, iteration: int) -> str:
+    """Return a remark on the families that the training programs lack; empty without any."""
+    novel = {s.identity for s in store.judged(iteration) if s.novel and s.identity}
+    found = Counter(f for identity in novel for f in store.program(identity).held_out or ())
+    listed = ", ".join(f"{family} ({count})" for family, count in sorted(found.items()))
+    return f"; families that its training lacks: {listed}" if listed else ""
 
 
 def _trained_iterations(store: Store) -> set[int]:
