@@ -104,7 +104,7 @@ class ProgramReport:
         rank: rank, starting at 1; see `sdjax.search.ranking.final_ranking`.
         name: name of the entry.
         program: the stored program; its source is untrusted and must be escaped.
-        iteration: iteration in which it first occurred.
+        sample: the first sample of it; None if it is not the run's own.
         development: development score.
         test: test accuracy by the run's metric; None if the program was not tested.
         change: size of its change to the seed; see `sdjax.search.score_types.Application`.
@@ -114,7 +114,7 @@ class ProgramReport:
     rank: int
     name: str
     program: Program
-    iteration: int | None
+    sample: JudgedSample | None
     development: float
     test: float | None
     change: float | None
@@ -271,10 +271,10 @@ def _best_programs(
     rows: Sequence[TestRow],
     top_k: int,
 ) -> tuple[ProgramReport, ...]:
-    first_iteration: dict[str | None, int] = {}
+    first: dict[str | None, JudgedSample] = {}
     for sample in judged:
         if sample.novel:
-            first_iteration.setdefault(sample.identity, sample.iteration)
+            first.setdefault(sample.identity, sample)
     programs, applications = store.by_key(Program), store.by_key(Application, setting=MAIN)
     tested = {row.name: row.accuracy(metric).mean for row in rows}
     entries = final_ranking(store, metric)[:top_k]
@@ -286,7 +286,7 @@ def _best_programs(
             rank=rank,
             name=name,
             program=program,
-            iteration=first_iteration.get(sampled[name]),
+            sample=first.get(sampled[name]),
             development=scores[name],
             test=tested.get(name),
             change=applications[name].change if name in applications else None,

@@ -140,20 +140,26 @@ def resume_results(settings: Mapping[str, Any], folder: Path) -> None:
 
 def prompt() -> Kind:
     """Prompt of a generator."""
-    texts = [path.read_bytes() for path in (inputs.PACKAGE / "programs/prompts").glob("*.txt")]
+    files = (inputs.PACKAGE / "programs/prompts").iterdir()
     return Kind(
-        folders=[{"prompt.txt": text} for text in texts],
-        formats={"prompt.txt": mutations.mutate_text},
+        folders=[{f"prompt{path.suffix}": path.read_bytes()} for path in sorted(files)],
+        formats=dict.fromkeys(("prompt.txt", "prompt.jinja"), mutations.mutate_text),
         loaders=[(render_prompt, 1)],
-        words=("$experts", "${names}", "$$", "$x", "${", "$count$names", "$é"),
+        words=(
+            *("$experts", "${names}", "$$", "$x", "${", "$count$names", "$é"),
+            *("{{ programs }}", "{% for one in refused %}", "{% endfor %}", "{{", "%}", "| fenced"),
+        ),
     )
 
 
 def render_prompt(folder: Path) -> None:
+    from sdjax.programs.memory_prompts import EarlierProgram, PromptMemory
     from sdjax.programs.prompts import find_prompt
 
-    found = find_prompt(str(folder / "prompt.txt"))
-    found.render(slots=("expert_1",), descriptions={"expert_1": "x"})
+    for path in folder.glob("prompt.*"):
+        found = find_prompt(str(path))
+        memory = PromptMemory(programs=(EarlierProgram(source="{{ `", score=1.0),))
+        found.render(slots=("expert_1",), descriptions={"expert_1": "x"}, memory=memory)
 
 
 @functools.cache

@@ -105,6 +105,8 @@ def add_iteration(store: Store, rng: random.Random, iteration: int, size: int = 
                 tokens=(1, 2),
                 stopped=True,
                 source=None if kind == "nothing" else source,
+                parents=(f"{iteration - 1:02}0003" * 8, HOSTILE) if iteration > 1 else (),
+                operation="combine" if iteration > 1 else None,
             )
         )
         if kind == "nothing" or (kind == "again" and scored):

@@ -98,6 +98,11 @@ def test_page_contains_the_results(page, finished):
     assert "unfinished" not in words
 
 
+def test_program_of_a_prompt_with_memory_names_its_parents(page):
+    assert f"combine from {'010003' * 2}, &lt;/pre&gt;" in page
+    assert f"combine from {'020003' * 2}," in page
+
+
 def test_page_is_written_atomically_and_deterministically(tmp_path, finished, page):
     path = write_report(finished, tmp_path / "report.html")
     assert path.read_text() == page
