@@ -12,6 +12,7 @@ import numpy as np
 
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.random_keys import fold_in_name
+from sdjax.core.recent import Recent
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
@@ -27,6 +28,7 @@ from sdjax.search.plan import RunPlan, ScoringPlan, plan_run
 from sdjax.search.types import MAIN, Program
 from sdjax.training.jit_cache import JitCache
 
+_CACHED_PROGRAMS = 1024  # verified programs, of some 30 kB each
 _CACHED_MERGES = 1024  # executables; a program has one per shape and kind of tensor
 
 
@@ -52,14 +54,16 @@ class ScoringContext(ScoringPlan):
         seed: parameters of the seed.
         experts: for each setting, the parameters in scope of each expert, in slot order.
         mergers: for each setting, the merger of the seed and the experts.
-        verified: verified programs by identity, for programs that this process has verified.
+        verified: recently used verified programs by identity.
         model_gradients: executables of the models' gradients, shared by all that is tuned.
     """
 
     seed: Params
     experts: Mapping[str, Sequence[Params]]
     mergers: Mapping[str, Merger]
-    verified: dict[str, VerifiedProgram] = dataclasses.field(default_factory=dict)
+    verified: Recent[str, VerifiedProgram] = dataclasses.field(
+        default_factory=lambda: Recent(_CACHED_PROGRAMS)
+    )
     model_gradients: CompileCache = dataclasses.field(default_factory=CompileCache)
 
     def key(self, purpose: str, *numbers: int) -> jax.Array:
