@@ -25,7 +25,7 @@ from sdjax.core.errors import TransientError, UserError, truncated_repr
 from sdjax.core.json import parse_json
 from sdjax.generators.config import EndpointConfig
 
-MAX_ANSWER_BYTES = 8 << 20
+MAX_ANSWER_BYTES = 2 << 20
 _MAX_TOKENS = 1_000_000_000  # that a request can have used
 _FIRST_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
 _MAX_WAIT = 60.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdjax.core.errors import UserError
 from sdjax.core.files import read_text
-from sdjax.generators.types import GeneratedText, GenerationRequest, Texts
+from sdjax.generators.types import GeneratedText, GenerationRequest, OnText
 from sdjax.io.links import member
 
 SUFFIX = ".py"
@@ -60,13 +60,13 @@ class ProgramFolder:
 
     programs: Mapping[int, str]
 
-    def texts(self, requests: Sequence[GenerationRequest]) -> Texts:
-        """Yield the programs of the requests; see `sdjax.generators.types.TextSource`."""
+    def sample(self, requests: Sequence[GenerationRequest], *, on_text: OnText) -> None:
+        """Pass on the programs of the requests; see `sdjax.generators.types.Generator`."""
         for request in requests:
             program = self.programs.get(request.number)
             if program is not None:
                 source = program if program.strip() else None
-                yield request.number, GeneratedText(text=program, source=source, stopped=True)
+                on_text(request.number, GeneratedText(text=program, source=source, stopped=True))
 
 
 def _read(folder: Path, name: str) -> str:

@@ -68,7 +68,7 @@ class Generator(Protocol):
 
 
 class TextSource(Protocol):
-    """A generator that only the main process has, since it reads a file or a network."""
+    """A generator that only the main process has, since it reads a network."""
 
     def texts(self, requests: Sequence[GenerationRequest]) -> Texts:
         """Yield the number and the text of each request that can be served; see `Generator`."""

@@ -19,6 +19,7 @@ from sdjax.search.controls import (
     samples_of_control,
 )
 from sdjax.search.database import is_unused
+from sdjax.search.generator_plan import describe_generators
 from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import main_process_layers
 from sdjax.search.plan import RunPlan, plan_run
@@ -49,6 +50,7 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
     return [
         f"run {config.name}{where}, on {_describe_devices()}",
         models,
+        *describe_generators(config, plan.generators),
         f"search: {programs} ({iterations} of {samples:,}) and "
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",

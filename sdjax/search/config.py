@@ -28,11 +28,13 @@ from sdjax.core.config import (
 from sdjax.core.config_files import find_config
 from sdjax.decoding.config import DecoderConfig
 from sdjax.evaluation.racing import Race
+from sdjax.generators.config import GeneratorConfig, SharesConfig, check_generators
 from sdjax.programs import prompts
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig, RunTuningConfig
 from sdjax.search.memory_config import MemoryConfig
 from sdjax.search.selection_config import SelectionConfig
+from sdjax.search.types import OWN_GENERATOR
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
 
@@ -99,6 +101,9 @@ class GenerationConfig:
         memory: what prompts show of earlier iterations, for which `prompt` must be a template; null
             has the same prompt in all iterations, as in the paper.
         samples: number of samples per iteration.
+        seed_generator: whether the seed with its adapter writes programs. Without it, those of
+            `generators` do, and nothing is trained.
+        shares: how the samples are divided among several generators.
         temperature: sampling temperature of the first iteration.
         slope: decay of the temperature; iteration t uses temperature / (1 + slope * (t - 1)).
         top_p: nucleus sampling threshold.
@@ -109,6 +114,8 @@ class GenerationConfig:
     prompt_text: NonEmptyStr | None = None
     memory: MemoryConfig | None = None
     samples: Annotated[int, Field(ge=1, le=1_000_000)]
+    seed_generator: bool = True
+    shares: SharesConfig = Field(default_factory=SharesConfig)
     temperature: PositiveFloat = 1.2
     slope: NonNegativeFloat = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -167,6 +174,7 @@ class RunConfig:
         iterations: number of iterations.
         task: problems that merged models are scored on, and the metric.
         generation: how candidates are sampled from the generator.
+        generators: generators in addition to the seed with its adapter, by name.
         selection: how preference pairs are made from scored programs.
         training: how the generator is trained on the pairs.
         evaluation: decoding of the answers to the task's problems.
@@ -198,6 +206,7 @@ class RunConfig:
     iterations: Annotated[int, Field(ge=1, le=1_000)] = 3
     task: TaskConfig
     generation: GenerationConfig
+    generators: dict[str, GeneratorConfig] = Field(default_factory=dict)
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     training: RunTrainingConfig
     evaluation: DecoderConfig = Field(default_factory=DecoderConfig)
@@ -236,6 +245,22 @@ class RunConfig:
             raise ValueError(
                 "selection.iterations: all needs training.objective: pairs, since entropic learns "
                 "from what the current generator wrote; set selection.iterations: current"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_generators(self) -> RunConfig:
+        generation = self.generation
+        check_generators(
+            self.generators,
+            OWN_GENERATOR,
+            generation.shares,
+            use_own=generation.seed_generator,
+        )
+        if self.training.enabled and not generation.seed_generator:
+            raise ValueError(
+                "generation.seed_generator is false, so that no generator can be trained; set "
+                "training.enabled to false as well"
             )
         return self
 

@@ -13,7 +13,7 @@ import numpy as np
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.core.random_keys import fold_in_name
 from sdjax.core.recent import Recent
-from sdjax.io.hf_checkpoint import load_model
+from sdjax.io.hf_checkpoint import load_generator, load_model
 from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.compile_cache import CompileCache
 from sdjax.merging.engine import Merger
@@ -110,9 +110,13 @@ class RunContext(ScoringContext, RunPlan):
     """The loaded parts of a run. Only the caches change.
 
     Attributes:
+        generator_models: parameters and adapter of each other local model that writes programs.
         training_jits: jitted functions of training, shared by all iterations.
     """
 
+    generator_models: Mapping[str, tuple[Params, Adapter | None]] = dataclasses.field(
+        default_factory=dict
+    )
     training_jits: JitCache = dataclasses.field(default_factory=JitCache)
 
     @cached_property
@@ -163,7 +167,11 @@ def load_context(plan: RunPlan) -> RunContext:
     Raises:
         UserError: weights that cannot be read or contain NaN.
     """
-    return RunContext(**vars(plan), **_load_models(plan))
+    models = {
+        name: load_generator(plan.config.generators[name].model or "", mesh=plan.mesh)[1:]
+        for name in plan.generators.local
+    }
+    return RunContext(**vars(plan), **_load_models(plan), generator_models=models)
 
 
 def load_scoring(plan: ScoringPlan) -> ScoringContext:

@@ -42,6 +42,14 @@ _MORE_POINTS = _Extension(
     ),
     condition="values and methods can only be added, since results are kept",
 )
+_MORE_TOKENS = _Extension(
+    allowed=lambda old, new: old is not None and (new is None or new > old),
+    condition="it can only grow, since answers are kept",
+)
+_MOVED = _Extension(
+    allowed=lambda old, new: old is not None and new is not None,
+    condition="generators cannot be added or removed, since earlier iterations used them",
+)
 _MORE_CONTROLS = _Extension(
     allowed=lambda old, new: (
         old is None
@@ -64,6 +72,15 @@ EXTENSIONS: dict[str, _Extension] = {
     "name": _ANY,
     "iterations": _LARGER,
     "generation.samples": _LARGER,
+    "generators.*.model": _MOVED,
+    "generators.*.programs": _MOVED,
+    "generators.*.endpoint.base_url": _ANY,
+    "generators.*.endpoint.api_key_env": _ANY,
+    "generators.*.endpoint.concurrency": _ANY,
+    "generators.*.endpoint.timeout": _ANY,
+    "generators.*.endpoint.retries": _ANY,
+    "generators.*.endpoint.max_tokens_total": _MORE_TOKENS,
+    "generators.*.endpoint.replay": _ANY,
     "test.top_k": _LARGER,
     "test.ablations": _ANY,
     "training.after_last": _ANY,
@@ -95,6 +112,7 @@ REASONS: dict[str, str] = {
     "evaluation": "scores of other answers are not comparable",
     "generator": "all iterations started from it",
     "generation": "earlier iterations were sampled with it",
+    "generators": "earlier iterations were sampled with them",
     "score": "all programs were scored that way",
     "race": "it decided which problems the programs answered",
     "tuning": "results of its searches are kept",

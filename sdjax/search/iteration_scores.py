@@ -15,7 +15,7 @@ from sdjax.core.progress import progress_bar
 from sdjax.evaluation.racing import race
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.context import RunContext
-from sdjax.search.ranking import ranked_programs
+from sdjax.search.ranking import first_samples, ranked_programs
 from sdjax.search.run_limits import OutOfTime, end_if, never
 from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
@@ -106,7 +106,7 @@ def _race(
     new = set(identities)
     sampled_before = {s.identity for s in store.judged(purpose=purpose) if s.iteration < iteration}
     if purpose == UNTRAINED:  # as which the first iteration counts
-        sampled_before |= {sample.identity for sample in store.judged(1)}
+        sampled_before |= {sample.identity for sample in first_samples(store)}
     best = [entry.identity or "" for entry in ranked_programs(store, metric, purpose)]
     earlier = [identity for identity in best if identity in sampled_before - new][: rules.winners]
     with progress_bar(phase_title("score", iteration, purpose), len(identities)) as advance:

@@ -182,16 +182,18 @@ def run_iteration(
                 temperature=temperature,
             )
         )
-    with clock.timed(iteration, "generate"):
-        generate(
-            context,
-            store,
-            adapter,
-            iteration=iteration,
-            count=planned_samples(config, store)[iteration - 1],
-            temperature=temperature,
-            out_of_time=clock.out_of_time,
-        )
+    # A complete phase keeps its samples, also if generators had fewer left than wanted.
+    if (iteration, "generate") not in store.phases():
+        with clock.timed(iteration, "generate"):
+            generate(
+                context,
+                store,
+                adapter,
+                iteration=iteration,
+                count=planned_samples(config, store)[iteration - 1],
+                temperature=temperature,
+                out_of_time=clock.out_of_time,
+            )
     with clock.timed(iteration, "admit"):
         judge(context, store, sandbox, iteration=iteration)
     with clock.timed(iteration, "score"):

@@ -10,20 +10,20 @@ import dataclasses
 from collections.abc import Callable
 
 from sdjax.core.progress import progress_bar
-from sdjax.decoding.decoder import Completion
-from sdjax.decoding.sampling import Sampling
+from sdjax.generators.types import GeneratedText
 from sdjax.models.lora import Adapter
-from sdjax.programs.extraction import extract_source
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict, is_admissible
 from sdjax.search.context import RunContext
+from sdjax.search.iteration_generators import sample_texts
 from sdjax.search.memory.prompts import iteration_prompts
 from sdjax.search.multihost import judge_all
 from sdjax.search.run_limits import end_if, never
 from sdjax.search.store import Store
 from sdjax.search.types import (
     NOT_JUDGED,
+    OWN_GENERATOR,
     SEARCH,
     Program,
     Prompt,
@@ -44,12 +44,12 @@ def generate(
     purpose: str = SEARCH,
     out_of_time: Callable[[], bool] = never,
 ) -> None:
-    """Sample the programs of an iteration from the generator.
+    """Sample the programs of an iteration from the generators.
 
     Args:
         context: the loaded run.
         store: the run's store.
-        adapter: the generator's adapter.
+        adapter: the adapter of the run's own generator.
         iteration: number of the iteration.
         count: number of samples of the iteration.
         temperature: sampling temperature.
@@ -65,36 +65,40 @@ def generate(
     prompted = iteration_prompts(
         context.renderer, store, purpose=purpose, iteration=iteration, numbers=missing
     )
-    prompts = [Prompt.of(context.config.generation.prompt, one.prompt) for one in prompted]
-    store.save(*dict.fromkeys(prompts))
+    name = context.config.generation.prompt
+    prompts = {one.number: Prompt.of(name, one.prompt) for one in prompted}
+    store.save(*dict.fromkeys(prompts.values()))
+    memory = {one.number: one for one in prompted}
     with progress_bar(phase_title("generate", iteration, purpose), len(missing)) as advance:
 
-        def save(index: int, completion: Completion) -> None:
-            text = completion.text or ""
+        def save(generator: str, number: int, text: GeneratedText) -> None:
             sample = Sample(
                 purpose=purpose,
                 iteration=iteration,
-                number=missing[index],
-                prompt=prompts[index].hash,
-                text=text,
-                tokens=completion.tokens,
-                stopped=completion.stopped,
-                source=extract_source(text),
-                parents=prompted[index].parents,
-                operation=prompted[index].operation,
+                number=number,
+                prompt=prompts[number].hash,
+                text=text.text,
+                tokens=text.tokens if generator == OWN_GENERATOR else (),
+                stopped=text.stopped,
+                source=text.source,
+                generator=generator,
+                parents=memory[number].parents,
+                operation=memory[number].operation,
             )
             store.save(sample)
             advance()
             end_if(out_of_time)
 
-        context.generator_decoder.generate(
-            context.seed,
-            [prompt.text for prompt in prompts],
-            adapter=adapter,
-            sampling=Sampling(temperature=temperature, top_p=context.config.generation.top_p),
-            key=context.key(purpose, iteration),
-            sample_ids=missing,
-            on_completion=save,
+        sample_texts(
+            context,
+            store,
+            adapter,
+            prompted,
+            iteration=iteration,
+            count=count,
+            temperature=temperature,
+            purpose=purpose,
+            on_text=save,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from sdjax.programs.memory_prompts import MemoryPrompt
 from sdjax.programs.signature import model_signature
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.search.config import ExpertConfig, RunConfig, prompt_template
+from sdjax.search.generator_plan import GeneratorsPlan, plan_generators
 from sdjax.search.grids import check_methods
 from sdjax.search.memory.renderer import PromptRenderer, longest_prompt
 from sdjax.search.types import CONFIRMATION, DEVELOPMENT, MAIN, TEST, TRANSFER
@@ -78,6 +80,7 @@ class RunPlan(ScoringPlan):
 
     Attributes:
         generator_decoder: decoder that samples programs.
+        generators: the generators in addition to the seed with its adapter.
         renderer: the generator's prompt, before rendering.
         prompt: the generator's prompt without earlier programs.
         initial_adapter: adapter of the first generator, if the config specifies one.
@@ -86,6 +89,7 @@ class RunPlan(ScoringPlan):
     """
 
     generator_decoder: Decoder
+    generators: GeneratorsPlan
     renderer: PromptRenderer
     prompt: str
     initial_adapter: Adapter | None
@@ -129,6 +133,7 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
     return RunPlan(
         **vars(plan),
         generator_decoder=generator_decoder,
+        generators=plan_generators(config, renderer, plan.mesh),
         renderer=renderer,
         prompt=plan.tokenizer.as_prompt(renderer.message()),
         initial_adapter=initial_adapter,
@@ -248,7 +253,11 @@ def prompt_renderer(
         config=config,
         template=template,
         tokenizer=tokenizer,
-        max_tokens=len(decoding.prefix) + decoding.buckets[-1],
+        max_tokens=(
+            len(decoding.prefix) + decoding.buckets[-1]
+            if config.generation.seed_generator
+            else sys.maxsize
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from sdjax.core.versions import UNKNOWN, changed_versions
 from sdjax.io.hf_checkpoint import ASSETS
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.models.fingerprint import fingerprint, text_fingerprint
-from sdjax.search.context import ScoringContext
+from sdjax.search.context import RunContext, ScoringContext
 from sdjax.search.plan import RunPlan, ScoringPlan
 from sdjax.search.types import MAIN, Change
 
@@ -27,6 +27,10 @@ def run_inputs(context: ScoringContext) -> dict[str, str]:
         prefix = "" if setting == MAIN else f"{setting} "
         for slot, params in zip(context.config.slots, experts, strict=True):
             inputs[f"{prefix}{slot}"] = fingerprint(params)
+    if isinstance(context, RunContext):
+        for name, (params, adapter) in context.generator_models.items():
+            parts = () if adapter is None else (adapter.scale, fingerprint(adapter.factors))
+            inputs[f"generator {name}"] = text_fingerprint(fingerprint(params), *parts)
     return inputs | plan_inputs(context)
 
 
@@ -38,6 +42,10 @@ def plan_inputs(plan: ScoringPlan) -> dict[str, str]:
         inputs["prompt"] = text_fingerprint(plan.prompt, *template)
         if (adapter := plan.initial_adapter) is not None:
             inputs["generator"] = text_fingerprint(adapter.scale, fingerprint(adapter.factors))
+        for name, programs in plan.generators.programs.items():
+            inputs[f"programs {name}"] = text_fingerprint(*programs)
+        for name, local in plan.generators.local.items():
+            inputs[f"tokenizer {name}"] = _tokenizer_fingerprint(local.tokenizer)
     else:
         inputs["dtype"] = jnp.dtype(plan.eval_decoder.compute_dtype).name
     for split, problems in plan.problems.items():

@@ -17,6 +17,7 @@ from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs
 from sdjax.search.types import (
     CONFIRMATION,
+    OWN_GENERATOR,
     RANDOM,
     SEARCH,
     UNTRAINED,
@@ -87,9 +88,14 @@ def correct_answers(
 
 
 def purpose_samples(store: Store, purpose: str) -> list[JudgedSample]:
-    """Return the judged samples of a purpose; the first iteration of the search is untrained."""
-    earlier = store.judged(1) if purpose == UNTRAINED else []
+    """Return the judged samples of a purpose, with those of the search that count for it."""
+    earlier = first_samples(store) if purpose == UNTRAINED else []
     return earlier + store.judged(purpose=purpose)
+
+
+def first_samples(store: Store) -> list[JudgedSample]:
+    """Return the samples of the search's first iteration by its own generator, then untrained."""
+    return [sample for sample in store.judged(1) if sample.generator == OWN_GENERATOR]
 
 
 def programs_of(store: Store, purpose: str) -> frozenset[str]:

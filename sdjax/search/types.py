@@ -89,7 +89,8 @@ class RunInput:
 
     Attributes:
         name: "seed", a slot, "generator", "tokenizer", "prompt" or the problems of a split; the
-            slots of the transfer experts start with "transfer".
+            slots of the transfer experts start with "transfer", and of a key of `generators`, there
+            are "generator NAME", "tokenizer NAME" or "programs NAME".
         fingerprint: digest of the content.
     """
 

@@ -7,7 +7,6 @@ import pytest
 from sdjax.core.errors import UserError
 from sdjax.generators import program_folder
 from sdjax.generators.program_folder import ProgramFolder, read_programs
-from sdjax.generators.shared import SharedGenerator
 from sdjax.generators.types import GeneratedText, GenerationRequest
 
 PROGRAM = "SCALE = 0.5\n\ndef merge_models(task_vectors):\n    return SCALE\n"
@@ -28,7 +27,7 @@ def test_each_file_is_a_program_in_the_order_of_the_names(folder):
     found = {}
     requests = [GenerationRequest(number=number, prompt="p") for number in (4, 2, 9)]
     source = ProgramFolder(programs=dict(zip((2, 4), read_programs(folder), strict=True)))
-    SharedGenerator(source).sample(requests, on_text=found.__setitem__)
+    source.sample(requests, on_text=found.__setitem__)
     assert found == {
         2: GeneratedText(text="", source=None, stopped=True),
         4: GeneratedText(text=PROGRAM, source=PROGRAM, stopped=True),  # with its constants

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sdjax.programs.memory_prompts import RefusedProgram
 from sdjax.search.config import RunConfig
 from sdjax.search.memory.population import Member, Population, Trial
-from sdjax.search.ranking import development_scores
+from sdjax.search.ranking import development_scores, first_samples
 from sdjax.search.score_types import Application
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs, structures_of
@@ -16,7 +16,6 @@ from sdjax.search.types import (
     MAIN,
     NO_PROGRAM,
     NOT_JUDGED,
-    SEARCH,
     UNTRAINED,
     JudgedSample,
     Program,
@@ -86,7 +85,7 @@ def earlier_samples(store: Store, purpose: str, iteration: int) -> list[tuple[in
     if purpose != UNTRAINED:
         return [(one.iteration, one) for one in store.judged() if one.iteration < iteration]
     own = [one for one in store.judged(purpose=purpose) if one.iteration < iteration]
-    return [(1, one) for one in store.judged(1, SEARCH)] + [(one.iteration + 1, one) for one in own]
+    return [(1, one) for one in first_samples(store)] + [(one.iteration + 1, one) for one in own]
 
 
 def _members(config: RunConfig, store: Store, samples: Sequence[JudgedSample]) -> dict[str, Member]:
