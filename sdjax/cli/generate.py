@@ -25,7 +25,7 @@ from sdjax.core.errors import UserError
 
 if TYPE_CHECKING:
     from sdjax.sandbox.signature import MergeSignature
-    from sdjax.search.sampling import GeneratedSample, Generator
+    from sdjax.search.sampling import GeneratedSample, PromptedGenerator
 
 NO_PROGRAM = "no program"
 
@@ -141,7 +141,7 @@ def generate(
 
 
 def _sample(
-    generator: Generator,
+    generator: PromptedGenerator,
     signature: MergeSignature | None,
     allow_missing: tuple[str, ...],
     file: IO[str] | None,

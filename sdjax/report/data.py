@@ -17,6 +17,7 @@ from sdjax.io.model_paths import local_model_folder
 from sdjax.io.training_programs import read_training_sources
 from sdjax.report.ablations import AblationTable, read_ablations
 from sdjax.report.controls import ControlRow, control_rows
+from sdjax.report.generators import GeneratorRow, generator_rows
 from sdjax.report.nearest import Nearest, nearest_texts
 from sdjax.report.results import TestRow, final_rows
 from sdjax.report.selection import Selection, read_selection
@@ -128,6 +129,7 @@ class ReportData:
     Attributes:
         metric: metric of the run, "strict" or "flexible".
         iterations: the iterations that have samples.
+        generators: what each generator has found, if there are several.
         references: reference lines of the plot of development scores.
         tables: final table of each setting that was tested.
         best_method: entry name of the best human-designed method; see
@@ -144,6 +146,7 @@ class ReportData:
 
     metric: str
     iterations: tuple[IterationReport, ...]
+    generators: tuple[GeneratorRow, ...]
     references: tuple[ReferenceLine, ...]
     tables: Mapping[str, tuple[TestRow, ...]]
     best_method: str | None
@@ -167,12 +170,14 @@ def read_report(store: Store) -> ReportData:
     }
     tables = {setting: rows for setting, rows in tables.items() if rows}
     judged = store.judged()
-    iterations = _iterations(store, judged, program_scores(store, metric))
+    by_identity = program_scores(store, metric)
+    iterations = _iterations(store, judged, by_identity)
     top_k = _config_value(store, "test", "top_k", default=15)
     answer, comparisons = read_answer(store, metric)
     return ReportData(
         metric=metric,
         iterations=iterations,
+        generators=generator_rows(judged, by_identity),
         references=_reference_lines(store, scores),
         tables=tables,
         best_method=best_method(store, metric),

@@ -8,21 +8,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import jax
 from jax.sharding import Mesh
 
 from sdjax.core.errors import UserError
 from sdjax.decoding.config import DecoderConfig, check_length, fit_slots
-from sdjax.decoding.decoder import Completion, Decoder
+from sdjax.decoding.decoder import Decoder
 from sdjax.decoding.sampling import Sampling
+from sdjax.generators.local import LocalGenerator
+from sdjax.generators.types import GeneratedText, GenerationRequest
 from sdjax.io.hf_checkpoint import load_generator, load_model
 from sdjax.io.model_paths import locate, model_folder
 from sdjax.io.peft import read_adapter
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter, shard_adapter
-from sdjax.models.types import Params
-from sdjax.programs.extraction import extract_source
 from sdjax.programs.prompts import find_prompt
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import DuplicateIndex, Verdict
@@ -70,50 +69,34 @@ class SamplingOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Generator:
+class PromptedGenerator:
     """A loaded generator with everything that determines its samples.
 
     Attributes:
-        decoder: decoder of the model, with its tokenizer.
-        params: parameters of the model.
-        adapter: its adapter, or None.
+        generator: the model with its sampling parameters and its random key.
         prompts: the rendered prompt of each sample.
-        sampling: sampling parameters.
-        key: typed PRNG key of the iteration.
     """
 
-    decoder: Decoder
-    params: Params
-    adapter: Adapter | None
+    generator: LocalGenerator
     prompts: tuple[str, ...]
-    sampling: Sampling
-    key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneratedSample:
+class GeneratedSample(GeneratedText):
     """One sample.
 
     Attributes:
         number: index of the sample.
-        text: the decoded text.
-        tokens: its tokens, without the stop token.
-        stopped: whether a stop token ended it, rather than the token limit.
-        source: source code of the program in the text, or None.
         verdict: the sandbox's verdict on the program; None if there is no program or no sandbox.
     """
 
     number: int
-    text: str
-    tokens: tuple[int, ...]
-    stopped: bool
-    source: str | None
     verdict: Verdict | None
 
 
 def generator_of_model(
     model: str, options: SamplingOptions, *, slots: Sequence[str], count: int
-) -> Generator:
+) -> PromptedGenerator:
     """Load a model as a generator.
 
     Args:
@@ -134,19 +117,19 @@ def generator_of_model(
     descriptions = dict.fromkeys(slots, DEFAULT_DESCRIPTION)
     prompt = template.render(slots=slots, descriptions=descriptions, chat=tokenizer.as_prompt)
     sizes = _fit_sizes(config, tokenizer, prompt, options, count)
-    return Generator(
+    generator = LocalGenerator(
         decoder=Decoder(config, sizes, tokenizer=tokenizer, mesh=mesh),
         params=params,
         adapter=adapter,
-        prompts=(prompt,) * count,
         sampling=sampling,
         key=run_key(_or(options.rng_seed, 0), SEARCH, _or(options.iteration, 1)),
     )
+    return PromptedGenerator(generator=generator, prompts=(prompt,) * count)
 
 
 def generator_of_run(
     folder: Path, options: SamplingOptions, *, count: int, model: str | None = None
-) -> Generator:
+) -> PromptedGenerator:
     """Load the generator of a run's iteration, whose samples equal those of the run.
 
     The iteration is by default that of the newest generator. With memory, its prompts show what
@@ -195,21 +178,21 @@ def generator_of_run(
     check_length(model_config, length, sizes.max_new_tokens)
     if options.prompt is not None and length > sizes.buckets[-1]:
         sizes = dataclasses.replace(sizes, buckets=(*sizes.buckets, _bucket(length)))
-    return Generator(
+    generator = LocalGenerator(
         decoder=Decoder(model_config, sizes, tokenizer=tokenizer, mesh=mesh),
         params=params,
         adapter=adapter,
-        prompts=tuple(one.prompt for one in prompts),
         sampling=Sampling(
             temperature=_or(options.temperature, generation.temperature_at(iteration)),
             top_p=_or(options.top_p, generation.top_p),
         ),
         key=run_key(_or(options.rng_seed, config.rng_seed), SEARCH, iteration),
     )
+    return PromptedGenerator(generator=generator, prompts=tuple(one.prompt for one in prompts))
 
 
 def sample_programs(
-    generator: Generator,
+    generator: PromptedGenerator,
     *,
     sandbox: Sandbox | None = None,
     on_sample: Callable[[GeneratedSample], None],
@@ -226,39 +209,25 @@ def sample_programs(
     Raises:
         UserError: the prompt is too long for the decoder.
     """
-    waiting: dict[int, Completion] = {}
+    waiting: dict[int, GeneratedText] = {}
     seen, reported = DuplicateIndex(), 0
 
-    def report(number: int, completion: Completion) -> None:
+    def report(number: int, text: GeneratedText) -> None:
         nonlocal reported
-        waiting[number] = completion
+        waiting[number] = text
         while reported in waiting:
             finished = waiting.pop(reported)
-            text = finished.text or ""
-            source = extract_source(text)
             verdict = None
-            if sandbox is not None and source is not None:
-                verdict = sandbox.judge(source, seen, name=f"sample {reported}")
-            on_sample(
-                GeneratedSample(
-                    number=reported,
-                    text=text,
-                    tokens=finished.tokens,
-                    stopped=finished.stopped,
-                    source=source,
-                    verdict=verdict,
-                )
-            )
+            if sandbox is not None and finished.source is not None:
+                verdict = sandbox.judge(finished.source, seen, name=f"sample {reported}")
+            on_sample(GeneratedSample(**vars(finished), number=reported, verdict=verdict))
             reported += 1
 
-    generator.decoder.generate(
-        generator.params,
-        generator.prompts,
-        adapter=generator.adapter,
-        sampling=generator.sampling,
-        key=generator.key,
-        on_completion=report,
-    )
+    requests = [
+        GenerationRequest(number=number, prompt=prompt)
+        for number, prompt in enumerate(generator.prompts)
+    ]
+    generator.generator.sample(requests, on_text=report)
 
 
 def adapter_folder(folder: Path, iteration: int) -> Path:

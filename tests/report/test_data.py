@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import pytest
@@ -6,11 +7,12 @@ from sdjax.evaluation.statistics import paired_by_key
 from sdjax.evaluation.task import Outcome
 from sdjax.report import final_table
 from sdjax.report.data import read_report
+from sdjax.report.generators import generator_rows
 from sdjax.report.page import render
 from sdjax.report.results import cut_middle, final_rows, shown_metrics
 from sdjax.search.entry_names import display_name
 from sdjax.search.score_types import Application, StoredPair
-from sdjax.search.types import Entry, Program, program_entry
+from sdjax.search.types import Entry, Program, Sample, program_entry
 
 
 def test_counts_and_reasons_of_the_samples(finished):
@@ -193,3 +195,42 @@ def test_display_names():
     assert display_name("program:0123456789", "fedcba9876") == "program 01234567 (tuned fedcba98)"
     assert display_name("method:ties(density=0.4)") == "ties(density=0.4)"
     assert display_name("expert_1") == "expert 1"
+
+
+def test_generators_are_compared_if_there_are_several(finished):
+    samples = finished.judged(1)
+    scores = {sample.identity: 0.1 * n for n, sample in enumerate(samples) if sample.novel}
+    assert generator_rows(samples, scores) == ()
+    both = [
+        dataclasses.replace(sample, generator="<i>gpt" if number % 3 else "seed")
+        for number, sample in enumerate(samples)
+    ]
+    seed, gpt = generator_rows(both, scores)
+    assert (seed.name, gpt.name) == ("seed", "<i>gpt")
+    assert seed.samples + gpt.samples == len(samples)
+    assert seed.distinct + gpt.distinct == len(scores)
+    assert max(seed.best, gpt.best) == max(scores.values())
+    assert gpt.admissible == sum(one.admissible for one in both if one.generator != "seed")
+    (none,) = (row for row in generator_rows(both, {}) if row.name == "seed")
+    assert none.best is None
+
+
+def test_page_shows_the_generators(tmp_path, made_up):
+    with made_up.new_store(tmp_path) as store:
+        prompt = store.save_prompt("short", "def")
+        for number, generator in enumerate(("seed", "<i>gpt")):
+            store.save(
+                Sample(
+                    iteration=1,
+                    number=number,
+                    prompt=prompt,
+                    text="nothing",
+                    tokens=(),
+                    stopped=True,
+                    source=None,
+                    generator=generator,
+                )
+            )
+        page = render(store)
+    assert "<h3>Generators</h3>" in page
+    assert "<td>&lt;i&gt;gpt</td>" in page
