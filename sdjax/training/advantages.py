@@ -19,16 +19,18 @@ def entropic_advantages(rewards: Float[np.ndarray, " samples"]) -> Float[np.ndar
     the maximum for large ones. Its gradient weights a sample by w = exp(beta r) / E[exp(beta R)]
     (section 3.2 and appendix A of Yuksekgonul et al. 2026, arXiv 2601.16175). As in the authors'
     code, the expectation is the mean over the other samples of the group, and beta is
-    `entropic_beta` of the group. Equal rewards give zero advantages.
+    `entropic_beta` of the group. Equal rewards give zero advantages. In a group of two, whose beta
+    has no bound, the mean is over both, so that the advantages are 1 and -1.
 
     Args:
         rewards: finite rewards of the samples of one group.
     """
-    if len(rewards) < 2:
+    if len(rewards) < 2 or np.ptp(rewards) == 0:
         return np.zeros(len(rewards))
     powers = np.exp(entropic_beta(rewards) * _below_best(rewards))
-    others = (powers.sum() - powers) / (len(powers) - 1)
-    return powers / (others + 1e-12) - 1
+    if len(powers) == 2:
+        return powers / powers.mean() - 1
+    return powers * (len(powers) - 1) / (powers.sum() - powers) - 1
 
 
 def entropic_beta(rewards: Float[np.ndarray, " samples"]) -> float:

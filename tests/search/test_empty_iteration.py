@@ -8,7 +8,8 @@ from sdjax.core.errors import UserError
 from sdjax.search import loop
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.loop import run_search
-from sdjax.search.phases import choose_pairs, judge
+from sdjax.search.phases import judge
+from sdjax.search.refinement import choose_training_data
 from sdjax.search.score_types import Answer
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
@@ -42,7 +43,7 @@ def test_first_iteration_without_programs_is_an_error_with_reasons(context, stor
     score_programs(context, store, sandbox, iteration=1)
     reasons = r"2 no program, 1 refused \(.+\); for example sample 1: .*import.*: 'def merge_models"
     with pytest.raises(UserError, match=reasons):
-        choose_pairs(context, store, iteration=1)
+        choose_training_data(context, store, iteration=1)
 
 
 def test_later_iteration_without_programs_has_no_pairs(context, store, sandbox, caplog):
@@ -50,8 +51,8 @@ def test_later_iteration_without_programs_has_no_pairs(context, store, sandbox, 
     write(store, 2, ["nothing"])
     judge(context, store, sandbox, iteration=1)
     score_programs(context, store, sandbox, iteration=1)
-    choose_pairs(context, store, iteration=1)
-    assert choose_pairs(context, store, iteration=2) == ()
+    choose_training_data(context, store, iteration=1)
+    assert choose_training_data(context, store, iteration=2).is_empty
     assert "no program of iteration 2 could be scored (1 no program; for example" in caplog.text
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from sdjax.cli.main import main
-from sdjax.training.config import DPOConfig, DPOJob, OptimizerConfig, SFTJob
+from sdjax.training.config import DPOConfig, DPOJob, OptimizerConfig, RunTrainingConfig, SFTJob
 
 JOB = {"model": "zoo:seed", "data": "pairs.jsonl", "out": "trained"}
 
@@ -36,7 +36,32 @@ def test_batches_include_accumulation():
         (DPOConfig, {}, "set exactly one of max_steps and epochs"),
         (DPOConfig, {"max_steps": 1, "epochs": 1.0}, "set exactly one of max_steps and epochs"),
         (OptimizerConfig, {"max_steps": 2, "warmup_steps": 3}, "warmup_steps: 3 exceeds max_steps"),
-        (DPOConfig, {"max_steps": 1, "loss": "hinge"}, "must be one of sigmoid, ipo"),
+        (
+            DPOConfig,
+            {"max_steps": 1, "loss": "hinge"},
+            "must be one of sigmoid, ipo, robust, forward_kl",
+        ),
+        (DPOConfig, {"max_steps": 1, "loss": "robust"}, "loss: robust needs label_smoothing"),
+        (
+            DPOConfig,
+            {"max_steps": 1, "label_smoothing": 0.1},
+            "label_smoothing: loss: sigmoid does not use it; remove the key, or set loss: robust",
+        ),
+        (
+            DPOConfig,
+            {"max_steps": 1, "loss": "robust", "label_smoothing": 0.5},
+            "less than 0.5",
+        ),
+        (
+            RunTrainingConfig,
+            {"max_steps": 1, "objective": "entropic", "nll_weight": 1.0},
+            "nll_weight: objective: entropic has no pairs",
+        ),
+        (
+            RunTrainingConfig,
+            {"max_steps": 1, "objective": "entropic", "start": "first"},
+            "start: objective: entropic learns from what the current generator wrote",
+        ),
         (DPOJob, {**JOB, "max_steps": 1, "enabled": False}, "enabled"),
         (
             SFTJob,

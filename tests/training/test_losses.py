@@ -21,7 +21,7 @@ from sdjax.training.dpo import TokenPair, pad_pairs, reference_logprobs, sequenc
 from sdjax.training.fit import compile_step
 from sdjax.training.jit_cache import JitCache
 from sdjax.training.logprobs import token_logprobs
-from sdjax.training.losses import ipo_loss, sigmoid_loss
+from sdjax.training.losses import LOSSES, MAX_EXPONENT, forward_kl_loss
 from sdjax.training.packing import Example, bucket_size, pack, target_batches
 from sdjax.training.sft import sft_loss
 from sdjax.training.trainable import full_finetune, lora_finetune, split_params
@@ -234,15 +234,39 @@ def test_trained_factors_keep_their_sharding(params, adapter):
 
 
 def test_losses_equal_the_papers_equations():
+    """Check each loss against NumPy in float64; the sums of TRL 1.16 are the same."""
     rng = np.random.default_rng(0)
-    log_ratios = jnp.asarray(rng.normal(0, 3, (5, 2)))
-    lengths = jnp.asarray(rng.integers(1, 9, (5, 2)).astype(float))
+    log_ratios = rng.normal(0, 3, (5, 2))
+    lengths = rng.integers(1, 9, (5, 2)).astype(float)
     margin = log_ratios[:, 0] - log_ratios[:, 1]
-    expected = np.log1p(np.exp(-0.3 * margin))
-    np.testing.assert_allclose(sigmoid_loss(log_ratios, lengths, 0.3, 0.0), expected, rtol=1e-5)
-    mean_log_ratios = log_ratios / lengths
-    expected = (mean_log_ratios[:, 0] - mean_log_ratios[:, 1] - 1 / 0.6) ** 2
-    np.testing.assert_allclose(ipo_loss(log_ratios, lengths, 0.3, 0.0), expected, rtol=1e-5)
+    per_token = log_ratios / lengths
+    correct, swapped = np.log1p(np.exp(-0.3 * margin)), np.log1p(np.exp(0.3 * margin))
+    powers = np.exp(-log_ratios)
+    expected = {
+        "sigmoid": correct,
+        "ipo": (per_token[:, 0] - per_token[:, 1] - 1 / 0.6) ** 2,
+        "robust": (0.8 * correct - 0.2 * swapped) / 0.6,
+        "forward_kl": np.logaddexp(0, -0.3 * (powers[:, 1] - powers[:, 0])),
+    }
+    assert expected.keys() == LOSSES.keys()
+    for name, values in expected.items():
+        found = LOSSES[name](jnp.asarray(log_ratios), jnp.asarray(lengths), 0.3, 0.2)
+        np.testing.assert_allclose(found, values, rtol=1e-5, err_msg=name)
+
+
+def test_forward_kl_stays_finite_for_completions_that_became_improbable():
+    def total(log_ratios):
+        return forward_kl_loss(log_ratios, jnp.ones((1, 2)), 0.4, 0.0).sum()
+
+    for chosen, rejected in ((-500.0, 0.0), (0.0, -500.0), (-500.0, -500.0)):
+        value, gradient = jax.value_and_grad(total)(jnp.array([[chosen, rejected]]))
+        assert np.isfinite(value)
+        assert np.isfinite(np.square(1e6 * np.asarray(gradient, np.float32))).all()
+    # a chosen completion is pulled back in proportion to what it lost
+    weak, strong = (
+        jax.grad(total)(jnp.array([[lost, 0.0]]))[0, 0] for lost in (-10.0, -MAX_EXPONENT + 1)
+    )
+    np.testing.assert_allclose(strong / weak, np.exp(MAX_EXPONENT - 11), rtol=1e-4)
 
 
 def test_ipo_starts_at_its_target_margin_and_trains(params, adapter):
