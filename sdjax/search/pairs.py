@@ -244,7 +244,7 @@ def _is_better(chosen: ScoredSample, rejected: ScoredSample, min_gap: float) -> 
 
 def _name(sample: ScoredSample) -> str:
     """Return the identity of a scored program, and the text of a sample with a fault."""
-    return sample.identity if sample.fault is None else f"{sample.fault}|{sample.text}"
+    return sample.identity if sample.fault is None else sample.text
 
 
 def _hash(key: int, pair: Pair) -> bytes:

@@ -1,5 +1,8 @@
+import dataclasses
 import random
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from sdjax.search.pairs import all_pairs, make_pairs, quota, rank_samples, select, subsample
@@ -52,7 +55,7 @@ def scored(rng: random.Random, programs: list[ScoredSample]) -> list[ScoredSampl
     ]
 
 
-@pytest.mark.parametrize("case", range(200))
+@pytest.mark.parametrize("case", range(100))
 def test_selection_rules_hold_for_random_populations(case):
     rng = random.Random(case)
     earlier = [scored(rng, population(rng, t, rng.randrange(1, 60))) for t in (1, 2)]
@@ -186,3 +189,110 @@ def test_quota_is_rounded_and_bounded():
     assert quota(100, 3, 50) == 3
     assert quota(10, 3, 5) == 2
     assert quota(3, 50, 1) == 1
+
+
+def faulty(rng, iteration, size):
+    """Return samples with and without faults; some repeat the text of another one."""
+    samples = scored(rng, population(rng, iteration, size))
+    faults = [None, None, "refused", "duplicate", "unchanged"]
+    return [
+        dataclasses.replace(
+            one,
+            fault=(fault := rng.choice(faults)),
+            identity="" if fault == "refused" else one.identity,
+            text=rng.choice([one.text, f"{fault} {one.number}"]),
+            prompt=f"prompt {rng.randrange(4)}",
+        )
+        for one in samples
+    ]
+
+
+RULES = [
+    {},
+    {"within_prompt": True},
+    {"max_pairs_per_chosen": 2},
+    {"max_pairs_per_rejected": 1, "within_prompt": True},
+    {"min_percentile": 60.0, "max_pairs_per_chosen": 1, "max_pairs": 7},
+]
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("case", range(8))
+def test_pair_rules_hold_for_random_samples_with_faults(case, rules):
+    rng = random.Random(case)
+    earlier = [faulty(rng, t, rng.randrange(0, 30)) for t in (1, 2)]
+    current = faulty(rng, 3, rng.randrange(0, 60))
+    config = SelectionConfig(
+        chosen_percent=50, rejected_percent=50, elites=1, min_change=0.1, min_gap=0.1, **rules
+    )
+    pairs = make_pairs(current, earlier, config, key=case)
+
+    scores = [one.score for one in rank_samples(current)]
+    for pair in pairs:
+        assert pair.chosen.fault is None
+        assert pair.chosen.change >= 0.1
+        assert pair.chosen.identity != pair.rejected.identity
+        assert pair.rejected.fault or pair.chosen.score - pair.rejected.score >= 0.1 - 1e-9
+        if config.within_prompt:
+            assert pair.chosen.prompt == pair.rejected.prompt
+        if config.min_percentile:
+            assert pair.chosen.score >= np.percentile(scores, 60) - 1e-12
+    assert len(set(pairs)) == len(pairs)
+    chosen = {(pair.chosen.prompt, pair.chosen.text) for pair in pairs}
+    losers = {(p.rejected.prompt, p.rejected.text) for p in pairs if p.rejected.fault}
+    assert not chosen & losers
+    if not rules and rank_samples(current) and pairs:
+        # every sample with a fault is rejected, once per text, unless its program or text is chosen
+        identities = {pair.chosen.identity for pair in pairs}
+        for one in current:
+            if one.fault and one.identity not in identities:
+                assert (one.prompt, one.text) in losers | chosen
+    for side, limit in (
+        ("chosen", config.max_pairs_per_chosen),
+        ("rejected", config.max_pairs_per_rejected),
+    ):
+        sides = (getattr(pair, side) for pair in pairs)
+        uses = Counter((one.identity, one.fault and one.text) for one in sides)
+        assert max(uses.values(), default=0) <= (limit or len(pairs))
+    assert len(pairs) <= (config.max_pairs or len(pairs))
+
+    rng.shuffle(current)
+    for samples in earlier:
+        rng.shuffle(samples)
+    assert make_pairs(current, earlier, config, key=case) == pairs
+
+
+def refused(number, *, prompt="prompt 1"):
+    one = program("", 0.0, number=number)
+    return dataclasses.replace(one, prompt=prompt, text=f"1 + {number}", fault="refused")
+
+
+def test_one_program_is_chosen_over_refused_samples():
+    samples = [program("a", 0.4), refused(1), refused(2)]
+    pairs = make_pairs(samples, [], CONFIG, key=0)
+    assert [pair.rejected.number for pair in pairs] == [1, 2]
+    assert make_pairs(samples[:1], [], CONFIG, key=0) == ()
+    assert make_pairs(samples[1:], [], CONFIG, key=0) == ()
+
+
+def test_better_half_of_a_prompt_is_paired_with_its_worse_half_and_failures_as_in_evotune():
+    config = SelectionConfig(
+        chosen_percent=50,
+        rejected_percent=50,
+        elites=0,
+        within_prompt=True,
+        max_pairs_per_rejected=1,
+    )
+    first = [program(f"p{n}", n / 10, number=n) for n in range(4)]
+    second = [
+        dataclasses.replace(program(f"q{n}", 0.5 + n / 10, number=10 + n), prompt="prompt 2")
+        for n in range(4)
+    ]
+    failures = [refused(20), refused(21), refused(22, prompt="prompt 2")]
+    pairs = make_pairs([*first, *second, *failures], [], config, key=0)
+    assert {pair.chosen.identity for pair in pairs} <= {"p2", "p3", "q2", "q3"}
+    assert sorted(pair.rejected.number for pair in pairs) == [0, 1, 10, 11, 20, 21, 22]
+    assert {(pair.chosen.prompt, pair.rejected.prompt) for pair in pairs} == {
+        ("prompt 1", "prompt 1"),
+        ("prompt 2", "prompt 2"),
+    }
