@@ -129,7 +129,7 @@ def plan_run(config: RunConfig, *, trust_code: bool = False) -> RunPlan:
     with errors_at(config, "generation.decoding"):
         generator_decoder = _build_decoder(model, plan.tokenizer, decoding, plan.mesh)
     renderer = prompt_renderer(config, plan.tokenizer, decoding)
-    check_prompt(renderer)
+    check_prompt(renderer, model.max_seq_len)
     return RunPlan(
         **vars(plan),
         generator_decoder=generator_decoder,
@@ -261,8 +261,16 @@ def prompt_renderer(
     )
 
 
-def check_prompt(renderer: PromptRenderer) -> None:
-    """Raise UserError if a prompt, with the longest programs, does not fit into the decoder."""
+def check_prompt(renderer: PromptRenderer, max_seq_len: int) -> None:
+    """Check that a prompt, with the longest programs, fits into the decoder and the context.
+
+    Args:
+        renderer: the prompt of the run.
+        max_seq_len: maximum sequence length of the model.
+
+    Raises:
+        UserError: the prompt is too long; the message names the key to change.
+    """
     config, largest = renderer.config, renderer.max_tokens
     generation = config.generation
     length = renderer.length(renderer.message())
@@ -272,13 +280,23 @@ def check_prompt(renderer: PromptRenderer) -> None:
                 f"the prompt {generation.prompt!r} has {length} tokens, but the largest bucket is "
                 f"{largest}; add a bucket of at least {length}"
             )
-        longest = longest_prompt(renderer, generation.decoding.max_new_tokens)
-        if generation.memory is not None and longest > largest:
+    new_tokens = generation.decoding.max_new_tokens
+    longest = longest_prompt(renderer, new_tokens)
+    if generation.memory is None or longest <= largest:
+        return
+    prompt = f"the prompt {generation.prompt!r} may have {longest} tokens with memory"
+    shorter = "lower generation.memory.programs or generation.decoding.max_new_tokens"
+    if longest + new_tokens > max_seq_len:
+        with errors_at(config, "generation.memory.programs"):
             raise UserError(
-                f"a prompt {generation.prompt!r} with memory may have {longest} tokens, but the "
-                f"largest bucket is {largest}; add a bucket of at least {longest}, or lower "
-                f"generation.memory.programs or generation.decoding.max_new_tokens"
+                f"{prompt}, which with {new_tokens} new ones exceeds the model's maximum sequence "
+                f"length of {max_seq_len}; {shorter}"
             )
+    with errors_at(config, "generation.decoding.buckets"):
+        raise UserError(
+            f"{prompt}, but the largest bucket is {largest}; add a bucket of at least {longest}, "
+            f"or {shorter}"
+        )
 
 
 def load_task(config: RunConfig, *, trust_code: bool) -> Task:

@@ -212,9 +212,11 @@ def test_source_with_special_tokens_is_not_shown(tokenizer, store):
 
 
 def test_longest_prompt_must_fit(tokenizer):
-    check_prompt(renderer_of(tokenizer))
+    check_prompt(renderer_of(tokenizer), 512)
     too_small = renderer_of(tokenizer, "generation.decoding.buckets=[16,64]")
-    with pytest.raises(UserError, match=r"buckets.*may have \d+ tokens.*memory.programs"):
-        check_prompt(too_small)
+    with pytest.raises(UserError, match=r"buckets.*may have \d+ tokens.*add a bucket of at least"):
+        check_prompt(too_small, 512)
+    with pytest.raises(UserError, match=r"memory.programs: .*exceeds.* length of 256; lower"):
+        check_prompt(too_small, 256)
     with pytest.raises(UserError, match="'short' has no place for earlier programs; set"):
         renderer_of(tokenizer, "generation.prompt=short", "generation.memory.programs=1")
