@@ -137,11 +137,11 @@ def start_run(
     with _joined_processes(out, trust_code=trust_code) as options:
         from sdjax.search.announcement import check_new_folder
         from sdjax.search.config import read_config
-        from sdjax.search.limits import raised_limits
+        from sdjax.search.limits import contacted_endpoints, raised_limits
         from sdjax.sharding.multihost import is_main_process
 
         run_config = read_config(config, overrides)
-        if raised_limits(run_config.sandbox):
+        if raised_limits(run_config.sandbox) or contacted_endpoints(run_config):
             options.append("--trust-limits")
         if out is None or dry_run:
             _announce(run_config, out, resume=False, trust_code=trust_code)

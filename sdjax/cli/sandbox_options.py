@@ -37,7 +37,7 @@ trust_code_option = click.option(
 trust_limits_option = click.option(
     "--trust-limits",
     is_flag=True,
-    help="Use the limits of the run's folder although they are above the defaults.",
+    help="Use limits of the run's folder that are above the defaults, and its endpoints.",
 )
 
 

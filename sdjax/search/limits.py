@@ -1,7 +1,8 @@
-"""Limits in the config of a stored run, which were chosen by the author of the run.
+"""Limits and endpoints in the config of a stored run, which were chosen by its author.
 
-A folder from someone else must not raise what a command may use of this machine. The stored limits
-may be lower than the defaults; higher ones are used only if the user says so.
+A folder from someone else must not raise what a command may use of this machine, nor have it send a
+key of the user's anywhere. The stored limits may be lower than the defaults; higher ones, and
+endpoints, are used only if the user says so.
 """
 
 from __future__ import annotations
@@ -55,6 +56,46 @@ def check_limits(
             f"{where}: its config allows programs more than the defaults: "
             f"{'; '.join(higher[:3])}{more}; if you trust the author of this run, add "
             "--trust-limits"
+        )
+
+
+def contacted_endpoints(config: RunConfig) -> dict[str, str]:
+    """Return the generators that send something to an endpoint, with a description."""
+    endpoints = {name: one.endpoint for name, one in config.generators.items()}
+    return {
+        name: f"generators.{name} sends prompts"
+        + (f" and the key in {one.api_key_env}" if one.api_key_env else "")
+        + f" to {one.base_url}"
+        for name, one in endpoints.items()
+        if one is not None and one.replay is None
+    }
+
+
+def check_endpoints(
+    config: RunConfig, where: str, *, trusted: bool, overrides: Sequence[str] = ()
+) -> None:
+    """Check that the config of a stored run sends nothing to an endpoint.
+
+    Args:
+        config: the run's config, with the overrides.
+        where: the run's folder, for the message.
+        trusted: whether the user accepts the endpoints.
+        overrides: assignments of the command line; an endpoint whose `base_url` they set is the
+            user's own.
+
+    Raises:
+        UserError: there is an endpoint that the user has not accepted.
+    """
+    keys = {override.partition("=")[0] for override in overrides}
+    foreign = [
+        text
+        for name, text in contacted_endpoints(config).items()
+        if f"generators.{name}.endpoint.base_url" not in keys
+    ]
+    if foreign and not trusted:
+        raise UserError(
+            f"{where}: its config contacts endpoints: {'; '.join(foreign[:3])}; if it is your run, "
+            "or you trust its author, add --trust-limits"
         )
 
 

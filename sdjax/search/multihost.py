@@ -27,7 +27,7 @@ from sdjax.sandbox.verify.verified_program import verify_ir
 from sdjax.search.attempts import DATABASE_FILE
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.context import ScoringContext
-from sdjax.search.limits import check_limits
+from sdjax.search.limits import check_endpoints, check_limits
 from sdjax.search.provenance import run_inputs
 from sdjax.search.resume import resume_store, stored_config_changes
 from sdjax.search.store import Store
@@ -62,8 +62,8 @@ def stored_config(
     """Return the config of the run in a folder, with overrides such as "iterations=5".
 
     Raises:
-        UserError: an invalid config, or limits above the defaults that are not trusted; see
-            `sdjax.search.limits`.
+        UserError: an invalid config, or limits above the defaults or endpoints that are not
+            trusted; see `sdjax.search.limits`.
     """
 
     def read() -> bytes:
@@ -73,6 +73,7 @@ def stored_config(
     stored = json.loads(broadcast_from_main(read))
     config = config_from(stored, f"{folder}: its config", overrides)
     check_limits(config.sandbox, str(folder), trusted=trust_limits, overrides=overrides)
+    check_endpoints(config, str(folder), trusted=trust_limits, overrides=overrides)
     return config
 
 

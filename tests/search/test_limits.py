@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from sdjax.cli.main import main
 from sdjax.cli.sandbox_options import signature_from_options
 from sdjax.core.errors import UserError
+from sdjax.generators.config import EndpointConfig, GeneratorConfig
 from sdjax.sandbox.config import SandboxConfig
 from sdjax.search.config import read_config
-from sdjax.search.limits import check_limits, raised_limits
+from sdjax.search.limits import check_endpoints, check_limits, raised_limits
 from sdjax.search.multihost import stored_config
 from sdjax.search.store import Store
 
@@ -97,3 +98,22 @@ def test_overrides_are_the_words_of_the_user(run):
     config = stored_config(run, ["sandbox.workers=8", "sandbox.max_expansion=64"])
     assert (config.sandbox.workers, config.sandbox.max_expansion) == (8, 64)
     assert stored_config(run, trust_limits=True).sandbox.max_expansion == 64
+
+
+def test_endpoint_of_a_stored_run_is_contacted_only_if_the_user_says_so(small_config):
+    endpoint = EndpointConfig(base_url="http://stranger/v1", model="m", api_key_env="MY_KEY")
+
+    def configured(**changes):
+        generator = GeneratorConfig(endpoint=dataclasses.replace(endpoint, **changes))
+        return dataclasses.replace(small_config, generators={"gpt": generator})
+
+    expected = r"sends prompts and the key in MY_KEY to http://stranger/v1; .*add --trust-limits"
+    with pytest.raises(UserError, match=expected):
+        check_endpoints(configured(), "folder", trusted=False, overrides=["iterations=3"])
+    with pytest.raises(UserError, match="sends prompts to http://stranger/v1"):
+        check_endpoints(configured(api_key_env=None), "folder", trusted=False)
+    check_endpoints(configured(), "folder", trusted=True)
+    own = ["generators.gpt.endpoint.base_url=http://mine/v1"]
+    check_endpoints(configured(), "folder", trusted=False, overrides=own)
+    check_endpoints(configured(replay="file"), "folder", trusted=False)
+    check_endpoints(small_config, "folder", trusted=False)
