@@ -25,6 +25,7 @@ _UNBOUNDED = {
     "io/atomic_write.py": {"os.open", "os.fdopen"},
     "io/resumable_writer.py": {"(self.folder / JOURNAL).open", "os.open", "_BOOT_ID.read_text"},
     "io/resumable_log.py": {"self.path.open"},
+    "generators/recording.py": {"self.path.open"},
     "cli/generate.py": {"os.fdopen"},
     # Files of the package and of the system.
     "evaluation/tasks/fixed.py": {"(_FOLDER / f'{name}.jsonl').read_text", "json.loads"},
@@ -49,7 +50,9 @@ _UNBOUNDED = {
     "sandbox/replies.py": {"json.loads"},
     "sandbox/signature.py": {"json.loads"},
     "report/transfer.py": {"json.loads"},
+    "generators/shared.py": {"json.loads"},
     "search/extension.py": {"json.loads"},
+    "search/generator_plan.py": {"json.loads"},
     "search/multihost.py": {"json.loads"},
     "search/transfer.py": {"json.loads"},
     "sharding/multihost.py": {"json.loads"},
