@@ -19,7 +19,11 @@ SHARED = (
     "controls=null",
     "test.ablations=0",
 )
-_MEMORY = ("generation.prompt=short-memory", "generation.memory={programs: 2}")
+_MEMORY = (
+    "generation.prompt=short-memory",
+    "generation.memory={programs: 2}",
+    "generation.decoding.buckets=[10, 192, 320]",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ TRAINING_ARMS = tuple(
         "forward-kl": _FORWARD_KL,
         "from-first": _FROM_FIRST,
         "evotune": (*_REFUSED, *_FORWARD_KL, *_FROM_FIRST, "training.nll_weight=1"),
+        "capped": ("selection.max_pairs_per_chosen=2",),
+        "entropic": ("training.objective=entropic", "training.nll_weight=0"),
         "beta-0.5": ("training.beta=0.5",),
         "rate-1e-4": ("training.learning_rate=1e-4",),
     }.items()
