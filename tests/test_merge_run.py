@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdjax.cli.merge import merge_discovered
+from sdjax.cli.merge_discovered import merge_discovered
 from sdjax.core.errors import UserError
 from sdjax.evaluation.task import Outcome
 from sdjax.merging.recipe.from_algorithm import open_models

@@ -12,6 +12,7 @@ import click
 
 from sdjax.cli.group import ANY_PATH, FOLDER_PATH, echo, examples
 from sdjax.cli.interrupts import resume_hint
+from sdjax.cli.merge_discovered import merge_discovered
 from sdjax.cli.mergekit_options import mergekit_options, out_shard_size_option
 from sdjax.cli.named_values import parse_experts, parse_named
 from sdjax.cli.open_algorithm import (
@@ -308,73 +309,4 @@ def _judge_program(
         parameters=parameters,
         allow_missing=allow_missing,
         trial=trial,
-    )
-
-
-def merge_discovered(
-    run: Path,
-    rank: int,
-    out: Path,
-    *,
-    trust_limits: bool = False,
-    allow_missing: Collection[str] = (),
-    **options: Any,
-) -> MergeResult:
-    """Write the merged model of a discovered program, identical to the one that the run scored.
-
-    Args:
-        run: folder of the run.
-        rank: rank of the program, as in the report; 1 is the run's best.
-        out: folder of the result.
-        trust_limits: use limits of the run that are above the defaults.
-        allow_missing: layers of confinement that this machine may lack, whatever the run says.
-        options: as in `merge_algorithm`.
-
-    Raises:
-        UserError: the run does not exist, has fewer scored programs or has limits that are not
-            trusted, or see `merge_recipe`.
-    """
-    from sdjax.merging.recipe.from_algorithm import merge_algorithm, open_models
-    from sdjax.merging.recipe.model_card import PROGRAM, Provenance
-    from sdjax.programs.signature import merge_signature, merge_trial
-    from sdjax.sandbox.algorithm import to_algorithm
-    from sdjax.sandbox.sandbox import Sandbox
-    from sdjax.search.context import run_key, verify_stored
-    from sdjax.search.limits import limits_of_run
-    from sdjax.search.ranking import final_ranking
-    from sdjax.search.store import Store
-
-    with Store.open(run) as store:
-        config = store.config()
-        limits = limits_of_run(config, run, trusted=trust_limits)
-        programs = final_ranking(store, config.task.metric)
-        if not programs:
-            raise UserError(f"{run}: the run has no scored program; resume it until it has one")
-        if not 1 <= rank <= len(programs):
-            raise UserError(
-                f"{run}: no program of rank {rank}: the run has {len(programs)} scored programs; "
-                "lower --rank"
-            )
-        program = store.program(programs[rank - 1].identity or "")
-    experts = {slot: config.experts[slot].model for slot in config.slots}
-    models = open_models(config.seed, experts, Path.cwd())
-    signature = merge_signature(models, config.scope, limits)
-    verified = verify_stored(program, signature)
-    with Sandbox(signature, workers=1, allow_missing=allow_missing) as sandbox:
-        refusal = sandbox.try_merge(program.ir, merge_trial(models, config.scope))
-    if refusal is not None:
-        raise UserError(f"{run}: {refusal.verdict} ({refusal.rule}): {refusal.message}")
-    return merge_algorithm(
-        to_algorithm(verified, name=f"program {program.identity[:12]}"),
-        models,
-        config.scope,
-        out,
-        provenance=Provenance(
-            method=f"program {program.identity[:12]}, rank {rank} of {run.resolve().name}",
-            file=PROGRAM,
-            text=program.source,
-            seed=config.rng_seed,
-        ),
-        key=run_key(config.rng_seed, "merge"),
-        **options,
     )

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from sdjax.core.errors import UserError
+from sdjax.core.recent import Recent
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.merging.engine import Merger
 from sdjax.merging.merged_model import MergedModel
@@ -28,6 +29,7 @@ from sdjax.models.tree import flatten
 from sdjax.programs.signature import model_signature
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import apply_program, trial_of
+from sdjax.search.bases import context_on_base, experts_on_base
 from sdjax.search.context import RunContext
 from sdjax.search.multihost import SharedJudge, open_sandbox, try_merge
 from sdjax.search.phases import judged_program
@@ -66,10 +68,11 @@ class AblationMerges:
             store: the run's store.
             sandbox: the sandbox on the main process; None on the others.
         """
-        self._context = context
+        self._root = context
         self._store = store
+        self._sandbox = sandbox
         self._judge = SharedJudge(sandbox, context.signature)
-        self._scopes: dict[str, tuple[RunContext, Sandbox | None]] = {}
+        self._scopes: dict[tuple[str, str | None], tuple[RunContext, Sandbox | None]] = {}
         self._tunables: dict[str, Tunable] = {}
         self._merged: dict[str, MergedModel] = {}
         self._stack = contextlib.ExitStack()
@@ -98,20 +101,22 @@ class AblationMerges:
         program = self._program(str(detail["program"]))
         if "scale" not in detail:
             self._merged.clear()  # its memory
+        context = self._context(program)
         try:
             if "scale" in detail:
-                return self._scaled(program, float(detail["scale"]))
+                return self._scaled(context, program, float(detail["scale"]))
             if "constant" in detail:
-                return self._with_constant(program, str(detail["constant"]), float(detail["value"]))
+                name, value = str(detail["constant"]), float(detail["value"])
+                return self._with_constant(context, program, name, value)
             if "expert" in detail:
-                experts = {str(detail["expert"]): self._context.seed}
-                return self._apply(self._with_experts(experts), program)
+                experts = {str(detail["expert"]): context.seed}
+                return self._apply(_with_experts(context, experts), program)
             if "swapped" in detail:
                 first, second = map(str, detail["swapped"])
-                trees = dict(self._experts())
+                trees = _experts(context)
                 experts = {first: trees[second], second: trees[first]}
-                return self._apply(self._with_experts(experts), program)
-            return self._in_scope(program, str(detail["scope"]))
+                return self._apply(_with_experts(context, experts), program)
+            return self._in_scope(context, program, str(detail["scope"]))
         except _CANNOT_MERGE as error:
             text = error if isinstance(error, UserError) else type(error).__name__
             raise MergeFailure(" ".join(str(text).split())) from error
@@ -120,15 +125,9 @@ class AblationMerges:
         (entry,) = self._store.select(Entry, name=name)
         return self._store.program(entry.identity or "")
 
-    def _experts(self) -> Mapping[str, Any]:
-        slots = self._context.config.slots
-        return dict(zip(slots, self._context.experts[MAIN], strict=True))
-
-    def _with_experts(self, changed: Mapping[str, Any]) -> RunContext:
-        """Return the context with other experts in some slots."""
-        trees = {**self._experts(), **changed}
-        merger = _merger(self._context, list(trees.values()), self._context.paths)
-        return dataclasses.replace(self._context, mergers={**self._context.mergers, MAIN: merger})
+    def _context(self, program: Program) -> RunContext:
+        """Return the context with the base of a program."""
+        return context_on_base(self._root, self._store, program.base, sandbox=self._sandbox)
 
     def _apply(self, context: RunContext, program: Program) -> MergedModel:
         application, merged = apply_program(context, program, MAIN)
@@ -136,23 +135,26 @@ class AblationMerges:
             raise MergeFailure(application.message or application.verdict)
         return merged
 
-    def _scaled(self, program: Program, scale: float) -> MergedModel:
-        """Return the seed plus the scaled task vector of the merged model, which is an expert."""
+    def _scaled(self, context: RunContext, program: Program, scale: float) -> MergedModel:
+        """Return the base plus the scaled task vector of the merged model, which is an expert."""
         if program.identity not in self._merged:
-            self._merged = {program.identity: self._apply(self._context, program)}
+            self._merged = {program.identity: self._apply(context, program)}
         merged = self._merged[program.identity].params
-        merger = _merger(self._context, [merged], self._context.paths)
+        merger = _merger(context, [merged], context.paths)
         method = algorithm("task_arithmetic").bind(weight=scale)
-        return merger(method, key=self._context.key("merge"))
+        return merger(method, key=context.key("merge"))
 
-    def _with_constant(self, program: Program, name: str, value: float) -> MergedModel:
+    def _with_constant(
+        self, context: RunContext, program: Program, name: str, value: float
+    ) -> MergedModel:
         tunable = self._tunable(program)
         values = np.array([value if one.name == name else one.start for one in tunable.parameters])
-        return self._context.merge(tunable.bind(values))
+        return context.merge(tunable.bind(values))
 
     def _tunable(self, program: Program) -> Tunable:
         if program.identity not in self._tunables:
-            trial = trial_of(self._context, MAIN) if jax.default_backend() == "cpu" else None
+            on_cpu = jax.default_backend() == "cpu"
+            trial = trial_of(self._context(program), MAIN) if on_cpu else None
             tunable = program_tunable(
                 program.source,
                 self._judge,
@@ -163,11 +165,14 @@ class AblationMerges:
             self._tunables = {program.identity: tunable}
         return self._tunables[program.identity]
 
-    def _in_scope(self, program: Program, scope: str) -> MergedModel:
-        if scope not in self._scopes:
-            context = _scoped(self._context, scope)
-            self._scopes[scope] = context, self._stack.enter_context(open_sandbox(context))
-        context, sandbox = self._scopes[scope]
+    def _in_scope(self, on_base: RunContext, program: Program, scope: str) -> MergedModel:
+        key = scope, program.base
+        if key not in self._scopes:
+            # Only one base is in memory.
+            self._scopes = {one: v for one, v in self._scopes.items() if one[1] == program.base}
+            context = _scoped(on_base, self._root, scope)
+            self._scopes[key] = context, self._stack.enter_context(open_sandbox(context))
+        context, sandbox = self._scopes[key]
         judge = SharedJudge(sandbox, context.signature)
         verdict = judge.judge(program.source, name=scope)
         judged = judged_program(context, program.source, verdict)
@@ -180,23 +185,42 @@ class AblationMerges:
         return self._apply(context, judged)
 
 
-def _scoped(context: RunContext, scope: str) -> RunContext:
-    """Return the context of the search with other tensors in scope, which are loaded."""
+def _experts(context: RunContext) -> dict[str, Any]:
+    return dict(zip(context.config.slots, context.experts[MAIN], strict=True))
+
+
+def _with_experts(context: RunContext, changed: Mapping[str, Any]) -> RunContext:
+    """Return the context with other experts in some slots."""
+    trees = {**_experts(context), **changed}
+    merger = _merger(context, list(trees.values()), context.paths)
+    return dataclasses.replace(context, mergers={**context.mergers, MAIN: merger})
+
+
+def _scoped(context: RunContext, root: RunContext, scope: str) -> RunContext:
+    """Return the context of the search with other tensors in scope, which are loaded.
+
+    Args:
+        context: the context with the base of a program.
+        root: the context with the seed.
+        scope: the other scope.
+    """
     config = context.config
     paths = select_paths(param_specs(context.model), scope)
     experts = [
         load_model(config.experts[slot].model, paths=paths, mesh=context.mesh)[1]
         if not set(paths) <= set(flatten(tree))
         else tree
-        for slot, tree in zip(config.slots, context.experts[MAIN], strict=True)
+        for slot, tree in zip(config.slots, root.experts[MAIN], strict=True)
     ]
+    if context.base is not None:
+        experts = list(experts_on_base(config, experts, seed=root.seed, base=context.seed))
     return dataclasses.replace(
         context,
         paths=paths,
         signature=model_signature(context.model, config.slots, scope, config.sandbox),
         experts={MAIN: experts},
         mergers={MAIN: _merger(context, experts, paths)},
-        verified={},
+        verified=Recent(context.verified.capacity),
     )
 
 

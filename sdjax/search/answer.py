@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import holm_levels, paired_difference, paired_p_value
 from sdjax.programs.constants import find_constants
+from sdjax.search.base_chains import chain_of_entry
 from sdjax.search.budget import number_in
 from sdjax.search.entry_names import display_name, short_identity
 from sdjax.search.ranking import (
@@ -172,11 +173,15 @@ def _compare(
 
 
 def count_numbers(store: Store, entry: Entry) -> int:
-    """Return how many numbers of an entry could be tuned.
+    """Return how many numbers of an entry could be tuned, with those of its base.
 
     When a program is selected among many by its score, so are its constants, just as a grid selects
     hyperparameters. So both count, although no optimizer tuned them.
     """
+    return sum(_own_numbers(store, one) for one in chain_of_entry(store, entry))
+
+
+def _own_numbers(store: Store, entry: Entry) -> int:
     if "constants" in entry.detail:
         return int(number_in(entry.detail, "constants"))
     if entry.kind == "program":

@@ -16,6 +16,7 @@ import jax
 
 from sdjax.core.errors import UserError
 from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.engine import Merger
 from sdjax.merging.merged_model import MergedModel
 from sdjax.sandbox.algorithm import loop_limit_check, to_algorithm
 from sdjax.sandbox.merge_trial import MergeTrial, TrialTensor, check_estimate
@@ -81,7 +82,11 @@ def refused_application(
 
 def trial_of(context: ScoringContext, setting: str) -> MergeTrial:
     """Return what `apply_program` compiles, for `Sandbox.try_merge`."""
-    merger = context.mergers[setting]
+    return trial_of_merger(context.mergers[setting])
+
+
+def trial_of_merger(merger: Merger) -> MergeTrial:
+    """Return what a merger compiles for a program, for `Sandbox.try_merge`."""
     tensors = tuple(
         TrialTensor(
             path=path,
@@ -93,7 +98,7 @@ def trial_of(context: ScoringContext, setting: str) -> MergeTrial:
         for path, (base, experts) in merger.tensors.items()
     )
     return MergeTrial(
-        memory=merge_memory(context, setting),
+        memory=_memory_of_merger(merger),
         tensors=tensors,
         compiler="quick" if merger.compile_cache.quick else "full",
     )
@@ -101,7 +106,11 @@ def trial_of(context: ScoringContext, setting: str) -> MergeTrial:
 
 def merge_memory(context: ScoringContext, setting: str) -> int:
     """Return the bytes that the devices of a setting's models have together."""
-    _, experts = next(iter(context.mergers[setting].tensors.values()))
+    return _memory_of_merger(context.mergers[setting])
+
+
+def _memory_of_merger(merger: Merger) -> int:
+    _, experts = next(iter(merger.tensors.values()))
     return memory_of(experts[0].sharding.device_set)
 
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from sdjax.core.progress import progress_bar
-from sdjax.merging.algorithm import Algorithm
-from sdjax.merging.methods.registry import algorithm
-from sdjax.sandbox.refusal import NON_FINITE
+from sdjax.sandbox.refusal import NON_FINITE, Refusal
 from sdjax.sandbox.verdict import ADMITTED
+from sdjax.search.bases import context_on_base
 from sdjax.search.config import RunConfig
 from sdjax.search.context import ScoringContext
-from sdjax.search.controls import open_control
+from sdjax.search.controls import method_algorithm
 from sdjax.search.grids import grid_methods
-from sdjax.search.plan import ScoringPlan
 from sdjax.search.ranking import best_by_group, complete_scores
 from sdjax.search.score_types import Application
 from sdjax.search.scoring import score
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, MAIN, Entry
+
+SEED = "seed"  # name of the seed's entry
 
 
 def expert_entry(slot: str) -> str:
@@ -41,7 +39,7 @@ def score_baselines(
     """
     experts = [expert_entry(slot) for slot in context.config.slots]
     methods = grid_methods(context.config)
-    kinds = {"seed": "seed"} | dict.fromkeys(experts, "expert") | dict.fromkeys(methods, "method")
+    kinds = {SEED: "seed"} | dict.fromkeys(experts, "expert") | dict.fromkeys(methods, "method")
     missing = [name for name in kinds if not _is_settled(store, name, DEVELOPMENT, MAIN)]
     done = len(kinds) - len(missing)
     with progress_bar("baselines", len(kinds), completed=done) as advance:
@@ -74,12 +72,26 @@ def score_baseline(
     if _is_settled(store, name, split, setting):
         return
     if detail is not None:
-        merged = context.merge(_algorithm_of(context, detail), setting)
+        try:
+            context = context_on_base(context, store, detail.get("base"), setting)
+        except Refusal as refusal:
+            store.save(
+                Application(
+                    entry=name,
+                    setting=setting,
+                    verdict=refusal.verdict,
+                    rule=refusal.rule,
+                    message=refusal.message,
+                    change=0.0,
+                )
+            )
+            return
+        merged = context.merge(method_algorithm(context, detail), setting)
         verdict = ADMITTED if merged.finite else NON_FINITE
         store.save(Application(entry=name, setting=setting, verdict=verdict, change=merged.change))
         if merged.finite:
             score(context, store, name, merged.params, split, setting)
-    elif name == "seed":
+    elif name == SEED:
         score(context, store, name, context.seed, split, setting)
     else:
         slot = name.removeprefix("expert:")
@@ -96,13 +108,6 @@ def tuned_methods(config: RunConfig, store: Store) -> list[str]:
     ]
     best = best_by_group(groups, complete_scores(store, config.task.metric))
     return list(dict.fromkeys(best.values()))
-
-
-def _algorithm_of(plan: ScoringPlan, detail: Mapping[str, Any]) -> Algorithm:
-    """Return the algorithm of a grid point or of a tuned control."""
-    if "family" in detail:
-        return open_control(plan, detail["family"]).bind(np.array(detail["values"]))
-    return algorithm(detail["method"], **detail["hyperparameters"])
 
 
 def _is_settled(store: Store, name: str, split: str, setting: str) -> bool:

@@ -10,17 +10,17 @@ from typing import Any
 from sdjax.search.config import RunConfig
 from sdjax.search.ranking import programs_of, purpose_samples
 from sdjax.search.store import Store
+from sdjax.search.structures import structures_of
 from sdjax.search.types import (
     DEVELOPMENT,
     SEARCH,
     UNTRAINED,
     Entry,
-    StoredVerdict,
     phase_name,
     program_entry,
 )
 
-_PHASES = ("generate", "admit", "score", "refine")
+_PHASES = ("generate", "admit", "score", "promote", "refine")
 TUNING = "tuning"  # in an entry's details: what the search for its numbers cost
 
 
@@ -71,17 +71,17 @@ def spent(store: Store, purpose: str = SEARCH) -> Spent:
         store: the run's store.
         purpose: "search", that of a control, or the name of a measurement.
     """
-    structures = {one.identity: one.structure for one in store.select(StoredVerdict)}
+    structures = structures_of(store)
     answered = {one.entry: one.problems for one in store.summaries(DEVELOPMENT)}
     tried = store.candidate_problems()
     samples = purpose_samples(store, purpose)
     identities = {sample.unconfirmed or sample.identity for sample in samples} - {None}
-    tuned = {structures.get(identity) for identity in identities} & tried.keys()
+    tuned = {structures.get(identity or "") for identity in identities} & tried.keys()
     problems = sum(tried[structure] for structure in tuned if structure is not None)
     problems += sum(
         answered.get(program_entry(identity or ""), 0)
         for identity in identities
-        if structures.get(identity) not in tuned
+        if structures.get(identity or "") not in tuned
     )
     phases = store.phases()
     names = {phase_name(name, purpose) for name in _PHASES}

@@ -31,6 +31,7 @@ from sdjax.evaluation.racing import Race
 from sdjax.generators.config import GeneratorConfig, SharesConfig, check_generators
 from sdjax.programs import prompts
 from sdjax.sandbox.config import SandboxConfig
+from sdjax.search.coevolution_config import CoevolutionConfig
 from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig, RunTuningConfig
 from sdjax.search.memory_config import MemoryConfig
 from sdjax.search.selection_config import SelectionConfig
@@ -189,6 +190,8 @@ class RunConfig:
             as in the paper, and needs `score: as_written`.
         controls: what the programs are compared with, at the budget of the run; null switches all
             controls off.
+        coevolution: whether the best merged model of an iteration may become the next base, the
+            next generator, or both; null keeps the seed, as in the paper.
         test: the final evaluation on the test problems.
         limits: limits that end the search early.
         rng_seed: seed for all random numbers of the run.
@@ -216,6 +219,7 @@ class RunConfig:
     race: Race | None = Field(default_factory=Race)
     tuning: RunTuningConfig | None = Field(default_factory=RunTuningConfig)
     controls: ControlsConfig | None = Field(default_factory=ControlsConfig)
+    coevolution: CoevolutionConfig | None = None
     test: TestConfig = Field(default_factory=TestConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     rng_seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
@@ -261,6 +265,24 @@ class RunConfig:
             raise ValueError(
                 "generation.seed_generator is false, so that no generator can be trained; set "
                 "training.enabled to false as well"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_coevolution(self) -> RunConfig:
+        if self.coevolution is not None and self.task.confirmation == 0:
+            raise ValueError(
+                "coevolution compares merged models on confirmation problems, but "
+                "task.confirmation is 0; remove that, or set coevolution to null"
+            )
+        if (
+            self.coevolution is not None
+            and self.coevolution.generator
+            and not self.generation.seed_generator
+        ):
+            raise ValueError(
+                "coevolution.generator replaces the run's own generator, but "
+                "generation.seed_generator is false; set either the other way"
             )
         return self
 

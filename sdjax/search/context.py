@@ -25,6 +25,7 @@ from sdjax.sandbox.signature import MergeSignature
 from sdjax.sandbox.verify.verified_program import VerifiedProgram, verify_ir
 from sdjax.search.config import RunConfig
 from sdjax.search.plan import RunPlan, ScoringPlan, plan_run
+from sdjax.search.store import Store
 from sdjax.search.types import MAIN, Program
 from sdjax.training.jit_cache import JitCache
 
@@ -47,15 +48,44 @@ def run_key(rng_seed: int, purpose: str, *numbers: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ScoringContext(ScoringPlan):
-    """The loaded models of a run. Only the caches, `verified` and `model_gradients`, change.
+class BaseWeights:
+    """The weights of a base that is not the seed; see `sdjax.search.bases`.
 
     Attributes:
-        seed: parameters of the seed.
+        store: store of the run whose base it is.
+        base: name of the base's entry.
+        setting: name of the setting whose models were merged into it.
+        params: parameters of the base.
+        experts: the experts whose differences from the base are the task vectors.
+        merger: the merger of the base and the experts.
+    """
+
+    store: Store
+    base: str
+    setting: str
+    params: Params
+    experts: Sequence[Params]
+    merger: Merger
+
+    def is_of(self, store: Store, base: str, setting: str) -> bool:
+        """Return whether these are the weights of a base in a setting."""
+        return self.store is store and (self.base, self.setting) == (base, setting)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ScoringContext(ScoringPlan):
+    """The loaded models of a run. Only `verified`, `model_gradients` and `last_base` change.
+
+    Attributes:
+        seed: parameters of the seed, or of the base that takes its place.
         experts: for each setting, the parameters in scope of each expert, in slot order.
         mergers: for each setting, the merger of the seed and the experts.
         verified: recently used verified programs by identity.
         model_gradients: executables of the models' gradients, shared by all that is tuned.
+        base: entry whose merged model takes the place of the seed; None for the seed. See
+            `sdjax.search.bases.context_on_base`.
+        root: the context with the seed, if this one has another base.
+        last_base: cache of the weights of the last base, under the key "weights".
     """
 
     seed: Params
@@ -65,6 +95,9 @@ class ScoringContext(ScoringPlan):
         default_factory=lambda: Recent(_CACHED_PROGRAMS)
     )
     model_gradients: CompileCache = dataclasses.field(default_factory=CompileCache)
+    base: str | None = None
+    root: ScoringContext | None = None
+    last_base: dict[str, BaseWeights] = dataclasses.field(default_factory=dict)
 
     def key(self, purpose: str, *numbers: int) -> jax.Array:
         """Return the PRNG key of one purpose; see `run_key`."""

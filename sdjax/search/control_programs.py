@@ -26,6 +26,7 @@ from sdjax.search.controls import program_controls, samples_of_control
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.phases import generate, judge
+from sdjax.search.promotion import promote
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, RANDOM, SEARCH, UNTRAINED, Sample, phase_name
 
@@ -91,6 +92,9 @@ def _try_batches(
             judge(context, store, sandbox, iteration=batch, purpose=purpose)
         with clock.timed(batch, "score", purpose):
             score_programs(context, store, sandbox, iteration=batch, purpose=purpose)
+        if config.coevolution is not None:
+            with clock.timed(batch, "promote", purpose):
+                promote(context, store, sandbox, iteration=batch, purpose=purpose)
         clock.log_estimate()
         batch, earlier = batch + 1, earlier + count
 

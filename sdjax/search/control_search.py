@@ -62,7 +62,9 @@ def tune_controls(context: ScoringContext, store: Store, search: SearchConfig) -
     done = {
         entry.detail["family"]
         for entry in store.by_key(Entry).values()
-        if is_tuned_control(entry) and entry.detail["budget"] == budget
+        if is_tuned_control(entry)
+        and entry.detail["budget"] == budget
+        and "step" not in entry.detail
     }
     missing = [family for family in families if family not in done]
     examples = training_texts(context) if missing else []
@@ -100,13 +102,53 @@ def _tune_control(
     search: SearchConfig,
     examples: Sequence[Example],
 ) -> None:
+    budget = search.budget
+    folder = f"{family.replace(':', '-')}-{budget}"
+    results = search_control(context, store, family, search, examples, folder=folder)
+    last = results[-1]
+    if last["values"] == results[0]["values"]:  # of the same numbers, one entry
+        results = [last]
+    store.save(
+        *(
+            Entry(
+                name=_entry_name(store, family, result is last, budget),
+                kind="method",
+                detail=control_detail(context, family, budget, result),
+            )
+            for result in results
+        )
+    )
+
+
+def search_control(
+    context: ScoringContext,
+    store: Store,
+    family: str,
+    search: SearchConfig,
+    examples: Sequence[Example],
+    *,
+    folder: str,
+) -> list[dict[str, Any]]:
+    """Search the numbers of a control, by gradient and then by CMA-ES.
+
+    Args:
+        context: the loaded run, on the base that the control is applied to.
+        store: the run's store.
+        family: name of the control.
+        search: settings of the search.
+        examples: the task's training problems.
+        folder: name of the folder of its trace.
+
+    Returns:
+        the results after the gradient, if there is one, and at the end.
+    """
     tunable, budget = open_control(context, family), search.budget
     loss = differentiable_loss(context, tunable, examples, search, partly=True)
     loss = run_once(context, tunable, loss)
-    folder = store.folder / TUNING_FOLDER / f"{family.replace(':', '-')}-{budget}"
+    path = store.folder / TUNING_FOLDER / folder
     settings = {"tuned": tunable.name, "start": tunable.start.tolist(), "budget": budget}
     results: list[dict[str, Any]] = []  # after the gradient, and at the end
-    with Trace(folder, settings) as trace:
+    with Trace(path, settings) as trace:
         score = partial(candidate_scorer(context, tunable), problems=context.problems[DEVELOPMENT])
         evaluations = Evaluations(score, budget, trace)
 
@@ -132,24 +174,20 @@ def _tune_control(
                 tunable, evaluations, search, resume=loss is not None, patience=search.patience
             )
             save_result("CMA-ES" if loss is None else "gradient, then CMA-ES")
-    last = results[-1]
-    if last["values"] == results[0]["values"]:  # of the same numbers, one entry
-        results = [last]
-    store.save(
-        *(
-            Entry(
-                name=_entry_name(store, family, result is last, budget),
-                kind="method",
-                detail=_detail(context, family, budget, result),
-            )
-            for result in results
-        )
-    )
+    return results
 
 
-def _detail(
+def control_detail(
     context: ScoringContext, family: str, budget: int, result: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Return the details of the entry of a tuned control.
+
+    Args:
+        context: the loaded run.
+        family: name of the control.
+        budget: number of evaluations that it was allowed.
+        result: a result of `search_control`.
+    """
     problems = result["evaluations"] * len(context.problems[DEVELOPMENT])
     return {
         "family": family,

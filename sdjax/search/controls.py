@@ -7,8 +7,15 @@ programs, each with the budget of the run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from sdjax.core.config import errors_at
 from sdjax.core.errors import UserError
+from sdjax.merging.algorithm import Algorithm
+from sdjax.merging.methods.registry import algorithm
 from sdjax.models.params import param_specs
 from sdjax.programs.grammar import MAX_SLOTS, MIN_SLOTS
 from sdjax.search.budget import number_in
@@ -44,6 +51,18 @@ def open_control(plan: ScoringPlan, family: str) -> Tunable:
         scope=plan.paths,
     )
     return open_tunable(family, models)
+
+
+def method_algorithm(plan: ScoringPlan, detail: Mapping[str, Any]) -> Algorithm:
+    """Return the algorithm of a grid point or of a tuned control.
+
+    Args:
+        plan: the run's plan.
+        detail: details of its entry.
+    """
+    if "family" in detail:
+        return open_control(plan, detail["family"]).bind(np.array(detail["values"]))
+    return algorithm(detail["method"], **detail["hyperparameters"])
 
 
 def program_controls(config: RunConfig) -> tuple[str, ...]:

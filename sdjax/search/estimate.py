@@ -21,7 +21,7 @@ from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import complete_scores, development_scores, ranked_programs
 from sdjax.search.run_limits import is_trained, planned_samples
-from sdjax.search.score_types import Application
+from sdjax.search.score_types import Application, Promotion
 from sdjax.search.store import Store
 from sdjax.search.types import (
     CONFIRMATION,
@@ -179,6 +179,8 @@ def units_done(store: Store, phase: str) -> int:
             return sum(sample.purpose != RANDOM for sample in judged)
         case "admit":
             return sum(sample.status != NOT_JUDGED for sample in judged)
+        case "promote":
+            return len(store.select(Promotion))
         case "refine":
             return len(store.select(Checkpoint))
         case "tune":

@@ -116,6 +116,7 @@ REASONS: dict[str, str] = {
     "score": "all programs were scored that way",
     "race": "it decided which problems the programs answered",
     "tuning": "results of its searches are kept",
+    "coevolution": "it decided which bases and generators the iterations had",
     "selection": "earlier generators were trained on pairs that it chose",
     "training": "earlier generators were trained with it",
     "sandbox": "it decides which programs are admitted",

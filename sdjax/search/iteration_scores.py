@@ -14,9 +14,12 @@ from collections.abc import Callable, Sequence
 from sdjax.core.progress import progress_bar
 from sdjax.evaluation.racing import race
 from sdjax.sandbox.sandbox import Sandbox
+from sdjax.search.base_identity import base_of_iteration
+from sdjax.search.bases import context_on_base
 from sdjax.search.context import RunContext
 from sdjax.search.ranking import first_samples, ranked_programs
 from sdjax.search.run_limits import OutOfTime, end_if, never
+from sdjax.search.score_types import Promotion
 from sdjax.search.scoring import racing_order, score_program
 from sdjax.search.store import Store
 from sdjax.search.structure_scores import score_structures
@@ -47,6 +50,8 @@ def score_programs(
     Raises:
         OutOfTime: programs are not scored.
     """
+    base = base_of_iteration(store.select(Promotion), purpose, iteration)
+    context = context_on_base(context, store, base, sandbox=sandbox)
     if context.config.score == "tuned":
         score_structures(
             *(context, store, sandbox),

@@ -15,9 +15,12 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.ablations import ablate
 from sdjax.search.announcement import announce, announce_resumption
 from sdjax.search.answer import save_answer
+from sdjax.search.base_identity import base_of_iteration, generator_base
 from sdjax.search.baselines import score_baselines
+from sdjax.search.bases import context_on_base
 from sdjax.search.config import RunConfig, read_config, read_prompt
 from sdjax.search.context import RunContext, load_context
+from sdjax.search.control_bases import tune_controls_in_steps
 from sdjax.search.control_programs import try_control_programs
 from sdjax.search.control_search import control_settings, tune_controls
 from sdjax.search.controls import (
@@ -37,14 +40,16 @@ from sdjax.search.multihost import (
 from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.phases import generate, judge
 from sdjax.search.plan import plan_run
+from sdjax.search.promotion import promote
 from sdjax.search.ranking import complete_scores, ranked, ranked_programs
 from sdjax.search.refinement import choose_training_data, refine, scored_samples
 from sdjax.search.run_limits import OutOfTime, end_if, end_reason, is_trained, planned_samples
 from sdjax.search.sampling import adapter_folder
+from sdjax.search.score_types import Promotion
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
 from sdjax.search.tune import tune_entries
-from sdjax.search.types import Checkpoint, Lineage
+from sdjax.search.types import SEARCH, Checkpoint, Lineage
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
@@ -171,22 +176,26 @@ def run_iteration(
         export_generator(context, checkpoints, iteration, store.folder)
         return
     adapter = load_generator(context, store, checkpoints, iteration)
+    model = generator_base(store.select(Promotion), iteration)
+    generator = context_on_base(context, store, model, sandbox=sandbox)
     temperature = config.generation.temperature_at(iteration)
     if iteration not in {lineage.iteration for lineage in store.select(Lineage)}:
         parent = max((number for number in trained if number < iteration), default=None)
         store.save(
             Lineage(
                 iteration=iteration,
-                generator=config.generator or config.seed,
+                generator=model or config.generator or config.seed,
                 checkpoint=None if parent is None else _checkpoint_name(parent),
                 temperature=temperature,
+                base=base_of_iteration(store.select(Promotion), SEARCH, iteration),
+                generator_base=model,
             )
         )
     # A complete phase keeps its samples, also if generators had fewer left than wanted.
     if (iteration, "generate") not in store.phases():
         with clock.timed(iteration, "generate"):
             generate(
-                context,
+                generator,
                 store,
                 adapter,
                 iteration=iteration,
@@ -198,12 +207,17 @@ def run_iteration(
         judge(context, store, sandbox, iteration=iteration)
     with clock.timed(iteration, "score"):
         score_programs(context, store, sandbox, iteration=iteration, out_of_time=clock.out_of_time)
+    if config.coevolution is not None:
+        with clock.timed(iteration, "promote"):
+            promote(context, store, sandbox, iteration=iteration, adapter=adapter)
     data = choose_training_data(context, store, iteration=iteration)
     if not is_trained(config, store, iteration):
         return
     end_if(clock.out_of_time)
     with clock.timed(iteration, "refine"):
-        next_adapter = refine(context, store, adapter, data, iteration=iteration)
+        model = generator_base(store.select(Promotion), iteration + 1)
+        generator = context_on_base(context, store, model, sandbox=sandbox)
+        next_adapter = refine(generator, store, adapter, data, iteration=iteration)
         # A checkpoint is scored by the mean over all samples of the generator it was trained from.
         scores = [sample.score for sample in scored_samples(context, store, iteration)]
         mean = sum(scores) / len(scores) if scores else 0.0
@@ -230,7 +244,9 @@ def run_controls(
                 tune_entries(context, store, sandbox, purpose)
     if control_names(context.config):
         with clock.timed(0, "controls"):
-            tune_controls(context, store, control_settings(context, store))
+            settings = control_settings(context, store)
+            tune_controls(context, store, settings)
+            tune_controls_in_steps(context, store, settings)
 
 
 def load_generator(

@@ -15,11 +15,13 @@ from sdjax.models.lora import Adapter
 from sdjax.programs.families import HELD_OUT, families_of
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import Verdict, is_admissible
+from sdjax.search.base_identity import base_of_iteration, on_base
 from sdjax.search.context import RunContext
 from sdjax.search.iteration_generators import sample_texts
 from sdjax.search.memory.prompts import iteration_prompts
 from sdjax.search.multihost import judge_all
 from sdjax.search.run_limits import end_if, never
+from sdjax.search.score_types import Promotion
 from sdjax.search.store import Store
 from sdjax.search.types import (
     NOT_JUDGED,
@@ -128,10 +130,39 @@ def judge(
             program = judged_program(context, source, verdict)
             store.save(stored, *([program] if program is not None else []))
             advance()
+    save_on_base(store, iteration=iteration, purpose=purpose)
+
+
+def save_on_base(store: Store, *, iteration: int, purpose: str = SEARCH) -> None:
+    """Save the programs of an iteration as programs on its base, unless that is the seed.
+
+    Args:
+        store: the run's store.
+        iteration: number of the iteration, whose sources have been judged.
+        purpose: as in `judge`.
+    """
+    base = base_of_iteration(store.select(Promotion), purpose, iteration)
+    if base is None:
+        return
+    verdicts, known = store.by_key(StoredVerdict), store.by_key(Program)
+    for sample in store.select(Sample, purpose=purpose, iteration=iteration):
+        verdict = verdicts.get(sample.source or "")
+        if verdict is None or verdict.identity not in known:
+            continue
+        program = on_base(known[verdict.identity], base)
+        if program.identity not in known:
+            known[program.identity] = program
+            store.save(program)
 
 
 def judged_program(context: RunContext, source: str, verdict: Verdict) -> Program | None:
-    """Return the program of an admissible verdict, with its families; None otherwise."""
+    """Return the program of an admissible verdict on the context's base, with its families.
+
+    Args:
+        context: the loaded run.
+        source: source code of the program.
+        verdict: the sandbox's verdict; None is returned unless it is admissible.
+    """
     if not is_admissible(verdict.verdict) or verdict.identity is None or verdict.ir is None:
         return None
     program = Program(
@@ -146,8 +177,9 @@ def judged_program(context: RunContext, source: str, verdict: Verdict) -> Progra
     if verdict.program is not None:  # already verified by this process
         context.verified[verdict.identity] = verdict.program
     families = families_of(context.verified_program(program))
-    return dataclasses.replace(
+    program = dataclasses.replace(
         program,
         families=tuple(sorted(families)),
         held_out=tuple(sorted(families & HELD_OUT)),
     )
+    return on_base(program, context.base)

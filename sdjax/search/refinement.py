@@ -15,11 +15,12 @@ import jax
 from sdjax.core.errors import UserError
 from sdjax.decoding.sampling import Sampling
 from sdjax.models.lora import Adapter
+from sdjax.search.base_identity import iterations_on_base
 from sdjax.search.context import RunContext
 from sdjax.search.pairs import make_pairs
 from sdjax.search.ranking import development_scores
 from sdjax.search.sample_status import describe_failures
-from sdjax.search.score_types import Application, ScoredSample, StoredPair
+from sdjax.search.score_types import Application, Promotion, ScoredSample, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs
 from sdjax.search.training_data import (
@@ -59,7 +60,8 @@ def scored_samples(context: RunContext, store: Store, iteration: int) -> Iterato
 def choose_training_data(context: RunContext, store: Store, *, iteration: int) -> TrainingData:
     """Return what the generator is trained on after an iteration; the pairs are also stored.
 
-    It is empty after an iteration without scored programs.
+    It is empty after an iteration without scored programs. Earlier iterations on another base do
+    not count, since scores on different bases say nothing about which program is better.
 
     Raises:
         UserError: neither this iteration nor an earlier one has scored programs.
@@ -78,14 +80,14 @@ def choose_training_data(context: RunContext, store: Store, *, iteration: int) -
             )
         logger.warning("%s", nothing)
         return TrainingData()
+    comparable = iterations_on_base(store.select(Promotion), iteration)
+    samples = [one for one in samples if one.iteration in (*comparable, iteration)]
     if context.config.training.objective == "entropic":
         trained = {s.number for s in judged if s.iteration == iteration and is_own(s)}
         on_policy = [one for one in current if one.number in trained]
         weighted = weighted_samples(on_policy, within_prompt=selection.within_prompt)
         return TrainingData(samples=weighted)
-    by_iteration = [
-        [one for one in samples if one.iteration == number] for number in range(1, iteration)
-    ]
+    by_iteration = [[one for one in samples if one.iteration == number] for number in comparable]
     key = int(jax.random.randint(context.key("pairs", iteration), (), 0, 2**31 - 1))
     if selection.iterations == "all":
         pairs = make_pairs(samples, [], selection, key=key)

@@ -15,7 +15,7 @@ from sdjax.core.progress import format_duration
 from sdjax.search.config import RunConfig
 from sdjax.search.store import Store
 
-_SEARCH_PHASES = ("baselines", "generate", "admit", "score", "refine")
+_SEARCH_PHASES = ("baselines", "generate", "admit", "score", "promote", "refine")
 
 
 class OutOfTime(Exception):

@@ -11,9 +11,11 @@ import jax
 from sdjax.evaluation.evaluator import evaluate_problems
 from sdjax.evaluation.prompts import PromptedProblem
 from sdjax.evaluation.task import Outcome
+from sdjax.sandbox.refusal import Refusal
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import apply_program, refused_application, trial_of
 from sdjax.search.attempts import too_many_attempts
+from sdjax.search.bases import context_on_base
 from sdjax.search.context import ScoringContext
 from sdjax.search.duplicates import compare_with_earlier
 from sdjax.search.multihost import try_merge
@@ -81,6 +83,12 @@ def score_program(
     if _is_answered(context, store, name, split, setting, limit):
         return
     program = store.program(identity)
+    try:
+        context = context_on_base(context, store, program.base, setting, sandbox=sandbox)
+    except Refusal as refusal_of_base:
+        _save_entry(store, identity)
+        store.save(refused_application(program, setting, refusal_of_base))
+        return
     with store.attempt(name, setting) as number:
         refusal = too_many_attempts(number)
         tried = application is not None and not _is_from_candidate(store, identity)
@@ -92,12 +100,17 @@ def score_program(
             result, merged = refused_application(program, setting, refusal), None
         if application is None and result.admitted and split == DEVELOPMENT:
             result = compare_with_earlier(context, store, sandbox, program, result)
-    if not store.select(Entry, name=name):
-        store.save(Entry(name=name, kind="program", identity=identity))
+    _save_entry(store, identity)
     if application is None or not result.admitted:
         store.save(result)
     if merged is not None and result.admitted:
         score(context, store, name, merged.params, split, setting, limit=limit)
+
+
+def _save_entry(store: Store, identity: str) -> None:
+    name = program_entry(identity)
+    if not store.select(Entry, name=name):
+        store.save(Entry(name=name, kind="program", identity=identity))
 
 
 def _is_from_candidate(store: Store, identity: str) -> bool:

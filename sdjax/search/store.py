@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from sdjax.core.errors import UserError, truncated_repr
 from sdjax.evaluation.task import Outcome
 from sdjax.sandbox.verdict import DuplicateIndex
+from sdjax.search.base_identity import base_of_iteration, on_base
 from sdjax.search.config import RunConfig, config_from
 from sdjax.search.database import Database, now
 from sdjax.search.sample_status import judged_sample
@@ -27,6 +28,7 @@ from sdjax.search.score_types import (
     Application,
     CandidateOutcome,
     Evaluation,
+    Promotion,
     StoredOutcome,
     Summary,
 )
@@ -295,6 +297,7 @@ class Store:
         verdicts, earlier = self.by_key(StoredVerdict), DuplicateIndex()
         fingerprints = dict(self.values(Program, "identity", "fingerprint"))
         setting_of = {generator.iteration: generator.setting for generator in self.select(Lineage)}
+        promotions = self.select(Promotion)
         applications = {
             (application.entry, application.setting): application
             for application in self.select(Application)
@@ -302,6 +305,9 @@ class Store:
         judged = []
         for sample in self.select(Sample, purpose=purpose):
             verdict = verdicts.get(sample.source or "")
+            if verdict is not None and promotions:
+                base = base_of_iteration(promotions, purpose, sample.iteration)
+                verdict = on_base(verdict, base)
             application = None
             if verdict is not None and verdict.identity is not None:
                 name = program_entry(verdict.identity)

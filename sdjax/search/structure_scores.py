@@ -20,6 +20,7 @@ from sdjax.core.progress import progress_bar
 from sdjax.evaluation.racing import Race, race
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import is_admissible
+from sdjax.search.base_identity import base_of_iteration, on_base
 from sdjax.search.context import RunContext
 from sdjax.search.multihost import SharedJudge
 from sdjax.search.phases import judged_program
@@ -29,6 +30,7 @@ from sdjax.search.score_types import (
     Application,
     Candidate,
     Evaluation,
+    Promotion,
     ScoredStructure,
     StoredOutcome,
 )
@@ -252,12 +254,15 @@ def _structures(store: Store, iteration: int, purpose: str) -> dict[str, list[st
     after an interruption.
     """
     structures, verdicts = structures_of(store), store.by_key(StoredVerdict)
+    base = base_of_iteration(store.select(Promotion), purpose, iteration)
     owners = {one.structure: (one.purpose, one.iteration) for one in store.select(ScoredStructure)}
     members: dict[str, list[str]] = {}
     for sample in store.select(Sample, purpose=purpose, iteration=iteration):
         verdict = verdicts.get(sample.source or "")
         if verdict is None or verdict.identity is None or not is_admissible(verdict.verdict):
             continue
+        verdict = on_base(verdict, base)
+        assert verdict.identity is not None
         structure = structures[verdict.identity]
         if owners.get(structure, (purpose, iteration)) == (purpose, iteration):
             identities = members.setdefault(structure, [])

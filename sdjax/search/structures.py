@@ -6,18 +6,28 @@ the best numbers. Otherwise every program has its own.
 
 from __future__ import annotations
 
-from sdjax.search.score_types import ScoredStructure
+from sdjax.search.base_identity import hash_on_base
+from sdjax.search.score_types import Promotion, ScoredStructure
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, StoredVerdict, program_entry
+from sdjax.search.types import DEVELOPMENT, Program, StoredVerdict, program_entry
 
 
 def structures_of(store: Store) -> dict[str, str]:
-    """Return the structure of each admissible program, by identity."""
-    return {
-        one.identity: one.structure or one.identity
-        for one in store.select(StoredVerdict)
-        if one.identity is not None
-    }
+    """Return the structure of each admissible program, by identity.
+
+    Programs on different bases have different structures; see `sdjax.search.base_identity`.
+    """
+    columns = ("source", "identity", "structure")
+    structures: dict[str, str] = {}
+    by_source: dict[str, str] = {}
+    for source, identity, structure in store.values(StoredVerdict, *columns):
+        if identity is not None:
+            structures[identity] = by_source[source] = structure or identity
+    if store.select(Promotion):
+        for identity, source, base in store.values(Program, "identity", "source", "base"):
+            if base is not None and source in by_source:
+                structures[identity] = hash_on_base(by_source[source], base)
+    return structures
 
 
 def scored_programs(store: Store) -> dict[str, str]:

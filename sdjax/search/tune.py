@@ -23,6 +23,7 @@ from sdjax.evaluation.task import read_training
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.apply_candidate import trial_of
 from sdjax.search.attempts import too_many_attempts
+from sdjax.search.bases import context_on_base
 from sdjax.search.budget import TUNING
 from sdjax.search.context import RunContext, ScoringContext
 from sdjax.search.multihost import SharedJudge
@@ -123,6 +124,7 @@ def _tune_program(
 ) -> None:
     assert context.config.tuning is not None
     search = context.config.tuning.search
+    context = context_on_base(context, store, store.program(identity).base, sandbox=sandbox)
     judge = SharedJudge(sandbox, context.signature)
     title, name = f"program {identity[:8]}", program_entry(identity)
     (entry,) = store.select(Entry, name=name)

@@ -201,8 +201,8 @@ class Phase:
     Attributes:
         iteration: number of the iteration, or of the batch of control programs; 0 for phases of the
             whole run.
-        name: "baselines", "generate", "admit", "score", "refine", "tune", "controls",
-            "confirm", "ablate" or "test";
+        name: "baselines", "generate", "admit", "score", "promote", "refine", "tune",
+            "controls", "confirm", "ablate" or "test";
             those of control programs end with their purpose, as in "score random".
         seconds: duration in seconds, with later work on a run that was extended. A process that
             was killed may miss the last seconds.

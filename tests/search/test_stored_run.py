@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sdjax.cli.check import check_files
-from sdjax.cli.merge import merge_discovered
+from sdjax.cli.merge_discovered import merge_discovered
 from sdjax.cli.sandbox_options import signature_from_options
 from sdjax.core.errors import UserError
 from sdjax.merging.recipe.from_algorithm import open_models

@@ -73,6 +73,7 @@ def merge_algorithm(
     key: jax.Array,
     allow_crimes: bool = False,
     stats: Mapping[str, str] | None = None,
+    merged: Mapping[str, np.ndarray] | None = None,
     on_tensor: OnTensor | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     overwrite: bool = False,
@@ -88,6 +89,7 @@ def merge_algorithm(
         key: typed PRNG key.
         allow_crimes: merge models of different architectures.
         stats: slot to folder of the expert's statistics; MODEL.stats by default.
+        merged: the merged tensors by path, if they have been computed already.
         on_tensor: called with (tensors done, total) at the beginning and after each tensor.
         max_file_bytes: maximum size of a safetensors file.
         overwrite: replace `out` if it exists.
@@ -109,7 +111,12 @@ def merge_algorithm(
             *compare_configs(models.base, experts, allow_crimes=allow_crimes),
         ),
     )
-    if algorithm.form == "tree":
+    if merged is not None:
+        plan = _with_arrays(
+            plan,
+            {step.name: merged[step.path] for step in plan.steps if step.algorithm is not None},
+        )
+    elif algorithm.form == "tree":
         plan = _merge_in_memory(algorithm, plan, key)
     return write_merged(
         plan,
@@ -161,9 +168,19 @@ def _merge_in_memory(algorithm: Algorithm, plan: MergePlan, key: jax.Array) -> M
     for step in merged:
         if not is_finite(arrays[step.name]):
             raise not_finite(step, [ref.model.reader.read(ref.name) for ref in step.sources])
+    return _with_arrays(plan, arrays)
+
+
+def _with_arrays(plan: MergePlan, arrays: Mapping[str, np.ndarray]) -> MergePlan:
+    """Return a plan that writes arrays in the place of what its algorithms would give."""
     steps = (
         dataclasses.replace(
-            step, sources=(), has_base=False, algorithm=None, array=arrays[step.name]
+            step,
+            sources=(),
+            has_base=False,
+            algorithm=None,
+            program=None,
+            array=arrays[step.name],
         )
         if step.algorithm is not None
         else step

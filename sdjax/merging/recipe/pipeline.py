@@ -358,12 +358,16 @@ def _fingerprint(plan: MergePlan, provenance: Provenance, chat_template: str | N
                     kind: refs and [(str(ref.folder.folder), ref.name) for ref in refs]
                     for kind, refs in step.statistics.items()
                 },
-                "merged": step.array is not None,
+                "merged": None if step.array is None else _digest(step.array),
             }
             for step in plan.steps
         ],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
 
 
 def _statistics_folders(plan: MergePlan) -> list[Path]:

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdjax.programs.memory_prompts import RefusedProgram
+from sdjax.search.base_identity import base_of_iteration
 from sdjax.search.config import RunConfig
 from sdjax.search.memory.population import Member, Population, Trial
 from sdjax.search.ranking import development_scores, first_samples
-from sdjax.search.score_types import Application
+from sdjax.search.score_types import Application, Promotion
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs, structures_of
 from sdjax.search.types import (
     MAIN,
     NO_PROGRAM,
     NOT_JUDGED,
+    SEARCH,
     UNTRAINED,
     JudgedSample,
     Program,
@@ -40,8 +42,9 @@ class Findings:
 def read_findings(config: RunConfig, store: Store, *, purpose: str, iteration: int) -> Findings:
     """Return what the iterations of a purpose before the given one have found.
 
-    Programs that leave the seed as it was are left out (`selection.min_change`). If structures are
-    scored, the member of a structure is the program with its best numbers.
+    Programs that leave the seed as it was are left out (`selection.min_change`), and so are those
+    on another base than that of the iteration, since their scores say nothing about it. If
+    structures are scored, the member of a structure is the program with its best numbers.
 
     Args:
         config: the run's config.
@@ -52,7 +55,10 @@ def read_findings(config: RunConfig, store: Store, *, purpose: str, iteration: i
     samples = earlier_samples(store, purpose, iteration)
     if not samples:
         return Findings(population=Population.of((), ()))
-    members = _members(config, store, [sample for _, sample in samples])
+    base = base_of_iteration(
+        store.select(Promotion), purpose if purpose == UNTRAINED else SEARCH, iteration
+    )
+    members = _members(config, store, [sample for _, sample in samples], base)
     per_prompt = config.generation.memory.samples_per_prompt if config.generation.memory else 1
     scored = scored_programs(store)
     trials = []
@@ -88,14 +94,19 @@ def earlier_samples(store: Store, purpose: str, iteration: int) -> list[tuple[in
     return [(1, one) for one in first_samples(store)] + [(one.iteration + 1, one) for one in own]
 
 
-def _members(config: RunConfig, store: Store, samples: Sequence[JudgedSample]) -> dict[str, Member]:
-    """Return the scored programs of samples, by identity."""
+def _members(
+    config: RunConfig, store: Store, samples: Sequence[JudgedSample], base: str | None
+) -> dict[str, Member]:
+    """Return the scored programs of samples on a base, by identity."""
     scores = development_scores(store, config.task.metric)
     changes = {one.entry: one.change for one in store.select(Application, setting=MAIN)}
     scored, structures = scored_programs(store), structures_of(store)
     programs = {
         identity: (source, families)
-        for identity, source, families in store.values(Program, "identity", "source", "families")
+        for identity, source, families, base_of_program in store.values(
+            Program, "identity", "source", "families", "base"
+        )
+        if base_of_program == base
     }
     members: dict[str, Member] = {}
     for sample in samples:
@@ -103,7 +114,11 @@ def _members(config: RunConfig, store: Store, samples: Sequence[JudgedSample]) -
         if not sample.admissible or identity is None or identity in members:
             continue
         entry = program_entry(identity)
-        if entry not in scores or changes.get(entry, 0.0) < config.selection.min_change:
+        if (
+            identity not in programs
+            or entry not in scores
+            or changes.get(entry, 0.0) < config.selection.min_change
+        ):
             continue
         source, families = programs[identity]
         members[identity] = Member(

@@ -1,0 +1,150 @@
+"""Co-evolution: promotions, bases, and what belongs to them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sdjax.cli.merge_discovered import merge_discovered
+from sdjax.io.hf_checkpoint import load_model
+from sdjax.models.fingerprint import fingerprint
+from sdjax.search.answer import count_numbers
+from sdjax.search.base_chains import chain_of_entry
+from sdjax.search.base_identity import base_of_iteration, hash_on_base
+from sdjax.search.bases import context_on_base
+from sdjax.search.coevolution_config import CoevolutionConfig
+from sdjax.search.context import build_context
+from sdjax.search.iteration_scores import score_programs
+from sdjax.search.phases import judge
+from sdjax.search.promotion import level_of_look, promote
+from sdjax.search.ranking import final_ranking
+from sdjax.search.refinement import choose_training_data
+from sdjax.search.score_types import Promotion
+from sdjax.search.scoring import save_settings
+from sdjax.search.store import Store
+from sdjax.search.types import SEARCH, Entry, Sample, program_entry
+
+HEAD = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n"
+GOOD = HEAD + "    return 0.5 * a + 0.5 * b + 0.4 * c\n"
+BAD = HEAD + "    return -0.5 * a\n"
+HALF = HEAD + "    return 0.25 * a + 0.2 * b\n"
+
+
+@pytest.fixture(scope="module")
+def evolving(small_config):
+    """Return the loaded search of these tests, which may change its base."""
+    config = dataclasses.replace(
+        small_config,
+        task=dataclasses.replace(small_config.task, development=124, confirmation=100),
+        coevolution=CoevolutionConfig(),
+    )
+    return build_context(config)
+
+
+def with_option(context, task_vectors):
+    coevolution = dataclasses.replace(context.config.coevolution, task_vectors=task_vectors)
+    config = dataclasses.replace(context.config, coevolution=coevolution)
+    return dataclasses.replace(context, config=config, last_base={})
+
+
+def new_store(context, folder):
+    store = Store.create(folder, config=context.config.to_json(), versions={}, layers=[])
+    save_settings(context, store)
+    store.save(Entry(name="seed", kind="seed"))
+    return store
+
+
+def iterate(context, store, sandbox, sources, iteration, purpose=SEARCH):
+    prompt = store.save_prompt("grammar", "")
+    for number, source in enumerate(sources):
+        key = {"prompt": prompt, "text": source, "tokens": (1,), "stopped": True}
+        store.save(
+            Sample(purpose=purpose, iteration=iteration, number=number, source=source, **key)
+        )
+    judge(context, store, sandbox, iteration=iteration, purpose=purpose)
+    score_programs(context, store, sandbox, iteration=iteration, purpose=purpose)
+    promote(context, store, sandbox, iteration=iteration, purpose=purpose)
+
+
+@pytest.fixture(scope="module")
+def evolved(evolving, sandbox, tmp_path_factory):
+    """Return a store whose first iteration gave a base to the second one."""
+    with new_store(evolving, tmp_path_factory.mktemp("evolved") / "run") as store:
+        iterate(evolving, store, sandbox, [GOOD, BAD], 1)
+        iterate(evolving, store, sandbox, [GOOD, HALF, BAD, BAD], 2)
+        yield store
+
+
+def test_better_model_is_the_next_base(evolved, evolving):
+    first, second = evolved.select(Promotion)
+    good = evolved.judged(1)[0].identity
+    assert (first.entry, first.base, first.is_base) == (program_entry(good), None, True)
+    assert not first.is_generator
+    assert first.low > 0
+    assert first.problems == 100
+    assert first.confidence == 1 - level_of_look(1) == 0.975
+    assert second.base == first.entry
+    bases = [base_of_iteration([first, second], SEARCH, n) for n in (1, 2, 3)]
+    assert bases[:2] == [None, first.entry]
+    assert bases[2] == (second.entry if second.is_base else first.entry)
+
+
+def test_program_on_another_base_is_another_program(evolved):
+    first, second = evolved.judged(1), evolved.judged(2)
+    assert [one.status for one in second] == ["admitted"] * 3 + ["duplicate"]
+    base = evolved.select(Promotion)[0].entry
+    assert second[0].identity == hash_on_base(first[0].identity, base)
+    again = evolved.program(second[0].identity)
+    assert (again.base, again.source) == (base, GOOD)
+    assert evolved.program(first[0].identity).base is None
+    chain = chain_of_entry(evolved, evolved.by_key(Entry)[program_entry(again.identity)])
+    assert [entry.name for entry in chain] == [base, program_entry(again.identity)]
+    assert count_numbers(evolved, chain[1]) == 2 * count_numbers(evolved, chain[0]) == 6
+
+
+def test_pairs_do_not_mix_bases(evolved, evolving):
+    pairs = choose_training_data(evolving, evolved, iteration=2).pairs
+    assert pairs
+    assert {one.iteration for pair in pairs for one in (pair.chosen, pair.rejected)} == {2}
+
+
+@pytest.mark.parametrize("option", ["recomputed", "kept"])
+def test_base_is_computed_again_bit_by_bit(evolved, evolving, option):
+    stored = evolved.select(Promotion)[0]
+    context = with_option(evolving, option)
+    on_base = context_on_base(context, evolved, stored.entry)
+    assert fingerprint(on_base.seed) == stored.fingerprint
+    again = context_on_base(with_option(evolving, option), evolved, stored.entry)
+    assert again.seed is not on_base.seed
+    assert fingerprint(again.seed) == stored.fingerprint
+    assert context_on_base(on_base, evolved, stored.entry) is on_base
+    assert context_on_base(on_base, evolved, None) is context
+    before, after = (
+        np.concatenate([np.ravel(np.float32(e[0]) - np.float32(b)) for b, e in pairs])
+        for pairs in (c.mergers["main"].tensors.values() for c in (context, on_base))
+    )
+    assert np.allclose(before, after, rtol=0, atol=1e-6) == (option == "kept")
+
+
+def check_merge_of_chain(context, store, out):
+    """Check that `sdjax merge --run` writes the model that was scored in iteration 2."""
+    name = program_entry(store.judged(2)[0].identity)
+    expected = context_on_base(context, store, name).seed
+    rank = [entry.name for entry in final_ranking(store, "strict")].index(name) + 1
+    merge_discovered(store.folder, rank, out)
+    assert fingerprint(load_model(out)[1]) == fingerprint(expected)
+    assert "2 programs, applied one after another" in (out / "program.py").read_text()
+
+
+def test_merge_of_a_run_gives_the_model_of_the_chain(evolved, evolving, tmp_path):
+    check_merge_of_chain(evolving, evolved, tmp_path / "merged")
+
+
+@pytest.mark.slow
+def test_merge_of_a_run_with_kept_task_vectors(evolving, sandbox, tmp_path):
+    context = with_option(evolving, "kept")
+    with new_store(context, tmp_path / "run") as store:
+        iterate(context, store, sandbox, [GOOD], 1)
+        iterate(context, store, sandbox, [HALF], 2)
+        assert store.program(store.judged(2)[0].identity).base is not None
+        check_merge_of_chain(context, store, tmp_path / "merged")
