@@ -128,7 +128,9 @@ def generate(
         signature = signature_from_options(
             model=model, experts=experts, scope=scope, run=run, trust_limits=trust_limits
         )
-    settings = SamplingOptions(mesh=parse_mesh(mesh), **options)
+    settings = SamplingOptions(
+        mesh=parse_mesh(mesh), allow_missing=allow_missing, trust_limits=trust_limits, **options
+    )
     with _output(out) as file:
         if run is not None:
             loaded = generator_of_run(run, settings, count=samples, model=generator)

@@ -153,6 +153,8 @@ def _merged(
         return merged.params
     program = store.program(entry.identity or "")
     tried = store.select(Application, entry=entry.name, setting=setting)
+    if tried and not tried[0].admitted:
+        raise Refusal(tried[0].verdict, "base", f"{title}: {tried[0].message}")
     if not tried and jax.default_backend() == "cpu":
         refusal = try_merge(sandbox, program.ir, trial_of(context, setting))
         if refusal is not None:

@@ -22,15 +22,20 @@ from sdjax.io.peft import read_adapter
 from sdjax.io.tokenizer import Tokenizer, load_tokenizer
 from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter, shard_adapter
+from sdjax.models.types import Params
 from sdjax.programs.prompts import find_prompt
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.sandbox.verdict import DuplicateIndex, Verdict
+from sdjax.search.base_identity import generator_base
+from sdjax.search.chain_model import chain_model, programs_of_chain
 from sdjax.search.config import RunConfig
 from sdjax.search.context import run_key
+from sdjax.search.limits import limits_of_run
 from sdjax.search.memory.prompts import iteration_prompts
 from sdjax.search.plan import prompt_renderer
+from sdjax.search.score_types import Promotion
 from sdjax.search.store import Store
-from sdjax.search.types import SEARCH, Checkpoint
+from sdjax.search.types import SEARCH, Checkpoint, Entry
 from sdjax.sharding.config import MeshConfig
 
 T = TypeVar("T")
@@ -56,6 +61,9 @@ class SamplingOptions:
         iteration: iteration whose samples are drawn.
         slots: number of samples decoded at the same time.
         mesh: devices to decode on.
+        allow_missing: layers of confinement that this machine may lack, if a run's generator is a
+            merged model.
+        trust_limits: use limits of the run that are above the defaults for that.
     """
 
     prompt: str | None = None
@@ -66,6 +74,8 @@ class SamplingOptions:
     iteration: int | None = None
     slots: int | None = None
     mesh: MeshConfig | None = None
+    allow_missing: tuple[str, ...] = ()
+    trust_limits: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,6 +165,7 @@ def generator_of_run(
     if model is None:
         model_config, params = load_model(config.seed, mesh=mesh)
         adapter = _run_adapter(config, folder, trained, iteration, model_config, mesh)
+        params = _run_model(config, folder, iteration, model_config, params, options, mesh)
     else:
         model_config, params, adapter = load_generator(model, mesh=mesh)
     tokenizer = load_tokenizer(locate(name)[0])
@@ -189,6 +200,27 @@ def generator_of_run(
         key=run_key(_or(options.rng_seed, config.rng_seed), SEARCH, iteration),
     )
     return PromptedGenerator(generator=generator, prompts=tuple(one.prompt for one in prompts))
+
+
+def _run_model(
+    config: RunConfig,
+    folder: Path,
+    iteration: int,
+    model: ModelConfig,
+    seed: Params,
+    options: SamplingOptions,
+    mesh: Mesh | None,
+) -> Params:
+    """Return the model of an iteration's generator: the seed, or a merged model of the run."""
+    with Store.open(folder) as store:
+        base = generator_base(store.select(Promotion), iteration)
+        if base is None:
+            return seed
+        (entry,) = store.select(Entry, name=base)
+        programs = programs_of_chain(store, entry)
+    limits = limits_of_run(config, folder, trusted=options.trust_limits)
+    limits = dataclasses.replace(limits, allow_missing=options.allow_missing)
+    return chain_model(config, programs, model=model, seed=seed, limits=limits, mesh=mesh)
 
 
 def sample_programs(

@@ -152,15 +152,15 @@ def transfer(
         if plan.config.tuning is not None:
             tune_controls(context, store, plan.config.tuning.search)
         controls, refused = controls_that_fit(plan, winners.methods)
+        store.save(*controls)  # all of them, since one may be the base of another
         for entry in controls:
-            store.save(entry)
             score_baseline(context, store, entry.name, entry.detail, DEVELOPMENT)
         methods = [entry.name for entry in winners.methods if entry.name not in refused]
         here = [*tuned_methods(plan.config, store), *tuned_controls(store)]
         tuned = ranked(_only(here, complete_scores(store, plan.config.task.metric)))
         programs = [program_entry(one.identity) for one in winners.programs]
         with open_sandbox(context) as sandbox:
-            _judge_programs(context, store, sandbox, winners.programs)
+            _judge_programs(context, store, sandbox, (*winners.bases, *winners.programs))
             names = ["seed", *map(expert_entry, plan.config.slots), *methods, *tuned]
             entries: dict[str, str | None] = dict.fromkeys(names)
             entries |= {program_entry(one.identity): one.identity for one in winners.programs}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from sdjax.core.errors import UserError
+from sdjax.search.base_chains import chain_of_entry
 from sdjax.search.baselines import tuned_methods
 from sdjax.search.config import RunConfig
 from sdjax.search.controls import control_budget, is_tuned_control, open_control, tuned_controls
@@ -28,6 +29,7 @@ class Winners:
     Attributes:
         config: config of the run.
         programs: its best programs, best first.
+        bases: the other programs of the chains that end with them, which make their bases.
         methods: the best hyperparameters of each human-designed method on each grid, and the tuned
             controls, best first, as entries whose names differ from those of a transfer.
         families: the families and methods that the run tuned as controls.
@@ -37,6 +39,7 @@ class Winners:
 
     config: RunConfig
     programs: tuple[Program, ...]
+    bases: tuple[Program, ...] = ()
     methods: tuple[Entry, ...]
     families: tuple[str, ...]
     budget: int | None
@@ -79,6 +82,7 @@ def read_winners(
         return Winners(
             config=config,
             programs=tuple(store.program(entry.identity or "") for entry in programs[:top_k]),
+            bases=_bases(store, programs[:top_k]),
             methods=tuple(_untouched(entries[name]) for name in best),
             families=tuple(dict.fromkeys(entry.detail["family"] for entry in controls)),
             budget=max((control_budget(entry) for entry in controls), default=0) or None,
@@ -130,7 +134,21 @@ def _untouched(entry: Entry) -> Entry:
     if not is_tuned_control(entry):
         return entry
     detail = {**entry.detail, "untouched": True}
-    return dataclasses.replace(entry, name=f"{entry.name} in the run", detail=detail)
+    if isinstance(base := detail.get("base"), str):
+        detail["base"] = _untouched_name(base)
+    return dataclasses.replace(entry, name=_untouched_name(entry.name), detail=detail)
+
+
+def _untouched_name(name: str) -> str:
+    return f"{name} in the run"
+
+
+def _bases(store: Store, programs: Sequence[Entry]) -> tuple[Program, ...]:
+    """Return the programs that some programs are applied after, and that are not among them."""
+    own = {entry.name for entry in programs}
+    chains = [one for entry in programs for one in chain_of_entry(store, entry)]
+    others = {one.name: one.identity for one in chains if one.name not in own}
+    return tuple(store.program(identity or "") for identity in others.values())
 
 
 def _open_run(run: Path) -> Store:
