@@ -33,6 +33,7 @@ from sdjax.search.run_limits import end_reason
 from sdjax.search.score_types import Answer, Application, Comparison, StoredPair
 from sdjax.search.store import Store
 from sdjax.search.structures import program_scores
+from sdjax.search.training_data import TrainingData
 from sdjax.search.types import (
     MAIN,
     NOT_JUDGED,
@@ -64,7 +65,8 @@ class IterationReport:
         unseen: fraction of the novel programs that the generator was not trained on; None if
             unknown.
         held_out: number of novel programs by held-out family.
-        pairs: number of preference pairs.
+        training: number of preference pairs, of their texts, and of the texts with each fault;
+            see `sdjax.search.training_data.TrainingData`.
     """
 
     iteration: int
@@ -76,7 +78,7 @@ class IterationReport:
     sample_mean: float | None
     unseen: float | None
     held_out: Mapping[str, int]
-    pairs: int
+    training: Mapping[str, int]
 
     @property
     def admissible(self) -> int:
@@ -225,7 +227,9 @@ def _iterations(
                 sample_mean=_mean([score for score in sample_scores if score is not None]),
                 unseen=1 - fmean(in_training) if in_training else None,
                 held_out=dict(Counter(f for p in novel for f in p.held_out or ())),
-                pairs=len(store.select(StoredPair, iteration=iteration)),
+                training=TrainingData(
+                    pairs=store.select(StoredPair, iteration=iteration)
+                ).summary(),
             )
         )
     return tuple(reports)

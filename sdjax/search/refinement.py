@@ -126,6 +126,8 @@ def refine(
         "title": f"iteration {iteration}: refine",
         "jit_cache": context.training_jits,
     }
+    counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in data.summary().items())
+    logger.info("iteration %d: training data: %s", iteration, counts)
     train = _train_on_samples if data.samples else _train_on_pairs
     factors = train(context, store, trainable, data, iteration, options)
     if factors is None:

@@ -25,7 +25,9 @@ def test_counts_and_reasons_of_the_samples(finished):
         assert any(reason.startswith("refused: ") for reason in one.reasons)
         assert one.reasons["no program: no program in the text"] > 0
         assert 0 < one.unseen < 1
-        assert one.pairs == len(finished.select(StoredPair, iteration=one.iteration)) > 0
+        assert (
+            one.training["pairs"] == len(finished.select(StoredPair, iteration=one.iteration)) > 0
+        )
 
 
 def test_duplicate_has_the_score_of_its_original(finished):

@@ -61,7 +61,7 @@ def iteration(**fields) -> IterationReport:
             "sample_mean": None,
             "unseen": None,
             "held_out": {},
-            "pairs": 0,
+            "training": {},
             **fields,
         }
     )
