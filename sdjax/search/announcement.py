@@ -50,7 +50,7 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
     return [
         f"run {config.name}{where}, on {_describe_devices()}",
         models,
-        *describe_generators(config, plan.generators),
+        *describe_generators(config, plan.generators, plan.renderer),
         f"search: {programs} ({iterations} of {samples:,}) and "
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",

@@ -90,8 +90,16 @@ def plan_generators(
     return GeneratorsPlan(local=local, programs=programs, keys=keys)
 
 
-def describe_generators(config: RunConfig, plan: GeneratorsPlan) -> list[str]:
-    """Return a line about the generators; none if there is only the run's own."""
+def describe_generators(
+    config: RunConfig, plan: GeneratorsPlan, renderer: PromptRenderer
+) -> list[str]:
+    """Return a line about the generators; none if there is only the run's own.
+
+    Args:
+        config: config of the run.
+        plan: its generators.
+        renderer: the prompt of the run.
+    """
     if not config.generators:
         return []
     parts = (
@@ -100,13 +108,9 @@ def describe_generators(config: RunConfig, plan: GeneratorsPlan) -> list[str]:
     for name, generator in config.generators.items():
         endpoint = generator.endpoint
         if endpoint is not None:
-            budget = (
-                ""
-                if endpoint.max_tokens_total is None
-                else f", at most {endpoint.max_tokens_total:,} tokens"
-            )
             where = endpoint.replay or endpoint.base_url
-            parts.append(f"{name} ({endpoint.model} from {where}{budget})")
+            tokens = _most_tokens(config, endpoint, renderer)
+            parts.append(f"{name} ({endpoint.model} from {where}, at most {tokens:,} tokens)")
         elif generator.programs is not None:
             count = len(plan.programs[name])
             programs = f"{count:,} program{'' if count == 1 else 's'}"
@@ -114,6 +118,14 @@ def describe_generators(config: RunConfig, plan: GeneratorsPlan) -> list[str]:
         else:
             parts.append(f"{name} ({generator.model})")
     return [f"generators: {', '.join(parts)}"]
+
+
+def _most_tokens(config: RunConfig, endpoint: EndpointConfig, renderer: PromptRenderer) -> int:
+    """Return how many tokens an endpoint uses if it writes all samples; in the seed's tokens."""
+    prompt = longest_prompt(renderer, config.generation.decoding.max_new_tokens)
+    tokens = config.max_samples * (prompt + endpoint.max_tokens)
+    budget = endpoint.max_tokens_total
+    return tokens if budget is None else min(tokens, budget)
 
 
 def _plan_local(

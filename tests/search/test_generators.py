@@ -182,11 +182,16 @@ def test_plan_checks_and_describes_the_generators(small_config, folder, monkeypa
     assert plan.generators.keys == {"gpt": "secret"}
     assert "secret" not in repr(plan.generators)
     assert plan.generators.local["other"].decoder.tokenizer is not plan.tokenizer
-    (line,) = describe_generators(config, plan.generators)
+    (line,) = describe_generators(config, plan.generators, plan.renderer)
     assert line == (
         f"generators: seed (zoo:seed), files (3 programs in {folder}), "
         "gpt (m from http://127.0.0.1:1/v1, at most 5,000 tokens), other (zoo:reader)"
     )
+    unlimited = dataclasses.replace(endpoint, max_tokens_total=None)
+    config = configured(small_config, gpt=GeneratorConfig(endpoint=unlimited))
+    most = 16 * (len(plan.tokenizer.encode_prompt(plan.prompt)) + 2048)
+    (line,) = describe_generators(config, plan.generators, plan.renderer)
+    assert line.endswith(f"at most {most:,} tokens)")
     assert {"programs files", "tokenizer other"} <= plan_inputs(plan).keys()
     assert "secret" not in json.dumps(config.to_json())
 
