@@ -3,7 +3,8 @@
 The script samples programs without memory, and shows the admissible ones in further prompts, as a
 search does, with scores drawn at random. It reports the share of admissible programs, of programs
 that differ from those in their prompt and from everything before (training programs included), of
-programs with a gate on a single expert, and of those with a family that training lacks. It reads no
+programs with a gate on a single expert, of those with a family that training lacks, and how many
+lines of an admissible one are lines of the last, best program in its prompt. It reads no
 problems, except for the accuracies, which are of the calibration split.
 
     python -m benchmarks.zoo.prompts --seed zoo:seed --samples 128
@@ -33,8 +34,8 @@ from sdjax.programs.memory_prompts import OPERATIONS, EarlierProgram, PromptMemo
 from sdjax.programs.signature import model_signature
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.training.warmstart import signature_digest
+from sdjax.zoo.evaluator import Evaluator
 from sdjax.zoo.programs import MAX_TARGET, SLOTS, ProgramText
-from sdjax.zoo.train import Evaluator
 
 DECODER = DecoderConfig(
     slots=64, prefill_batch=32, buckets=(10, 128, 192, 256, 320), max_new_tokens=MAX_TARGET
@@ -103,8 +104,11 @@ def main() -> None:
     stored = read_training_identities(folder, signature_digest(signature))
     known = set() if stored is None else {int(identity) for identity in stored}
     print(f"{describe_environment()}; {options.seed}, temperature {options.temperature}")
-    print("| prompt | admissible | differ from their prompt | new | gated | untrained families |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print(
+        "| prompt | admissible | differ from their prompt | new | gated | lines of the best "
+        "| untrained families |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
     with Sandbox(signature, workers=2) as sandbox:
         bench = Bench(options.seed, sandbox)
         earlier = bench.write(
@@ -145,6 +149,7 @@ def row(title: str, written: list[Written], known: set[int], earlier: Iterable[s
     """Return a row of the table; all shares are of all samples."""
     seen = {int(identity[:16], 16) for identity in earlier} | known
     differ = new = gated = lacking = admissible = 0
+    kept = []
     for item in written:
         if item.identity is None:
             continue
@@ -154,9 +159,18 @@ def row(title: str, written: list[Written], known: set[int], earlier: Iterable[s
         seen.add(int(item.identity[:16], 16))
         gated += bool(GATE.search(item.source or ""))
         lacking += bool(item.families & HELD_OUT)
+        if item.memory.programs:
+            kept.append(share_of_lines(item.source or "", item.memory.programs[-1].source))
     counts = (admissible, differ, new, gated)
     shares = " | ".join(f"{count / len(written):.2f}" for count in counts)
-    return f"| {title} | {shares} | {lacking} programs |"
+    lines = f"{np.mean(kept):.2f}" if kept else "–"
+    return f"| {title} | {shares} | {lines} | {lacking} programs |"
+
+
+def share_of_lines(source: str, other: str) -> float:
+    """Return the share of a program's lines, from the definition on, that another one has too."""
+    lines = source.partition("def merge_models")[2].strip().splitlines()
+    return sum(line in other.splitlines() for line in lines[1:]) / max(1, len(lines) - 1)
 
 
 if __name__ == "__main__":

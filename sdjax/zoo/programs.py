@@ -51,15 +51,21 @@ def _prompt() -> PromptTemplate:
     return find_prompt(PROMPT)
 
 
-def program_texts(count: int, seed: int) -> list[ProgramText]:
-    """Return distinct training programs, alternating between prompts without and with memory."""
+def program_texts(count: int, seed: int, memory: float = 0.5) -> list[ProgramText]:
+    """Return distinct training programs.
+
+    Args:
+        count: number of programs.
+        seed: seed of the random generator.
+        memory: share of prompts that show earlier programs.
+    """
     rng = np.random.default_rng(seed)
     texts: dict[str, ProgramText] = {}
     while len(texts) < count:
-        if len(texts) % 2 == 0:
-            text = ProgramText(memory=PromptMemory(), source=sample_candidate(rng).text)
-        else:
+        if int((len(texts) + 1) * memory) > int(len(texts) * memory):
             text = _child_text(rng)
+        else:
+            text = ProgramText(memory=PromptMemory(), source=sample_candidate(rng).text)
         texts.setdefault(text.source, text)
     return list(texts.values())
 

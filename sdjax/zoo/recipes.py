@@ -69,6 +69,36 @@ class SeedRecipe:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryRecipe:
+    """Recipe for training the seed further, mostly on prompts that show earlier programs.
+
+    A model of this size learns to copy from its prompt late, and only from prompts in which copying
+    pays. Solutions of exercises have the errors of the end of the seed's first training.
+
+    Attributes:
+        seed: seed of the random generators.
+        programs: number of distinct training programs.
+        memory: share of prompts that show earlier programs.
+        rows: packed rows per step.
+        program_rows: rows of each step that contain programs.
+        length: tokens per row.
+        exercise_weight: loss weight of an exercise's token relative to a program's.
+        weights: sampling weight of each kind of exercise.
+        optimizer: optimizer and number of steps.
+    """
+
+    seed: int
+    programs: int
+    memory: float
+    rows: int
+    program_rows: int
+    length: int
+    exercise_weight: float
+    weights: Mapping[str, float]
+    optimizer: OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
     """A phase of fine-tuning: some tensors are trained on some exercises.
 
@@ -127,6 +157,26 @@ SEED = SeedRecipe(
         learning_rate=2e-3,
         max_steps=5000,
         warmup_steps=150,
+        min_lr_ratio=0.03,
+        weight_decay=0.05,
+        b2=0.98,
+    ),
+)
+
+
+MEMORY = MemoryRecipe(
+    seed=20_241_016,
+    programs=24_000,
+    memory=0.8,
+    rows=8,
+    program_rows=7,
+    length=384,
+    exercise_weight=3.0,
+    weights=dict.fromkeys(KINDS, 1.0),
+    optimizer=OptimizerConfig(
+        learning_rate=2e-3,
+        max_steps=2000,
+        warmup_steps=100,
         min_lr_ratio=0.03,
         weight_decay=0.05,
         b2=0.98,

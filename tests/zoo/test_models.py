@@ -18,8 +18,8 @@ from sdjax.merging.methods.registry import algorithm
 from sdjax.models.params import kind_of
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten
+from sdjax.zoo.evaluator import Evaluator
 from sdjax.zoo.recipes import EXPERTS, PLAIN, STORIES, TRANSFER_EXPERTS
-from sdjax.zoo.train import Evaluator
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 

@@ -9,7 +9,7 @@ from sdjax.io.hf_checkpoint import load_model
 from sdjax.merging.scope import select_paths
 from sdjax.models.params import param_specs
 from sdjax.zoo import train
-from sdjax.zoo.recipes import EXPERTS, SEED, TRANSFER_EXPERTS, seed_config
+from sdjax.zoo.recipes import EXPERTS, MEMORY, SEED, TRANSFER_EXPERTS, seed_config
 
 PATHS = tuple(param_specs(seed_config(1024)))
 
@@ -32,7 +32,11 @@ def short_recipes(monkeypatch):
         for phase in (EXPERTS[0].specialty, EXPERTS[0].forgetting)
     )
     expert = dataclasses.replace(EXPERTS[0], specialty=specialty, forgetting=forgetting)
+    memory = dataclasses.replace(
+        MEMORY, programs=60, rows=4, program_rows=2, optimizer=short(MEMORY.optimizer, 2)
+    )
     monkeypatch.setattr(train, "SEED", seed)
+    monkeypatch.setattr(train, "MEMORY", memory)
     monkeypatch.setattr(train, "EXPERTS", (expert,))
     monkeypatch.setattr(train, "TRANSFER_EXPERTS", ())
 
@@ -41,11 +45,11 @@ def short_recipes(monkeypatch):
 def test_zoo_is_trained_and_resumed(short_recipes, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="sdjax")
     readme = train.train_zoo(tmp_path / "zoo")
-    messages = [r.message for r in caplog.records if r.name == train.__name__]  # not of progress
+    messages = [r.message for r in caplog.records if r.name.startswith("sdjax.zoo")]
     lines = [message.partition(":")[0] for message in messages]
     phases = ["reader, phase 1", "reader, phase 2"]
     steps = ["seed, step 2 of 4", "seed, step 4 of 4"]
-    assert lines == ["seed", *steps, "seed", *phases]
+    assert lines == ["seed", *steps, "seed", "seed, memory", "seed", *phases]
     assert "| reader |" in readme.read_text()
     seed = load_model(tmp_path / "zoo" / "seed")
     expert = load_model(tmp_path / "zoo" / "reader")
