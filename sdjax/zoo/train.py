@@ -106,8 +106,10 @@ def train_zoo(folder: Path) -> Path:
         )
     make_folder(folder)
     first, seed = folder / FIRST, folder / "seed"
-    jobs: dict[Path, Callable[[], None]] = {
-        first: partial(train_seed, first, SEED),
+    jobs: dict[Path, Callable[[], None]] = {}
+    if not seed.exists():
+        jobs[first] = partial(train_seed, first, SEED)
+    jobs |= {
         seed: partial(train_memory, seed, first, MEMORY),
         seed / TRAINING_PROGRAMS: partial(save_training_identities, seed),
     }
