@@ -17,6 +17,7 @@ from sdjax.core.plot_style import svg
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import percent
 from sdjax.io.atomic_write import write_file
+from sdjax.report.coevolution import base_chains, iteration_bases, promotion_rows
 from sdjax.report.controls import shown_splits
 from sdjax.report.data import ReportData, read_report
 from sdjax.report.plots import (
@@ -66,6 +67,9 @@ def render(store: Store) -> str:
         report=report,
         settings=store.select(Setting),
         lineage=store.select(Lineage),
+        iteration_bases=iteration_bases(store),
+        base_chains=base_chains(store),
+        promotions=promotion_rows(store),
         phases=store.phases(),
         checkpoints=store.select(Checkpoint),
         inputs=store.select(RunInput),

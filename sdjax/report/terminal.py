@@ -12,6 +12,7 @@ from rich.text import Text
 from sdjax.core.visible import visible
 from sdjax.evaluation.statistics import Interval, percent
 from sdjax.report.ablations import AblationTable
+from sdjax.report.coevolution import base_chains
 from sdjax.report.controls import ControlRow, shown_splits
 from sdjax.report.data import read_report
 from sdjax.report.results import TestRow, cut_middle, shown_metrics
@@ -54,6 +55,7 @@ def final_table(store: Store, setting: str = MAIN, *, width: int = TABLE_WIDTH) 
     if setting == MAIN:
         answer = () if report.answer is None else (visible(report.answer.sentence),)
         notes += report.missing
+        notes += [f"bases by co-evolution: {visible(chain)}" for chain in base_chains(store)]
     else:
         best = f"the best method by {selected_by} score"
         notes += gain_notes(rows, report.best_method, best)
