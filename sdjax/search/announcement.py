@@ -55,6 +55,7 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
         *_describe_limits(config),
+        *_describe_memory(config),
         *_describe_controls(config),
         f"test: the best {_count(test_programs, 'program')} and at most "
         f"{_count(test_models, 'baseline')} on {confirmation}"
@@ -71,6 +72,17 @@ def _describe_limits(config: RunConfig) -> list[str]:
         hours = config.limits.max_hours
         limits.append(f"{hours:g} hour{'' if hours == 1 else 's'}")
     return [f"limits: the search ends after {' or '.join(limits)}"] if limits else []
+
+
+def _describe_memory(config: RunConfig) -> list[str]:
+    memory = config.generation.memory
+    if memory is None:
+        return []
+    archive = " from an archive of the best of each kind" if memory.archive else ""
+    return [
+        f"prompts: {config.generation.prompt}, with at most "
+        f"{_count(memory.programs, 'earlier program')}, drawn by {memory.parents}{archive}"
+    ]
 
 
 def _describe_controls(config: RunConfig) -> list[str]:
