@@ -1,4 +1,4 @@
-"""One grader for all tests, with a shorter time limit per answer than usual."""
+"""One grader for all tests, with a shorter time limit per answer than usual; shared executables."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import pytest
 
 from sdjax.evaluation import grader as grader_module
 from sdjax.evaluation.tasks import minerva_math
+from tests.compiled_once import compiled_once
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,10 @@ def grader():
 def quick_grading(grader, monkeypatch):
     """Make MinervaMath use the shared grader."""
     monkeypatch.setattr(minerva_math, "shared_grader", lambda allow_missing: grader)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compile_once(tmp_path_factory):
+    """Share executables between the evaluations of these tests."""
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield

@@ -55,12 +55,12 @@ def test_merge_takes_a_name_a_function_and_named_experts():
         sdjax.merge(base, [a], "ties", sclae=1.0)
 
 
-def test_sweep_over_100_coefficients_does_not_recompile(compilations):
+def test_sweep_over_coefficients_does_not_recompile(compilations):
     base, experts = tree(0), [tree(1), tree(2)]
     sdjax.merge(base, experts, "ties", density=0.5)
     before = compilations.count
-    for step in range(100):
-        sdjax.merge(base, experts, "ties", density=0.01 * (step + 1), scale=0.1 * step)
+    for step in range(12):
+        sdjax.merge(base, experts, "ties", density=0.08 * (step + 1), scale=0.1 * step)
     assert compilations.count == before
     sdjax.merge(base, experts, "ties", elect="plain")  # a static one does: one executable per shape
     assert compilations.count == before + 3

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from catalogue import TIES, VALID
@@ -127,10 +125,8 @@ def test_command(tmp_path):
     good, bad = tmp_path / "good.py", tmp_path / "bad.py"
     good.write_text(TIES)
     bad.write_text("import os\n")
-    program = "from sdjax.__main__ import start; start()"
-    command = [sys.executable, "-c", program, "check", str(good), str(bad), "--json", "--show"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(main, ["check", str(good), str(bad), "--json", "--show"])
+    assert done.exit_code == 1, done.stderr
     rows = [json.loads(line) for line in done.stdout.strip().split("\n")]
     assert [r["verdict"] for r in rows] == ["admitted", "refused"]
     assert {"file", "verdict", "rule", "message", "identity", "cost"} <= rows[0].keys()

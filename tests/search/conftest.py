@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import pytest
 
 from sdjax.decoding.config import DecoderConfig
@@ -10,6 +9,7 @@ from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.comparison_config import BaselinesConfig
 from sdjax.search.config import RunConfig, read_config
 from sdjax.search.context import RunContext, build_context
+from tests.compiled_once import compiled_once
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,5 @@ def sandbox(context):
 @pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
     """Share executables between the runs of these tests."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield

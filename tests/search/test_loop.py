@@ -200,7 +200,7 @@ def test_generator_is_trained_after_the_last_iteration_on_request(finished, smal
     assert results(folder) == results(finished)
 
 
-def test_missing_adapter_folder_is_written_again_from_its_checkpoint(
+def test_running_a_finished_run_again_writes_what_was_removed_and_changes_nothing(
     finished, small_config, tmp_path
 ):
     folder = tmp_path / "run"
@@ -210,6 +210,7 @@ def test_missing_adapter_folder_is_written_again_from_its_checkpoint(
     shutil.rmtree(file.parent)
     run_search(small_config, folder)
     assert file.read_bytes() == before
+    assert results(folder) == results(finished)
 
 
 def test_seed_and_expert_may_be_a_model_with_an_adapter(finished, small_config):
@@ -229,13 +230,8 @@ def test_training_membership_of_programs_is_known(finished):
         assert all(program.families is not None for program in programs)
 
 
-def test_running_a_finished_run_again_changes_nothing(finished, small_config):
-    before = results(finished)
-    run_search(small_config, finished)
-    assert results(finished) == before
-
-
-@pytest.mark.parametrize("program", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [1, 4])
 def test_interrupted_run_gives_the_same_result(
     finished, small_config, tmp_path, monkeypatch, program
 ):

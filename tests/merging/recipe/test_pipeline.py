@@ -68,10 +68,12 @@ def test_slerp_starts_at_the_base_model(tmp_path, models):
             np.testing.assert_allclose(tensor, wide(models[model][name]), rtol=1e-5, atol=1e-6)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dare_linear", "della_linear")]
+SLOW = ("dare_linear", "dare_ties", "della_linear")
 
 
-@pytest.mark.parametrize("name", ["dare_ties", "della", *SLOW])
+@pytest.mark.parametrize(
+    "name", ["della", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_streamed_random_merge_equals_one_in_memory(tmp_path, models, name):
     recipe = write(
         tmp_path,

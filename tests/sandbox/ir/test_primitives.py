@@ -106,7 +106,7 @@ def test_newer_primitives_run_on_every_supported_jax(name, operands, expected):
     np.testing.assert_allclose(result, expected(np.asarray(x)), rtol=1e-6)
 
 
-# Builds the table without each name of JAX that it looks up, and then without any of them.
+# Builds the table without some of the names of JAX that it looks up, and then without any of them.
 _WITHOUT_NAMES = """
 import importlib, inspect, re
 import jax
@@ -119,7 +119,7 @@ names = [name for name in dir(jax.lax) if name in quoted or name.endswith("_p")]
 assert set(names) >= set(NEEDED)
 names += [name for name in dir(jax_primitives) if name.endswith("_p")]
 listed = list(primitives.ALLOWED)
-for removed in (*([name] for name in names), names):
+for removed in (*(names[start::12] for start in range(12)), names):
     kept = []
     for home in (jax.lax, jax_primitives):
         for name in removed:
