@@ -26,9 +26,10 @@ class MemoryConfig:
         refused: number of refused programs with their verdict in a prompt, 0 or 1.
         parents: how the programs of a prompt are drawn. With "top", from the best `top` programs,
             better ones more often. With "islands", likewise from those of one island. With "puct",
-            by an upper confidence bound: programs count by the best program that was written from
-            them, and the longer a program has not been shown, the more it counts.
-        top: number of best programs that "top" and "islands" draw from.
+            by turns among the `top` ones with the highest upper confidence bound: programs count by
+            the best program that was written from them, and the longer a program has not been
+            shown, the more it counts.
+        top: number of programs that the prompts of an iteration draw from.
         islands: number of islands. Each has an equal share of the samples, and its prompts show its
             own programs only.
         migration: number of iterations after which the best program of each island joins the next

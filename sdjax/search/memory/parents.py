@@ -98,38 +98,39 @@ def island_members(config: MemoryConfig, population: Population) -> list[list[Me
 
 
 def puct_parents(config: MemoryConfig, population: Population, groups: int) -> list[list[Member]]:
-    """Return for each prompt the members with the highest PUCT scores.
+    """Return the parents of each prompt, by the members with the highest PUCT scores.
 
-    A prompt is an expansion of its parents, also while the prompts of an iteration are drawn: the
-    next ones show others. Ancestors and descendants of a parent are not shown next to it, as far as
-    there are enough other programs, since they say the same.
+    The prompts of an iteration take turns among the `top` members with the highest scores, each
+    next to other ones, so that each member is expanded equally often. As in TTT-Discover, ancestors
+    and descendants of a member are not among them, as far as there are enough other programs.
     """
     members = _eligible(config, population.members)
     if not members:
         return [[] for _ in range(groups)]
     index = {member.identity: number for number, member in enumerate(members)}
-    rewards, best_children, visits, total = _statistics(population, members, index)
+    scores = puct_scores(*_statistics(population, members, index), config.exploration)
     lineage = np.zeros((len(members), len(members)), bool)
     for identity, above in population.ancestors.items():
         for parent in above:
             if identity in index and parent in index:
                 pair = index[identity], index[parent]
                 lineage[pair] = lineage[pair[::-1]] = True
+    chosen: list[int] = []
+    available = np.ones(len(members), bool)
+    for _ in range(min(config.top, len(members))):
+        unrelated = available & ~lineage[chosen].any(axis=0)
+        pool = unrelated if unrelated.any() else available
+        number = int(np.argmax(np.where(pool, scores, -np.inf)))
+        chosen.append(number)
+        available[number] = False
+    states = [members[number] for number in chosen]
     drawn = []
-    for _ in range(groups):
-        scores = puct_scores(rewards, best_children, visits, total, config.exploration)
-        chosen: list[int] = []
-        available = np.ones(len(members), bool)
-        for _ in range(min(config.programs, len(members))):
-            unrelated = available & ~lineage[chosen].any(axis=0)
-            pool = unrelated if unrelated.any() else available
-            number = int(np.argmax(np.where(pool, scores, -np.inf)))
-            chosen.append(number)
-            available[number] = False
-        parents = [members[number] for number in chosen]
-        drawn.append(parents)
-        visits += _expanded(population, [one.identity for one in parents], index)
-        total += 1
+    for group in range(groups):
+        turn, first = divmod(group, len(states))
+        others = states[first + 1 :] + states[:first]
+        shift = turn % len(others) if others else 0
+        companions = (others[shift:] + others[:shift])[: config.programs - 1]
+        drawn.append([states[first], *companions])
     return drawn
 
 

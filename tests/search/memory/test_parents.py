@@ -156,28 +156,33 @@ def test_puct_counts_expansions_of_descendants_and_the_best_children():
     population = Population.of(members, trials)
     assert population.ancestors["c"] == {"a", "b"}
     assert population.ancestors["a"] == set()
-    config = MemoryConfig(parents="puct", programs=1, exploration=1.0)
-    drawn = names(draw_parents(config, population, 4, KEY))
     # In the order of the scores b, a, c: the best children, the visits and the prior.
-    best, visits = {"b": 0.5, "a": 0.7, "c": 0.1}, {"b": 1, "a": 3, "c": 0}
-    prior, total, expected = {"b": 3 / 6, "a": 2 / 6, "c": 1 / 6}, 3, []
-    for _ in range(4):
-        score = {
-            name: best[name] + 0.6 * prior[name] * math.sqrt(1 + total) / (1 + visits[name])
-            for name in best
-        }
-        chosen = max(score, key=score.__getitem__)
-        expected.append([chosen])
-        for name in {chosen, *population.ancestors[chosen]}:
-            visits[name] += 1
-        total += 1
-    assert drawn == expected
+    score = {
+        "b": 0.5 + 0.6 * (3 / 6) * math.sqrt(1 + 3) / (1 + 1),
+        "a": 0.7 + 0.6 * (2 / 6) * math.sqrt(1 + 3) / (1 + 3),
+        "c": 0.1 + 0.6 * (1 / 6) * math.sqrt(1 + 3) / (1 + 0),
+    }
+    first, second, third = sorted(score, key=score.__getitem__, reverse=True)
+    assert (first, second, third) == ("b", "a", "c")
+    config = MemoryConfig(parents="puct", programs=1, top=2)
+    assert names(draw_parents(config, population, 3, KEY)) == [["b"], ["a"], ["b"]]
+    less = dataclasses.replace(config, exploration=0.1)
+    assert names(draw_parents(less, population, 3, KEY)) == [["a"], ["b"], ["a"]]
+
+
+def test_puct_shows_each_program_equally_often_and_in_all_pairs():
+    population = Population.of([member(name, score) for score, name in enumerate("abcdef")], ())
+    config = MemoryConfig(parents="puct", top=4)
+    drawn = names(draw_parents(config, population, 12, KEY))
+    counts = {name: sum(name in parents for parents in drawn) for name in "abcdef"}
+    assert counts == {"f": 6, "e": 6, "d": 6, "c": 6, "b": 0, "a": 0}
+    assert len({frozenset(parents) for parents in drawn}) == 6
 
 
 def test_puct_shows_relatives_together_only_if_there_are_no_others():
     members = [member("a", 0.9), member("child", 0.8), member("other", 0.1)]
     trials = [trial(1, 0, "a"), trial(1, 1, "other"), trial(2, 0, "child", ["a"])]
-    config = MemoryConfig(parents="puct", exploration=0.0)
+    config = MemoryConfig(parents="puct", exploration=0.0, top=2)
     (drawn,) = names(draw_parents(config, Population.of(members, trials), 1, KEY))
     assert drawn == ["other", "a"] or drawn == ["other", "child"]
     (drawn,) = names(draw_parents(config, Population.of(members[:2], trials), 1, KEY))
