@@ -12,9 +12,11 @@ from itertools import accumulate
 
 import numpy as np
 
+from sdjax.search.base_identity import base_of_iteration, hash_on_base
+from sdjax.search.score_types import Promotion
 from sdjax.search.store import Store
 from sdjax.search.structures import program_scores, scored_programs, structures_of
-from sdjax.search.types import DEVELOPMENT, StoredVerdict, program_entry
+from sdjax.search.types import DEVELOPMENT, SEARCH, StoredVerdict, program_entry
 
 TOP = 10
 CURVE_POINTS = 60
@@ -51,6 +53,7 @@ def tried_samples(store: Store, metric: str) -> list[Tried]:
     structures, best = structures_of(store), scored_programs(store)
     identities = {one.source: one.identity for one in store.select(StoredVerdict)}
     scores, candidates = program_scores(store, metric), store.candidate_problems()
+    promotions = store.select(Promotion)
     summaries = {one.entry: one for one in store.summaries(DEVELOPMENT)}
     tried = []
     for sample in store.judged():
@@ -59,6 +62,7 @@ def tried_samples(store: Store, metric: str) -> list[Tried]:
             # A program whose merge equals that of an earlier one has answered nothing.
             tried.append(Tried(iteration=sample.iteration, admissible=sample.admissible))
             continue
+        own = hash_on_base(own, base_of_iteration(promotions, SEARCH, sample.iteration))
         found = summaries.get(program_entry(best.get(own, own)))
         cost = candidates.get(structures[own], 0 if found is None else found.problems)
         tried.append(

@@ -8,21 +8,27 @@ import pytest
 from sdjax.cli.merge_discovered import merge_discovered
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.models.fingerprint import fingerprint
+from sdjax.report.page import render
+from sdjax.search import loop
 from sdjax.search.answer import count_numbers
 from sdjax.search.base_chains import chain_of_entry
 from sdjax.search.base_identity import base_of_iteration, hash_on_base
 from sdjax.search.bases import context_on_base
 from sdjax.search.coevolution_config import CoevolutionConfig
+from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig
+from sdjax.search.config import read_config
 from sdjax.search.context import build_context
 from sdjax.search.iteration_scores import score_programs
+from sdjax.search.loop import run_search
 from sdjax.search.phases import judge
-from sdjax.search.promotion import level_of_look, promote
+from sdjax.search.promotion import GENERATOR_TEST, level_of_look, promote
 from sdjax.search.ranking import final_ranking
 from sdjax.search.refinement import choose_training_data
-from sdjax.search.score_types import Promotion
+from sdjax.search.score_types import Answer, Comparison, Promotion
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
-from sdjax.search.types import SEARCH, Entry, Sample, program_entry
+from sdjax.search.types import PURPOSES, SEARCH, Entry, Lineage, Sample, program_entry
+from sdjax.tuning.search import SearchConfig
 
 HEAD = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n"
 GOOD = HEAD + "    return 0.5 * a + 0.5 * b + 0.4 * c\n"
@@ -148,3 +154,72 @@ def test_merge_of_a_run_with_kept_task_vectors(evolving, sandbox, tmp_path):
         iterate(context, store, sandbox, [HALF], 2)
         assert store.program(store.judged(2)[0].identity).base is not None
         check_merge_of_chain(context, store, tmp_path / "merged")
+
+
+class Interrupted(Exception):
+    """Stands for a process that is killed."""
+
+
+def content(folder):
+    with Store.open(folder) as store:
+        return {
+            "samples": [
+                (s.purpose, s.iteration, s.number, s.text, s.identity, s.status)
+                for purpose in (*PURPOSES, GENERATOR_TEST)
+                for s in store.judged(purpose=purpose)
+            ],
+            "scores": {
+                (one.entry, one.setting, one.split): one.strict
+                for one in store.summaries(setting=None)
+            },
+            "promotions": sorted(map(repr, store.select(Promotion))),
+            "lineage": store.select(Lineage),
+            "answer": (store.select(Answer), store.select(Comparison)),
+        }
+
+
+@pytest.mark.slow
+def test_interrupted_run_ends_with_the_same_bases(small_config, tmp_path, monkeypatch):
+    demo = read_config("demo")
+    config = dataclasses.replace(
+        small_config,
+        iterations=3,
+        task=dataclasses.replace(small_config.task, development=124, confirmation=100),
+        generation=dataclasses.replace(small_config.generation, samples=16),
+        tuning=RunTuningConfig(programs=1, search=SearchConfig(budget=2, steps=4)),
+        controls=ControlsConfig(tuned=("weights",), random=True, untrained=True),
+        coevolution=CoevolutionConfig(generator=True, samples=8, tolerance=1.0),
+        transfer=demo.transfer,
+        test=dataclasses.replace(small_config.test, top_k=2, ablations=1),
+    )
+    run_search(config, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+    names = ("promote", "choose_training_data", "refine", "tune_controls_in_steps", "confirm")
+    for name in names:
+        with monkeypatch.context() as patch:
+            function = getattr(loop, name)
+
+            def interrupted(*arguments, function=function, **options):
+                function(*arguments, **options)
+                if options.get("iteration", 2) == 2:
+                    raise Interrupted
+
+            patch.setattr(loop, name, interrupted)
+            with pytest.raises(Interrupted):
+                run_search(config, tmp_path / "resumed")
+    run_search(config, tmp_path / "resumed")
+    assert content(tmp_path / "resumed") == expected
+    search = [one for one in expected["promotions"] if "purpose='search'" in one]
+    assert len(search) == 3
+    with Store.open(tmp_path / "whole") as store:
+        promoted = [one for one in store.select(Promotion, purpose=SEARCH) if one.is_base]
+        assert promoted  # otherwise, other random numbers are needed for a test of promotions
+        assert all(one.is_generator and one.admissible is not None for one in promoted)
+        steps = [one for one in store.select(Entry, kind="method") if "step" in one.detail]
+        assert steps
+        later = [one for one in store.judged() if one.iteration > promoted[0].iteration]
+        bases = {store.program(one.identity).base for one in later if one.admissible}
+        assert promoted[0].entry in bases
+        assert "next base and next generator" in render(store)
+        assert store.select(Lineage)[0].base is None
+        assert store.select(Lineage)[promoted[0].iteration].base == promoted[0].entry
