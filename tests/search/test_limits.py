@@ -82,7 +82,7 @@ def test_commands_refuse_the_limits_of_a_run_in_one_line(run, tmp_path, command)
 def test_accepted_limits_are_those_of_a_run(run, tmp_path):
     arguments = ["merge", "--run", str(run), str(tmp_path / "out"), "--trust-limits"]
     result = CliRunner().invoke(main, arguments)
-    assert "no program of rank 1" in result.output  # the next thing that is wrong
+    assert "the run has no scored program" in result.output  # the next thing that is wrong
     options = {"model": None, "experts": None, "scope": None}
     signature = signature_from_options(**options, run=run, trust_limits=True)
     assert signature.limits.max_expansion == 64
