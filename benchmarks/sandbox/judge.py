@@ -62,7 +62,7 @@ def row(name: str, seconds: list[float]) -> None:
 
 
 def programs(count: int, seed: int) -> list[str]:
-    """Sample candidates from the grammar: 60 to 110 tokens, one in nine broken on purpose."""
+    """Sample candidates from the grammar: 60 to 120 tokens, one in nine broken on purpose."""
     rng = np.random.default_rng(seed)
     return [sample_candidate(rng).text for _ in range(count)]
 
