@@ -90,6 +90,16 @@ class IterationReport:
         """Number of distinct programs that first occurred here."""
         return self.counts.get(ADMITTED, 0)
 
+    @property
+    def top_mean(self) -> float | None:
+        """Mean of the ten best `scores`; None without any."""
+        return _mean(sorted(self.scores)[-10:])
+
+    @property
+    def unique_scores(self) -> int:
+        """Number of different `scores`."""
+        return len(set(self.scores))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceLine:

@@ -21,6 +21,9 @@ def test_counts_and_reasons_of_the_samples(finished):
         assert one.samples == len(judged) == 64
         assert one.admissible == sum(s.status in ("admitted", "duplicate") for s in judged)
         assert one.novel == len(one.scores) == len({s.identity for s in judged if s.novel})
+        best = sorted(one.scores, reverse=True)[:10]
+        assert one.top_mean == pytest.approx(sum(best) / len(best))
+        assert one.unique_scores == len({*one.scores})
         assert sum(one.reasons.values()) == one.samples - one.admissible
         assert any(reason.startswith("refused: ") for reason in one.reasons)
         assert one.reasons["no program: no program in the text"] > 0
