@@ -173,7 +173,7 @@ def run_iteration(
     config = context.config
     trained = _trained_iterations(store)
     if config.training.enabled and iteration in trained:
-        export_generator(context, checkpoints, iteration, store.folder)
+        export_generator(context, store, checkpoints, iteration)
         return
     adapter = load_generator(context, store, checkpoints, iteration)
     model = generator_base(store.select(Promotion), iteration)
@@ -230,7 +230,7 @@ def run_iteration(
                 detail=data.summary(),
             )
         )
-        export_generator(context, checkpoints, iteration, store.folder)
+        export_generator(context, store, checkpoints, iteration)
 
 
 def run_controls(
@@ -261,7 +261,7 @@ def load_generator(
 
 
 def export_generator(
-    context: RunContext, checkpoints: GeneratorCheckpoints, iteration: int, folder: Path
+    context: RunContext, store: Store, checkpoints: GeneratorCheckpoints, iteration: int
 ) -> None:
     """Write the generator trained in an iteration as a PEFT adapter folder, unless it exists.
 
@@ -270,17 +270,20 @@ def export_generator(
 
     Args:
         context: the loaded run.
+        store: the run's store.
         checkpoints: the run's checkpoints.
         iteration: number of the iteration.
-        folder: the run folder.
     """
-    path = adapter_folder(folder, iteration)
+    path = adapter_folder(store.folder, iteration)
     if broadcast_from_main(lambda: bytes([path.exists()])) == b"\x01":
         return
     if iteration not in checkpoints.numbers():
         return
     adapter, _ = checkpoints.restore_adapter(iteration, reference=context.new_adapter())
-    write_adapter(path, context.model, adapter, base=context.config.seed)
+    # The adapter of a merged model does not fit the seed.
+    merged = generator_base(store.select(Promotion), iteration + 1)
+    base = context.config.seed if merged is None else f"{store.folder.name}: {merged}"
+    write_adapter(path, context.model, adapter, base=base)
 
 
 def _baseline_summary(context: RunContext, store: Store) -> str:

@@ -161,7 +161,8 @@ class Lineage:
     Attributes:
         iteration: iteration that the generator writes programs for, from 1.
         setting: name of the setting of the search.
-        generator: name of the model, or of the adapter of the first generator.
+        generator: name of the model, or of the adapter of the first generator; the entry of a
+            merged model if that was promoted.
         checkpoint: name of the checkpoint; None for the first generator.
         temperature: sampling temperature.
         base: entry whose merged model is the base of the iteration; None for the seed.
