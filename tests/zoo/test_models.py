@@ -13,6 +13,7 @@ from sdjax.evaluation.tasks.arithmetic import KINDS, ArithmeticTask
 from sdjax.io.hf_checkpoint import load_config, load_model
 from sdjax.io.model_paths import TRAINING_PROGRAMS, ZOO, model_folder, zoo_models
 from sdjax.io.tokenizer import load_tokenizer
+from sdjax.merging.algorithm import Algorithm
 from sdjax.merging.engine import Merger
 from sdjax.merging.methods.registry import algorithm
 from sdjax.models.params import kind_of
@@ -89,9 +90,21 @@ def correct():
 
     trees = {name: load_model(model_folder(f"zoo:{name}"))[1] for name in ("seed", *OWN_KINDS)}
     three = [trees[recipe.name] for recipe in EXPERTS]
-    method = algorithm("task_arithmetic", weight=0.7)
-    merged = Merger(trees["seed"], three, num_layers=4)(method).params
-    return {name: by_kind(params) for name, params in (trees | {"merged": merged}).items()}
+    merge = Merger(trees["seed"], three, num_layers=4)
+    merges = {
+        "weights": merge(algorithm("task_arithmetic", weight=[0.7, 0.5, 0.5])).params,
+        "gates": merge(Algorithm.from_function(gates, name="gates")).params,
+    }
+    return {name: by_kind(params) for name, params in (trees | merges).items()}
+
+
+def gates(task_vectors, depth, kind):
+    """Use each expert where it learned its specialty."""
+    a, b, c = task_vectors.values()
+    if kind != "mlp.down_proj":
+        b = 0.1 * b
+    a = jnp.where((depth > 0) & (depth < 1), 1.0, 0.1) * a
+    return a + b + jnp.where(depth < 0.5, 0.7, 0.1) * c
 
 
 def concatenate(outcomes, kinds):
@@ -115,10 +128,16 @@ def test_expert_is_better_at_its_own_kinds_and_worse_at_others(correct, name):
 
 @pytest.mark.slow
 def test_merge_beats_the_seed_by_five_points_and_every_expert(correct):
-    merged = concatenate(correct["merged"], KINDS)
+    merged = concatenate(correct["weights"], KINDS)
     assert paired_difference(merged, concatenate(correct["seed"], KINDS)).low > 0.05
     for recipe in EXPERTS:
         assert merged.mean() > concatenate(correct[recipe.name], KINDS).mean()
+
+
+@pytest.mark.slow
+def test_gates_beat_weights_by_five_points(correct):
+    gated = concatenate(correct["gates"], KINDS)
+    assert paired_difference(gated, concatenate(correct["weights"], KINDS)).low > 0.05
 
 
 def test_identities_of_training_programs_are_sorted():
