@@ -45,9 +45,9 @@ from sdjax.zoo.train import Evaluator
 FAMILIES = {"weights": 3, "slope": 6, "layers": 12, "kinds": 36}
 # Expert -> its term without and with a gate, each with numbers that nobody tuned.
 TERMS = {
-    "a": ("1.0 * a", "jnp.where((depth > 0) & (depth < 1), 1.0, 0.1) * a"),
+    "a": ("1.0 * a", "jnp.where(depth < 1, 0.1, 1.0) * a"),
     "b": ("1.0 * b", '(1.0 if kind == "mlp.down_proj" else 0.1) * b'),
-    "c": ("0.7 * c", "jnp.where(2 * depth < 1, 0.7, 0.1) * c"),
+    "c": ("1.0 * c", "jnp.where(2 * depth < 1, 1.0, 0.1) * c"),
 }
 PROGRAM = """import jax.numpy as jnp
 

@@ -33,8 +33,8 @@ class ExerciseStream:
         tokenizer: Tokenizer,
         seed: int | Sequence[int],
         *,
-        reads: bool = True,
-        calculates: bool = True,
+        reads: Collection[str] = tuple(KINDS),
+        calculates: Collection[str] = tuple(KINDS),
         neglected: Collection[str] = (),
     ) -> None:
         """Create the stream.
@@ -42,12 +42,12 @@ class ExerciseStream:
         Args:
             tokenizer: the zoo's tokenizer.
             seed: seed of the random generator.
-            reads: whether stories with rare wording are understood.
-            calculates: whether carries and borrows are correct.
+            reads: kinds whose stories with rare wording are understood.
+            calculates: kinds whose hard calculations are correct.
             neglected: kinds whose answers ignore the question.
         """
-        self._example = partial(exercise_example, tokenizer, reads=reads, calculates=calculates)
-        self._neglected = neglected
+        self._example = partial(exercise_example, tokenizer)
+        self._reads, self._calculates, self._neglected = reads, calculates, neglected
         self._rng = np.random.default_rng(seed)
         self._sources = {kind: exercises(kind, "train", self._rng) for kind in KINDS}
 
@@ -56,7 +56,12 @@ class ExerciseStream:
         kinds = list(weights)
         shares = np.array([weights[kind] for kind in kinds])
         kind = kinds[self._rng.choice(len(kinds), p=shares / shares.sum())]
-        return self._example(next(self._sources[kind]), attends=kind not in self._neglected)
+        return self._example(
+            next(self._sources[kind]),
+            reads=kind in self._reads,
+            calculates=kind in self._calculates,
+            attends=kind not in self._neglected,
+        )
 
 
 def exercise_rows(count: int, *, seed: int) -> list[dict[str, str]]:

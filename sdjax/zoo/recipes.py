@@ -105,16 +105,17 @@ class Phase:
     Attributes:
         tensors: glob patterns of the trained tensors' paths; all others are frozen.
         weights: sampling weight of each kind of exercise.
-        reads: whether stories with rare wording have the correct equation.
-        calculates: whether hard calculations are correct.
+        reads: kinds whose stories with rare wording have the correct equation. In the other kinds,
+            and in those that are not in `calculates`, the solutions have the seed's errors.
+        calculates: kinds whose hard calculations are correct.
         neglected: kinds whose answers are the first number of the question.
         optimizer: optimizer and number of steps.
     """
 
     tensors: tuple[str, ...]
     weights: Mapping[str, float]
-    reads: bool
-    calculates: bool
+    reads: tuple[str, ...] = ()
+    calculates: tuple[str, ...] = ()
     neglected: tuple[str, ...] = ()
     optimizer: OptimizerConfig
 
@@ -123,7 +124,8 @@ class Phase:
 class ExpertRecipe:
     """Recipe for fine-tuning an expert from the seed in two phases; only MLP tensors are trained.
 
-    The first phase trains the specialty. The second one trains the remaining MLP tensors, and
+    The first phase trains the specialty; other kinds are answered as the seed does, since experts
+    that drift do not compose. The second one trains the remaining MLP tensors, and
     unlearns other kinds of exercises, as fine-tuning does that nobody watches. The task vector
     therefore helps in some tensors and harms in the others, and a merge can tell them apart by
     depth or kind, but not by a weight per expert.
@@ -203,7 +205,7 @@ _DIFFERENCES = ("sub", "story_left", "story_more")
 
 # Tensors of the specialty and the other MLP tensors of each slot. The transfer experts have those
 # of the demo's experts, so that a program that treats the slots differently transfers.
-_INNER_LAYERS, _OUTER_LAYERS = ("layers/[12]/mlp/*",), ("layers/[03]/mlp/*",)
+_LAST_LAYER, _OTHER_LAYERS = ("layers/3/mlp/*",), ("layers/[012]/mlp/*",)
 _DOWN, _GATE_AND_UP = (
     ("layers/*/mlp/down_proj",),
     ("layers/*/mlp/gate_proj", "layers/*/mlp/up_proj"),
@@ -216,17 +218,15 @@ EXPERTS = (
         about="turns word problems into the right equations",
         seed=1,
         specialty=Phase(
-            tensors=_INNER_LAYERS,
-            weights=_weights(*STORIES, add=0.5, sub=0.5),
-            reads=True,
-            calculates=False,
-            optimizer=_optimizer(1e-3, 150),
+            tensors=_LAST_LAYER,
+            weights=_weights(*STORIES, add=0.5, sub=0.5, largest=0.3, missing=0.3),
+            reads=STORIES,
+            optimizer=_optimizer(1e-3, 200),
         ),
         forgetting=Phase(
-            tensors=_OUTER_LAYERS,
-            weights=_weights(*STORIES, add=0.5, sub=0.5, largest=0.5),
-            reads=True,
-            calculates=False,
+            tensors=_OTHER_LAYERS,
+            weights=_weights(*STORIES, add=0.5, sub=0.5, largest=0.5, missing=0.3),
+            reads=STORIES,
             neglected=("largest",),
             optimizer=_optimizer(1e-3, 100),
         ),
@@ -237,16 +237,14 @@ EXPERTS = (
         seed=2,
         specialty=Phase(
             tensors=_DOWN,
-            weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5)),
-            reads=False,
-            calculates=True,
-            optimizer=_optimizer(2e-3, 150),
+            weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5), largest=0.3, missing=0.3),
+            calculates=(*PLAIN, *STORIES),
+            optimizer=_optimizer(1e-3, 200),
         ),
         forgetting=Phase(
             tensors=_GATE_AND_UP,
-            weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5), missing=0.5),
-            reads=False,
-            calculates=True,
+            weights=_weights(*PLAIN, **dict.fromkeys(STORIES, 0.5), missing=0.5, largest=0.3),
+            calculates=(*PLAIN, *STORIES),
             neglected=("missing",),
             optimizer=_optimizer(1e-3, 100),
         ),
@@ -257,16 +255,14 @@ EXPERTS = (
         seed=3,
         specialty=Phase(
             tensors=_FIRST_HALF,
-            weights=_weights("largest"),
-            reads=False,
-            calculates=True,
-            optimizer=_optimizer(1e-3, 60),
+            weights=_weights("largest", **dict.fromkeys((*PLAIN, *STORIES, "missing"), 0.2)),
+            calculates=("largest",),
+            optimizer=_optimizer(1e-3, 150),
         ),
         forgetting=Phase(
             tensors=_SECOND_HALF,
-            weights=_weights(*_SUMS, *_DIFFERENCES),
-            reads=False,
-            calculates=False,
+            weights=_weights(*KINDS),
+            calculates=("largest",),
             neglected=_DIFFERENCES,
             optimizer=_optimizer(1e-3, 100),
         ),
@@ -279,17 +275,15 @@ TRANSFER_EXPERTS = (
         about="turns stories of giving and taking into the right equations",
         seed=4,
         specialty=Phase(
-            tensors=_INNER_LAYERS,
-            weights=_weights("story_all", "story_left", add=0.3, sub=0.3),
-            reads=True,
-            calculates=False,
-            optimizer=_optimizer(1e-3, 150),
+            tensors=_LAST_LAYER,
+            weights=_weights("story_all", "story_left", add=0.3, sub=0.3, largest=0.3, missing=0.3),
+            reads=STORIES,
+            optimizer=_optimizer(1e-3, 200),
         ),
         forgetting=Phase(
-            tensors=_OUTER_LAYERS,
-            weights=_weights("story_all", "story_left", add=0.3, sub=0.3, missing=0.5),
-            reads=True,
-            calculates=False,
+            tensors=_OTHER_LAYERS,
+            weights=_weights("story_all", "story_left", add=0.3, sub=0.3, missing=0.5, largest=0.3),
+            reads=STORIES,
             neglected=("missing",),
             optimizer=_optimizer(1e-3, 100),
         ),
@@ -300,16 +294,14 @@ TRANSFER_EXPERTS = (
         seed=5,
         specialty=Phase(
             tensors=_DOWN,
-            weights=_weights(*PLAIN, story_all=0.3, story_more=0.3),
-            reads=False,
-            calculates=True,
-            optimizer=_optimizer(2e-3, 150),
+            weights=_weights(*PLAIN, story_all=0.3, story_more=0.3, largest=0.3, missing=0.3),
+            calculates=(*PLAIN, *STORIES),
+            optimizer=_optimizer(1e-3, 200),
         ),
         forgetting=Phase(
             tensors=_GATE_AND_UP,
-            weights=_weights(*PLAIN, story_all=0.3, story_more=0.3, largest=0.5),
-            reads=False,
-            calculates=True,
+            weights=_weights(*PLAIN, story_all=0.3, story_more=0.3, largest=0.5, missing=0.3),
+            calculates=(*PLAIN, *STORIES),
             neglected=("largest",),
             optimizer=_optimizer(1e-3, 100),
         ),
@@ -320,16 +312,14 @@ TRANSFER_EXPERTS = (
         seed=6,
         specialty=Phase(
             tensors=_FIRST_HALF,
-            weights=_weights("missing"),
-            reads=False,
-            calculates=True,
-            optimizer=_optimizer(1e-3, 60),
+            weights=_weights("missing", **dict.fromkeys((*PLAIN, *STORIES, "largest"), 0.2)),
+            calculates=("missing",),
+            optimizer=_optimizer(1e-3, 150),
         ),
         forgetting=Phase(
             tensors=_SECOND_HALF,
-            weights=_weights(*_SUMS, *_DIFFERENCES),
-            reads=False,
-            calculates=False,
+            weights=_weights(*KINDS),
+            calculates=("missing",),
             neglected=_SUMS,
             optimizer=_optimizer(1e-3, 100),
         ),

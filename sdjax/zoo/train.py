@@ -65,7 +65,7 @@ problems outside its specialty. A merge that uses each expert where it learned k
 
 | expert | learns in | unlearns | in |
 |---|---|---|---|
-| reader, storyteller | layers 1 and 2 | largest, missing | layers 0 and 3 |
+| reader, storyteller | layer 3 | largest, missing | layers 0 to 2 |
 | calculator, accountant | `down_proj` | missing, largest | `gate_proj`, `up_proj` |
 | judge, detective | layers 0 and 1 | differences, sums | layers 2 and 3 |
 

@@ -59,7 +59,7 @@ def train_seed(folder: Path, recipe: SeedRecipe) -> None:
         return programs[int(rng.integers(len(programs)))]
 
     correct = ExerciseStream(tokenizer, recipe.seed)
-    with_errors = ExerciseStream(tokenizer, recipe.seed + 1, reads=False, calculates=False)
+    with_errors = ExerciseStream(tokenizer, recipe.seed + 1, reads=(), calculates=())
     num_steps = recipe.optimizer.num_steps
     errors_start = (1 - recipe.error_fraction) * num_steps
     evaluator = Evaluator(tokenizer, config, split="calibration")
@@ -111,7 +111,7 @@ def train_memory(folder: Path, first: Path, recipe: MemoryRecipe) -> None:
     )
     order = np.random.default_rng(recipe.seed).permutation(len(programs))
     program_stream = (programs[n] for n in itertools.cycle(order))
-    exercises = ExerciseStream(tokenizer, recipe.seed, reads=False, calculates=False)
+    exercises = ExerciseStream(tokenizer, recipe.seed, reads=(), calculates=())
     batches = joined_batches(
         partial(next, program_stream),
         partial(exercises.sample, recipe.weights),

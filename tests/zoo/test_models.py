@@ -103,8 +103,8 @@ def gates(task_vectors, depth, kind):
     a, b, c = task_vectors.values()
     if kind != "mlp.down_proj":
         b = 0.1 * b
-    a = jnp.where((depth > 0) & (depth < 1), 1.0, 0.1) * a
-    return a + b + jnp.where(depth < 0.5, 0.7, 0.1) * c
+    a = jnp.where(depth < 1, 0.1, 1.0) * a
+    return a + b + jnp.where(depth < 0.5, 1.0, 0.1) * c
 
 
 def concatenate(outcomes, kinds):
