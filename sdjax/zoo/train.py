@@ -69,7 +69,7 @@ problems outside its specialty. A merge that uses each expert where it learned k
 | calculator, accountant | `down_proj` | missing, largest | `gate_proj`, `up_proj` |
 | judge, detective | layers 0 and 1 | differences, sums | layers 2 and 3 |
 
-The experts were chosen by scores on the calibration split, before any test problem was read. One
+The experts were chosen by scores on the calibration split; no test score was used. One
 weight per expert should leave at least five points to a short program that gates each expert.
 `python -m benchmarks.zoo.headroom` measures that on the same split.
 
