@@ -23,7 +23,7 @@ def small_config() -> RunConfig:
         generation=dataclasses.replace(
             config.generation,
             samples=8,
-            decoding=DecoderConfig(slots=8, prefill_batch=8, buckets=(16,), max_new_tokens=96),
+            decoding=DecoderConfig(slots=8, prefill_batch=8, buckets=(16, 224), max_new_tokens=96),
         ),
         evaluation=DecoderConfig(slots=24, prefill_batch=24, buckets=(48,), max_new_tokens=12),
         training=dataclasses.replace(config.training, max_steps=2, rank=2, batch_size=2),

@@ -92,17 +92,17 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_prompt_file_is_next_to_the_config_and_kept_in_it(tmp_path):
-    text = (CONFIG_FOLDER / "demo.yaml").read_text().replace("prompt: short", "prompt: mine.txt")
+    text = (CONFIG_FOLDER / "demo.yaml").read_text().replace("short-memory", "mine.jinja")
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(
-        UserError, match=r"run.yaml, line \d+: generation.prompt: prompt 'mine.txt'"
+        UserError, match=r"run.yaml, line \d+: generation.prompt: prompt 'mine.jinja'"
     ):
         read_config(tmp_path / "run.yaml")
-    (tmp_path / "mine.txt").write_text("Merge $count.\n")
+    (tmp_path / "mine.jinja").write_text("Merge {{ count }}.\n")
     config = read_config(tmp_path / "run.yaml")
-    (tmp_path / "mine.txt").unlink()
+    (tmp_path / "mine.jinja").unlink()
     stored = config_from(json.loads(json.dumps(config.to_json())), "the store")
-    assert prompt_template(stored).text == "Merge $count."
+    assert prompt_template(stored).text == "Merge {{ count }}."
     assert read_prompt(stored) == stored
     assert read_config("demo").generation.prompt_text is None
 

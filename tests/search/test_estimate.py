@@ -106,15 +106,16 @@ def test_dry_run_writes_nothing(tmp_path):
     lines = result.output.splitlines()
     assert lines[0].startswith(f"run demo in {folder}, on ")
     assert "192 programs (3 iterations of 64) and 33 baselines on 4 " in lines[2]
-    assert lines[3] == (
+    assert lines[3] == "prompts: short-memory, with at most 2 earlier programs, drawn by top"
+    assert lines[4] == (
         "tuning: at most 3 programs, each with 6 evaluations on the development problems"
     )
-    assert lines[4] == (
+    assert lines[5] == (
         "controls: weights, layers, tuned; each with at most as many evaluated problems as the "
         "programs of the search"
     )
-    assert "baselines on 4 confirmation problems and 8 test problems, with the experts" in lines[5]
-    assert lines[6].startswith("sandbox: ")
+    assert "baselines on 4 confirmation problems and 8 test problems, with the experts" in lines[6]
+    assert lines[7].startswith("sandbox: ")
     assert list(tmp_path.iterdir()) == []
     assert CliRunner().invoke(run, options).exit_code == 0  # no folder is needed
 
@@ -125,7 +126,7 @@ def test_dry_run_writes_nothing(tmp_path):
         ("experts.expert_1.model=zoo:none", "experts.expert_1.model: zoo:none: no such model"),
         ("sandbox.allow_missing=[x]", "sandbox.allow_missing: allow_missing: unknown layer 'x'"),
         ("training.rank=512", "training.rank: rank is 512, but no adapted projection has"),
-        ("generation.decoding.buckets=[2]", "generation.decoding.buckets: the prompt 'short' has"),
+        ("generation.decoding.buckets=[2]", "buckets: the prompt 'short-memory' has 4 tokens"),
     ],
 )
 def test_dry_run_reports_what_a_run_would(override, message):

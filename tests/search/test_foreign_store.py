@@ -207,7 +207,7 @@ def test_tables_have_their_keys(run):
         ("UPDATE program SET ir = hex(zeroblob(600000))", "too big"),
         ("UPDATE run SET config = '{}'", "its config: the key"),
         ("UPDATE run SET config = '[]'", "table run, column config: is not an object"),
-        ("DELETE FROM score", "the run has 0 scored programs"),
+        ("DELETE FROM score", "the run has no scored program"),
         ("CREATE VIEW v AS SELECT 1", "the view 'v' is not one of a run"),
     ],
 )

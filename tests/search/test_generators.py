@@ -14,6 +14,7 @@ from sdjax.search.config import RunConfig
 from sdjax.search.context import RunContext
 from sdjax.search.generator_plan import GeneratorsPlan, describe_generators, plan_generators
 from sdjax.search.iteration_generators import assignment, generator_records
+from sdjax.search.memory.renderer import longest_prompt
 from sdjax.search.phases import generate
 from sdjax.search.plan import plan_run
 from sdjax.search.provenance import plan_inputs
@@ -184,7 +185,7 @@ def test_plan_checks_and_describes_the_generators(small_config, folder, monkeypa
     )
     unlimited = dataclasses.replace(endpoint, max_tokens_total=None)
     config = configured(small_config, gpt=GeneratorConfig(endpoint=unlimited))
-    most = 16 * (len(plan.tokenizer.encode_prompt(plan.prompt)) + 2048)
+    most = 16 * (longest_prompt(plan.renderer, 96) + 2048)
     (line,) = describe_generators(config, plan.generators, plan.renderer)
     assert line.endswith(f"at most {most:,} tokens)")
     assert {"programs files", "tokenizer other"} <= plan_inputs(plan).keys()

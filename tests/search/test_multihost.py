@@ -31,7 +31,7 @@ def quick_config(small_config):
             small_config.generation,
             samples=4,
             temperature=0.5,
-            decoding=DecoderConfig(slots=4, prefill_batch=4, buckets=(16,), max_new_tokens=96),
+            decoding=DecoderConfig(slots=4, prefill_batch=4, buckets=(16, 224), max_new_tokens=96),
         ),
         evaluation=DecoderConfig(slots=4, prefill_batch=4, buckets=(48,), max_new_tokens=4),
         training=dataclasses.replace(small_config.training, enabled=False),
@@ -67,7 +67,12 @@ def results(folder):
                 (summary.entry, summary.split): (summary.strict, summary.flexible)
                 for summary in store.summaries(setting=None)
             },
-            "pairs": [store.select(StoredPair, iteration=iteration) for iteration in (1, 2)],
+            # Without the sizes of changes, which are sums over devices in another order.
+            "pairs": [
+                (pair.chosen.number, pair.chosen.score, pair.rejected.number, pair.rejected.score)
+                for iteration in (1, 2)
+                for pair in store.select(StoredPair, iteration=iteration)
+            ],
             "checkpoints": [checkpoint.name for checkpoint in store.select(Checkpoint)],
         }
 

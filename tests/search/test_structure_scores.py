@@ -22,7 +22,7 @@ from sdjax.tuning.search import SearchConfig
 HEAD = "import jax.numpy as jnp\ndef merge_models(task_vectors):\n"
 NAMES = "    a, b, c = task_vectors.values()\n"
 SOURCES = {
-    "sum": HEAD + NAMES + "    return 0.1 * a + 0.1 * b + 0.1 * c\n",
+    "sum": HEAD + NAMES + "    return 1.1 * a + 1.1 * b + 1.1 * c\n",
     "same sum": HEAD + NAMES + "    return 0.4 * a + 0.5 * b + 0.3 * c\n",
     "one": HEAD + NAMES + "    return 0.6 * a\n",
     "plain": HEAD + NAMES + "    return jnp.maximum(jnp.maximum(a, b), c)\n",
