@@ -191,14 +191,12 @@ def test_interrupted_run_ends_with_the_same_bases(small_config, tmp_path, monkey
     demo = read_config("demo")
     config = dataclasses.replace(
         small_config,
-        iterations=3,
         task=dataclasses.replace(small_config.task, development=124, confirmation=100),
-        generation=dataclasses.replace(small_config.generation, samples=16),
         tuning=RunTuningConfig(programs=1, search=SearchConfig(budget=2, steps=4)),
-        controls=ControlsConfig(tuned=("weights",), random=True, untrained=True),
+        controls=ControlsConfig(tuned=("weights",), random=True, untrained=False),
         coevolution=CoevolutionConfig(generator=True, samples=8, tolerance=1.0),
         transfer=demo.transfer,
-        test=dataclasses.replace(small_config.test, top_k=2, ablations=1),
+        test=dataclasses.replace(small_config.test, top_k=1, ablations=1),
     )
     run_search(config, tmp_path / "whole")
     expected = content(tmp_path / "whole")
@@ -209,7 +207,7 @@ def test_interrupted_run_ends_with_the_same_bases(small_config, tmp_path, monkey
 
             def interrupted(*arguments, function=function, **options):
                 function(*arguments, **options)
-                if options.get("iteration", 2) == 2:
+                if options.get("iteration", 1) == 1:
                     raise Interrupted
 
             patch.setattr(loop, name, interrupted)
@@ -218,7 +216,7 @@ def test_interrupted_run_ends_with_the_same_bases(small_config, tmp_path, monkey
     run_search(config, tmp_path / "resumed")
     assert content(tmp_path / "resumed") == expected
     search = [one for one in expected["promotions"] if "purpose='search'" in one]
-    assert len(search) == 3
+    assert len(search) == 2
     with Store.open(tmp_path / "whole") as store:
         promoted = [one for one in store.select(Promotion, purpose=SEARCH) if one.is_base]
         assert promoted  # otherwise, other random numbers are needed for a test of promotions
