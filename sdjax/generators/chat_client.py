@@ -42,7 +42,7 @@ class ChatAnswer:
         text: the text of the first choice; None if it has none.
         stopped: whether the text is complete, rather than cut at the token limit.
         tokens: tokens of prompt and answer; None if they are not reported.
-        problem: why there is no text; empty if there is one.
+        problem: reason for a missing text; empty otherwise.
     """
 
     text: str | None

@@ -2,7 +2,7 @@
 
 A recording is a JSONL file with one line per answer, or per attempt that may have cost tokens
 without one. An answer is found by the digest of its request, which contains everything that the
-answer depends on except the address of the endpoint. There is no key in it.
+answer depends on except the address of the endpoint. It contains no key.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RecordedAnswer:
         text: the text; None if the answer has none.
         stopped: whether the text is complete, rather than cut at the token limit.
         tokens: tokens of prompt and answer as reported, or an upper bound of them.
-        problem: why there is no answer or no text; empty otherwise.
+        problem: reason for a missing answer or text; empty otherwise.
     """
 
     request: str

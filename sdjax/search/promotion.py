@@ -5,9 +5,9 @@ that base on the confirmation problems, paired by problem. It is promoted if the
 difference is above zero. Each comparison is a *look* at the confirmation problems, so the error
 probability of 5 % is spent over the looks: the k-th look of a purpose has the level
 0.05 / (k (k + 1)). These levels sum up to 5 % however many looks follow, so that a run can be
-extended by iterations; they bound the probability that any merged model that is no better than its
-base is promoted, given the programs that are compared. A program is compared once. If no program is
-better than at the last look, nothing is compared and no level is spent.
+extended by iterations. Given the programs that are compared, the probability of promoting a model
+that is not better than its base is therefore at most 5 %. A program is compared once. If no program
+is better than at the last look, nothing is compared and no level is spent.
 
 What a look reads is used up: the score of a promoted model on these problems is biased upwards, and
 so are confirmation scores of programs on it. The answer of a run stays valid, since its interval is

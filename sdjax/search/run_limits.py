@@ -23,7 +23,7 @@ class OutOfTime(Exception):
 
 
 def never() -> bool:
-    """Return False: there is no limit."""
+    """Return False, as the check of an unlimited run."""
     return False
 
 

@@ -33,7 +33,7 @@ def families_in(source: str, slots: int = 3) -> frozenset[str] | None:
     """Return the families of a program; None if the sandbox refuses it."""
     names = tuple(f"expert_{n + 1}" for n in range(slots))
     tensors = {"layers/0/mlp/up_proj": ("mlp.up_proj", SHAPE)}
-    if "kind" in source:  # no kind is told by the shape alone
+    if "kind" in source:  # shapes alone do not reveal the kind
         tensors["layers/0/mlp/gate_proj"] = ("mlp.gate_proj", SHAPE)
         tensors["layers/0/mlp/down_proj"] = ("mlp.down_proj", SHAPE)
     signature = MergeSignature.of(names, tensors)

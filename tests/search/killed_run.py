@@ -6,8 +6,8 @@ CONFIG is JSON. The process appends to two files next to the folder: one byte to
 each moment, before and within each write to the database, and before each training step, gradient
 step and checkpoint; and the number of problems to `FOLDER.answers` before they are answered. When
 there have been more than MOMENT moments, it prints a line and waits to be killed, though it keeps
-running. A merge in which an earlier process was killed is left alone: a program in whose merge two
-processes were killed is refused, whoever killed them.
+running. It is never killed twice in the same merge, because a search refuses a program whose merge
+has ended two processes.
 """
 
 import contextlib

@@ -29,7 +29,7 @@ def store(context, tmp_path):
 
 
 def write(store, iteration, texts):
-    """Save samples; a text without a function is no program."""
+    """Save samples; a text without a function does not count as a program."""
     prompt = store.save_prompt("short", "")
     for number, text in enumerate(texts):
         source = text if "def" in text else None
