@@ -26,7 +26,7 @@ from sdjax.search.answer import count_numbers
 from sdjax.search.baselines import score_baselines
 from sdjax.search.config import RunConfig
 from sdjax.search.context import RunContext, ScoringContext, build_context
-from sdjax.search.control_programs import GRAMMAR, random_program
+from sdjax.search.control_programs import save_random_programs
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.loop import GENERATORS_FOLDER, run_iteration
 from sdjax.search.multihost import open_sandbox, open_store
@@ -39,10 +39,10 @@ from sdjax.search.types import (
     CONFIRMATION,
     DEVELOPMENT,
     MAIN,
+    SEARCH,
     TEST,
     TRANSFER,
     Entry,
-    Sample,
     program_entry,
 )
 
@@ -138,21 +138,14 @@ def _random_iteration(
 ) -> None:
     """Judge and score as many random programs as an iteration samples."""
     count = context.config.generation.samples
-    prompt = store.save_prompt(GRAMMAR, "")
-    for number in sorted(set(range(count)) - store.sample_numbers(iteration)):
-        source = random_program(context, count * (iteration - 1) + number)
-        store.save(
-            Sample(
-                iteration=iteration,
-                number=number,
-                prompt=prompt,
-                text=source,
-                tokens=(),
-                stopped=True,
-                source=source,
-                generator=GRAMMAR,
-            )
-        )
+    save_random_programs(
+        context,
+        store,
+        purpose=SEARCH,
+        iteration=iteration,
+        earlier=count * (iteration - 1),
+        count=count,
+    )
     with clock.timed(iteration, "admit"):
         judge(context, store, sandbox, iteration=iteration)
     with clock.timed(iteration, "score"):

@@ -30,7 +30,7 @@ from sdjax.search.promotion import promote
 from sdjax.search.store import Store
 from sdjax.search.types import DEVELOPMENT, RANDOM, SEARCH, UNTRAINED, Sample, phase_name
 
-GRAMMAR = "grammar"  # name of the prompt of random programs, which are not prompted
+GRAMMAR = "grammar"  # name of the generator of random programs, and of their empty prompt
 
 # Saves the samples of a batch: (number of the batch, samples of earlier ones, samples of this one).
 _Sampler = Callable[[int, int, int], None]
@@ -100,28 +100,50 @@ def _try_batches(
 
 
 def _random_sampler(context: RunContext, store: Store) -> _Sampler:
-    """Return a sampler of the grammar; a program depends on its number and the run's seed only."""
-    prompt = store.save_prompt(GRAMMAR, "")
+    """Return a sampler of the grammar."""
 
     def sample(batch: int, earlier: int, count: int) -> None:
-        missing = sorted(set(range(count)) - store.sample_numbers(batch, RANDOM))
-        store.save(
-            *(
-                Sample(
-                    purpose=RANDOM,
-                    iteration=batch,
-                    number=number,
-                    prompt=prompt,
-                    text=(text := random_program(context, earlier + number)),
-                    tokens=(),
-                    stopped=True,
-                    source=text,
-                )
-                for number in missing
-            )
+        save_random_programs(
+            context, store, purpose=RANDOM, iteration=batch, earlier=earlier, count=count
         )
 
     return sample
+
+
+def save_random_programs(
+    context: RunContext, store: Store, *, purpose: str, iteration: int, earlier: int, count: int
+) -> None:
+    """Save the random programs of an iteration that are missing.
+
+    Args:
+        context: the loaded run.
+        store: the run's store.
+        purpose: "search", or that of a control.
+        iteration: number of the iteration, or of the batch of a control.
+        earlier: number of random programs in earlier iterations, on which the programs depend.
+        count: number of random programs in this one.
+    """
+    prompt = store.save_prompt(GRAMMAR, "")
+    texts = {
+        number: random_program(context, earlier + number)
+        for number in sorted(set(range(count)) - store.sample_numbers(iteration, purpose))
+    }
+    store.save(
+        *(
+            Sample(
+                purpose=purpose,
+                iteration=iteration,
+                number=number,
+                prompt=prompt,
+                text=text,
+                tokens=(),
+                stopped=True,
+                source=text,
+                generator=GRAMMAR,
+            )
+            for number, text in texts.items()
+        )
+    )
 
 
 def random_program(context: RunContext, number: int) -> str:

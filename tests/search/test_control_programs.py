@@ -11,7 +11,7 @@ from sdjax.search import control_programs
 from sdjax.search.budget import most_problems, spent
 from sdjax.search.comparison_config import ControlsConfig
 from sdjax.search.config import read_config
-from sdjax.search.control_programs import random_program, try_control_programs
+from sdjax.search.control_programs import GRAMMAR, random_program, try_control_programs
 from sdjax.search.control_search import control_settings
 from sdjax.search.controls import check_controls, program_controls, samples_of_control
 from sdjax.search.loop import run_controls
@@ -166,6 +166,7 @@ def test_controls_stay_within_the_budget_of_the_search(controlled, store, search
         left = budget - spent(store, purpose).problems
         all_sampled = len(samples) == samples_of_control(controlled.config, purpose)
         assert all_sampled or left < len(controlled.problems[DEVELOPMENT])
+    assert {one.generator for one in store.judged(purpose=RANDOM)} == {GRAMMAR}
     assert [one.source for one in store.judged(purpose=RANDOM)] == [
         random_program(controlled, number) for number in range(len(store.judged(purpose=RANDOM)))
     ]
