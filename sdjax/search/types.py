@@ -264,8 +264,9 @@ class Sample:
         tokens: the sampled tokens.
         stopped: whether the completion ended with a stop token rather than at the token limit.
         source: the candidate's source code, extracted from `text`; None if there is none.
-        generator: name of the generator: "seed" for the run's own, which is trained, or a key of
-            `generators`. The tokens of other generators are not stored.
+        generator: name of the generator: "seed" for the run's own, which is trained, "grammar"
+            for random programs, or a key of `generators`. Only the tokens of the run's own are
+            stored.
         parents: identities of the programs that the prompt shows.
         operation: operation that the prompt asks for; None if it names none.
     """
