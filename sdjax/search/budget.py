@@ -104,7 +104,8 @@ def most_problems(config: RunConfig, problems: int) -> int:
         return problems
     settings = config.tuning.structures
     rungs = (problems,) if config.race is None else config.race.rungs(problems)
-    return problems + (int(settings.steps > 0) + settings.candidates) * sum(rungs)
+    searched = sum(rungs[: settings.rungs])
+    return problems + (int(settings.steps > 0) + settings.candidates) * searched
 
 
 def device_count(store: Store) -> int:

@@ -52,7 +52,7 @@ class BaselinesConfig:
 class StructuresConfig:
     """Config of tuning the constants of every structure while it is scored (`score: tuned`).
 
-    Before each rung of the race, numbers with a gradient move by gradient from the best values so
+    Before a rung of the race, numbers with a gradient move by gradient from the best values so
     far, and candidates are sampled around these for the others; see
     `sdjax.search.structure_scores`.
 
@@ -61,12 +61,15 @@ class StructuresConfig:
         learning_rate: of Adam, as a fraction of the distance between a number's bounds.
         batch: rows of packed training problems per step.
         candidates: candidates per rung in which the numbers without a gradient are sampled.
+        rungs: number of first rungs before which numbers are searched, so that the others only
+            measure what was found; null for all rungs.
     """
 
     steps: NonNegativeInt = 10
     learning_rate: PositiveFloat = 0.05
     batch: PositiveInt = 4
     candidates: NonNegativeInt = 2
+    rungs: PositiveInt | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

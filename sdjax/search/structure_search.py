@@ -172,6 +172,8 @@ class StructureSearches:
     ) -> Iterator[tuple[Candidate, MergedModel | None]]:
         """Yield the candidates of a rung, and their merges if they were not stored."""
         stored, settings = self.candidates(structure), self._config.structures
+        if settings.rungs is not None and rung >= settings.rungs:
+            return
         number = sum(one.rung < rung for one in stored.values()) + (rung == 0)
         center = _values(stored[best])
         if numbers.loss is not None:

@@ -236,6 +236,7 @@ def test_budget_of_tuned_controls_is_that_of_the_search(controlled, store, searc
     [
         (["score=as_written"], 640),
         (["score=tuned"], 640 + 3 * (40 + 80 + 160 + 320 + 640)),
+        (["score=tuned", "tuning={structures: {rungs: 2}}"], 640 + 3 * (40 + 80)),
         (["score=tuned", "race=null", "tuning={structures: {candidates: 0}}"], 2 * 640),
     ],
 )

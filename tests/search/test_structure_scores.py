@@ -243,8 +243,9 @@ def test_optimizer_cmaes_does_not_try_the_gradient_of_structures(
 
 
 @pytest.mark.slow
-def test_gradient_moves_the_numbers_before_each_rung(tuned, sandbox, tmp_path):
-    structures = StructuresConfig(steps=3, batch=2)
+@pytest.mark.parametrize("rungs", [None, 1])
+def test_gradient_moves_the_numbers_before_each_rung(tuned, sandbox, tmp_path, rungs):
+    structures = StructuresConfig(steps=3, batch=2, rungs=rungs)
     tuning = dataclasses.replace(tuned.config.tuning, structures=structures)
     config = dataclasses.replace(tuned.config, tuning=tuning)
     context = dataclasses.replace(tuned, config=config)
@@ -257,3 +258,4 @@ def test_gradient_moves_the_numbers_before_each_rung(tuned, sandbox, tmp_path):
             assert {one.origin for one in candidates[1:]} == {"gradient"}
             assert [one.rung for one in candidates[1:]] == list(range(len(candidates) - 1))
             assert [one.steps for one in candidates] == [0] + [3] * (len(candidates) - 1)
+            assert rungs is None or len(candidates) == 1 + rungs
