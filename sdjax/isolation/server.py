@@ -122,8 +122,9 @@ class Child:
     def ask(self, request: bytes, parent: Connection) -> tuple[bytes, bytes]:
         """Send a request and return a status, and the reply if the status is DONE."""
         if not self._started:
-            if self._receive(parent)[0] != DONE:
-                return NOT_STARTED, b""
+            status, _ = self._receive(parent)
+            if status != DONE:  # a busy machine is not a missing layer
+                return (NOT_STARTED if status == DIED else status), b""
             self._started = True
         with contextlib.suppress(OSError):  # the child has died; `_receive` reports how
             self._pipe.sendall(frame(request))

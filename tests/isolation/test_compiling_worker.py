@@ -18,9 +18,7 @@ REQUESTS = 5
 
 @pytest.fixture(scope="module")
 def compiling(limits):
-    return dataclasses.replace(
-        limits, compiles=True, requests=REQUESTS, cpu_seconds=1, wall_seconds=60.0
-    )
+    return dataclasses.replace(limits, compiles=True, requests=REQUESTS, cpu_seconds=1)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +79,17 @@ def test_limits_hold_for_each_request(ask):
     assert ask(b"any bytes") == DONE + b"any bytes"
 
 
+PATIENT, HASTY = 0, 1  # jobs of the pool
+WALL_SECONDS = 1.0  # of the second one
+
+
 @pytest.fixture
 def pool(compiling, monkeypatch):
+    """Yield a pool in which only requests to `HASTY` can run out of time."""
     path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     monkeypatch.setattr(client, "_BOOT", path + client._BOOT)
-    limits = dataclasses.replace(compiling, wall_seconds=2.0)
-    pool = WorkerPool([Job(module="jobs", limits=limits, workers=2)])
+    hasty = dataclasses.replace(compiling, wall_seconds=WALL_SECONDS)
+    pool = WorkerPool([Job(module="jobs", limits=one) for one in (compiling, hasty)])
     pool.start()
     yield pool
     pool.stop()
@@ -94,21 +97,21 @@ def pool(compiling, monkeypatch):
 
 def test_pool_repeats_a_crash_and_a_timeout_once_and_alone(pool):
     started = time.monotonic()
-    pool.submit(Request(job=0, key="hangs", data=b"wait"))
-    pool.submit(Request(job=0, key="crashes", data=b"exit"))
+    pool.submit(Request(job=HASTY, key="hangs", data=b"wait"))
+    pool.submit(Request(job=PATIENT, key="crashes", data=b"exit"))
     replies = {}
     while pool.busy:
         replies |= {reply.key: reply for reply in pool.collect()}
     assert replies["hangs"].status == OUT_OF_TIME
     assert replies["crashes"].status == DIED
-    assert time.monotonic() - started > 2 * 2.0 - 0.1
-    pool.submit(Request(job=0, key="works", data=b"x"))
+    assert time.monotonic() - started > 2 * WALL_SECONDS - 0.1
+    pool.submit(Request(job=PATIENT, key="works", data=b"x"))
     (reply,) = pool.collect()
     assert (reply.key, reply.status, reply.data) == ("works", DONE, b"x")
 
 
 def test_pool_survives_the_loss_of_its_server(pool):
-    pool.submit(Request(job=0, key="lost", data=b"x"))
+    pool.submit(Request(job=PATIENT, key="lost", data=b"x"))
     os.kill(pool.pid, signal.SIGKILL)
     (reply,) = pool.collect()
     assert (reply.key, reply.data) == ("lost", b"x")

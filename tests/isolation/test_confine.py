@@ -54,12 +54,10 @@ def worker(start_server):
     """Yield the /proc entry of a worker that is processing a request."""
     server = start_server()
     server.connections[0][0].send_bytes(b"wait")
-    deadline = time.monotonic() + 10
-    entry = None
-    while entry is None and time.monotonic() < deadline:
-        entry = next(_confined(server.pid), None)
+    deadline = time.monotonic() + 60
+    while (entry := next(_confined(server.pid), None)) is None:
+        assert time.monotonic() < deadline, "no worker is confined"
         time.sleep(0.01)
-    assert entry is not None
     yield entry
     server.stop()
 

@@ -46,6 +46,22 @@ def test_status_reports_how_a_worker_exited(ask, request_, reply):
     assert ask(b"next") == DONE + b"next"
 
 
+_SLOW_START = """
+sys.path[:0] = {paths!r}
+import time
+from sdjax.isolation import confine
+confine.LAYERS["landlock"] = lambda limits: time.sleep(600)
+"""
+
+
+def test_start_that_runs_out_of_time_is_reported_as_such(start_server, limits):
+    """The pool repeats it; a missing layer would refuse the request for good."""
+    hasty = dataclasses.replace(limits, wall_seconds=0.1)
+    ((connection,),) = start_server(hasty, boot=_SLOW_START).connections
+    connection.send_bytes(b"request")
+    assert connection.recv_bytes() == OUT_OF_TIME
+
+
 def test_job_that_cannot_be_imported_raises_user_error(limits):
     with pytest.raises(UserError, match="did not start: check that `import no_such_job` works"):
         ForkServer([Job(module="no_such_job", limits=limits)])
