@@ -149,14 +149,19 @@ def test_signal_during_startup_is_one_line(in_terminal, tmp_path, command, after
     attempt = in_terminal(*command, after=after, cwd=tmp_path)
     if attempt.status != 0:  # a short command may have ended
         assert_interrupted(attempt)
-        printed = attempt.lines[:-1]  # a short command may have printed its text before
-        assert not printed or (command == ("--help",) and printed[0].startswith("Usage:"))
+        printed = attempt.lines[:-1]  # before a signal that a busy machine has sent late
+        if command == ("--help",):
+            assert not printed or printed[0].startswith("Usage:")
+        else:
+            assert all(line.startswith("sdjax: ") for line in printed)
     assert attempt.status == 130 or command == ("--help",)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.4, 0.8, 1.6])
 def test_check_is_interrupted_in_one_line(in_terminal, tmp_path, after):
-    attempt = in_terminal(*check(tmp_path), after=after)
+    source = tmp_path / "endless.py"  # until the limit, so that no machine is too fast
+    source.write_text("sum(range(10**12))\ndef merge_models(task_vectors):\n    return 0\n")
+    attempt = in_terminal("check", source, "--json", after=after)
     assert_interrupted(attempt)
     assert attempt.lines == ["sdjax: interrupted"]
 

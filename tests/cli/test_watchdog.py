@@ -38,14 +38,27 @@ exec(behavior)
 """
 
 
+# Time that a merge may take: so little that it hangs, and so much that it does not, even if the
+# machine is busy.
+HANGS, LASTS = 0.5, 600.0
+
+
 @pytest.fixture
 def folder(tmp_path):
     with sqlite3.connect(tmp_path / "run.sqlite") as connection:
         connection.execute("CREATE TABLE run (config TEXT) STRICT")
         connection.execute("CREATE TABLE attempt (entry TEXT, setting TEXT, number INTEGER) STRICT")
-        config = json.dumps({"sandbox": {"apply_seconds": 0.5}})
-        connection.execute("INSERT INTO run VALUES (?)", (config,))
+        connection.execute("INSERT INTO run VALUES (?)", (_config(LASTS),))
     return tmp_path
+
+
+def _config(apply_seconds):
+    return json.dumps({"sandbox": {"apply_seconds": apply_seconds}})
+
+
+def _limit(folder, apply_seconds):
+    with sqlite3.connect(folder / "run.sqlite") as connection:
+        connection.execute("UPDATE run SET config = ?", (_config(apply_seconds),))
 
 
 def _start(folder, behavior, **variables):
@@ -57,14 +70,17 @@ def _start(folder, behavior, **variables):
 
 
 @pytest.mark.parametrize(
-    ("behavior", "how"),
+    ("behavior", "apply_seconds", "how"),
     [
-        ("begin(); die(signal.SIGSEGV)", "crashed"),
-        ("begin(); die(signal.SIGABRT)", "crashed"),
-        ("begin(); time.sleep(600)", "hung"),
+        ("begin(); die(signal.SIGSEGV)", LASTS, "crashed"),
+        ("begin(); die(signal.SIGABRT)", LASTS, "crashed"),
+        ("begin(); time.sleep(600)", HANGS, "hung"),
     ],
 )
-def test_run_that_crashes_or_hangs_in_a_merge_is_resumed_without_the_program(folder, behavior, how):
+def test_run_that_crashes_or_hangs_in_a_merge_is_resumed_without_the_program(
+    folder, behavior, apply_seconds, how
+):
+    _limit(folder, apply_seconds)
     with _start(folder, behavior) as process:
         output, errors = process.communicate(timeout=60)
     assert output.splitlines()[1:] == ["True 2"]  # the next attempt would be the third
@@ -73,38 +89,52 @@ def test_run_that_crashes_or_hangs_in_a_merge_is_resumed_without_the_program(fol
 
 
 @pytest.mark.parametrize(
-    ("behavior", "status"),
+    ("behavior", "apply_seconds", "status"),
     [
-        ("sys.exit(0)", 0),
-        ("sys.exit(2)", 2),
-        ("begin(); sys.exit(130)", 130),
-        ("die(signal.SIGSEGV)", -signal.SIGSEGV),  # not in a merge
-        ("begin(); die(signal.SIGKILL)", -signal.SIGKILL),  # as by the system
-        ("time.sleep(2)", 0),  # longer than a merge may take
+        ("sys.exit(0)", LASTS, 0),
+        ("sys.exit(2)", LASTS, 2),
+        ("begin(); sys.exit(130)", LASTS, 130),
+        ("die(signal.SIGSEGV)", LASTS, -signal.SIGSEGV),  # not in a merge
+        ("begin(); die(signal.SIGKILL)", LASTS, -signal.SIGKILL),  # as by the system
+        ("time.sleep(2)", HANGS, 0),  # longer than a merge may take
     ],
 )
-def test_other_ends_are_passed_on(folder, behavior, status):
+def test_other_ends_are_passed_on(folder, behavior, apply_seconds, status):
+    _limit(folder, apply_seconds)
     with _start(folder, behavior) as process:
         output, _ = process.communicate(timeout=60)
     assert process.returncode == status
     assert len(output.splitlines()) == 1  # one child
 
 
-JOIN = "watchdog.report_role(is_main={}); time.sleep(0.2); begin(); "
+# The watchdog reads the role while the models are loaded, before a merge can begin.
+JOIN = """
+import array, fcntl, termios
+watchdog.report_role(is_main={})
+unread = array.array("i", [1])
+while unread[0]:
+    time.sleep(0.01)
+    fcntl.ioctl(watchdog._role_pipe, termios.FIONREAD, unread)
+time.sleep(0.3)
+begin()
+"""
 
 
 @pytest.mark.parametrize(
-    ("is_main", "behavior", "status", "number"),
+    ("is_main", "behavior", "apply_seconds", "status", "number"),
     [
-        (True, "time.sleep(600)", -signal.SIGKILL, 2),
-        (True, "die(signal.SIGSEGV)", -signal.SIGSEGV, 2),
-        (True, "die(signal.SIGABRT)", -signal.SIGABRT, 1),  # as JAX does if another process dies
-        (False, "time.sleep(1.5); sys.exit(1)", 1, 1),  # the store is on another host
+        (True, "time.sleep(600)", HANGS, -signal.SIGKILL, 2),
+        (True, "die(signal.SIGSEGV)", LASTS, -signal.SIGSEGV, 2),
+        # As JAX does if another process dies.
+        (True, "die(signal.SIGABRT)", LASTS, -signal.SIGABRT, 1),
+        # The store is on another host.
+        (False, "time.sleep(1.5); sys.exit(1)", HANGS, 1, 1),
     ],
 )
 def test_run_of_several_processes_is_ended_by_the_main_one(
-    folder, is_main, behavior, status, number
+    folder, is_main, behavior, apply_seconds, status, number
 ):
+    _limit(folder, apply_seconds)
     with _start(folder, JOIN.format(is_main) + behavior, SDJAX_COORDINATOR="auto") as process:
         output, errors = process.communicate(timeout=60)
     assert process.returncode == status
@@ -118,17 +148,26 @@ def test_run_of_several_processes_is_ended_by_the_main_one(
 # A stand-in for Ctrl-Z: the time during which the run is stopped is not part of a merge.
 @pytest.mark.parametrize("whole_group", [False, True], ids=["child", "both"])
 def test_stopped_run_does_not_count_as_hung(folder, whole_group):
-    with _start(folder, "begin(); print(0, flush=True); time.sleep(0.1)") as process:
+    _limit(folder, HANGS)
+    # The merge takes next to no time of its own, whatever else the machine does.
+    watchdog = "os.kill(os.getppid(), signal.SIGSTOP); " if whole_group else ""
+    with _start(folder, f"begin(); {watchdog}die(signal.SIGSTOP); os._exit(0)") as process:
         child = int(process.stdout.readline())
-        process.stdout.readline()
         processes = [process.pid, child] if whole_group else [child]
-        for pid in processes:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(1.5)  # three times as long as a merge may take
+        deadline = time.monotonic() + 60
+        while any(_state(pid) != "T" for pid in processes):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(3 * HANGS)
         for pid in processes:
             os.kill(pid, signal.SIGCONT)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def _state(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_signals_to_the_watchdog_reach_the_run_which_dies_with_it(folder):
