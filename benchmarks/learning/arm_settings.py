@@ -13,7 +13,7 @@ CONTROLS = "controls"  # in place of an arm: the tuned merges
 # ten programs, so that the mean of the ten best is one of complete scores. A search stops when it
 # has used the budget; the further iterations are for those that find little that is new.
 SHARED = (
-    "iterations=6",
+    "iterations=20",
     "race.winners=10",
     "baselines={}",
     "controls=null",
@@ -56,6 +56,11 @@ MAIN_ARMS = (
     Arm(name="memory", settings=_MEMORY_ALONE, against="untrained"),
     Arm(name="memory-trained", settings=_BOTH, against="memory"),
 )
+# Untrained arms at temperature 1, in place of the demo's.
+HOT_ARMS = tuple(
+    Arm(name=f"{name}-1.0", settings=(*settings, "generation.temperature=1.0"), against=name)
+    for name, settings in {"untrained": _UNTRAINED, "memory": _MEMORY_ALONE}.items()
+)
 _REFUSED = ("selection.refused=true",)
 _FORWARD_KL = ("training.loss=forward_kl", "training.beta=0.4")
 _FROM_FIRST = ("training.start=first", "selection.iterations=all")
@@ -73,7 +78,7 @@ TRAINING_ARMS = tuple(
         "rate-1e-4": ("training.learning_rate=1e-4",),
     }.items()
 )
-KNOWN = {arm.name: arm for arm in (*MAIN_ARMS, *TRAINING_ARMS)}
+KNOWN = {arm.name: arm for arm in (*MAIN_ARMS, *HOT_ARMS, *TRAINING_ARMS)}
 
 
 def parse_arm(words: Sequence[str]) -> Arm:

@@ -195,12 +195,12 @@ def test_invalid_override_error_says_what_is_allowed(override, message):
     ("old", "new", "message"),
     [
         (
-            "iterations: 3",
+            "iterations: 6",
             "iteration: 3",
             r"mine.yaml, line \d+: unknown key iteration; did you mean",
         ),
         (
-            "samples: 64",
+            "samples: 32",
             "samples: many",
             r"mine.yaml, line \d+: generation.samples: must be a whole",
         ),
@@ -209,7 +209,7 @@ def test_invalid_override_error_says_what_is_allowed(override, message):
             "  learning_rate: -1",
             r"mine.yaml, line \d+: training.learning_rate",
         ),
-        ("  samples: 64\n", "", r"mine.yaml, line \d+: the key generation.samples is missing"),
+        ("  samples: 32\n", "", r"mine.yaml, line \d+: the key generation.samples is missing"),
         ("name: demo\n", "", r"mine.yaml: the key name is missing"),
         (
             "rng_seed: 0",
