@@ -93,7 +93,7 @@ def _run(*arguments, after=None, number=signal.SIGINT, times=1, cwd=None):
                 output += os.read(own_end, 1 << 16)
             except OSError:  # closed by the last process that had it open
                 break
-    status = process.wait(60)
+    status = process.wait(600)
     seconds = time.monotonic() - start
     os.close(own_end)
     return Ended(
@@ -122,7 +122,7 @@ def _handles_signals(pid):
 
 def _survivors(before):
     """Return the command lines of new children of this process, after some time to exit."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while new := _children(os.getpid()) - before:
         for pid in new:
             with contextlib.suppress(ChildProcessError):

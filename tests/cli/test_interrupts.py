@@ -36,7 +36,7 @@ def terminate():
 def ended(code):
     """Return the exit status and the output of a process that interrupts itself."""
     process = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=600
     )
     return process.returncode, process.stdout, process.stderr
 

@@ -82,7 +82,7 @@ def test_run_that_crashes_or_hangs_in_a_merge_is_resumed_without_the_program(
 ):
     _limit(folder, apply_seconds)
     with _start(folder, behavior) as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=600)
     assert output.splitlines()[1:] == ["True 2"]  # the next attempt would be the third
     assert process.returncode == 3
     assert f"sdjax: the run {how} in a program; it resumes without it" in errors
@@ -102,7 +102,7 @@ def test_run_that_crashes_or_hangs_in_a_merge_is_resumed_without_the_program(
 def test_other_ends_are_passed_on(folder, behavior, apply_seconds, status):
     _limit(folder, apply_seconds)
     with _start(folder, behavior) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == status
     assert len(output.splitlines()) == 1  # one child
 
@@ -136,7 +136,7 @@ def test_run_of_several_processes_is_ended_by_the_main_one(
 ):
     _limit(folder, apply_seconds)
     with _start(folder, JOIN.format(is_main) + behavior, SDJAX_COORDINATOR="auto") as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=600)
     assert process.returncode == status
     assert len(output.splitlines()) == 1  # one child
     remedy = f"start `sdjax run --resume {folder}` on all processes, which refuses it"
@@ -161,7 +161,7 @@ def test_stopped_run_does_not_count_as_hung(folder, whole_group):
         time.sleep(3 * HANGS)
         for pid in processes:
             os.kill(pid, signal.SIGCONT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=600)
     assert (process.returncode, output, errors) == (0, "", "")
 
 
@@ -175,7 +175,7 @@ def test_signals_to_the_watchdog_reach_the_run_which_dies_with_it(folder):
     with _start(folder, wait + "time.sleep(600)") as process:
         assert [process.stdout.readline().strip().isdigit() for _ in range(2)] == [True, True]
         process.terminate()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=600) == 130
     with _start(folder, "time.sleep(600)") as process:
         child = int(process.stdout.readline())
         process.kill()
@@ -208,7 +208,7 @@ print(*sys.argv[1:])
 def test_demo_that_crashes_in_a_merge_is_resumed_in_its_new_folder(folder):
     command = [sys.executable, "-c", DEMO]
     result = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
     (new,) = (folder / "runs").iterdir()
     assert result.stdout == f"run --resume runs/{new.name} --trust-limits\n", result.stderr

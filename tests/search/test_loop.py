@@ -406,7 +406,7 @@ def test_signal_ends_a_run_with_one_line(small_config, tmp_path, number):
             if line.startswith("sdjax: baselines: seed "):  # the iterations start
                 break
         process.send_signal(number)
-        output, error = process.communicate(timeout=60)
+        output, error = process.communicate(timeout=600)
     assert process.returncode == 130, error
     assert error.splitlines()[-1] == f"sdjax: interrupted; resume with: sdjax run --resume {folder}"
     assert all(line.startswith("sdjax: ") for line in error.splitlines())

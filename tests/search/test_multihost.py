@@ -155,7 +155,7 @@ def test_main_process_yields_the_verdicts_of_its_sandbox(monkeypatch):
 def test_user_error_is_printed_once_and_ends_both(tmp_path, two_processes):
     (tmp_path / "file").write_text("mine")
     processes = two_processes(*SDJAX, "run", "demo", "--out", tmp_path)
-    (_, error), (_, silent) = finish(processes, 2, timeout=60)
+    (_, error), (_, silent) = finish(processes, 2)
     assert error.count("sdjax: ") == 1
     assert f"sdjax: {tmp_path}: not empty" in error
     assert "sdjax: " not in silent
