@@ -11,6 +11,7 @@ has ended two processes.
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -84,12 +85,11 @@ def main(config: str, folder: str, moment: str) -> None:
     MergeLoss.__call__ = progress.before(MergeLoss.__call__)  # type: ignore[method-assign]
     saves = loop.GeneratorCheckpoints
     saves.save_adapter = progress.before(saves.save_adapter)  # type: ignore[method-assign]
-    train = refinement.train_dpo
-
-    def train_dpo(*arguments: Any, **options: Any) -> Any:
-        return train(*arguments, on_step=progress.before(lambda *_: None), **options)
-
-    refinement.train_dpo = train_dpo  # type: ignore[assignment]
+    step = progress.before(lambda *_: None)
+    train = functools.partial(refinement.train_dpo, on_step=step)
+    refinement.train_dpo = train  # type: ignore[assignment]
+    train = progress.before(refinement.train_policy_gradient)
+    refinement.train_policy_gradient = train
     for module in (scoring, structure_search, candidates):
         module.evaluate_problems = progress.answering(module.evaluate_problems)
     loop.run_search(config_from(json.loads(config), "test"), folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig
+from sdjax.search.memory_config import MemoryConfig
 from sdjax.search.score_types import (
     Answer,
     Application,
@@ -83,7 +84,7 @@ def start(config, folder, moment, compiled):
 
 def complete(config, folder, compiled):
     with start(config, folder, NEVER, compiled) as process:
-        _, error = process.communicate(timeout=600)
+        _, error = process.communicate(timeout=3000)
     assert process.returncode == 0, error[-3000:]
 
 
@@ -106,27 +107,47 @@ def processes_of(session):
 
 def await_end_of(session):
     """Wait until the workers of a killed process have ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while processes_of(session):
         assert time.monotonic() < deadline, "a killed run leaves its workers behind"
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("score", ["as_written", "tuned"])
-def test_run_killed_at_random_moments_gives_the_same_results(small_config, tmp_path, score):
-    config = dataclasses.replace(
-        small_config,
-        score=score,
-        tuning=RunTuningConfig(programs=1, search=SearchConfig(budget=2, steps=2, batch=2)),
-        controls=ControlsConfig(
-            tuned=("weights",), random=score == "as_written", max_evaluations=4
-        ),
-        test=dataclasses.replace(small_config.test, ablations=1),
+def with_random_programs(config):
+    """Score as written; train on pairs; random programs are a control."""
+    return dataclasses.replace(config, controls=dataclasses.replace(config.controls, random=True))
+
+
+def with_structures(config):
+    """Score programs by their best numbers; train on pairs."""
+    return dataclasses.replace(config, score="tuned")
+
+
+def with_islands(config):
+    """Score as written; prompts show programs of islands; train on samples."""
+    memory = MemoryConfig(
+        parents="islands", islands=2, migration=1, archive=True, refused=1, samples_per_prompt=4
+    )
+    decoding = dataclasses.replace(config.generation.decoding, buckets=(16, 352))
+    generation = dataclasses.replace(config.generation, memory=memory, decoding=decoding)
+    training = dataclasses.replace(config.training, objective="entropic", nll_weight=0.0)
+    return dataclasses.replace(config, iterations=3, generation=generation, training=training)
+
+
+@pytest.mark.parametrize("variant", [with_random_programs, with_structures, with_islands])
+def test_run_killed_at_random_moments_gives_the_same_results(small_config, tmp_path, variant):
+    config = variant(
+        dataclasses.replace(
+            small_config,
+            tuning=RunTuningConfig(programs=1, search=SearchConfig(budget=2, steps=2, batch=2)),
+            controls=ControlsConfig(tuned=("weights",), random=False, max_evaluations=4),
+            test=dataclasses.replace(small_config.test, ablations=1),
+        )
     )
     compiled, whole, killed = (tmp_path / name for name in ("compiled", "whole", "killed"))
     complete(config, whole, compiled)
     moments = Path(f"{whole}.moments").stat().st_size
-    rng = random.Random(f"{score} 19")
+    rng = random.Random(f"{variant.__name__} 19")
     for moment in sorted(rng.sample(range(moments), KILLS)):
         with start(config, killed, moment, compiled) as process:
             assert process.stdout is not None
@@ -139,6 +160,8 @@ def test_run_killed_at_random_moments_gives_the_same_results(small_config, tmp_p
     before, after = results(whole), results(killed)
     for key, expected in before.items():
         assert after[key] == expected, key
+    assert any(sample["parents"] for sample in before["samples"])
+    assert len(before["adapters"]) == config.iterations - 1
     # A process repeats only the answers of the evaluation in which an earlier one was killed.
     most = max(config.task.development - config.task.confirmation, config.task.test)
     assert answered(whole) <= answered(killed) <= answered(whole) + KILLS * most
