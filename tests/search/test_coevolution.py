@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from sdjax.cli.merge_discovered import merge_discovered
+from sdjax.core.recent import Recent
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.models.fingerprint import fingerprint
 from sdjax.report.page import render
 from sdjax.search import loop
 from sdjax.search.answer import count_numbers
 from sdjax.search.base_chains import chain_of_entry
-from sdjax.search.base_identity import base_of_iteration, hash_on_base
+from sdjax.search.base_identity import base_of_iteration, generator_base, hash_on_base
 from sdjax.search.bases import context_on_base
 from sdjax.search.coevolution_config import CoevolutionConfig
 from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig
@@ -21,7 +22,12 @@ from sdjax.search.context import build_context
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.loop import run_search
 from sdjax.search.phases import judge
-from sdjax.search.promotion import GENERATOR_TEST, level_of_look, promote
+from sdjax.search.promotion import (
+    GENERATOR_TEST,
+    describe_promotion,
+    level_of_look,
+    promote,
+)
 from sdjax.search.ranking import final_ranking
 from sdjax.search.refinement import choose_training_data
 from sdjax.search.score_types import Answer, Comparison, Promotion
@@ -55,10 +61,12 @@ def evolving(small_config):
     return build_context(config)
 
 
-def with_option(context, task_vectors):
-    coevolution = dataclasses.replace(context.config.coevolution, task_vectors=task_vectors)
+def with_options(context, **options):
+    """Return a context of another run of co-evolution, without what the first one has cached."""
+    coevolution = dataclasses.replace(context.config.coevolution, **options)
     config = dataclasses.replace(context.config, coevolution=coevolution)
-    return dataclasses.replace(context, config=config, last_base={})
+    empty = {"last_base": {}, "verified": Recent(100)}
+    return dataclasses.replace(context, config=config, **empty)
 
 
 def new_store(context, folder):
@@ -69,6 +77,7 @@ def new_store(context, folder):
 
 
 def iterate(context, store, sandbox, sources, iteration, purpose=SEARCH):
+    """Judge and score the programs of an iteration, which no model has written."""
     prompt = store.save_prompt("grammar", "")
     for number, source in enumerate(sources):
         key = {"prompt": prompt, "text": source, "tokens": (1,), "stopped": True}
@@ -77,15 +86,15 @@ def iterate(context, store, sandbox, sources, iteration, purpose=SEARCH):
         )
     judge(context, store, sandbox, iteration=iteration, purpose=purpose)
     score_programs(context, store, sandbox, iteration=iteration, purpose=purpose)
-    promote(context, store, sandbox, iteration=iteration, purpose=purpose)
 
 
 @pytest.fixture(scope="module")
 def evolved(evolving, sandbox, tmp_path_factory):
     """Return a store whose first iteration gave a base to the second one."""
     with new_store(evolving, tmp_path_factory.mktemp("evolved") / "run") as store:
-        iterate(evolving, store, sandbox, [GOOD, BAD], 1)
-        iterate(evolving, store, sandbox, [GOOD, HALF, BAD, BAD], 2)
+        for number, sources in enumerate(([GOOD, BAD], [GOOD, HALF, BAD, BAD]), 1):
+            iterate(evolving, store, sandbox, sources, number)
+            promote(evolving, store, sandbox, iteration=number)
         yield store
 
 
@@ -122,13 +131,37 @@ def test_pairs_do_not_mix_bases(evolved, evolving):
     assert {one.iteration for pair in pairs for one in (pair.chosen, pair.rejected)} == {2}
 
 
+def test_merged_model_that_writes_fewer_programs_is_not_the_generator(evolved, evolving, sandbox):
+    with Store.mirror(evolved.folder, evolved.content()) as store:
+
+        def decide(tolerance):
+            context = with_options(evolving, generator=True, samples=8, tolerance=tolerance)
+            store.delete(Promotion, purpose=SEARCH)
+            promote(context, store, sandbox, iteration=1, adapter=context.new_adapter())
+            (decision,) = store.select(Promotion)
+            return decision
+
+        refused = decide(tolerance=0.05)
+        assert refused.admissible_before == 1  # of the two samples of the iteration
+        assert 0 < refused.admissible < 0.95
+        assert (refused.is_base, refused.is_generator) == (True, False)
+        assert base_of_iteration([refused], SEARCH, 2) == refused.entry
+        assert generator_base([refused], 2) is None
+        share = f"{100 * refused.admissible:.1f} % of its samples are admissible, before 100.0 %"
+        assert "becomes the base: " in describe_promotion(refused)
+        assert share in describe_promotion(refused)
+        promoted = decide(tolerance=1 - refused.admissible)
+        assert promoted == dataclasses.replace(refused, is_generator=True)
+        assert generator_base([promoted], 2) == promoted.entry
+
+
 @pytest.mark.parametrize("option", ["recomputed", "kept"])
 def test_base_is_computed_again_bit_by_bit(evolved, evolving, option):
     stored = evolved.select(Promotion)[0]
-    context = with_option(evolving, option)
+    context = with_options(evolving, task_vectors=option)
     on_base = context_on_base(context, evolved, stored.entry)
     assert fingerprint(on_base.seed) == stored.fingerprint
-    again = context_on_base(with_option(evolving, option), evolved, stored.entry)
+    again = context_on_base(with_options(evolving, task_vectors=option), evolved, stored.entry)
     assert again.seed is not on_base.seed
     assert fingerprint(again.seed) == stored.fingerprint
     assert context_on_base(on_base, evolved, stored.entry) is on_base
@@ -156,9 +189,10 @@ def test_merge_of_a_run_gives_the_model_of_the_chain(evolved, evolving, tmp_path
 
 @pytest.mark.slow
 def test_merge_of_a_run_with_kept_task_vectors(evolving, sandbox, tmp_path):
-    context = with_option(evolving, "kept")
+    context = with_options(evolving, task_vectors="kept")
     with new_store(context, tmp_path / "run") as store:
         iterate(context, store, sandbox, [GOOD], 1)
+        promote(context, store, sandbox, iteration=1)
         iterate(context, store, sandbox, [HALF], 2)
         assert store.program(store.judged(2)[0].identity).base is not None
         check_merge_of_chain(context, store, tmp_path / "merged")
