@@ -56,6 +56,8 @@ def evolving(small_config):
     config = dataclasses.replace(
         small_config,
         task=dataclasses.replace(small_config.task, development=124, confirmation=100),
+        # Some of the samples are not admissible.
+        generation=dataclasses.replace(small_config.generation, temperature=1.0),
         coevolution=CoevolutionConfig(),
     )
     return build_context(config)
