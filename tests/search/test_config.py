@@ -205,7 +205,7 @@ def test_invalid_override_error_says_what_is_allowed(override, message):
             r"mine.yaml, line \d+: generation.samples: must be a whole",
         ),
         (
-            "  learning_rate: 5e-4",
+            "  learning_rate: 5e-5",
             "  learning_rate: -1",
             r"mine.yaml, line \d+: training.learning_rate",
         ),

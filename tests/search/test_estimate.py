@@ -108,7 +108,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert "192 programs (6 iterations of 32) and 33 baselines on 4 " in lines[2]
     assert lines[3] == "prompts: short-memory, with at most 2 earlier programs, drawn by top"
     assert lines[4] == (
-        "tuning: at most 3 programs, each with 6 evaluations on the development problems"
+        "tuning: at most 3 programs, each with 12 evaluations on the development problems"
     )
     assert lines[5] == (
         "controls: weights, layers, tuned; each with at most as many evaluated problems as the "
