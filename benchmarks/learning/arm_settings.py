@@ -56,10 +56,14 @@ MAIN_ARMS = (
     Arm(name="memory", settings=_MEMORY_ALONE, against="untrained"),
     Arm(name="memory-trained", settings=_BOTH, against="memory"),
 )
-# Untrained arms at temperature 1, in place of the demo's.
-HOT_ARMS = tuple(
-    Arm(name=f"{name}-1.0", settings=(*settings, "generation.temperature=1.0"), against=name)
-    for name, settings in {"untrained": _UNTRAINED, "memory": _MEMORY_ALONE}.items()
+# Every structure is scored with numbers that were searched before the first rung of the race.
+_TUNED = ("score=tuned", "tuning.structures={rungs: 1, steps: 40, candidates: 1}")
+_HOT = ("generation.temperature=1.0",)
+# Untrained arms with other scores, or at another temperature than the demo's.
+UNTRAINED_ARMS = (
+    Arm(name="memory-tuned", settings=(*_MEMORY_ALONE, *_TUNED), against="memory"),
+    Arm(name="memory-1.0", settings=(*_MEMORY_ALONE, *_HOT), against="memory"),
+    Arm(name="untrained-1.0", settings=(*_UNTRAINED, *_HOT), against="untrained"),
 )
 _REFUSED = ("selection.refused=true",)
 _FORWARD_KL = ("training.loss=forward_kl", "training.beta=0.4")
@@ -78,7 +82,7 @@ TRAINING_ARMS = tuple(
         "rate-1e-4": ("training.learning_rate=1e-4",),
     }.items()
 )
-KNOWN = {arm.name: arm for arm in (*MAIN_ARMS, *HOT_ARMS, *TRAINING_ARMS)}
+KNOWN = {arm.name: arm for arm in (*MAIN_ARMS, *UNTRAINED_ARMS, *TRAINING_ARMS)}
 
 
 def parse_arm(words: Sequence[str]) -> Arm:

@@ -5,7 +5,13 @@ import json
 import pytest
 
 from benchmarks.learning.arm_plot import draw
-from benchmarks.learning.arm_settings import KNOWN, SHARED, chosen_arms, parse_arm
+from benchmarks.learning.arm_settings import (
+    KNOWN,
+    SHARED,
+    UNTRAINED_ARMS,
+    chosen_arms,
+    parse_arm,
+)
 from benchmarks.learning.arm_table import print_tables, read_rows
 from benchmarks.learning.budget import Tried, best_programs, curve, measures, within
 from sdjax.core.errors import UserError
@@ -75,8 +81,8 @@ def test_curve_ends_with_the_measures_of_the_whole_budget():
 def test_settings_of_every_arm_are_a_valid_config(name):
     arm = KNOWN[name]
     config = read_config("demo", [*SHARED, *arm.settings])
-    untrained = {"random", "untrained", "memory"}
-    assert config.training.enabled == (arm.name.removesuffix("-1.0") not in untrained)
+    untrained = {"random", "untrained", "memory", *(arm.name for arm in UNTRAINED_ARMS)}
+    assert config.training.enabled == (name not in untrained)
     assert (config.generation.memory is not None) == ("short-memory" in str(arm.settings))
     assert config.race.winners == 10
     assert config.controls is None
