@@ -1,6 +1,8 @@
 """Co-evolution: promotions, bases, and what belongs to them."""
 
+import contextlib
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from sdjax.core.recent import Recent
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.models.fingerprint import fingerprint
 from sdjax.report.page import render
-from sdjax.search import loop
+from sdjax.search import loop, promotion
 from sdjax.search.answer import count_numbers
 from sdjax.search.base_chains import chain_of_entry
 from sdjax.search.base_identity import base_of_iteration, generator_base, hash_on_base
@@ -19,6 +21,7 @@ from sdjax.search.coevolution_config import CoevolutionConfig
 from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig
 from sdjax.search.config import read_config
 from sdjax.search.context import build_context
+from sdjax.search.database import Database
 from sdjax.search.iteration_scores import score_programs
 from sdjax.search.loop import run_search
 from sdjax.search.phases import judge
@@ -200,8 +203,58 @@ def test_merge_of_a_run_with_kept_task_vectors(evolving, sandbox, tmp_path):
         check_merge_of_chain(context, store, tmp_path / "merged")
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """Stands for a process that is killed."""
+
+
+@contextlib.contextmanager
+def killed_after(commits, monkeypatch):
+    """Die within the write to a database that follows some others; later ones have no effect."""
+    transaction = Database.transaction
+
+    @contextlib.contextmanager
+    def mortal(database):
+        nonlocal commits
+        if commits < 0:
+            raise Interrupted
+        with transaction(database) as connection:
+            yield connection
+            commits -= 1
+            if commits < 0:
+                raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "transaction", mortal)
+        yield
+
+
+@pytest.mark.slow
+def test_promotion_killed_within_a_write_again_and_again_is_the_same(
+    evolving, sandbox, tmp_path, monkeypatch
+):
+    context = with_options(evolving, generator=True, samples=6, tolerance=1.0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with new_store(context, whole) as store:
+        iterate(context, store, sandbox, [GOOD, BAD], 1)
+    shutil.copytree(whole, killed)
+
+    def decide(folder):
+        own = with_options(context)
+        with Store.open(folder, write=True) as store:
+            promote(own, store, sandbox, iteration=1, adapter=own.new_adapter())
+
+    decide(whole)
+    deaths = 0
+    while deaths < 50:
+        # With fewer writes, none would get beyond the two around a merge.
+        with killed_after(3, monkeypatch), contextlib.suppress(Interrupted):
+            decide(killed)
+            break
+        deaths += 1
+    assert deaths > 4
+    assert content(killed) == content(whole)
+    (decision,) = content(whole)["promotions"]
+    assert "is_base=True, is_generator=True" in decision
 
 
 def content(folder):
@@ -236,17 +289,21 @@ def test_interrupted_run_ends_with_the_same_bases(small_config, tmp_path, monkey
     )
     run_search(config, tmp_path / "whole")
     expected = content(tmp_path / "whole")
-    names = ("promote", "choose_training_data", "refine", "tune_controls_in_steps", "confirm")
-    for name in names:
+    in_loop = ("promote", "choose_training_data", "refine", "tune_controls_in_steps", "confirm")
+    in_promotion = ("score_program", "generate", "judge", "context_on_base")
+    for module, name in (
+        *((promotion, name) for name in in_promotion),
+        *((loop, name) for name in in_loop),
+    ):
         with monkeypatch.context() as patch:
-            function = getattr(loop, name)
+            function = getattr(module, name)
 
             def interrupted(*arguments, function=function, **options):
                 function(*arguments, **options)
                 if options.get("iteration", 1) == 1:
                     raise Interrupted
 
-            patch.setattr(loop, name, interrupted)
+            patch.setattr(module, name, interrupted)
             with pytest.raises(Interrupted):
                 run_search(config, tmp_path / "resumed")
     run_search(config, tmp_path / "resumed")
