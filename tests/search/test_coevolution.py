@@ -12,7 +12,7 @@ from sdjax.core.recent import Recent
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.models.fingerprint import fingerprint
 from sdjax.report.page import render
-from sdjax.search import loop, promotion
+from sdjax.search import loop
 from sdjax.search.answer import count_numbers
 from sdjax.search.base_chains import chain_of_entry
 from sdjax.search.base_identity import base_of_iteration, generator_base, hash_on_base
@@ -289,21 +289,17 @@ def test_interrupted_run_ends_with_the_same_bases(small_config, tmp_path, monkey
     )
     run_search(config, tmp_path / "whole")
     expected = content(tmp_path / "whole")
-    in_loop = ("promote", "choose_training_data", "refine", "tune_controls_in_steps", "confirm")
-    in_promotion = ("score_program", "generate", "judge", "context_on_base")
-    for module, name in (
-        *((promotion, name) for name in in_promotion),
-        *((loop, name) for name in in_loop),
-    ):
+    names = ("promote", "choose_training_data", "refine", "tune_controls_in_steps", "confirm")
+    for name in names:
         with monkeypatch.context() as patch:
-            function = getattr(module, name)
+            function = getattr(loop, name)
 
             def interrupted(*arguments, function=function, **options):
                 function(*arguments, **options)
                 if options.get("iteration", 1) == 1:
                     raise Interrupted
 
-            patch.setattr(module, name, interrupted)
+            patch.setattr(loop, name, interrupted)
             with pytest.raises(Interrupted):
                 run_search(config, tmp_path / "resumed")
     run_search(config, tmp_path / "resumed")
