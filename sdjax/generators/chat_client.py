@@ -24,6 +24,7 @@ import httpx2
 from sdjax.core.errors import TransientError, UserError, truncated_repr
 from sdjax.core.json import parse_json
 from sdjax.generators.config import EndpointConfig
+from sdjax.generators.failure_log import FailureLog
 
 MAX_ANSWER_BYTES = 2 << 20
 _MAX_TOKENS = 1_000_000_000  # that a request can have used
@@ -90,6 +91,7 @@ class ChatClient:
         self._config = config
         self._key = key
         self._sleep = sleep
+        self._failures = FailureLog(self._where)
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self.is_stopping = False
 
@@ -106,12 +108,13 @@ class ChatClient:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._failures.close()
         await self._http.aclose()
 
     async def complete(
         self, body: Mapping[str, Any], *, on_loss: Callable[[str], None]
     ) -> ChatAnswer:
-        """Return the answer to a request; repeat the request while it fails.
+        """Return the answer to a request; repeat the request while it fails, which is logged.
 
         Args:
             body: its JSON body.
@@ -137,7 +140,11 @@ class ChatClient:
                         f"{self._where}: {reason}, after {attempts}; check the endpoint. The "
                         "answers so far are kept: use --resume"
                     ) from None
-                await self._sleep(waiting_time(attempt, failure.retry_after, random.random()))
+                wait = waiting_time(attempt, failure.retry_after, random.random())
+                self._failures.add(
+                    reason, attempt=attempt, max_attempts=self._config.retries + 1, wait=wait
+                )
+                await self._sleep(wait)
 
     def stop(self) -> None:
         """Let the requests in progress end without further attempts."""

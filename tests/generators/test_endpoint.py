@@ -11,6 +11,7 @@ from sdjax.core.errors import TransientError, UserError
 from sdjax.generators.chat_client import ChatClient, retry_after, waiting_time
 from sdjax.generators.config import EndpointConfig
 from sdjax.generators.endpoint import Endpoint, read_key
+from sdjax.generators.failure_log import FailureLog
 from sdjax.generators.recording import Recording
 from sdjax.generators.types import GenerationRequest
 from tests.generators.chat_server import PROGRAM, completion, http, serving
@@ -131,10 +132,14 @@ TOO_MANY = http("slow down", "429 Too Many Requests", "Retry-After: 7")
         b"",
     ],
 )
-def test_failed_attempt_is_repeated(endpoint, response):
-    with serving(response, completion()) as server:
+def test_failed_attempt_is_repeated_and_logged(endpoint, response, caplog):
+    with serving(response, completion()) as server, caplog.at_level(logging.WARNING):
         assert ask(endpoint(server), 0)[0].source == PROGRAM
     assert len(server.requests) == 2
+    (line,) = caplog.messages
+    assert line.startswith(f"generator gpt ({server.url}): ")
+    assert "; attempt 1 of 3 failed, the next one is in " in line
+    assert len(line.splitlines()) == 1
     (wait,) = endpoint.waits
     assert wait == 7 if response is TOO_MANY else 0.5 <= wait <= 1
 
@@ -173,6 +178,30 @@ def test_request_without_an_answer_ends_the_run_but_keeps_the_answers(endpoint):
     with serving(completion()) as server:
         assert ask(endpoint(server), 0, 1).keys() == {0, 1}
         assert len(server.requests) == 1
+
+
+def test_log_of_many_failures_is_short_but_counts_them(caplog):
+    times = iter([0, 1, 2, 3, 4, 5, 6, 31])
+    log = FailureLog("generator gpt", clock=lambda: next(times))
+    with caplog.at_level(logging.WARNING):
+        for number in range(7):
+            log.add(f"status {number}", attempt=1, max_attempts=3, wait=7)
+        assert len(caplog.messages) == 5
+        log.add("status 7", attempt=2, max_attempts=3, wait=0.5)
+        log.close()  # nothing is left to say
+    assert caplog.messages[5:] == [
+        "generator gpt: status 7; attempt 2 of 3 failed, the next one is in 0.5 seconds "
+        "(2 more failed attempts since the last line)"
+    ]
+
+
+def test_failures_without_a_line_are_counted_at_the_end(endpoint, caplog):
+    with serving(*[TOO_MANY] * 6, completion()) as server, caplog.at_level(logging.WARNING):
+        ask(endpoint(server, retries=9), 0)
+    assert len(caplog.messages) == 6
+    assert caplog.messages[-1].endswith(
+        ": 1 more failed attempt since the last line, the last one: status 429"
+    )
 
 
 def test_endpoint_that_never_answers(endpoint):
