@@ -1,18 +1,24 @@
 """A run whose programs an endpoint writes: killed while it waits, resumed, and replayed."""
 
+import collections
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
+from sdjax.decoding.config import DecoderConfig
 from sdjax.generators.config import EndpointConfig, GeneratorConfig
 from sdjax.search.config import config_from
 from sdjax.search.loop import run_search
+from sdjax.search.memory_config import MemoryConfig
 from sdjax.search.store import Store
+from sdjax.search.types import Prompt
 from tests.generators.chat_server import completion, serving
 
 pytestmark = pytest.mark.slow
@@ -20,21 +26,49 @@ pytestmark = pytest.mark.slow
 SCRIPT = "import json, sys; from sdjax.search.loop import run_search; "
 SCRIPT += "from sdjax.search.config import config_from; "
 SCRIPT += "run_search(config_from(json.loads(sys.argv[1]), 'test'), sys.argv[2])"
+CONCURRENCY, SAMPLES, ITERATIONS = 2, 6, 2
+# Answers after which the endpoint is silent: in the first and in the second iteration.
+SILENT_AFTER = (3, 8)
 
 
-def program(weight):
-    source = f"def merge_models(task_vectors):\n    return {weight} * task_vectors['expert_1']\n"
-    return completion(f"I think of {weight}:\n```python\n{source}```")
+class Writer:
+    """Answers each request by its seed alone; up to a number of answers, then never.
+
+    Attributes:
+        most: number of answers.
+        asked: the requests that were answered.
+    """
+
+    def __init__(self):
+        self.most, self.asked = math.inf, []
+
+    def __call__(self, body):
+        if len(self.asked) >= self.most:
+            return None
+        self.asked.append(json.dumps(body, sort_keys=True))
+        weight = body["seed"] % 50 / 50
+        if weight > 0.9:
+            return completion("I cannot think of any.")
+        source = f"    return {weight} * task_vectors['expert_1']\n"
+        source = f"def merge_models(task_vectors):\n{source}"
+        return completion(f"I think of {weight}:\n```python\n{source}```")
 
 
 def endpoint_config(config, **endpoint):
-    fields = {"model": "m", "concurrency": 1, "base_url": "http://127.0.0.1:1/v1"} | endpoint
-    generator = GeneratorConfig(endpoint=EndpointConfig(**fields))
+    fields = {"model": "m", "concurrency": CONCURRENCY, "base_url": "http://127.0.0.1:1/v1"}
+    generator = GeneratorConfig(endpoint=EndpointConfig(**fields | endpoint))
+    generation = dataclasses.replace(
+        config.generation,
+        samples=SAMPLES,
+        seed_generator=False,
+        memory=MemoryConfig(parents="puct", refused=1),
+        decoding=DecoderConfig(slots=8, prefill_batch=8, buckets=(16, 352), max_new_tokens=96),
+    )
     return dataclasses.replace(
         config,
         generators={"gpt": generator},
-        iterations=1,
-        generation=dataclasses.replace(config.generation, samples=4, seed_generator=False),
+        iterations=ITERATIONS,
+        generation=generation,
         training=dataclasses.replace(config.training, enabled=False),
     )
 
@@ -42,30 +76,55 @@ def endpoint_config(config, **endpoint):
 def results(folder):
     with Store.open(folder) as store:
         assert store.run().finished_at is not None
-        samples = [(s.number, s.text, s.generator, s.status) for s in store.judged()]
-        return samples, sorted(map(repr, store.summaries(None, None)))
+        samples = [dataclasses.asdict(sample) for sample in store.judged()]
+        assert {sample["generator"] for sample in samples} == {"gpt"}
+        table = sorted(map(repr, store.summaries(None, None)))
+        return {"prompts": store.by_key(Prompt), "samples": samples, "table": table}
+
+
+def recorded(folder):
+    lines = (folder / "answers" / "gpt.jsonl").read_text().splitlines()
+    return collections.Counter(lines)
+
+
+def kill_while_it_waits(config, folder, server, writer):
+    """Run a search until all of its requests wait for the endpoint, and kill it."""
+    command = [sys.executable, "-c", SCRIPT, json.dumps(config.to_json()), folder]
+    compiled = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    environment = {**os.environ, **compiled}
+    before, answered = len(server.requests), len(writer.asked)
+    with subprocess.Popen(command, start_new_session=True, env=environment) as process:
+        deadline = time.monotonic() + 400
+        # A request follows another one when that one's answer is recorded.
+        while len(server.requests) - before < len(writer.asked) - answered + waiting(writer):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+
+
+def waiting(writer):
+    """Return how many requests wait at the end of the answers."""
+    left = SAMPLES - writer.most % SAMPLES
+    return min(CONCURRENCY, left)
 
 
 def test_run_killed_while_it_waits_pays_for_no_answer_twice(small_config, tmp_path):
-    answers = [program(weight) for weight in (0.2, 0.4, 0.6)]
-    with serving(*answers, None) as server:
+    whole, killed, replayed = (tmp_path / name for name in ("whole", "killed", "replayed"))
+    with serving(uninterrupted := Writer()) as server:
+        run_search(endpoint_config(small_config, base_url=server.url), whole)
+    with serving(writer := Writer()) as server:
         config = endpoint_config(small_config, base_url=server.url)
-        command = [sys.executable, "-c", SCRIPT, json.dumps(config.to_json()), tmp_path / "run"]
-        with subprocess.Popen(command, start_new_session=True, env=dict(os.environ)) as process:
-            deadline = time.monotonic() + 400
-            while len(server.requests) < 4:  # the fourth waits
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            process.kill()
-        asked = [body["messages"] and body["seed"] for _, body in server.requests]
-    with serving(program(0.8)) as server:
-        config = endpoint_config(small_config, base_url=server.url)
-        run_search(config, tmp_path / "run")
-        assert [body["seed"] for _, body in server.requests] == asked[3:]
-    recording = tmp_path / "run" / "answers" / "gpt.jsonl"
-    assert len(recording.read_text().splitlines()) == 4
-    replayed = endpoint_config(small_config, replay=str(recording))
-    run_search(config_from(replayed.to_json(), "test"), tmp_path / "replayed")
-    assert results(tmp_path / "replayed") == results(tmp_path / "run")
-    assert {sample[2] for sample in results(tmp_path / "run")[0]} == {"gpt"}
+        for writer.most in SILENT_AFTER:
+            kill_while_it_waits(config, killed, server, writer)
+            assert len(writer.asked) == writer.most
+        writer.most = math.inf
+        run_search(config, killed)
+    assert sorted(writer.asked) == sorted(uninterrupted.asked)  # each of them once
+    assert len(writer.asked) == SAMPLES * ITERATIONS
+    assert results(killed) == results(whole)
+    assert recorded(killed) == recorded(whole)
+    # Without the endpoint, its recording gives the same.
+    replay = endpoint_config(small_config, replay=str(killed / "answers" / "gpt.jsonl"))
+    run_search(config_from(replay.to_json(), "test"), replayed)
+    assert results(replayed) == results(whole)
