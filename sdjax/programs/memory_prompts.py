@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
@@ -92,6 +92,39 @@ class PromptMemory:
 
 
 NO_MEMORY = PromptMemory()
+# Examples that have as little as possible, or everything, but in sources of a few tokens.
+_PROGRAMS = (
+    EarlierProgram(source="pass", score=0.0),
+    EarlierProgram(source="pass", score=55.5, change=0.55, families=("norm balance",) * 3),
+)
+_REFUSED = (
+    RefusedProgram(source="pass", status="bad syntax"),
+    RefusedProgram(source="pass", status="bad syntax", message="line 5: invalid syntax"),
+)
+
+
+def example_memories(
+    programs: int, refused: int, operations: Sequence[str] = OPERATIONS
+) -> Iterator[PromptMemory]:
+    """Yield examples of all that a prompt may have to show, which differ in length and operation.
+
+    Args:
+        programs: maximum number of earlier programs.
+        refused: maximum number of refused programs.
+        operations: the operations that a prompt may ask for.
+    """
+    for count in range(programs + 1):
+        possible: list[str | None] = [
+            name for name in operations if count and (name != COMBINE or count > 1)
+        ]
+        for refusals in range(refused + 1):
+            for program, refusal in zip(_PROGRAMS, _REFUSED, strict=True):
+                for operation in possible or [None]:
+                    yield PromptMemory(
+                        programs=(program,) * count,
+                        refused=(refusal,) * refusals,
+                        operation=operation,
+                    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,9 +140,9 @@ class MemoryPrompt:
     text: str
 
     def __post_init__(self) -> None:
-        """Check the template and what it renders to, with and without programs."""
+        """Check the template, and that it renders whatever there is to show."""
         try:
-            unknown = meta.find_undeclared_variables(_environment().parse(self.text))
+            unknown = self.variables
         except (jinja2.TemplateError, RecursionError) as error:
             raise self._error(error) from None
         for variable in sorted(unknown - {*VARIABLES, *_environment().globals}):
@@ -118,14 +151,13 @@ class MemoryPrompt:
                 f"prompt {self.name}: unknown variable {truncated_repr(variable)}; "
                 f"{did_you_mean(variable, VARIABLES, allowed)}"
             )
-        for memory in (NO_MEMORY, _EXAMPLE):
-            if not self._render(("expert_1",), {"expert_1": "an expert"}, memory).strip():
-                raise UserError(f"prompt {self.name}: is empty; write the text of the prompt")
+        for memory in example_memories(2, 1):
+            self._render(("expert_1",), {"expert_1": "an expert"}, memory)
 
-    @property
-    def lists_experts(self) -> bool:
-        """Whether the template describes the experts."""
-        return "experts" in meta.find_undeclared_variables(_environment().parse(self.text))
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The variables that the template reads."""
+        return frozenset(meta.find_undeclared_variables(_environment().parse(self.text)))
 
     def render(
         self,
@@ -144,9 +176,10 @@ class MemoryPrompt:
             memory: what was found before.
 
         Raises:
-            UserError: an expert without a description, or a template that fails.
+            UserError: an expert without a description, or a template that fails or renders to an
+                empty text.
         """
-        if self.lists_experts:
+        if "experts" in self.variables:
             check_descriptions(self.name, slots, descriptions)
         text = self._render(slots, descriptions, memory)
         return chat(text) if chat is not None else text
@@ -167,7 +200,11 @@ class MemoryPrompt:
                 refused=[_shown(program) for program in memory.refused],
             ).rstrip("\n")
         except Exception as error:  # a template is a program, which may raise anything
-            raise self._error(error) from None
+            raise self._error(error, memory) from None
+        if not text.strip():
+            raise UserError(
+                f"prompt {self.name}: is empty{_described(memory)}; write the text of the prompt"
+            )
         if len(text) > _MAX_CHARACTERS:
             raise UserError(
                 f"prompt {self.name}: has more than {_MAX_CHARACTERS:,} characters; shorten it"
@@ -178,12 +215,12 @@ class MemoryPrompt:
     def _template(self) -> jinja2.Template:
         return _environment().from_string(self.text)
 
-    def _error(self, error: Exception) -> UserError:
+    def _error(self, error: Exception, memory: PromptMemory = NO_MEMORY) -> UserError:
         line = getattr(error, "lineno", None)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         return UserError(
             f"prompt {self.name}{f', line {line}' if line else ''}: not a valid Jinja template "
-            f"({reason}); correct it, the variables are {', '.join(VARIABLES)}"
+            f"({reason}){_described(memory)}; correct it, the variables are {', '.join(VARIABLES)}"
         )
 
 
@@ -222,11 +259,15 @@ def _shown(program: EarlierProgram | RefusedProgram) -> dict[str, Any]:
     return dataclasses.asdict(program) | {"source": program.source.strip("\n")}
 
 
-_EXAMPLE = PromptMemory(
-    programs=(EarlierProgram(source="def merge_models(task_vectors): ...", score=50.0),),
-    refused=(RefusedProgram(source="def merge_models(", status="bad syntax"),),
-    operation="improve",
-)
+def _described(memory: PromptMemory) -> str:
+    """Return what a prompt has to show, to follow what is wrong with it; empty if nothing."""
+    parts = []
+    if count := len(memory.programs):
+        asked = f" to {memory.operation}" if memory.operation else ""
+        parts.append(f"{count} earlier program{'' if count == 1 else 's'}{asked}")
+    if count := len(memory.refused):
+        parts.append(f"{count} refused program{'' if count == 1 else 's'}")
+    return f" with {' and '.join(parts)}" if parts else ""
 
 
 class _Environment(ImmutableSandboxedEnvironment):

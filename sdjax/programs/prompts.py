@@ -22,6 +22,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from string import Template
 
@@ -77,6 +78,11 @@ class Prompt:
                     f"write $${identifier} for a dollar sign"
                 )
 
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The placeholders in the text."""
+        return frozenset(Template(self.text).get_identifiers())
+
     def render(
         self,
         *,
@@ -98,7 +104,7 @@ class Prompt:
         """
         template = Template(self.text)
         values = {"count": count_in_words(slots), "names": quoted_names(slots)}
-        if "experts" in template.get_identifiers():
+        if "experts" in self.variables:
             check_descriptions(self.name, slots, descriptions)
             lines = (f"- {slot}: {' '.join(descriptions[slot].split())}" for slot in slots)
             values["experts"] = "\n".join(lines)

@@ -62,8 +62,7 @@ class MemoryConfig:
     def _check_sizes(self) -> MemoryConfig:
         if self.top < self.programs:
             raise ValueError(f"top ({self.top}) must be at least programs ({self.programs})")
-        possible = [name for name in self.operations if name != COMBINE or self.programs > 1]
-        if not any(self.operations[name] for name in possible):
+        if not any(name != COMBINE or self.programs > 1 for name in self.possible_operations):
             raise ValueError(
                 f"operations must have a positive frequency, also without {COMBINE}, which needs "
                 "two programs"
@@ -71,3 +70,8 @@ class MemoryConfig:
                 else "operations must have a positive frequency"
             )
         return self
+
+    @property
+    def possible_operations(self) -> tuple[Operation, ...]:
+        """The operations with a positive frequency."""
+        return tuple(name for name, frequency in self.operations.items() if frequency)

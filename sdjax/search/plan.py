@@ -28,13 +28,14 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.lora import Adapter, init_adapter
 from sdjax.models.params import ParamSpec, param_specs
 from sdjax.models.tree import flatten
-from sdjax.programs.memory_prompts import MemoryPrompt
+from sdjax.programs.prompts import PromptTemplate
 from sdjax.programs.signature import model_signature
 from sdjax.sandbox.signature import MergeSignature
 from sdjax.search.config import ExpertConfig, RunConfig, prompt_template
 from sdjax.search.generator_plan import GeneratorsPlan, plan_generators
 from sdjax.search.grids import check_methods
 from sdjax.search.memory.renderer import PromptRenderer, longest_prompt
+from sdjax.search.memory_config import MemoryConfig
 from sdjax.search.types import CONFIRMATION, DEVELOPMENT, MAIN, TEST, TRANSFER
 from sdjax.training.warmstart import signature_digest
 from sdjax.tuning.candidates import split_development
@@ -238,17 +239,11 @@ def prompt_renderer(
         decoding: config of the generator's decoder.
 
     Raises:
-        UserError: the prompt does not exist or is invalid, or it has no place for the programs that
-            the config wants it to show.
+        UserError: the prompt does not exist or is invalid, or it does not show what the config
+            wants it to show.
     """
     template = prompt_template(config)
-    if config.generation.memory is not None and not isinstance(template, MemoryPrompt):
-        with errors_at(config, "generation.memory"):
-            raise UserError(
-                f"the prompt {config.generation.prompt!r} has no place for earlier programs; set "
-                "generation.prompt to short-memory, full-memory or a file that ends in .jinja, or "
-                "remove generation.memory"
-            )
+    _check_shown(config, template)
     return PromptRenderer(
         config=config,
         template=template,
@@ -259,6 +254,32 @@ def prompt_renderer(
             else sys.maxsize
         ),
     )
+
+
+def _check_shown(config: RunConfig, template: PromptTemplate) -> None:
+    """Check that a prompt reads all that `generation.memory` sets."""
+    memory, prompt = config.generation.memory, f"the prompt {config.generation.prompt!r}"
+    if memory is None:
+        return
+    if "programs" not in template.variables:
+        with errors_at(config, "generation.memory"):
+            raise UserError(
+                f"{prompt} has no place for earlier programs; set generation.prompt to "
+                "short-memory, full-memory or a file that ends in .jinja and shows `programs`, or "
+                "set generation.memory to null"
+            )
+    if memory.refused and "refused" not in template.variables:
+        with errors_at(config, "generation.memory.refused"):
+            raise UserError(
+                f"{prompt} has no place for refused programs; show `refused` in it, or set "
+                "generation.memory.refused to 0"
+            )
+    if memory.operations != MemoryConfig().operations and "operation" not in template.variables:
+        with errors_at(config, "generation.memory.operations"):
+            raise UserError(
+                f"{prompt} asks for no operation; show `operation` in it, or leave "
+                "generation.memory.operations as it is by default"
+            )
 
 
 def check_prompt(renderer: PromptRenderer, max_seq_len: int) -> None:
@@ -281,7 +302,8 @@ def check_prompt(renderer: PromptRenderer, max_seq_len: int) -> None:
                 f"{largest}; add a bucket of at least {length}"
             )
     new_tokens = generation.decoding.max_new_tokens
-    longest = longest_prompt(renderer, new_tokens)
+    with errors_at(config, "generation.prompt"):
+        longest = longest_prompt(renderer, new_tokens)
     if generation.memory is None or longest <= largest:
         return
     prompt = f"the prompt {generation.prompt!r} may have {longest} tokens with memory"

@@ -118,6 +118,7 @@ def _group_prompt(
     simpler = _draw_operation(
         {name: share for name, share in config.operations.items() if name != COMBINE}, rng
     )
+    asks = "operation" in renderer.template.variables
     shown = [refused[int(rng.integers(len(refused)))]] if config.refused and refused else []
     while parents or shown:
         if len(parents) < 2 and operation == COMBINE:
@@ -132,7 +133,7 @@ def _group_prompt(
             return dataclasses.replace(
                 _prompted(renderer, message),
                 parents=tuple(member.identity for member in parents),
-                operation=memory.operation,
+                operation=memory.operation if asks else None,
             )
         if shown:
             shown = []

@@ -8,17 +8,11 @@ from sdjax.core.config import replace_keys
 from sdjax.io.tokenizer import Tokenizer
 from sdjax.programs.memory_prompts import (
     NO_MEMORY,
-    EarlierProgram,
-    MemoryPrompt,
     PromptMemory,
-    RefusedProgram,
+    example_memories,
 )
 from sdjax.programs.prompts import PromptTemplate
 from sdjax.search.config import RunConfig
-
-# Programs of a few tokens, whose length stands for the rest of what a prompt says about a program.
-_PROGRAM = EarlierProgram(source="pass", score=55.5, change=0.55, families=("norm balance",) * 3)
-_REFUSED = RefusedProgram(source="pass", status="bad syntax", message="line 5: invalid syntax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +34,7 @@ class PromptRenderer:
     def with_template(self, template: PromptTemplate, max_tokens: int) -> PromptRenderer:
         """Return the renderer of another prompt; one without place for programs shows none."""
         config = self.config
-        if not isinstance(template, MemoryPrompt):
+        if "programs" not in template.variables:
             generation = dataclasses.replace(config.generation, memory=None)
             config = replace_keys(config, generation=generation)
         return dataclasses.replace(self, config=config, template=template, max_tokens=max_tokens)
@@ -71,16 +65,16 @@ def longest_prompt(renderer: PromptRenderer, program_tokens: int) -> int:
     Args:
         renderer: the prompt of the run.
         program_tokens: maximum number of tokens of a program.
+
+    Raises:
+        UserError: the prompt cannot show what it may have to show.
     """
     memory = renderer.config.generation.memory
     if memory is None:
         return renderer.length(renderer.message())
-    empty = PromptMemory(
-        programs=(_PROGRAM,) * memory.programs,
-        refused=(_REFUSED,) * memory.refused,
+    # The few tokens of the examples' sources stand for the rest of what a prompt says about each.
+    return max(
+        renderer.length(renderer.message(shown))
+        + (len(shown.programs) + len(shown.refused)) * program_tokens
+        for shown in example_memories(memory.programs, memory.refused, memory.possible_operations)
     )
-    lengths = [
-        renderer.length(renderer.message(dataclasses.replace(empty, operation=name)))
-        for name in memory.operations
-    ]
-    return max(lengths) + (memory.programs + memory.refused) * program_tokens

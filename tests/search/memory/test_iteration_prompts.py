@@ -218,5 +218,49 @@ def test_longest_prompt_must_fit(tokenizer):
         check_prompt(too_small, 512)
     with pytest.raises(UserError, match=r"memory.programs: .*exceeds.* length of 256; lower"):
         check_prompt(too_small, 256)
-    with pytest.raises(UserError, match="'short' has no place for earlier programs; set"):
-        renderer_of(tokenizer, "generation.prompt=short", "generation.memory.programs=1")
+
+
+@pytest.mark.parametrize(
+    ("template", "memory", "message"),
+    [
+        (None, "programs=1", "memory: the prompt 'short' has no place for earlier programs; set"),
+        ("{{ names }}", "programs=1", "has no place for earlier programs; .* or set gen.* to null"),
+        ("{{ names }} {{ programs }}", "refused=1", "memory.refused: .* no place for refused prog"),
+        ("{{ names }} {{ programs }}", "operations={improve: 1}", "asks for no operation; show"),
+    ],
+)
+def test_prompt_must_read_what_memory_sets(tokenizer, tmp_path, template, memory, message):
+    prompt = "short"
+    if template is not None:
+        (tmp_path / "mine.jinja").write_text(template)
+        prompt = tmp_path / "mine.jinja"
+    with pytest.raises(UserError, match=message):
+        renderer_of(tokenizer, f"generation.prompt={prompt}", f"generation.memory.{memory}")
+
+
+def test_prompt_is_checked_with_every_number_of_programs_and_operation(tokenizer, tmp_path):
+    (tmp_path / "mine.jinja").write_text(
+        "{{ programs | length }} {{ operation }}"
+        "{% if programs | length == 3 and operation == 'explore' %}{{ programs[3] }}{% endif %}"
+    )
+
+    def check(programs, operations):
+        prompt = f"generation.prompt={tmp_path / 'mine.jinja'}"
+        memory = f"generation.memory={{programs: {programs}, operations: {operations}}}"
+        buckets = "generation.decoding.buckets=[900]"
+        check_prompt(renderer_of(tokenizer, prompt, memory, buckets), 1024)
+
+    check(4, "{combine: 1, explore: 0}")
+    with pytest.raises(UserError, match=r"generation.prompt: .* with 3 earlier programs to expl"):
+        check(4, "{explore: 1}")
+
+
+def test_operation_that_a_prompt_does_not_ask_for_is_not_recorded(tokenizer, store, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{% for one in programs %}{{ one.source }}{% endfor %}x")
+    renderer = renderer_of(
+        tokenizer, f"generation.prompt={tmp_path / 'mine.jinja'}", "generation.memory.programs=2"
+    )
+    add(store, 1, {"a": 3, "b": 7})
+    assert {(one.parents, one.operation) for one in prompts(renderer, store)} == {
+        (("a", "b"), None)
+    }
