@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax.core.errors import UserError
@@ -52,21 +52,19 @@ def read_programs(folder: Path) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramFolder:
-    """The programs of a folder that an iteration takes.
+    """The programs of a folder that no sample has taken.
 
     Attributes:
-        programs: mapping from the number of a request to the program that it gets.
+        programs: the programs in order; the first request gets the first one.
     """
 
-    programs: Mapping[int, str]
+    programs: Sequence[str]
 
     def sample(self, requests: Sequence[GenerationRequest], *, on_text: OnText) -> None:
         """Pass on the programs of the requests; see `sdjax.generators.types.Generator`."""
-        for request in requests:
-            program = self.programs.get(request.number)
-            if program is not None:
-                source = program if program.strip() else None
-                on_text(request.number, GeneratedText(text=program, source=source, stopped=True))
+        for request, program in zip(requests, self.programs, strict=False):
+            source = program if program.strip() else None
+            on_text(request.number, GeneratedText(text=program, source=source, stopped=True))
 
 
 def _read(folder: Path, name: str) -> str:

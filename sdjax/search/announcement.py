@@ -19,7 +19,7 @@ from sdjax.search.controls import (
     samples_of_control,
 )
 from sdjax.search.database import is_unused
-from sdjax.search.generator_plan import describe_generators
+from sdjax.search.generator_plan import available_programs, describe_generators
 from sdjax.search.grids import grid_methods
 from sdjax.search.multihost import main_process_layers
 from sdjax.search.plan import RunPlan, plan_run
@@ -39,9 +39,6 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
     models = f"seed {config.seed}; {_count(len(experts), 'expert')}: {', '.join(experts)}"
     if transfer:
         models += f"; transfer to {', '.join(transfer)}"
-    samples = config.generation.samples
-    programs = _count(config.iterations * samples, "program")
-    iterations = _count(config.iterations, "iteration")
     problems = {split: len(plan.problems[split]) for split in (DEVELOPMENT, TEST)}
     test_models = 1 + len(experts) + tuned_method_count(config)
     test_programs = config.test.top_k * (1 + len(program_controls(config)))
@@ -51,7 +48,7 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
         f"run {config.name}{where}, on {_describe_devices()}",
         models,
         *describe_generators(config, plan.generators, plan.renderer),
-        f"search: {programs} ({iterations} of {samples:,}) and "
+        f"search: {_describe_programs(plan)} and "
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
         *_describe_limits(config),
@@ -62,6 +59,17 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
         f"{_count(problems[TEST], 'test problem')}"
         f"{', with the experts of the search and of the transfer' if transfer else ''}",
     ]
+
+
+def _describe_programs(plan: RunPlan) -> str:
+    config = plan.config
+    samples, iterations = config.generation.samples, _count(config.iterations, "iteration")
+    available = available_programs(config, plan.generators)
+    if available is not None and available < config.max_samples:
+        folder = "folder" if len(plan.generators.programs) == 1 else "folders"
+        written = f"the {_count(available, 'program')} of the {folder}"
+        return f"{written} (at most {iterations} of {samples:,})"
+    return f"{_count(config.iterations * samples, 'program')} ({iterations} of {samples:,})"
 
 
 def _describe_limits(config: RunConfig) -> list[str]:

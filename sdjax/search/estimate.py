@@ -17,10 +17,11 @@ from sdjax.search.controls import (
     samples_of_control,
     tuned_controls,
 )
+from sdjax.search.generator_plan import available_programs
 from sdjax.search.grids import grid_methods
 from sdjax.search.plan import RunPlan
 from sdjax.search.ranking import complete_scores, development_scores, ranked_programs
-from sdjax.search.run_limits import is_trained, planned_samples
+from sdjax.search.run_limits import end_reason, is_trained, planned_samples
 from sdjax.search.score_types import Application, Promotion
 from sdjax.search.store import Store
 from sdjax.search.types import (
@@ -95,10 +96,15 @@ def work_left(plan: RunPlan, store: Store) -> WorkLeft:
         if sample.novel and program_entry(sample.identity or "") not in started
     }
     phases, planned = store.phases(), planned_samples(config, store)
+    if end_reason(config, store) is not None:
+        planned = tuple(n for i, n in enumerate(planned, 1) if (i, "score") in phases)
     to_sample = sum(
         max(0, count - len(store.sample_numbers(iteration)))
         for iteration, count in enumerate(planned, 1)
     )
+    available = available_programs(config, plan.generators)
+    if available is not None:
+        to_sample = min(to_sample, max(0, available - len(store.judged())))
     random = 0
     if not {(0, "controls"), (0, "test")} & phases.keys():
         for purpose in program_controls(config):

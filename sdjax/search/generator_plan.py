@@ -90,6 +90,18 @@ def plan_generators(
     return GeneratorsPlan(local=local, programs=programs, keys=keys)
 
 
+def available_programs(config: RunConfig, plan: GeneratorsPlan) -> int | None:
+    """Return how many programs the generators of a run can write; None is unlimited.
+
+    Args:
+        config: config of the run.
+        plan: its generators.
+    """
+    if config.generation.seed_generator or plan.programs.keys() != config.generators.keys():
+        return None
+    return sum(map(len, plan.programs.values()))
+
+
 def describe_generators(
     config: RunConfig, plan: GeneratorsPlan, renderer: PromptRenderer
 ) -> list[str]:

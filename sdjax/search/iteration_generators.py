@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -26,7 +26,7 @@ from sdjax.search.memory.prompts import PromptedSample
 from sdjax.search.ranking import development_scores, rank_key
 from sdjax.search.store import Store
 from sdjax.search.structures import scored_programs
-from sdjax.search.types import OWN_GENERATOR, SEARCH, program_entry
+from sdjax.search.types import OWN_GENERATOR, SEARCH, JudgedSample, program_entry
 from sdjax.sharding.multihost import is_main_process
 
 ANSWERS_FOLDER = "answers"
@@ -56,7 +56,7 @@ def sample_texts(
     """Write the texts of samples of an iteration, each by the generator that it is assigned to.
 
     A sample that an endpoint does not write, since its budget is used up, is written by the first
-    local model. Without one it is left out.
+    local model; without one, by a folder that has programs left. Else it is left out.
 
     Args:
         context: the loaded run.
@@ -83,7 +83,6 @@ def sample_texts(
             context,
             store,
             name,
-            assigned,
             adapter=adapter,
             iteration=iteration,
             temperature=temperature,
@@ -102,8 +101,8 @@ def sample_texts(
     for name, assigned in assignment(context, store, iteration=iteration, count=count).items():
         write(name, assigned)
     local = [name for name in generator_names(context.config) if _is_local(context, name)]
-    if local and waiting:
-        write(local[0], sorted(waiting))
+    for name in local[:1] or context.generators.programs:
+        write(name, sorted(waiting))
 
 
 def assignment(
@@ -150,15 +149,35 @@ def generator_records(context: RunContext, store: Store, *, before: int) -> dict
         name: Record(
             samples=written[name],
             successes=successes[name],
-            remaining=_remaining(context, name, written[name]),
+            remaining=_remaining(context, samples, name),
         )
         for name in generator_names(config)
     }
 
 
-def _remaining(context: RunContext, name: str, written: int) -> int | None:
-    programs = context.generators.programs.get(name)
-    return None if programs is None else max(0, len(programs) - written)
+def _remaining(context: RunContext, samples: Iterable[JudgedSample], name: str) -> int | None:
+    return (
+        len(_unused_programs(context, samples, name))
+        if name in context.generators.programs
+        else None
+    )
+
+
+def _unused_programs(
+    context: RunContext, samples: Iterable[JudgedSample], name: str
+) -> tuple[str, ...]:
+    """Return the programs of a folder that no sample has taken.
+
+    They are compared by their text, since files may have been added to the folder, or renamed.
+    """
+    taken = Counter(sample.text for sample in samples if sample.generator == name)
+    unused = []
+    for program in context.generators.programs[name]:
+        if taken[program]:
+            taken[program] -= 1
+        else:
+            unused.append(program)
+    return tuple(unused)
 
 
 def _is_local(context: RunContext, name: str) -> bool:
@@ -183,14 +202,13 @@ def _open(
     context: RunContext,
     store: Store,
     name: str,
-    assigned: Iterable[int],
     *,
     adapter: Adapter,
     iteration: int,
     temperature: float,
     purpose: str,
 ) -> Generator:
-    """Return a generator for the samples that are assigned to it."""
+    """Return a generator of an iteration."""
     sampling = Sampling(temperature=temperature, top_p=context.config.generation.top_p)
     key = context.key(purpose, iteration)
     if name == OWN_GENERATOR:
@@ -211,12 +229,7 @@ def _open(
             key=fold_in_name(key, name),
         )
     if name in context.generators.programs:
-        earlier = sum(
-            sample.generator == name and sample.iteration < iteration for sample in store.judged()
-        )
-        return ProgramFolder(
-            programs=_programs(context.generators.programs[name][earlier:], assigned)
-        )
+        return ProgramFolder(programs=_unused_programs(context, store.judged(), name))
     endpoint = context.config.generators[name].endpoint
     assert endpoint is not None
     if not is_main_process():
@@ -240,7 +253,3 @@ def open_recording(folder: Path, name: str, endpoint: EndpointConfig) -> Recordi
     if endpoint.replay is not None:
         return Recording(Path(endpoint.replay), write=False)
     return Recording(folder / ANSWERS_FOLDER / f"{name}.jsonl", write=True)
-
-
-def _programs(programs: Sequence[str], numbers: Iterable[int]) -> Mapping[int, str]:
-    return dict(zip(numbers, programs, strict=False))

@@ -43,16 +43,25 @@ from sdjax.search.plan import plan_run
 from sdjax.search.promotion import promote
 from sdjax.search.ranking import complete_scores, ranked, ranked_programs
 from sdjax.search.refinement import choose_training_data, refine, scored_samples
-from sdjax.search.run_limits import OutOfTime, end_if, end_reason, is_trained, planned_samples
+from sdjax.search.run_limits import (
+    OutOfPrograms,
+    OutOfTime,
+    complete_samples,
+    end_if,
+    end_reason,
+    is_trained,
+    planned_samples,
+)
 from sdjax.search.sampling import adapter_folder
 from sdjax.search.score_types import Promotion
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
 from sdjax.search.tune import tune_entries
-from sdjax.search.types import SEARCH, Checkpoint, Lineage
+from sdjax.search.types import SEARCH, Checkpoint, Lineage, Phase
 from sdjax.sharding.multihost import broadcast_from_main
 
 GENERATORS_FOLDER = "generators"
+_MORE_PROGRAMS = "raise max_tokens_total of an endpoint in generators, or add programs to a folder"
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +149,12 @@ def run_iterations(
     sandbox: Sandbox | None,
     clock: PhaseClock,
 ) -> None:
-    """Run all iterations, or those that the limits of the run leave.
+    """Run all iterations, or those that the limits of the run and its generators leave.
 
     Raises:
         UserError: no program was scored.
     """
-    config = context.config
+    config, advice = context.config, ""
     try:
         for iteration in range(1, len(planned_samples(config, store)) + 1):
             run_iteration(context, store, checkpoints, sandbox, iteration, clock)
@@ -157,8 +166,14 @@ def run_iterations(
                 f"{store.folder}: no program was scored within limits.max_hours = "
                 f"{config.limits.max_hours:g}; use --resume with a larger --max-hours"
             ) from None
+    except OutOfPrograms:
+        if not ranked_programs(store, config.task.metric):
+            raise UserError(
+                f"{store.folder}: the generators have not written a program; {_MORE_PROGRAMS}"
+            ) from None
+        advice = f"; to continue it with --resume, {_MORE_PROGRAMS}"
     if reason := end_reason(config, store):
-        logger.info("the search ends early, by %s", reason)
+        logger.info("the search ends early, by %s%s", reason, advice)
 
 
 def run_iteration(
@@ -169,7 +184,12 @@ def run_iteration(
     iteration: int,
     clock: PhaseClock,
 ) -> None:
-    """Run one iteration, up to saving the generator of the next iteration, if there is one."""
+    """Run one iteration, up to saving the generator of the next iteration, if there is one.
+
+    Raises:
+        OutOfTime: a limit is reached before its programs are scored, or its generator is trained.
+        OutOfPrograms: no generator has anything left to write.
+    """
     config = context.config
     trained = _trained_iterations(store)
     if config.training.enabled and iteration in trained:
@@ -192,16 +212,28 @@ def run_iteration(
             )
         )
     # A complete phase keeps its samples, also if generators had fewer left than wanted.
-    if (iteration, "generate") not in store.phases():
+    if iteration not in complete_samples(store):
+        count = planned_samples(config, store)[iteration - 1]
+        # If nothing was left to write then, the phase is not complete while it is sampled again.
+        store.delete(Phase, iteration=iteration, name="generate")
         with clock.timed(iteration, "generate"):
             generate(
                 generator,
                 store,
                 adapter,
                 iteration=iteration,
-                count=planned_samples(config, store)[iteration - 1],
+                count=count,
                 temperature=temperature,
                 out_of_time=clock.out_of_time,
+            )
+        written = len(store.sample_numbers(iteration))
+        if not written:
+            raise OutOfPrograms
+        if written < count:
+            logger.warning(
+                "iteration %d has %d of %d samples, since its generators have nothing left to "
+                "write",
+                *(iteration, written, count),
             )
     with clock.timed(iteration, "admit"):
         judge(context, store, sandbox, iteration=iteration)

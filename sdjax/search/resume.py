@@ -15,6 +15,7 @@ from sdjax.search.extension import (
     needs_acceptance,
 )
 from sdjax.search.provenance import describe_changes, version_changes
+from sdjax.search.run_limits import complete_samples
 from sdjax.search.store import Store
 from sdjax.search.types import Change, RunInput
 
@@ -77,6 +78,5 @@ def stored_config_changes(store: Store, config: RunConfig) -> list[Change]:
         UserError: a change that would make earlier results incomparable, or that has no effect.
     """
     changes = config_changes(store.config(), config, str(store.folder))
-    generated = sum(phase == "generate" for _, phase in store.phases())
-    check_samples(config, changes, generated)
+    check_samples(config, changes, len(complete_samples(store)))
     return changes

@@ -26,11 +26,11 @@ def test_each_file_is_a_program_in_the_order_of_the_names(folder):
     assert read_programs(folder) == ("", PROGRAM)
     found = {}
     requests = [GenerationRequest(number=number, prompt="p") for number in (4, 2, 9)]
-    source = ProgramFolder(programs=dict(zip((2, 4), read_programs(folder), strict=True)))
+    source = ProgramFolder(programs=read_programs(folder))
     source.sample(requests, on_text=found.__setitem__)
     assert found == {
-        2: GeneratedText(text="", source=None, stopped=True),
-        4: GeneratedText(text=PROGRAM, source=PROGRAM, stopped=True),  # with its constants
+        4: GeneratedText(text="", source=None, stopped=True),
+        2: GeneratedText(text=PROGRAM, source=PROGRAM, stopped=True),  # with its constants
     }
 
 

@@ -10,14 +10,20 @@ from sdjax.evaluation.task import Outcome
 from sdjax.generators.config import EndpointConfig, GeneratorConfig, SharesConfig
 from sdjax.generators.endpoint import Endpoint
 from sdjax.generators.types import GeneratedText
-from sdjax.search.config import RunConfig
+from sdjax.search import loop
+from sdjax.search.announcement import announce
+from sdjax.search.config import LimitsConfig, RunConfig
 from sdjax.search.context import RunContext
+from sdjax.search.estimate import work_left
 from sdjax.search.generator_plan import GeneratorsPlan, describe_generators, plan_generators
 from sdjax.search.iteration_generators import assignment, generator_records
+from sdjax.search.loop import run_iterations
 from sdjax.search.memory.renderer import longest_prompt
+from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.phases import generate
 from sdjax.search.plan import plan_run
 from sdjax.search.provenance import plan_inputs
+from sdjax.search.run_limits import end_reason
 from sdjax.search.score_types import Application
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
@@ -102,8 +108,65 @@ def _text(source):
     return GeneratedText(text=source, source=source, stopped=True)
 
 
+def test_what_an_endpoint_leaves_is_written_by_a_folder(context, monkeypatch, tmp_path):
+    monkeypatch.setattr(Endpoint, "texts", lambda *_: (one for one in ()))
+    plan = GeneratorsPlan(programs={"files": PROGRAMS}, keys={"gpt": None})
+    both = with_generators(context, plan, seed_generator=False)
+    with new_store(tmp_path, both) as store:
+        samples = write(both, store)
+        assert sorted(one.text for one in samples.values()) == list(PROGRAMS)
+        store.delete(Sample, iteration=1, number=min(samples))
+        assert write(both, store) == samples
+        assert write(both, store, 2) == {}
+
+
+def save_search_scores(context, store, *, iteration, **options):
+    """Stand for scoring: give each program of an iteration a score, unless it has one."""
+    for sample in store.select(Sample, iteration=iteration):
+        if store.select(StoredVerdict, source=sample.source):
+            continue
+        number = 10 * iteration + sample.number
+        save_scored(store, sample.prompt, number, "files", 0.5, sample=sample)
+
+
+def test_search_ends_when_its_generators_have_nothing_left(context, monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO", logger="sdjax")
+    for name in ("judge", "choose_training_data", "load_generator"):
+        monkeypatch.setattr(loop, name, lambda *arguments, **options: None)
+    monkeypatch.setattr(
+        loop,
+        "score_programs",
+        lambda c, store, _, **options: save_search_scores(c, store, **options),
+    )
+
+    def search(programs, iterations):
+        plan = GeneratorsPlan(programs={"files": programs})
+        alone = with_generators(context, plan, seed_generator=False, samples=2)
+        config = dataclasses.replace(alone.config, iterations=iterations)
+        alone = dataclasses.replace(alone, config=config)
+        run_iterations(alone, store, None, None, PhaseClock(alone, store))
+        samples = [(one.iteration, one.text) for one in store.select(Sample)]
+        return samples, end_reason(config, store)
+
+    with new_store(tmp_path, context) as store:
+        written, reason = search(PROGRAMS, 4)
+        assert written == [(1, PROGRAMS[0]), (1, PROGRAMS[1]), (2, PROGRAMS[2])]
+        assert reason == "generators that have nothing left to write: 3 of 8 programs"
+        assert f"by {reason}; to continue it with --resume, raise max_tokens_total" in caplog.text
+        assert "iteration 2 has 1 of 2 samples" in caplog.text
+        assert search(PROGRAMS, 4) == (written, reason)
+        # One that comes first by its name is written next, and the search continues.
+        more = ("a = 1", *PROGRAMS, "z = 1", "y = 1")
+        continued = [*written, (3, "a = 1"), (3, "z = 1"), (4, "y = 1")]
+        assert search(more, 4) == (continued, None)
+    nothing = pytest.raises(UserError, match="have not written a program; raise max_tokens_total")
+    with new_store(tmp_path / "none", context) as store, nothing:
+        search((), 4)
+
+
 def test_shares_follow_the_best_programs_of_earlier_iterations(context, tmp_path):
-    plan = GeneratorsPlan(programs={"files": PROGRAMS * 100})
+    taken = tuple(f"program {number:032x}" for number in (0, 2, 3))
+    plan = GeneratorsPlan(programs={"files": (*taken, *PROGRAMS * 99)})
     both = with_generators(context, plan, shares=SharesConfig(top_percent=50))
     with new_store(tmp_path, both) as store:
         prompt = store.save_prompt("short", "p")
@@ -120,10 +183,10 @@ def test_shares_follow_the_best_programs_of_earlier_iterations(context, tmp_path
         assert shares["files"] > shares["seed"] >= 5
 
 
-def save_scored(store, prompt, number, generator, score, program=None):
-    """Save a sample whose program has a score."""
+def save_scored(store, prompt, number, generator, score, program=None, sample=None):
+    """Save a sample, by default of its own, whose program has a score."""
     identity = f"{number if program is None else program:032x}"
-    source = f"program {identity}"
+    source = f"program {identity}" if sample is None else sample.source
     if program is None:
         name = program_entry(identity)
         store.save(
@@ -137,6 +200,8 @@ def save_scored(store, prompt, number, generator, score, program=None):
             for n in range(10)
         ]
         store.save_scores(name, "development", outcomes)
+    if sample is not None:
+        return
     store.save(
         Sample(
             iteration=1,
@@ -190,6 +255,21 @@ def test_plan_checks_and_describes_the_generators(small_config, folder, monkeypa
     assert line.endswith(f"at most {most:,} tokens)")
     assert {"programs files", "tokenizer other"} <= plan_inputs(plan).keys()
     assert "secret" not in json.dumps(config.to_json())
+
+
+def test_announcement_and_estimate_count_the_programs_of_folders(context, tmp_path):
+    plan = with_generators(
+        context, GeneratorsPlan(programs={"files": PROGRAMS}), seed_generator=False
+    )
+    (line,) = (line for line in announce(plan) if line.startswith("search: "))
+    assert line.startswith("search: the 3 programs of the folder (at most 2 iterations of 8) and ")
+    with new_store(tmp_path / "run", plan) as store:
+        assert work_left(plan, store).generate == 3
+        store.save_phase(1, "generate", 1.0)
+        assert work_left(plan, store).generate == 0
+    limited = dataclasses.replace(plan.config, limits=LimitsConfig(max_programs=2))
+    lines = announce(dataclasses.replace(plan, config=limited))
+    assert any(line.startswith("search: 16 programs (2 iterations of 8) and ") for line in lines)
 
 
 def test_unusable_generators_are_reported_before_the_run(

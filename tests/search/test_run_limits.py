@@ -12,9 +12,11 @@ from sdjax.search import phase_clock
 from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig, StructuresConfig
 from sdjax.search.config import LimitsConfig
 from sdjax.search.controls import program_controls, samples_of_control
+from sdjax.search.extension import check_samples
 from sdjax.search.loop import run_search
 from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.run_limits import (
+    complete_samples,
     end_reason,
     is_trained,
     planned_samples,
@@ -22,7 +24,7 @@ from sdjax.search.run_limits import (
 )
 from sdjax.search.score_types import Answer
 from sdjax.search.store import Store
-from sdjax.search.types import RANDOM, TEST, UNTRAINED, Checkpoint, Sample
+from sdjax.search.types import RANDOM, TEST, UNTRAINED, Change, Checkpoint, Sample
 from sdjax.tuning.search import SearchConfig
 
 
@@ -63,6 +65,23 @@ def test_limit_of_programs_cuts_the_last_iteration(small_config, store):
     assert planned_samples(config, store) == (8, 4)
     assert planned_samples(limited(small_config), store) == (8, 4, 8)
     assert planned_samples(limited(small_config, max_programs=15), store) == (8, 4, 3)
+
+
+def test_iteration_without_samples_is_planned_again(small_config, store):
+    sample(store, 1, 8)
+    sample(store, 2, 3)
+    for number in (1, 2):
+        store.save_phase(number, "score", 1.0)
+    assert end_reason(limited(small_config), store) is None
+    sample(store, 3, 0)
+    config = dataclasses.replace(limited(small_config), iterations=4)
+    assert complete_samples(store) == {1: 8, 2: 3}
+    assert planned_samples(config, store) == (8, 3, 8, 8)
+    assert end_reason(config, store) == (
+        "generators that have nothing left to write: 11 of 32 programs"
+    )
+    check = [Change(kind="config", key="generation.samples", old="8", new="9")]
+    check_samples(limited(small_config), check, len(complete_samples(store)))
 
 
 def test_controls_have_as_many_samples_as_the_limit_leaves(small_config):
