@@ -9,11 +9,14 @@ from sdjax.core.errors import UserError
 
 CONTROLS = "controls"  # in place of an arm: the tuned merges
 
-# Every search is scored as the demo is, without what the comparison does not need. The race keeps
-# ten programs, so that the mean of the ten best is one of complete scores. A search stops when it
-# has used the budget; the further iterations are for those that find little that is new.
+# Every structure is scored with numbers that are searched before the first rung of the race: with
+# those that a program was written with, the best numbers win, and not the best structure. The race
+# keeps ten programs, so that the mean of the ten best is one of complete scores. A search stops
+# when it has used the budget; the further iterations are for those that find little that is new.
 SHARED = (
     "iterations=20",
+    "score=tuned",
+    "tuning.structures={rungs: 1, steps: 40, candidates: 1}",
     "race.winners=10",
     "baselines={}",
     "controls=null",
@@ -56,12 +59,11 @@ MAIN_ARMS = (
     Arm(name="memory", settings=_MEMORY_ALONE, against="untrained"),
     Arm(name="memory-trained", settings=_BOTH, against="memory"),
 )
-# Every structure is scored with numbers that were searched before the first rung of the race.
-_TUNED = ("score=tuned", "tuning.structures={rungs: 1, steps: 40, candidates: 1}")
+_WRITTEN = ("score=as_written",)
 _HOT = ("generation.temperature=1.0",)
 # Untrained arms with other scores, or at another temperature than the demo's.
 UNTRAINED_ARMS = (
-    Arm(name="memory-tuned", settings=(*_MEMORY_ALONE, *_TUNED), against="memory"),
+    Arm(name="memory-written", settings=(*_MEMORY_ALONE, *_WRITTEN), against="memory"),
     Arm(name="memory-1.0", settings=(*_MEMORY_ALONE, *_HOT), against="memory"),
     Arm(name="untrained-1.0", settings=(*_UNTRAINED, *_HOT), against="untrained"),
 )

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", type=Path, help=f"folder of the rows  [default: OUT/rows; with --table {ROWS}]"
     )
     parser.add_argument("--only", type=int, nargs="+", default=list(range(5)), metavar="SEED")
-    parser.add_argument("--budget", type=int, default=48_000, help="evaluated problems per search")
+    parser.add_argument("--budget", type=int, default=24_000, help="evaluated problems per search")
     parser.add_argument("--arms", nargs="*", default=[], metavar="ARM", help=", ".join(KNOWN))
     parser.add_argument(
         "--arm",
