@@ -5,8 +5,7 @@
 Random programs of the grammar are judged, merged on the zoo's models and scored on four problems,
 as in an iteration of a run; every 50 scored programs a line says how much memory is in use (RSS),
 and how many executables and verified programs are cached. Sampling and
-training are left out, because their buffers do not depend on the number of programs. The figure for
-1,000 programs is not measured yet.
+training are left out, because their buffers do not depend on the number of programs.
 """
 
 from __future__ import annotations
