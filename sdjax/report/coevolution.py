@@ -21,7 +21,7 @@ class PromotionRow:
         purpose: "search", that of a control, or what a tuned control is.
         iteration: iteration, batch or step after which it was decided.
         base: readable name of the base so far.
-        candidate: readable name of what was compared with it; empty without a new best program.
+        candidate: readable name of what was compared with it; empty if nothing was.
         gain: difference from the base in points, with its interval.
         confidence: confidence level of the interval in percent.
         admissible: shares of admissible samples in percent, before and as the new generator.
@@ -84,5 +84,5 @@ def _row(promotion: Promotion) -> PromotionRow:
         gain=promotion.interval.in_percent(signed=True) if tested else "",
         confidence=percent(promotion.confidence) if tested else "",
         admissible=shares,
-        decision=decision or ("kept" if tested else "no new best program"),
+        decision=decision or ("kept" if tested else "nothing better to compare"),
     )

@@ -26,7 +26,8 @@ class CoevolutionConfig:
             adapter, if it writes admissible programs as often.
         task_vectors: the task vectors on a new base: recomputed as expert - base, or kept as
             expert - seed.
-        samples: programs that are sampled from a merged model before it becomes the generator.
+        samples: programs that are sampled from a merged model before it becomes the generator. If
+            the present one wrote fewer in the iteration, it is sampled for the rest.
         tolerance: how much smaller its share of admissible samples may be than the present one.
     """
 

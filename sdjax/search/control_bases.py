@@ -19,7 +19,7 @@ from sdjax.search.bases import context_on_base
 from sdjax.search.context import RunContext
 from sdjax.search.control_search import control_detail, search_control
 from sdjax.search.controls import control_names
-from sdjax.search.promotion import compare_with_base
+from sdjax.search.promotion import compare_with_base, is_above_base
 from sdjax.search.score_types import Promotion
 from sdjax.search.store import Store
 from sdjax.search.tune import training_texts
@@ -81,9 +81,11 @@ def _tune_in_steps(
         if step == steps or not store.is_complete(name, DEVELOPMENT):
             return
         if not store.select(Promotion, purpose=purpose, iteration=step):
-            decision = compare_with_base(
-                context, store, None, entry, base, purpose=purpose, iteration=step
-            )
+            decision = Promotion(purpose=purpose, iteration=step, base=base)
+            if is_above_base(store, context.config.task.metric, name, base):
+                decision = compare_with_base(
+                    context, store, None, entry, base, purpose=purpose, iteration=step
+                )
             store.save(dataclasses.replace(decision, is_base=decision.low > 0))
         (decision,) = store.select(Promotion, purpose=purpose, iteration=step)
         if not decision.is_base:

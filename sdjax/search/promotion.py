@@ -6,15 +6,18 @@ difference is above zero. Each comparison is a *look* at the confirmation proble
 probability of 5 % is spent over the looks: the k-th look of a purpose has the level
 0.05 / (k (k + 1)). These levels sum up to 5 % however many looks follow, so that a run can be
 extended by iterations. Given the programs that are compared, the probability of promoting a model
-that is not better than its base is therefore at most 5 %. A program is compared once. If no program
-is better than at the last look, nothing is compared and no level is spent.
+that is not better than its base is therefore at most 5 %. A program is compared once, and only if
+its development score is above that of the base. If there is no new best program of this kind,
+nothing is compared and no level is spent.
 
 What a look reads is used up: the score of a promoted model on these problems is biased upwards, and
 so are confirmation scores of programs on it. The answer of a run stays valid, since its interval is
 that of the test problems, which no look reads; see `sdjax.search.answer`.
 
 A new generator must also write programs: as many samples as the config says are drawn from the
-merged model with the present adapter, judged, and kept under the purpose `GENERATOR_TEST`.
+merged model with the present adapter, judged, and kept under the purpose `GENERATOR_TEST`. They
+are compared with what the present generator wrote in the iteration. If that is less, since other
+generators wrote the rest, the present one is sampled too, under `PRESENT_GENERATOR_TEST`.
 """
 
 from __future__ import annotations
@@ -27,19 +30,20 @@ from sdjax.models.fingerprint import fingerprint
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.base_chains import base_of_entry
-from sdjax.search.base_identity import base_of_iteration, promotions_of
+from sdjax.search.base_identity import base_of_iteration, generator_base, promotions_of
 from sdjax.search.baselines import SEED, score_baseline
 from sdjax.search.bases import context_on_base
 from sdjax.search.context import RunContext, ScoringContext
 from sdjax.search.entry_names import display_name
 from sdjax.search.phases import generate, judge
-from sdjax.search.ranking import correct_answers, ranked_programs
+from sdjax.search.ranking import complete_scores, correct_answers, ranked_programs
 from sdjax.search.score_types import Promotion
 from sdjax.search.scoring import score_program
 from sdjax.search.store import Store
 from sdjax.search.types import CONFIRMATION, OWN_GENERATOR, SEARCH, Entry
 
 GENERATOR_TEST = "generator test"  # purpose of the samples of a merged model as a generator
+PRESENT_GENERATOR_TEST = "present generator test"  # of the one that it may replace
 LEVEL = 0.05
 
 logger = logging.getLogger(__name__)
@@ -141,6 +145,19 @@ def compare_with_base(
     )
 
 
+def is_above_base(store: Store, metric: str, name: str, base: str | None) -> bool:
+    """Return whether an entry has a higher development score than its base.
+
+    Args:
+        store: the run's store.
+        metric: "strict" or "flexible".
+        name: entry of a merged model that has answered all development problems.
+        base: entry of its base, which has done so too; None for the seed.
+    """
+    scores = complete_scores(store, metric)
+    return scores[name] > scores[base or SEED]
+
+
 def level_of_look(number: int) -> float:
     """Return the level of the n-th look, counted from 1; the levels of all looks sum to 5 %."""
     return LEVEL / (number * (number + 1))
@@ -149,7 +166,10 @@ def level_of_look(number: int) -> float:
 def describe_promotion(decision: Promotion) -> str:
     """Return the decision in one sentence."""
     if decision.entry is None:
-        return f"after iteration {decision.iteration}: no new best program, so the base is kept"
+        return (
+            f"after iteration {decision.iteration}: no new best program above the base by "
+            "development score, so the base is kept"
+        )
     roles = [
         role
         for role, is_role in (
@@ -174,9 +194,16 @@ def describe_promotion(decision: Promotion) -> str:
 
 
 def _candidate(context: RunContext, store: Store, purpose: str, base: str | None) -> Entry | None:
-    """Return the best program of a purpose on a base by development score."""
-    ranking = ranked_programs(store, context.config.task.metric, purpose)
-    return next((entry for entry in ranking if base_of_entry(store, entry) == base), None)
+    """Return the best program of a purpose on a base, if its development score is above the base's.
+
+    The programs of earlier iterations on the base count, too.
+    """
+    metric = context.config.task.metric
+    ranking = ranked_programs(store, metric, purpose)
+    best = next((entry for entry in ranking if base_of_entry(store, entry) == base), None)
+    if best is None or not is_above_base(store, metric, best.name, base):
+        return None
+    return best
 
 
 def _with_shares(
@@ -189,23 +216,30 @@ def _with_shares(
     """Return a decision with the shares of admissible samples, for which the model is sampled."""
     config, iteration = context.config, decision.iteration
     assert config.coevolution is not None
-    generator = context_on_base(context, store, decision.entry, sandbox=sandbox)
-    generate(
-        generator,
-        store,
-        adapter,
-        iteration=iteration,
-        count=config.coevolution.samples,
-        temperature=config.generation.temperature_at(iteration),
-        purpose=GENERATOR_TEST,
-    )
-    judge(context, store, sandbox, iteration=iteration, purpose=GENERATOR_TEST)
-    new = [one.admissible for one in store.judged(iteration, GENERATOR_TEST)]
+
+    def sample(model: str | None, count: int, purpose: str) -> list[bool]:
+        generate(
+            context_on_base(context, store, model, sandbox=sandbox),
+            store,
+            adapter,
+            iteration=iteration,
+            count=count,
+            temperature=config.generation.temperature_at(iteration),
+            purpose=purpose,
+        )
+        judge(context, store, sandbox, iteration=iteration, purpose=purpose)
+        return [one.admissible for one in store.judged(iteration, purpose)]
+
+    count = config.coevolution.samples
     old = [one.admissible for one in store.judged(iteration) if one.generator == OWN_GENERATOR]
+    if len(old) < count:
+        present = generator_base(store.select(Promotion), iteration)
+        old += sample(present, count - len(old), PRESENT_GENERATOR_TEST)
+    new = sample(decision.entry, count, GENERATOR_TEST)
     return dataclasses.replace(
         decision,
         admissible=sum(new) / len(new),
-        admissible_before=sum(old) / max(1, len(old)),
+        admissible_before=sum(old) / len(old),
     )
 
 

@@ -214,7 +214,8 @@ class Promotion:
             `sdjax.search.control_bases`.
         iteration: iteration, batch or step after which it was decided.
         base: entry whose merged model was the base so far; None for the seed.
-        entry: entry whose merged model was compared with it; None if there was no new best one.
+        entry: entry whose merged model was compared with it; None if there was no new best one
+            with a higher development score.
         problems: number of confirmation problems.
         gain: accuracy of the merged model minus that of the base on them.
         low: lower end of the interval of `gain`.
@@ -225,7 +226,7 @@ class Promotion:
         is_generator: whether the later generators start from the merged model.
         admissible: share of admissible samples of the merged model as a generator; None if it was
             not sampled.
-        admissible_before: share of admissible samples of the iteration.
+        admissible_before: the same of the present generator.
         fingerprint: fingerprint of the merged model's parameters if it was promoted.
     """
 

@@ -16,6 +16,7 @@ from sdjax.search import loop
 from sdjax.search.answer import count_numbers
 from sdjax.search.base_chains import chain_of_entry
 from sdjax.search.base_identity import base_of_iteration, generator_base, hash_on_base
+from sdjax.search.baselines import score_baseline
 from sdjax.search.bases import context_on_base
 from sdjax.search.coevolution_config import CoevolutionConfig
 from sdjax.search.comparison_config import ControlsConfig, RunTuningConfig
@@ -27,6 +28,7 @@ from sdjax.search.loop import run_search
 from sdjax.search.phases import judge
 from sdjax.search.promotion import (
     GENERATOR_TEST,
+    PRESENT_GENERATOR_TEST,
     describe_promotion,
     level_of_look,
     promote,
@@ -36,7 +38,16 @@ from sdjax.search.refinement import choose_training_data
 from sdjax.search.score_types import Answer, Comparison, Promotion
 from sdjax.search.scoring import save_settings
 from sdjax.search.store import Store
-from sdjax.search.types import PURPOSES, SEARCH, Entry, Lineage, Sample, program_entry
+from sdjax.search.types import (
+    CONFIRMATION,
+    DEVELOPMENT,
+    PURPOSES,
+    SEARCH,
+    Entry,
+    Lineage,
+    Sample,
+    program_entry,
+)
 from sdjax.tuning.search import SearchConfig
 
 HEAD = "def merge_models(task_vectors):\n    a, b, c = task_vectors.values()\n"
@@ -78,6 +89,7 @@ def new_store(context, folder):
     store = Store.create(folder, config=context.config.to_json(), versions={}, layers=[])
     save_settings(context, store)
     store.save(Entry(name="seed", kind="seed"))
+    score_baseline(context, store, "seed", None, DEVELOPMENT)
     return store
 
 
@@ -140,24 +152,41 @@ def test_merged_model_that_writes_fewer_programs_is_not_the_generator(evolved, e
     with Store.mirror(evolved.folder, evolved.content()) as store:
 
         def decide(tolerance):
-            context = with_options(evolving, generator=True, samples=8, tolerance=tolerance)
+            context = with_options(evolving, generator=True, samples=4, tolerance=tolerance)
             store.delete(Promotion, purpose=SEARCH)
             promote(context, store, sandbox, iteration=1, adapter=context.new_adapter())
             (decision,) = store.select(Promotion)
             return decision
 
         refused = decide(tolerance=0.05)
-        assert refused.admissible_before == 1  # of the two samples of the iteration
-        assert 0 < refused.admissible < 0.95
+        # As many of the present generator: two of the iteration, and two more.
+        more = [one.admissible for one in store.judged(purpose=PRESENT_GENERATOR_TEST)]
+        assert len(more) == 2
+        assert refused.admissible_before == (2 + sum(more)) / 4
+        assert 0 < refused.admissible < refused.admissible_before - 0.05
         assert (refused.is_base, refused.is_generator) == (True, False)
         assert base_of_iteration([refused], SEARCH, 2) == refused.entry
         assert generator_base([refused], 2) is None
-        share = f"{100 * refused.admissible:.1f} % of its samples are admissible, before 100.0 %"
+        share = f"{100 * refused.admissible:.1f} % of its samples are admissible, "
+        share += f"before {100 * refused.admissible_before:.1f} %"
         assert "becomes the base: " in describe_promotion(refused)
         assert share in describe_promotion(refused)
-        promoted = decide(tolerance=1 - refused.admissible)
+        promoted = decide(tolerance=refused.admissible_before - refused.admissible)
         assert promoted == dataclasses.replace(refused, is_generator=True)
         assert generator_base([promoted], 2) == promoted.entry
+
+
+def test_program_below_its_base_by_development_score_is_not_compared(evolving, sandbox, tmp_path):
+    with new_store(evolving, tmp_path / "run") as store:
+        iterate(evolving, store, sandbox, [BAD], 1)
+        promote(evolving, store, sandbox, iteration=1)
+        (decision,) = store.select(Promotion)
+        assert decision == Promotion(purpose=SEARCH, iteration=1)
+        assert "no new best program above the base" in describe_promotion(decision)
+        assert not store.summaries(CONFIRMATION)
+        iterate(evolving, store, sandbox, [GOOD], 2)
+        promote(evolving, store, sandbox, iteration=2)
+        assert store.select(Promotion)[1].confidence == 1 - level_of_look(1)
 
 
 @pytest.mark.parametrize("option", ["recomputed", "kept"])
@@ -262,7 +291,7 @@ def content(folder):
         return {
             "samples": [
                 (s.purpose, s.iteration, s.number, s.text, s.identity, s.status)
-                for purpose in (*PURPOSES, GENERATOR_TEST)
+                for purpose in (*PURPOSES, GENERATOR_TEST, PRESENT_GENERATOR_TEST)
                 for s in store.judged(purpose=purpose)
             ],
             "scores": {
