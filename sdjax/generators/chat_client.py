@@ -92,7 +92,7 @@ class ChatClient:
         self._key = key
         self._sleep = sleep
         self._failures = FailureLog(self._where)
-        self._url = f"{config.base_url.rstrip('/')}/chat/completions"
+        self._url = config.url
         self.is_stopping = False
 
     async def __aenter__(self) -> Self:

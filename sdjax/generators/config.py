@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -11,12 +12,15 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from sdjax.core.config import STRICT, NonEmptyStr, PositiveFloat, PositiveInt
+from sdjax.core.errors import truncated_repr
 from sdjax.decoding.config import DecoderConfig
 
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 _NAME = re.compile("[a-z][a-z0-9_-]{0,39}")  # also the name of a file
 # Fields of a request that its answer depends on in a way that `extra_body` must not change.
 _OWN_FIELDS = ("model", "messages", "n", "stream")
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # fields of a request
+_PATH = "/chat/completions"  # of requests, after `base_url`
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -71,10 +75,38 @@ class EndpointConfig:
                 "base_url must not contain a name, a password or parameters, since it is stored "
                 "with the run; set api_key_env"
             )
+        if url.path.rstrip("/").endswith(_PATH):
+            raise ValueError(f"base_url must end before {_PATH}, which is appended to it")
+        self._check_extra_body()
+        return self
+
+    def _check_extra_body(self) -> None:
         for field in _OWN_FIELDS:
             if field in self.extra_body:
                 raise ValueError(f"extra_body must not contain {field}")
-        return self
+        try:
+            json.dumps(self.extra_body, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "extra_body must be JSON, which has no infinite numbers and no .nan"
+            ) from None
+        for field in TOKEN_LIMITS:
+            limit = self.extra_body.get(field)
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise ValueError(
+                    f"extra_body: {field} must be a whole number of at least 1, or null"
+                )
+        limits = {"max_tokens": self.max_tokens} | self.extra_body
+        if self.max_tokens_total is not None and not any(map(limits.get, TOKEN_LIMITS)):
+            raise ValueError(
+                "extra_body removes max_tokens, without which max_tokens_total cannot be kept; add "
+                "max_completion_tokens to extra_body"
+            )
+
+    @property
+    def url(self) -> str:
+        """Address of the requests."""
+        return f"{self.base_url.rstrip('/')}{_PATH}"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -119,13 +151,13 @@ class SharesConfig:
 
 
 def check_generators(
-    names: Collection[str], own: str, shares: SharesConfig, *, use_own: bool
+    names: Collection[str], reserved: Mapping[str, str], shares: SharesConfig, *, use_own: bool
 ) -> None:
     """Check the names of the generators, and that the minimum shares are possible.
 
     Args:
         names: names of the generators in addition to the run's own.
-        own: name of the run's own generator, which no other may have.
+        reserved: the names that no generator may have, with what they stand for.
         shares: the minimum share.
         use_own: whether the run's own generator takes part.
 
@@ -133,10 +165,14 @@ def check_generators(
         ValueError: a name that cannot be used, no generator, or too many.
     """
     for name in names:
-        if name == own or not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name):
             raise ValueError(
-                f"generators: a name is up to 40 of a-z, 0-9, - and _, starts with a letter, and "
-                f"is not {own}, which is the seed with its adapter"
+                f"generators: the name {truncated_repr(name)} must be up to 40 of a-z, 0-9, - and "
+                "_, and start with a letter"
+            )
+        if name in reserved:
+            raise ValueError(
+                f"generators: {name} is the name of {reserved[name]}; choose another name"
             )
     count = len(names) + use_own
     if count == 0:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sdjax.core.errors import UserError
 from sdjax.generators.chat_client import ChatClient
-from sdjax.generators.config import EndpointConfig
+from sdjax.generators.config import TOKEN_LIMITS, EndpointConfig
 from sdjax.generators.recording import RecordedAnswer, Recording, request_digest
 from sdjax.generators.types import GeneratedText, GenerationRequest, Texts
 from sdjax.programs.extraction import extract_source
@@ -23,7 +23,6 @@ from sdjax.programs.extraction import extract_source
 T = TypeVar("T")
 
 _OVERHEAD_TOKENS = 100  # of the roles and marks around a message
-_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ class Endpoint:
 
     def _max_tokens(self, prompt: str, body: Mapping[str, Any]) -> int:
         """Return an upper bound of the tokens of prompt and answer: a token has a byte or more."""
-        limits = [body.get(name) for name in _TOKEN_LIMITS]
+        limits = [body.get(name) for name in TOKEN_LIMITS]
         limit = max(n for n in (self.config.max_tokens, *limits) if isinstance(n, int))
         return len(prompt.encode("utf-8", "replace")) + _OVERHEAD_TOKENS + limit
 
@@ -127,7 +126,7 @@ class Endpoint:
                 raise UserError(
                     f"{self.recording.path}: no answer to request {request.number} of iteration "
                     f"{self.iteration}; replay it with the config of the run that recorded it, or "
-                    f"remove generators.{self.name}.endpoint.replay"
+                    f"set generators.{self.name}.endpoint.replay to null"
                 )
 
     def _ask(self, waiting: deque[_Request]) -> Texts:

@@ -52,6 +52,7 @@ def announce(plan: RunPlan, folder: Path | None = None) -> list[str]:
         f"{_count(1 + len(experts) + methods, 'baseline')} on "
         f"{_count(problems[DEVELOPMENT], 'development problem')} of {plan.task.name}",
         *_describe_limits(config),
+        *_describe_training(config),
         *_describe_memory(config),
         *_describe_controls(config),
         f"test: the best {_count(test_programs, 'program')} and at most "
@@ -80,6 +81,17 @@ def _describe_limits(config: RunConfig) -> list[str]:
         hours = config.limits.max_hours
         limits.append(f"{hours:g} hour{'' if hours == 1 else 's'}")
     return [f"limits: the search ends after {' or '.join(limits)}"] if limits else []
+
+
+def _describe_training(config: RunConfig) -> list[str]:
+    """Return a note if the training forgets what earlier iterations have taught."""
+    from_first = config.training.start == "first" and config.selection.iterations == "current"
+    if not from_first or len(config.trained_iterations) < 2:
+        return []
+    return [
+        "training.start: first with selection.iterations: current: each generator learns from the "
+        "programs of one iteration only; set selection.iterations to all, as in EvoTune"
+    ]
 
 
 def _describe_memory(config: RunConfig) -> list[str]:

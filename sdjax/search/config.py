@@ -35,7 +35,7 @@ from sdjax.search.coevolution_config import CoevolutionConfig
 from sdjax.search.comparison_config import BaselinesConfig, ControlsConfig, RunTuningConfig
 from sdjax.search.memory_config import MemoryConfig
 from sdjax.search.selection_config import SelectionConfig
-from sdjax.search.types import OWN_GENERATOR
+from sdjax.search.types import RESERVED_GENERATORS
 from sdjax.sharding.config import MeshConfig
 from sdjax.training.config import RunTrainingConfig
 
@@ -238,8 +238,7 @@ class RunConfig:
     def _check_score(self) -> RunConfig:
         if self.score == "tuned" and self.tuning is None:
             raise ValueError(
-                "tuning is null, but score: tuned needs it; set score: as_written, or remove "
-                "`tuning: null`"
+                "tuning is null, but score: tuned needs it; set score: as_written, or tuning: {}"
             )
         return self
 
@@ -257,7 +256,7 @@ class RunConfig:
         generation = self.generation
         check_generators(
             self.generators,
-            OWN_GENERATOR,
+            RESERVED_GENERATORS,
             generation.shares,
             use_own=generation.seed_generator,
         )
@@ -273,7 +272,7 @@ class RunConfig:
         if self.coevolution is not None and self.task.confirmation == 0:
             raise ValueError(
                 "coevolution compares merged models on confirmation problems, but "
-                "task.confirmation is 0; remove that, or set coevolution to null"
+                "task.confirmation is 0; set that to null, or set coevolution to null"
             )
         if (
             self.coevolution is not None

@@ -28,9 +28,7 @@ from sdjax.search.phase_clock import PhaseClock
 from sdjax.search.phases import generate, judge
 from sdjax.search.promotion import promote
 from sdjax.search.store import Store
-from sdjax.search.types import DEVELOPMENT, RANDOM, SEARCH, UNTRAINED, Sample, phase_name
-
-GRAMMAR = "grammar"  # name of the generator of random programs, and of their empty prompt
+from sdjax.search.types import DEVELOPMENT, GRAMMAR, RANDOM, SEARCH, UNTRAINED, Sample, phase_name
 
 # Saves the samples of a batch: (number of the batch, samples of earlier ones, samples of this one).
 _Sampler = Callable[[int, int, int], None]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from sdjax.core.config import STRICT, NonNegativeFloat, PositiveInt
+from sdjax.core.config import STRICT, PositiveInt
 from sdjax.programs.memory_prompts import COMBINE, OPERATIONS, Operation
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # with sums and products that are finite
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -49,14 +51,24 @@ class MemoryConfig:
     refused: Annotated[int, Field(ge=0, le=1)] = 0
     parents: Literal["top", "islands", "puct"] = "top"
     top: PositiveInt = 10
-    islands: PositiveInt = 4
+    islands: Annotated[int, Field(ge=1, le=1_000)] = 4
     migration: PositiveInt = 2
-    exploration: NonNegativeFloat = 1.0
+    exploration: Weight = 1.0
     archive: bool = False
-    operations: dict[Operation, NonNegativeFloat] = Field(
+    operations: dict[Operation, Weight] = Field(
         default_factory=lambda: dict.fromkeys(OPERATIONS, 1.0)
     )
     samples_per_prompt: PositiveInt = 1
+
+    @field_validator("parents", mode="before")
+    @classmethod
+    def _check_parents(cls, value: object) -> object:
+        if value is None or value == "none":
+            raise ValueError(
+                "must be top, islands or puct; for prompts without earlier programs, set "
+                "generation.memory to null"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_sizes(self) -> MemoryConfig:

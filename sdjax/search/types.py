@@ -30,6 +30,8 @@ NO_PROGRAM, NOT_JUDGED = "no program", "not judged"  # statuses of samples witho
 
 ADDED_LATER = "added later"  # in the metadata of a field: earlier versions do not store it
 OWN_GENERATOR = "seed"  # name of the run's own generator: the seed with its adapter
+GRAMMAR = "grammar"  # name of the generator of random programs, and of their empty prompt
+RESERVED_GENERATORS = {OWN_GENERATOR: "the seed with its adapter", GRAMMAR: "the random control"}
 
 
 def added_later(default: Any) -> Any:

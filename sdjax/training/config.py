@@ -37,6 +37,7 @@ def _one_of(names: Collection[str]) -> AfterValidator:
 
 _DPOConfig = TypeVar("_DPOConfig", bound="DPOConfig")
 
+_CLIP_RANGE = 0.2
 # The order of all batches is planned before the first step, so the number of steps is bounded.
 StepCount = Annotated[int, Field(ge=1, le=1_000_000)]
 Projection = Annotated[str, _one_of(ALL_PROJECTIONS)]
@@ -145,8 +146,8 @@ class DPOConfig(OptimizerConfig):
             )
         if self.loss not in SMOOTHED_LOSSES and self.label_smoothing is not None:
             raise ValueError(
-                f"label_smoothing: loss: {self.loss} does not use it; remove the key, or set "
-                f"loss: {SMOOTHED_LOSSES[0]}"
+                f"label_smoothing: loss: {self.loss} does not use it; set it to null, or "
+                f"set loss: {SMOOTHED_LOSSES[0]}"
             )
         return self
 
@@ -185,7 +186,7 @@ class RunTrainingConfig(DPOConfig):
 
     enabled: bool = True
     objective: Literal["pairs", "entropic"] = "pairs"
-    clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = _CLIP_RANGE
     start: Literal["current", "first"] = "current"
     after_last: bool = False
     rank: PositiveInt = 256
@@ -194,11 +195,18 @@ class RunTrainingConfig(DPOConfig):
     @model_validator(mode="after")
     def _check_objective(self) -> RunTrainingConfig:
         if self.objective == "pairs":
+            if self.clip_range != _CLIP_RANGE:
+                raise ValueError(
+                    f"clip_range: objective: pairs does not use it; set it to {_CLIP_RANGE}, the "
+                    "default, or set objective: entropic"
+                )
             return self
-        unused = {"loss": self.loss != "sigmoid", "nll_weight": self.nll_weight != 0}
-        for key, is_set in unused.items():
-            if is_set:
-                raise ValueError(f"{key}: objective: entropic has no pairs; remove the key")
+        unused = {"loss": (self.loss, "sigmoid"), "nll_weight": (self.nll_weight, 0)}
+        for key, (value, default) in unused.items():
+            if value != default:
+                raise ValueError(
+                    f"{key}: objective: entropic has no pairs; set training.{key} to {default}"
+                )
         if self.start == "first":
             raise ValueError(
                 "start: objective: entropic learns from what the current generator wrote; "

@@ -304,7 +304,16 @@ def test_key_comes_from_the_environment(monkeypatch):
         ({"base_url": f"https://me:{KEY}@host/v1"}, "must not contain a name, a password"),
         ({"base_url": f"https://host/v1?key={KEY}"}, "must not contain a name, a password"),
         ({"api_key_env": KEY}, "the name of an environment variable"),
+        ({"base_url": "https://host/v1/chat/completions/"}, "must end before /chat/completions"),
         ({"extra_body": {"messages": []}}, "must not contain messages"),
+        ({"extra_body": {"temperature": float("nan")}}, r"must be JSON, which has no .*\.nan"),
+        ({"extra_body": {"a": [{"b": -float("inf")}]}}, "must be JSON, which has no infinite"),
+        ({"extra_body": {"max_tokens": "50"}}, "max_tokens must be a whole number of at least 1"),
+        ({"extra_body": {"max_completion_tokens": 0}}, "max_completion_tokens must be a whole"),
+        (
+            {"extra_body": {"max_tokens": None}, "max_tokens_total": 1000},
+            "removes max_tokens, without which max_tokens_total cannot be kept",
+        ),
     ],
 )
 def test_config_of_an_endpoint_is_checked_without_showing_a_key(fields, message):

@@ -51,14 +51,18 @@ def test_generator_with_few_samples_left_gets_no_more():
 
 
 def test_names_and_minimum_shares_are_checked():
-    check_generators(["gpt", "by-hand_2"], "seed", SharesConfig(), use_own=True)
-    for name in ("seed", "GPT", "", "../up", "a" * 41):
-        with pytest.raises(ValueError, match="a name is up to 40"):
-            check_generators([name], "seed", SharesConfig(), use_own=True)
+    reserved = {"seed": "the seed", "grammar": "the random control"}
+    check_generators(["gpt", "by-hand_2"], reserved, SharesConfig(), use_own=True)
+    for name in ("GPT", "", "../up", "a" * 41):
+        with pytest.raises(ValueError, match="must be up to 40 of"):
+            check_generators([name], reserved, SharesConfig(), use_own=True)
+    for name, whose in reserved.items():
+        with pytest.raises(ValueError, match=f"{name} is the name of {whose}; choose another"):
+            check_generators([name], reserved, SharesConfig(), use_own=True)
     with pytest.raises(ValueError, match="must not be empty"):
-        check_generators([], "seed", SharesConfig(), use_own=False)
+        check_generators([], reserved, SharesConfig(), use_own=False)
     with pytest.raises(ValueError, match="lower it to at most 33"):
-        check_generators("ab", "seed", SharesConfig(minimum_percent=40), use_own=True)
+        check_generators("ab", reserved, SharesConfig(minimum_percent=40), use_own=True)
 
 
 def test_generator_is_of_exactly_one_kind():

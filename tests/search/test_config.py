@@ -113,6 +113,13 @@ def test_prompt_file_is_next_to_the_config_and_kept_in_it(tmp_path):
         ("generation.samples=12000000", "generation.samples: must be at most 1000000"),
         ("iterations=100000", "iterations: must be at most 1000"),
         ("sandbox.workers=100000", "sandbox.workers: must be at most 1000"),
+        ("generation.memory.islands=1000000000", "memory.islands: must be at most 1000"),
+        ("generation.memory.operations.improve=1e308", "improve: must be at most 1000000"),
+        ("generation.memory.exploration=1e308", "exploration: must be at most 1000000"),
+        ("generation.memory={parents: none}", "memory.parents: .* set generation.memory to null"),
+        ("generation.memory={parents: null}", "memory.parents: .* set generation.memory to null"),
+        ("training.objective=entropic", "training: nll_weight: .* set training.nll_weight to 0"),
+        ("generators={grammar: {programs: x}}", "grammar is the name of the random control"),
         ("tuning.search.optimizer=gradient", "a run cannot promise a gradient .* choose auto"),
     ],
 )

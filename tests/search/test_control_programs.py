@@ -11,7 +11,7 @@ from sdjax.search import control_programs
 from sdjax.search.budget import most_problems, spent
 from sdjax.search.comparison_config import ControlsConfig
 from sdjax.search.config import read_config
-from sdjax.search.control_programs import GRAMMAR, random_program, try_control_programs
+from sdjax.search.control_programs import random_program, try_control_programs
 from sdjax.search.control_search import control_settings
 from sdjax.search.controls import check_controls, program_controls, samples_of_control
 from sdjax.search.loop import run_controls
@@ -21,6 +21,7 @@ from sdjax.search.score_types import Application, Evaluation, StoredOutcome
 from sdjax.search.store import Store
 from sdjax.search.types import (
     DEVELOPMENT,
+    GRAMMAR,
     MAIN,
     NOT_JUDGED,
     RANDOM,

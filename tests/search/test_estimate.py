@@ -77,6 +77,22 @@ def test_control_that_adds_nothing_is_announced(plan, iterations, training, reas
     assert [f"adds nothing {reason}: " in line for line in told] == [True] * (reason is not None)
 
 
+@pytest.mark.parametrize(
+    ("iterations", "pairs_of", "noted"), [(3, "current", 1), (3, "all", 0), (2, "current", 0)]
+)
+def test_training_that_forgets_earlier_iterations_is_announced(plan, iterations, pairs_of, noted):
+    """With two iterations there is one training, which forgets nothing."""
+    config = dataclasses.replace(
+        plan.config,
+        iterations=iterations,
+        training=dataclasses.replace(plan.config.training, start="first"),
+        selection=dataclasses.replace(plan.config.selection, iterations=pairs_of),
+    )
+    lines = announce(dataclasses.replace(plan, config=config))
+    told = [line for line in lines if line.startswith("training.start: first")]
+    assert len(told) == noted
+
+
 def test_summary_of_baselines_ignores_tuned_controls(plan, store):
     grid = grid_methods(plan.config)
     for name, kind in {"seed": "seed", **dict.fromkeys(grid, "method")}.items():

@@ -45,7 +45,7 @@ def test_batches_include_accumulation():
         (
             DPOConfig,
             {"max_steps": 1, "label_smoothing": 0.1},
-            "label_smoothing: loss: sigmoid does not use it; remove the key, or set loss: robust",
+            "label_smoothing: loss: sigmoid does not use it; set it to null, or set loss: robust",
         ),
         (
             DPOConfig,
@@ -55,7 +55,17 @@ def test_batches_include_accumulation():
         (
             RunTrainingConfig,
             {"max_steps": 1, "objective": "entropic", "nll_weight": 1.0},
-            "nll_weight: objective: entropic has no pairs",
+            "nll_weight: objective: entropic has no pairs; set training.nll_weight to 0",
+        ),
+        (
+            RunTrainingConfig,
+            {"max_steps": 1, "objective": "entropic", "loss": "ipo"},
+            "loss: objective: entropic has no pairs; set training.loss to sigmoid",
+        ),
+        (
+            RunTrainingConfig,
+            {"max_steps": 1, "clip_range": 0.3},
+            "clip_range: objective: pairs does not use it; set it to 0.2",
         ),
         (
             RunTrainingConfig,
