@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -31,7 +33,12 @@ _UNSUPPORTED = (
     "layer_replication",
 )
 _CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Name of the base of an adapter that a run has trained on a model that it had merged.
+_MERGED_BASE = re.compile(r".+: program:[0-9a-f]+")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,8 +145,19 @@ class PeftAdapter:
         base = self._settings.get("base_model_name_or_path")
         return base if isinstance(base, str) else ""
 
-    def check(self, names: Collection[str], model: Path) -> None:
-        """Raise UserError if the adapter changes a tensor that the model does not have."""
+    def check(self, names: Collection[str], model: Path, *, is_base: bool = False) -> None:
+        """Check that the adapter fits a model, and warn if it was trained on a merged model.
+
+        Args:
+            names: the names of the model's tensors.
+            model: folder of the model, for messages.
+            is_base: whether the model is known to be the one that the adapter was trained on.
+
+        Raises:
+            UserError: the adapter changes a tensor that the model does not have.
+        """
+        if not is_base and _MERGED_BASE.fullmatch(self.base):
+            _warn_of_merged_base(self.reader.folder, self.base, model)
         if unknown := sorted({*self.pairs, *self.replacements} - set(names)):
             raise self._unknown(unknown[0], model)
 
@@ -264,6 +282,26 @@ class PeftAdapter:
         return alpha / (rank**0.5 if self._settings.get("use_rslora") else rank)
 
 
+@functools.cache  # a command may open an adapter several times
+def _warn_of_merged_base(adapter: Path, base: str, model: Path) -> None:
+    logger.warning(
+        "%s: this adapter was trained on the merged model %s, so that it fits %s only if that was "
+        "written by `sdjax merge --run` from this program; `sdjax generate --run` uses it with its "
+        "own model",
+        *(adapter, truncated_repr(base), model),
+    )
+
+
+def merged_base(run: str, entry: str) -> str:
+    """Return the name of a merged model as the base of an adapter.
+
+    Args:
+        run: name of the run folder.
+        entry: entry of the program that merged it, program:IDENTITY.
+    """
+    return f"{run}: {entry}"
+
+
 def _is_name(name: str, end: str) -> bool:
     """Return whether a name is another one, or ends with it after a dot."""
     return bool(end) and (name == end or name.endswith(f".{end}"))
@@ -305,13 +343,18 @@ def write_adapter(
     )
 
 
-def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
+def read_adapter(
+    folder: Path, config: ModelConfig, *, model: Path, is_base: bool = False
+) -> Adapter:
     """Read a PEFT adapter as LoRA factors in float32 on the default device.
+
+    An adapter that names a merged model of a run as its base gives a warning.
 
     Args:
         folder: the adapter's folder.
         config: config of the model that the adapter is for.
-        model: folder of that model, for error messages.
+        model: folder of that model, for messages.
+        is_base: whether the model is known to be the adapter's base, so that there is no warning.
 
     Raises:
         UserError: not a LoRA adapter, for another model, or not representable as an `Adapter`: it
@@ -320,7 +363,7 @@ def read_adapter(folder: Path, config: ModelConfig, *, model: Path) -> Adapter:
     stored = PeftAdapter(folder)
     specs = param_specs(config)
     paths = {spec.hf_name: path for path, spec in specs.items()}
-    stored.check(paths, model)
+    stored.check(paths, model, is_base=is_base)
     if (problem := _unlike_factors(stored, paths)) is not None:
         raise UserError(f"{folder}: {problem}; merge it with peft")
     factors = {}

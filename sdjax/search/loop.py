@@ -9,7 +9,7 @@ from pathlib import Path
 from sdjax.core.errors import UserError
 from sdjax.evaluation.statistics import percent
 from sdjax.io.orbax import GeneratorCheckpoints
-from sdjax.io.peft import write_adapter
+from sdjax.io.peft import merged_base, write_adapter
 from sdjax.models.lora import Adapter
 from sdjax.sandbox.sandbox import Sandbox
 from sdjax.search.ablations import ablate
@@ -314,7 +314,7 @@ def export_generator(
     adapter, _ = checkpoints.restore_adapter(iteration, reference=context.new_adapter())
     # The adapter of a merged model does not fit the seed.
     merged = generator_base(store.select(Promotion), iteration + 1)
-    base = context.config.seed if merged is None else f"{store.folder.name}: {merged}"
+    base = context.config.seed if merged is None else merged_base(store.folder.name, merged)
     write_adapter(path, context.model, adapter, base=base)
 
 

@@ -285,7 +285,7 @@ def _run_adapter(
         )
     path = None
     if parent is not None:
-        path = adapter_folder(folder, parent)
+        path = adapter_folder(folder, parent)  # for the model of its iteration
         if not path.is_dir():
             command = f"sdjax run --resume {shlex.quote(str(folder))}"
             raise UserError(
@@ -298,7 +298,8 @@ def _run_adapter(
         training = config.training
         adapter = init_adapter(model, key, rank=training.rank, alpha=training.alpha)
     else:
-        adapter = read_adapter(path, model, model=locate(config.seed)[0])
+        is_base = parent is not None
+        adapter = read_adapter(path, model, model=locate(config.seed)[0], is_base=is_base)
     return adapter if mesh is None else shard_adapter(adapter, model, mesh)
 
 

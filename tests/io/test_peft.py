@@ -14,7 +14,7 @@ from sdjax.core.errors import UserError
 from sdjax.io.adapted_reader import open_weights
 from sdjax.io.hf_checkpoint import load_model
 from sdjax.io.model_paths import locate, model_folder
-from sdjax.io.peft import read_adapter, write_adapter
+from sdjax.io.peft import merged_base, read_adapter, write_adapter
 from sdjax.models.lora import init_adapter, merge_lora
 from sdjax.models.transformer import forward, unembed
 from sdjax.models.tree import flatten, unflatten
@@ -202,6 +202,21 @@ def test_write_and_read_adapter(tmp_path):
     assert (settings["r"], settings["lora_alpha"]) == (2, 3.0)
     with pytest.raises(UserError, match="exists and is not empty"):
         write_adapter(tmp_path / "a", CONFIG, adapter, base="org/model")
+
+
+def test_adapter_of_a_merged_model_gives_one_warning(tmp_path, caplog):
+    adapter = trained_adapter(target_modules=("attn.q_proj",))
+    write_adapter(tmp_path / "seed", CONFIG, adapter, base="org/model")
+    base = merged_base("first", "program:" + "0f" * 16)
+    write_adapter(tmp_path / "merged", CONFIG, adapter, base=base)
+    read_adapter(tmp_path / "seed", CONFIG, model=tmp_path)
+    read_adapter(tmp_path / "merged", CONFIG, model=tmp_path, is_base=True)
+    assert not caplog.messages
+    for _ in range(2):
+        read_adapter(tmp_path / "merged", CONFIG, model=tmp_path)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'merged'}: this adapter was trained on the merged ")
+    assert base in message
 
 
 def test_different_ranks_are_written_as_peft_reads_them(tmp_path):
