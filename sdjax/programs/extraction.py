@@ -9,6 +9,7 @@ _OPENING = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+-]*)([^\n]*)")
 _START = re.compile(r"^(?:import\s|from\s+[\w.]+\s+import\b|def\s+\w+\s*\(|@\w)", re.MULTILINE)
 _MERGE_FUNCTION = re.compile(r"^def\s+merge_(?:models|trees)\b", re.MULTILINE)
 _PYTHON = ("", "python", "py", "python3")
+_QUOTES = ('"""', "'''")  # of strings with several lines
 _CODE_INDENT = 4  # a fence that is indented this much more than the opening one is code
 
 
@@ -16,19 +17,21 @@ def extract_source(text: str) -> str | None:
     """Return the source code in generated text, or None if there is none.
 
     The source is the last fenced block that defines a merge function, among those that are marked
-    as Python or have no language. Without such a block it starts at the first import, definition or
-    decorator if a merge function is defined there, and is the last fenced block otherwise.
-    Reasoning before it is ignored.
+    as Python or have no language. Without such a block it is the last part between fences that
+    defines a merge function, from its first import, definition or decorator on, and the last fenced
+    block otherwise. Reasoning before it is ignored.
     """
     text = text.replace("\r\n", "\n")
     blocks = list(_python_blocks(text))
-    start = _START.search(text)
-    bare = text[start.start() :] if start else None
     for source in reversed(blocks):
         if _MERGE_FUNCTION.search(source):
             return _tidy(source)
-    if bare is not None and (not blocks or _MERGE_FUNCTION.search(bare)):
-        return _tidy(bare)
+    parts = [part[start.start() :] for part in _parts(text) if (start := _START.search(part))]
+    for part in reversed(parts):
+        if _MERGE_FUNCTION.search(part):
+            return _tidy(part)
+    if parts and not blocks:
+        return _tidy(parts[-1])
     return _tidy(blocks[-1]) if blocks else None
 
 
@@ -51,6 +54,21 @@ def _python_blocks(text: str) -> Iterator[str]:
             body.append(inner[len(indent) :] if inner.startswith(indent) else inner.lstrip(" \t"))
         if language.lower() in _PYTHON:
             yield "\n".join(body)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield the parts of a text between its fences, except fences that are indented or quoted."""
+    part: list[str] = []
+    quoted = dict.fromkeys(_QUOTES, False)
+    for line in text.split("\n"):
+        fence = _OPENING.fullmatch(line)
+        if fence is not None and not fence[1] and not any(quoted.values()):
+            yield "\n".join(part)
+            part = []
+            continue
+        part.append(line)
+        quoted = {marks: state ^ bool(line.count(marks) % 2) for marks, state in quoted.items()}
+    yield "\n".join(part)
 
 
 def _closes(line: str, indent: str, fence: str) -> bool:

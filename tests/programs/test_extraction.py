@@ -87,6 +87,26 @@ def test_block_that_defines_a_merge_function_is_preferred(text):
     assert extract_source(text) == PROGRAM
 
 
+BARE = "def merge_models(task_vectors):\n    return 0\n"
+QUOTING = "def merge_models(task_vectors):\n    '''\n```\n0.5\n```\n    '''\n    return 0\n"
+
+
+@pytest.mark.parametrize("source", [BARE, DOCUMENTED, QUOTING])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}```python\nprint(merge_models(vectors))\n```",
+        "{}\n```\nprint(1)\n```\nThat is all.\n",
+        "```python\nimport jax\n```\nThe function:\n{}",
+        "```python\nimport jax\n```\nThe function:\n{}\n~~~text\n0.5\n~~~",
+        "```text\n{}```\nThat is all.",
+        "Use `x`:\n```bash\npip install jax\n```\n{}```bash\npython merge.py\n```",
+    ],
+)
+def test_bare_function_ends_where_a_block_starts(source, text):
+    assert extract_source(text.format(source)) == source
+
+
 def test_last_block_is_the_source_if_none_defines_a_merge_function():
     text = "import this first:\n```python\ndef f(): pass\n```\n```\ndef g(): pass\n```"
     assert extract_source(text) == "def g(): pass\n"
