@@ -21,7 +21,7 @@ from sdjax.search.types import Change
 
 @pytest.fixture(scope="module")
 def demo() -> RunConfig:
-    return read_config("demo")
+    return read_config("demo", ["iterations=3", "generation.samples=64"])
 
 
 def changed(demo: RunConfig, *overrides: str):
