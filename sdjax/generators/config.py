@@ -19,7 +19,7 @@ _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 _NAME = re.compile("[a-z][a-z0-9_-]{0,39}")  # also the name of a file
 # Fields of a request that its answer depends on in a way that `extra_body` must not change.
 _OWN_FIELDS = ("model", "messages", "n", "stream")
-TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # fields of a request
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")  # fields of a request
 _PATH = "/chat/completions"  # of requests, after `base_url`
 
 
@@ -90,18 +90,28 @@ class EndpointConfig:
             raise ValueError(
                 "extra_body must be JSON, which has no infinite numbers and no .nan"
             ) from None
-        for field in TOKEN_LIMITS:
+        for field in _TOKEN_LIMITS:
             limit = self.extra_body.get(field)
             if limit is not None and (type(limit) is not int or limit < 1):
                 raise ValueError(
                     f"extra_body: {field} must be a whole number of at least 1, or null"
                 )
-        limits = {"max_tokens": self.max_tokens} | self.extra_body
-        if self.max_tokens_total is not None and not any(map(limits.get, TOKEN_LIMITS)):
+        if self.max_tokens_total is not None and not self._limits:
             raise ValueError(
                 "extra_body removes max_tokens, without which max_tokens_total cannot be kept; add "
                 "max_completion_tokens to extra_body"
             )
+
+    @property
+    def _limits(self) -> list[int]:
+        """The limits of an answer's tokens that requests contain."""
+        fields = {"max_tokens": self.max_tokens} | self.extra_body
+        return [fields[name] for name in _TOKEN_LIMITS if fields.get(name) is not None]
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Maximum number of tokens of an answer, with `extra_body`."""
+        return max(self._limits, default=self.max_tokens)
 
     @property
     def url(self) -> str:

@@ -9,13 +9,13 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sdjax.core.errors import UserError
 from sdjax.generators.chat_client import ChatClient
-from sdjax.generators.config import TOKEN_LIMITS, EndpointConfig
+from sdjax.generators.config import EndpointConfig
 from sdjax.generators.recording import RecordedAnswer, Recording, request_digest
 from sdjax.generators.types import GeneratedText, GenerationRequest, Texts
 from sdjax.programs.extraction import extract_source
@@ -93,7 +93,7 @@ class Endpoint:
                         number=request.number,
                         body=body,
                         digest=digest,
-                        max_tokens=self._max_tokens(request.prompt, body),
+                        max_tokens=self._max_tokens(request.prompt),
                     )
                 )
         if self.config.replay is not None:
@@ -114,11 +114,10 @@ class Endpoint:
         body |= self.config.extra_body
         return {name: value for name, value in body.items() if value is not None}
 
-    def _max_tokens(self, prompt: str, body: Mapping[str, Any]) -> int:
+    def _max_tokens(self, prompt: str) -> int:
         """Return an upper bound of the tokens of prompt and answer: a token has a byte or more."""
-        limits = [body.get(name) for name in TOKEN_LIMITS]
-        limit = max(n for n in (self.config.max_tokens, *limits) if isinstance(n, int))
-        return len(prompt.encode("utf-8", "replace")) + _OVERHEAD_TOKENS + limit
+        size = len(prompt.encode("utf-8", "replace"))
+        return size + _OVERHEAD_TOKENS + self.config.max_answer_tokens
 
     def _check_replayed(self, missing: Sequence[_Request]) -> None:
         for request in missing:
@@ -159,6 +158,10 @@ class _Request:
     max_tokens: int
 
 
+class _BudgetExceededError(Exception):
+    """The budget does not allow to repeat a request."""
+
+
 class _Conversation:
     """The requests of one call: those that wait, and those in progress."""
 
@@ -166,7 +169,7 @@ class _Conversation:
         self._endpoint = endpoint
         self._client = client
         self._waiting = waiting
-        self._tasks: dict[asyncio.Task[RecordedAnswer], _Request] = {}
+        self._tasks: dict[asyncio.Task[RecordedAnswer | None], _Request] = {}
         self._error: UserError | None = None
 
     async def next_answer(self) -> tuple[int, RecordedAnswer] | None:
@@ -184,7 +187,9 @@ class _Conversation:
             task = next(iter(done))
             request = self._tasks.pop(task)
             try:
-                return request.number, task.result()
+                answer = task.result()
+                if answer is not None:
+                    return request.number, answer
             except UserError as error:
                 self._error = self._error or error
                 self._client.stop()
@@ -201,36 +206,39 @@ class _Conversation:
         """Start requests, up to the limits of concurrency and budget."""
         config = self._endpoint.config
         while self._waiting and len(self._tasks) < config.concurrency and self._error is None:
-            if self._exceeds_budget(self._waiting[0]):
+            if self._exceeds_budget(self._waiting[0].max_tokens):
                 if not self._tasks:  # nothing will be left over from those in progress
-                    self._end_of_budget()
+                    self._end_of_budget(
+                        f"{len(self._waiting)} requests are not made", self._waiting
+                    )
+                    self._waiting.clear()
                 return
             request = self._waiting.popleft()
             self._tasks[asyncio.create_task(self._answer(request))] = request
 
-    def _exceeds_budget(self, request: _Request) -> bool:
+    def _exceeds_budget(self, further: int) -> bool:
+        """Return whether further tokens do not fit, in addition to the requests in progress."""
         budget = self._endpoint.config.max_tokens_total
         if budget is None:
             return False
         reserved = sum(one.max_tokens for one in self._tasks.values())
-        return self._endpoint.recording.tokens + reserved + request.max_tokens > budget
+        return self._endpoint.recording.tokens + reserved + further > budget
 
-    def _end_of_budget(self) -> None:
+    def _end_of_budget(self, event: str, requests: Iterable[_Request]) -> None:
         endpoint = self._endpoint
         logger.warning(
-            "generator %s: %d requests are not made, since %s of max_tokens_total = %s tokens are "
+            "generator %s: %s, since %s of max_tokens_total = %s tokens are "
             "used up; raise it to ask more",
             endpoint.name,
-            len(self._waiting),
+            event,
             f"{endpoint.recording.tokens:,}",
             f"{endpoint.config.max_tokens_total:,}",
         )
-        for request in self._waiting:
+        for request in requests:
             endpoint.recording.add_beyond_budget(request.digest)
-        self._waiting.clear()
 
-    async def _answer(self, request: _Request) -> RecordedAnswer:
-        """Return the answer to a request, which is recorded at once."""
+    async def _answer(self, request: _Request) -> RecordedAnswer | None:
+        """Return the answer to a request, which is recorded at once; None if the budget ends it."""
         recording = self._endpoint.recording
 
         def record_loss(reason: str) -> None:
@@ -242,8 +250,14 @@ class _Conversation:
                     problem=reason,
                 )
             )
+            if self._exceeds_budget(0):  # the request itself is in progress
+                raise _BudgetExceededError
 
-        answer = await self._client.complete(request.body, on_loss=record_loss)
+        try:
+            answer = await self._client.complete(request.body, on_loss=record_loss)
+        except _BudgetExceededError:
+            self._end_of_budget("a request without an answer is not repeated", [request])
+            return None
         key = self._endpoint.key
         recorded = RecordedAnswer(
             request=request.digest,

@@ -121,8 +121,8 @@ def describe_generators(
         endpoint = generator.endpoint
         if endpoint is not None:
             where = endpoint.replay or endpoint.base_url
-            tokens = _most_tokens(config, endpoint, renderer)
-            parts.append(f"{name} ({endpoint.model} from {where}, at most {tokens:,} tokens)")
+            tokens = _describe_tokens(config, endpoint, renderer)
+            parts.append(f"{name} ({endpoint.model} from {where}, {tokens})")
         elif generator.programs is not None:
             count = len(plan.programs[name])
             programs = f"{count:,} program{'' if count == 1 else 's'}"
@@ -132,12 +132,14 @@ def describe_generators(
     return [f"generators: {', '.join(parts)}"]
 
 
-def _most_tokens(config: RunConfig, endpoint: EndpointConfig, renderer: PromptRenderer) -> int:
-    """Return how many tokens an endpoint uses if it writes all samples; in the seed's tokens."""
+def _describe_tokens(config: RunConfig, endpoint: EndpointConfig, renderer: PromptRenderer) -> str:
+    """Return how many tokens an endpoint uses if it writes all samples, in the seed's tokens."""
     prompt = longest_prompt(renderer, config.generation.decoding.max_new_tokens)
-    tokens = config.max_samples * (prompt + endpoint.max_tokens)
+    tokens = config.max_samples * (prompt + endpoint.max_answer_tokens)
     budget = endpoint.max_tokens_total
-    return tokens if budget is None else min(tokens, budget)
+    if budget is not None and budget <= tokens:
+        return f"at most {budget:,} tokens"
+    return f"up to about {tokens:,} tokens without repeated requests"
 
 
 def _plan_local(

@@ -255,6 +255,20 @@ def test_budget_ends_the_requests_and_is_replayed(endpoint, caplog, tmp_path):
         assert ask(larger, *range(9)).keys() == {0, 1, 2, 3, 4}
 
 
+def test_repeated_requests_keep_the_budget(endpoint, caplog):
+    """A lost attempt may have been charged, so that a third one would exceed the budget."""
+    size = len("Write program 0.") + 150
+    with serving(b"", b"", completion()) as server:
+        with caplog.at_level(logging.WARNING):
+            poor = endpoint(server, retries=9, max_tokens_total=3 * size - 1)
+            assert ask(poor, 0, 1) == {}
+        assert len(server.requests) == 2
+        assert poor.recording.tokens == 2 * size
+        assert "a request without an answer is not repeated, since 332 of max_t" in caplog.text
+        assert ask(endpoint(server, replay="x"), 0, 1) == {}
+        assert ask(endpoint(server, max_tokens_total=3 * size), 0)[0].source == PROGRAM
+
+
 def test_endpoint_works_inside_an_event_loop(endpoint):
     """A notebook has one."""
 

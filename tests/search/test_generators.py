@@ -252,7 +252,7 @@ def test_plan_checks_and_describes_the_generators(small_config, folder, monkeypa
     config = configured(small_config, gpt=GeneratorConfig(endpoint=unlimited))
     most = 16 * (longest_prompt(plan.renderer, 96) + 2048)
     (line,) = describe_generators(config, plan.generators, plan.renderer)
-    assert line.endswith(f"at most {most:,} tokens)")
+    assert line.endswith(f"up to about {most:,} tokens without repeated requests)")
     assert {"programs files", "tokenizer other"} <= plan_inputs(plan).keys()
     assert "secret" not in json.dumps(config.to_json())
 
