@@ -1,4 +1,4 @@
-"""A run whose programs an endpoint writes: killed while it waits, resumed, and replayed."""
+"""A run whose programs an endpoint writes: killed, resumed, replayed, and out of its budget."""
 
 import collections
 import dataclasses
@@ -14,6 +14,7 @@ import pytest
 
 from sdjax.decoding.config import DecoderConfig
 from sdjax.generators.config import EndpointConfig, GeneratorConfig
+from sdjax.report.data import read_report
 from sdjax.search.config import config_from
 from sdjax.search.loop import run_search
 from sdjax.search.memory_config import MemoryConfig
@@ -36,11 +37,12 @@ class Writer:
 
     Attributes:
         most: number of answers.
+        usage: tokens of a prompt and of an answer.
         asked: the requests that were answered.
     """
 
-    def __init__(self):
-        self.most, self.asked = math.inf, []
+    def __init__(self, usage=(10, 20)):
+        self.most, self.asked, self.usage = math.inf, [], usage
 
     def __call__(self, body):
         if len(self.asked) >= self.most:
@@ -48,10 +50,10 @@ class Writer:
         self.asked.append(json.dumps(body, sort_keys=True))
         weight = body["seed"] % 50 / 50
         if weight > 0.9:
-            return completion("I cannot think of any.")
+            return completion("I cannot think of any.", usage=self.usage)
         source = f"    return {weight} * task_vectors['expert_1']\n"
         source = f"def merge_models(task_vectors):\n{source}"
-        return completion(f"I think of {weight}:\n```python\n{source}```")
+        return completion(f"I think of {weight}:\n```python\n{source}```", usage=self.usage)
 
 
 def endpoint_config(config, **endpoint):
@@ -128,3 +130,34 @@ def test_run_killed_while_it_waits_pays_for_no_answer_twice(small_config, tmp_pa
     replay = endpoint_config(small_config, replay=str(killed / "answers" / "gpt.jsonl"))
     run_search(config_from(replay.to_json(), "test"), replayed)
     assert results(replayed) == results(whole)
+
+
+def test_run_whose_budget_is_used_up_has_its_answer_and_can_be_given_more(
+    small_config, tmp_path, caplog
+):
+    caplog.set_level("INFO", logger="sdjax")
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    cost = 300  # of an answer; the first iteration has 6, and a 7th does not fit
+    with serving(Writer(usage=(200, cost - 200))) as server:
+        options = {"base_url": server.url, "max_tokens": 100}
+        config = endpoint_config(small_config, **options)
+        run_search(config, whole)
+        budget = endpoint_config(small_config, **options, max_tokens_total=SAMPLES * cost + 200)
+        run_search(budget, ended)
+        reason = "generators that have nothing left to write: 6 of 12 programs"
+        assert f"the search ends early, by {reason}; to continue it" in caplog.text
+        first = results(ended)
+        assert first["samples"] == results(whole)["samples"][:SAMPLES]
+        assert any("split='test'" in row for row in first["table"])
+        with Store.open(ended) as store:
+            assert f"The search ended early, by {reason}." in read_report(store).missing
+        asked = len(server.requests)
+        run_search(budget, ended)  # which finds nothing to do
+        assert len(server.requests) == asked
+        assert results(ended) == first
+        run_search(config, ended)
+        assert len(server.requests) == asked + SAMPLES
+    assert results(ended)["samples"] == results(whole)["samples"]
+    assert recorded(whole) <= recorded(ended)
+    with Store.open(ended) as store:
+        assert "ended early" not in " ".join(read_report(store).missing)
