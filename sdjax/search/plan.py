@@ -308,6 +308,8 @@ def check_prompt(renderer: PromptRenderer, max_seq_len: int) -> None:
         return
     prompt = f"the prompt {generation.prompt!r} may have {longest} tokens with memory"
     shorter = "lower generation.memory.programs or generation.decoding.max_new_tokens"
+    if generation.memory.refused:
+        shorter += ", or set generation.memory.refused to 0"
     if longest + new_tokens > max_seq_len:
         with errors_at(config, "generation.memory.programs"):
             raise UserError(

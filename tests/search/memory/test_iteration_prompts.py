@@ -220,6 +220,17 @@ def test_longest_prompt_must_fit(tokenizer):
         check_prompt(too_small, 256)
 
 
+def test_memory_that_the_docs_name_fits_the_zoo(tokenizer):
+    def check(memory):
+        config = read_config("demo", [f"generation.memory={memory}"])
+        check_prompt(prompt_renderer(config, tokenizer, config.generation.decoding), 512)
+
+    check("{programs: 2}")
+    check("{programs: 1, refused: 1}")
+    with pytest.raises(UserError, match=r"or set generation.memory.refused to 0$"):
+        check("{programs: 2, refused: 1}")
+
+
 @pytest.mark.parametrize(
     ("template", "memory", "message"),
     [
