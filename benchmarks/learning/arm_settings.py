@@ -15,6 +15,7 @@ CONTROLS = "controls"  # in place of an arm: the tuned merges
 # when it has used the budget; the further iterations are for those that find little that is new.
 SHARED = (
     "iterations=20",
+    "generation.samples=32",
     "score=tuned",
     "tuning.structures={rungs: 1, steps: 40, candidates: 1}",
     "race.winners=10",

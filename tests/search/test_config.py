@@ -202,12 +202,12 @@ def test_invalid_override_error_says_what_is_allowed(override, message):
     ("old", "new", "message"),
     [
         (
-            "iterations: 6",
+            "iterations: 4",
             "iteration: 3",
             r"mine.yaml, line \d+: unknown key iteration; did you mean",
         ),
         (
-            "samples: 32",
+            "samples: 48",
             "samples: many",
             r"mine.yaml, line \d+: generation.samples: must be a whole",
         ),
@@ -216,7 +216,7 @@ def test_invalid_override_error_says_what_is_allowed(override, message):
             "  learning_rate: -1",
             r"mine.yaml, line \d+: training.learning_rate",
         ),
-        ("  samples: 32\n", "", r"mine.yaml, line \d+: the key generation.samples is missing"),
+        ("  samples: 48\n", "", r"mine.yaml, line \d+: the key generation.samples is missing"),
         ("name: demo\n", "", r"mine.yaml: the key name is missing"),
         (
             "rng_seed: 0",

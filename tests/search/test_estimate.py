@@ -121,7 +121,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith(f"run demo in {folder}, on ")
-    assert "192 programs (6 iterations of 32) and 33 baselines on 4 " in lines[2]
+    assert "192 programs (4 iterations of 48) and 33 baselines on 4 " in lines[2]
     assert lines[3] == "prompts: short-memory, with at most 2 earlier programs, drawn by top"
     assert lines[4] == (
         "tuning: at most 3 programs, each with 12 evaluations on the development problems"
