@@ -191,6 +191,8 @@ class Loop:
             report_to=[],
             disable_tqdm=True,
         )
+        if "ref" in self.generator.peft_config:  # the reference of the last training
+            self.generator.delete_adapter("ref")
         trainer = DPOTrainer(
             self.generator,
             args=config,
