@@ -354,7 +354,7 @@ def read_adapter(
         folder: the adapter's folder.
         config: config of the model that the adapter is for.
         model: folder of that model, for messages.
-        is_base: whether the model is known to be the adapter's base, so that there is no warning.
+        is_base: whether the model is known to be the adapter's base; then there is no warning.
 
     Raises:
         UserError: not a LoRA adapter, for another model, or not representable as an `Adapter`: it

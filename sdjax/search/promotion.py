@@ -7,8 +7,8 @@ probability of 5 % is spent over the looks: the k-th look of a purpose has the l
 0.05 / (k (k + 1)). These levels sum up to 5 % however many looks follow, so that a run can be
 extended by iterations. Given the programs that are compared, the probability of promoting a model
 that is not better than its base is therefore at most 5 %. A program is compared once, and only if
-its development score is above that of the base. If there is no new best program of this kind,
-nothing is compared and no level is spent.
+its development score is above that of the base. Without a new best program above the
+base, nothing is compared and no level is spent.
 
 What a look reads is used up: the score of a promoted model on these problems is biased upwards, and
 so are confirmation scores of programs on it. The answer of a run stays valid, since its interval is
